@@ -1,0 +1,1 @@
+//! Finding and running buildpacks; ours and Heroku's.

@@ -1,0 +1,1 @@
+//! The one desk: requests, replies, and the only access decision.

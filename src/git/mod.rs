@@ -1,0 +1,1 @@
+//! Repositories, git's own programs, hooks, and the export of a commit.

@@ -1,0 +1,1 @@
+//! Files written once, synced and renamed into place; paths confined to a directory.

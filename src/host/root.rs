@@ -1,0 +1,167 @@
+//! Every path below the server's directory, in one place.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::{DeploymentId, EnvironmentName, ProjectName, ReleaseId, Slot};
+
+/// The server's directory, `--root`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// The directory `path`, which must be absolute: processes with other working directories use it.
+    pub fn new(path: impl Into<PathBuf>) -> Root {
+        Root(path.into())
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The server file, written by the operator.
+    pub fn server_file(&self) -> PathBuf {
+        self.0.join("larder.yml")
+    }
+
+    /// The socket of the one desk.
+    pub fn control_socket(&self) -> PathBuf {
+        self.state().join("control.sock")
+    }
+
+    /// The socket that git hooks talk to; the git user may reach it.
+    pub fn hook_socket(&self) -> PathBuf {
+        self.0.join("hooks").join("hook.sock")
+    }
+
+    /// The server's own state: host key, users, keys, list of projects.
+    pub fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    /// The keeper's own state; root alone.
+    pub fn keeper(&self) -> PathBuf {
+        self.0.join("keeper")
+    }
+
+    /// What the binary brings along, unpacked: `hooks/` and `buildpacks/` of this version.
+    pub fn lib(&self) -> PathBuf {
+        self.0.join("lib").join(env!("CARGO_PKG_VERSION"))
+    }
+
+    /// What the operator overrides: `buildpacks/<name>` and `layouts/<name>.yaml`.
+    pub fn etc(&self) -> PathBuf {
+        self.0.join("etc")
+    }
+
+    /// The directory of a project.
+    pub fn project(&self, project: &ProjectName) -> PathBuf {
+        self.0.join("projects").join(project.as_str())
+    }
+
+    /// The repository that is pushed to.
+    pub fn repository(&self, project: &ProjectName) -> PathBuf {
+        self.project(project).join("git").join("project.git")
+    }
+
+    /// The directory of an environment.
+    pub fn environment(&self, project: &ProjectName, environment: &EnvironmentName) -> EnvironmentPaths {
+        EnvironmentPaths(self.project(project).join(environment.as_str()))
+    }
+}
+
+/// Every path of one environment; ARCHITECTURE.md, "On disk", says who owns which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvironmentPaths(PathBuf);
+
+impl EnvironmentPaths {
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The exported source of the last deployed commit.
+    pub fn source(&self) -> PathBuf {
+        self.0.join("project")
+    }
+
+    /// The scratch layer of a build: `upper/` and `work/` of the overlay over [`Self::source`].
+    pub fn build(&self) -> PathBuf {
+        self.0.join("build")
+    }
+
+    /// What buildpacks keep between builds.
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    /// The release archives and their manifests.
+    pub fn releases(&self) -> PathBuf {
+        self.0.join("releases")
+    }
+
+    /// The archive of a release.
+    pub fn archive(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.tar.zst"))
+    }
+
+    /// The manifest of a release.
+    pub fn manifest(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.manifest.json"))
+    }
+
+    /// The installed trees.
+    pub fn deploy(&self) -> PathBuf {
+        self.0.join("deploy")
+    }
+
+    /// One installed tree.
+    pub fn tree(&self, release: ReleaseId) -> PathBuf {
+        self.deploy().join(release.to_string())
+    }
+
+    /// The link to the live release's tree.
+    pub fn current(&self) -> PathBuf {
+        self.deploy().join("current")
+    }
+
+    /// The link to the active slot.
+    pub fn run(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    /// A slot: `upper/` and `work/` of the overlay over the release's tree.
+    pub fn slot(&self, slot: Slot) -> PathBuf {
+        self.0.join("slots").join(slot.as_str())
+    }
+
+    /// Everything that persists; `/data` inside the sandbox.
+    pub fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+
+    /// Restore points and failed trees.
+    pub fn archives(&self) -> PathBuf {
+        self.0.join("archives")
+    }
+
+    /// The records of all deployments.
+    pub fn deployments(&self) -> PathBuf {
+        self.0.join("deployments")
+    }
+
+    /// The record of one deployment: `journal.jsonl` and `log`.
+    pub fn deployment(&self, deployment: DeploymentId) -> PathBuf {
+        self.deployments().join(deployment.to_string())
+    }
+
+    /// Process logs.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    /// For people and other tools: project, environment, active slot, live release.
+    pub fn metadata(&self) -> PathBuf {
+        self.0.join("metadata.yml")
+    }
+}

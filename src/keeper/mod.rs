@@ -1,0 +1,1 @@
+//! The privileged role: starts every other process in its sandbox and keeps applications running.

@@ -1,0 +1,1 @@
+//! Where each role of an environment lives on disk.

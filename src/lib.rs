@@ -1,0 +1,27 @@
+//! larder: a git push-to-deploy server in one binary.
+//!
+//! The rooms, in listing order. A room imports only rooms below it; `tests/it/architecture.rs` holds that.
+
+pub mod server;
+pub mod workers;
+
+pub mod keeper;
+
+pub mod surface;
+
+pub mod control;
+
+pub mod pipeline;
+
+pub mod buildpack;
+pub mod git;
+pub mod layout;
+pub mod proxy;
+pub mod release;
+pub mod runtime;
+
+pub mod config;
+
+pub mod host;
+
+pub mod model;

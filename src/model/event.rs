@@ -1,0 +1,220 @@
+//! The record of a deployment: events, and the status that they add up to.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{BranchName, CommitId, DeploymentId, Phase, ReleaseId, ReleaseNumber, UserName};
+
+/// Why a deployment was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Trigger {
+    /// Somebody pushed.
+    Push {
+        /// Who.
+        by: UserName,
+    },
+    /// `larder deploy` was asked for.
+    Redeploy {
+        /// Who.
+        by: UserName,
+    },
+}
+
+/// Who has to act on a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blame {
+    /// The project: its code, recipe or scripts.
+    Pusher,
+    /// This machine: disk, memory, a missing program.
+    Host,
+    /// larder itself.
+    Bug,
+    /// Somebody cancelled, or a newer push took its place.
+    Nobody,
+}
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The phase of the step.
+    pub phase: Phase,
+    /// Who has to act.
+    pub blame: Blame,
+    /// One line; it ends up in git's own rejected line.
+    pub why: String,
+    /// What to do next, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.phase, self.why)
+    }
+}
+
+/// How a deployment ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The release serves.
+    Live {
+        /// Which.
+        release: ReleaseId,
+        /// Its number.
+        number: ReleaseNumber,
+    },
+    /// Nothing was changed; the request itself was not acceptable.
+    Refused {
+        /// Why.
+        fault: Fault,
+    },
+    /// It failed, and everything it had changed was put back.
+    RolledBack {
+        /// Why.
+        fault: Fault,
+    },
+    /// It failed, and putting back failed too. The environment is frozen until a person has looked.
+    Stuck {
+        /// Why it failed in the first place.
+        fault: Fault,
+        /// What could not be put back.
+        undo: String,
+    },
+}
+
+/// A thing that happened in a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The deployment began.
+    Opened {
+        /// Its id.
+        deployment: DeploymentId,
+        /// Why it began.
+        trigger: Trigger,
+        /// The branch that is deployed.
+        branch: BranchName,
+        /// The commit that is deployed.
+        commit: CommitId,
+        /// The steps that it will take, by name.
+        plan: Vec<String>,
+    },
+    /// A step began.
+    Started {
+        /// Its name.
+        step: String,
+    },
+    /// A step did its work.
+    Succeeded {
+        /// Its name.
+        step: String,
+        /// What later steps, an undo or a recovery need to know of it.
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        facts: serde_json::Value,
+    },
+    /// A step failed.
+    Failed {
+        /// Its name.
+        step: String,
+        /// Why.
+        fault: Fault,
+    },
+    /// Putting back the work of a step began.
+    UndoStarted {
+        /// Its name.
+        step: String,
+    },
+    /// The work of a step was put back.
+    UndoFinished {
+        /// Its name.
+        step: String,
+    },
+    /// The work of a step could not be put back.
+    UndoFailed {
+        /// Its name.
+        step: String,
+        /// Why.
+        why: String,
+    },
+    /// A server took the deployment over after a restart.
+    Recovered,
+    /// The deployment ended.
+    Ended {
+        /// How.
+        #[serde(flatten)]
+        outcome: Outcome,
+    },
+}
+
+/// An event with its moment; one line of `journal.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// The state of one step, folded from its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Not reached.
+    Waiting,
+    /// Begun, not ended: its effects may or may not be there.
+    Running,
+    /// Its effects are there.
+    Done,
+    /// It failed: its effects may be there in part.
+    Failed,
+    /// Being put back.
+    Undoing,
+    /// Its effects are gone.
+    Undone,
+    /// Putting back failed.
+    UndoFailed,
+}
+
+impl Status {
+    /// The state after `event` of the same step, or nothing where that event cannot follow.
+    pub fn next(self, event: &Event) -> Option<Status> {
+        match (self, event) {
+            // A step whose server was killed runs again: every step may safely run twice.
+            (Status::Waiting | Status::Running | Status::Done, Event::Started { .. }) => Some(Status::Running),
+            (Status::Running, Event::Succeeded { .. }) => Some(Status::Done),
+            (Status::Running, Event::Failed { .. }) => Some(Status::Failed),
+            (
+                Status::Running | Status::Done | Status::Failed | Status::Undoing | Status::UndoFailed,
+                Event::UndoStarted { .. },
+            ) => Some(Status::Undoing),
+            (Status::Undoing, Event::UndoFinished { .. }) => Some(Status::Undone),
+            (Status::Undoing, Event::UndoFailed { .. }) => Some(Status::UndoFailed),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_was_never_started_cannot_succeed() {
+        let succeeded = Event::Succeeded { step: String::new(), facts: serde_json::Value::Null };
+        assert_eq!(Status::Waiting.next(&succeeded), None);
+        assert_eq!(Status::Running.next(&succeeded), Some(Status::Done));
+    }
+
+    #[test]
+    fn an_interrupted_undo_may_begin_again() {
+        let undo = Event::UndoStarted { step: String::new() };
+        assert_eq!(Status::Undoing.next(&undo), Some(Status::Undoing));
+        assert_eq!(Status::Undone.next(&undo), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! Identifiers that larder itself gives out.
+
+use std::{fmt, str::FromStr};
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The number of a project on this server; never given out twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ProjectId(pub u32);
+
+/// The number of an environment on this server; never given out twice. Its users' uids follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EnvId(pub u32);
+
+macro_rules! moment_id {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type {
+            seconds: i64,
+            uuid: Uuid,
+        }
+
+        impl $type {
+            /// A fresh id for the moment `now`.
+            pub fn new(now: Timestamp) -> Self {
+                Self { seconds: now.as_second(), uuid: Uuid::new_v4() }
+            }
+
+            /// The moment in the id, to the second.
+            pub fn created(&self) -> Timestamp {
+                Timestamp::from_second(self.seconds).unwrap_or(Timestamp::UNIX_EPOCH)
+            }
+
+            /// The part that makes the id unique.
+            pub fn uuid(&self) -> Uuid {
+                self.uuid
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let moment = self.created().to_zoned(TimeZone::UTC);
+                write!(f, "{}-{}", moment.strftime("%Y%m%dT%H%M%SZ"), self.uuid.hyphenated())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                let wrong = || format!(concat!("{:?} is not a ", $what, " id"), text);
+                let (moment, uuid) = text.split_once('-').ok_or_else(wrong)?;
+                let moment = moment.strip_suffix('Z').ok_or_else(wrong)?;
+                let moment = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S", moment).map_err(|_| wrong())?;
+                let moment = moment.to_zoned(TimeZone::UTC).map_err(|_| wrong())?;
+                let id = Self {
+                    seconds: moment.timestamp().as_second(),
+                    uuid: Uuid::try_parse(uuid).map_err(|_| wrong())?,
+                };
+                // One spelling only: ids are directory names.
+                if id.to_string() == text { Ok(id) } else { Err(wrong()) }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(id: $type) -> String {
+                id.to_string()
+            }
+        }
+    };
+}
+
+moment_id!(
+    /// The id of a release, `<DATETIME>-<UUID>`; also the name of its directory and of its archive.
+    ReleaseId,
+    "release"
+);
+moment_id!(
+    /// The id of one journey through the phases, `<DATETIME>-<UUID>`.
+    DeploymentId,
+    "deployment"
+);
+
+/// The number that people use for a release of an environment: `v1`, `v2`, ...
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReleaseNumber(pub u32);
+
+impl fmt::Display for ReleaseNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.0)
+    }
+}
+
+impl FromStr for ReleaseNumber {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix('v').unwrap_or(text);
+        match digits.parse() {
+            Ok(number) if number > 0 && digits.bytes().all(|c| c.is_ascii_digit()) => Ok(ReleaseNumber(number)),
+            _ => Err(format!("{text:?} is not a release; releases are v1, v2, ...")),
+        }
+    }
+}
+
+/// The full name of a git commit, 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CommitId(String);
+
+impl CommitId {
+    /// All digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first ten digits, for people.
+    pub fn short(&self) -> &str {
+        self.0.get(..10).unwrap_or(&self.0)
+    }
+
+    /// Whether this is git's "no object", used for creations and deletions of refs.
+    pub fn is_zero(&self) -> bool {
+        self.0.bytes().all(|c| c == b'0')
+    }
+}
+
+impl fmt::Display for CommitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for CommitId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        if matches!(text.len(), 40 | 64) && text.bytes().all(digits) {
+            Ok(CommitId(text.to_owned()))
+        } else {
+            Err(format!("{:?} is not a full commit id", text.chars().take(80).collect::<String>()))
+        }
+    }
+}
+
+impl TryFrom<String> for CommitId {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<CommitId> for String {
+    fn from(id: CommitId) -> String {
+        id.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_ids_round_trip_and_sort_by_time() {
+        let early = ReleaseId::new(Timestamp::from_second(1_700_000_000).unwrap());
+        let late = ReleaseId::new(Timestamp::from_second(1_700_000_001).unwrap());
+        assert!(early < late && early.to_string() < late.to_string());
+        assert_eq!(early.to_string().parse(), Ok(early));
+        assert!(early.to_string().starts_with("20231114T221320Z-"));
+    }
+
+    #[test]
+    fn ids_have_one_spelling() {
+        let id = ReleaseId::new(Timestamp::from_second(1_700_000_000).unwrap()).to_string();
+        for bad in [id.to_uppercase(), format!("{id}/.."), id.replace('Z', ""), String::from("current"), String::from("..")] {
+            assert!(bad.parse::<ReleaseId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn release_numbers_accept_both_spellings() {
+        assert_eq!("v41".parse(), Ok(ReleaseNumber(41)));
+        assert_eq!("41".parse(), Ok(ReleaseNumber(41)));
+        assert!("v0".parse::<ReleaseNumber>().is_err() && "v+1".parse::<ReleaseNumber>().is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! What a release consists of, file by file.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId};
+
+/// The description that stands beside a release archive, `<id>.manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this format; a reader refuses a newer one.
+    pub format: u32,
+    /// The project that the release belongs to.
+    pub project: ProjectName,
+    /// The environment that made it.
+    pub environment: EnvironmentName,
+    /// The release.
+    pub release: ReleaseId,
+    /// The commit that it was built from.
+    pub commit: CommitId,
+    /// Rises with every build of the project.
+    pub build: u64,
+    /// The version tag of the commit, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// The mode of the environment that made it.
+    pub mode: Mode,
+    /// The buildpacks that took part, in order.
+    pub buildpacks: Vec<BuildpackUse>,
+    /// Process types that the buildpacks gave, used where the Procfile has none.
+    pub processes: Vec<(ProcessType, String)>,
+    /// When it was made, RFC 3339.
+    pub created: jiff::Timestamp,
+    /// The digest of the tree: equal trees have equal digests, whatever built them.
+    pub tree: Digest,
+    /// The archive that holds the files.
+    pub archive: ArchiveInfo,
+    /// Every entry of the tree, sorted by path, directories before what they hold.
+    pub entries: Vec<Entry>,
+}
+
+/// A buildpack and exactly which version of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildpackUse {
+    /// Its name, or the address it came from.
+    pub name: String,
+    /// The commit of a buildpack from git, or larder's version for one of ours.
+    pub version: String,
+}
+
+/// The archive of a release: independent zstd frames, each with whole tar entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveInfo {
+    /// The digest of the whole file.
+    pub digest: Digest,
+    /// The size of the whole file in bytes.
+    pub bytes: u64,
+    /// The frames in file order.
+    pub frames: Vec<Frame>,
+}
+
+/// A part of an archive that can be read by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Where it starts, in bytes.
+    pub offset: u64,
+    /// Its compressed size in bytes.
+    pub bytes: u64,
+    /// Its size in bytes after decompression.
+    pub raw: u64,
+    /// How many entries of the manifest it holds; frames and entries have the same order.
+    pub entries: u32,
+    /// The digest of its compressed bytes.
+    pub digest: Digest,
+}
+
+/// A file, directory or symbolic link of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Relative path with `/`, without `.`, `..`, empty or trailing parts; UTF-8.
+    pub path: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: EntryKind,
+}
+
+/// What an entry is. Owners, times and all mode bits but "executable" are normalised away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum EntryKind {
+    /// A directory, mode 0755.
+    Dir,
+    /// A regular file, mode 0644 or, if executable, 0755.
+    File {
+        /// Size in bytes.
+        size: u64,
+        /// Digest of the content.
+        digest: Digest,
+        /// Whether it may be executed.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        executable: bool,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where it points to, as it is.
+        target: String,
+    },
+}
+
+impl Manifest {
+    /// The version that this code writes, and the newest that it reads.
+    pub const FORMAT: u32 = 1;
+}

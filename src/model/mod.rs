@@ -1,0 +1,25 @@
+//! The words of larder: names, modes, phases, releases, events. Pure values, no input or output.
+//!
+//! A value of one of these types has been checked once, at the door; no other room checks it again.
+
+mod access;
+mod digest;
+mod event;
+mod id;
+mod launch;
+mod manifest;
+mod mode;
+mod name;
+mod phase;
+mod slot;
+
+pub use access::Access;
+pub use digest::Digest;
+pub use event::{Blame, Event, Fault, Outcome, Record, Status, Trigger};
+pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
+pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, Supervision};
+pub use manifest::{ArchiveInfo, BuildpackUse, Entry, EntryKind, Frame, Manifest};
+pub use mode::Mode;
+pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, UserName};
+pub use phase::Phase;
+pub use slot::Slot;

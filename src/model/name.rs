@@ -1,0 +1,203 @@
+//! Names that people type and that become directories, hosts and refs.
+//!
+//! The allow-lists are strict on purpose: a name is the only way in which user input becomes part of a path, so nothing that
+//! could be a path, an option, a reserved word of the file system or a look-alike gets through.
+
+use std::{borrow::Borrow, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused; the message says what a good one looks like.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not a valid {what}: {rule}")]
+pub struct NameError {
+    what: &'static str,
+    given: String,
+    rule: &'static str,
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+            fn from_str(given: &str) -> Result<Self, NameError> {
+                let check: fn(&str) -> bool = $check;
+                if check(given) {
+                    Ok(Self(given.to_owned()))
+                } else {
+                    let given = given.chars().take(80).collect();
+                    Err(NameError { what: $what, given, rule: $rule })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(given: String) -> Result<Self, NameError> {
+                given.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    (1..=31).contains(&text.len())
+        && text.bytes().all(inner)
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        // "--" separates environment and project in web addresses (`staging--shop`).
+        && !text.contains("--")
+}
+
+name!(
+    /// The name of a project: a DNS label, so that it can be part of a web address.
+    ProjectName,
+    "project name",
+    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter",
+    |text| is_label(text) && !matches!(text, "git" | "keeper" | "preview" | "localhost")
+);
+
+name!(
+    /// The name of an environment, such as `production` or `staging`.
+    EnvironmentName,
+    "environment name",
+    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter; \"git\" is reserved",
+    // `git/` stands beside the environments' directories.
+    |text| is_label(text) && text != "git"
+);
+
+name!(
+    /// The name of a person or machine that may do something.
+    UserName,
+    "user name",
+    "use 1 to 31 lower-case letters, digits, dots, dashes and underscores, starting with a letter",
+    |text| (1..=31).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c))
+);
+
+name!(
+    /// The name of a process in a Procfile, such as `web`, `worker` or `release`.
+    ProcessType,
+    "process type",
+    "use 1 to 63 letters, digits, dashes and underscores, starting with a letter",
+    |text| (1..=63).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
+);
+
+name!(
+    /// The short name of a branch, without `refs/heads/`; the rules of `git check-ref-format`, and printable ASCII only.
+    BranchName,
+    "branch name",
+    "use what git allows for a branch, in plain ASCII letters, digits and ./_+-",
+    |text| (1..=200).contains(&text.len())
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"./_+-#@".contains(&c))
+        && !text.starts_with('-')
+        && !text.ends_with('.')
+        && text != "@"
+        && text != "HEAD"
+        && !text.contains("..")
+        && !text.contains("@{")
+        && text
+            .split('/')
+            .all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"))
+);
+
+impl BranchName {
+    /// The full ref, `refs/heads/<name>`.
+    pub fn full_ref(&self) -> String {
+        format!("refs/heads/{}", self.0)
+    }
+}
+
+impl ProcessType {
+    /// Whether this process receives HTTP.
+    pub fn is_web(&self) -> bool {
+        self.0 == "web"
+    }
+
+    /// Whether this is the command that runs once before the switch, and is not a process to keep.
+    pub fn is_release(&self) -> bool {
+        self.0 == "release"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn project_names_are_dns_labels() {
+        for good in ["shop", "a", "my-shop-2", "x1234567890123456789012345678901"[..31].into()] {
+            assert!(good.parse::<ProjectName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "Shop",
+            "-rf",
+            "..",
+            "a/b",
+            "a--b",
+            "1a",
+            "a-",
+            "sh op",
+            "gr\u{fc}n",
+            "git",
+            "a\n",
+            "a.b",
+            "abcdefghijklmnopqrstuvwxyz0123456789",
+        ] {
+            assert!(bad.parse::<ProjectName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn branch_names_cannot_be_options_or_paths() {
+        for good in ["main", "feature/x", "release-1.2", "user@work"] {
+            assert!(good.parse::<BranchName>().is_ok(), "{good}");
+        }
+        for bad in
+            ["-o", "--upload-pack=x", "a..b", "a//b", "/a", "a/", ".a", "a.lock", "a b", "$(id)", "a;b", "@", "HEAD", "a@{1}"]
+        {
+            assert!(bad.parse::<BranchName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_refused_name_says_the_rule() {
+        let error = "My Shop".parse::<ProjectName>().unwrap_err().to_string();
+        assert!(error.contains("\"My Shop\"") && error.contains("lower-case"), "{error}");
+    }
+}

@@ -1,0 +1,41 @@
+//! The two places in which a release runs.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One of the two run trees of an environment. At most one is active; a new release boots in the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Slot {
+    Blue,
+    Green,
+}
+
+impl Slot {
+    /// Both slots.
+    pub const ALL: [Slot; 2] = [Slot::Blue, Slot::Green];
+
+    /// The directory name below `slots/`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Slot::Blue => "blue",
+            Slot::Green => "green",
+        }
+    }
+
+    /// The other slot.
+    pub fn other(self) -> Slot {
+        match self {
+            Slot::Blue => Slot::Green,
+            Slot::Green => Slot::Blue,
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

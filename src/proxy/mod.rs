@@ -1,0 +1,1 @@
+//! The HTTP front door: routes by host, holds, drains.

@@ -1,0 +1,1 @@
+//! Bundling a tree into a release archive, and installing a release from one.

@@ -1,0 +1,1 @@
+//! Application processes: booting, health, logs, retiring.

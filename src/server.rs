@@ -1,0 +1,1 @@
+//! The composition root: builds each room once, wires them, starts, drains, stops.
