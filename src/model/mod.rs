@@ -12,6 +12,7 @@ mod mode;
 mod name;
 mod phase;
 mod slot;
+mod source;
 
 pub use access::Access;
 pub use digest::Digest;
@@ -23,3 +24,4 @@ pub use mode::Mode;
 pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, UserName};
 pub use phase::Phase;
 pub use slot::Slot;
+pub use source::{SourceEntry, SourceKind, SourceList};
