@@ -4,6 +4,7 @@
 
 mod access;
 mod digest;
+mod environment;
 mod event;
 mod id;
 mod launch;
@@ -16,6 +17,7 @@ mod source;
 
 pub use access::Access;
 pub use digest::Digest;
+pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, Status, Trigger};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, Supervision};
