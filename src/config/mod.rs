@@ -10,15 +10,20 @@ pub mod project;
 mod reader;
 mod recipe;
 mod recipe_read;
+mod server;
 mod settings;
 mod value;
 pub mod yaml;
+
+#[cfg(test)]
+mod tests;
 
 pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};
 pub use recipe::Recipe;
+pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{
     BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, StopSignal, Strategy,
 };

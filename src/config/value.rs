@@ -113,7 +113,7 @@ impl fmt::Display for TimeSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis();
         let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-        match units.into_iter().find(|(unit, _)| milliseconds > 0 && milliseconds % unit == 0) {
+        match units.into_iter().find(|(unit, _)| milliseconds > 0 && milliseconds.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", milliseconds / unit),
             None => write!(f, "{milliseconds}ms"),
         }
@@ -164,7 +164,7 @@ impl FromStr for ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-        match units.into_iter().find(|(shift, _)| self.0 > 0 && self.0 % (1 << shift) == 0) {
+        match units.into_iter().find(|(shift, _)| self.0 > 0 && self.0.is_multiple_of(1 << shift)) {
             Some((shift, name)) => write!(f, "{}{name}", self.0 >> shift),
             None => write!(f, "{}", self.0),
         }
@@ -253,6 +253,13 @@ checked_text!(
         Ok(())
     }
 );
+
+impl Domain {
+    /// `localhost`, of which every sub-domain is this machine too.
+    pub fn localhost() -> Domain {
+        Domain("localhost".to_owned())
+    }
+}
 
 checked_text!(
     /// The path of a request, such as `/healthz`.
