@@ -14,6 +14,7 @@ mod name;
 mod phase;
 mod slot;
 mod source;
+mod text;
 
 pub use access::Access;
 pub use digest::Digest;
@@ -27,3 +28,4 @@ pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName,
 pub use phase::Phase;
 pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
+pub use text::{sanitise_bytes, sanitise_line, sanitise_reason};
