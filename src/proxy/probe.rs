@@ -42,14 +42,6 @@ pub enum ProbeError {
         #[source]
         source: hyper::Error,
     },
-    /// The connection ended before there was a response.
-    #[error("{address} closed the connection without a response for {path}")]
-    Closed {
-        /// The address.
-        address: SocketAddr,
-        /// The path.
-        path: String,
-    },
     /// It took too long.
     #[error("no response from {address} for {path} within {limit:?}")]
     Timeout {
@@ -80,11 +72,14 @@ pub async fn probe(address: SocketAddr, path: &str, host: &str, limit: Duration)
         let mut builder = Builder::new();
         builder.max_header_size(32 * 1024);
         let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        tokio::select! {
-            response = sender.send_request(request) => response.map(|response| response.status()).map_err(failed),
-            // Only if the connection ends before the response has reached us.
-            _ = connection => Err(ProbeError::Closed { address, path: path.to_owned() }),
-        }
+        let answering = sender.send_request(request);
+        tokio::pin!(answering);
+        let response = tokio::select! {
+            response = answering.as_mut() => response,
+            // The connection may end in the same moment as the response arrives; the response counts.
+            _ = connection => answering.await,
+        };
+        response.map(|response| response.status()).map_err(failed)
     };
     match tokio::time::timeout(limit, exchange).await {
         Ok(result) => result,
