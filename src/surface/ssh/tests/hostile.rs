@@ -195,6 +195,9 @@ async fn everything_that_is_not_served_is_refused_at_once() {
         };
         assert_eq!(answer, good, "{what}");
     }
+    while world.desk.calls.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let calls = world.desk.calls.lock().clone();
     let tty = Tty { term: String::from("dumb"), columns: 80, rows: 24 };
     assert_eq!(calls.len(), 1);
