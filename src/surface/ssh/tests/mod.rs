@@ -179,6 +179,10 @@ impl World {
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
         let mut config = SshConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
+        // Each its own, so that a test that takes too long tells by how long it took what it waited for.
+        config.limits.keepalive = Duration::from_secs(7);
+        config.limits.login_grace = Duration::from_secs(13);
+        config.drain = Duration::from_secs(19);
         change(&mut config);
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve(listener, config, Arc::clone(&desk) as Arc<dyn Desk>, shutdown.clone()));
