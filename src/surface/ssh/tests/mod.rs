@@ -39,6 +39,7 @@ struct TestDesk {
 
 impl Desk for TestDesk {
     fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
+        assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
         keys.iter().find(|(line, _)| *line == key.openssh_line).map(|(_, identity)| identity.clone())
     }
@@ -134,6 +135,9 @@ impl TestDesk {
         }
     }
 }
+
+/// Whoever offers the key with this seed makes the session panic.
+const PANIC: u8 = 99;
 
 struct World {
     directory: TempDir,
