@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use russh::{Disconnect, MethodKind, MethodSet, SshId, server};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -25,6 +26,8 @@ use super::{
     session::{Connection, Progress, SessionError},
 };
 
+/// How many callers are turned away before there is a pause, when descriptors run out.
+const REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 /// How long a connection that was told to end may take to do so.
@@ -67,9 +70,11 @@ pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>
             Err(error) if is_out_of_descriptors(&error) => {
                 tracing::warn!(%error, "no descriptor for another ssh connection; raise the limit on open files");
                 reserve = None;
-                // At most as many as wait; a new one that comes meanwhile is turned away too.
-                if let Ok(refused) = timeout(BACK_OFF, listener.accept()).await {
-                    drop(refused);
+                for _ in 0..REFUSED_AT_ONCE {
+                    match listener.accept().now_or_never() {
+                        Some(Ok(refused)) => drop(refused),
+                        _ => break,
+                    }
                 }
                 sleep(back_off).await;
                 back_off = back_off.saturating_mul(2).min(BACK_OFF_MAX);

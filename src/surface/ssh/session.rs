@@ -137,7 +137,7 @@ impl Connection {
             Ok(info) if keys::accepts_signature(algorithm) => info,
             Ok(info) => {
                 let fingerprint = info.fingerprint_sha256;
-                tracing::info!(%peer, "refused {fingerprint}: signatures of kind {algorithm} are not safe; update the client");
+                tracing::info!(%peer, "refused {fingerprint}: signatures of kind {:?} are not safe; update the client", algorithm.as_str());
                 return None;
             }
             Err(error) => {

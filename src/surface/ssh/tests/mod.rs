@@ -39,6 +39,7 @@ struct TestDesk {
 
 impl Desk for TestDesk {
     fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
+        assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
         keys.iter().find(|(line, _)| *line == key.openssh_line).map(|(_, identity)| identity.clone())
     }
@@ -135,6 +136,9 @@ impl TestDesk {
     }
 }
 
+/// Whoever offers the key with this seed makes the session panic.
+const PANIC: u8 = 99;
+
 struct World {
     directory: TempDir,
     address: SocketAddr,
@@ -179,6 +183,10 @@ impl World {
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
         let mut config = SshConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
+        // Each its own, so that a test that takes too long tells by how long it took what it waited for.
+        config.limits.keepalive = Duration::from_secs(7);
+        config.limits.login_grace = Duration::from_secs(13);
+        config.drain = Duration::from_secs(19);
         change(&mut config);
         let shutdown = CancellationToken::new();
         let server = tokio::spawn(serve(listener, config, Arc::clone(&desk) as Arc<dyn Desk>, shutdown.clone()));
