@@ -71,6 +71,12 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
 }
 
 #[test]
+fn the_documentation_shows_the_references_as_they_are() {
+    assert!(include_str!("../../docs/recipe.md").contains(&format!("```yaml\n{RECIPE}```")));
+    assert!(include_str!("../../docs/server-file.md").contains(&format!("```yaml\n{SERVER}```")));
+}
+
+#[test]
 fn a_missing_server_file_means_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("larder.yml");
