@@ -136,6 +136,24 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
+fn a_server_caps_builds_and_fills_in_what_the_project_leaves_open() {
+    let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7}\nenv: {A: server, B: server}\n";
+    let server = ServerConfig::parse("larder.yml", server).unwrap();
+    let settings = settings("build: {memory: 4G, timeout: 2h}\nenv: {A: project}\n", "").on_server(&server);
+    assert_eq!(settings.build.memory, Some("1G".parse().unwrap()));
+    assert_eq!(settings.timeout(Phase::Build), TimeSpan::minutes(10));
+    assert_eq!(settings.keep_releases, Some(7));
+    assert_eq!(settings.env.values().collect::<Vec<_>>(), ["project", "server"]);
+}
+
+#[test]
+fn windows_line_ends_do_not_get_into_commands() {
+    let settings = settings("release: |\r\n  one\r\n  two\r\n", "web: a\r\n");
+    assert_eq!(settings.release.unwrap().as_str(), "one\ntwo\n");
+    assert_eq!(settings.processes.get("web").unwrap().command.as_str(), "a");
+}
+
+#[test]
 fn byte_order_marks_and_windows_line_ends_are_fine() {
     let settings = settings("\u{feff}env:\r\n  A: x\r\n  B: \"y\"\r\n", "");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["x", "y"]);
