@@ -174,7 +174,13 @@ fn typed_parsing_has_lines_and_suggestions() {
         parse("owner: x\nmod: 7\n").unwrap_err().to_string(),
         "layout.yaml:2: unknown key \"mod\"; did you mean \"mode\"?"
     );
-    for bad in ["owner: x\nmode: many\n", "owner: x\n", "owner: &a x\nmode: *a\n", "owner: x\nowner: y\nmode: 1\n"] {
+    for bad in [
+        "owner: x\nmode: many\n",
+        "owner: x\n",
+        "owner: &a x\nmode: *a\n",
+        "owner: x\nowner: y\nmode: 1\n",
+        "<<: {owner: x}\nmode: 1\n",
+    ] {
         let error = parse(bad).unwrap_err();
         assert!(error.line.is_some() && !error.to_string().contains('\n'), "{error}");
     }
