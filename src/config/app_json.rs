@@ -86,8 +86,11 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
     let mut app = AppJson::default();
     match top.get("buildpacks") {
         None | Some(Value::Null) => {}
+        Some(Value::Array(list)) if list.len() > 32 => {
+            problems.add("/buildpacks", &format!("this list has {} items", list.len()), "at most 32 buildpacks");
+        }
         Some(Value::Array(list)) => {
-            for (index, item) in list.iter().take(32).enumerate() {
+            for (index, item) in list.iter().enumerate() {
                 let pointer = format!("/buildpacks/{index}");
                 match item.get("url") {
                     Some(url) => app.buildpacks.extend(problems.parsed(url, &format!("{pointer}/url"), BuildpackRef::EXPECTED)),
@@ -210,6 +213,11 @@ fn syntax(error: &serde_json::Error) -> ConfigError {
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or(&text);
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    if reason.starts_with("recursion limit") {
+        return ConfigError::new(FILE, "the values are nested too deeply")
+            .at(number(error.line()), number(error.column()))
+            .expected("at most 127 levels");
+    }
     ConfigError::new(FILE, format!("this is not JSON: {reason}"))
         .at(number(error.line()), number(error.column()))
         .hint("JSON has double quotes, no comments and no comma after the last item")

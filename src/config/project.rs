@@ -25,6 +25,18 @@ pub struct ProjectFiles {
     pub buildpacks: Option<Vec<u8>>,
 }
 
+impl ProjectFiles {
+    /// The files by their path in the repository, in the order in which they count.
+    pub fn by_path(&mut self) -> [(&'static str, &mut Option<Vec<u8>>); 4] {
+        [
+            ("larder.yml", &mut self.recipe),
+            ("Procfile", &mut self.procfile),
+            (".buildpacks", &mut self.buildpacks),
+            ("app.json", &mut self.app_json),
+        ]
+    }
+}
+
 /// The files, read and checked.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProjectConfig {

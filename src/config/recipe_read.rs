@@ -244,6 +244,10 @@ fn health(reader: &mut Reader, node: &Node) -> HealthOverrides {
         interval: section.get("interval").and_then(|node| time(reader, node, "health.interval")),
     };
     let kind = health.implied();
+    // A misspelt type has been reported; what it would have wanted is unknown.
+    if health.kind.is_none() && section.get("type").is_some() {
+        return health;
+    }
     for (key, belongs_to) in [("path", HealthKind::Http), ("status", HealthKind::Http), ("command", HealthKind::Command)] {
         if let Some(node) = section.get(key).filter(|_| kind != Some(belongs_to)) {
             let hint = if belongs_to == HealthKind::Http { "http" } else { "command" };

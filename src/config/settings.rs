@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
 use crate::model::{Phase, ProcessType};
 
@@ -51,7 +52,7 @@ pub struct Settings {
     pub stop: Stop,
     /// How long requests may still run in the old release after a switch.
     pub drain: TimeSpan,
-    /// How many releases are kept, where the recipe says so; else the server file counts.
+    /// How many releases are kept, where the recipe says so; else see [`Settings::on_server`].
     pub keep_releases: Option<u16>,
     /// Requests that must succeed after the switch.
     pub smoke: Vec<Smoke>,
@@ -64,7 +65,7 @@ pub struct Settings {
 pub struct BuildSettings {
     /// Variables that only the build sees.
     pub env: IndexMap<VariableName, String>,
-    /// Its memory; else the server file's.
+    /// Its memory; filled in and capped by [`Settings::on_server`].
     pub memory: Option<ByteSize>,
     /// Whether buildpacks keep their cache between builds.
     pub cache: bool,
@@ -212,6 +213,23 @@ impl Settings {
     /// How long a phase may take.
     pub fn timeout(&self, phase: Phase) -> TimeSpan {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
+    }
+
+    /// The same under the rules of a server: its variables where the project sets none, its limits on builds, its number of
+    /// releases where the recipe names none.
+    pub fn on_server(mut self, server: &ServerConfig) -> Settings {
+        for (name, value) in &server.env {
+            if !self.env.contains_key(name) {
+                self.env.insert(name.clone(), value.clone());
+            }
+        }
+        self.required.retain(|required| !server.env.contains_key(&required.name));
+        let most = server.builds.memory;
+        self.build.memory = Some(self.build.memory.map_or(most, |asked| asked.min(most)));
+        let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
+        self.timeouts.insert(Phase::Build, timeout);
+        self.keep_releases.get_or_insert(server.keep.releases);
+        self
     }
 
     /// Adds what buildpacks bring along: processes (and the release command) that no file names. What is left in

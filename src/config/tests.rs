@@ -71,6 +71,12 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
 }
 
 #[test]
+fn the_documentation_shows_the_references_as_they_are() {
+    assert!(include_str!("../../docs/recipe.md").contains(&format!("```yaml\n{RECIPE}```")));
+    assert!(include_str!("../../docs/server-file.md").contains(&format!("```yaml\n{SERVER}```")));
+}
+
+#[test]
 fn a_missing_server_file_means_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("larder.yml");
@@ -130,6 +136,24 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
+fn a_server_caps_builds_and_fills_in_what_the_project_leaves_open() {
+    let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7}\nenv: {A: server, B: server}\n";
+    let server = ServerConfig::parse("larder.yml", server).unwrap();
+    let settings = settings("build: {memory: 4G, timeout: 2h}\nenv: {A: project}\n", "").on_server(&server);
+    assert_eq!(settings.build.memory, Some("1G".parse().unwrap()));
+    assert_eq!(settings.timeout(Phase::Build), TimeSpan::minutes(10));
+    assert_eq!(settings.keep_releases, Some(7));
+    assert_eq!(settings.env.values().collect::<Vec<_>>(), ["project", "server"]);
+}
+
+#[test]
+fn windows_line_ends_do_not_get_into_commands() {
+    let settings = settings("release: |\r\n  one\r\n  two\r\n", "web: a\r\n");
+    assert_eq!(settings.release.unwrap().as_str(), "one\ntwo\n");
+    assert_eq!(settings.processes.get("web").unwrap().command.as_str(), "a");
+}
+
+#[test]
 fn byte_order_marks_and_windows_line_ends_are_fine() {
     let settings = settings("\u{feff}env:\r\n  A: x\r\n  B: \"y\"\r\n", "");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["x", "y"]);
@@ -150,7 +174,13 @@ fn typed_parsing_has_lines_and_suggestions() {
         parse("owner: x\nmod: 7\n").unwrap_err().to_string(),
         "layout.yaml:2: unknown key \"mod\"; did you mean \"mode\"?"
     );
-    for bad in ["owner: x\nmode: many\n", "owner: x\n", "owner: &a x\nmode: *a\n", "owner: x\nowner: y\nmode: 1\n"] {
+    for bad in [
+        "owner: x\nmode: many\n",
+        "owner: x\n",
+        "owner: &a x\nmode: *a\n",
+        "owner: x\nowner: y\nmode: 1\n",
+        "<<: {owner: x}\nmode: 1\n",
+    ] {
         let error = parse(bad).unwrap_err();
         assert!(error.line.is_some() && !error.to_string().contains('\n'), "{error}");
     }

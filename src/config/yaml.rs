@@ -71,8 +71,12 @@ impl Node {
 pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: Limits) -> Result<T, ConfigError> {
     let text = utf8(file, bytes, limits)?;
     tree(file, text, limits)?;
-    serde_yaml::from_str_with_options(text, serde_yaml::options! { with_snippet: false })
-        .map_err(|error| typed_error(file, &error))
+    let options = serde_yaml::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        merge_keys: serde_yaml::options::MergeKeyPolicy::Error
+    };
+    serde_yaml::from_str_with_options(text, options).map_err(|error| typed_error(file, &error))
 }
 
 /// Reads one YAML document as a tree.
