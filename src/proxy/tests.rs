@@ -47,6 +47,8 @@ async fn a_request_finds_its_route_by_host_however_it_is_written() {
     }
     let absolute = front.raw("GET http://shop/headers?q=1 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
     assert!(absolute.contains("GET /headers?q=1\n"), "{absolute}");
+    let old = front.raw("GET /headers HTTP/1.0\r\nHost: shop\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200") && old.contains("host=shop"), "{old}");
     let unknown = front.raw("GET / HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n").await;
     assert!(unknown.starts_with("HTTP/1.1 404") && !unknown.contains("shop"), "{unknown}");
     assert!(front.proxy.set_route("no host", route.clone()).is_err());
@@ -96,6 +98,9 @@ async fn what_can_be_read_in_two_ways_is_refused_or_read_in_one() {
         "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
         "POST / HTTP/1.0\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
         "POST / HTTP/1.1\r\nHost: shop\r\nExpect: miracles\r\nContent-Length: 1\r\n\r\na".into(),
+        "POST /upload HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(),
+        "POST /upload HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFFF\r\na".into(),
+        format!("POST /upload HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n1;{}\r\na", "e".repeat(1 << 20)),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
         format!("GET / HTTP/1.1\r\nHost: shop\r\n{many}\r\n"),
         format!("GET / HTTP/1.1\r\nHost: shop\r\n{big}\r\n"),
