@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::Notify;
 
-use super::{access::Ticket, io::Stall, route::Route, target::Lease};
+use super::{access::Ticket, io::Stall, pages::Page, route::Route, target::Lease};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,8 @@ pub(super) enum BodyError {
 
 const SENDING: u8 = 0;
 const DONE: u8 = 1;
-const FAILED: u8 = 2;
+const BROKEN: u8 = 2;
+const STALLED: u8 = 3;
 
 /// How far a request's body has come, for the side that waits for the response.
 pub(super) struct Progress {
@@ -46,8 +47,13 @@ impl Progress {
         self.state.load(SeqCst) == DONE
     }
 
-    pub fn has_failed(&self) -> bool {
-        self.state.load(SeqCst) == FAILED
+    /// Why the client's body will never be whole, if so.
+    pub fn failure(&self) -> Option<Page> {
+        match self.state.load(SeqCst) {
+            BROKEN => Some(Page::BadRequest("The request's body ends too early or is not well formed.")),
+            STALLED => Some(Page::UploadTimeout),
+            _ => None,
+        }
     }
 
     /// Returns when the body has ended, well or not.
@@ -99,14 +105,14 @@ impl Body for Upload {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                progress.end(FAILED);
+                progress.end(BROKEN);
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             Poll::Pending => {
                 if stall.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                progress.end(FAILED);
+                progress.end(STALLED);
                 Poll::Ready(Some(Err(BodyError::Stalled)))
             }
         }

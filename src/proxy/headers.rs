@@ -56,7 +56,7 @@ const FROM_PROXIES: [&str; 12] = [
 /// Where a request came from.
 pub(super) struct Origin<'a> {
     /// The address of the connection's other end.
-    pub peer: IpAddr,
+    pub peer: &'a HeaderValue,
     /// Whether that is a proxy whose word is believed.
     pub trusted: bool,
     /// What clients speak to us.
@@ -77,11 +77,11 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
     for name in &refused {
         headers.remove(name);
     }
-    let peer = address_value(origin.peer);
+    let peer = origin.peer;
     // The first in the chain is the client; without a trusted proxy that is the peer.
     let chain = if origin.trusted { joined(headers, &FORWARDED_FOR) } else { None };
     let chain = match chain {
-        Some(chain) => HeaderValue::from_str(&format!("{chain}, {}", origin.peer)).unwrap_or_else(|_| peer.clone()),
+        Some(chain) => append(&chain, peer).unwrap_or_else(|| peer.clone()),
         None => peer.clone(),
     };
     headers.insert(FORWARDED_FOR, chain);
@@ -93,7 +93,7 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
     put(headers, FORWARDED_PROTO, HeaderValue::from_static(proto), origin.trusted, |value| matches!(value, "http" | "https"));
     put(headers, FORWARDED_HOST, origin.host.clone(), origin.trusted, |value| super::host::parse(value).is_some());
     put(headers, FORWARDED_PORT, port, origin.trusted, |value| value.parse::<u16>().is_ok());
-    put(headers, REAL_IP, peer, origin.trusted, |value| value.parse::<IpAddr>().is_ok());
+    put(headers, REAL_IP, peer.clone(), origin.trusted, |value| value.parse::<IpAddr>().is_ok());
     if headers.get_all(&REQUEST_ID).iter().count() != 1 || !headers.get(&REQUEST_ID).is_some_and(is_request_id) {
         headers.insert(REQUEST_ID, ids.next());
     }
@@ -211,7 +211,12 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     if values.is_empty() { None } else { Some(values.join(", ")) }
 }
 
-fn address_value(address: IpAddr) -> HeaderValue {
+fn append(chain: &str, peer: &HeaderValue) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("{chain}, {}", peer.to_str().ok()?)).ok()
+}
+
+/// An address as a header has it.
+pub(super) fn address_value(address: IpAddr) -> HeaderValue {
     HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
@@ -253,7 +258,8 @@ mod tests {
     fn forward(lines: &[(&'static str, &'static str)], trusted: bool) -> HeaderMap {
         let mut map = headers(lines);
         let host = HeaderValue::from_static("shop.localhost:8080");
-        let origin = Origin { peer: [192, 0, 2, 7].into(), trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
+        let peer = address_value([192, 0, 2, 7].into());
+        let origin = Origin { peer: &peer, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
         to_application(&mut map, &origin, None, &RequestIds::new());
         map
     }

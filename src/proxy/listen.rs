@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1::Builder, service::service_fn};
+use hyper::{header::HeaderValue, server::conn::http1::Builder, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
@@ -27,6 +27,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Connection {
     pub proxy: Arc<Inner>,
     pub peer: IpAddr,
+    pub peer_value: HeaderValue,
     pub trusted: bool,
     pub tasks: TaskTracker,
     /// Ends tunnels when the server has waited long enough.
@@ -139,7 +140,16 @@ fn enter(
     proxy.counts.open.fetch_add(1, Relaxed);
     proxy.counts.accepted.fetch_add(1, Relaxed);
     let peers = (!trusted).then(|| peers.clone());
-    Some(Arc::new(Connection { proxy: proxy.clone(), peer, trusted, tasks: tasks.clone(), abort: abort.clone(), peers }))
+    let peer_value = super::headers::address_value(peer);
+    Some(Arc::new(Connection {
+        proxy: proxy.clone(),
+        peer,
+        peer_value,
+        trusted,
+        tasks: tasks.clone(),
+        abort: abort.clone(),
+        peers,
+    }))
 }
 
 async fn attend(connection: Arc<Connection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {

@@ -19,7 +19,7 @@ use super::{
     listen::Connection,
     pages::Page,
     route::Route,
-    target::{Lease, Seat},
+    target::{Lease, MAX_IDLE_AGE},
     tunnel,
 };
 
@@ -27,6 +27,8 @@ use super::{
 const MAX_RETRIES: usize = 3;
 /// The pause before instances that all refuse are tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// No application closes an idle connection sooner.
+const SURELY_OPEN: Duration = Duration::from_secs(1);
 /// Bytes of a path that an access line keeps.
 const LOGGED_PATH: usize = 1024;
 
@@ -48,7 +50,8 @@ pub(super) async fn answer(connection: Arc<Connection>, mut request: Request<Inc
     let upgrade = wanted_upgrade(&request);
     let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let host = request.headers().get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
-    let origin = Origin { peer: connection.peer, trusted: connection.trusted, scheme: proxy.settings.scheme, host: &host, port };
+    let origin =
+        Origin { peer: &connection.peer_value, trusted: connection.trusted, scheme: proxy.settings.scheme, host: &host, port };
     headers::to_application(request.headers_mut(), &origin, upgrade, &proxy.ids);
     let ticket = Ticket::open(proxy, &route, || Head {
         peer: connection.peer,
@@ -169,9 +172,14 @@ async fn forward(
     loop {
         let seat = route.admit(settings.max_waiting).await?;
         let copy = Copy::of(&request);
-        // A request that cannot be repeated does not take the risk of a connection that is just being closed.
-        let fresh = copy.is_none() && retries > 0;
-        let mut lease = match connect(seat, settings, fresh).await {
+        // A request that cannot be repeated does not take the risk of a connection that the application is just about to close; one
+        // that had bad luck with a kept connection gets a new one.
+        let max_idle = match (&copy, retries) {
+            (Some(_), 0) => MAX_IDLE_AGE,
+            (None, 0) => SURELY_OPEN,
+            _ => Duration::ZERO,
+        };
+        let mut lease = match seat.lease(settings, max_idle).await {
             Ok(lease) => lease,
             Err(error) => {
                 let until = *patience.get_or_insert_with(|| Instant::now() + settings.connect_patience);
@@ -197,8 +205,8 @@ async fn forward(
             Some(Err(error)) => error,
             None => return Err(Page::GatewayTimeout),
         };
-        if progress.is_some_and(|progress| progress.has_failed()) {
-            return Err(Page::UploadTimeout);
+        if let Some(page) = progress.and_then(|progress| progress.failure()) {
+            return Err(page);
         }
         if lease.seat.is_cut() {
             return Err(Page::Maintenance);
@@ -221,10 +229,6 @@ async fn forward(
             }
         }
     }
-}
-
-async fn connect(seat: Seat, settings: &super::ProxySettings, fresh: bool) -> Result<Lease, io::Error> {
-    seat.lease(settings, fresh).await
 }
 
 /// Turns an application's response into the client's.

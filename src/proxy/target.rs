@@ -21,7 +21,7 @@ use super::{ProxySettings, body::Upload};
 /// Idle connections kept per instance.
 const MAX_IDLE: usize = 128;
 /// Idle connections that are older are not used again: the application has probably closed them.
-const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
+pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
 /// How long an instance that refused a connection is tried only after all others.
 const REST: Duration = Duration::from_secs(1);
 /// How long requests that were cut may take to notice.
@@ -190,8 +190,9 @@ impl Seat {
         self.target.shared.cut.clone()
     }
 
-    /// A connection to one of the instances: the next in turn, those that have just refused last. `fresh` asks for a new connection.
-    pub async fn lease(self, settings: &ProxySettings, fresh: bool) -> Result<Lease, io::Error> {
+    /// A connection to one of the instances: the next in turn, those that have just refused last. A kept connection is taken if it has
+    /// not idled for longer than `max_idle`.
+    pub async fn lease(self, settings: &ProxySettings, max_idle: Duration) -> Result<Lease, io::Error> {
         let shared = &self.target.shared;
         let endpoints = shared.endpoints.read().clone();
         let turn = if endpoints.len() > 1 { shared.turn.fetch_add(1, Relaxed) % endpoints.len() } else { 0 };
@@ -203,7 +204,7 @@ impl Seat {
                 if endpoint.was_resting(now) != resting {
                     continue;
                 }
-                if !fresh && let Some(sender) = endpoint.pooled().await {
+                if let Some(sender) = endpoint.pooled(max_idle).await {
                     return Ok(Lease { sender, endpoint: endpoint.clone(), seat: self, reused: true });
                 }
                 match endpoint.connect(settings, &shared.cut).await {
@@ -255,14 +256,20 @@ impl Endpoint {
         self.pool.lock().refused.is_some_and(|refused| refused <= now && now < refused + REST)
     }
 
-    async fn pooled(&self) -> Option<SendRequest<Upload>> {
+    async fn pooled(&self, max_idle: Duration) -> Option<SendRequest<Upload>> {
         loop {
-            let (mut sender, since) = self.pool.lock().idle.pop()?;
-            if since.elapsed() > MAX_IDLE_AGE {
-                // The rest of the stack is older still.
-                self.pool.lock().idle.retain(|(_, since)| since.elapsed() <= MAX_IDLE_AGE);
-                continue;
-            }
+            let mut sender = {
+                let idle = &mut self.pool.lock().idle;
+                let age = idle.last()?.1.elapsed();
+                if age > MAX_IDLE_AGE {
+                    // The rest of the stack is older still.
+                    idle.clear();
+                }
+                if age > max_idle {
+                    return None;
+                }
+                idle.pop()?.0
+            };
             if sender.is_ready() {
                 return Some(sender);
             }

@@ -210,6 +210,7 @@ async fn answer(
             lines.extend(request.headers().iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap_or("?"))));
             full(lines.join("\n"))
         }
+        "/big" => full("b".repeat(32 << 20)),
         "/status/404" => {
             let mut response = full("none".into());
             *response.status_mut() = hyper::StatusCode::NOT_FOUND;
