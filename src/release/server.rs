@@ -98,9 +98,6 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
 
 /// Checks what the worker wrote and gives it its names: first the archive, then the manifest, which makes the release exist.
 fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: BundleReport) -> Result<Bundled, ReleaseError> {
-    use std::io::Seek;
-    let mut from = manifest;
-    from.rewind().map_err(|e| lost(&files.new_manifest, e))?;
     let parsed = store::parse(manifest, &files.new_manifest)?;
     let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
     if Head::of(&parsed) != *head {
