@@ -12,7 +12,8 @@ use super::{
     Answer, ReleaseError,
     bundle::{self, BundleJob, BundleReport, Head},
     install::{self, UnpackJob, UnpackReport},
-    store, tree, verify,
+    store, tree,
+    verify::{self, verify},
 };
 use crate::{
     host::archive::{ItemKind, Limits},
@@ -163,9 +164,12 @@ fn twenty_releases_of_a_tree_share_what_did_not_change() {
             assert_eq!((made.report.changed, report.linked, report.unpacked), (1, 4999, 1));
             assert_eq!(made.report.frames.0 - made.report.frames.1, 1);
         }
-        assert_eq!(super::drift(&deploy.join(id.to_string()), &made.parsed, 2).unwrap(), []);
         sizes.push(usage(&deploy));
         last = Some((id, made));
+    }
+    for release in Confined::open(&deploy).unwrap().names().unwrap() {
+        let found = verify::compare(&deploy.join(release), &last.as_ref().unwrap().1.parsed.entries, 2, false).unwrap();
+        assert!(found.len() <= 1, "{found:?}"); // the edited file has another length in the first ten
     }
     let each = (sizes[19] - sizes[0]) / 19;
     // Directories have blocks of their own; files are shared but for the one.

@@ -41,7 +41,7 @@ fn text(seed: u64, size: usize) -> Vec<u8> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        write!(bytes, "fn f{:x}() {{ {} }}\n", state % 5000, state % 91).unwrap();
+        writeln!(bytes, "fn f{:x}() {{ {} }}", state % 5000, state % 91).unwrap();
     }
     bytes.truncate(size);
     bytes
