@@ -17,3 +17,6 @@ pub use error::{Answer, ReleaseError};
 pub use server::{Bundled, Context, Installed, bundle, install};
 pub use tree::{digest, listing};
 pub use verify::{Difference, drift, verify};
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     host::{
         archive::Limits,
-        files::{FileError, create_new, open_regular, remove_if_present, rename_new, sync_dir},
+        files::{FileError, create_new, open_regular, remove_if_present, rename_over, sync_dir},
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
     },
@@ -98,9 +98,6 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
 
 /// Checks what the worker wrote and gives it its names: first the archive, then the manifest, which makes the release exist.
 fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: BundleReport) -> Result<Bundled, ReleaseError> {
-    use std::io::Seek;
-    let mut from = manifest;
-    from.rewind().map_err(|e| lost(&files.new_manifest, e))?;
     let parsed = store::parse(manifest, &files.new_manifest)?;
     let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
     if Head::of(&parsed) != *head {
@@ -113,11 +110,10 @@ fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: Bun
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;
     manifest.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
-    for path in [&files.manifest, &files.archive] {
-        remove_if_present(path)?;
-    }
-    rename_new(&files.new_archive, &files.archive)?;
-    rename_new(&files.new_manifest, &files.manifest)?;
+    // A manifest never stands beside an archive that is not its own, not even while an attempt is repeated.
+    remove_if_present(&files.manifest)?;
+    rename_over(&files.new_archive, &files.archive)?;
+    rename_over(&files.new_manifest, &files.manifest)?;
     Ok(Bundled { manifest: parsed, report })
 }
 

@@ -1,12 +1,12 @@
 //! The releases that an environment has, and which of them may go.
 
-use std::{collections::BTreeSet, fs::File, path::Path};
+use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::{ReleaseError, tree};
 use crate::{
     host::{
         archive::{Limits, check_entries},
-        files::{Confined, open_regular, read_file_limited},
+        files::{Confined, FileError, open_regular},
     },
     model::{Manifest, ReleaseId},
 };
@@ -35,8 +35,20 @@ pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
 
 /// Reads and checks a manifest that is open; `path` is for messages.
 pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
-    let bytes = read_file_limited(file, path, MAX_MANIFEST)?;
+    let bytes = read_at_start(file, path)?;
     from_bytes(&bytes, path)
+}
+
+/// Reads from the first byte wherever the descriptor stands: descriptors that travel between processes share their position.
+fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
+    let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };
+    let size = file.metadata().map_err(failed)?.len();
+    if size > MAX_MANIFEST {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit: MAX_MANIFEST }.into());
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
 }
 
 /// Checks the bytes of a manifest; `path` is for messages.
@@ -87,4 +99,45 @@ pub fn prune_plan(
         newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
     );
     newest_first.iter().rev().map(|info| info.id).filter(|id| !kept.contains(id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(second: i64) -> ReleaseId {
+        ReleaseId::new(jiff::Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn the_list_is_sorted_and_holds_whole_releases_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (id(1000), id(2000));
+        for name in [format!("{new}.manifest.json"), format!("{old}.manifest.json"), format!("{old}.tar.zst")] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        for name in [format!(".new-{}.manifest.json", id(1)), format!("{}.tar.zst", id(1)), "x.manifest.json".to_owned()] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [old, new]);
+        assert_eq!(list(&dir.path().join("none")).unwrap(), []);
+    }
+
+    #[test]
+    fn retention_keeps_what_is_needed_and_failed_releases_fill_no_place() {
+        let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
+        let all = |good: &[usize]| -> Vec<Info> {
+            ids.iter().enumerate().map(|(n, id)| Info { id: *id, good: good.contains(&n) }).collect()
+        };
+        let every: Vec<usize> = (0..10).collect();
+        assert_eq!(prune_plan(&all(&every), Some(ids[9]), Some(ids[8]), &[], 3), ids[..7]);
+        // The live one is old after a rollback; its predecessor and a pinned one stay as well.
+        let gone = prune_plan(&all(&every), Some(ids[2]), Some(ids[9]), &[ids[0]], 2);
+        assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
+        // Nine failures in a row push nothing out; the one that failed before a good one goes.
+        let gone = prune_plan(&all(&[0, 2]), Some(ids[2]), Some(ids[0]), &[], 2);
+        assert_eq!(gone, [ids[1]]);
+        assert_eq!(prune_plan(&all(&[]), None, None, &[], 1), []);
+        assert_eq!(prune_plan(&[], Some(ids[0]), None, &[], 0), []);
+    }
 }

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Stat};
 use super::{ReleaseError, ignored};
 use crate::{
     host::{
-        archive::{BadPath, Item, ItemKind, check_path, check_target},
+        archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target},
         files::{Confined, Cursor},
     },
     model::{Digest, Entry, EntryKind, SourceEntry, SourceKind, SourceList},
@@ -135,8 +135,18 @@ fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut W
                 }
             }
         }
+        few_enough(&found)?;
     }
     Ok(found.into_iter().map(|(path, kind)| Item { path, kind }).collect())
+}
+
+/// Asked after every directory, so that a build's million of files costs no more than that.
+fn few_enough(found: &Found) -> Result<(), ReleaseError> {
+    let (count, limit) = (found.len() as u64, Limits::default().entries);
+    if count <= limit {
+        return Ok(());
+    }
+    Err(ReleaseError::Archive { doing: "written", source: ArchiveError::TooManyEntries { count, limit } })
 }
 
 fn exported(entry: SourceEntry) -> (String, ItemKind) {
@@ -195,6 +205,7 @@ fn walk(app: &Confined, from: OsString, found: &mut Found, warnings: &mut Warnin
             }
             found.insert(path, kind);
         }
+        few_enough(found)?;
     }
     Ok(())
 }

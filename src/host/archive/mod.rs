@@ -42,3 +42,6 @@ const WINDOW_LOG_MAX: u32 = 27;
 
 /// How much of a large file is held at once, in bytes.
 const CHUNK: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

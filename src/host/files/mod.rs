@@ -102,6 +102,13 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<(), FileError> {
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
+/// Renames, replacing what `to` was; durable afterwards. The content of a file must be synced before.
+pub fn rename_over(from: &Path, to: &Path) -> Result<(), FileError> {
+    std::fs::rename(from, to).map_err(|e| FileError::io("rename", from, e))?;
+    sync_dir(parent(to))?;
+    if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
+}
+
 /// Opens a regular file for reading; the last part of the path is not followed if it is a link, and a FIFO does not block.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
