@@ -198,8 +198,7 @@ pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
         Spec::Release(release) => (vec![keep_ref(*release)], format!("commit of release {release}")),
         Spec::Text(text) => {
             let names = [format!("refs/heads/{text}"), format!("refs/tags/{text}")];
-            let digits = (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit());
-            if !digits && !git2::Reference::is_valid_name(&names[0]) {
+            if !is_digits(text) && !names.iter().any(|name| git2::Reference::is_valid_name(name)) {
                 return Err(GitFailure::BadName(sanitise_reason(text)));
             }
             (names.to_vec(), format!("branch, tag or commit {text}"))
@@ -215,16 +214,21 @@ pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
             Err(error) => return Err(failed(format!("read {name}"))(error)),
         }
     }
-    if let Spec::Text(text) = spec {
-        if (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit()) {
-            match repository.find_commit_by_prefix(&text.to_ascii_lowercase()) {
-                Ok(commit) => return Ok(GitAnswer::Commit(commit_id(commit.id())?)),
-                Err(error) if error.code() == ErrorCode::Ambiguous => return Err(GitFailure::Ambiguous(text.clone())),
-                Err(_) => {}
-            }
+    if let Spec::Text(text) = spec
+        && is_digits(text)
+    {
+        match repository.find_commit_by_prefix(&text.to_ascii_lowercase()) {
+            Ok(commit) => return Ok(GitAnswer::Commit(commit_id(commit.id())?)),
+            Err(error) if error.code() == ErrorCode::Ambiguous => return Err(GitFailure::Ambiguous(text.clone())),
+            Err(_) => {}
         }
     }
     Err(GitFailure::NotFound(what))
+}
+
+/// Whether `text` may be the first digits of a commit.
+fn is_digits(text: &str) -> bool {
+    (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// The commits that `to` has and `from` has not.
@@ -280,3 +284,7 @@ pub fn gc(path: &Path) -> GitReport {
     }
     Ok(GitAnswer::Done)
 }
+
+#[cfg(test)]
+#[path = "refs_tests.rs"]
+mod tests;

@@ -105,9 +105,41 @@ pub fn serve(
 /// A path under which the hooks find this very binary. The sandbox need not show it anywhere: an inherited descriptor will do.
 fn own_program() -> std::io::Result<String> {
     use std::os::fd::IntoRawFd;
-    let program = File::open("/proc/self/exe")?;
-    // Above what a shell uses for itself (10 and up are its own, below 10 belong to scripts; `dash` keeps what it inherits).
+    // Shells use the numbers up to about 20 for themselves.
+    let program = rustix::io::fcntl_dupfd_cloexec(File::open("/proc/self/exe")?, 64)?;
     rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::empty())?;
     // Not closed: it has to outlive the exec.
     Ok(format!("/proc/self/fd/{}", program.into_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_script_can_run_the_inherited_program() {
+        let program = own_program().unwrap();
+        let script = format!("exec \"{program}\" --list --exact no-such-test");
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("0 tests"), "{output:?}");
+    }
+
+    #[test]
+    fn a_push_without_its_hooks_is_not_served() {
+        let paths = WorkerPaths { repo: "/nonexistent".into(), source: None, hooks: None, hook_socket: None };
+        let error = serve(&paths, Service::ReceivePack, None, None, ServeLimits::default());
+        assert!(matches!(error, ServeError::Missing("LARDER_HOOKS")), "{error}");
+    }
+
+    #[test]
+    fn git_gets_nothing_of_our_environment() {
+        let command = settings(Some(2), None).command(Path::new("git"));
+        let names: Vec<_> = command.get_envs().filter_map(|(name, _)| name.to_str()).collect();
+        assert!(names.contains(&"GIT_PROTOCOL") && !names.contains(&"LD_PRELOAD") && !names.contains(&"LARDER_PUSH_TOKEN"));
+        assert!(
+            names.iter().all(|name| name.starts_with("GIT_") || ["PATH", "HOME", "LC_ALL", "TZ"].contains(name)),
+            "{names:?}"
+        );
+    }
 }

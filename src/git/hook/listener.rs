@@ -145,6 +145,10 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
                 if let Some(bad) = refs.iter().find(|change| !is_refname(&change.refname)) {
                     return Err(format!("{:?} is not the name of a ref", sanitise_reason(&bad.refname)));
                 }
+                // git refuses these too, but only after pre-receive has seen them.
+                if let Some(own) = refs.iter().find(|change| change.refname.starts_with("refs/larder/")) {
+                    return Err(format!("{} is kept by larder itself; push to a branch", sanitise_reason(&own.refname)));
+                }
                 request.refs.extend(refs);
                 if request.refs.len() > REFS_LIMIT {
                     return Err(format!("the push changes more than {REFS_LIMIT} refs; push them in smaller groups"));

@@ -11,3 +11,6 @@ pub(crate) use listener::is_quarantine;
 pub use listener::{HookSession, Listener, Speaker};
 pub use registry::{PushRegistry, PushTicket, PushToken};
 pub use wire::{HookKind, HookRequest, REFS_LIMIT, RefChange, Verdict};
+
+#[cfg(test)]
+mod tests;

@@ -14,12 +14,15 @@ mod walk;
 
 use std::path::Path;
 
-use git2::{Oid, Repository};
+use git2::{ErrorCode, Oid, Repository};
 
 pub use job::{RecipeFiles, Refusal, Source, SourceJob, SourceLimits, SourceReport};
 
 use super::{GitFailure, WorkerPaths, hook, refs};
-use crate::model::{SourceEntry, SourceList};
+use crate::model::{CommitId, SourceEntry, SourceList};
+
+/// How many commits of a push are looked at to find out whether its history is whole.
+const HISTORY: usize = 50_000;
 
 /// Worker side: does the job.
 pub fn perform(paths: &WorkerPaths, job: &SourceJob) -> SourceReport {
@@ -57,6 +60,9 @@ fn run(paths: &WorkerPaths, job: &SourceJob) -> Result<Source, Stop> {
     }
     let tree = tree_of(&repository, job.commit.as_str())
         .ok_or_else(|| Stop::Failed(GitFailure::NotFound(format!("commit {}", job.commit.short()))))?;
+    if job.quarantine.is_some() {
+        check_history(&repository, &job.commit)?;
+    }
     let place = match &paths.source {
         Some(source) if job.export || !job.fresh => Some(source.as_path()),
         _ => None,
@@ -103,6 +109,34 @@ fn known_export(repository: &Repository, place: &Path) -> Option<(SourceList, Oi
 fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
     let commit = repository.find_commit(Oid::from_str(commit).ok()?).ok()?;
     Some(commit.tree_id())
+}
+
+/// git refuses a push from a shallow clone too, after pre-receive, but says no more than "shallow update not allowed".
+fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Stop> {
+    let doing = || format!("read the history of commit {}", commit.short());
+    let wrong = |error: git2::Error| failed(doing())(error.message());
+    let mut walk = repository.revwalk().map_err(wrong)?;
+    walk.push(Oid::from_str(commit.as_str()).map_err(wrong)?).map_err(wrong)?;
+    for reference in repository.references().map_err(wrong)?.flatten() {
+        if let Ok(known) = reference.peel_to_commit() {
+            walk.hide(known.id()).map_err(wrong)?;
+        }
+    }
+    for step in walk.take(HISTORY) {
+        match step {
+            Ok(_) => {}
+            Err(error) if error.code() == ErrorCode::NotFound => {
+                return Err(Refusal {
+                    path: None,
+                    reason: String::from("comes from a shallow clone, and its history is not here"),
+                    hint: String::from("fetch the whole history and push again: `git fetch --unshallow`"),
+                }
+                .into());
+            }
+            Err(error) => return Err(wrong(error)),
+        }
+    }
+    Ok(())
 }
 
 fn add_quarantine(repository: &Repository, path: &Path, name: &str) -> Result<(), Stop> {

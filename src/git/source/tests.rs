@@ -288,3 +288,19 @@ fn a_commit_that_is_not_there_is_an_error() {
         assert!(matches!(perform(&world.paths, &job), SourceReport::Failed(_)), "{quarantine}");
     }
 }
+#[test]
+fn a_push_from_a_shallow_clone_is_refused_before_git_does_it_without_advice() {
+    let world = World::new();
+    let name = "tmp_objdir-incoming-Ab12";
+    fs::create_dir(world.repository().join("objects").join(name)).unwrap();
+    let tree = world.git(&["mktree"], b"");
+    let who = "A <a@example.org> 1700000000 +0000";
+    let raw = format!("tree {tree}\nparent {}\nauthor {who}\ncommitter {who}\n\nx\n", "a".repeat(40));
+    let shallow = world.git(&["hash-object", "-w", "-t", "commit", "--literally", "--stdin"], raw.as_bytes());
+    let child = world.git(&["commit-tree", &tree, "-p", &shallow, "-m", "y"], b"").parse().unwrap();
+    let pushed = SourceJob { quarantine: Some(name.into()), ..job(&child, false) };
+    let refusal = refused(&world, &pushed);
+    assert!(refusal.to_string().contains("shallow") && refusal.hint.contains("--unshallow"), "{refusal}");
+    let whole = world.commit(&[("a", false, b"1")]);
+    ready(&world, &SourceJob { quarantine: Some(name.into()), ..job(&whole, false) });
+}
