@@ -68,7 +68,7 @@ class Contestant:
         watcher = threading.Thread(target=self._watch, args=(marker, seen, stop), daemon=True)
         watcher.start()
         env = {"GIT_TRACE_PACKET": str(trace)} if trace else None
-        start = time.monotonic()
+        self.began, start = time.time(), time.monotonic()
         try:
             done = self.world.git("push", "live", f"HEAD:refs/heads/{BRANCH}", cwd=self.work, check=False, env=env, timeout=patience)
         except subprocess.TimeoutExpired:
@@ -130,6 +130,17 @@ def behind_hook(world, sshd, name, original, hook, label):
     )
 
 
+def larder_site(world, args, original, project):
+    """The same site, pushed to larder and served by it."""
+    server = shared(world, "larder", lambda: Larder(world, args.larder))
+    url = server.create(project)
+    work = copy_of(world, original, f"larder-{project}")
+    host, port, header = server.web(project)
+    one = Contestant(world, OURS, work, url, host, port, header, lambda marker: (work / "index.html").write_text(trees.page(marker)))
+    one.server, one.project = server, project
+    return one
+
+
 def static_contestants(world, args, files, row_pair):
     """Everybody who takes part in the static row; who cannot is noted as absent."""
     original = world.path("work", f"site-{files}")
@@ -143,16 +154,6 @@ def static_contestants(world, args, files, row_pair):
         except Unavailable as why:
             for row in row_pair:
                 row.absent[label] = str(why)
-
-    def larder():
-        server = shared(world, "larder", lambda: Larder(world, args.larder))
-        project = f"site{files}"
-        url = server.create(project)
-        work = copy_of(world, original, f"larder-{files}")
-        host, port, header = server.web(project)
-        one = Contestant(world, OURS, work, url, host, port, header, lambda marker: (work / "index.html").write_text(trees.page(marker)))
-        one.server, one.project = server, project
-        return one
 
     def piku():
         server = shared(world, "piku", lambda: Piku(world, args.piku))
@@ -170,7 +171,7 @@ def static_contestants(world, args, files, row_pair):
     def sshd():
         return shared(world, "sshd", lambda: Sshd(world))
 
-    attempt(OURS, larder)
+    attempt(OURS, lambda: larder_site(world, args, original, f"site{files}"))
     attempt(FLOOR, lambda: behind_hook(world, sshd(), f"floor-{files}", original, CHECKOUT, FLOOR))
     attempt(RELEASES, lambda: behind_hook(world, sshd(), f"fresh-{files}", original, FRESH, RELEASES))
     attempt(PIKU, piku)
@@ -268,12 +269,11 @@ def where_the_time_goes(world, contestants, row, runs):
         for index in range(min(runs, 5)):
             trace = world.path("traces") / f"{one.work.name}-{index}"
             try:
-                began = time.time()
                 returned, _, _ = one.push(trace=trace)
             except Unavailable as why:
                 row.notes.append(f"{one.name}: no breakdown: {why}")
                 break
-            parts.append(client_parts(trace, began, returned))
+            parts.append(client_parts(trace, one.began, returned))
             if hasattr(one, "server"):
                 steps.append(one.server.steps(one.project))
         parts = [part for part in parts if part]
