@@ -1,1 +1,3 @@
-fn main() {}
+//! The integration binary: real processes, hermetic worlds.
+
+mod keeper;
