@@ -279,9 +279,9 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
             assert!(text.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")) && text.contains("Groups:\t \n"), "{text}");
         }
         let (_, text) =
-            world.run("id -un; mount -t tmpfs x /app; echo x > /etc/x; echo x > /usr/x; umount /proc; cat /etc/shadow; :").await;
+            world.run("id -un; mount -t tmpfs x /app 2>/dev/null && echo MOUNTED; echo x > /etc/x; echo x > /usr/x; umount /proc 2>/dev/null && echo UNMOUNTED; head -c1 /etc/shadow; :").await;
         assert!(text.starts_with("app\n"), "{text}");
-        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(text.lines().count() == 4 && !text.contains("MOUNTED"), "{text}");
     }
 }
 
