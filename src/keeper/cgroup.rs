@@ -29,7 +29,7 @@ impl Limits {
     pub fn of(class: LimitClass, application: Option<u64>) -> Limits {
         match class {
             LimitClass::Build => {
-                let memory = Some((half_of_ram()).min(2048 * MIB).max(256 * MIB));
+                let memory = Some(half_of_ram().clamp(256 * MIB, 2048 * MIB));
                 Limits { memory, processes: 2048, weight: 30, file: Some(4096 * MIB), background: true }
             }
             LimitClass::Application => {

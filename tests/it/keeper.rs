@@ -408,3 +408,26 @@ async fn a_root_has_one_keeper() {
         assert!(second.status.code() == Some(3) && text.contains("is in use by another larder"), "{text}");
     }
 }
+
+/// Prints what a launch costs; decides nothing.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn cost_of_a_launch() {
+    for system in modes() {
+        let world = World::new(system).await;
+        for (what, count) in [("alone", 50), ("beside a kept one", 50)] {
+            let mut times = Vec::new();
+            for _ in 0..count {
+                let begin = std::time::Instant::now();
+                let (exit, _) = world.run(":").await;
+                assert!(exit.success());
+                times.push(begin.elapsed());
+            }
+            times.sort();
+            eprintln!("system={system} {what}: median {:?}, worst {:?}", times[count / 2], times[count - 1]);
+            let keep = Supervision::Keep { label: Vec::new() };
+            let launch = world.launch(Role::Run, keep);
+            world.launcher.launch(launch, &job("sleep 1000"), Stdio::default()).await.unwrap();
+        }
+    }
+}
