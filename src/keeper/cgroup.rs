@@ -123,6 +123,14 @@ impl Hierarchy {
     }
 }
 
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        for path in self.leftover.iter().chain(&self.directories) {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
 impl Group {
     /// Puts a process in.
     pub fn add(&self, pid: i32) {
