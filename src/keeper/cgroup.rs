@@ -29,7 +29,7 @@ impl Limits {
     pub fn of(class: LimitClass, application: Option<u64>) -> Limits {
         match class {
             LimitClass::Build => {
-                let memory = Some((half_of_ram()).min(2048 * MIB).max(256 * MIB));
+                let memory = Some(half_of_ram().clamp(256 * MIB, 2048 * MIB));
                 Limits { memory, processes: 2048, weight: 30, file: Some(4096 * MIB), background: true }
             }
             LimitClass::Application => {
@@ -120,6 +120,14 @@ impl Hierarchy {
     /// Removes a group; later, if something in it is still going away.
     pub fn remove(&mut self, group: Group) {
         self.leftover.extend(group.directories.into_iter().filter(|path| fs::remove_dir(path).is_err()));
+    }
+}
+
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        for path in self.leftover.iter().chain(&self.directories) {
+            let _ = fs::remove_dir(path);
+        }
     }
 }
 

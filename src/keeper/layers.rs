@@ -1,7 +1,7 @@
 //! Overlays: a release or a source tree below, a scratch layer above, seen at `/app`. Processes of one slot share one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::CString,
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -136,16 +136,16 @@ impl Layers {
 
     /// A user namespace in which `from`'s number stands for `to`'s.
     fn idmap(&mut self, from: Identity, to: Identity) -> Option<std::os::fd::BorrowedFd<'_>> {
-        if !self.idmaps.contains_key(&(from, to)) {
-            match make_idmap(from, to) {
-                Ok(namespace) => drop(self.idmaps.insert((from, to), namespace)),
+        match self.idmaps.entry((from, to)) {
+            Entry::Occupied(entry) => Some(AsFd::as_fd(&*entry.into_mut())),
+            Entry::Vacant(entry) => match make_idmap(from, to) {
+                Ok(namespace) => Some(AsFd::as_fd(&*entry.insert(namespace))),
                 Err(error) => {
                     self.idmap_fails = Some(format!("no user namespace can be made: {error}"));
-                    return None;
+                    None
                 }
-            }
+            },
         }
-        self.idmaps.get(&(from, to)).map(AsFd::as_fd)
     }
 }
 

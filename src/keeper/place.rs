@@ -7,8 +7,8 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -145,12 +145,19 @@ impl Places {
 
     /// Empties the kernel's own directory of an overlay; nobody but the keeper can reach it.
     pub fn clear_work(&self, scratch: &Path) -> io::Result<()> {
-        let scratch = self.open(scratch)?;
-        let work = Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(&scratch).to_string()).join("work");
-        for entry in fs::read_dir(&work)? {
+        self.clear_own(&beneath(self.open(scratch)?, Path::new("work"))?)
+    }
+
+    /// Deletes what is in a directory that only the keeper can write.
+    fn clear_own(&self, directory: &OwnedFd) -> io::Result<()> {
+        let found = fstat(directory)?;
+        if found.st_uid != self.users.identity(User::Keeper).uid || found.st_mode & 0o077 != 0 {
+            return Err(io::Error::other("a directory that should be the keeper's alone is not"));
+        }
+        for entry in fs::read_dir(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()))? {
             let path = entry?.path();
-            // The kernel makes it with mode 000, which stops those who are not root.
-            let _ = fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700));
+            // The kernel makes some with mode 000, which stops those who are not root.
+            let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o700));
             if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }
         Ok(())
@@ -203,14 +210,8 @@ impl Places {
             if let Ok(scratch) =
                 if scratch.is_empty() { Ok(directory.try_clone()?) } else { beneath(&directory, Path::new(scratch)) }
             {
-                if let Ok(work) = beneath(&scratch, Path::new("work"))
-                    && fstat(&work).is_ok_and(|found| found.st_uid == self.users.identity(User::Keeper).uid)
-                {
-                    let _ = unlinkat(&work, "work", AtFlags::REMOVEDIR);
-                    if let Ok(incompat) = beneath(&work, Path::new("incompat")) {
-                        let _ = unlinkat(&incompat, "volatile", AtFlags::REMOVEDIR);
-                    }
-                    let _ = unlinkat(&work, "incompat", AtFlags::REMOVEDIR);
+                if let Ok(work) = beneath(&scratch, Path::new("work")) {
+                    let _ = self.clear_own(&work);
                 }
                 let _ = unlinkat(&scratch, "work", AtFlags::REMOVEDIR);
                 let _ = unlinkat(&scratch, "upper", AtFlags::REMOVEDIR);

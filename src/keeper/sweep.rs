@@ -20,7 +20,7 @@ pub fn work() -> io::Result<()> {
 /// Deletes everything in `area`: unreadable, read-only and very deep directories too. What belongs to others stays; the first
 /// failure is reported at the end.
 pub fn empty(area: &Path) -> io::Result<()> {
-    let _ = chmodat(CWD, area, Mode::RWXU, AtFlags::empty());
+    let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut sweep = Sweep { top, moved: 0, failure: None };
     loop {
@@ -33,6 +33,11 @@ pub fn empty(area: &Path) -> io::Result<()> {
             return sweep.failure.map_or(Ok(()), |error| Err(error.into()));
         }
     }
+}
+
+/// Passable for the other users whose turn comes later.
+fn open_mode() -> Mode {
+    Mode::from_raw_mode(0o755)
 }
 
 struct Sweep {
@@ -60,15 +65,18 @@ impl Sweep {
     }
 
     fn remove(&mut self, parent: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
-        match unlinkat(parent, name, AtFlags::empty()) {
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(Errno::NOENT) => return Ok(()),
-            other => return other,
-        }
+        // A directory, or something that is not ours to remove, and may hold what is.
+        let refused = match unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(error) => error,
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Follows a link that takes the directory's place meanwhile, but only where this user may change modes anyway.
-        let _ = chmodat(parent, name, Mode::RWXU, AtFlags::empty());
-        let directory = openat(parent, name, flags, Mode::empty())?;
+        let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
+        let directory = match openat(parent, name, flags, Mode::empty()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
+            other => other?,
+        };
         if depth >= DEPTH {
             self.moved += 1;
             return renameat(parent, name, &self.top, format!(".sweep-{}-{}", std::process::id(), self.moved));

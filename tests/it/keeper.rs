@@ -285,9 +285,9 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
             assert!(text.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")) && text.contains("Groups:\t \n"), "{text}");
         }
         let (_, text) =
-            world.run("id -un; mount -t tmpfs x /app; echo x > /etc/x; echo x > /usr/x; umount /proc; cat /etc/shadow; :").await;
+            world.run("id -un; mount -t tmpfs x /app 2>/dev/null && echo MOUNTED; echo x > /etc/x; echo x > /usr/x; umount /proc 2>/dev/null && echo UNMOUNTED; head -c1 /etc/shadow; :").await;
         assert!(text.starts_with("app\n"), "{text}");
-        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(text.lines().count() == 4 && !text.contains("MOUNTED"), "{text}");
     }
 }
 
@@ -412,5 +412,28 @@ async fn a_root_has_one_keeper() {
         let second = second.output().unwrap();
         let text = String::from_utf8_lossy(&second.stderr);
         assert!(second.status.code() == Some(3) && text.contains("is in use by another larder"), "{text}");
+    }
+}
+
+/// Prints what a launch costs; decides nothing.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn cost_of_a_launch() {
+    for system in modes() {
+        let world = World::new(system).await;
+        for (what, count) in [("alone", 50), ("beside a kept one", 50)] {
+            let mut times = Vec::new();
+            for _ in 0..count {
+                let begin = std::time::Instant::now();
+                let (exit, _) = world.run(":").await;
+                assert!(exit.success());
+                times.push(begin.elapsed());
+            }
+            times.sort();
+            eprintln!("system={system} {what}: median {:?}, worst {:?}", times[count / 2], times[count - 1]);
+            let keep = Supervision::Keep { label: Vec::new() };
+            let launch = world.launch(Role::Run, keep);
+            world.launcher.launch(launch, &job("sleep 1000"), Stdio::default()).await.unwrap();
+        }
     }
 }

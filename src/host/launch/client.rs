@@ -1,7 +1,7 @@
 //! The server's connection to the keeper: many questions at once over one socket, answers sorted by number.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs::File,
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -48,6 +48,8 @@ struct Table {
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
     /// Ends of processes that somebody may wait for.
     ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
+    /// The last ends, for those who ask late.
+    ended: VecDeque<(ProcessId, Exit)>,
 }
 
 /// The server's connection to the keeper.
@@ -217,6 +219,9 @@ impl Launcher {
         if table.gone {
             return watch::channel(None).1;
         }
+        if let Some((_, exit)) = table.ended.iter().find(|(ended, _)| *ended == id) {
+            return watch::channel(Some(*exit)).1;
+        }
         table.ends.entry(id).or_insert_with(|| watch::channel(None).0).subscribe()
     }
 
@@ -272,7 +277,11 @@ impl Connection {
 
     fn note(&self, event: Event) {
         if let Event::Exited { id, exit, last: true, .. } = event {
-            let sender = self.table.lock().ends.remove(&id);
+            let mut table = self.table.lock();
+            let sender = table.ends.remove(&id);
+            table.ended.truncate(EVENTS - 1);
+            table.ended.push_front((id, exit));
+            drop(table);
             if let Some(sender) = sender {
                 sender.send_replace(Some(exit));
             }
