@@ -2,8 +2,12 @@
 //!
 //! What the previous release holds unchanged is hard-linked from its tree; only the frames with the rest are decompressed. Links
 //! are created last, so nothing is ever written through one.
+//!
+//! A *spare* is an installed copy of the live release, made in advance under the id of a release to come: installing a release
+//! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::Write,
     path::{Path, PathBuf},
@@ -13,7 +17,7 @@ use std::{
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, store};
+use super::{Answer, ReleaseError, store, verify};
 use crate::{
     host::{
         archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
@@ -27,6 +31,9 @@ use crate::{
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
+    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
+    /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
+    pub spare: bool,
     /// How many threads link and write.
     pub threads: usize,
     /// What the archive may hold.
@@ -85,7 +92,16 @@ fn install(
         _ => None,
     };
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    unpack(&tree, archive, &manifest.entries, &manifest.archive, base, job.threads, &job.limits)
+    let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
+    Target { tree: &tree, base, spare, threads: job.threads }.fill(archive, &manifest.entries, &manifest.archive, &job.limits)
+}
+
+/// Looks again whether a spare tree is what it is said to be, all but reading the files.
+fn is_spare(tree: &Path, base: Option<Base<'_>>, threads: usize) -> Result<bool, ReleaseError> {
+    match base {
+        Some(base) => Ok(verify::compare(tree, base.entries, threads, false)?.is_empty()),
+        None => Ok(false),
+    }
 }
 
 /// Unpacks an archive into an empty directory, without any previous release: for measurements and tools.
@@ -96,7 +112,8 @@ pub fn archive_to_tree(
     dir: &Path,
     threads: usize,
 ) -> Result<UnpackReport, ReleaseError> {
-    unpack(&Confined::open(dir)?, archive, entries, info, None, threads, &Limits::default())
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base: None, spare: false, threads }.fill(archive, entries, info, &Limits::default())
 }
 
 /// Installs `manifest` from `archive` into the directory `dir`, sharing files with an installed tree of `previous`.
@@ -109,7 +126,8 @@ pub fn archive_to_tree_with(
 ) -> Result<UnpackReport, ReleaseError> {
     let base = previous.map(|(manifest, tree)| Confined::open(tree).map(|tree| (manifest, tree))).transpose()?;
     let base = base.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    unpack(&Confined::open(dir)?, archive, &manifest.entries, &manifest.archive, base, threads, &Limits::default())
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base, spare: false, threads }.fill(archive, &manifest.entries, &manifest.archive, &Limits::default())
 }
 
 #[derive(Clone, Copy)]
@@ -118,71 +136,108 @@ struct Base<'a> {
     entries: &'a [Entry],
 }
 
-fn unpack(
-    tree: &Confined,
-    file: &File,
-    entries: &[Entry],
-    info: &ArchiveInfo,
-    base: Option<Base<'_>>,
+/// The tree to fill, and what may help.
+struct Target<'a> {
+    tree: &'a Confined,
+    base: Option<Base<'a>>,
+    spare: bool,
     threads: usize,
-    limits: &Limits,
-) -> Result<UnpackReport, ReleaseError> {
-    let refused = |source| ReleaseError::Archive { doing: "accepted", source };
-    let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
-    tree.clear()?;
+}
 
-    let mut cursor = tree.cursor();
-    for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Dir) {
-        cursor.create_dir(&entry.path, 0o755)?;
-    }
-    let linked: Vec<AtomicBool> = match base {
-        Some(base) => share(tree, base, entries, threads)?,
-        None => Vec::new(),
-    };
-    let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+impl Target<'_> {
+    fn fill(&self, file: &File, entries: &[Entry], info: &ArchiveInfo, limits: &Limits) -> Result<UnpackReport, ReleaseError> {
+        let refused = |source| ReleaseError::Archive { doing: "accepted", source };
+        let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
+        let (there, linked) = match self.base {
+            Some(base) if self.spare => clear_changed(self.tree, base.entries, entries)?,
+            Some(base) => {
+                self.tree.clear()?;
+                make_directories(self.tree, entries, &[])?;
+                (Vec::new(), share(self.tree, base, entries, self.threads)?)
+            }
+            None => {
+                self.tree.clear()?;
+                make_directories(self.tree, entries, &[])?;
+                (Vec::new(), Vec::new())
+            }
+        };
+        let mut report = self.unpack(&archive, entries, &linked).map_err(refused)?;
+        report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
 
-    let frames: Vec<usize> = archive
-        .frames()
-        .enumerate()
-        .filter(|(_, range)| {
-            let mut part = entries.iter().enumerate().skip(range.start).take(range.len());
-            part.any(|(index, entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index))
-        })
-        .map(|(frame, _)| frame)
-        .collect();
-    let next = AtomicUsize::new(0);
-    let counted = each_thread(threads.min(frames.len()), || {
-        let mut reader = FrameReader::new()?;
-        let mut writer = Writer { cursor: tree.cursor(), open: None, skip: &is_linked, report: UnpackReport::default() };
-        while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
-                next.store(frames.len(), Ordering::Relaxed); // the others need not go on
-                return Err(e);
+        let mut cursor = self.tree.cursor();
+        for (index, entry) in entries.iter().enumerate() {
+            if let EntryKind::Link { target } = &entry.kind
+                && there.get(index) != Some(&true)
+            {
+                cursor.symlink(target, &entry.path)?;
             }
         }
-        Ok(writer.report)
-    });
-    let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
-    report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
-    for part in counted {
-        let part = part.map_err(refused)?;
-        report.unpacked += part.unpacked;
-        report.bytes += part.bytes;
+        self.tree.sync_file_system()?;
+        Ok(report)
     }
 
-    for entry in entries {
-        if let EntryKind::Link { target } = &entry.kind {
-            cursor.symlink(target, &entry.path)?;
+    /// Unpacks the files that are not `linked`, from the frames that hold them.
+    fn unpack(&self, archive: &Archive<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ArchiveError> {
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let wanted = |range: std::ops::Range<usize>| {
+            let mut part = entries.iter().enumerate().skip(range.start).take(range.len());
+            part.any(|(index, entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index))
+        };
+        let frames: Vec<usize> =
+            archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
+        let next = AtomicUsize::new(0);
+        let counted = each_thread(self.threads.min(frames.len()), || {
+            let mut reader = FrameReader::new()?;
+            let mut writer = Writer { cursor: self.tree.cursor(), open: None, skip: &is_linked, report: UnpackReport::default() };
+            while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
+                    next.store(frames.len(), Ordering::Relaxed); // the others need not go on
+                    return Err(e);
+                }
+            }
+            Ok(writer.report)
+        });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            let part = part?;
+            report.unpacked += part.unpacked;
+            report.bytes += part.bytes;
+        }
+        Ok(report)
+    }
+}
+
+/// Makes the directories that are not `there` yet.
+fn make_directories(tree: &Confined, entries: &[Entry], there: &[bool]) -> Result<(), ReleaseError> {
+    let mut cursor = tree.cursor();
+    for (index, entry) in entries.iter().enumerate() {
+        if entry.kind == EntryKind::Dir && there.get(index) != Some(&true) {
+            cursor.create_dir(&entry.path, 0o755)?;
         }
     }
-    tree.sync_file_system()?;
-    Ok(report)
+    Ok(())
+}
+
+/// Turns a spare tree of `old` into the common part of `old` and `new`, with the directories of `new`. Says which entries of
+/// `new` are there, and which of those are files.
+fn clear_changed(tree: &Confined, old: &[Entry], new: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
+    let old_kinds: HashMap<&str, &EntryKind> = old.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let new_kinds: HashMap<&str, &EntryKind> = new.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let mut cursor = tree.cursor();
+    // Backwards: what a directory holds goes before the directory.
+    for entry in old.iter().rev().filter(|entry| new_kinds.get(entry.path.as_str()) != Some(&&entry.kind)) {
+        if entry.kind == EntryKind::Dir { cursor.remove_dir(&entry.path)? } else { cursor.remove(&entry.path)? }
+    }
+    let there: Vec<bool> = new.iter().map(|entry| old_kinds.get(entry.path.as_str()) == Some(&&entry.kind)).collect();
+    make_directories(tree, new, &there)?;
+    let is_file = |entry: &Entry| matches!(entry.kind, EntryKind::File { .. });
+    let linked = new.iter().zip(&there).map(|(entry, there)| AtomicBool::new(*there && is_file(entry))).collect();
+    Ok((there, linked))
 }
 
 /// Links every file that both releases have with the same digest and mode; says which ones. What cannot be linked is unpacked.
 fn share(tree: &Confined, base: Base<'_>, entries: &[Entry], threads: usize) -> Result<Vec<AtomicBool>, ReleaseError> {
-    let known: std::collections::HashMap<&str, &EntryKind> =
-        base.entries.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let known: HashMap<&str, &EntryKind> = base.entries.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
     let linked: Vec<AtomicBool> = entries.iter().map(|_| AtomicBool::new(false)).collect();
     let parts: Vec<_> = entries.chunks(256).zip(linked.chunks(256)).collect();
     let next = AtomicUsize::new(0);

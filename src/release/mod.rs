@@ -14,7 +14,7 @@ mod tree;
 mod verify;
 
 pub use error::{Answer, ReleaseError};
-pub use server::{Bundled, Context, Installed, bundle, install};
+pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use tree::{digest, listing};
 pub use verify::{Difference, drift, verify};
 

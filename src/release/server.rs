@@ -118,8 +118,31 @@ fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: Bun
 }
 
 /// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user. `previous` is an
-/// installed release that may share files. May be repeated.
-pub async fn install(context: &Context<'_>, release: ReleaseId, previous: Option<ReleaseId>) -> Result<Installed, ReleaseError> {
+/// installed release that may share files. `spare` says that [`spare`] has filled that directory with a copy of `previous`;
+/// a repeated attempt must not say so again. May be repeated.
+pub async fn install(
+    context: &Context<'_>,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+    spare: bool,
+) -> Result<Installed, ReleaseError> {
+    unpack(context, release, release, previous, spare).await
+}
+
+/// Fills `deploy/<next>` with a copy of the installed release `live`, by hard links: work that the next installation is spared.
+/// `next` is the id that the next release will get. Nobody waits for this, and nothing is lost if it fails or never runs.
+pub async fn spare(context: &Context<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
+    unpack(context, next, live, Some(live), false).await
+}
+
+/// Puts the content of `release` into the tree of `tree`.
+async fn unpack(
+    context: &Context<'_>,
+    tree: ReleaseId,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+    spare: bool,
+) -> Result<Installed, ReleaseError> {
     let files = Files::of(context.paths, release);
     let before = previous.map(|id| (id, Files::of(context.paths, id)));
     let deploy = context.paths.deploy();
@@ -135,10 +158,11 @@ pub async fn install(context: &Context<'_>, release: ReleaseId, previous: Option
         Ok((open(&files.archive)?, open(&files.manifest)?, before))
     })
     .await?;
-    let job = UnpackJob { previous: before.as_ref().map(|(id, _)| *id), threads: context.threads, limits: Limits::default() };
+    let previous = before.as_ref().map(|(id, _)| *id);
+    let job = UnpackJob { previous, spare, threads: context.threads, limits: Limits::default() };
     let mut extra = vec![OwnedFd::from(archive), OwnedFd::from(manifest)];
     extra.extend(before.map(|(_, manifest)| OwnedFd::from(manifest)));
-    let report = run(context, "unpack", Role::Unpack, release, &job, extra).await?;
+    let report = run(context, "unpack", Role::Unpack, tree, &job, extra).await?;
     // The worker synced what is in the tree; the name of the tree itself is in a directory that it cannot write.
     blocking(move || Ok(sync_dir(&deploy)?)).await?;
     Ok(Installed { report })

@@ -63,7 +63,8 @@ fn install_at(
     made: &Made,
     previous: Option<(ReleaseId, &Made)>,
 ) -> Result<UnpackReport, ReleaseError> {
-    let job = UnpackJob { previous: previous.map(|(id, _)| id), threads: 2, limits: Limits::default() };
+    let spare = deploy.join("spare").exists();
+    let job = UnpackJob { previous: previous.map(|(id, _)| id), spare, threads: 2, limits: Limits::default() };
     let places = install::Places { tree: deploy.join(name.to_string()), deploy: deploy.into() };
     let _ = std::fs::create_dir(&places.tree);
     let before = previous.map(|(_, made)| &made.manifest);
@@ -202,6 +203,47 @@ fn a_damaged_previous_tree_is_not_shared() {
     let report = install_at(dir.path(), new, &made, Some((old, &made))).unwrap();
     assert_eq!((report.linked, report.unpacked), (1, 4));
     assert_eq!(verify(&dir.path().join(new.to_string()), &made.parsed).unwrap(), []);
+}
+
+#[test]
+fn a_spare_takes_the_difference_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (app, deploy) = (dir.path().join("app"), dir.path().join("deploy"));
+    std::fs::create_dir(&deploy).unwrap();
+    for path in ["edited", "gone/deep/x", "kept/a", "kept/b", "to-dir", "to-file/x", "to-link"] {
+        put(&app, path, path);
+    }
+    symlink("kept", app.join("link")).unwrap();
+    symlink("kept", app.join("same-link")).unwrap();
+    let old = bundle_dir(&app, None).unwrap();
+    let (first, second) = (old.parsed.release, ReleaseId::new(jiff::Timestamp::UNIX_EPOCH));
+    install_at(&deploy, first, &old, None).unwrap();
+    let spare = install_at(&deploy, second, &old, Some((first, &old))).unwrap();
+    assert_eq!((spare.linked, spare.unpacked), (7, 0));
+
+    put(&app, "edited", "EDITED");
+    for path in ["gone", "to-file"] {
+        std::fs::remove_dir_all(app.join(path)).unwrap();
+    }
+    for path in ["to-dir", "to-link", "link"] {
+        std::fs::remove_file(app.join(path)).unwrap();
+    }
+    put(&app, "to-dir/x", "x");
+    put(&app, "to-file", "x");
+    symlink("kept/a", app.join("to-link")).unwrap();
+    symlink("kept/b", app.join("link")).unwrap();
+    let new = bundle_dir(&app, Some(&old)).unwrap();
+    std::fs::write(deploy.join("spare"), "").unwrap(); // tells install_at to say so
+    let report = install_at(&deploy, second, &new, Some((first, &old))).unwrap();
+    assert_eq!((report.linked, report.unpacked), (2, 3));
+    let tree = deploy.join(second.to_string());
+    assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
+    assert_eq!(verify(&deploy.join(first.to_string()), &old.parsed).unwrap(), []);
+    // What is not the spare that it is said to be is cleared first.
+    put(&tree, "kept/more", "x");
+    let report = install_at(&deploy, second, &new, Some((first, &old))).unwrap();
+    assert_eq!((report.linked, report.unpacked), (2, 3));
+    assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
 }
 
 #[test]

@@ -4,10 +4,10 @@
 //! the "zstd seekable format". The last data frame ends with tar's two empty blocks. Plain `tar --zstd -x` opens the file.
 //!
 //! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. Where a
-//!   frame ends depends on the paths and sizes of its entries alone (see [`frames`]), so an edit changes the frame that holds it
+//!   frame ends depends on the paths and sizes of its entries alone (see `frames.rs`), so an edit changes the frame that holds it
 //!   and no other: the writer copies all others from the previous archive.
 //! - *The reader does not interpret.* It knows from the manifest which bytes every header must have, and compares; what differs
-//!   is taken apart only to say why it was refused ([`diagnose`]). A name, link or device that the manifest cannot express
+//!   is taken apart only to say why it was refused (`diagnose.rs`). A name, link or device that the manifest cannot express
 //!   therefore cannot be created.
 //! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
 //!   holds one frame raw and compressed, and at most two finished frames per thread wait for their turn: 33 MiB per thread,
