@@ -17,7 +17,8 @@ const ALWAYS: &[(&str, &str)] = &[
     ("core.fsync", "committed,reference"),
     ("core.fsyncMethod", "fsync"),
     ("core.fsmonitor", "false"),
-    ("core.alternateRefsCommand", ""),
+    // Of refs of other repositories nothing is told.
+    ("core.alternateRefsCommand", "true"),
     ("core.logAllRefUpdates", "false"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),

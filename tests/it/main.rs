@@ -1,6 +1,10 @@
 //! The one integration binary: the real server, real git and real ssh, in a world of its own for each test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(missing_docs, dead_code)]
+
 mod architecture;
+mod harness;
 mod keeper;
 
 /// A file in `tests/it` that no `mod` line names would be compiled by nobody and fail for nobody.

@@ -29,7 +29,7 @@ impl Step for Install {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let context = bundle::context(deployment);
-            let installed = release::install(&context, deployment.order.release, deployment.previous_release()).await;
+            let installed = release::install(&context, deployment.order.release, deployment.previous_release(), false).await;
             installed.map(drop).map_err(bundle::failure)
         })
     }
