@@ -151,6 +151,11 @@ pub enum Event {
     },
     /// A server took the deployment over after a restart.
     Recovered,
+    /// A person has looked at a stuck deployment and released the environment.
+    Cleared {
+        /// Who.
+        by: UserName,
+    },
     /// The deployment ended.
     Ended {
         /// How.

@@ -94,6 +94,14 @@ pub enum ReleaseError {
     Cancelled,
 }
 
+impl ReleaseError {
+    /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
+    /// tree or in the archive; everything else that goes wrong, it dies of.
+    pub fn is_for_the_pusher(&self) -> bool {
+        matches!(self, ReleaseError::Refused { .. } | ReleaseError::Unfit { .. } | ReleaseError::Ignore { .. })
+    }
+}
+
 /// What a worker reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer<T> {

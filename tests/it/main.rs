@@ -1,6 +1,7 @@
 //! The one integration binary: the real server, real git and real ssh, in a world of its own for each test.
 
 mod architecture;
+mod keeper;
 
 /// A file in `tests/it` that no `mod` line names would be compiled by nobody and fail for nobody.
 #[test]
