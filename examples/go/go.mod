@@ -1,0 +1,3 @@
+module example.org/larder/hello
+
+go 1.19

@@ -1,0 +1,129 @@
+//! What holds for every buildpack of ours, the next one included.
+
+use std::{collections::BTreeSet, path::PathBuf, process::Command};
+
+use super::*;
+use crate::buildpack::REGISTRY;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn files_below(folder: &Path) -> BTreeSet<String> {
+    let files = walkdir::WalkDir::new(folder).into_iter().map(Result::unwrap).filter(|entry| !entry.file_type().is_dir());
+    files.map(|entry| entry.path().strip_prefix(folder).unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn detects(pack: &str, project: &Path) -> bool {
+    let output = Command::new(folder("buildpacks").join(pack).join("bin/detect")).arg(project).output().unwrap();
+    assert!(output.stderr.is_empty(), "{pack} on {}: {}", project.display(), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() {
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{pack}\n"));
+    }
+    output.status.success()
+}
+
+#[test]
+fn every_file_of_the_folder_is_embedded() {
+    let there = files_below(&folder("buildpacks"));
+    let embedded: BTreeSet<String> = FILES.iter().map(|file| file.path.to_owned()).collect();
+    assert_eq!(there, embedded, "src/buildpack/embedded.rs lists the files below buildpacks/");
+    for file in FILES {
+        let mode = fs::metadata(folder("buildpacks").join(file.path)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o111 != 0, file.executable, "{}", file.path);
+    }
+    assert!(FILES.windows(2).all(|pair| pair[0].path < pair[1].path), "sorted, each once");
+}
+
+#[test]
+fn every_buildpack_is_registered_whole_and_has_an_example() {
+    let folders = fs::read_dir(folder("buildpacks")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let folders: BTreeSet<String> = folders.filter(|name| name != "lib").collect();
+    let registered: BTreeSet<String> = REGISTRY.iter().map(|one| one.name.to_owned()).collect();
+    assert_eq!(folders, registered);
+    for name in &registered {
+        for script in ["bin/detect", "bin/compile", "bin/release"] {
+            let path = format!("{name}/{script}");
+            let file = FILES.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("{path} is missing"));
+            assert!(file.executable && file.text.starts_with("#!/bin/sh\n"), "{path}");
+        }
+        assert!(folder("examples").join(name).join("README.md").is_file(), "examples/{name}/README.md is missing");
+    }
+}
+
+#[test]
+fn every_script_is_posix_shell() {
+    for file in FILES {
+        let output = Command::new("/bin/sh").arg("-n").arg(folder("buildpacks").join(file.path)).output().unwrap();
+        assert!(output.status.success(), "{}: {}", file.path, String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_example_is_recognised_by_its_buildpack_and_no_other_takes_it() {
+    for example in fs::read_dir(folder("examples")).unwrap().map(Result::unwrap) {
+        let name = example.file_name().into_string().unwrap();
+        let own = name.split('-').next().unwrap();
+        let project = example.path();
+        let yes: Vec<&str> = REGISTRY.iter().map(|one| one.name).filter(|pack| detects(pack, &project)).collect();
+        assert_eq!(yes.first(), Some(&own), "examples/{name}: in the order of the registry {yes:?} say yes");
+        // A Procfile may stand in any project, and that buildpack is the last to be asked.
+        assert!(yes.iter().all(|pack| *pack == own || *pack == "procfile"), "examples/{name}: {yes:?} say yes");
+    }
+}
+
+#[test]
+fn front_ends_and_servers_are_told_apart() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("static", "", r#"{"scripts":{"build":"vite build"}}"#),
+        ("static", "", "{\n \"scripts\": {\n  \"build\": \"x \\\"start\\\" }\",\n \"test\": \"start\"\n }, \"start\": \"1\"\n}"),
+        ("static", "", r#"{"name":"start","scripts":{"dev":"vite \\","build":"vite build"},"x":{"start":"y"}}"#),
+        ("node", "", r#"{"scripts":{"build":"tsc","start":"node ."}}"#),
+        ("node", "", "{\"scripts\" : { \"build\": \"echo ${A} }\", \"start\" : \"node .\" } }"),
+        ("node", "server.js", r#"{"scripts":{"build":"tsc"}}"#),
+        ("node", "Procfile", r#"{"scripts":{"build":"tsc"}}"#),
+        ("node", "", r#"{"main":"index.js"}"#),
+        ("node", "", "{"),
+        ("node", "", r#"{"scripts":{"buil"#),
+    ];
+    for (expected, beside, package) in cases {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("package.json"), package).unwrap();
+        if !beside.is_empty() {
+            fs::write(temp.path().join(beside), "").unwrap();
+        }
+        for pack in ["node", "static"] {
+            assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_project_and_one_with_odd_names_are_nobodys() {
+    let temp = tempfile::tempdir().unwrap();
+    let odd = temp.path().join("a 'b' \"c\" $(touch x) ;\n*");
+    fs::create_dir(&odd).unwrap();
+    fs::create_dir(odd.join("package.json")).unwrap();
+    for one in REGISTRY {
+        assert!(!detects(one.name, &odd), "{}", one.name);
+    }
+    fs::write(odd.join("Procfile"), "web: true\n").unwrap();
+    assert!(detects("procfile", &odd));
+}
+
+#[test]
+fn install_writes_all_and_repairs_what_was_changed() {
+    let temp = tempfile::tempdir().unwrap();
+    install(temp.path()).unwrap();
+    let expected: BTreeSet<String> = FILES.iter().map(|file| file.path.to_owned()).collect();
+    assert_eq!(files_below(temp.path()), expected);
+    let script = temp.path().join("node/bin/compile");
+    let before = fs::metadata(temp.path().join("node/bin/detect")).unwrap().modified().unwrap();
+    fs::remove_file(&script).unwrap();
+    fs::write(&script, "broken").unwrap();
+    install(temp.path()).unwrap();
+    assert!(fs::read_to_string(&script).unwrap().starts_with("#!/bin/sh"));
+    assert_eq!(fs::metadata(&script).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::metadata(temp.path().join("node/bin/detect")).unwrap().modified().unwrap(), before);
+    assert_eq!(files_below(temp.path()), expected);
+}

@@ -1,0 +1,76 @@
+//! The YAML that `bin/release` prints.
+
+use serde::Deserialize;
+
+use crate::{
+    config::yaml::{self, Limits},
+    model::ProcessType,
+};
+
+/// The part that larder uses; add-ons and `config_vars` of the old API are left alone.
+#[derive(Debug, Default, Deserialize)]
+struct Document {
+    #[serde(default)]
+    default_process_types: Option<indexmap::IndexMap<String, String>>,
+}
+
+/// At most this many process types, and bytes per command.
+const TYPES: usize = 64;
+const COMMAND: usize = 4096;
+
+/// The default process types in what a `bin/release` printed.
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> {
+    let mut processes = Vec::new();
+    for (name, command) in document(bytes)?.default_process_types.unwrap_or_default() {
+        let name: ProcessType = name.parse().map_err(|error| format!("default_process_types: {error}"))?;
+        let command = command.trim().to_owned();
+        if command.is_empty() || command.len() > COMMAND || command.contains(['\n', '\0']) {
+            return Err(format!("default_process_types: the command of {name} must be one line of at most {COMMAND} bytes"));
+        }
+        if processes.len() == TYPES {
+            return Err(format!("default_process_types: more than {TYPES}"));
+        }
+        processes.push((name, command));
+    }
+    Ok(processes)
+}
+
+fn document(bytes: &[u8]) -> Result<Document, String> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Document::default());
+    }
+    let document: Option<Document> = yaml::parse("bin/release", bytes, Limits::RECIPE).map_err(|error| error.to_string())?;
+    Ok(document.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+        Ok(parse(text.as_bytes())?.into_iter().map(|(name, command)| (name.to_string(), command)).collect())
+    }
+
+    #[test]
+    fn the_documents_of_real_buildpacks() {
+        let web = vec![(String::from("web"), String::from("npm start"))];
+        assert_eq!(pairs("---\naddons: []\ndefault_process_types:\n  web: npm start\n"), Ok(web.clone()));
+        assert_eq!(
+            pairs("addons:\n  - heroku-postgresql\nconfig_vars:\n  A: b\ndefault_process_types:\n  web: npm start\n"),
+            Ok(web)
+        );
+        for empty in ["", "\n", "--- {}\n", "---\n", "---\n{}\n", "default_process_types:\n"] {
+            assert_eq!(pairs(empty), Ok(vec![]), "{empty:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_release_is_refused() {
+        for bad in
+            ["default_process_types: 3", "default_process_types:\n  'a b': x\n", "default_process_types:\n  web: ''\n", "[1", "{"]
+        {
+            assert!(pairs(bad).is_err(), "{bad:?}");
+        }
+        assert!(parse(&[0xff, 0xfe]).is_err());
+    }
+}

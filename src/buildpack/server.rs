@@ -1,0 +1,208 @@
+//! The server side: one worker per job, its output passed on line by line.
+
+use std::os::fd::OwnedFd;
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::unix::pipe,
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    host::launch::{Launcher, Stdio},
+    model::{Area, EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
+};
+
+use super::{BuildJob, BuildReport, BuildpackError, Built};
+
+/// Lines of a build's output, without their ends; bounded, so that a slow reader slows the build.
+pub type Output = mpsc::Sender<String>;
+
+/// Bytes of a report.
+const REPORT: usize = 1024 * 1024;
+/// Bytes of a line; the rest of it is left out.
+const LINE: usize = 4096;
+/// Bytes of output of one build; the rest is left out.
+const TOTAL: u64 = 64 * 1024 * 1024;
+
+/// Runs a build, or a part of one, in the environment's sandbox.
+pub async fn build(
+    launcher: &Launcher,
+    project: ProjectId,
+    environment: EnvId,
+    job: &BuildJob,
+    output: Output,
+    cancel: &CancellationToken,
+) -> Result<Built, BuildpackError> {
+    let (writer, reader) = pipe::pipe().map_err(BuildpackError::Pipe)?;
+    let stdout: OwnedFd = writer.into_blocking_fd().map_err(BuildpackError::Pipe)?;
+    let stderr = stdout.try_clone().map_err(BuildpackError::Pipe)?;
+    let launch = Launch {
+        role: Role::Build,
+        project,
+        environment: Some(environment),
+        release: None,
+        slot: None,
+        limits: LimitClass::Build,
+        supervision: Supervision::Once,
+    };
+    let stdio = Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
+    let mut child = launcher.launch(launch, job, stdio).await?;
+    let follow = async {
+        // The report is read beside the output: a full pipe on either side would keep the worker waiting.
+        let ((), report) = tokio::join!(pass_on(reader, output), child.report::<BuildReport>(REPORT));
+        Ok::<_, BuildpackError>((report?, child.wait().await?))
+    };
+    let ended = tokio::select! {
+        ended = follow => Some(ended),
+        () = cancel.cancelled() => None,
+    };
+    let (report, exit) = match ended {
+        Some(ended) => ended?,
+        None => {
+            child.kill().await?;
+            child.wait().await?;
+            return Err(BuildpackError::Cancelled);
+        }
+    };
+    let Some(report) = report else { return Err(BuildpackError::Ended(exit)) };
+    if let Some(failure) = report.failure {
+        return Err(BuildpackError::Failed(Box::new(failure)));
+    }
+    if !exit.success() {
+        return Err(BuildpackError::Ended(exit));
+    }
+    let variables = match report.variables {
+        Some(text) => Some(super::script::parse(&text).map_err(BuildpackError::Report)?),
+        None => None,
+    };
+    Ok(Built { steps: report.steps, buildpacks: report.buildpacks, processes: report.processes, variables })
+}
+
+/// Empties what buildpacks kept between builds.
+pub async fn clear_cache(launcher: &Launcher, project: ProjectId, environment: EnvId) -> Result<(), BuildpackError> {
+    let launch = Launch {
+        role: Role::Sweep(Area::Cache),
+        project,
+        environment: Some(environment),
+        release: None,
+        slot: None,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    };
+    let mut child = launcher.launch(launch, &(), Stdio::default()).await?;
+    let exit = child.wait().await?;
+    if exit.success() { Ok(()) } else { Err(BuildpackError::Ended(exit)) }
+}
+
+/// Splits what comes from the worker into lines and hands them over.
+async fn pass_on(mut from: impl AsyncRead + Unpin, output: Output) {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; 16 * 1024];
+    let mut total: u64 = 0;
+    let mut cut = false;
+    while let Ok(count) = from.read(&mut buffer).await {
+        if count == 0 {
+            break;
+        }
+        total = total.saturating_add(count as u64);
+        if total > TOTAL {
+            // Read on, or the build would wait for ever.
+            if !cut {
+                cut = true;
+                drop(
+                    output.send(format!(" !     The rest of the output is left out: it is more than {} MiB.", TOTAL >> 20)).await,
+                );
+            }
+            continue;
+        }
+        for line in lines.push(buffer.get(..count).unwrap_or_default()) {
+            // Nobody listens any more; the build goes on.
+            drop(output.send(line).await);
+        }
+    }
+    if let Some(line) = lines.finish() {
+        drop(output.send(line).await);
+    }
+}
+
+/// Bytes to lines.
+#[derive(Debug, Default)]
+struct Lines {
+    open: Vec<u8>,
+    /// A carriage return was seen: if text follows, it replaces the line, as on a terminal.
+    returned: bool,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut done = Vec::new();
+        for &byte in bytes {
+            match byte {
+                b'\n' => done.push(self.take()),
+                b'\r' => self.returned = true,
+                _ => {
+                    if self.returned {
+                        self.open.clear();
+                        self.returned = false;
+                    }
+                    if self.open.len() < LINE {
+                        self.open.push(byte);
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    fn take(&mut self) -> String {
+        self.returned = false;
+        String::from_utf8_lossy(&std::mem::take(&mut self.open)).into_owned()
+    }
+
+    fn finish(&mut self) -> Option<String> {
+        (!self.open.is_empty()).then(|| self.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_and_progress_bars_leave_their_last_state() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(b"one\r\ntw"), ["one"]);
+        assert_eq!(lines.push(b"o\n10%\r20%\r100%\n\nend"), ["two", "100%", ""]);
+        assert_eq!(lines.finish().as_deref(), Some("end"));
+        assert_eq!(lines.finish(), None);
+    }
+
+    #[test]
+    fn a_line_has_a_limit() {
+        let mut lines = Lines::default();
+        for _ in 0..100 {
+            assert!(lines.push(&[b'x'; 1000]).is_empty());
+        }
+        assert_eq!(lines.push(b"\nnext\n"), ["x".repeat(LINE), String::from("next")]);
+    }
+
+    #[tokio::test]
+    async fn output_reaches_the_reader_and_a_reader_that_left_stops_nobody() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            while let Some(line) = receiver.recv().await {
+                all.push(line);
+            }
+            all
+        });
+        pass_on(&b"a\nb\nc"[..], sender).await;
+        assert_eq!(reading.await.unwrap(), ["a", "b", "c"]);
+
+        let (sender, receiver) = mpsc::channel(1);
+        drop(receiver);
+        pass_on(&b"a\nb\nc"[..], sender).await;
+    }
+}

@@ -1,0 +1,301 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A project, a cache and tiny buildpacks in a temporary directory.
+struct World {
+    temp: TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let temp = tempfile::tempdir().unwrap();
+        for directory in ["app", "cache", "ours", "operator"] {
+            fs::create_dir(temp.path().join(directory)).unwrap();
+        }
+        World { temp }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    fn file(&self, name: &str, text: &str) -> &World {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    fn script(&self, name: &str, text: &str) -> &World {
+        self.file(name, &format!("#!/bin/sh\n{text}\n"));
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    /// A buildpack that says yes; `compile` is its work.
+    fn pack(&self, directory: &str, compile: &str) -> &World {
+        self.script(&format!("{directory}/bin/detect"), "echo Fake").script(&format!("{directory}/bin/compile"), compile)
+    }
+
+    fn run(&self, job: BuildJob) -> (BuildReport, String) {
+        let place = Place {
+            app: self.path("app"),
+            cache: self.path("cache"),
+            buildpacks: self.path("ours"),
+            operator: self.path("operator"),
+            path: "/usr/local/bin:/usr/bin:/bin".into(),
+            home: self.path("app"),
+        };
+        let output = self.path("output");
+        let report = Worker::new(job, place, fs::File::create(&output).unwrap()).work();
+        (report, fs::read_to_string(output).unwrap())
+    }
+}
+
+fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
+    BuildJob {
+        steps: steps.to_vec(),
+        buildpacks: buildpacks.iter().map(|name| name.parse().unwrap()).collect(),
+        configuration: vec![
+            ("GREETING".into(), "good 'morning'\n$(x)".into()),
+            ("LARDER_RELEASE".into(), "forged".into()),
+            ("../x".into(), "y".into()),
+        ],
+        environment: vec![("SOURCE_VERSION".into(), "c0ffee".into())],
+        variables: String::from("{\"a\":1}"),
+        local_git: false,
+    }
+}
+
+const ALL: [BuildStep; 3] = [BuildStep::Detect, BuildStep::Compile, BuildStep::Release];
+
+#[test]
+fn the_first_of_ours_that_says_yes_builds() {
+    let world = World::new();
+    world.script("ours/ruby/bin/detect", "exit 1").script("ours/ruby/bin/compile", "exit 9");
+    world.pack("ours/python", "echo built by \"$0\" >made; echo '-----> Hello'");
+    world.script("ours/python/bin/release", "printf 'default_process_types:\\n  web: run it\\n'");
+    world.pack("ours/node", "exit 9");
+    let (report, output) = world.run(job(&ALL, &[]));
+    assert_eq!(report.failure, None);
+    assert_eq!(output, "-----> Fake app detected\n-----> Hello\n");
+    assert_eq!(report.buildpacks, [BuildpackUse { name: "python".into(), version: env!("CARGO_PKG_VERSION").into() }]);
+    assert_eq!(report.processes, [("web".parse().unwrap(), String::from("run it"))]);
+    assert!(world.path("app/made").is_file());
+    assert_eq!(report.steps.iter().map(|done| done.step).collect::<Vec<_>>(), ALL);
+}
+
+#[test]
+fn the_operators_buildpack_replaces_ours() {
+    let world = World::new();
+    world.pack("ours/node", "echo ours").pack("operator/node", "echo theirs");
+    let (report, output) = world.run(job(&ALL, &["node"]));
+    assert!(output.contains("theirs") && !output.contains("ours"), "{output}");
+    assert_eq!(report.buildpacks[0].version, "operator");
+}
+
+#[test]
+fn a_project_that_nobody_recognises_is_told_what_to_do() {
+    let world = World::new();
+    world.script("ours/node/bin/detect", "exit 1");
+    let failure = world.run(job(&ALL, &[])).0.failure.unwrap();
+    assert_eq!((failure.step, failure.why.as_str()), (BuildStep::Detect, "the project is empty"));
+    world.file("app/x", "");
+    let failure = world.run(job(&ALL, &[])).0.failure.unwrap();
+    assert_eq!(failure.why, "no buildpack recognises the project");
+    assert!(failure.hint.contains("Procfile"));
+}
+
+#[test]
+fn variables_are_files_and_the_environment_is_larders() {
+    let world = World::new();
+    let compile = "ls \"$3\"; cat \"$3/GREETING\"; echo; echo \"$SOURCE_VERSION $STACK ${GREETING-none} ${LARDER_RELEASE-none}\"; echo \"$HOME $1\"";
+    world.pack("ours/node", compile);
+    let (report, output) = world.run(job(&ALL, &["node"]));
+    assert_eq!(report.failure, None);
+    let app = world.path("app");
+    let app = app.display();
+    assert!(output.ends_with(&format!("GREETING\ngood 'morning'\n$(x)\nc0ffee {STACK} none none\n{app} {app}\n")), "{output}");
+}
+
+#[test]
+fn several_run_in_order_and_export_to_the_next() {
+    let world = World::new();
+    // One writes beside itself, as Heroku's do; one uses the file that larder names.
+    world.pack("app/packs/one", "echo 'export ONE=\"1 $(echo x)\"' >\"$(dirname \"$0\")/../export\"; touch \"$2/mine\"");
+    world.pack("ours/node", "echo \"saw $ONE\"; echo 'export TWO=2' >\"$LARDER_EXPORT\"; ls \"$2\"");
+    world.pack("app/packs/three", "echo \"saw $ONE $TWO\"; printf '%s|' \"$@\"");
+    for (pack, yaml) in [("ours/node", "web: a\\n  worker: w"), ("app/packs/three", "web: b")] {
+        world.script(&format!("{pack}/bin/release"), &format!("printf 'default_process_types:\\n  {yaml}\\n'"));
+    }
+    let (report, output) = world.run(job(&ALL, &["./packs/one", "node", "./packs/three"]));
+    assert_eq!(report.failure, None);
+    assert!(output.contains("saw 1 x\n") && output.contains("saw 1 x 2\n"), "{output}");
+    assert!(!output.contains("mine"), "each buildpack has its own cache");
+    assert!(!world.path("app/packs/one/export").exists(), "the project is not written to");
+    let processes: Vec<String> = report.processes.iter().map(|(name, command)| format!("{name}={command}")).collect();
+    assert_eq!(processes, ["worker=w", "web=b"]);
+    assert_eq!(
+        report.buildpacks.iter().map(|used| used.name.as_str()).collect::<Vec<_>>(),
+        ["./packs/one", "node", "./packs/three"]
+    );
+}
+
+#[test]
+fn a_failing_compile_says_which_and_why_and_nothing_runs_after_it() {
+    let world = World::new();
+    world.pack("ours/node", "echo lots; echo ' !     npm exited 1' >&2; exit 7").pack("ours/ruby", "touch after");
+    let (report, output) = world.run(job(&ALL, &["node", "ruby"]));
+    let failure = report.failure.unwrap();
+    assert_eq!(failure.what, "buildpack node: bin/compile");
+    assert_eq!((failure.why.as_str(), failure.code, failure.blame), ("npm exited 1", Some(7), Blame::Pusher));
+    assert_eq!(failure.tail, ["-----> Buildpack node", "lots", " !     npm exited 1"][1..]);
+    assert!(output.contains("lots"));
+    assert!(!world.path("app/after").exists());
+    assert_eq!(report.steps.len(), 1);
+
+    world.script("ours/node/bin/compile", "echo something; kill -9 $$");
+    let failure = world.run(job(&ALL, &["node"])).0.failure.unwrap();
+    assert_eq!((failure.why.as_str(), failure.code), ("buildpack node was killed by signal 9: something", None));
+}
+
+#[test]
+fn incomplete_buildpacks_are_named() {
+    let world = World::new();
+    world.pack("app/pack", "true").pack("ours/node", "true");
+    let why = |names: &[&str]| world.run(job(&ALL, names)).0.failure.unwrap().why;
+    assert_eq!(why(&["nodd"]), "there is no buildpack nodd");
+    assert_eq!(why(&["./nothing"]), "there is no buildpack in the directory nothing of the project");
+
+    fs::set_permissions(world.path("app/pack/bin/compile"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(why(&["./pack"]), "bin/compile of buildpack ./pack is not executable");
+    fs::remove_file(world.path("app/pack/bin/compile")).unwrap();
+    assert_eq!(why(&["./pack"]), "buildpack ./pack has no bin/compile");
+
+    // Without bin/detect there is nothing to ask; without bin/release there are no default processes.
+    world.script("app/pack/bin/compile", "echo fine");
+    fs::remove_file(world.path("app/pack/bin/detect")).unwrap();
+    assert_eq!(world.run(job(&ALL, &["./pack"])).0.failure, None);
+
+    world.script("app/pack/bin/detect", "exit 1");
+    assert_eq!(why(&["./pack"]), "buildpack ./pack does not recognise the project");
+
+    world.file("app/pack/bin/detect", "#!/no/such/interpreter\n");
+    fs::set_permissions(world.path("app/pack/bin/detect"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(why(&["./pack"]).contains("bin/detect does not start"));
+}
+
+#[test]
+fn a_release_that_is_no_yaml_fails() {
+    let world = World::new();
+    world.pack("ours/node", "true").script("ours/node/bin/release", "echo 'default_process_types: [1'");
+    let failure = world.run(job(&ALL, &["node"])).0.failure.unwrap();
+    assert_eq!(failure.step, BuildStep::Release);
+    assert!(failure.why.starts_with("bin/release of buildpack node printed no process types: "), "{}", failure.why);
+    world.script("ours/node/bin/release", "exit 4");
+    assert_eq!(world.run(job(&ALL, &["node"])).0.failure.unwrap().why, "bin/release of buildpack node exited 4");
+}
+
+#[test]
+fn a_directory_buildpack_cannot_leave_the_project() {
+    let world = World::new();
+    world.pack("outside", "true");
+    let mut job = job(&ALL, &[]);
+    for path in ["../outside", "a/../../outside", "/etc"] {
+        job.buildpacks = vec![BuildpackRef::Directory(path.into())];
+        assert!(world.run(job.clone()).0.failure.unwrap().why.contains("no buildpack in the directory"), "{path}");
+    }
+}
+
+#[test]
+fn phase_scripts_read_and_change_the_variables() {
+    let world = World::new();
+    let steps = [BuildStep::Script(Phase::PreInstall), BuildStep::Script(Phase::Configure), BuildStep::Script(Phase::PostBuild)];
+    world.script("app/.larder/pre_install", "cat \"$LARDER_VARIABLES\"; echo '{\"a\": 2, \"b\": [true]}' >\"$LARDER_VARIABLES\"");
+    world.script("app/.larder/post_build", "cat \"$LARDER_VARIABLES\"; echo \" $LARDER_PHASE $GREETING\"");
+    let (report, output) = world.run(job(&steps, &[]));
+    assert_eq!(report.failure, None);
+    assert!(output.contains("{\"a\":1}") && output.contains("{\"a\":2,\"b\":[true]} post_build good 'morning'"), "{output}");
+    assert_eq!(report.variables.as_deref(), Some("{\"a\":2,\"b\":[true]}"));
+    assert_eq!(report.steps.len(), 3);
+}
+
+#[test]
+fn phase_scripts_that_go_wrong() {
+    let world = World::new();
+    let steps = [BuildStep::Script(Phase::Build)];
+    // Unchanged is nothing; the same mapping written differently too.
+    world.script("app/.larder/build", "echo '{ \"a\" : 1 }' >\"$LARDER_VARIABLES\"");
+    assert_eq!(world.run(job(&steps, &[])).0.variables, None);
+
+    world.file("app/.larder/build", "#!/bin/sh\n");
+    fs::set_permissions(world.path("app/.larder/build"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (report, output) = world.run(job(&steps, &[]));
+    assert!(report.failure.is_none() && output.contains(".larder/build is not executable and was not run"), "{output}");
+
+    for (script, why) in [
+        ("echo nonsense >\"$LARDER_VARIABLES\"", "it is not JSON"),
+        ("echo '[]' >\"$LARDER_VARIABLES\"", "not an object"),
+        ("rm \"$LARDER_VARIABLES\"; ln -s /etc/passwd \"$LARDER_VARIABLES\"", "cannot be read"),
+        ("rm \"$LARDER_VARIABLES\"", "cannot be read"),
+        ("exit 5", ".larder/build exited 5"),
+        ("echo ' !     no database'; exit 5", "no database"),
+    ] {
+        world.script("app/.larder/build", script);
+        let failure = world.run(job(&steps, &[])).0.failure.unwrap();
+        assert!(failure.why.contains(why), "{script}: {}", failure.why);
+    }
+}
+
+#[test]
+fn a_buildpack_from_git_is_pinned_by_its_commit() {
+    let world = World::new();
+    world.pack("repo", "echo one");
+    let git = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        command.current_dir(world.path("repo")).args([
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "-c",
+            "init.defaultBranch=main",
+        ]);
+        let output =
+            command.args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    git(&["init", "--quiet"]);
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "one"]);
+    let commit = git(&["rev-parse", "HEAD"]);
+    world.script("repo/bin/compile", "echo two");
+    git(&["commit", "--quiet", "-a", "-m", "two"]);
+    let url = format!("file://{}", world.path("repo").display());
+    let with = |reference: Option<&str>, local: bool| {
+        let buildpacks = vec![BuildpackRef::Git { url: url.clone(), reference: reference.map(str::to_owned) }];
+        world.run(BuildJob { buildpacks, local_git: local, ..job(&ALL, &[]) })
+    };
+    let (report, _) = with(Some(&commit), false);
+    assert!(report.failure.unwrap().why.contains("is not an https, ssh or git address"));
+
+    let (report, output) = with(Some(&commit), true);
+    assert_eq!(report.failure, None);
+    assert!(output.contains("one\n") && !output.contains("Pin it"), "{output}");
+    assert_eq!(report.buildpacks, [BuildpackUse { name: url.clone(), version: commit.clone() }]);
+
+    let (report, output) = with(Some("main"), true);
+    assert!(output.contains("two\n") && output.contains("Pin it"), "{output}");
+    assert_ne!(report.buildpacks[0].version, commit);
+
+    let why = with(Some("nothing-of-that-name"), true).0.failure.unwrap().why;
+    assert!(why.contains("nothing-of-that-name"), "{why}");
+
+    // What the cache has needs no repository any more.
+    fs::remove_dir_all(world.path("repo")).unwrap();
+    let (report, output) = with(Some(&commit), true);
+    assert!(report.failure.is_none() && output.contains("one\n"), "{output}");
+    assert!(with(None, true).0.failure.is_some());
+}
