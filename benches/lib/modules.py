@@ -9,7 +9,7 @@ from lib.world import find
 # Frameworks and tools with many files, as a front-end project has them.
 PACKAGES = (
     "typescript", "webpack", "eslint", "react", "react-dom", "next", "vite", "lodash", "rxjs", "date-fns", "core-js", "express", "jest",
-    "@babel/core", "@babel/preset-env", "@mui/material", "@mui/icons-material", "aws-sdk",
+    "@babel/core", "@babel/preset-env", "@mui/material",
 )
 
 
@@ -18,11 +18,11 @@ def options(parser):
     parser.add_argument("--tree-files", type=int, default=20_000, help="files of a synthetic tree (default: 20,000)")
 
 
-def large_tree(world, args, progress):
-    """A directory of its own with the tree in it, and a line that says what it is."""
-    known = world.__dict__.get("large_tree")
-    if known:
-        return known
+def large_tree(args, progress):
+    """A directory of its own with the tree in it, and a line that says what it is. Made once for all rows; nobody writes to it."""
+    world = args.store()
+    if hasattr(world, "large_tree"):
+        return world.large_tree
     target = world.root / "tree"
     kind = args.tree
     if kind not in ("npm", "synthetic"):

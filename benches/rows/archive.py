@@ -19,7 +19,7 @@ def options(parser):
 
 
 def measure(world, args, progress):
-    tree, what = modules.large_tree(world, args, progress)
+    tree, what = modules.large_tree(args, progress)
     bundle = Row("bundle", reference=TAR, target="≤ 0.80x")
     size = Row("bundle: size", unit="kB", reference=TAR, target="≤ 1.02x")
     unpack = Row("unpack", reference=UNTAR, target="≤ 0.50x")

@@ -20,7 +20,7 @@ def options(parser):
 
 def measure(world, args, progress):
     rsync = need("rsync")
-    tree, what = modules.large_tree(world, args, progress)
+    tree, what = modules.large_tree(args, progress)
     files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
     ours, missing = None, None
     try:
@@ -32,7 +32,7 @@ def measure(world, args, progress):
         row = Row(f"sync, {percent} % changed", reference=RSYNC, target=TARGETS[percent])
         changed = files if percent == 100 else random.Random(percent).sample(files, len(files) * percent // 100)
         if percent in (0, 1):
-            row.notes.append(f"tree: {what}; {len(changed):,} files changed in the source before each run")
+            row.notes.append(f"tree: {what}; {len(changed):,} files of the run tree outdated before each run")
         live = world.root / "live"
         ways = {RSYNC: lambda: world.run([rsync, "-a", "--delete", f"{tree}/", f"{live}/"], timeout=900)}
         if percent != 100:
@@ -46,12 +46,7 @@ def measure(world, args, progress):
             row.absent[OURS] = missing
         for index, order in rounds(min(args.runs, 5), ways):
             for name in order:
-                for place in ("live", "links", "previous"):
-                    shutil.rmtree(world.root / place, ignore_errors=True)
-                if percent != 100:
-                    world.run(["cp", "-a", "--", tree, live], timeout=900)
-                    for path in changed:
-                        path.write_bytes(path.read_bytes() + b"\n")
+                prepare(world, tree, live, [] if percent == 100 else changed, percent == 100)
                 modules.settle(world)
                 timed(world, row, name, ways[name])
             progress(f"{row.title}: round {index + 1} of {min(args.runs, 5)}")
@@ -59,6 +54,22 @@ def measure(world, args, progress):
     for place in ("live", "links", "previous"):
         shutil.rmtree(world.root / place, ignore_errors=True)
     return out
+
+
+def prepare(world, tree, live, outdated, afresh):
+    """A run tree as the previous release left it: equal to the new one but for the outdated files; or none at all."""
+    for place in (world.root / "links", world.root / "previous", *([live] if afresh else [])):
+        shutil.rmtree(place, ignore_errors=True)
+    if afresh:
+        return
+    if not live.exists():
+        world.run(["cp", "-a", "--", tree, live], timeout=900)
+    for path in outdated:
+        file = live / path.relative_to(tree)
+        content = file.read_bytes()
+        # A file of its own: the run tree may share its files with others.
+        file.unlink()
+        file.write_bytes(content + b"\n")
 
 
 def link_and_sync(world, rsync, tree, live):

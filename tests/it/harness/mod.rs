@@ -13,7 +13,7 @@ pub mod world;
 
 use std::time::{Duration, Instant};
 
-pub use self::{git::Repo, world::World};
+pub use self::world::World;
 
 /// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
 #[track_caller]
