@@ -1,5 +1,4 @@
 //! The privileged role: starts every other process in its sandbox and keeps applications running.
-<<<<<<< HEAD
 //!
 //! One thread, one `poll`. It owns the listening sockets, the mounts, the groups and the users' numbers, and takes orders only
 //! from the server that it has started itself: small messages with numbers and enums (`host::launch::wire`), never a path, a
@@ -219,5 +218,3 @@ fn heirs(env: crate::model::EnvId, users: &Users) -> Vec<User> {
         false => vec![User::Keeper],
     }
 }
-=======
->>>>>>> bench

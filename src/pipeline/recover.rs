@@ -11,7 +11,7 @@ use super::{
     journal::{Journal, JournalError, Story},
     lane::Lane,
     modes,
-    phases::deploy::{boot, processes},
+    phases::deploy::{boot, processes, slot},
     runner,
     step::{Failure, chain},
     transcript::Transcript,
@@ -126,7 +126,8 @@ impl Pipeline {
         let environment = &lane.environment;
         let id = history.of_release(live.release).map(|summary| summary.deployment);
         let id = id.ok_or_else(|| Failure::nobody(format!("there is no record of how {} was made", live.number)))?;
-        let (deployment, _) = self.reopen(lane, id).map_err(|error| Failure::host(&error))?;
+        let (mut deployment, _) = self.reopen(lane, id).map_err(|error| Failure::host(&error))?;
+        processes::rescale(&mut deployment.facts, environment);
         let stray = |label: &crate::runtime::Label| label.slot != live.slot || label.release != live.release;
         services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
         let wanted = processes::boot(&deployment, |process| !process.is_release());
@@ -135,8 +136,9 @@ impl Pipeline {
         let mut instances = services.runtime.instances(environment.id, Some(live.slot));
         if instances.len() != wanted_count as usize {
             drop(route.set(State::Starting));
-            let grace = deployment.settings().stop.grace.get();
-            services.runtime.stop(environment.id, live.slot, grace).await.map_err(|error| Failure::host(&error))?;
+            // The layer of a slot does not survive its mount; nothing of it was promised to.
+            slot::empty(&deployment).await?;
+            slot::link(&deployment).await?;
             instances = services.runtime.boot(&wanted).await.map_err(|error| Failure::host(&error))?;
             let web: Vec<_> = instances.iter().filter(|instance| instance.label.process.is_web()).cloned().collect();
             boot::healthy(&deployment, &web).await?;

@@ -14,9 +14,10 @@ use crate::{
 /// The job of a worker that runs a command of the project at `/app`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunJob {
-    /// The command line as the project wrote it; the project's own shell reads it, as the project's own user.
+    /// The command line as the project wrote it; the project's own shell reads it, as the project's own user. Empty: the
+    /// arguments are the command.
     pub command: String,
-    /// Arguments that reach the command as they are, `"$@"`.
+    /// Arguments, as they are; `"$@"` in the command line.
     pub arguments: Vec<String>,
     /// The environment, complete but for what the keeper adds.
     pub env: Vec<(String, String)>,

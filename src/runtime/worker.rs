@@ -16,8 +16,10 @@ const VARIABLES_MAX: u64 = 256 * 1024;
 
 /// The project's own shell line is read by the project's own shell, after its `.profile.d/*.sh`, as Heroku does it. The script
 /// itself is fixed; everything of the project's is an argument.
-const PROFILE: &str = r#"for file in .profile.d/*.sh; do if [ -r "$file" ]; then . "$file"; fi; done
-command=$1; shift; set -- "$@"; eval "exec $command \"\$@\"""#;
+const PROFILE: &str = r#"shell=$0 command=$1; shift
+for file in .profile.d/*.sh; do if [ -r "$file" ]; then . "$file"; fi; done
+if [ -z "$command" ]; then exec "$@"; fi
+exec "$shell" -c "$command" "$shell" "$@""#;
 
 /// Runs the job; does not return where the worker becomes the command.
 pub fn work(job: RunJob, report: &mut impl io::Write) -> io::Result<i32> {
@@ -29,7 +31,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     if !job.links.is_empty() {
         let data = std::env::var_os("LARDER_DATA").map_or_else(|| PathBuf::from("/data"), PathBuf::from);
         links::link(app, &data, &job.links)?;
-        if job.command.is_empty() {
+        if job.command.is_empty() && job.arguments.is_empty() {
             return Ok(0);
         }
     }
@@ -67,8 +69,9 @@ fn command_line(job: &RunJob, app: &Path) -> Command {
         command.args(arguments).args(&job.arguments);
         return command;
     }
-    let mut command = Command::new(if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" });
-    command.arg("-c").arg(PROFILE).arg("larder").arg(&job.command).args(&job.arguments);
+    let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
+    let mut command = Command::new(shell);
+    command.arg("-c").arg(PROFILE).arg(shell).arg(&job.command).args(&job.arguments);
     command
 }
 
@@ -103,8 +106,18 @@ mod tests {
         fs::create_dir(app.path().join(".profile.d")).unwrap();
         fs::write(app.path().join(".profile.d/a.sh"), "export FROM_PROFILE='it works'\n").unwrap();
         assert_eq!(output(&job("echo $FROM_PROFILE"), app.path()), "it works\n");
-        let with = RunJob { arguments: vec![String::from("a  b"), String::from("$(id)")], ..job("printf '%s|'") };
+        let with = RunJob { arguments: vec![String::from("a  b"), String::from("$(id)")], ..job("printf '%s|' \"$@\"") };
         assert_eq!(output(&with, app.path()), "a  b|$(id)|");
+        let bare = RunJob { command: String::new(), arguments: vec![String::from("echo"), String::from("$(id)")], ..job("") };
+        assert_eq!(output(&bare, app.path()), "$(id)\n");
+    }
+
+    #[test]
+    fn every_part_of_a_compound_command_counts() {
+        let app = tempfile::tempdir().unwrap();
+        assert_eq!(output(&job("echo one; echo two && cd / && pwd"), app.path()), "one\ntwo\n/\n");
+        assert_eq!(command_line(&job("echo fine; false"), app.path()).status().unwrap().code(), Some(1));
+        assert_eq!(command_line(&job("exit 3"), app.path()).status().unwrap().code(), Some(3));
     }
 
     #[test]

@@ -134,8 +134,8 @@ pub(super) fn run(control: &Control, target: &Target, command: Vec<String>) -> R
     let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
     let mut words = command.into_iter();
     let job = RunJob {
-        // The words are arguments; the shell of the project never reads them as a line.
-        command: String::from("\"$@\""),
+        // The words are arguments; no shell reads them as a line.
+        command: String::new(),
         arguments: words.by_ref().collect(),
         env: facts.env.clone().into_iter().collect(),
         variables: None,

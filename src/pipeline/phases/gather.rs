@@ -91,10 +91,16 @@ fn wrong(deployment: &Deployment, problems: &[config::ConfigError]) -> Failure {
     for problem in problems {
         deployment.transcript.error(&problem.to_string());
     }
-    let first = problems.first().map(|problem| problem.to_string()).unwrap_or_default();
+    let first = problems.first().map(short).unwrap_or_default();
     let rest = problems.len().saturating_sub(1);
     let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
     Failure::pusher(format!("{first}{more}"))
+}
+
+/// What fits git's own line: the place and the problem. The screen has the rest.
+fn short(problem: &config::ConfigError) -> String {
+    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{}{line}: {}", problem.file, problem.problem)
 }
 
 /// The one mapping that every phase reads and may change.

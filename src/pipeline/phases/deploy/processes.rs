@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::{
-    model::ProcessType,
-    pipeline::{context::Deployment, step::Failure},
+    model::{Environment, ProcessType},
+    pipeline::{context::Deployment, facts::Facts, step::Failure},
     runtime::{Boot, RunJob},
 };
 
@@ -66,6 +66,15 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<(ProcessType, u32, Strin
             .hint(format!("add a line `{process}: command` to the Procfile")));
     }
     Ok(processes)
+}
+
+/// The processes of a release that was made earlier, with the scale that the operator wants now.
+pub fn rescale(facts: &mut Facts, environment: &Environment) {
+    for (process, count, _) in &mut facts.processes {
+        if let Some(wanted) = environment.scale.get(process.as_str()) {
+            *count = *wanted;
+        }
+    }
 }
 
 /// What to boot: the processes of the release for which `which` holds.

@@ -45,7 +45,8 @@ impl Step for Slot {
     }
 }
 
-async fn empty(deployment: &Deployment) -> Result<(), Failure> {
+/// Stops what runs in the slot and gives it a new layer.
+pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
     let slot = deployment.order.slot;
     let grace = deployment.settings().stop.grace.get();
@@ -54,7 +55,8 @@ async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     fresh.map_err(|error| Failure::host(&error))
 }
 
-async fn link(deployment: &Deployment) -> Result<(), Failure> {
+/// Links the persistent paths.
+pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     let links: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
     if links.is_empty() {
         return Ok(());
