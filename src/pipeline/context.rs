@@ -58,6 +58,24 @@ impl Services {
         }
         route.clone()
     }
+
+    /// Who has `host`, if it is another environment than this one.
+    pub fn taken(&self, environment: &Environment, host: &str) -> Option<String> {
+        let own = self.route(environment);
+        self.proxy.route(host).filter(|route| !Arc::ptr_eq(route, &own)).map(|route| route.name().to_owned())
+    }
+
+    /// Lets the domains of a recipe lead to an environment. One that was taken meanwhile stays where it is.
+    pub fn open_domains(&self, environment: &Environment, settings: &Settings) {
+        let route = self.route(environment);
+        for domain in &settings.domains {
+            if let Some(other) = self.taken(environment, domain.as_str()) {
+                tracing::error!(%domain, other, "a domain leads to another environment already");
+            } else if let Err(error) = self.proxy.set_route(domain.as_str(), route.clone()) {
+                tracing::error!(%domain, %error, "a domain does not lead anywhere");
+            }
+        }
+    }
 }
 
 /// What was asked for, with everything that is drawn at random or read from the outside. It is fixed, and journalled, before the

@@ -18,6 +18,7 @@ mod phases;
 mod plan;
 mod recover;
 mod runner;
+mod secrets;
 mod step;
 mod transcript;
 mod verdict;

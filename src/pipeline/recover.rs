@@ -131,8 +131,9 @@ impl Pipeline {
         let stray = |label: &crate::runtime::Label| label.slot != live.slot || label.release != live.release;
         services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
         let wanted = processes::boot(&deployment, |process| !process.is_release());
-        let wanted_count: u32 = wanted.processes.iter().map(|(_, count, _)| count).sum();
+        let wanted_count: u32 = wanted.processes.iter().map(|process| process.count).sum();
         let route = services.route(environment);
+        services.open_domains(environment, &deployment.settings());
         let mut instances = services.runtime.instances(environment.id, Some(live.slot));
         if instances.len() != wanted_count as usize {
             drop(route.set(State::Starting));

@@ -135,7 +135,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let transcript = Transcript::open(directory.path()).unwrap();
         let line = "x".repeat(4000);
-        for _ in 0..3000 {
+        for _ in 0..20_000 {
             transcript.line(&line);
         }
         let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();

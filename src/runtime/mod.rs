@@ -16,7 +16,7 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time:
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub use boot::{Boot, RunJob};
+pub use boot::{Boot, Process, RunJob};
 pub use label::Label;
 pub use logs::{LogLimits, LogLine, Logs, tail};
 pub use ports::Ports;

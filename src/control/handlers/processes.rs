@@ -67,7 +67,7 @@ fn known_processes(
     release: crate::model::ReleaseId,
 ) -> Result<Vec<String>, CommandError> {
     let facts = control.pipeline().facts(environment, release).map_err(|error| CommandError::internal(&error))?;
-    Ok(facts.processes.iter().map(|(process, ..)| process.to_string()).collect())
+    Ok(facts.processes.iter().map(|process| process.kind.to_string()).collect())
 }
 
 pub(super) async fn restart(control: &Control, target: &Target) -> Result<Reply, CommandError> {

@@ -11,6 +11,7 @@ use crate::{
     model::{Area, Blame, Phase},
     pipeline::{
         context::Deployment,
+        secrets::Secrets,
         step::{Failure, Step, Work},
     },
 };
@@ -66,7 +67,8 @@ impl Step for Source {
                 buildpacks: source.files.buildpacks,
             };
             let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
-            let settings = config.settings(&order.environment.name);
+            let settings = config.settings(&order.environment.name).on_server(&services.config);
+            let settings = supported(deployment, settings)?;
             deployment.facts.scripts = source.scripts;
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
@@ -83,6 +85,35 @@ fn failure(error: GitError) -> Failure {
             if hint.is_empty() { failure } else { failure.hint(hint) }
         }
         other => Failure::host(&other),
+    }
+}
+
+/// What the recipe asks for and this environment cannot give is said before anything is done.
+fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
+    if settings.strategy == Some(config::Strategy::InPlace) {
+        return Err(Failure::pusher("the strategy in-place is not there in this version")
+            .hint("leave `strategy` out of larder.yml: the new release then boots beside the old one"));
+    }
+    let environment = &deployment.order.environment;
+    for domain in &settings.domains {
+        if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
+            return Err(Failure::pusher(format!("the domain {domain} leads to {other} already"))
+                .hint("a domain can lead to one environment only"));
+        }
+    }
+    let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
+    let wanted = settings.required.iter().filter(|required| required.generate).map(|required| &required.name);
+    let made = secrets.ensure(wanted).map_err(|error| Failure::host(&error))?;
+    settings.env.extend(made);
+    let missing: Vec<_> = settings.required.iter().filter(|required| !settings.env.contains_key(&required.name)).collect();
+    match missing.first() {
+        None => Ok(settings),
+        Some(first) => {
+            let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
+            let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
+            Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", ")))
+                .hint("give it one under `env:` in larder.yml, or in the server file"))
+        }
     }
 }
 

@@ -44,6 +44,7 @@ impl Step for Switch {
                 // Where this step runs twice, the first switch is the one that has requests left to drain.
                 deployment.retired = deployment.retired.take().or(retired);
             }
+            deployment.services.open_domains(&deployment.order.environment, &deployment.settings());
             Ok(())
         })
     }
