@@ -1,1 +1,3 @@
 //! Application processes: booting, health, logs, retiring.
+
+pub mod static_server;

@@ -1,0 +1,342 @@
+//! One request, one answer.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Frame,
+    header::{self, HeaderName, HeaderValue},
+};
+
+use super::{
+    StaticError,
+    files::{self, Directory, Entry, Opened},
+    settings::{Settings, matches},
+    types,
+};
+
+/// Bytes of a file that are read at a time; a file up to this size is one piece.
+const PIECE: u64 = 64 * 1024;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+type Answer = Response<Body>;
+
+/// The site that is served.
+#[derive(Debug)]
+pub(super) struct Site {
+    settings: Settings,
+    directory: Directory,
+}
+
+impl Site {
+    pub fn new(settings: Settings) -> Result<Site, StaticError> {
+        let wrong = |error| StaticError::Settings(format!("the directory {} cannot be served: {error}", settings.root.display()));
+        let directory = Directory::open(&settings.root).map_err(wrong)?;
+        Ok(Site { settings, directory })
+    }
+
+    /// The directory, for people.
+    pub fn root(&self) -> String {
+        self.settings.root.display().to_string()
+    }
+
+    /// Answers a request; never fails.
+    pub async fn answer<B>(&self, request: &Request<B>) -> Answer {
+        let path = request.uri().path();
+        let mut answer = match *request.method() {
+            Method::GET | Method::HEAD => {
+                let found = self.find(path, request.uri().query(), request.headers());
+                found.unwrap_or_else(|_| text(StatusCode::SERVICE_UNAVAILABLE, "Please try again in a moment.\n"))
+            }
+            Method::OPTIONS => allow(StatusCode::NO_CONTENT),
+            _ => allow(StatusCode::METHOD_NOT_ALLOWED),
+        };
+        let headers = answer.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(release) = &self.settings.release {
+            headers.insert(HeaderName::from_static("larder-release"), release.clone());
+        }
+        for (pattern, pairs) in &self.settings.headers {
+            if matches(pattern, path) {
+                for (name, value) in pairs {
+                    headers.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        if request.method() == Method::HEAD {
+            // The length stays that of the body which is not sent.
+            *answer.body_mut() = empty();
+        }
+        answer
+    }
+
+    fn find(&self, path: &str, query: Option<&str>, headers: &HeaderMap) -> io::Result<Answer> {
+        let Some(parts) = files::decode(path) else { return Ok(text(StatusCode::BAD_REQUEST, "This is not a path.\n")) };
+        let name = parts.join("/");
+        let with_slash = path.ends_with('/');
+        match self.directory.entry(&name)? {
+            Some(Entry::File(opened)) if !with_slash => {
+                if self.settings.clean_urls
+                    && let Some(clean) = clean_parts(&parts)
+                {
+                    return Ok(moved(&clean, query));
+                }
+                return self.send(&name, opened, StatusCode::OK, headers);
+            }
+            Some(Entry::Directory) => {
+                let index = if name.is_empty() { String::from("index.html") } else { format!("{name}/index.html") };
+                if let Some(opened) = self.directory.file(&index)? {
+                    if with_slash || name.is_empty() {
+                        return self.send(&index, opened, StatusCode::OK, headers);
+                    }
+                    // Relative links of the page need the slash.
+                    return Ok(moved(&format!("{}/", files::encode(&parts)), query));
+                }
+            }
+            Some(Entry::File(_)) | None => {}
+        }
+        if !with_slash && !name.is_empty() {
+            let page = format!("{name}.html");
+            if let Some(opened) = self.directory.file(&page)? {
+                return self.send(&page, opened, StatusCode::OK, headers);
+            }
+        }
+        for (pattern, target) in &self.settings.routes {
+            if matches(pattern, path)
+                && let Some(opened) = self.directory.file(target)?
+            {
+                return self.send(target, opened, StatusCode::OK, headers);
+            }
+        }
+        for page in [self.settings.error_page.as_deref(), Some("404.html")].into_iter().flatten() {
+            if let Some(opened) = self.directory.file(page)? {
+                return self.send(page, opened, StatusCode::NOT_FOUND, headers);
+            }
+        }
+        Ok(text(StatusCode::NOT_FOUND, "Not found\n"))
+    }
+
+    /// The file, a part of it, or the news that it has not changed.
+    fn send(&self, name: &str, opened: Opened, status: StatusCode, asked: &HeaderMap) -> io::Result<Answer> {
+        let found = status == StatusCode::OK;
+        let ranged = found && asked.contains_key(header::RANGE);
+        let mut opened = opened;
+        let mut encoding = None;
+        let mut varies = false;
+        for (end, word) in [("br", "br"), ("gz", "gzip")] {
+            if let Some(sibling) = self.directory.file(&format!("{name}.{end}"))? {
+                varies = true;
+                // A part of a compressed file is of no use to those who ask for parts.
+                if encoding.is_none() && !ranged && accepts(asked, word) {
+                    encoding = Some(word);
+                    opened = sibling;
+                }
+            }
+        }
+        let mut answer = Response::new(empty());
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(types::of(name)));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        if varies {
+            headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
+        if let Some(encoding) = encoding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        if found && let Ok(tag) = HeaderValue::try_from(opened.tag.as_str()) {
+            headers.insert(header::ETAG, tag);
+            if any_tag(asked, header::IF_NONE_MATCH, &opened.tag) {
+                headers.remove(header::CONTENT_TYPE);
+                *answer.status_mut() = StatusCode::NOT_MODIFIED;
+                return Ok(answer);
+            }
+        }
+        let (mut from, mut length) = (0, opened.length);
+        let same = !asked.contains_key(header::IF_RANGE) || exact_tag(asked, &opened.tag);
+        if ranged && same {
+            let total = opened.length;
+            match asked.get(header::RANGE).and_then(|range| range.to_str().ok()).map_or(Part::Whole, |range| part(range, total)) {
+                Part::Whole => {}
+                Part::Some { first, last } => {
+                    *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+                    if let Ok(range) = HeaderValue::try_from(format!("bytes {first}-{last}/{total}")) {
+                        answer.headers_mut().insert(header::CONTENT_RANGE, range);
+                    }
+                    (from, length) = (first, last - first + 1);
+                }
+                Part::None => {
+                    let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "The file is shorter.\n");
+                    if let Ok(range) = HeaderValue::try_from(format!("bytes */{total}")) {
+                        answer.headers_mut().insert(header::CONTENT_RANGE, range);
+                    }
+                    return Ok(answer);
+                }
+            }
+        }
+        answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        *answer.body_mut() = body(opened.file, from, length)?;
+        Ok(answer)
+    }
+}
+
+/// What of a file is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Some { first: u64, last: u64 },
+    None,
+}
+
+/// One range; several, and what is not understood, are answered with the whole file, as the standard allows.
+fn part(range: &str, total: u64) -> Part {
+    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else { return Part::Whole };
+    let number = |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    match (first.trim(), last.trim()) {
+        ("", count) => match number(count) {
+            Some(0) => Part::None,
+            Some(_) if total == 0 => Part::None,
+            Some(count) => Part::Some { first: total.saturating_sub(count), last: total - 1 },
+            None => Part::Whole,
+        },
+        (first, last) => match (number(first), if last.is_empty() { Some(u64::MAX) } else { number(last) }) {
+            (Some(first), Some(last)) if first > last => Part::Whole,
+            (Some(first), Some(_)) if first >= total => Part::None,
+            (Some(first), Some(last)) => Part::Some { first, last: last.min(total - 1) },
+            _ => Part::Whole,
+        },
+    }
+}
+
+/// Whether an encoding is welcome: named and not with weight 0.
+fn accepts(headers: &HeaderMap, word: &str) -> bool {
+    let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|item| {
+        let mut pieces = item.split(';').map(str::trim);
+        let named = pieces.next().is_some_and(|name| name.eq_ignore_ascii_case(word));
+        let weight = pieces.find_map(|piece| piece.strip_prefix("q=")).and_then(|weight| weight.trim().parse::<f32>().ok());
+        named && weight.unwrap_or(1.0) > 0.0
+    })
+}
+
+fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str) -> bool {
+    let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
+    lists
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == tag)
+}
+
+fn exact_tag(headers: &HeaderMap, tag: &str) -> bool {
+    headers.get(header::IF_RANGE).is_some_and(|value| value.as_bytes() == tag.as_bytes())
+}
+
+/// The address without `.html`, and without `index`.
+fn clean_parts(parts: &[String]) -> Option<String> {
+    let (last, before) = parts.split_last()?;
+    let stem = last.strip_suffix(".html").filter(|stem| !stem.is_empty())?;
+    if stem == "index" {
+        return Some(format!("{}/", files::encode(before)));
+    }
+    let mut clean = before.to_vec();
+    clean.push(stem.to_owned());
+    Some(files::encode(&clean))
+}
+
+fn moved(to: &str, query: Option<&str>) -> Answer {
+    let to = query.map_or_else(|| to.to_owned(), |query| format!("{to}?{query}"));
+    let mut answer = text(StatusCode::MOVED_PERMANENTLY, "");
+    match HeaderValue::try_from(to) {
+        Ok(to) => drop(answer.headers_mut().insert(header::LOCATION, to)),
+        Err(_) => *answer.status_mut() = StatusCode::BAD_REQUEST,
+    }
+    // For ever is long for a site that changes with a push.
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer
+}
+
+fn allow(status: StatusCode) -> Answer {
+    let mut answer = Response::new(empty());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    answer
+}
+
+fn text(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The bytes of a file; a small one at once, a large one piece by piece as the client takes it.
+fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
+    if length <= PIECE {
+        let bytes = read(&file, from, length)?;
+        return Ok(Full::new(bytes).map_err(|never| match never {}).boxed_unsync());
+    }
+    let pieces = stream::try_unfold((file, from, length), |(file, from, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let count = left.min(PIECE);
+        // Away from the only thread: what is not in the page cache takes as long as the disk does.
+        let (file, bytes) = tokio::task::spawn_blocking(move || read(&file, from, count).map(|bytes| (file, bytes)))
+            .await
+            .map_err(io::Error::other)??;
+        Ok::<_, io::Error>(Some((Frame::data(bytes), (file, from + count, left - count))))
+    });
+    Ok(StreamBody::new(Box::pin(pieces)).boxed_unsync())
+}
+
+fn read(file: &File, from: u64, length: u64) -> io::Result<Bytes> {
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    // A file that shrinks while it is sent ends the connection, so that the client notices.
+    file.read_exact_at(&mut bytes, from)?;
+    Ok(Bytes::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let some = |first, last| Part::Some { first, last };
+        for (range, expected) in [
+            ("bytes=0-4", some(0, 4)),
+            ("bytes=5-", some(5, 9)),
+            ("bytes=-3", some(7, 9)),
+            ("bytes=-30", some(0, 9)),
+            ("bytes=5-500", some(5, 9)),
+            ("bytes=10-", Part::None),
+            ("bytes=-0", Part::None),
+            ("bytes=4-2", Part::Whole),
+            ("bytes=0-1,3-4", Part::Whole),
+            ("bytes=a-b", Part::Whole),
+            ("bytes=+1-2", Part::Whole),
+            ("lines=0-4", Part::Whole),
+            ("bytes=99999999999999999999-", Part::Whole),
+        ] {
+            assert_eq!(part(range, 10), expected, "{range}");
+        }
+        assert_eq!(part("bytes=-1", 0), Part::None);
+    }
+
+    #[test]
+    fn encodings_are_taken_only_where_they_are_welcome() {
+        let headers = |value: &'static str| HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]);
+        assert!(accepts(&headers("gzip, deflate, br"), "br") && accepts(&headers("GZIP;q=0.5"), "gzip"));
+        assert!(
+            !accepts(&headers("gzip, br;q=0"), "br") && !accepts(&headers("brotli"), "br") && !accepts(&HeaderMap::new(), "gzip")
+        );
+    }
+}

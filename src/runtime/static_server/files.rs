@@ -1,0 +1,273 @@
+//! The directory that is served: names in requests to open files, and never out of it.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt, unix::fs::MetadataExt},
+    path::Path,
+};
+
+use parking_lot::Mutex;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    io::Errno,
+};
+
+/// Files up to this size are read to make their tag; of larger ones the inode's state is used.
+const READ_FOR_TAG: u64 = 16 * 1024 * 1024;
+/// Remembered tags.
+const TAGS: usize = 16 * 1024;
+
+/// What a name stands for.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// A regular file.
+    File(Opened),
+    /// A directory.
+    Directory,
+}
+
+/// An open regular file.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// To read from.
+    pub file: File,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its entity tag, with the quotes.
+    pub tag: String,
+}
+
+/// The state of an inode: while it is the same, so is the content. Times inside a release are all alike; the change time is the
+/// file system's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+/// The directory, held open: what happens to its path later does not matter.
+#[derive(Debug)]
+pub(super) struct Directory {
+    handle: OwnedFd,
+    tags: Mutex<HashMap<Identity, String>>,
+}
+
+impl Directory {
+    pub fn open(path: &Path) -> io::Result<Directory> {
+        let handle = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Directory { handle, tags: Mutex::new(HashMap::new()) })
+    }
+
+    /// Opens a name relative to the directory; `None` where there is nothing that may be served.
+    pub fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
+        if name.is_empty() {
+            return Ok(Some(Entry::Directory));
+        }
+        if !is_public(name) {
+            return Ok(None);
+        }
+        // Without NONBLOCK, a named pipe would stop the only thread.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let opened = match openat2(&self.handle, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+        {
+            Err(Errno::NOSYS | Errno::PERM) => self.open_by_parts(name, flags),
+            other => other,
+        };
+        let file = match opened {
+            Ok(handle) => File::from(handle),
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO) => return Err(io::Error::other("no file can be opened")),
+            // Absent, not readable, a link that leads out, a name too long: all the same to the asker.
+            Err(_) => return Ok(None),
+        };
+        let found = file.metadata()?;
+        if found.is_dir() {
+            return Ok(Some(Entry::Directory));
+        }
+        if !found.is_file() {
+            return Ok(None);
+        }
+        let identity = Identity {
+            device: found.dev(),
+            inode: found.ino(),
+            length: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        };
+        let tag = self.tag(&file, identity)?;
+        Ok(Some(Entry::File(Opened { file, length: found.len(), tag })))
+    }
+
+    /// As [`Self::entry`], but nothing unless it is a file.
+    pub fn file(&self, name: &str) -> io::Result<Option<Opened>> {
+        Ok(match self.entry(name)? {
+            Some(Entry::File(opened)) => Some(opened),
+            Some(Entry::Directory) | None => None,
+        })
+    }
+
+    /// Where the kernel (before 5.6) or a filter has no openat2: part by part, and no links at all.
+    fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut parts = name.split('/').peekable();
+        let mut current: Option<OwnedFd> = None;
+        while let Some(part) = parts.next() {
+            if matches!(part, "" | "." | "..") {
+                return Err(Errno::NOENT);
+            }
+            let from = current.as_ref().unwrap_or(&self.handle);
+            let flags = if parts.peek().is_some() { OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC } else { flags };
+            current = Some(openat(from, part, flags | OFlags::NOFOLLOW, Mode::empty())?);
+        }
+        current.ok_or(Errno::NOENT)
+    }
+
+    /// The digest of the content, so that it stays the same in a release that did not change the file; made once per process.
+    fn tag(&self, file: &File, identity: Identity) -> io::Result<String> {
+        if let Some(tag) = self.tags.lock().get(&identity) {
+            return Ok(tag.clone());
+        }
+        let mut hasher = blake3::Hasher::new();
+        if identity.length <= READ_FOR_TAG {
+            let mut buffer = vec![0; 64 * 1024];
+            let mut at = 0;
+            loop {
+                let count = file.read_at(&mut buffer, at)?;
+                if count == 0 {
+                    break;
+                }
+                hasher.update(buffer.get(..count).unwrap_or_default());
+                at += count as u64;
+            }
+        } else {
+            hasher.update(format!("{identity:?}").as_bytes());
+        }
+        let digest = hasher.finalize().to_hex();
+        let tag = format!("\"{}\"", digest.get(..32).unwrap_or(&digest));
+        let mut tags = self.tags.lock();
+        if tags.len() >= TAGS {
+            tags.clear();
+        }
+        tags.insert(identity, tag.clone());
+        Ok(tag)
+    }
+}
+
+/// Names that begin with a dot are nobody's business, except the one that exists to be asked for.
+fn is_public(name: &str) -> bool {
+    name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
+}
+
+/// The parts of a request's path, decoded; `None` where it cannot be a name.
+pub(super) fn decode(path: &str) -> Option<Vec<String>> {
+    let mut parts = Vec::new();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        let mut bytes = Vec::with_capacity(part.len());
+        let mut rest = part.bytes();
+        while let Some(byte) = rest.next() {
+            if byte == b'%' {
+                let mut digit =
+                    || rest.next().and_then(|c| char::from(c).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
+                bytes.push(digit()? << 4 | digit()?);
+            } else {
+                bytes.push(byte);
+            }
+        }
+        // A decoded slash or NUL was meant to get past somebody.
+        if bytes.iter().any(|byte| matches!(byte, 0 | b'/')) || bytes == b".." || bytes == b"." {
+            return None;
+        }
+        parts.push(String::from_utf8(bytes).ok()?);
+    }
+    Some(parts)
+}
+
+/// The opposite of [`decode`], for `Location`.
+pub(super) fn encode(parts: &[String]) -> String {
+    let mut path = String::new();
+    for part in parts {
+        path.push('/');
+        for byte in part.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
+                path.push(char::from(byte));
+            } else {
+                path.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world() -> (tempfile::TempDir, Directory) {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::write(temp.path().join("secret"), "secret").unwrap();
+        std::fs::write(root.join("sub/a"), "a").unwrap();
+        std::fs::write(root.join(".env"), "secret").unwrap();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, root.join(name)).unwrap();
+        link("../secret", "out");
+        link("/etc/passwd", "absolute");
+        link("/proc/self/root", "magic");
+        link("sub/a", "inside");
+        let directory = Directory::open(&root).unwrap();
+        (temp, directory)
+    }
+
+    #[test]
+    fn nothing_leads_out_of_the_directory() {
+        let (_temp, directory) = world();
+        for name in
+            ["out", "absolute", "magic/etc/passwd", "../secret", "sub/../../secret", "/etc/passwd", ".env", "sub/.x", "no"]
+        {
+            assert!(directory.file(name).unwrap().is_none(), "{name}");
+        }
+        assert!(directory.file("sub/a").unwrap().is_some() && directory.file("inside").unwrap().is_some());
+        assert!(matches!(directory.entry("sub").unwrap(), Some(Entry::Directory)));
+    }
+
+    #[test]
+    fn the_way_without_openat2_follows_no_link() {
+        let (_temp, directory) = world();
+        for name in ["out", "absolute", "inside", "magic/etc/passwd", "../secret", "sub/../../secret", "/etc/passwd"] {
+            assert!(directory.open_by_parts(name, OFlags::RDONLY).is_err(), "{name}");
+        }
+        assert!(directory.open_by_parts("sub/a", OFlags::RDONLY).is_ok());
+    }
+
+    #[test]
+    fn a_tag_follows_the_content_even_where_times_and_sizes_stay() {
+        let (temp, directory) = world();
+        let path = temp.path().join("root/sub/a");
+        let first = directory.file("sub/a").unwrap().unwrap().tag;
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "b").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        assert_ne!(directory.file("sub/a").unwrap().unwrap().tag, first);
+    }
+
+    #[test]
+    fn a_named_pipe_is_not_waited_for() {
+        let (temp, directory) = world();
+        let path = temp.path().join("root/pipe");
+        rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        assert!(directory.entry("pipe").unwrap().is_none());
+    }
+
+    #[test]
+    fn paths_are_decoded_once() {
+        let decoded = |path| decode(path).map(|parts| parts.join("/"));
+        assert_eq!(decoded("//a///b%20c/%C3%BC").as_deref(), Some("a/b c/\u{fc}"));
+        assert_eq!(decoded("/%252e%252e").as_deref(), Some("%2e%2e"));
+        for bad in ["/..", "/%2e%2e/x", "/a%2fb", "/%00", "/%zz", "/%f", "/%ff", "/."] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
+        assert_eq!(encode(&["a b".into(), "\u{fc}?".into()]), "/a%20b/%C3%BC%3F");
+    }
+}

@@ -1,0 +1,135 @@
+//! `larder static-server`: the process of projects that are only files.
+//!
+//! It runs as a project's own process, in its sandbox, behind larder's proxy: so it listens on the loopback address only, and
+//! needs no TLS. One thread: the answers come from the page cache.
+
+mod answer;
+mod files;
+mod settings;
+mod types;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Semaphore,
+};
+
+use answer::Site;
+use settings::Settings;
+
+/// Connections at a time; more wait.
+const CONNECTIONS: usize = 512;
+/// How long a connection may say nothing, between requests too.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long answers that have begun may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+enum StaticError {
+    /// Wrong options; what and how.
+    #[error("{0}")]
+    Usage(String),
+    /// `static.json` or the directory is not usable; which and why.
+    #[error("{0}")]
+    Settings(String),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The runtime did not start.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// Runs the server until SIGTERM; `arguments` are those after the command's name. The status is 0 after SIGTERM, 2 for wrong
+/// options, 5 for a wrong `static.json` or directory, 1 for the rest.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = Settings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "larder static-server: {error}");
+            ExitCode::from(match error {
+                StaticError::Usage(_) => 2,
+                StaticError::Settings(_) => 5,
+                StaticError::Listen(..) | StaticError::Start(_) => 1,
+            })
+        }
+    }
+}
+
+fn run(settings: Settings) -> Result<(), StaticError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StaticError::Start)?;
+    runtime.block_on(async {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port));
+        let listener = TcpListener::bind(address).await.map_err(|error| StaticError::Listen(address, error))?;
+        let stop = signal(SignalKind::terminate()).map_err(StaticError::Start)?;
+        let site = Arc::new(Site::new(settings)?);
+        if let Ok(address) = listener.local_addr() {
+            let _ = writeln!(io::stdout(), "serving {} on {address}", site.root());
+        }
+        serve(listener, site, stop).await;
+        Ok(())
+    })
+}
+
+async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            _ = stop.recv() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let (stream, place) = match accepted {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => break,
+            Err(_) => {
+                // Out of descriptors, most likely: some come back when connections end.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let site = Arc::clone(&site);
+        let service = service_fn(move |request| {
+            let site = Arc::clone(&site);
+            async move { Ok::<_, std::convert::Infallible>(site.answer(&request).await) }
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(64 * 1024);
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // A client that goes away is no event.
+            let _ = connection.await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+type Accepted = (tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit);
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<Option<Accepted>> {
+    let Ok(place) = Arc::clone(places).acquire_owned().await else { return Ok(None) };
+    let (stream, _) = listener.accept().await?;
+    Ok(Some((stream, place)))
+}
+
+#[cfg(test)]
+mod tests;

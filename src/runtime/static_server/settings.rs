@@ -1,0 +1,214 @@
+//! What the server is told: options, `static.json`, the environment.
+
+use std::{collections::BTreeMap, ffi::OsString, fs, io::Read, path::PathBuf};
+
+use hyper::header::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::StaticError;
+
+const USAGE: &str =
+    "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]; PORT also comes from the environment";
+/// Bytes of `static.json`.
+const LIMIT: u64 = 256 * 1024;
+
+/// Everything that the server goes by.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Settings {
+    /// The directory that is served.
+    pub root: PathBuf,
+    /// The port on the loopback address.
+    pub port: u16,
+    /// Whether `/about.html` is sent on to `/about`.
+    pub clean_urls: bool,
+    /// Patterns of paths that have no file, and the file that answers them with status 200.
+    pub routes: Vec<(String, String)>,
+    /// The file that answers with status 404.
+    pub error_page: Option<String>,
+    /// Patterns of paths, and headers for them.
+    pub headers: Vec<(String, Vec<(HeaderName, HeaderValue)>)>,
+    /// The release, for the header `Larder-Release`.
+    pub release: Option<HeaderValue>,
+}
+
+/// The part of Heroku's `static.json` that means something here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    root: Option<String>,
+    #[serde(default)]
+    clean_urls: bool,
+    #[serde(default)]
+    routes: serde_json::Map<String, serde_json::Value>,
+    error_page: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, BTreeMap<String, String>>,
+    /// The proxy's business; accepted, so that files of other servers work.
+    #[serde(default, rename = "https_only")]
+    _https_only: bool,
+}
+
+impl Settings {
+    pub fn new(
+        arguments: impl IntoIterator<Item = OsString>,
+        port: Option<OsString>,
+        release: Option<OsString>,
+    ) -> Result<Settings, StaticError> {
+        let usage = |what: String| StaticError::Usage(format!("{what}\n{USAGE}"));
+        let (mut root, mut fallback, mut port) = (None, None, port);
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let text = argument.to_string_lossy().into_owned();
+            let (name, value) = match text.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(OsString::from(value))),
+                _ => (text, None),
+            };
+            let place = match name.as_str() {
+                "--root" => &mut root,
+                "--fallback" => &mut fallback,
+                "--port" => &mut port,
+                other => return Err(usage(format!("{other:?} is not an option"))),
+            };
+            *place = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("{name} needs a value")))?);
+        }
+        let port = port.ok_or_else(|| usage(String::from("no port: set PORT")))?;
+        let port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| usage(format!("{port:?} is not a port")))?;
+
+        let file = File::read()?;
+        let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
+        let mut headers = Vec::new();
+        for (pattern, pairs) in file.headers {
+            let mut parsed = Vec::new();
+            for (name, value) in pairs {
+                let header =
+                    HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: {name:?} is not the name of a header")))?;
+                if ["content-length", "transfer-encoding", "connection", "content-range"].contains(&header.as_str()) {
+                    return Err(wrong(format!("headers: {name} is the server's own")));
+                }
+                let value =
+                    HeaderValue::try_from(value).map_err(|_| wrong(format!("headers: the value of {name} is not printable")))?;
+                parsed.push((header, value));
+            }
+            headers.push((pattern, parsed));
+        }
+        let mut routes = Vec::new();
+        for (pattern, target) in file.routes {
+            let target = target.as_str().ok_or_else(|| wrong(format!("routes: {pattern:?} must name a file")))?;
+            routes.push((pattern, target.trim_start_matches('/').to_owned()));
+        }
+        if let Some(fallback) = fallback {
+            let fallback = fallback.into_string().map_err(|name| usage(format!("{name:?} is not UTF-8")))?;
+            routes.push((String::from("/**"), fallback.trim_start_matches('/').to_owned()));
+        }
+        let root = root.map(PathBuf::from).or_else(|| file.root.map(PathBuf::from)).unwrap_or_else(|| PathBuf::from("."));
+        let error_page = file.error_page.map(|page| page.trim_start_matches('/').to_owned());
+        let release = release.and_then(|release| HeaderValue::try_from(release.to_str()?).ok());
+        Ok(Settings { root, port, clean_urls: file.clean_urls, routes, error_page, headers, release })
+    }
+}
+
+impl File {
+    /// `static.json` of the working directory; without one, nothing special.
+    fn read() -> Result<File, StaticError> {
+        let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
+        let file = match fs::File::open("static.json") {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(File::default()),
+            Err(error) => return Err(wrong(error.to_string())),
+        };
+        let mut text = String::new();
+        file.take(LIMIT + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+        if text.len() as u64 > LIMIT {
+            return Err(wrong(format!("larger than {} KiB", LIMIT / 1024)));
+        }
+        File::parse(&text).map_err(|error| wrong(error.to_string()))
+    }
+
+    fn parse(text: &str) -> Result<File, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+}
+
+/// Whether `path` is one of `pattern`: `*` stands for anything within one directory, `**` for anything.
+pub(super) fn matches(pattern: &str, path: &str) -> bool {
+    // reachable[i]: the part of the pattern so far can end before byte i of the path. Linear in both, whatever the pattern.
+    let bytes = path.as_bytes();
+    let mut reachable = vec![false; bytes.len() + 1];
+    if let Some(first) = reachable.first_mut() {
+        *first = true;
+    }
+    let mut pattern = pattern.as_bytes();
+    while let Some((&wanted, rest)) = pattern.split_first() {
+        let mut next = vec![false; bytes.len() + 1];
+        if wanted == b'*' {
+            let any = rest.first() == Some(&b'*');
+            let mut inside = false;
+            for (index, slot) in next.iter_mut().enumerate() {
+                let before = index.checked_sub(1).and_then(|index| bytes.get(index));
+                inside = (inside && (any || before != Some(&b'/'))) || reachable.get(index) == Some(&true);
+                *slot = inside;
+            }
+            pattern = if any { rest.get(1..).unwrap_or_default() } else { rest };
+        } else {
+            for (index, slot) in next.iter_mut().enumerate().skip(1) {
+                *slot = reachable.get(index - 1) == Some(&true) && bytes.get(index - 1) == Some(&wanted);
+            }
+            pattern = rest;
+        }
+        reachable = next;
+    }
+    reachable.last() == Some(&true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(arguments: &[&str], port: Option<&str>) -> Result<Settings, StaticError> {
+        Settings::new(arguments.iter().map(OsString::from), port.map(OsString::from), Some("v7".into()))
+    }
+
+    #[test]
+    fn options() {
+        let found = settings(&["--root", "dist", "--fallback=/index.html"], Some("80")).unwrap();
+        assert_eq!((found.root, found.port), (PathBuf::from("dist"), 80));
+        assert_eq!(found.routes, [("/**".into(), "index.html".into())]);
+        assert_eq!(found.release.unwrap(), "v7");
+        for bad in [&["--rot", "x"][..], &["--root"], &["x"], &["--port", "x"], &["--port", "70000"]] {
+            assert!(matches!(settings(bad, Some("1")), Err(StaticError::Usage(_))), "{bad:?}");
+        }
+        assert!(matches!(settings(&[], None), Err(StaticError::Usage(_))));
+    }
+
+    #[test]
+    fn files_of_other_servers_are_understood_and_mistakes_are_named() {
+        let file = File::parse(
+            r#"{"root": "dist", "clean_urls": true, "https_only": true, "routes": {"/api/*": "api.html", "/**": "index.html"},
+                "error_page": "404.html", "headers": {"/assets/**": {"Cache-Control": "public, max-age=31536000"}}}"#,
+        )
+        .unwrap();
+        assert!(file.clean_urls && file.routes.len() == 2 && file.headers.len() == 1);
+        assert!(File::parse(r#"{"rot": "dist"}"#).unwrap_err().to_string().contains("rot"));
+        assert!(File::parse("[").is_err());
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, path, expected) in [
+            ("/**", "/", true),
+            ("/**", "/a/b", true),
+            ("/*", "/a", true),
+            ("/*", "/a/b", false),
+            ("/*.html", "/a.html", true),
+            ("/*.html", "/a.htm", false),
+            ("/a/**/z", "/a/b/c/z", true),
+            ("/a", "/a", true),
+            ("/a", "/ab", false),
+            ("", "/", false),
+        ] {
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+        }
+        // A pattern that would take for ever in a matcher that goes back.
+        assert!(!matches(&"*a".repeat(50), &"a".repeat(49)));
+    }
+}
