@@ -2,6 +2,7 @@
 //!
 //! The rooms, in listing order. A room imports only rooms below it; `tests/it/architecture.rs` holds that.
 
+pub mod serve;
 pub mod server;
 pub mod workers;
 

@@ -1,3 +1,79 @@
 //! Parse, run, exit code.
 
-fn main() {}
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use larder::{
+    control::{CommandError, Kind},
+    git::hook,
+    host::root::Root,
+    pipeline::chain,
+    runtime::static_server,
+    server,
+    surface::cli::{self, Cli, Command, Local, client, quickstart, session},
+    workers,
+};
+
+/// Where a server lives if nobody says otherwise.
+const DEFAULT_ROOT: &str = "/srv/larder";
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let cli = match cli::parse(&words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    run(cli, words).unwrap_or_else(|error| {
+        let _ = io::stderr().write_all(session::error_text(&error).as_bytes());
+        ExitCode::from(error.kind.exit_code())
+    })
+}
+
+fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
+    let root = absolute(cli.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))?;
+    match cli.command {
+        Command::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
+        Command::Local(Local::Serve(args)) => larder::serve::main(root, args),
+        Command::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
+        Command::Local(Local::Server(_)) => server::main(root).map_err(|error| internal(&error)),
+        Command::Local(Local::Worker { role }) => Ok(workers::main(&role)),
+        Command::Local(Local::Hook { name }) => {
+            let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
+            let code = hook::main(&name, &mut stdin, &mut stdout, &mut stderr, &|name| std::env::var_os(name));
+            Ok(ExitCode::from(code))
+        }
+        Command::Local(Local::StaticServer { args }) => Ok(static_server::main(args)),
+        Command::Local(Local::Completions { shell }) => {
+            cli::completions(shell, &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Local(Local::Manual) => {
+            cli::manual(&mut io::stdout()).map_err(|error| internal(&error))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
+    CommandError::new(Kind::Internal, chain(error))
+}
+
+/// Processes with other working directories use the root, so it has to be absolute.
+fn absolute(path: &Path) -> Result<Root, CommandError> {
+    let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
+    Ok(Root::new(absolute))
+}
+
+/// `LARDER_LOG=debug` says more.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
+    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
+}

@@ -1,1 +1,318 @@
 //! The composition root: builds each room once, wires them, starts, drains, stops.
+
+use std::{
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{ServerConfig, SshProfile},
+    control::{Caller, Control, Registry},
+    git::{
+        Repositories, Service,
+        hook::{Listener, PushRegistry},
+    },
+    host::{
+        launch::{Event, Launcher, Registration, Stdio, take_inherited},
+        root::Root,
+    },
+    model::Environment,
+    pipeline::{Pipeline, Services, chain},
+    proxy::{Proxy, ProxySettings},
+    runtime::{Label, LogLimits, Logs, Ports, Runtime},
+    surface::{
+        cli::{session, session::Io, socket},
+        git::{Pushes, for_client},
+        ssh::{self, Desk, ExecCall, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
+    },
+};
+
+/// How long the front door stays shut after a start while environments are recovered: their visitors wait in the backlog instead
+/// of reading an error.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for deployments and requests; the next server takes over what is not done by then.
+const LAST_WORK: Duration = Duration::from_secs(30);
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The operating system failed us.
+    #[error("could not {doing}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The server file is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// The host key is not usable.
+    #[error("the host key is not usable")]
+    HostKey(#[source] ssh::hostkey::HostKeyError),
+    /// The keeper does not answer.
+    #[error("the keeper does not do its part")]
+    Keeper(#[source] crate::host::launch::LaunchError),
+}
+
+fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+    move |source| ServerError::System { doing, source }
+}
+
+/// Runs the server role until it is told to stop.
+pub fn main(root: Root) -> Result<ExitCode, ServerError> {
+    // Held for the life of the process; compiled to nothing outside the test build.
+    let _faults = fail::FailScenario::setup();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
+    runtime.block_on(run(root))?;
+    // What still runs is finished or unwound by the next server.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(root: Root) -> Result<(), ServerError> {
+    let config = ServerConfig::load(&root.server_file()).map_err(|problems| ServerError::Config(listed(&problems)))?;
+    let inherited = Inherited::take()?;
+    let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
+    let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
+    let services = services(root.clone(), config, launcher.clone(), &inherited)?;
+    let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
+    let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
+    let pipeline = Pipeline::new(services.clone());
+    let control = Control::new(root.clone(), pipeline.clone(), registry, fingerprint.clone());
+    let stop = Stop::on_signals().map_err(system("listen for signals"))?;
+
+    follow_processes(&services, &environments).await?;
+    let opened = open_environments(&pipeline, environments);
+    let attached = tokio::time::timeout(OPENING, opened).await;
+    let proxy = services.proxy.clone();
+    let front_door = tokio::spawn({
+        let (listener, stop) = (inherited.http, stop.soon.clone());
+        async move { proxy.serve(listener, stop).await }
+    });
+    if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
+        tracing::warn!(still_opening);
+    }
+
+    let tokens = PushRegistry::new();
+    let pushes = Pushes::new(control.clone(), tokens.clone());
+    let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;
+    let hooks = tokio::spawn(pushes.clone().answer_hooks(hooks));
+    let socket_path = root.control_socket();
+    let socket = tokio::spawn({
+        let (control, stop) = (control.clone(), stop.soon.clone());
+        async move { socket::serve(&socket_path, control, stop).await }
+    });
+    let mut ssh_config = ssh::SshConfig::new(key);
+    ssh_config.drain = LAST_WORK;
+    ssh_config.profile = match services.config.ssh.profile {
+        SshProfile::Strict => ssh::Profile::Strict,
+        SshProfile::Default => ssh::Profile::Default,
+    };
+    let desk = Arc::new(FrontDesk { control, pushes });
+    let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, desk, stop.soon.clone()));
+    announce(&services, &fingerprint);
+
+    stop.soon.cancelled().await;
+    tracing::info!("stopping");
+    pipeline.drain(LAST_WORK).await;
+    let _ = (ssh.await, front_door.await, socket.await);
+    hooks.abort();
+    Ok(())
+}
+
+/// The sockets that the keeper listens on.
+struct Inherited {
+    ssh: TcpListener,
+    ssh_address: SocketAddr,
+    http: TcpListener,
+    http_address: SocketAddr,
+}
+
+impl Inherited {
+    fn take() -> Result<Inherited, ServerError> {
+        let names = std::env::var("LARDER_LISTENERS").unwrap_or_default();
+        let one = |wanted: &str| {
+            let number = names.split(',').find_map(|pair| pair.strip_prefix(wanted)?.strip_prefix('=')?.parse().ok());
+            let number = number.ok_or_else(|| io::Error::other(format!("no socket for {wanted} was handed over")))?;
+            let listener = TcpListener::from(take_inherited(number)?);
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        };
+        let (ssh, ssh_address) = one("ssh").map_err(system("take over the socket for ssh"))?;
+        let (http, http_address) = one("http").map_err(system("take over the socket for http"))?;
+        Ok(Inherited { ssh, ssh_address, http, http_address })
+    }
+}
+
+fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &Inherited) -> Result<Arc<Services>, ServerError> {
+    let (from, to) = config.ports;
+    let logs = Logs::new(LogLimits { max_bytes: config.log.max_bytes.bytes(), keep: config.log.keep.into() });
+    Ok(Arc::new(Services {
+        runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
+        repositories: Repositories::new(launcher.clone()),
+        proxy: Proxy::new(ProxySettings::default()),
+        builds: Semaphore::new(config.builds.parallel.into()),
+        ssh: inherited.ssh_address,
+        http: reachable(inherited.http_address),
+        routes: Default::default(),
+        root,
+        config,
+        launcher,
+    }))
+}
+
+/// Where we ourselves reach a socket that may be bound to all addresses.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
+}
+
+/// Takes over the processes of the previous server, and follows what becomes of them.
+async fn follow_processes(services: &Arc<Services>, environments: &[Environment]) -> Result<(), ServerError> {
+    let mut events = services.launcher.events();
+    for environment in environments {
+        let registration = Registration {
+            project: (environment.project_id, environment.project.clone()),
+            environment: Some((environment.id, environment.name.clone())),
+        };
+        services.launcher.register(registration).await.map_err(ServerError::Keeper)?;
+    }
+    let logs = |label: &Label| {
+        let environment = environments.iter().find(|environment| environment.id == label.environment)?;
+        Some(services.root.environment(&environment.project, &environment.name).log())
+    };
+    let adopted = services.runtime.adopt(logs).await.map_err(ServerError::Keeper)?;
+    tracing::info!(adopted, "processes of the previous server were taken over");
+    let runtime = services.runtime.clone();
+    tokio::spawn(async move {
+        loop {
+            match events.recv().await {
+                Ok(Event::Exited { id, exit, .. }) => runtime.exited(id, exit),
+                Ok(_) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) {
+    // Spawned, so that a time limit on waiting for them does not stop them.
+    let tasks = environments.into_iter().map(|environment| {
+        let pipeline = pipeline.clone();
+        tokio::spawn(async move {
+            let title = environment.title();
+            if let Err(error) = pipeline.attach(environment).await {
+                tracing::error!(environment = title, error = chain(&error), "not in service");
+            }
+        })
+    });
+    join_all(tasks.collect::<Vec<_>>()).await;
+}
+
+/// Says that we are ready: one line for scripts, and systemd's own way.
+fn announce(services: &Services, fingerprint: &str) {
+    tracing::info!(%fingerprint, "the SSH host key");
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "ready ssh={} http={}", services.ssh, services.http);
+    let _ = stdout.flush();
+    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
+        let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
+        if let Err(error) = told {
+            tracing::warn!(%error, "systemd could not be told that we are ready");
+        }
+    }
+}
+
+fn listed(problems: &[crate::config::ConfigError]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Told once, by whichever signal comes first.
+struct Stop {
+    soon: CancellationToken,
+}
+
+impl Stop {
+    fn on_signals() -> io::Result<Stop> {
+        let soon = CancellationToken::new();
+        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+            let (mut signals, soon) = (signal(kind)?, soon.clone());
+            tokio::spawn(async move {
+                signals.recv().await;
+                soon.cancel();
+            });
+        }
+        Ok(Stop { soon })
+    }
+}
+
+/// What the SSH server asks.
+struct FrontDesk {
+    control: Control,
+    pushes: Pushes,
+}
+
+impl Desk for FrontDesk {
+    fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
+        self.control.user_of_key(&key.fingerprint_sha256).map(|user| Identity { user })
+    }
+
+    fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
+        let (control, pushes) = (self.control.clone(), self.pushes.clone());
+        Box::pin(async move {
+            let caller = Caller::User(call.identity.user);
+            let ExecIo { stdin, stdout, stderr, gone } = call.io;
+            let words = match call.request {
+                ExecRequest::Git { service, path } if path.pillar => {
+                    let _ = (service, path);
+                    return refuse(
+                        stderr,
+                        "error: this project has no pillar repository: pillars are not there in this version\n",
+                    )
+                    .await;
+                }
+                ExecRequest::Git { service, path } => {
+                    let service = match service {
+                        GitService::ReceivePack => Service::ReceivePack,
+                        GitService::UploadPack => Service::UploadPack,
+                    };
+                    let Ok(mine) = stderr.try_clone() else { return 70 };
+                    let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
+                    return match pushes.serve(caller, &path.project, service, call.git_protocol, stdio).await {
+                        Ok(code) => code,
+                        Err(error) => {
+                            refuse(mine, &for_client(&error)).await;
+                            u32::from(error.kind.exit_code())
+                        }
+                    };
+                }
+                ExecRequest::Verb(words) => words,
+                ExecRequest::Shell => vec![String::from("whoami")],
+            };
+            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone }).await)
+        })
+    }
+}
+
+async fn refuse(stderr: OwnedFd, text: &str) -> u32 {
+    let text = text.to_owned();
+    let written = tokio::task::spawn_blocking(move || std::fs::File::from(stderr).write_all(text.as_bytes()));
+    let _ = written.await;
+    1
+}

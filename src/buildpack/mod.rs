@@ -18,5 +18,6 @@ mod work;
 pub use choose::{BuildpackRef, REGISTRY, Registered};
 pub use failure::{BuildpackError, Failure};
 pub use job::{BuildJob, BuildReport, BuildStep, Built, DoneStep};
+pub use script::parse as parse_variables;
 pub use server::{Output, build, clear_cache};
 pub use work::work;

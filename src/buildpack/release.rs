@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::model::ProcessType;
+use crate::{
+    config::yaml::{self, Limits},
+    model::ProcessType,
+};
 
 /// The part that larder uses; add-ons and `config_vars` of the old API are left alone.
 #[derive(Debug, Default, Deserialize)]
@@ -32,14 +35,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> 
     Ok(processes)
 }
 
-// TO BE REPLACED by config::yaml::parse, the one place that parses YAML.
 fn document(bytes: &[u8]) -> Result<Document, String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| String::from("not UTF-8"))?;
-    if text.trim().is_empty() {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Document::default());
     }
-    let first_line = |error: serde_yaml::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
-    let document: Option<Document> = serde_yaml::from_str(text).map_err(first_line)?;
+    let document: Option<Document> = yaml::parse("bin/release", bytes, Limits::RECIPE).map_err(|error| error.to_string())?;
     Ok(document.unwrap_or_default())
 }
 

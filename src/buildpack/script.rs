@@ -52,7 +52,7 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
 }
 
 /// Variables from JSON text: an object that is not too deep.
-pub(super) fn parse(text: &str) -> Result<Map<String, Value>, String> {
+pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))? {
         Value::Object(object) if object.values().all(|value| depth(value, DEPTH)) => Ok(object),
         Value::Object(_) => Err(format!("it is nested more than {DEPTH} deep")),

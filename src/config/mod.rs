@@ -1,1 +1,30 @@
 //! The server file, the recipe, the Procfile and app.json. The only room that parses YAML.
+//!
+//! Everything here is a pure function of bytes. Every error is one line: file, line, what is wrong, what was expected, what to do.
+
+mod app_json;
+mod buildpacks_file;
+mod error;
+mod procfile;
+pub mod project;
+mod reader;
+mod recipe;
+mod recipe_read;
+mod server;
+mod settings;
+mod value;
+pub mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+pub use app_json::AppJson;
+pub use error::ConfigError;
+pub use procfile::Procfile;
+pub use project::{ProjectConfig, ProjectFiles};
+pub use recipe::Recipe;
+pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
+pub use settings::{
+    BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, StopSignal, Strategy,
+};
+pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};

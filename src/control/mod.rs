@@ -1,1 +1,106 @@
 //! The one desk: requests, replies, and the only access decision.
+//!
+//! Every way in (the command line, ssh, git, later the web) makes a [`Request`] and hands it to [`Control::handle`]. What a caller
+//! may do is decided in [`gate`] and nowhere else.
+
+mod error;
+mod gate;
+mod handlers;
+mod registry;
+mod reply;
+mod request;
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+pub use self::{
+    error::{CommandError, Kind},
+    gate::Caller,
+    registry::{Key, Registry, User},
+    reply::{Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, StatusReport},
+    request::{DeployAction, ProjectSpec, Request, Target},
+};
+use crate::{
+    host::root::Root,
+    model::{Access, Environment, Project, ProjectName, UserName},
+    pipeline::Pipeline,
+};
+
+struct Shared {
+    root: Root,
+    pipeline: Pipeline,
+    registry: RwLock<Registry>,
+    /// One change of the registry at a time, from reading it to having written it.
+    change: tokio::sync::Mutex<()>,
+    fingerprint: String,
+}
+
+/// The desk; cheap to clone.
+#[derive(Clone)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// A desk over the registry in `root`. `fingerprint` is that of the SSH host key, for people to compare.
+    pub fn new(root: Root, pipeline: Pipeline, registry: Registry, fingerprint: String) -> Control {
+        let registry = RwLock::new(registry);
+        Control(Arc::new(Shared { root, pipeline, registry, change: tokio::sync::Mutex::default(), fingerprint }))
+    }
+
+    /// Does what is asked, if the caller may.
+    pub async fn handle(&self, caller: &Caller, request: Request) -> Result<Reply, CommandError> {
+        self.admit(caller, &request)?;
+        handlers::handle(self, caller, request).await
+    }
+
+    fn admit(&self, caller: &Caller, request: &Request) -> Result<(), CommandError> {
+        let (project, needed) = request.needs();
+        if self.access(caller, project) >= needed {
+            return Ok(());
+        }
+        tracing::warn!(%caller, request = request.word(), "refused");
+        Err(gate::refusal(caller, project, needed, self.access(caller, project)))
+    }
+
+    /// What `caller` may do with `project`, or with the server as a whole.
+    pub fn access(&self, caller: &Caller, project: Option<&ProjectName>) -> Access {
+        gate::access(&self.0.registry.read(), caller, project)
+    }
+
+    /// The user that a verified SSH key belongs to.
+    pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
+        self.0.registry.read().user_of_key(fingerprint)
+    }
+
+    /// A project, for a caller that may at least see it.
+    pub fn project(&self, caller: &Caller, name: &ProjectName, needed: Access) -> Result<Project, CommandError> {
+        let access = self.access(caller, Some(name));
+        if access < needed {
+            return Err(gate::refusal(caller, Some(name), needed, access));
+        }
+        self.0.registry.read().project(name).cloned().ok_or_else(|| error::no_project(name, &self.names(caller)))
+    }
+
+    /// The environment that a target names; the project's default one where it names none.
+    fn environment(&self, target: &Target) -> Result<Environment, CommandError> {
+        let registry = self.0.registry.read();
+        let project = registry.project(&target.project).ok_or_else(|| error::no_project(&target.project, &[]))?;
+        let found = match &target.environment {
+            Some(name) => project.environments.iter().find(|environment| &environment.name == name),
+            None => project.environments.iter().find(|environment| environment.default).or(project.environments.first()),
+        };
+        found.cloned().ok_or_else(|| error::no_environment(project, target))
+    }
+
+    /// The projects that a caller may see.
+    pub fn names(&self, caller: &Caller) -> Vec<ProjectName> {
+        let registry = self.0.registry.read();
+        let visible = |project: &&Project| gate::access(&registry, caller, Some(&project.name)) >= Access::View;
+        registry.projects.iter().filter(visible).map(|project| project.name.clone()).collect()
+    }
+
+    /// The trades behind the desk.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.0.pipeline
+    }
+}

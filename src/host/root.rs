@@ -39,6 +39,16 @@ impl Root {
         self.0.join("state")
     }
 
+    /// Users, keys, projects and environments.
+    pub fn registry_file(&self) -> PathBuf {
+        self.state().join("registry.json")
+    }
+
+    /// The key by which clients know this server.
+    pub fn host_key(&self) -> PathBuf {
+        self.state().join("ssh_host_ed25519_key")
+    }
+
     /// The keeper's own state; root alone.
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")

@@ -17,3 +17,22 @@ pub enum Access {
     /// Create and destroy projects, manage users.
     Admin,
 }
+
+impl Access {
+    /// The word that people type.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Access::None => "none",
+            Access::View => "view",
+            Access::Push => "push",
+            Access::Operate => "operate",
+            Access::Admin => "admin",
+        }
+    }
+}
+
+impl std::fmt::Display for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BranchName, CommitId, DeploymentId, Phase, ReleaseId, ReleaseNumber, UserName};
+use super::{BranchName, CommitId, DeploymentId, Live, Phase, ReleaseId, ReleaseNumber, Slot, UserName};
 
 /// Why a deployment was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +101,14 @@ pub enum Event {
         branch: BranchName,
         /// The commit that is deployed.
         commit: CommitId,
+        /// The release that it will make; drawn here, so that a step that runs twice means the same release.
+        release: ReleaseId,
+        /// Its number.
+        number: ReleaseNumber,
+        /// The slot that it will boot in.
+        slot: Slot,
+        /// What serves now, and what an unwind goes back to.
+        previous: Option<Live>,
         /// The steps that it will take, by name.
         plan: Vec<String>,
     },
@@ -143,6 +151,11 @@ pub enum Event {
     },
     /// A server took the deployment over after a restart.
     Recovered,
+    /// A person has looked at a stuck deployment and released the environment.
+    Cleared {
+        /// Who.
+        by: UserName,
+    },
     /// The deployment ended.
     Ended {
         /// How.

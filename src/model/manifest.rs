@@ -50,7 +50,9 @@ pub struct BuildpackUse {
 /// The archive of a release: independent zstd frames, each with whole tar entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveInfo {
-    /// The digest of the whole file.
+    /// Names the whole file: the digest over the concatenated raw digests of its frames, in file order. With every frame checked
+    /// as it is read, and everything behind the frames following from their sizes, no byte escapes it; and a file that shares
+    /// frames with an older one gets its digest without being read again.
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,

@@ -4,6 +4,7 @@
 
 mod access;
 mod digest;
+mod environment;
 mod event;
 mod id;
 mod launch;
@@ -13,9 +14,11 @@ mod name;
 mod phase;
 mod slot;
 mod source;
+mod text;
 
 pub use access::Access;
 pub use digest::Digest;
+pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, Status, Trigger};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, Supervision};
@@ -25,3 +28,4 @@ pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName,
 pub use phase::Phase;
 pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
+pub use text::{sanitise_bytes, sanitise_line, sanitise_reason};

@@ -142,6 +142,13 @@ impl BranchName {
     }
 }
 
+impl UserName {
+    /// The name in records of somebody on the server itself; nobody else may be given it.
+    pub fn operator() -> UserName {
+        UserName(String::from("operator"))
+    }
+}
+
 impl ProcessType {
     /// Whether this process receives HTTP.
     pub fn is_web(&self) -> bool {

@@ -1,1 +1,287 @@
 //! What happens to a push: intake, queue, plan, phases, the runner, the journal, recovery.
+//!
+//! The way of a push through this room: [`intake`] decides ref by ref; a deploy branch becomes a [`Request`]; its environment's
+//! [`lane`] lets one deployment run at a time; [`modes`] makes the [`Plan`]; the [`runner`] walks it, journalling each move; and
+//! the [`Ticket`]'s outcome is the verdict on the ref. After a crash [`recover`] does the rest without help.
+
+mod chores;
+mod context;
+mod facts;
+mod fault;
+mod history;
+pub mod intake;
+mod journal;
+mod lane;
+mod modes;
+mod output;
+mod phases;
+mod plan;
+mod recover;
+mod runner;
+mod step;
+mod transcript;
+mod verdict;
+
+use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::{
+    context::Services,
+    facts::Facts,
+    history::{History, Summary},
+    lane::{Request, Ticket},
+    plan::Plan,
+    runner::seconds,
+    step::chain,
+    transcript::{Follower, Transcript},
+};
+use self::{
+    context::{Deployment, Order},
+    history::Summary as Deployed,
+    journal::Journal,
+    lane::{Lane, Pending},
+};
+use crate::model::{DeploymentId, EnvId, Environment, Event, Live, Outcome, Phase, ReleaseId, Slot};
+
+/// Why a deployment was not even queued.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The environment is not served here (any more).
+    #[error("there is no environment {0} on this server")]
+    NoEnvironment(String),
+    /// An earlier deployment could not be put back.
+    #[error("{environment} is frozen since deployment {deployment} got stuck: {why}")]
+    Frozen {
+        /// Which environment.
+        environment: String,
+        /// Which deployment.
+        deployment: DeploymentId,
+        /// What could not be put back.
+        why: String,
+    },
+    /// The server is going down.
+    #[error("the server is stopping; push again in a moment")]
+    Stopping,
+    /// The record could not be begun.
+    #[error("the record of the deployment could not be begun at {path}")]
+    Record {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+struct Shared {
+    services: Arc<Services>,
+    lanes: Mutex<HashMap<EnvId, Lane>>,
+    parallel: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// All deployments of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Pipeline(Arc<Shared>);
+
+impl Pipeline {
+    /// A pipeline without environments; [`Pipeline::attach`] adds them.
+    pub fn new(services: Arc<Services>) -> Pipeline {
+        let parallel = Arc::new(Semaphore::new(services.config.deployments_parallel.into()));
+        Pipeline(Arc::new(Shared {
+            services,
+            lanes: Mutex::default(),
+            parallel,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    /// The trades.
+    pub fn services(&self) -> &Arc<Services> {
+        &self.0.services
+    }
+
+    fn lane(&self, environment: EnvId) -> Option<Lane> {
+        self.0.lanes.lock().get(&environment).cloned()
+    }
+
+    /// What serves in an environment.
+    pub fn live(&self, environment: EnvId) -> Option<Live> {
+        self.lane(environment)?.state.lock().live.clone()
+    }
+
+    /// The deployments of an environment, oldest first.
+    pub fn history(&self, environment: EnvId) -> History {
+        self.lane(environment).map(|lane| lane.state.lock().history.clone()).unwrap_or_default()
+    }
+
+    /// The deployment that runs in an environment, and the one that waits.
+    pub fn under_way(&self, environment: EnvId) -> (Option<Ticket>, Option<Ticket>) {
+        let Some(lane) = self.lane(environment) else { return (None, None) };
+        let state = lane.state.lock();
+        (state.running.clone(), state.waiting.as_ref().map(|pending| pending.ticket.clone()))
+    }
+
+    /// What the deployment that made `release` found out.
+    pub fn facts(&self, environment: &Environment, release: ReleaseId) -> Result<Facts, journal::JournalError> {
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        match self.history(environment.id).of_release(release) {
+            Some(summary) => Ok(journal::Story::read(&paths.deployment(summary.deployment))?.facts),
+            None => Ok(Facts::default()),
+        }
+    }
+
+    /// The plan for a push to `environment`.
+    pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
+        modes::plan(environment).only(only)
+    }
+
+    /// Queues a deployment. It runs whatever becomes of the caller.
+    pub fn submit(&self, request: Request) -> Result<Ticket, PipelineError> {
+        if self.0.stopping.is_cancelled() {
+            return Err(PipelineError::Stopping);
+        }
+        let title = request.environment.title();
+        let lane = self.lane(request.environment.id).ok_or(PipelineError::NoEnvironment(title))?;
+        self.thawed(&lane)?;
+        let deployment = DeploymentId::new(jiff::Timestamp::now());
+        let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
+        let path = paths.deployment(deployment);
+        let transcript = std::fs::create_dir_all(&path).and_then(|()| Transcript::open(&path));
+        let transcript = transcript.map_err(|source| PipelineError::Record { path, source })?;
+        let (verdict, outcome) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let ticket = Ticket { deployment, request, transcript, outcome, cancel };
+        let (start, superseded) = lane.enter(Pending { ticket: ticket.clone(), verdict });
+        if let Some(old) = superseded {
+            verdict::superseded(&old, &ticket);
+        }
+        match start {
+            Some(first) => {
+                let this = self.clone();
+                self.0.tasks.spawn(async move { this.work_off(lane, first).await });
+            }
+            None => ticket.transcript.title("Another deployment is under way; this one waits for it"),
+        }
+        Ok(ticket)
+    }
+
+    fn thawed(&self, lane: &Lane) -> Result<(), PipelineError> {
+        match lane.state.lock().history.stuck() {
+            None => Ok(()),
+            Some(stuck) => Err(PipelineError::Frozen {
+                environment: lane.environment.title(),
+                deployment: stuck.deployment,
+                why: verdict::stuck_reason(stuck),
+            }),
+        }
+    }
+
+    async fn work_off(&self, lane: Lane, first: Pending) {
+        let mut next = Some(first);
+        while let Some(pending) = next {
+            let _permit = self.0.parallel.clone().acquire_owned().await;
+            self.deploy(&lane, pending).await;
+            next = lane.advance();
+        }
+    }
+
+    /// One deployment from its first event to its last.
+    async fn deploy(&self, lane: &Lane, pending: Pending) {
+        let Pending { ticket, verdict } = pending;
+        let order = {
+            let state = lane.state.lock();
+            let previous = state.live.clone();
+            Order {
+                id: ticket.deployment,
+                trigger: ticket.request.trigger.clone(),
+                environment: ticket.request.environment.clone(),
+                branch: ticket.request.branch.clone(),
+                commit: ticket.request.commit.clone(),
+                release: ReleaseId::new(jiff::Timestamp::now()),
+                number: state.history.next_number(),
+                slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
+                previous,
+            }
+        };
+        let plan = modes::plan(&order.environment);
+        let services = self.0.services.clone();
+        let mut deployment =
+            Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
+        let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
+            Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
+            Err(error) => runner::lost_journal(&error),
+        };
+        verdict::print(&deployment, &outcome);
+        ticket.transcript.close();
+        verdict.send_replace(Some(outcome));
+        chores::after(deployment, lane).await;
+    }
+
+    async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
+        let ended = async {
+            journal.append(deployment.order.opened(plan.names()))?;
+            let outcome = runner::run(plan, deployment, journal).await?;
+            journal.append(Event::Ended { outcome: outcome.clone() })?;
+            Ok(outcome)
+        };
+        let outcome = ended.await.unwrap_or_else(|error| runner::lost_journal(&error));
+        self.note(lane, deployment, journal, &outcome);
+        outcome
+    }
+
+    /// Remembers how a deployment ended.
+    fn note(&self, lane: &Lane, deployment: &Deployment, journal: &Journal, outcome: &Outcome) {
+        let mut state = lane.state.lock();
+        if let Some(mut summary) = Deployed::of(journal.story()) {
+            // Where the journal failed, memory still knows.
+            summary.outcome.get_or_insert_with(|| outcome.clone());
+            if summary.went_live() {
+                state.live = Some(summary.live());
+            }
+            state.history.record(summary);
+        }
+        drop(state);
+        tracing::info!(
+            environment = deployment.order.environment.title(),
+            deployment = %deployment.order.id,
+            commit = %deployment.order.commit,
+            ?outcome,
+            "a deployment ended"
+        );
+    }
+
+    /// Releases an environment that was frozen by a stuck deployment.
+    pub fn thaw(&self, environment: EnvId, by: crate::model::UserName) -> Result<usize, journal::JournalError> {
+        let Some(lane) = self.lane(environment) else { return Ok(0) };
+        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
+        let mut cleared = 0_usize;
+        let mut state = lane.state.lock();
+        for summary in state.history.deployments.iter_mut().filter(|summary| summary.is_stuck()) {
+            Journal::open(&paths.deployment(summary.deployment))?.append(Event::Cleared { by: by.clone() })?;
+            summary.cleared = true;
+            cleared = cleared.saturating_add(1);
+        }
+        Ok(cleared)
+    }
+
+    /// The reason in git's own line for how a deployment ended; nothing for a success.
+    pub fn reason(&self, outcome: &crate::model::Outcome, environment: EnvId) -> Option<String> {
+        verdict::reason(outcome, self.live(environment).as_ref())
+    }
+
+    /// Accepts nothing more, and waits for what is under way, at most `limit`. What is not done by then is finished or unwound by
+    /// the next server.
+    pub async fn drain(&self, limit: Duration) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(limit, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("deployments are still under way; the next server takes them over");
+        }
+    }
+}

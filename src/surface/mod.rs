@@ -1,4 +1,5 @@
 //! Every way in: parses, authenticates, renders; decides nothing.
 
 pub mod cli;
+pub mod git;
 pub mod ssh;

@@ -1,1 +1,30 @@
-fn main() {}
+//! The one integration binary: the real server, real git and real ssh, in a world of its own for each test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(missing_docs, dead_code)]
+
+mod architecture;
+mod harness;
+mod keeper;
+
+/// A file in `tests/it` that no `mod` line names would be compiled by nobody and fail for nobody.
+#[test]
+fn no_test_file_is_forgotten() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    for (listing, directory) in [("main.rs", directory.clone()), ("harness/mod.rs", directory.join("harness"))] {
+        if !directory.exists() {
+            continue;
+        }
+        let text =
+            std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(listing)).unwrap();
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            if matches!(name, "main" | "mod") {
+                continue;
+            }
+            let named = text.lines().any(|line| line.trim_start_matches("pub ") == format!("mod {name};"));
+            assert!(named, "{} is not in {listing}", path.display());
+        }
+    }
+}

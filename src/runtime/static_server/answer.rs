@@ -294,7 +294,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
             .map_err(io::Error::other)??;
         Ok::<_, io::Error>(Some((Frame::data(bytes), (file, from + count, left - count))))
     });
-    Ok(StreamBody::new(Box::pin(pieces)).boxed_unsync())
+    Ok(BodyExt::boxed_unsync(StreamBody::new(pieces)))
 }
 
 fn read(file: &File, from: u64, length: u64) -> io::Result<Bytes> {

@@ -1,0 +1,23 @@
+"""larder's own bundling, unpacking and syncing without a server around them: the example `tool` of this package."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from lib.world import Unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tool(args):
+    """The tool's path. It is built here, from `benches/tool.rs`; its first argument names the function."""
+    if getattr(args, "without_larder", False):
+        raise Unavailable("left out by --without-larder")
+    if not (ROOT / "benches" / "tool.rs").exists():
+        raise Unavailable("benches/tool.rs does not exist yet")
+    done = subprocess.run(
+        ["cargo", "build", "--release", "--locked", "--example", "tool"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise Unavailable("the example `tool` does not build: " + " ".join(done.stderr.splitlines()[-2:]))
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "tool"

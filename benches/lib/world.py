@@ -1,0 +1,187 @@
+"""A hermetic place to measure in: own HOME, keys, ports and processes, all gone at the end."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+class Unavailable(Exception):
+    """A contestant or a row that cannot run here. The message says why; the table repeats it."""
+
+
+def find(program):
+    """The path of a program, daemons included, or nothing."""
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
+
+
+def need(program, package=None):
+    """The path of a program, or the reason why a row cannot run."""
+    path = find(program)
+    if path is None:
+        raise Unavailable(f"{program} is missing (Debian: {package or program})")
+    return path
+
+
+def free_port():
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tail(path, lines=5):
+    """The end of a log, for an error message."""
+    try:
+        return "\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+class World:
+    """A temporary directory with a HOME and keys in it, and the processes that were started in it."""
+
+    def __init__(self, parent=None, keep=False):
+        self.root = Path(tempfile.mkdtemp(prefix="larder-bench-", dir=parent))
+        # Servers that drop their privileges have to get through.
+        self.root.chmod(0o755)
+        self.keep = keep
+        self.processes = []
+        self.home = self.path("home")
+        (self.home / ".ssh").mkdir(mode=0o700)
+        (self.home / ".gitconfig").write_text(
+            "[user]\n\tname = Bench\n\temail = bench@localhost\n"
+            "[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n"
+            "[advice]\n\tdetachedHead = false\n[safe]\n\tdirectory = *\n"
+        )
+        self.key = self.home / ".ssh" / "id_ed25519"
+        self.known_hosts = self.home / ".ssh" / "known_hosts"
+        self.run([need("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", self.key])
+        self.public_key = self.key.with_suffix(".pub").read_text().strip()
+
+    def path(self, *parts):
+        """A new directory in this world."""
+        path = self.root.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def env(self):
+        """The whole environment of every process that is started here."""
+        return {
+            "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin",
+            "HOME": str(self.root / "home"),
+            "USER": os.environ.get("USER", "root"),
+            "LANG": "C.UTF-8",
+            "TMPDIR": str(self.path("tmp")),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_SSH_COMMAND": self.ssh_command,
+        }
+
+    @property
+    def ssh_options(self):
+        """The options of every ssh client: nothing of the user's own configuration or agent."""
+        return [
+            "-F", "none", "-i", str(self.key), "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
+            "-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "GlobalKnownHostsFile=none",
+            "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes",
+        ]
+
+    @property
+    def ssh_command(self):
+        """The same, as git wants it."""
+        return " ".join(["ssh", *self.ssh_options])
+
+    def run(self, argv, check=True, env=None, **options):
+        """Runs a command to its end and returns it with its output."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        done = subprocess.run(
+            [str(part) for part in argv], env={**self.env, **(env or {})}, text=True, errors="replace", check=False, **options
+        )
+        if check and done.returncode != 0:
+            said = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-8:])
+            raise Unavailable(f"`{' '.join(str(part) for part in argv[:6])}` exited {done.returncode}: {said}")
+        return done
+
+    def git(self, *arguments, cwd=None, **options):
+        """Runs git."""
+        return self.run(["git", *arguments], cwd=cwd, **options)
+
+    def spawn(self, argv, name, env=None, **options):
+        """Starts a server in a process group of its own; its output goes to a log, its end comes with the world's."""
+        log = self.path("logs") / f"{name}.log"
+        with open(log, "ab") as out:
+            options.setdefault("stdout", out)
+            options.setdefault("stderr", out)
+            process = subprocess.Popen(
+                [str(part) for part in argv], env={**self.env, **(env or {})},
+                stdin=subprocess.DEVNULL, start_new_session=True, **options,
+            )
+        process.log = log
+        self.processes.append(process)
+        return process
+
+    def wait_for_port(self, port, process, seconds=20):
+        """Waits until somebody listens on a loopback port."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise Unavailable(f"{process.args[0]} exited {process.returncode}: {tail(process.log)}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise Unavailable(f"{process.args[0]} does not listen on port {port}: {tail(process.log)}")
+
+    def stop(self, process, seconds=15):
+        """Ends a server and what it started, by its own process group only."""
+        if process in self.processes:
+            self.processes.remove(process)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(seconds)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def close(self):
+        """Ends everything and removes the directory."""
+        for process in list(reversed(self.processes)):
+            self.stop(process)
+        if self.keep:
+            print(f"kept: {self.root}", file=sys.stderr)
+            return
+        self._unmount()
+        shutil.rmtree(self.root, ignore_errors=True)
+        if self.root.exists():
+            print(f"could not be removed completely: {self.root}", file=sys.stderr)
+
+    def _unmount(self):
+        """A mount that a killed server left behind must not be entered by the removal."""
+        try:
+            mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        except OSError:
+            return
+        for mount in sorted(mounts, reverse=True):
+            if mount.startswith(f"{self.root}/"):
+                subprocess.run(["umount", "--lazy", "--", mount], check=False, stderr=subprocess.DEVNULL)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,1 @@
+"""One file per row (or group of rows) of the table."""

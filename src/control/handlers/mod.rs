@@ -1,0 +1,57 @@
+//! What each request does, once the gate has let it through.
+
+mod deployments;
+mod insight;
+mod processes;
+mod projects;
+mod users;
+
+use super::{Caller, CommandError, Control, Kind, Registry, Reply, Request};
+
+/// Does what is asked.
+pub(super) async fn handle(control: &Control, caller: &Caller, request: Request) -> Result<Reply, CommandError> {
+    match request {
+        Request::Whoami => Ok(users::whoami(control, caller)),
+        Request::UserAdd { name, admin, keys } => users::add(control, name, admin, keys).await,
+        Request::UserList => Ok(users::list(control)),
+        Request::UserRemove { name } => users::remove(control, name).await,
+        Request::UserGrant { name, project, access } => users::grant(control, name, project, access).await,
+        Request::KeyAdd { name, key } => users::add_key(control, name, key).await,
+        Request::KeyRemove { fingerprint } => users::remove_key(control, fingerprint).await,
+        Request::ProjectCreate(spec) => projects::create(control, spec).await,
+        Request::ProjectList => Ok(projects::list(control, caller)),
+        Request::ProjectInfo { project } => projects::info(control, &project),
+        Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
+        Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
+        Request::Plan { target, only } => deployments::plan(control, &target, &only),
+        Request::Releases { target } => deployments::releases(control, &target),
+        Request::Ps { target } => processes::ps(control, &target),
+        Request::Scale { target, scale } => processes::scale(control, &target, scale).await,
+        Request::Restart { target } => processes::restart(control, &target).await,
+        Request::Logs { target, process, lines, follow } => processes::logs(control, &target, process, lines, follow),
+        Request::Run { target, command } => processes::run(control, &target, command),
+        Request::Status => insight::status(control, caller).await,
+        Request::Doctor => insight::doctor(control).await,
+    }
+}
+
+impl Control {
+    /// Changes the registry: what `change` makes of it is on the disk before anybody else sees it.
+    async fn change<T>(&self, change: impl FnOnce(&mut Registry) -> Result<T, CommandError>) -> Result<T, CommandError> {
+        let _one_at_a_time = self.0.change.lock().await;
+        let mut next = self.0.registry.read().clone();
+        let result = change(&mut next)?;
+        let saved = next.save(&self.0.root.registry_file());
+        saved.map_err(|error| CommandError::internal(&error))?;
+        *self.0.registry.write() = next;
+        Ok(result)
+    }
+}
+
+fn not_found(message: String) -> CommandError {
+    CommandError::new(Kind::NotFound, message)
+}
+
+fn refused(message: impl Into<String>) -> CommandError {
+    CommandError::new(Kind::Refused, message)
+}

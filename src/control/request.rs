@@ -1,0 +1,246 @@
+//! What can be asked, and which right each question needs.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::registry::Key;
+use crate::model::{Access, BranchName, EnvironmentName, Mode, NameError, Phase, ProjectName, Strategy, UserName};
+
+/// `shop`, or `shop/staging`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The project.
+    pub project: ProjectName,
+    /// The environment; the project's default one where it is not given.
+    pub environment: Option<EnvironmentName>,
+}
+
+impl FromStr for Target {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Target, NameError> {
+        let (project, environment) = match text.split_once('/') {
+            Some((project, environment)) => (project, Some(environment.parse()?)),
+            None => (text, None),
+        };
+        Ok(Target { project: project.parse()?, environment })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.environment {
+            Some(environment) => write!(f, "{}/{environment}", self.project),
+            None => self.project.fmt(f),
+        }
+    }
+}
+
+/// How a new environment shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProjectSpec {
+    /// The project; made if it is not there.
+    pub project: ProjectName,
+    /// The environment's name.
+    pub environment: EnvironmentName,
+    /// How it deploys.
+    pub mode: Mode,
+    /// What it deploys.
+    pub branch: BranchName,
+    /// Further host names.
+    pub domains: Vec<String>,
+    /// How a release takes over.
+    pub strategy: Strategy,
+}
+
+/// What to do about a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeployAction {
+    /// Deploy a commit that the server has: a branch, a tag, a commit; the live one where nothing is given.
+    Start {
+        /// Which.
+        reference: Option<String>,
+    },
+    /// Deploy the commit of the last deployment that failed again.
+    Retry,
+    /// Show the one under way, or the last one, from its beginning.
+    Follow,
+    /// Stop the one under way, and put everything back.
+    Cancel,
+    /// Release a frozen environment after a person has looked.
+    Unfreeze,
+}
+
+/// A question or an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Who am I, and what may I do?
+    Whoami,
+    /// A new user.
+    UserAdd {
+        /// Its name.
+        name: UserName,
+        /// Whether it may do everything.
+        admin: bool,
+        /// Its first keys.
+        keys: Vec<Key>,
+    },
+    /// All users.
+    UserList,
+    /// Removes a user and its keys.
+    UserRemove {
+        /// Which.
+        name: UserName,
+    },
+    /// Gives a user a right on a project; `none` takes it away.
+    UserGrant {
+        /// Who.
+        name: UserName,
+        /// On what.
+        project: ProjectName,
+        /// Which right.
+        access: Access,
+    },
+    /// A further key.
+    KeyAdd {
+        /// For whom.
+        name: UserName,
+        /// The key.
+        key: Key,
+    },
+    /// Removes a key.
+    KeyRemove {
+        /// Its fingerprint.
+        fingerprint: String,
+    },
+    /// A new environment, and its project if need be.
+    ProjectCreate(ProjectSpec),
+    /// The projects that the caller may see.
+    ProjectList,
+    /// Everything about one project.
+    ProjectInfo {
+        /// Which.
+        project: ProjectName,
+    },
+    /// Ends a project and deletes everything of it.
+    ProjectDestroy {
+        /// Which.
+        project: ProjectName,
+        /// The name again, typed by the caller.
+        confirm: Option<String>,
+    },
+    /// A deployment without a push.
+    Deploy {
+        /// Where.
+        target: Target,
+        /// What.
+        action: DeployAction,
+    },
+    /// The steps that a push would take.
+    Plan {
+        /// Where.
+        target: Target,
+        /// Which phases; all where none is given.
+        only: Vec<Phase>,
+    },
+    /// The releases of an environment.
+    Releases {
+        /// Where.
+        target: Target,
+    },
+    /// The processes of an environment.
+    Ps {
+        /// Where.
+        target: Target,
+    },
+    /// How many of each process type.
+    Scale {
+        /// Where.
+        target: Target,
+        /// Type and number.
+        scale: Vec<(String, u32)>,
+    },
+    /// Ends and starts all processes of an environment.
+    Restart {
+        /// Where.
+        target: Target,
+    },
+    /// Process output.
+    Logs {
+        /// Where.
+        target: Target,
+        /// Only this process, such as `web` or `web.1`.
+        process: Option<String>,
+        /// How many lines of the past.
+        lines: usize,
+        /// Whether to go on with what comes.
+        follow: bool,
+    },
+    /// A command in a copy of the live environment.
+    Run {
+        /// Where.
+        target: Target,
+        /// Command and arguments.
+        command: Vec<String>,
+    },
+    /// The state of the server and of what the caller may see.
+    Status,
+    /// Looks for what is wrong with this machine's set-up.
+    Doctor,
+}
+
+impl Request {
+    /// The project it is about, if one, and the right that it needs. A new request does not compile without an answer here.
+    pub fn needs(&self) -> (Option<&ProjectName>, Access) {
+        match self {
+            Request::Whoami | Request::ProjectList | Request::Status => (None, Access::View),
+            Request::UserAdd { .. }
+            | Request::UserList
+            | Request::UserRemove { .. }
+            | Request::UserGrant { .. }
+            | Request::KeyAdd { .. }
+            | Request::KeyRemove { .. }
+            | Request::ProjectCreate(_)
+            | Request::ProjectDestroy { .. }
+            | Request::Doctor => (None, Access::Admin),
+            Request::ProjectInfo { project } => (Some(project), Access::View),
+            Request::Plan { target, .. }
+            | Request::Releases { target }
+            | Request::Ps { target }
+            | Request::Logs { target, .. }
+            | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
+            Request::Deploy { target, action: DeployAction::Unfreeze }
+            | Request::Run { target, .. }
+            | Request::Scale { target, .. }
+            | Request::Restart { target } => (Some(&target.project), Access::Operate),
+            Request::Deploy { target, .. } => (Some(&target.project), Access::Push),
+        }
+    }
+
+    /// A word for records.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Request::Whoami => "whoami",
+            Request::UserAdd { .. } => "user add",
+            Request::UserList => "user list",
+            Request::UserRemove { .. } => "user remove",
+            Request::UserGrant { .. } => "user grant",
+            Request::KeyAdd { .. } => "key add",
+            Request::KeyRemove { .. } => "key remove",
+            Request::ProjectCreate(_) => "project create",
+            Request::ProjectList => "project list",
+            Request::ProjectInfo { .. } => "project info",
+            Request::ProjectDestroy { .. } => "project destroy",
+            Request::Deploy { .. } => "deploy",
+            Request::Plan { .. } => "plan",
+            Request::Releases { .. } => "releases",
+            Request::Ps { .. } => "ps",
+            Request::Scale { .. } => "scale",
+            Request::Restart { .. } => "restart",
+            Request::Logs { .. } => "logs",
+            Request::Run { .. } => "run",
+            Request::Status => "status",
+            Request::Doctor => "doctor",
+        }
+    }
+}

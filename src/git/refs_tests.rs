@@ -1,0 +1,119 @@
+use super::*;
+use crate::git::testing::World;
+
+fn change(refname: &str, expected: Expected, new: Option<&CommitId>) -> MoveRef {
+    MoveRef { refname: refname.into(), expected, new: new.cloned(), keep: None, forget: Vec::new() }
+}
+
+fn release() -> ReleaseId {
+    ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap())
+}
+
+#[test]
+fn a_repository_is_made_once_and_head_follows_the_branch() {
+    let world = World::new();
+    let commit = world.commit(&[("a", false, b"1")]);
+    init(&world.repository(), &"release".parse().unwrap()).unwrap();
+    assert_eq!(world.git(&["symbolic-ref", "HEAD"], b""), "refs/heads/release");
+    assert_eq!(world.git(&["cat-file", "-t", commit.as_str()], b""), "commit");
+    assert!(!world.repository().join("hooks").join("pre-push.sample").exists());
+}
+
+#[test]
+fn refs_move_by_compare_and_swap() {
+    let world = World::new();
+    let path = world.repository();
+    let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
+    let main = "refs/heads/main";
+    move_ref(&path, &change(main, Expected::Missing, Some(&one))).unwrap();
+    // The same again, as after a restart: done already.
+    move_ref(&path, &change(main, Expected::Missing, Some(&one))).unwrap();
+    let moved = move_ref(&path, &change(main, Expected::Missing, Some(&two))).unwrap_err();
+    assert!(matches!(&moved, GitFailure::Moved { actual: Some(actual), .. } if *actual == one), "{moved}");
+    let release = release();
+    let keep = MoveRef { keep: Some((release, two.clone())), ..change(main, Expected::At(one.clone()), Some(&two)) };
+    move_ref(&path, &keep).unwrap();
+    assert_eq!(world.git(&["rev-parse", main, &keep_ref(release)], b""), format!("{two}\n{two}"));
+    let GitAnswer::Refs { refs, more } = read_refs(&path, 10).unwrap() else { panic!() };
+    assert_eq!((refs.len(), more, refs[0].refname.as_str()), (1, false, main), "larder's own refs are not listed");
+    let delete = MoveRef { forget: vec![release], ..change(main, Expected::At(two), None) };
+    move_ref(&path, &delete).unwrap();
+    move_ref(&path, &delete).unwrap();
+    assert_eq!(world.git(&["for-each-ref"], b""), "");
+}
+
+#[test]
+fn names_of_refs_are_data() {
+    let world = World::new();
+    let commit = world.commit(&[("a", false, b"1")]);
+    for bad in ["HEAD", "main", "refs/heads/a..b", "refs/heads/a b", "refs/heads/a\nb", "refs/heads/a\0b", "-o", "refs/../x"] {
+        let error = move_ref(&world.repository(), &change(bad, Expected::Anything, Some(&commit))).unwrap_err();
+        assert!(matches!(error, GitFailure::BadName(_)), "{bad:?}: {error}");
+    }
+    for odd in ["refs/heads/-o", "refs/heads/--upload-pack=x", "refs/heads/$(id)", "refs/heads/a;b", "refs/heads/\u{202e}x"] {
+        move_ref(&world.repository(), &change(odd, Expected::Missing, Some(&commit))).unwrap();
+        assert_eq!(world.git(&["rev-parse", "--verify", odd], b""), commit.as_str(), "{odd}");
+        move_ref(&world.repository(), &change(odd, Expected::At(commit.clone()), None)).unwrap();
+    }
+    // An object that is not there is no place for a ref.
+    let missing = "b".repeat(40).parse().unwrap();
+    let error = move_ref(&world.repository(), &change("refs/heads/x", Expected::Missing, Some(&missing))).unwrap_err();
+    assert!(matches!(error, GitFailure::Failed { .. }), "{error}");
+}
+
+#[test]
+fn commits_are_found_by_branch_tag_digits_and_release() {
+    let world = World::new();
+    let path = world.repository();
+    let commit = world.commit(&[("a", false, b"1")]);
+    let release = release();
+    let keep = MoveRef { keep: Some((release, commit.clone())), ..change("refs/heads/f/x", Expected::Missing, Some(&commit)) };
+    move_ref(&path, &keep).unwrap();
+    world.git(&["tag", "-a", "-m", "annotated", "v1", commit.as_str()], b"");
+    let text = |text: &str| resolve(&path, &Spec::Text(text.into()));
+    for good in ["f/x", "v1", commit.as_str(), commit.short(), &commit.as_str()[..4]] {
+        assert_eq!(text(good), Ok(GitAnswer::Commit(commit.clone())), "{good}");
+    }
+    assert_eq!(resolve(&path, &Spec::Release(release)), Ok(GitAnswer::Commit(commit.clone())));
+    assert_eq!(resolve(&path, &Spec::Branch("f/x".parse().unwrap())), Ok(GitAnswer::Commit(commit.clone())));
+    for bad in ["f/x~0", "HEAD^{tree}", ":/a", "@{1}", "--all", "", "f/x\n", &"a".repeat(40), "abc", "\u{1b}[2J"] {
+        let error = text(bad).unwrap_err();
+        assert!(matches!(error, GitFailure::BadName(_) | GitFailure::NotFound(_)), "{bad:?}: {error}");
+        assert!(!error.to_string().contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn the_log_is_bounded_and_printable() {
+    let world = World::new();
+    let tree = world.git(&["mktree"], b"");
+    let mut ids: Vec<CommitId> = Vec::new();
+    for number in 0..60 {
+        let message = format!("change {number}\u{1b}[31m\n\nbody");
+        let mut args = vec!["commit-tree", tree.as_str(), "-m", message.as_str()];
+        if let Some(parent) = ids.last() {
+            args.extend(["-p", parent.as_str()]);
+        }
+        let id = world.git(&args, b"").parse().unwrap();
+        ids.push(id);
+    }
+    let GitAnswer::Log { entries, more } = log(&world.repository(), Some(&ids[56]), &ids[59], 100).unwrap() else { panic!() };
+    let subjects: Vec<&str> = entries.iter().map(|entry| entry.subject.as_str()).collect();
+    assert_eq!((subjects, more), (vec!["change 59", "change 58", "change 57"], false));
+    let GitAnswer::Log { entries, more } = log(&world.repository(), None, &ids[59], 100).unwrap() else { panic!() };
+    assert_eq!((entries.len(), more), (50, true));
+}
+
+#[test]
+fn packing_keeps_the_objects_of_releases() {
+    let world = World::new();
+    let path = world.repository();
+    let commit = world.commit(&[("a", false, b"1")]);
+    let release = release();
+    let keep = MoveRef { keep: Some((release, commit.clone())), ..change("refs/heads/main", Expected::Missing, Some(&commit)) };
+    move_ref(&path, &keep).unwrap();
+    move_ref(&path, &change("refs/heads/main", Expected::At(commit.clone()), None)).unwrap();
+    gc(&path).unwrap();
+    world.git(&["prune", "--expire=now"], b"");
+    assert_eq!(resolve(&path, &Spec::Release(release)), Ok(GitAnswer::Commit(commit)));
+}

@@ -1,0 +1,58 @@
+//! The worker's door: reads a job, does it, reports.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+};
+
+use super::{
+    job::{GitAnswer, GitFailure, GitJob, GitReport},
+    paths::WorkerPaths,
+    refs, serve,
+    source::{self, SourceJob},
+};
+use crate::{
+    host::launch::{read_job, write_report},
+    model::sanitise_line,
+};
+
+/// The work of [`crate::model::Role::Git`]: `job` is descriptor 3, `report` descriptor 4. Returns the exit code.
+pub fn work(mut job: File, mut report: File) -> io::Result<u8> {
+    let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let task: GitJob = read_job(&mut job)?;
+    if let GitJob::Serve { service, protocol, token, limits } = task {
+        drop((job, report));
+        let error = serve::serve(&paths, service, protocol, token.as_deref(), limits);
+        let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        writeln!(io::stderr(), "{}", sanitise_line(&format!("larder: {error}{why}")))?;
+        return Ok(1);
+    }
+    write_report(&mut report, &perform(&paths, &task))?;
+    Ok(0)
+}
+
+/// Everything but [`GitJob::Serve`].
+pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
+    let repository = paths.repository();
+    match job {
+        GitJob::Serve { .. } => {
+            Err(GitFailure::Failed { doing: String::from("serve a client"), why: String::from("this job has no report") })
+        }
+        GitJob::Init { head } => refs::init(&repository, head),
+        GitJob::MoveRef(change) => refs::move_ref(&repository, change),
+        GitJob::ReadRefs { limit } => refs::read_refs(&repository, *limit),
+        GitJob::Resolve { spec } => refs::resolve(&repository, spec),
+        GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
+        GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
+    }
+}
+
+/// The work of [`crate::model::Role::Source`], with the same descriptors.
+pub fn work_source(mut job: File, mut report: File) -> io::Result<u8> {
+    let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let task: SourceJob = read_job(&mut job)?;
+    write_report(&mut report, &source::perform(&paths, &task))?;
+    Ok(0)
+}

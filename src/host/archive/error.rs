@@ -1,0 +1,339 @@
+//! Why an archive was not written or not accepted. Refusals concern the archive as a whole: nothing is ever skipped.
+
+use std::{fmt, io};
+
+use crate::host::files::FileError;
+
+/// What is wrong with a path or with the target of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadPath {
+    /// No characters at all.
+    Empty,
+    /// Starts with `/`.
+    Absolute,
+    /// A part is `..`.
+    Parent,
+    /// A part is `.`.
+    Here,
+    /// A part is empty: `//` or a `/` at the end.
+    EmptyPart,
+    /// A byte 0.
+    Nul,
+    /// A control character, like a line break or ESC.
+    Control,
+    /// Not UTF-8.
+    NotUtf8,
+    /// A part of more than 255 bytes.
+    LongPart,
+    /// More than 4096 bytes.
+    Long,
+}
+
+impl fmt::Display for BadPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BadPath::Empty => "it is empty",
+            BadPath::Absolute => "it starts with /",
+            BadPath::Parent => "it has a part \"..\"",
+            BadPath::Here => "it has a part \".\"",
+            BadPath::EmptyPart => "it has an empty part",
+            BadPath::Nul => "it holds a byte 0",
+            BadPath::Control => "it holds a control character",
+            BadPath::NotUtf8 => "it is not UTF-8",
+            BadPath::LongPart => "a part has more than 255 bytes",
+            BadPath::Long => "it has more than 4096 bytes",
+        })
+    }
+}
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// A file of the tree or the archive could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The archive could not be read or written.
+    #[error("cannot {doing} the archive")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The compressor refused.
+    #[error("cannot compress {path:?}")]
+    Compress {
+        /// The entry, or the first one of the frame.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+
+    /// A name that no release may hold.
+    #[error("the path {path:?} cannot be in a release: {why}")]
+    Path {
+        /// The path, with strange characters escaped.
+        path: String,
+        /// What is wrong with it.
+        why: BadPath,
+    },
+    /// A link target that no release may hold.
+    #[error("the link {path:?} cannot be in a release: of its target, {why}")]
+    Target {
+        /// The link.
+        path: String,
+        /// What is wrong with the target.
+        why: BadPath,
+    },
+    /// Two entries with one name.
+    #[error("{path:?} is there twice")]
+    Duplicate {
+        /// The name.
+        path: String,
+    },
+    /// Entries in another order than that of their paths' bytes.
+    #[error("{path:?} is out of order")]
+    Unsorted {
+        /// The first one that comes too late.
+        path: String,
+    },
+    /// An entry below something that is a file.
+    #[error("{path:?} lies below {parent:?}, which is a file")]
+    BelowFile {
+        /// The entry.
+        path: String,
+        /// The file.
+        parent: String,
+    },
+    /// An entry below something that is a link.
+    #[error("{path:?} lies below {parent:?}, which is a symbolic link")]
+    BelowLink {
+        /// The entry.
+        path: String,
+        /// The link.
+        parent: String,
+    },
+    /// An entry whose directory is not there.
+    #[error("{path:?} lies in {parent:?}, which is not in the release")]
+    NoParent {
+        /// The entry.
+        path: String,
+        /// The missing directory.
+        parent: String,
+    },
+    /// More entries than allowed.
+    #[error("there are {count} entries; {limit} are allowed")]
+    TooManyEntries {
+        /// How many there are.
+        count: u64,
+        /// How many may be.
+        limit: u64,
+    },
+    /// One file is too large.
+    #[error("{path:?} has {bytes} bytes; a single file may have {limit}")]
+    FileTooLarge {
+        /// The file.
+        path: String,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// All files together are too large.
+    #[error("the files have {bytes} bytes; {limit} are allowed")]
+    TooManyBytes {
+        /// Their size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A compression ratio that honest files do not reach.
+    #[error("{raw} bytes are packed into {bytes}: more than {limit} to 1, which looks like a decompression bomb")]
+    Ratio {
+        /// Size after decompression.
+        raw: u64,
+        /// Size before.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+
+    /// A file was not what it had been a moment before.
+    #[error("{path:?} changed while it was being read")]
+    Changed {
+        /// The file.
+        path: String,
+    },
+
+    /// The list of frames in the manifest does not fit its list of entries.
+    #[error("the manifest contradicts itself: {why}")]
+    Manifest {
+        /// How.
+        why: String,
+    },
+    /// The file has another size than the manifest says.
+    #[error("the archive has {found} bytes where its manifest says {expected}: it is {}", if found < expected { "cut off" } else { "followed by something else" })]
+    ArchiveSize {
+        /// By the manifest.
+        expected: u64,
+        /// In truth.
+        found: u64,
+    },
+    /// The table at the end is another one.
+    #[error("the archive's seek table differs from its manifest")]
+    SeekTable,
+    /// A frame's bytes are damaged or not those of the manifest.
+    #[error("frame {frame} of the archive is damaged: its digest differs from the manifest")]
+    FrameDigest {
+        /// Counted from 0.
+        frame: usize,
+    },
+    /// A frame is not one plain zstd frame.
+    #[error("frame {frame} of the archive is not acceptable: {why}")]
+    Frame {
+        /// Counted from 0.
+        frame: usize,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A frame wants too much memory.
+    #[error("frame {frame} of the archive needs a window of {window} bytes; {limit} are allowed")]
+    Window {
+        /// Counted from 0.
+        frame: usize,
+        /// What it asks for.
+        window: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A frame could not be decompressed.
+    #[error("frame {frame} of the archive cannot be decompressed")]
+    Decompress {
+        /// Counted from 0.
+        frame: usize,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Something follows the last entry of a frame.
+    #[error("frame {frame} of the archive has something behind its last entry")]
+    Trailing {
+        /// Counted from 0.
+        frame: usize,
+    },
+    /// The tar ended before the manifest did.
+    #[error("{path:?} is in the manifest but not in the archive")]
+    Missing {
+        /// The entry.
+        path: String,
+    },
+    /// The tar has what the manifest does not have.
+    #[error("{path:?} is in the archive but not in the manifest")]
+    NotInManifest {
+        /// The entry.
+        path: String,
+    },
+    /// A hard link.
+    #[error("{path:?} is a hard link; releases hold none")]
+    HardLink {
+        /// The entry.
+        path: String,
+    },
+    /// A device node.
+    #[error("{path:?} is a device; releases hold none")]
+    Device {
+        /// The entry.
+        path: String,
+    },
+    /// A FIFO.
+    #[error("{path:?} is a FIFO; releases hold none")]
+    Fifo {
+        /// The entry.
+        path: String,
+    },
+    /// A sparse file.
+    #[error("{path:?} is stored as a sparse file, which releases do not use")]
+    Sparse {
+        /// The entry.
+        path: String,
+    },
+    /// A type of entry that we do not know.
+    #[error("{path:?} has the unknown type {kind:?}")]
+    UnknownType {
+        /// The entry.
+        path: String,
+        /// The type letter.
+        kind: char,
+    },
+    /// File, directory, link: not what the manifest says.
+    #[error("{path:?} is another kind of entry than the manifest says")]
+    Kind {
+        /// The entry.
+        path: String,
+    },
+    /// Set-user-id, set-group-id or sticky.
+    #[error("{path:?} has special mode bits ({mode:o}); releases keep none")]
+    SpecialMode {
+        /// The entry.
+        path: String,
+        /// All of them.
+        mode: u32,
+    },
+    /// Extended attributes, capabilities or access lists.
+    #[error("{path:?} has extended attributes ({key}); releases keep none")]
+    Xattr {
+        /// The entry.
+        path: String,
+        /// The key.
+        key: String,
+    },
+    /// A PAX record that we do not write.
+    #[error("the archive has a PAX record {key:?}, which releases do not use")]
+    PaxKey {
+        /// The key.
+        key: String,
+    },
+    /// A PAX record that cannot be read.
+    #[error("the archive has a malformed PAX header")]
+    PaxMalformed,
+    /// PAX and tar disagree about a size.
+    #[error("{path:?} has two different sizes, one in its PAX record and one in its header")]
+    PaxSize {
+        /// The entry.
+        path: String,
+    },
+    /// Not the size that the manifest says.
+    #[error("{path:?} has {found} bytes in the archive and {expected} in the manifest")]
+    Size {
+        /// The file.
+        path: String,
+        /// By the manifest.
+        expected: u64,
+        /// In the header.
+        found: u64,
+    },
+    /// Not the content that the manifest says.
+    #[error("the content of {path:?} differs from the manifest")]
+    Digest {
+        /// The file.
+        path: String,
+    },
+    /// A header with something else in it than larder writes.
+    #[error("the header of {path:?} is not the one that its manifest entry asks for")]
+    Header {
+        /// The entry that was expected.
+        path: String,
+    },
+    /// The consumer of the entries gave up.
+    #[error("{0}")]
+    Sink(String),
+}
+
+impl ArchiveError {
+    pub(super) fn io(doing: &'static str, source: impl Into<io::Error>) -> ArchiveError {
+        ArchiveError::Io { doing, source: source.into() }
+    }
+}

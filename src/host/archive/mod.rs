@@ -1,0 +1,47 @@
+//! The only tar and zstd: release archives that are written and read frame by frame.
+//!
+//! An archive is a row of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of
+//! the "zstd seekable format". The last data frame ends with tar's two empty blocks. Plain `tar --zstd -x` opens the file.
+//!
+//! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. Where a
+//!   frame ends depends on the paths and sizes of its entries alone (see `frames.rs`), so an edit changes the frame that holds it
+//!   and no other: the writer copies all others from the previous archive.
+//! - *The reader does not interpret.* It knows from the manifest which bytes every header must have, and compares; what differs
+//!   is taken apart only to say why it was refused (`diagnose.rs`). A name, link or device that the manifest cannot express
+//!   therefore cannot be created.
+//! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
+//!   holds one frame raw and compressed, and at most two finished frames per thread wait for their turn: 33 MiB per thread,
+//!   and about 100 MiB more while a larger file is compressed.
+
+mod diagnose;
+mod error;
+mod frames;
+mod header;
+mod pool;
+mod reader;
+mod rules;
+mod writer;
+
+pub use error::{ArchiveError, BadPath};
+pub use frames::{ArchiveInfoExt, plan};
+pub use reader::{Archive, FrameReader, Sink};
+pub use rules::{Limits, check_entries, check_path, check_target};
+pub use writer::{Item, ItemKind, Previous, Written, write};
+
+/// The time of every entry, 2000-01-01: late enough for tools that dislike 1970.
+pub const MTIME: u64 = 946_684_800;
+
+/// The compression level: more costs more time than it saves on the way.
+pub const LEVEL: i32 = 3;
+
+/// The largest file that a release may hold: sizes in the seek table have 32 bits.
+pub const MAX_FILE: u64 = (4 << 30) - (4 << 20);
+
+/// The largest window, as power of two, that a reader provides memory for.
+const WINDOW_LOG_MAX: u32 = 27;
+
+/// How much of a large file is held at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! A parallel map whose results arrive in order, with a bounded number of them waiting.
+
+use std::collections::BTreeMap;
+
+use parking_lot::{Condvar, Mutex};
+
+struct Shared<T, E> {
+    state: Mutex<State<T, E>>,
+    changed: Condvar,
+}
+
+struct State<T, E> {
+    /// The next index that a worker takes.
+    next: usize,
+    /// The next index that the consumer wants.
+    wanted: usize,
+    done: BTreeMap<usize, Result<T, E>>,
+    stopped: bool,
+    running: usize,
+}
+
+/// Calls `make` for 0..`count` in `threads` threads, each with its own `state`, and `consume` with the results in order, in the
+/// calling thread. Stops at the first error.
+pub(super) fn ordered<T: Send, S, E: Send>(
+    count: usize,
+    threads: usize,
+    state: impl Fn() -> Result<S, E> + Sync,
+    make: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
+    mut consume: impl FnMut(usize, T) -> Result<(), E>,
+) -> Result<(), E> {
+    let threads = threads.clamp(1, count.max(1));
+    let ahead = threads * 3;
+    let shared = Shared {
+        state: Mutex::new(State { next: 0, wanted: 0, done: BTreeMap::new(), stopped: false, running: threads }),
+        changed: Condvar::new(),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let _leaving = Leaving(&shared);
+                let mut own = None;
+                while let Some(index) = shared.take(count, ahead) {
+                    let result = match &mut own {
+                        Some(own) => make(own, index),
+                        None => state().and_then(|fresh| make(own.insert(fresh), index)),
+                    };
+                    shared.put(index, result);
+                }
+            });
+        }
+        let _stopping = Stopping(&shared);
+        for index in 0..count {
+            match shared.give(index) {
+                Some(Ok(made)) => consume(index, made)?,
+                Some(Err(e)) => return Err(e),
+                None => break, // a worker panicked; the scope passes that on
+            }
+        }
+        Ok(())
+    })
+}
+
+impl<T, E> Shared<T, E> {
+    fn take(&self, count: usize, ahead: usize) -> Option<usize> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped || state.next >= count {
+                return None;
+            }
+            if state.next < state.wanted + ahead {
+                state.next += 1;
+                return Some(state.next - 1);
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn put(&self, index: usize, result: Result<T, E>) {
+        self.state.lock().done.insert(index, result);
+        self.changed.notify_all();
+    }
+
+    fn give(&self, index: usize) -> Option<Result<T, E>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(result) = state.done.remove(&index) {
+                state.wanted = index + 1;
+                self.changed.notify_all();
+                return Some(result);
+            }
+            if state.running == 0 {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+struct Leaving<'a, T, E>(&'a Shared<T, E>);
+
+impl<T, E> Drop for Leaving<'_, T, E> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.running -= 1;
+        if std::thread::panicking() {
+            state.stopped = true;
+        }
+        self.0.changed.notify_all();
+    }
+}
+
+struct Stopping<'a, T, E>(&'a Shared<T, E>);
+
+impl<T, E> Drop for Stopping<'_, T, E> {
+    fn drop(&mut self) {
+        self.0.state.lock().stopped = true;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_and_an_error_ends_it() {
+        let mut seen = Vec::new();
+        let square = |(): &mut (), n: usize| if n == 77 { Err(n) } else { Ok(n * n) };
+        let all = ordered(
+            50,
+            3,
+            || Ok(()),
+            square,
+            |index, made| {
+                assert_eq!(made, index * index);
+                seen.push(index);
+                Ok(())
+            },
+        );
+        assert_eq!(all, Ok(()));
+        assert_eq!(seen, (0..50).collect::<Vec<_>>());
+        assert_eq!(ordered(100, 3, || Ok(()), square, |_, _| Ok(())), Err(77));
+        assert_eq!(ordered(100, 3, || Ok(()), square, |index, _| if index == 5 { Err(5) } else { Ok(()) }), Err(5));
+        assert_eq!(ordered(0, 3, || Err::<(), _>(1), |(), n| Ok(n), |_, _| Ok(())), Ok(()));
+    }
+}

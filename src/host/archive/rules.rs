@@ -1,0 +1,206 @@
+//! Which entries a release may have.
+
+use std::collections::HashMap;
+
+use super::{ArchiveError, BadPath, MAX_FILE};
+use crate::model::{Entry, EntryKind};
+
+/// How much an archive may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Limits {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of all files together.
+    pub bytes: u64,
+    /// Raw bytes per compressed byte, once the raw ones exceed [`Limits::RATIO_FROM`].
+    pub ratio: u64,
+}
+
+impl Limits {
+    /// Below this size in bytes the ratio does not matter: a few files of zeros hurt nobody.
+    pub const RATIO_FROM: u64 = 256 << 20;
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { entries: 1_000_000, bytes: 32 << 30, ratio: 1000 }
+    }
+}
+
+/// Checks a relative path of a release.
+pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
+    let path = plain(path)?;
+    if path.starts_with('/') {
+        return Err(BadPath::Absolute);
+    }
+    for part in path.split('/') {
+        match part {
+            "" => return Err(BadPath::EmptyPart),
+            "." => return Err(BadPath::Here),
+            ".." => return Err(BadPath::Parent),
+            _ if part.len() > 255 => return Err(BadPath::LongPart),
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// Checks the target of a link. It may point anywhere: nothing of ours follows it.
+pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
+    plain(target)
+}
+
+fn plain(path: &[u8]) -> Result<&str, BadPath> {
+    if path.contains(&0) {
+        return Err(BadPath::Nul);
+    }
+    let path = std::str::from_utf8(path).map_err(|_| BadPath::NotUtf8)?;
+    if path.is_empty() {
+        Err(BadPath::Empty)
+    } else if path.len() > 4096 {
+        Err(BadPath::Long)
+    } else if path.chars().any(char::is_control) {
+        Err(BadPath::Control)
+    } else {
+        Ok(path)
+    }
+}
+
+/// Checks a whole list: every path and target, order, uniqueness, that every parent is a directory, and the limits on numbers
+/// and sizes.
+pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveError> {
+    let count = entries.len() as u64;
+    if count > limits.entries {
+        return Err(ArchiveError::TooManyEntries { count, limit: limits.entries });
+    }
+    let mut last: Option<&str> = None;
+    let mut bytes = 0u64;
+    let mut others: HashMap<&str, bool> = HashMap::new(); // what is no directory, and whether it is a link
+    let mut open: Vec<&str> = Vec::new(); // the directories around the entry at hand
+    for Entry { path, kind } in entries {
+        check_path(path.as_bytes()).map_err(|why| ArchiveError::Path { path: path.clone(), why })?;
+        match last {
+            Some(last) if last == path => return Err(ArchiveError::Duplicate { path: path.clone() }),
+            Some(last) if last > path.as_str() => return Err(ArchiveError::Unsorted { path: path.clone() }),
+            _ => last = Some(path),
+        }
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        // Other names may stand between a directory and what it holds ("a", "a-b", "a/c"), but never the other way round.
+        while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
+            open.pop();
+        }
+        if !parent.is_empty() && !open.contains(&parent) {
+            let (path, parent) = (path.clone(), parent.to_owned());
+            let mut above = parent.as_str();
+            loop {
+                match others.get(above) {
+                    Some(true) => return Err(ArchiveError::BelowLink { path, parent: above.to_owned() }),
+                    Some(false) => return Err(ArchiveError::BelowFile { path, parent: above.to_owned() }),
+                    None => match above.rsplit_once('/') {
+                        Some((up, _)) => above = up,
+                        None => return Err(ArchiveError::NoParent { path, parent }),
+                    },
+                }
+            }
+        }
+        match kind {
+            EntryKind::Dir => open.push(path),
+            EntryKind::File { size, .. } => {
+                if *size > MAX_FILE {
+                    return Err(ArchiveError::FileTooLarge { path: path.clone(), bytes: *size, limit: MAX_FILE });
+                }
+                bytes = bytes.saturating_add(*size);
+                others.insert(path, false);
+            }
+            EntryKind::Link { target } => {
+                check_target(target.as_bytes()).map_err(|why| ArchiveError::Target { path: path.clone(), why })?;
+                others.insert(path, true);
+            }
+        }
+    }
+    if bytes > limits.bytes {
+        return Err(ArchiveError::TooManyBytes { bytes, limit: limits.bytes });
+    }
+    Ok(())
+}
+
+fn is_below(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Whether entries below `dir` may still follow `path` in sorted order: `path` continues `dir` with a byte before '/'.
+fn may_come_later(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir).and_then(|rest| rest.bytes().next()).is_some_and(|byte| byte < b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Digest;
+
+    fn file(path: &str) -> Entry {
+        Entry { path: path.into(), kind: EntryKind::File { size: 1, digest: Digest::of(b"x"), executable: false } }
+    }
+    fn dir(path: &str) -> Entry {
+        Entry { path: path.into(), kind: EntryKind::Dir }
+    }
+    fn link(path: &str, target: &str) -> Entry {
+        Entry { path: path.into(), kind: EntryKind::Link { target: target.into() } }
+    }
+    fn check(entries: &[Entry]) -> Result<(), ArchiveError> {
+        check_entries(entries, &Limits::default())
+    }
+
+    #[test]
+    fn every_bad_path_is_refused_with_its_reason() {
+        let long = "x".repeat(256);
+        let deep = "x/".repeat(2100) + "x";
+        for (path, why) in [
+            (&b""[..], BadPath::Empty),
+            (b"/etc/passwd", BadPath::Absolute),
+            (b"a/../b", BadPath::Parent),
+            (b"..", BadPath::Parent),
+            (b"./a", BadPath::Here),
+            (b"a//b", BadPath::EmptyPart),
+            (b"a/", BadPath::EmptyPart),
+            (b"a\0b", BadPath::Nul),
+            (b"a\nb", BadPath::Control),
+            (b"a\x1b[2Jb", BadPath::Control),
+            (b"a\xffb", BadPath::NotUtf8),
+            (long.as_bytes(), BadPath::LongPart),
+            (deep.as_bytes(), BadPath::Long),
+        ] {
+            assert_eq!(check_path(path), Err(why));
+        }
+        for path in ["a", "a/b", "..a", "a/...", "-rf", "a b", "ä/ö", "a\\b", "A", "con"] {
+            assert_eq!(check_path(path.as_bytes()), Ok(path));
+        }
+    }
+
+    #[test]
+    fn the_shape_of_the_list_is_checked() {
+        assert!(check(&[dir("a"), dir("a-b"), file("a-b/c"), dir("a/b"), file("a/b/c"), file("a/c"), link("l", "/x")]).is_ok());
+        assert!(matches!(check(&[file("a"), file("a")]), Err(ArchiveError::Duplicate { .. })));
+        assert!(matches!(check(&[file("b"), file("a")]), Err(ArchiveError::Unsorted { .. })));
+        assert!(matches!(check(&[file("a"), file("a/b")]), Err(ArchiveError::BelowFile { .. })));
+        assert!(matches!(check(&[link("a", "/etc"), file("a/b")]), Err(ArchiveError::BelowLink { .. })));
+        assert!(matches!(check(&[link("a", "/etc"), file("a-b"), file("a/b/c")]), Err(ArchiveError::BelowLink { .. })));
+        assert!(matches!(check(&[file("a/b")]), Err(ArchiveError::NoParent { .. })));
+        assert!(matches!(check(&[link("a", "")]), Err(ArchiveError::Target { why: BadPath::Empty, .. })));
+        assert!(matches!(check(&[link("a", "x\ny")]), Err(ArchiveError::Target { why: BadPath::Control, .. })));
+    }
+
+    #[test]
+    fn numbers_are_limited() {
+        let limits = Limits { entries: 1, ..Limits::default() };
+        assert!(matches!(
+            check_entries(&[dir("a"), dir("b")], &limits),
+            Err(ArchiveError::TooManyEntries { count: 2, limit: 1 })
+        ));
+        let limits = Limits { bytes: 1, ..Limits::default() };
+        assert!(matches!(check_entries(&[file("a"), file("b")], &limits), Err(ArchiveError::TooManyBytes { bytes: 2, .. })));
+        let huge =
+            Entry { path: "a".into(), kind: EntryKind::File { size: u64::MAX, digest: Digest::of(b""), executable: false } };
+        assert!(matches!(check(&[huge]), Err(ArchiveError::FileTooLarge { .. })));
+    }
+}

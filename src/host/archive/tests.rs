@@ -1,0 +1,506 @@
+//! Round trips, reuse and refusals. Hostile archives are made by hand, around an honest manifest.
+
+use std::{
+    fs::File,
+    io::Write,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::Path,
+};
+
+use super::*;
+use crate::{
+    host::files::Confined,
+    model::{ArchiveInfo, Digest, Entry, EntryKind, Frame},
+};
+
+/// Collects what it is given.
+#[derive(Default)]
+struct Collect {
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Sink for Collect {
+    fn begin(&mut self, _: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        self.files.push((entry.path.clone(), Vec::new()));
+        Ok(true)
+    }
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        self.files.last_mut().unwrap().1.extend_from_slice(part);
+        Ok(())
+    }
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        Ok(())
+    }
+}
+
+/// Text that compresses about as well as source code does.
+fn text(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(size + 16);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        writeln!(bytes, "fn f{:x}() {{ {} }}", state % 5000, state % 91).unwrap();
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+fn item(path: &str, kind: ItemKind) -> Item {
+    Item { path: path.into(), kind }
+}
+
+/// A tree of a directory, a link and `count` files, about 40 kB each.
+fn tree(dir: &Path, count: usize) -> Vec<Item> {
+    let mut items = vec![item("d", ItemKind::Dir)];
+    std::fs::create_dir(dir.join("d")).unwrap();
+    for n in 0..count {
+        let path = format!("d/f{n:05}");
+        let content = text(n as u64, (n * 7919) % 80_000);
+        std::fs::write(dir.join(&path), &content).unwrap();
+        items.push(item(&path, ItemKind::File { size: content.len() as u64, digest: None, executable: n % 7 == 0 }));
+    }
+    items.push(item("link", ItemKind::Link { target: "d/f00000".into() }));
+    items
+}
+
+fn make(dir: &Path, items: &[Item], previous: Option<(&File, &Written)>, threads: usize) -> (File, Written) {
+    let root = Confined::open(dir).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let previous = previous.map(|(file, w)| Previous { file, entries: &w.entries, info: &w.info });
+    let written = write(&root, items, previous, &file, threads).unwrap();
+    (file, written)
+}
+
+fn bytes(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn read(file: &File, entries: &[Entry], info: &ArchiveInfo) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    let archive = Archive::open(file, entries, info, &Limits::default())?;
+    let mut reader = FrameReader::new()?;
+    let mut collect = Collect::default();
+    for frame in 0..archive.frames().len() {
+        archive.read(frame, &mut reader, &mut collect)?;
+    }
+    Ok(collect.files)
+}
+
+#[test]
+fn what_is_written_is_read_and_the_bytes_do_not_depend_on_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = tree(dir.path(), 400);
+    let (file, written) = make(dir.path(), &items, None, 1);
+    assert!(written.info.frames.len() >= 3, "{:?}", written.info.frames.len());
+    let (again, _) = make(dir.path(), &items, None, 4);
+    assert!(bytes(&file) == bytes(&again));
+    let files = read(&file, &written.entries, &written.info).unwrap();
+    assert_eq!(files.len(), 400);
+    for (path, content) in files {
+        assert!(std::fs::read(dir.path().join(path)).unwrap() == content);
+    }
+    // Not much is lost to independent frames.
+    let mut tar = Vec::new();
+    for item in &items {
+        header::encode(&item.path, &item.kind, &mut tar);
+        if let ItemKind::File { size, .. } = &item.kind {
+            tar.extend(std::fs::read(dir.path().join(&item.path)).unwrap());
+            header::pad(&mut tar, *size);
+        }
+    }
+    let whole = zstd::bulk::compress(&tar, LEVEL).unwrap().len() as u64;
+    assert!(written.info.bytes * 100 <= whole * 102, "{} for {whole}", written.info.bytes);
+}
+
+#[test]
+fn an_edit_changes_one_frame_and_reuse_changes_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = tree(dir.path(), 600);
+    let (file, first) = make(dir.path(), &items, None, 2);
+    let edited = dir.path().join("d/f00300");
+    let mut content = std::fs::read(&edited).unwrap();
+    content[100] ^= 1;
+    std::fs::write(&edited, content).unwrap();
+    let (fresh, without) = make(dir.path(), &items, None, 2);
+    let (copied, with) = make(dir.path(), &items, Some((&file, &first)), 2);
+    assert!(bytes(&fresh) == bytes(&copied));
+    assert_eq!((with.copied, &with.info), (first.info.frames.len() - 1, &without.info));
+    let different = first.info.frames.iter().zip(&with.info.frames).filter(|(a, b)| a.digest != b.digest).count();
+    assert_eq!(different, 1);
+
+    // With digests known, an unchanged file is not even opened.
+    let known: Vec<Item> = with.entries.iter().map(Item::from).collect();
+    std::fs::remove_file(dir.path().join("d/f00001")).unwrap();
+    let (_, all) = make(dir.path(), &known, Some((&copied, &with)), 2);
+    assert_eq!(all.copied, with.info.frames.len());
+    // A cut-off previous archive is not copied from.
+    std::fs::write(dir.path().join("d/f00001"), text(1, 7919)).unwrap();
+    copied.set_len(with.info.bytes - 1).unwrap();
+    let (repaired, all) = make(dir.path(), &known, Some((&copied, &with)), 2);
+    assert_eq!(all.copied, 0);
+    assert!(bytes(&repaired) == bytes(&fresh));
+}
+
+#[test]
+fn large_files_are_streamed_to_the_same_bytes_whatever_the_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = text(9, 21_000_000);
+    std::fs::write(dir.path().join("big"), &content).unwrap();
+    std::fs::write(dir.path().join("small"), "x").unwrap();
+    let file = |size: usize| ItemKind::File { size: size as u64, digest: None, executable: false };
+    let items = [item("big", file(content.len())), item("small", file(1))];
+    let (one, written) = make(dir.path(), &items, None, 1);
+    let (three, _) = make(dir.path(), &items, None, 3);
+    assert!(bytes(&one) == bytes(&three));
+    let files = read(&one, &written.entries, &written.info).unwrap();
+    assert!(files[0].1 == content && files[1].1 == b"x");
+    let (_, again) = make(dir.path(), &items, Some((&one, &written)), 2);
+    assert_eq!(again.copied, 2);
+    // Damage in the middle of it is found.
+    let frame = written.info.frames[0];
+    let mut byte = [0];
+    one.read_exact_at(&mut byte, frame.bytes / 2).unwrap();
+    one.write_all_at(&[byte[0] ^ 4], frame.bytes / 2).unwrap();
+    let refused = read(&one, &written.entries, &written.info).unwrap_err();
+    assert!(matches!(refused, ArchiveError::FrameDigest { frame: 0 }), "{refused}");
+}
+
+#[test]
+fn an_empty_tree_is_an_archive_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, written) = make(dir.path(), &[], None, 2);
+    assert_eq!(read(&file, &written.entries, &written.info).unwrap().len(), 0);
+}
+
+#[test]
+fn plain_tar_opens_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree_dir = dir.path().join("tree");
+    std::fs::create_dir(&tree_dir).unwrap();
+    let mut items = tree(&tree_dir, 60);
+    let deep = format!("{}/{}", "p".repeat(120), "q".repeat(120));
+    std::fs::create_dir(tree_dir.join("p".repeat(120))).unwrap();
+    std::fs::write(tree_dir.join(&deep), "deep").unwrap();
+    items.push(item(&"p".repeat(120), ItemKind::Dir));
+    items.push(item(&deep, ItemKind::File { size: 4, digest: None, executable: false }));
+    items.sort_by(|a, b| a.path.cmp(&b.path));
+    let (file, written) = make(&tree_dir, &items, None, 2);
+    std::fs::write(dir.path().join("a.tar.zst"), bytes(&file)).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let mut tar = std::process::Command::new("tar");
+    tar.args(["--zstd", "-xf"]).arg(dir.path().join("a.tar.zst")).arg("-C").arg(&out);
+    match tar.output() {
+        Ok(done) if done.status.success() => assert!(done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr)),
+        Ok(done) if String::from_utf8_lossy(&done.stderr).contains("zstd: Cannot exec") => {
+            eprintln!("skipped: this tar finds no zstd");
+            return;
+        }
+        Ok(done) => panic!("{}", String::from_utf8_lossy(&done.stderr)),
+        Err(e) => {
+            eprintln!("skipped: no tar here: {e}");
+            return;
+        }
+    }
+    for entry in &written.entries {
+        let path = out.join(&entry.path);
+        match &entry.kind {
+            EntryKind::Dir => assert!(path.is_dir()),
+            EntryKind::Link { target } => assert_eq!(std::fs::read_link(path).unwrap(), Path::new(target)),
+            EntryKind::File { digest, executable, .. } => {
+                assert_eq!(Digest::of(&std::fs::read(&path).unwrap()), *digest);
+                assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o111 != 0, *executable);
+            }
+        }
+    }
+}
+
+#[test]
+fn truncation_and_flipped_bits_are_refused_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, written) = make(dir.path(), &tree(dir.path(), 12), None, 2);
+    let good = bytes(&file);
+    let with = |bytes: &[u8]| {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        read(&file, &written.entries, &written.info)
+    };
+    assert!(with(&good).is_ok());
+    for percent in 0..100 {
+        let cut = &good[..good.len() * percent / 100];
+        assert!(matches!(with(cut), Err(ArchiveError::ArchiveSize { .. })), "{percent} %");
+        let mut flipped = good.clone();
+        flipped[good.len() * percent / 100] ^= 1 << (percent % 8);
+        assert!(matches!(with(&flipped), Err(ArchiveError::FrameDigest { .. } | ArchiveError::SeekTable)), "{percent} %");
+    }
+    for back in 1..30 {
+        let mut flipped = good.clone();
+        *flipped.iter_mut().rev().nth(back - 1).unwrap() ^= 0x10;
+        assert!(with(&flipped).is_err(), "{back} from the end");
+    }
+    let twice: Vec<u8> = good.iter().chain(&good).copied().collect();
+    let refused = with(&twice).unwrap_err();
+    assert!(refused.to_string().contains("followed by something else"), "{refused}");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "abc").unwrap();
+    let root = Confined::open(dir.path()).unwrap();
+    let try_with = |size, digest| {
+        let items = [item("f", ItemKind::File { size, digest, executable: false })];
+        write(&root, &items, None, &tempfile::tempfile().unwrap(), 1)
+    };
+    assert!(try_with(3, None).is_ok() && try_with(3, Some(Digest::of(b"abc"))).is_ok());
+    for wrong in [try_with(2, None), try_with(4, None), try_with(3, Some(Digest::of(b"abd")))] {
+        assert!(matches!(wrong, Err(ArchiveError::Changed { .. })));
+    }
+    std::fs::remove_file(dir.path().join("f")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", dir.path().join("f")).unwrap();
+    assert!(try_with(3, None).is_err());
+}
+
+// ---- hostile archives: `tar` is any bytes, in one frame; the manifest is honest about everything but the tar ----
+
+fn file_entry(path: &str, content: &[u8]) -> Entry {
+    Entry {
+        path: path.into(),
+        kind: EntryKind::File { size: content.len() as u64, digest: Digest::of(content), executable: false },
+    }
+}
+
+fn raw(entries: &[Entry]) -> u64 {
+    frames::raw_size(&entries.iter().map(Item::from).collect::<Vec<_>>(), true)
+}
+
+fn hostile(entries: &[Entry], mut tar: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    tar.resize(raw(entries) as usize, 0);
+    hostile_frame(entries, zstd::bulk::compress(&tar, 3).unwrap())
+}
+
+fn hostile_frame(entries: &[Entry], packed: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    let frame = Frame {
+        offset: 0,
+        bytes: packed.len() as u64,
+        raw: raw(entries),
+        entries: entries.len() as u32,
+        digest: Digest::of(&packed),
+    };
+    let info = ArchiveInfo::of_frames(vec![frame]);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&packed, 0).unwrap();
+    file.write_all_at(&info.seek_table(), packed.len() as u64).unwrap();
+    read(&file, entries, &info)
+}
+
+fn raw_header(name: &[u8], kind: u8, mode: u32, size: u64, link: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::new(kind));
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(MTIME);
+    header.set_size(size);
+    header.as_ustar_mut().unwrap().name[..name.len()].copy_from_slice(name);
+    header.as_ustar_mut().unwrap().linkname[..link.len()].copy_from_slice(link);
+    header.set_cksum();
+    header.as_bytes().to_vec()
+}
+
+fn pax(records: &[u8]) -> Vec<u8> {
+    let mut bytes = raw_header(b"pax", b'x', 0o644, records.len() as u64, b"");
+    bytes.extend_from_slice(records);
+    header::pad(&mut bytes, records.len() as u64);
+    bytes
+}
+
+fn with_body(mut header: Vec<u8>, body: &[u8]) -> Vec<u8> {
+    header.extend_from_slice(body);
+    header::pad(&mut header, body.len() as u64);
+    header
+}
+
+#[test]
+fn the_honest_one_of_the_hostile_kind_is_accepted() {
+    let entries = [file_entry("f", b"abc")];
+    let files = hostile(&entries, with_body(raw_header(b"f", b'0', 0o644, 3, b""), b"abc")).unwrap();
+    assert_eq!(files, [("f".to_owned(), b"abc".to_vec())]);
+}
+
+#[test]
+fn every_hostile_header_is_refused_with_its_own_reason() {
+    use ArchiveError as E;
+    let entries = [file_entry("f", b"abc")];
+    let refuse = |header: Vec<u8>| {
+        let refused = hostile(&entries, with_body(header, b"abc")).unwrap_err();
+        assert!(!refused.to_string().is_empty());
+        refused
+    };
+    let named = |name: &[u8]| refuse(raw_header(name, b'0', 0o644, 3, b""));
+    for (name, reason) in [
+        (&b"/etc/passwd"[..], BadPath::Absolute),
+        (b"../f", BadPath::Parent),
+        (b"a/../../f", BadPath::Parent),
+        (b"./f", BadPath::Here),
+        (b"a//f", BadPath::EmptyPart),
+        (b"f/", BadPath::EmptyPart),
+        (b"", BadPath::Empty),
+        (b"f\0g", BadPath::Nul),
+        (b"f\n", BadPath::Control),
+        (b"f\x1b[2J", BadPath::Control),
+        (b"f\xff", BadPath::NotUtf8),
+    ] {
+        assert!(matches!(named(name), E::Path { why, .. } if why == reason), "{name:?}");
+    }
+    assert!(matches!(named(b"g"), E::NotInManifest { .. }));
+    assert!(matches!(named(b"F"), E::NotInManifest { .. }));
+    let typed = |kind: u8, link: &[u8]| refuse(raw_header(b"f", kind, 0o644, 3, link));
+    assert!(matches!(typed(b'1', b"/etc/passwd"), E::HardLink { .. }));
+    assert!(matches!(typed(b'2', b"/etc"), E::Kind { .. }));
+    assert!(matches!(typed(b'3', b""), E::Device { .. }));
+    assert!(matches!(typed(b'4', b""), E::Device { .. }));
+    assert!(matches!(typed(b'5', b""), E::Kind { .. }));
+    assert!(matches!(typed(b'6', b""), E::Fifo { .. }));
+    assert!(matches!(typed(b'S', b""), E::Sparse { .. }));
+    assert!(matches!(typed(b'V', b""), E::UnknownType { kind: 'V', .. }));
+    assert!(matches!(typed(b'L', b""), E::UnknownType { kind: 'L', .. }));
+    for mode in [0o4755, 0o2755, 0o1644] {
+        assert!(matches!(refuse(raw_header(b"f", b'0', mode, 3, b"")), E::SpecialMode { .. }), "{mode:o}");
+    }
+    assert!(matches!(refuse(raw_header(b"f", b'0', 0o666, 3, b"")), E::Header { .. }));
+    assert!(matches!(refuse(raw_header(b"f", b'0', 0o755, 3, b"")), E::Header { .. }));
+    assert!(matches!(refuse(raw_header(b"f", b'0', 0o644, 4, b"")), E::Size { expected: 3, found: 4, .. }));
+    assert!(matches!(refuse(vec![0; 512]), E::Missing { .. }));
+}
+
+#[test]
+fn pax_records_that_we_do_not_write_are_refused() {
+    use ArchiveError as E;
+    let long = "l".repeat(150);
+    let entries = [file_entry(&long, b"abc")];
+    let refuse = |records: &[u8]| {
+        let mut tar = pax(records);
+        tar.extend(with_body(raw_header(b"long", b'0', 0o644, 3, b""), b"abc"));
+        hostile(&entries, tar).unwrap_err()
+    };
+    assert!(matches!(refuse(b"10 size=9\n"), E::PaxSize { .. }));
+    assert!(matches!(refuse(b"25 SCHILY.xattr.user.a=b\n"), E::Xattr { .. }));
+    assert!(matches!(refuse(b"22 GNU.sparse.major=1\n"), E::Sparse { .. }));
+    assert!(matches!(refuse(b"10 mtime=1\n"), E::PaxKey { .. } | E::PaxMalformed));
+    assert!(matches!(refuse(b"11 mtime=1\n"), E::PaxKey { .. }));
+    assert!(matches!(refuse(b"99999999999999999999 path=x\n"), E::PaxMalformed));
+    assert!(matches!(refuse(b"garbage"), E::PaxMalformed));
+    assert!(matches!(refuse(b"13 path=/etc\n"), E::Path { why: BadPath::Absolute, .. }));
+}
+
+#[test]
+fn order_number_and_content_must_be_those_of_the_manifest() {
+    use ArchiveError as E;
+    let one = |name: &[u8], content: &[u8]| with_body(raw_header(name, b'0', 0o644, content.len() as u64, b""), content);
+    let entries = [file_entry("f", b"abc"), file_entry("g", b"xyz")];
+    let parts = |parts: &[Vec<u8>]| hostile(&entries, parts.concat()).unwrap_err();
+    assert!(hostile(&entries, [one(b"f", b"abc"), one(b"g", b"xyz")].concat()).is_ok());
+    assert!(matches!(parts(&[one(b"f", b"abd"), one(b"g", b"xyz")]), E::Digest { .. }));
+    assert!(matches!(parts(&[one(b"f", b"abc"), one(b"f", b"abc")]), E::Duplicate { .. }));
+    assert!(matches!(parts(&[one(b"g", b"xyz"), one(b"f", b"abc")]), E::Missing { .. }));
+    assert!(matches!(parts(&[one(b"f", b"abc")]), E::Missing { .. }));
+    // Something where only zeros may be: padding, end.
+    let mut padded = [one(b"f", b"abc"), one(b"g", b"xyz")].concat();
+    padded[600] = 1;
+    assert!(matches!(parts(&[padded]), E::Trailing { frame: 0 }));
+    let three = [one(b"f", b"abc"), one(b"g", b"xyz"), raw_header(b"h", b'0', 0o644, 0, b"")].concat();
+    assert!(matches!(parts(&[three]), E::Trailing { frame: 0 }));
+    // A link where the manifest has one, but to somewhere else.
+    let link = [Entry { path: "l".into(), kind: EntryKind::Link { target: "a".into() } }];
+    assert!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"a")).is_ok());
+    assert!(matches!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"/etc")).unwrap_err(), E::Header { .. }));
+}
+
+#[test]
+fn frames_that_are_not_one_plain_zstd_frame_are_refused() {
+    use ArchiveError as E;
+    let entries = [file_entry("f", b"abc")];
+    let mut tar = with_body(raw_header(b"f", b'0', 0o644, 3, b""), b"abc");
+    tar.resize(raw(&entries) as usize, 0);
+    let good = zstd::bulk::compress(&tar, 3).unwrap();
+    assert!(hostile_frame(&entries, good.clone()).is_ok());
+    let refuse = |packed: Vec<u8>| hostile_frame(&entries, packed).unwrap_err();
+    assert!(matches!(refuse([good.clone(), good.clone()].concat()), E::Frame { .. }));
+    assert!(matches!(refuse([good.clone(), vec![0; 10]].concat()), E::Frame { .. }));
+    let skippable = [&0x184D_2A50_u32.to_le_bytes()[..], &4u32.to_le_bytes(), b"abcd"].concat();
+    assert!(matches!(refuse([good.clone(), skippable.clone()].concat()), E::Frame { .. }));
+    assert!(matches!(refuse([skippable, good].concat()), E::Frame { .. }));
+    assert!(matches!(refuse(b"not zstd at all".to_vec()), E::Frame { .. }));
+    // Without a size in its header, or with another one.
+    assert!(matches!(refuse(zstd::stream::encode_all(&tar[..], 3).unwrap()), E::Frame { .. }));
+    assert!(matches!(refuse(zstd::bulk::compress(&vec![0; 1 << 20], 3).unwrap()), E::Frame { .. }));
+}
+
+#[test]
+fn bombs_are_refused_before_they_go_off() {
+    use ArchiveError as E;
+    // 300 MiB of zeros in a few kB: more than a thousand to one.
+    let size = 300 << 20;
+    let zeros = Entry { path: "z".into(), kind: EntryKind::File { size, digest: Digest::of(b""), executable: false } };
+    let entries = [zeros];
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.set_pledged_src_size(Some(raw(&entries))).unwrap();
+    let chunk = vec![0; 1 << 20];
+    let mut left = raw(&entries) as usize;
+    while left > 0 {
+        encoder.write_all(&chunk[..left.min(chunk.len())]).unwrap();
+        left -= left.min(chunk.len());
+    }
+    let packed = encoder.finish().unwrap();
+    assert!(matches!(hostile_frame(&entries, packed.clone()).unwrap_err(), E::Ratio { .. }));
+
+    // A window of 2 GiB is refused by looking at the frame's header, whatever follows.
+    let small =
+        [Entry { path: "z".into(), kind: EntryKind::File { size: 40 << 20, digest: Digest::of(b""), executable: false } }];
+    let mut wide = vec![0x28, 0xB5, 0x2F, 0xFD, 0b1000_0000, 21 << 3];
+    wide.extend_from_slice(&u32::try_from(raw(&small)).unwrap().to_le_bytes());
+    wide.extend_from_slice(&[0; 20]);
+    assert!(matches!(hostile_frame(&small, wide).unwrap_err(), E::Window { window: 2_147_483_648, .. }));
+
+    // More raw bytes than the manifest accounts for do not fit anywhere.
+    let lying = [file_entry("f", b"abc")];
+    assert!(matches!(hostile_frame(&lying, packed).unwrap_err(), E::Frame { .. }));
+}
+
+#[test]
+fn a_manifest_that_contradicts_itself_is_refused() {
+    use ArchiveError as E;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, written) = make(dir.path(), &tree(dir.path(), 200), None, 2);
+    let with = |change: &dyn Fn(&mut ArchiveInfo)| {
+        let mut info = written.info.clone();
+        change(&mut info);
+        read(&file, &written.entries, &info)
+    };
+    assert!(with(&|_| {}).is_ok());
+    let changes: [&dyn Fn(&mut ArchiveInfo); 8] = [
+        &|info| info.frames[1].offset += 1,
+        &|info| info.frames[1].bytes += 1,
+        &|info| info.frames[1].raw += 512,
+        &|info| info.frames[1].entries += 1,
+        &|info| info.frames[0].entries = u32::MAX,
+        &|info| info.digest = Digest::of(b""),
+        &|info| info.bytes += 1,
+        &|info| info.frames.clear(),
+    ];
+    for change in changes {
+        assert!(matches!(with(change), Err(E::Manifest { .. })));
+    }
+    let mut other = written.entries.clone();
+    other.remove(1);
+    assert!(read(&file, &other, &written.info).is_err());
+    let swapped = with(&|info| {
+        info.frames[1].digest = info.frames[0].digest;
+        *info = ArchiveInfo::of_frames(info.frames.clone());
+    });
+    assert!(matches!(swapped, Err(E::FrameDigest { frame: 1 })));
+}

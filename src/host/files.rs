@@ -1,1 +1,0 @@
-//! Files written once, synced and renamed into place; paths confined to a directory.

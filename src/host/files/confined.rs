@@ -1,0 +1,303 @@
+//! A directory below which paths are resolved without following any link and without leaving it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
+
+use super::FileError;
+
+/// A directory held open. Paths given to it are relative, with `/`; links in them are never followed.
+#[derive(Debug)]
+pub struct Confined {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Confined {
+    /// Opens `path`, whose last part may not be a link.
+    pub fn open(path: &Path) -> Result<Confined, FileError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| FileError::io("open the directory", path, e))?;
+        Ok(Confined { fd, path: path.to_owned() })
+    }
+
+    /// The path that it was opened by; for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where `relative` is; for messages.
+    pub fn shown(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.path.join(relative)
+    }
+
+    /// A way through the tree that keeps the last directory open, for many operations in path order. One per thread.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { root: self, parent: OsString::new(), fd: None }
+    }
+
+    /// A directory below it; the empty path is the directory itself.
+    pub fn open_dir(&self, relative: impl AsRef<OsStr>) -> Result<Confined, FileError> {
+        let relative = relative.as_ref();
+        let shown = self.shown(relative);
+        let name = if relative.is_empty() { OsStr::new(".") } else { relative };
+        let fd = open_beneath(self.fd.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|e| FileError::io("open the directory", &shown, e))?;
+        Ok(Confined { fd, path: shown })
+    }
+
+    /// The names in it, sorted by their bytes.
+    pub fn names(&self) -> Result<Vec<OsString>, FileError> {
+        let wrong = |e: Errno| FileError::io("list the directory", &self.path, e);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd).map_err(wrong)? {
+            let entry = entry.map_err(wrong)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name.to_vec()));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes everything below it, following no link.
+    pub fn clear(&self) -> Result<(), FileError> {
+        // Explicit stack: a hostile tree may be deeper than ours. Directories stay open by path from the root, so no more
+        // than one descriptor is held.
+        let mut pending = vec![(OsString::new(), false)];
+        while let Some((relative, emptied)) = pending.pop() {
+            if emptied {
+                self.cursor().remove_dir(&relative)?;
+                continue;
+            }
+            let directory = self.open_dir(&relative)?;
+            if !relative.is_empty() {
+                pending.push((relative.clone(), true));
+            }
+            for name in directory.names()? {
+                let stat = rustix::fs::statat(&directory.fd, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|e| FileError::io("look at", directory.shown(&name), e))?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    pending.push((join(&relative, &name), false));
+                } else {
+                    rustix::fs::unlinkat(&directory.fd, name.as_os_str(), AtFlags::empty())
+                        .map_err(|e| FileError::io("remove", directory.shown(&name), e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything of its file system to the disk.
+    pub fn sync_file_system(&self) -> Result<(), FileError> {
+        rustix::fs::syncfs(&self.fd).map_err(|e| FileError::io("sync the file system of", &self.path, e))
+    }
+}
+
+impl AsFd for Confined {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// See [`Confined::cursor`].
+#[derive(Debug)]
+pub struct Cursor<'a> {
+    root: &'a Confined,
+    parent: OsString,
+    fd: Option<OwnedFd>,
+}
+
+impl Cursor<'_> {
+    /// An error about a path below, for what is done to a file after it was opened here.
+    pub fn failed(&self, doing: &'static str, relative: impl AsRef<Path>, source: std::io::Error) -> FileError {
+        FileError::io(doing, self.root.shown(relative), source)
+    }
+
+    fn at<T>(
+        &mut self,
+        doing: &'static str,
+        relative: &OsStr,
+        act: impl FnOnce(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
+    ) -> Result<T, FileError> {
+        let wrong = |e: Errno| FileError::io(doing, self.root.shown(relative), e);
+        let bytes = relative.as_bytes();
+        let (parent, name) = match bytes.iter().rposition(|c| *c == b'/') {
+            Some(slash) => bytes.split_at_checked(slash).unwrap_or((bytes, b"")),
+            None => (&b""[..], bytes),
+        };
+        let name = OsStr::from_bytes(name.strip_prefix(b"/").unwrap_or(name));
+        if name.is_empty() || name == "." || name == ".." {
+            return Err(wrong(Errno::INVAL));
+        }
+        let parent = OsStr::from_bytes(parent);
+        if parent.is_empty() {
+            return act(self.root.fd.as_fd(), name).map_err(wrong);
+        }
+        if self.fd.is_none() || self.parent != parent {
+            self.fd = None;
+            let opened = open_beneath(self.root.fd.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY).map_err(wrong)?;
+            self.fd = Some(opened);
+            self.parent = parent.to_owned();
+        }
+        match &self.fd {
+            Some(fd) => act(fd.as_fd(), name).map_err(wrong),
+            None => Err(wrong(Errno::BADF)),
+        }
+    }
+
+    /// Opens a file for reading; a FIFO or device does not block, and the caller looks at what it got.
+    pub fn open(&mut self, relative: impl AsRef<OsStr>) -> Result<File, FileError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        self.at("open", relative.as_ref(), |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty())).map(File::from)
+    }
+
+    /// Creates a file that must not exist; its mode is exactly `mode`, whatever the umask.
+    pub fn create(&mut self, relative: impl AsRef<OsStr>, mode: u32) -> Result<File, FileError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        self.at("create", relative.as_ref(), |dir, name| {
+            let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+            Ok(File::from(fd))
+        })
+    }
+
+    /// Creates a directory that must not exist; its mode is exactly `mode`.
+    pub fn create_dir(&mut self, relative: impl AsRef<OsStr>, mode: u32) -> Result<(), FileError> {
+        self.at("create the directory", relative.as_ref(), |dir, name| {
+            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?;
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())
+        })
+    }
+
+    /// Creates a symbolic link that must not exist.
+    pub fn symlink(&mut self, target: &str, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
+        self.at("create the link", relative.as_ref(), |dir, name| rustix::fs::symlinkat(target, dir, name))
+    }
+
+    /// What is there; a link is looked at, not followed.
+    pub fn stat(&mut self, relative: impl AsRef<OsStr>) -> Result<Stat, FileError> {
+        self.at("look at", relative.as_ref(), |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    /// Where a symbolic link points to.
+    pub fn read_link(&mut self, relative: impl AsRef<OsStr>) -> Result<OsString, FileError> {
+        let target = self.at("read the link", relative.as_ref(), |dir, name| rustix::fs::readlinkat(dir, name, Vec::new()))?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Gives the file at `relative` of another tree the same path here, without copying.
+    pub fn hard_link(&mut self, other: &mut Cursor<'_>, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
+        let relative = relative.as_ref();
+        self.at("link", relative, |dir, name| {
+            other.at("link", relative, |from, _| rustix::fs::linkat(from, name, dir, name, AtFlags::empty())).map_err(|e| match e
+            {
+                FileError::Io { source, .. } => source.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
+                FileError::TooLarge { .. } | FileError::NotRegular { .. } => Errno::IO,
+            })
+        })
+    }
+
+    /// Removes what is not a directory.
+    pub fn remove(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
+        self.at("remove", relative.as_ref(), |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
+    }
+
+    /// Removes an empty directory.
+    pub fn remove_dir(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
+        self.at("remove the directory", relative.as_ref(), |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
+    }
+}
+
+pub(super) fn join(parent: &OsStr, name: &OsStr) -> OsString {
+    let mut path = parent.to_owned();
+    if !path.is_empty() {
+        path.push("/");
+    }
+    path.push(name);
+    path
+}
+
+/// `openat2` where the kernel has it and lets us, else the same part by part.
+fn open_beneath(root: BorrowedFd<'_>, relative: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) {
+        // EPERM: a seccomp filter older than the call. EAGAIN: a rename somewhere raced with us; part by part does not care.
+        Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => by_parts(root, relative, flags),
+        other => other,
+    }
+}
+
+fn by_parts(root: BorrowedFd<'_>, relative: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let parts: Vec<&[u8]> = relative.as_bytes().split(|c| *c == b'/').collect();
+    let (last, parents) = parts.split_last().ok_or(Errno::INVAL)?;
+    if parts.iter().any(|part| part.is_empty() || *part == b"..") {
+        return Err(Errno::INVAL);
+    }
+    let through = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at: Option<OwnedFd> = None;
+    for part in parents {
+        let from = at.as_ref().map_or(root, AsFd::as_fd);
+        at = Some(rustix::fs::openat(from, OsStr::from_bytes(part), through, Mode::empty())?);
+    }
+    rustix::fs::openat(at.as_ref().map_or(root, AsFd::as_fd), OsStr::from_bytes(last), flags, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn links_are_not_followed_and_nothing_outside_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "s").unwrap();
+        let inner = dir.path().join("tree");
+        std::fs::create_dir_all(inner.join("a/b")).unwrap();
+        std::fs::write(inner.join("a/b/f"), "x").unwrap();
+        std::os::unix::fs::symlink("..", inner.join("up")).unwrap();
+        std::os::unix::fs::symlink("../secret", inner.join("out")).unwrap();
+        let tree = Confined::open(&inner).unwrap();
+        let mut cursor = tree.cursor();
+        assert!(cursor.open("a/b/f").is_ok());
+        for bad in ["../secret", "up/secret", "out", "a/../../secret", "/etc/passwd", "", "..", "a/b/", "a/b/.."] {
+            assert!(cursor.open(bad).is_err(), "{bad}");
+        }
+        assert!(cursor.create("up/new", 0o644).is_err() && cursor.create("out", 0o644).is_err());
+        assert!(tree.open_dir("up").is_err() && tree.open_dir("a/b").is_ok());
+        for bad in ["up", "..", "a/../..", "a//b"] {
+            assert!(by_parts(tree.as_fd(), OsStr::new(bad), OFlags::RDONLY | OFlags::NOFOLLOW).is_err(), "{bad}");
+        }
+        assert!(by_parts(tree.as_fd(), OsStr::new("a/b"), OFlags::RDONLY).is_ok());
+    }
+
+    #[test]
+    fn modes_are_exact_and_clearing_keeps_what_links_point_to() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("kept"), "s").unwrap();
+        let inner = dir.path().join("tree");
+        std::fs::create_dir(&inner).unwrap();
+        let tree = Confined::open(&inner).unwrap();
+        let mut cursor = tree.cursor();
+        cursor.create_dir("d", 0o755).unwrap();
+        cursor.create("d/f", 0o666).unwrap();
+        cursor.symlink("../..", "d/l").unwrap();
+        assert_eq!(std::fs::metadata(inner.join("d/f")).unwrap().permissions().mode() & 0o7777, 0o666);
+        tree.clear().unwrap();
+        assert_eq!(tree.names().unwrap().len(), 0);
+        assert!(dir.path().join("kept").exists());
+    }
+}

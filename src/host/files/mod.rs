@@ -1,0 +1,230 @@
+//! Files that survive a power cut: written beside their place, synced, renamed into it. And paths that cannot leave a directory.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
+
+mod confined;
+
+pub use confined::{Confined, Cursor};
+
+/// Why something could not be done to a file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The operating system refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is larger than its reader allows.
+    #[error("{} is larger than the {limit} bytes allowed here", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// It is a directory, link, socket or device.
+    #[error("{} is not a regular file", path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+impl FileError {
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> FileError {
+        FileError::Io { doing, path: path.into(), source: source.into() }
+    }
+
+    /// The kind of the operating system's refusal, `Other` for refusals of our own.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            FileError::Io { source, .. } => source.kind(),
+            FileError::TooLarge { .. } | FileError::NotRegular { .. } => io::ErrorKind::Other,
+        }
+    }
+}
+
+/// Replaces `path` by a file with these bytes and mode: afterwards there is the old file or the new one, whole, whatever happens.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let directory = parent(path);
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(directory)
+        .map_err(|e| FileError::io("create a file beside", path, e))?;
+    temporary.write_all(bytes).map_err(|e| FileError::io("write", path, e))?;
+    let permissions = std::fs::Permissions::from_mode(mode);
+    temporary.as_file().set_permissions(permissions).map_err(|e| FileError::io("set the mode of", path, e))?;
+    temporary.as_file().sync_all().map_err(|e| FileError::io("sync", path, e))?;
+    temporary.persist(path).map_err(|e| FileError::io("replace", path, e.error))?;
+    sync_dir(directory)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| FileError::io("sync the directory", path, e))
+}
+
+/// Makes `link` a symbolic link to `target`, in one step, replacing a link or file of that name; durable afterwards.
+pub fn replace_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
+    let directory = parent(link);
+    let made = tempfile::Builder::new()
+        .prefix(".new-")
+        .make_in(directory, |name| std::os::unix::fs::symlink(target, name))
+        .map_err(|e| FileError::io("create a link beside", link, e))?;
+    made.into_temp_path().persist(link).map_err(|e| FileError::io("replace the link", link, e.error))?;
+    sync_dir(directory)
+}
+
+/// Exchanges two paths of one file system in one step; durable afterwards.
+pub fn exchange(one: &Path, other: &Path) -> Result<(), FileError> {
+    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).map_err(|e| FileError::io("exchange", one, e))?;
+    sync_dir(parent(one))?;
+    if parent(one) != parent(other) { sync_dir(parent(other)) } else { Ok(()) }
+}
+
+/// Renames; fails where `to` exists already; durable afterwards.
+pub fn rename_new(from: &Path, to: &Path) -> Result<(), FileError> {
+    rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(|e| FileError::io("rename", from, e))?;
+    sync_dir(parent(to))?;
+    if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
+}
+
+/// Renames, replacing what `to` was; durable afterwards. The content of a file must be synced before.
+pub fn rename_over(from: &Path, to: &Path) -> Result<(), FileError> {
+    std::fs::rename(from, to).map_err(|e| FileError::io("rename", from, e))?;
+    sync_dir(parent(to))?;
+    if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
+}
+
+/// Opens a regular file for reading; the last part of the path is not followed if it is a link, and a FIFO does not block.
+pub fn open_regular(path: &Path) -> Result<File, FileError> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    let flags = i32::try_from(flags).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| FileError::io("open", path, e))?;
+    let metadata = file.metadata().map_err(|e| FileError::io("look at", path, e))?;
+    if metadata.is_file() { Ok(file) } else { Err(FileError::NotRegular { path: path.to_owned() }) }
+}
+
+/// Creates a file that must not exist yet, for reading and writing.
+pub fn create_new(path: &Path, mode: u32) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(mode);
+    options.open(path).map_err(|e| FileError::io("create", path, e))
+}
+
+/// Reads a regular file of at most `max` bytes.
+pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
+    read_file_limited(&open_regular(path)?, path, max)
+}
+
+/// Reads an open file, from where it stands, of at most `max` bytes; `path` is for messages.
+pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| FileError::io("read", path, e))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > max {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit: max });
+    }
+    Ok(bytes)
+}
+
+/// Removes a file if it is there; durable afterwards.
+pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
+    match rustix::fs::unlinkat(CWD, path, AtFlags::empty()) {
+        Ok(()) => sync_dir(parent(path)),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(e) => Err(FileError::io("remove", path, e)),
+    }
+}
+
+/// Bytes and inodes that the file system of a path has left for unprivileged users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Bytes left.
+    pub bytes: u64,
+    /// Inodes left; `u64::MAX` where the file system does not count them.
+    pub inodes: u64,
+}
+
+/// What is left on the file system that holds `path`.
+pub fn free_space(path: &Path) -> Result<FreeSpace, FileError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("ask for the free space of", path, e))?;
+    let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+    Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_atomic_write_replaces_the_file_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        write_atomic(&path, b"one", 0o600).unwrap();
+        write_atomic(&path, b"two", 0o640).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let missing = write_atomic(&dir.path().join("no/where"), b"", 0o600).unwrap_err();
+        assert!(missing.to_string().contains("no/where"), "{missing}");
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_may_dangle() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("current");
+        replace_symlink(&link, Path::new("v1")).unwrap();
+        replace_symlink(&link, Path::new("v2")).unwrap();
+        assert_eq!(std::fs::read_link(&link).unwrap(), Path::new("v2"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_directories_change_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::create_dir(&a).unwrap();
+        std::fs::create_dir(&b).unwrap();
+        std::fs::write(a.join("x"), "").unwrap();
+        exchange(&a, &b).unwrap();
+        assert!(b.join("x").exists() && !a.join("x").exists());
+        assert!(rename_new(&a, &b).is_err());
+        rename_new(&a, &dir.path().join("c")).unwrap();
+    }
+
+    #[test]
+    fn reading_is_limited_and_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_limited(&path, 5).unwrap(), b"12345");
+        assert!(matches!(read_limited(&path, 4), Err(FileError::TooLarge { limit: 4, .. })));
+        std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+        assert!(read_limited(&dir.path().join("l"), 5).is_err());
+        rustix::fs::mknodat(CWD, dir.path().join("p"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(read_limited(&dir.path().join("p"), 5), Err(FileError::NotRegular { .. })));
+        assert!(free_space(dir.path()).unwrap().bytes > 0);
+        remove_if_present(&path).unwrap();
+        remove_if_present(&path).unwrap();
+    }
+}

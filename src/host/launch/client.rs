@@ -1,0 +1,384 @@
+//! The server's connection to the keeper: many questions at once over one socket, answers sorted by number.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::File,
+    io::{self, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    pipe::{PipeFlags, pipe_with},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncReadExt, Interest},
+    net::{UnixStream, unix::pipe::Receiver},
+    sync::{broadcast, oneshot, watch},
+};
+
+use super::{
+    Event, Kept, LaunchError, Registration, Standing, Stdio,
+    inherited::take,
+    wire::{self, Frame, Given, MAX_EXTRA, MAX_MESSAGE, Reply, Request},
+};
+use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
+
+type Answer = (Reply, Vec<OwnedFd>);
+
+/// Events that a slow listener may fall behind before it misses some.
+const EVENTS: usize = 1024;
+
+#[derive(Debug)]
+struct Connection {
+    /// In truth a sequenced-packet socket; used only to wait for it.
+    socket: UnixStream,
+    table: Mutex<Table>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last: u64,
+    gone: bool,
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Ends of processes that somebody may wait for.
+    ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
+    /// The last ends, for those who ask late.
+    ended: VecDeque<(ProcessId, Exit)>,
+}
+
+/// The server's connection to the keeper.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    connection: Arc<Connection>,
+}
+
+impl Launcher {
+    /// The connection on descriptor 3, as the keeper started this process. Needs a running tokio.
+    pub fn from_inherited() -> io::Result<Launcher> {
+        Launcher::over(take(3)?)
+    }
+
+    /// A connection over `socket`, a sequenced-packet socket whose other end a keeper holds.
+    pub fn over(socket: OwnedFd) -> io::Result<Launcher> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let socket = UnixStream::from_std(socket.into())?;
+        let (events, _) = broadcast::channel(EVENTS);
+        let connection = Arc::new(Connection { socket, table: Mutex::default(), events });
+        tokio::spawn(Arc::clone(&connection).follow());
+        Ok(Launcher { connection })
+    }
+
+    /// Starts a process. `job` reaches it sealed; the keeper does not read it.
+    pub async fn launch<J: Serialize>(&self, launch: Launch, job: &J, stdio: Stdio) -> Result<Child, LaunchError> {
+        let kept = matches!(launch.supervision, Supervision::Keep { .. });
+        let message = |error: &dyn std::fmt::Display| LaunchError::Message(error.to_string());
+        let job = postcard::to_stdvec(job).map_err(|error| message(&error))?;
+        let job = sealed(&job).map_err(|error| message(&error))?;
+        let (report, writer) = match kept {
+            true => (None, None),
+            false => {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| message(&error))?;
+                (Some(read), Some(write))
+            }
+        };
+        if stdio.extra.len() > MAX_EXTRA {
+            return Err(LaunchError::Message(format!("{} descriptors; at most {MAX_EXTRA} are allowed", stdio.extra.len())));
+        }
+        let given = Given {
+            report: writer.is_some(),
+            stdin: stdio.stdin.is_some(),
+            stdout: stdio.stdout.is_some(),
+            stderr: stdio.stderr.is_some(),
+            extra: stdio.extra.len() as u8,
+        };
+        let standard = [&writer, &stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten();
+        let descriptors: Vec<_> = [&job].into_iter().chain(standard).chain(&stdio.extra).map(AsFd::as_fd).collect();
+        let doing = "start a process";
+        let (reply, descriptors) = self.ask(doing, &Request::Launch { launch, given }, &descriptors).await?;
+        match reply {
+            Reply::Started { id, writable } => {
+                let end = self.end_of(id);
+                let output = descriptors.into_iter().next();
+                Ok(Child { id, writable, report, output, end, launcher: self.clone(), leave: kept })
+            }
+            other => Err(unexpected(doing, &other)),
+        }
+    }
+
+    /// The processes that outlived the previous server.
+    pub async fn kept(&self) -> Result<Vec<Kept>, LaunchError> {
+        let doing = "list the kept processes";
+        let mut all: Vec<Kept> = Vec::new();
+        loop {
+            let after = all.last().map(|kept| kept.id);
+            let (reply, descriptors) = self.ask(doing, &Request::Kept { after }, &[]).await?;
+            let (id, launch) = match reply {
+                Reply::Kept(Some(kept)) => kept,
+                Reply::Kept(None) => return Ok(all),
+                other => return Err(unexpected(doing, &other)),
+            };
+            let label = match &launch.supervision {
+                Supervision::Keep { label } => label.clone(),
+                Supervision::Once => Vec::new(),
+            };
+            match descriptors.into_iter().next() {
+                Some(output) => all.push(Kept { id, label, launch, output }),
+                None => return Err(LaunchError::Refused { doing, why: "its output did not come along".to_owned() }),
+            }
+        }
+    }
+
+    /// What happens to kept processes from now on. A listener that falls more than 1024 events behind misses some and is told.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.connection.events.subscribe()
+    }
+
+    /// Ends a kept process for good: SIGTERM, and after `grace` the end of everything that it started.
+    pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
+        let grace = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.done("stop a process", &Request::Stop { id, grace }).await
+    }
+
+    /// Waits for the final end of process `id`, also of one that [`Launcher::kept`] told of.
+    pub async fn ended(&self, id: ProcessId) -> Result<Exit, LaunchError> {
+        wait(&mut self.end_of(id)).await
+    }
+
+    /// Makes the directories (and in system mode the users) of a project or an environment. Safe to repeat.
+    pub async fn register(&self, registration: Registration) -> Result<(), LaunchError> {
+        self.done("make the directories", &Request::Register(registration)).await
+    }
+
+    /// Ends all processes of an environment and removes its directory, or those of a whole project.
+    pub async fn unregister(&self, project: ProjectId, environment: Option<EnvId>) -> Result<(), LaunchError> {
+        self.done("remove the directories", &Request::Unregister { project, environment }).await
+    }
+
+    /// Puts an area aside, to be deleted in the background, and leaves an empty one (none for a tree). Costs the same whatever
+    /// is in it. Refused while a process uses the area.
+    pub async fn fresh(
+        &self,
+        environment: EnvId,
+        area: Area,
+        release: Option<ReleaseId>,
+        slot: Option<Slot>,
+    ) -> Result<(), LaunchError> {
+        self.done("empty an area", &Request::Fresh { environment, area, release, slot }).await
+    }
+
+    /// What is in force on this machine.
+    pub async fn standing(&self) -> Result<Standing, LaunchError> {
+        let doing = "say what is in force";
+        match self.ask(doing, &Request::Standing, &[]).await?.0 {
+            Reply::Standing(standing) => Ok(standing),
+            other => Err(unexpected(doing, &other)),
+        }
+    }
+
+    async fn done(&self, doing: &'static str, request: &Request) -> Result<(), LaunchError> {
+        match self.ask(doing, request, &[]).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(doing, &other)),
+        }
+    }
+
+    async fn ask(&self, doing: &'static str, body: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, LaunchError> {
+        let (sender, receiver) = oneshot::channel();
+        let seq = {
+            let mut table = self.connection.table.lock();
+            if table.gone {
+                return Err(LaunchError::Gone);
+            }
+            table.last += 1;
+            let seq = table.last;
+            table.waiting.insert(seq, sender);
+            seq
+        };
+        let forget = |error| {
+            self.connection.table.lock().waiting.remove(&seq);
+            error
+        };
+        let bytes = wire::encode(&Frame { seq, body }).map_err(|why| forget(LaunchError::Message(why)))?;
+        let sent =
+            self.connection.socket.async_io(Interest::WRITABLE, || wire::send(&self.connection.socket, &bytes, descriptors));
+        sent.await.map_err(|_| forget(LaunchError::Gone))?;
+        match receiver.await.map_err(|_| LaunchError::Gone)? {
+            (Reply::Refused(why), _) => Err(LaunchError::Refused { doing, why }),
+            answer => Ok(answer),
+        }
+    }
+
+    fn end_of(&self, id: ProcessId) -> watch::Receiver<Option<Exit>> {
+        let mut table = self.connection.table.lock();
+        if table.gone {
+            return watch::channel(None).1;
+        }
+        if let Some((_, exit)) = table.ended.iter().find(|(ended, _)| *ended == id) {
+            return watch::channel(Some(*exit)).1;
+        }
+        table.ends.entry(id).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// Asks without waiting for the answer; for `drop`.
+    fn tell(&self, body: &Request) {
+        if let Ok(bytes) = wire::encode(&Frame { seq: 0, body }) {
+            let _ = wire::send(&self.connection.socket, &bytes, &[]);
+        }
+    }
+}
+
+impl Connection {
+    /// Takes in answers and events until the keeper goes away.
+    async fn follow(self: Arc<Self>) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        loop {
+            let received = self.socket.async_io(Interest::READABLE, || wire::receive(&self.socket, &mut buffer)).await;
+            let Ok((length, descriptors)) = received else { break };
+            let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+            match wire::decode::<Reply>(bytes) {
+                Ok(Frame { body: Reply::Event(event), .. }) => self.note(event),
+                Ok(Frame { seq, body }) => self.answer(seq, body, descriptors),
+                Err(why) => {
+                    tracing::error!(why, "the keeper sent something that is not a message");
+                    break;
+                }
+            }
+        }
+        let mut table = self.table.lock();
+        table.gone = true;
+        table.waiting.clear();
+        table.ends.clear();
+    }
+
+    fn answer(&self, seq: u64, reply: Reply, descriptors: Vec<OwnedFd>) {
+        let mut table = self.table.lock();
+        if let Reply::Started { id, .. } = reply {
+            // Before the caller runs, so that an end that follows at once is not missed.
+            table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
+        }
+        let started = match (&reply, table.waiting.remove(&seq)) {
+            (_, Some(sender)) => sender.send((reply, descriptors)).err().map(|(reply, _)| reply),
+            (_, None) => None,
+        };
+        drop(table);
+        // Whoever asked has given up: nobody would ever end this process.
+        if let Some(Reply::Started { id, .. }) = started
+            && let Ok(bytes) = wire::encode(&Frame { seq: 0, body: Request::End { id, now: true } })
+        {
+            let _ = wire::send(&self.socket, &bytes, &[]);
+        }
+    }
+
+    fn note(&self, event: Event) {
+        if let Event::Exited { id, exit, last: true, .. } = event {
+            let mut table = self.table.lock();
+            let sender = table.ends.remove(&id);
+            table.ended.truncate(EVENTS - 1);
+            table.ended.push_front((id, exit));
+            drop(table);
+            if let Some(sender) = sender {
+                sender.send_replace(Some(exit));
+            }
+        }
+        let _ = self.events.send(event);
+    }
+}
+
+/// A started process. Dropping it ends a process of [`Supervision::Once`] and leaves a kept one alone.
+#[derive(Debug)]
+pub struct Child {
+    id: ProcessId,
+    writable: bool,
+    report: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    end: watch::Receiver<Option<Exit>>,
+    launcher: Launcher,
+    leave: bool,
+}
+
+impl Child {
+    /// The keeper's number for it.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Whether everything at `/app` can be written by it; otherwise only new files in the top directory.
+    pub fn app_is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The read end of a kept process's stdout and stderr; given once.
+    pub fn output(&mut self) -> Option<OwnedFd> {
+        self.output.take()
+    }
+
+    /// Waits for its end; everything that it started has ended too by then.
+    pub async fn wait(&mut self) -> Result<Exit, LaunchError> {
+        wait(&mut self.end).await
+    }
+
+    /// Asks it to end (SIGTERM to the process itself).
+    pub async fn terminate(&self) -> Result<(), LaunchError> {
+        self.launcher.done("end a process", &Request::End { id: self.id, now: false }).await
+    }
+
+    /// Ends it and everything that it started, now.
+    pub async fn kill(&self) -> Result<(), LaunchError> {
+        self.launcher.done("end a process", &Request::End { id: self.id, now: true }).await
+    }
+
+    /// Reads its report, at most `limit` bytes; `None` where it ended without one. Waits until the worker closes it.
+    pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
+        let Some(report) = self.report.take() else { return Ok(None) };
+        let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());
+        let mut report = Receiver::from_owned_fd(report).map_err(|error| failed(&error))?;
+        let (mut bytes, mut chunk) = (Vec::new(), [0; 8192]);
+        loop {
+            match report.read(&mut chunk).await.map_err(|error| failed(&error))? {
+                0 => break,
+                length => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+            }
+            if bytes.len() > limit {
+                return Err(LaunchError::Report(format!("it is longer than {limit} bytes")));
+            }
+        }
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        postcard::from_bytes(&bytes).map(Some).map_err(|error| failed(&error))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.leave && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
+            self.launcher.tell(&Request::End { id: self.id, now: true });
+        }
+    }
+}
+
+async fn wait(end: &mut watch::Receiver<Option<Exit>>) -> Result<Exit, LaunchError> {
+    let exit = end.wait_for(Option::is_some).await.map_err(|_| LaunchError::Gone)?;
+    (*exit).ok_or(LaunchError::Gone)
+}
+
+fn unexpected(doing: &'static str, reply: &Reply) -> LaunchError {
+    LaunchError::Refused { doing, why: format!("it answered something else: {reply:?}") }
+}
+
+/// A memory file with `bytes` that nobody can change any more.
+fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    if bytes.len() as u64 > wire::MAX_JOB {
+        return Err(io::Error::other(format!("the job has {} bytes; at most {} are allowed", bytes.len(), wire::MAX_JOB)));
+    }
+    let mut file = File::from(memfd_create("job", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}

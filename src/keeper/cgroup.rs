@@ -1,0 +1,254 @@
+//! Limits of groups of processes, by whichever hierarchy this machine has.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{host::launch::Cgroups, model::LimitClass};
+
+const MIB: u64 = 1024 * 1024;
+
+/// The figures of a limit class.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub processes: u64,
+    /// Share of the processor; 100 is normal.
+    pub weight: u64,
+    /// Largest file, in bytes.
+    pub file: Option<u64>,
+    /// Runs when nothing else wants to.
+    pub background: bool,
+}
+
+impl Limits {
+    /// The figures of `class`; `application` is the operator's memory limit for applications.
+    pub fn of(class: LimitClass, application: Option<u64>) -> Limits {
+        match class {
+            LimitClass::Build => {
+                let memory = Some(half_of_ram().clamp(256 * MIB, 2048 * MIB));
+                Limits { memory, processes: 2048, weight: 30, file: Some(4096 * MIB), background: true }
+            }
+            LimitClass::Application => {
+                Limits { memory: application, processes: 1024, weight: 100, file: None, background: false }
+            }
+            LimitClass::Service => {
+                Limits { memory: Some(1024 * MIB), processes: 256, weight: 100, file: None, background: false }
+            }
+        }
+    }
+}
+
+fn half_of_ram() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
+}
+
+/// Where groups are made.
+#[derive(Debug)]
+pub struct Hierarchy {
+    kind: Cgroups,
+    /// One directory (v2), or one each for memory, pids and cpu (v1).
+    directories: Vec<PathBuf>,
+    /// Groups that were still busy when their process had ended.
+    leftover: Vec<PathBuf>,
+}
+
+/// The group of one process.
+#[derive(Debug)]
+pub struct Group {
+    kind: Cgroups,
+    directories: Vec<PathBuf>,
+}
+
+impl Hierarchy {
+    /// Finds what this process may use, and makes the directory `name` in it.
+    pub fn find(name: &str) -> Hierarchy {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let (kind, directories) = if let Some(directory) = unified(&own, &mounts).and_then(|own| prepare_unified(&own, name).ok())
+        {
+            (Cgroups::V2, vec![directory])
+        } else {
+            let all = ["memory", "pids", "cpu"].map(|controller| separate(&own, &mounts, controller).map(|own| own.join(name)));
+            let directories: Vec<_> = all.into_iter().flatten().filter(|path| make(path).is_ok()).collect();
+            (if directories.is_empty() { Cgroups::None } else { Cgroups::V1 }, directories)
+        };
+        let mut leftover = Vec::new();
+        for directory in &directories {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            leftover.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        }
+        Hierarchy { kind, directories, leftover }
+    }
+
+    /// Which kind is in force.
+    pub fn kind(&self) -> Cgroups {
+        self.kind
+    }
+
+    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
+        self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+        let directories: Vec<_> = self.directories.iter().map(|base| base.join(name)).filter(|path| make(path).is_ok()).collect();
+        let group = Group { kind: self.kind, directories };
+        let memory = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
+        let (processes, weight) = (limits.processes.to_string(), limits.weight.to_string());
+        match self.kind {
+            Cgroups::V2 => {
+                group.set("memory.max", &memory);
+                group.set("memory.oom.group", "1");
+                group.set("pids.max", &processes);
+                group.set("cpu.weight", &weight);
+            }
+            Cgroups::V1 => {
+                if let Some(bytes) = limits.memory {
+                    group.set("memory.limit_in_bytes", &bytes.to_string());
+                    group.set("memory.memsw.limit_in_bytes", &bytes.to_string());
+                }
+                group.set("pids.max", &processes);
+                group.set("cpu.shares", &(limits.weight.saturating_mul(1024) / 100).to_string());
+            }
+            Cgroups::None => {}
+        }
+        group
+    }
+
+    /// Removes a group; later, if something in it is still going away.
+    pub fn remove(&mut self, group: Group) {
+        self.leftover.extend(group.directories.into_iter().filter(|path| fs::remove_dir(path).is_err()));
+    }
+}
+
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        for path in self.leftover.iter().chain(&self.directories) {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+impl Group {
+    /// Puts a process in.
+    pub fn add(&self, pid: i32) {
+        self.set("cgroup.procs", &pid.to_string());
+    }
+
+    /// Whether something in it was ended for want of memory.
+    pub fn out_of_memory(&self) -> bool {
+        self.directories.iter().any(|directory| {
+            ["memory.events", "memory.oom_control"].iter().any(|file| {
+                let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+                text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+            })
+        })
+    }
+
+    /// Whether memory is limited by it.
+    pub fn limits_memory(&self) -> bool {
+        self.directories
+            .iter()
+            .any(|directory| directory.join("memory.max").exists() || directory.join("memory.limit_in_bytes").exists())
+    }
+
+    /// Ends everything in it, for processes without a namespace of their own.
+    pub fn kill(&self) {
+        if self.kind == Cgroups::V2 {
+            self.set("cgroup.kill", "1");
+        }
+        for directory in &self.directories {
+            let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+                super::sys::signal(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    fn set(&self, file: &str, value: &str) {
+        for directory in &self.directories {
+            let path = directory.join(file);
+            // Of v1's directories only one has the file.
+            if let Err(error) = fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::debug!(path = %path.display(), value, %error, "a limit cannot be set");
+            }
+        }
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Where the hierarchy with these mount options shows this process's own group.
+fn shown(mounts: &str, own: &str, matches: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let (mut before, mut after) = (before.split(' ').skip(3), after.split(' '));
+        let (root, point) = (before.next()?, before.next()?);
+        let (kind, options) = (after.next()?, after.nth(1)?);
+        let below = Path::new(own).strip_prefix(root).ok()?;
+        matches(kind, options).then(|| Path::new(point).join(below))
+    })
+}
+
+fn separate(own: &str, mounts: &str, controller: &str) -> Option<PathBuf> {
+    let group = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        controllers.split(',').any(|name| name == controller).then_some(group)
+    })?;
+    shown(mounts, group, |kind, options| kind == "cgroup" && options.split(',').any(|name| name == controller))
+}
+
+fn unified(own: &str, mounts: &str) -> Option<PathBuf> {
+    shown(mounts, own.lines().find_map(|line| line.strip_prefix("0::"))?, |kind, _| kind == "cgroup2")
+}
+
+/// In the unified hierarchy a group with processes cannot have limited groups below it, so this process moves one down.
+fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
+    let available = fs::read_to_string(own.join("cgroup.controllers"))?;
+    let wanted: Vec<&str> =
+        ["memory", "pids", "cpu"].into_iter().filter(|name| available.split_whitespace().any(|has| has == *name)).collect();
+    if !wanted.contains(&"memory") || !wanted.contains(&"pids") {
+        return Err(io::Error::other("no controllers"));
+    }
+    let enable = wanted.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    if fs::write(own.join("cgroup.subtree_control"), &enable).is_err() {
+        let leaf = own.join("larder-keeper");
+        make(&leaf)?;
+        fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())?;
+        fs::write(own.join("cgroup.subtree_control"), &enable)?;
+    }
+    let directory = own.join(name);
+    make(&directory)?;
+    fs::write(directory.join("cgroup.subtree_control"), &enable)?;
+    Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_its_own_group_in_both_hierarchies() {
+        let own = "4:memory:/a/b\n1:cpu,cpuacct:/\n0::/user/x\n";
+        let mounts = "30 20 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      31 20 0:2 / /sys/fs/cgroup/cpu rw shared:1 - cgroup cgroup rw,cpu,cpuacct\n\
+                      32 20 0:3 /user /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(separate(own, mounts, "memory"), Some("/sys/fs/cgroup/memory/a/b".into()));
+        assert_eq!(separate(own, mounts, "cpu"), Some("/sys/fs/cgroup/cpu/".into()));
+        assert_eq!(separate(own, mounts, "pids"), None);
+        assert_eq!(unified(own, mounts), Some("/sys/fs/cgroup/unified/x".into()));
+    }
+}

@@ -1,0 +1,169 @@
+//! Overlays: a release or a source tree below, a scratch layer above, seen at `/app`. Processes of one slot share one.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ffi::CString,
+    fs, io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
+
+use super::{
+    place::Places,
+    sandbox::{NO_DEVICES, NO_SETUID, READ_ONLY, attach},
+    sys::{self, Forked},
+    users::Identity,
+};
+
+/// What an overlay is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Layer {
+    /// The tree below, relative to the root.
+    pub lower: PathBuf,
+    /// Who owns it on disk.
+    pub owner: Identity,
+    /// The directory with `upper` and `work`, relative to the root.
+    pub scratch: PathBuf,
+    /// Who uses the whole.
+    pub worker: Identity,
+    /// Whether it is only looked at; then the scratch layer is too.
+    pub read_only: bool,
+}
+
+#[derive(Debug)]
+struct Mounted {
+    path: PathBuf,
+    users: usize,
+    writable: bool,
+}
+
+/// All overlays that are mounted now.
+#[derive(Debug)]
+pub struct Layers {
+    keeper: PathBuf,
+    unprivileged: bool,
+    mounted: HashMap<Layer, Mounted>,
+    count: u64,
+    /// User namespaces that show one owner's files as another's.
+    idmaps: HashMap<(Identity, Identity), OwnedFd>,
+    /// Why files below cannot appear as the worker's own, where that has failed once.
+    pub idmap_fails: Option<String>,
+}
+
+impl Layers {
+    /// None yet; mounted below `keeper`, the keeper's own directory.
+    pub fn new(keeper: PathBuf, system: bool) -> Layers {
+        Layers { keeper, unprivileged: !system, mounted: HashMap::new(), count: 0, idmaps: HashMap::new(), idmap_fails: None }
+    }
+
+    /// Mounts `layer`, or uses what is mounted. Gives its path and whether all of it can be written.
+    pub fn acquire(&mut self, layer: &Layer, places: &Places) -> io::Result<(PathBuf, bool)> {
+        if let Some(mounted) = self.mounted.get_mut(layer) {
+            mounted.users += 1;
+            return Ok((mounted.path.clone(), mounted.writable));
+        }
+        self.count += 1;
+        let path = self.keeper.join("layers").join(self.count.to_string());
+        fs::create_dir_all(&path)?;
+        let writable = self.mount(layer, &path, places).inspect_err(|_| drop(fs::remove_dir(&path)))?;
+        self.mounted.insert(layer.clone(), Mounted { path: path.clone(), users: 1, writable });
+        Ok((path, writable))
+    }
+
+    /// Unmounts `layer` after its last user.
+    pub fn release(&mut self, layer: &Layer) {
+        let Some(mounted) = self.mounted.get_mut(layer) else { return };
+        mounted.users = mounted.users.saturating_sub(1);
+        if mounted.users == 0
+            && let Some(mounted) = self.mounted.remove(layer)
+        {
+            if let Err(error) = unmount(&mounted.path, UnmountFlags::DETACH) {
+                tracing::warn!(path = %mounted.path.display(), %error, "an overlay cannot be unmounted");
+            }
+            let _ = fs::remove_dir(&mounted.path);
+        }
+    }
+
+    fn mount(&mut self, layer: &Layer, target: &Path, places: &Places) -> io::Result<bool> {
+        let lower = places.open(&layer.lower)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(&lower, "", flags)?;
+        let mut writable = true;
+        let idmap = if layer.owner == layer.worker { None } else { self.idmap(layer.owner, layer.worker) };
+        let attributes = READ_ONLY | NO_SETUID | NO_DEVICES;
+        match idmap.map(|idmap| sys::mount_attributes(tree.as_fd(), attributes, Some(idmap), false)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                self.idmap_fails = Some(format!("files cannot be shown as another user's here: {error}"));
+                writable = false;
+            }
+            None => writable = layer.owner == layer.worker,
+        }
+        let below = self.keeper.join("lower");
+        attach(tree, &below)?;
+        let result = self.overlay(layer, &below, target, places);
+        unmount(&below, UnmountFlags::DETACH)?;
+        result.map(|()| writable)
+    }
+
+    fn overlay(&self, layer: &Layer, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
+        let scratch = places.open(&layer.scratch)?;
+        let scratch = Path::new("/proc/self/fd").join(scratch.as_raw_fd().to_string()).display().to_string();
+        let below = below.display();
+        let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let options = if layer.read_only {
+            flags |= MountFlags::RDONLY;
+            vec![format!("lowerdir={scratch}/upper:{below},{simple}")]
+        } else {
+            // What the kernel left there after a crash would be in its way.
+            places.clear_work(&layer.scratch)?;
+            let options = format!("lowerdir={below},upperdir={scratch}/upper,workdir={scratch}/work,{simple}");
+            // Nothing in a scratch layer has to survive a power cut, so nobody waits for the disk.
+            vec![format!("{options},volatile"), options]
+        };
+        let mut result = Ok(());
+        for options in options {
+            result = mount("overlay", target, "overlay", flags, CString::new(options)?.as_c_str());
+            if result.is_ok() {
+                break;
+            }
+        }
+        Ok(result?)
+    }
+
+    /// A user namespace in which `from`'s number stands for `to`'s.
+    fn idmap(&mut self, from: Identity, to: Identity) -> Option<std::os::fd::BorrowedFd<'_>> {
+        match self.idmaps.entry((from, to)) {
+            Entry::Occupied(entry) => Some(AsFd::as_fd(&*entry.into_mut())),
+            Entry::Vacant(entry) => match make_idmap(from, to) {
+                Ok(namespace) => Some(AsFd::as_fd(&*entry.insert(namespace))),
+                Err(error) => {
+                    self.idmap_fails = Some(format!("no user namespace can be made: {error}"));
+                    None
+                }
+            },
+        }
+    }
+}
+
+fn make_idmap(from: Identity, to: Identity) -> io::Result<OwnedFd> {
+    match sys::fork(libc::CLONE_NEWUSER)? {
+        Forked::Child => loop {
+            // Stopped by its parent; ends with it.
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        },
+        Forked::Parent { pid, pidfd } => {
+            let process = Path::new("/proc").join(pid.to_string());
+            let namespace = fs::write(process.join("uid_map"), format!("{} {} 1", from.uid, to.uid))
+                .and_then(|()| fs::write(process.join("gid_map"), format!("{} {} 1", from.gid, to.gid)))
+                .and_then(|()| fs::File::open(process.join("ns/user")));
+            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL)?;
+            rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), rustix::process::WaitIdOptions::EXITED)?;
+            namespace.map(OwnedFd::from)
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Which directory belongs to which number: the only place where the keeper learns names.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::users::LAST_ENVIRONMENT;
+use crate::{
+    host::launch::Registration,
+    model::{EnvId, EnvironmentName, ProjectId, ProjectName},
+};
+
+/// The contents of `registry.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Names {
+    projects: BTreeMap<ProjectId, ProjectName>,
+    environments: BTreeMap<EnvId, (ProjectId, EnvironmentName)>,
+}
+
+/// Numbers to names, on disk.
+#[derive(Debug)]
+pub struct Registry {
+    file: PathBuf,
+    names: Names,
+}
+
+impl Registry {
+    /// Reads `directory/registry.json`; a missing one is empty.
+    pub fn open(directory: &Path) -> io::Result<Registry> {
+        let file = directory.join("registry.json");
+        let names = match fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Names::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(Registry { file, names })
+    }
+
+    /// The name of a project.
+    pub fn project(&self, project: ProjectId) -> Result<&ProjectName, String> {
+        self.names.projects.get(&project).ok_or_else(|| format!("project {} is not registered", project.0))
+    }
+
+    /// The names of an environment and of its project.
+    pub fn environment(&self, env: EnvId) -> Result<(ProjectId, &ProjectName, &EnvironmentName), String> {
+        let (project, name) =
+            self.names.environments.get(&env).ok_or_else(|| format!("environment {} is not registered", env.0))?;
+        Ok((*project, self.project(*project)?, name))
+    }
+
+    /// All environments of a project.
+    pub fn environments(&self, project: ProjectId) -> Vec<EnvId> {
+        self.names.environments.iter().filter(|(_, (of, _))| *of == project).map(|(env, _)| *env).collect()
+    }
+
+    /// Enters names; a number keeps its name and a name its number.
+    pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
+        let (project, name) = &registration.project;
+        for (other, taken) in &self.names.projects {
+            if (other == project) != (taken == name) {
+                return Err(format!("project {taken} has number {}, so {name} cannot have number {}", other.0, project.0));
+            }
+        }
+        if let Some((env, name)) = &registration.environment {
+            if env.0 > LAST_ENVIRONMENT {
+                return Err(format!("environment number {} is too large; the last one is {LAST_ENVIRONMENT}", env.0));
+            }
+            for (other, (of, taken)) in &self.names.environments {
+                if (other == env) != (of == project && taken == name) {
+                    return Err(format!(
+                        "environment {taken} of project {} has number {}, so {name} cannot have {}",
+                        of.0, other.0, env.0
+                    ));
+                }
+            }
+            self.names.environments.insert(*env, (*project, name.clone()));
+        }
+        self.names.projects.insert(*project, name.clone());
+        self.save().map_err(|error| format!("{} cannot be written: {error}", self.file.display()))
+    }
+
+    /// Forgets an environment, or a project with all of its environments.
+    pub fn remove(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
+        match environment {
+            Some(env) => drop(self.names.environments.remove(&env)),
+            None => {
+                self.names.environments.retain(|_, (of, _)| *of != project);
+                self.names.projects.remove(&project);
+            }
+        }
+        self.save().map_err(|error| format!("{} cannot be written: {error}", self.file.display()))
+    }
+
+    fn save(&self) -> io::Result<()> {
+        let fresh = self.file.with_extension("json.new");
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(&serde_json::to_vec_pretty(&self.names)?)?;
+        file.sync_all()?;
+        fs::rename(&fresh, &self.file)?;
+        self.file.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration(project: u32, name: &str, env: u32, environment: &str) -> Registration {
+        Registration {
+            project: (ProjectId(project), name.parse().unwrap()),
+            environment: Some((EnvId(env), environment.parse().unwrap())),
+        }
+    }
+
+    #[test]
+    fn numbers_keep_their_names_over_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(directory.path()).unwrap();
+        registry.add(&registration(1, "shop", 7, "staging")).unwrap();
+        registry.add(&registration(1, "shop", 7, "staging")).unwrap();
+        let mut registry = Registry::open(directory.path()).unwrap();
+        assert_eq!(registry.environment(EnvId(7)).unwrap().1.as_str(), "shop");
+        for (project, name, env, environment) in
+            [(1, "other", 8, "staging"), (2, "shop", 8, "staging"), (1, "shop", 7, "live"), (1, "shop", 8, "staging")]
+        {
+            assert!(
+                registry.add(&registration(project, name, env, environment)).is_err(),
+                "{project} {name} {env} {environment}"
+            );
+        }
+        registry.remove(ProjectId(1), None).unwrap();
+        assert!(registry.environment(EnvId(7)).is_err() && registry.project(ProjectId(1)).is_err());
+    }
+}

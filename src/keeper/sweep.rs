@@ -1,0 +1,122 @@
+//! The worker that deletes: runs as the owner of what it deletes and sees nothing else.
+
+use std::{env, ffi::CStr, io, path::Path};
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, CWD, Dir, Mode, OFlags, chmodat, openat, renameat, unlinkat},
+    io::Errno,
+};
+
+/// Directories below each other that are open at a time; deeper ones are moved up first.
+const DEPTH: usize = 64;
+
+/// Empties the area that `LARDER_AREA` names, as far as this user may.
+pub fn work() -> io::Result<()> {
+    let area = env::var_os("LARDER_AREA").ok_or_else(|| io::Error::other("LARDER_AREA is not set"))?;
+    empty(Path::new(&area))
+}
+
+/// Deletes everything in `area`: unreadable, read-only and very deep directories too. What belongs to others stays; the first
+/// failure is reported at the end.
+pub fn empty(area: &Path) -> io::Result<()> {
+    let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
+    let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut sweep = Sweep { top, moved: 0, failure: None };
+    loop {
+        let before = sweep.moved;
+        sweep.failure = None;
+        let top = sweep.top.try_clone()?;
+        sweep.clear(top, 0);
+        // What was moved up is looked at in the next round.
+        if sweep.moved == before {
+            return sweep.failure.map_or(Ok(()), |error| Err(error.into()));
+        }
+    }
+}
+
+/// Passable for the other users whose turn comes later.
+fn open_mode() -> Mode {
+    Mode::from_raw_mode(0o755)
+}
+
+struct Sweep {
+    top: OwnedFd,
+    moved: u64,
+    failure: Option<Errno>,
+}
+
+impl Sweep {
+    fn clear(&mut self, directory: OwnedFd, depth: usize) {
+        let listing = match Dir::read_from(&directory) {
+            Ok(listing) => listing,
+            Err(error) => return self.fail(error),
+        };
+        for entry in listing {
+            let name = match entry {
+                Ok(entry) if entry.file_name() == c"." || entry.file_name() == c".." => continue,
+                Ok(entry) => entry.file_name().to_owned(),
+                Err(error) => return self.fail(error),
+            };
+            if let Err(error) = self.remove(&directory, &name, depth) {
+                self.fail(error);
+            }
+        }
+    }
+
+    fn remove(&mut self, parent: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
+        // A directory, or something that is not ours to remove, and may hold what is.
+        let refused = match unlinkat(parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(error) => error,
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Follows a link that takes the directory's place meanwhile, but only where this user may change modes anyway.
+        let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
+        let directory = match openat(parent, name, flags, Mode::empty()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
+            other => other?,
+        };
+        if depth >= DEPTH {
+            self.moved += 1;
+            return renameat(parent, name, &self.top, format!(".sweep-{}-{}", std::process::id(), self.moved));
+        }
+        self.clear(directory, depth + 1);
+        match unlinkat(parent.as_fd(), name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn fail(&mut self, error: Errno) {
+        self.failure.get_or_insert(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn deletes_locked_and_very_deep_directories_and_no_link_targets() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("kept"), b"x").unwrap();
+        let area = tempfile::tempdir().unwrap();
+        let mut at = openat(CWD, area.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..1000 {
+            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        let locked = area.path().join("locked");
+        fs::create_dir_all(locked.join("inner")).unwrap();
+        fs::write(locked.join("inner/file"), b"x").unwrap();
+        fs::set_permissions(locked.join("inner"), fs::Permissions::from_mode(0o500)).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
+        std::os::unix::fs::symlink(outside.path(), area.path().join("link")).unwrap();
+        empty(area.path()).unwrap();
+        assert_eq!(fs::read_dir(area.path()).unwrap().count(), 0);
+        assert!(outside.path().join("kept").exists());
+    }
+}

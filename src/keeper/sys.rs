@@ -1,0 +1,198 @@
+//! System calls that have no safe wrapper, and the little that must follow a fork. The one place of the keeper with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CString, c_char, c_int, c_long},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+/// The two sides of a fork.
+pub enum Forked {
+    /// In the new process.
+    Child,
+    /// In the old one: the new one's number and a descriptor for it.
+    Parent {
+        /// Its number here.
+        pid: i32,
+        /// Its descriptor.
+        pidfd: OwnedFd,
+    },
+}
+
+fn check(result: c_long) -> io::Result<c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Forks into the new namespaces of `flags` (`CLONE_NEW*`).
+///
+/// The caller must have one thread only: then the child may do anything, allocation included.
+pub fn fork(flags: c_int) -> io::Result<Forked> {
+    let mut pidfd: c_int = -1;
+    let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and with no stack given this is fork(2); the kernel writes the descriptor to `pidfd`, third
+    // argument on x86-64, aarch64, arm and riscv alike. The process has one thread, so no lock is held by another one.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0 as c_long, &raw mut pidfd, 0 as c_long, 0 as c_long) })?;
+    if pid == 0 {
+        return Ok(Forked::Child);
+    }
+    // SAFETY: the kernel has just opened it for us.
+    Ok(Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Ends this process at once, without running anything on the way.
+pub fn exit_now(code: c_int) -> ! {
+    // SAFETY: `_exit` has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Moves `descriptors` to 0, 1, 2, ... and closes every other one. Those from `private` on close themselves at exec.
+///
+/// For a process that has just been forked: every owner of a descriptor in memory becomes wrong and must be forgotten.
+pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
+    // First out of the way, so that no target overwrites a source that is still needed.
+    let mut aside = Vec::with_capacity(descriptors.len());
+    for &descriptor in descriptors {
+        // SAFETY: fcntl on numbers; fails where one is not open.
+        aside.push(check(unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 64) }.into())? as RawFd);
+    }
+    for (target, &source) in aside.iter().enumerate() {
+        let flags = if target < private { 0 } else { libc::O_CLOEXEC };
+        // SAFETY: source is open; target is below 64 and nothing that still matters.
+        check(unsafe { libc::dup3(source, target as RawFd, flags) }.into())?;
+    }
+    close_from(descriptors.len() as u32)
+}
+
+/// Closes every descriptor from `first` on; for a process that has just been forked.
+pub fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: what is closed belongs to objects that are never used or dropped again in this process.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// A borrowed descriptor by number, after [`arrange`].
+pub fn arranged(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: `arrange` has put it there and nothing closes it before exec or exit.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Default dispositions for all signals and nothing blocked.
+pub fn reset_signals() {
+    // SAFETY: setting dispositions to default and emptying the mask touch no memory of ours but `set`.
+    unsafe {
+        for signal in 1..=64 {
+            if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Blocks `signals` and gives a descriptor that becomes readable when one arrives.
+pub fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
+    // SAFETY: `set` is a local that the calls fill and read.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for &signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()).into())?;
+        let descriptor = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
+        Ok(OwnedFd::from_raw_fd(descriptor as RawFd))
+    }
+}
+
+/// Replaces this process by the program behind `program`.
+pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (argv, environment) = (pointers(argv), pointers(environment));
+    // SAFETY: both lists end with null and their strings outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
+/// Flags of a mount and everything below it, where it appears: read-only, no devices, and users as `idmap` says.
+pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
+    let userns_fd = idmap.map_or(0, |idmap| idmap.as_raw_fd() as u64);
+    let idmapped = if idmap.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
+    let attributes = libc::mount_attr { attr_set: set | idmapped, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the attributes outlive the call and their size is given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Gives up every capability that a later exec could bring back.
+pub fn drop_bounding_set() {
+    for capability in 0..64 {
+        // SAFETY: plain numbers; unknown capabilities are refused, which is as good.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+}
+
+/// Lets this process use the disk only when nobody else does.
+pub fn idle_disk_priority() -> io::Result<()> {
+    const WHO_PROCESS: c_int = 1;
+    const CLASS_IDLE: c_int = 3 << 13;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
+}
+
+/// Waits for any child: its number and its wait status. `None` when there are none (left).
+pub fn wait_any(block: bool) -> Option<(i32, c_int)> {
+    let mut status: c_int = 0;
+    loop {
+        // SAFETY: `status` outlives the call.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
+        if pid < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
+        return (pid > 0).then_some((pid, status));
+    }
+}
+
+/// The exit code or the signal in a wait status.
+pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
+    match (libc::WIFEXITED(status), libc::WIFSIGNALED(status)) {
+        (true, _) => (Some(libc::WEXITSTATUS(status)), None),
+        (_, true) => (None, Some(libc::WTERMSIG(status))),
+        _ => (None, None),
+    }
+}
+
+/// Sends a signal to a process by number; only for children not yet waited for.
+pub fn signal(pid: i32, signal: c_int) {
+    // SAFETY: plain numbers.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Leaves some of this process's namespaces for new ones.
+pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: what makes this unsafe is sharing of descriptors and memory between threads; there is one thread.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}

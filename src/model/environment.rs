@@ -1,0 +1,81 @@
+//! Projects and environments as the server knows them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Slot};
+
+/// How a new release takes the place of the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The new release boots beside the old one and takes over when it is healthy.
+    BlueGreen,
+    /// The old release stops first.
+    InPlace,
+}
+
+/// One application on this server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its number; never used again after the project is gone.
+    pub id: ProjectId,
+    /// Its name.
+    pub name: ProjectName,
+    /// Its environments on this server; the first is the default one.
+    pub environments: Vec<Environment>,
+}
+
+/// A place where a project runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Its number.
+    pub id: EnvId,
+    /// The number of its project.
+    pub project_id: ProjectId,
+    /// The name of its project.
+    pub project: ProjectName,
+    /// Its own name.
+    pub name: EnvironmentName,
+    /// How it deploys.
+    pub mode: Mode,
+    /// The branch that it deploys.
+    pub branch: BranchName,
+    /// How a release takes over.
+    pub strategy: Strategy,
+    /// Further host names that lead here.
+    #[serde(default)]
+    pub domains: Vec<String>,
+    /// Whether its web address is the project's own name.
+    #[serde(default)]
+    pub default: bool,
+    /// How many of each process type, where the operator has said so.
+    #[serde(default)]
+    pub scale: std::collections::BTreeMap<String, u32>,
+}
+
+impl Environment {
+    /// The host names that lead here, below the server's `domain`.
+    pub fn hosts(&self, domain: &str) -> Vec<String> {
+        let own =
+            if self.default { format!("{}.{domain}", self.project) } else { format!("{}--{}.{domain}", self.name, self.project) };
+        std::iter::once(own).chain(self.domains.iter().cloned()).collect()
+    }
+
+    /// `project/environment`, for people.
+    pub fn title(&self) -> String {
+        format!("{}/{}", self.project, self.name)
+    }
+}
+
+/// What serves in an environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// The release.
+    pub release: ReleaseId,
+    /// Its number.
+    pub number: ReleaseNumber,
+    /// Its commit.
+    pub commit: CommitId,
+    /// Where it runs.
+    pub slot: Slot,
+}

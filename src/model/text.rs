@@ -1,0 +1,163 @@
+//! Text from strangers, made fit for a terminal: git clients before 2.55 print what a server sends byte by byte.
+
+/// The longest line that is passed on, in characters; the rest is cut off with an ellipsis.
+pub const LINE_LIMIT: usize = 4096;
+/// The longest reason in git's own `! [remote rejected]` line, in characters.
+pub const REASON_LIMIT: usize = 200;
+
+const ESCAPE: char = '\u{1b}';
+const RESET: &str = "\u{1b}[0m";
+
+/// One line of output without anything that moves the cursor, changes the title or hides text. Colours (SGR sequences) stay, and
+/// are reset at the end. Of a line that overwrites itself with carriage returns, the last state stays.
+pub fn sanitise_line(line: &str) -> String {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let line = line.rsplit('\r').next().unwrap_or(line);
+    let mut clean = String::with_capacity(line.len());
+    let (mut length, mut coloured) = (0, false);
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        if length == LINE_LIMIT {
+            clean.push('\u{2026}');
+            break;
+        }
+        if c == ESCAPE {
+            if let Some(colour) = escape_sequence(&mut rest) {
+                coloured = !matches!(colour.as_str(), "" | "0");
+                clean.push_str("\u{1b}[");
+                clean.push_str(&colour);
+                clean.push('m');
+            }
+        } else if c == '\n' {
+            clean.push(' ');
+            length += 1;
+        } else if c == '\t' || !is_unprintable(c) {
+            clean.push(c);
+            length += 1;
+        }
+    }
+    if coloured {
+        clean.push_str(RESET);
+    }
+    clean
+}
+
+/// The same for bytes that may not be UTF-8.
+pub fn sanitise_bytes(line: &[u8]) -> String {
+    sanitise_line(&String::from_utf8_lossy(line))
+}
+
+/// A reason for git's rejected line: one line, printable, without colours, at most [`REASON_LIMIT`] characters, never empty.
+pub fn sanitise_reason(reason: &str) -> String {
+    let mut clean = String::new();
+    let mut rest = reason.chars();
+    while let Some(c) = rest.next() {
+        if c == ESCAPE {
+            let _ = escape_sequence(&mut rest);
+        } else if c.is_whitespace() {
+            if !clean.ends_with(' ') {
+                clean.push(' ');
+            }
+        } else if !is_unprintable(c) {
+            clean.push(c);
+        }
+    }
+    let clean = clean.trim();
+    if clean.is_empty() {
+        return String::from("no reason was given");
+    }
+    if clean.chars().count() <= REASON_LIMIT {
+        return clean.to_owned();
+    }
+    let mut cut: String = clean.chars().take(REASON_LIMIT - 1).collect();
+    cut.push('\u{2026}');
+    cut
+}
+
+/// Swallows the sequence after an escape character; gives back the parameters if it only sets colours.
+fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
+    match rest.next()? {
+        '[' => {
+            let mut parameters = String::new();
+            for c in rest.by_ref() {
+                match c {
+                    '0'..='9' | ';' | ':' if parameters.len() < 32 => parameters.push(c),
+                    'm' => return Some(parameters),
+                    // The rest of a sequence that is not about colours: ends with a letter or a few other characters.
+                    _ => {
+                        if !('\u{40}'..='\u{7e}').contains(&c) {
+                            let _ = rest.by_ref().find(|c| ('\u{40}'..='\u{7e}').contains(c));
+                        }
+                        return None;
+                    }
+                }
+            }
+            None
+        }
+        // Strings for the terminal (titles, links, images): they end with BEL or ESC \.
+        ']' | 'P' | '^' | '_' | 'X' => {
+            while let Some(c) = rest.next() {
+                if c == '\u{7}' || c == '\u{9c}' {
+                    break;
+                }
+                if c == ESCAPE {
+                    let _ = rest.next();
+                    break;
+                }
+            }
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Control characters, and the marks that make text read in another order than it is written.
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_stay_and_are_closed() {
+        assert_eq!(sanitise_line("\u{1b}[31mred"), "\u{1b}[31mred\u{1b}[0m");
+        assert_eq!(sanitise_line("\u{1b}[1;32mok\u{1b}[0m done\n"), "\u{1b}[1;32mok\u{1b}[0m done");
+    }
+
+    #[test]
+    fn everything_else_that_a_terminal_obeys_goes() {
+        for (given, clean) in [
+            ("a\u{1b}[2Jb", "ab"),
+            ("a\u{1b}[?25lb", "ab"),
+            ("a\u{1b}]0;title\u{7}b", "ab"),
+            ("a\u{1b}]8;;http://x\u{1b}\\b", "ab"),
+            ("a\u{1b}Pq#0\u{1b}\\b", "ab"),
+            ("a\u{1b}cb", "ab"),
+            ("a\u{9b}31mb", "a31mb"),
+            ("a\u{8}\u{0}b", "ab"),
+            ("10%\r50%\r100%\r\n", "100%"),
+            ("a\u{202e}b", "ab"),
+            ("a\tb", "a\tb"),
+            ("a\u{1b}", "a"),
+            ("a\u{1b}[", "a"),
+        ] {
+            assert_eq!(sanitise_line(given), clean, "{given:?}");
+        }
+        assert_eq!(sanitise_bytes(b"gr\xfcn"), "gr\u{fffd}n");
+    }
+
+    #[test]
+    fn lines_and_reasons_are_bounded() {
+        assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), LINE_LIMIT + 1);
+        let reason = sanitise_reason(&"y ".repeat(1000));
+        assert_eq!(reason.chars().count(), REASON_LIMIT);
+    }
+
+    #[test]
+    fn a_reason_is_one_printable_line() {
+        assert_eq!(sanitise_reason(" build:\n\tnpm \u{1b}[31mexited\u{1b}[0m 1\u{7} "), "build: npm exited 1");
+        assert_eq!(sanitise_reason("\n"), "no reason was given");
+    }
+}

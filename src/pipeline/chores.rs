@@ -1,0 +1,109 @@
+//! What is left to do after the verdict: retire the old slot, prune, pack. None of it can fail the deployment any more, all of it
+//! may be done again, and what a dead server left undone the next one does.
+
+use std::fs;
+
+use super::{context::Deployment, history::History, lane::Lane, step::chain};
+use crate::{
+    git::{Expected, MoveRef},
+    host::root::EnvironmentPaths,
+    model::{Area, Live, ReleaseId},
+    proxy::Retired,
+    release::store::{Info, prune_plan},
+};
+
+/// A repository is packed after so many deployments.
+const PACK_EVERY: u32 = 25;
+
+/// Does the chores of a deployment that has ended. The idle slot stays locked until it is empty; the lane need not wait for that.
+pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
+    let Some(live) = lane.state.lock().live.clone() else { return };
+    let held = lane.idle_slot.clone().lock_owned().await;
+    let lane = lane.clone();
+    tokio::spawn(async move {
+        if live.release == deployment.order.release {
+            let retired = deployment.retired.take();
+            retire(&deployment, &live, retired).await;
+        }
+        drop(held);
+        prune(&deployment, &lane, &live).await;
+    });
+}
+
+/// Stops what is not live. Workers end at once, because two releases must not work side by side for long; web processes first
+/// answer what they have begun.
+async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) {
+    let settings = deployment.settings();
+    let environment = deployment.order.environment.id;
+    let (runtime, grace) = (&deployment.services.runtime, settings.stop.grace.get());
+    let old = |label: &crate::runtime::Label| label.slot != live.slot;
+    let workers = runtime.stop_where(environment, grace, |label| old(label) && !label.process.is_web()).await;
+    if let Some(retired) = retired {
+        let report = retired.drain(settings.drain.get()).await;
+        if report.cut > 0 {
+            tracing::warn!(cut = report.cut, "requests of the old release were still running at the drain limit");
+        }
+    }
+    let rest = runtime.stop_where(environment, grace, old).await;
+    for error in [workers.err(), rest.err()].into_iter().flatten() {
+        tracing::error!(error = chain(&error), "the old release could not be stopped");
+    }
+}
+
+/// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
+async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
+    let services = &deployment.services;
+    let history = lane.state.lock().history.clone();
+    let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
+    let keep = deployment.settings().keep_releases.unwrap_or(services.config.keep.releases).into();
+    let known: Vec<_> = history.releases().map(|summary| Info { id: summary.release, good: true }).collect();
+    let doomed = prune_plan(&known, Some(live.release), previous, &[], keep);
+    let mut forget = Vec::new();
+    for release in doomed.into_iter().filter(|release| on_disk(&deployment.paths, *release)) {
+        let environment = deployment.order.environment.id;
+        if let Err(error) = services.launcher.fresh(environment, Area::Tree, Some(release), None).await {
+            tracing::error!(%release, error = chain(&error), "an old release could not be removed");
+            continue;
+        }
+        for file in [deployment.paths.archive(release), deployment.paths.manifest(release)] {
+            if let Err(error) = fs::remove_file(&file)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::error!(file = %file.display(), %error, "an old archive could not be removed");
+            }
+        }
+        forget.push(release);
+    }
+    if !forget.is_empty() {
+        let change = MoveRef {
+            refname: deployment.order.branch.full_ref(),
+            expected: Expected::Anything,
+            new: Some(live.commit.clone()),
+            keep: None,
+            forget,
+        };
+        if let Err(error) = services.repositories.move_ref(deployment.order.environment.project_id, change).await {
+            tracing::warn!(error = chain(&error), "objects of old releases stay in the repository");
+        }
+    }
+    prune_records(&deployment.paths, lane, &history, services.config.keep.deployments as usize);
+    if deployment.order.number.0.is_multiple_of(PACK_EVERY)
+        && let Err(error) = services.repositories.gc(deployment.order.environment.project_id).await
+    {
+        tracing::warn!(error = chain(&error), "the repository could not be packed");
+    }
+}
+
+fn on_disk(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
+    paths.manifest(release).exists() || paths.archive(release).exists() || paths.tree(release).exists()
+}
+
+fn prune_records(paths: &EnvironmentPaths, lane: &Lane, history: &History, keep: usize) {
+    let kept: Vec<_> = history.releases().map(|summary| summary.release).filter(|release| on_disk(paths, *release)).collect();
+    let gone: Vec<_> = history
+        .prunable(keep, &kept)
+        .into_iter()
+        .filter(|deployment| fs::remove_dir_all(paths.deployment(*deployment)).is_ok())
+        .collect();
+    lane.state.lock().history.deployments.retain(|summary| !gone.contains(&summary.deployment));
+}

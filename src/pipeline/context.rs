@@ -1,0 +1,182 @@
+//! What a step has at hand: the order, the trades, and what earlier steps found out.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{facts::Facts, transcript::Transcript};
+use crate::{
+    config::{ServerConfig, Settings},
+    git::Repositories,
+    host::{
+        launch::Launcher,
+        root::{EnvironmentPaths, Root},
+    },
+    model::{
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Phase, ReleaseId, ReleaseNumber,
+        Role, Slot, Supervision, Trigger,
+    },
+    proxy::{Proxy, Retired, Route},
+    runtime::Runtime,
+};
+
+/// The trades and limits that all deployments of this server share.
+pub struct Services {
+    /// The server's directory.
+    pub root: Root,
+    /// The server file.
+    pub config: ServerConfig,
+    /// Starts workers.
+    pub launcher: Launcher,
+    /// Repositories.
+    pub repositories: Repositories,
+    /// Application processes.
+    pub runtime: Runtime,
+    /// The HTTP front door.
+    pub proxy: Proxy,
+    /// Where pushes arrive.
+    pub ssh: std::net::SocketAddr,
+    /// Where the front door listens, for smoke checks.
+    pub http: std::net::SocketAddr,
+    /// One permit for each build that may run at a time on this machine.
+    pub builds: Semaphore,
+    /// The way in to each environment.
+    pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
+}
+
+impl Services {
+    /// The way in to an environment; made, and joined to its hosts, when it is first asked for.
+    pub fn route(&self, environment: &Environment) -> Arc<Route> {
+        let mut routes = self.routes.lock();
+        let route = routes.entry(environment.id).or_insert_with(|| Route::new(&environment.title()));
+        for host in environment.hosts(self.config.domain.as_str()) {
+            if let Err(error) = self.proxy.set_route(&host, route.clone()) {
+                tracing::error!(%host, %error, "a host does not lead anywhere");
+            }
+        }
+        route.clone()
+    }
+}
+
+/// What was asked for, with everything that is drawn at random or read from the outside. It is fixed, and journalled, before the
+/// first step.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The deployment.
+    pub id: DeploymentId,
+    /// Why.
+    pub trigger: Trigger,
+    /// Where.
+    pub environment: Environment,
+    /// The branch whose ref is the verdict.
+    pub branch: BranchName,
+    /// What.
+    pub commit: CommitId,
+    /// The release to make.
+    pub release: ReleaseId,
+    /// Its number.
+    pub number: ReleaseNumber,
+    /// Where it boots.
+    pub slot: Slot,
+    /// What serves meanwhile.
+    pub previous: Option<Live>,
+}
+
+impl Order {
+    /// As the journal keeps it.
+    pub fn opened(&self, plan: Vec<String>) -> Event {
+        Event::Opened {
+            deployment: self.id,
+            trigger: self.trigger.clone(),
+            branch: self.branch.clone(),
+            commit: self.commit.clone(),
+            release: self.release,
+            number: self.number,
+            slot: self.slot,
+            previous: self.previous.clone(),
+            plan,
+        }
+    }
+
+    /// From the journal's first event.
+    pub fn reopen(event: &Event, environment: Environment) -> Option<Order> {
+        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, plan: _ } = event else {
+            return None;
+        };
+        Some(Order {
+            id: *deployment,
+            trigger: trigger.clone(),
+            environment,
+            branch: branch.clone(),
+            commit: commit.clone(),
+            release: *release,
+            number: *number,
+            slot: *slot,
+            previous: previous.clone(),
+        })
+    }
+}
+
+/// One journey, as its steps see it.
+pub struct Deployment {
+    /// What was asked for.
+    pub order: Order,
+    /// The trades.
+    pub services: Arc<Services>,
+    /// The environment's paths.
+    pub paths: EnvironmentPaths,
+    /// What is known so far.
+    pub facts: Facts,
+    /// What is said about it.
+    pub transcript: Transcript,
+    /// Whether somebody wants it to end.
+    pub cancelled: CancellationToken,
+    /// Held by whoever still empties the idle slot; the next release boots there.
+    pub idle_slot: Arc<tokio::sync::Mutex<()>>,
+    /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
+    pub retired: Option<Retired>,
+}
+
+impl Deployment {
+    /// A deployment that has not begun.
+    pub fn new(
+        order: Order,
+        services: Arc<Services>,
+        transcript: Transcript,
+        cancelled: CancellationToken,
+        idle_slot: Arc<tokio::sync::Mutex<()>>,
+    ) -> Deployment {
+        let paths = services.root.environment(&order.environment.project, &order.environment.name);
+        Deployment { order, services, paths, facts: Facts::default(), transcript, cancelled, idle_slot, retired: None }
+    }
+
+    /// The project's settings for this environment; its defaults before they are read.
+    pub fn settings(&self) -> Settings {
+        self.facts.settings.clone().unwrap_or_default()
+    }
+
+    /// How long a step of `phase` may take.
+    pub fn time_limit(&self, phase: Phase) -> Duration {
+        self.facts.settings.as_ref().map_or(Duration::from_secs(600), |settings| settings.timeout(phase).get())
+    }
+
+    /// A worker for this deployment that ends with its step.
+    pub fn worker(&self, role: Role, limits: LimitClass) -> Launch {
+        Launch {
+            role,
+            project: self.order.environment.project_id,
+            environment: Some(self.order.environment.id),
+            release: Some(self.order.release),
+            slot: Some(self.order.slot),
+            limits,
+            supervision: Supervision::Once,
+        }
+    }
+
+    /// The directory of the release that serves now, if any.
+    pub fn previous_release(&self) -> Option<ReleaseId> {
+        self.order.previous.as_ref().map(|live| live.release)
+    }
+}

@@ -1,0 +1,34 @@
+//! What the steps of a deployment find out, as later steps, an undo or a recovery need it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::Settings,
+    model::{BuildpackUse, Digest, ProcessType},
+};
+
+/// The typed fold of all successes. It is journalled whole with every step that changed it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// What the project says about its deployment, merged for this environment; from `gather.recipe`.
+    pub settings: Option<Settings>,
+    /// The phases for which the project has an executable `.larder/<phase>`; from `gather.source`.
+    pub scripts: Vec<String>,
+    /// The variables that phase scripts read and change; from `gather.recipe` on.
+    pub variables: serde_json::Map<String, serde_json::Value>,
+    /// The buildpacks that took part; from `build.compile`.
+    pub buildpacks: Vec<BuildpackUse>,
+    /// The processes that buildpacks gave; from `build.compile`.
+    pub buildpack_processes: Vec<(ProcessType, String)>,
+    /// The built tree; from `bundle.archive`.
+    pub tree: Option<Digest>,
+    /// Size of the archive in bytes; from `bundle.archive`.
+    pub archive_bytes: u64,
+    /// What will run: type, number, command line; from `deploy.slot`.
+    pub processes: Vec<(ProcessType, u32, String)>,
+    /// The environment of all processes; from `deploy.slot`.
+    pub env: BTreeMap<String, String>,
+}

@@ -1,0 +1,55 @@
+//! Failpoints: nothing in a product build; in the test build every step can be made to fail and the server to die after every
+//! event of a journal.
+
+use crate::model::Event;
+
+/// Called when a journal has recorded `event`. `FAILPOINTS="journal.started.deploy.switch=return"` ends the process there as
+/// `kill -9` would.
+pub fn after_event(event: &Event) {
+    let (word, step) = match event {
+        Event::Opened { .. } => ("opened", None),
+        Event::Started { step } => ("started", Some(step)),
+        Event::Succeeded { step, .. } => ("succeeded", Some(step)),
+        Event::Failed { step, .. } => ("failed", Some(step)),
+        Event::UndoStarted { step } => ("undo_started", Some(step)),
+        Event::UndoFinished { step } => ("undo_finished", Some(step)),
+        Event::UndoFailed { step, .. } => ("undo_failed", Some(step)),
+        Event::Recovered => ("recovered", None),
+        Event::Cleared { .. } => ("cleared", None),
+        Event::Ended { .. } => ("ended", None),
+    };
+    let name = match step {
+        Some(step) => format!("journal.{word}.{step}"),
+        None => format!("journal.{word}"),
+    };
+    fail::fail_point!(&name, |_| die());
+    let _ = name;
+}
+
+/// Whether the step `name` was told to fail before (`step.NAME`) or after (`step.NAME.late`) its work.
+pub fn step_fails(name: &str) -> bool {
+    fail::fail_point!(&format!("step.{name}"), |_| true);
+    let _ = name;
+    false
+}
+
+/// Whether the undo of the step `name` was told to fail.
+pub fn undo_fails(name: &str) -> bool {
+    fail::fail_point!(&format!("undo.{name}"), |_| true);
+    let _ = name;
+    false
+}
+
+/// Whether every step shall run twice.
+pub fn everything_twice() -> bool {
+    fail::fail_point!("twice", |_| true);
+    false
+}
+
+#[allow(dead_code)] // Without failpoints nothing calls it.
+fn die() {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    loop {
+        std::thread::park();
+    }
+}

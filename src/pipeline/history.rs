@@ -1,0 +1,148 @@
+//! The deployments of an environment, as their journals tell it.
+
+use std::{fs, path::Path};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::journal::{Journal, Story};
+use crate::{
+    host::root::EnvironmentPaths,
+    model::{BranchName, CommitId, DeploymentId, Event, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
+};
+
+/// One deployment, in short.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Which.
+    pub deployment: DeploymentId,
+    /// Why.
+    pub trigger: Trigger,
+    /// The branch.
+    pub branch: BranchName,
+    /// The commit.
+    pub commit: CommitId,
+    /// The release that it made or would have made.
+    pub release: ReleaseId,
+    /// Its number.
+    pub number: ReleaseNumber,
+    /// The slot that it booted in.
+    pub slot: Slot,
+    /// When it began.
+    pub opened: Timestamp,
+    /// When it ended; nothing while it runs.
+    pub ended: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Whether a person has released the environment after it got stuck.
+    pub cleared: bool,
+}
+
+impl Summary {
+    /// What a journal says; nothing where it was cut before its first event.
+    pub fn of(story: &Story) -> Option<Summary> {
+        let record = story.opened.as_ref()?;
+        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, .. } = &record.event else { return None };
+        Some(Summary {
+            deployment: *deployment,
+            trigger: trigger.clone(),
+            branch: branch.clone(),
+            commit: commit.clone(),
+            release: *release,
+            number: *number,
+            slot: *slot,
+            opened: record.at,
+            ended: story.ended.as_ref().map(|(at, _)| *at),
+            outcome: story.ended.as_ref().map(|(_, outcome)| outcome.clone()),
+            cleared: story.cleared,
+        })
+    }
+
+    /// Whether it ended with its release serving.
+    pub fn went_live(&self) -> bool {
+        matches!(self.outcome, Some(Outcome::Live { .. }))
+    }
+
+    /// Whether it froze its environment and nobody has looked yet.
+    pub fn is_stuck(&self) -> bool {
+        matches!(self.outcome, Some(Outcome::Stuck { .. })) && !self.cleared
+    }
+
+    /// Its release, as something that can be live.
+    pub fn live(&self) -> Live {
+        Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
+    }
+}
+
+/// All deployments of an environment, oldest first, and those that a dead server left unfinished.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Oldest first.
+    pub deployments: Vec<Summary>,
+}
+
+impl History {
+    /// Reads all journals. A journal that cannot be understood is reported and passed over: one bad file must not keep the others
+    /// from serving.
+    pub fn read(paths: &EnvironmentPaths) -> History {
+        let mut deployments = Vec::new();
+        for id in ids(&paths.deployments()) {
+            match Story::read(&paths.deployment(id)) {
+                Ok(story) => deployments.extend(Summary::of(&story)),
+                Err(error) => tracing::error!(deployment = %id, %error, "a journal is passed over"),
+            }
+        }
+        deployments.sort_by_key(|summary| (summary.opened, summary.deployment));
+        History { deployments }
+    }
+
+    /// The deployment that made `release` live.
+    pub fn of_release(&self, release: ReleaseId) -> Option<&Summary> {
+        self.deployments.iter().rev().find(|summary| summary.release == release && summary.went_live())
+    }
+
+    /// The releases that went live, oldest first.
+    pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Summary> {
+        self.deployments.iter().filter(|summary| summary.went_live())
+    }
+
+    /// The number for the next release. A failed deployment uses none up.
+    pub fn next_number(&self) -> ReleaseNumber {
+        let last = self.releases().map(|summary| summary.number.0).max().unwrap_or(0);
+        ReleaseNumber(last.saturating_add(1))
+    }
+
+    /// The deployment that froze the environment, if it is frozen.
+    pub fn stuck(&self) -> Option<&Summary> {
+        self.deployments.iter().rev().find(|summary| summary.is_stuck())
+    }
+
+    /// Adds a deployment, or replaces what was known of it.
+    pub fn record(&mut self, summary: Summary) {
+        self.deployments.retain(|known| known.deployment != summary.deployment);
+        self.deployments.push(summary);
+    }
+
+    /// What serves, as the links on disk say it.
+    pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
+        let target = fs::read_link(paths.current()).ok()?;
+        let release: ReleaseId = target.file_name()?.to_str()?.parse().ok()?;
+        let made = self.deployments.iter().rev().find(|summary| summary.release == release)?;
+        Some(made.live())
+    }
+
+    /// The records that may go: the oldest beyond `keep`, but none whose release is in `releases`, and none that is unfinished or
+    /// stuck.
+    pub fn prunable(&self, keep: usize, releases: &[ReleaseId]) -> Vec<DeploymentId> {
+        let spare = self.deployments.len().saturating_sub(keep);
+        let free = |summary: &&Summary| summary.ended.is_some() && !summary.is_stuck() && !releases.contains(&summary.release);
+        self.deployments.iter().take(spare).filter(free).map(|summary| summary.deployment).collect()
+    }
+}
+
+/// The deployments that have a directory.
+fn ids(directory: &Path) -> Vec<DeploymentId> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    named.filter(|id: &DeploymentId| directory.join(id.to_string()).join(Journal::FILE).exists()).collect()
+}

@@ -1,0 +1,96 @@
+//! The queue of one environment: one deployment at a time, and at most one that waits.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{history::History, transcript::Transcript};
+use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Outcome, Trigger};
+
+/// What somebody wants deployed.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Why.
+    pub trigger: Trigger,
+    /// Where.
+    pub environment: Environment,
+    /// The branch whose ref is the verdict.
+    pub branch: BranchName,
+    /// What.
+    pub commit: CommitId,
+}
+
+/// A deployment as others see it; cheap to clone. Dropping it does not stop anything.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    /// Which.
+    pub deployment: DeploymentId,
+    /// What was asked for.
+    pub request: Request,
+    /// What it says.
+    pub transcript: Transcript,
+    /// How it ended, once it has.
+    pub outcome: watch::Receiver<Option<Outcome>>,
+    /// Ends it, and unwinds.
+    pub cancel: CancellationToken,
+}
+
+impl Ticket {
+    /// Waits for the end; nothing where the server stops first, and the next one decides.
+    pub async fn outcome(&mut self) -> Option<Outcome> {
+        let ended = self.outcome.wait_for(Option::is_some).await.ok()?;
+        ended.clone()
+    }
+}
+
+/// A deployment in the queue, with the sending end of its outcome.
+pub(super) struct Pending {
+    pub(super) ticket: Ticket,
+    pub(super) verdict: watch::Sender<Option<Outcome>>,
+}
+
+/// The state of an environment's queue.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) running: Option<Ticket>,
+    pub(super) waiting: Option<Pending>,
+    pub(super) history: History,
+    pub(super) live: Option<Live>,
+}
+
+/// The queue of one environment.
+#[derive(Clone)]
+pub(super) struct Lane {
+    pub(super) environment: Environment,
+    pub(super) state: Arc<Mutex<State>>,
+    /// Held while the slot that the last switch left is drained and emptied.
+    pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Lane {
+    pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Lane {
+        let state = State { history, live, ..State::default() };
+        Lane { environment, state: Arc::new(Mutex::new(state)), idle_slot: Arc::default() }
+    }
+
+    /// Puts `pending` in the queue. Returns it again where it can start at once, and whatever it superseded.
+    pub(super) fn enter(&self, pending: Pending) -> (Option<Pending>, Option<Pending>) {
+        let mut state = self.state.lock();
+        if state.running.is_none() {
+            state.running = Some(pending.ticket.clone());
+            return (Some(pending), None);
+        }
+        let superseded = state.waiting.replace(pending);
+        (None, superseded)
+    }
+
+    /// Takes the next from the queue, or marks the lane as idle.
+    pub(super) fn advance(&self) -> Option<Pending> {
+        let mut state = self.state.lock();
+        let next = state.waiting.take();
+        state.running = next.as_ref().map(|pending| pending.ticket.clone());
+        next
+    }
+}

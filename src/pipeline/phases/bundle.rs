@@ -1,0 +1,101 @@
+//! The release archive.
+
+use crate::{
+    host::files,
+    model::{Phase, ReleaseId},
+    pipeline::{
+        context::Deployment,
+        step::{Failure, Step, Work},
+    },
+    release::{self, ReleaseError},
+};
+
+/// How many threads read and compress.
+pub(super) const THREADS: usize = 2;
+
+/// Makes `releases/<id>.tar.zst` and its manifest of what was built. Frames of the previous archive that did not change are
+/// taken over as they are.
+pub struct Archive;
+
+impl Step for Archive {
+    fn name(&self) -> &'static str {
+        "bundle.archive"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Bundle
+    }
+
+    fn about(&self) -> &'static str {
+        "pack what was built into a reproducible archive with a manifest"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let order = &deployment.order;
+            let head = release::bundle::Head {
+                project: order.environment.project.clone(),
+                environment: order.environment.name.clone(),
+                release: order.release,
+                commit: order.commit.clone(),
+                build: u64::from(order.number.0),
+                tag: None,
+                mode: order.environment.mode,
+                buildpacks: deployment.facts.buildpacks.clone(),
+                processes: deployment.facts.buildpack_processes.clone(),
+                created: order.release.created(),
+            };
+            let previous = deployment.previous_release();
+            let bundled = release::bundle(&context(deployment), head, previous).await.map_err(failure)?;
+            for warning in &bundled.report.warnings {
+                deployment.transcript.error(warning);
+            }
+            let report = &bundled.report;
+            deployment.transcript.detail(&format!(
+                "{} entries, {} changed; archive {} KiB, tree {}",
+                report.entries,
+                report.changed,
+                report.archive_bytes.div_ceil(1024),
+                report.tree.short()
+            ));
+            deployment.facts.tree = Some(report.tree);
+            deployment.facts.archive_bytes = report.archive_bytes;
+            Ok(())
+        })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let paths = &deployment.paths;
+            // The manifest first: it is what makes a release exist.
+            for path in [paths.manifest(deployment.order.release), paths.archive(deployment.order.release)] {
+                files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// For whom and where a release is made or installed.
+pub(super) fn context(deployment: &Deployment) -> release::Context<'_> {
+    release::Context {
+        launcher: &deployment.services.launcher,
+        project: deployment.order.environment.project_id,
+        environment: deployment.order.environment.id,
+        paths: &deployment.paths,
+        output: None,
+        threads: THREADS,
+    }
+}
+
+/// What the build left in the tree is the project's to mend; everything else is the machine's.
+pub(super) fn failure(error: ReleaseError) -> Failure {
+    if error.is_for_the_pusher() { Failure::pusher(crate::pipeline::chain(&error)) } else { Failure::host(&error) }
+}
+
+/// Removes the installed tree of a release in the background.
+pub(super) async fn remove_tree(deployment: &Deployment, release: ReleaseId) -> Result<(), Failure> {
+    let environment = deployment.order.environment.id;
+    let removed = deployment.services.launcher.fresh(environment, crate::model::Area::Tree, Some(release), None).await;
+    removed.map_err(|error| Failure::host(&error))
+}

@@ -1,0 +1,102 @@
+//! What runs in a slot: which processes, and with which environment.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{
+    model::{Environment, ProcessType},
+    pipeline::{context::Deployment, facts::Facts, step::Failure},
+    runtime::{Boot, RunJob},
+};
+
+/// The project's own configuration: the server file, then the recipe, then what phase scripts made of it.
+pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
+    let server = deployment.services.config.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
+    let mut env: BTreeMap<_, _> = server.collect();
+    if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
+        for (name, value) in scripted {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            // Scripts may leave anything; what cannot be in an environment is left out.
+            if !name.is_empty() && !name.contains(['=', '\0']) && !text.contains('\0') {
+                env.insert(name.clone(), text);
+            }
+        }
+    }
+    env
+}
+
+/// The environment of every process of the release, but for `PORT`.
+pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
+    let order = &deployment.order;
+    let mut env = configured(deployment);
+    let own = [
+        ("LARDER_PROJECT", order.environment.project.to_string()),
+        ("LARDER_ENVIRONMENT", order.environment.name.to_string()),
+        ("LARDER_MODE", order.environment.mode.to_string()),
+        ("LARDER_RELEASE", order.number.to_string()),
+        ("LARDER_RELEASE_ID", order.release.to_string()),
+        ("LARDER_SLOT", order.slot.to_string()),
+        ("SOURCE_VERSION", order.commit.to_string()),
+    ];
+    env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    env
+}
+
+/// The processes of the release: the recipe's and the Procfile's, completed by the buildpacks', scaled by the operator.
+pub fn processes(deployment: &Deployment) -> Result<Vec<(ProcessType, u32, String)>, Failure> {
+    let defaults = deployment.facts.buildpack_processes.iter();
+    let defaults = defaults.filter_map(|(process, command)| Some((process.clone(), command.parse().ok()?)));
+    let settings = deployment.settings().with_defaults(defaults.collect());
+    let scale = &deployment.order.environment.scale;
+    let processes: Vec<_> = settings
+        .processes
+        .iter()
+        .map(|(process, spec)| {
+            let count = scale.get(process.as_str()).copied().unwrap_or_else(|| u32::from(spec.scale));
+            (process.clone(), count, spec.command.to_string())
+        })
+        .collect();
+    if processes.is_empty() {
+        return Err(Failure::pusher("nothing to run: there is no Procfile, and the buildpack gave no process")
+            .hint("add a file named Procfile with a line such as `web: ./server --port $PORT`"));
+    }
+    if let Some((process, _)) = settings.unnamed.first() {
+        return Err(Failure::pusher(format!("the process {process} is scaled but nothing says what it runs"))
+            .hint(format!("add a line `{process}: command` to the Procfile")));
+    }
+    Ok(processes)
+}
+
+/// The processes of a release that was made earlier, with the scale that the operator wants now.
+pub fn rescale(facts: &mut Facts, environment: &Environment) {
+    for (process, count, _) in &mut facts.processes {
+        if let Some(wanted) = environment.scale.get(process.as_str()) {
+            *count = *wanted;
+        }
+    }
+}
+
+/// What to boot: the processes of the release for which `which` holds.
+pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
+    let order = &deployment.order;
+    Boot {
+        environment: order.environment.clone(),
+        slot: order.slot,
+        release: order.release,
+        processes: deployment.facts.processes.iter().filter(|(process, ..)| which(process)).cloned().collect(),
+        env: deployment.facts.env.clone().into_iter().collect(),
+        logs: deployment.paths.log(),
+    }
+}
+
+/// A command of the release, to be completed.
+pub fn job(deployment: &Deployment) -> RunJob {
+    RunJob {
+        command: String::new(),
+        arguments: Vec::new(),
+        env: deployment.facts.env.clone().into_iter().collect(),
+        variables: None,
+        links: Vec::new(),
+    }
+}

@@ -1,0 +1,50 @@
+//! The project's `release:` command, before anything of the new release serves.
+
+use super::processes;
+use crate::{
+    host::launch::Stdio,
+    model::Phase,
+    pipeline::{
+        context::Deployment,
+        output,
+        step::{Failure, Step, Work},
+    },
+    runtime::RunJob,
+};
+
+/// Runs it once, in the slot; if it fails, the release never serves.
+pub struct Release;
+
+impl Step for Release {
+    fn name(&self) -> &'static str {
+        "deploy.release"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "run the release command, if there is one"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let defaults = deployment.facts.buildpack_processes.iter();
+            let given = defaults.filter(|(process, _)| process.is_release()).map(|(_, command)| command.clone()).next();
+            let Some(command) = deployment.settings().release.map(|command| command.to_string()).or(given) else {
+                return Ok(());
+            };
+            deployment.transcript.title("Running the release command");
+            let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
+            let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+            let job = RunJob { command, ..processes::job(deployment) };
+            let boot = processes::boot(deployment, |_| false);
+            let started = deployment.services.runtime.task(&boot, &job, stdio).await;
+            let mut child = started.map_err(|error| Failure::host(&error))?;
+            let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
+            let _ = copying.await;
+            if exit.success() { Ok(()) } else { Err(Failure::pusher(format!("the release command {exit}"))) }
+        })
+    }
+}

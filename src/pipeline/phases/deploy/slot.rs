@@ -1,0 +1,76 @@
+//! The idle slot, emptied and made ready for the release.
+
+use super::processes;
+use crate::{
+    host::launch::Stdio,
+    model::{Area, Phase},
+    pipeline::{
+        context::Deployment,
+        output,
+        step::{Failure, Step, Work},
+    },
+    runtime::RunJob,
+};
+
+/// Empties the slot, decides what runs in it, and links the persistent paths.
+pub struct Slot;
+
+impl Step for Slot {
+    fn name(&self) -> &'static str {
+        "deploy.slot"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "empty the idle slot and link the persistent paths to data/"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let idle = deployment.idle_slot.clone();
+            // Requests of the release before last may still be answered there.
+            let _emptied = idle.lock().await;
+            empty(deployment).await?;
+            deployment.facts.processes = processes::processes(deployment)?;
+            deployment.facts.env = processes::environment(deployment);
+            link(deployment).await
+        })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async { empty(deployment).await })
+    }
+}
+
+/// Stops what runs in the slot and gives it a new layer.
+pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
+    let environment = deployment.order.environment.id;
+    let slot = deployment.order.slot;
+    let grace = deployment.settings().stop.grace.get();
+    deployment.services.runtime.stop(environment, slot, grace).await.map_err(|error| Failure::host(&error))?;
+    let fresh = deployment.services.launcher.fresh(environment, Area::Slot, None, Some(slot)).await;
+    fresh.map_err(|error| Failure::host(&error))
+}
+
+/// Links the persistent paths.
+pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
+    let links: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
+    if links.is_empty() {
+        return Ok(());
+    }
+    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
+    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+    let job = RunJob { links, ..processes::job(deployment) };
+    let boot = processes::boot(deployment, |_| false);
+    let mut child = deployment.services.runtime.task(&boot, &job, stdio).await.map_err(|error| Failure::host(&error))?;
+    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
+    let _ = copying.await;
+    if exit.success() {
+        Ok(())
+    } else {
+        Err(Failure::pusher("the persistent paths could not be linked").hint("look at `data:` in larder.yml"))
+    }
+}

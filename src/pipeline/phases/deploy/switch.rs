@@ -1,0 +1,135 @@
+//! The moment at which the new release becomes the live one.
+
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
+
+use crate::{
+    git::{Expected, MoveRef},
+    host::files,
+    model::{Live, Phase, Slot},
+    pipeline::{
+        context::{Deployment, Services},
+        step::{Failure, Step, Work},
+    },
+    proxy::{State, Target},
+};
+
+/// Points the links, the ref and the route at the new release. The ref is part of it: a deploy branch names the commit that is
+/// live, so both move in one journalled step.
+pub struct Switch;
+
+impl Step for Switch {
+    fn name(&self) -> &'static str {
+        "deploy.switch"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "point `current`, the branch and the front door at the new release"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let order = &deployment.order;
+            let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
+            links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
+            move_ref(deployment, Some(&live)).await?;
+            let addresses = addresses(deployment, order.slot);
+            let route = deployment.services.route(&order.environment);
+            let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
+            if !there && !addresses.is_empty() {
+                let retired = route.switch(Target::new(addresses));
+                // Where this step runs twice, the first switch is the one that has requests left to drain.
+                deployment.retired = deployment.retired.take().or(retired);
+            }
+            Ok(())
+        })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let previous = deployment.order.previous.clone();
+            let route = deployment.services.route(&deployment.order.environment);
+            match (&previous, deployment.retired.take()) {
+                // What the old release still answers goes on.
+                (_, Some(retired)) => drop(route.switch(retired.target())),
+                (Some(live), None) => {
+                    let addresses = addresses(deployment, live.slot);
+                    let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
+                    if !there {
+                        drop(route.switch(Target::new(addresses)));
+                    }
+                }
+                (None, None) => drop(route.set(State::Starting)),
+            }
+            move_ref(deployment, previous.as_ref()).await?;
+            links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))
+        })
+    }
+}
+
+fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
+    let instances = deployment.services.runtime.instances(deployment.order.environment.id, Some(slot));
+    instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
+}
+
+/// `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, synced.
+fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
+    let paths = &deployment.paths;
+    match live {
+        Some(live) => {
+            link(&paths.current(), live.release.to_string().as_ref())?;
+            link(&paths.run(), Path::new("slots").join(live.slot.as_str()).as_ref())?;
+        }
+        None => {
+            unlink(&paths.current())?;
+            unlink(&paths.run())?;
+        }
+    }
+    let environment = &deployment.order.environment;
+    let mut words = BTreeMap::from([
+        ("project", environment.project.to_string()),
+        ("environment", environment.name.to_string()),
+        ("mode", environment.mode.to_string()),
+    ]);
+    if let Some(live) = live {
+        words.insert("active_slot", live.slot.to_string());
+        words.insert("release", live.release.to_string());
+        words.insert("number", live.number.to_string());
+        words.insert("commit", live.commit.to_string());
+    }
+    // Every value fits a plain YAML word by its type.
+    let text: String = words.iter().map(|(key, value)| format!("{key}: \"{value}\"\n")).collect();
+    files::write_atomic(&paths.metadata(), text.as_bytes(), 0o644).map_err(io::Error::other)
+}
+
+fn link(path: &Path, target: &Path) -> io::Result<()> {
+    if fs::read_link(path).is_ok_and(|now| now == target) {
+        return Ok(());
+    }
+    files::replace_symlink(path, target).map_err(io::Error::other)
+}
+
+fn unlink(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn move_ref(deployment: &Deployment, live: Option<&Live>) -> Result<(), Failure> {
+    let order = &deployment.order;
+    let keep = live.map(|live| (live.release, live.commit.clone()));
+    let undoing = live.is_none_or(|live| live.release != order.release);
+    let change = MoveRef {
+        refname: order.branch.full_ref(),
+        expected: Expected::Anything,
+        new: live.map(|live| live.commit.clone()),
+        keep,
+        forget: if undoing { vec![order.release] } else { Vec::new() },
+    };
+    let services: &Arc<Services> = &deployment.services;
+    services.repositories.move_ref(order.environment.project_id, change).await.map_err(|error| Failure::host(&error))
+}

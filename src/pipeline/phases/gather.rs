@@ -1,0 +1,155 @@
+//! Source, recipe and variables.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::{self, ProjectFiles, Settings},
+    git::{
+        GitError,
+        source::{SourceJob, SourceLimits},
+    },
+    model::{Area, Blame, Phase},
+    pipeline::{
+        context::Deployment,
+        step::{Failure, Step, Work},
+    },
+};
+
+/// Checks the commit's tree, exports it, and reads what the project says about its deployment.
+pub struct Source;
+
+impl Step for Source {
+    fn name(&self) -> &'static str {
+        "gather.source"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Gather
+    }
+
+    fn about(&self) -> &'static str {
+        "check the commit's tree, export what changed, read larder.yml, Procfile and app.json"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let order = &deployment.order;
+            let services = deployment.services.clone();
+            let limits = &services.config.limits;
+            let job = SourceJob {
+                commit: order.commit.clone(),
+                limits: SourceLimits {
+                    entries: limits.tree_entries,
+                    bytes: limits.tree_bytes.bytes(),
+                    file_bytes: limits.file_bytes.bytes(),
+                    ..SourceLimits::default()
+                },
+                export: true,
+                fresh: false,
+                quarantine: None,
+            };
+            deployment.transcript.title(&format!(
+                "Deploying {} of {} to {}",
+                order.commit.short(),
+                order.branch,
+                order.environment.title()
+            ));
+            let exported = services.repositories.source(order.environment.project_id, order.environment.id, job).await;
+            let source = exported.map_err(failure)?;
+            for warning in &source.warnings {
+                deployment.transcript.error(warning);
+            }
+            let files = ProjectFiles {
+                recipe: source.files.larder_yml,
+                procfile: source.files.procfile,
+                app_json: source.files.app_json,
+                buildpacks: source.files.buildpacks,
+            };
+            let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
+            let settings = config.settings(&order.environment.name);
+            deployment.facts.scripts = source.scripts;
+            deployment.facts.variables = variables(deployment, &settings);
+            deployment.facts.settings = Some(settings);
+            Ok(())
+        })
+    }
+}
+
+fn failure(error: GitError) -> Failure {
+    match error {
+        GitError::Refused(refusal) => {
+            let hint = refusal.hint.clone();
+            let failure = Failure::pusher(&refusal);
+            if hint.is_empty() { failure } else { failure.hint(hint) }
+        }
+        other => Failure::host(&other),
+    }
+}
+
+/// All problems go to the screen; the first becomes the reason.
+fn wrong(deployment: &Deployment, problems: &[config::ConfigError]) -> Failure {
+    for problem in problems {
+        deployment.transcript.error(&problem.to_string());
+    }
+    let first = problems.first().map(short).unwrap_or_default();
+    let rest = problems.len().saturating_sub(1);
+    let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
+    Failure::pusher(format!("{first}{more}"))
+}
+
+/// What fits git's own line: the place and the problem. The screen has the rest.
+fn short(problem: &config::ConfigError) -> String {
+    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{}{line}: {}", problem.file, problem.problem)
+}
+
+/// The one mapping that every phase reads and may change.
+fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value> {
+    let order = &deployment.order;
+    let mut map = Map::new();
+    map.insert(String::from("server"), json!({ "domain": deployment.services.config.domain.to_string() }));
+    map.insert(String::from("project"), json!({ "name": order.environment.project }));
+    map.insert(
+        String::from("environment"),
+        json!({ "name": order.environment.name, "mode": order.environment.mode, "branch": order.branch }),
+    );
+    map.insert(
+        String::from("deployment"),
+        json!({
+            "id": order.id,
+            "commit": order.commit,
+            "release": order.release,
+            "number": order.number,
+            "previous": order.previous.as_ref().map(|live| live.number),
+        }),
+    );
+    let env: Map<String, Value> =
+        settings.env.iter().map(|(name, value)| (name.to_string(), Value::String(value.clone()))).collect();
+    map.insert(String::from("env"), Value::Object(env));
+    map
+}
+
+/// A clean layer to build in, over the exported source.
+pub struct Layer;
+
+impl Step for Layer {
+    fn name(&self) -> &'static str {
+        "gather.layer"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Gather
+    }
+
+    fn about(&self) -> &'static str {
+        "lay an empty build layer over the exported source"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let environment = deployment.order.environment.id;
+            let fresh = deployment.services.launcher.fresh(environment, Area::Build, None, None).await;
+            fresh.map_err(|error| Failure { blame: Blame::Host, ..Failure::host(&error) })
+        })
+    }
+}

@@ -1,0 +1,10 @@
+//! The steps of each phase. A step calls one or two trades and hands what they return to the next; the trades do not know each
+//! other.
+
+pub mod build;
+pub mod bundle;
+pub mod deploy;
+pub mod gather;
+pub mod post_deploy;
+pub mod pre_install;
+pub mod script;

@@ -1,0 +1,105 @@
+//! After the switch: the other processes, and a look through the front door. If either fails, the switch is undone.
+
+use std::time::Duration;
+
+use super::deploy::{boot, processes};
+use crate::{
+    model::Phase,
+    pipeline::{
+        context::Deployment,
+        step::{Failure, Step, Work},
+    },
+    proxy::probe,
+};
+
+/// How long a worker must stay up to count as started.
+const STAYS_UP: Duration = Duration::from_secs(1);
+
+/// Starts the processes that do not serve requests. They begin after the switch, so that old and new code work side by side for
+/// as short a time as possible; those of the old release end when it retires.
+pub struct Workers;
+
+impl Step for Workers {
+    fn name(&self) -> &'static str {
+        "post_deploy.workers"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::PostDeploy
+    }
+
+    fn about(&self) -> &'static str {
+        "start the other processes and see that they stay up"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            stop(deployment).await?;
+            let boot = processes::boot(deployment, |process| !process.is_web() && !process.is_release());
+            let instances = deployment.services.runtime.boot(&boot).await.map_err(|error| Failure::host(&error))?;
+            if instances.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(STAYS_UP).await;
+            for instance in &instances {
+                let exits = *instance.exits.borrow();
+                // A process that did its work and ended well, a one-off for instance, is no failure.
+                if let Some(exit) = exits.last.filter(|exit| !exit.success()) {
+                    let name = instance.label.name();
+                    boot::show_log(deployment, &name).await;
+                    return Err(Failure::pusher(format!("{name} {exit} right after its start")));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async { stop(deployment).await })
+    }
+}
+
+async fn stop(deployment: &Deployment) -> Result<(), Failure> {
+    let order = &deployment.order;
+    let (slot, grace) = (order.slot, deployment.settings().stop.grace.get());
+    let stopped = deployment
+        .services
+        .runtime
+        .stop_where(order.environment.id, grace, |label| label.slot == slot && !label.process.is_web());
+    stopped.await.map_err(|error| Failure::host(&error))
+}
+
+/// Asks for the pages that the recipe names under `smoke:`, through the front door as a visitor would.
+pub struct Smoke;
+
+impl Step for Smoke {
+    fn name(&self) -> &'static str {
+        "post_deploy.smoke"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::PostDeploy
+    }
+
+    fn about(&self) -> &'static str {
+        "ask for the smoke pages through the front door"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let services = &deployment.services;
+            let hosts = deployment.order.environment.hosts(services.config.domain.as_str());
+            let Some(host) = hosts.first() else { return Ok(()) };
+            for smoke in deployment.settings().smoke {
+                let path = smoke.path.as_str();
+                let answer = probe(services.http, path, host, Duration::from_secs(10)).await;
+                let status = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
+                if !smoke.status.contains(status.as_u16()) {
+                    let (status, wanted) = (status.as_u16(), smoke.status);
+                    return Err(Failure::pusher(format!("smoke check {path} answered {status} and not {wanted}")));
+                }
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,92 @@
+//! The project's own part of each phase: `.larder/<phase>`, if it is executable.
+
+use serde_json::{Map, Value};
+
+use super::deploy::processes;
+use crate::{
+    buildpack::{self, BuildJob, BuildStep},
+    host::launch::Stdio,
+    model::Phase,
+    pipeline::{
+        context::Deployment,
+        output,
+        step::{Failure, Step, Work},
+    },
+    runtime::RunJob,
+};
+
+/// The largest mapping that a script may leave, in bytes.
+const VARIABLES_MAX: usize = 512 * 1024;
+
+/// Runs the script of one phase. Before the release is installed it runs in the build's sandbox, afterwards in that of the slot
+/// which the release is about to use.
+pub struct Script(pub Phase);
+
+impl Step for Script {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Phase::Gather => "gather.script",
+            Phase::PreInstall => "pre_install.script",
+            Phase::Configure => "configure.script",
+            Phase::Build => "build.script",
+            Phase::PostBuild => "post_build.script",
+            Phase::Bundle => "bundle.script",
+            Phase::Deploy => "deploy.script",
+            Phase::PostDeploy => "post_deploy.script",
+            Phase::PostInstall => "post_install.script",
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        self.0
+    }
+
+    fn about(&self) -> &'static str {
+        "run the project's own script of this phase from .larder/, if there is one"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let phase = self.0;
+            if !deployment.facts.scripts.iter().any(|script| script == phase.as_str()) {
+                return Ok(());
+            }
+            deployment.transcript.title(&format!("Running .larder/{phase}"));
+            let changed =
+                if phase < Phase::Deploy { in_build(phase, deployment).await? } else { in_slot(phase, deployment).await? };
+            if let Some(variables) = changed {
+                deployment.facts.variables = variables;
+            }
+            Ok(())
+        })
+    }
+}
+
+async fn in_build(phase: Phase, deployment: &Deployment) -> Result<Option<Map<String, Value>>, Failure> {
+    let job = BuildJob { steps: vec![BuildStep::Script(phase)], ..super::build::job(deployment) };
+    Ok(super::build::run(deployment, &job).await?.variables)
+}
+
+async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<String, Value>>, Failure> {
+    let job = RunJob {
+        command: format!(".larder/{phase}"),
+        variables: Some(Value::Object(deployment.facts.variables.clone()).to_string()),
+        ..processes::job(deployment)
+    };
+    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
+    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+    let boot = processes::boot(deployment, |_| false);
+    let started = deployment.services.runtime.task(&boot, &job, stdio).await;
+    let mut child = started.map_err(|error| Failure::host(&error))?;
+    let left: Option<String> = child.report(VARIABLES_MAX).await.map_err(|error| Failure::host(&error))?;
+    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
+    let _ = copying.await;
+    if !exit.success() {
+        return Err(Failure::pusher(format!(".larder/{phase} {exit}")));
+    }
+    match left.map(|left| buildpack::parse_variables(&left)) {
+        None => Ok(None),
+        Some(Ok(variables)) => Ok(Some(variables)),
+        Some(Err(why)) => Err(Failure::pusher(format!(".larder/{phase} left unusable variables: {why}"))),
+    }
+}

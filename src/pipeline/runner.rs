@@ -1,0 +1,153 @@
+//! The only loop that walks a plan.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    context::Deployment,
+    fault,
+    journal::{Journal, JournalError},
+    plan::Plan,
+    step::{Failure, Step, chain},
+};
+use crate::model::{Blame, Event, Fault, Outcome, Phase, Status};
+
+/// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
+/// next one is made. Returns how the deployment ended; the caller records that.
+pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<Outcome, JournalError> {
+    let mut clock = PhaseClock::default();
+    for step in plan.steps() {
+        if journal.story().status(step.name()) == Status::Done {
+            continue;
+        }
+        clock.enter(step.phase(), deployment);
+        journal.append(Event::Started { step: step.name().to_owned() })?;
+        let before = deployment.facts.clone();
+        match attempt(step, deployment).await {
+            Ok(()) => {
+                let facts = if deployment.facts == before {
+                    serde_json::Value::Null
+                } else {
+                    serde_json::to_value(&deployment.facts).unwrap_or_default()
+                };
+                journal.append(Event::Succeeded { step: step.name().to_owned(), facts })?;
+            }
+            Err(failure) => {
+                clock.leave(deployment);
+                let fault = failure.in_phase(step.phase());
+                deployment.transcript.error(&fault.to_string());
+                for hint in &fault.hints {
+                    deployment.transcript.error(&format!("hint: {hint}"));
+                }
+                journal.append(Event::Failed { step: step.name().to_owned(), fault: fault.clone() })?;
+                return unwind(plan, deployment, journal, fault).await;
+            }
+        }
+    }
+    clock.leave(deployment);
+    let order = &deployment.order;
+    Ok(Outcome::Live { release: order.release, number: order.number })
+}
+
+async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
+    if fault::step_fails(step.name()) {
+        return Err(Failure::pusher("told to fail before its work"));
+    }
+    let runs = if fault::everything_twice() { 2 } else { 1 };
+    for _ in 0..runs {
+        bounded(step, deployment).await?;
+    }
+    if fault::step_fails(&format!("{}.late", step.name())) {
+        return Err(Failure::pusher("told to fail after its work"));
+    }
+    Ok(())
+}
+
+/// A step ends by itself, at its phase's time limit, or when somebody cancels; whatever it started dies with it.
+async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
+    let limit = deployment.time_limit(step.phase());
+    let cancelled = deployment.cancelled.clone();
+    tokio::select! {
+        biased;
+        () = cancelled.cancelled() => Err(Failure::nobody("cancelled")),
+        () = tokio::time::sleep(limit) => {
+            let why = format!("took longer than {}", seconds(limit));
+            Err(Failure::pusher(why).hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", step.phase())))
+        }
+        ended = step.run(deployment) => ended,
+    }
+}
+
+/// Puts back, in reverse order, every step that was begun and not yet put back.
+pub async fn unwind(
+    plan: &Plan,
+    deployment: &mut Deployment,
+    journal: &mut Journal,
+    fault: Fault,
+) -> Result<Outcome, JournalError> {
+    let mut changed = false;
+    let mut broken = None;
+    for step in plan.steps().rev() {
+        if matches!(journal.story().status(step.name()), Status::Waiting | Status::Undone) {
+            continue;
+        }
+        changed |= step.phase() > Phase::PreInstall;
+        journal.append(Event::UndoStarted { step: step.name().to_owned() })?;
+        let undone = match fault::undo_fails(step.name()) {
+            true => Err(Failure::nobody("told to fail")),
+            false => step.undo(deployment).await,
+        };
+        match undone {
+            Ok(()) => journal.append(Event::UndoFinished { step: step.name().to_owned() })?,
+            Err(failure) => {
+                tracing::error!(step = step.name(), why = failure.why, "an undo failed");
+                deployment.transcript.error(&format!("putting back {} failed: {}", step.name(), failure.why));
+                broken.get_or_insert_with(|| format!("{}: {}", step.name(), failure.why));
+                journal.append(Event::UndoFailed { step: step.name().to_owned(), why: failure.why })?;
+            }
+        }
+    }
+    Ok(match broken {
+        Some(undo) => Outcome::Stuck { fault, undo },
+        None if changed => Outcome::RolledBack { fault },
+        None => Outcome::Refused { fault },
+    })
+}
+
+/// The outcome of a deployment whose own record failed: nothing more may happen to the environment until a person has looked.
+pub fn lost_journal(error: &JournalError) -> Outcome {
+    let fault = Fault {
+        phase: Phase::Gather,
+        blame: Blame::Host,
+        why: String::from("the record of this deployment could not be written"),
+        hints: vec![String::from("look at the disk, then restart larder: it reads the record again and puts things right")],
+    };
+    Outcome::Stuck { fault, undo: chain(error) }
+}
+
+/// Prints each phase with its time.
+#[derive(Default)]
+struct PhaseClock(Option<(Phase, Instant)>);
+
+impl PhaseClock {
+    fn enter(&mut self, phase: Phase, deployment: &Deployment) {
+        if self.0.is_none_or(|(current, _)| current != phase) {
+            self.leave(deployment);
+            self.0 = Some((phase, Instant::now()));
+        }
+    }
+
+    fn leave(&mut self, deployment: &Deployment) {
+        if let Some((phase, since)) = self.0.take() {
+            deployment.transcript.title(&format!("{phase}: {}", seconds(since.elapsed())));
+        }
+    }
+}
+
+/// A duration for people: `12 ms`, `3.4 s`, `2 min 5 s`.
+pub fn seconds(duration: Duration) -> String {
+    match duration.as_millis() {
+        millis @ ..1_000 => format!("{millis} ms"),
+        _ if duration.as_secs() < 60 => format!("{:.1} s", duration.as_secs_f64()),
+        _ => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
+    }
+}

@@ -1,0 +1,357 @@
+//! What an application gets to see of a request's head, and a client of a response's.
+//!
+//! The framing headers are written anew on both sides by the HTTP library from its one reading of the message; what is left here are the
+//! headers that belong to one connection only, and those that say where a request came from.
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use hyper::{
+    HeaderMap,
+    header::{self, Entry, HeaderName, HeaderValue},
+};
+
+use super::Scheme;
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Headers that end with the connection, in both directions.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Requests only: what is meant for us, and `Proxy`, which CGI applications would take for their own `HTTP_PROXY`.
+const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
+    [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
+
+/// Other headers that applications believe to come from a proxy, and that are therefore only passed on from a trusted one.
+const FROM_PROXIES: [&str; 12] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "client-ip",
+    "true-client-ip",
+    "x-cluster-client-ip",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-host",
+    "x-url-scheme",
+];
+
+/// Where a request came from.
+pub(super) struct Origin<'a> {
+    /// The address of the connection's other end.
+    pub peer: &'a HeaderValue,
+    /// Whether that is a proxy whose word is believed.
+    pub trusted: bool,
+    /// What clients speak to us.
+    pub scheme: Scheme,
+    /// The host as the client wrote it, with port.
+    pub host: &'a HeaderValue,
+    /// The port in it.
+    pub port: Option<u16>,
+}
+
+/// Makes a client's headers fit for an application. `upgrade` is the protocol that is asked for, if one may be.
+pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: Option<HeaderValue>, ids: &RequestIds) {
+    remove_named_in_connection(headers);
+    for name in HOP_BY_HOP.iter().chain(&NOT_FOR_APPLICATIONS) {
+        headers.remove(name);
+    }
+    let refused: Vec<HeaderName> = headers.keys().filter(|name| is_spoof(name.as_str(), origin.trusted)).cloned().collect();
+    for name in &refused {
+        headers.remove(name);
+    }
+    let peer = origin.peer;
+    // The first in the chain is the client; without a trusted proxy that is the peer.
+    let chain = if origin.trusted { joined(headers, &FORWARDED_FOR) } else { None };
+    let chain = match chain {
+        Some(chain) => append(&chain, peer).unwrap_or_else(|| peer.clone()),
+        None => peer.clone(),
+    };
+    headers.insert(FORWARDED_FOR, chain);
+    let (proto, default_port) = match origin.scheme {
+        Scheme::Http => ("http", "80"),
+        Scheme::Https => ("https", "443"),
+    };
+    let port = origin.port.map(HeaderValue::from).unwrap_or_else(|| HeaderValue::from_static(default_port));
+    put(headers, FORWARDED_PROTO, HeaderValue::from_static(proto), origin.trusted, |value| matches!(value, "http" | "https"));
+    put(headers, FORWARDED_HOST, origin.host.clone(), origin.trusted, |value| super::host::parse(value).is_some());
+    put(headers, FORWARDED_PORT, port, origin.trusted, |value| value.parse::<u16>().is_ok());
+    put(headers, REAL_IP, peer.clone(), origin.trusted, |value| value.parse::<IpAddr>().is_ok());
+    if headers.get_all(&REQUEST_ID).iter().count() != 1 || !headers.get(&REQUEST_ID).is_some_and(is_request_id) {
+        headers.insert(REQUEST_ID, ids.next());
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+    }
+}
+
+/// Makes an application's headers fit for a client.
+pub(super) fn to_client(headers: &mut HeaderMap, upgraded: bool) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let protocol = if upgraded { headers.get(header::UPGRADE).cloned() } else { None };
+    remove_named_in_connection(headers);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-larder-")).cloned().collect();
+    for name in &ours {
+        headers.remove(name);
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+    }
+}
+
+/// Whether one of the `Connection` headers has this option.
+pub(super) fn connection_says(headers: &HeaderMap, option: &str) -> bool {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case(option))
+}
+
+/// `Connection` may name further headers of this hop. It must not take away what others rely on.
+fn remove_named_in_connection(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::CONNECTION) {
+        return;
+    }
+    let mut named = Vec::new();
+    for word in
+        headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','))
+    {
+        let word = word.trim();
+        if word.eq_ignore_ascii_case("close") || word.eq_ignore_ascii_case("keep-alive") || word.eq_ignore_ascii_case("upgrade") {
+            continue;
+        }
+        if let Ok(name) = word.parse::<HeaderName>()
+            && !is_protected(name.as_str())
+        {
+            named.push(name);
+        }
+    }
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+fn is_protected(name: &str) -> bool {
+    name.starts_with("x-forwarded")
+        || FROM_PROXIES.contains(&name)
+        || matches!(
+            name,
+            "host"
+                | "content-length"
+                | "content-type"
+                | "content-encoding"
+                | "content-range"
+                | "range"
+                | "transfer-encoding"
+                | "cookie"
+                | "set-cookie"
+                | "authorization"
+                | "date"
+                | "location"
+                | "cache-control"
+                | "x-request-id"
+        )
+}
+
+/// Whether the application could take this header for one that a proxy has set.
+fn is_spoof(name: &str, trusted: bool) -> bool {
+    if name.starts_with("x-larder-") {
+        return true;
+    }
+    if name.contains('_') {
+        // WSGI, Rack and CGI cannot tell `X_Forwarded_For` from `X-Forwarded-For`; nobody sends the first by accident.
+        let dashed = name.replace('_', "-");
+        return is_protected(&dashed) || dashed.starts_with("x-larder-") || dashed == "proxy";
+    }
+    !trusted && (name.starts_with("x-forwarded") || FROM_PROXIES.contains(&name))
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, ours: HeaderValue, trusted: bool, well_formed: impl Fn(&str) -> bool) {
+    let several = headers.get_all(&name).iter().nth(1).is_some();
+    match headers.entry(name) {
+        Entry::Occupied(mut given) => {
+            if !trusted || several || !given.get().to_str().is_ok_and(well_formed) {
+                given.insert(ours);
+            }
+        }
+        Entry::Vacant(empty) => {
+            empty.insert(ours);
+        }
+    }
+}
+
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    if values.is_empty() { None } else { Some(values.join(", ")) }
+}
+
+fn append(chain: &str, peer: &HeaderValue) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("{chain}, {}", peer.to_str().ok()?)).ok()
+}
+
+/// An address as a header has it.
+pub(super) fn address_value(address: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+fn is_request_id(value: &HeaderValue) -> bool {
+    let plain = |c: &u8| c.is_ascii_alphanumeric() || b"-_.:+/=".contains(c);
+    (8..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
+}
+
+/// Makes ids for requests that came without: unique, not secret.
+pub(super) struct RequestIds {
+    process: u64,
+    count: AtomicU64,
+}
+
+impl RequestIds {
+    pub fn new() -> Self {
+        let (process, _) = uuid::Uuid::new_v4().as_u64_pair();
+        Self { process, count: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let id = format!("{:016x}{:012x}", self.process, self.count.fetch_add(1, Relaxed));
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    fn forward(lines: &[(&'static str, &'static str)], trusted: bool) -> HeaderMap {
+        let mut map = headers(lines);
+        let host = HeaderValue::from_static("shop.localhost:8080");
+        let peer = address_value([192, 0, 2, 7].into());
+        let origin = Origin { peer: &peer, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
+        to_application(&mut map, &origin, None, &RequestIds::new());
+        map
+    }
+
+    #[test]
+    fn a_stranger_cannot_say_where_a_request_came_from() {
+        let seen = forward(
+            &[
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-for", "10.0.0.2"),
+                ("x_forwarded_for", "10.0.0.3"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "bank.example"),
+                ("x-forwarded-prefix", "/admin"),
+                ("x-real-ip", "10.0.0.4"),
+                ("forwarded", "for=10.0.0.5"),
+                ("x-original-url", "/admin"),
+                ("x-larder-secret", "1"),
+                ("proxy", "http://evil.example"),
+            ],
+            false,
+        );
+        assert_eq!(seen.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["192.0.2.7"]);
+        assert_eq!(seen["x-forwarded-proto"], "http");
+        assert_eq!(seen["x-forwarded-host"], "shop.localhost:8080");
+        assert_eq!(seen["x-forwarded-port"], "8080");
+        assert_eq!(seen["x-real-ip"], "192.0.2.7");
+        for gone in ["x_forwarded_for", "x-forwarded-prefix", "forwarded", "x-original-url", "x-larder-secret", "proxy"] {
+            assert!(!seen.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_as_far_as_it_makes_sense() {
+        let given = [("x-forwarded-for", "198.51.100.1"), ("x-forwarded-proto", "https"), ("x-forwarded-port", "http")];
+        let seen = forward(&given, true);
+        assert_eq!(seen["x-forwarded-for"], "198.51.100.1, 192.0.2.7");
+        assert_eq!(seen["x-forwarded-proto"], "https");
+        assert_eq!(seen["x-forwarded-port"], "8080");
+    }
+
+    #[test]
+    fn connection_cannot_take_forwarded_headers_away() {
+        let given = [
+            ("connection", "close, X-Forwarded-For, x-forwarded-proto, X-Real-Ip, Host, Cookie, X-Hop, X-Request-Id"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("host", "a"),
+            ("cookie", "c"),
+            ("x-hop", "1"),
+            ("x-request-id", "abcdefgh"),
+            ("te", "trailers"),
+            ("keep-alive", "300"),
+        ];
+        for trusted in [false, true] {
+            let seen = forward(&given, trusted);
+            for kept in ["x-forwarded-for", "x-forwarded-proto", "x-real-ip", "host", "cookie"] {
+                assert!(seen.contains_key(kept), "{kept}");
+            }
+            assert_eq!(seen["x-request-id"], "abcdefgh");
+            for gone in ["connection", "x-hop", "te", "keep-alive"] {
+                assert!(!seen.contains_key(gone), "{gone}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_ill_formed_or_doubled_request_id_is_replaced() {
+        for bad in [
+            &[("x-request-id", "a b")][..],
+            &[("x-request-id", "")],
+            &[("x-request-id", "aaaaaaaa"), ("x-request-id", "bbbbbbbb")],
+            &[],
+        ] {
+            let seen = forward(bad, false);
+            let ids: Vec<_> = seen.get_all("x-request-id").iter().collect();
+            assert_eq!(ids.len(), 1);
+            assert_eq!(ids[0].len(), 28, "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_has_one_length_and_keeps_no_secrets() {
+        let mut map = headers(&[
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("x-larder-slot", "blue"),
+            ("connection", "x-a"),
+            ("x-a", "1"),
+            ("x-b", "2"),
+        ]);
+        to_client(&mut map, false);
+        assert_eq!(map.len(), 1, "{map:?}");
+        assert!(map.contains_key("x-b"));
+    }
+}

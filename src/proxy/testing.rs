@@ -1,0 +1,254 @@
+//! Applications, clients and a front door for the tests of this room; all on loopback, port 0.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    Request, Response,
+    body::{Frame, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::broadcast,
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Proxy, ProxySettings, Route, Target};
+
+/// No test waits longer than this for anything; it is only reached by a failing test.
+pub const LONG: Duration = Duration::from_secs(30);
+
+pub struct Front {
+    pub proxy: Proxy,
+    pub address: SocketAddr,
+    pub shutdown: CancellationToken,
+    pub serving: JoinHandle<()>,
+}
+
+impl Front {
+    pub async fn start(settings: ProxySettings) -> Self {
+        let proxy = Proxy::new(settings);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let (served, stop) = (proxy.clone(), shutdown.clone());
+        let serving = tokio::spawn(async move { served.serve(listener, stop).await.unwrap() });
+        Self { proxy, address, shutdown, serving }
+    }
+
+    /// A front door with one route, `shop`.
+    pub async fn with_route(settings: ProxySettings) -> (Self, Arc<Route>) {
+        let front = Self::start(settings).await;
+        let route = Route::new("shop/production");
+        front.proxy.set_route("shop", route.clone()).unwrap();
+        (front, route)
+    }
+
+    pub async fn get(&self, path: &str) -> String {
+        self.raw(&format!("GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")).await
+    }
+
+    /// Sends bytes on a new connection and reads to its end.
+    pub async fn raw(&self, request: impl AsRef<[u8]>) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let _ = stream.write_all(request.as_ref()).await;
+        read_all(&mut stream).await
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+pub async fn read_all(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let reading = async {
+        let mut buffer = [0; 4096];
+        // A reset is an end as well.
+        while let Ok(count) = stream.read(&mut buffer).await {
+            if count == 0 {
+                break;
+            }
+            text.extend_from_slice(&buffer[..count]);
+        }
+    };
+    tokio::time::timeout(LONG, reading).await.expect("the connection stays open");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let reading = async {
+        while !text.ends_with(end) {
+            let mut byte = [0];
+            if stream.read(&mut byte).await.unwrap_or(0) == 0 {
+                break;
+            }
+            text.push(byte[0].into());
+        }
+    };
+    tokio::time::timeout(LONG, reading).await.expect("nothing more comes");
+    text
+}
+
+/// An application in the style of those that get deployed: it answers with its name, streams, takes uploads and speaks WebSocket.
+pub struct App {
+    pub address: SocketAddr,
+    pub connections: Arc<AtomicUsize>,
+    pub tick: broadcast::Sender<()>,
+    stop: CancellationToken,
+}
+
+impl App {
+    pub async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (tick, _) = broadcast::channel(64);
+        let (stopped, counted, ticks) = (stop.clone(), connections.clone(), tick.clone());
+        tokio::spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = stopped.cancelled() => break,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, _)) = accepted else { continue };
+                counted.fetch_add(1, SeqCst);
+                let (stopped, ticks) = (stopped.clone(), ticks.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(name, ticks.clone(), request));
+                    let serving = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .with_upgrades();
+                    tokio::select! {
+                        _ = serving => {}
+                        () = stopped.cancelled() => {}
+                    }
+                });
+            }
+        });
+        Self { address, connections, tick, stop }
+    }
+
+    pub fn target(&self) -> Target {
+        Target::new(vec![self.address])
+    }
+
+    /// Ends at once, as a killed process does.
+    pub fn kill(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+type Out = BoxBody<Bytes, Infallible>;
+
+async fn answer(
+    name: &'static str,
+    ticks: broadcast::Sender<()>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Out>, Infallible> {
+    let full = |text: String| Response::new(Full::new(Bytes::from(text)).boxed());
+    Ok(match request.uri().path() {
+        "/events" => {
+            let ticks = ticks.subscribe();
+            // Each tick is an event; the application's end is the stream's.
+            let events = futures_util::stream::unfold((ticks, true), move |(mut ticks, first)| async move {
+                if !first {
+                    ticks.recv().await.ok()?;
+                }
+                Some((Ok(Frame::data(Bytes::from(format!("data: {name}\n\n")))), (ticks, false)))
+            });
+            let mut response = Response::new(StreamBody::new(events).boxed());
+            response.headers_mut().insert("content-type", "text/event-stream".parse().unwrap());
+            response
+        }
+        "/upload" => match request.body_mut().collect().await {
+            Ok(body) => full(format!("{name} took {}", body.to_bytes().len())),
+            Err(_) => full("broken".into()),
+        },
+        "/socket" => {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.unwrap());
+                let mut buffer = [0; 64];
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    if stream.write_all(&buffer[..count]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            let mut response = full(String::new());
+            *response.status_mut() = hyper::StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+            response.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+            response
+        }
+        "/headers" => {
+            let mut lines = vec![format!("{} {}", request.method(), request.uri())];
+            lines.extend(request.headers().iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap_or("?"))));
+            full(lines.join("\n"))
+        }
+        "/big" => full("b".repeat(32 << 20)),
+        "/status/404" => {
+            let mut response = full("none".into());
+            *response.status_mut() = hyper::StatusCode::NOT_FOUND;
+            response
+        }
+        _ => full(name.to_owned()),
+    })
+}
+
+/// An application that says exactly these bytes to each request's head, then closes; `None` keeps silent.
+pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                if read_until(&mut stream, "\r\n\r\n").await.is_empty() {
+                    return;
+                }
+                match answer {
+                    Some(answer) => {
+                        let _ = stream.write_all(&answer).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Polls until `check` holds.
+pub async fn until(mut check: impl FnMut() -> bool) {
+    let polling = async {
+        while !check() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, polling).await.expect("it never became true");
+}

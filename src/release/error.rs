@@ -1,0 +1,141 @@
+//! Why a release was not made or not installed.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::{archive::ArchiveError, files::FileError, launch::LaunchError},
+    model::{Exit, ReleaseId},
+};
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The archive was refused or could not be made.
+    #[error("the release archive cannot be {doing}")]
+    Archive {
+        /// `written` or `accepted`.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: ArchiveError,
+    },
+    /// The build left something that a release cannot hold.
+    #[error("the build left {path:?}, which cannot be in a release: {why}; {hint}")]
+    Unfit {
+        /// Where.
+        path: String,
+        /// What it is.
+        why: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A line of `.larderignore` is no pattern.
+    #[error(".larderignore, line {line}: {why}")]
+    Ignore {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// A manifest or a list cannot be read.
+    #[error("{} cannot be used: {why}", path.display())]
+    Manifest {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A release is not there.
+    #[error("release {release} is not in {}", path.display())]
+    Unknown {
+        /// Which.
+        release: ReleaseId,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The installed tree is not what the manifest says.
+    #[error("the installed tree differs from its manifest in {count} places, first: {first}")]
+    Differs {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// The worker could not be started or followed.
+    #[error("the {what} worker cannot be used")]
+    Launch {
+        /// `bundle` or `unpack`.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: LaunchError,
+    },
+    /// The worker ended without an answer.
+    #[error("the {what} worker {exit} without an answer")]
+    Died {
+        /// `bundle` or `unpack`.
+        what: &'static str,
+        /// How.
+        exit: Exit,
+    },
+    /// The worker said no; its words.
+    #[error("{why}")]
+    Refused {
+        /// The whole chain of reasons.
+        why: String,
+    },
+    /// A thread of ours was lost.
+    #[error("the task was cancelled")]
+    Cancelled,
+}
+
+impl ReleaseError {
+    /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
+    /// tree or in the archive; everything else that goes wrong, it dies of.
+    pub fn is_for_the_pusher(&self) -> bool {
+        matches!(self, ReleaseError::Refused { .. } | ReleaseError::Unfit { .. } | ReleaseError::Ignore { .. })
+    }
+}
+
+/// What a worker reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer<T> {
+    /// It is done.
+    Done(T),
+    /// It is not, for this reason.
+    Refused(String),
+}
+
+impl<T> From<Result<T, ReleaseError>> for Answer<T> {
+    fn from(result: Result<T, ReleaseError>) -> Answer<T> {
+        match result {
+            Ok(done) => Answer::Done(done),
+            Err(e) => {
+                let mut why = e.to_string();
+                let mut source = std::error::Error::source(&e);
+                while let Some(deeper) = source {
+                    why.push_str(": ");
+                    why.push_str(&deeper.to_string());
+                    source = deeper.source();
+                }
+                // Bounded, since names of a hostile tree are in it.
+                Answer::Refused(why.chars().take(4000).collect())
+            }
+        }
+    }
+}
+
+impl<T> Answer<T> {
+    /// As the server sees it.
+    pub fn into_result(self) -> Result<T, ReleaseError> {
+        match self {
+            Answer::Done(done) => Ok(done),
+            Answer::Refused(why) => Err(ReleaseError::Refused { why }),
+        }
+    }
+}

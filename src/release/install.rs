@@ -1,0 +1,325 @@
+//! The worker that turns an archive into an installed tree.
+//!
+//! What the previous release holds unchanged is hard-linked from its tree; only the frames with the rest are decompressed. Links
+//! are created last, so nothing is ever written through one.
+//!
+//! A *spare* is an installed copy of the live release, made in advance under the id of a release to come: installing a release
+//! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, ReleaseError, store, verify};
+use crate::{
+    host::{
+        archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
+        files::{Confined, Cursor},
+    },
+    model::{ArchiveInfo, Entry, EntryKind, Manifest, ReleaseId},
+};
+
+/// The job. Descriptors: 5 archive, 6 manifest; if `previous`, 7 its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackJob {
+    /// An installed release that may share unchanged files with the new one.
+    pub previous: Option<ReleaseId>,
+    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
+    /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
+    pub spare: bool,
+    /// How many threads link and write.
+    pub threads: usize,
+    /// What the archive may hold.
+    pub limits: Limits,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnpackReport {
+    /// How many entries the tree has.
+    pub entries: u64,
+    /// How many files are shared with the previous release.
+    pub linked: u64,
+    /// How many files were unpacked.
+    pub unpacked: u64,
+    /// How many bytes those have.
+    pub bytes: u64,
+}
+
+/// Where the worker finds things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The tree to fill. What an interrupted attempt left in it is removed first.
+    pub tree: PathBuf,
+    /// The directory of all installed trees.
+    pub deploy: PathBuf,
+}
+
+impl Places {
+    /// From `LARDER_TREE` and `LARDER_DEPLOY`.
+    pub fn from_environment() -> Places {
+        let place = |name: &str, default: &str| std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from);
+        Places { tree: place("LARDER_TREE", "/tree"), deploy: place("LARDER_DEPLOY", "/deploy") }
+    }
+}
+
+/// Does the job. May be repeated; the tree is complete and on the disk when it reports success.
+pub fn work(job: &UnpackJob, places: &Places, archive: &File, manifest: &File, previous: Option<&File>) -> Answer<UnpackReport> {
+    install(job, places, archive, manifest, previous).into()
+}
+
+fn install(
+    job: &UnpackJob,
+    places: &Places,
+    archive: &File,
+    manifest: &File,
+    previous: Option<&File>,
+) -> Result<UnpackReport, ReleaseError> {
+    let manifest = store::parse(manifest, Path::new("the manifest"))?;
+    let tree = Confined::open(&places.tree)?;
+    let before = match (job.previous, previous) {
+        // A previous release that is damaged or gone costs time, not the deployment.
+        (Some(id), Some(file)) => store::parse(file, Path::new("the previous manifest"))
+            .ok()
+            .zip(Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok()),
+        _ => None,
+    };
+    let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
+    let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
+    Target { tree: &tree, base, spare, threads: job.threads }.fill(archive, &manifest.entries, &manifest.archive, &job.limits)
+}
+
+/// Looks again whether a spare tree is what it is said to be, all but reading the files.
+fn is_spare(tree: &Path, base: Option<Base<'_>>, threads: usize) -> Result<bool, ReleaseError> {
+    match base {
+        Some(base) => Ok(verify::compare(tree, base.entries, threads, false)?.is_empty()),
+        None => Ok(false),
+    }
+}
+
+/// Unpacks an archive into an empty directory, without any previous release: for measurements and tools.
+pub fn archive_to_tree(
+    archive: &File,
+    entries: &[Entry],
+    info: &ArchiveInfo,
+    dir: &Path,
+    threads: usize,
+) -> Result<UnpackReport, ReleaseError> {
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base: None, spare: false, threads }.fill(archive, entries, info, &Limits::default())
+}
+
+/// Installs `manifest` from `archive` into the directory `dir`, sharing files with an installed tree of `previous`.
+pub fn archive_to_tree_with(
+    archive: &File,
+    manifest: &Manifest,
+    dir: &Path,
+    previous: Option<(&Manifest, &Path)>,
+    threads: usize,
+) -> Result<UnpackReport, ReleaseError> {
+    let base = previous.map(|(manifest, tree)| Confined::open(tree).map(|tree| (manifest, tree))).transpose()?;
+    let base = base.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base, spare: false, threads }.fill(archive, &manifest.entries, &manifest.archive, &Limits::default())
+}
+
+#[derive(Clone, Copy)]
+struct Base<'a> {
+    tree: &'a Confined,
+    entries: &'a [Entry],
+}
+
+/// The tree to fill, and what may help.
+struct Target<'a> {
+    tree: &'a Confined,
+    base: Option<Base<'a>>,
+    spare: bool,
+    threads: usize,
+}
+
+impl Target<'_> {
+    fn fill(&self, file: &File, entries: &[Entry], info: &ArchiveInfo, limits: &Limits) -> Result<UnpackReport, ReleaseError> {
+        let refused = |source| ReleaseError::Archive { doing: "accepted", source };
+        let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
+        let (there, linked) = match self.base {
+            Some(base) if self.spare => clear_changed(self.tree, base.entries, entries)?,
+            Some(base) => {
+                self.tree.clear()?;
+                make_directories(self.tree, entries, &[])?;
+                (Vec::new(), share(self.tree, base, entries, self.threads)?)
+            }
+            None => {
+                self.tree.clear()?;
+                make_directories(self.tree, entries, &[])?;
+                (Vec::new(), Vec::new())
+            }
+        };
+        let mut report = self.unpack(&archive, entries, &linked).map_err(refused)?;
+        report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
+
+        let mut cursor = self.tree.cursor();
+        for (index, entry) in entries.iter().enumerate() {
+            if let EntryKind::Link { target } = &entry.kind
+                && there.get(index) != Some(&true)
+            {
+                cursor.symlink(target, &entry.path)?;
+            }
+        }
+        self.tree.sync_file_system()?;
+        Ok(report)
+    }
+
+    /// Unpacks the files that are not `linked`, from the frames that hold them.
+    fn unpack(&self, archive: &Archive<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ArchiveError> {
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let wanted = |range: std::ops::Range<usize>| {
+            let mut part = entries.iter().enumerate().skip(range.start).take(range.len());
+            part.any(|(index, entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index))
+        };
+        let frames: Vec<usize> =
+            archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
+        let next = AtomicUsize::new(0);
+        let counted = each_thread(self.threads.min(frames.len()), || {
+            let mut reader = FrameReader::new()?;
+            let mut writer = Writer { cursor: self.tree.cursor(), open: None, skip: &is_linked, report: UnpackReport::default() };
+            while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
+                    next.store(frames.len(), Ordering::Relaxed); // the others need not go on
+                    return Err(e);
+                }
+            }
+            Ok(writer.report)
+        });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            let part = part?;
+            report.unpacked += part.unpacked;
+            report.bytes += part.bytes;
+        }
+        Ok(report)
+    }
+}
+
+/// Makes the directories that are not `there` yet.
+fn make_directories(tree: &Confined, entries: &[Entry], there: &[bool]) -> Result<(), ReleaseError> {
+    let mut cursor = tree.cursor();
+    for (index, entry) in entries.iter().enumerate() {
+        if entry.kind == EntryKind::Dir && there.get(index) != Some(&true) {
+            cursor.create_dir(&entry.path, 0o755)?;
+        }
+    }
+    Ok(())
+}
+
+/// Turns a spare tree of `old` into the common part of `old` and `new`, with the directories of `new`. Says which entries of
+/// `new` are there, and which of those are files.
+fn clear_changed(tree: &Confined, old: &[Entry], new: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
+    let old_kinds: HashMap<&str, &EntryKind> = old.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let new_kinds: HashMap<&str, &EntryKind> = new.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let mut cursor = tree.cursor();
+    // Backwards: what a directory holds goes before the directory.
+    for entry in old.iter().rev().filter(|entry| new_kinds.get(entry.path.as_str()) != Some(&&entry.kind)) {
+        if entry.kind == EntryKind::Dir { cursor.remove_dir(&entry.path)? } else { cursor.remove(&entry.path)? }
+    }
+    let there: Vec<bool> = new.iter().map(|entry| old_kinds.get(entry.path.as_str()) == Some(&&entry.kind)).collect();
+    make_directories(tree, new, &there)?;
+    let is_file = |entry: &Entry| matches!(entry.kind, EntryKind::File { .. });
+    let linked = new.iter().zip(&there).map(|(entry, there)| AtomicBool::new(*there && is_file(entry))).collect();
+    Ok((there, linked))
+}
+
+/// Links every file that both releases have with the same digest and mode; says which ones. What cannot be linked is unpacked.
+fn share(tree: &Confined, base: Base<'_>, entries: &[Entry], threads: usize) -> Result<Vec<AtomicBool>, ReleaseError> {
+    let known: HashMap<&str, &EntryKind> = base.entries.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let linked: Vec<AtomicBool> = entries.iter().map(|_| AtomicBool::new(false)).collect();
+    let parts: Vec<_> = entries.chunks(256).zip(linked.chunks(256)).collect();
+    let next = AtomicUsize::new(0);
+    let results = each_thread(threads, || {
+        let (mut from, mut to) = (base.tree.cursor(), tree.cursor());
+        while let Some((entries, linked)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            for (entry, linked) in entries.iter().zip(*linked) {
+                if let EntryKind::File { size, executable, .. } = &entry.kind
+                    && known.get(entry.path.as_str()) == Some(&&entry.kind)
+                {
+                    linked.store(share_one(&mut from, &mut to, &entry.path, *size, *executable)?, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok::<(), ReleaseError>(())
+    });
+    for result in results {
+        result?;
+    }
+    Ok(linked)
+}
+
+fn share_one(from: &mut Cursor<'_>, to: &mut Cursor<'_>, path: &str, size: u64, executable: bool) -> Result<bool, ReleaseError> {
+    // EMLINK, EXDEV, EPERM, a file that is gone: whatever the reason, the archive has it too.
+    if to.hard_link(from, path).is_err() {
+        return Ok(false);
+    }
+    // Looked at after linking: what has this name now is what the release gets.
+    let stat = to.stat(path)?;
+    let right = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        && u64::try_from(stat.st_size) == Ok(size)
+        && stat.st_mode & 0o7777 == if executable { 0o755 } else { 0o644 };
+    if !right {
+        to.remove(path)?;
+    }
+    Ok(right)
+}
+
+/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
+        let mut results = vec![act()];
+        for thread in others {
+            match thread.join() {
+                Ok(result) => results.push(result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
+
+struct Writer<'a, S> {
+    cursor: Cursor<'a>,
+    open: Option<(File, String)>,
+    skip: &'a S,
+    report: UnpackReport,
+}
+
+impl<S: Fn(usize) -> bool> Sink for Writer<'_, S> {
+    fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        let EntryKind::File { executable, size, .. } = &entry.kind else { return Ok(false) };
+        if (self.skip)(index) {
+            return Ok(false);
+        }
+        let file = self.cursor.create(&entry.path, if *executable { 0o755 } else { 0o644 })?;
+        self.open = Some((file, entry.path.clone()));
+        self.report.unpacked += 1;
+        self.report.bytes += size;
+        Ok(true)
+    }
+
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        match &mut self.open {
+            Some((file, path)) => file.write_all(part).map_err(|e| self.cursor.failed("write", path.as_str(), e).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        self.open = None;
+        Ok(())
+    }
+}

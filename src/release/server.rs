@@ -1,0 +1,230 @@
+//! The server side: opens the files, starts the workers, believes nothing that they did not prove.
+
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    ReleaseError,
+    bundle::{BundleJob, BundleReport, Head},
+    error::Answer,
+    install::{UnpackJob, UnpackReport},
+    store,
+};
+use crate::{
+    host::{
+        archive::Limits,
+        files::{FileError, create_new, open_regular, remove_if_present, rename_over, sync_dir},
+        launch::{Launcher, Stdio},
+        root::EnvironmentPaths,
+    },
+    model::{EnvId, Exit, Launch, LimitClass, Manifest, ProjectId, ReleaseId, Role, Supervision},
+};
+
+/// The largest report of a worker, in bytes.
+const MAX_REPORT: usize = 1 << 20;
+
+/// Where and for whom.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Starts the workers.
+    pub launcher: &'a Launcher,
+    /// The project.
+    pub project: ProjectId,
+    /// The environment.
+    pub environment: EnvId,
+    /// Its paths.
+    pub paths: &'a EnvironmentPaths,
+    /// Where a worker's own words go, the log of the deployment.
+    pub output: Option<OwnedFd>,
+    /// How many threads a worker uses; two is a good number.
+    pub threads: usize,
+}
+
+/// A release that is in `releases/` now.
+#[derive(Debug)]
+pub struct Bundled {
+    /// Its manifest, read back and checked.
+    pub manifest: Manifest,
+    /// The worker's figures and warnings.
+    pub report: BundleReport,
+}
+
+/// A release whose tree is complete in `deploy/` and on the disk.
+#[derive(Debug)]
+pub struct Installed {
+    /// The figures.
+    pub report: UnpackReport,
+}
+
+/// Makes a release of the built tree. `previous` is a release in `releases/` that may share frames. May be repeated: what an
+/// interrupted attempt left is replaced.
+pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
+    let release = head.release;
+    let files = Files::of(context.paths, release);
+    let before = previous.map(|id| Files::of(context.paths, id));
+    let opened = {
+        let files = files.clone();
+        blocking(move || {
+            // Reuse is worth having, never worth failing for.
+            let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, open_regular(&files.manifest).ok()?)));
+            for path in [&files.new_archive, &files.new_manifest] {
+                remove_if_present(path)?;
+            }
+            Ok((create_new(&files.new_archive, 0o640)?, create_new(&files.new_manifest, 0o640)?, before))
+        })
+        .await?
+    };
+    let (archive, manifest, before) = opened;
+    let job = BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads };
+    let mut extra = vec![OwnedFd::from(archive.try_clone().map_err(|e| lost(&files.new_archive, e))?)];
+    extra.push(manifest.try_clone().map_err(|e| lost(&files.new_manifest, e))?.into());
+    if let Some((archive, manifest)) = before {
+        extra.extend([archive.into(), manifest.into()]);
+    }
+    let report: Result<BundleReport, ReleaseError> = run(context, "bundle", Role::Bundle, release, &job, extra).await;
+    blocking(move || {
+        let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report));
+        if kept.is_err() {
+            // The refusal matters more than what could not be tidied up; the next attempt replaces it.
+            let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
+        }
+        kept
+    })
+    .await
+}
+
+/// Checks what the worker wrote and gives it its names: first the archive, then the manifest, which makes the release exist.
+fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: BundleReport) -> Result<Bundled, ReleaseError> {
+    let parsed = store::parse(manifest, &files.new_manifest)?;
+    let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
+    if Head::of(&parsed) != *head {
+        return Err(wrong("it describes another release than the one asked for"));
+    }
+    if (parsed.tree, parsed.archive.digest, parsed.archive.bytes) != (report.tree, report.archive, report.archive_bytes) {
+        return Err(wrong("it differs from what its worker reported"));
+    }
+    crate::host::archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
+        .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;
+    manifest.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
+    // A manifest never stands beside an archive that is not its own, not even while an attempt is repeated.
+    remove_if_present(&files.manifest)?;
+    rename_over(&files.new_archive, &files.archive)?;
+    rename_over(&files.new_manifest, &files.manifest)?;
+    Ok(Bundled { manifest: parsed, report })
+}
+
+/// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user. `previous` is an
+/// installed release that may share files. `spare` says that [`spare`] has filled that directory with a copy of `previous`;
+/// a repeated attempt must not say so again. May be repeated.
+pub async fn install(
+    context: &Context<'_>,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+    spare: bool,
+) -> Result<Installed, ReleaseError> {
+    unpack(context, release, release, previous, spare).await
+}
+
+/// Fills `deploy/<next>` with a copy of the installed release `live`, by hard links: work that the next installation is spared.
+/// `next` is the id that the next release will get. Nobody waits for this, and nothing is lost if it fails or never runs.
+pub async fn spare(context: &Context<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
+    unpack(context, next, live, Some(live), false).await
+}
+
+/// Puts the content of `release` into the tree of `tree`.
+async fn unpack(
+    context: &Context<'_>,
+    tree: ReleaseId,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+    spare: bool,
+) -> Result<Installed, ReleaseError> {
+    let files = Files::of(context.paths, release);
+    let before = previous.map(|id| (id, Files::of(context.paths, id)));
+    let deploy = context.paths.deploy();
+    let releases = context.paths.releases();
+    let (archive, manifest, before) = blocking(move || {
+        let open = |path: &Path| {
+            open_regular(path).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => ReleaseError::Unknown { release, path: releases.clone() },
+                _ => e.into(),
+            })
+        };
+        let before = before.and_then(|(id, files)| Some((id, open_regular(&files.manifest).ok()?)));
+        Ok((open(&files.archive)?, open(&files.manifest)?, before))
+    })
+    .await?;
+    let previous = before.as_ref().map(|(id, _)| *id);
+    let job = UnpackJob { previous, spare, threads: context.threads, limits: Limits::default() };
+    let mut extra = vec![OwnedFd::from(archive), OwnedFd::from(manifest)];
+    extra.extend(before.map(|(_, manifest)| OwnedFd::from(manifest)));
+    let report = run(context, "unpack", Role::Unpack, tree, &job, extra).await?;
+    // The worker synced what is in the tree; the name of the tree itself is in a directory that it cannot write.
+    blocking(move || Ok(sync_dir(&deploy)?)).await?;
+    Ok(Installed { report })
+}
+
+#[derive(Debug, Clone)]
+struct Files {
+    archive: PathBuf,
+    manifest: PathBuf,
+    new_archive: PathBuf,
+    new_manifest: PathBuf,
+}
+
+impl Files {
+    fn of(paths: &EnvironmentPaths, release: ReleaseId) -> Files {
+        let releases = paths.releases();
+        Files {
+            archive: paths.archive(release),
+            manifest: paths.manifest(release),
+            new_archive: releases.join(format!(".new-{release}.tar.zst")),
+            new_manifest: releases.join(format!(".new-{release}.manifest.json")),
+        }
+    }
+}
+
+async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+    context: &Context<'_>,
+    what: &'static str,
+    role: Role,
+    release: ReleaseId,
+    job: &J,
+    extra: Vec<OwnedFd>,
+) -> Result<R, ReleaseError> {
+    let failed = |source| ReleaseError::Launch { what, source };
+    let launch = Launch {
+        role,
+        project: context.project,
+        environment: Some(context.environment),
+        release: Some(release),
+        slot: None,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    };
+    let output = |which: &Option<OwnedFd>| {
+        which.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| FileError::io("share", "the log of the deployment", e))
+    };
+    let stdio = Stdio { stdin: None, stdout: output(&context.output)?, stderr: output(&context.output)?, extra };
+    let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
+    let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    let exit: Exit = child.wait().await.map_err(failed)?;
+    match report {
+        // An answer from a worker that was killed afterwards may describe what is not on the disk.
+        Some(Answer::Done(_)) if !exit.success() => Err(ReleaseError::Died { what, exit }),
+        Some(answer) => answer.into_result(),
+        None => Err(ReleaseError::Died { what, exit }),
+    }
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static) -> Result<T, ReleaseError> {
+    tokio::task::spawn_blocking(act).await.map_err(|_| ReleaseError::Cancelled)?
+}
+
+fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
+    FileError::io("use", path, e).into()
+}

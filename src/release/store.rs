@@ -1,0 +1,143 @@
+//! The releases that an environment has, and which of them may go.
+
+use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path};
+
+use super::{ReleaseError, tree};
+use crate::{
+    host::{
+        archive::{Limits, check_entries},
+        files::{Confined, FileError, open_regular},
+    },
+    model::{Manifest, ReleaseId},
+};
+
+/// The largest manifest that is read, in bytes: a million entries with long names.
+pub const MAX_MANIFEST: u64 = 512 << 20;
+
+const SUFFIX: &str = ".manifest.json";
+
+/// The releases in a `releases/` directory, oldest first. A release is there when its manifest is.
+pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
+    let names = match Confined::open(releases).and_then(|dir| dir.names()) {
+        Ok(names) => names,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e.into()),
+    };
+    let mut found: Vec<ReleaseId> = names.iter().filter_map(|name| name.to_str()?.strip_suffix(SUFFIX)?.parse().ok()).collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Reads and checks the manifest at `path`.
+pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
+    parse(&open_regular(path)?, path)
+}
+
+/// Reads and checks a manifest that is open; `path` is for messages.
+pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
+    let bytes = read_at_start(file, path)?;
+    from_bytes(&bytes, path)
+}
+
+/// Reads from the first byte wherever the descriptor stands: descriptors that travel between processes share their position.
+fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
+    let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };
+    let size = file.metadata().map_err(failed)?.len();
+    if size > MAX_MANIFEST {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit: MAX_MANIFEST }.into());
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Checks the bytes of a manifest; `path` is for messages.
+pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
+    let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
+    #[derive(serde::Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    // The version first: what a newer one holds may not parse at all.
+    let Format { format } = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
+    if format != Manifest::FORMAT {
+        return Err(wrong(format!("it has the format {format}, this larder reads {}; update larder", Manifest::FORMAT)));
+    }
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
+    check_entries(&manifest.entries, &Limits::default()).map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    if tree::digest(&manifest.entries) != manifest.tree {
+        return Err(wrong("its tree digest is not that of its entries".to_owned()));
+    }
+    Ok(manifest)
+}
+
+/// What retention needs to know of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// The release.
+    pub id: ReleaseId,
+    /// Whether it has ever been live. Failed ones fill no place.
+    pub good: bool,
+}
+
+/// Which releases may go: all but the `keep` newest good ones, the live one, its predecessor and the pinned ones. Failed releases
+/// go as soon as a newer good one is there. `releases` may be in any order; the result is oldest first.
+pub fn prune_plan(
+    releases: &[Info],
+    live: Option<ReleaseId>,
+    previous: Option<ReleaseId>,
+    pinned: &[ReleaseId],
+    keep: usize,
+) -> Vec<ReleaseId> {
+    let mut newest_first: Vec<Info> = releases.to_vec();
+    newest_first.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
+    let newest_good = newest_first.iter().find(|info| info.good).map(|info| info.id);
+    let mut kept: BTreeSet<ReleaseId> = pinned.iter().copied().chain(live).chain(previous).collect();
+    kept.extend(newest_first.iter().filter(|info| info.good).take(keep).map(|info| info.id));
+    // Nobody knows yet what becomes of the newest; and people want to look at what has just failed.
+    kept.extend(
+        newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
+    );
+    newest_first.iter().rev().map(|info| info.id).filter(|id| !kept.contains(id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(second: i64) -> ReleaseId {
+        ReleaseId::new(jiff::Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn the_list_is_sorted_and_holds_whole_releases_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (id(1000), id(2000));
+        for name in [format!("{new}.manifest.json"), format!("{old}.manifest.json"), format!("{old}.tar.zst")] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        for name in [format!(".new-{}.manifest.json", id(1)), format!("{}.tar.zst", id(1)), "x.manifest.json".to_owned()] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [old, new]);
+        assert_eq!(list(&dir.path().join("none")).unwrap(), []);
+    }
+
+    #[test]
+    fn retention_keeps_what_is_needed_and_failed_releases_fill_no_place() {
+        let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
+        let all = |good: &[usize]| -> Vec<Info> {
+            ids.iter().enumerate().map(|(n, id)| Info { id: *id, good: good.contains(&n) }).collect()
+        };
+        let every: Vec<usize> = (0..10).collect();
+        assert_eq!(prune_plan(&all(&every), Some(ids[9]), Some(ids[8]), &[], 3), ids[..7]);
+        // The live one is old after a rollback; its predecessor and a pinned one stay as well.
+        let gone = prune_plan(&all(&every), Some(ids[2]), Some(ids[9]), &[ids[0]], 2);
+        assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
+        // Nine failures in a row push nothing out; the one that failed before a good one goes.
+        let gone = prune_plan(&all(&[0, 2]), Some(ids[2]), Some(ids[0]), &[], 2);
+        assert_eq!(gone, [ids[1]]);
+        assert_eq!(prune_plan(&all(&[]), None, None, &[], 1), []);
+        assert_eq!(prune_plan(&[], Some(ids[0]), None, &[], 0), []);
+    }
+}

@@ -1,0 +1,156 @@
+//! Compares an installed tree with its manifest: after an installation, and whenever somebody asks for drift.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    io::Read,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use rustix::fs::FileType;
+
+use super::ReleaseError;
+use crate::{
+    host::files::{Confined, Cursor, FileError},
+    model::{Digest, Entry, EntryKind, Manifest},
+};
+
+/// A place where a tree is not what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Difference {
+    /// In the manifest, not in the tree.
+    Missing(String),
+    /// In the tree, not in the manifest.
+    Extra(String),
+    /// File, directory, link: another kind.
+    Kind(String),
+    /// Another mode.
+    Mode(String),
+    /// Another size or content.
+    Content(String),
+    /// The link points elsewhere.
+    Target(String),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Difference::Missing(path) => write!(f, "{path:?} is missing"),
+            Difference::Extra(path) => write!(f, "{path:?} is not part of the release"),
+            Difference::Kind(path) => write!(f, "{path:?} is another kind of file"),
+            Difference::Mode(path) => write!(f, "{path:?} has another mode"),
+            Difference::Content(path) => write!(f, "{path:?} has another content"),
+            Difference::Target(path) => write!(f, "{path:?} points elsewhere"),
+        }
+    }
+}
+
+/// Reads a whole installed tree and compares every byte, in `threads` threads. Sorted by path within each kind.
+pub fn drift(tree: &Path, manifest: &Manifest, threads: usize) -> Result<Vec<Difference>, ReleaseError> {
+    compare(tree, &manifest.entries, threads, true)
+}
+
+/// [`drift`] by two threads.
+pub fn verify(tree: &Path, manifest: &Manifest) -> Result<Vec<Difference>, ReleaseError> {
+    drift(tree, manifest, 2)
+}
+
+/// With `content`, files are read; without, kinds, modes, sizes and link targets are compared only.
+pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: bool) -> Result<Vec<Difference>, ReleaseError> {
+    let root = Confined::open(tree)?;
+    let next = AtomicUsize::new(0);
+    let parts: Vec<&[Entry]> = entries.chunks(256).collect();
+    let check = || -> Result<Vec<Difference>, FileError> {
+        let mut cursor = root.cursor();
+        let mut found = Vec::new();
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            for entry in *part {
+                found.extend(difference(&mut cursor, entry, content)?);
+            }
+        }
+        Ok(found)
+    };
+    let results: Vec<Result<Vec<Difference>, FileError>> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(check)).collect();
+        let mut results = vec![check()];
+        results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
+        results
+    });
+    let mut found = extras(&root, entries)?;
+    for result in results {
+        found.extend(result?);
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn difference(cursor: &mut Cursor<'_>, entry: &Entry, content: bool) -> Result<Option<Difference>, FileError> {
+    let path = || entry.path.clone();
+    let stat = match cursor.stat(&entry.path) {
+        Ok(stat) => stat,
+        Err(FileError::Io { source, .. }) if gone(&source) => return Ok(Some(Difference::Missing(path()))),
+        Err(e) => return Err(e),
+    };
+    let mode = stat.st_mode & 0o7777;
+    Ok(match (&entry.kind, FileType::from_raw_mode(stat.st_mode)) {
+        (EntryKind::Dir, FileType::Directory) => (mode != 0o755).then(|| Difference::Mode(path())),
+        (EntryKind::Link { target }, FileType::Symlink) => {
+            (cursor.read_link(&entry.path)?.as_bytes() != target.as_bytes()).then(|| Difference::Target(path()))
+        }
+        (EntryKind::File { size, digest, executable }, FileType::RegularFile) => {
+            if mode != if *executable { 0o755 } else { 0o644 } {
+                Some(Difference::Mode(path()))
+            } else if u64::try_from(stat.st_size) != Ok(*size) || (content && hash(cursor, &entry.path)? != *digest) {
+                Some(Difference::Content(path()))
+            } else {
+                None
+            }
+        }
+        _ => Some(Difference::Kind(path())),
+    })
+}
+
+/// Not there, or below something that is not the directory that it should be.
+fn gone(e: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].iter().any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn hash(cursor: &mut Cursor<'_>, path: &str) -> Result<Digest, FileError> {
+    let mut file = cursor.open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = file.read(&mut buffer).map_err(|e| cursor.failed("read", path, e))?;
+        if read == 0 {
+            return Ok(hasher.finalize().into());
+        }
+        hasher.update(buffer.get(..read).unwrap_or_default());
+    }
+}
+
+fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileError> {
+    let known: HashSet<&[u8]> = entries.iter().map(|entry| entry.path.as_bytes()).collect();
+    let mut found = Vec::new();
+    let directories = entries.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.path.as_str());
+    for directory in std::iter::once("").chain(directories) {
+        let names = match root.open_dir(directory).and_then(|dir| dir.names()) {
+            Ok(names) => names,
+            Err(FileError::Io { source, .. }) if gone(&source) => continue, // reported as missing or as another kind
+            Err(e) => return Err(e),
+        };
+        for name in names {
+            let mut path = directory.as_bytes().to_vec();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.as_bytes());
+            if !known.contains(path.as_slice()) {
+                found.push(Difference::Extra(String::from_utf8_lossy(&path).into_owned()));
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,123 @@
+//! The local program's side of a verb.
+
+use std::{fs, io, os::fd::AsFd, os::unix::process::CommandExt as _, process::Command};
+
+use super::{Cli, socket};
+use crate::{
+    control::{CommandError, Kind},
+    host::root::Root,
+};
+
+/// Has the server do what `words` say; its output goes to our own descriptors.
+pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
+    let words = inline_key_files(words)?;
+    if let Some(remote) = &cli.remote {
+        return Err(over_ssh(remote, &words));
+    }
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let code = socket::call(&root.control_socket(), words, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    code.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            CommandError::new(Kind::NotFound, format!("no larder serves {}", root.path().display()))
+                .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
+                .hint("to ask a server elsewhere: `larder -r REMOTE ...` with the name of a git remote")
+        }
+        io::ErrorKind::PermissionDenied => {
+            CommandError::new(Kind::Refused, format!("you may not use the control socket {}", root.control_socket().display()))
+                .hint("only root and the account that larder runs as may; over ssh everybody has their own rights")
+        }
+        io::ErrorKind::UnexpectedEof => CommandError::new(Kind::Internal, "the server stopped before it had answered"),
+        _ => CommandError::internal(&error),
+    })
+}
+
+/// The server must not read files that a caller names: so they are read here, with the caller's own rights.
+fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
+    let mut inlined = Vec::with_capacity(words.len());
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let file = match word.strip_prefix("--key-file") {
+            Some("") => words.next(),
+            Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        match file {
+            None => inlined.push(word),
+            Some(file) => {
+                let text = fs::read_to_string(&file)
+                    .map_err(|error| CommandError::new(Kind::NotFound, format!("the key file {file} cannot be read: {error}")))?;
+                inlined.extend([String::from("--key"), text.trim().to_owned()]);
+            }
+        }
+    }
+    Ok(inlined)
+}
+
+/// Becomes `ssh` to the server behind a git remote; returns only if that fails.
+fn over_ssh(remote: &str, words: &[String]) -> CommandError {
+    let words: Vec<_> = without_remote(words);
+    let asked = Command::new("git").args(["remote", "get-url", "--end-of-options", remote]).output();
+    let url = match asked {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => {
+            return CommandError::new(Kind::NotFound, format!("there is no git remote {remote} here"))
+                .hint("`git remote -v` lists them");
+        }
+    };
+    let Some((login, port)) = login_of(&url) else {
+        return CommandError::new(Kind::Configuration, format!("the remote {remote} is not an ssh address: {url}"))
+            .hint("it should look like ssh://larder@HOST:PORT/PROJECT");
+    };
+    let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
+    let error = Command::new("ssh").arg("-p").arg(port).arg("--").arg(login).arg(quoted).exec();
+    CommandError::new(Kind::Internal, format!("ssh could not be started: {error}"))
+}
+
+/// `ssh://larder@host:2222/shop` is `larder@host` and `2222`.
+fn login_of(url: &str) -> Option<(String, String)> {
+    let rest = url.strip_prefix("ssh://")?;
+    let (authority, _) = rest.split_once('/')?;
+    let (login, port) = match authority.rsplit_once(':') {
+        Some((login, port)) if port.bytes().all(|c| c.is_ascii_digit()) && !port.is_empty() => (login, port),
+        _ => (authority, "22"),
+    };
+    (!login.is_empty() && !login.starts_with('-')).then(|| (login.to_owned(), port.to_owned()))
+}
+
+fn without_remote(words: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if word == "-r" || word == "--remote" {
+            words.next();
+        } else if !word.starts_with("--remote=") {
+            kept.push(word.clone());
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remote_names_login_and_port() {
+        let login = |url: &str| login_of(url).map(|(login, port)| format!("{login} {port}"));
+        assert_eq!(login("ssh://larder@host:2222/shop").unwrap(), "larder@host 2222");
+        assert_eq!(login("ssh://larder@host/shop").unwrap(), "larder@host 22");
+        for bad in ["https://host/shop", "ssh://-oProxyCommand=x/shop", "host:shop", "ssh:///shop"] {
+            assert_eq!(login(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn key_files_are_read_by_the_caller() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key.pub");
+        fs::write(&file, "ssh-ed25519 AAAA me\n").unwrap();
+        let words = vec![String::from("user"), format!("--key-file={}", file.display())];
+        assert_eq!(inline_key_files(words).unwrap(), ["user", "--key", "ssh-ed25519 AAAA me"]);
+        assert!(inline_key_files(vec![String::from("--key-file"), String::from("/nonexistent")]).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! `quickstart`: a server in a directory of its own, and an example pushed to it exactly as a user would.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    net::TcpListener,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::control::{CommandError, Kind};
+
+/// Serve an example project in a directory of its own, pushed through real ssh and git.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nCtrl-C stops it; the directory stays, and can be deleted."
+)]
+pub struct Args {
+    /// Set the example up in a server that was just started
+    #[arg(long, hide = true, value_name = "PID")]
+    guide: Option<i32>,
+}
+
+/// The example: a site of plain files, which needs no language runtime.
+const EXAMPLE: [(&str, &str); 4] = [
+    ("index.html", include_str!("../../../examples/static/index.html")),
+    ("404.html", include_str!("../../../examples/static/404.html")),
+    ("style.css", include_str!("../../../examples/static/style.css")),
+    ("release.js", include_str!("../../../examples/static/release.js")),
+];
+/// Ports that are easy to remember; where they are taken, free ones are picked.
+const PORTS: (u16, u16) = (2222, 8080);
+/// How long the server may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Becomes the server, with a child beside it that sets the example up. So Ctrl-C and every other signal reach the server itself.
+pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> {
+    let root = root.map_or_else(default_root, Path::to_path_buf);
+    if let Some(server) = args.guide {
+        return guide(&root).map(|()| ExitCode::SUCCESS).inspect_err(|_| stop(server));
+    }
+    for program in ["git", "ssh", "ssh-keygen"] {
+        if Command::new(program).arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+            return Err(CommandError::new(Kind::NotFound, format!("{program} is not installed"))
+                .hint("on Debian: apt-get install git openssh-client"));
+        }
+    }
+    if root.join("state").exists() {
+        return Err(CommandError::new(Kind::Refused, format!("there is a server in {} already", root.display()))
+            .hint(format!("serve it again with `larder serve --root {0}`, or delete it: rm -rf {0}", root.display())));
+    }
+    say("Starting a server ...");
+    let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
+    let own = std::process::id().to_string();
+    let child = Command::new(&program).arg("--root").arg(&root).args(["quickstart", "--guide", &own]).spawn();
+    child.map_err(|error| CommandError::internal(&error))?;
+    let (ssh, http) = (free(PORTS.0), free(PORTS.1));
+    let error = Command::new(program)
+        .arg("--root")
+        .arg(&root)
+        .args(["serve", "--ssh", &format!("127.0.0.1:{ssh}"), "--http", &format!("127.0.0.1:{http}")])
+        .env("LARDER_LOG", std::env::var("LARDER_LOG").unwrap_or_else(|_| String::from("warn")))
+        .stdout(Stdio::null())
+        .exec();
+    Err(CommandError::internal(&error))
+}
+
+/// Not below the home directory: as root, larder's own users must be able to reach it.
+fn default_root() -> PathBuf {
+    PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
+}
+
+fn free(wanted: u16) -> u16 {
+    let is_free = TcpListener::bind(("127.0.0.1", wanted)).is_ok();
+    if is_free { wanted } else { 0 }
+}
+
+fn stop(server: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(server) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+/// What a user would type, typed for them.
+fn guide(root: &Path) -> Result<(), CommandError> {
+    let guide = Guide { root: root.to_owned(), client: root.join("client") };
+    guide.wait()?;
+    fs::create_dir_all(&guide.client).map_err(|error| CommandError::internal(&error))?;
+    let key = guide.client.join("id_ed25519");
+    let key = key.display().to_string();
+    guide.run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "quickstart", "-f", &key]))?;
+    guide.larder(&["user", "add", "you", "--admin", "--key-file", &format!("{key}.pub")])?;
+    let created = guide.larder(&["project", "create", "hello", "--mode", "cooking", "--json"])?;
+    let created: serde_json::Value = serde_json::from_str(&created).map_err(|error| CommandError::internal(&error))?;
+    let port = created.get("ssh_port").map(ToString::to_string).unwrap_or_default();
+    let url = created.get("url").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let site = guide.client.join("hello");
+    fs::create_dir_all(&site).map_err(|error| CommandError::internal(&error))?;
+    for (name, text) in EXAMPLE {
+        fs::write(site.join(name), text).map_err(|error| CommandError::internal(&error))?;
+    }
+    let ssh = format!(
+        "ssh -i {key} -o IdentitiesOnly=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={}/known_hosts",
+        guide.client.display()
+    );
+    let remote = format!("ssh://larder@127.0.0.1:{port}/hello");
+    for arguments in [
+        &["init", "--quiet", "--initial-branch=main"][..],
+        &["config", "user.name", "you"],
+        &["config", "user.email", "you@localhost"],
+        &["config", "core.sshCommand", &ssh],
+        &["remote", "add", "prod", &remote],
+        &["add", "."],
+        &["commit", "--quiet", "--message", "Hello, larder"],
+    ] {
+        guide.run(Command::new("git").arg("-C").arg(&site).args(arguments))?;
+    }
+    say(&format!("\n$ cd {}\n$ git push prod main", site.display()));
+    let pushed = Command::new("git").arg("-C").arg(&site).args(["push", "prod", "main"]).status();
+    if !pushed.is_ok_and(|status| status.success()) {
+        return Err(CommandError::new(Kind::Deployment, "the example could not be pushed"));
+    }
+    let host = url.trim_start_matches("http://");
+    say(&format!(
+        "\nThe example is live: {url}\n\
+         (where that name does not resolve: curl -H 'Host: {host}' http://127.0.0.1:{})\n\n\
+         Now change it:\n\n  cd {}\n  edit index.html\n  git commit -am 'My first change'\n  git push prod main\n\n\
+         And look around:\n\n  larder --root {root} status\n  larder --root {root} releases hello\n  larder --root {root} logs hello -f\n\n\
+         Your own project: `larder --root {root} project create NAME`, then push to ssh://larder@127.0.0.1:{port}/NAME\n\
+         with the key {key}. Ctrl-C stops the server.",
+        host.rsplit(':').next().unwrap_or("80"),
+        site.display(),
+        root = root.display(),
+    ));
+    Ok(())
+}
+
+struct Guide {
+    root: PathBuf,
+    client: PathBuf,
+}
+
+impl Guide {
+    fn wait(&self) -> Result<(), CommandError> {
+        let begun = Instant::now();
+        while self.larder(&["whoami"]).is_err() {
+            if begun.elapsed() > PATIENCE {
+                return Err(CommandError::new(Kind::Internal, "the server did not get ready within a minute")
+                    .hint("run it with LARDER_LOG=debug to see why"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn larder(&self, arguments: &[&str]) -> Result<String, CommandError> {
+        let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
+        self.run(Command::new(program).arg("--root").arg(&self.root).args(arguments))
+    }
+
+    fn run(&self, command: &mut Command) -> Result<String, CommandError> {
+        let output = command.stdin(Stdio::null()).output().map_err(|error| CommandError::internal(&error))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let program = command.get_program().to_string_lossy().into_owned();
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(CommandError::new(Kind::Internal, format!("{program} failed: {said}")))
+    }
+}
+
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}

@@ -1,0 +1,166 @@
+//! Answers as text for people and as JSON for scripts.
+
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use serde_json::{Value, json};
+
+use crate::{
+    control::{Check, Grade, ProcessRow, ProjectRow, ReleaseRow, Reply, StatusReport, User},
+    model::{Environment, Live, Project},
+    pipeline::Summary,
+};
+
+/// The text of an answer that needs no streaming.
+pub fn text(reply: &Reply) -> String {
+    match reply {
+        Reply::Done(what) => format!("{what}\n"),
+        Reply::Whoami { name, access } => {
+            let rights: Vec<_> = access.iter().map(|(project, access)| vec![project.to_string(), access.to_string()]).collect();
+            format!("{name}\n{}", table(&["PROJECT", "RIGHT"], rights))
+        }
+        Reply::Users(users) => table(&["USER", "RIGHTS", "KEYS"], users.iter().map(user).collect()),
+        Reply::Created { project, ssh_port, url } => created(project, *ssh_port, url),
+        Reply::Projects(rows) => projects(rows),
+        Reply::Plan(plan) => plan.clone(),
+        Reply::Releases(rows) => releases(rows),
+        Reply::Processes(rows) => processes(rows),
+        Reply::Logs { lines, .. } => lines.iter().map(|line| format!("{line}\n")).collect(),
+        Reply::Past { transcript, .. } => transcript.clone(),
+        Reply::Status(report) => status(report),
+        Reply::Checks(checks) => checks.iter().map(check).collect(),
+        Reply::Ticket(_) | Reply::Run(_) => String::new(),
+    }
+}
+
+/// The JSON of an answer; one value, for `--json`.
+pub fn value(reply: &Reply) -> Value {
+    match reply {
+        Reply::Done(what) => json!({ "done": what }),
+        Reply::Whoami { name, access } => {
+            let access: serde_json::Map<_, _> =
+                access.iter().map(|(project, access)| (project.to_string(), json!(access))).collect();
+            json!({ "name": name, "access": access })
+        }
+        Reply::Users(users) => json!(users),
+        Reply::Created { project, ssh_port, url } => json!({ "project": project, "ssh_port": ssh_port, "url": url }),
+        Reply::Projects(rows) => json!(rows),
+        Reply::Plan(plan) => json!({ "plan": plan.lines().collect::<Vec<_>>() }),
+        Reply::Releases(rows) => json!(rows),
+        Reply::Processes(rows) => json!(rows),
+        Reply::Logs { lines, .. } => json!(lines),
+        Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
+        Reply::Status(report) => json!(report),
+        Reply::Checks(checks) => json!(checks),
+        Reply::Ticket(_) | Reply::Run(_) => Value::Null,
+    }
+}
+
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    if rows.is_empty() {
+        return String::from("none\n");
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    let lines = table.to_string();
+    lines.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+fn user(user: &User) -> Vec<String> {
+    let rights = if user.admin {
+        String::from("admin")
+    } else {
+        user.access.iter().map(|(project, access)| format!("{project}:{access}")).collect::<Vec<_>>().join(" ")
+    };
+    let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
+    vec![user.name.to_string(), rights, keys.join(" ")]
+}
+
+fn created(project: &Project, port: u16, url: &str) -> String {
+    let Some(environment) = project.environments.last() else { return String::new() };
+    let Environment { branch, mode, .. } = environment;
+    format!(
+        "{} is ready ({mode}, deploys {branch}).\n\n  git remote add prod ssh://larder@HOST:{port}/{}\n  git push prod {branch}\n\nIt will answer at {url}\n",
+        environment.title(),
+        project.name
+    )
+}
+
+fn live(live: &Option<Live>) -> String {
+    live.as_ref().map_or_else(|| String::from("-"), |live| format!("{} ({})", live.number, live.commit.short()))
+}
+
+fn projects(rows: &[ProjectRow]) -> String {
+    let mut lines = Vec::new();
+    for row in rows {
+        for ((environment, serves), urls) in row.project.environments.iter().zip(&row.live).zip(&row.urls) {
+            lines.push(vec![
+                environment.title(),
+                environment.mode.to_string(),
+                environment.branch.to_string(),
+                live(serves),
+                urls.join(" "),
+            ]);
+        }
+    }
+    table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS"], lines)
+}
+
+fn releases(rows: &[ReleaseRow]) -> String {
+    let line = |row: &ReleaseRow| {
+        vec![
+            format!("{}{}", row.number, if row.live { " *" } else { "" }),
+            row.commit.short().to_owned(),
+            row.by.to_string(),
+            row.since.map(|since| since.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default(),
+            row.archive_bytes.map_or_else(|| String::from("pruned"), |bytes| format!("{} KiB", bytes.div_ceil(1024))),
+        ]
+    };
+    table(&["RELEASE", "COMMIT", "BY", "SINCE (UTC)", "ARCHIVE"], rows.iter().map(line).collect())
+}
+
+fn processes(rows: &[ProcessRow]) -> String {
+    let line = |row: &ProcessRow| {
+        vec![
+            row.process.clone(),
+            row.number.map_or_else(|| String::from("?"), |number| number.to_string()),
+            format!("{}{}", row.slot, if row.active { " *" } else { "" }),
+            row.port.map(|port| port.to_string()).unwrap_or_default(),
+            row.restarts.to_string(),
+            row.last_exit.clone().unwrap_or_default(),
+        ]
+    };
+    table(&["PROCESS", "RELEASE", "SLOT", "PORT", "RESTARTS", "LAST END"], rows.iter().map(line).collect())
+}
+
+fn status(report: &StatusReport) -> String {
+    let mut text = format!("larder {} ({})\n", report.version, report.mode);
+    for line in &report.protection {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text.push_str(&format!("  host key {}\n  {} MiB of disk free\n\n", report.host_key, report.disk_free >> 20));
+    let rows = report.environments.iter().map(|one| {
+        let state = one.note.as_ref().map_or_else(|| one.state.to_owned(), |note| format!("{}: {note}", one.state));
+        vec![one.environment.clone(), one.mode.to_string(), one.branch.clone(), live(&one.live), state]
+    });
+    text.push_str(&table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "STATE"], rows.collect()));
+    text
+}
+
+fn check(check: &Check) -> String {
+    let mark = match check.grade {
+        Grade::Good => "ok  ",
+        Grade::Warning => "warn",
+        Grade::Bad => "BAD ",
+    };
+    format!("{mark}  {}: {}\n", check.what, check.finding)
+}
+
+/// The last line of `deploy --follow` on a deployment that has ended.
+pub fn past(summary: &Summary) -> String {
+    match summary.ended {
+        Some(ended) => format!("(this deployment ended at {} UTC)\n", ended.strftime("%Y-%m-%d %H:%M:%S")),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,171 @@
+//! One verb, from its words to its exit code; the same for the control socket and for ssh.
+
+use std::{io, os::fd::OwnedFd};
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::{Cli, Command, parse, render, screen::Screen};
+use crate::{
+    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture},
+    host::launch::Stdio,
+    model::Outcome,
+    pipeline::Ticket,
+};
+
+/// The caller's side of a verb.
+#[derive(Debug)]
+pub struct Io {
+    /// Only `run` reads from it.
+    pub stdin: OwnedFd,
+    /// Answers.
+    pub stdout: OwnedFd,
+    /// Errors.
+    pub stderr: OwnedFd,
+    /// Cancelled when the caller has gone.
+    pub gone: CancellationToken,
+}
+
+/// Does what `words` say. Returns the exit code.
+pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -> u8 {
+    // An error here means that nobody is there to read any more.
+    attempt(control, caller, words, io).await.unwrap_or(1)
+}
+
+async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
+    let Io { stdin, stdout, stderr, gone } = io;
+    let (json, reply) = match ask(control, caller, words).await {
+        Ok(asked) => asked,
+        Err(Stop::Clap(error)) => {
+            let mut screen = Screen::new(stdout, stderr)?;
+            let text = error.render().to_string();
+            if error.use_stderr() {
+                screen.err(&text).await?
+            } else {
+                screen.out(&text).await?
+            }
+            return Ok(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+        Err(Stop::Command(error)) => {
+            let mut screen = Screen::new(stdout, stderr)?;
+            return refuse(&mut screen, &error).await;
+        }
+    };
+    if let Reply::Run(start) = reply {
+        return task(start, stdin, stdout, stderr, gone).await;
+    }
+    drop(stdin);
+    let mut screen = Screen::new(stdout, stderr)?;
+    if json {
+        screen.out(&format!("{:#}\n", render::value(&reply))).await?;
+    } else {
+        screen.out(&render::text(&reply)).await?;
+    }
+    match reply {
+        Reply::Ticket(ticket) => follow(&mut screen, *ticket, &gone).await,
+        Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
+        Reply::Past { summary, .. } if !json => {
+            screen.out(&render::past(&summary)).await?;
+            Ok(if summary.went_live() { 0 } else { Kind::Deployment.exit_code() })
+        }
+        _ => Ok(0),
+    }
+}
+
+enum Stop {
+    Clap(Box<clap::Error>),
+    Command(CommandError),
+}
+
+async fn ask(control: &Control, caller: &Caller, words: &[String]) -> Result<(bool, Reply), Stop> {
+    let Cli { json, command, .. } = parse(words).map_err(|error| Stop::Clap(Box::new(error)))?;
+    let Command::Verb(verb) = command else {
+        return Err(Stop::Command(
+            CommandError::new(Kind::Usage, "this command runs on the machine itself, not in the server")
+                .hint("`help` lists what the server answers"),
+        ));
+    };
+    let request = verb.request().map_err(Stop::Command)?;
+    let reply = control.handle(caller, request).await.map_err(Stop::Command)?;
+    Ok((json, reply))
+}
+
+/// Prints an error as all of larder's errors look.
+async fn refuse(screen: &mut Screen, error: &CommandError) -> io::Result<u8> {
+    screen.err(&error_text(error)).await?;
+    Ok(error.kind.exit_code())
+}
+
+/// `error: what`, and a line for each hint.
+pub fn error_text(error: &CommandError) -> String {
+    let mut text = format!("error: {error}\n");
+    for hint in &error.hints {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    text
+}
+
+/// Shows a deployment until it ends. A caller that goes away does not stop it.
+async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToken) -> io::Result<u8> {
+    let mut lines = ticket.transcript.follow()?;
+    loop {
+        let text = tokio::select! {
+            () = gone.cancelled() => return Ok(1),
+            text = lines.next() => text,
+        };
+        match text {
+            Some(text) => screen.out(&text).await?,
+            None => break,
+        }
+    }
+    match ticket.outcome().await {
+        Some(Outcome::Live { .. }) => Ok(0),
+        Some(Outcome::Refused { .. }) => Ok(Kind::Deployment.exit_code()),
+        _ => Ok(Kind::Deployment.exit_code()),
+    }
+}
+
+async fn logs(screen: &mut Screen, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {
+    loop {
+        let line = tokio::select! {
+            () = gone.cancelled() => return Ok(0),
+            line = follower.lines.recv() => line,
+        };
+        match line {
+            Ok(line) if (follower.wanted)(&line) => screen.out(&format!("{}\n", line.text)).await?,
+            Ok(_) => {}
+            Err(RecvError::Lagged(missed)) => screen.err(&format!("({missed} lines were left out here)\n")).await?,
+            Err(RecvError::Closed) => return Ok(0),
+        }
+    }
+}
+
+/// Connects a command of the project to the caller. Ctrl-C and a lost connection end it.
+async fn task(
+    start: Box<dyn FnOnce(Stdio) -> RunFuture + Send>,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    gone: CancellationToken,
+) -> io::Result<u8> {
+    let mine = stderr.try_clone()?;
+    let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
+    let mut child = match start(stdio).await {
+        Ok(child) => child,
+        Err(error) => {
+            let mut screen = Screen::new(mine.try_clone()?, mine)?;
+            return refuse(&mut screen, &error).await;
+        }
+    };
+    drop(mine);
+    let exit = tokio::select! {
+        exit = child.wait() => exit,
+        () = gone.cancelled() => {
+            let _ = child.kill().await;
+            child.wait().await
+        }
+    };
+    let exit = exit.map_err(io::Error::other)?;
+    let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
+    Ok(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,68 @@
+//! `deploy` and `plan`.
+
+use super::On;
+use crate::{
+    control::{CommandError, DeployAction, Request},
+    model::Phase,
+};
+
+/// Deploy without a push, follow a deployment, or stop it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without an option, the live commit is deployed again.\n\nExit status: 0 the deployment is live, 1 it failed, 3 it was refused, 4 there is no such thing."
+)]
+pub struct Deploy {
+    #[command(flatten)]
+    on: On,
+    #[command(flatten)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct Action {
+    /// Deploy this branch, tag or commit; it must have been pushed
+    #[arg(long = "ref", value_name = "REF")]
+    reference: Option<String>,
+    /// Deploy the commit of the last deployment, which failed, again
+    #[arg(long)]
+    retry: bool,
+    /// Show the deployment that is under way, or the last one, from its beginning
+    #[arg(long)]
+    follow: bool,
+    /// Stop the deployment that is under way, and put everything back
+    #[arg(long)]
+    cancel: bool,
+    /// Allow deployments again after one got stuck and you have put things right
+    #[arg(long)]
+    unfreeze: bool,
+}
+
+impl Deploy {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        let action = match self.action {
+            Action { retry: true, .. } => DeployAction::Retry,
+            Action { follow: true, .. } => DeployAction::Follow,
+            Action { cancel: true, .. } => DeployAction::Cancel,
+            Action { unfreeze: true, .. } => DeployAction::Unfreeze,
+            Action { reference, .. } => DeployAction::Start { reference },
+        };
+        Ok(Request::Deploy { target: self.on.get()?, action })
+    }
+}
+
+/// Print the steps that a push would take, and take none.
+#[derive(Debug, clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    on: On,
+    /// Only these phases, with commas between them
+    #[arg(long, value_name = "PHASE", value_delimiter = ',')]
+    only: Vec<Phase>,
+}
+
+impl Plan {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        Ok(Request::Plan { target: self.on.get()?, only: self.only })
+    }
+}

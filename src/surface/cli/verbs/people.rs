@@ -1,0 +1,129 @@
+//! `user` and `key`.
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+
+use crate::{
+    control::{self, CommandError, Kind, Request},
+    model::{Access, ProjectName, UserName},
+    surface::ssh::keys,
+};
+
+/// Users of this server.
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Add a user with an SSH key
+    #[command(after_help = "Example: larder user add alice --admin --key-file ~/.ssh/id_ed25519.pub")]
+    Add {
+        /// The name
+        name: UserName,
+        /// May do everything
+        #[arg(long)]
+        admin: bool,
+        /// A file with the public key
+        #[arg(long, value_name = "FILE", conflicts_with = "key")]
+        key_file: Option<PathBuf>,
+        /// The public key itself
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// List all users
+    List,
+    /// Remove a user and its keys
+    Remove {
+        /// The name
+        name: UserName,
+    },
+    /// Give a user a right on a project
+    Grant {
+        /// The name
+        name: UserName,
+        /// The project
+        project: ProjectName,
+        /// The right
+        access: Right,
+    },
+}
+
+/// SSH keys of users.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Give a user a further key
+    Add {
+        /// Whose
+        user: UserName,
+        /// A file with the public key
+        #[arg(long, value_name = "FILE", conflicts_with = "key")]
+        key_file: Option<PathBuf>,
+        /// The public key itself
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// Take a key away
+    Remove {
+        /// SHA256:..., as `larder user list` shows it
+        fingerprint: String,
+    },
+}
+
+/// A right on one project, each including the ones before it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Right {
+    /// Nothing
+    None,
+    /// See its state, releases and logs; clone it
+    View,
+    /// Push and deploy
+    Push,
+    /// Run commands, scale, restart
+    Operate,
+}
+
+impl User {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        Ok(match self {
+            User::Add { name, admin, key_file, key } => {
+                let keys = read(key_file, key)?.into_iter().collect();
+                Request::UserAdd { name, admin, keys }
+            }
+            User::List => Request::UserList,
+            User::Remove { name } => Request::UserRemove { name },
+            User::Grant { name, project, access } => {
+                let access = match access {
+                    Right::None => Access::None,
+                    Right::View => Access::View,
+                    Right::Push => Access::Push,
+                    Right::Operate => Access::Operate,
+                };
+                Request::UserGrant { name, project, access }
+            }
+        })
+    }
+}
+
+impl Key {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        match self {
+            Key::Add { user, key_file, key } => {
+                let key = read(key_file, key)?;
+                let missing = || CommandError::new(Kind::Usage, "which key?").hint("give --key-file FILE");
+                Ok(Request::KeyAdd { name: user, key: key.ok_or_else(missing)? })
+            }
+            Key::Remove { fingerprint } => Ok(Request::KeyRemove { fingerprint }),
+        }
+    }
+}
+
+/// A key file is read by the program that was called, never by the server: the server might see another file under that name.
+fn read(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
+    if let Some(file) = file {
+        return Err(CommandError::new(Kind::Usage, format!("{} is on your machine, not on the server", file.display()))
+            .hint("send the key itself: --key \"$(cat FILE)\""));
+    }
+    let Some(text) = key else { return Ok(None) };
+    let key = keys::parse_line(&text).map_err(|error| {
+        CommandError::new(Kind::Usage, error.to_string()).hint("a public key is one line, such as `ssh-ed25519 AAAA... name`")
+    })?;
+    Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
+}

@@ -1,0 +1,107 @@
+//! `project`.
+
+use clap::{Subcommand, ValueEnum};
+
+use crate::{
+    config::Domain,
+    control::{CommandError, ProjectSpec, Request},
+    model::{BranchName, EnvironmentName, Mode, ProjectName, Strategy},
+};
+
+/// Projects and their environments.
+#[derive(Debug, Subcommand)]
+pub enum Project {
+    /// Create a project, or a further environment of one
+    #[command(after_help = "Example: larder project create shop --mode cooking --branch main")]
+    Create {
+        /// The project
+        name: ProjectName,
+        /// How the environment deploys
+        #[arg(long, value_enum, default_value_t = ModeWord::Cooking)]
+        mode: ModeWord,
+        /// The environment's name
+        #[arg(long, value_name = "NAME", default_value = "production")]
+        env: EnvironmentName,
+        /// The branch that it deploys
+        #[arg(long, default_value = "main")]
+        branch: BranchName,
+        /// A further host name that leads to it
+        #[arg(long = "domain", value_name = "HOST")]
+        domains: Vec<Domain>,
+        /// How a new release takes the place of the old one
+        #[arg(long, value_enum, default_value_t = StrategyWord::BlueGreen)]
+        strategy: StrategyWord,
+        /// Where things lie on the disk
+        #[arg(long, value_enum, default_value_t = LayoutWord::Standard)]
+        layout: LayoutWord,
+    },
+    /// List the projects that you may see
+    List,
+    /// Show everything about a project
+    Info {
+        /// The project
+        name: ProjectName,
+    },
+    /// End a project and delete everything of it
+    Destroy {
+        /// The project
+        name: ProjectName,
+        /// Its name again: there is no way back
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+    },
+}
+
+/// How an environment deploys.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ModeWord {
+    /// Development: the checkout itself runs
+    Editable,
+    /// Builds, and makes release archives
+    Cooking,
+    /// Never builds; pulls what staging cooked
+    Final,
+}
+
+/// How a new release takes the place of the old one.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StrategyWord {
+    /// It boots beside the old one and takes over when it is healthy
+    BlueGreen,
+    /// The old one stops first
+    InPlace,
+}
+
+/// Where things lie on the disk.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LayoutWord {
+    /// project, build, releases, deploy, slots, data, ...
+    Standard,
+}
+
+impl Project {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        Ok(match self {
+            Project::Create { name, mode, env, branch, domains, strategy, layout: LayoutWord::Standard } => {
+                Request::ProjectCreate(ProjectSpec {
+                    project: name,
+                    environment: env,
+                    mode: match mode {
+                        ModeWord::Editable => Mode::Editable,
+                        ModeWord::Cooking => Mode::Cooking,
+                        ModeWord::Final => Mode::Final,
+                    },
+                    branch,
+                    domains: domains.iter().map(|domain| domain.to_string()).collect(),
+                    strategy: match strategy {
+                        StrategyWord::BlueGreen => Strategy::BlueGreen,
+                        StrategyWord::InPlace => Strategy::InPlace,
+                    },
+                })
+            }
+            Project::List => Request::ProjectList,
+            Project::Info { name } => Request::ProjectInfo { project: name },
+            Project::Destroy { name, confirm } => Request::ProjectDestroy { project: name, confirm },
+        })
+    }
+}

@@ -1,0 +1,199 @@
+//! Git's two services, and the questions that its hooks ask.
+//!
+//! A push passes here twice: once as bytes between the client and receive-pack ([`Pushes::serve`]), and once as the hooks'
+//! questions ([`Pushes::answer_hooks`]), which turn into deployments and come back as git's own verdict on each ref.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    control::{Caller, CommandError, Control},
+    git::{
+        ServeLimits, Service,
+        hook::{HookKind, HookSession, Listener, PushRegistry, Verdict},
+    },
+    host::{files, launch::Stdio},
+    model::{Access, Project, ProjectName, Trigger},
+    pipeline::{
+        Request, Ticket, chain,
+        intake::{Fate, RefUpdate, fates},
+    },
+    surface::cli::session::error_text,
+};
+
+/// What a push is, for its hooks.
+#[derive(Debug, Clone)]
+pub struct Push {
+    caller: Caller,
+    project: Project,
+    /// Set when any ref was refused: the channel's exit status says the same as git's report.
+    failed: Arc<AtomicBool>,
+}
+
+/// All pushes under way; cheap to clone.
+#[derive(Clone)]
+pub struct Pushes {
+    control: Control,
+    tokens: PushRegistry<Push>,
+}
+
+impl Pushes {
+    /// Pushes that this desk decides over.
+    pub fn new(control: Control, tokens: PushRegistry<Push>) -> Pushes {
+        Pushes { control, tokens }
+    }
+
+    /// Serves one client of git. Returns the exit status.
+    pub async fn serve(
+        &self,
+        caller: Caller,
+        project: &ProjectName,
+        service: Service,
+        protocol: Option<String>,
+        stdio: Stdio,
+    ) -> Result<u32, CommandError> {
+        let needed = match service {
+            Service::ReceivePack => Access::Push,
+            Service::UploadPack => Access::View,
+        };
+        let project = self.control.project(&caller, project, needed)?;
+        let services = self.control.pipeline().services();
+        let failed = Arc::new(AtomicBool::new(false));
+        let id = project.id;
+        let token = match service {
+            Service::ReceivePack => Some(self.tokens.issue(Push { caller, project, failed: failed.clone() })),
+            Service::UploadPack => None,
+        };
+        let limits = ServeLimits { pack_bytes: services.config.limits.push_bytes.bytes() };
+        let serving = services.repositories.serve(
+            id,
+            service,
+            protocol.as_deref(),
+            stdio,
+            token.as_ref().map(|ticket| ticket.token()),
+            limits,
+        );
+        let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
+        let exit = serving.child.wait().await.map_err(|error| CommandError::internal(&error))?;
+        let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
+        Ok(if code == 0 && failed.load(Ordering::Relaxed) { 1 } else { code })
+    }
+
+    /// Answers hooks until the listener ends.
+    pub async fn answer_hooks(self, mut listener: Listener<Push>) {
+        while let Some(session) = listener.accept().await {
+            let pushes = self.clone();
+            tokio::spawn(async move {
+                match session.request.kind {
+                    HookKind::PreReceive => pushes.pre_receive(session).await,
+                    HookKind::ProcReceive => pushes.proc_receive(session).await,
+                }
+            });
+        }
+    }
+
+    /// Refuses a push as a whole, before its objects are kept: only for what no ref of it can change.
+    async fn pre_receive(&self, session: HookSession<Push>) {
+        let config = &self.control.pipeline().services().config;
+        let limit = config.limits.refs_per_push as usize;
+        let reason = if session.request.refs.len() > limit {
+            Some(format!("this push changes {} refs, at most {limit} are allowed", session.request.refs.len()))
+        } else {
+            let free = files::free_space(self.control.pipeline().services().root.path()).map_or(u64::MAX, |free| free.bytes);
+            let reserve = config.limits.disk_reserve.bytes();
+            (free < reserve).then(|| format!("the server's disk is nearly full ({} MiB free)", free >> 20))
+        };
+        match reason {
+            None => session.accept().await,
+            Some(reason) => {
+                session.ticket.failed.store(true, Ordering::Relaxed);
+                session.refuse(&[format!(" !     {reason}")], &reason).await;
+            }
+        }
+    }
+
+    /// Gives each ref its fate. A deploy branch gets the verdict of its deployment.
+    async fn proc_receive(&self, session: HookSession<Push>) {
+        let updates: Vec<_> = session
+            .request
+            .refs
+            .iter()
+            .map(|change| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() })
+            .collect();
+        let atomic = session.request.atomic;
+        let fates = fates(&session.ticket.project.environments, &updates, atomic);
+        let mut verdicts = Vec::with_capacity(fates.len());
+        for (update, fate) in updates.iter().zip(fates) {
+            verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
+        }
+        let refused = verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Refused { .. }));
+        if atomic && refused {
+            for (_, verdict) in verdicts.iter_mut().filter(|(_, verdict)| matches!(verdict, Verdict::FallThrough)) {
+                *verdict = Verdict::Refused { reason: String::from("another ref of this atomic push was refused") };
+            }
+        }
+        session.ticket.failed.store(refused, Ordering::Relaxed);
+        session.finish(verdicts).await;
+    }
+
+    async fn verdict(&self, session: &HookSession<Push>, fate: Fate) -> Verdict {
+        match fate {
+            Fate::Store { note } => {
+                if let Some(note) = note {
+                    session.line(&format!("       {note}"));
+                }
+                Verdict::FallThrough
+            }
+            Fate::Refuse { reason, hint } => {
+                if let Some(hint) = hint {
+                    session.line(&format!(" !     {hint}"));
+                }
+                Verdict::Refused { reason }
+            }
+            Fate::Deploy { environment, branch, commit } => {
+                let trigger = Trigger::Push { by: session.ticket.caller.name() };
+                let request = Request { trigger, environment: *environment, branch, commit };
+                let environment = request.environment.id;
+                match self.control.pipeline().submit(request) {
+                    Ok(ticket) => self.follow(session, ticket, environment).await,
+                    Err(error) => Verdict::Refused { reason: chain(&error) },
+                }
+            }
+        }
+    }
+
+    /// Passes on what a deployment says, and its end. The deployment goes on if the pusher goes away.
+    async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> Verdict {
+        let gone = session.gone();
+        tokio::pin!(gone);
+        match ticket.transcript.follow() {
+            Ok(mut lines) => loop {
+                let text = tokio::select! {
+                    () = &mut gone => break,
+                    text = lines.next() => text,
+                };
+                let Some(text) = text else { break };
+                text.lines().for_each(|line| session.line(line));
+            },
+            Err(error) => session.line(&format!(" !     the output cannot be shown: {error}")),
+        }
+        let outcome = tokio::select! {
+            () = &mut gone => None,
+            outcome = ticket.outcome() => outcome,
+        };
+        let Some(outcome) = outcome else {
+            return Verdict::Refused { reason: String::from("the server stopped before the deployment had ended") };
+        };
+        match self.control.pipeline().reason(&outcome, environment) {
+            None => Verdict::Ok,
+            Some(reason) => Verdict::Refused { reason },
+        }
+    }
+}
+
+/// The words of an error for a client of git, which shows them as they are.
+pub fn for_client(error: &CommandError) -> String {
+    error_text(error)
+}

@@ -1,0 +1,260 @@
+//! What a client may ask for: a closed grammar over the text of an exec request.
+//!
+//! Whatever looks like git must match one of the two services with exactly one project path, to the letter; everything else
+//! is words for larder's own verbs. Nothing here ever reaches a shell.
+
+use crate::model::{NameError, ProjectName};
+
+/// The longest exec request that is looked at, in bytes.
+pub const MAX_EXEC: usize = 1024;
+const MAX_WORDS: usize = 64;
+
+/// One of git's two services; the right that it needs follows from it and from nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GitService {
+    /// `git push`.
+    ReceivePack,
+    /// `git fetch`, `git clone`, `git ls-remote`.
+    UploadPack,
+}
+
+/// Which repository a client means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoPath {
+    /// The project that it belongs to.
+    pub project: ProjectName,
+    /// Whether it is the project's pillar and not its code.
+    pub pillar: bool,
+}
+
+/// A request that can be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecRequest {
+    /// Speak git's wire protocol.
+    Git {
+        /// Push or fetch.
+        service: GitService,
+        /// The repository.
+        path: RepoPath,
+    },
+    /// One of larder's verbs with its arguments, at least one word.
+    Verb(Vec<String>),
+    /// Nothing: plain `ssh host`.
+    Shell,
+}
+
+/// Why a request was refused, in one line for the client.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// More than [`MAX_EXEC`] bytes.
+    #[error("the command has {given} bytes; at most {MAX_EXEC} are accepted")]
+    TooLong {
+        /// Bytes given.
+        given: usize,
+    },
+    /// Not UTF-8, or with control characters.
+    #[error("the command contains bytes that are not printable text")]
+    NotText,
+    /// A git program that is not served.
+    #[error("{given:?} is not served here; git push, fetch and clone are")]
+    Service {
+        /// What was asked for.
+        given: String,
+    },
+    /// The argument of a git service is not exactly one project path.
+    #[error("git asked for {given:?}; expected exactly one path such as '/shop' or '/shop/pillar'")]
+    GitArgument {
+        /// What followed the service's name.
+        given: String,
+    },
+    /// The path is not a project's.
+    #[error("{given:?} is not the path of a project; use ssh://HOST/PROJECT or ssh://HOST/PROJECT/pillar")]
+    Path {
+        /// The path as given.
+        given: String,
+        /// What is wrong with the name.
+        #[source]
+        source: NameError,
+    },
+    /// Quotes that do not close.
+    #[error("the command's quotes do not match: {given:?}")]
+    Quotes {
+        /// The command as given.
+        given: String,
+    },
+    /// More than 64 words.
+    #[error("the command has more than {MAX_WORDS} words")]
+    TooManyWords,
+}
+
+/// Reads an exec request.
+pub fn parse(command: &[u8]) -> Result<ExecRequest, ExecError> {
+    if command.len() > MAX_EXEC {
+        return Err(ExecError::TooLong { given: command.len() });
+    }
+    let text = std::str::from_utf8(command).map_err(|_| ExecError::NotText)?;
+    // A tab or a newline may stand inside a quoted argument of a verb; nothing else that is not printable may.
+    if text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n')) {
+        return Err(ExecError::NotText);
+    }
+    let looks_like_git = text.trim_start().get(..4).is_some_and(|head| {
+        head.eq_ignore_ascii_case("git-") || head.eq_ignore_ascii_case("git ") || head.eq_ignore_ascii_case("git\t")
+    });
+    if looks_like_git || text.trim().eq_ignore_ascii_case("git") {
+        return parse_git(text);
+    }
+    let words = shlex::split(text).ok_or_else(|| ExecError::Quotes { given: clip(text) })?;
+    match words.len() {
+        0 => Ok(ExecRequest::Shell),
+        1..=MAX_WORDS => Ok(ExecRequest::Verb(words)),
+        _ => Err(ExecError::TooManyWords),
+    }
+}
+
+fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
+    let rest = text.strip_prefix("git-").or_else(|| text.strip_prefix("git "));
+    let (service, argument) = rest.and_then(|rest| rest.split_once(' ')).unwrap_or((rest.unwrap_or(text), ""));
+    let service = match (rest.is_some(), service) {
+        (true, "receive-pack") => GitService::ReceivePack,
+        (true, "upload-pack") => GitService::UploadPack,
+        _ => return Err(ExecError::Service { given: clip(text.split('\'').next().unwrap_or(text).trim()) }),
+    };
+    let path = argument_of(argument).ok_or_else(|| ExecError::GitArgument { given: clip(argument) })?;
+    Ok(ExecRequest::Git { service, path: parse_path(path)? })
+}
+
+/// The one argument, either wholly in single quotes, as git writes it, or bare.
+fn argument_of(argument: &str) -> Option<&str> {
+    let plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/._-".contains(&c));
+    let inner = match argument.strip_prefix('\'') {
+        Some(quoted) => quoted.strip_suffix('\'')?,
+        None => argument,
+    };
+    (!inner.is_empty() && !inner.starts_with('-') && plain(inner)).then_some(inner)
+}
+
+fn parse_path(given: &str) -> Result<RepoPath, ExecError> {
+    let path = given.strip_prefix('/').unwrap_or(given);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    let (project, pillar) = match path.strip_suffix("/pillar") {
+        Some(project) => (project, true),
+        None => (path, false),
+    };
+    match project.parse() {
+        Ok(project) => Ok(RepoPath { project, pillar }),
+        Err(source) => Err(ExecError::Path { given: clip(given), source }),
+    }
+}
+
+/// Enough of what was given to recognise it.
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn git(service: GitService, project: &str, pillar: bool) -> ExecRequest {
+        ExecRequest::Git { service, path: RepoPath { project: project.parse().unwrap(), pillar } }
+    }
+
+    #[test]
+    fn every_way_in_which_git_clients_write_it() {
+        use GitService::*;
+        for (text, expected) in [
+            ("git-receive-pack '/shop.git'", git(ReceivePack, "shop", false)),
+            ("git-receive-pack '/shop'", git(ReceivePack, "shop", false)),
+            ("git receive-pack 'shop'", git(ReceivePack, "shop", false)),
+            ("git-receive-pack shop.git", git(ReceivePack, "shop", false)),
+            ("git-upload-pack 'shop/'", git(UploadPack, "shop", false)),
+            ("git-upload-pack '/shop/pillar'", git(UploadPack, "shop", true)),
+            ("git upload-pack /my-shop/pillar.git", git(UploadPack, "my-shop", true)),
+        ] {
+            assert_eq!(parse(text.as_bytes()).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn hostile_git_requests_are_refused() {
+        for text in [
+            "git-receive-pack --help",
+            "git-receive-pack '--help'",
+            "git-receive-pack -x",
+            "git-receive-pack",
+            "git",
+            "git ",
+            "git-receive-pack ''",
+            "git-receive-pack '/'",
+            "git-receive-pack '../../etc'",
+            "git-receive-pack '/etc/passwd'",
+            "git-receive-pack '//shop'",
+            "git-receive-pack '~root'",
+            "git-receive-pack '/~/shop'",
+            "git-receive-pack 'a.git/../b'",
+            "git-receive-pack '%2e%2e'",
+            "git-receive-pack 'shop' 'other'",
+            "git-receive-pack shop other",
+            "git-receive-pack  'shop'",
+            "git-receive-pack 'shop' ",
+            "git-receive-pack 'shop",
+            "git-receive-pack shop'",
+            "git-receive-pack \"shop\"",
+            "git-receive-pack 'sh'\\''op'",
+            "git-receive-pack 'shop';id",
+            "git-receive-pack $(id)",
+            "git-receive-pack 'Shop'",
+            "git-receive-pack 'shop/pillar/pillar'",
+            "git-receive-pack 'shop.git.git'",
+            "git-receive-pack\t'shop'",
+            "git-receive-pack\n'shop'",
+            "git-upload-archive 'shop'",
+            "git upload-archive 'shop'",
+            "git-shell",
+            "GIT-RECEIVE-PACK 'shop'",
+            "Git receive-pack 'shop'",
+            " git-receive-pack 'shop'",
+            "git -c core.x=y receive-pack 'shop'",
+            "git --exec-path=/tmp receive-pack 'shop'",
+            "git-upload-pack --strict 'shop'",
+            "git-receive-pack 'shop\u{202e}'",
+        ] {
+            let error = parse(text.as_bytes()).expect_err(text).to_string();
+            assert!(!error.contains('\n') && error.len() < 300, "{error}");
+        }
+        assert!(matches!(parse(b"git-receive-pack 'a\0b'"), Err(ExecError::NotText)));
+        assert!(matches!(parse(b"git-receive-pack '\xff'"), Err(ExecError::NotText)));
+        assert!(matches!(parse(&vec![b'a'; 2 << 20]), Err(ExecError::TooLong { .. })));
+    }
+
+    #[test]
+    fn everything_else_is_words() {
+        let verb = |words: &[&str]| ExecRequest::Verb(words.iter().map(|w| w.to_string()).collect());
+        assert_eq!(parse(b"config set shop 'A=b c'").unwrap(), verb(&["config", "set", "shop", "A=b c"]));
+        assert_eq!(parse(b"run shop -- ls -l").unwrap(), verb(&["run", "shop", "--", "ls", "-l"]));
+        assert_eq!(parse(b"gitea").unwrap(), verb(&["gitea"]));
+        assert_eq!(parse(b"echo $(id) `id` ;id").unwrap(), verb(&["echo", "$(id)", "`id`", ";id"]));
+        assert_eq!(parse(b"  ").unwrap(), ExecRequest::Shell);
+        assert!(matches!(parse(b"config set 'A=b"), Err(ExecError::Quotes { .. })));
+        assert!(matches!(parse(b"log \x1b[2J"), Err(ExecError::NotText)));
+        assert!(matches!(parse("a ".repeat(65).as_bytes()), Err(ExecError::TooManyWords)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn whatever_is_accepted_after_a_service_names_a_project(tail in "[ -~]{0,40}") {
+            if let Ok(request) = parse(format!("git-receive-pack {tail}").as_bytes()) {
+                let ExecRequest::Git { path, .. } = request else { panic!("{request:?}") };
+                prop_assert!(tail.contains(path.project.as_str()));
+                prop_assert!(!tail.contains("..") && !tail.contains('-') || path.project.as_str().contains('-'));
+            }
+        }
+    }
+}

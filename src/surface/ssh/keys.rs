@@ -1,0 +1,204 @@
+//! People's public keys: which kinds are accepted, and how one line of an `authorized_keys` or `.pub` file is read.
+
+use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PublicKey, ssh_key::public::KeyData};
+
+const MIN_RSA_BITS: u32 = 2048;
+const MAX_RSA_BITS: u32 = 8192;
+const MAX_LINE: usize = 16 * 1024;
+
+/// A public key as larder stores and shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PublicKeyInfo {
+    /// The kind, such as `ssh-ed25519`.
+    pub algorithm: String,
+    /// `SHA256:` and the digest in base64, as `ssh-keygen -l` prints it.
+    pub fingerprint_sha256: String,
+    /// Kind and key without the comment: two lines are equal if and only if the keys are.
+    pub openssh_line: String,
+    /// The comment at the end of the line, often `user@host`; shown, never trusted.
+    pub comment: String,
+}
+
+/// Why a key was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Nothing but white space or a comment.
+    #[error("there is no key here; expected one line such as \"ssh-ed25519 AAAA... you@host\"")]
+    Empty,
+    /// The secret half.
+    #[error("this is a PRIVATE key; keep it to yourself, and give the line from the file that ends in .pub")]
+    Private,
+    /// More than one line.
+    #[error("there are {count} keys here; add them one at a time")]
+    Several {
+        /// How many lines there are.
+        count: usize,
+    },
+    /// Longer than any key.
+    #[error("the line has {given} bytes; no accepted key is longer than {MAX_LINE}")]
+    TooLong {
+        /// Bytes given.
+        given: usize,
+    },
+    /// Options of `authorized_keys` in front of the key.
+    #[error("the line starts with {given:?}; larder does not use authorized_keys options, give the line without them")]
+    Options {
+        /// The text in front of the key.
+        given: String,
+    },
+    /// A kind that is not accepted.
+    #[error("keys of kind {given:?} are not accepted; make one with: ssh-keygen -t ed25519")]
+    Kind {
+        /// The kind as given.
+        given: String,
+    },
+    /// An RSA key that is too small to be safe or too large to check cheaply.
+    #[error(
+        "this RSA key has {bits} bits; {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted, or make one with: ssh-keygen -t ed25519"
+    )]
+    RsaSize {
+        /// Its size.
+        bits: u32,
+    },
+    /// Base64 or content that cannot be read.
+    #[error("the key cannot be read (is the line cut off or wrapped?)")]
+    Malformed {
+        /// What the decoder says.
+        #[source]
+        source: russh::keys::ssh_key::Error,
+    },
+}
+
+/// Reads one public key, as found in a `.pub` file or pasted by a person.
+pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
+    if text.contains("PRIVATE KEY-----") || text.contains("PuTTY-User-Key-File") {
+        return Err(KeyError::Private);
+    }
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let line = lines.next().ok_or(KeyError::Empty)?;
+    let others = lines.filter(|line| line.split_whitespace().any(is_kind)).count();
+    if others > 0 {
+        return Err(KeyError::Several { count: others.saturating_add(1) });
+    }
+    if line.len() > MAX_LINE {
+        return Err(KeyError::TooLong { given: line.len() });
+    }
+    let first = line.split_whitespace().next().unwrap_or_default();
+    if !is_kind(first) {
+        let options: String = line.split_whitespace().take_while(|word| !is_kind(word)).collect::<Vec<_>>().join(" ");
+        let given = options.chars().take(60).collect();
+        return Err(if options.len() < line.len() && line.split_whitespace().any(is_kind) {
+            KeyError::Options { given }
+        } else {
+            KeyError::Kind { given }
+        });
+    }
+    let accepted_kind = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256", "ssh-rsa"].contains(&first);
+    if !accepted_kind {
+        return Err(KeyError::Kind { given: first.chars().take(60).collect() });
+    }
+    let key = PublicKey::from_openssh(line).map_err(|source| KeyError::Malformed { source })?;
+    info(&key)
+}
+
+/// The words by which a key line starts; a certificate or an unknown kind is one too, only not accepted.
+fn is_kind(word: &str) -> bool {
+    ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
+}
+
+/// Checks kind and size of a key, and describes it.
+pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
+    match key.key_data() {
+        KeyData::Ed25519(_) | KeyData::SkEd25519(_) => {}
+        KeyData::Ecdsa(ecdsa) if ecdsa.curve() == EcdsaCurve::NistP256 => {}
+        KeyData::Rsa(rsa) => {
+            let bits = rsa.key_size();
+            if !(MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) {
+                return Err(KeyError::RsaSize { bits });
+            }
+        }
+        _ => return Err(KeyError::Kind { given: key.algorithm().to_string().chars().take(60).collect() }),
+    }
+    let openssh_line =
+        PublicKey::new(key.key_data().clone(), "").to_openssh().map_err(|source| KeyError::Malformed { source })?;
+    let comment: String = key.comment().to_string().chars().filter(|c| !c.is_control()).take(100).collect();
+    Ok(PublicKeyInfo {
+        algorithm: key.algorithm().to_string(),
+        fingerprint_sha256: key.fingerprint(HashAlg::Sha256).to_string(),
+        openssh_line: openssh_line.trim_end().to_owned(),
+        comment,
+    })
+}
+
+/// Whether a signature made this way is accepted; the same RSA key may sign with SHA-1 (refused) or SHA-2.
+pub(super) fn accepts_signature(algorithm: &Algorithm) -> bool {
+    match algorithm {
+        Algorithm::Ed25519 | Algorithm::SkEd25519 => true,
+        Algorithm::Ecdsa { curve } => *curve == EcdsaCurve::NistP256,
+        Algorithm::Rsa { hash } => hash.is_some(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
+
+    #[test]
+    fn a_line_is_read_and_its_comment_kept_apart() {
+        let key = parse_line(&format!("\n# mine\n{ED} alice@laptop \n")).unwrap();
+        assert_eq!(key.algorithm, "ssh-ed25519");
+        assert_eq!(key.openssh_line, ED);
+        assert_eq!(key.comment, "alice@laptop");
+        assert!(key.fingerprint_sha256.starts_with("SHA256:"), "{key:?}");
+        assert_eq!(parse_line(ED).unwrap().openssh_line, key.openssh_line);
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        let cases: [(&str, &str); 9] = [
+            ("", "no key here"),
+            ("# only a comment", "no key here"),
+            ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", "PRIVATE"),
+            ("no-pty,command=\"x\" ssh-ed25519 AAAA", "options"),
+            ("ssh-dss AAAAB3NzaC1kc3M= old", "not accepted"),
+            ("ecdsa-sha2-nistp521 AAAA x", "not accepted"),
+            ("ssh-ed25519-cert-v01@openssh.com AAAA x", "not accepted"),
+            ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgME alice", "cut off"),
+            ("hello world", "not accepted"),
+        ];
+        for (text, expected) in cases {
+            let error = parse_line(text).expect_err(text).to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        let error = parse_line(&format!("{ED} a\n{ED} b\n")).unwrap_err().to_string();
+        assert!(error.contains("2 keys"), "{error}");
+        assert!(matches!(parse_line(&format!("{ED} {}", "x".repeat(20_000))), Err(KeyError::TooLong { .. })));
+    }
+
+    #[test]
+    fn rsa_needs_a_sane_size() {
+        use russh::keys::ssh_key::{Mpint, public::RsaPublicKey};
+        let key = |bits: usize| {
+            let mut n = vec![0xff; bits / 8];
+            if let Some(last) = n.last_mut() {
+                *last = 0xfd;
+            }
+            let n = Mpint::from_positive_bytes(&n);
+            let e = Mpint::from_positive_bytes(&[1, 0, 1]);
+            PublicKey::new(KeyData::Rsa(RsaPublicKey::new(e, n).unwrap()), "")
+        };
+        for bits in [512, 1024, 1536] {
+            let error = info(&key(bits)).unwrap_err();
+            assert!(matches!(error, KeyError::RsaSize { .. }), "{bits}: {error}");
+        }
+        for bits in [2048, 3072, 4096] {
+            assert!(info(&key(bits)).is_ok(), "{bits}");
+        }
+        assert!(!accepts_signature(&Algorithm::Rsa { hash: None }));
+        assert!(accepts_signature(&Algorithm::Rsa { hash: Some(HashAlg::Sha512) }));
+        assert!(!accepts_signature(&Algorithm::Dsa));
+    }
+}

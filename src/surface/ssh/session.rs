@@ -1,0 +1,473 @@
+//! One connection's callbacks: login, channels, requests. Everything that is not expressly served is expressly refused.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty, Sig,
+    server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Desk, ExecRequest, Identity, PublicKeyInfo, SshConfig, Tty,
+    channel::{self, Job, Shared},
+    exec, keys,
+};
+
+/// A window so small that it keeps the client waiting, yet lets it knock: the library opens windows only in answer to data.
+const CLOSED_WINDOW: u32 = 2;
+/// How long each such knock is left unanswered, so that a waiting client costs next to nothing.
+const KNOCK: Duration = Duration::from_millis(5);
+/// How long a channel whose queue is full may hold up the others before it is closed.
+const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
+
+/// Why a connection was ended from our side.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("the SSH protocol failed")]
+    Protocol(#[from] russh::Error),
+    #[error("more than {0} keys were offered")]
+    TooManyOffers(usize),
+    #[error("more than {0} logins were refused")]
+    TooManyFailures(usize),
+}
+
+/// How far a connection has come; read by its overseer.
+pub(super) struct Progress {
+    /// The key exchange is done.
+    pub(super) keyed: CancellationToken,
+    /// Someone has logged in.
+    pub(super) logged_in: CancellationToken,
+    /// Requests that are being carried out.
+    pub(super) busy: watch::Sender<usize>,
+    /// Logins tried in any way.
+    pub(super) attempts: AtomicUsize,
+}
+
+impl Progress {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            keyed: CancellationToken::new(),
+            logged_in: CancellationToken::new(),
+            busy: watch::Sender::new(0),
+            attempts: AtomicUsize::new(0),
+        })
+    }
+}
+
+/// Counts a running request for as long as it lives.
+struct Busy(Arc<Progress>);
+
+impl Busy {
+    fn new(progress: &Arc<Progress>) -> Self {
+        progress.busy.send_modify(|count| *count = count.saturating_add(1));
+        Self(Arc::clone(progress))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
+struct Open {
+    shared: Arc<Shared>,
+    /// Gone once a request was made: one request per channel.
+    write: Option<ChannelWriteHalf<Msg>>,
+    tty: Option<Tty>,
+    git_protocol: Option<String>,
+}
+
+/// The state of one connection.
+pub(super) struct Connection {
+    desk: Arc<dyn Desk>,
+    config: Arc<SshConfig>,
+    peer: SocketAddr,
+    progress: Arc<Progress>,
+    shutdown: CancellationToken,
+    login: Option<(PublicKeyInfo, Identity)>,
+    offers: usize,
+    failures: usize,
+    channels: HashMap<ChannelId, Open>,
+    channels_total: usize,
+}
+
+impl Connection {
+    pub(super) fn new(
+        desk: Arc<dyn Desk>,
+        config: Arc<SshConfig>,
+        peer: SocketAddr,
+        progress: Arc<Progress>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            desk,
+            config,
+            peer,
+            progress,
+            shutdown,
+            login: None,
+            offers: 0,
+            failures: 0,
+            channels: HashMap::new(),
+            channels_total: 0,
+        }
+    }
+
+    /// Whose key this is, if login and kind of key are fine. Takes the same way for every reason to refuse.
+    fn lookup(
+        &self,
+        login: &str,
+        key: &russh::keys::PublicKey,
+        algorithm: &russh::keys::Algorithm,
+    ) -> Option<(PublicKeyInfo, Identity)> {
+        let peer = self.peer;
+        let known_login = self.config.logins.iter().any(|known| known == login);
+        let info = match keys::info(key) {
+            Ok(info) if keys::accepts_signature(algorithm) => info,
+            Ok(info) => {
+                let fingerprint = info.fingerprint_sha256;
+                tracing::info!(%peer, "refused {fingerprint}: signatures of kind {:?} are not safe; update the client", algorithm.as_str());
+                return None;
+            }
+            Err(error) => {
+                tracing::info!(%peer, "refused a key: {error}");
+                return None;
+            }
+        };
+        let identity = self.desk.authenticate(&info, peer.ip().to_canonical());
+        let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
+        match identity {
+            Some(identity) if known_login => Some((info, identity)),
+            Some(_) => {
+                let expected = self.config.logins.join(" or ");
+                let login: String = login.escape_default().take(80).collect();
+                tracing::info!(%peer, "refused {kind} {fingerprint}: the key is known, but the login is {login}; use {expected}");
+                None
+            }
+            None => {
+                tracing::info!(%peer, "offered {kind} {fingerprint}, not known; add it with `larder key add`");
+                None
+            }
+        }
+    }
+
+    async fn refused(&mut self) -> Result<Auth, SessionError> {
+        self.failures = self.failures.saturating_add(1);
+        self.progress.attempts.fetch_add(1, Ordering::Relaxed);
+        if self.failures > self.config.limits.auth_failures {
+            return Err(SessionError::TooManyFailures(self.config.limits.auth_failures));
+        }
+        tokio::time::sleep(self.config.limits.refusal_delay).await;
+        Ok(Auth::reject())
+    }
+
+    /// Starts what was asked for, in tasks of its own.
+    fn start(
+        &mut self,
+        id: ChannelId,
+        request: Result<ExecRequest, exec::ExecError>,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let Some(open) = self.channels.get_mut(&id) else {
+            return Ok(session.channel_failure(id)?);
+        };
+        let Some(write) = open.write.take() else {
+            return Ok(session.channel_failure(id)?);
+        };
+        session.channel_success(id)?;
+        let shared = Arc::clone(&open.shared);
+        let busy = Busy::new(&self.progress);
+        let source = self.peer.ip().to_canonical();
+        let identity = match &self.login {
+            Some((key, login)) => self.desk.authenticate(key, source).filter(|now| now == login),
+            None => None,
+        };
+        let refusal = match (request, identity) {
+            (_, None) => String::from("larder: your key was removed; ask an administrator"),
+            _ if self.shutdown.is_cancelled() => String::from("larder: the server is restarting; try again in a moment"),
+            (Err(error), _) => {
+                // One line for people: the cause follows the message.
+                match std::error::Error::source(&error) {
+                    Some(cause) => format!("larder: {error} ({cause})"),
+                    None => format!("larder: {error}"),
+                }
+            }
+            (Ok(request), Some(identity)) => {
+                tracing::debug!(peer = %self.peer, user = %identity.user, ?request, "request");
+                let job = Job {
+                    desk: Arc::clone(&self.desk),
+                    identity,
+                    request,
+                    git_protocol: open.git_protocol.take(),
+                    tty: open.tty.take(),
+                    source,
+                };
+                tokio::spawn(async move {
+                    channel::run(write, shared, job).await;
+                    drop(busy);
+                });
+                return Ok(());
+            }
+        };
+        tracing::info!(peer = %self.peer, "{refusal}");
+        let ending = if open.tty.is_some() { "\r\n" } else { "\n" };
+        tokio::spawn(async move {
+            channel::refuse_usage(write, shared, refusal + ending).await;
+            drop(busy);
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for open in self.channels.values() {
+            open.shared.gone.cancel();
+        }
+    }
+}
+
+impl Handler for Connection {
+    type Error = SessionError;
+
+    // Called when the key exchange is done and a login is about to begin.
+    async fn authentication_banner(&mut self) -> Result<Option<String>, SessionError> {
+        self.progress.keyed.cancel();
+        Ok(None)
+    }
+
+    // Says only whether a signature would be of use. Nothing that is learnt here may be kept: the key is not proven.
+    async fn auth_publickey_offered(&mut self, login: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
+        self.progress.attempts.fetch_add(1, Ordering::Relaxed);
+        self.offers = self.offers.saturating_add(1);
+        if self.offers > self.config.limits.offers {
+            return Err(SessionError::TooManyOffers(self.config.limits.offers));
+        }
+        match self.lookup(login, offer.public_key, offer.algorithm) {
+            Some(_) => Ok(Auth::Accept),
+            None => Ok(Auth::reject()),
+        }
+    }
+
+    // The only place where an identity comes from.
+    async fn auth_publickey(&mut self, login: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
+        match self.lookup(login, key.public_key, key.algorithm) {
+            Some((info, identity)) => {
+                let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
+                tracing::info!(peer = %self.peer, user = %identity.user, "accepted {kind} {fingerprint}");
+                self.login = Some((info, identity));
+                Ok(Auth::Accept)
+            }
+            None => self.refused().await,
+        }
+    }
+
+    async fn auth_password(&mut self, _login: &str, _password: &str) -> Result<Auth, SessionError> {
+        self.refused().await
+    }
+
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        _login: &str,
+        _submethods: &str,
+        _response: Option<Response<'a>>,
+    ) -> Result<Auth, SessionError> {
+        self.refused().await
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        _login: &str,
+        _certificate: &russh::keys::Certificate,
+    ) -> Result<Auth, SessionError> {
+        self.refused().await
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), SessionError> {
+        self.progress.logged_in.cancel();
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), SessionError> {
+        self.channels.retain(|_, open| !open.shared.is_finished());
+        let limits = &self.config.limits;
+        let full = self.channels.len() >= limits.channels_open || self.channels_total >= limits.channels_total;
+        if full || self.login.is_none() {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        self.channels_total = self.channels_total.saturating_add(1);
+        let id = channel.id();
+        // Input comes through `data` below; the library's own queue would make the whole connection wait.
+        let (_, write) = channel.split();
+        let open = Open { shared: Shared::new(), write: Some(write), tty: None, git_protocol: None };
+        self.channels.insert(id, open);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), SessionError> {
+        if let Some(open) = self.channels.remove(&id) {
+            open.shared.gone.cancel();
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), SessionError> {
+        if let Some(open) = self.channels.get(&id) {
+            open.shared.input.end();
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), SessionError> {
+        let Some(open) = self.channels.get(&id) else { return Ok(()) };
+        let input = &open.shared.input;
+        if input.push(data) {
+            if input.is_high() && data.len() <= CLOSED_WINDOW as usize {
+                tokio::time::sleep(KNOCK).await;
+            }
+            return Ok(());
+        }
+        let retry = async {
+            while !input.push(data) {
+                input.room().await;
+            }
+        };
+        if tokio::time::timeout(OVERFLOW_WAIT, retry).await.is_err() {
+            tracing::warn!(peer = %self.peer, "closed a channel whose input nobody reads");
+            open.shared.gone.cancel();
+            self.channels.remove(&id);
+            session.close(id)?;
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, id: ChannelId, _current: u32) -> u32 {
+        match self.channels.get(&id) {
+            Some(open) if open.shared.input.is_high() => CLOSED_WINDOW,
+            _ => channel::WINDOW,
+        }
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), SessionError> {
+        self.start(id, exec::parse(command), session)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), SessionError> {
+        self.start(id, Ok(ExecRequest::Shell), session)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        _pix_width: u32,
+        _pix_height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        let plain = |text: &str| text.len() <= 64 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._+-".contains(&c));
+        let term = if plain(term) { term } else { "dumb" };
+        match self.channels.get_mut(&id) {
+            Some(open) if open.write.is_some() => {
+                open.tty = Some(Tty { term: term.to_owned(), columns: columns.min(1000), rows: rows.min(1000) });
+                Ok(session.channel_success(id)?)
+            }
+            _ => Ok(session.channel_failure(id)?),
+        }
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        _columns: u32,
+        _rows: u32,
+        _pix_width: u32,
+        _pix_height: u32,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        Ok(session.channel_success(id)?)
+    }
+
+    async fn env_request(&mut self, id: ChannelId, name: &str, value: &str, session: &mut Session) -> Result<(), SessionError> {
+        if name == "GIT_PROTOCOL"
+            && is_git_protocol(value)
+            && let Some(open) = self.channels.get_mut(&id)
+        {
+            open.git_protocol = Some(value.to_owned());
+            return Ok(session.channel_success(id)?);
+        }
+        Ok(session.channel_failure(id)?)
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), SessionError> {
+        if let (Some(open), Sig::INT | Sig::TERM | Sig::HUP | Sig::QUIT | Sig::KILL) = (self.channels.get(&id), signal) {
+            open.shared.stop.cancel();
+        }
+        Ok(())
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, _name: &str, session: &mut Session) -> Result<(), SessionError> {
+        Ok(session.channel_failure(id)?)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _single_connection: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), SessionError> {
+        Ok(session.channel_failure(id)?)
+    }
+
+    // Forwarding of ports, sockets, agents: the library refuses them by itself when these callbacks are left alone, which drop
+    // their reply handles; see the test that asks for each.
+}
+
+/// `version=N`, then options of git's own making.
+fn is_git_protocol(value: &str) -> bool {
+    let mut parts = value.split(':');
+    let option = |part: &str| {
+        !part.is_empty() && part.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'=' | b'-'))
+    };
+    value.len() <= 64 && matches!(parts.next(), Some("version=0" | "version=1" | "version=2")) && parts.all(option)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::is_git_protocol;
+
+    #[test]
+    fn only_git_s_own_protocol_variable_passes() {
+        for good in ["version=2", "version=0", "version=1:agent=x-1"] {
+            assert!(is_git_protocol(good), "{good}");
+        }
+        for bad in ["", "version=3", "version=2:", "version=2\n", "version=2:A", "x:version=2", "version=2 ", "version=2:$(id)"] {
+            assert!(!is_git_protocol(bad), "{bad}");
+        }
+        assert!(!is_git_protocol(&format!("version=2:{}", "a".repeat(60))));
+    }
+}

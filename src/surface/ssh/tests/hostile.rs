@@ -1,0 +1,493 @@
+//! What no honest client sends: too much of everything, other people's keys, silence.
+
+use russh::{
+    ChannelMsg,
+    client::{self, AuthResult, Handle},
+    keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate, agent::AgentIdentity, signature::Signer as _, ssh_key::Signature},
+};
+use tokio::net::TcpStream;
+
+use super::*;
+
+struct Trusting;
+
+impl client::Handler for Trusting {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _key: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+}
+
+async fn connect(world: &World) -> Handle<Trusting> {
+    client::connect(Arc::default(), world.address, Trusting).await.unwrap()
+}
+
+async fn login(handle: &mut Handle<Trusting>, seed: u8) -> AuthResult {
+    let key = PrivateKeyWithHashAlg::new(Arc::new(new_key(seed)), None);
+    handle.authenticate_publickey("git", key).await.unwrap()
+}
+
+/// Claims one key and signs with another.
+struct Forger(PrivateKey);
+
+#[derive(Debug)]
+struct Unsendable;
+
+impl From<russh::SendError> for Unsendable {
+    fn from(_: russh::SendError) -> Self {
+        Unsendable
+    }
+}
+
+impl russh::Signer for Forger {
+    type Error = Unsendable;
+
+    async fn auth_sign(
+        &mut self,
+        _key: &AgentIdentity,
+        _hash: Option<russh::keys::HashAlg>,
+        mut data: Vec<u8>,
+    ) -> Result<Vec<u8>, Unsendable> {
+        let signature: Signature = self.0.try_sign(&data).unwrap();
+        let bytes = Vec::<u8>::try_from(signature).unwrap();
+        data.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+        data.extend_from_slice(&bytes);
+        Ok(data)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offered_key_is_not_an_identity() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    // Alice's key is known, so a signature is asked for; Bob's does not fit.
+    let alice = new_key(1).public_key().clone();
+    let forged = handle.authenticate_publickey_with("git", alice, None, &mut Forger(new_key(2))).await;
+    assert!(matches!(forged, Ok(AuthResult::Failure { .. })), "{forged:?}");
+    assert!(login(&mut handle, 2).await.success());
+    let mut channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "true").await.unwrap();
+    while channel.wait().await.is_some() {}
+    assert_eq!(world.desk.calls.lock()[0].0, "bob");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_works_before_the_login() {
+    let world = World::new().await;
+    let handle = connect(&world).await;
+    let opened = tokio::time::timeout(Duration::from_millis(300), handle.channel_open_session()).await;
+    assert!(!matches!(opened, Ok(Ok(_))));
+    assert!(world.desk.calls.lock().is_empty());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_logins_may_be_tried_so_many_times_only() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    let mut refused = 0;
+    for seed in 10..60 {
+        let key = PrivateKeyWithHashAlg::new(Arc::new(new_key(seed)), None);
+        match handle.authenticate_publickey("git", key).await {
+            Ok(result) if !result.success() && !handle.is_closed() => refused += 1,
+            _ => break,
+        }
+    }
+    assert!((10..=21).contains(&refused), "{refused}");
+    // The twentieth key of an honest client still works.
+    let mut handle = connect(&world).await;
+    for seed in 10..28 {
+        assert!(!login(&mut handle, seed).await.success());
+    }
+    assert!(login(&mut handle, 1).await.success());
+    let mut handle = connect(&world).await;
+    let mut refused = 0;
+    while let Ok(result) = handle.authenticate_password("git", "guess").await {
+        assert!(!result.success());
+        refused += 1;
+        if refused > 30 || handle.is_closed() {
+            break;
+        }
+    }
+    assert!(refused <= 7, "{refused}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_are_few_and_three_thousand_are_refused() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(handle.channel_open_session().await.unwrap());
+    }
+    for _ in 0..3000 {
+        assert!(matches!(handle.channel_open_session().await, Err(russh::Error::ChannelOpenFailure(_))));
+    }
+    // A place that was given back can be had again, thirty-two times in all.
+    for _ in 4..32 {
+        let channel = open.remove(0);
+        channel.exec(true, "true").await.unwrap();
+        let mut channel = channel;
+        while channel.wait().await.is_some() {}
+        let again = loop {
+            match handle.channel_open_session().await {
+                Ok(channel) => break channel,
+                // The end of a request and its count are two moments.
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        open.push(again);
+    }
+    let channel = open.remove(0);
+    channel.close().await.unwrap();
+    drop(channel);
+    assert!(handle.channel_open_session().await.is_err());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_that_is_not_served_is_refused_at_once() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    assert!(handle.channel_open_direct_tcpip("127.0.0.1", 22, "127.0.0.1", 1).await.is_err());
+    assert!(handle.channel_open_direct_streamlocal("/run/x").await.is_err());
+    assert!(handle.channel_open_x11("127.0.0.1", 1).await.is_err());
+    assert!(handle.tcpip_forward("127.0.0.1", 0).await.is_err());
+    assert!(handle.streamlocal_forward("/tmp/x").await.is_err());
+    let mut channel = handle.channel_open_session().await.unwrap();
+    let answers = [
+        (false, "env LD_PRELOAD"),
+        (false, "env PATH"),
+        (false, "env GIT_DIR"),
+        (false, "env GIT_PROTOCOL"),
+        (true, "env good"),
+        (false, "subsystem"),
+        (false, "agent"),
+        (false, "x11"),
+        (true, "pty"),
+        (true, "exec"),
+        (false, "exec again"),
+    ];
+    for (good, what) in answers {
+        match what {
+            "env LD_PRELOAD" => channel.set_env(true, "LD_PRELOAD", "/tmp/x.so").await.unwrap(),
+            "env PATH" => channel.set_env(true, "PATH", "/tmp").await.unwrap(),
+            "env GIT_DIR" => channel.set_env(true, "GIT_DIR", "/tmp").await.unwrap(),
+            "env GIT_PROTOCOL" => channel.set_env(true, "GIT_PROTOCOL", "version=2;id").await.unwrap(),
+            "env good" => channel.set_env(true, "GIT_PROTOCOL", "version=2").await.unwrap(),
+            "subsystem" => channel.request_subsystem(true, "sftp").await.unwrap(),
+            "agent" => channel.agent_forward(true).await.unwrap(),
+            "x11" => channel.request_x11(true, false, "MIT-MAGIC-COOKIE-1", "00", 0).await.unwrap(),
+            "pty" => channel.request_pty(true, "xterm\x1b[2J", 80, 24, 0, 0, &[]).await.unwrap(),
+            _ => channel.exec(true, "stuck").await.unwrap(),
+        }
+        let answer = loop {
+            match channel.wait().await.unwrap() {
+                ChannelMsg::Success => break true,
+                ChannelMsg::Failure => break false,
+                _ => {}
+            }
+        };
+        assert_eq!(answer, good, "{what}");
+    }
+    while world.desk.calls.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let calls = world.desk.calls.lock().clone();
+    let tty = Tty { term: String::from("dumb"), columns: 80, rows: 24 };
+    assert_eq!(calls.len(), 1);
+    assert_eq!((calls[0].2.as_deref(), calls[0].3.as_ref()), (Some("version=2"), Some(&tty)));
+    // Ctrl-C ends what listens for it, and lines come with carriage returns.
+    channel.data(&b"\x03"[..]).await.unwrap();
+    let (mut output, mut order) = (Vec::new(), Vec::new());
+    while let Some(message) = channel.wait().await {
+        match message {
+            ChannelMsg::Data { data } => output.extend_from_slice(&data),
+            ChannelMsg::ExitStatus { .. } => order.push("status"),
+            ChannelMsg::Eof => order.push("eof"),
+            ChannelMsg::Close => order.push("close"),
+            _ => {}
+        }
+    }
+    assert_eq!(order, ["status", "eof", "close"]);
+    assert!(output.is_empty() || output == b"stuck\r\n", "{output:?}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_request_learns_that_its_client_is_gone() {
+    let world = World::new().await;
+    let mut child = world.ssh("alice").args(["git@127.0.0.1", "stuck"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+    child.kill().await.unwrap();
+    world.desk.finished.notified().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_taken_away_stops_working_in_open_connections() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    world.desk.keys.lock().clear();
+    let mut channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "true").await.unwrap();
+    let mut told = String::new();
+    while let Some(message) = channel.wait().await {
+        if let ChannelMsg::ExtendedData { data, .. } = message {
+            told += &text(&data);
+        }
+    }
+    assert!(told.contains("removed") && world.desk.calls.lock().is_empty(), "{told}");
+    world.end().await;
+}
+
+/// Reads until the server hangs up.
+async fn hung_up(mut stream: TcpStream) {
+    let mut sink = vec![0; 4096];
+    loop {
+        match stream.read(&mut sink).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_silent_and_the_slow_are_cut_off() {
+    let world = World::with(|config| {
+        config.limits.handshake = Duration::from_millis(700);
+        config.limits.login_grace = Duration::from_millis(1400);
+    })
+    .await;
+    // Says nothing.
+    hung_up(TcpStream::connect(world.address).await.unwrap()).await;
+    // Greets, then says nothing.
+    let mut greeted = TcpStream::connect(world.address).await.unwrap();
+    greeted.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+    hung_up(greeted).await;
+    // Talks without end before its greeting.
+    let mut chatty = TcpStream::connect(world.address).await.unwrap();
+    while chatty.write_all(&[b'x'; 65536]).await.is_ok() {}
+    // Never logs in, and keeps the line busy.
+    let handle = connect(&world).await;
+    while !handle.is_closed() {
+        let _ = handle.send_keepalive(false).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A login that takes its time on a busy machine is cut off as well.
+    while !world.run("alice", &["true"]).await.status.success() {}
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_end_but_running_requests_stay() {
+    let world = World::with(|config| config.limits.idle = Duration::from_secs(1)).await;
+    let mut idle = connect(&world).await;
+    assert!(login(&mut idle, 1).await.success());
+    let mut busy = connect(&world).await;
+    assert!(login(&mut busy, 1).await.success());
+    let mut channel = busy.channel_open_session().await.unwrap();
+    channel.exec(true, "cat").await.unwrap();
+    while !idle.is_closed() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!busy.is_closed());
+    channel.data(&b"still here"[..]).await.unwrap();
+    channel.eof().await.unwrap();
+    let mut output = Vec::new();
+    while let Some(message) = channel.wait().await {
+        if let ChannelMsg::Data { data } = message {
+            output.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(output, b"still here");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_lets_running_requests_finish() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    let mut channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "cat").await.unwrap();
+    channel.data(&b"one"[..]).await.unwrap();
+    while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
+    world.shutdown.cancel();
+    // Nobody new comes in.
+    while TcpStream::connect(world.address).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    channel.data(&b"two"[..]).await.unwrap();
+    channel.eof().await.unwrap();
+    let (mut output, mut status) = (Vec::new(), None);
+    while let Some(message) = channel.wait().await {
+        match message {
+            ChannelMsg::Data { data } => output.extend_from_slice(&data),
+            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+            _ => {}
+        }
+    }
+    assert_eq!((output.as_slice(), status), (&b"two"[..], Some(0)));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_has_a_limit() {
+    let world = World::with(|config| config.drain = Duration::from_millis(100)).await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    let channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "stuck").await.unwrap();
+    while world.desk.calls.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_connections_leaves_room_for_a_login() {
+    let world = World::with(|config| config.limits.handshake = Duration::from_millis(500)).await;
+    let mut flood = Vec::new();
+    for _ in 0..300 {
+        flood.push(TcpStream::connect(world.address).await.unwrap());
+    }
+    // Sixty-four are kept for half a second; then there is room again.
+    loop {
+        if world.run("alice", &["true"]).await.status.success() {
+            break;
+        }
+    }
+    drop(flood);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stuck_request_does_not_make_memory_grow() {
+    let world = World::new().await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    let mut channel = handle.channel_open_session().await.unwrap();
+    channel.exec(true, "stuck").await.unwrap();
+    while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
+    // The client offers far more than the window; the server takes a few windows' worth, and no more.
+    let mut taken = 0;
+    let (_, write) = channel.split();
+    let block = bytes::Bytes::from(vec![b'x'; 256 * 1024]);
+    while taken < 200 {
+        match tokio::time::timeout(Duration::from_millis(500), write.data_bytes(block.clone())).await {
+            Ok(sent) => sent.unwrap(),
+            Err(_) => break,
+        }
+        taken += 1;
+    }
+    assert!((4..=32).contains(&taken), "{taken}");
+    handle.disconnect(russh::Disconnect::ByApplication, "", "").await.unwrap();
+    world.end().await;
+}
+
+const FEW_FILES: &str = "LARDER_TEST_FEW_FILES";
+
+/// The limit holds for a whole process, so this test starts itself again and floods that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn running_out_of_descriptors_is_survived() {
+    if let Some(path) = std::env::var_os(FEW_FILES) {
+        let world = World::with(|config| {
+            config.limits.handshake = Duration::from_secs(60);
+            config.limits.unauthenticated = 1000;
+        })
+        .await;
+        let few = rustix::process::Rlimit { current: Some(48), maximum: Some(48) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+        let draft = Path::new(&path).with_extension("draft");
+        fs::write(&draft, world.address.to_string()).unwrap();
+        fs::rename(&draft, &path).unwrap();
+        // Until the other test is done.
+        let _ = tokio::io::stdin().read(&mut [0]).await;
+        std::process::exit(0);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("address");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "surface::ssh::tests::hostile::running_out_of_descriptors_is_survived"])
+        .env(FEW_FILES, &path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let address: SocketAddr = loop {
+        assert!(child.try_wait().unwrap().is_none(), "the server ended");
+        match fs::read_to_string(&path) {
+            Ok(address) => break address.parse().unwrap(),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let mut flood = Vec::new();
+    for _ in 0..120 {
+        flood.push(TcpStream::connect(address).await.unwrap());
+    }
+    // Those for whom there is no descriptor get an answer: the line is closed.
+    hung_up(flood.pop().unwrap()).await;
+    drop(flood);
+    loop {
+        let mut greeting = [0; 14];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if stream.read_exact(&mut greeting).await.is_ok() {
+            assert_eq!(&greeting, b"SSH-2.0-larder");
+            break;
+        }
+    }
+    drop(child.stdin.take());
+    child.wait().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_ends_one_connection_only() {
+    let world = World::with(|config| config.limits.unauthenticated = 2).await;
+    let mut other = connect(&world).await;
+    assert!(login(&mut other, 1).await.success());
+    let mut channel = other.channel_open_session().await.unwrap();
+    channel.exec(true, "cat").await.unwrap();
+    // More often than there are places for those who have not logged in: each place is given back.
+    for _ in 0..4 {
+        let mut handle = loop {
+            match client::connect(Arc::default(), world.address, Trusting).await {
+                Ok(handle) => break handle,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let key = PrivateKeyWithHashAlg::new(Arc::new(new_key(PANIC)), None);
+        let result = handle.authenticate_publickey("git", key).await;
+        assert!(!matches!(result, Ok(AuthResult::Success)));
+    }
+    channel.data(&b"fine"[..]).await.unwrap();
+    channel.eof().await.unwrap();
+    let mut output = Vec::new();
+    while let Some(message) = channel.wait().await {
+        if let ChannelMsg::Data { data } = message {
+            output.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(output, b"fine");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_strict_profile_speaks_only_what_outlives_quantum_computers() {
+    let world = World::with(|config| config.profile = Profile::Strict).await;
+    let mut handle = connect(&world).await;
+    assert!(login(&mut handle, 1).await.success());
+    let mut old = client::Config::default();
+    old.preferred.kex = std::borrow::Cow::Borrowed(&[russh::kex::CURVE25519]);
+    assert!(client::connect(Arc::new(old), world.address, Trusting).await.is_err());
+    world.end().await;
+}

@@ -1,0 +1,77 @@
+//! What a program printed and how it ended.
+
+use std::process::Command;
+
+/// A program that has ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub command: String,
+    /// Its exit status; 128 and the signal where a signal ended it.
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn of(command: &mut Command) -> Output {
+        let shown = shown(command);
+        let output = command.output().unwrap_or_else(|error| panic!("{shown}: {error}"));
+        Output::from(shown, output)
+    }
+
+    pub fn from(command: String, output: std::process::Output) -> Output {
+        use std::os::unix::process::ExitStatusExt;
+        Output {
+            command,
+            status: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default()),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// What it printed, if it succeeded.
+    #[track_caller]
+    pub fn ok(&self) -> &str {
+        self.exits(0).stdout.as_str()
+    }
+
+    /// It must have ended with `status`.
+    #[track_caller]
+    pub fn exits(&self, status: i32) -> &Output {
+        assert_eq!(self.status, status, "{self}");
+        self
+    }
+
+    /// Its output or its errors must hold `text`.
+    #[track_caller]
+    pub fn says(&self, text: &str) -> &Output {
+        assert!(self.stdout.contains(text) || self.stderr.contains(text), "{text:?} is not in {self}");
+        self
+    }
+
+    /// Neither its output nor its errors may hold `text`.
+    #[track_caller]
+    pub fn keeps_quiet_about(&self, text: &str) -> &Output {
+        assert!(!self.stdout.contains(text) && !self.stderr.contains(text), "{text:?} is in {self}");
+        self
+    }
+
+    /// Its output as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(self.ok()).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} → {}\n---- stdout\n{}\n---- stderr\n{}\n----", self.command, self.status, self.stdout, self.stderr)
+    }
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,79 @@
+//! Output made comparable, and the files that it is compared with.
+
+use std::{fs, path::Path};
+
+/// Replaces what differs from run to run: commits, ids, times, durations and ports.
+pub fn normalised(text: &str) -> String {
+    let lines = text.lines().map(|line| line.trim_end().split(' ').map(word).collect::<Vec<_>>().join(" "));
+    let text = lines.map(durations).collect::<Vec<_>>().join("\n");
+    if text.is_empty() { text } else { text + "\n" }
+}
+
+fn word(word: &str) -> String {
+    let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit()) && text.bytes().any(|byte| byte.is_ascii_digit());
+    let body = word.trim_end_matches([',', ';', '.', ')', ':']);
+    let tail = &word[body.len()..];
+    let (lead, body) = match body.strip_prefix('(') {
+        Some(rest) => ("(", rest),
+        None => ("", body),
+    };
+    let shown = match body {
+        _ if body.len() == 40 && hex(body) => String::from("COMMIT"),
+        _ if (7..=16).contains(&body.len()) && hex(body) && body.bytes().any(|byte| byte.is_ascii_lowercase()) => {
+            String::from("SHORT")
+        }
+        _ if body.starts_with("20") && body.len() > 30 && body.contains('-') => String::from("ID"),
+        _ => port(body),
+    };
+    format!("{lead}{shown}{tail}")
+}
+
+/// `localhost:8080/x` becomes `localhost:PORT/x`.
+fn port(text: &str) -> String {
+    let Some((before, rest)) = text.rsplit_once(':') else { return text.to_owned() };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    match digits {
+        2..=5 if before.contains('.') || before.contains("//") || before.ends_with("localhost") => {
+            format!("{before}:PORT{}", &rest[digits..])
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// `12 ms`, `3.4 s`, `2 min 5 s` become `TIME`.
+fn durations(line: String) -> String {
+    let words: Vec<_> = line.split(' ').collect();
+    let mut out: Vec<String> = Vec::new();
+    for word in words {
+        let number = out.last().is_some_and(|last| last == "TIME" || last.parse::<f64>().is_ok());
+        if number && matches!(word, "ms" | "s" | "min") {
+            out.pop();
+            if out.last().is_none_or(|last| last != "TIME") {
+                out.push(String::from("TIME"));
+            }
+        } else {
+            out.push(word.to_owned());
+        }
+    }
+    out.join(" ")
+}
+
+/// Compares with a file below `tests/golden`; `UPDATE_GOLDEN=1` writes it instead.
+#[track_caller]
+pub fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        return;
+    }
+    let wanted =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}; UPDATE_GOLDEN=1 writes it", path.display()));
+    assert_eq!(text, wanted, "{} differs; UPDATE_GOLDEN=1 writes it anew", path.display());
+}
+
+#[test]
+fn what_differs_from_run_to_run_is_replaced() {
+    let text = "-----> Deploying 1a2b3c4d of main\n-----> build: 1.2 s\nhttp://shop.localhost:40123\nend: 2 min 5 s\n";
+    assert_eq!(normalised(text), "-----> Deploying SHORT of main\n-----> build: TIME\nhttp://shop.localhost:PORT\nend: TIME\n");
+}

@@ -1,0 +1,80 @@
+//! Which processes belong to a world: those whose program, directory, arguments, environment or mounts are below it.
+
+use std::{fs, os::unix::ffi::OsStrExt, path::Path};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process of a world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub pid: i32,
+    pub arguments: Vec<String>,
+}
+
+impl Process {
+    pub fn alive(&self) -> bool {
+        // A zombie is dead; whoever started it has not looked yet.
+        arguments(self.pid).is_some_and(|arguments| arguments == self.arguments)
+    }
+}
+
+/// All live processes of the world in `directory`.
+pub fn of(directory: &Path) -> Vec<Process> {
+    let own = std::process::id() as i32;
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let pids = pids.filter(|pid| *pid != own && belongs(*pid, directory));
+    let mut processes: Vec<_> = pids.filter_map(|pid| Some(Process { pid, arguments: arguments(pid)? })).collect();
+    processes.sort_by_key(|process| process.pid);
+    processes
+}
+
+fn belongs(pid: i32, directory: &Path) -> bool {
+    let file = |name: &str| format!("/proc/{pid}/{name}");
+    let link = |name: &str| fs::read_link(file(name)).is_ok_and(|target| target.starts_with(directory));
+    let holds = |name: &str| fs::read(file(name)).is_ok_and(|bytes| contains(&bytes, directory.as_os_str().as_bytes()));
+    link("exe") || link("cwd") || holds("cmdline") || holds("environ") || holds("mountinfo")
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// The arguments of a process that is alive; a zombie has none.
+fn arguments(pid: i32) -> Option<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let arguments: Vec<_> = text.split_terminator('\0').map(str::to_owned).collect();
+    (!arguments.is_empty()).then_some(arguments)
+}
+
+/// The parent of a process.
+pub fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Sends a signal; a process that is gone is fine.
+pub fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Kills everything of a world, also what starts meanwhile.
+pub fn kill_all(directory: &Path) {
+    super::within(std::time::Duration::from_secs(10), || {
+        let left = of(directory);
+        for process in &left {
+            signal(process.pid, Signal::KILL);
+        }
+        left.is_empty()
+    });
+}
+
+/// The mounts below a directory in this process's own namespace.
+pub fn mounts(directory: &Path) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let below = |line: &&str| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(directory));
+    mounts.lines().filter(below).map(str::to_owned).collect()
+}

@@ -1,0 +1,158 @@
+//! The server of a world: one keeper, the server role below it, and the ports that it said.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use super::processes;
+
+/// How long a start may take on a busy machine.
+const START: Duration = Duration::from_secs(60);
+/// How long a graceful stop may take.
+const STOP: Duration = Duration::from_secs(30);
+
+/// A running `larder serve`.
+#[derive(Debug)]
+pub struct Server {
+    keeper: Child,
+    directory: PathBuf,
+    pub ssh: SocketAddr,
+    pub http: SocketAddr,
+}
+
+/// What to start, and how.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The world's directory; everything below it is the world's.
+    pub directory: PathBuf,
+    /// The program and what comes before its arguments, such as `setpriv`.
+    pub program: Vec<String>,
+    /// The server's root.
+    pub root: PathBuf,
+    /// Additional environment, such as `FAILPOINTS`.
+    pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// A command in the world's own environment, as the user that larder runs as.
+    pub fn command(&self) -> Command {
+        let (program, before) = self.program.split_first().unwrap();
+        let mut command = Command::new(program);
+        command.args(before).env_clear().env("PATH", PATH).env("HOME", self.directory.join("home")).env("LC_ALL", "C.UTF-8");
+        command.current_dir("/").stdin(Stdio::null());
+        command
+    }
+}
+
+/// Where programs are looked for; the same for everybody in a world.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Server {
+    /// Starts it and waits for its ready line.
+    pub fn start(setup: &Setup) -> Server {
+        let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
+        let mut command = setup.command();
+        command.arg("serve").arg("--root").arg(&setup.root).args(["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.envs(setup.env.iter().cloned()).env("RUST_BACKTRACE", "1").stdout(Stdio::piped()).stderr(log);
+        let mut keeper = command.spawn().unwrap();
+        let (send, ready) = mpsc::channel();
+        let stdout = BufReader::new(keeper.stdout.take().unwrap());
+        // Read to its end, so that the server never waits for a reader.
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
+        let line = loop {
+            match ready.recv_timeout(START) {
+                Ok(line) if line.starts_with("ready ") => break line,
+                Ok(_) => {}
+                Err(error) => {
+                    let _ = keeper.kill();
+                    let status = keeper.wait();
+                    panic!("the server did not get ready ({error}; {status:?}):\n{}", log_tail(&setup.directory));
+                }
+            }
+        };
+        let [ssh, http] = ["ssh=", "http="].map(|key| {
+            let word = line.split_whitespace().find_map(|word| word.strip_prefix(key));
+            word.unwrap_or_else(|| panic!("no {key} in {line:?}")).parse().unwrap_or_else(|_| panic!("no address in {line:?}"))
+        });
+        Server { keeper, directory: setup.directory.clone(), ssh, http }
+    }
+
+    /// The keeper's process.
+    pub fn keeper(&self) -> i32 {
+        self.keeper.id() as i32
+    }
+
+    /// The process of the server role, a child of the keeper; nothing while there is none.
+    pub fn role(&self) -> Option<i32> {
+        let keeper = self.keeper();
+        let is_role = |process: &processes::Process| {
+            process.arguments.get(1).is_some_and(|role| role == "server") && processes::parent(process.pid) == Some(keeper)
+        };
+        processes::of(&self.directory).into_iter().find(is_role).map(|process| process.pid)
+    }
+
+    /// Kills the server role alone, and waits until the keeper has started another.
+    pub fn kill9_role(&self) {
+        let role = self.role().expect("there is no server role to kill");
+        processes::signal(role, Signal::KILL);
+        super::until("the keeper has started another server", || self.role().is_some_and(|other| other != role));
+    }
+
+    /// Kills keeper and server role, as a reset of the machine would, but leaves everything else to itself.
+    pub fn kill9_all(mut self) {
+        let role = self.role();
+        let _ = self.keeper.kill();
+        if let Some(role) = role {
+            processes::signal(role, Signal::KILL);
+        }
+        let _ = self.keeper.wait();
+    }
+
+    /// Asks it to stop, as an operator would, and waits for it.
+    pub fn stop(mut self) {
+        processes::signal(self.keeper(), Signal::TERM);
+        let mut status = None;
+        super::within(STOP, || {
+            status = self.keeper.try_wait().unwrap();
+            status.is_some()
+        });
+        let Some(status) = status else {
+            let left = processes::of(&self.directory);
+            let _ = self.keeper.kill();
+            let _ = self.keeper.wait();
+            panic!("the server did not stop within {STOP:?}; {left:#?}\n{}", log_tail(&self.directory));
+        };
+        assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
+    }
+
+    /// Whether the keeper is still there.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.keeper.try_wait(), Ok(None))
+    }
+
+    /// Ends it at once; for worlds that are being torn down.
+    pub fn kill(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Where the server's stderr goes.
+pub fn log_file(directory: &Path) -> PathBuf {
+    directory.join("server.log")
+}
+
+/// The end of it, for messages.
+pub fn log_tail(directory: &Path) -> String {
+    let log = fs::read(log_file(directory)).unwrap_or_default();
+    let start = log.len().saturating_sub(16 * 1024);
+    String::from_utf8_lossy(&log[start..]).into_owned()
+}

@@ -1,0 +1,148 @@
+//! What lies on a world's disk and runs in it, to be compared before and after.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use super::{World, processes};
+
+/// Everything about an environment that a failed deployment must leave as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Links, releases, installed trees, restore points and what people read, with the targets and contents of the small ones.
+    pub files: BTreeMap<String, String>,
+    /// Branches, tags and what keeps the objects of releases.
+    pub refs: Vec<String>,
+    /// The application's processes.
+    pub processes: Vec<i32>,
+}
+
+impl World {
+    /// The directory of a project's production environment.
+    pub fn environment(&self, project: &str) -> PathBuf {
+        self.root().join("projects").join(project).join("production")
+    }
+
+    /// The state of a project's production environment.
+    pub fn snapshot(&self, project: &str) -> Snapshot {
+        let top = self.environment(project);
+        let mut files = BTreeMap::new();
+        for name in ["run", "deploy/current"] {
+            let target = fs::read_link(top.join(name)).map(|target| target.display().to_string());
+            files.insert(name.to_owned(), target.unwrap_or_else(|error| error.kind().to_string()));
+        }
+        files.insert(String::from("metadata.yml"), fs::read_to_string(top.join("metadata.yml")).unwrap_or_default());
+        for directory in ["deploy", "releases", "archives", "slots"] {
+            for name in names(&top.join(directory)) {
+                files.entry(format!("{directory}/{name}")).or_default();
+            }
+        }
+        Snapshot { files, refs: self.refs(project), processes: self.application(project) }
+    }
+
+    /// The refs in the server's repository itself, also those that clients do not see.
+    fn refs(&self, project: &str) -> Vec<String> {
+        let repository = self.root().join("projects").join(project).join("git/project.git");
+        let mut command = self.client("git");
+        command.arg("--git-dir").arg(&repository).args(["for-each-ref", "--format=%(refname) %(objectname)"]);
+        super::cli::Output::of(&mut command).ok().lines().map(str::to_owned).collect()
+    }
+
+    /// The processes of an environment's applications, as the server itself lists them, with their `PORT`.
+    pub fn ports(&self, project: &str) -> Vec<u64> {
+        let listed = self.larder(&["ps", project, "--json"]).json();
+        let mut ports: Vec<_> = listed.as_array().unwrap().iter().filter_map(|row| row["port"].as_u64()).collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    /// The processes of a project's applications: those of the world that see its environment, but for larder's own.
+    pub fn application(&self, project: &str) -> Vec<i32> {
+        let needle = format!("/projects/{project}/production/deploy/");
+        let sees = |pid: i32| {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let directory = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+            mounts.contains(&needle)
+                || String::from_utf8_lossy(&environ).contains(&needle)
+                || directory.display().to_string().contains(&needle)
+        };
+        let own = |arguments: &[String]| {
+            arguments.get(1).is_some_and(|role| matches!(role.as_str(), "serve" | "server" | "worker" | "hook"))
+                && arguments[0].ends_with("larder")
+        };
+        let processes = processes::of(self.directory()).into_iter();
+        processes.filter(|process| !own(&process.arguments) && sees(process.pid)).map(|process| process.pid).collect()
+    }
+
+    /// The journals of all deployments to production, oldest first.
+    pub fn journals(&self, project: &str) -> Vec<Vec<Value>> {
+        let directory = self.environment(project).join("deployments");
+        let journals = names(&directory).into_iter().map(|name| {
+            let text = fs::read_to_string(directory.join(name).join("journal.jsonl")).unwrap_or_default();
+            text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        });
+        journals.collect()
+    }
+
+    /// How each deployment to production ended, oldest first; nothing for one that has not.
+    pub fn outcomes(&self, project: &str) -> Vec<Option<String>> {
+        let ended = |journal: &Vec<Value>| {
+            let last = journal.iter().rev().find(|record| record["event"] == "ended");
+            last.and_then(|record| Some(record["outcome"].as_str()?.to_owned()))
+        };
+        self.journals(project).iter().map(ended).collect()
+    }
+
+    /// The names of the steps of a deployment, as `larder plan` prints them.
+    pub fn steps(&self, project: &str) -> Vec<String> {
+        let plan = self.larder(&["plan", project]);
+        let steps = plan.ok().lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
+        let steps: Vec<_> = steps.map(str::to_owned).collect();
+        assert!(steps.len() > 10 && steps.contains(&String::from("deploy.switch")), "{steps:?}");
+        steps
+    }
+
+    /// No half state: `current` names a complete release, whose archive, manifest and tree are there and which the branch names.
+    #[track_caller]
+    pub fn is_consistent(&self, project: &str) {
+        let top = self.environment(project);
+        let current = fs::read_link(top.join("deploy/current")).unwrap();
+        let release = current.to_str().unwrap();
+        assert!(top.join("deploy").join(release).is_dir(), "the tree of {release} is missing");
+        for file in ["tar.zst", "manifest.json"] {
+            assert!(top.join("releases").join(format!("{release}.{file}")).is_file(), "{release}.{file} is missing");
+        }
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(top.join("releases").join(format!("{release}.manifest.json"))).unwrap()).unwrap();
+        let commit = manifest["commit"].as_str().unwrap();
+        let branch = format!("refs/heads/main {commit}");
+        assert!(self.refs(project).contains(&branch), "{branch} is not in {:?}", self.refs(project));
+        let trees: Vec<_> = names(&top.join("deploy")).into_iter().filter(|name| name != "current").collect();
+        let archives: Vec<_> = names(&top.join("releases"))
+            .into_iter()
+            .filter_map(|name| name.strip_suffix(".tar.zst").map(str::to_owned))
+            .collect();
+        assert_eq!(trees, archives, "trees and archives differ");
+        let manifests: Vec<_> = names(&top.join("releases"))
+            .into_iter()
+            .filter_map(|name| name.strip_suffix(".manifest.json").map(str::to_owned))
+            .collect();
+        assert_eq!(trees, manifests, "trees and manifests differ");
+        for (number, outcome) in self.outcomes(project).into_iter().enumerate() {
+            assert!(outcome.is_some(), "deployment {number} has no end");
+        }
+    }
+}
+
+/// The names in a directory, sorted.
+pub fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).map(|entries| entries.flatten().collect()).unwrap_or_else(|_| Vec::new());
+    let mut names: Vec<_> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,296 @@
+//! One server with everything around it, in a directory of its own.
+
+use std::{
+    cell::RefCell,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use super::{
+    cli::Output,
+    processes,
+    server::{Server, Setup, log_tail},
+};
+
+/// The program under test.
+const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+
+/// Numbers the worlds of this run, so that each gets ports and a user of its own.
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// How larder runs in a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// As root, with a user for each environment.
+    System,
+    /// As one unprivileged user.
+    Rootless,
+}
+
+/// A world. [`World::end`] checks that nothing is left behind; dropping it cleans up in any case.
+pub struct World {
+    mode: Mode,
+    setup: Setup,
+    server: RefCell<Option<Server>>,
+}
+
+fn root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl World {
+    /// A server as root; nothing, and a loud line, where the tests do not run as root.
+    pub fn system() -> Option<World> {
+        if !root() {
+            eprintln!("SKIPPED: system mode needs root");
+            return None;
+        }
+        Some(World::new(Mode::System, ""))
+    }
+
+    /// A server as an unprivileged user: another one where the tests run as root, our own otherwise.
+    pub fn rootless() -> Option<World> {
+        Some(World::new(Mode::Rootless, ""))
+    }
+
+    /// The stronger mode that is possible here.
+    pub fn any() -> Option<World> {
+        World::configured("")
+    }
+
+    /// The same, with further lines in the server file.
+    pub fn configured(lines: &str) -> Option<World> {
+        Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines))
+    }
+
+    fn new(mode: Mode, lines: &str) -> World {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed) + std::process::id() * 7;
+        let directory = tempfile::Builder::new().prefix("lt").rand_bytes(5).tempdir().unwrap().keep();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        // The program's path tells whose process it is.
+        let binary = directory.join("larder");
+        fs::hard_link(shared_binary(), &binary).unwrap();
+        let mut program = Vec::new();
+        let server_root = directory.join("r");
+        for path in [&server_root, &directory.join("home")] {
+            fs::create_dir(path).unwrap();
+        }
+        if mode == Mode::Rootless && root() {
+            let user = 70_000 + number % 20_000;
+            program.extend(
+                ["setpriv", "--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups", "--"]
+                    .map(str::to_owned),
+            );
+            std::os::unix::fs::chown(&server_root, Some(user), Some(user)).unwrap();
+        }
+        program.push(binary.display().to_string());
+        let first_port = 10_000 + number % 400 * 50;
+        let server_file =
+            format!("ports:\n  from: {first_port}\n  to: {}\nlimits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
+        fs::write(server_root.join("larder.yml"), server_file).unwrap();
+        fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
+        let setup = Setup { directory, program, root: server_root, env: Vec::new() };
+        let world = World { mode, setup, server: RefCell::new(None) };
+        world.start(&[]);
+        world.key("alice");
+        world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
+        world
+    }
+
+    /// Starts the server, with `env` in its environment.
+    pub fn start(&self, env: &[(&str, &str)]) {
+        assert!(self.server.borrow().is_none(), "it runs already");
+        let setup =
+            Setup { env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(), ..self.setup.clone() };
+        *self.server.borrow_mut() = Some(Server::start(&setup));
+    }
+
+    /// Stops the server gracefully.
+    pub fn stop(&self) {
+        self.server.borrow_mut().take().expect("it does not run").stop();
+    }
+
+    /// Stops it gracefully and starts it with another environment.
+    pub fn restart(&self, env: &[(&str, &str)]) {
+        self.stop();
+        self.start(env);
+    }
+
+    /// Kills the server role only.
+    pub fn kill9_server(&self) {
+        self.server.borrow().as_ref().expect("it does not run").kill9_role();
+    }
+
+    /// Kills keeper and server; [`World::start`] starts them again.
+    pub fn kill9_all(&self) {
+        self.server.borrow_mut().take().expect("it does not run").kill9_all();
+    }
+
+    /// Asks the running server something.
+    pub fn with<T>(&self, ask: impl FnOnce(&Server) -> T) -> T {
+        ask(self.server.borrow().as_ref().expect("the server does not run"))
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The world's directory.
+    pub fn directory(&self) -> &Path {
+        &self.setup.directory
+    }
+
+    /// The server's root.
+    pub fn root(&self) -> &Path {
+        &self.setup.root
+    }
+
+    pub fn ssh_port(&self) -> u16 {
+        self.with(|server| server.ssh.port())
+    }
+
+    pub fn http_port(&self) -> u16 {
+        self.with(|server| server.http.port())
+    }
+
+    /// `larder` with arguments, as the operator on the server itself.
+    pub fn larder(&self, arguments: &[&str]) -> Output {
+        let mut command = self.larder_command();
+        command.args(arguments);
+        Output::of(&mut command)
+    }
+
+    /// The same, to be completed.
+    pub fn larder_command(&self) -> Command {
+        let mut command = self.setup.command();
+        command.arg("--root").arg(self.root());
+        command
+    }
+
+    /// A project that deploys `main` to production.
+    pub fn project(&self, name: &str) -> &World {
+        self.larder(&["project", "create", name, "--mode", "cooking"]).ok();
+        self
+    }
+
+    /// Makes a key pair for somebody.
+    pub fn key(&self, user: &str) {
+        let mut keygen = self.client("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", user, "-f"]).arg(self.private_key(user));
+        Output::of(&mut keygen).ok();
+    }
+
+    pub fn private_key(&self, user: &str) -> PathBuf {
+        self.directory().join("home").join(user)
+    }
+
+    pub fn public_key(&self, user: &str) -> String {
+        self.private_key(user).with_extension("pub").display().to_string()
+    }
+
+    /// A client's program: the tests' own user, in the world's own surroundings.
+    pub fn client(&self, program: &str) -> Command {
+        let home = self.directory().join("home");
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", super::server::PATH).env("HOME", &home).env("LC_ALL", "C.UTF-8").current_dir(&home);
+        command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", home.join("gitconfig")).env("GIT_TERMINAL_PROMPT", "0");
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// The options that let OpenSSH come in as somebody; nothing from the files of whoever runs the tests.
+    pub fn ssh_options(&self, user: &str) -> Vec<String> {
+        let known_hosts = format!("UserKnownHostsFile={}", self.directory().join("home/known_hosts").display());
+        let key = self.private_key(user).display().to_string();
+        let port = self.ssh_port().to_string();
+        let options = ["-F", "/dev/null", "-i", &key, "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", &known_hosts];
+        let more = ["-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-p", &port];
+        options.into_iter().chain(more).map(str::to_owned).collect()
+    }
+
+    /// `ssh larder@server WORDS...` as somebody.
+    pub fn ssh(&self, user: &str, words: &[&str]) -> Output {
+        let mut command = self.client("ssh");
+        command.args(self.ssh_options(user)).arg("larder@127.0.0.1").args(words);
+        Output::of(&mut command)
+    }
+
+    /// Ends the server gracefully and checks that it leaves no process and no mount.
+    pub fn end(self) {
+        self.stop();
+        let left = processes::of(self.directory());
+        assert!(left.is_empty(), "processes are left behind: {left:#?}");
+        let mounts = processes::mounts(self.directory());
+        assert!(mounts.is_empty(), "mounts are left behind: {mounts:#?}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the server's log\n{}----", log_tail(self.directory()));
+        }
+        if let Some(server) = self.server.get_mut() {
+            server.kill();
+        }
+        processes::kill_all(self.directory());
+        if std::env::var_os("LARDER_TEST_KEEP").is_some() && std::thread::panicking() {
+            eprintln!("kept: {}", self.directory().display());
+            return;
+        }
+        if fs::remove_dir_all(self.directory()).is_err() {
+            // The kernel's directories in an overlay have no rights at all, which stops whoever is not root.
+            let _ = Command::new("chmod").args(["-R", "u+rwX", "--"]).arg(self.directory()).status();
+            let _ = fs::remove_dir_all(self.directory());
+        }
+    }
+}
+
+/// A copy of the program that every user can run, to be linked into each world.
+fn shared_binary() -> &'static Path {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    COPY.get_or_init(|| {
+        // One for each build: what was left by an earlier run is used again.
+        let built = fs::metadata(LARDER).unwrap();
+        let modified = built.modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+        let user = rustix::process::geteuid().as_raw();
+        let path = std::env::temp_dir().join(format!("lt-larder-{user}-{modified}"));
+        if !path.exists() {
+            remove_older_copies(&format!("lt-larder-{user}-"));
+            let fresh = tempfile::NamedTempFile::new().unwrap();
+            fs::copy(LARDER, fresh.path()).unwrap();
+            fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            // Closed before it is linked, or starting it would fail as "text file busy".
+            fs::rename(fresh.into_temp_path().keep().unwrap(), &path).unwrap();
+        }
+        path
+    })
+}
+
+fn remove_older_copies(prefix: &str) {
+    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+const GIT_CONFIG: &str = "\
+[user]
+\tname = Alice
+\temail = alice@example.com
+[init]
+\tdefaultBranch = main
+[advice]
+\tdetachedHead = false
+[safe]
+\tdirectory = *
+[gc]
+\tauto = 0
+";
