@@ -3,9 +3,14 @@
 //! A push passes here twice: once as bytes between the client and receive-pack ([`Pushes::serve`]), and once as the hooks'
 //! questions ([`Pushes::answer_hooks`]), which turn into deployments and come back as git's own verdict on each ref.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fs::File,
+    io::Write as _,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -28,8 +33,12 @@ use crate::{
 pub struct Push {
     caller: Caller,
     project: Project,
+    /// Set when the push as a whole was accepted.
+    asked: Arc<AtomicBool>,
     /// Set when any ref was refused: the channel's exit status says the same as git's report.
     failed: Arc<AtomicBool>,
+    /// Set when the refs came before us; git refuses some by itself before that.
+    decided: Arc<AtomicBool>,
 }
 
 /// All pushes under way; cheap to clone.
@@ -60,10 +69,19 @@ impl Pushes {
         };
         let project = self.control.project(&caller, project, needed)?;
         let services = self.control.pipeline().services();
-        let failed = Arc::new(AtomicBool::new(false));
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (asked, failed, decided) = (flag(), flag(), flag());
+        let pushing = service == Service::ReceivePack;
+        let words = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let id = project.id;
         let token = match service {
-            Service::ReceivePack => Some(self.tokens.issue(Push { caller, project, failed: failed.clone() })),
+            Service::ReceivePack => Some(self.tokens.issue(Push {
+                caller,
+                project,
+                asked: asked.clone(),
+                failed: failed.clone(),
+                decided: decided.clone(),
+            })),
             Service::UploadPack => None,
         };
         let limits = ServeLimits { pack_bytes: services.config.limits.push_bytes.bytes() };
@@ -77,6 +95,9 @@ impl Pushes {
         );
         let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
         let exit = serving.child.wait().await.map_err(|error| CommandError::internal(&error))?;
+        if pushing && asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed) {
+            explain(words).await;
+        }
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
         Ok(if code == 0 && failed.load(Ordering::Relaxed) { 1 } else { code })
     }
@@ -106,7 +127,10 @@ impl Pushes {
             (free < reserve).then(|| format!("the server's disk is nearly full ({} MiB free)", free >> 20))
         };
         match reason {
-            None => session.accept().await,
+            None => {
+                session.ticket.asked.store(true, Ordering::Relaxed);
+                session.accept().await;
+            }
             Some(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);
                 session.refuse(&[format!(" !     {reason}")], &reason).await;
@@ -135,6 +159,7 @@ impl Pushes {
             }
         }
         session.ticket.failed.store(refused, Ordering::Relaxed);
+        session.ticket.decided.store(true, Ordering::Relaxed);
         session.finish(verdicts).await;
     }
 
@@ -190,6 +215,17 @@ impl Pushes {
             None => Verdict::Ok,
             Some(reason) => Verdict::Refused { reason },
         }
+    }
+}
+
+/// Git refuses a push from a shallow clone by itself, in three words; the advice comes from us.
+async fn explain(words: Option<OwnedFd>) {
+    let Some(words) = words else { return };
+    let advice = " !     The server's git refused this push before larder could look at it.\n \
+                  !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
+    let written = tokio::task::spawn_blocking(move || File::from(words).write_all(advice.as_bytes()));
+    if !matches!(written.await, Ok(Ok(()))) {
+        tracing::debug!("nobody was there to read an explanation");
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) async fn deploy(
             let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
             tracing::warn!(deployment = %ticket.deployment, by = %caller, "cancelled");
             ticket.cancel.cancel();
-            Ok(Reply::Ticket(Box::new(ticket)))
+            Ok(Reply::Cancelling(Box::new(ticket)))
         }
         DeployAction::Unfreeze => {
             let cleared = control.pipeline().thaw(environment.id, caller.name());

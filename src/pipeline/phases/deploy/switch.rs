@@ -13,6 +13,9 @@ use crate::{
     proxy::{State, Target},
 };
 
+/// Why an environment does not answer before its first deployment has gone well.
+pub const NOTHING_YET: &str = "nothing has been deployed here yet";
+
 /// Points the links, the ref and the route at the new release. The ref is part of it: a deploy branch names the commit that is
 /// live, so both move in one journalled step.
 pub struct Switch;
@@ -58,12 +61,16 @@ impl Step for Switch {
                 (_, Some(retired)) => drop(route.switch(retired.target())),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
+                    if addresses.is_empty() {
+                        // After a restart of everything its processes are gone; whoever recovers us boots them next.
+                        drop(route.set(State::Starting));
+                    }
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
-                    if !there {
+                    if !there && !addresses.is_empty() {
                         drop(route.switch(Target::new(addresses)));
                     }
                 }
-                (None, None) => drop(route.set(State::Starting)),
+                (None, None) => drop(route.set(State::Failed(String::from(NOTHING_YET)))),
             }
             move_ref(deployment, previous.as_ref()).await?;
             links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))
