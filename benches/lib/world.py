@@ -115,9 +115,12 @@ class World:
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
-        done = subprocess.run(
-            [str(part) for part in argv], env={**self.env, **(env or {})}, text=True, errors="replace", check=False, **options
-        )
+        try:
+            done = subprocess.run(
+                [str(part) for part in argv], env={**self.env, **(env or {})}, text=True, errors="replace", check=False, **options
+            )
+        except (FileNotFoundError, PermissionError) as why:
+            raise Unavailable(f"{argv[0]} cannot be run: {why.strerror}") from None
         if check and done.returncode != 0:
             said = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-8:])
             raise Unavailable(f"`{' '.join(str(part) for part in argv[:6])}` exited {done.returncode}: {said}")

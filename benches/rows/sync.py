@@ -88,8 +88,8 @@ def git_ways(world, tree, live, ours, ways):
     commits = []
     for version in (live, tree):
         world.git(f"--git-dir={git}", f"--work-tree={version}", "add", "--all", "--force", cwd=version, timeout=900)
-        world.git(f"--git-dir={git}", "-c", "core.bare=false", "commit", "--quiet", "--allow-empty", "--message", "a version", cwd=repositories)
-        commits.append(world.git(f"--git-dir={git}", "rev-parse", "HEAD").stdout.strip())
+        written = world.git(f"--git-dir={git}", "write-tree").stdout.strip()
+        commits.append(world.git(f"--git-dir={git}", "commit-tree", "-m", "a version", written).stdout.strip())
     old, new = commits
     checkout, project = world.path("checkout"), world.path("project")
 
