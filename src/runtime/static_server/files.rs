@@ -154,10 +154,15 @@ impl Directory {
     }
 }
 
-/// Names that begin with a dot are nobody's business, except the one that exists to be asked for.
+/// Names that begin with a dot are nobody's business, except the one that exists to be asked for; nor are the files that tell
+/// larder how to deploy the site, where the site is served from the root of its repository.
 fn is_public(name: &str) -> bool {
-    name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
+    !RECIPE.contains(&name)
+        && name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
 }
+
+/// The files that configure a deployment.
+const RECIPE: [&str; 4] = ["larder.yml", "Procfile", "app.json", "static.json"];
 
 /// The parts of a request's path, decoded; `None` where it cannot be a name.
 pub(super) fn decode(path: &str) -> Option<Vec<String>> {
