@@ -124,6 +124,7 @@ impl World {
             .filter_map(|name| name.strip_suffix(".manifest.json").map(str::to_owned))
             .collect();
         assert_eq!(trees, manifests, "trees and manifests differ");
+        assert!(names(&top).iter().all(|name| !name.starts_with('.')), "half-written files: {:?}", names(&top));
         for (number, outcome) in self.outcomes(project).into_iter().enumerate() {
             assert!(outcome.is_some(), "deployment {number} has no end");
         }
