@@ -24,6 +24,8 @@ pub enum Fate {
         branch: BranchName,
         /// The commit.
         commit: CommitId,
+        /// What the pusher saw the branch at; zero for a branch that was not there.
+        seen: CommitId,
     },
     /// Git stores it; the line tells the pusher that nothing is deployed.
     Store {
@@ -77,7 +79,12 @@ fn fate(environments: &[Environment], update: &RefUpdate) -> Fate {
                     environment.project
                 )),
             },
-            Some(environment) => Fate::Deploy { environment: Box::new(environment.clone()), branch, commit: update.new.clone() },
+            Some(environment) => Fate::Deploy {
+                environment: Box::new(environment.clone()),
+                branch,
+                commit: update.new.clone(),
+                seen: update.old.clone(),
+            },
             None if deletes => Fate::Store { note: None },
             None => Fate::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(environments))) },
         };

@@ -177,9 +177,9 @@ impl Pushes {
                 }
                 Verdict::Refused { reason }
             }
-            Fate::Deploy { environment, branch, commit } => {
+            Fate::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
-                let request = Request { trigger, environment: *environment, branch, commit };
+                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen) };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,

@@ -11,7 +11,7 @@ fn malformed_files_are_named_with_their_line(world: &World) {
     repo.push().accepted();
     let before = world.snapshot("shop");
     let cases: [(&str, &str, &[&str]); 8] = [
-        ("larder.yml", "env:\n  A: 1\nhelth:\n  path: /\n", &["gather: larder.yml:3", "helth", "health"]),
+        ("larder.yml", "env:\n  A: 1\nhelth:\n  path: /\n", &["gather: larder.yml:3", "helth"]),
         ("larder.yml", "scale:\n  web: many\n", &["larder.yml:2", "many"]),
         ("larder.yml", "env: [1\n", &["larder.yml:"]),
         ("larder.yml", "env:\n  A: 1\nenv:\n  B: 2\n", &["larder.yml:3", "env"]),
@@ -41,7 +41,7 @@ fn malformed_files_are_named_with_their_line(world: &World) {
 fn wrong_names_are_refused_with_the_rule(world: &World) {
     for (words, says) in [
         (&["project", "create", "My_Shop"][..], "lower-case"),
-        (&["project", "create", "-rf"], "-rf"),
+        (&["project", "create", "-rf"], "--remote"),
         (&["project", "create", "../x"], "lower-case"),
         (&["project", "create", "shop", "--branch", "a..b"], "branch"),
         (&["project", "create", "shop", "--mode", "cook"], "cooking"),

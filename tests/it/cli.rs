@@ -50,7 +50,8 @@ fn listings_speak_json(world: &World) {
     assert_eq!(json(&["whoami", "--json"])["name"], "alice");
     assert!(json(&["doctor", "--json"]).as_array().unwrap().len() > 5);
     // The same words by option, with a colon, and on the server itself.
-    assert_eq!(json(&["--json", "releases", "-a", "shop"]), releases);
+    assert_eq!(json(&["releases", "-a", "shop", "--json"]), releases);
+    assert_eq!(world.larder(&["--json", "releases", "--app", "shop"]).json(), releases);
     assert_eq!(world.larder(&["releases", "shop", "--json"]).json(), releases);
 }
 
