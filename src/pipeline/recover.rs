@@ -11,7 +11,7 @@ use super::{
     journal::{Journal, JournalError, Story},
     lane::Lane,
     modes,
-    phases::deploy::{boot, processes, slot, switch::NOTHING_YET},
+    phases::deploy::{boot, processes, slot},
     runner,
     step::{Failure, chain},
     transcript::Transcript,
@@ -52,7 +52,7 @@ impl Pipeline {
         match live {
             None => {
                 let _ = self.0.services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
-                drop(route.set(State::Failed(String::from(NOTHING_YET))));
+                drop(route.set(State::Empty));
             }
             Some(live) => {
                 if let Err(failure) = self.serve(&lane, &history, &live).await {
