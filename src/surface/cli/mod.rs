@@ -122,8 +122,11 @@ fn colons(words: &[String]) -> Vec<String> {
 }
 
 /// Completions for `shell`.
-pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
-    clap_complete::generate(shell, &mut Cli::command(), "larder", out);
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    // The generator panics where it cannot write; a reader that has seen enough is no reason to.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
+    out.write_all(&text)
 }
 
 /// The manual page.
