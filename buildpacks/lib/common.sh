@@ -1,7 +1,7 @@
 # What every compile script of larder's own buildpacks shares. Sourced, never run; plain POSIX sh.
 #
-# After `prepare "$@"`: BUILD_DIR and CACHE_DIR are absolute, configuration is in the environment, HOME is a place where tools may
-# leave their litter, and TMP is removed at the end.
+# After `prepare "$@"`: BUILD_DIR and CACHE_DIR are absolute, configuration is in the environment, and HOME is a place where tools
+# may leave their litter. After `scratch` or `run` there is TMP, which is removed at the end. What needs no tool starts none.
 
 LC_ALL=C.UTF-8
 export LC_ALL
@@ -29,21 +29,27 @@ need() {
 
 prepare() {
   [ $# -ge 2 ] || fail "usage: bin/compile BUILD_DIR CACHE_DIR [ENV_DIR]"
-  mkdir -p "$2" || fail "the cache directory $2 cannot be made"
+  [ -d "$2" ] || mkdir -p "$2" || fail "the cache directory $2 cannot be made"
   BUILD_DIR=$(cd -- "$1" && pwd) || fail "there is no directory $1"
   CACHE_DIR=$(cd -- "$2" && pwd) || fail "there is no directory $2"
   [ -z "${3:-}" ] || load_environment "$3"
   if [ "$BUILD_DIR" != /app ]; then
     warn "This build runs in $BUILD_DIR, not in /app: its result may not work at another path."
   fi
-  TMP=$(mktemp -d) || fail "no temporary directory can be made"
-  trap 'rm -rf "$TMP"' EXIT
+  TMP=
   HOME=$CACHE_DIR/home
-  mkdir -p "$HOME"
+  [ -d "$HOME" ] || mkdir -p "$HOME"
   export HOME
   cd "$BUILD_DIR" || fail "there is no directory $BUILD_DIR"
   # Output of tools passes a pipe; 4 is where it goes.
   exec 4>&1
+}
+
+# scratch: makes TMP.
+scratch() {
+  [ -z "$TMP" ] || return 0
+  TMP=$(mktemp -d) || fail "no temporary directory can be made"
+  trap 'rm -rf "$TMP"' EXIT
 }
 
 # Heroku's ENV_DIR: one file per variable. Those that would change which programs run, or how, stay outside.
@@ -66,6 +72,7 @@ load_environment() {
 
 # run COMMAND...: indented output, a copy of it in $TMP/output, the command's own status.
 run() {
+  scratch
   _status=$({ {
     "$@" 2>&1 3>&- 4>&- </dev/null
     echo $? >&3

@@ -73,6 +73,23 @@ fn an_example_is_recognised_by_its_buildpack_and_no_other_takes_it() {
 }
 
 #[test]
+fn what_a_detect_script_looks_for_is_a_sign() {
+    for one in REGISTRY {
+        let path = format!("{}/bin/detect", one.name);
+        let script = FILES.iter().find(|file| file.path == path).unwrap().text;
+        let code = script.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        let words = code.split(|c: char| !(c.is_ascii_alphanumeric() || "._/-".contains(c)));
+        let looks_like_a_file = |word: &str| word.ends_with("file") || (word.contains('.') && word.len() > 4);
+        let names =
+            words.map(|word| word.trim_start_matches("1/").trim_start_matches('/')).filter(|word| looks_like_a_file(word));
+        let named: BTreeSet<&str> = names.filter(|name| !name.ends_with("look.sh") && !name.starts_with('.')).collect();
+        let signs: BTreeSet<&str> = one.signs.iter().copied().collect();
+        assert!(named.is_subset(&signs), "{path} looks for {named:?}, its signs are {signs:?}");
+        assert!(!signs.is_empty(), "{path}");
+    }
+}
+
+#[test]
 fn front_ends_and_servers_are_told_apart() {
     let cases: &[(&str, &str, &str)] = &[
         ("static", "", r#"{"scripts":{"build":"vite build"}}"#),

@@ -199,6 +199,11 @@ impl<W: Write + Send + 'static> Worker<W> {
     fn detect_ours(&mut self) -> Result<Chosen, Stop> {
         for ours in REGISTRY {
             let Some(chosen) = self.by_name(ours.name) else { continue };
+            // The operator's own version may look for something else.
+            let replaced = chosen.directory.starts_with(&self.place.operator);
+            if !replaced && !ours.signs.iter().any(|sign| self.place.app.join(sign).symlink_metadata().is_ok()) {
+                continue;
+            }
             let ended = self.detect(&chosen)?;
             if ended.success() {
                 self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));

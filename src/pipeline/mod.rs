@@ -227,9 +227,9 @@ impl Pipeline {
 
     async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
         let ended = async {
-            journal.append(deployment.order.opened(plan.names()))?;
+            journal.note(deployment.order.opened(plan.names()))?;
             let outcome = runner::run(plan, deployment, journal).await?;
-            journal.append(Event::Ended { outcome: outcome.clone() })?;
+            runner::aside(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
         };
         let outcome = ended.await.unwrap_or_else(|error| runner::lost_journal(&error));

@@ -18,6 +18,7 @@ use super::{
     verdict,
 };
 use crate::{
+    host::files,
     model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, Status},
     proxy::{State, Target},
 };
@@ -30,6 +31,11 @@ impl Pipeline {
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        for directory in [paths.path().to_owned(), paths.deploy(), paths.releases()] {
+            if let Err(error) = files::remove_unfinished(&directory) {
+                tracing::warn!(error = chain(&error), "half-written files stay");
+            }
+        }
         let history = History::read(&paths);
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);

@@ -119,6 +119,13 @@ fn an_atomic_push_is_all_or_nothing(world: &World) {
     let refs = repo.ls_remote();
     assert_eq!((refs.get("refs/heads/main"), refs.get("refs/heads/topic")), (Some(&two), Some(&two)));
     world.serves("shop", "version two");
+    // A ref that git itself cannot store, because a branch has the name of its directory, stops the deployment too.
+    repo.page("version three");
+    let push = repo.push_as(&["--atomic", "HEAD:refs/heads/main", "HEAD:refs/heads/topic/sub"]);
+    assert_eq!(push.0.status, 1, "{}", push.0);
+    push.says("refs/heads/topic exists");
+    assert_eq!(repo.live(), Some(two), "half of an atomic push went live: {}", push.0);
+    world.serves("shop", "version two");
 }
 
 fn an_atomic_push_deploys_one_branch_only(world: &World) {

@@ -44,6 +44,7 @@ impl Control {
         let saved = next.save(&self.0.root.registry_file());
         saved.map_err(|error| CommandError::internal(&error))?;
         *self.0.registry.write() = next;
+        self.0.changed.send_replace(());
         Ok(result)
     }
 }

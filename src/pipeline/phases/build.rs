@@ -29,6 +29,10 @@ impl Step for Compile {
         "run the buildpacks in a sandbox at /app"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let services = deployment.services.clone();

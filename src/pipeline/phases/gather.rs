@@ -32,6 +32,10 @@ impl Step for Source {
         "check the commit's tree, export what changed, read larder.yml, Procfile and app.json"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             nothing_is_lost(deployment).await?;
@@ -193,6 +197,10 @@ impl Step for Layer {
 
     fn about(&self) -> &'static str {
         "lay an empty build layer over the exported source"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -32,6 +32,10 @@ impl Step for Workers {
         "start the other processes and see that they stay up"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             stop(deployment).await?;
@@ -83,6 +87,10 @@ impl Step for Smoke {
 
     fn about(&self) -> &'static str {
         "ask for the smoke pages through the front door"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
