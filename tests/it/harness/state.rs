@@ -77,7 +77,12 @@ impl World {
             let text = fs::read_to_string(directory.join(name).join("journal.jsonl")).unwrap_or_default();
             text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
-        journals.collect()
+        let mut journals: Vec<Vec<Value>> = journals.collect();
+        // The names tell seconds only.
+        let began =
+            |journal: &Vec<Value>| journal.first().and_then(|record| record["at"].as_str()?.parse::<jiff::Timestamp>().ok());
+        journals.sort_by_key(|journal| (began(journal).is_none(), began(journal)));
+        journals
     }
 
     /// How each deployment to production ended, oldest first; nothing for one that has not.
