@@ -21,7 +21,8 @@ pub use verbs::Verb;
 /// Push-to-deploy: staging cooks, the larder keeps, production serves.
 ///
 /// larder is a git server that builds what is pushed, keeps the result as a release, runs it, and says no when the new code does
-/// not serve. Try `larder quickstart`.
+/// not serve. Try `larder quickstart`. The same words work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git remote
+/// (`larder -r prod status`).
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
 pub struct Cli {
