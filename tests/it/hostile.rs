@@ -191,6 +191,10 @@ fn a_great_number_of_refs(world: &World) {
     assert_eq!(push.0.status, 1, "{}", push.0.stderr.chars().take(2000).collect::<String>());
     push.says("the push changes more than 2000 refs").says("smaller groups");
     assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
+    // The server file's own limit, at its default.
+    let push = repo.push_as(&["refs/heads/topic/1*:refs/heads/topic/1*"]);
+    assert_eq!(push.0.status, 1);
+    push.says("this push changes 1111 refs, at most 100 are allowed");
     assert_eq!(repo.ls_remote().len(), 2, "some of them were stored");
     repo.page("version two");
     repo.push().accepted();
