@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Config;
 use crate::{host::launch::Cgroups, model::LimitClass};
 
 const MIB: u64 = 1024 * 1024;
@@ -25,15 +26,17 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The figures of `class`; `application` is the operator's memory limit for applications.
-    pub fn of(class: LimitClass, application: Option<u64>) -> Limits {
+    /// The figures of `class` under the operator's own.
+    pub fn of(class: LimitClass, config: &Config) -> Limits {
         match class {
-            LimitClass::Build => {
-                let memory = Some(half_of_ram().clamp(256 * MIB, 2048 * MIB));
-                Limits { memory, processes: 2048, weight: 30, file: Some(4096 * MIB), background: true }
+            LimitClass::Build { memory } => {
+                let most = config.build_memory.unwrap_or_else(|| half_of_ram().clamp(256 * MIB, 2048 * MIB));
+                let memory = Some(memory.map_or(most, |asked| asked.min(most)));
+                Limits { memory, processes: config.build_processes, weight: 30, file: Some(4096 * MIB), background: true }
             }
-            LimitClass::Application => {
-                Limits { memory: application, processes: 1024, weight: 100, file: None, background: false }
+            LimitClass::Application { memory } => {
+                let memory = memory.into_iter().chain(config.application_memory).min();
+                Limits { memory, processes: 1024, weight: 100, file: None, background: false }
             }
             LimitClass::Service => {
                 Limits { memory: Some(1024 * MIB), processes: 256, weight: 100, file: None, background: false }
@@ -250,5 +253,23 @@ mod tests {
         assert_eq!(separate(own, mounts, "cpu"), Some("/sys/fs/cgroup/cpu/".into()));
         assert_eq!(separate(own, mounts, "pids"), None);
         assert_eq!(unified(own, mounts), Some("/sys/fs/cgroup/unified/x".into()));
+    }
+
+    #[test]
+    fn nobody_gets_more_memory_than_the_operator_allows() {
+        let mut config = Config::new(PathBuf::from("/nowhere"));
+        let memory = |class, config: &Config| Limits::of(class, config).memory;
+        let build = |memory| LimitClass::Build { memory };
+        let application = |memory| LimitClass::Application { memory };
+        assert_eq!(memory(build(Some(10 * MIB)), &config), Some(10 * MIB));
+        assert!(memory(build(None), &config).is_some_and(|bytes| bytes <= 2048 * MIB));
+        assert_eq!(memory(application(None), &config), None);
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
+        config.build_memory = Some(8192 * MIB);
+        config.application_memory = Some(64 * MIB);
+        assert_eq!(memory(build(None), &config), Some(8192 * MIB));
+        assert_eq!(memory(build(Some(9000 * MIB)), &config), Some(8192 * MIB));
+        assert_eq!(memory(application(Some(100 * MIB)), &config), Some(64 * MIB));
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
     }
 }

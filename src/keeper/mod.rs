@@ -66,6 +66,10 @@ pub struct Config {
     pub host_env: Vec<(OsString, OsString)>,
     /// The most memory of one application process, in bytes.
     pub application_memory: Option<u64>,
+    /// The most memory of one build, in bytes; without it, half of the machine's, between 256 MiB and 2 GiB.
+    pub build_memory: Option<u64>,
+    /// Processes and threads of one build.
+    pub build_processes: u64,
     /// Bytes that fit into a worker's `/tmp`; memory, and counted as the worker's.
     pub temporary: u64,
 }
@@ -85,6 +89,8 @@ impl Config {
             host_paths: Vec::new(),
             host_env: Vec::new(),
             application_memory: None,
+            build_memory: None,
+            build_processes: 2048,
             temporary: 2 * 1024 * 1024 * 1024,
         }
     }

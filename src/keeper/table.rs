@@ -265,7 +265,7 @@ impl Table {
                 temporary: self.config.temporary,
             });
         }
-        let limits = Limits::of(launch.limits, self.config.application_memory);
+        let limits = Limits::of(launch.limits, &self.config);
         let group = self.groups.group(&id.0.to_string(), &limits);
         let program = self.program.as_ref().ok_or("no server has been started yet")?;
         // A fresh opening: the last reader's position must not matter.
@@ -288,7 +288,7 @@ impl Table {
             environment: self.environment(entry, view.is_some()),
             identity: self.users.system().then(|| self.users.identity(errand.user)),
             directory: "/".into(),
-            limit_data: launch.limits != LimitClass::Application && !group.limits_memory(),
+            limit_data: !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory(),
             limits: Some(limits),
             descriptors,
             program: program.as_raw_fd(),
@@ -610,7 +610,7 @@ impl Table {
             environment: Some(aside.env),
             release: None,
             slot: None,
-            limits: LimitClass::Build,
+            limits: LimitClass::Build { memory: None },
             supervision: Supervision::Once,
         };
         let Ok(job) = self.nothing.try_clone() else { return };

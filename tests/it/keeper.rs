@@ -144,7 +144,7 @@ impl World {
             environment: Some(ENV),
             release: Some(self.release),
             slot: Some(Slot::Blue),
-            limits: LimitClass::Application,
+            limits: LimitClass::Application { memory: None },
             supervision,
         }
     }
