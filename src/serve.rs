@@ -10,7 +10,7 @@ use crate::{
     control::{CommandError, Kind},
     git,
     host::root::Root,
-    keeper::{self, LibFile},
+    keeper::{self, KeeperError, LibFile},
     pipeline::chain,
     surface::cli::serve::Args,
 };
@@ -26,9 +26,21 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
     keeper.http_listen = if args.http.is_empty() { vec![config.http_listen] } else { args.http };
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
+    for missing in config.paths.iter().filter(|path| !path.is_dir()) {
+        tracing::warn!(path = %missing.display(), "larder.yml names a directory in `paths` that is not there; sandboxes will not see it");
+    }
     keeper.host_paths = config.paths.clone();
     keeper.lib = brought_along();
-    keeper::run(keeper).map_err(|error| CommandError::new(Kind::Internal, chain(&error)))
+    keeper::run(keeper).map_err(|error| CommandError::new(kind(&error), chain(&error)))
+}
+
+/// Who has to act when a server cannot start.
+fn kind(error: &KeeperError) -> Kind {
+    match error {
+        KeeperError::Taken(_) => Kind::Refused,
+        KeeperError::Listen { .. } | KeeperError::Root { .. } => Kind::Configuration,
+        KeeperError::Setup(_) | KeeperError::Wait(_) => Kind::Internal,
+    }
 }
 
 /// What the server role may see of our environment: how much to log, and, in the test build, which faults to make.

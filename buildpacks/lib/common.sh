@@ -80,11 +80,47 @@ run() {
   return "${_status:-1}"
 }
 
-# must WHAT COMMAND...: as run, or the build ends with "WHAT exited N".
+# must WHAT COMMAND...: as run, or the build ends with "WHAT exited N" and what the output says about it.
 must() {
   _what=$1
   shift
-  run "$@" || fail "$_what exited $?"
+  run "$@" || {
+    _status=$?
+    _why=$(why)
+    fail "$_what exited $_status${_why:+: $_why}"
+  }
+}
+
+# unreachable: says which host the last run could not reach, if any.
+unreachable() {
+  _host=$(sed -n \
+    -e 's/.*getaddrinfo \(ENOTFOUND\|EAI_AGAIN\) \([A-Za-z0-9.-]*\).*/\2/p' \
+    -e 's/.*getaddrinfo for \([A-Za-z0-9.-]*\) failed.*/\1/p' \
+    -e 's/.*Could not resolve host: \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*Could not reach host \([A-Za-z0-9.-]*[A-Za-z0-9]\).*/\1/p' \
+    -e 's/.*Unknown host \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*UnknownHostException: \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*lookup \([A-Za-z0-9.-]*\) on [^ ]*: no such host.*/\1/p' \
+    -e "s/.*HTTPSConnection(host='\([A-Za-z0-9.-]*\)'.*Name or service not known.*/\1/p" "$TMP/output" | head -n 1)
+  [ -z "$_host" ] || echo "$_host cannot be reached from this server"
+}
+
+# why: the cause that the last run's output names, as one short line; nothing where it names none. First a host that could not be
+# reached, because what tools say after that is a consequence; then the first line that its tool marked as an error.
+why() {
+  _why=$(unreachable)
+  if [ -n "$_why" ]; then
+    echo "$_why"
+    return
+  fi
+  sed -e "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g" "$TMP/output" | sed -n \
+    -e '/^npm \(error\|ERR!\) \(code\|errno\|syscall\|path\|command\|type\|cwd\|workspace\|location\|A complete log\|Exit handler\)/d' \
+    -e 's/^npm \(error\|ERR!\) \([^ ].*\)/\2/p' \
+    -e '/([0-9,]*): error TS[0-9]*: /p' \
+    -e 's/^[^ ]*sh: \(line \)\{0,1\}[0-9]*:\{0,1\} *\(.*not found\)$/\2/p' \
+    -e 's/^ *\([A-Za-z.]*\(Error\|Exception\): .*\)/\1/p' \
+    -e 's/^\[ERROR\] *\([^ ].*\)/\1/p' \
+    -e 's/^ *\(error\|ERROR\|fatal\|FATAL\|Error\)\( [A-Z]*[0-9]*\)\{0,1\}: *\([^ ].*\)/\3/p' | head -n 1 | sed "s|$BUILD_DIR/||g" | cut -c1-160
 }
 
 # same_key NAME TEXT: whether the cache's part NAME was made from TEXT.

@@ -151,6 +151,8 @@ pub struct Deployment {
     pub transcript: Transcript,
     /// Whether somebody wants it to end.
     pub cancelled: CancellationToken,
+    /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
+    pub seen: Option<CommitId>,
     /// Held by whoever still empties the idle slot; the next release boots there.
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
@@ -167,7 +169,17 @@ impl Deployment {
         idle_slot: Arc<tokio::sync::Mutex<()>>,
     ) -> Deployment {
         let paths = services.root.environment(&order.environment.project, &order.environment.name);
-        Deployment { order, services, paths, facts: Facts::default(), transcript, cancelled, idle_slot, retired: None }
+        Deployment {
+            order,
+            services,
+            paths,
+            facts: Facts::default(),
+            transcript,
+            cancelled,
+            seen: None,
+            idle_slot,
+            retired: None,
+        }
     }
 
     /// The project's settings for this environment; its defaults before they are read.

@@ -11,13 +11,14 @@ use super::{
     journal::{Journal, JournalError, Story},
     lane::Lane,
     modes,
-    phases::deploy::{boot, processes, slot, switch::NOTHING_YET},
+    phases::deploy::{boot, processes, slot},
     runner,
     step::{Failure, chain},
     transcript::Transcript,
     verdict,
 };
 use crate::{
+    host::files,
     model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, Status},
     proxy::{State, Target},
 };
@@ -30,6 +31,11 @@ impl Pipeline {
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        for directory in [paths.path().to_owned(), paths.deploy(), paths.releases()] {
+            if let Err(error) = files::remove_unfinished(&directory) {
+                tracing::warn!(error = chain(&error), "half-written files stay");
+            }
+        }
         let history = History::read(&paths);
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
@@ -46,7 +52,7 @@ impl Pipeline {
         match live {
             None => {
                 let _ = self.0.services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
-                drop(route.set(State::Failed(String::from(NOTHING_YET))));
+                drop(route.set(State::Empty));
             }
             Some(live) => {
                 if let Err(failure) = self.serve(&lane, &history, &live).await {

@@ -103,7 +103,8 @@ impl Runtime {
         let mut env = boot.env.clone();
         env.extend(process.env.iter().cloned());
         env.push((String::from("PORT"), port.to_string()));
-        env.push((String::from("DYNO"), label.name()));
+        // Not Heroku's DYNO: applications take that for a promise of Heroku's surroundings, such as a router that speaks TLS.
+        env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
         let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes() });
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;

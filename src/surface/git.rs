@@ -23,7 +23,7 @@ use crate::{
     model::{Access, Project, ProjectName, Trigger},
     pipeline::{
         Request, Ticket, chain,
-        intake::{Fate, RefUpdate, fates},
+        intake::{Fate, RefUpdate, fates, unstorable},
     },
     surface::cli::session::error_text,
 };
@@ -147,7 +147,10 @@ impl Pushes {
             .map(|change| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() })
             .collect();
         let atomic = session.request.atomic;
-        let fates = fates(&session.ticket.project.environments, &updates, atomic);
+        let mut fates = fates(&session.ticket.project.environments, &updates, atomic);
+        if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
+            self.refuse_unstorable(&session, &updates, &mut fates).await;
+        }
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
@@ -161,6 +164,27 @@ impl Pushes {
         session.ticket.failed.store(refused, Ordering::Relaxed);
         session.ticket.decided.store(true, Ordering::Relaxed);
         session.finish(verdicts).await;
+    }
+
+    /// Refuses an atomic push as a whole, before its deployment, if git would not store one of its other refs after it.
+    async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [Fate]) {
+        let repositories = &self.control.pipeline().services().repositories;
+        let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {
+            Ok((refs, _)) => {
+                let existing = refs.into_iter().map(|entry| (entry.refname, entry.id)).collect();
+                unstorable(updates, &existing).map(|(update, why)| (update.name.clone(), why))
+            }
+            Err(error) => Some((String::new(), chain(&error))),
+        };
+        let Some((name, why)) = found else { return };
+        for (update, fate) in updates.iter().zip(fates) {
+            let reason = if update.name == name || name.is_empty() {
+                why.clone()
+            } else {
+                String::from("another ref of this atomic push was refused")
+            };
+            *fate = Fate::Refuse { reason, hint: None };
+        }
     }
 
     async fn verdict(&self, session: &HookSession<Push>, fate: Fate) -> Verdict {
@@ -177,9 +201,9 @@ impl Pushes {
                 }
                 Verdict::Refused { reason }
             }
-            Fate::Deploy { environment, branch, commit } => {
+            Fate::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
-                let request = Request { trigger, environment: *environment, branch, commit };
+                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen) };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,

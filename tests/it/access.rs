@@ -1,9 +1,19 @@
 //! Who may do what, seen from the client's side.
 
-use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode};
+use std::{process::Stdio, time::Duration};
+
+use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_mode, until, within};
 
 in_each_mode!(rights_are_what_they_say);
-in_one_mode!(strangers_stay_outside, the_ssh_side_is_a_closed_grammar, keys_come_and_go);
+in_one_mode!(
+    strangers_stay_outside,
+    who_is_removed_is_out,
+    the_ssh_side_is_a_closed_grammar,
+    environment_requests_reach_nothing,
+    verbs_say_the_same_everywhere,
+    keys_come_and_go,
+    a_private_key_is_no_public_key,
+);
 
 fn rights_are_what_they_say(world: &World) {
     world.project("shop").project("secret");
@@ -110,13 +120,111 @@ fn the_ssh_side_is_a_closed_grammar(world: &World) {
     let mut tunnel = world.client("ssh");
     tunnel.args(world.ssh_options("alice")).args(["-W", "127.0.0.1:22", "larder@127.0.0.1"]);
     assert_ne!(Output::of(&mut tunnel).status, 0);
-    // Environment requests do not reach anything.
-    let mut env = world.client("ssh");
-    env.args(world.ssh_options("alice")).args([
-        "-o",
-        "SetEnv=GIT_PROTOCOL=version=2 LD_PRELOAD=/tmp/x LARDER_PUSH_TOKEN=x",
-        "larder@127.0.0.1",
-        "whoami",
-    ]);
-    Output::of(&mut env).exits(0);
+}
+
+/// What a client wants to set is dropped, whatever it is; only git's own protocol word counts.
+fn environment_requests_reach_nothing(world: &World) {
+    world.project("shop");
+    let trace = world.directory().join("trace");
+    let wishes = format!(
+        "SetEnv=LD_PRELOAD=/tmp/x.so GIT_TRACE={0} GIT_TRACE2_EVENT={0} GIT_EXEC_PATH=/tmp GIT_DIR=/tmp GIT_CONFIG_COUNT=1 \
+         GIT_CONFIG_KEY_0=core.hooksPath GIT_CONFIG_VALUE_0=/tmp PATH=/tmp BASH_ENV=/tmp/x HOME=/tmp LARDER_PUSH_TOKEN=x WISH=granted",
+        trace.display()
+    );
+    let repo = Repo::site(world, "shop", "version one");
+    repo.program(".larder/build", "#!/bin/sh\nenv > environment.txt\n");
+    repo.commit("a build that shows its environment");
+    let options = world.ssh_options("alice");
+    let mut push = repo.command();
+    push.env("GIT_SSH_COMMAND", format!("ssh {} -o '{wishes}'", options.join(" ")));
+    push.args(["push", &repo.url(), "HEAD:refs/heads/main"]);
+    Push(Output::of(&mut push)).accepted().says("v1 is live");
+    let environment = world.get("shop", "/environment.txt");
+    assert_eq!(environment.status, 200);
+    for wish in ["WISH", "LD_PRELOAD", "BASH_ENV", "GIT_TRACE", "GIT_CONFIG_COUNT", "LARDER_PUSH_TOKEN"] {
+        assert!(!environment.body.contains(wish), "{wish} reached the build:\n{}", environment.body);
+    }
+    assert!(!trace.exists(), "git traced what a client wished");
+    for words in [&["whoami"][..], &["run", "shop", "--", "env"]] {
+        let mut verb = world.client("ssh");
+        verb.args(&options).args(["-o", &wishes, "larder@127.0.0.1"]).args(words);
+        Output::of(&mut verb).exits(0).keeps_quiet_about("granted").keeps_quiet_about("LD_PRELOAD");
+    }
+    // Words in the protocol variable are words, and nothing else.
+    for protocol in ["version=2", "version=99", "x'; id; '", "version=2:LD_PRELOAD=/tmp/x"] {
+        let mut list = repo.command();
+        list.env("GIT_PROTOCOL", protocol).args(["ls-remote", &repo.url()]);
+        Output::of(&mut list).exits(0).says("refs/heads/main").keeps_quiet_about("uid=");
+    }
+}
+
+fn verbs_say_the_same_everywhere(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    for words in [
+        &["releases", "shop"][..],
+        &["releases", "shop", "--json"],
+        &["ps", "shop"],
+        &["plan", "shop"],
+        &["project", "info", "shop"],
+        &["project", "list"],
+        &["user", "list"],
+        &["logs", "shop", "-n", "1"],
+        &["deploy", "shop", "--follow"],
+        &["ps:scale", "shop"],
+        &["releases", "nowhere"],
+        &["releases"],
+        &["relases", "shop"],
+        &["run", "shop", "--", "sh", "-c", "'exit 7'"],
+    ] {
+        let here = world.larder(&words.iter().map(|word| word.trim_matches('\'')).collect::<Vec<_>>());
+        let there = world.ssh("alice", words);
+        assert_eq!((there.status, &there.stdout, &there.stderr), (here.status, &here.stdout, &here.stderr), "{words:?}");
+    }
+}
+
+fn who_is_removed_is_out(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
+    repo.page("version one");
+    repo.push().accepted();
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
+    world.ssh("bob", &["whoami"]).exits(0).says("bob");
+    // A connection that is open already, in the middle of something.
+    let mut open = world.client("ssh");
+    open.args(world.ssh_options("bob")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
+    let mut open = open.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "it did not stay open");
+    world.larder(&["user", "remove", "bob"]).ok();
+    until("the open connection of a removed user is cut", || open.try_wait().unwrap().is_some());
+    world.ssh("bob", &["whoami"]).exits(255).says("Permission denied");
+    repo.page("version two");
+    let push = repo.by("bob").push();
+    assert_eq!(push.0.status, 128, "{}", push.0);
+    world.serves("shop", "version one");
+    world.larder(&["user", "list"]).keeps_quiet_about("bob");
+    world.larder(&["user", "remove", "bob"]).exits(4);
+}
+
+fn a_private_key_is_no_public_key(world: &World) {
+    world.key("laptop");
+    let private = std::fs::read_to_string(world.private_key("laptop")).unwrap();
+    let secret = private.lines().nth(1).unwrap();
+    let file = world.private_key("laptop").display().to_string();
+    for words in [
+        &["key", "add", "alice", "--key-file", &file][..],
+        &["key", "add", "alice", "--key", &private],
+        &["user", "add", "bob", "--key", &private],
+    ] {
+        let refused = world.larder(words);
+        refused.exits(2).says("PRIVATE key").keeps_quiet_about(secret);
+    }
+    world.larder(&["user", "list"]).keeps_quiet_about("bob");
+    world.ssh("laptop", &["whoami"]).exits(255);
+    let log = std::fs::read_to_string(world.directory().join("server.log")).unwrap();
+    assert!(!log.contains(secret), "a private key is in the server's log");
 }

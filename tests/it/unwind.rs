@@ -54,7 +54,7 @@ fn every_step_runs_twice(world: &World) {
     world.serves("shop", "version two");
     world.is_consistent("shop");
     crate::harness::until("the old release has retired", || world.ports("shop").len() == 1);
-    assert_eq!(world.get("shop", "/media/count").body.lines().count(), 4);
+    assert_eq!(world.larder(&["run", "shop", "--", "cat", "media/count"]).ok().lines().count(), 4);
 }
 
 fn an_undo_that_fails_freezes_the_environment(world: &World) {

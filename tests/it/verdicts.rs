@@ -51,7 +51,7 @@ fn a_failing_build_script(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.program(".larder/build", "#!/bin/sh\necho compiling\necho no such header >&2\nexit 3\n").write("x", "");
     };
-    breaks(world, "build", "exited with 3", broken, |repo| {
+    breaks(world, "build", ".larder/build exited 3", broken, |repo| {
         repo.remove(".larder/build");
     });
 }

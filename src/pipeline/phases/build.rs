@@ -83,6 +83,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
 fn reference(named: config::BuildpackRef) -> BuildpackRef {
     match named {
         config::BuildpackRef::Named(name) => BuildpackRef::Named(name),
+        config::BuildpackRef::Directory(path) => BuildpackRef::Directory(path.to_string()),
         config::BuildpackRef::Git { url, commit } => BuildpackRef::Git { url, reference: Some(commit.to_string()) },
     }
 }

@@ -38,6 +38,7 @@ impl Step for Source {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            nothing_is_lost(deployment).await?;
             let order = &deployment.order;
             let services = deployment.services.clone();
             let limits = &services.config.limits;
@@ -79,6 +80,24 @@ impl Step for Source {
             Ok(())
         })
     }
+}
+
+/// A push that waited while another one went live must contain what that one brought, or it would silently take it back. Git's
+/// own check is no help here: it was made when the branch still stood where the pusher saw it.
+async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
+    let order = &deployment.order;
+    let (Some(seen), Some(live)) = (&deployment.seen, &order.previous) else { return Ok(()) };
+    if *seen == live.commit || order.commit == live.commit {
+        return Ok(());
+    }
+    let repositories = &deployment.services.repositories;
+    let missing = repositories.log(order.environment.project_id, Some(order.commit.clone()), live.commit.clone(), 1).await;
+    let (missing, _) = missing.map_err(|error| Failure::host(&error))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{} went live meanwhile, and {} is not in this push", live.number, live.commit.short());
+    Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }.hint("fetch, merge, and push again; or push again with --force"))
 }
 
 fn failure(error: GitError) -> Failure {

@@ -21,7 +21,8 @@ pub use verbs::Verb;
 /// Push-to-deploy: staging cooks, the larder keeps, production serves.
 ///
 /// larder is a git server that builds what is pushed, keeps the result as a release, runs it, and says no when the new code does
-/// not serve. Try `larder quickstart`.
+/// not serve. Try `larder quickstart`. The same words work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git remote
+/// (`larder -r prod status`).
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
 pub struct Cli {
@@ -91,6 +92,13 @@ pub enum Local {
 
 /// Reads words as a person typed them, without the program's name.
 pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
+    // The file server is a project's process with options of its own; its `--root` is not the server's directory.
+    if let Some((first, rest)) = words.split_first()
+        && first == "static-server"
+    {
+        let args = rest.iter().map(Into::into).collect();
+        return Ok(Cli { root: None, remote: None, json: false, command: Command::Local(Local::StaticServer { args }) });
+    }
     Cli::try_parse_from(std::iter::once(String::from("larder")).chain(colons(words)))
 }
 
@@ -115,8 +123,11 @@ fn colons(words: &[String]) -> Vec<String> {
 }
 
 /// Completions for `shell`.
-pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
-    clap_complete::generate(shell, &mut Cli::command(), "larder", out);
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    // The generator panics where it cannot write; a reader that has seen enough is no reason to.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
+    out.write_all(&text)
 }
 
 /// The manual page.
@@ -145,6 +156,14 @@ mod tests {
             assert!(parse(&words(line)).is_ok(), "{line}");
         }
         assert_eq!(colons(&words("run shop rake db:migrate")), words("run shop rake db:migrate"));
+    }
+
+    #[test]
+    fn the_file_server_gets_all_of_its_options() {
+        let cli = parse(&words("static-server --root dist --json --port 80")).unwrap();
+        assert!(cli.root.is_none() && !cli.json);
+        let Command::Local(Local::StaticServer { args }) = cli.command else { panic!("{:?}", cli.command) };
+        assert_eq!(args, ["--root", "dist", "--json", "--port", "80"]);
     }
 
     #[test]

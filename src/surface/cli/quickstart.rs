@@ -15,7 +15,7 @@ use crate::control::{CommandError, Kind};
 /// Serve an example project in a directory of its own, pushed through real ssh and git.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nCtrl-C stops it; the directory stays, and can be deleted."
+    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nWithout --root it takes a directory in /var/tmp. Ctrl-C stops it; the directory stays, and can be deleted."
 )]
 pub struct Args {
     /// Set the example up in a server that was just started

@@ -14,9 +14,6 @@ use crate::{
     proxy::{State, Target},
 };
 
-/// Why an environment does not answer before its first deployment has gone well.
-pub const NOTHING_YET: &str = "nothing has been deployed here yet";
-
 /// Points the links, the ref and the route at the new release. The ref is part of it: a deploy branch names the commit that is
 /// live, so both move in one journalled step.
 pub struct Switch;
@@ -73,7 +70,7 @@ impl Step for Switch {
                         drop(route.switch(Target::new(addresses)));
                     }
                 }
-                (None, None) => drop(route.set(State::Failed(String::from(NOTHING_YET)))),
+                (None, None) => drop(route.set(State::Empty)),
             }
             move_ref(deployment, previous.as_ref()).await?;
             links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))?;
