@@ -268,7 +268,10 @@ struct FrontDesk {
 
 impl Desk for FrontDesk {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
-        self.control.user_of_key(&key.fingerprint_sha256).map(|user| Identity { user })
+        let user = self.control.user_of_key(&key.fingerprint_sha256)?;
+        // Whoever logs in wants something that takes a process, nearly always.
+        self.control.pipeline().services().launcher.soon();
+        Some(Identity { user })
     }
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {

@@ -140,6 +140,18 @@ impl Group {
         self.set("cgroup.procs", &pid.to_string());
     }
 
+    /// Removes it; nothing may be in it any more.
+    pub fn discard(self) {
+        for path in self.directories {
+            let _ = fs::remove_dir(path);
+        }
+    }
+
+    /// Where a process writes `0` to go in. Of several hierarchies any will do.
+    pub fn door(&self) -> Option<fs::File> {
+        self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
+    }
+
     /// Whether something in it was ended for want of memory.
     pub fn out_of_memory(&self) -> bool {
         self.directories.iter().any(|directory| {

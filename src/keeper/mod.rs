@@ -10,6 +10,7 @@
 mod cgroup;
 mod desk;
 mod layers;
+mod pace;
 mod place;
 mod registry;
 mod sandbox;

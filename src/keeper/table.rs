@@ -21,6 +21,7 @@ use super::{
     cgroup::{Group, Hierarchy, Limits},
     heirs,
     layers::{Layer, Layers},
+    pace::Pace,
     place::{Aside, Places},
     registry::Registry,
     sandbox::{BINARY, Base, View},
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     host::launch::{
-        Event, Registration, Standing,
+        Cgroups, Event, Registration, Standing,
         wire::{Given, MAX_JOB},
     },
     model::{Area, EnvId, Exit, Launch, LimitClass, ProcessId, ProjectId, Role, Supervision},
@@ -46,6 +47,10 @@ pub const STABLE: Duration = Duration::from_secs(10);
 const MOST_PROCESSES: usize = 4096;
 /// Bytes of a kept process's output that wait for a server.
 const OUTPUT: usize = 1024 * 1024;
+/// What was put aside is deleted when nothing was ordered for so long, because it would slow down whoever waits for an order.
+const QUIET: Duration = Duration::from_millis(400);
+/// Unless so much waits.
+const MOST_ASIDE: usize = 64;
 
 /// What happened, for the server.
 #[derive(Debug)]
@@ -104,12 +109,16 @@ pub struct Table {
     layers: Layers,
     base: Result<Base, String>,
     overlay: Result<(), String>,
+    /// Before the groups, because it is in one.
+    pace: Pace,
     groups: Hierarchy,
     program: Option<File>,
     nothing: OwnedFd,
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
     sweeps: VecDeque<Aside>,
+    /// When the last order came.
+    ordered: Instant,
     news: VecDeque<News>,
 }
 
@@ -121,19 +130,24 @@ impl Table {
         let name =
             format!("larder-{}", blake3::hash(config.root.as_os_str().as_encoded_bytes()).to_hex().get(..12).unwrap_or("x"));
         let sweeps = places.all_aside()?.into();
+        let mut groups = Hierarchy::find(&name);
+        let limits = Limits::of(LimitClass::Service, None);
+        let own = (groups.kind() != Cgroups::None).then(|| groups.group("pace", &limits));
         Ok(Table {
+            pace: Pace::start(own),
             layers: Layers::new(keeper, users.system()),
             users,
             places,
             registry,
             overlay: base.as_ref().map(drop).map_err(Clone::clone),
             base,
-            groups: Hierarchy::find(&name),
+            groups,
             program: None,
             nothing: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
             entries: BTreeMap::new(),
             last: 0,
             sweeps,
+            ordered: Instant::now(),
             news: VecDeque::new(),
             config,
         })
@@ -160,6 +174,11 @@ impl Table {
         self.news.pop_front()
     }
 
+    /// Orders to start processes will come soon.
+    pub fn soon(&mut self) {
+        self.pace.tell();
+    }
+
     /// Starts a process; the answer comes as [`News`].
     pub fn launch(&mut self, seq: u64, launch: Launch, given: Given, descriptors: Vec<OwnedFd>) {
         if let Err(why) = self.try_launch(seq, launch, given, descriptors) {
@@ -168,6 +187,8 @@ impl Table {
     }
 
     fn try_launch(&mut self, seq: u64, launch: Launch, given: Given, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        self.pace.tell();
+        self.ordered = Instant::now();
         if self.entries.len() >= MOST_PROCESSES {
             return Err(format!("there are {MOST_PROCESSES} processes already"));
         }
@@ -424,7 +445,15 @@ impl Table {
 
     /// The next moment at which [`Table::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.entries.values().flat_map(|entry| [entry.again, entry.stopping.filter(|_| entry.live.is_some())]).flatten().min()
+        let sweep = self.sweep_due();
+        let others = self.entries.values().flat_map(|entry| [entry.again, entry.stopping.filter(|_| entry.live.is_some())]);
+        others.chain([sweep]).flatten().min()
+    }
+
+    /// When the next deletion may begin; one at a time.
+    fn sweep_due(&self) -> Option<Instant> {
+        let waits = !self.sweeps.is_empty() && self.entries.values().all(|entry| entry.sweep.is_none());
+        waits.then(|| if self.sweeps.len() < MOST_ASIDE { self.ordered + QUIET } else { self.ordered })
     }
 
     /// Starts and kills what is due.
@@ -453,8 +482,9 @@ impl Table {
                 entry.stopping = Some(now + Duration::from_secs(1));
             }
         }
-        if let Some(aside) = self.sweeps.front().filter(|_| self.entries.values().all(|entry| entry.sweep.is_none())).cloned() {
-            self.sweeps.pop_front();
+        if self.sweep_due().is_some_and(|at| at <= now)
+            && let Some(aside) = self.sweeps.pop_front()
+        {
             let heirs = heirs(aside.env, &self.users).into();
             self.sweep_on(aside, heirs);
         }
@@ -541,6 +571,7 @@ impl Table {
         release: Option<crate::model::ReleaseId>,
         slot: Option<crate::model::Slot>,
     ) -> Result<(), String> {
+        self.ordered = Instant::now();
         let (path, user) = super::view::area_path(&self.registry, env, area, release, slot)?;
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
