@@ -131,7 +131,7 @@ impl Table {
             format!("larder-{}", blake3::hash(config.root.as_os_str().as_encoded_bytes()).to_hex().get(..12).unwrap_or("x"));
         let sweeps = places.all_aside()?.into();
         let mut groups = Hierarchy::find(&name);
-        let limits = Limits::of(LimitClass::Service, None);
+        let limits = Limits::of(LimitClass::Service, &config);
         let own = (groups.kind() != Cgroups::None).then(|| groups.group("pace", &limits));
         Ok(Table {
             pace: Pace::start(own),
