@@ -27,6 +27,8 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
     keeper.host_paths = config.paths.clone();
+    keeper.build_memory = config.builds.memory.bytes();
+    keeper.build_processes = config.builds.pids.into();
     keeper.lib = brought_along();
     keeper::run(keeper).map_err(|error| CommandError::new(Kind::Internal, chain(&error)))
 }

@@ -1,6 +1,6 @@
 //! Booting a release in a slot, and finding what an earlier server had booted.
 
-use std::{os::fd::OwnedFd, path::PathBuf};
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Exits, Instance, Kept, Label, Runtime, RuntimeError};
 use crate::{
     host::launch::{Child, LaunchError, Stdio},
-    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, Supervision},
+    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, StopSignal, Supervision},
 };
 
 /// The job of a worker that runs a command of the project at `/app`.
@@ -39,6 +39,8 @@ pub struct Boot {
     pub release: ReleaseId,
     /// Type, number of instances, command line.
     pub processes: Vec<(ProcessType, u32, String)>,
+    /// The signals that ask processes to end, where that is not SIGTERM.
+    pub stops: HashMap<ProcessType, StopSignal>,
     /// The environment of all processes; `PORT` and the process name are added.
     pub env: Vec<(String, String)>,
     /// The directory of the logs.
@@ -86,11 +88,12 @@ impl Runtime {
             ports.take().ok_or_else(|| RuntimeError::NoPort { process: label.name(), from, to })?
         };
         label.port = Some(port);
+        let stop = boot.stops.get(process).copied().unwrap_or_default();
         let mut env = boot.env.clone();
         env.push((String::from("PORT"), port.to_string()));
         env.push((String::from("DYNO"), label.name()));
         let job = RunJob { command: command.to_owned(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
-        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes() });
+        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes(), stop });
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,

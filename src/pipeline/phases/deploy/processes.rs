@@ -80,11 +80,14 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
 /// What to boot: the processes of the release for which `which` holds.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let order = &deployment.order;
+    let settings = deployment.settings();
+    let stop = |process: &ProcessType| settings.processes.get(process).and_then(|spec| spec.stop).unwrap_or(settings.stop).signal;
     Boot {
         environment: order.environment.clone(),
         slot: order.slot,
         release: order.release,
         processes: deployment.facts.processes.iter().filter(|(process, ..)| which(process)).cloned().collect(),
+        stops: deployment.facts.processes.iter().map(|(process, ..)| (process.clone(), stop(process))).collect(),
         env: deployment.facts.env.clone().into_iter().collect(),
         logs: deployment.paths.log(),
     }
