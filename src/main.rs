@@ -1,6 +1,7 @@
 //! Parse, run, exit code.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -21,6 +22,9 @@ use larder::{
 const DEFAULT_ROOT: &str = "/srv/larder";
 
 fn main() -> ExitCode {
+    if let Some(code) = inner(std::env::args_os().skip(1).collect()) {
+        return code;
+    }
     log_to_stderr();
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let cli = match cli::parse(&words) {
@@ -36,6 +40,30 @@ fn main() -> ExitCode {
     })
 }
 
+/// What the keeper, git and the static buildpack start, several times in each push: told apart by plain words, because building
+/// the grammar of the command line and its log filter takes longer than the work of some of them.
+fn inner(words: Vec<OsString>) -> Option<ExitCode> {
+    let mut words = words.into_iter();
+    let first = words.next()?;
+    match (first.to_str()?, words.len()) {
+        ("worker", 1) => {
+            log_warnings();
+            Some(workers::main(words.next()?.to_str()?))
+        }
+        ("hook", 1) => Some(run_hook(words.next()?.to_str()?)),
+        ("static-server", _) => {
+            log_warnings();
+            Some(static_server::main(words))
+        }
+        _ => None,
+    }
+}
+
+fn run_hook(name: &str) -> ExitCode {
+    let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
+    ExitCode::from(hook::main(name, &mut stdin, &mut stdout, &mut stderr, &|name| std::env::var_os(name)))
+}
+
 fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     let root = absolute(cli.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))?;
     match cli.command {
@@ -44,11 +72,7 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         Command::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
         Command::Local(Local::Server(_)) => server::main(root).map_err(|error| internal(&error)),
         Command::Local(Local::Worker { role }) => Ok(workers::main(&role)),
-        Command::Local(Local::Hook { name }) => {
-            let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
-            let code = hook::main(&name, &mut stdin, &mut stdout, &mut stderr, &|name| std::env::var_os(name));
-            Ok(ExitCode::from(code))
-        }
+        Command::Local(Local::Hook { name }) => Ok(run_hook(&name)),
         Command::Local(Local::StaticServer { args }) => Ok(static_server::main(args)),
         Command::Local(Local::Completions { shell }) => {
             cli::completions(shell, &mut io::stdout());
@@ -76,4 +100,9 @@ fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
     tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
+}
+
+/// For processes of a moment, whose environment says nothing about logs.
+fn log_warnings() {
+    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).with_target(false).init();
 }

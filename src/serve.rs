@@ -26,6 +26,9 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
     keeper.http_listen = if args.http.is_empty() { vec![config.http_listen] } else { args.http };
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
+    for missing in config.paths.iter().filter(|path| !path.is_dir()) {
+        tracing::warn!(path = %missing.display(), "larder.yml names a directory in `paths` that is not there; sandboxes will not see it");
+    }
     keeper.host_paths = config.paths.clone();
     keeper.build_memory = config.builds.memory.bytes();
     keeper.build_processes = config.builds.pids.into();

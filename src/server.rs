@@ -111,11 +111,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let pushes = Pushes::new(control.clone(), tokens.clone());
     let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;
     let hooks = tokio::spawn(pushes.clone().answer_hooks(hooks));
-    let socket_path = root.control_socket();
-    let socket = tokio::spawn({
-        let (control, stop) = (control.clone(), stop.soon.clone());
-        async move { socket::serve(&socket_path, control, stop).await }
-    });
+    let socket = socket::bind(&root.control_socket()).map_err(system("open the control socket"))?;
+    let socket = tokio::spawn(socket::serve(socket, control.clone(), stop.soon.clone()));
     let mut ssh_config = ssh::SshConfig::new(key);
     ssh_config.drain = LAST_WORK;
     ssh_config.profile = match services.config.ssh.profile {
@@ -305,7 +302,16 @@ impl Desk for FrontDesk {
                 ExecRequest::Verb(words) => words,
                 ExecRequest::Shell => vec![String::from("whoami")],
             };
-            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone }).await)
+            let verb = session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone: gone.clone() });
+            tokio::pin!(verb);
+            // Who is removed in the middle of something is cut off, as if they had gone away.
+            u32::from(tokio::select! {
+                code = &mut verb => code,
+                () = control.removed(&caller) => {
+                    gone.cancel();
+                    verb.await
+                }
+            })
         })
     }
 }

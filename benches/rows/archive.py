@@ -12,6 +12,7 @@ from lib.world import Unavailable, find
 HELP = "bundle and unpack a large tree (--tree): ours, tar and zstd, bsdtar"
 TAR = "tar | zstd -T0 -3"
 UNTAR = "tar --zstd -x"
+MAKES_MANY_FILES = True
 
 
 def options(parser):
@@ -22,7 +23,7 @@ def measure(world, args, progress):
     tree, what = modules.large_tree(args, progress)
     bundle = Row("bundle", reference=TAR, target="≤ 0.80x")
     size = Row("bundle: size", unit="kB", reference=TAR, target="≤ 1.02x")
-    unpack = Row("unpack", reference=UNTAR, target="≤ 0.50x")
+    unpack = Row("unpack (ours checks every digest, and is on the disk when it ends)", reference=UNTAR, target="≤ 0.50x")
     bundle.notes.append(f"tree: {what}; page cache warm")
     archives = world.path("archives")
     out = world.path("out")
@@ -48,7 +49,7 @@ def measure(world, args, progress):
     try:
         ours = tool(args)
         bundlers[OURS] = (archives / "ours.zst", lambda: world.run([ours, "bundle", tree, archives / "ours.zst"], timeout=900))
-        unpackers[OURS] = lambda: world.run([ours, "unpack", archives / "ours.zst", out], timeout=900)
+        unpackers[OURS] = lambda: world.run([ours, "unpack", archives / "ours.zst", out, "tree"], timeout=900)
     except Unavailable as why:
         for row in (bundle, size, unpack):
             row.absent[OURS] = str(why)

@@ -62,7 +62,7 @@ class Contestant:
         trees.commit(self.world, self.work, marker)
         return marker.encode()
 
-    def push(self, patience=120, trace=None):
+    def push(self, patience=30, trace=None):
         """Pushes a change. Milliseconds until `git push` returned, until the content was served, and git's own output."""
         marker, seen, stop = self.change(), [], threading.Event()
         watcher = threading.Thread(target=self._watch, args=(marker, seen, stop), daemon=True)

@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import time
+import uuid
 
 from lib import modules
 from lib.table import OURS, Row, rounds
@@ -9,8 +11,13 @@ from lib.tool import tool
 from lib.world import Unavailable, need
 from rows.archive import timed
 
-HELP = "sync of a large tree (--tree) with 0 %, 1 % and 100 % changed into a run tree"
+HELP = "a large tree (--tree) with 0 %, 1 % and 100 % changed, brought to where it runs"
+MAKES_MANY_FILES = True
 RSYNC = "rsync -a --delete"
+CHECKOUT = "git checkout -f"
+EXPORT = f"{OURS}, export of the commit"
+INSTALL = f"{OURS}, install from the archive, unchanged files shared"
+SPARE = f"{OURS}, install from the archive on a spare tree"
 TARGETS = {0: "≤ 0.35x", 1: "≤ 0.35x", 100: "≤ 0.30x"}
 
 
@@ -31,29 +38,101 @@ def measure(world, args, progress):
     for percent in (0, 1, 100):
         row = Row(f"sync, {percent} % changed", reference=RSYNC, target=TARGETS[percent])
         changed = files if percent == 100 else random.Random(percent).sample(files, len(files) * percent // 100)
-        if percent in (0, 1):
-            row.notes.append(f"tree: {what}; {len(changed):,} files of the run tree outdated before each run")
+        row.notes.append(f"tree: {what}; {len(changed):,} files differ")
         live = world.root / "live"
-        ways = {RSYNC: lambda: world.run([rsync, "-a", "--delete", f"{tree}/", f"{live}/"], timeout=900)}
+        # Way -> (what is done before, what is measured).
+        ways = {
+            RSYNC: (None, lambda: world.run([rsync, "-a", "--delete", f"{tree}/", f"{live}/"], timeout=900)),
+            "cp -al + rsync": (None, lambda: link_and_sync(world, rsync, tree, live)),
+            "cp -al (limit without overlays)": (None, lambda: world.run(["cp", "-al", "--", tree, world.root / "links"], timeout=900)),
+        }
+        if percent == 100:
+            del ways["cp -al + rsync"]
+            ways["cp -a"] = (None, lambda: world.run(["cp", "-a", "--", tree, live], timeout=900))
+        progress(f"{row.title}: preparing")
+        prepare(world, tree, live, changed, percent == 100)
         if percent != 100:
-            ways["cp -al + rsync"] = lambda: link_and_sync(world, rsync, tree, live)
-        else:
-            ways["cp -a"] = lambda: world.run(["cp", "-a", "--", tree, live], timeout=900)
-        ways["cp -al"] = lambda: world.run(["cp", "-al", "--", tree, world.root / "links"], timeout=900)
-        if ours:
-            ways[OURS] = lambda: world.run([ours, "sync", tree, live], timeout=900)
-        else:
+            git_ways(world, tree, live, ours, ways)
+        if ours is None:
             row.absent[OURS] = missing
-        for index, order in rounds(min(args.runs, 5), ways):
+        elif percent != 100:
+            try:
+                install_ways(world, tree, live, ours, ways)
+            except Unavailable as why:
+                row.absent[INSTALL] = str(why)
+        runs = min(args.runs, 5)
+        for index, order in rounds(runs, ways):
             for name in order:
-                prepare(world, tree, live, [] if percent == 100 else changed, percent == 100)
+                before, act = ways[name]
+                if before is None:
+                    prepare(world, tree, live, changed, percent == 100)
+                else:
+                    before()
                 modules.settle(world)
-                timed(world, row, name, ways[name])
-            progress(f"{row.title}: round {index + 1} of {min(args.runs, 5)}")
+                timed(world, row, name, act)
+            progress(f"{row.title}: round {index + 1} of {runs}")
         out.append(row)
-    for place in ("live", "links", "previous"):
-        shutil.rmtree(world.root / place, ignore_errors=True)
+        for place in ("live", "links", "previous", "repositories", "checkout", "project", "deploy"):
+            shutil.rmtree(world.root / place, ignore_errors=True)
     return out
+
+
+def git_ways(world, tree, live, ours, ways):
+    """The two versions as two commits: `git checkout -f` between them, and our export, which knows what it wrote before."""
+    repositories = world.path("repositories")
+    git = repositories / "project.git"
+    world.git("init", "--quiet", "--bare", git)
+    # What packages bring along in .gitattributes is not to change any byte.
+    (git / "info").mkdir(exist_ok=True)
+    (git / "info" / "attributes").write_text("* -text -filter -ident\n")
+    commits = []
+    for version in (live, tree):
+        world.git(f"--git-dir={git}", f"--work-tree={version}", "add", "--all", "--force", cwd=version, timeout=900)
+        written = world.git(f"--git-dir={git}", "write-tree").stdout.strip()
+        commits.append(world.git(f"--git-dir={git}", "commit-tree", "-m", "a version", written).stdout.strip())
+    old, new = commits
+    checkout, project = world.path("checkout"), world.path("project")
+
+    def checked_out(commit):
+        world.git(f"--git-dir={git}", f"--work-tree={checkout}", "checkout", "--quiet", "--force", "--detach", commit, cwd=checkout, timeout=900)
+
+    ways[CHECKOUT] = (lambda: checked_out(old), lambda: checked_out(new))
+    if ours:
+        ways[EXPORT] = (
+            lambda: world.run([ours, "export", repositories, project, old], timeout=900),
+            lambda: world.run([ours, "export", repositories, project, new], timeout=900),
+        )
+
+
+def install_ways(world, tree, live, ours, ways):
+    """The two versions as two archives: the second is installed beside the first, or on a spare copy of the first."""
+    deploy = world.path("deploy")
+    older, newer = deploy / "old.tar.zst", deploy / "new.tar.zst"
+    first = release_id()
+    world.run([ours, "bundle", live, older], timeout=900)
+    world.run([ours, "bundle", tree, newer, older], timeout=900)
+    world.run([ours, "unpack", older, deploy, first], timeout=900)
+    state = {}
+
+    def clear():
+        if "name" in state:
+            shutil.rmtree(deploy / state["name"], ignore_errors=True)
+        state["name"] = release_id()
+
+    def spare():
+        clear()
+        world.run([ours, "unpack", older, deploy, state["name"], older, first], timeout=900)
+
+    def install():
+        world.run([ours, "unpack", newer, deploy, state["name"], older, first], timeout=900)
+
+    ways[INSTALL] = (clear, install)
+    ways[SPARE] = (spare, install)
+
+
+def release_id():
+    """A name as larder gives to releases."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4()}"
 
 
 def prepare(world, tree, live, outdated, afresh):

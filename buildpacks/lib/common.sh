@@ -1,7 +1,7 @@
 # What every compile script of larder's own buildpacks shares. Sourced, never run; plain POSIX sh.
 #
-# After `prepare "$@"`: BUILD_DIR and CACHE_DIR are absolute, configuration is in the environment, HOME is a place where tools may
-# leave their litter, and TMP is removed at the end.
+# After `prepare "$@"`: BUILD_DIR and CACHE_DIR are absolute, configuration is in the environment, and HOME is a place where tools
+# may leave their litter. After `scratch` or `run` there is TMP, which is removed at the end. What needs no tool starts none.
 
 LC_ALL=C.UTF-8
 export LC_ALL
@@ -29,21 +29,27 @@ need() {
 
 prepare() {
   [ $# -ge 2 ] || fail "usage: bin/compile BUILD_DIR CACHE_DIR [ENV_DIR]"
-  mkdir -p "$2" || fail "the cache directory $2 cannot be made"
+  [ -d "$2" ] || mkdir -p "$2" || fail "the cache directory $2 cannot be made"
   BUILD_DIR=$(cd -- "$1" && pwd) || fail "there is no directory $1"
   CACHE_DIR=$(cd -- "$2" && pwd) || fail "there is no directory $2"
   [ -z "${3:-}" ] || load_environment "$3"
   if [ "$BUILD_DIR" != /app ]; then
     warn "This build runs in $BUILD_DIR, not in /app: its result may not work at another path."
   fi
-  TMP=$(mktemp -d) || fail "no temporary directory can be made"
-  trap 'rm -rf "$TMP"' EXIT
+  TMP=
   HOME=$CACHE_DIR/home
-  mkdir -p "$HOME"
+  [ -d "$HOME" ] || mkdir -p "$HOME"
   export HOME
   cd "$BUILD_DIR" || fail "there is no directory $BUILD_DIR"
   # Output of tools passes a pipe; 4 is where it goes.
   exec 4>&1
+}
+
+# scratch: makes TMP.
+scratch() {
+  [ -z "$TMP" ] || return 0
+  TMP=$(mktemp -d) || fail "no temporary directory can be made"
+  trap 'rm -rf "$TMP"' EXIT
 }
 
 # Heroku's ENV_DIR: one file per variable. Those that would change which programs run, or how, stay outside.
@@ -66,6 +72,7 @@ load_environment() {
 
 # run COMMAND...: indented output, a copy of it in $TMP/output, the command's own status.
 run() {
+  scratch
   _status=$({ {
     "$@" 2>&1 3>&- 4>&- </dev/null
     echo $? >&3
@@ -73,11 +80,47 @@ run() {
   return "${_status:-1}"
 }
 
-# must WHAT COMMAND...: as run, or the build ends with "WHAT exited N".
+# must WHAT COMMAND...: as run, or the build ends with "WHAT exited N" and what the output says about it.
 must() {
   _what=$1
   shift
-  run "$@" || fail "$_what exited $?"
+  run "$@" || {
+    _status=$?
+    _why=$(why)
+    fail "$_what exited $_status${_why:+: $_why}"
+  }
+}
+
+# unreachable: says which host the last run could not reach, if any.
+unreachable() {
+  _host=$(sed -n \
+    -e 's/.*getaddrinfo \(ENOTFOUND\|EAI_AGAIN\) \([A-Za-z0-9.-]*\).*/\2/p' \
+    -e 's/.*getaddrinfo for \([A-Za-z0-9.-]*\) failed.*/\1/p' \
+    -e 's/.*Could not resolve host: \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*Could not reach host \([A-Za-z0-9.-]*[A-Za-z0-9]\).*/\1/p' \
+    -e 's/.*Unknown host \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*UnknownHostException: \([A-Za-z0-9.-]*\).*/\1/p' \
+    -e 's/.*lookup \([A-Za-z0-9.-]*\) on [^ ]*: no such host.*/\1/p' \
+    -e "s/.*HTTPSConnection(host='\([A-Za-z0-9.-]*\)'.*Name or service not known.*/\1/p" "$TMP/output" | head -n 1)
+  [ -z "$_host" ] || echo "$_host cannot be reached from this server"
+}
+
+# why: the cause that the last run's output names, as one short line; nothing where it names none. First a host that could not be
+# reached, because what tools say after that is a consequence; then the first line that its tool marked as an error.
+why() {
+  _why=$(unreachable)
+  if [ -n "$_why" ]; then
+    echo "$_why"
+    return
+  fi
+  sed -e "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g" "$TMP/output" | sed -n \
+    -e '/^npm \(error\|ERR!\) \(code\|errno\|syscall\|path\|command\|type\|cwd\|workspace\|location\|A complete log\|Exit handler\)/d' \
+    -e 's/^npm \(error\|ERR!\) \([^ ].*\)/\2/p' \
+    -e '/([0-9,]*): error TS[0-9]*: /p' \
+    -e 's/^[^ ]*sh: \(line \)\{0,1\}[0-9]*:\{0,1\} *\(.*not found\)$/\2/p' \
+    -e 's/^ *\([A-Za-z.]*\(Error\|Exception\): .*\)/\1/p' \
+    -e 's/^\[ERROR\] *\([^ ].*\)/\1/p' \
+    -e 's/^ *\(error\|ERROR\|fatal\|FATAL\|Error\)\( [A-Z]*[0-9]*\)\{0,1\}: *\([^ ].*\)/\3/p' | head -n 1 | sed "s|$BUILD_DIR/||g" | cut -c1-160
 }
 
 # same_key NAME TEXT: whether the cache's part NAME was made from TEXT.

@@ -16,10 +16,12 @@ node_install() {
   npm_config_progress=false
   COREPACK_HOME=$CACHE_DIR/corepack
   COREPACK_ENABLE_DOWNLOAD_PROMPT=0
+  # The version that corepack knows, where package.json names none: not whatever is newest today.
+  COREPACK_DEFAULT_TO_LATEST=0
   YARN_CACHE_FOLDER=$CACHE_DIR/yarn
   CI=${CI:-true}
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
-  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT YARN_CACHE_FOLDER CI
+  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER CI
 
   if [ -d node_modules ] && [ -z "$LOCK" ]; then
     info "node_modules is part of the source: used as it is"

@@ -11,20 +11,51 @@ pub struct Registered {
     pub name: &'static str,
     /// What it is for, one line.
     pub about: &'static str,
+    /// Files of which a project has at least one where its `bin/detect` says yes; without any, nobody needs to ask the script.
+    pub signs: &'static [&'static str],
 }
 
 /// Ours, in the order in which they are asked. A language that often brings a `package.json` for its assets stands before
 /// `node`; what nearly every project has stands last.
 pub const REGISTRY: &[Registered] = &[
-    Registered { name: "ruby", about: "Gemfile: gems by bundler, assets of Rails" },
-    Registered { name: "python", about: "requirements.txt, uv.lock, poetry.lock, Pipfile, pyproject.toml: packages in .venv" },
-    Registered { name: "php", about: "composer.json or index.php: packages by composer, PHP's own server" },
-    Registered { name: "java", about: "pom.xml or build.gradle: Maven or Gradle, by the project's wrapper" },
-    Registered { name: "go", about: "go.mod: main packages of the root and of cmd/ in bin/" },
-    Registered { name: "rust", about: "Cargo.toml: release binaries in bin/" },
-    Registered { name: "node", about: "package.json: packages by npm, pnpm or yarn, and the script build" },
-    Registered { name: "static", about: "index.html, static.json, or a package.json that only builds: files served by larder" },
-    Registered { name: "procfile", about: "only a Procfile: run as it is" },
+    Registered { name: "ruby", about: "Gemfile: gems by bundler, assets of Rails", signs: &["Gemfile"] },
+    Registered {
+        name: "python",
+        about: "requirements.txt, uv.lock, poetry.lock, Pipfile, pyproject.toml: packages in .venv",
+        signs: &[
+            "requirements.txt",
+            "uv.lock",
+            "poetry.lock",
+            "Pipfile",
+            "Pipfile.lock",
+            "pyproject.toml",
+            "setup.py",
+            "manage.py",
+        ],
+    },
+    Registered {
+        name: "php",
+        about: "composer.json or index.php: packages by composer, PHP's own server",
+        signs: &["composer.json", "index.php", "public/index.php"],
+    },
+    Registered {
+        name: "java",
+        about: "pom.xml or build.gradle: Maven or Gradle, by the project's wrapper",
+        signs: &["pom.xml", "build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts"],
+    },
+    Registered { name: "go", about: "go.mod: main packages of the root and of cmd/ in bin/", signs: &["go.mod"] },
+    Registered { name: "rust", about: "Cargo.toml: release binaries in bin/", signs: &["Cargo.toml"] },
+    Registered {
+        name: "node",
+        about: "package.json: packages by npm, pnpm or yarn, and the script build",
+        signs: &["package.json"],
+    },
+    Registered {
+        name: "static",
+        about: "index.html, static.json, or a package.json that only builds: files served by larder",
+        signs: &["static.json", "index.html", "public/index.html", "package.json"],
+    },
+    Registered { name: "procfile", about: "only a Procfile: run as it is", signs: &["Procfile"] },
 ];
 
 /// A buildpack as a recipe names it.

@@ -73,6 +73,23 @@ fn an_example_is_recognised_by_its_buildpack_and_no_other_takes_it() {
 }
 
 #[test]
+fn what_a_detect_script_looks_for_is_a_sign() {
+    for one in REGISTRY {
+        let path = format!("{}/bin/detect", one.name);
+        let script = FILES.iter().find(|file| file.path == path).unwrap().text;
+        let code = script.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        let words = code.split(|c: char| !(c.is_ascii_alphanumeric() || "._/-".contains(c)));
+        let looks_like_a_file = |word: &str| word.ends_with("file") || (word.contains('.') && word.len() > 4);
+        let names =
+            words.map(|word| word.trim_start_matches("1/").trim_start_matches('/')).filter(|word| looks_like_a_file(word));
+        let named: BTreeSet<&str> = names.filter(|name| !name.ends_with("look.sh") && !name.starts_with('.')).collect();
+        let signs: BTreeSet<&str> = one.signs.iter().copied().collect();
+        assert!(named.is_subset(&signs), "{path} looks for {named:?}, its signs are {signs:?}");
+        assert!(!signs.is_empty(), "{path}");
+    }
+}
+
+#[test]
 fn front_ends_and_servers_are_told_apart() {
     let cases: &[(&str, &str, &str)] = &[
         ("static", "", r#"{"scripts":{"build":"vite build"}}"#),
@@ -96,6 +113,64 @@ fn front_ends_and_servers_are_told_apart() {
             assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
         }
     }
+}
+
+/// What `why` of `lib/common.sh` says about the output of a tool that failed.
+fn why(output: &str) -> String {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("output"), output).unwrap();
+    let script = format!(". '{}'; BUILD_DIR=/app; TMP=$1; why", folder("buildpacks/lib/common.sh").display());
+    let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(temp.path()).output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn the_cause_of_a_failure_is_found_in_the_output_of_tools() {
+    let lost = |host: &str| format!("{host} cannot be reached from this server");
+    let cases: &[(&str, String)] = &[
+        (
+            "npm error code ENOTFOUND\nnpm error syscall getaddrinfo\nnpm error network request to https://npm.example failed, \
+             reason: getaddrinfo ENOTFOUND npm.example\n",
+            lost("npm.example"),
+        ),
+        ("Failed to download x: getaddrinfo for api.example failed: Name or service not known\n", lost("api.example")),
+        ("fatal: unable to access 'https://git.example/x.git/': Could not resolve host: git.example\n", lost("git.example")),
+        ("Could not reach host index.gems.example. Check your network\n", lost("index.gems.example")),
+        ("[ERROR] x: Unknown host maven.example: Name or service not known -> [Help 1]\n", lost("maven.example")),
+        ("go: x: Get \"https://x\": dial tcp: lookup go.example on 10.0.0.1:53: no such host\n", lost("go.example")),
+        (
+            "npm error code E404\nnpm error 404 Not Found - GET https://x/lef\nnpm error 404\n",
+            "404 Not Found - GET https://x/lef".into(),
+        ),
+        ("sh: 1: gulp: not found\n", "gulp: not found".into()),
+        ("/bin/bash: line 1: vite: command not found\n", "vite: command not found".into()),
+        ("a\nsrc/x.ts(1,7): error TS2304: Cannot find name 'y'.\n", "src/x.ts(1,7): error TS2304: Cannot find name 'y'.".into()),
+        ("    throw new Error(\n\nError: Cannot find module '/app/x'\n    at y\n", "Error: Cannot find module 'x'".into()),
+        (
+            "Traceback (most recent call last):\n  File \"x\"\nModuleNotFoundError: No module named 'y'\n",
+            "ModuleNotFoundError: No module named 'y'".into(),
+        ),
+        ("\u{1b}[1m[\u{1b}[31mERROR\u{1b}[m] COMPILATION ERROR : \n", "COMPILATION ERROR :".into()),
+        ("error: failed to select a version\n", "failed to select a version".into()),
+        ("0 errors\nall is well\n", String::new()),
+    ];
+    for (output, expected) in cases {
+        assert_eq!(why(output).trim(), expected, "{output}");
+    }
+}
+
+#[test]
+fn a_failed_tool_is_named_with_its_status_and_its_cause() {
+    let temp = tempfile::tempdir().unwrap();
+    let script = format!(
+        ". '{}'; prepare \"$1\" \"$1/cache\"; must 'npm ci' sh -c 'echo fetching; echo npm error 404 Not Found; exit 7'",
+        folder("buildpacks/lib/common.sh").display()
+    );
+    let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(temp.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with("\n !     npm ci exited 7: 404 Not Found\n"), "{text}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Place {
         Place {
             cache: path("LARDER_CACHE", "/cache"),
             buildpacks: path("LARDER_BUILDPACKS", "/buildpacks"),
-            operator: path("LARDER_OPERATOR_BUILDPACKS", "/etc/larder/buildpacks"),
+            operator: path("LARDER_ETC_BUILDPACKS", "/larder/etc/buildpacks"),
             path: search(std::env::var_os("PATH"), std::env::var_os("LARDER_BIN")),
             home: app.clone(),
             app,

@@ -45,7 +45,7 @@ pub(super) struct Stop {
     why: String,
     blame: Blame,
     hint: String,
-    ended: Option<Ended>,
+    ended: Option<Box<Ended>>,
 }
 
 impl Stop {
@@ -171,7 +171,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         let ended = self.run(&what, &script)?;
         if !ended.success() {
             let why = ended.reason().unwrap_or_else(|| format!("{what} {}", ended.how()));
-            return Err(Stop { ended: Some(ended), ..Stop::new(&what, why, Blame::Pusher, "") });
+            return Err(Stop { ended: Some(Box::new(ended)), ..Stop::new(&what, why, Blame::Pusher, "") });
         }
         let wrong = |why: String| {
             let hint = "a script that has nothing to change leaves $LARDER_VARIABLES alone";
@@ -199,6 +199,11 @@ impl<W: Write + Send + 'static> Worker<W> {
     fn detect_ours(&mut self) -> Result<Chosen, Stop> {
         for ours in REGISTRY {
             let Some(chosen) = self.by_name(ours.name) else { continue };
+            // The operator's own version may look for something else.
+            let replaced = chosen.directory.starts_with(&self.place.operator);
+            if !replaced && !ours.signs.iter().any(|sign| self.place.app.join(sign).symlink_metadata().is_ok()) {
+                continue;
+            }
             let ended = self.detect(&chosen)?;
             if ended.success() {
                 self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));
@@ -251,7 +256,7 @@ impl<W: Write + Send + 'static> Worker<W> {
                     let why = format!("buildpack {} does not recognise the project", chosen.label);
                     let hint = "its bin/detect said no: see which files it looks for, or take it out of the list";
                     let what = format!("buildpack {}: bin/detect", chosen.label);
-                    return Err(Stop { ended: Some(ended), ..Stop::new(what, why, Blame::Pusher, hint) });
+                    return Err(Stop { ended: Some(Box::new(ended)), ..Stop::new(what, why, Blame::Pusher, hint) });
                 }
             }
             all.push(chosen);
@@ -362,7 +367,7 @@ impl<W: Write + Send + 'static> Worker<W> {
                     Some(line) => format!("buildpack {} {}: {line}", one.label, ended.how()),
                     None => format!("buildpack {} {}", one.label, ended.how()),
                 });
-                return Err(Stop { ended: Some(ended), ..Stop::new(what, why, Blame::Pusher, "") });
+                return Err(Stop { ended: Some(Box::new(ended)), ..Stop::new(what, why, Blame::Pusher, "") });
             }
             exports.extend([one.directory.join("export"), own_export].into_iter().filter(|path| path.is_file()));
         }
@@ -398,7 +403,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             let ended = self.run(&what, &script)?;
             if !ended.success() {
                 let why = format!("bin/release of buildpack {} {}", one.label, ended.how());
-                return Err(Stop { ended: Some(ended), ..Stop::new(what, why, Blame::Pusher, "") });
+                return Err(Stop { ended: Some(Box::new(ended)), ..Stop::new(what, why, Blame::Pusher, "") });
             }
             let wrong = |why: String| {
                 let why = format!("bin/release of buildpack {} printed no process types: {why}", one.label);

@@ -305,5 +305,11 @@ fn host_path(text: &str) -> Result<PathBuf, String> {
     if matches!(parts.as_slice(), ["proc" | "sys" | "dev" | "run" | "boot", ..] | ["root"]) {
         return Err(format!("{} must not be visible in sandboxes", shown(text)));
     }
+    // What a sandbox has of its own would lie over it.
+    const OWN: [&str; 13] =
+        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
+    if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
+        return Err(format!("{} would be hidden: every sandbox has a directory of its own there", shown(text)));
+    }
     Ok(PathBuf::from(text))
 }

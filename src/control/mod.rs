@@ -33,6 +33,8 @@ struct Shared {
     registry: RwLock<Registry>,
     /// One change of the registry at a time, from reading it to having written it.
     change: tokio::sync::Mutex<()>,
+    /// Told after each change.
+    changed: tokio::sync::watch::Sender<()>,
     fingerprint: String,
 }
 
@@ -44,7 +46,8 @@ impl Control {
     /// A desk over the registry in `root`. `fingerprint` is that of the SSH host key, for people to compare.
     pub fn new(root: Root, pipeline: Pipeline, registry: Registry, fingerprint: String) -> Control {
         let registry = RwLock::new(registry);
-        Control(Arc::new(Shared { root, pipeline, registry, change: tokio::sync::Mutex::default(), fingerprint }))
+        let changed = tokio::sync::watch::Sender::new(());
+        Control(Arc::new(Shared { root, pipeline, registry, change: tokio::sync::Mutex::default(), changed, fingerprint }))
     }
 
     /// Does what is asked, if the caller may.
@@ -70,6 +73,16 @@ impl Control {
     /// The user that a verified SSH key belongs to.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         self.0.registry.read().user_of_key(fingerprint)
+    }
+
+    /// Waits until a caller is no user of this server any more; for ever where nobody can remove them.
+    pub async fn removed(&self, caller: &Caller) {
+        let mut changes = self.0.changed.subscribe();
+        while self.access(caller, None) > Access::None {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// A project, for a caller that may at least see it.

@@ -37,6 +37,8 @@ pub enum Reply {
     Projects(Vec<ProjectRow>),
     /// A deployment to follow.
     Ticket(Box<Ticket>),
+    /// A deployment that was told to stop.
+    Cancelling(Box<Ticket>),
     /// A deployment that has ended; its transcript, from its beginning.
     Past {
         /// In short.

@@ -140,6 +140,8 @@ pub enum Request {
     Plan {
         /// Where.
         target: Target,
+        /// What would be pushed, if it is there already.
+        reference: Option<String>,
         /// Which phases; all where none is given.
         only: Vec<Phase>,
     },

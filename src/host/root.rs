@@ -170,6 +170,11 @@ impl EnvironmentPaths {
         self.0.join("log")
     }
 
+    /// Values that larder made up because `app.json` asked for them.
+    pub fn secrets(&self) -> PathBuf {
+        self.0.join("generated.json")
+    }
+
     /// For people and other tools: project, environment, active slot, live release.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.yml")

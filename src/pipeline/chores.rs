@@ -18,10 +18,14 @@ const PACK_EVERY: u32 = 25;
 /// Does the chores of a deployment that has ended. The idle slot stays locked until it is empty; the lane need not wait for that.
 pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
     let Some(live) = lane.state.lock().live.clone() else { return };
-    let held = lane.idle_slot.clone().lock_owned().await;
+    // Taken before the next deployment can begin: it must not boot where requests are still answered.
+    let held = match live.release == deployment.order.release {
+        true => Some(lane.idle_slot.clone().lock_owned().await),
+        false => None,
+    };
     let lane = lane.clone();
     tokio::spawn(async move {
-        if live.release == deployment.order.release {
+        if held.is_some() {
             let retired = deployment.retired.take();
             retire(&deployment, &live, retired).await;
         }

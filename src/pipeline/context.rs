@@ -58,6 +58,24 @@ impl Services {
         }
         route.clone()
     }
+
+    /// Who has `host`, if it is another environment than this one.
+    pub fn taken(&self, environment: &Environment, host: &str) -> Option<String> {
+        let own = self.route(environment);
+        self.proxy.route(host).filter(|route| !Arc::ptr_eq(route, &own)).map(|route| route.name().to_owned())
+    }
+
+    /// Lets the domains of a recipe lead to an environment. One that was taken meanwhile stays where it is.
+    pub fn open_domains(&self, environment: &Environment, settings: &Settings) {
+        let route = self.route(environment);
+        for domain in &settings.domains {
+            if let Some(other) = self.taken(environment, domain.as_str()) {
+                tracing::error!(%domain, other, "a domain leads to another environment already");
+            } else if let Err(error) = self.proxy.set_route(domain.as_str(), route.clone()) {
+                tracing::error!(%domain, %error, "a domain does not lead anywhere");
+            }
+        }
+    }
 }
 
 /// What was asked for, with everything that is drawn at random or read from the outside. It is fixed, and journalled, before the
@@ -133,6 +151,8 @@ pub struct Deployment {
     pub transcript: Transcript,
     /// Whether somebody wants it to end.
     pub cancelled: CancellationToken,
+    /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
+    pub seen: Option<CommitId>,
     /// Held by whoever still empties the idle slot; the next release boots there.
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
@@ -149,7 +169,17 @@ impl Deployment {
         idle_slot: Arc<tokio::sync::Mutex<()>>,
     ) -> Deployment {
         let paths = services.root.environment(&order.environment.project, &order.environment.name);
-        Deployment { order, services, paths, facts: Facts::default(), transcript, cancelled, idle_slot, retired: None }
+        Deployment {
+            order,
+            services,
+            paths,
+            facts: Facts::default(),
+            transcript,
+            cancelled,
+            seen: None,
+            idle_slot,
+            retired: None,
+        }
     }
 
     /// The project's settings for this environment; its defaults before they are read.

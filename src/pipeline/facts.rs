@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::Settings,
     model::{BuildpackUse, Digest, ProcessType},
+    runtime::Process,
 };
 
 /// The typed fold of all successes. It is journalled whole with every step that changed it.
@@ -27,8 +28,8 @@ pub struct Facts {
     pub tree: Option<Digest>,
     /// Size of the archive in bytes; from `bundle.archive`.
     pub archive_bytes: u64,
-    /// What will run: type, number, command line; from `deploy.slot`.
-    pub processes: Vec<(ProcessType, u32, String)>,
+    /// What will run; from `deploy.slot`.
+    pub processes: Vec<Process>,
     /// The environment of all processes; from `deploy.slot`.
     pub env: BTreeMap<String, String>,
 }

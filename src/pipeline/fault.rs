@@ -22,7 +22,7 @@ pub fn after_event(event: &Event) {
         Some(step) => format!("journal.{word}.{step}"),
         None => format!("journal.{word}"),
     };
-    fail::fail_point!(&name, |_| die());
+    fail::fail_point!(&name, |marks| die(&name, marks));
     let _ = name;
 }
 
@@ -46,8 +46,14 @@ pub fn everything_twice() -> bool {
     false
 }
 
+/// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next
+/// server has the same failpoints.
 #[allow(dead_code)] // Without failpoints nothing calls it.
-fn die() {
+fn die(name: &str, marks: Option<String>) {
+    let mark = marks.map(|directory| std::path::Path::new(&directory).join(name));
+    if mark.is_some_and(|mark| std::fs::File::create_new(mark).is_err()) {
+        return;
+    }
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     loop {
         std::thread::park();

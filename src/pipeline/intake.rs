@@ -1,5 +1,7 @@
 //! What each ref of a push gets: a deployment, a place in the repository, or a refusal. Decided before anything runs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::model::{BranchName, CommitId, Environment};
 
 /// One ref that somebody wants to create, change or delete.
@@ -24,6 +26,8 @@ pub enum Fate {
         branch: BranchName,
         /// The commit.
         commit: CommitId,
+        /// What the pusher saw the branch at; zero for a branch that was not there.
+        seen: CommitId,
     },
     /// Git stores it; the line tells the pusher that nothing is deployed.
     Store {
@@ -60,6 +64,27 @@ pub fn fates(environments: &[Environment], updates: &[RefUpdate], atomic: bool) 
     fates
 }
 
+/// The first of `updates` that git would not store in a repository that has the refs `existing`, and why. An atomic push
+/// asks this first: git stores its other refs only after the deployment, when that can no longer be taken back.
+pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, CommitId>) -> Option<(&'u RefUpdate, String)> {
+    let made = updates.iter().filter(|update| !update.new.is_zero()).map(|update| update.name.as_str());
+    let names: BTreeSet<&str> = existing.keys().map(String::as_str).chain(made).collect();
+    updates.iter().find_map(|update| {
+        let name = update.name.as_str();
+        if existing.get(name).map_or(!update.old.is_zero(), |id| *id != update.old) {
+            return Some((update, String::from("somebody else has moved it meanwhile; fetch first")));
+        }
+        if update.new.is_zero() {
+            return None;
+        }
+        let above = name.match_indices('/').filter_map(|(at, _)| name.get(..at)).find(|above| names.contains(above));
+        let inside = format!("{name}/");
+        let below = || names.range(inside.as_str()..).next().copied().filter(|below| below.starts_with(&inside));
+        let other = above.or_else(below)?;
+        Some((update, format!("{other} exists, and a name cannot be a directory as well")))
+    })
+}
+
 fn fate(environments: &[Environment], update: &RefUpdate) -> Fate {
     let deletes = update.new.is_zero();
     if let Some(branch) = update.name.strip_prefix("refs/heads/") {
@@ -77,7 +102,12 @@ fn fate(environments: &[Environment], update: &RefUpdate) -> Fate {
                     environment.project
                 )),
             },
-            Some(environment) => Fate::Deploy { environment: Box::new(environment.clone()), branch, commit: update.new.clone() },
+            Some(environment) => Fate::Deploy {
+                environment: Box::new(environment.clone()),
+                branch,
+                commit: update.new.clone(),
+                seen: update.old.clone(),
+            },
             None if deletes => Fate::Store { note: None },
             None => Fate::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(environments))) },
         };
@@ -150,5 +180,24 @@ mod tests {
         let both = [update("refs/heads/main", false), update("refs/heads/next", false), update("refs/tags/v1", false)];
         assert!(fates(&environments, &both, true).iter().all(|fate| matches!(fate, Fate::Refuse { .. })));
         assert!(!fates(&environments, &both, false).iter().any(|fate| matches!(fate, Fate::Refuse { .. })));
+    }
+
+    #[test]
+    fn what_git_would_not_store_is_known_before() {
+        let id = |digit: &str| digit.repeat(40).parse::<CommitId>().unwrap();
+        let existing: BTreeMap<_, _> =
+            ["refs/heads/main", "refs/heads/topic", "refs/tags/v1/a"].map(|name| (name.to_owned(), id("0"))).into();
+        let check = |names: &[&str]| {
+            let updates: Vec<_> = names.iter().map(|name| update(name, false)).collect();
+            unstorable(&updates, &existing).map(|(update, _)| update.name.clone())
+        };
+        assert_eq!(check(&["refs/heads/main", "refs/heads/topics", "refs/tags/v1/b"]), None);
+        assert_eq!(check(&["refs/heads/main", "refs/heads/topic/sub"]).as_deref(), Some("refs/heads/topic/sub"));
+        assert_eq!(check(&["refs/heads/main", "refs/tags/v1"]).as_deref(), Some("refs/tags/v1"));
+        assert_eq!(check(&["refs/heads/x/y", "refs/heads/x"]).as_deref(), Some("refs/heads/x/y"));
+        let moved = [RefUpdate { old: id("b"), ..update("refs/heads/topic", false) }];
+        assert!(unstorable(&moved, &existing).is_some());
+        let gone = [RefUpdate { old: id("b"), ..update("refs/heads/gone", true) }];
+        assert!(unstorable(&gone, &existing).is_some());
     }
 }

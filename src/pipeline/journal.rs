@@ -1,4 +1,4 @@
-//! The record of a deployment: `journal.jsonl`, one event a line, synced before anything that follows from it happens.
+//! The record of a deployment: `journal.jsonl`, one event a line, on the disk before anything that lasts follows from it.
 //!
 //! There is no other status file: what is known of a deployment is the fold of its events.
 
@@ -59,6 +59,8 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     story: Story,
+    /// Whether the names of the file and its directory may not be on the disk yet.
+    new: bool,
 }
 
 /// What the events of a journal add up to.
@@ -152,18 +154,13 @@ impl Journal {
     pub fn open(directory: &Path) -> Result<Journal, JournalError> {
         let path = directory.join(Journal::FILE);
         let failed = |doing, source| JournalError::File { path: path.clone(), doing, source };
-        let made = !directory.exists();
         fs::create_dir_all(directory).map_err(|source| failed("made", source))?;
-        let story = if path.exists() { Story::read(directory)? } else { Story::default() };
+        let new = !path.exists();
+        let story = if new { Story::default() } else { Story::read(directory)? };
         let mut file =
             OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(|source| failed("opened", source))?;
         cut_partial_line(&mut file).map_err(|source| failed("repaired", source))?;
-        // The names themselves must survive a power failure: file, directory, and the directory's own entry.
-        sync_directory(directory).map_err(|source| failed("synced", source))?;
-        if let Some(parent) = directory.parent().filter(|_| made) {
-            sync_directory(parent).map_err(|source| failed("synced", source))?;
-        }
-        Ok(Journal { path, file, story })
+        Ok(Journal { path, file, story, new })
     }
 
     /// What is recorded so far.
@@ -171,18 +168,42 @@ impl Journal {
         &self.story
     }
 
-    /// Appends an event; when this returns, it survives a power failure.
+    /// Appends an event; when this returns, it and all before it survive a power failure.
     pub fn append(&mut self, event: Event) -> Result<(), JournalError> {
-        let record = Record { at: Timestamp::now(), event };
+        self.write(&event)?;
+        self.sync().map_err(|source| JournalError::File { path: self.path.clone(), doing: "synced", source })?;
+        super::fault::after_event(&event);
+        Ok(())
+    }
+
+    /// Appends an event from which nothing follows that lasts. It survives the end of this process, and a power failure once
+    /// another event was appended.
+    pub fn note(&mut self, event: Event) -> Result<(), JournalError> {
+        self.write(&event)?;
+        super::fault::after_event(&event);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        if self.new {
+            // The names themselves must survive a power failure: file, directory, and the directory's own entry.
+            for directory in self.path.ancestors().skip(1).take(2) {
+                sync_directory(directory)?;
+            }
+            self.new = false;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, event: &Event) -> Result<(), JournalError> {
+        let record = Record { at: Timestamp::now(), event: event.clone() };
         let order = |(step, event)| JournalError::Order { path: self.path.clone(), step, event };
         self.story.apply(&record).map_err(order)?;
         let mut line = serde_json::to_vec(&record).unwrap_or_default();
         line.push(b'\n');
         let failed = |source| JournalError::File { path: self.path.clone(), doing: "written", source };
-        self.file.write_all(&line).map_err(failed)?;
-        self.file.sync_data().map_err(failed)?;
-        super::fault::after_event(&record.event);
-        Ok(())
+        self.file.write_all(&line).map_err(failed)
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Request {
     pub branch: BranchName,
     /// What.
     pub commit: CommitId,
+    /// What the pusher saw the branch at, for a push.
+    pub seen: Option<CommitId>,
 }
 
 /// A deployment as others see it; cheap to clone. Dropping it does not stop anything.

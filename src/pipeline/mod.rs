@@ -18,6 +18,7 @@ mod phases;
 mod plan;
 mod recover;
 mod runner;
+mod secrets;
 mod step;
 mod transcript;
 mod verdict;
@@ -213,6 +214,7 @@ impl Pipeline {
         let services = self.0.services.clone();
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
+        deployment.seen = ticket.request.seen.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
             Err(error) => runner::lost_journal(&error),
@@ -225,9 +227,9 @@ impl Pipeline {
 
     async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
         let ended = async {
-            journal.append(deployment.order.opened(plan.names()))?;
+            journal.note(deployment.order.opened(plan.names()))?;
             let outcome = runner::run(plan, deployment, journal).await?;
-            journal.append(Event::Ended { outcome: outcome.clone() })?;
+            runner::aside(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
         };
         let outcome = ended.await.unwrap_or_else(|error| runner::lost_journal(&error));

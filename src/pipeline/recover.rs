@@ -18,6 +18,7 @@ use super::{
     verdict,
 };
 use crate::{
+    host::files,
     model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, Status},
     proxy::{State, Target},
 };
@@ -30,6 +31,11 @@ impl Pipeline {
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        for directory in [paths.path().to_owned(), paths.deploy(), paths.releases()] {
+            if let Err(error) = files::remove_unfinished(&directory) {
+                tracing::warn!(error = chain(&error), "half-written files stay");
+            }
+        }
         let history = History::read(&paths);
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
@@ -46,6 +52,7 @@ impl Pipeline {
         match live {
             None => {
                 let _ = self.0.services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
+                drop(route.set(State::Empty));
             }
             Some(live) => {
                 if let Err(failure) = self.serve(&lane, &history, &live).await {
@@ -131,8 +138,9 @@ impl Pipeline {
         let stray = |label: &crate::runtime::Label| label.slot != live.slot || label.release != live.release;
         services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
         let wanted = processes::boot(&deployment, |process| !process.is_release());
-        let wanted_count: u32 = wanted.processes.iter().map(|(_, count, _)| count).sum();
+        let wanted_count: u32 = wanted.processes.iter().map(|process| process.count).sum();
         let route = services.route(environment);
+        services.open_domains(environment, &deployment.settings());
         let mut instances = services.runtime.instances(environment.id, Some(live.slot));
         if instances.len() != wanted_count as usize {
             drop(route.set(State::Starting));

@@ -20,7 +20,12 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             continue;
         }
         clock.enter(step.phase(), deployment);
-        journal.append(Event::Started { step: step.name().to_owned() })?;
+        let started = Event::Started { step: step.name().to_owned() };
+        if step.lasts(deployment) {
+            aside(|| journal.append(started))?
+        } else {
+            journal.note(started)?
+        }
         let before = deployment.facts.clone();
         match attempt(step, deployment).await {
             Ok(()) => {
@@ -29,7 +34,9 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
                 } else {
                     serde_json::to_value(&deployment.facts).unwrap_or_default()
                 };
-                journal.append(Event::Succeeded { step: step.name().to_owned(), facts })?;
+                // What follows from it is the next lasting step, whose start brings this to the disk, too. Should the power be cut
+                // before that, the step is put back or done again, as if it had been cut half-way.
+                journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
             }
             Err(failure) => {
                 clock.leave(deployment);
@@ -46,6 +53,15 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
     clock.leave(deployment);
     let order = &deployment.order;
     Ok(Outcome::Live { release: order.release, number: order.number })
+}
+
+/// Runs what waits for the disk without keeping the tasks of this thread waiting.
+pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {

@@ -23,6 +23,13 @@ pub trait Step: Send + Sync {
     /// One line for `larder plan`.
     fn about(&self) -> &'static str;
 
+    /// Whether its work outlives a power cut, so that its start has to be on the disk before it begins. What works in scratch
+    /// directories and in memory only, or has nothing to do this time, says no: after a power cut there is nothing to put back.
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        let _ = deployment;
+        true
+    }
+
     /// Does it.
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a>;
 

@@ -11,6 +11,7 @@ use minijinja::{Environment, context};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Page {
     UnknownHost,
+    Empty,
     Starting,
     Failed(String),
     Stopped,
@@ -26,7 +27,7 @@ impl Page {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -39,6 +40,7 @@ impl Page {
     fn word(&self) -> &'static str {
         match self {
             Self::UnknownHost => "unknown_host",
+            Self::Empty => "nothing_deployed",
             Self::Starting => "starting",
             Self::Failed(_) => "failed",
             Self::Stopped => "stopped",
@@ -54,6 +56,7 @@ impl Page {
     fn title(&self) -> &'static str {
         match self {
             Self::UnknownHost => "Nothing lives at this address",
+            Self::Empty => "Nothing is deployed here yet",
             Self::Starting => "The application is starting",
             Self::Failed(_) => "The application failed to start",
             Self::Stopped => "The application is stopped",
@@ -69,6 +72,7 @@ impl Page {
     fn text(&self) -> &'static str {
         match self {
             Self::UnknownHost => "No application is served under this host name. Check the address for a typing error.",
+            Self::Empty => "The application appears with the first push that succeeds.",
             Self::Starting => "It will answer as soon as it is ready. Try again in a few seconds.",
             Self::Failed(_) => "Its owner finds the reason in the application's log: larder logs.",
             Self::Stopped => "Its owner stopped it. It is served again when it is started.",
@@ -88,7 +92,7 @@ impl Page {
         match self {
             Self::Starting | Self::Maintenance => Some("3"),
             Self::BadGateway | Self::GatewayTimeout => Some("10"),
-            Self::Failed(_) | Self::Stopped => Some("60"),
+            Self::Empty | Self::Failed(_) | Self::Stopped => Some("60"),
             _ => None,
         }
     }
@@ -229,6 +233,7 @@ mod tests {
     fn every_page_renders_in_every_form() {
         let pages = [
             Page::UnknownHost,
+            Page::Empty,
             Page::Starting,
             Page::Failed("x".into()),
             Page::Stopped,

@@ -22,7 +22,9 @@ use super::{
 /// What an environment answers with.
 #[derive(Clone)]
 pub enum State {
-    /// Nothing has run yet, or it is being started.
+    /// No deployment has succeeded yet.
+    Empty,
+    /// It is being started.
     Starting,
     /// These instances answer.
     Live(Target),
@@ -165,6 +167,7 @@ impl Route {
         match &inside.state {
             // The seat is taken under the lock: a switch comes either before it, or drains it.
             State::Live(target) => Admission::Pass(target.sit()),
+            State::Empty => Admission::Refuse(Page::Empty),
             State::Starting => Admission::Refuse(Page::Starting),
             State::Failed(reason) => Admission::Refuse(Page::Failed(reason.clone())),
             State::Stopped => Admission::Refuse(Page::Stopped),

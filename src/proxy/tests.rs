@@ -277,6 +277,10 @@ async fn a_request_on_a_connection_that_just_died_goes_another_way() {
         assert!(front.get("/").await.ends_with("blue"));
         let new = App::start("green").await;
         old.kill();
+        // Bound and never listening: another test must not get this port and answer in the dead one's place.
+        let seat = tokio::net::TcpSocket::new_v4().unwrap();
+        seat.set_reuseaddr(true).unwrap();
+        let _ = seat.bind(old.address);
         // Same target, other instance, as after a restart: the kept connection is dead, and maybe not yet known to be.
         assert!(route.retarget(&[old.address, new.address]));
         let answer = front.get("/").await;

@@ -1,6 +1,6 @@
 //! Booting a release in a slot, and finding what an earlier server had booted.
 
-use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf};
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -28,6 +28,23 @@ pub struct RunJob {
     pub links: Vec<String>,
 }
 
+/// A kind of process of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its type.
+    pub kind: ProcessType,
+    /// How many of it run.
+    pub count: u32,
+    /// Its command line.
+    pub command: String,
+    /// Variables that only it sees.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// What asks it to end.
+    #[serde(default)]
+    pub stop: StopSignal,
+}
+
 /// What to boot.
 #[derive(Debug, Clone)]
 pub struct Boot {
@@ -37,10 +54,8 @@ pub struct Boot {
     pub slot: Slot,
     /// Which release.
     pub release: ReleaseId,
-    /// Type, number of instances, command line.
-    pub processes: Vec<(ProcessType, u32, String)>,
-    /// The signals that ask processes to end, where that is not SIGTERM.
-    pub stops: HashMap<ProcessType, StopSignal>,
+    /// The processes.
+    pub processes: Vec<Process>,
     /// The environment of all processes; `PORT` and the process name are added.
     pub env: Vec<(String, String)>,
     /// The directory of the logs.
@@ -65,20 +80,20 @@ impl Runtime {
     /// Starts all processes of `boot`. If one cannot be started, those started before it keep running: the caller stops the slot.
     pub async fn boot(&self, boot: &Boot) -> Result<Vec<Instance>, RuntimeError> {
         let mut started = Vec::new();
-        for (process, count, command) in &boot.processes {
-            for index in 1..=*count {
-                started.push(self.start(boot, process, index, command).await?);
+        for process in &boot.processes {
+            for index in 1..=process.count {
+                started.push(self.start(boot, process, index).await?);
             }
         }
         Ok(started)
     }
 
-    async fn start(&self, boot: &Boot, process: &ProcessType, index: u32, command: &str) -> Result<Instance, RuntimeError> {
+    async fn start(&self, boot: &Boot, process: &Process, index: u32) -> Result<Instance, RuntimeError> {
         let mut label = Label {
             environment: boot.environment.id,
             slot: boot.slot,
             release: boot.release,
-            process: process.clone(),
+            process: process.kind.clone(),
             index,
             port: None,
         };
@@ -88,12 +103,12 @@ impl Runtime {
             ports.take().ok_or_else(|| RuntimeError::NoPort { process: label.name(), from, to })?
         };
         label.port = Some(port);
-        let stop = boot.stops.get(process).copied().unwrap_or_default();
         let mut env = boot.env.clone();
+        env.extend(process.env.iter().cloned());
         env.push((String::from("PORT"), port.to_string()));
         env.push((String::from("DYNO"), label.name()));
-        let job = RunJob { command: command.to_owned(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
-        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes(), stop });
+        let job = RunJob { command: process.command.clone(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
+        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes(), stop: process.stop });
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,

@@ -16,7 +16,7 @@ use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time:
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-pub use boot::{Boot, RunJob};
+pub use boot::{Boot, Process, RunJob};
 pub use label::Label;
 pub use logs::{LogLimits, LogLine, Logs, tail};
 pub use ports::Ports;
@@ -137,7 +137,8 @@ impl Runtime {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
 
-    /// Stops the processes of an environment for which `which` holds.
+    /// Stops the processes of an environment for which `which` holds, and waits until they have ended: until then they use their
+    /// slot.
     pub async fn stop_where(
         &self,
         environment: EnvId,
@@ -147,7 +148,7 @@ impl Runtime {
         let doomed: Vec<_> = self.instances(environment, None).into_iter().filter(|one| which(&one.label)).collect();
         let stops = doomed.into_iter().map(|instance| async move {
             let process = instance.label.name();
-            let stopped = self.0.launcher.stop(instance.id, grace).await;
+            let stopped = self.end(instance.id, grace).await;
             self.0.kept.lock().remove(&instance.id);
             if let Some(port) = instance.label.port {
                 self.0.ports.lock().give_back(port);
@@ -155,5 +156,16 @@ impl Runtime {
             stopped.map_err(|source| RuntimeError::Launch { process, source })
         });
         futures_util::future::join_all(stops).await.into_iter().collect()
+    }
+
+    async fn end(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
+        match self.0.launcher.stop(id, grace).await {
+            Ok(()) => self.0.launcher.ended(id).await.map(drop),
+            // Somebody else was quicker.
+            Err(error) => match tokio::time::timeout(Duration::ZERO, self.0.launcher.ended(id)).await {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err(error),
+            },
+        }
     }
 }

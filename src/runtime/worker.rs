@@ -14,10 +14,10 @@ use crate::host::launch::write_report;
 /// The most that a script may leave in its variables file.
 const VARIABLES_MAX: u64 = 256 * 1024;
 
-/// The project's own shell line is read by the project's own shell, after its `.profile.d/*.sh`, as Heroku does it. The script
+/// The project's own shell line is read by the project's own shell, after its `.profile.d/*.sh` and `.profile`, as Heroku does it. The script
 /// itself is fixed; everything of the project's is an argument.
 const PROFILE: &str = r#"shell=$0 command=$1; shift
-for file in .profile.d/*.sh; do if [ -r "$file" ]; then . "$file"; fi; done
+for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
 if [ -z "$command" ]; then exec "$@"; fi
 exec "$shell" -c "$command" "$shell" "$@""#;
 
@@ -53,7 +53,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     Ok(status.code().unwrap_or_else(|| 128_i32.saturating_add(status.signal().unwrap_or(0))))
 }
 
-/// A command without any shell syntax, in a project without `.profile.d`, needs no shell.
+/// A command without any shell syntax, in a project without `.profile.d` and `.profile`, needs no shell.
 fn command_line(job: &RunJob, app: &Path) -> Command {
     let plain = |c: char| c.is_ascii_alphanumeric() || " ./_-:,@%+=".contains(c);
     let words = shlex::split(&job.command).unwrap_or_default();
@@ -64,6 +64,7 @@ fn command_line(job: &RunJob, app: &Path) -> Command {
         && !assignment
         && !BUILTINS.contains(&program.as_str())
         && !app.join(".profile.d").exists()
+        && !app.join(".profile").exists()
     {
         let mut command = Command::new(program);
         command.args(arguments).args(&job.arguments);
@@ -106,6 +107,8 @@ mod tests {
         fs::create_dir(app.path().join(".profile.d")).unwrap();
         fs::write(app.path().join(".profile.d/a.sh"), "export FROM_PROFILE='it works'\n").unwrap();
         assert_eq!(output(&job("echo $FROM_PROFILE"), app.path()), "it works\n");
+        fs::write(app.path().join(".profile"), "FROM_PROFILE=\"$FROM_PROFILE twice\"\n").unwrap();
+        assert_eq!(output(&job("echo $FROM_PROFILE"), app.path()), "it works twice\n");
         let with = RunJob { arguments: vec![String::from("a  b"), String::from("$(id)")], ..job("printf '%s|' \"$@\"") };
         assert_eq!(output(&with, app.path()), "a  b|$(id)|");
         let bare = RunJob { command: String::new(), arguments: vec![String::from("echo"), String::from("$(id)")], ..job("") };

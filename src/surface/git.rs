@@ -3,9 +3,14 @@
 //! A push passes here twice: once as bytes between the client and receive-pack ([`Pushes::serve`]), and once as the hooks'
 //! questions ([`Pushes::answer_hooks`]), which turn into deployments and come back as git's own verdict on each ref.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fs::File,
+    io::Write as _,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -18,7 +23,7 @@ use crate::{
     model::{Access, Project, ProjectName, Trigger},
     pipeline::{
         Request, Ticket, chain,
-        intake::{Fate, RefUpdate, fates},
+        intake::{Fate, RefUpdate, fates, unstorable},
     },
     surface::cli::session::error_text,
 };
@@ -28,8 +33,12 @@ use crate::{
 pub struct Push {
     caller: Caller,
     project: Project,
+    /// Set when the push as a whole was accepted.
+    asked: Arc<AtomicBool>,
     /// Set when any ref was refused: the channel's exit status says the same as git's report.
     failed: Arc<AtomicBool>,
+    /// Set when the refs came before us; git refuses some by itself before that.
+    decided: Arc<AtomicBool>,
 }
 
 /// All pushes under way; cheap to clone.
@@ -60,10 +69,19 @@ impl Pushes {
         };
         let project = self.control.project(&caller, project, needed)?;
         let services = self.control.pipeline().services();
-        let failed = Arc::new(AtomicBool::new(false));
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (asked, failed, decided) = (flag(), flag(), flag());
+        let pushing = service == Service::ReceivePack;
+        let words = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let id = project.id;
         let token = match service {
-            Service::ReceivePack => Some(self.tokens.issue(Push { caller, project, failed: failed.clone() })),
+            Service::ReceivePack => Some(self.tokens.issue(Push {
+                caller,
+                project,
+                asked: asked.clone(),
+                failed: failed.clone(),
+                decided: decided.clone(),
+            })),
             Service::UploadPack => None,
         };
         let limits = ServeLimits { pack_bytes: services.config.limits.push_bytes.bytes() };
@@ -77,6 +95,9 @@ impl Pushes {
         );
         let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
         let exit = serving.child.wait().await.map_err(|error| CommandError::internal(&error))?;
+        if pushing && asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed) {
+            explain(words).await;
+        }
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
         Ok(if code == 0 && failed.load(Ordering::Relaxed) { 1 } else { code })
     }
@@ -106,7 +127,10 @@ impl Pushes {
             (free < reserve).then(|| format!("the server's disk is nearly full ({} MiB free)", free >> 20))
         };
         match reason {
-            None => session.accept().await,
+            None => {
+                session.ticket.asked.store(true, Ordering::Relaxed);
+                session.accept().await;
+            }
             Some(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);
                 session.refuse(&[format!(" !     {reason}")], &reason).await;
@@ -123,7 +147,10 @@ impl Pushes {
             .map(|change| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() })
             .collect();
         let atomic = session.request.atomic;
-        let fates = fates(&session.ticket.project.environments, &updates, atomic);
+        let mut fates = fates(&session.ticket.project.environments, &updates, atomic);
+        if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
+            self.refuse_unstorable(&session, &updates, &mut fates).await;
+        }
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
@@ -135,7 +162,29 @@ impl Pushes {
             }
         }
         session.ticket.failed.store(refused, Ordering::Relaxed);
+        session.ticket.decided.store(true, Ordering::Relaxed);
         session.finish(verdicts).await;
+    }
+
+    /// Refuses an atomic push as a whole, before its deployment, if git would not store one of its other refs after it.
+    async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [Fate]) {
+        let repositories = &self.control.pipeline().services().repositories;
+        let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {
+            Ok((refs, _)) => {
+                let existing = refs.into_iter().map(|entry| (entry.refname, entry.id)).collect();
+                unstorable(updates, &existing).map(|(update, why)| (update.name.clone(), why))
+            }
+            Err(error) => Some((String::new(), chain(&error))),
+        };
+        let Some((name, why)) = found else { return };
+        for (update, fate) in updates.iter().zip(fates) {
+            let reason = if update.name == name || name.is_empty() {
+                why.clone()
+            } else {
+                String::from("another ref of this atomic push was refused")
+            };
+            *fate = Fate::Refuse { reason, hint: None };
+        }
     }
 
     async fn verdict(&self, session: &HookSession<Push>, fate: Fate) -> Verdict {
@@ -152,9 +201,9 @@ impl Pushes {
                 }
                 Verdict::Refused { reason }
             }
-            Fate::Deploy { environment, branch, commit } => {
+            Fate::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
-                let request = Request { trigger, environment: *environment, branch, commit };
+                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen) };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,
@@ -190,6 +239,17 @@ impl Pushes {
             None => Verdict::Ok,
             Some(reason) => Verdict::Refused { reason },
         }
+    }
+}
+
+/// Git refuses a push from a shallow clone by itself, in three words; the advice comes from us.
+async fn explain(words: Option<OwnedFd>) {
+    let Some(words) = words else { return };
+    let advice = " !     The server's git refused this push before larder could look at it.\n \
+                  !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
+    let written = tokio::task::spawn_blocking(move || File::from(words).write_all(advice.as_bytes()));
+    if !matches!(written.await, Ok(Ok(()))) {
+        tracing::debug!("nobody was there to read an explanation");
     }
 }
 

@@ -14,8 +14,8 @@ const KEPT: [(&str, &[&str]); 10] = [
     ("zstd", &["host/archive"]),
     ("serde_yaml", &["config"]),
     ("minijinja", &["proxy"]),
-    ("hyper", &["proxy"]),
-    ("hyper_util", &["proxy"]),
+    ("hyper", &["proxy", "runtime/static_server"]),
+    ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),
     ("ignore", &["release"]),
 ];

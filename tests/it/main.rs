@@ -3,9 +3,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 #![allow(missing_docs, dead_code)]
 
+mod access;
 mod architecture;
+mod badinput;
+mod cli;
+mod clients;
+mod examples;
 mod harness;
+mod hostile;
 mod keeper;
+mod plan;
+mod push;
+mod queue;
+mod recovery;
+mod refs;
+mod serving;
+mod unwind;
+mod verdicts;
 
 /// A file in `tests/it` that no `mod` line names would be compiled by nobody and fail for nobody.
 #[test]

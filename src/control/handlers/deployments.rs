@@ -36,7 +36,7 @@ pub(super) async fn deploy(
             let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
             tracing::warn!(deployment = %ticket.deployment, by = %caller, "cancelled");
             ticket.cancel.cancel();
-            Ok(Reply::Ticket(Box::new(ticket)))
+            Ok(Reply::Cancelling(Box::new(ticket)))
         }
         DeployAction::Unfreeze => {
             let cleared = control.pipeline().thaw(environment.id, caller.name());
@@ -51,7 +51,7 @@ pub(super) async fn deploy(
 fn submit(control: &Control, caller: &Caller, environment: Environment, commit: CommitId) -> Result<Reply, CommandError> {
     let trigger = Trigger::Redeploy { by: caller.name() };
     let branch = environment.branch.clone();
-    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit });
+    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None });
     ticket.map(|ticket| Reply::Ticket(Box::new(ticket))).map_err(|error| of_pipeline(&error))
 }
 
@@ -99,8 +99,17 @@ fn follow(control: &Control, environment: &Environment) -> Result<Reply, Command
     Ok(Reply::Past { summary: Box::new(summary), transcript })
 }
 
-pub(super) fn plan(control: &Control, target: &Target, only: &[Phase]) -> Result<Reply, CommandError> {
+pub(super) async fn plan(
+    control: &Control,
+    target: &Target,
+    reference: Option<String>,
+    only: &[Phase],
+) -> Result<Reply, CommandError> {
     let environment = control.environment(target)?;
+    if reference.is_some() {
+        // A plan for something that is not there would be a promise about nothing.
+        resolve(control, &environment, reference).await?;
+    }
     let plan = control.pipeline().plan(&environment, only);
     if plan.names().is_empty() {
         return Err(CommandError::new(Kind::Usage, format!("no step of {} is in these phases", environment.title())));

@@ -23,7 +23,7 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::ProjectInfo { project } => projects::info(control, &project),
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
-        Request::Plan { target, only } => deployments::plan(control, &target, &only),
+        Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
         Request::Releases { target } => deployments::releases(control, &target),
         Request::Ps { target } => processes::ps(control, &target),
         Request::Scale { target, scale } => processes::scale(control, &target, scale).await,
@@ -44,6 +44,7 @@ impl Control {
         let saved = next.save(&self.0.root.registry_file());
         saved.map_err(|error| CommandError::internal(&error))?;
         *self.0.registry.write() = next;
+        self.0.changed.send_replace(());
         Ok(result)
     }
 }

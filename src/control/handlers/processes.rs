@@ -1,7 +1,5 @@
 //! Processes: listing, scaling, restarting, logs, and single commands.
 
-use std::collections::HashMap;
-
 use super::not_found;
 use crate::{
     control::{CommandError, Control, Kind, ProcessRow, Reply, Target, reply::LogFollower},
@@ -69,7 +67,7 @@ fn known_processes(
     release: crate::model::ReleaseId,
 ) -> Result<Vec<String>, CommandError> {
     let facts = control.pipeline().facts(environment, release).map_err(|error| CommandError::internal(&error))?;
-    Ok(facts.processes.iter().map(|(process, ..)| process.to_string()).collect())
+    Ok(facts.processes.iter().map(|process| process.kind.to_string()).collect())
 }
 
 pub(super) async fn restart(control: &Control, target: &Target) -> Result<Reply, CommandError> {
@@ -144,15 +142,8 @@ pub(super) fn run(control: &Control, target: &Target, command: Vec<String>) -> R
         links: Vec::new(),
     };
     let paths = control.0.root.environment(&environment.project, &environment.name);
-    let boot = Boot {
-        environment,
-        slot: live.slot,
-        release: live.release,
-        processes: Vec::new(),
-        stops: HashMap::new(),
-        env: Vec::new(),
-        logs: paths.log(),
-    };
+    let boot =
+        Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs: paths.log() };
     let runtime = control.pipeline().services().runtime.clone();
     Ok(Reply::Run(Box::new(move |stdio: Stdio| {
         Box::pin(async move { runtime.task(&boot, &job, stdio).await.map_err(|error| CommandError::internal(&error)) })

@@ -149,6 +149,20 @@ pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Removes what a process that was killed had not finished in `directory`: files and links whose names begin with `.new-`. Nobody may
+/// be writing there.
+pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
+    let unreadable = |source| FileError::io("read", directory, source);
+    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !directory && entry.file_name().as_encoded_bytes().starts_with(b".new-") {
+            remove_if_present(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Bytes and inodes that the file system of a path has left for unprivileged users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeSpace {
@@ -187,6 +201,20 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let missing = write_atomic(&dir.path().join("no/where"), b"", 0o600).unwrap_err();
         assert!(missing.to_string().contains("no/where"), "{missing}");
+    }
+
+    #[test]
+    fn what_was_not_finished_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".new-a1b2c3", "manifest", "new-"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("v1", dir.path().join(".new-link")).unwrap();
+        std::fs::create_dir(dir.path().join(".new-directory")).unwrap();
+        remove_unfinished(dir.path()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".new-directory", "manifest", "new-"]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub fn steps() -> Vec<Box<dyn Step>> {
         Box::new(deploy::switch::Switch),
         Box::new(post_deploy::Workers),
         Box::new(post_deploy::Smoke),
+        Box::new(post_deploy::First),
         Box::new(Script(Phase::PostDeploy)),
         Box::new(Script(Phase::PostInstall)),
     ]

@@ -29,6 +29,10 @@ impl Step for Compile {
         "run the buildpacks in a sandbox at /app"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let services = deployment.services.clone();
@@ -58,10 +62,8 @@ impl Step for Compile {
 pub(super) fn job(deployment: &Deployment) -> BuildJob {
     let order = &deployment.order;
     let settings = deployment.settings();
-    let mut configuration: Vec<_> =
-        deployment.services.config.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
     let build = settings.build.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
-    configuration.extend(super::deploy::processes::configured(deployment).into_iter().chain(build));
+    let configuration = super::deploy::processes::configured(deployment).into_iter().chain(build).collect();
     BuildJob {
         steps: vec![BuildStep::Detect, BuildStep::Compile, BuildStep::Release],
         buildpacks: settings.buildpacks.into_iter().map(reference).collect(),

@@ -11,6 +11,7 @@ use crate::{
     model::{Area, Blame, Phase},
     pipeline::{
         context::Deployment,
+        secrets::Secrets,
         step::{Failure, Step, Work},
     },
 };
@@ -31,8 +32,13 @@ impl Step for Source {
         "check the commit's tree, export what changed, read larder.yml, Procfile and app.json"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            nothing_is_lost(deployment).await?;
             let order = &deployment.order;
             let services = deployment.services.clone();
             let limits = &services.config.limits;
@@ -66,13 +72,32 @@ impl Step for Source {
                 buildpacks: source.files.buildpacks,
             };
             let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
-            let settings = config.settings(&order.environment.name);
+            let settings = config.settings(&order.environment.name).on_server(&services.config);
+            let settings = supported(deployment, settings)?;
             deployment.facts.scripts = source.scripts;
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
             Ok(())
         })
     }
+}
+
+/// A push that waited while another one went live must contain what that one brought, or it would silently take it back. Git's
+/// own check is no help here: it was made when the branch still stood where the pusher saw it.
+async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
+    let order = &deployment.order;
+    let (Some(seen), Some(live)) = (&deployment.seen, &order.previous) else { return Ok(()) };
+    if *seen == live.commit || order.commit == live.commit {
+        return Ok(());
+    }
+    let repositories = &deployment.services.repositories;
+    let missing = repositories.log(order.environment.project_id, Some(order.commit.clone()), live.commit.clone(), 1).await;
+    let (missing, _) = missing.map_err(|error| Failure::host(&error))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{} went live meanwhile, and {} is not in this push", live.number, live.commit.short());
+    Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }.hint("fetch, merge, and push again; or push again with --force"))
 }
 
 fn failure(error: GitError) -> Failure {
@@ -83,6 +108,35 @@ fn failure(error: GitError) -> Failure {
             if hint.is_empty() { failure } else { failure.hint(hint) }
         }
         other => Failure::host(&other),
+    }
+}
+
+/// What the recipe asks for and this environment cannot give is said before anything is done.
+fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
+    if settings.strategy == Some(config::Strategy::InPlace) {
+        return Err(Failure::pusher("the strategy in-place is not there in this version")
+            .hint("leave `strategy` out of larder.yml: the new release then boots beside the old one"));
+    }
+    let environment = &deployment.order.environment;
+    for domain in &settings.domains {
+        if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
+            return Err(Failure::pusher(format!("the domain {domain} leads to {other} already"))
+                .hint("a domain can lead to one environment only"));
+        }
+    }
+    let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
+    let wanted = settings.required.iter().filter(|required| required.generate).map(|required| &required.name);
+    let made = secrets.ensure(wanted).map_err(|error| Failure::host(&error))?;
+    settings.env.extend(made);
+    let missing: Vec<_> = settings.required.iter().filter(|required| !settings.env.contains_key(&required.name)).collect();
+    match missing.first() {
+        None => Ok(settings),
+        Some(first) => {
+            let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
+            let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
+            Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", ")))
+                .hint("give it one under `env:` in larder.yml, or in the server file"))
+        }
     }
 }
 
@@ -143,6 +197,10 @@ impl Step for Layer {
 
     fn about(&self) -> &'static str {
         "lay an empty build layer over the exported source"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::deploy::{boot, processes};
+use super::deploy::{boot, processes, release};
 use crate::{
     model::Phase,
     pipeline::{
@@ -30,6 +30,10 @@ impl Step for Workers {
 
     fn about(&self) -> &'static str {
         "start the other processes and see that they stay up"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
@@ -85,6 +89,10 @@ impl Step for Smoke {
         "ask for the smoke pages through the front door"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let services = &deployment.services;
@@ -100,6 +108,34 @@ impl Step for Smoke {
                 }
             }
             Ok(())
+        })
+    }
+}
+
+/// Runs `scripts.postdeploy` of app.json, once in the life of an environment: after its first deployment.
+pub struct First;
+
+impl Step for First {
+    fn name(&self) -> &'static str {
+        "post_deploy.first"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::PostDeploy
+    }
+
+    fn about(&self) -> &'static str {
+        "run app.json's postdeploy script, if this is the environment's first release"
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            match deployment.settings().postdeploy {
+                Some(command) if deployment.order.previous.is_none() => {
+                    release::run(deployment, "the postdeploy script", command.to_string()).await
+                }
+                _ => Ok(()),
+            }
         })
     }
 }

@@ -26,6 +26,10 @@ impl Step for Checks {
         "check that the disk has room for a build, an archive and a release"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let path = deployment.paths.path();

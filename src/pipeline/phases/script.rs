@@ -22,6 +22,12 @@ const VARIABLES_MAX: usize = 512 * 1024;
 /// which the release is about to use.
 pub struct Script(pub Phase);
 
+impl Script {
+    fn is_there(&self, deployment: &Deployment) -> bool {
+        deployment.facts.scripts.iter().any(|script| script == self.0.as_str())
+    }
+}
+
 impl Step for Script {
     fn name(&self) -> &'static str {
         match self.0 {
@@ -45,10 +51,14 @@ impl Step for Script {
         "run the project's own script of this phase from .larder/, if there is one"
     }
 
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        self.is_there(deployment)
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let phase = self.0;
-            if !deployment.facts.scripts.iter().any(|script| script == phase.as_str()) {
+            if !self.is_there(deployment) {
                 return Ok(());
             }
             deployment.transcript.title(&format!("Running .larder/{phase}"));

@@ -34,7 +34,8 @@ pub(super) struct Site {
 impl Site {
     pub fn new(settings: Settings) -> Result<Site, StaticError> {
         let wrong = |error| StaticError::Settings(format!("the directory {} cannot be served: {error}", settings.root.display()));
-        let directory = Directory::open(&settings.root).map_err(wrong)?;
+        let data = std::env::var_os("LARDER_DATA").unwrap_or_else(|| "/data".into());
+        let directory = Directory::open(&settings.root).map_err(wrong)?.with_data(data.as_ref());
         Ok(Site { settings, directory })
     }
 

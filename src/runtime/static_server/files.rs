@@ -2,15 +2,22 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt, unix::fs::MetadataExt},
-    path::Path,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStringExt,
+            fs::{FileExt, MetadataExt},
+        },
+    },
+    path::{Path, PathBuf},
 };
 
 use parking_lot::Mutex;
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat},
     io::Errno,
 };
 
@@ -53,13 +60,22 @@ struct Identity {
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
+    /// The persistent data: its path, as links to it begin, and itself.
+    data: Option<(PathBuf, OwnedFd)>,
     tags: Mutex<HashMap<Identity, String>>,
 }
 
 impl Directory {
     pub fn open(path: &Path) -> io::Result<Directory> {
         let handle = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Directory { handle, tags: Mutex::new(HashMap::new()) })
+        Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
+    }
+
+    /// Follows links that lead to the persistent data at `path` too. Every other link out of the directory stays shut.
+    pub fn with_data(mut self, path: &Path) -> Directory {
+        let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        self.data = opened.ok().map(|handle| (path.to_owned(), handle));
+        self
     }
 
     /// Opens a name relative to the directory; `None` where there is nothing that may be served.
@@ -75,6 +91,7 @@ impl Directory {
         let opened = match openat2(&self.handle, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
         {
             Err(Errno::NOSYS | Errno::PERM) => self.open_by_parts(name, flags),
+            Err(Errno::XDEV) => self.open_persistent(name, flags),
             other => other,
         };
         let file = match opened {
@@ -106,6 +123,21 @@ impl Directory {
             Some(Entry::File(opened)) => Some(opened),
             Some(Entry::Directory) | None => None,
         })
+    }
+
+    /// A name below a link to the persistent data, such as `media/a.jpg` where `media` is in `data:` of the recipe.
+    fn open_persistent(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let (path, data) = self.data.as_ref().ok_or(Errno::NOENT)?;
+        let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
+        for (prefix, rest) in ends.filter_map(|at| name.split_at_checked(at)) {
+            let here = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let link = openat2(&self.handle, prefix, here, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+            let Ok(target) = readlinkat(&link, "", Vec::new()) else { continue };
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            let inside = target.strip_prefix(path).map_err(|_| Errno::XDEV)?.join(rest.trim_start_matches('/'));
+            return openat2(data, &inside, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+        }
+        Err(Errno::XDEV)
     }
 
     /// Where the kernel (before 5.6) or a filter has no openat2: part by part, and no links at all.
@@ -154,10 +186,15 @@ impl Directory {
     }
 }
 
-/// Names that begin with a dot are nobody's business, except the one that exists to be asked for.
+/// Names that begin with a dot are nobody's business, except the one that exists to be asked for; nor are the files that tell
+/// larder how to deploy the site, where the site is served from the root of its repository.
 fn is_public(name: &str) -> bool {
-    name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
+    !RECIPE.contains(&name)
+        && name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
 }
+
+/// The files that configure a deployment.
+const RECIPE: [&str; 4] = ["larder.yml", "Procfile", "app.json", "static.json"];
 
 /// The parts of a request's path, decoded; `None` where it cannot be a name.
 pub(super) fn decode(path: &str) -> Option<Vec<String>> {
@@ -238,6 +275,23 @@ mod tests {
             assert!(directory.open_by_parts(name, OFlags::RDONLY).is_err(), "{name}");
         }
         assert!(directory.open_by_parts("sub/a", OFlags::RDONLY).is_ok());
+    }
+
+    #[test]
+    fn only_links_to_the_persistent_data_lead_out() {
+        let (temp, directory) = world();
+        let data = temp.path().join("data");
+        std::fs::create_dir_all(data.join("media/deep")).unwrap();
+        std::fs::write(data.join("media/deep/a"), "kept").unwrap();
+        std::os::unix::fs::symlink(temp.path().join("secret"), data.join("media/out")).unwrap();
+        std::os::unix::fs::symlink(data.join("media"), temp.path().join("root/sub/media")).unwrap();
+        assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "nobody said where the data is");
+        let directory = directory.with_data(&data);
+        assert_eq!(directory.file("sub/media/deep/a").unwrap().unwrap().length, 4);
+        assert!(matches!(directory.entry("sub/media").unwrap(), Some(Entry::Directory)));
+        for name in ["sub/media/out", "sub/media/none", "absolute", "out"] {
+            assert!(directory.entry(name).unwrap().is_none(), "{name}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn site(change: impl FnOnce(&mut Settings)) -> (tempfile::TempDir, Site) {
     write("app.js.br", "brotli");
     write("404.html", "lost");
     write(".env", "secret");
+    write("larder.yml", "env: {}");
     write("empty/.keep", "");
     write("large.bin", &"0123456789".repeat(20_000));
     let mut settings = Settings {
@@ -63,6 +64,7 @@ async fn files_directories_and_pages() {
         ("/nowhere", 404, "lost"),
         ("/about.html/", 404, "lost"),
         ("/.env", 404, "lost"),
+        ("/larder.yml", 404, "lost"),
         ("/empty/", 404, "lost"),
         ("/empty/.keep", 404, "lost"),
     ] {

@@ -6,6 +6,7 @@ use super::{Cli, socket};
 use crate::{
     control::{CommandError, Kind},
     host::root::Root,
+    surface::ssh::{KeyError, keys},
 };
 
 /// Has the server do what `words` say; its output goes to our own descriptors.
@@ -33,24 +34,52 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
 
 /// The server must not read files that a caller names: so they are read here, with the caller's own rights.
 fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
+    let (ours, theirs) = words.split_at(own_words(&words));
     let mut inlined = Vec::with_capacity(words.len());
-    let mut words = words.into_iter();
-    while let Some(word) = words.next() {
+    let mut ours = ours.iter();
+    while let Some(word) = ours.next() {
         let file = match word.strip_prefix("--key-file") {
-            Some("") => words.next(),
-            Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+            Some("") => ours.next().map(String::as_str),
+            Some(rest) => rest.strip_prefix('='),
             None => None,
         };
         match file {
-            None => inlined.push(word),
+            None => inlined.push(word.clone()),
             Some(file) => {
-                let text = fs::read_to_string(&file)
+                let text = fs::read_to_string(file)
                     .map_err(|error| CommandError::new(Kind::NotFound, format!("the key file {file} cannot be read: {error}")))?;
+                // A secret does not leave the machine, not even to be refused.
+                if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
+                    return Err(CommandError::new(Kind::Usage, format!("{file}: {error}")));
+                }
                 inlined.extend([String::from("--key"), text.trim().to_owned()]);
             }
         }
     }
+    inlined.extend_from_slice(theirs);
     Ok(inlined)
+}
+
+/// Where the words begin that are a project's own command, in which no option is ours: `--`, or what follows `run PROJECT`.
+fn own_words(words: &[String]) -> usize {
+    let (mut verb, mut run, mut named) = (false, false, false);
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        match word.as_str() {
+            "--" => return at,
+            "-a" | "--app" => {
+                named = true;
+                at += 1;
+            }
+            "-r" | "--remote" | "--root" => at += 1,
+            option if option.starts_with('-') => named |= option.starts_with("-a") || option.starts_with("--app="),
+            "run" if !verb => (verb, run) = (true, true),
+            _ if run => return if named { at } else { at.saturating_add(1) },
+            _ => verb = true,
+        }
+        at += 1;
+    }
+    words.len()
 }
 
 /// Becomes `ssh` to the server behind a git remote; returns only if that fails.
@@ -85,15 +114,17 @@ fn login_of(url: &str) -> Option<(String, String)> {
 }
 
 fn without_remote(words: &[String]) -> Vec<String> {
+    let (ours, theirs) = words.split_at(own_words(words));
     let mut kept = Vec::new();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
+    let mut ours = ours.iter();
+    while let Some(word) = ours.next() {
         if word == "-r" || word == "--remote" {
-            words.next();
+            ours.next();
         } else if !word.starts_with("--remote=") {
             kept.push(word.clone());
         }
     }
+    kept.extend_from_slice(theirs);
     kept
 }
 
@@ -119,5 +150,29 @@ mod tests {
         let words = vec![String::from("user"), format!("--key-file={}", file.display())];
         assert_eq!(inline_key_files(words).unwrap(), ["user", "--key", "ssh-ed25519 AAAA me"]);
         assert!(inline_key_files(vec![String::from("--key-file"), String::from("/nonexistent")]).is_err());
+    }
+
+    #[test]
+    fn a_private_key_is_not_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
+        fs::write(&file, "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n").unwrap();
+        let error = inline_key_files(vec![String::from("--key-file"), file.display().to_string()]).unwrap_err();
+        assert!(error.to_string().contains("PRIVATE") && !error.to_string().contains("c2VjcmV0"), "{error}");
+    }
+
+    #[test]
+    fn the_options_of_a_project_s_command_are_its_own() {
+        for line in
+            ["run shop -- tool --key-file x -r y", "run shop tool --key-file x -r y", "run -a shop tool --key-file x -r y"]
+        {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(inline_key_files(words.clone()).unwrap(), words);
+            assert_eq!(without_remote(&words), words);
+            let remote: Vec<_> = ["-r", "prod"].map(str::to_owned).into_iter().chain(words.clone()).collect();
+            assert_eq!(without_remote(&remote), words);
+        }
+        let words: Vec<_> = "ps shop -r prod --scale web=2".split(' ').map(str::to_owned).collect();
+        assert_eq!(without_remote(&words), ["ps", "shop", "--scale", "web=2"]);
     }
 }

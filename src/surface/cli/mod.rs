@@ -91,6 +91,13 @@ pub enum Local {
 
 /// Reads words as a person typed them, without the program's name.
 pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
+    // The file server is a project's process with options of its own; its `--root` is not the server's directory.
+    if let Some((first, rest)) = words.split_first()
+        && first == "static-server"
+    {
+        let args = rest.iter().map(Into::into).collect();
+        return Ok(Cli { root: None, remote: None, json: false, command: Command::Local(Local::StaticServer { args }) });
+    }
     Cli::try_parse_from(std::iter::once(String::from("larder")).chain(colons(words)))
 }
 
@@ -145,6 +152,14 @@ mod tests {
             assert!(parse(&words(line)).is_ok(), "{line}");
         }
         assert_eq!(colons(&words("run shop rake db:migrate")), words("run shop rake db:migrate"));
+    }
+
+    #[test]
+    fn the_file_server_gets_all_of_its_options() {
+        let cli = parse(&words("static-server --root dist --json --port 80")).unwrap();
+        assert!(cli.root.is_none() && !cli.json);
+        let Command::Local(Local::StaticServer { args }) = cli.command else { panic!("{:?}", cli.command) };
+        assert_eq!(args, ["--root", "dist", "--json", "--port", "80"]);
     }
 
     #[test]

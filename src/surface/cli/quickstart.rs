@@ -123,16 +123,17 @@ fn guide(root: &Path) -> Result<(), CommandError> {
         return Err(CommandError::new(Kind::Deployment, "the example could not be pushed"));
     }
     let host = url.trim_start_matches("http://");
+    let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
     say(&format!(
         "\nThe example is live: {url}\n\
          (where that name does not resolve: curl -H 'Host: {host}' http://127.0.0.1:{})\n\n\
          Now change it:\n\n  cd {}\n  edit index.html\n  git commit -am 'My first change'\n  git push prod main\n\n\
-         And look around:\n\n  larder --root {root} status\n  larder --root {root} releases hello\n  larder --root {root} logs hello -f\n\n\
-         Your own project: `larder --root {root} project create NAME`, then push to ssh://larder@127.0.0.1:{port}/NAME\n\
+         And look around:\n\n  {larder} status\n  {larder} releases hello\n  {larder} logs hello -f\n\n\
+         Your own project: `{larder} project create NAME`, then push to ssh://larder@127.0.0.1:{port}/NAME\n\
          with the key {key}. Ctrl-C stops the server.",
         host.rsplit(':').next().unwrap_or("80"),
         site.display(),
-        root = root.display(),
+        larder = format_args!("{} --root {}", program.display(), root.display()),
     ));
     Ok(())
 }

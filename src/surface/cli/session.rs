@@ -57,12 +57,23 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     drop(stdin);
     let mut screen = Screen::new(stdout, stderr)?;
     if json {
-        screen.out(&format!("{:#}\n", render::value(&reply))).await?;
+        let value = render::value(&reply);
+        if !value.is_null() {
+            screen.out(&format!("{value:#}\n")).await?;
+        }
     } else {
         screen.out(&render::text(&reply)).await?;
     }
     match reply {
-        Reply::Ticket(ticket) => follow(&mut screen, *ticket, &gone).await,
+        Reply::Ticket(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
+            Some(Outcome::Live { .. }) => 0,
+            _ => Kind::Deployment.exit_code(),
+        }),
+        // Success is that it was put back.
+        Reply::Cancelling(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
+            Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => 0,
+            _ => Kind::Deployment.exit_code(),
+        }),
         Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
         Reply::Past { summary, .. } if !json => {
             screen.out(&render::past(&summary)).await?;
@@ -106,11 +117,11 @@ pub fn error_text(error: &CommandError) -> String {
 }
 
 /// Shows a deployment until it ends. A caller that goes away does not stop it.
-async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToken) -> io::Result<u8> {
+async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToken) -> io::Result<Option<Outcome>> {
     let mut lines = ticket.transcript.follow()?;
     loop {
         let text = tokio::select! {
-            () = gone.cancelled() => return Ok(1),
+            () = gone.cancelled() => return Ok(None),
             text = lines.next() => text,
         };
         match text {
@@ -118,11 +129,7 @@ async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToke
             None => break,
         }
     }
-    match ticket.outcome().await {
-        Some(Outcome::Live { .. }) => Ok(0),
-        Some(Outcome::Refused { .. }) => Ok(Kind::Deployment.exit_code()),
-        _ => Ok(Kind::Deployment.exit_code()),
-    }
+    Ok(ticket.outcome().await)
 }
 
 async fn logs(screen: &mut Screen, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {

@@ -40,18 +40,23 @@ pub struct Call {
     pub words: Vec<String>,
 }
 
-/// Answers clients at `path` until `shutdown`. Root and the account that larder runs as may call.
-pub async fn serve(path: &Path, control: Control, shutdown: CancellationToken) -> io::Result<()> {
+/// Opens the control socket at `path`: from then on clients can call, and wait until [`serve`] answers.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers clients until `shutdown`. Root and the account that larder runs as may call.
+pub async fn serve(listener: UnixListener, control: Control, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {

@@ -1,6 +1,13 @@
 //! What a program printed and how it ended.
 
-use std::process::Command;
+use std::{
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+/// No program of a test takes longer, but on a machine that is on its knees; what does is stuck, and the test says where.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A program that has ended.
 #[derive(Debug, Clone)]
@@ -17,8 +24,17 @@ impl Output {
     #[track_caller]
     pub fn of(command: &mut Command) -> Output {
         let shown = shown(command);
-        let output = command.output().unwrap_or_else(|error| panic!("{shown}: {error}"));
-        Output::from(shown, output)
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{shown}: {error}"));
+        let (pid, (send, receive)) = (child.id(), mpsc::channel());
+        std::thread::spawn(move || send.send(child.wait_with_output()));
+        match receive.recv_timeout(PATIENCE) {
+            Ok(output) => Output::from(shown, output.unwrap()),
+            Err(_) => {
+                super::processes::signal(pid as i32, rustix::process::Signal::KILL);
+                panic!("{shown} did not end within {PATIENCE:?}");
+            }
+        }
     }
 
     pub fn from(command: String, output: std::process::Output) -> Output {

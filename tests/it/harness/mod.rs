@@ -13,7 +13,7 @@ pub mod world;
 
 use std::time::{Duration, Instant};
 
-pub use self::world::World;
+pub use self::{git::Repo, world::World};
 
 /// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
 #[track_caller]
@@ -46,7 +46,6 @@ pub fn installed(program: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Runs each scenario, a function of `&World`, in system mode and in rootless mode: `in_each_mode!(one, another);`.
-#[allow(unused_macros)]
 macro_rules! in_each_mode {
     ($($scenario:ident),+ $(,)?) => {
         mod system {
@@ -71,7 +70,6 @@ macro_rules! in_each_mode {
 }
 
 /// Runs each scenario once, in the stronger mode that is possible here.
-#[allow(unused_macros)]
 macro_rules! in_one_mode {
     ($($scenario:ident),+ $(,)?) => {
         mod once {
@@ -86,5 +84,4 @@ macro_rules! in_one_mode {
     };
 }
 
-#[allow(unused_imports)]
 pub(crate) use {in_each_mode, in_one_mode};

@@ -6,7 +6,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -24,6 +28,8 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct Server {
     keeper: Child,
     directory: PathBuf,
+    /// How often a server role has said that it is ready.
+    ready: Arc<AtomicUsize>,
     pub ssh: SocketAddr,
     pub http: SocketAddr,
 }
@@ -63,12 +69,19 @@ impl Server {
         command.arg("serve").arg("--root").arg(&setup.root).args(["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         command.envs(setup.env.iter().cloned()).env("RUST_BACKTRACE", "1").stdout(Stdio::piped()).stderr(log);
         let mut keeper = command.spawn().unwrap();
-        let (send, ready) = mpsc::channel();
+        let (send, lines) = mpsc::channel();
         let stdout = BufReader::new(keeper.stdout.take().unwrap());
         // Read to its end, so that the server never waits for a reader.
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
+        let times = Arc::new(AtomicUsize::new(0));
+        let counted = times.clone();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                counted.fetch_add(usize::from(line.starts_with("ready ")), Ordering::SeqCst);
+                let _ = send.send(line);
+            }
+        });
         let line = loop {
-            match ready.recv_timeout(START) {
+            match lines.recv_timeout(START) {
                 Ok(line) if line.starts_with("ready ") => break line,
                 Ok(_) => {}
                 Err(error) => {
@@ -82,7 +95,7 @@ impl Server {
             let word = line.split_whitespace().find_map(|word| word.strip_prefix(key));
             word.unwrap_or_else(|| panic!("no {key} in {line:?}")).parse().unwrap_or_else(|_| panic!("no address in {line:?}"))
         });
-        Server { keeper, directory: setup.directory.clone(), ssh, http }
+        Server { keeper, directory: setup.directory.clone(), ready: times, ssh, http }
     }
 
     /// The keeper's process.
@@ -99,11 +112,27 @@ impl Server {
         processes::of(&self.directory).into_iter().find(is_role).map(|process| process.pid)
     }
 
-    /// Kills the server role alone, and waits until the keeper has started another.
+    /// How often a server role has said that it is ready since the keeper started.
+    pub fn ready(&self) -> usize {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Kills the server role alone, and waits until the keeper has started another and that one is ready.
     pub fn kill9_role(&self) {
-        let role = self.role().expect("there is no server role to kill");
-        processes::signal(role, Signal::KILL);
-        super::until("the keeper has started another server", || self.role().is_some_and(|other| other != role));
+        let ready = self.ready();
+        self.shoot_role();
+        super::until("the keeper's next server is ready", || self.ready() > ready);
+    }
+
+    /// Kills the server role alone.
+    pub fn shoot_role(&self) {
+        super::until("there is a server role to kill", || match self.role() {
+            Some(role) => {
+                processes::signal(role, Signal::KILL);
+                true
+            }
+            None => false,
+        });
     }
 
     /// Kills keeper and server role, as a reset of the machine would, but leaves everything else to itself.

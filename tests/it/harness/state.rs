@@ -60,23 +60,14 @@ impl World {
         ports
     }
 
-    /// The processes of a project's applications: those of the world that see its environment, but for larder's own.
+    /// The processes of a project's applications: those of the world with the project's name in their environment.
     pub fn application(&self, project: &str) -> Vec<i32> {
-        let needle = format!("/projects/{project}/production/deploy/");
-        let sees = |pid: i32| {
-            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let mark = format!("LARDER_PROJECT={project}");
+        let marked = |pid: i32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let directory = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-            mounts.contains(&needle)
-                || String::from_utf8_lossy(&environ).contains(&needle)
-                || directory.display().to_string().contains(&needle)
+            environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
         };
-        let own = |arguments: &[String]| {
-            arguments.get(1).is_some_and(|role| matches!(role.as_str(), "serve" | "server" | "worker" | "hook"))
-                && arguments[0].ends_with("larder")
-        };
-        let processes = processes::of(self.directory()).into_iter();
-        processes.filter(|process| !own(&process.arguments) && sees(process.pid)).map(|process| process.pid).collect()
+        processes::of(self.directory()).iter().map(|process| process.pid).filter(|pid| marked(*pid)).collect()
     }
 
     /// The journals of all deployments to production, oldest first.
@@ -133,6 +124,7 @@ impl World {
             .filter_map(|name| name.strip_suffix(".manifest.json").map(str::to_owned))
             .collect();
         assert_eq!(trees, manifests, "trees and manifests differ");
+        assert!(names(&top).iter().all(|name| !name.starts_with('.')), "half-written files: {:?}", names(&top));
         for (number, outcome) in self.outcomes(project).into_iter().enumerate() {
             assert!(outcome.is_some(), "deployment {number} has no end");
         }

@@ -1,7 +1,6 @@
 //! One server with everything around it, in a directory of its own.
 
 use std::{
-    cell::RefCell,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -11,6 +10,8 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
 };
+
+use parking_lot::RwLock;
 
 use super::{
     cli::Output,
@@ -37,7 +38,7 @@ pub enum Mode {
 pub struct World {
     mode: Mode,
     setup: Setup,
-    server: RefCell<Option<Server>>,
+    server: RwLock<Option<Server>>,
 }
 
 fn root() -> bool {
@@ -96,7 +97,7 @@ impl World {
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let setup = Setup { directory, program, root: server_root, env: Vec::new() };
-        let world = World { mode, setup, server: RefCell::new(None) };
+        let world = World { mode, setup, server: RwLock::new(None) };
         world.start(&[]);
         world.key("alice");
         world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
@@ -105,15 +106,15 @@ impl World {
 
     /// Starts the server, with `env` in its environment.
     pub fn start(&self, env: &[(&str, &str)]) {
-        assert!(self.server.borrow().is_none(), "it runs already");
+        assert!(self.server.read().is_none(), "it runs already");
         let setup =
             Setup { env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(), ..self.setup.clone() };
-        *self.server.borrow_mut() = Some(Server::start(&setup));
+        *self.server.write() = Some(Server::start(&setup));
     }
 
     /// Stops the server gracefully.
     pub fn stop(&self) {
-        self.server.borrow_mut().take().expect("it does not run").stop();
+        self.server.write().take().expect("it does not run").stop();
     }
 
     /// Stops it gracefully and starts it with another environment.
@@ -124,17 +125,17 @@ impl World {
 
     /// Kills the server role only.
     pub fn kill9_server(&self) {
-        self.server.borrow().as_ref().expect("it does not run").kill9_role();
+        self.server.read().as_ref().expect("it does not run").kill9_role();
     }
 
     /// Kills keeper and server; [`World::start`] starts them again.
     pub fn kill9_all(&self) {
-        self.server.borrow_mut().take().expect("it does not run").kill9_all();
+        self.server.write().take().expect("it does not run").kill9_all();
     }
 
     /// Asks the running server something.
     pub fn with<T>(&self, ask: impl FnOnce(&Server) -> T) -> T {
-        ask(self.server.borrow().as_ref().expect("the server does not run"))
+        ask(self.server.read().as_ref().expect("the server does not run"))
     }
 
     pub fn mode(&self) -> Mode {
@@ -273,9 +274,12 @@ fn shared_binary() -> &'static Path {
     })
 }
 
+/// Copies of old builds; another run may still use that of a recent one.
 fn remove_older_copies(prefix: &str) {
     for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+        let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+        let old = age.is_some_and(|age| age > std::time::Duration::from_secs(6 * 3600));
+        if old && entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
             let _ = fs::remove_file(entry.path());
         }
     }

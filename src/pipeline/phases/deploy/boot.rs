@@ -38,6 +38,10 @@ impl Step for Boot {
         "start the web processes in the idle slot and wait until they are healthy"
     }
 
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let runtime = deployment.services.runtime.clone();

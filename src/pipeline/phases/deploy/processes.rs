@@ -7,13 +7,12 @@ use serde_json::Value;
 use crate::{
     model::{Environment, ProcessType},
     pipeline::{context::Deployment, facts::Facts, step::Failure},
-    runtime::{Boot, RunJob},
+    runtime::{Boot, Process, RunJob},
 };
 
-/// The project's own configuration: the server file, then the recipe, then what phase scripts made of it.
+/// The project's own configuration: what the recipe and the server file say, and what phase scripts made of it.
 pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
-    let server = deployment.services.config.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
-    let mut env: BTreeMap<_, _> = server.collect();
+    let mut env = BTreeMap::new();
     if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
         for (name, value) in scripted {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -44,7 +43,7 @@ pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
 }
 
 /// The processes of the release: the recipe's and the Procfile's, completed by the buildpacks', scaled by the operator.
-pub fn processes(deployment: &Deployment) -> Result<Vec<(ProcessType, u32, String)>, Failure> {
+pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
     let defaults = deployment.facts.buildpack_processes.iter();
     let defaults = defaults.filter_map(|(process, command)| Some((process.clone(), command.parse().ok()?)));
     let settings = deployment.settings().with_defaults(defaults.collect());
@@ -54,7 +53,13 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<(ProcessType, u32, Strin
         .iter()
         .map(|(process, spec)| {
             let count = scale.get(process.as_str()).copied().unwrap_or_else(|| u32::from(spec.scale));
-            (process.clone(), count, spec.command.to_string())
+            Process {
+                kind: process.clone(),
+                count,
+                command: spec.command.to_string(),
+                env: spec.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
+                stop: spec.stop.unwrap_or(settings.stop).signal,
+            }
         })
         .collect();
     if processes.is_empty() {
@@ -70,9 +75,9 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<(ProcessType, u32, Strin
 
 /// The processes of a release that was made earlier, with the scale that the operator wants now.
 pub fn rescale(facts: &mut Facts, environment: &Environment) {
-    for (process, count, _) in &mut facts.processes {
-        if let Some(wanted) = environment.scale.get(process.as_str()) {
-            *count = *wanted;
+    for process in &mut facts.processes {
+        if let Some(wanted) = environment.scale.get(process.kind.as_str()) {
+            process.count = *wanted;
         }
     }
 }
@@ -80,14 +85,11 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
 /// What to boot: the processes of the release for which `which` holds.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let order = &deployment.order;
-    let settings = deployment.settings();
-    let stop = |process: &ProcessType| settings.processes.get(process).and_then(|spec| spec.stop).unwrap_or(settings.stop).signal;
     Boot {
         environment: order.environment.clone(),
         slot: order.slot,
         release: order.release,
-        processes: deployment.facts.processes.iter().filter(|(process, ..)| which(process)).cloned().collect(),
-        stops: deployment.facts.processes.iter().map(|(process, ..)| (process.clone(), stop(process))).collect(),
+        processes: deployment.facts.processes.iter().filter(|process| which(&process.kind)).cloned().collect(),
         env: deployment.facts.env.clone().into_iter().collect(),
         logs: deployment.paths.log(),
     }

@@ -28,23 +28,37 @@ impl Step for Release {
         "run the release command, if there is one"
     }
 
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        command(deployment).is_some()
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let defaults = deployment.facts.buildpack_processes.iter();
-            let given = defaults.filter(|(process, _)| process.is_release()).map(|(_, command)| command.clone()).next();
-            let Some(command) = deployment.settings().release.map(|command| command.to_string()).or(given) else {
-                return Ok(());
-            };
-            deployment.transcript.title("Running the release command");
-            let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
-            let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
-            let job = RunJob { command, ..processes::job(deployment) };
-            let boot = processes::boot(deployment, |_| false);
-            let started = deployment.services.runtime.task(&boot, &job, stdio).await;
-            let mut child = started.map_err(|error| Failure::host(&error))?;
-            let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
-            let _ = copying.await;
-            if exit.success() { Ok(()) } else { Err(Failure::pusher(format!("the release command {exit}"))) }
+            let Some(command) = command(deployment) else { return Ok(()) };
+            run(deployment, "the release command", command).await
         })
     }
+}
+
+/// Runs a command of the release in its slot, its output in the transcript.
+pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result<(), Failure> {
+    deployment.transcript.title(&format!("Running {what}"));
+    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
+    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+    let job = RunJob { command, ..processes::job(deployment) };
+    let boot = processes::boot(deployment, |_| false);
+    let started = deployment.services.runtime.task(&boot, &job, stdio).await;
+    let mut child = started.map_err(|error| Failure::host(&error))?;
+    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
+    let _ = copying.await;
+    if exit.success() { Ok(()) } else { Err(Failure::pusher(format!("{what} {exit}"))) }
+}
+
+/// The recipe's or the Procfile's, else the buildpack's.
+fn command(deployment: &Deployment) -> Option<String> {
+    let given = || {
+        let mut defaults = deployment.facts.buildpack_processes.iter();
+        defaults.find(|(process, _)| process.is_release()).map(|(_, command)| command.clone())
+    };
+    deployment.settings().release.map(|command| command.to_string()).or_else(given)
 }

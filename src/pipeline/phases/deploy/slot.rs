@@ -28,6 +28,11 @@ impl Step for Slot {
         "empty the idle slot and link the persistent paths to data/"
     }
 
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        // A link may move a directory into data/.
+        !deployment.settings().data.is_empty()
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let idle = deployment.idle_slot.clone();

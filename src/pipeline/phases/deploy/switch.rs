@@ -44,6 +44,7 @@ impl Step for Switch {
                 // Where this step runs twice, the first switch is the one that has requests left to drain.
                 deployment.retired = deployment.retired.take().or(retired);
             }
+            deployment.services.open_domains(&deployment.order.environment, &deployment.settings());
             Ok(())
         })
     }
@@ -57,12 +58,16 @@ impl Step for Switch {
                 (_, Some(retired)) => drop(route.switch(retired.target())),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
+                    if addresses.is_empty() {
+                        // After a restart of everything its processes are gone; whoever recovers us boots them next.
+                        drop(route.set(State::Starting));
+                    }
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
-                    if !there {
+                    if !there && !addresses.is_empty() {
                         drop(route.switch(Target::new(addresses)));
                     }
                 }
-                (None, None) => drop(route.set(State::Starting)),
+                (None, None) => drop(route.set(State::Empty)),
             }
             move_ref(deployment, previous.as_ref()).await?;
             links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))

@@ -56,6 +56,9 @@ impl Deploy {
 pub struct Plan {
     #[command(flatten)]
     on: On,
+    /// What would be deployed: a branch, a tag or a commit that was pushed
+    #[arg(value_name = "REF")]
+    reference: Option<String>,
     /// Only these phases, with commas between them
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     only: Vec<Phase>,
@@ -63,6 +66,6 @@ pub struct Plan {
 
 impl Plan {
     pub(super) fn request(self) -> Result<Request, CommandError> {
-        Ok(Request::Plan { target: self.on.get()?, only: self.only })
+        Ok(Request::Plan { target: self.on.get()?, reference: self.reference, only: self.only })
     }
 }

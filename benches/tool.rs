@@ -1,0 +1,128 @@
+//! What larder's workers do to trees and archives, as a program: for measurements beside `tar` and `rsync`, without a server.
+//!
+//! ```text
+//! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes ARCHIVE.json, the manifest
+//! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   on top of DEPLOY/NAME, if that is a spare
+//! tool export REPOSITORIES PLACE COMMIT                 REPOSITORIES holds project.git
+//! ```
+
+use std::{
+    error::Error,
+    ffi::OsString,
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use larder::{
+    git::{
+        WorkerPaths,
+        source::{self, SourceJob, SourceLimits, SourceReport},
+    },
+    model::{Mode, ReleaseId},
+    release::{
+        bundle::{self, BundleJob, Head},
+        install::{self, UnpackJob},
+    },
+};
+
+type Outcome = Result<String, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let words: Vec<&Path> = words.iter().map(Path::new).collect();
+    let outcome = match words.as_slice() {
+        [verb, tree, archive] if verb.as_os_str() == "bundle" => bundle(tree, archive, None),
+        [verb, tree, archive, previous] if verb.as_os_str() == "bundle" => bundle(tree, archive, Some(previous)),
+        [verb, archive, deploy, name] if verb.as_os_str() == "unpack" => unpack(archive, deploy, name, None),
+        [verb, archive, deploy, name, previous, older] if verb.as_os_str() == "unpack" => {
+            unpack(archive, deploy, name, Some((previous, older)))
+        }
+        [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | export REPOSITORIES PLACE COMMIT".into()),
+    };
+    match outcome {
+        Ok(line) => {
+            let _ = writeln!(io::stdout(), "{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "tool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The manifest that stands beside an archive.
+fn manifest_of(archive: &Path) -> PathBuf {
+    let mut path = archive.as_os_str().to_owned();
+    path.push(".json");
+    path.into()
+}
+
+fn text(word: &Path) -> Result<&str, Box<dyn Error>> {
+    word.to_str().ok_or_else(|| "an argument is not UTF-8".into())
+}
+
+fn writable(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(true).open(path)
+}
+
+fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
+    let created = jiff::Timestamp::now();
+    let head = Head {
+        project: "bench".parse()?,
+        environment: "staging".parse()?,
+        release: ReleaseId::new(created),
+        commit: "0123456789abcdef0123456789abcdef01234567".parse()?,
+        build: 1,
+        tag: None,
+        mode: Mode::Cooking,
+        buildpacks: Vec::new(),
+        processes: Vec::new(),
+        created,
+    };
+    let before = previous.map(|path| Ok::<_, io::Error>((File::open(path)?, File::open(manifest_of(path))?))).transpose()?;
+    let job = BundleJob { head, previous: before.is_some(), threads: threads() };
+    let places = bundle::Places { app: tree.into(), source: None, upper: None };
+    let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
+    let before = before.as_ref().map(|(archive, manifest)| (archive, manifest));
+    let report = bundle::work(job, &places, &out, &manifest, before).into_result()?;
+    Ok(format!("{} entries, {} changed, {} bytes", report.entries, report.changed, report.archive_bytes))
+}
+
+fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &Path)>) -> Outcome {
+    let tree = deploy.join(name);
+    // A tree that is there already is a spare: what an earlier run of ours left, equal to the previous release.
+    let spare = previous.is_some() && tree.is_dir();
+    if !spare {
+        std::fs::create_dir(&tree)?;
+    }
+    let manifest = previous.map(|(path, _)| File::open(manifest_of(path))).transpose()?;
+    let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
+    let job = UnpackJob { previous: older, spare, threads: threads(), limits: Default::default() };
+    let places = install::Places { tree, deploy: deploy.into() };
+    let report = install::work(&job, &places, &File::open(archive)?, &File::open(manifest_of(archive))?, manifest.as_ref())
+        .into_result()?;
+    Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
+}
+
+fn export(repositories: &Path, place: &Path, commit: &Path) -> Outcome {
+    let paths = WorkerPaths { repo: repositories.into(), source: Some(place.into()), hooks: None, hook_socket: None };
+    let job = SourceJob {
+        commit: text(commit)?.parse()?,
+        limits: SourceLimits::default(),
+        export: true,
+        fresh: false,
+        quarantine: None,
+    };
+    match source::perform(&paths, &job) {
+        SourceReport::Ready(done) => Ok(format!("{} entries, {:?} changed", done.entries, done.changed)),
+        other => Err(format!("{other:?}").into()),
+    }
+}

@@ -1,1 +1,0 @@
-//! Where each role of an environment lives on disk.

@@ -1,0 +1,230 @@
+//! Who may do what, seen from the client's side.
+
+use std::{process::Stdio, time::Duration};
+
+use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_mode, until, within};
+
+in_each_mode!(rights_are_what_they_say);
+in_one_mode!(
+    strangers_stay_outside,
+    who_is_removed_is_out,
+    the_ssh_side_is_a_closed_grammar,
+    environment_requests_reach_nothing,
+    verbs_say_the_same_everywhere,
+    keys_come_and_go,
+    a_private_key_is_no_public_key,
+);
+
+fn rights_are_what_they_say(world: &World) {
+    world.project("shop").project("secret");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    let bob = repo.by("bob");
+    // Without a right there is no project.
+    let unseen = bob.git(&["ls-remote", &bob.url()]);
+    assert_ne!(unseen.status, 0);
+    unseen.says("no project shop that you may see");
+    world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
+    assert_eq!(bob.live(), Some(repo.head()));
+    bob.page("version two");
+    let push = bob.push();
+    assert_ne!(push.0.status, 0, "{}", push.0);
+    push.says("push to it");
+    world.serves("shop", "version one");
+    world.ssh("bob", &["releases", "shop"]).exits(0).says("v1");
+    world.ssh("bob", &["deploy", "shop"]).exits(3);
+    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    bob.push().accepted();
+    world.serves("shop", "version two");
+    world.larder(&["releases", "shop"]).says("bob");
+    world.ssh("bob", &["restart", "shop"]).exits(3);
+    world.ssh("bob", &["run", "shop", "--", "true"]).exits(3);
+    world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
+    world.ssh("bob", &["run", "shop", "--", "true"]).exits(0);
+    for words in [&["project", "create", "more"][..], &["user", "list"], &["project", "destroy", "shop", "--confirm", "shop"]] {
+        world.ssh("bob", words).exits(3);
+    }
+    // A project that one may not see and one that is not there read the same.
+    let words = |project: &str| world.ssh("bob", &["releases", project]).exits(4).stderr.replace(project, "X");
+    assert_eq!(words("secret"), words("nowhere"));
+    world.ssh("bob", &["project", "list"]).keeps_quiet_about("secret").says("shop");
+    world.ssh("bob", &["status"]).keeps_quiet_about("secret").says("shop");
+    world.larder(&["user", "grant", "bob", "shop", "none"]).ok();
+    world.ssh("bob", &["releases", "shop"]).exits(4);
+    world.larder(&["user", "remove", "bob"]).ok();
+    world.ssh("bob", &["whoami"]).exits(255);
+}
+
+fn strangers_stay_outside(world: &World) {
+    world.project("shop");
+    world.key("eve");
+    world.ssh("eve", &["whoami"]).exits(255).says("Permission denied");
+    let repo = Repo::site(world, "shop", "version one").by("eve");
+    let push = repo.push();
+    assert_eq!(push.0.status, 128, "{}", push.0);
+    assert_eq!(world.journals("shop").len(), 0);
+}
+
+fn keys_come_and_go(world: &World) {
+    world.key("laptop");
+    world.larder(&["key", "add", "alice", "--key-file", &world.public_key("laptop")]).ok();
+    world.ssh("laptop", &["whoami"]).exits(0).says("alice");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("laptop")]).exits(3).says("alice's already");
+    let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
+    let fingerprint = fingerprint.ok().split(' ').nth(1).unwrap().to_owned();
+    world.larder(&["user", "list"]).says(&fingerprint);
+    world.larder(&["key", "remove", &fingerprint]).ok();
+    world.ssh("laptop", &["whoami"]).exits(255);
+    world.ssh("alice", &["whoami"]).exits(0);
+    world.larder(&["key", "remove", &fingerprint]).exits(4);
+}
+
+fn the_ssh_side_is_a_closed_grammar(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    // Without a command one is told who one is; there is no shell.
+    world.ssh("alice", &[]).exits(0).says("alice");
+    for words in [
+        "git-upload-archive 'shop'",
+        "git-receive-pack '../shop'",
+        "git-receive-pack 'shop/../shop'",
+        "git-receive-pack '/etc/passwd'",
+        "git-receive-pack --help",
+        "git-upload-pack -h",
+        "git-upload-pack --upload-pack='sh' shop",
+        "git-receive-pack 'shop'; id",
+        "git-receive-pack 'shop' && id",
+        "sh -c id",
+        "id",
+        "scp -t /tmp",
+        "serve --root /tmp/x",
+        "server",
+        "worker run",
+        "hook pre-receive",
+        "static-server --root /",
+        "whoami 'unclosed",
+    ] {
+        let output = world.ssh("alice", &[words]);
+        assert!(matches!(output.status, 1..=5), "{words}: {output}");
+        assert!(!output.stdout.contains("uid="), "{output}");
+        assert!(!output.stderr.is_empty() || !output.stdout.is_empty(), "{words}: no word of explanation");
+    }
+    world.ssh("alice", &["--root", "/etc", "whoami"]).keeps_quiet_about("uid=");
+    // A subsystem or a forwarded port is nothing that larder has.
+    let mut sftp = world.client("ssh");
+    sftp.args(world.ssh_options("alice")).args(["-s", "larder@127.0.0.1", "sftp"]);
+    assert_ne!(Output::of(&mut sftp).status, 0);
+    let mut tunnel = world.client("ssh");
+    tunnel.args(world.ssh_options("alice")).args(["-W", "127.0.0.1:22", "larder@127.0.0.1"]);
+    assert_ne!(Output::of(&mut tunnel).status, 0);
+}
+
+/// What a client wants to set is dropped, whatever it is; only git's own protocol word counts.
+fn environment_requests_reach_nothing(world: &World) {
+    world.project("shop");
+    let trace = world.directory().join("trace");
+    let wishes = format!(
+        "SetEnv=LD_PRELOAD=/tmp/x.so GIT_TRACE={0} GIT_TRACE2_EVENT={0} GIT_EXEC_PATH=/tmp GIT_DIR=/tmp GIT_CONFIG_COUNT=1 \
+         GIT_CONFIG_KEY_0=core.hooksPath GIT_CONFIG_VALUE_0=/tmp PATH=/tmp BASH_ENV=/tmp/x HOME=/tmp LARDER_PUSH_TOKEN=x WISH=granted",
+        trace.display()
+    );
+    let repo = Repo::site(world, "shop", "version one");
+    repo.program(".larder/build", "#!/bin/sh\nenv > environment.txt\n");
+    repo.commit("a build that shows its environment");
+    let options = world.ssh_options("alice");
+    let mut push = repo.command();
+    push.env("GIT_SSH_COMMAND", format!("ssh {} -o '{wishes}'", options.join(" ")));
+    push.args(["push", &repo.url(), "HEAD:refs/heads/main"]);
+    Push(Output::of(&mut push)).accepted().says("v1 is live");
+    let environment = world.get("shop", "/environment.txt");
+    assert_eq!(environment.status, 200);
+    for wish in ["WISH", "LD_PRELOAD", "BASH_ENV", "GIT_TRACE", "GIT_CONFIG_COUNT", "LARDER_PUSH_TOKEN"] {
+        assert!(!environment.body.contains(wish), "{wish} reached the build:\n{}", environment.body);
+    }
+    assert!(!trace.exists(), "git traced what a client wished");
+    for words in [&["whoami"][..], &["run", "shop", "--", "env"]] {
+        let mut verb = world.client("ssh");
+        verb.args(&options).args(["-o", &wishes, "larder@127.0.0.1"]).args(words);
+        Output::of(&mut verb).exits(0).keeps_quiet_about("granted").keeps_quiet_about("LD_PRELOAD");
+    }
+    // Words in the protocol variable are words, and nothing else.
+    for protocol in ["version=2", "version=99", "x'; id; '", "version=2:LD_PRELOAD=/tmp/x"] {
+        let mut list = repo.command();
+        list.env("GIT_PROTOCOL", protocol).args(["ls-remote", &repo.url()]);
+        Output::of(&mut list).exits(0).says("refs/heads/main").keeps_quiet_about("uid=");
+    }
+}
+
+fn verbs_say_the_same_everywhere(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    for words in [
+        &["releases", "shop"][..],
+        &["releases", "shop", "--json"],
+        &["ps", "shop"],
+        &["plan", "shop"],
+        &["project", "info", "shop"],
+        &["project", "list"],
+        &["user", "list"],
+        &["logs", "shop", "-n", "1"],
+        &["deploy", "shop", "--follow"],
+        &["ps:scale", "shop"],
+        &["releases", "nowhere"],
+        &["releases"],
+        &["relases", "shop"],
+        &["run", "shop", "--", "sh", "-c", "'exit 7'"],
+    ] {
+        let here = world.larder(&words.iter().map(|word| word.trim_matches('\'')).collect::<Vec<_>>());
+        let there = world.ssh("alice", words);
+        assert_eq!((there.status, &there.stdout, &there.stderr), (here.status, &here.stdout, &here.stderr), "{words:?}");
+    }
+}
+
+fn who_is_removed_is_out(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
+    repo.page("version one");
+    repo.push().accepted();
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
+    world.ssh("bob", &["whoami"]).exits(0).says("bob");
+    // A connection that is open already, in the middle of something.
+    let mut open = world.client("ssh");
+    open.args(world.ssh_options("bob")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
+    let mut open = open.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "it did not stay open");
+    world.larder(&["user", "remove", "bob"]).ok();
+    until("the open connection of a removed user is cut", || open.try_wait().unwrap().is_some());
+    world.ssh("bob", &["whoami"]).exits(255).says("Permission denied");
+    repo.page("version two");
+    let push = repo.by("bob").push();
+    assert_eq!(push.0.status, 128, "{}", push.0);
+    world.serves("shop", "version one");
+    world.larder(&["user", "list"]).keeps_quiet_about("bob");
+    world.larder(&["user", "remove", "bob"]).exits(4);
+}
+
+fn a_private_key_is_no_public_key(world: &World) {
+    world.key("laptop");
+    let private = std::fs::read_to_string(world.private_key("laptop")).unwrap();
+    let secret = private.lines().nth(1).unwrap();
+    let file = world.private_key("laptop").display().to_string();
+    for words in [
+        &["key", "add", "alice", "--key-file", &file][..],
+        &["key", "add", "alice", "--key", &private],
+        &["user", "add", "bob", "--key", &private],
+    ] {
+        let refused = world.larder(words);
+        refused.exits(2).says("PRIVATE key").keeps_quiet_about(secret);
+    }
+    world.larder(&["user", "list"]).keeps_quiet_about("bob");
+    world.ssh("laptop", &["whoami"]).exits(255);
+    let log = std::fs::read_to_string(world.directory().join("server.log")).unwrap();
+    assert!(!log.contains(secret), "a private key is in the server's log");
+}

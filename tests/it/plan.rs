@@ -1,0 +1,19 @@
+//! `larder plan` prints the steps and takes none.
+
+use crate::harness::{Repo, World, in_one_mode, output::golden};
+
+in_one_mode!(the_plan_of_a_cooking_environment);
+
+fn the_plan_of_a_cooking_environment(world: &World) {
+    world.project("shop");
+    golden("plan-cooking.txt", world.larder(&["plan", "shop"]).ok());
+    let only = world.larder(&["plan", "shop", "--only", "gather,bundle"]);
+    let phases: Vec<_> = only.ok().lines().filter(|line| !line.starts_with(' ')).collect();
+    assert_eq!(phases, ["gather", "bundle"]);
+    world.larder(&["plan", "shop", "--only", "cook"]).exits(2);
+    assert_eq!(world.journals("shop").len(), 0);
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    assert_eq!(world.ssh("alice", &["plan", "shop"]).ok(), world.larder(&["plan", "shop"]).ok());
+    assert_eq!(world.journals("shop").len(), 1);
+}

@@ -1,0 +1,116 @@
+//! Pushes at the same time: one deployment per environment, in order, and every verdict is that of its own commit.
+
+use std::thread;
+
+use crate::harness::{Repo, World, in_one_mode, until};
+
+in_one_mode!(two_pushes_at_once_to_one_project, ten_pushes_to_ten_projects, a_waiting_push_is_superseded);
+
+/// No two deployments of an environment overlap: each ends before the next one opens.
+fn one_at_a_time(world: &World, project: &str) {
+    let moment = |record: &serde_json::Value| record["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let journals = world.journals(project);
+    let mut spans: Vec<_> = journals
+        .iter()
+        .filter(|journal| !journal.is_empty())
+        .map(|journal| (moment(&journal[0]), moment(journal.last().unwrap())))
+        .collect();
+    spans.sort();
+    for pair in spans.windows(2) {
+        assert!(pair[0].1 <= pair[1].0, "two deployments overlap: {spans:?}");
+    }
+}
+
+fn two_pushes_at_once_to_one_project(world: &World) {
+    world.project("shop");
+    let base = Repo::site(world, "shop", "version zero");
+    base.push().accepted();
+    for round in 0..3 {
+        let pages = [format!("round {round} left"), format!("round {round} right")];
+        let repos: Vec<_> = pages
+            .iter()
+            .map(|page| {
+                let repo = Repo::new(world, "shop");
+                repo.git(&["pull", "--quiet", &repo.url(), "main"]).ok();
+                let commit = repo.page(page);
+                (repo, commit)
+            })
+            .collect();
+        let pushes: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                repos.iter().map(|(repo, _)| scope.spawn(|| repo.push_as(&["--force", "HEAD:refs/heads/main"]))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let accepted: Vec<_> =
+            pushes.iter().enumerate().filter(|(_, push)| push.0.status == 0).map(|(number, _)| number).collect();
+        assert!(!accepted.is_empty(), "nobody was accepted: {pushes:#?}");
+        let live = repos[0].0.live().unwrap();
+        let winner = repos.iter().position(|(_, commit)| *commit == live).expect("something else is live");
+        assert!(accepted.contains(&winner), "{pushes:#?}");
+        world.serves("shop", &pages[winner]);
+        world.is_consistent("shop");
+    }
+    one_at_a_time(world, "shop");
+}
+
+fn ten_pushes_to_ten_projects(world: &World) {
+    let names: Vec<_> = (0..10).map(|number| format!("shop{number}")).collect();
+    let repos: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(number, name)| {
+            world.project(name);
+            let repo = Repo::site(world, name, &format!("page of {name}"));
+            if number % 3 == 1 {
+                repo.write("Procfile", "web: exit 5\n");
+                repo.commit("broken");
+            }
+            repo
+        })
+        .collect();
+    let pushes: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = repos.iter().map(|repo| scope.spawn(|| repo.push())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (number, ((push, repo), name)) in pushes.iter().zip(&repos).zip(&names).enumerate() {
+        if number % 3 == 1 {
+            push.rejected_with("nothing is live yet");
+            assert_eq!(repo.live(), None);
+        } else {
+            push.accepted();
+            assert_eq!(repo.live(), Some(repo.head()));
+            world.serves(name, &format!("page of {name}"));
+            world.is_consistent(name);
+        }
+    }
+}
+
+fn a_waiting_push_is_superseded(world: &World) {
+    world.project("shop");
+    let base = Repo::new(world, "shop");
+    base.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n");
+    base.page("version one");
+    let clone = |page: &str| {
+        let repo = Repo::new(world, "shop");
+        repo.git(&["pull", "--quiet", base.path().to_str().unwrap(), "main"]).ok();
+        repo.page(page);
+        repo
+    };
+    let (second, third) = (clone("version two"), clone("version three"));
+    let pushes = thread::scope(|scope| {
+        let deployments = || crate::harness::state::names(&world.environment("shop").join("deployments")).len();
+        let mut threads = Vec::new();
+        for (number, repo) in [&base, &second, &third].into_iter().enumerate() {
+            threads.push(scope.spawn(|| repo.push_as(&["--force", "HEAD:refs/heads/main"])));
+            until("the push is queued", || deployments() == number + 1);
+        }
+        std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    pushes[0].accepted();
+    pushes[1].rejected_with("superseded by the newer push");
+    pushes[2].accepted().says("this one waits for it");
+    world.serves("shop", "version three");
+    assert_eq!(third.live(), Some(third.head()));
+    one_at_a_time(world, "shop");
+}

@@ -1,0 +1,224 @@
+//! The server dies: at every event of a journal, and at any instant. The next one puts things right without help.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, state::names, until};
+
+in_each_mode!(a_killed_server_leaves_the_application_alone);
+in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again);
+
+/// How many worlds share the events of the big test; each runs on its own, and mostly waits.
+const SHARES: usize = 6;
+
+fn thorough() -> bool {
+    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
+}
+
+/// A directory in which failpoints remember that they have fired: the next server has the same ones.
+fn marks(world: &World) -> PathBuf {
+    let marks = world.directory().join("marks");
+    fs::create_dir(&marks).unwrap();
+    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    marks
+}
+
+/// Every event of a deployment's journal that a push can meet, on its good way and on its way back.
+fn events(steps: &[String]) -> Vec<String> {
+    let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
+    let whole = ["opened", "recovered", "ended"].map(str::to_owned);
+    let events = whole.into_iter().chain(steps.iter().flat_map(of_step));
+    events.map(|event| format!("journal.{event}")).collect()
+}
+
+#[test]
+fn the_server_dies_at_every_event_of_a_journal() {
+    let shares: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..SHARES).map(|share| scope.spawn(move || dies_at_events(share))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut all = BTreeSet::new();
+    let mut died = BTreeSet::new();
+    for (events, marks) in shares {
+        all.extend(events);
+        died.extend(marks);
+    }
+    assert!(all.len() > 80, "{all:?}");
+    let missed: Vec<_> = all.difference(&died).collect();
+    // The last step cannot be undone after it succeeded: the deployment is live then.
+    assert!(missed.is_empty(), "the server never died at {missed:?}");
+}
+
+/// Takes every [`SHARES`]th event. Returns those events, and all at which the server died.
+fn dies_at_events(share: usize) -> (Vec<String>, Vec<String>) {
+    let Some(world) = (if share.is_multiple_of(2) { World::any() } else { World::rootless() }) else { return Default::default() };
+    world.project("shop");
+    let repo = Repo::site(&world, "shop", "version 1");
+    repo.push().accepted();
+    let marks = marks(&world);
+    let steps = world.steps("shop");
+    let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
+    // A death before the switch sends every share the whole way back, one at the end lets it be finished.
+    let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
+    let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
+    let mut points = dying(&[&events[..], &turns].concat());
+    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    let mut version = 1;
+    loop {
+        let before = names(&marks).len();
+        version += 1;
+        survives(&world, &repo, version, &marks);
+        if names(&marks).len() == before {
+            break;
+        }
+    }
+    // The way back from the very last step: also what was done after the switch is undone.
+    let last = steps.last().unwrap();
+    points.push(format!("step.{last}=1*return"));
+    points.extend(dying(&[format!("journal.failed.{last}")]));
+    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    survives(&world, &repo, version + 1, &marks);
+    let marks = names(&marks);
+    world.end();
+    (events, marks)
+}
+
+/// Pushes a version, whatever happens to the server meanwhile, until it is live.
+fn survives(world: &World, repo: &Repo<'_>, version: u32, marks: &Path) {
+    let application = world.application("shop");
+    let (old, new) = (format!("version {}\n", version - 1), format!("version {version}\n"));
+    let commit = repo.page(new.trim_end());
+    let deaths = || names(marks).len();
+    for _ in 0..50 {
+        let (before, ready) = (deaths(), world.with(|server| server.ready()));
+        let push = repo.push();
+        if deaths() > before {
+            // Every death but the last is followed by another: as many servers get ready as died, less those that died while they
+            // recovered, before they were.
+            until("a server is ready again and stays", || {
+                let died = deaths();
+                world.with(|server| server.ready()) > ready && world.larder(&["status"]).status == 0 && deaths() == died
+            });
+        } else if push.0.status != 0 {
+            push.rejected_with("told to fail");
+        }
+        world.is_consistent("shop");
+        let live = repo.live().unwrap();
+        let page = world.get("shop", "/");
+        assert_eq!(page.status, 200, "{page:?} after {}", push.0);
+        if live == commit {
+            page.holds(&new);
+            return;
+        }
+        page.holds(&old);
+        assert_eq!(world.application("shop"), application, "the application was restarted: {}", push.0);
+        assert_ne!(push.0.status, 0, "the push was accepted and is not live: {}", push.0);
+    }
+    panic!("version {version} never went live");
+}
+
+fn a_killed_server_leaves_the_application_alone(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let application = world.application("shop");
+    assert!(!application.is_empty(), "no process of the application is found");
+    let port = world.ports("shop")[0] as u16;
+    world.kill9_server();
+    world.serves("shop", "version one");
+    assert_eq!(world.application("shop"), application, "the application was restarted");
+    assert_eq!(world.ports("shop"), [u64::from(port)]);
+    // While no server is there, the application itself still answers.
+    world.with(|server| server.shoot_role());
+    let answer = crate::harness::http::get(port, "shop.localhost", "/");
+    assert_eq!(answer.unwrap().status, 200);
+    until("a server answers", || world.larder(&["status"]).status == 0);
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+}
+
+fn a_killed_keeper_and_server_come_back(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version 1");
+    repo.push().accepted();
+    let mut version = 1;
+    for delay in instants(if thorough() { 25 } else { 3 }) {
+        version += 1;
+        let commit = repo.page(&format!("version {version}"));
+        std::thread::scope(|scope| {
+            let push = scope.spawn(|| repo.push());
+            std::thread::sleep(delay);
+            world.kill9_all();
+            let _ = push.join().unwrap();
+        });
+        world.start(&[]);
+        whole_again(world, &repo, &commit, version);
+    }
+}
+
+#[test]
+fn the_server_dies_at_random_instants() {
+    let Some(world) = World::any() else { return };
+    world.project("shop");
+    let repo = Repo::site(&world, "shop", "version 1");
+    repo.push().accepted();
+    let mut version = 1;
+    for (number, delay) in instants(if thorough() { 50 } else { 6 }).into_iter().enumerate() {
+        // The pauses between the keeper's attempts grow; a new keeper begins with the first again.
+        if number % 6 == 5 {
+            world.restart(&[]);
+        }
+        version += 1;
+        let commit = repo.page(&format!("version {version}"));
+        let application = world.application("shop");
+        std::thread::scope(|scope| {
+            let push = scope.spawn(|| repo.push());
+            std::thread::sleep(delay);
+            world.kill9_server();
+            let _ = push.join().unwrap();
+        });
+        if repo.live().as_ref() != Some(&commit) {
+            assert_eq!(world.application("shop"), application, "the application was restarted");
+        }
+        whole_again(&world, &repo, &commit, version);
+    }
+    world.end();
+}
+
+/// After whatever happened: no half state, one version answers, and the same push makes the new one live.
+fn whole_again(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
+    world.is_consistent("shop");
+    let live = repo.live().unwrap() == commit;
+    world.serves("shop", &format!("version {}", if live { version } else { version - 1 }));
+    repo.push().accepted();
+    world.serves("shop", &format!("version {version}"));
+    world.is_consistent("shop");
+}
+
+/// Instants of a push: spread over the time that one takes here, and shifted from run to run.
+fn instants(count: u32) -> Vec<Duration> {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    eprintln!("seed of the instants: {seed}");
+    let spread = Duration::from_millis(2500);
+    (0..count).map(|number| (spread * number + spread * (seed % 1000) / 1000) / count).collect()
+}
+
+fn a_graceful_restart_serves_again(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let start = Instant::now();
+    world.restart(&[]);
+    world.serves("shop", "version one");
+    eprintln!("stopped, started and answered in {:?}", start.elapsed());
+    world.is_consistent("shop");
+    repo.page("version two");
+    repo.push().accepted().says("v2 is live");
+    world.serves("shop", "version two");
+}

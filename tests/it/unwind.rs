@@ -1,0 +1,79 @@
+//! Every step fails once, before and after its work, and runs twice once: the environment never shows it.
+
+use crate::harness::{Repo, World, in_each_mode, in_one_mode};
+
+in_each_mode!(every_step_fails_once_and_leaves_nothing, every_step_runs_twice);
+in_one_mode!(an_undo_that_fails_freezes_the_environment);
+
+fn every_step_fails_once_and_leaves_nothing(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let good = repo.head();
+    repo.push().accepted();
+    let steps = world.steps("shop");
+    // Each failpoint fires once, so each push fails one place further on.
+    let names: Vec<_> = steps.iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect();
+    let points: Vec<_> = names.iter().map(|name| format!("{name}=1*return")).collect();
+    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    world.serves("shop", "version one");
+    let before = world.snapshot("shop");
+    let visitor = world.visitor("shop");
+    repo.page("version two");
+    for name in &names {
+        let push = repo.push();
+        let phase = name.trim_start_matches("step.").split('.').next().unwrap();
+        push.rejected_with(&format!("{phase}: told to fail")).rejected_with("v1 still live");
+        assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
+        assert_eq!(repo.live().as_ref(), Some(&good), "{name}");
+        world.serves("shop", "version one");
+    }
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    let seen = visitor.satisfied();
+    let flickers = seen.pages.len();
+    // A late failure after the switch shows the new version for a moment; nothing else may.
+    assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
+    world.is_consistent("shop");
+    let outcomes = world.outcomes("shop");
+    assert_eq!(outcomes.len(), names.len() + 2);
+    assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
+}
+
+fn every_step_runs_twice(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.write("larder.yml", "data:\n  - media\nsmoke:\n  - /\n").write("Procfile", "release: echo released >> media/count\n");
+    repo.page("version one");
+    world.restart(&[("FAILPOINTS", "twice=return")]);
+    repo.push().accepted();
+    world.serves("shop", "version one");
+    assert_eq!(world.ports("shop").len(), 1, "running twice must not mean two processes");
+    world.is_consistent("shop");
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+    crate::harness::until("the old release has retired", || world.ports("shop").len() == 1);
+    assert_eq!(world.larder(&["run", "shop", "--", "cat", "media/count"]).ok().lines().count(), 4);
+}
+
+fn an_undo_that_fails_freezes_the_environment(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "step.post_deploy.smoke=1*return;undo.deploy.install=1*return")]);
+    repo.page("version two");
+    repo.push().rejected_with("post_deploy: told to fail").rejected_with("the environment is frozen: deploy.install");
+    world.serves("shop", "version one");
+    repo.push().rejected_with("frozen since deployment").rejected_with("deploy.install");
+    world.larder(&["deploy", "shop", "--retry"]).exits(3).says("frozen");
+    world.larder(&["status"]).says("frozen");
+    // It stays frozen over a restart, until a person has looked.
+    world.restart(&[]);
+    repo.push().rejected_with("frozen since deployment");
+    world.serves("shop", "version one");
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(4);
+}
