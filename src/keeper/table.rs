@@ -34,7 +34,7 @@ use crate::{
         Cgroups, Event, Registration, Standing,
         wire::{Given, MAX_JOB},
     },
-    model::{Area, EnvId, Exit, Launch, LimitClass, ProcessId, ProjectId, Role, Supervision},
+    model::{Area, EnvId, Exit, Launch, LimitClass, ProcessId, ProjectId, ReleaseId, Role, Supervision},
 };
 
 /// The first pause before a kept process is started again.
@@ -592,6 +592,13 @@ impl Table {
             Area::Cache | Area::Source => self.places.make(&path, user, 0o755).map_err(text),
             Area::Tree => Ok(()),
         }
+    }
+
+    /// Gives an installed tree another name.
+    pub fn adopt(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
+        let (_, project, name) = self.registry.environment(env)?;
+        let paths = super::place::relative().environment(project, name);
+        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(|error| error.to_string())
     }
 
     /// Ends and removes an environment or a project.
