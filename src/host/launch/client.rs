@@ -175,7 +175,18 @@ impl Launcher {
         release: Option<ReleaseId>,
         slot: Option<Slot>,
     ) -> Result<(), LaunchError> {
-        self.done("empty an area", &Request::Fresh { environment, area, release, slot }).await
+        let request = Request::Fresh { environment, area, release, slot };
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match self.done("empty an area", &request).await {
+                // A worker says that it is done before its sandbox is taken down; that is waited for here, where it matters.
+                Err(LaunchError::Refused { .. }) if pause < Duration::from_secs(2) => {
+                    tokio::time::sleep(pause).await;
+                    pause = pause.saturating_mul(2);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Gives the installed tree of `from` the name of `to`, which must have none.
