@@ -68,8 +68,11 @@ pub struct Group {
 }
 
 impl Hierarchy {
-    /// Finds what this process may use, and makes the directory `name` in it.
-    pub fn find(name: &str) -> Hierarchy {
+    /// Finds what this process may use, and makes a directory for the keeper of `root` in it. What an earlier keeper had there
+    /// and could not remove goes.
+    pub fn find(root: &Path) -> Hierarchy {
+        let name = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
+        let name = &format!("larder-{}", name.get(..12).unwrap_or_default());
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let (kind, directories) = if let Some(directory) = unified(&own, &mounts).and_then(|own| prepare_unified(&own, name).ok())
@@ -85,6 +88,8 @@ impl Hierarchy {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             leftover.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
         }
+        // Busy ones later.
+        leftover.retain(|path| fs::remove_dir(path).is_err());
         Hierarchy { kind, directories, leftover }
     }
 
@@ -93,16 +98,22 @@ impl Hierarchy {
         self.kind
     }
 
-    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
-    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
+    /// Makes the group of process `id` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    pub fn group(&mut self, id: u64, limits: &Limits) -> Group {
+        // Not the name of one that an earlier keeper has left.
+        let name = format!("{}.{id}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
-        let directories: Vec<_> = self.directories.iter().map(|base| base.join(name)).filter(|path| make(path).is_ok()).collect();
+        let directories: Vec<_> =
+            self.directories.iter().map(|base| base.join(&name)).filter(|path| make(path).is_ok()).collect();
         let group = Group { kind: self.kind, directories };
         let memory = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
         let (processes, weight) = (limits.processes.to_string(), limits.weight.to_string());
         match self.kind {
             Cgroups::V2 => {
                 group.set("memory.max", &memory);
+                if limits.memory.is_some() {
+                    group.set("memory.swap.max", "0");
+                }
                 group.set("memory.oom.group", "1");
                 group.set("pids.max", &processes);
                 group.set("cpu.weight", &weight);
@@ -167,6 +178,11 @@ impl Group {
         self.directories
             .iter()
             .any(|directory| directory.join("memory.max").exists() || directory.join("memory.limit_in_bytes").exists())
+    }
+
+    /// Whether processes are counted by it.
+    pub fn limits_processes(&self) -> bool {
+        self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }
 
     /// Ends everything in it, for processes without a namespace of their own.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Exits, Instance, Kept, Label, Runtime, RuntimeError};
 use crate::{
     host::launch::{Child, LaunchError, Stdio},
-    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, Supervision},
+    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, StopSignal, Supervision},
 };
 
 /// The job of a worker that runs a command of the project at `/app`.
@@ -43,6 +43,9 @@ pub struct Process {
     /// The most memory of one of it, in bytes.
     #[serde(default)]
     pub memory: Option<u64>,
+    /// What asks it to end.
+    #[serde(default)]
+    pub stop: StopSignal,
 }
 
 /// What to boot.
@@ -109,7 +112,8 @@ impl Runtime {
         // Not Heroku's DYNO: applications take that for a promise of Heroku's surroundings, such as a router that speaks TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
-        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes() }, process.memory);
+        let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
+        let launch = boot.launch(Role::Run, supervision, process.memory);
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,
