@@ -14,7 +14,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fstat, mkdirat, openat2, renameat, unlinkat},
+    fs::{
+        AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid, chownat, fchmod, fstat, mkdirat, openat2, renameat,
+        renameat_with, unlinkat,
+    },
     io::Errno,
 };
 
@@ -187,6 +190,15 @@ impl Places {
                 }
             }
         }
+    }
+
+    /// Gives a directory another name in the same directory, where nothing has that name.
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (Some(parent), Some(from), Some(to)) = (from.parent(), from.file_name(), to.file_name()) else {
+            return Err(Errno::INVAL.into());
+        };
+        let parent = self.open(parent)?;
+        Ok(renameat_with(&parent, from, &parent, to, RenameFlags::NOREPLACE)?)
     }
 
     /// What is in the trash.

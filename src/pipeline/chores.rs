@@ -3,17 +3,29 @@
 
 use std::fs;
 
-use super::{context::Deployment, history::History, lane::Lane, step::chain};
+use super::{
+    context::{Deployment, Services},
+    history::History,
+    lane::{Lane, TreeCopy},
+    phases::bundle,
+    step::chain,
+};
 use crate::{
     git::{Expected, MoveRef},
-    host::root::EnvironmentPaths,
-    model::{Area, Live, ReleaseId},
+    host::{files, root::EnvironmentPaths},
+    model::{Area, Environment, Live, ReleaseId},
     proxy::Retired,
-    release::store::{Info, prune_plan},
+    release::{
+        self,
+        store::{Info, prune_plan},
+    },
 };
 
 /// A repository is packed after so many deployments.
 const PACK_EVERY: u32 = 25;
+
+/// Smaller trees are linked in less time than a spare one is looked through.
+const WORTH_A_SPARE: u64 = 500;
 
 /// Does the chores of a deployment that has ended. The idle slot stays locked until it is empty; the lane need not wait for that.
 pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
@@ -31,6 +43,9 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
         }
         drop(held);
         prune(&deployment, &lane, &live).await;
+        if live.release == deployment.order.release && deployment.entries >= WORTH_A_SPARE {
+            make_spare(&deployment, &lane, &live).await;
+        }
     });
 }
 
@@ -52,6 +67,43 @@ async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) 
     for error in [workers.err(), rest.err()].into_iter().flatten() {
         tracing::error!(error = chain(&error), "the old release could not be stopped");
     }
+}
+
+/// The file that names the spare tree.
+fn spare_note(paths: &EnvironmentPaths) -> std::path::PathBuf {
+    paths.deploy().join(".spare")
+}
+
+/// Makes the tree that the next installation begins with. Nothing is lost where that fails.
+async fn make_spare(deployment: &Deployment, lane: &Lane, live: &Live) {
+    // One at a time, because the note has room for one. What becomes outdated meanwhile, the next installation throws away.
+    let Ok(_making) = lane.spare.making.try_lock() else { return };
+    if lane.spare.take().is_some() {
+        remove_spare(&deployment.services, &lane.environment).await;
+    }
+    let copy = TreeCopy { name: ReleaseId::new(jiff::Timestamp::now()), of: live.release };
+    let made = async {
+        files::place_file(&spare_note(&deployment.paths), copy.name.to_string().as_bytes(), 0o644).map_err(|e| chain(&e))?;
+        release::spare(&bundle::context(deployment), copy.name, copy.of).await.map_err(|e| chain(&e))
+    };
+    match made.await {
+        Ok(_) => lane.spare.put(copy),
+        Err(why) => {
+            tracing::warn!(why, "no spare tree could be made");
+            remove_spare(&deployment.services, &lane.environment).await;
+        }
+    }
+}
+
+/// Removes the spare tree that `deploy/.spare` names: nobody knows how far a dead server got with it.
+pub(super) async fn remove_spare(services: &Services, environment: &Environment) {
+    let note = spare_note(&services.root.environment(&environment.project, &environment.name));
+    let Some(name) = fs::read_to_string(&note).ok().and_then(|name| name.parse::<ReleaseId>().ok()) else { return };
+    if let Err(error) = services.launcher.fresh(environment.id, Area::Tree, Some(name), None).await {
+        tracing::warn!(error = chain(&error), "a spare tree could not be removed");
+        return;
+    }
+    let _ = fs::remove_file(note);
 }
 
 /// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.

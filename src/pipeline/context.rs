@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{facts::Facts, transcript::Transcript};
+use super::{facts::Facts, lane::Spare, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -157,6 +157,10 @@ pub struct Deployment {
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
     pub retired: Option<Retired>,
+    /// A copy of a tree that the installation may begin with.
+    pub(super) spare: Spare,
+    /// How many entries the installed tree has, once it is installed.
+    pub entries: u64,
 }
 
 impl Deployment {
@@ -179,6 +183,8 @@ impl Deployment {
             seen: None,
             idle_slot,
             retired: None,
+            spare: Spare::default(),
+            entries: 0,
         }
     }
 

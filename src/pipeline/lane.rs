@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{history::History, transcript::Transcript};
-use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Outcome, Trigger};
+use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Outcome, ReleaseId, Trigger};
 
 /// What somebody wants deployed.
 #[derive(Debug, Clone)]
@@ -69,12 +69,43 @@ pub(super) struct Lane {
     pub(super) state: Arc<Mutex<State>>,
     /// Held while the slot that the last switch left is drained and emptied.
     pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
+    /// What the next installation begins with.
+    pub(super) spare: Spare,
+}
+
+/// A copy of an installed tree by hard links, made after a verdict, so that the next installation costs what changed. It stands in
+/// `deploy/` under a name of its own, which the file `deploy/.spare` holds: what a dead server has left is found and removed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Spare {
+    ready: Arc<Mutex<Option<TreeCopy>>>,
+    /// Held by whoever makes one.
+    pub(super) making: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TreeCopy {
+    /// The name.
+    pub(super) name: ReleaseId,
+    /// What it is a copy of.
+    pub(super) of: ReleaseId,
+}
+
+impl Spare {
+    /// Takes it; nobody else gets it then.
+    pub(super) fn take(&self) -> Option<TreeCopy> {
+        self.ready.lock().take()
+    }
+
+    /// Puts one in.
+    pub(super) fn put(&self, copy: TreeCopy) {
+        *self.ready.lock() = Some(copy);
+    }
 }
 
 impl Lane {
     pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Lane {
         let state = State { history, live, ..State::default() };
-        Lane { environment, state: Arc::new(Mutex::new(state)), idle_slot: Arc::default() }
+        Lane { environment, state: Arc::new(Mutex::new(state)), idle_slot: Arc::default(), spare: Spare::default() }
     }
 
     /// Puts `pending` in the queue. Returns it again where it can start at once, and whatever it superseded.

@@ -217,6 +217,7 @@ impl Pipeline {
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.seen = ticket.request.seen.clone();
+        deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
             Err(error) => runner::lost_journal(&error),

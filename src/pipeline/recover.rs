@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pipeline, PipelineError,
+    Pipeline, PipelineError, chores,
     context::{Deployment, Order},
     history::{History, Summary},
     journal::{Journal, JournalError, Story},
@@ -37,6 +37,7 @@ impl Pipeline {
             }
         }
         let history = History::read(&paths);
+        chores::remove_spare(&self.0.services, &environment).await;
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
         let lane = Lane::new(environment.clone(), history, live);

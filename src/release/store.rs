@@ -58,12 +58,15 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     struct Format {
         format: u32,
     }
-    // The version first: what a newer one holds may not parse at all.
-    let Format { format } = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
-    if format != Manifest::FORMAT {
-        return Err(wrong(format!("it has the format {format}, this larder reads {}; update larder", Manifest::FORMAT)));
+    let other = |format| wrong(format!("it has the format {format}, this larder reads {}; update larder", Manifest::FORMAT));
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
+        // What a newer one holds may not parse at all.
+        Ok(Format { format }) if format != Manifest::FORMAT => other(format),
+        _ => wrong(e.to_string()),
+    })?;
+    if manifest.format != Manifest::FORMAT {
+        return Err(other(manifest.format));
     }
-    let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
     check_entries(&manifest.entries, &Limits::default()).map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     if tree::digest(&manifest.entries) != manifest.tree {
         return Err(wrong("its tree digest is not that of its entries".to_owned()));

@@ -178,6 +178,11 @@ impl Launcher {
         self.done("empty an area", &Request::Fresh { environment, area, release, slot }).await
     }
 
+    /// Gives the installed tree of `from` the name of `to`, which must have none.
+    pub async fn adopt(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
+        self.done("rename a tree", &Request::Adopt { environment, from, to }).await
+    }
+
     /// Says that orders to start processes will come soon, so that they take less time. Nobody waits for this.
     pub fn soon(&self) {
         self.tell(&Request::Soon);

@@ -99,6 +99,15 @@ pub enum Request {
     },
     /// What is in force on this machine.
     Standing,
+    /// Give an installed tree the name of another release, which must have no tree.
+    Adopt {
+        /// The environment.
+        environment: EnvId,
+        /// The name that it has.
+        from: ReleaseId,
+        /// The name that it gets.
+        to: ReleaseId,
+    },
     /// Orders to start processes will come soon: time to get ready for them.
     Soon,
 }

@@ -55,6 +55,13 @@ impl Table {
         }
     }
 
+    /// Gives an installed tree another name.
+    pub fn adopt(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
+        let (_, project, name) = self.registry.environment(env)?;
+        let paths = relative().environment(project, name);
+        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
+    }
+
     /// Ends and removes an environment or a project.
     pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
         let name = self.registry.project(project)?.clone();

@@ -77,7 +77,7 @@ impl Step for Archive {
 }
 
 /// For whom and where a release is made or installed.
-pub(super) fn context(deployment: &Deployment) -> release::Context<'_> {
+pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
     release::Context {
         launcher: &deployment.services.launcher,
         project: deployment.order.environment.project_id,

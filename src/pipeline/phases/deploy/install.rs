@@ -28,13 +28,33 @@ impl Step for Install {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            let begun = spare(deployment).await;
             let context = bundle::context(deployment);
-            let installed = release::install(&context, deployment.order.release, deployment.previous_release(), false).await;
-            installed.map(drop).map_err(bundle::failure)
+            let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
+            deployment.entries = installed.map_err(bundle::failure)?.report.entries;
+            Ok(())
         })
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async { bundle::remove_tree(deployment, deployment.order.release).await })
     }
+}
+
+/// Makes the spare tree the one to install to, if there is one of the live release. It is taken in any case: where this step is
+/// done again, the tree is no copy any more.
+async fn spare(deployment: &Deployment) -> bool {
+    let order = &deployment.order;
+    let Some(copy) = deployment.spare.take() else { return false };
+    let launcher = &deployment.services.launcher;
+    if Some(copy.of) == deployment.previous_release()
+        && launcher.adopt(order.environment.id, copy.name, order.release).await.is_ok()
+    {
+        return true;
+    }
+    // Removed in the background.
+    if let Err(failure) = bundle::remove_tree(deployment, copy.name).await {
+        tracing::warn!(why = failure.why, "a spare tree could not be removed");
+    }
+    false
 }
