@@ -306,16 +306,7 @@ impl Desk for FrontDesk {
                 ExecRequest::Verb(words) => words,
                 ExecRequest::Shell => vec![String::from("whoami")],
             };
-            let verb = session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone: gone.clone() });
-            tokio::pin!(verb);
-            // Who is removed in the middle of something is cut off, as if they had gone away.
-            u32::from(tokio::select! {
-                code = &mut verb => code,
-                () = control.removed(&caller) => {
-                    gone.cancel();
-                    verb.await
-                }
-            })
+            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone }).await)
         })
     }
 }

@@ -75,10 +75,10 @@ impl Control {
         self.0.registry.read().user_of_key(fingerprint)
     }
 
-    /// Waits until a caller is no user of this server any more; for ever where nobody can remove them.
-    pub async fn removed(&self, caller: &Caller) {
+    /// Waits until `caller` may no longer do what needs this right; for ever where that does not happen.
+    pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
         let mut changes = self.0.changed.subscribe();
-        while self.access(caller, None) > Access::None {
+        while self.access(caller, project) >= needed {
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
             }

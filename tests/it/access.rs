@@ -2,7 +2,7 @@
 
 use std::{process::Stdio, time::Duration};
 
-use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_mode, until, within};
+use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_mode, processes, until, within};
 
 in_each_mode!(rights_are_what_they_say);
 in_one_mode!(
@@ -194,13 +194,24 @@ fn who_is_removed_is_out(world: &World) {
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
     world.ssh("bob", &["whoami"]).exits(0).says("bob");
-    // A connection that is open already, in the middle of something.
-    let mut open = world.client("ssh");
-    open.args(world.ssh_options("bob")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
-    let mut open = open.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "it did not stay open");
+    // Connections that are open already, in the middle of something.
+    let open = |words: &[&str]| {
+        let mut open = world.client("ssh");
+        open.args(world.ssh_options("bob")).arg("larder@127.0.0.1").args(words);
+        let mut open = open.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "it did not stay open");
+        open
+    };
+    let mut logs = open(&["logs", "shop", "--follow"]);
+    let mut run = open(&["run", "shop", "--", "sleep", "98764"]);
+    // A smaller right cuts what needs the greater one, and leaves the rest.
+    world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
+    until("the command of somebody who may no longer run any is cut", || run.try_wait().unwrap().is_some());
+    let runs = || processes::of(world.directory()).iter().any(|process| process.arguments.contains(&String::from("98764")));
+    until("the command itself has ended", || !runs());
+    assert!(logs.try_wait().unwrap().is_none(), "whoever may view it is cut off");
     world.larder(&["user", "remove", "bob"]).ok();
-    until("the open connection of a removed user is cut", || open.try_wait().unwrap().is_some());
+    until("the open connection of a removed user is cut", || logs.try_wait().unwrap().is_some());
     world.ssh("bob", &["whoami"]).exits(255).says("Permission denied");
     repo.page("version two");
     let push = repo.by("bob").push();

@@ -1,8 +1,15 @@
 //! The verbs that are not about a single deployment, locally and over ssh.
 
-use std::process::Stdio;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    process::Stdio,
+};
 
-use crate::harness::{Repo, World, cli::Output, in_one_mode};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::harness::{Repo, World, cli::Output, http, in_one_mode, processes, until};
 
 in_one_mode!(
     a_project_from_creation_to_destruction,
@@ -13,6 +20,7 @@ in_one_mode!(
     what_is_not_there_yet_says_so,
     a_server_that_is_not_there,
     output_can_be_cut_short,
+    the_quickstart_ends_with_a_page,
 );
 
 fn a_project_from_creation_to_destruction(world: &World) {
@@ -25,7 +33,7 @@ fn a_project_from_creation_to_destruction(world: &World) {
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     world.larder(&["project", "info", "shop"]).says("v1").says("www.example.com");
-    let answer = crate::harness::http::get(world.http_port(), "www.example.com", "/").unwrap();
+    let answer = http::get(world.http_port(), "www.example.com", "/").unwrap();
     answer.holds("version one");
     world.larder(&["project", "destroy", "shop"]).exits(2).says("--confirm shop");
     world.larder(&["project", "destroy", "shop", "--confirm", "blog"]).exits(2);
@@ -184,4 +192,37 @@ fn output_can_be_cut_short(world: &World) {
         assert!(!stderr.contains("panicked"), "{words:?}: {stderr}");
     }
     world.larder(&["status"]).exits(0);
+}
+
+/// One command, and there is a page; Ctrl-C, and there is nothing left but a directory.
+fn the_quickstart_ends_with_a_page(world: &World) {
+    let root = world.directory().join("q");
+    fs::create_dir(&root).unwrap();
+    // Application ports of its own: other worlds have those from 10000 on.
+    let first = 9000 + std::process::id() % 15 * 50;
+    fs::write(root.join("larder.yml"), format!("ports:\n  from: {first}\n  to: {}\n", first + 49)).unwrap();
+    let mut command = world.client(world.directory().join("larder").to_str().unwrap());
+    command.arg("quickstart").arg("--root").arg(&root).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut quickstart = command.process_group(0).spawn().unwrap();
+    let mut lines = BufReader::new(quickstart.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let live = lines.find_map(|line| line.strip_prefix("The example is live: http://").map(str::to_owned));
+    let live = live.unwrap_or_else(|| panic!("it ended before the example was live: {:?}", quickstart.wait()));
+    let (host, port) = live.rsplit_once(':').unwrap();
+    let page = http::get(port.parse().unwrap(), host, "/").unwrap();
+    assert_eq!((host, page.status), ("hello.localhost", 200), "{page:?}");
+    // It can be changed as it says.
+    let site = root.join("client/hello");
+    fs::write(site.join("index.html"), "my first change\n").unwrap();
+    let git = |words: &[&str]| Output::of(world.client("git").arg("-C").arg(&site).args(words));
+    git(&["commit", "--quiet", "-a", "-m", "My first change"]).ok();
+    git(&["push", "prod", "main"]).exits(0).says("v2 is live");
+    http::get(port.parse().unwrap(), host, "/").unwrap().holds("my first change");
+    // A second one does not take the directory away from the first.
+    let mut again = world.client(world.directory().join("larder").to_str().unwrap());
+    Output::of(again.arg("quickstart").arg("--root").arg(&root)).exits(3).says("there is a server in");
+    kill_process_group(Pid::from_child(&quickstart), Signal::INT).unwrap();
+    until("the quickstart has ended", || quickstart.try_wait().unwrap().is_some());
+    assert!(quickstart.wait().unwrap().success());
+    let left: Vec<_> = processes::of(&root);
+    assert!(left.is_empty(), "processes are left behind: {left:#?}");
 }

@@ -207,6 +207,8 @@ fn phase_scripts_hand_variables_on(world: &World) {
     let mut before = String::new();
     for phase in phases {
         push.says(&format!("{phase} sees <{before}>"));
+        let titles = push.remote().iter().filter(|line| **line == format!("-----> Running .larder/{phase}")).count();
+        assert_eq!(titles, 1, "{phase}: {}", push.0);
         before = format!("{before} {phase}");
     }
     // Nonsense is refused where it is written.

@@ -61,7 +61,6 @@ impl Step for Script {
             if !self.is_there(deployment) {
                 return Ok(());
             }
-            deployment.transcript.title(&format!("Running .larder/{phase}"));
             let changed =
                 if phase < Phase::Deploy { in_build(phase, deployment).await? } else { in_slot(phase, deployment).await? };
             if let Some(variables) = changed {
@@ -78,6 +77,8 @@ async fn in_build(phase: Phase, deployment: &Deployment) -> Result<Option<Map<St
 }
 
 async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<String, Value>>, Failure> {
+    // In a build, its worker says so.
+    deployment.transcript.title(&format!("Running .larder/{phase}"));
     let job = RunJob {
         command: format!(".larder/{phase}"),
         variables: Some(Value::Object(deployment.facts.variables.clone()).to_string()),

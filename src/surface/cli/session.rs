@@ -9,7 +9,7 @@ use super::{Cli, Command, parse, render, screen::Screen};
 use crate::{
     control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture},
     host::launch::Stdio,
-    model::Outcome,
+    model::{Access, Outcome, ProjectName},
     pipeline::Ticket,
 };
 
@@ -34,7 +34,7 @@ pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -
 
 async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
     let Io { stdin, stdout, stderr, gone } = io;
-    let (json, reply) = match ask(control, caller, words).await {
+    let Asked { json, project, needed, reply } = match ask(control, caller, words).await {
         Ok(asked) => asked,
         Err(Stop::Clap(error)) => {
             let mut screen = Screen::new(stdout, stderr)?;
@@ -51,6 +51,20 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
             return refuse(&mut screen, &error).await;
         }
     };
+    let answering = answer(reply, json, Io { stdin, stdout, stderr, gone: gone.clone() });
+    tokio::pin!(answering);
+    // Whoever loses the right to it in the middle is cut off, as if they had gone away.
+    tokio::select! {
+        code = &mut answering => code,
+        () = control.revoked(caller, project.as_ref(), needed) => {
+            gone.cancel();
+            answering.await
+        }
+    }
+}
+
+async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
+    let Io { stdin, stdout, stderr, gone } = io;
     if let Reply::Run(start) = reply {
         return task(start, stdin, stdout, stderr, gone).await;
     }
@@ -88,7 +102,16 @@ enum Stop {
     Command(CommandError),
 }
 
-async fn ask(control: &Control, caller: &Caller, words: &[String]) -> Result<(bool, Reply), Stop> {
+/// An answer that is still to be given.
+struct Asked {
+    json: bool,
+    /// What the right that it needs is on.
+    project: Option<ProjectName>,
+    needed: Access,
+    reply: Reply,
+}
+
+async fn ask(control: &Control, caller: &Caller, words: &[String]) -> Result<Asked, Stop> {
     let Cli { json, command, .. } = parse(words).map_err(|error| Stop::Clap(Box::new(error)))?;
     let Command::Verb(verb) = command else {
         return Err(Stop::Command(
@@ -97,8 +120,10 @@ async fn ask(control: &Control, caller: &Caller, words: &[String]) -> Result<(bo
         ));
     };
     let request = verb.request().map_err(Stop::Command)?;
+    let (project, needed) = request.needs();
+    let project = project.cloned();
     let reply = control.handle(caller, request).await.map_err(Stop::Command)?;
-    Ok((json, reply))
+    Ok(Asked { json, project, needed, reply })
 }
 
 /// Prints an error as all of larder's errors look.
