@@ -170,7 +170,10 @@ impl<W: Write + Send + 'static> Worker<W> {
         };
         let ended = self.run(&what, &script)?;
         if !ended.success() {
-            let why = ended.reason().unwrap_or_else(|| format!("{what} {}", ended.how()));
+            let why = ended.reason().unwrap_or_else(|| match ended.last_line() {
+                Some(line) => format!("{what} {}: {line}", ended.how()),
+                None => format!("{what} {}", ended.how()),
+            });
             return Err(Stop { ended: Some(Box::new(ended)), ..Stop::new(&what, why, Blame::Pusher, "") });
         }
         let wrong = |why: String| {
