@@ -30,6 +30,10 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
         tracing::warn!(path = %missing.display(), "larder.yml names a directory in `paths` that is not there; sandboxes will not see it");
     }
     keeper.host_paths = config.paths.clone();
+    // What nobody wrote down depends on the machine.
+    let usual = ServerConfig::default().builds.memory;
+    keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
+    keeper.build_processes = u64::from(config.builds.pids);
     keeper.lib = brought_along();
     keeper::run(keeper).map_err(|error| CommandError::new(kind(&error), chain(&error)))
 }

@@ -198,7 +198,8 @@ async fn follow_processes(services: &Arc<Services>, environments: &[Environment]
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                Ok(Event::Exited { id, exit, .. }) => runtime.exited(id, exit),
+                // The last end is one that we asked for.
+                Ok(Event::Exited { id, exit, last: false, .. }) => runtime.exited(id, exit),
                 Ok(_) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

@@ -31,6 +31,9 @@ fn work(role: &str) -> io::Result<u8> {
         return keeper::sweep::work().map(|()| 0);
     }
     let errand = Errand::take()?;
+    if matches!(role, "build" | "bundle" | "run" | "task") {
+        keeper::fill::work()?;
+    }
     match role {
         "git" => git::work(errand.job, errand.report),
         "source" => git::work_source(errand.job, errand.report),

@@ -64,6 +64,7 @@ fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
         ],
         environment: vec![("SOURCE_VERSION".into(), "c0ffee".into())],
         variables: String::from("{\"a\":1}"),
+        memory: None,
         local_git: false,
     }
 }

@@ -18,6 +18,7 @@ pub mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use crate::model::StopSignal;
 pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use procfile::Procfile;
@@ -25,6 +26,6 @@ pub use project::{ProjectConfig, ProjectFiles};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{
-    BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, StopSignal, Strategy,
+    BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, Strategy,
 };
 pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};

@@ -5,11 +5,11 @@ use indexmap::IndexMap;
 use super::{
     reader::{Reader, Section},
     recipe::{HealthKind, HealthOverrides, Overrides, ProcessOverrides, StopOverrides},
-    settings::{Settings, Smoke, StopSignal, Strategy},
+    settings::{Settings, Smoke, Strategy},
     value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName},
     yaml::{Node, Value},
 };
-use crate::model::{EnvironmentName, Phase, ProcessType};
+use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
 
 /// The keys of the file itself; an environment takes the same but for `environments`.
 pub(super) const TOP: [&str; 17] = [

@@ -204,7 +204,8 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
         number(reader, &limits, "limits.tree_entries", 1..=10_000_000, &mut to.tree_entries);
         bytes(reader, &limits, "limits.tree_bytes", &mut to.tree_bytes);
         bytes(reader, &limits, "limits.file_bytes", &mut to.file_bytes);
-        number(reader, &limits, "limits.refs_per_push", 1..=10_000, &mut to.refs_per_push);
+        // git's hooks hand on 2000 at most.
+        number(reader, &limits, "limits.refs_per_push", 1..=2_000, &mut to.refs_per_push);
         bytes(reader, &limits, "limits.archive_bytes", &mut to.archive_bytes);
         bytes(reader, &limits, "limits.disk_reserve", &mut to.disk_reserve);
     }
@@ -301,12 +302,13 @@ fn host_path(text: &str) -> Result<PathBuf, String> {
     if !clean {
         return Err(format!("{} is not an absolute path without \".\", \"..\" and empty parts", shown(text)));
     }
-    if matches!(parts.first(), Some(&("proc" | "sys" | "dev" | "run" | "root" | "boot"))) {
+    // Below /root may be the languages of an operator who installed them as root.
+    if matches!(parts.as_slice(), ["proc" | "sys" | "dev" | "run" | "boot", ..] | ["root"]) {
         return Err(format!("{} must not be visible in sandboxes", shown(text)));
     }
     // What a sandbox has of its own would lie over it.
-    const OWN: [&str; 12] =
-        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "repo", "source", "tmp", "upper"];
+    const OWN: [&str; 13] =
+        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
     if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
         return Err(format!("{} would be hidden: every sandbox has a directory of its own there", shown(text)));
     }

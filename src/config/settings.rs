@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
-use crate::model::{Phase, ProcessType};
+use crate::model::{Phase, ProcessType, StopSignal};
 
 /// How a new release takes over from the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -153,37 +153,6 @@ pub enum HealthCheck {
     Command(CommandLine),
     /// Nothing: the process runs.
     None,
-}
-
-/// A signal that asks a process to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(missing_docs)] // They are the kernel's names.
-pub enum StopSignal {
-    Term,
-    Int,
-    Quit,
-    Hup,
-    Usr1,
-    Usr2,
-    Winch,
-}
-
-impl StopSignal {
-    /// Every signal with its word.
-    pub const WORDS: [(&'static str, StopSignal); 7] = [
-        ("TERM", StopSignal::Term),
-        ("INT", StopSignal::Int),
-        ("QUIT", StopSignal::Quit),
-        ("HUP", StopSignal::Hup),
-        ("USR1", StopSignal::Usr1),
-        ("USR2", StopSignal::Usr2),
-        ("WINCH", StopSignal::Winch),
-    ];
-
-    /// The word of the file, such as `TERM`.
-    pub fn as_str(self) -> &'static str {
-        Self::WORDS.into_iter().find(|(_, signal)| *signal == self).map_or("TERM", |(word, _)| word)
-    }
 }
 
 /// How a process is stopped.

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Config;
 use crate::{host::launch::Cgroups, model::LimitClass};
 
 const MIB: u64 = 1024 * 1024;
@@ -25,15 +26,17 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The figures of `class`; `application` is the operator's memory limit for applications.
-    pub fn of(class: LimitClass, application: Option<u64>) -> Limits {
+    /// The figures of `class` under the operator's own.
+    pub fn of(class: LimitClass, config: &Config) -> Limits {
         match class {
-            LimitClass::Build => {
-                let memory = Some(half_of_ram().clamp(256 * MIB, 2048 * MIB));
-                Limits { memory, processes: 2048, weight: 30, file: Some(4096 * MIB), background: true }
+            LimitClass::Build { memory } => {
+                let most = config.build_memory.unwrap_or_else(|| half_of_ram().clamp(256 * MIB, 2048 * MIB));
+                let memory = Some(memory.map_or(most, |asked| asked.min(most)));
+                Limits { memory, processes: config.build_processes, weight: 30, file: Some(4096 * MIB), background: true }
             }
-            LimitClass::Application => {
-                Limits { memory: application, processes: 1024, weight: 100, file: None, background: false }
+            LimitClass::Application { memory } => {
+                let memory = memory.into_iter().chain(config.application_memory).min();
+                Limits { memory, processes: 1024, weight: 100, file: None, background: false }
             }
             LimitClass::Service => {
                 Limits { memory: Some(1024 * MIB), processes: 256, weight: 100, file: None, background: false }
@@ -65,8 +68,11 @@ pub struct Group {
 }
 
 impl Hierarchy {
-    /// Finds what this process may use, and makes the directory `name` in it.
-    pub fn find(name: &str) -> Hierarchy {
+    /// Finds what this process may use, and makes a directory for the keeper of `root` in it. What an earlier keeper had there
+    /// and could not remove goes.
+    pub fn find(root: &Path) -> Hierarchy {
+        let name = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
+        let name = &format!("larder-{}", name.get(..12).unwrap_or_default());
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let (kind, directories) = if let Some(directory) = unified(&own, &mounts).and_then(|own| prepare_unified(&own, name).ok())
@@ -82,6 +88,8 @@ impl Hierarchy {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             leftover.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
         }
+        // Busy ones later.
+        leftover.retain(|path| fs::remove_dir(path).is_err());
         Hierarchy { kind, directories, leftover }
     }
 
@@ -90,16 +98,22 @@ impl Hierarchy {
         self.kind
     }
 
-    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
-    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
+    /// Makes the group of process `id` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    pub fn group(&mut self, id: u64, limits: &Limits) -> Group {
+        // Not the name of one that an earlier keeper has left.
+        let name = format!("{}.{id}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
-        let directories: Vec<_> = self.directories.iter().map(|base| base.join(name)).filter(|path| make(path).is_ok()).collect();
+        let directories: Vec<_> =
+            self.directories.iter().map(|base| base.join(&name)).filter(|path| make(path).is_ok()).collect();
         let group = Group { kind: self.kind, directories };
         let memory = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
         let (processes, weight) = (limits.processes.to_string(), limits.weight.to_string());
         match self.kind {
             Cgroups::V2 => {
                 group.set("memory.max", &memory);
+                if limits.memory.is_some() {
+                    group.set("memory.swap.max", "0");
+                }
                 group.set("memory.oom.group", "1");
                 group.set("pids.max", &processes);
                 group.set("cpu.weight", &weight);
@@ -164,6 +178,11 @@ impl Group {
         self.directories
             .iter()
             .any(|directory| directory.join("memory.max").exists() || directory.join("memory.limit_in_bytes").exists())
+    }
+
+    /// Whether processes are counted by it.
+    pub fn limits_processes(&self) -> bool {
+        self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }
 
     /// Ends everything in it, for processes without a namespace of their own.
@@ -262,5 +281,23 @@ mod tests {
         assert_eq!(separate(own, mounts, "cpu"), Some("/sys/fs/cgroup/cpu/".into()));
         assert_eq!(separate(own, mounts, "pids"), None);
         assert_eq!(unified(own, mounts), Some("/sys/fs/cgroup/unified/x".into()));
+    }
+
+    #[test]
+    fn nobody_gets_more_memory_than_the_operator_allows() {
+        let mut config = Config::new(PathBuf::from("/nowhere"));
+        let memory = |class, config: &Config| Limits::of(class, config).memory;
+        let build = |memory| LimitClass::Build { memory };
+        let application = |memory| LimitClass::Application { memory };
+        assert_eq!(memory(build(Some(10 * MIB)), &config), Some(10 * MIB));
+        assert!(memory(build(None), &config).is_some_and(|bytes| bytes <= 2048 * MIB));
+        assert_eq!(memory(application(None), &config), None);
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
+        config.build_memory = Some(8192 * MIB);
+        config.application_memory = Some(64 * MIB);
+        assert_eq!(memory(build(None), &config), Some(8192 * MIB));
+        assert_eq!(memory(build(Some(9000 * MIB)), &config), Some(8192 * MIB));
+        assert_eq!(memory(application(Some(100 * MIB)), &config), Some(64 * MIB));
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
     }
 }

@@ -1,9 +1,7 @@
 //! The loop: keeps a server running, takes its orders, follows all processes, stops when asked.
 
 use std::{
-    collections::VecDeque,
-    fs::File,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -11,42 +9,29 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, open},
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
 };
 
 use super::{
     Config, KeeperError,
+    pause::Pause,
     place::Places,
     sandbox::Base,
-    spawn::{Plan, Process},
+    server::Server,
     sys,
-    table::{News, STABLE, Table},
-    users::{User, Users},
+    table::{News, Table},
+    users::Users,
 };
 use crate::{
     host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request},
     model::ProcessId,
 };
 
-/// The longest pause before the server is started again.
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// How long the server may take to finish what it is doing.
 const SERVER_GRACE: Duration = Duration::from_secs(30);
 /// How long applications may take.
 const GRACE: Duration = Duration::from_secs(10);
-/// Answers and events that may wait for a server that does not read them.
-const MOST_WAITING: usize = 8192;
 /// Orders that are taken before other things are looked at again.
 const ORDERS_AT_ONCE: usize = 64;
-
-/// A running server.
-struct Server {
-    process: Process,
-    socket: OwnedFd,
-    outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
-    since: Instant,
-}
 
 /// The keeper at work.
 pub struct Desk {
@@ -59,18 +44,26 @@ pub struct Desk {
     server: Option<Server>,
     /// When to start the next one.
     again: Option<Instant>,
-    pause: Duration,
-    /// Whether a server has ever given an order.
+    pause: Pause,
+    /// Whether a server of this binary has ever given an order.
     proven: bool,
-    stopping: Option<Stopping>,
+    course: Course,
+    /// When patience with a server that was asked to end is over.
+    patience: Option<Instant>,
+    /// What applications get at a stop.
+    grace: Duration,
     code: u8,
 }
 
-/// How far a stop has come.
-struct Stopping {
-    /// When patience with the server ends.
-    server: Instant,
-    hurry: bool,
+/// What the keeper is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Course {
+    Serving,
+    /// The server is asked to end, to be followed by another.
+    Renewing,
+    /// A new binary has its first chance.
+    Trying,
+    Stopping,
 }
 
 /// What there is to wait for.
@@ -97,16 +90,29 @@ impl Desk {
         let nothing =
             open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| KeeperError::Wait(error.into()))?;
         let table = Table::new(config.clone(), users, places, base).map_err(in_root)?;
-        let (again, pause) = (Some(Instant::now()), Duration::ZERO);
-        let (server, stopping) = (None, None);
-        Ok(Desk { config, users, table, listeners, signals, nothing, server, again, pause, proven: false, stopping, code: 0 })
+        Ok(Desk {
+            config,
+            users,
+            table,
+            listeners,
+            signals,
+            nothing,
+            server: None,
+            again: Some(Instant::now()),
+            pause: Pause::of_server(),
+            proven: false,
+            course: Course::Serving,
+            patience: None,
+            grace: GRACE,
+            code: 0,
+        })
     }
 
     /// Works until asked to stop.
     pub fn serve(mut self) -> Result<ExitCode, KeeperError> {
         loop {
             self.tick();
-            if self.stopping.is_some() && self.server.is_none() && !self.table.stop_all(GRACE) {
+            if self.course == Course::Stopping && self.server.is_none() && !self.table.stop_all(self.grace) {
                 return Ok(ExitCode::from(self.code));
             }
             self.deliver();
@@ -126,7 +132,7 @@ impl Desk {
         let mut ready = vec![PollFd::new(&self.signals, PollFlags::IN)];
         let mut causes = vec![Cause::Signal];
         if let Some(server) = &self.server {
-            let write = if server.outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+            let write = if server.waits() { PollFlags::OUT } else { PollFlags::empty() };
             ready.push(PollFd::new(&server.socket, PollFlags::IN | write));
             ready.push(PollFd::new(&server.process.pidfd, PollFlags::IN));
             causes.extend([Cause::Server, Cause::ServerEnd]);
@@ -137,7 +143,7 @@ impl Desk {
             ready.push(PollFd::new(control, PollFlags::IN));
             causes.extend([Cause::End(id), Cause::Notes(id)]);
         }
-        let deadline = [self.table.deadline(), self.again, self.stopping.as_ref().map(|stopping| stopping.server)];
+        let deadline = [self.table.deadline(), self.again, self.patience];
         let timeout = deadline.into_iter().flatten().min().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -153,108 +159,90 @@ impl Desk {
     fn tick(&mut self) {
         let now = Instant::now();
         self.table.tick();
-        if self.again.is_some_and(|at| at <= now) && self.stopping.is_none() {
+        if self.again.is_some_and(|at| at <= now) && self.course != Course::Stopping {
             self.again = None;
             if let Err(error) = self.start_server() {
                 tracing::error!(%error, "the server cannot be started");
-                self.try_again();
+                self.again = Some(now + self.pause.after(Duration::ZERO));
             }
         }
-        if let (Some(stopping), Some(server)) = (&mut self.stopping, &self.server)
-            && (stopping.server <= now || stopping.hurry)
-        {
+        if let (Some(server), Some(_)) = (&self.server, self.patience.filter(|at| *at <= now)) {
             server.kill();
-            stopping.server = now + Duration::from_secs(1);
+            self.patience = Some(now + Duration::from_secs(1));
         }
-    }
-
-    fn try_again(&mut self) {
-        self.again = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).clamp(Duration::from_millis(100), LAST_PAUSE);
     }
 
     fn start_server(&mut self) -> std::io::Result<()> {
-        let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // Held open, so that all workers of this server are of its version, even if the file is replaced meanwhile.
-        let program = File::open(&self.config.exe).or_else(|_| File::open("/proc/self/exe"))?;
-        let server = self.config.server_exe.as_ref().map(File::open).transpose()?;
-        let mut descriptors = vec![self.nothing.as_raw_fd(), 1, 2, theirs.as_raw_fd()];
-        let mut names = Vec::new();
-        for (name, listener) in &self.listeners {
-            names.push(format!("{name}={}", descriptors.len()));
-            descriptors.push(listener.as_raw_fd());
-        }
-        let mut environment = self.config.server_env.clone();
-        environment.push(("LARDER_ROOT".into(), self.config.root.clone().into()));
-        environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
-        let argv = ["larder", "server"].map(Into::into).into_iter().chain(self.config.server_args.iter().cloned()).collect();
-        let plan = Plan {
-            argv,
-            environment,
-            identity: self.users.system().then(|| self.users.identity(User::Server)),
-            view: None,
-            directory: "/".into(),
-            limits: None,
-            limit_data: false,
-            descriptors,
-            program: server.as_ref().unwrap_or(&program).as_raw_fd(),
-            guarded: false,
-        };
-        let process = Process::start(&plan, None)?;
+        let (server, program) = Server::start(&self.config, self.users, &self.listeners, &self.nothing)?;
         self.table.use_program(program);
-        self.server = Some(Server { process, socket, outbox: VecDeque::new(), since: Instant::now() });
+        self.server = Some(server);
         Ok(())
     }
 
     fn server_ended(&mut self) {
         let Some(server) = &self.server else { return };
-        let status = match waitid(WaitId::PidFd(server.process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(None) => return,
-            Ok(Some(status)) => status,
-            Err(error) => return tracing::error!(%error, "the server cannot be waited for"),
-        };
-        while let Some(note) = server.process.note() {
-            tracing::error!(?note, "the server could not be started");
-        }
-        if server.since.elapsed() >= STABLE {
-            self.pause = Duration::ZERO;
-        }
-        self.server = None;
+        let (Some(status), lived) = (server.end(), server.age()) else { return };
+        (self.server, self.patience) = (None, None);
         self.table.end_orders();
         let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
-        match (&self.stopping, code) {
-            (Some(_), _) => {}
+        match (self.course, code) {
+            (Course::Stopping, _) => {}
+            (Course::Renewing, _) => {
+                (self.course, self.proven, self.again) = (Course::Trying, false, Some(Instant::now()));
+            }
+            (Course::Trying, _) if !self.proven => {
+                tracing::error!(code, "the server of the new binary does not work; going back to the one that this keeper is");
+                self.config.exe = "/proc/self/exe".into();
+                (self.course, self.proven, self.again) = (Course::Serving, true, Some(Instant::now()));
+            }
             // It refused to work, and has said why: another one would say the same.
-            (None, Some(code)) if !self.proven => {
+            (_, Some(code)) if !self.proven => {
                 self.code = code;
                 self.stop();
             }
-            (None, Some(0)) => self.stop(),
+            (_, Some(0)) => self.stop(),
             _ => {
                 tracing::error!(code, signal = status.terminating_signal(), "the server has ended; starting another");
-                self.try_again();
+                self.again = Some(Instant::now() + self.pause.after(lived));
             }
         }
     }
 
     fn signalled(&mut self) {
-        let mut buffer = [0; 1024];
-        while rustix::io::read(&self.signals, &mut buffer).is_ok() {}
-        match &mut self.stopping {
+        // What signalfd(2) gives: a record for each, its number first.
+        let (mut record, mut stop) = ([0; 128], false);
+        while rustix::io::read(&self.signals, &mut record).is_ok() {
+            stop |= record.first_chunk().copied().map(u32::from_ne_bytes) != Some(libc::SIGHUP as u32);
+        }
+        match (stop, self.course) {
             // Asked twice: no more patience.
-            Some(stopping) => {
-                stopping.hurry = true;
+            (true, Course::Stopping) => {
+                (self.grace, self.patience) = (Duration::ZERO, Some(Instant::now()));
                 self.table.hurry();
             }
-            None => self.stop(),
+            (true, _) => self.stop(),
+            (false, Course::Stopping | Course::Renewing) => {}
+            (false, _) => self.renew(),
+        }
+    }
+
+    /// Another server, of the binary that is at its place now. Applications do not notice.
+    fn renew(&mut self) {
+        tracing::info!("the server is renewed");
+        match &self.server {
+            Some(server) => {
+                server.terminate();
+                (self.course, self.patience) = (Course::Renewing, Some(Instant::now() + SERVER_GRACE));
+            }
+            None => self.again = Some(Instant::now()),
         }
     }
 
     fn stop(&mut self) {
         self.again = None;
-        self.stopping = Some(Stopping { server: Instant::now() + SERVER_GRACE, hurry: false });
+        (self.course, self.patience) = (Course::Stopping, Some(Instant::now() + SERVER_GRACE));
         if let Some(server) = &self.server {
-            let _ = pidfd_send_signal(&server.process.pidfd, Signal::TERM);
+            server.terminate();
         }
     }
 
@@ -286,7 +274,7 @@ impl Desk {
     }
 
     fn order(&mut self, Frame { seq, body }: Frame<Request>, descriptors: Vec<OwnedFd>) {
-        if self.stopping.is_some() && matches!(body, Request::Register(_)) {
+        if self.course == Course::Stopping && matches!(body, Request::Register(_)) {
             return self.reply(seq, Reply::Refused("larder is stopping".into()), None);
         }
         let done = |result: Result<(), String>| result.map_or_else(Reply::Refused, |()| Reply::Done);
@@ -312,14 +300,8 @@ impl Desk {
     }
 
     fn reply(&mut self, seq: u64, body: Reply, descriptor: Option<OwnedFd>) {
-        let Some(server) = &mut self.server else { return };
-        let bytes = wire::encode(&Frame { seq, body }).or_else(|why| wire::encode(&Frame { seq, body: Reply::Refused(why) }));
-        match bytes {
-            Ok(bytes) if server.outbox.len() < MOST_WAITING => server.outbox.push_back((bytes, descriptor)),
-            _ => {
-                tracing::error!("the server does not take its answers");
-                server.kill();
-            }
+        if let Some(server) = &mut self.server {
+            server.tell(seq, body, descriptor);
         }
     }
 
@@ -332,20 +314,8 @@ impl Desk {
                 News::Event(event) => self.reply(0, Reply::Event(event), None),
             }
         }
-        let Some(server) = &mut self.server else { return };
-        while let Some((bytes, descriptor)) = server.outbox.front() {
-            let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            if wire::send(&server.socket, bytes, &beside).is_err() {
-                // Full: later. Broken: its end will be seen.
-                return;
-            }
-            server.outbox.pop_front();
+        if let Some(server) = &mut self.server {
+            server.deliver();
         }
-    }
-}
-
-impl Server {
-    fn kill(&self) {
-        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
     }
 }

@@ -11,10 +11,11 @@ use std::{
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
 
 use super::{
+    Config,
     place::Places,
-    sandbox::{NO_DEVICES, NO_SETUID, READ_ONLY, attach},
+    sandbox::{Base, NO_DEVICES, NO_SETUID, READ_ONLY, attach},
     sys::{self, Forked},
-    users::Identity,
+    users::{Identity, User, Users},
 };
 
 /// What an overlay is made of.
@@ -50,12 +51,41 @@ pub struct Layers {
     idmaps: HashMap<(Identity, Identity), OwnedFd>,
     /// Why files below cannot appear as the worker's own, where that has failed once.
     pub idmap_fails: Option<String>,
+    /// Whether overlays can be had here at all, or why not.
+    pub works: Result<(), String>,
 }
 
 impl Layers {
-    /// None yet; mounted below `keeper`, the keeper's own directory.
-    pub fn new(keeper: PathBuf, system: bool) -> Layers {
-        Layers { keeper, unprivileged: !system, mounted: HashMap::new(), count: 0, idmaps: HashMap::new(), idmap_fails: None }
+    /// None yet; mounted below the keeper's own directory. Tries one.
+    pub fn new(config: &Config, users: Users, places: &Places, base: &Result<Base, String>) -> Layers {
+        let mut layers = Layers {
+            keeper: config.root.join("keeper"),
+            unprivileged: !users.system(),
+            mounted: HashMap::new(),
+            count: 0,
+            idmaps: HashMap::new(),
+            idmap_fails: None,
+            works: Ok(()),
+        };
+        layers.works = match base {
+            Err(why) => Err(why.clone()),
+            Ok(_) if !config.overlays => Err("overlays are switched off".to_owned()),
+            Ok(_) => layers.probe(places).map_err(|error| format!("no overlay can be made: {error}")),
+        };
+        if let (Ok(_), Err(why)) = (base, &layers.works) {
+            tracing::warn!(why, "every build and every slot gets a copy of its tree, which takes time and space");
+        }
+        layers
+    }
+
+    /// Whether the root's file system can carry an overlay.
+    fn probe(&self, places: &Places) -> io::Result<()> {
+        let probe = Path::new("keeper/probe");
+        places.make_scratch(probe, User::Keeper)?;
+        places.make(probe.join("lower"), User::Keeper, 0o700)?;
+        let target = self.keeper.join("lower");
+        self.overlay(probe, false, &self.keeper.join("probe/lower"), &target, places)?;
+        Ok(unmount(&target, UnmountFlags::DETACH)?)
     }
 
     /// Mounts `layer`, or uses what is mounted. Gives its path and whether all of it can be written.
@@ -103,24 +133,24 @@ impl Layers {
         }
         let below = self.keeper.join("lower");
         attach(tree, &below)?;
-        let result = self.overlay(layer, &below, target, places);
+        let result = self.overlay(&layer.scratch, layer.read_only, &below, target, places);
         unmount(&below, UnmountFlags::DETACH)?;
         result.map(|()| writable)
     }
 
-    fn overlay(&self, layer: &Layer, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
-        let scratch = places.open(&layer.scratch)?;
-        let scratch = Path::new("/proc/self/fd").join(scratch.as_raw_fd().to_string()).display().to_string();
+    fn overlay(&self, scratch: &Path, read_only: bool, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
+        let opened = places.open(scratch)?;
+        let upper = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string()).display().to_string();
         let below = below.display();
         let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
-        let options = if layer.read_only {
+        let options = if read_only {
             flags |= MountFlags::RDONLY;
-            vec![format!("lowerdir={scratch}/upper:{below},{simple}")]
+            vec![format!("lowerdir={upper}/upper:{below},{simple}")]
         } else {
             // What the kernel left there after a crash would be in its way.
-            places.clear_work(&layer.scratch)?;
-            let options = format!("lowerdir={below},upperdir={scratch}/upper,workdir={scratch}/work,{simple}");
+            places.clear_work(scratch)?;
+            let options = format!("lowerdir={below},upperdir={upper}/upper,workdir={upper}/work,{simple}");
             // Nothing in a scratch layer has to survive a power cut, so nobody waits for the disk.
             vec![format!("{options},volatile"), options]
         };

@@ -4,22 +4,27 @@
 //! from the server that it has started itself: small messages with numbers and enums (`host::launch::wire`), never a path, a
 //! command or a user. It parses nothing that comes from the network or from a project, and runs nothing but larder.
 //!
-//! Reading order: [`desk`] (the loop and the orders) → [`table`] (processes, from start to end) → [`view`] (what a role sees)
-//! → [`spawn`] (from fork to exec) → [`sandbox`] and [`layers`] (mounts) → [`place`] (directories and owners).
+//! Reading order: [`desk`] (the loop and the orders) → [`server`] → [`table`] (processes, from start to end) → [`assignment`]
+//! (what a role comes to) → [`spawn`] and [`guard`] (from fork to the end) → [`sandbox`] and [`layers`] (mounts) → [`place`]
+//! (directories and owners). [`sweep`] and [`fill`] are workers of its own.
 
+mod assignment;
 mod cgroup;
 mod desk;
+pub mod fill;
+mod guard;
 mod layers;
 mod pace;
+mod pause;
 mod place;
 mod registry;
 mod sandbox;
+mod server;
 mod spawn;
 pub mod sweep;
 mod sys;
 mod table;
 mod users;
-mod view;
 
 use std::{
     ffi::OsString,
@@ -67,6 +72,14 @@ pub struct Config {
     pub host_env: Vec<(OsString, OsString)>,
     /// The most memory of one application process, in bytes.
     pub application_memory: Option<u64>,
+    /// The most memory of one build, in bytes; without it, half of the machine's, between 256 MiB and 2 GiB.
+    pub build_memory: Option<u64>,
+    /// Processes and threads of one build.
+    pub build_processes: u64,
+    /// Whether workers get namespaces of their own where the machine allows it.
+    pub namespaces: bool,
+    /// Whether `/app` is an overlay where the machine allows it; otherwise it is a copy.
+    pub overlays: bool,
     /// Bytes that fit into a worker's `/tmp`; memory, and counted as the worker's.
     pub temporary: u64,
 }
@@ -86,6 +99,10 @@ impl Config {
             host_paths: Vec::new(),
             host_env: Vec::new(),
             application_memory: None,
+            build_memory: None,
+            build_processes: 2048,
+            namespaces: true,
+            overlays: true,
             temporary: 2 * 1024 * 1024 * 1024,
         }
     }
@@ -150,7 +167,7 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
         return Err(KeeperError::Setup(format!("use {}: the root must be an absolute path", config.root.display())));
     }
     let users = Users::new()?;
-    let namespaces = own_namespace(users);
+    let namespaces = if config.namespaces { own_namespace(users) } else { Err("namespaces are switched off".to_owned()) };
     let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
     let places = Places::open_root(&config.root, users, &config.lib).map_err(in_root)?;
     let _lock = lock(&config.root)?;
@@ -162,7 +179,9 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     let mut listeners = Vec::new();
     for (name, addresses) in [("ssh", &config.ssh_listen), ("http", &config.http_listen)] {
         for address in addresses {
-            let listener = listener(*address).map_err(|source| KeeperError::Listen { address: *address, source })?;
+            // Who wants IPv4 on the same port differently says so.
+            let both = !addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port() && address.port() != 0);
+            let listener = listener(*address, both).map_err(|source| KeeperError::Listen { address: *address, source })?;
             listeners.push((name, listener));
         }
     }
@@ -170,7 +189,12 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
         sandbox::Base::prepare(&config.root.join("keeper/base"), &config.host_paths).map_err(|error| error.to_string())
     });
     if let Err(why) = &base {
-        tracing::warn!(why, "projects are not separated from each other: no namespaces here");
+        tracing::warn!(
+            why,
+            "no namespaces: builds and processes see this machine's files and each other's, at their real paths, and releases are \
+             not relocatable; allow user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns) \
+             or, in a container, grant CAP_SYS_ADMIN"
+        );
     }
     desk::Desk::open(config, users, places, listeners, base)?.serve()
 }
@@ -200,12 +224,13 @@ fn lock(root: &Path) -> Result<OwnedFd, KeeperError> {
     }
 }
 
-fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
+/// `[::]` takes IPv4 connections as well if `both`, as people expect from other servers.
+fn listener(address: SocketAddr, both: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
+        sockopt::set_ipv6_v6only(&socket, !both)?;
     }
     bind(&socket, &address)?;
     listen(&socket, 1024)?;

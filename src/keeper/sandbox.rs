@@ -33,8 +33,9 @@ pub const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 pub const BINARY: &str = "/larder/bin/larder";
 
 /// Directories that a view may have, empty where the role has no use for them.
-const PLACES: [&str; 12] = [
+const PLACES: [&str; 13] = [
     "app",
+    "lower",
     "cache",
     "source",
     "repo",
@@ -96,12 +97,26 @@ impl Base {
                 _ => {}
             }
         }
-        for source in host_paths.iter().filter(|path| path.is_dir()) {
-            let target = path.join(source.strip_prefix("/").unwrap_or(source));
-            // Parts of what is there already need no mount of their own.
-            if !target.exists() {
-                step(source.display(), fs::create_dir_all(&target))?;
-                bind(source, &target, host, true)?;
+        // Parents first: what lies in one that is there already needs no mount of its own.
+        let mut host_paths: Vec<_> = host_paths.iter().collect();
+        host_paths.sort();
+        for source in host_paths {
+            let below = source.strip_prefix("/").unwrap_or(source);
+            let target = path.join(below);
+            let ours = PLACES
+                .iter()
+                .chain(&["tmp", "proc", "run", "dev"])
+                .any(|place| below.starts_with(place.split('/').next().unwrap_or(place)));
+            if target.exists() && !ours {
+                continue;
+            }
+            let mounted = match ours {
+                true => Err(io::Error::other("larder uses this name in sandboxes itself; choose another directory")),
+                false => fs::create_dir_all(&target).and_then(|()| bind(source, &target, host, true)),
+            };
+            // Workers without it are better than workers without a view of their own.
+            if let Err(error) = mounted {
+                tracing::warn!(path = %source.display(), %error, "builds and processes do not see this directory");
             }
         }
         for name in PLACES.into_iter().chain(["proc", "tmp", "run", "var/tmp", "dev/shm", "dev/pts"]) {

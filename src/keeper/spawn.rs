@@ -1,7 +1,6 @@
 //! Starting a process: fork into its namespaces, build its view, give up every privilege, become the program.
 //!
-//! Between the keeper and the program stays a small first process. It collects orphans, passes SIGTERM on, reports how the
-//! program ended, and takes everything else with it when it goes: its end is the end of the namespace.
+//! Between the keeper and the program stays a small first process, see [`guard`].
 
 use std::{
     ffi::{CString, OsString},
@@ -14,12 +13,10 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    pipe::{PipeFlags, pipe_with},
     process::{
-        DumpableBehavior, Resource, Rlimit, Signal, chdir, set_child_subreaper, set_dumpable_behavior,
-        set_parent_process_death_signal, setpriority_process, setrlimit, setsid, umask,
+        Resource, Rlimit, Signal, chdir, set_child_subreaper, set_parent_process_death_signal, setpriority_process, setrlimit,
+        setsid, umask,
     },
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_no_new_privs, set_thread_groups,
@@ -30,11 +27,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cgroup::{Group, Limits},
+    guard,
     sandbox::View,
     sys::{self, Forked},
     users::Identity,
 };
-use crate::host::launch::wire;
+use crate::{host::launch::wire, model::StopSignal};
 
 /// Everything about a process that is to be started.
 #[derive(Debug)]
@@ -51,8 +49,10 @@ pub struct Plan {
     pub directory: PathBuf,
     /// Its limits; none for the server.
     pub limits: Option<Limits>,
-    /// Whether memory must be limited for each process because no group does it.
-    pub limit_data: bool,
+    /// Bytes of memory of each process, where no group limits them together.
+    pub data: Option<u64>,
+    /// Processes and threads of its user, where no group counts them.
+    pub processes: Option<u64>,
     /// Descriptors 0, 1, 2, ...
     pub descriptors: Vec<RawFd>,
     /// The program, open.
@@ -72,13 +72,6 @@ pub enum Note {
     Ended(Option<i32>, Option<i32>),
 }
 
-/// What the keeper tells the first process: start.
-pub const GO: u8 = b'g';
-/// What the keeper tells the first process: SIGTERM to the program.
-pub const TERMINATE: u8 = b't';
-/// What the keeper tells the first process: end everything.
-pub const KILL: u8 = b'k';
-
 /// A process, as the keeper holds it.
 #[derive(Debug)]
 pub struct Process {
@@ -95,13 +88,17 @@ impl Process {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         match sys::fork(if plan.view.is_some() { namespaces } else { 0 })? {
-            Forked::Child => child(plan, &theirs),
+            Forked::Child => {
+                // Or this process would never see that the keeper has gone.
+                sys::forget(&control);
+                child(plan, &theirs)
+            }
             Forked::Parent { pid, pidfd } => {
                 if let Some(group) = group {
                     group.add(pid);
                 }
                 let process = Process { pidfd, control, namespace: plan.view.is_some() };
-                process.tell(GO);
+                process.tell(guard::GO);
                 Ok(process)
             }
         }
@@ -114,9 +111,18 @@ impl Process {
         buffer.get(..length).filter(|bytes| !bytes.is_empty()).and_then(|bytes| postcard::from_bytes(bytes).ok())
     }
 
-    /// Asks the program to end.
-    pub fn terminate(&self) {
-        self.tell(TERMINATE);
+    /// Asks it and everything that it started to end, by `signal`.
+    pub fn terminate(&self, signal: StopSignal) {
+        let signal = match signal {
+            StopSignal::Term => Signal::TERM,
+            StopSignal::Int => Signal::INT,
+            StopSignal::Quit => Signal::QUIT,
+            StopSignal::Hup => Signal::HUP,
+            StopSignal::Usr1 => Signal::USR1,
+            StopSignal::Usr2 => Signal::USR2,
+            StopSignal::Winch => Signal::WINCH,
+        };
+        self.tell(signal.as_raw() as u8);
     }
 
     /// Ends it and everything that it started.
@@ -124,7 +130,7 @@ impl Process {
         if self.namespace {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         } else {
-            self.tell(KILL);
+            self.tell(guard::END);
         }
     }
 
@@ -138,14 +144,14 @@ fn child(plan: &Plan, control: &OwnedFd) -> ! {
     let at = plan.descriptors.len();
     let error = match prepare(plan, control) {
         Ok((argv, environment)) => match (plan.guarded, sys::arranged(at as RawFd)) {
-            (true, program) => guard(plan, program, &argv, &environment),
+            (true, program) => guard::run(at as RawFd + 1, program, &argv, &environment),
             (false, program) => sys::exec(program, &argv, &environment),
         },
         Err(error) => error,
     };
     // Wherever the control socket is by now.
     for number in [at as RawFd + 1, control.as_raw_fd()] {
-        note_on(number, &Note::Failed(error.to_string()));
+        guard::note_on(number, &Note::Failed(error.to_string()));
     }
     sys::exit_now(125)
 }
@@ -153,7 +159,7 @@ fn child(plan: &Plan, control: &OwnedFd) -> ! {
 type Strings = (Vec<CString>, Vec<CString>);
 
 fn prepare(plan: &Plan, control: &OwnedFd) -> io::Result<Strings> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+    end_with_the_keeper(plan)?;
     sys::reset_signals();
     setsid()?;
     let argv = plan.argv.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<Vec<_>, _>>()?;
@@ -165,14 +171,14 @@ fn prepare(plan: &Plan, control: &OwnedFd) -> io::Result<Strings> {
     };
     let environment = plan.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
     // Not before the keeper has put this process into its group; and not at all without a keeper.
-    if wait_for_word(control.as_raw_fd()) != Some(GO) {
+    if guard::word(control.as_raw_fd()) != Some(guard::GO) {
         sys::exit_now(125);
     }
     let descriptors: Vec<RawFd> = plan.descriptors.iter().copied().chain([plan.program, control.as_raw_fd()]).collect();
     sys::arrange(&descriptors, plan.descriptors.len())?;
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     if let Some(limits) = &plan.limits {
-        limit(limits, plan.limit_data).map_err(|error| named("set its limits", error))?;
+        limit(plan, limits).map_err(|error| named("set its limits", error))?;
     }
     umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Some(view) = &plan.view {
@@ -182,21 +188,28 @@ fn prepare(plan: &Plan, control: &OwnedFd) -> io::Result<Strings> {
     }
     chdir(&plan.directory).map_err(|error| named(&plan.directory.display().to_string(), error.into()))?;
     drop_privileges(plan.identity).map_err(|error| named("give up its privileges", error))?;
-    // The kernel forgets this at every change of user.
-    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The kernel forgets this at every change of user. A keeper that ended meanwhile has closed its end of the control socket,
+    // which is the next thing that a first process looks at.
+    end_with_the_keeper(plan)?;
     Ok((argv, environment))
 }
 
-fn limit(limits: &Limits, limit_data: bool) -> io::Result<()> {
+/// A process whose keeper dies must not stay. Without a namespace a first process lives a little longer, to end what it started.
+fn end_with_the_keeper(plan: &Plan) -> io::Result<()> {
+    if plan.view.is_some() || !plan.guarded {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
+    Ok(())
+}
+
+fn limit(plan: &Plan, limits: &Limits) -> io::Result<()> {
     // From the system's point of view the keeper matters most and a build least.
     let _ = fs::write("/proc/self/oom_score_adj", if limits.background { "500" } else { "0" });
     let set = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+    let some = [(Resource::Fsize, limits.file), (Resource::Data, plan.data), (Resource::Nproc, plan.processes)];
     set(Resource::Core, 0)?;
-    if let Some(file) = limits.file {
-        set(Resource::Fsize, file)?;
-    }
-    if limit_data && let Some(memory) = limits.memory {
-        set(Resource::Data, memory)?;
+    for (resource, value) in some {
+        value.map_or(Ok(()), |value| set(resource, value))?;
     }
     if limits.background {
         let _ = setpriority_process(None, 10);
@@ -222,105 +235,4 @@ fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
         return Err(io::Error::other("root can be had back"));
     }
     Ok(())
-}
-
-/// The first process: starts the program and waits for it.
-fn guard(plan: &Plan, program: std::os::fd::BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
-    let at = plan.descriptors.len() as RawFd + 1;
-    let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
-        // The program runs as the same user, but must not be able to look into this process.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-        let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
-        let (failed, failure) = pipe_with(PipeFlags::CLOEXEC)?;
-        match sys::fork(0)? {
-            Forked::Child => {
-                sys::reset_signals();
-                let _ = setsid();
-                let error = sys::exec(program, argv, environment);
-                let _ = rustix::io::write(&failure, &error.raw_os_error().unwrap_or(0).to_ne_bytes());
-                sys::exit_now(127)
-            }
-            Forked::Parent { pid, .. } => {
-                drop(failure);
-                Ok((pid, signals, failed))
-            }
-        }
-    };
-    let (program, signals, failed) = match start() {
-        Ok(started) => started,
-        Err(error) => return error,
-    };
-    let mut code = [0; 4];
-    if rustix::io::read(&failed, &mut code).is_ok_and(|length| length == code.len()) {
-        return io::Error::from_raw_os_error(i32::from_ne_bytes(code));
-    }
-    // Nothing of the program's may stay open here: whoever reads its output must see its end.
-    if let Err(error) = sys::arrange(&[at, signals.as_raw_fd()], 0) {
-        return error;
-    }
-    note_on(0, &Note::Started);
-    watch(program, plan.view.is_some())
-}
-
-/// The first process's life: descriptor 0 is the control socket, 1 tells of ended children.
-fn watch(program: i32, namespace: bool) -> ! {
-    let mut ended = None;
-    while ended.is_none() {
-        let (control, signals) = (sys::arranged(0), sys::arranged(1));
-        let mut ready = [PollFd::new(&control, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
-        let _ = poll(&mut ready, None);
-        let asked = ready.first().is_some_and(|ready| !ready.revents().is_empty());
-        let mut buffer = [0; 128];
-        while rustix::io::read(signals, &mut buffer).is_ok() {}
-        while let Some((pid, status)) = sys::wait_any(false) {
-            if pid == program {
-                ended = Some(sys::status_parts(status));
-            }
-        }
-        if asked && ended.is_none() {
-            match wait_for_word(0) {
-                Some(TERMINATE) => sys::signal(program, libc::SIGTERM),
-                // Also when the keeper has gone.
-                Some(KILL) | None => ended = Some((None, Some(libc::SIGKILL))),
-                Some(_) => {}
-            }
-        }
-    }
-    if !namespace {
-        end_descendants();
-    }
-    let (code, signal) = ended.unwrap_or_default();
-    note_on(0, &Note::Ended(code, signal));
-    sys::exit_now(code.unwrap_or(125))
-}
-
-/// Without a namespace: ends all children until no more turn up. What they leave behind becomes ours, as their reaper.
-fn end_descendants() {
-    let own = format!("/proc/self/task/{}/children", std::process::id());
-    loop {
-        let children = fs::read_to_string(&own).unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            sys::signal(pid, libc::SIGKILL);
-        }
-        if sys::wait_any(!children.is_empty()).is_none() {
-            return;
-        }
-    }
-}
-
-fn wait_for_word(control: RawFd) -> Option<u8> {
-    let control = sys::arranged(control);
-    let mut word = [0; 1];
-    let mut ready = [PollFd::new(&control, PollFlags::IN)];
-    let _ = poll(&mut ready, None);
-    match rustix::io::read(control, &mut word) {
-        Ok(1) => word.first().copied(),
-        _ => None,
-    }
-}
-
-fn note_on(control: RawFd, note: &Note) {
-    if let Ok(bytes) = postcard::to_stdvec(note) {
-        let _ = wire::send(sys::arranged(control), &bytes, &[]);
-    }
 }

@@ -65,6 +65,12 @@ pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
     close_from(descriptors.len() as u32)
 }
 
+/// Closes `descriptor` without ending the object that owns it; for a process that has just been forked.
+pub fn forget(descriptor: &OwnedFd) {
+    // SAFETY: the object is never used or dropped again in this process.
+    unsafe { libc::close(descriptor.as_raw_fd()) };
+}
+
 /// Closes every descriptor from `first` on; for a process that has just been forked.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: what is closed belongs to objects that are never used or dropped again in this process.
@@ -163,16 +169,28 @@ pub fn idle_disk_priority() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
 }
 
-/// Waits for any child: its number and its wait status. `None` when there are none (left).
-pub fn wait_any(block: bool) -> Option<(i32, c_int)> {
+/// What waiting for any child gave.
+pub enum Waited {
+    /// One has ended: its number and its wait status.
+    Ended(i32, c_int),
+    /// All are still running.
+    Running,
+    /// There are none.
+    Nobody,
+}
+
+/// Waits for any child.
+pub fn wait_any(block: bool) -> Waited {
     let mut status: c_int = 0;
     loop {
         // SAFETY: `status` outlives the call.
         let pid = unsafe { libc::waitpid(-1, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
-        if pid < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
-            continue;
+        match pid {
+            1.. => return Waited::Ended(pid, status),
+            0 => return Waited::Running,
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return Waited::Nobody,
         }
-        return (pid > 0).then_some((pid, status));
     }
 }
 
@@ -185,7 +203,7 @@ pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
     }
 }
 
-/// Sends a signal to a process by number; only for children not yet waited for.
+/// Sends a signal: to a child not yet waited for, to its group if `pid` is negative, to all of the namespace if it is -1.
 pub fn signal(pid: i32, signal: c_int) {
     // SAFETY: plain numbers.
     unsafe { libc::kill(pid, signal) };

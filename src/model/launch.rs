@@ -47,9 +47,15 @@ pub enum Area {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
     /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
-    Build,
+    Build {
+        /// Bytes that the project asks for; nothing, or more than the operator allows: what the operator allows.
+        memory: Option<u64>,
+    },
     /// Applications and their commands.
-    Application,
+    Application {
+        /// The same for one process.
+        memory: Option<u64>,
+    },
     /// larder's own work on hostile bytes: little memory.
     Service,
 }
@@ -64,7 +70,41 @@ pub enum Supervision {
     Keep {
         /// Chosen by the server to recognise the process after a restart.
         label: Vec<u8>,
+        /// What it is sent, with all that it started, when it is to end.
+        stop: StopSignal,
     },
+}
+
+/// A signal that asks a process to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)] // They are the kernel's names.
+pub enum StopSignal {
+    #[default]
+    Term,
+    Int,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
+    Winch,
+}
+
+impl StopSignal {
+    /// Every signal with its word.
+    pub const WORDS: [(&'static str, StopSignal); 7] = [
+        ("TERM", StopSignal::Term),
+        ("INT", StopSignal::Int),
+        ("QUIT", StopSignal::Quit),
+        ("HUP", StopSignal::Hup),
+        ("USR1", StopSignal::Usr1),
+        ("USR2", StopSignal::Usr2),
+        ("WINCH", StopSignal::Winch),
+    ];
+
+    /// The word of the file, such as `TERM`.
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.into_iter().find(|(_, signal)| *signal == self).map_or("TERM", |(word, _)| word)
+    }
 }
 
 /// A request to start one process.

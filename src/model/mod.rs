@@ -21,7 +21,7 @@ pub use digest::Digest;
 pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, Status, Trigger};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
-pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, Supervision};
+pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
 pub use manifest::{ArchiveInfo, BuildpackUse, Entry, EntryKind, Frame, Manifest};
 pub use mode::Mode;
 pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, UserName};

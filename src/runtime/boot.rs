@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Exits, Instance, Kept, Label, Runtime, RuntimeError};
 use crate::{
     host::launch::{Child, LaunchError, Stdio},
-    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, Supervision},
+    model::{Environment, Launch, LimitClass, ProcessType, ReleaseId, Role, Slot, StopSignal, Supervision},
 };
 
 /// The job of a worker that runs a command of the project at `/app`.
@@ -40,6 +40,12 @@ pub struct Process {
     /// Variables that only it sees.
     #[serde(default)]
     pub env: Vec<(String, String)>,
+    /// The most memory of one of it, in bytes.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// What asks it to end.
+    #[serde(default)]
+    pub stop: StopSignal,
 }
 
 /// What to boot.
@@ -60,14 +66,14 @@ pub struct Boot {
 }
 
 impl Boot {
-    fn launch(&self, role: Role, supervision: Supervision) -> Launch {
+    fn launch(&self, role: Role, supervision: Supervision, memory: Option<u64>) -> Launch {
         Launch {
             role,
             project: self.environment.project_id,
             environment: Some(self.environment.id),
             release: Some(self.release),
             slot: Some(self.slot),
-            limits: LimitClass::Application,
+            limits: LimitClass::Application { memory },
             supervision,
         }
     }
@@ -106,7 +112,8 @@ impl Runtime {
         // Not Heroku's DYNO: applications take that for a promise of Heroku's surroundings, such as a router that speaks TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
-        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes() });
+        let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
+        let launch = boot.launch(Role::Run, supervision, process.memory);
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,
@@ -151,7 +158,7 @@ impl Runtime {
 
     /// Runs one command in a slot, outside supervision.
     pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
-        let launch = boot.launch(Role::Task, Supervision::Once);
+        let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;
         launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
     }

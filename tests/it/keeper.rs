@@ -23,9 +23,9 @@ use std::{
 };
 
 use larder::{
-    host::launch::{Child, Event, LaunchError, Launcher, Registration, Stdio, take_inherited},
+    host::launch::{Cgroups, Child, Event, LaunchError, Launcher, Registration, Stdio, take_inherited},
     keeper::{self, Config},
-    model::{Area, EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, Supervision},
+    model::{Area, EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, StopSignal, Supervision},
     runtime::RunJob,
 };
 use rustix::{
@@ -39,6 +39,8 @@ use rustix::{
 
 const NOBODY: u32 = 54_321;
 const PATIENCE: Duration = Duration::from_secs(60);
+const BUILD_MEMORY: u64 = 96 * 1024 * 1024;
+const BUILD_PROCESSES: u64 = 64;
 
 /// The keeper's process: this binary, taken over before the test harness makes its first thread.
 #[used]
@@ -53,6 +55,10 @@ extern "C" fn as_keeper() {
     config.server_args = ["--exact", "keeper::as_server", "--ignored", "--nocapture"].map(Into::into).into();
     config.server_env = vec![("LARDER_TEST_SOCKET".into(), env::var_os("LARDER_TEST_SOCKET").unwrap())];
     config.http_listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let without = env::var("LARDER_TEST_WITHOUT").unwrap();
+    (config.namespaces, config.overlays) = (without != "namespaces", without != "overlays");
+    (config.build_memory, config.build_processes) = (Some(BUILD_MEMORY), BUILD_PROCESSES);
+    config.host_paths = env::var_os("LARDER_TEST_HOST_PATH").map(PathBuf::from).into_iter().collect();
     match keeper::run(config) {
         Ok(_) => std::process::exit(0),
         Err(error) => {
@@ -82,16 +88,24 @@ fn as_server() {
     std::process::exit(9);
 }
 
+/// What a keeper can build on: root or not, and what the machine refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ground {
+    system: bool,
+    without: &'static str,
+}
+
 /// A root, a keeper on it, and the server's place.
 struct World {
     root: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
+    elsewhere: tempfile::TempDir,
     keeper: std::process::Child,
     listener: UnixListener,
     launcher: Launcher,
     server: UnixStream,
     server_id: i32,
-    system: bool,
+    ground: Ground,
     release: ReleaseId,
 }
 
@@ -99,23 +113,33 @@ const PROJECT: ProjectId = ProjectId(1);
 const ENV: EnvId = EnvId(3);
 
 impl World {
-    async fn new(system: bool) -> World {
+    async fn new(ground: Ground) -> World {
+        eprintln!("{ground:?}");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let root = directory.path().join("root");
         fs::create_dir(&root).unwrap();
         let name = format!("larder-test-{}", directory.path().display());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.env("LARDER_TEST_ROOT", &root).env("LARDER_TEST_SOCKET", &name).stdin(Std::null());
-        if !system && geteuid().is_root() {
+        // A language that an operator installed in a home that nobody may enter.
+        let elsewhere = ["/srv", "/var/lib"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok());
+        let elsewhere = elsewhere.unwrap_or_else(|| tempfile::tempdir_in(env::var_os("HOME").unwrap()).unwrap());
+        fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let home = elsewhere.path().join("home");
+        fs::create_dir(&home).unwrap();
+        fs::create_dir_all(home.join("tool/bin")).unwrap();
+        fs::write(home.join("tool/bin/larder-greets"), b"#!/bin/sh\necho hello\n").unwrap();
+        fs::set_permissions(home.join("tool/bin/larder-greets"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(home.join("secret"), b"").unwrap();
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+        if !ground.system && geteuid().is_root() {
             chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
-            command.uid(NOBODY).gid(NOBODY);
+            chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let keeper = command.spawn().unwrap();
+        let keeper = keeper_command(ground, &root, &home, &name).spawn().unwrap();
         let (launcher, server, server_id) = meet(&listener);
         let release = ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap());
-        let world = World { root, _directory: directory, keeper, listener, launcher, server, server_id, system, release };
+        let world = World { root, directory, elsewhere, keeper, listener, launcher, server, server_id, ground, release };
         world.launcher.register(registration(PROJECT, "shop", ENV, "live")).await.unwrap();
         world.launcher.register(registration(ProjectId(2), "other", EnvId(4), "live")).await.unwrap();
         let tree = world.env().join("deploy").join(release.to_string());
@@ -133,7 +157,7 @@ impl World {
 
     /// Makes `path` one of the environment's users', or in rootless mode the keeper's.
     fn give(&self, path: &Path, which: u32) {
-        let uid = if self.system { 200_000 + ENV.0 * 4 + which } else { fs::metadata(&self.root).unwrap().uid() };
+        let uid = if self.ground.system { 200_000 + ENV.0 * 4 + which } else { fs::metadata(&self.root).unwrap().uid() };
         chown(path, Some(uid), Some(uid)).unwrap();
     }
 
@@ -144,7 +168,7 @@ impl World {
             environment: Some(ENV),
             release: Some(self.release),
             slot: Some(Slot::Blue),
-            limits: LimitClass::Application,
+            limits: LimitClass::Application { memory: None },
             supervision,
         }
     }
@@ -165,9 +189,22 @@ impl World {
         (exit, text)
     }
 
+    async fn trash_is_emptied(&self) {
+        let end = std::time::Instant::now() + PATIENCE;
+        while fs::read_dir(self.root.join("trash")).unwrap().count() > 0 {
+            assert!(std::time::Instant::now() < end, "{:?}", fs::read_dir(self.root.join("trash")).unwrap().collect::<Vec<_>>());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Kills the server and takes the place of its successor.
     fn replace_server(&mut self) {
         kill_process(Pid::from_raw(self.server_id).unwrap(), Signal::KILL).unwrap();
+        self.next_server();
+    }
+
+    /// Takes the place of the server that the keeper starts next.
+    fn next_server(&mut self) {
         (self.launcher, self.server, self.server_id) = meet(&self.listener);
     }
 }
@@ -179,6 +216,17 @@ impl Drop for World {
         let _ = kill_process(id, Signal::TERM);
         let _ = self.keeper.wait();
     }
+}
+
+fn keeper_command(ground: Ground, root: &Path, home: &Path, socket: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.env("LARDER_TEST_ROOT", root).env("LARDER_TEST_SOCKET", socket);
+    command.env("LARDER_TEST_WITHOUT", ground.without).env("LARDER_TEST_HOST_PATH", home.join("tool"));
+    command.stdin(Std::null());
+    if !ground.system && geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }
 
 fn meet(listener: &UnixListener) -> (Launcher, UnixStream, i32) {
@@ -197,6 +245,10 @@ fn meet(listener: &UnixListener) -> (Launcher, UnixStream, i32) {
 
 fn registration(project: ProjectId, name: &str, env: EnvId, environment: &str) -> Registration {
     Registration { project: (project, name.parse().unwrap()), environment: Some((env, environment.parse().unwrap())) }
+}
+
+fn keep(label: &[u8], stop: StopSignal) -> Supervision {
+    Supervision::Keep { label: label.to_vec(), stop }
 }
 
 fn job(line: &str) -> RunJob {
@@ -230,21 +282,20 @@ async fn read_line(output: &OwnedFd) -> String {
     tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap()
 }
 
-/// The modes that can be tried here.
-fn modes() -> Vec<bool> {
-    match geteuid().is_root() {
-        true => vec![true, false],
-        false => {
-            eprintln!("SKIPPED: system mode needs root");
-            vec![false]
-        }
+/// What can be tried here.
+fn grounds() -> Vec<Ground> {
+    if !geteuid().is_root() {
+        eprintln!("SKIPPED: system mode needs root");
     }
+    let modes = [true, false].into_iter().filter(|system| !system || geteuid().is_root());
+    modes.flat_map(|system| ["nothing", "overlays", "namespaces"].map(|without| Ground { system, without })).collect()
 }
 
 async fn namespaces(world: &World) -> bool {
     let standing = world.launcher.standing().await.unwrap();
     eprintln!("{standing:?}");
-    assert_eq!(standing.system, world.system);
+    assert_eq!(standing.system, world.ground.system);
+    assert!(world.ground.without == "nothing" || standing.overlay.is_err());
     if let Err(why) = &standing.namespaces {
         eprintln!("SKIPPED in part: {why}");
     }
@@ -253,8 +304,8 @@ async fn namespaces(world: &World) -> bool {
 
 #[tokio::test]
 async fn a_worker_sees_its_own_things_and_nothing_else() {
-    for system in modes() {
-        let world = World::new(system).await;
+    for ground in grounds() {
+        let world = World::new(ground).await;
         let (exit, text) =
             world.run("echo $MARK $HOME; cat sub/file; pwd; echo hello >> sub/file; cat sub/file; touch $LARDER_DATA/x").await;
         assert!(exit.success(), "{exit} {text}");
@@ -280,7 +331,7 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
             assert!(line.ends_with("\t0000000000000000"), "{line}");
         }
         assert!(text.contains("NoNewPrivs:\t1"), "{text}");
-        if system {
+        if ground.system {
             let uid = 200_000 + ENV.0 * 4 + 2;
             assert!(text.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")) && text.contains("Groups:\t \n"), "{text}");
         }
@@ -293,8 +344,8 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
 
 #[tokio::test]
 async fn nothing_that_a_worker_started_survives_it() {
-    for system in modes() {
-        let world = World::new(system).await;
+    for ground in grounds() {
+        let world = World::new(ground).await;
         // A grandchild that ignores SIGTERM, has a session of its own and holds stdout; and one that it leaves behind.
         let line = "(setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; sleep 1000 & exit 7";
         let (exit, text) = world.run(line).await;
@@ -323,11 +374,11 @@ async fn nothing_that_a_worker_started_survives_it() {
 
 #[tokio::test]
 async fn kept_processes_outlive_the_server_and_start_again() {
-    for system in modes() {
-        let mut world = World::new(system).await;
-        let keep = Supervision::Keep { label: b"web.1".to_vec() };
+    for ground in grounds() {
+        let mut world = World::new(ground).await;
+        let keeping = keep(b"web.1", StopSignal::Term);
         let line = "echo up; while [ ! -e $LARDER_DATA/end ]; do sleep 0.05; done; rm $LARDER_DATA/end; exit 3";
-        let launch = world.launch(Role::Run, keep);
+        let launch = world.launch(Role::Run, keeping);
         let mut child = world.launcher.launch(launch.clone(), &job(line), Stdio::default()).await.unwrap();
         let id = child.id();
         assert_eq!(read_line(&child.output().unwrap()).await, "up");
@@ -360,8 +411,8 @@ async fn kept_processes_outlive_the_server_and_start_again() {
 
 #[tokio::test]
 async fn areas_are_emptied_and_environments_removed() {
-    for system in modes() {
-        let world = World::new(system).await;
+    for ground in grounds() {
+        let world = World::new(ground).await;
         let (exit, text) = world.run("mkdir -p a/b && touch a/b/c && chmod 000 a").await;
         assert!(exit.success(), "{text}");
         world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
@@ -370,11 +421,7 @@ async fn areas_are_emptied_and_environments_removed() {
         assert!(exit.success() && text == "as released\n" || !namespaces(&world).await, "{text}");
         world.launcher.unregister(PROJECT, None).await.unwrap();
         assert!(!world.root.join("projects/shop").exists() && world.root.join("projects/other/live").exists());
-        let end = std::time::Instant::now() + PATIENCE;
-        while fs::read_dir(world.root.join("trash")).unwrap().count() > 0 {
-            assert!(std::time::Instant::now() < end, "{:?}", fs::read_dir(world.root.join("trash")).unwrap().collect::<Vec<_>>());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        world.trash_is_emptied().await;
         let launch = world.launch(Role::Task, Supervision::Once);
         assert!(world.launcher.launch(launch, &job("true"), Stdio::default()).await.is_err());
     }
@@ -382,13 +429,19 @@ async fn areas_are_emptied_and_environments_removed() {
 
 #[tokio::test]
 async fn everything_dies_with_the_keeper() {
-    for system in modes() {
-        let mut world = World::new(system).await;
-        let keep = Supervision::Keep { label: Vec::new() };
+    for ground in grounds() {
+        let mut world = World::new(ground).await;
+        let keeping = keep(b"", StopSignal::Term);
         let line = "(setsid sh -c 'echo up; while :; do sleep 1; done' &); sleep 1000";
-        let mut child = world.launcher.launch(world.launch(Role::Run, keep), &job(line), Stdio::default()).await.unwrap();
+        let mut child = world.launcher.launch(world.launch(Role::Run, keeping), &job(line), Stdio::default()).await.unwrap();
         let output = child.output().unwrap();
         assert_eq!(read_line(&output).await, "up");
+        let aside = world.root.join("trash/3.77");
+        fs::create_dir(&aside).unwrap();
+        fs::set_permissions(&aside, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(aside.join("left"), b"").unwrap();
+        world.give(&aside, 2);
+        world.give(&aside.join("left"), 2);
         world.keeper.kill().unwrap();
         world.keeper.wait().unwrap();
         assert_eq!(read_all(output).await, "");
@@ -397,21 +450,145 @@ async fn everything_dies_with_the_keeper() {
         assert_eq!(world.server.read(&mut byte).unwrap_or(0), 0);
         assert!(world.launcher.standing().await.is_err());
         let _ = test_kill_process(Pid::from_raw(world.server_id).unwrap());
+
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(world.root.to_str().unwrap()), "{mounts}");
+        let old = groups(&world.root);
+        let name = format!("larder-test-{}", world.directory.path().display());
+        world.keeper = keeper_command(ground, &world.root, &world.elsewhere.path().join("home"), &name).spawn().unwrap();
+        world.next_server();
+        let (exit, text) = world.run("cat sub/file").await;
+        assert!(exit.success() && text == "as released\n", "{text}");
+        assert!(!groups(&world.root).iter().any(|group| old.contains(group)), "{old:?}");
+        world.trash_is_emptied().await;
     }
 }
 
 #[tokio::test]
 async fn a_root_has_one_keeper() {
-    for system in modes() {
-        let world = World::new(system).await;
-        let mut second = Command::new(env::current_exe().unwrap());
-        second.env("LARDER_TEST_ROOT", &world.root).env("LARDER_TEST_SOCKET", "none");
-        if !system && geteuid().is_root() {
-            second.uid(NOBODY).gid(NOBODY);
-        }
-        let second = second.output().unwrap();
+    for ground in grounds() {
+        let world = World::new(ground).await;
+        let second = keeper_command(ground, &world.root, &world.root, "none").output().unwrap();
         let text = String::from_utf8_lossy(&second.stderr);
         assert!(second.status.code() == Some(3) && text.contains("is in use by another larder"), "{text}");
+    }
+}
+
+/// The groups of processes that the keeper of `root` has made.
+fn groups(root: &Path) -> Vec<PathBuf> {
+    let name = format!("larder-{}", &blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex()[..12]);
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().map(|entry| entry.unwrap().path().join(&name));
+    let entries = hierarchies.flat_map(|path| fs::read_dir(path).into_iter().flatten()).map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+#[tokio::test]
+async fn all_of_an_application_is_asked_to_end() {
+    for ground in grounds() {
+        let world = World::new(ground).await;
+        for (stop, name) in [(StopSignal::Term, "TERM"), (StopSignal::Int, "INT"), (StopSignal::Quit, "QUIT")] {
+            // The shell in front dies at once; what it has started takes its time.
+            let inner = format!("trap 'sleep 0.2; echo finished; exit 0' {name}; echo up; while :; do sleep 0.05; done");
+            let line = format!("bash -c \"{inner}\" && echo never");
+            let launch = world.launch(Role::Run, keep(b"", stop));
+            let mut child = world.launcher.launch(launch, &job(&line), Stdio::default()).await.unwrap();
+            let output = child.output().unwrap();
+            assert_eq!(read_line(&output).await, "up");
+            world.launcher.stop(child.id(), PATIENCE).await.unwrap();
+            tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
+            let text = read_all(output).await;
+            assert!(text.contains("finished\n"), "{ground:?} {name}: {text}");
+        }
+        // What does not listen is ended.
+        let line = "bash -c \"trap '' TERM; echo up; while :; do sleep 0.05; done\" && echo never";
+        let launch = world.launch(Role::Run, keep(b"", StopSignal::Term));
+        let mut child = world.launcher.launch(launch, &job(line), Stdio::default()).await.unwrap();
+        let output = child.output().unwrap();
+        assert_eq!(read_line(&output).await, "up");
+        world.launcher.stop(child.id(), Duration::from_millis(100)).await.unwrap();
+        tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
+        assert!(!read_all(output).await.contains("never"));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
+    for ground in grounds() {
+        let world = World::new(ground).await;
+        let (exit, text) = world
+            .run("echo $LANG $TMPDIR; echo $PATH; larder-greets 2>/dev/null || echo closed; test \"$HOME\" = \"$PWD\" && env")
+            .await;
+        assert!(exit.success(), "{text}");
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("C.UTF-8 /tmp"));
+        let path = lines.next().unwrap();
+        let tool = world.elsewhere.path().join("home/tool/bin");
+        assert!(path.ends_with(&format!(":{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tool.display())));
+        assert!(Path::new(path.split(':').next().unwrap()).is_absolute());
+        // Only a mount of its own leads past a home that nobody may enter.
+        let closed = ground.system && world.launcher.standing().await.unwrap().namespaces.is_err();
+        assert_eq!(lines.next(), Some(if closed { "closed" } else { "hello" }));
+        for line in lines {
+            let name = line.split('=').next().unwrap();
+            let known = ["LANG", "TMPDIR", "PATH", "HOME", "PWD", "SHLVL", "MARK", "_", "OLDPWD"].contains(&name);
+            assert!(known || name.starts_with("LARDER_") && !name.contains("TEST"), "{line}");
+        }
+        if namespaces(&world).await {
+            let (_, text) = world.run(&format!("ls {}", world.elsewhere.path().join("home").display())).await;
+            assert_eq!(text, "tool\n", "only what the operator named is visible");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_build_stays_within_its_limits() {
+    for ground in grounds() {
+        let world = World::new(ground).await;
+        let cgroup = world.launcher.standing().await.unwrap().cgroup;
+        let run = async |line: &str| {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let stdio = Stdio { stdout: Some(write), ..Stdio::default() };
+            let launch = Launch { limits: LimitClass::Build { memory: None }, ..world.launch(Role::Task, Supervision::Once) };
+            let mut child = world.launcher.launch(launch, &job(line), stdio).await.unwrap();
+            let text = read_all(read).await;
+            (tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap(), text)
+        };
+        let (exit, text) = run("nice; ulimit -f; ulimit -c; ionice 2>/dev/null || echo idle").await;
+        assert!(exit.success());
+        assert_eq!(text, format!("10\n{}\n0\nidle\n", 4096 * 1024), "{ground:?}");
+
+        let (exit, text) = run("x=$(head -c 1000000000 /dev/zero | tr '\\0' x); echo ${#x}").await;
+        assert!(!exit.success() && text.is_empty(), "{ground:?} {cgroup:?} {exit} {text}");
+        assert_eq!(exit.out_of_memory, cgroup != Cgroups::None, "{ground:?} {cgroup:?} {exit}");
+
+        let bomb = "perl -e 'for (1..5000) { $p = fork; defined $p or print(\"$_\") and exit; $p or sleep 1000 } print \"none\"'";
+        let (exit, text) = run(bomb).await;
+        let most = if cgroup == Cgroups::None && !ground.system { 8 * BUILD_PROCESSES } else { BUILD_PROCESSES };
+        assert!(exit.success() && text.parse::<u64>().is_ok_and(|refused| refused <= most), "{ground:?} {cgroup:?} {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_server_is_renewed_without_touching_applications() {
+    for ground in grounds() {
+        let mut world = World::new(ground).await;
+        let line = "echo $$; while :; do sleep 0.05; done";
+        let launch = world.launch(Role::Run, keep(b"web.1", StopSignal::Term));
+        let mut child = world.launcher.launch(launch, &job(line), Stdio::default()).await.unwrap();
+        let id = child.id();
+        read_line(&child.output().unwrap()).await;
+        // The second time the new server does not do anything before it ends: the keeper goes back to its own binary.
+        for _ in 0..2 {
+            let old = world.server_id;
+            kill_process(Pid::from_child(&world.keeper), Signal::HUP).unwrap();
+            world.next_server();
+            assert_ne!(old, world.server_id);
+        }
+        world.replace_server();
+        let kept = world.launcher.kept().await.unwrap();
+        assert_eq!(kept.iter().map(|kept| kept.id).collect::<Vec<_>>(), [id]);
+        world.launcher.stop(id, PATIENCE).await.unwrap();
+        tokio::time::timeout(PATIENCE, world.launcher.ended(id)).await.unwrap().unwrap();
     }
 }
 
@@ -419,8 +596,8 @@ async fn a_root_has_one_keeper() {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn cost_of_a_launch() {
-    for system in modes() {
-        let world = World::new(system).await;
+    for ground in grounds() {
+        let world = World::new(ground).await;
         for (what, count) in [("alone", 50), ("beside a kept one", 50)] {
             let mut times = Vec::new();
             for _ in 0..count {
@@ -430,9 +607,9 @@ async fn cost_of_a_launch() {
                 times.push(begin.elapsed());
             }
             times.sort();
-            eprintln!("system={system} {what}: median {:?}, worst {:?}", times[count / 2], times[count - 1]);
-            let keep = Supervision::Keep { label: Vec::new() };
-            let launch = world.launch(Role::Run, keep);
+            eprintln!("{ground:?} {what}: median {:?}, worst {:?}", times[count / 2], times[count - 1]);
+            let keeping = keep(b"", StopSignal::Term);
+            let launch = world.launch(Role::Run, keeping);
             world.launcher.launch(launch, &job("sleep 1000"), Stdio::default()).await.unwrap();
         }
     }

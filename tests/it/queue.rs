@@ -97,16 +97,19 @@ fn a_waiting_push_is_superseded(world: &World) {
         repo.page(page);
         repo
     };
+    let main = "HEAD:refs/heads/main";
     let (second, third) = (clone("version two"), clone("version three"));
     let pushes = thread::scope(|scope| {
         let deployments = || crate::harness::state::names(&world.environment("shop").join("deployments")).len();
-        let mut threads = Vec::new();
-        for (number, repo) in [&base, &second, &third].into_iter().enumerate() {
-            threads.push(scope.spawn(|| repo.push_as(&["--force", "HEAD:refs/heads/main"])));
-            until("the push is queued", || deployments() == number + 1);
-        }
+        let first = scope.spawn(|| base.push_as(&[main]));
+        until("the first push is under way", || deployments() == 1);
+        let waiting = scope.spawn(|| second.push_as(&["--force", main]));
+        until("the second push waits", || deployments() == 2);
+        let newest = scope.spawn(|| third.push_as(&["--force", main]));
+        // It is told at once; nobody has to wait for the first one.
+        let superseded = waiting.join().unwrap();
         std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        [first.join().unwrap(), superseded, newest.join().unwrap()]
     });
     pushes[0].accepted();
     pushes[1].rejected_with("superseded by the newer push");

@@ -168,11 +168,11 @@ fn open_the_gate(world: &World, project: &str) {
     fs::write(world.environment(project).join("cache/gate"), "").unwrap();
 }
 
-/// Whether the last deployment has said `text`.
+/// Whether a deployment has said `text`.
 fn said(world: &World, project: &str, text: &str) -> bool {
     let directory = world.environment(project).join("deployments");
-    let last = state::names(&directory).pop();
-    last.is_some_and(|last| fs::read_to_string(directory.join(last).join("log")).is_ok_and(|log| log.contains(text)))
+    let logs = state::names(&directory).into_iter().map(|name| fs::read_to_string(directory.join(name).join("log")));
+    logs.into_iter().any(|log| log.is_ok_and(|log| log.contains(text)))
 }
 
 fn waits(world: &World) {
@@ -290,12 +290,12 @@ fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
     let (repo, _) = live_site(world);
     repo.page("version two");
     slow_site(&repo, "");
-    // Further clones, because one clone can only push what it has checked out.
+    // Further clones, because one clone can only push what it has checked out. They build on what will be live by then.
     let clones: Vec<_> = ["version three", "version four"]
         .iter()
         .map(|page| {
             let clone = Repo::new(world, "shop");
-            clone.git(&["pull", "--quiet", &repo.url(), "main"]).ok();
+            clone.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "main"]).ok();
             let commit = clone.page(page);
             (clone, commit)
         })

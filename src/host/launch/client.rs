@@ -61,6 +61,12 @@ pub struct Launcher {
 impl Launcher {
     /// The connection on descriptor 3, as the keeper started this process. Needs a running tokio.
     pub fn from_inherited() -> io::Result<Launcher> {
+        let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
+        if keeper != ours {
+            let text =
+                format!("this is larder {ours}, but its keeper is larder {keeper}; restart all of larder, not only the server");
+            return Err(io::Error::other(text));
+        }
         Launcher::over(take(3)?)
     }
 
@@ -124,7 +130,7 @@ impl Launcher {
                 other => return Err(unexpected(doing, &other)),
             };
             let label = match &launch.supervision {
-                Supervision::Keep { label } => label.clone(),
+                Supervision::Keep { label, .. } => label.clone(),
                 Supervision::Once => Vec::new(),
             };
             match descriptors.into_iter().next() {
@@ -139,7 +145,7 @@ impl Launcher {
         self.connection.events.subscribe()
     }
 
-    /// Ends a kept process for good: SIGTERM, and after `grace` the end of everything that it started.
+    /// Ends a kept process for good: its stop signal to everything that it started, and after `grace` the end of what is left.
     pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         let grace = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.done("stop a process", &Request::Stop { id, grace }).await
@@ -333,7 +339,7 @@ impl Child {
         wait(&mut self.end).await
     }
 
-    /// Asks it to end (SIGTERM to the process itself).
+    /// Asks it and everything that it started to end (SIGTERM).
     pub async fn terminate(&self) -> Result<(), LaunchError> {
         self.launcher.done("end a process", &Request::End { id: self.id, now: false }).await
     }

@@ -72,7 +72,7 @@ pub enum Request {
         /// The environment, or the whole project.
         environment: Option<EnvId>,
     },
-    /// Send a process SIGTERM, or end it and all that it started.
+    /// Send SIGTERM to a process and all that it started, or end them.
     End {
         /// The process.
         id: ProcessId,
@@ -83,7 +83,7 @@ pub enum Request {
     Stop {
         /// The process.
         id: ProcessId,
-        /// Milliseconds between SIGTERM and the end of all that it started.
+        /// Milliseconds between its stop signal and the end of all that it started.
         grace: u32,
     },
     /// Put an area aside, to be deleted in the background, and make an empty one.

@@ -27,13 +27,20 @@ pub use verbs::Verb;
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
 pub struct Cli {
     /// The server's directory.
-    #[arg(long, global = true, env = "LARDER_ROOT", value_name = "DIR", help = "The server's directory [default: /srv/larder]")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "LARDER_ROOT",
+        value_name = "DIR",
+        help = "The server's directory [default: /srv/larder]"
+    )]
     pub root: Option<PathBuf>,
     /// Ask the server behind this git remote, over ssh
-    #[arg(long, short = 'r', global = true, value_name = "REMOTE")]
+    #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "REMOTE")]
     pub remote: Option<String>,
     /// Print JSON instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
     /// What to do
     #[command(subcommand)]

@@ -118,7 +118,9 @@ fn guide(root: &Path) -> Result<(), CommandError> {
         guide.run(Command::new("git").arg("-C").arg(&site).args(arguments))?;
     }
     say(&format!("\n$ cd {}\n$ git push prod main", site.display()));
-    let pushed = Command::new("git").arg("-C").arg(&site).args(["push", "prod", "main"]).status();
+    // A command of the caller's own would come before the one that is configured above, and has another key.
+    let mut push = Command::new("git");
+    let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
         return Err(CommandError::new(Kind::Deployment, "the example could not be pushed"));
     }

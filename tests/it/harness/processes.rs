@@ -11,13 +11,6 @@ pub struct Process {
     pub arguments: Vec<String>,
 }
 
-impl Process {
-    pub fn alive(&self) -> bool {
-        // A zombie is dead; whoever started it has not looked yet.
-        arguments(self.pid).is_some_and(|arguments| arguments == self.arguments)
-    }
-}
-
 /// All live processes of the world in `directory`.
 pub fn of(directory: &Path) -> Vec<Process> {
     let own = std::process::id() as i32;

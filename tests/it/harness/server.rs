@@ -62,11 +62,6 @@ impl Setup {
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Server {
-    /// Starts it and waits for its ready line.
-    pub fn start(setup: &Setup) -> Server {
-        Server::start_unless(setup, &|| false).unwrap()
-    }
-
     /// Starts it and waits for its ready line; kills keeper and server role if `abort` comes true before.
     pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
@@ -171,11 +166,6 @@ impl Server {
             panic!("the server did not stop within {STOP:?}; {left:#?}\n{}", log_tail(&self.directory));
         };
         assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
-    }
-
-    /// Whether the keeper is still there.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.keeper.try_wait(), Ok(None))
     }
 
     /// Ends it at once; for worlds that are being torn down.

@@ -77,7 +77,27 @@ impl World {
             let text = fs::read_to_string(directory.join(name).join("journal.jsonl")).unwrap_or_default();
             text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
-        journals.collect()
+        let mut journals: Vec<Vec<Value>> = journals.collect();
+        // The names tell seconds only.
+        let began =
+            |journal: &Vec<Value>| journal.first().and_then(|record| record["at"].as_str()?.parse::<jiff::Timestamp>().ok());
+        journals.sort_by_key(|journal| (began(journal).is_none(), began(journal)));
+        journals
+    }
+
+    /// The last lines of the last journal of each project, for messages.
+    pub fn last_deployments(&self) -> String {
+        let projects = self.root().join("projects");
+        let last = names(&projects).into_iter().filter_map(|project| {
+            let directory = self.environment(&project).join("deployments");
+            let newest =
+                |name: &String| fs::metadata(directory.join(name).join("journal.jsonl")).and_then(|found| found.modified()).ok();
+            let name = names(&directory).into_iter().max_by_key(newest)?;
+            let text = fs::read_to_string(directory.join(&name).join("journal.jsonl")).ok()?;
+            let lines: Vec<_> = text.lines().rev().take(3).collect();
+            Some(format!("{project} {name}\n{}\n", lines.into_iter().rev().collect::<Vec<_>>().join("\n")))
+        });
+        last.collect()
     }
 
     /// How each deployment to production ended, oldest first; nothing for one that has not.

@@ -36,7 +36,6 @@ pub enum Mode {
 
 /// A world. [`World::end`] checks that nothing is left behind; dropping it cleans up in any case.
 pub struct World {
-    mode: Mode,
     setup: Setup,
     server: RwLock<Option<Server>>,
 }
@@ -97,7 +96,7 @@ impl World {
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let setup = Setup { directory, program, root: server_root, env: Vec::new() };
-        let world = World { mode, setup, server: RwLock::new(None) };
+        let world = World { setup, server: RwLock::new(None) };
         world.start(&[]);
         world.key("alice");
         world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
@@ -141,10 +140,6 @@ impl World {
     /// Asks the running server something.
     pub fn with<T>(&self, ask: impl FnOnce(&Server) -> T) -> T {
         ask(self.server.read().as_ref().expect("the server does not run"))
-    }
-
-    pub fn mode(&self) -> Mode {
-        self.mode
     }
 
     /// The world's directory.
@@ -241,6 +236,8 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("---- the server's log\n{}----", log_tail(self.directory()));
+            eprintln!("---- its processes\n{:#?}", processes::of(self.directory()));
+            eprintln!("---- its last deployments\n{}----", self.last_deployments());
         }
         if let Some(server) = self.server.get_mut() {
             server.kill();

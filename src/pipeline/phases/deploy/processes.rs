@@ -58,6 +58,8 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
                 count,
                 command: spec.command.to_string(),
                 env: spec.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
+                memory: spec.memory.map(|memory| memory.bytes()),
+                stop: spec.stop.unwrap_or(settings.stop).signal,
             }
         })
         .collect();

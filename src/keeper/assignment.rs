@@ -26,7 +26,7 @@ struct Spot {
 
 /// What a role comes to in one environment. All paths are relative to the root.
 #[derive(Debug, Clone)]
-pub struct Errand {
+pub struct Assignment {
     /// Whom it runs as.
     pub user: User,
     /// `/app`, for those who see it.
@@ -42,9 +42,9 @@ fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
     value.ok_or_else(|| format!("this role needs {what}"))
 }
 
-impl Errand {
+impl Assignment {
     /// Looks everything up.
-    pub fn of(launch: &Launch, registry: &Registry, users: &Users) -> Result<Errand, String> {
+    pub fn of(launch: &Launch, registry: &Registry, users: &Users) -> Result<Assignment, String> {
         let root = relative();
         let spot = |variable, target, path: PathBuf, writable| Spot { variable, target, path, writable };
         if launch.role == Role::Git {
@@ -54,7 +54,7 @@ impl Errand {
                 spot("LARDER_HOOKS", "/hooks", root.lib().join("hooks"), false),
                 spot("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into(), false),
             ];
-            return Ok(Errand { user: User::Git, layer: None, tree: None, own_code: false, spots });
+            return Ok(Assignment { user: User::Git, layer: None, tree: None, own_code: false, spots });
         }
         let env = need(launch.environment, "an environment")?;
         let (project, project_name, name) = registry.environment(env)?;
@@ -70,59 +70,64 @@ impl Errand {
             read_only,
         };
         let build = |read_only| layer(paths.source().join("tree"), User::Git, paths.build(), User::Build(env), read_only);
-        let mut errand = Errand { user: User::Build(env), layer: None, tree: None, own_code: false, spots: Vec::new() };
+        let mut assignment = Assignment { user: User::Build(env), layer: None, tree: None, own_code: false, spots: Vec::new() };
         match launch.role {
             Role::Git => {}
             Role::Source => {
-                errand.user = User::Git;
-                errand.spots.push(spot("LARDER_REPO", "/repo", root.project(project_name).join("git"), false));
-                errand.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), true));
+                assignment.user = User::Git;
+                assignment.spots.push(spot("LARDER_REPO", "/repo", root.project(project_name).join("git"), false));
+                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), true));
             }
             Role::Build => {
-                errand.own_code = true;
-                errand.layer = Some(build(false));
-                errand.spots.push(spot("LARDER_CACHE", "/cache", paths.cache(), true));
-                errand.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
-                errand.spots.push(spot("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"), false));
-                errand.spots.push(spot("LARDER_ETC_BUILDPACKS", "/larder/etc/buildpacks", root.etc().join("buildpacks"), false));
+                assignment.own_code = true;
+                assignment.layer = Some(build(false));
+                assignment.spots.push(spot("LARDER_CACHE", "/cache", paths.cache(), true));
+                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
+                assignment.spots.push(spot("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"), false));
+                assignment.spots.push(spot(
+                    "LARDER_ETC_BUILDPACKS",
+                    "/larder/etc/buildpacks",
+                    root.etc().join("buildpacks"),
+                    false,
+                ));
             }
             Role::Bundle => {
-                errand.layer = Some(build(true));
-                errand.spots.push(spot("LARDER_UPPER", "/upper", paths.build().join("upper"), false));
-                errand.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
+                assignment.layer = Some(build(true));
+                assignment.spots.push(spot("LARDER_UPPER", "/upper", paths.build().join("upper"), false));
+                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
             }
             Role::Unpack => {
-                errand.user = User::Unpack(env);
-                errand.tree = Some(need(launch.release, "a release")?);
-                errand.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
+                assignment.user = User::Unpack(env);
+                assignment.tree = Some(need(launch.release, "a release")?);
+                assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
             }
             Role::Run | Role::Task => {
                 let release = need(launch.release, "a release")?;
                 let slot = paths.slot(need(launch.slot, "a slot")?);
-                errand.user = User::Run(env);
-                errand.own_code = true;
-                errand.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
-                errand.spots.push(spot("LARDER_DATA", "/data", paths.data(), true));
+                assignment.user = User::Run(env);
+                assignment.own_code = true;
+                assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
+                assignment.spots.push(spot("LARDER_DATA", "/data", paths.data(), true));
             }
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
-                errand.user = user;
+                assignment.user = user;
                 // Of a scratch layer, what its user left is in `upper`.
                 let path = if matches!(area, Area::Build | Area::Slot) { path.join("upper") } else { path };
-                errand.spots.push(spot("LARDER_AREA", "/area", path, true));
+                assignment.spots.push(spot("LARDER_AREA", "/area", path, true));
             }
         }
-        Ok(errand)
+        Ok(assignment)
     }
 
     /// Deleting what was put aside, as `user`.
-    pub fn sweep_aside(name: &str, user: User) -> Errand {
+    pub fn sweep_aside(name: &str, user: User) -> Assignment {
         let path = Path::new("trash").join(name);
         let spots = vec![Spot { variable: "LARDER_AREA", target: "/area", path, writable: true }];
-        Errand { user, layer: None, tree: None, own_code: false, spots }
+        Assignment { user, layer: None, tree: None, own_code: false, spots }
     }
 
-    /// What to mount; `app` is where the overlay is.
+    /// What to mount; `app` is where the overlay is. Without one the scratch layer is the application.
     pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<Bind> {
         let mut binds: Vec<_> = self
             .spots
@@ -131,13 +136,23 @@ impl Errand {
             .filter(|spot| spot.variable != "LARDER_ETC_BUILDPACKS" || root.join(&spot.path).is_dir())
             .map(|spot| Bind { source: Source::Below(spot.path.clone()), target: spot.target, writable: spot.writable })
             .collect();
-        let writable = self.layer.as_ref().is_some_and(|layer| !layer.read_only);
-        binds.extend(app.map(|path| Bind { source: Source::Own(path), target: "/app", writable }));
+        match (&self.layer, app) {
+            (Some(layer), Some(path)) => {
+                binds.push(Bind { source: Source::Own(path), target: "/app", writable: !layer.read_only });
+            }
+            (Some(layer), None) => {
+                let below = |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable };
+                binds.push(below(layer.lower.clone(), "/lower", false));
+                binds.push(below(layer.scratch.join("upper"), "/app", true));
+            }
+            (None, _) => {}
+        }
         binds
     }
 
     /// The `LARDER_*` variables: places in the worker's view, or real paths below `root` where it has no view of its own.
-    pub fn variables(&self, root: Option<&Path>) -> BTreeMap<&'static str, OsString> {
+    /// Where there is no overlay, `LARDER_LOWER` is what [`super::fill`] copies to `LARDER_APP` first.
+    pub fn variables(&self, root: Option<&Path>, overlay: bool) -> BTreeMap<&'static str, OsString> {
         let mut variables: BTreeMap<&'static str, OsString> = BTreeMap::new();
         let mut set = |name, value: PathBuf| drop(variables.insert(name, value.into_os_string()));
         for spot in &self.spots {
@@ -150,8 +165,12 @@ impl Errand {
         }
         if let Some(layer) = &self.layer {
             match root {
-                None => set("LARDER_APP", "/app".into()),
-                // Without overlays the scratch layer is the application, and the worker fills it from the tree below.
+                None => {
+                    set("LARDER_APP", "/app".into());
+                    if !overlay {
+                        set("LARDER_LOWER", "/lower".into());
+                    }
+                }
                 Some(root) => {
                     set("LARDER_APP", root.join(&layer.scratch).join("upper"));
                     set("LARDER_LOWER", root.join(&layer.lower));

@@ -1,0 +1,98 @@
+//! `/app` where there are no overlays: a copy that the worker makes of the tree below, once for each scratch layer.
+//!
+//! Runs inside the sandbox as the worker's user, before its own work; processes of one slot that start together wait for one copy.
+
+use std::{
+    env,
+    fs::{self, File, FileTimes},
+    io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::sweep;
+
+/// There while the copy is not complete.
+const MARK: &str = ".larder-filling";
+
+/// Copies what `LARDER_LOWER` names to `LARDER_APP`, if the keeper has said that this is necessary.
+pub fn work() -> io::Result<()> {
+    match (env::var_os("LARDER_LOWER"), env::var_os("LARDER_APP")) {
+        (Some(lower), Some(app)) => fill(Path::new(&lower), Path::new(&app)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies `lower` to `app` unless that has been done; starts over what was cut off.
+fn fill(lower: &Path, app: &Path) -> io::Result<()> {
+    // Released by its end, however it ends.
+    let lock = File::open(app)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let mark = app.join(MARK);
+    if mark.exists() {
+        sweep::empty(app)?;
+    } else if fs::read_dir(app)?.next().is_some() {
+        return Ok(());
+    }
+    File::create(&mark)?;
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(lower.join(&directory))? {
+            let entry = entry?;
+            let path = directory.join(entry.file_name());
+            let failed = |error: io::Error| io::Error::new(error.kind(), format!("copying {}: {error}", path.display()));
+            if copy(&entry, &app.join(&path)).map_err(failed)? {
+                directories.push(path);
+            }
+        }
+    }
+    fs::remove_file(mark)
+}
+
+/// Copies one thing; whether it is a directory, whose contents are still missing.
+fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
+    let (from, kind) = (entry.path(), entry.file_type()?);
+    if kind.is_dir() {
+        fs::create_dir(to)?;
+    } else if kind.is_symlink() {
+        symlink(fs::read_link(from)?, to)?;
+    } else if kind.is_file() {
+        // Shares blocks where the file system can.
+        fs::copy(&from, to)?;
+        // Tools that compare times must see what they would see through an overlay.
+        let times = FileTimes::new().set_modified(entry.metadata()?.modified()?);
+        if let Ok(file) = File::open(to) {
+            let _ = file.set_times(times);
+        }
+    }
+    Ok(kind.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn copies_once_and_starts_over_what_was_cut_off() {
+        let (lower, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(lower.path().join("a/b")).unwrap();
+        fs::write(lower.path().join("a/b/tool"), b"1").unwrap();
+        fs::set_permissions(lower.path().join("a/b/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink("b/tool", lower.path().join("a/link")).unwrap();
+        fill(lower.path(), app.path()).unwrap();
+        assert_eq!(fs::read(app.path().join("a/link")).unwrap(), b"1");
+        assert_eq!(fs::metadata(app.path().join("a/b/tool")).unwrap().permissions().mode() & 0o777, 0o755);
+
+        fs::remove_file(app.path().join("a/link")).unwrap();
+        fill(lower.path(), app.path()).unwrap();
+        assert!(!app.path().join("a/link").exists(), "what the application has changed stays");
+
+        File::create(app.path().join(MARK)).unwrap();
+        fill(lower.path(), app.path()).unwrap();
+        assert!(app.path().join("a/link").exists() && !app.path().join(MARK).exists());
+    }
+}

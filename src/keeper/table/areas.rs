@@ -1,0 +1,110 @@
+//! Directories that come and go while processes use them: made, emptied, put aside, deleted in the background.
+
+use std::{
+    collections::VecDeque,
+    io,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{
+        assignment::area_path,
+        place::{Aside, relative},
+        users::User,
+    },
+    Table,
+    entry::Entry,
+};
+use crate::{
+    host::launch::Registration,
+    model::{Area, EnvId, Launch, ProjectId, ReleaseId, Role, Slot},
+};
+
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+impl Table {
+    /// Makes directories for what has got a number.
+    pub fn register(&mut self, registration: &Registration) -> Result<(), String> {
+        self.registry.add(registration)?;
+        self.places.register(registration).map_err(text)
+    }
+
+    /// Puts an area aside and makes a new one.
+    pub fn fresh(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
+        self.ordered = Instant::now();
+        let (path, user) = area_path(&self.registry, env, area, release, slot)?;
+        let uses = |launch: &Launch| match (area, launch.role) {
+            (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
+            (Area::Cache, Role::Build) => true,
+            (Area::Slot, Role::Run | Role::Task) => launch.slot == slot,
+            (Area::Tree, Role::Run | Role::Task | Role::Unpack) => launch.release == release,
+            (_, Role::Sweep(swept)) => swept == area,
+            _ => false,
+        };
+        let user_of = |entry: &&Entry| entry.sweep.is_none() && entry.launch.environment == Some(env) && uses(&entry.launch);
+        if let Some((id, entry)) = self.entries.iter().find(|(_, entry)| user_of(entry)) {
+            return Err(format!("process {} ({}) still uses it", id.0, entry.role_name()));
+        }
+        self.sweeps.extend(self.places.put_aside(&path, env).map_err(text)?);
+        match area {
+            Area::Build | Area::Slot => self.places.make_scratch(&path, user).map_err(text),
+            Area::Cache | Area::Source => self.places.make(&path, user, 0o755).map_err(text),
+            Area::Tree => Ok(()),
+        }
+    }
+
+    /// Gives an installed tree another name.
+    pub fn adopt(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
+        let (_, project, name) = self.registry.environment(env)?;
+        let paths = relative().environment(project, name);
+        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(|error| error.to_string())
+    }
+
+    /// Ends and removes an environment or a project.
+    pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
+        let name = self.registry.project(project)?.clone();
+        let envs = match environment {
+            Some(env) if self.registry.environment(env)?.0 != project => return Err("it belongs to another project".into()),
+            Some(env) => vec![env],
+            None => self.registry.environments(project),
+        };
+        let ids: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.sweep.is_none() && entry.launch.project == project)
+            .filter(|(_, entry)| environment.is_none() || entry.launch.environment == environment)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.stop(id, Duration::ZERO)?;
+        }
+        self.tick();
+        let root = relative();
+        for env in envs {
+            let (_, project, name) = self.registry.environment(env)?;
+            let path = root.environment(project, name).path().to_owned();
+            self.sweeps.extend(self.places.put_aside(&path, env).map_err(text)?);
+        }
+        if environment.is_none() {
+            self.sweeps.extend(self.places.put_aside(&root.project(&name), EnvId(0)).map_err(text)?);
+        }
+        self.registry.remove(project, environment)
+    }
+
+    /// Has the next heir delete what is aside; after the last one removes the rest.
+    pub(super) fn sweep(&mut self, aside: Aside, heirs: VecDeque<User>) {
+        if self.places.remove_aside(&aside).is_ok() {
+            return;
+        }
+        let name = aside.name.clone();
+        let Ok(nothing) = self.nothing.try_clone() else { return };
+        let Some(entry) = Entry::sweep(aside, heirs, nothing) else {
+            return tracing::warn!(name, "something put aside cannot be deleted; the next start tries again");
+        };
+        if let Err(why) = self.begin(entry) {
+            tracing::warn!(name, why, "what was put aside cannot be deleted");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! From an entry to a running process: its directories, its overlay, its group, its environment.
+
+use std::{
+    ffi::OsString,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rustix::fs::{Mode, OFlags, open};
+
+use super::{
+    super::{
+        cgroup::Limits,
+        layers::Layer,
+        place::relative,
+        sandbox::{BINARY, View},
+        spawn::{Plan, Process},
+        users::User,
+    },
+    Table,
+    entry::{Entry, Live},
+};
+use crate::model::{LimitClass, ProcessId, Role};
+
+impl Table {
+    /// Everything between an entry and its process.
+    pub(super) fn start(&mut self, id: ProcessId, entry: &Entry) -> Result<Live, String> {
+        let mut layer = None;
+        let started = self.try_start(id, entry, &mut layer);
+        if let (Err(_), Some(layer)) = (&started, &layer) {
+            self.layers.release(layer);
+        }
+        started
+    }
+
+    fn try_start(&mut self, id: ProcessId, entry: &Entry, acquired: &mut Option<Layer>) -> Result<Live, String> {
+        let (launch, assignment) = (&entry.launch, &entry.assignment);
+        if let (Role::Unpack, Some(env), Some(release)) = (launch.role, launch.environment, launch.release) {
+            let (_, project, name) = self.registry.environment(env)?;
+            let tree = relative().environment(project, name).tree(release);
+            self.places.make(tree, User::Unpack(env), 0o755).map_err(|error| error.to_string())?;
+        }
+        let mut writable = true;
+        let mut view = None;
+        if let Ok(base) = &self.base {
+            let mut app = None;
+            if let (Some(layer), Ok(())) = (&assignment.layer, &self.layers.works) {
+                let (path, whole) =
+                    self.layers.acquire(layer, &self.places).map_err(|error| format!("no overlay for /app: {error}"))?;
+                (app, writable, *acquired) = (Some(path), whole, Some(layer.clone()));
+            }
+            view = Some(View {
+                base: base.clone(),
+                root: self.config.root.clone(),
+                binds: assignment.binds(&self.config.root, app),
+                worker: self.users.identity(assignment.user),
+                binary: self.config.exe.clone(),
+                temporary: self.config.temporary,
+            });
+        }
+        let limits = Limits::of(launch.limits, &self.config);
+        let group = self.groups.group(id.0, &limits);
+        let program = self.program.as_ref().ok_or("no server has been started yet")?;
+        // A fresh opening: the last reader's position must not matter.
+        let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
+        let job = open(job, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| format!("the job cannot be opened: {error}"))?;
+        let nothing = self.nothing.as_raw_fd();
+        let out = entry.output.as_ref().map(|(_, write)| write);
+        let [stdin, stdout, stderr] = &entry.standard;
+        let mut descriptors: Vec<_> =
+            [stdin.as_ref(), stdout.as_ref().or(out), stderr.as_ref().or(out), Some(&job), entry.report.as_ref()]
+                .map(|descriptor| descriptor.map_or(nothing, AsRawFd::as_raw_fd))
+                .into();
+        descriptors.extend(entry.extra.iter().map(AsRawFd::as_raw_fd));
+        // Runtimes reserve far more than they use, so applications are better off without the coarse limit.
+        let coarse = !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory();
+        // Some users' processes are of many projects, and counted together.
+        let sharing = if !self.users.system() || assignment.user == User::Git { 8 } else { 1 };
+        let plan = Plan {
+            argv: ["larder", "worker", entry.role_name()].map(OsString::from).into(),
+            environment: self.environment(entry, view.is_some()),
+            identity: self.users.system().then(|| self.users.identity(assignment.user)),
+            directory: "/".into(),
+            data: limits.memory.filter(|_| coarse),
+            processes: (!group.limits_processes()).then(|| limits.processes.saturating_mul(sharing)),
+            limits: Some(limits),
+            descriptors,
+            program: program.as_raw_fd(),
+            guarded: true,
+            view,
+        };
+        match Process::start(&plan, Some(&group)) {
+            Ok(process) => {
+                let (layer, since) = (acquired.take(), Instant::now());
+                Ok(Live { process, group, layer, writable, since, failed: None, ended: None })
+            }
+            Err(error) => {
+                self.groups.remove(group);
+                Err(format!("no process can be made: {error}"))
+            }
+        }
+    }
+
+    /// A worker's whole environment.
+    fn environment(&self, entry: &Entry, view: bool) -> Vec<(OsString, OsString)> {
+        let binary = if view { PathBuf::from(BINARY) } else { self.config.exe.clone() };
+        let mut path: OsString = binary.parent().unwrap_or(Path::new("/")).into();
+        let mut all: Vec<(OsString, OsString)> = Vec::new();
+        if entry.assignment.own_code {
+            for host in &self.config.host_paths {
+                let bin = if host.ends_with("bin") { host.clone() } else { host.join("bin") };
+                if bin.is_dir() {
+                    path.push(":");
+                    path.push(bin);
+                }
+            }
+            all.extend(self.config.host_env.iter().cloned());
+        }
+        path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        let overlay = self.layers.works.is_ok();
+        let variables = entry.assignment.variables((!view).then_some(self.config.root.as_path()), overlay);
+        let home = variables.get("LARDER_APP").cloned().unwrap_or_else(|| if view { "/app".into() } else { "/".into() });
+        let fixed: [(&str, OsString); 6] = [
+            ("PATH", path),
+            ("HOME", home),
+            ("LANG", "C.UTF-8".into()),
+            ("TMPDIR", "/tmp".into()),
+            ("LARDER_BIN", binary.into()),
+            ("LARDER_EXTRA", entry.extra.len().to_string().into()),
+        ];
+        all.extend(fixed.into_iter().chain(variables).map(|(name, value)| (name.into(), value)));
+        all
+    }
+}
