@@ -59,7 +59,7 @@ impl Table {
     pub fn adopt(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
         let (_, project, name) = self.registry.environment(env)?;
         let paths = relative().environment(project, name);
-        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(|error| error.to_string())
+        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
     }
 
     /// Ends and removes an environment or a project.
