@@ -198,7 +198,7 @@ async fn follow_processes(services: &Arc<Services>, environments: &[Environment]
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                Ok(Event::Exited { id, exit, .. }) => runtime.exited(id, exit),
+                Ok(Event::Exited { id, exit, last: false, .. }) => runtime.exited(id, exit),
                 Ok(_) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

@@ -58,7 +58,8 @@ pub struct Table {
     base: Result<Base, String>,
     groups: Hierarchy,
     program: Option<File>,
-    nothing: OwnedFd,
+    /// `/dev/null`.
+    pub nothing: OwnedFd,
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
     sweeps: VecDeque<Aside>,
