@@ -74,14 +74,16 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         Command::Local(Local::Worker { role }) => Ok(workers::main(&role)),
         Command::Local(Local::Hook { name }) => Ok(run_hook(&name)),
         Command::Local(Local::StaticServer { args }) => Ok(static_server::main(args)),
-        Command::Local(Local::Completions { shell }) => {
-            cli::completions(shell, &mut io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Local(Local::Manual) => {
-            cli::manual(&mut io::stdout()).map_err(|error| internal(&error))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
+        Command::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
+    }
+}
+
+/// How it ends when something was printed; whoever does not read on has what they wanted.
+fn printed(result: io::Result<()>) -> ExitCode {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     control::{CommandError, Kind},
     git,
     host::root::Root,
-    keeper::{self, LibFile},
+    keeper::{self, KeeperError, LibFile},
     pipeline::chain,
     surface::cli::serve::Args,
 };
@@ -30,10 +30,21 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
         tracing::warn!(path = %missing.display(), "larder.yml names a directory in `paths` that is not there; sandboxes will not see it");
     }
     keeper.host_paths = config.paths.clone();
-    keeper.build_memory = config.builds.memory.bytes();
-    keeper.build_processes = config.builds.pids.into();
+    // What nobody wrote down depends on the machine.
+    let usual = ServerConfig::default().builds.memory;
+    keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
+    keeper.build_processes = u64::from(config.builds.pids);
     keeper.lib = brought_along();
-    keeper::run(keeper).map_err(|error| CommandError::new(Kind::Internal, chain(&error)))
+    keeper::run(keeper).map_err(|error| CommandError::new(kind(&error), chain(&error)))
+}
+
+/// Who has to act when a server cannot start.
+fn kind(error: &KeeperError) -> Kind {
+    match error {
+        KeeperError::Taken(_) => Kind::Refused,
+        KeeperError::Listen { .. } | KeeperError::Root { .. } => Kind::Configuration,
+        KeeperError::Setup(_) | KeeperError::Wait(_) => Kind::Internal,
+    }
 }
 
 /// What the server role may see of our environment: how much to log, and, in the test build, which faults to make.

@@ -198,6 +198,7 @@ async fn follow_processes(services: &Arc<Services>, environments: &[Environment]
     tokio::spawn(async move {
         loop {
             match events.recv().await {
+                // The last end is one that we asked for.
                 Ok(Event::Exited { id, exit, last: false, .. }) => runtime.exited(id, exit),
                 Ok(_) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
@@ -267,7 +268,10 @@ struct FrontDesk {
 
 impl Desk for FrontDesk {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
-        self.control.user_of_key(&key.fingerprint_sha256).map(|user| Identity { user })
+        let user = self.control.user_of_key(&key.fingerprint_sha256)?;
+        // Whoever logs in wants something that takes a process, nearly always.
+        self.control.pipeline().services().launcher.soon();
+        Some(Identity { user })
     }
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {

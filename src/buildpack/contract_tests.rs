@@ -79,7 +79,9 @@ fn what_a_detect_script_looks_for_is_a_sign() {
         let script = FILES.iter().find(|file| file.path == path).unwrap().text;
         let code = script.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
         let words = code.split(|c: char| !(c.is_ascii_alphanumeric() || "._/-".contains(c)));
-        let looks_like_a_file = |word: &str| word.ends_with("file") || (word.contains('.') && word.len() > 4);
+        let looks_like_a_file = |word: &str| {
+            (word.ends_with("file") && word.starts_with(char::is_uppercase)) || (word.contains('.') && word.len() > 4)
+        };
         let names =
             words.map(|word| word.trim_start_matches("1/").trim_start_matches('/')).filter(|word| looks_like_a_file(word));
         let named: BTreeSet<&str> = names.filter(|name| !name.ends_with("look.sh") && !name.starts_with('.')).collect();

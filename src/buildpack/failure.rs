@@ -28,6 +28,19 @@ pub struct Failure {
     pub tail: Vec<String>,
 }
 
+/// What to do when memory ran out.
+const MORE_MEMORY: &str =
+    "the build needs more memory: raise build.memory in larder.yml; this server's own limit is builds.memory in its file";
+
+impl Failure {
+    /// Adds what only the keeper knows: that something of the build was killed for want of memory. The build may have failed for
+    /// another reason, so what it said stays.
+    pub(super) fn out_of_memory(&mut self) {
+        self.why = format!("out of memory: {}", self.why);
+        self.hint = MORE_MEMORY.to_owned();
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.what, self.why)
@@ -83,7 +96,7 @@ impl BuildpackError {
         match self {
             BuildpackError::Failed(failure) if !failure.hint.is_empty() => vec![failure.hint.clone()],
             BuildpackError::Ended(exit) if exit.out_of_memory => {
-                vec![String::from("the build needs more memory than builds may use on this server: ask its operator")]
+                vec![String::from(MORE_MEMORY)]
             }
             _ => Vec::new(),
         }

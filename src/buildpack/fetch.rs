@@ -37,7 +37,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     to: &Path,
     output: &Arc<Mutex<W>>,
 ) -> Result<Fetched, Refusal> {
-    allowed(url, local)?;
+    allowed(url, reference.is_some_and(is_commit), local)?;
     let name = blake3::hash(url.as_bytes()).to_hex();
     let store = place.cache.join("buildpacks").join(name.get(..32).unwrap_or(&name));
     let git = Git { place, store: &store, local, output };
@@ -85,9 +85,10 @@ fn is_commit(name: &str) -> bool {
 }
 
 /// Which addresses a project may name; git itself is told the same.
-fn allowed(url: &str, local: bool) -> Result<(), Refusal> {
+fn allowed(url: &str, pinned: bool, local: bool) -> Result<(), Refusal> {
     let remote = match url.split_once("://") {
-        Some((scheme, _)) => matches!(scheme, "https" | "ssh" | "git"),
+        // A commit's id is also its digest: nobody on the way can put another in its place.
+        Some((scheme, _)) => matches!(scheme, "https" | "ssh" | "git") || (pinned && scheme == "http"),
         // user@host:path; `ext::` and other remote helpers have two colons.
         None => url.contains('@') && url.contains(':') && !url.contains("::"),
     };
@@ -114,7 +115,7 @@ impl<W: Write + Send + 'static> Git<'_, W> {
         let mut all: Vec<&OsStr> = vec![&git_dir];
         all.extend(fixed.iter().map(OsStr::new));
         all.extend(arguments.iter().map(OsStr::new));
-        let protocols = if self.local { "https:ssh:git:file" } else { "https:ssh:git" };
+        let protocols = if self.local { "https:http:ssh:git:file" } else { "https:http:ssh:git" };
         let environment = vec![
             ("PATH".into(), self.place.path.clone()),
             ("HOME".into(), self.place.cache.clone().into()),
@@ -154,11 +155,12 @@ mod tests {
     #[test]
     fn addresses() {
         for good in ["https://h/p.git", "ssh://git@h/p", "git://h/p", "git@h:p.git"] {
-            assert!(allowed(good, false).is_ok(), "{good}");
+            assert!(allowed(good, false, false).is_ok(), "{good}");
         }
         for bad in ["http://h/p", "file:///etc", "ext::sh -c x", "/etc", "u@ext::x:y", "ftp://h/p"] {
-            assert!(allowed(bad, false).is_err(), "{bad}");
+            assert!(allowed(bad, false, false).is_err(), "{bad}");
         }
-        assert!(allowed("file:///srv/p", true).is_ok());
+        assert!(allowed("file:///srv/p", false, true).is_ok());
+        assert!(allowed("http://h/p", true, false).is_ok(), "what is pinned cannot be exchanged on the way");
     }
 }

@@ -44,6 +44,8 @@ pub struct BuildJob {
     pub environment: Vec<(String, String)>,
     /// The merged variables of the deployment, a JSON object.
     pub variables: String,
+    /// The most memory that it may use, in bytes; the operator's limit counts too.
+    pub memory: Option<u64>,
     /// Whether a buildpack may be cloned from a path of this machine.
     pub local_git: bool,
 }

@@ -44,7 +44,7 @@ pub async fn build(
         environment: Some(environment),
         release: None,
         slot: None,
-        limits: LimitClass::Build,
+        limits: LimitClass::Build { memory: job.memory },
         supervision: Supervision::Once,
     };
     let stdio = Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
@@ -67,7 +67,10 @@ pub async fn build(
         }
     };
     let Some(report) = report else { return Err(BuildpackError::Ended(exit)) };
-    if let Some(failure) = report.failure {
+    if let Some(mut failure) = report.failure {
+        if exit.out_of_memory {
+            failure.out_of_memory();
+        }
         return Err(BuildpackError::Failed(Box::new(failure)));
     }
     if !exit.success() {

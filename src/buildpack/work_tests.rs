@@ -64,6 +64,7 @@ fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
         ],
         environment: vec![("SOURCE_VERSION".into(), "c0ffee".into())],
         variables: String::from("{\"a\":1}"),
+        memory: None,
         local_git: false,
     }
 }
@@ -77,6 +78,11 @@ fn the_first_of_ours_that_says_yes_builds() {
     world.pack("ours/python", "echo built by \"$0\" >made; echo '-----> Hello'");
     world.script("ours/python/bin/release", "printf 'default_process_types:\\n  web: run it\\n'");
     world.pack("ours/node", "exit 9");
+    for sign in ["Gemfile", "requirements.txt", "package.json"] {
+        std::fs::write(world.path("app").join(sign), "").unwrap();
+    }
+    // Nobody asks it: there is no go.mod.
+    world.script("ours/go/bin/detect", "exit 0").script("ours/go/bin/compile", "exit 9");
     let (report, output) = world.run(job(&ALL, &[]));
     assert_eq!(report.failure, None);
     assert_eq!(output, "-----> Fake app detected\n-----> Hello\n");

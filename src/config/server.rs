@@ -204,7 +204,8 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
         number(reader, &limits, "limits.tree_entries", 1..=10_000_000, &mut to.tree_entries);
         bytes(reader, &limits, "limits.tree_bytes", &mut to.tree_bytes);
         bytes(reader, &limits, "limits.file_bytes", &mut to.file_bytes);
-        number(reader, &limits, "limits.refs_per_push", 1..=10_000, &mut to.refs_per_push);
+        // git's hooks hand on 2000 at most.
+        number(reader, &limits, "limits.refs_per_push", 1..=2_000, &mut to.refs_per_push);
         bytes(reader, &limits, "limits.archive_bytes", &mut to.archive_bytes);
         bytes(reader, &limits, "limits.disk_reserve", &mut to.disk_reserve);
     }

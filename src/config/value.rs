@@ -335,6 +335,8 @@ text_form!(StatusRange);
 pub enum BuildpackRef {
     /// One that larder brings along or the operator installed.
     Named(String),
+    /// A directory of the project itself, relative to its top.
+    Directory(RelativePath),
     /// A repository in Heroku's buildpack format.
     Git {
         /// An `https://` or `http://` address.
@@ -346,15 +348,24 @@ pub enum BuildpackRef {
 
 impl BuildpackRef {
     /// What is expected, for errors.
-    pub(super) const EXPECTED: &'static str = "a name such as python, or https://host/repository#commit";
+    pub(super) const EXPECTED: &'static str =
+        "a name such as python, a directory such as ./tools/buildpack, or https://host/repository#commit";
 }
 
 impl FromStr for BuildpackRef {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("./") {
+            return Ok(BuildpackRef::Directory(path.trim_end_matches('/').parse()?));
+        }
         // Heroku's own short names mean the language.
         let name = text.strip_prefix("urn:buildpack:").unwrap_or(text);
-        let name = name.strip_prefix("heroku/").unwrap_or(name);
+        let name = match name.strip_prefix("heroku/").unwrap_or(name) {
+            "nodejs" => "node",
+            "jvm" | "gradle" => "java",
+            "heroku-community/static" => "static",
+            other => other,
+        };
         let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_';
         if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 63 && name.bytes().all(word) {
             return Ok(BuildpackRef::Named(name.to_owned()));
@@ -378,6 +389,7 @@ impl fmt::Display for BuildpackRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BuildpackRef::Named(name) => f.write_str(name),
+            BuildpackRef::Directory(path) => write!(f, "./{path}"),
             BuildpackRef::Git { url, commit } => write!(f, "{url}#{commit}"),
         }
     }
@@ -432,13 +444,18 @@ mod tests {
     fn buildpacks_are_names_or_pinned_addresses() {
         let named = |name: &str| BuildpackRef::Named(name.to_owned());
         assert_eq!("python".parse(), Ok(named("python")));
-        assert_eq!("heroku/nodejs".parse(), Ok(named("nodejs")));
+        assert_eq!("heroku/nodejs".parse(), Ok(named("node")));
+        assert_eq!("heroku-community/static".parse(), Ok(named("static")));
+        assert_eq!("./tools/pack/".parse::<BuildpackRef>().unwrap().to_string(), "./tools/pack");
         assert_eq!("urn:buildpack:heroku/ruby".parse(), Ok(named("ruby")));
         let url = "https://example.com/pack.git#0123456789abcdef0123456789abcdef01234567";
         assert_eq!(url.parse::<BuildpackRef>().unwrap().to_string(), url);
         for bad in [
             "",
             "-x",
+            "./",
+            "./../x",
+            "tools/pack",
             "ext::sh -c id",
             "git@host:pack",
             "file:///etc",

@@ -8,6 +8,7 @@ use super::{
     job::{Expected, GitAnswer, GitFailure, GitReport, LogEntry, MoveRef, RefEntry, Spec},
     program::{self, Settings},
 };
+use crate::host::files::durable;
 use crate::model::{BranchName, CommitId, ReleaseId, sanitise_reason};
 
 /// The refs that larder keeps for itself; clients neither see nor write them.
@@ -90,10 +91,8 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     if !script.0.is_empty() {
         run_update_ref(path, &script.0, change)?;
     }
-    // git syncs the files, not the directories that name them.
-    File::open(path)
-        .and_then(|directory| rustix::fs::syncfs(directory).map_err(Into::into))
-        .map_err(failed_io(format!("write {} to the disk", change.refname)))?;
+    // git has written the files out; one wait for them, their names, and those of the objects that were pushed.
+    File::open(path).and_then(durable::commit).map_err(failed_io(format!("write {} to the disk", change.refname)))?;
     // Somebody may have been faster between our look and git's lock; git has checked that, this checks git.
     let after = current(&open(path).map_err(failed("open the repository"))?, &change.refname)?;
     if after == change.new {
@@ -128,6 +127,7 @@ fn run_update_ref(path: &Path, script: &[u8], change: &MoveRef) -> Result<(), Gi
     let doing = || format!("move {}", change.refname);
     let git = program::find().ok_or(GitFailure::NoGit)?;
     let mut child = Settings::new()
+        .config("core.fsyncMethod", "writeout-only")
         .command(&git)
         .arg("--git-dir")
         .arg(path)

@@ -197,11 +197,13 @@ impl Repositories {
     }
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
-        let report = child.report(REPORT_LIMIT).await;
-        let exit = child.wait().await.map_err(|source| GitError::Launch { doing, source })?;
-        match report {
+        match child.report(REPORT_LIMIT).await {
+            // The last thing that such a worker does; nobody has to wait until its sandbox is taken down.
             Ok(Some(report)) => Ok(report),
-            Ok(None) => Err(GitError::Died { doing, exit }),
+            Ok(None) => {
+                let exit = child.wait().await.map_err(|source| GitError::Launch { doing, source })?;
+                Err(GitError::Died { doing, exit })
+            }
             Err(source) => Err(GitError::Launch { doing, source }),
         }
     }

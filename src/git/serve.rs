@@ -70,6 +70,8 @@ pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
         .config("receive.denyDeleteCurrent", "ignore")
         .config("receive.shallowUpdate", "false")
         .config("receive.keepAlive", "5")
+        // One wait for the disk for all objects of a small push.
+        .config("core.fsyncMethod", "batch")
         .env("LARDER_BIN", push.program)
         .env("LARDER_HOOK_SOCKET", push.socket)
         .env("LARDER_PUSH_TOKEN", push.token)

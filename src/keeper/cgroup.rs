@@ -26,21 +26,28 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The figures of `class`, as far as the operator has not said otherwise.
+    /// The figures of `class` under the operator's own.
     pub fn of(class: LimitClass, config: &Config) -> Limits {
         match class {
-            LimitClass::Build => {
-                let (memory, processes) = (Some(config.build_memory), config.build_processes);
-                Limits { memory, processes, weight: 30, file: Some(4096 * MIB), background: true }
+            LimitClass::Build { memory } => {
+                let most = config.build_memory.unwrap_or_else(|| half_of_ram().clamp(256 * MIB, 2048 * MIB));
+                let memory = Some(memory.map_or(most, |asked| asked.min(most)));
+                Limits { memory, processes: config.build_processes, weight: 30, file: Some(4096 * MIB), background: true }
             }
-            LimitClass::Application => {
-                Limits { memory: config.application_memory, processes: 1024, weight: 100, file: None, background: false }
+            LimitClass::Application { memory } => {
+                let memory = memory.into_iter().chain(config.application_memory).min();
+                Limits { memory, processes: 1024, weight: 100, file: None, background: false }
             }
             LimitClass::Service => {
                 Limits { memory: Some(1024 * MIB), processes: 256, weight: 100, file: None, background: false }
             }
         }
     }
+}
+
+fn half_of_ram() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
 /// Where groups are made.
@@ -91,10 +98,10 @@ impl Hierarchy {
         self.kind
     }
 
-    /// Makes the group of process `id` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
-    pub fn group(&mut self, id: u64, limits: &Limits) -> Group {
+    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
         // Not the name of one that an earlier keeper has left.
-        let name = format!("{}.{id}", std::process::id());
+        let name = format!("{}.{name}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
         let directories: Vec<_> =
             self.directories.iter().map(|base| base.join(&name)).filter(|path| make(path).is_ok()).collect();
@@ -142,6 +149,18 @@ impl Group {
     /// Puts a process in.
     pub fn add(&self, pid: i32) {
         self.set("cgroup.procs", &pid.to_string());
+    }
+
+    /// Removes it; nothing may be in it any more.
+    pub fn discard(self) {
+        for path in self.directories {
+            let _ = fs::remove_dir(path);
+        }
+    }
+
+    /// Where a process writes `0` to go in. Of several hierarchies any will do.
+    pub fn door(&self) -> Option<fs::File> {
+        self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
     }
 
     /// Whether something in it was ended for want of memory.
@@ -262,5 +281,23 @@ mod tests {
         assert_eq!(separate(own, mounts, "cpu"), Some("/sys/fs/cgroup/cpu/".into()));
         assert_eq!(separate(own, mounts, "pids"), None);
         assert_eq!(unified(own, mounts), Some("/sys/fs/cgroup/unified/x".into()));
+    }
+
+    #[test]
+    fn nobody_gets_more_memory_than_the_operator_allows() {
+        let mut config = Config::new(PathBuf::from("/nowhere"));
+        let memory = |class, config: &Config| Limits::of(class, config).memory;
+        let build = |memory| LimitClass::Build { memory };
+        let application = |memory| LimitClass::Application { memory };
+        assert_eq!(memory(build(Some(10 * MIB)), &config), Some(10 * MIB));
+        assert!(memory(build(None), &config).is_some_and(|bytes| bytes <= 2048 * MIB));
+        assert_eq!(memory(application(None), &config), None);
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
+        config.build_memory = Some(8192 * MIB);
+        config.application_memory = Some(64 * MIB);
+        assert_eq!(memory(build(None), &config), Some(8192 * MIB));
+        assert_eq!(memory(build(Some(9000 * MIB)), &config), Some(8192 * MIB));
+        assert_eq!(memory(application(Some(100 * MIB)), &config), Some(64 * MIB));
+        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
     }
 }

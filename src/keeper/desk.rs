@@ -272,6 +272,7 @@ impl Desk {
             Request::End { id, now } => done(self.table.end(id, now)),
             Request::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()))),
             Request::Fresh { environment, area, release, slot } => done(self.table.fresh(environment, area, release, slot)),
+            Request::Soon => return self.table.soon(),
             Request::Standing => Reply::Standing(self.table.standing()),
         };
         // Number 0: nobody waits for the answer.

@@ -14,6 +14,7 @@ mod desk;
 pub mod fill;
 mod guard;
 mod layers;
+mod pace;
 mod pause;
 mod place;
 mod registry;
@@ -71,9 +72,9 @@ pub struct Config {
     pub host_env: Vec<(OsString, OsString)>,
     /// The most memory of one application process, in bytes.
     pub application_memory: Option<u64>,
-    /// The most memory of one build, in bytes.
-    pub build_memory: u64,
-    /// The most processes and threads of one build.
+    /// The most memory of one build, in bytes; without it, half of the machine's, between 256 MiB and 2 GiB.
+    pub build_memory: Option<u64>,
+    /// Processes and threads of one build.
     pub build_processes: u64,
     /// Whether workers get namespaces of their own where the machine allows it.
     pub namespaces: bool,
@@ -98,7 +99,7 @@ impl Config {
             host_paths: Vec::new(),
             host_env: Vec::new(),
             application_memory: None,
-            build_memory: 2 * 1024 * 1024 * 1024,
+            build_memory: None,
             build_processes: 2048,
             namespaces: true,
             overlays: true,

@@ -73,7 +73,7 @@ impl Places {
         let hooks = Identity { gid: users.identity(User::Git).gid, uid: users.identity(User::Server).uid };
         // The socket in it takes over the group, so that the git user and nobody else can reach it.
         places.make_as("hooks", hooks, 0o2750)?;
-        places.unpack_lib(lib)?;
+        unpack_lib(path, lib)?;
         Ok(places)
     }
 
@@ -222,32 +222,60 @@ impl Places {
         }
         Ok(unlinkat(self.open("trash")?, &aside.name, AtFlags::REMOVEDIR)?)
     }
+}
 
-    /// Writes what the binary brings along, once for each version, so that a half-written one is never used.
-    fn unpack_lib(&self, files: &[LibFile]) -> io::Result<()> {
-        let target = self.path.join(relative().lib());
-        if target.exists() || files.is_empty() {
-            return Ok(());
-        }
-        let fresh = self.path.join("lib").join(format!(".new-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&fresh);
-        let mut directories = fs::DirBuilder::new();
-        directories.recursive(true).mode(0o755);
-        directories.create(&fresh)?;
-        for LibFile { path, bytes, executable } in files {
-            let path = fresh.join(path);
-            directories.create(path.parent().unwrap_or(&fresh))?;
-            let mode = if *executable { 0o555 } else { 0o444 };
-            let mut file = File::options().write(true).create_new(true).mode(mode).open(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-        }
-        fs::rename(&fresh, &target)
+/// Writes what the binary brings along, so that a half-written one is never used. What is there already stays if it is the same: two
+/// builds of one version can bring along different files.
+fn unpack_lib(root: &Path, files: &[LibFile]) -> io::Result<()> {
+    let target = root.join(relative().lib());
+    let same = |file: &LibFile| fs::read(target.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);
+    if files.iter().all(same) {
+        return Ok(());
     }
+    let fresh = root.join("lib").join(format!(".new-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&fresh);
+    let mut directories = fs::DirBuilder::new();
+    directories.recursive(true).mode(0o755);
+    directories.create(&fresh)?;
+    for LibFile { path, bytes, executable } in files {
+        let path = fresh.join(path);
+        directories.create(path.parent().unwrap_or(&fresh))?;
+        let mode = if *executable { 0o555 } else { 0o444 };
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(&path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+    }
+    // Interrupted here, the next start finds files missing and comes here again.
+    if target.exists() {
+        fs::remove_dir_all(&target)?;
+    }
+    fs::rename(&fresh, &target)
 }
 
 /// A directory below `parent`, without following any link.
 pub fn beneath(parent: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(openat2(parent, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_binary_brings_along_replaces_what_another_build_left() {
+        let root = tempfile::tempdir().unwrap();
+        let lib = root.path().join(relative().lib());
+        let file = |path: &str, bytes, executable| LibFile { path: path.into(), bytes, executable };
+        unpack_lib(root.path(), &[file("hooks/a", b"one", true), file("b/c/d", b"two", false)]).unwrap();
+        assert_eq!(fs::read(lib.join("b/c/d")).unwrap(), b"two");
+        assert_eq!(fs::metadata(lib.join("hooks/a")).unwrap().permissions().mode() & 0o777, 0o555);
+        let before = fs::metadata(&lib).unwrap().modified().unwrap();
+        unpack_lib(root.path(), &[file("hooks/a", b"one", true)]).unwrap();
+        assert_eq!(fs::metadata(&lib).unwrap().modified().unwrap(), before, "the same files stay");
+        unpack_lib(root.path(), &[file("hooks/a", b"new", true)]).unwrap();
+        assert_eq!(fs::read(lib.join("hooks/a")).unwrap(), b"new");
+        assert!(!lib.join("b").exists(), "what it no longer has is gone");
+        assert_eq!(fs::read_dir(root.path().join("lib")).unwrap().count(), 1, "nothing half-written is left");
+    }
 }

@@ -47,9 +47,15 @@ pub enum Area {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
     /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
-    Build,
+    Build {
+        /// Bytes that the project asks for; nothing, or more than the operator allows: what the operator allows.
+        memory: Option<u64>,
+    },
     /// Applications and their commands.
-    Application,
+    Application {
+        /// The same for one process.
+        memory: Option<u64>,
+    },
     /// larder's own work on hostile bytes: little memory.
     Service,
 }

@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommitId, Digest};
 
-/// What is in `project/tree`. Written by the exporter as postcard to `project/list`, after the tree itself is complete and synced;
-/// the bundler reads digests from it instead of reading unchanged files, and the next export applies only what changed.
+/// What is in `project/tree`. Written by the exporter as postcard to `project/list`, after the tree itself is complete; the bundler reads digests from it instead of reading unchanged files, and the next export applies only what changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {
     /// The version of this format.
     pub format: u32,
+    /// The boot of the machine in which it was written: a tree that nobody waited to have on the disk is not believed after
+    /// another one. Empty where the system does not say; then it was waited for.
+    pub boot: String,
     /// The commit that was exported.
     pub commit: CommitId,
     /// Every entry, sorted by the bytes of the path; a directory stands before what it holds.
@@ -18,7 +20,7 @@ pub struct SourceList {
 
 impl SourceList {
     /// The version that this code writes and reads; another one means "export from scratch".
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 }
 
 /// One exported file, directory or link.

@@ -47,14 +47,17 @@ pub fn everything_twice() -> bool {
 }
 
 /// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next
-/// server has the same failpoints.
+/// server has the same failpoints. Where the directory has a file `stop`, the process stops instead, and whoever sees the mark kills
+/// it together with its keeper.
 #[allow(dead_code)] // Without failpoints nothing calls it.
 fn die(name: &str, marks: Option<String>) {
-    let mark = marks.map(|directory| std::path::Path::new(&directory).join(name));
-    if mark.is_some_and(|mark| std::fs::File::create_new(mark).is_err()) {
+    let marks = marks.map(std::path::PathBuf::from);
+    if marks.as_ref().is_some_and(|marks| std::fs::File::create_new(marks.join(name)).is_err()) {
         return;
     }
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    let stop = marks.is_some_and(|marks| marks.join("stop").exists());
+    let signal = if stop { rustix::process::Signal::STOP } else { rustix::process::Signal::KILL };
+    let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
     loop {
         std::thread::park();
     }

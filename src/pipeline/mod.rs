@@ -161,6 +161,8 @@ impl Pipeline {
         let (start, superseded) = lane.enter(Pending { ticket: ticket.clone(), verdict });
         if let Some(old) = superseded {
             verdict::superseded(&old, &ticket);
+            // It was never begun, so there is no record to keep; whoever reads its transcript has it open.
+            let _ = std::fs::remove_dir_all(paths.deployment(old.ticket.deployment));
         }
         match start {
             Some(first) => {

@@ -21,10 +21,13 @@ use super::{Answer, ReleaseError, store, verify};
 use crate::{
     host::{
         archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
-        files::{Confined, Cursor},
+        files::{Confined, Cursor, FileError, durable},
     },
     model::{ArchiveInfo, Entry, EntryKind, Manifest, ReleaseId},
 };
+
+/// Up to so many unpacked files are brought to the disk one by one; beyond, together with all else on the file system.
+const BY_ITSELF: u64 = 64;
 
 /// The job. Descriptors: 5 archive, 6 manifest; if `previous`, 7 its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +175,11 @@ impl Target<'_> {
                 cursor.symlink(target, &entry.path)?;
             }
         }
-        self.tree.sync_file_system()?;
+        if report.unpacked <= BY_ITSELF && durable::is_ordered(self.tree) {
+            durable::commit(self.tree).map_err(|e| FileError::io("sync", self.tree.path(), e))?;
+        } else {
+            self.tree.sync_file_system()?;
+        }
         Ok(report)
     }
 
@@ -188,13 +195,14 @@ impl Target<'_> {
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(frames.len()), || {
             let mut reader = FrameReader::new()?;
-            let mut writer = Writer { cursor: self.tree.cursor(), open: None, skip: &is_linked, report: UnpackReport::default() };
+            let mut writer = Writer::new(self.tree.cursor(), &is_linked);
             while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
                     next.store(frames.len(), Ordering::Relaxed); // the others need not go on
                     return Err(e);
                 }
             }
+            writer.write_out()?;
             Ok(writer.report)
         });
         let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
@@ -296,6 +304,25 @@ struct Writer<'a, S> {
     open: Option<(File, String)>,
     skip: &'a S,
     report: UnpackReport,
+    /// Files whose content may not be on the disk yet.
+    held: Vec<(File, String)>,
+}
+
+impl<'a, S> Writer<'a, S> {
+    fn new(cursor: Cursor<'a>, skip: &'a S) -> Writer<'a, S> {
+        Writer { cursor, open: None, skip, report: UnpackReport::default(), held: Vec::new() }
+    }
+
+    /// Has what was unpacked on the disk, but for names and sizes; all are in good time, because their writing began long ago.
+    fn write_out(&mut self) -> Result<(), ArchiveError> {
+        if self.report.unpacked > BY_ITSELF {
+            self.held.clear();
+        }
+        for (file, path) in self.held.drain(..) {
+            durable::write_out(&file).map_err(|e| self.cursor.failed("sync", path.as_str(), e))?;
+        }
+        Ok(())
+    }
 }
 
 impl<S: Fn(usize) -> bool> Sink for Writer<'_, S> {
@@ -319,7 +346,11 @@ impl<S: Fn(usize) -> bool> Sink for Writer<'_, S> {
     }
 
     fn end(&mut self) -> Result<(), ArchiveError> {
-        self.open = None;
+        let Some((file, path)) = self.open.take() else { return Ok(()) };
+        if self.report.unpacked <= BY_ITSELF {
+            durable::begin(&file);
+            self.held.push((file, path));
+        }
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     host::{
         archive::Limits,
-        files::{FileError, create_new, open_regular, remove_if_present, rename_over, sync_dir},
+        files::{FileError, create_new, durable, open_regular, remove_if_present, rename_over, sync_dir},
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
     },
@@ -108,11 +108,14 @@ fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: Bun
     }
     crate::host::archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    // Both begin before the first is waited for, so that the file system has one commit to make.
+    durable::begin(archive);
+    durable::begin(manifest);
     archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;
     manifest.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
     // A manifest never stands beside an archive that is not its own, not even while an attempt is repeated.
     remove_if_present(&files.manifest)?;
-    rename_over(&files.new_archive, &files.archive)?;
+    std::fs::rename(&files.new_archive, &files.archive).map_err(|e| lost(&files.archive, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
     Ok(Bundled { manifest: parsed, report })
 }
@@ -212,10 +215,13 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let stdio = Stdio { stdin: None, stdout: output(&context.output)?, stderr: output(&context.output)?, extra };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    if let Some(Answer::Done(report)) = report {
+        // Said when all is on the disk; nobody has to wait until the worker's sandbox is taken down.
+        return Ok(report);
+    }
+    // What failed is put back, and for that its worker must have gone.
     let exit: Exit = child.wait().await.map_err(failed)?;
     match report {
-        // An answer from a worker that was killed afterwards may describe what is not on the disk.
-        Some(Answer::Done(_)) if !exit.success() => Err(ReleaseError::Died { what, exit }),
         Some(answer) => answer.into_result(),
         None => Err(ReleaseError::Died { what, exit }),
     }

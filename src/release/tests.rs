@@ -321,7 +321,12 @@ fn source_list(dir: &Path) -> SourceList {
         },
         path: item.path,
     };
-    SourceList { format: 1, commit: "a".repeat(40).parse().unwrap(), entries: items.into_iter().map(entry).collect() }
+    SourceList {
+        format: SourceList::FORMAT,
+        boot: String::new(),
+        commit: "a".repeat(40).parse().unwrap(),
+        entries: items.into_iter().map(entry).collect(),
+    }
 }
 
 #[test]

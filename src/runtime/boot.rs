@@ -43,6 +43,9 @@ pub struct Process {
     /// What asks it to end.
     #[serde(default)]
     pub stop: StopSignal,
+    /// The most memory of one of it, in bytes.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 /// What to boot.
@@ -63,14 +66,14 @@ pub struct Boot {
 }
 
 impl Boot {
-    fn launch(&self, role: Role, supervision: Supervision) -> Launch {
+    fn launch(&self, role: Role, supervision: Supervision, memory: Option<u64>) -> Launch {
         Launch {
             role,
             project: self.environment.project_id,
             environment: Some(self.environment.id),
             release: Some(self.release),
             slot: Some(self.slot),
-            limits: LimitClass::Application,
+            limits: LimitClass::Application { memory },
             supervision,
         }
     }
@@ -106,9 +109,10 @@ impl Runtime {
         let mut env = boot.env.clone();
         env.extend(process.env.iter().cloned());
         env.push((String::from("PORT"), port.to_string()));
-        env.push((String::from("DYNO"), label.name()));
+        // Not Heroku's DYNO: applications take that for a promise of Heroku's surroundings, such as a router that speaks TLS.
+        env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), arguments: Vec::new(), env, variables: None, links: Vec::new() };
-        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes(), stop: process.stop });
+        let launch = boot.launch(Role::Run, Supervision::Keep { label: label.to_bytes(), stop: process.stop }, process.memory);
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,
@@ -153,7 +157,7 @@ impl Runtime {
 
     /// Runs one command in a slot, outside supervision.
     pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
-        let launch = boot.launch(Role::Task, Supervision::Once);
+        let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;
         launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
     }

@@ -14,7 +14,12 @@ pub struct Ports {
 impl Ports {
     /// The ports `from` to `to`, both included.
     pub fn new(from: u16, to: u16) -> Ports {
-        Ports { range: from..=to, next: from, taken: HashSet::new() }
+        // Another server on this machine may have been given the same range; beginning at the same port would make both choose
+        // the same one at the same time.
+        let (somewhere, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let size = u64::from(to.saturating_sub(from)).saturating_add(1);
+        let next = u16::try_from(somewhere % size).map_or(from, |offset| from.saturating_add(offset));
+        Ports { range: from..=to, next, taken: HashSet::new() }
     }
 
     /// The first and last port of the range.

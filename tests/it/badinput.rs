@@ -1,8 +1,11 @@
 //! Malformed files: file, line, what was expected, and a hint, in git's own line, before anything has changed.
 
-use crate::harness::{Repo, World, in_one_mode};
+use std::{fs, path::Path};
 
-in_one_mode!(malformed_files_are_named_with_their_line, wrong_names_are_refused_with_the_rule, no_application_at_all);
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, state::names};
+
+in_each_mode!(malformed_files_are_named_with_their_line);
+in_one_mode!(every_malformed_fixture_is_refused_by_a_push, wrong_names_are_refused_with_the_rule, no_application_at_all);
 
 fn malformed_files_are_named_with_their_line(world: &World) {
     world.project("shop");
@@ -10,32 +13,93 @@ fn malformed_files_are_named_with_their_line(world: &World) {
     let good = repo.head();
     repo.push().accepted();
     let before = world.snapshot("shop");
-    let cases: [(&str, &str, &[&str]); 8] = [
-        ("larder.yml", "env:\n  A: 1\nhelth:\n  path: /\n", &["gather: larder.yml:3", "helth"]),
-        ("larder.yml", "scale:\n  web: many\n", &["larder.yml:2", "many"]),
-        ("larder.yml", "env: [1\n", &["larder.yml:"]),
-        ("larder.yml", "env:\n  A: 1\nenv:\n  B: 2\n", &["larder.yml:3", "env"]),
-        ("larder.yml", "a: &x 1\nb: *x\n", &["larder.yml:"]),
-        ("Procfile", "web: ./run\nthis is no process\n", &["Procfile:2"]),
-        ("Procfile", "web: ./run\nweb: ./other\n", &["Procfile:2", "web"]),
-        ("app.json", "{\"buildpacks\": 3}", &["app.json"]),
+    // The file, its text, the short form in git's own line, and what the pusher's screen says besides.
+    let cases: [(&str, &str, &str, &str); 9] = [
+        (
+            "larder.yml",
+            "env:\n  A: 1\nhelth:\n  path: /\n",
+            "gather: larder.yml:3: unknown key \"helth\"",
+            "did you mean \"health\"?",
+        ),
+        ("larder.yml", "scale:\n  web: many\n", "gather: larder.yml:2: ", "expected"),
+        ("larder.yml", "env: [1\n", "gather: larder.yml:1: this is not YAML", "check the indentation"),
+        (
+            "larder.yml",
+            "env:\n  A: 1\nenv:\n  B: 2\n",
+            "gather: larder.yml:3: the key \"env\" is there twice",
+            "line 1; remove one",
+        ),
+        ("larder.yml", "env:\n  A: &x 1\n", "gather: larder.yml:2: ", "aliases are switched off"),
+        ("Procfile", "web: ./run\nthis is no process\n", "gather: Procfile:2: ", "expected a line such as `web: python app.py`"),
+        (
+            "Procfile",
+            "web: ./run\nweb: ./other\n",
+            "gather: Procfile:2: the process \"web\" is there twice",
+            "remove or rename one",
+        ),
+        ("app.json", "{\n  \"env\": {\n}", "gather: app.json:3: this is not JSON", "double quotes"),
+        ("app.json", "{\"buildpacks\": 3}", "gather: app.json: /buildpacks", "expected"),
     ];
-    for (file, text, expected) in cases {
+    for (file, text, short, screen) in cases {
         repo.write(file, text);
         repo.commit("broken");
         let push = repo.push();
-        for words in expected {
-            push.rejected_with(words);
-        }
-        push.rejected_with("v1 still live");
+        push.rejected_with(short).rejected_with("; v1 still live").says(screen).says("Nothing was changed");
         repo.remove(file);
         assert_eq!(world.snapshot("shop"), before, "{file} {text:?}");
     }
     assert_eq!(repo.live(), Some(good));
+    world.serves("shop", "version one");
+    assert!(
+        world.outcomes("shop").iter().skip(1).all(|outcome| outcome.as_deref() == Some("refused")),
+        "{:?}",
+        world.outcomes("shop")
+    );
     // All problems of a file are shown, not only the first.
     repo.write("larder.yml", "helth: 1\nscal: 2\n");
     repo.commit("two mistakes");
     repo.push().rejected_with("and 1 more").says("larder.yml:2");
+    // With the mistake gone, the next push is as good as any.
+    repo.remove("larder.yml");
+    repo.page("version two");
+    repo.push().accepted().says("v2 is live");
+}
+
+/// What the reading of files finds by itself is found by a push as well, and is said in the same words.
+fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let good = repo.head();
+    repo.push().accepted();
+    let before = world.snapshot("shop");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/invalid");
+    let mut pushed = 0;
+    for name in names(&fixtures) {
+        let file = match name.split(['-', '.']).next().unwrap() {
+            _ if name.ends_with(".errors") => continue,
+            "recipe" => "larder.yml",
+            "procfile" => "Procfile",
+            "app" => "app.json",
+            _ => continue,
+        };
+        repo.write(file, fs::read(fixtures.join(&name)).unwrap());
+        repo.commit(&name);
+        let push = repo.push_as(&["--force", "HEAD:refs/heads/main"]);
+        let errors = fs::read_to_string(fixtures.join(format!("{name}.errors"))).unwrap();
+        for error in errors.lines().take(5) {
+            // The place and the beginning; a long line may be cut on the way.
+            let start: String = error.chars().take(60).collect();
+            assert!(push.remote().iter().any(|line| line.contains(&start)), "{name}: {start:?} is not in {}", push.0);
+        }
+        let place = errors.split(' ').next().unwrap();
+        push.rejected_with(&format!("gather: {place}"));
+        assert!(push.rejected().len() < 300, "{name}: git's line is a novel: {}", push.0);
+        repo.git(&["reset", "--quiet", "--hard", &good]).ok();
+        pushed += 1;
+    }
+    assert!(pushed > 50, "only {pushed} fixtures");
+    assert_eq!(world.snapshot("shop"), before);
+    assert_eq!(repo.live(), Some(good));
 }
 
 fn wrong_names_are_refused_with_the_rule(world: &World) {

@@ -1,8 +1,19 @@
 //! The verbs that are not about a single deployment, locally and over ssh.
 
-use crate::harness::{Repo, World, in_one_mode};
+use std::process::Stdio;
 
-in_one_mode!(a_project_from_creation_to_destruction, listings_speak_json, every_command_has_help, further_environments);
+use crate::harness::{Repo, World, cli::Output, in_one_mode};
+
+in_one_mode!(
+    a_project_from_creation_to_destruction,
+    listings_speak_json,
+    every_command_has_help,
+    further_environments,
+    a_git_remote_leads_to_its_server,
+    what_is_not_there_yet_says_so,
+    a_server_that_is_not_there,
+    output_can_be_cut_short,
+);
 
 fn a_project_from_creation_to_destruction(world: &World) {
     let created = world.larder(&["project", "create", "shop", "--mode", "cooking", "--domain", "www.example.com"]);
@@ -102,4 +113,75 @@ fn further_environments(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     world.larder(&["releases", "shop/staging"]).says("v1");
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+}
+
+fn a_git_remote_leads_to_its_server(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.git(&["remote", "add", "prod", &repo.url()]).ok();
+    repo.git(&["remote", "add", "elsewhere", "https://example.com/shop"]).ok();
+    // OpenSSH itself takes its files from the account's home; so a program of that name adds the options of this world.
+    let options = world.ssh_options("alice").join("' '");
+    let bin = world.directory().join("home/bin");
+    repo.program("../../home/bin/ssh", &format!("#!/bin/sh\nexec /usr/bin/ssh '{options}' \"$@\"\n"));
+    let larder = |words: &[&str]| {
+        let mut command = world.client(env!("CARGO_BIN_EXE_larder"));
+        command.env("PATH", format!("{}:{}", bin.display(), crate::harness::server::PATH)).current_dir(repo.path()).args(words);
+        Output::of(&mut command)
+    };
+    larder(&["-r", "prod", "whoami"]).exits(0).says("alice");
+    let there = larder(&["-r", "prod", "releases", "shop", "--json"]).json();
+    assert_eq!(there, world.larder(&["releases", "shop", "--json"]).json());
+    larder(&["releases", "shop", "--remote=prod"]).exits(0).says("v1");
+    let words = larder(&["-r", "prod", "run", "shop", "--", "printf", "<%s>", "two  words", "-r", "it's", "$HOME", "--key-file"]);
+    assert_eq!((words.status, words.stdout.as_str()), (0, "<two  words><-r><it's><$HOME><--key-file>"), "{words}");
+    larder(&["-r", "prod", "run", "shop", "--", "sh", "-c", "exit 9"]).exits(9);
+    larder(&["-r", "prod", "releases", "nowhere"]).exits(4).says("no project nowhere");
+    larder(&["-r", "nowhere", "whoami"]).exits(4).says("git remote -v");
+    larder(&["-r", "elsewhere", "whoami"]).exits(5).says("not an ssh address");
+    larder(&["-r", "--upload-pack=x", "whoami"]).keeps_quiet_about("panicked");
+}
+
+fn what_is_not_there_yet_says_so(world: &World) {
+    for (words, says) in
+        [(&["--mode", "editable"][..], "editable"), (&["--mode", "final"], "final"), (&["--strategy", "in-place"], "in-place")]
+    {
+        let created = world.larder(&[&["project", "create", "shop"][..], words].concat());
+        created.exits(2).says(says).says("not there in this version");
+    }
+    assert_eq!(world.larder(&["project", "list", "--json"]).json(), serde_json::json!([]));
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let pillar = format!("{}/pillar", repo.url());
+    let push = repo.git(&["push", &pillar, "HEAD:refs/heads/main"]);
+    assert_eq!(push.status, 128, "{push}");
+    push.says("no pillar repository");
+}
+
+fn a_server_that_is_not_there(world: &World) {
+    let nowhere = world.directory().join("nowhere");
+    let mut command = world.client(env!("CARGO_BIN_EXE_larder"));
+    command.arg("--root").arg(&nowhere).args(["releases", "shop"]);
+    Output::of(&mut command).exits(4).says("no larder serves").says("larder serve --root");
+    assert!(!nowhere.exists(), "asking made a directory");
+    // A second server on the same root leaves the first one alone.
+    let mut second = world.larder_command();
+    second.args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let second = Output::of(&mut second);
+    second.exits(3).says("in use by another larder");
+    world.larder(&["status"]).exits(0);
+}
+
+/// A reader that has seen enough is no error, and no reason to panic.
+fn output_can_be_cut_short(world: &World) {
+    for words in [&["--help"][..], &["doctor"], &["completions", "bash"]] {
+        let mut command = world.larder_command();
+        let mut child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("panicked"), "{words:?}: {stderr}");
+    }
+    world.larder(&["status"]).exits(0);
 }

@@ -1,10 +1,13 @@
 //! Other clients than OpenSSH and git's own: each must see the verdict.
 
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed};
+use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed, until};
 
-in_one_mode!(dropbear, putty, dulwich);
+in_one_mode!(dropbear, putty, dulwich, one_connection_for_everything, shallow_and_partial_clones_can_push);
 
 /// A good push and a bad one with `ssh` in place of OpenSSH; git must show both verdicts.
 fn verdicts_with(world: &World, variant: &str, ssh: &str) {
@@ -52,25 +55,133 @@ fn putty(world: &World) {
     verdicts_with(world, "plink", &format!("plink -batch -ssh -noagent -hostkey {host_key} -i {}", key.display()));
 }
 
-fn dulwich(world: &World) {
-    let python = world.client("python3").args(["-c", "import dulwich"]).output();
-    if !python.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: python3 has no dulwich");
-        return;
+/// A python with dulwich: the machine's own, or one in an environment of its own that is made now.
+fn python_with_dulwich(world: &World) -> Option<PathBuf> {
+    let own = installed("python3")?;
+    let imports = |python: &Path| Command::new(python).args(["-c", "import dulwich.porcelain"]).output();
+    let has = |python: &Path| imports(python).is_ok_and(|output| output.status.success());
+    if has(&own) {
+        return Some(own);
     }
+    let place = world.directory().join("python");
+    // With the tester's own settings, which say where packages come from.
+    let venv = Command::new(&own).args(["-m", "venv"]).arg(&place).output();
+    let pip = place.join("bin/pip");
+    let installed = venv.is_ok_and(|output| output.status.success())
+        && Command::new(pip).args(["install", "--quiet", "dulwich"]).output().is_ok_and(|output| output.status.success());
+    let python = place.join("bin/python");
+    if installed && has(&python) {
+        return Some(python);
+    }
+    eprintln!("SKIPPED: python3 has no dulwich, and pip cannot install it");
+    None
+}
+
+/// Pushes as a program would, and ends with the server's own words for the ref.
+const DULWICH: &str = "
+import os, sys
+from dulwich.client import get_transport_and_path
+from dulwich.repo import Repo
+repo = Repo('.')
+client, path = get_transport_and_path(sys.argv[1], ssh_command=os.environ['GIT_SSH_COMMAND'])
+result = client.send_pack(path, lambda refs: {b'refs/heads/main': repo.head()}, repo.generate_pack_data,
+    progress=lambda data: sys.stderr.buffer.write(data))
+reason = (result.ref_status or {}).get(b'refs/heads/main')
+print(reason)
+sys.exit(1 if reason else 0)
+";
+
+fn dulwich(world: &World) {
+    let Some(python) = python_with_dulwich(world) else { return };
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
-    let push = || {
-        let script = "import os, sys\nfrom dulwich import porcelain\nporcelain.push('.', sys.argv[1], 'refs/heads/main')\n";
-        let mut command: Command = world.client("python3");
-        let options = world.ssh_options("alice").join(" ");
-        command.current_dir(repo.path()).env("GIT_SSH_COMMAND", format!("ssh {options}")).args(["-c", script, &repo.url()]);
+    let options = world.ssh_options("alice").join(" ");
+    let with = |script: &str, arguments: &[&str]| {
+        let mut command = world.client(python.to_str().unwrap());
+        command.current_dir(repo.path()).env("GIT_SSH_COMMAND", format!("ssh {options}")).args(["-c", script]).args(arguments);
         Output::of(&mut command)
     };
-    push().exits(0);
+    let push = || with(DULWICH, &[&repo.url()]);
+    push().exits(0).says("v1 is live");
     world.serves("shop", "version one");
     repo.write("Procfile", "web: exit 6\n");
     repo.commit("broken");
-    assert_ne!(push().says("v1 still live").status, 0);
+    let refused = push();
+    assert!(refused.exits(1).stdout.contains("v1 still live"), "{refused}");
     world.serves("shop", "version one");
+    repo.remove("Procfile");
+    let two = repo.page("version two");
+    push().exits(0);
+    world.serves("shop", "version two");
+    let clone = "import os, sys; from dulwich import porcelain\n\
+                 print(porcelain.clone(sys.argv[1], 'copy', ssh_command=os.environ['GIT_SSH_COMMAND']).head().decode())";
+    assert_eq!(with(clone, &[&repo.url()]).ok().trim(), two);
+}
+
+/// OpenSSH's own sharing of a connection: pushes and verbs at the same time, each with a channel of its own.
+fn one_connection_for_everything(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let control = world.directory().join("home/c");
+    let shared = |command: &mut Command| {
+        command.args(world.ssh_options("alice")).arg("-S").arg(&control);
+    };
+    let mut master = world.client("ssh");
+    shared(&mut master);
+    let mut master = master.args(["-M", "-N", "larder@127.0.0.1"]).spawn().unwrap();
+    until("the shared connection is there", || control.exists());
+    let verb = |words: &[&str]| {
+        let mut command = world.client("ssh");
+        shared(&mut command);
+        Output::of(command.arg("larder@127.0.0.1").args(words))
+    };
+    let push = || {
+        let mut command = repo.command();
+        let options = world.ssh_options("alice").join(" ");
+        command.env("GIT_SSH_COMMAND", format!("ssh {options} -S {}", control.display()));
+        Push(Output::of(command.args(["push", &repo.url(), "HEAD:refs/heads/main"])))
+    };
+    push().accepted();
+    std::thread::scope(|scope| {
+        repo.page("version two");
+        let pushing = scope.spawn(push);
+        let verbs: Vec<_> = (0..5).map(|_| scope.spawn(|| verb(&["releases", "shop"]))).collect();
+        for asked in verbs {
+            asked.join().unwrap().exits(0).says("v1");
+        }
+        pushing.join().unwrap().accepted();
+    });
+    world.serves("shop", "version two");
+    // Each request is decided by itself: the connection is no pass.
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--admin", "--key-file", &world.public_key("bob")]).ok();
+    verb(&["whoami"]).exits(0).says("alice");
+    world.larder(&["user", "remove", "alice"]).ok();
+    assert_ne!(verb(&["releases", "shop"]).status, 0, "a removed user goes on asking");
+    repo.page("version three");
+    assert_ne!(push().0.status, 0, "a removed user goes on pushing");
+    world.serves("shop", "version two");
+    let _ = master.kill();
+    let _ = master.wait();
+}
+
+fn shallow_and_partial_clones_can_push(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.write("photo", vec![b'x'; 100_000]);
+    repo.commit("a photo");
+    repo.page("version two");
+    repo.push().accepted();
+    for (number, options) in
+        [&["--depth", "1"][..], &["--filter=blob:none"], &["--no-single-branch", "--depth", "2"]].iter().enumerate()
+    {
+        let copy = world.directory().join(format!("clones/copy-{number}"));
+        Output::of(repo.command().args(["clone", "--quiet"]).args(*options).args([&repo.url(), copy.to_str().unwrap()])).ok();
+        let page = format!("from clone {number}");
+        std::fs::write(copy.join("index.html"), &page).unwrap();
+        Output::of(repo.command().current_dir(&copy).args(["commit", "--quiet", "-a", "-m", &page])).ok();
+        let push = Push(Output::of(repo.command().current_dir(&copy).args(["push", "origin", "HEAD:main"])));
+        push.accepted();
+        world.serves("shop", &page);
+    }
 }

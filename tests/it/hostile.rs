@@ -8,22 +8,26 @@ in_one_mode!(
     a_git_bomb_is_refused_soon,
     trees_that_are_not_plain_files,
     a_build_cannot_reach_beyond_its_sandbox,
-    a_build_cannot_leave_processes_behind
+    a_build_cannot_leave_processes_behind,
+    a_build_that_never_stops_talking,
+    names_that_look_like_options,
+    a_great_number_of_refs,
+    paths_that_want_out,
 );
 
 fn a_git_bomb_is_refused_soon(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    // Ten levels of ten entries that are all the same: a handful of objects, ten thousand million files.
     let hash = |kind: &str, text: &str| {
         let mut command = repo.command();
         command.args(if kind == "tree" { &["mktree"][..] } else { &["hash-object", "-w", "--stdin"] });
         piped(&mut command, text)
     };
-    let mut id = hash("blob", "boom\n");
-    let mut mode = ("100644", "blob");
+    // Each level has a name for the level below as often as a tree of a few kilobytes can hold it: a handful of objects that
+    // stand for more files than there are anywhere.
+    let (mut id, mut mode) = (hash("blob", "boom\n"), ("100644", "blob"));
     for _ in 0..10 {
-        let entries: String = (0..10).map(|number| format!("{} {} {id}\tf{number}\n", mode.0, mode.1)).collect();
+        let entries: String = (0..200).map(|number| format!("{} {} {id}\tf{number:03}\n", mode.0, mode.1)).collect();
         id = hash("tree", &entries);
         mode = ("040000", "tree");
     }
@@ -32,6 +36,9 @@ fn a_git_bomb_is_refused_soon(world: &World) {
     let push = repo.push_as(&[&format!("{commit}:refs/heads/main")]);
     push.rejected_with("gather: ").rejected_with("nothing is live yet");
     assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+    let used = Output::of(world.client("du").args(["-sk"]).arg(world.root()));
+    let used: u64 = used.ok().split('\t').next().unwrap().parse().unwrap();
+    assert!(used < 64 * 1024, "the bomb takes {used} KiB of the disk");
     // The next push is as welcome as ever.
     repo.page("version one");
     repo.push().accepted();
@@ -57,6 +64,7 @@ fn trees_that_are_not_plain_files(world: &World) {
     push.says("vendor/lib").says("submodule");
     repo.git(&["reset", "--quiet", "--hard", &good]).ok();
     // A pointer of git-lfs instead of the file.
+    repo.write(".gitattributes", "*.mp4 filter=lfs diff=lfs merge=lfs -text\n");
     repo.write("video.mp4", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n");
     repo.commit("lfs");
     repo.push_as(&["--force", "HEAD:refs/heads/main"]).says("video.mp4").says("LFS");
@@ -113,4 +121,130 @@ fn a_build_cannot_leave_processes_behind(world: &World) {
         .collect();
     assert!(left.is_empty(), "{left:?}");
     world.serves("shop", "version one");
+}
+
+/// A build's output is bounded: it neither fills the disk nor the pusher's terminal, and does not stop the deployment.
+fn a_build_that_never_stops_talking(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.program(
+        ".larder/build",
+        "#!/bin/sh\nyes 'a line that says nothing' | head -c 60000000\nhead -c 3000000 /dev/zero | tr '\\0' x\necho\nprintf 'bell \\007 and \\033[2Jclear\\n'\n",
+    );
+    repo.page("version one");
+    let push = repo.push();
+    push.accepted();
+    assert!(!push.0.stderr.contains('\u{7}') && !push.0.stderr.contains("\u{1b}[2J"), "control characters reach the terminal");
+    let shown = push.0.stderr.len();
+    assert!(shown < 20_000_000, "{shown} bytes were shown");
+    let deployments = world.environment("shop").join("deployments");
+    for name in crate::harness::state::names(&deployments) {
+        let size = std::fs::metadata(deployments.join(&name).join("log")).unwrap().len();
+        assert!(size < 20_000_000, "the log has {size} bytes");
+    }
+    world.serves("shop", "version one");
+}
+
+fn names_that_look_like_options(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let one = repo.head();
+    let before = world.snapshot("shop");
+    // git's own porcelain would not make some of these; its plumbing does.
+    for name in ["refs/heads/--upload-pack=id", "refs/heads/-rf", "refs/heads/$(id)", "refs/heads/a;id", "refs/heads/`id`"] {
+        let push = repo.push_as(&[&format!("{one}:{name}")]);
+        assert_eq!(push.0.status, 1, "{name}: {}", push.0);
+        push.0.keeps_quiet_about("uid=");
+    }
+    for name in ["refs/tags/--help", "refs/tags/-d"] {
+        // A tag is only stored; it must stay a name.
+        repo.push_as(&[&format!("{one}:{name}")]).0.keeps_quiet_about("uid=").keeps_quiet_about("usage:");
+    }
+    for name in ["--help", "-d", "--upload-pack=id", "$(id)", "refs/heads/main", "HEAD", "main^{tree}", "@{-1}", ":/version"] {
+        let deploy = world.larder(&["deploy", "shop", &format!("--ref={name}")]);
+        assert!(matches!(deploy.status, 0 | 2 | 4), "{name}: {deploy}");
+        deploy.keeps_quiet_about("usage: git").keeps_quiet_about("uid=");
+    }
+    // A message and an author that want to be something else.
+    repo.git(&["-c", "user.name=$(id)\u{1b}[2J", "commit", "--allow-empty", "-m", "\u{1b}]0;title\u{7} --help `id`"]).ok();
+    let push = repo.push();
+    push.accepted();
+    assert!(!push.0.stderr.contains('\u{1b}'), "{}", push.0);
+    for words in [&["releases", "shop"][..], &["status"], &["project", "info", "shop"]] {
+        let said = world.larder(words);
+        assert!(!said.stdout.contains('\u{1b}') && !said.stdout.contains("uid="), "{said}");
+    }
+    assert!(before.files.len() <= world.snapshot("shop").files.len());
+    world.serves("shop", "version one");
+}
+
+fn a_great_number_of_refs(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let one = repo.head();
+    let updates: String = (0..3000).map(|number| format!("create refs/heads/topic/{number} {one}\n")).collect();
+    piped(repo.command().args(["update-ref", "--stdin"]), &updates);
+    let start = Instant::now();
+    let push = repo.push_as(&["refs/heads/topic/*:refs/heads/topic/*"]);
+    assert_eq!(push.0.status, 1, "{}", push.0.stderr.chars().take(2000).collect::<String>());
+    push.says("the push changes more than 2000 refs").says("smaller groups");
+    assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
+    // The server file's own limit, at its default.
+    let push = repo.push_as(&["refs/heads/topic/1*:refs/heads/topic/1*"]);
+    assert_eq!(push.0.status, 1);
+    push.says("this push changes 1111 refs, at most 100 are allowed");
+    assert_eq!(repo.ls_remote().len(), 2, "some of them were stored");
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+}
+
+/// Trees that git's own programs would not make, with names that lead elsewhere.
+fn paths_that_want_out(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let before = world.snapshot("shop");
+    let blob = raw(&repo, "blob", b"out\n");
+    let link = raw(&repo, "blob", b"/etc");
+    let file = tree_entry("100644", "passwd", &blob);
+    let inner = raw(&repo, "tree", &file);
+    let trees = [
+        tree_entry("100644", "../out", &blob),
+        tree_entry("100644", "/etc/out", &blob),
+        tree_entry("40000", "..", &inner),
+        tree_entry("40000", ".", &inner),
+        tree_entry("40000", ".git", &inner),
+        tree_entry("40000", ".GIT", &inner),
+        tree_entry("100644", "", &blob),
+        [tree_entry("120000", "etc", &link), tree_entry("40000", "etc", &inner)].concat(),
+        [tree_entry("100644", "twice", &blob), tree_entry("100644", "twice", &blob)].concat(),
+        tree_entry("100644", &"x".repeat(5000), &blob),
+    ];
+    for (number, tree) in trees.iter().enumerate() {
+        let tree = raw(&repo, "tree", tree);
+        let text = format!("tree {tree}\nauthor a <a@b> 1700000000 +0000\ncommitter a <a@b> 1700000000 +0000\n\nout\n");
+        let commit = raw(&repo, "commit", text.as_bytes());
+        let push = repo.push_as(&["--force", &format!("{commit}:refs/heads/main")]);
+        assert_eq!(push.0.status, 1, "tree {number}: {}", push.0);
+        assert_eq!(world.snapshot("shop"), before, "tree {number}");
+    }
+    for path in [world.environment("shop").join("project/out"), "/etc/out".into(), world.environment("shop").join("out")] {
+        assert!(!path.exists(), "{}", path.display());
+    }
+    world.serves("shop", "version one");
+}
+
+fn tree_entry(mode: &str, name: &str, id: &str) -> Vec<u8> {
+    let bytes = (0..20).map(|at| u8::from_str_radix(&id[at * 2..at * 2 + 2], 16).unwrap());
+    [format!("{mode} {name}\0").into_bytes(), bytes.collect()].concat()
+}
+
+/// Writes an object as it is, without any check.
+fn raw(repo: &Repo<'_>, kind: &str, bytes: &[u8]) -> String {
+    let file = repo.path().join(".git/raw");
+    std::fs::write(&file, bytes).unwrap();
+    repo.git(&["hash-object", "-t", kind, "--literally", "-w", ".git/raw"]).ok().trim().to_owned()
 }

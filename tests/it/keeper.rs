@@ -57,7 +57,7 @@ extern "C" fn as_keeper() {
     config.http_listen = vec!["127.0.0.1:0".parse().unwrap()];
     let without = env::var("LARDER_TEST_WITHOUT").unwrap();
     (config.namespaces, config.overlays) = (without != "namespaces", without != "overlays");
-    (config.build_memory, config.build_processes) = (BUILD_MEMORY, BUILD_PROCESSES);
+    (config.build_memory, config.build_processes) = (Some(BUILD_MEMORY), BUILD_PROCESSES);
     config.host_paths = env::var_os("LARDER_TEST_HOST_PATH").map(PathBuf::from).into_iter().collect();
     match keeper::run(config) {
         Ok(_) => std::process::exit(0),
@@ -168,7 +168,7 @@ impl World {
             environment: Some(ENV),
             release: Some(self.release),
             slot: Some(Slot::Blue),
-            limits: LimitClass::Application,
+            limits: LimitClass::Application { memory: None },
             supervision,
         }
     }
@@ -548,7 +548,7 @@ async fn a_build_stays_within_its_limits() {
         let run = async |line: &str| {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
             let stdio = Stdio { stdout: Some(write), ..Stdio::default() };
-            let launch = Launch { limits: LimitClass::Build, ..world.launch(Role::Task, Supervision::Once) };
+            let launch = Launch { limits: LimitClass::Build { memory: None }, ..world.launch(Role::Task, Supervision::Once) };
             let mut child = world.launcher.launch(launch, &job(line), stdio).await.unwrap();
             let text = read_all(read).await;
             (tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap(), text)

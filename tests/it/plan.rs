@@ -16,4 +16,12 @@ fn the_plan_of_a_cooking_environment(world: &World) {
     repo.push().accepted();
     assert_eq!(world.ssh("alice", &["plan", "shop"]).ok(), world.larder(&["plan", "shop"]).ok());
     assert_eq!(world.journals("shop").len(), 1);
+    // What was announced is what was done, in that order.
+    let journal = &world.journals("shop")[0];
+    let done: Vec<_> =
+        journal.iter().filter(|record| record["event"] == "succeeded").map(|record| record["step"].as_str().unwrap()).collect();
+    assert!(!done.is_empty(), "{journal:#?}");
+    assert_eq!(done, world.steps("shop"));
+    world.larder(&["plan", "shop", "--only", "deploy"]).says("deploy.switch").keeps_quiet_about("gather.source");
+    world.larder(&["plan", "nowhere"]).exits(4);
 }

@@ -2,8 +2,9 @@
 
 use std::thread;
 
-use crate::harness::{Repo, World, in_one_mode, until};
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, until};
 
+in_each_mode!(push_after_push_to_several_projects);
 in_one_mode!(two_pushes_at_once_to_one_project, ten_pushes_to_ten_projects, a_waiting_push_is_superseded);
 
 /// No two deployments of an environment overlap: each ends before the next one opens.
@@ -113,4 +114,31 @@ fn a_waiting_push_is_superseded(world: &World) {
     world.serves("shop", "version three");
     assert_eq!(third.live(), Some(third.head()));
     one_at_a_time(world, "shop");
+}
+
+/// Each push begins while the chores of the one before it are still being done.
+fn push_after_push_to_several_projects(world: &World) {
+    let rounds = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 60 } else { 6 };
+    let names: Vec<_> = (0..4).map(|number| format!("shop{number}")).collect();
+    for name in &names {
+        world.project(name);
+    }
+    thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(move || {
+                let repo = Repo::new(world, name);
+                for round in 1..=rounds {
+                    let page = format!("{name} in round {round}.");
+                    repo.page(&page);
+                    repo.push().accepted();
+                    world.serves(name, &page);
+                }
+            });
+        }
+    });
+    for name in &names {
+        world.is_consistent(name);
+        one_at_a_time(world, name);
+        until("the old releases have retired", || world.ports(name).len() == 1);
+    }
 }

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
-use crate::harness::{Repo, World, in_each_mode, in_one_mode, state::names, until};
+use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
 
 in_each_mode!(a_killed_server_leaves_the_application_alone);
 in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again);
@@ -36,10 +37,28 @@ fn events(steps: &[String]) -> Vec<String> {
     events.map(|event| format!("journal.{event}")).collect()
 }
 
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The server role alone; its keeper starts another.
+    Server,
+    /// Keeper and server, as when the machine is reset.
+    Both,
+}
+
 #[test]
 fn the_server_dies_at_every_event_of_a_journal() {
-    let shares: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..SHARES).map(|share| scope.spawn(move || dies_at_events(share))).collect();
+    at_every_event(Victim::Server);
+}
+
+#[test]
+fn keeper_and_server_die_at_every_event_of_a_journal() {
+    at_every_event(Victim::Both);
+}
+
+fn at_every_event(victim: Victim) {
+    let shares: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..SHARES).map(|share| scope.spawn(move || dies_at_events(share, victim))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     let mut all = BTreeSet::new();
@@ -50,76 +69,126 @@ fn the_server_dies_at_every_event_of_a_journal() {
     }
     assert!(all.len() > 80, "{all:?}");
     let missed: Vec<_> = all.difference(&died).collect();
-    // The last step cannot be undone after it succeeded: the deployment is live then.
-    assert!(missed.is_empty(), "the server never died at {missed:?}");
+    assert!(missed.is_empty(), "nobody died at {missed:?}");
 }
 
-/// Takes every [`SHARES`]th event. Returns those events, and all at which the server died.
-fn dies_at_events(share: usize) -> (Vec<String>, Vec<String>) {
+/// A world in which the server dies once at each of some events.
+struct Deadly<'w> {
+    world: &'w World,
+    repo: Repo<'w>,
+    marks: PathBuf,
+    points: String,
+    victim: Victim,
+    version: u32,
+}
+
+/// Takes every [`SHARES`]th event. Returns those events, and all at which somebody died.
+fn dies_at_events(share: usize, victim: Victim) -> (Vec<String>, Vec<String>) {
     let Some(world) = (if share.is_multiple_of(2) { World::any() } else { World::rootless() }) else { return Default::default() };
     world.project("shop");
     let repo = Repo::site(&world, "shop", "version 1");
     repo.push().accepted();
     let marks = marks(&world);
+    if victim == Victim::Both {
+        fs::write(marks.join("stop"), "").unwrap();
+    }
     let steps = world.steps("shop");
     let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
-    // A death before the switch sends every share the whole way back, one at the end lets it be finished.
+    // A death before the switch sends every share the whole way back, one after it lets the deployment be finished.
     let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
-    let mut points = dying(&[&events[..], &turns].concat());
-    world.restart(&[("FAILPOINTS", &points.join(";"))]);
-    let mut version = 1;
+    let points = dying(&[&events[..], &turns].concat());
+    let mut deadly = Deadly { world: &world, repo, marks: marks.clone(), points: points.join(";"), victim, version: 1 };
+    world.restart(&[("FAILPOINTS", &deadly.points)]);
     loop {
-        let before = names(&marks).len();
-        version += 1;
-        survives(&world, &repo, version, &marks);
-        if names(&marks).len() == before {
+        let before = deadly.deaths();
+        deadly.survives();
+        if deadly.deaths() == before {
             break;
         }
     }
     // The way back from the very last step: also what was done after the switch is undone.
     let last = steps.last().unwrap();
-    points.push(format!("step.{last}=1*return"));
-    points.extend(dying(&[format!("journal.failed.{last}")]));
-    world.restart(&[("FAILPOINTS", &points.join(";"))]);
-    survives(&world, &repo, version + 1, &marks);
+    let failing = [format!("step.{last}=1*return"), dying(&[format!("journal.failed.{last}")]).concat()].join(";");
+    deadly.points = format!("{};{failing}", deadly.points);
+    world.restart(&[("FAILPOINTS", &deadly.points)]);
+    deadly.survives();
     let marks = names(&marks);
     world.end();
     (events, marks)
 }
 
-/// Pushes a version, whatever happens to the server meanwhile, until it is live.
-fn survives(world: &World, repo: &Repo<'_>, version: u32, marks: &Path) {
-    let application = world.application("shop");
-    let (old, new) = (format!("version {}\n", version - 1), format!("version {version}\n"));
-    let commit = repo.page(new.trim_end());
-    let deaths = || names(marks).len();
-    for _ in 0..50 {
-        let (before, ready) = (deaths(), world.with(|server| server.ready()));
-        let push = repo.push();
-        if deaths() > before {
-            // Every death but the last is followed by another: as many servers get ready as died, less those that died while they
-            // recovered, before they were.
-            until("a server is ready again and stays", || {
-                let died = deaths();
-                world.with(|server| server.ready()) > ready && world.larder(&["status"]).status == 0 && deaths() == died
-            });
-        } else if push.0.status != 0 {
-            push.rejected_with("told to fail");
-        }
-        world.is_consistent("shop");
-        let live = repo.live().unwrap();
-        let page = world.get("shop", "/");
-        assert_eq!(page.status, 200, "{page:?} after {}", push.0);
-        if live == commit {
-            page.holds(&new);
-            return;
-        }
-        page.holds(&old);
-        assert_eq!(world.application("shop"), application, "the application was restarted: {}", push.0);
-        assert_ne!(push.0.status, 0, "the push was accepted and is not live: {}", push.0);
+impl Deadly<'_> {
+    fn deaths(&self) -> usize {
+        names(&self.marks).len()
     }
-    panic!("version {version} never went live");
+
+    /// Pushes the next version, whatever happens to the server meanwhile, until it is live.
+    fn survives(&mut self) {
+        let (old, new) = (format!("version {}\n", self.version), format!("version {}\n", self.version + 1));
+        self.version += 1;
+        let (world, repo) = (self.world, &self.repo);
+        let commit = repo.page(new.trim_end());
+        let application = world.application("shop");
+        for _ in 0..50 {
+            let before = self.deaths();
+            let push = match self.victim {
+                Victim::Server => self.push_to_a_dying_server(),
+                Victim::Both => self.push_to_both_dying(),
+            };
+            if self.deaths() == before && push.0.status != 0 {
+                push.rejected_with("told to fail");
+            }
+            world.is_consistent("shop");
+            let live = repo.live().unwrap();
+            let page = world.get("shop", "/");
+            assert_eq!(page.status, 200, "{page:?} after {}", push.0);
+            if live == commit {
+                page.holds(&new);
+                return;
+            }
+            page.holds(&old);
+            if self.victim == Victim::Server {
+                assert_eq!(world.application("shop"), application, "the application was restarted: {}", push.0);
+            }
+            assert_ne!(push.0.status, 0, "the push was accepted and is not live: {}", push.0);
+        }
+        panic!("version {} never went live", self.version);
+    }
+
+    fn push_to_a_dying_server(&self) -> Push {
+        let (before, ready) = (self.deaths(), self.world.with(|server| server.ready()));
+        let push = self.repo.push();
+        if self.deaths() > before {
+            until("a server is ready again and stays", || {
+                let died = self.deaths();
+                let ready = self.world.with(|server| server.ready()) > ready;
+                ready && self.world.larder(&["status"]).status == 0 && self.deaths() == died
+            });
+        }
+        push
+    }
+
+    /// Kills both whenever the server has stopped at an event, also while it recovers from the last time.
+    fn push_to_both_dying(&self) -> Push {
+        let mut seen = self.deaths();
+        thread::scope(|scope| {
+            let push = scope.spawn(|| self.repo.push());
+            while !push.is_finished() || self.deaths() > seen {
+                if self.deaths() > seen {
+                    self.world.kill9_all();
+                    loop {
+                        seen = self.deaths();
+                        if self.world.start_unless(&[("FAILPOINTS", &self.points)], &|| self.deaths() > seen) {
+                            break;
+                        }
+                    }
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            push.join().unwrap()
+        })
+    }
 }
 
 fn a_killed_server_leaves_the_application_alone(world: &World) {
@@ -151,9 +220,9 @@ fn a_killed_keeper_and_server_come_back(world: &World) {
     for delay in instants(if thorough() { 25 } else { 3 }) {
         version += 1;
         let commit = repo.page(&format!("version {version}"));
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let push = scope.spawn(|| repo.push());
-            std::thread::sleep(delay);
+            thread::sleep(delay);
             world.kill9_all();
             let _ = push.join().unwrap();
         });
@@ -177,9 +246,9 @@ fn the_server_dies_at_random_instants() {
         version += 1;
         let commit = repo.page(&format!("version {version}"));
         let application = world.application("shop");
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let push = scope.spawn(|| repo.push());
-            std::thread::sleep(delay);
+            thread::sleep(delay);
             world.kill9_server();
             let _ = push.join().unwrap();
         });

@@ -1,10 +1,23 @@
 //! What runs: processes, their logs, their data, and the front door before them.
 
-use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, until};
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::Stdio,
+    time::Duration,
+};
+
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, until};
 
 in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
 in_one_mode!(
     processes_are_scaled_and_restarted,
+    each_instance_gets_its_share,
+    commands_run_in_the_live_release,
+    a_release_command_is_seen_and_decides,
+    phase_scripts_hand_variables_on,
+    answers_are_passed_on_as_they_come,
+    connections_can_be_upgraded,
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
     hosts_that_lead_nowhere
@@ -104,6 +117,206 @@ fn processes_are_scaled_and_restarted(world: &World) {
     world.larder(&["ps", "shop", "--scale", "web=1", "--scale", "clock=0"]).exits(0);
     assert_eq!(processes(), ["web.1"]);
     world.serves("shop", "version two");
+}
+
+fn each_instance_gets_its_share(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    let serve =
+        "mkdir -p pages/$PORT && echo this is $PORT > pages/$PORT/index.html && exec larder static-server --root pages/$PORT\n";
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", serve);
+    repo.commit("one page for each instance");
+    repo.push().accepted();
+    world.larder(&["ps", "shop", "--scale", "web=2"]).exits(0);
+    let ports = world.ports("shop");
+    assert_eq!(ports.len(), 2, "{ports:?}");
+    for port in ports {
+        until("each instance answers", || world.get("shop", "/").body.contains(&format!("this is {port}")));
+    }
+    world.larder(&["ps", "shop"]).says("web.1").says("web.2");
+}
+
+fn commands_run_in_the_live_release(world: &World) {
+    world.project("shop");
+    world.larder(&["run", "shop", "--", "true"]).exits(4).says("nothing is live");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "env:\n  COLOUR: blue\n").write("words.sh", "for word; do echo \"<$word>\"; done\nexit 42\n");
+    repo.page("version one");
+    repo.push().accepted();
+    // Arguments arrive as they are, whatever a shell would make of them.
+    let words = ["two  words", "$HOME", "'quoted'", "--help", "a\"b", "*", ""];
+    let run = world.larder(&[&["run", "shop", "--", "sh", "words.sh"][..], &words].concat());
+    let expected: String = words.iter().map(|word| format!("<{word}>\n")).collect();
+    assert_eq!((run.status, run.stdout.as_str()), (42, expected.as_str()), "{run}");
+    world.ssh("alice", &["run", "shop", "--", "sh", "words.sh", "'over  ssh'"]).exits(42).says("<over  ssh>");
+    world.larder(&["run", "shop", "sh", "-c", "echo $COLOUR; echo wrong >&2; kill -9 $$"]).exits(137).says("blue").says("wrong");
+    world.larder(&["run", "shop", "--", "no-such-program"]).exits(127).says("no-such-program");
+    // It reads what it is given.
+    let mut run = world.larder_command();
+    let mut run = run.args(["run", "shop", "--", "sha256sum"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = run.stdin.take().unwrap();
+    stdin.write_all(&vec![b'x'; 1_000_000]).unwrap();
+    drop(stdin);
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let digest = String::from_utf8(output.stdout).unwrap();
+    // As `head -c 1000000 /dev/zero | tr '\0' x | sha256sum` says.
+    assert!(digest.starts_with(&sha256_of_a_million_x(world)), "{digest}");
+}
+
+fn sha256_of_a_million_x(world: &World) -> String {
+    let file = world.directory().join("million");
+    std::fs::write(&file, vec![b'x'; 1_000_000]).unwrap();
+    let sum = Output::of(world.client("sha256sum").arg(&file));
+    sum.ok().split(' ').next().unwrap().to_owned()
+}
+
+fn a_release_command_is_seen_and_decides(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "data: [db]\n");
+    repo.write("Procfile", "web: exec larder static-server --root .\nrelease: sh migrate.sh\n");
+    repo.write("migrate.sh", "echo migrating to one; echo one > db/schema\n");
+    repo.page("version one");
+    repo.push().accepted().says("migrating to one");
+    world.get("shop", "/db/schema").holds("one");
+    let before = world.snapshot("shop");
+    repo.write("migrate.sh", "echo migrating to two; echo it does not fit >&2; exit 3\n");
+    repo.page("version two");
+    let push = repo.push();
+    push.says("migrating to two").says("it does not fit").rejected_with("deploy: ").rejected_with("v1 still live");
+    assert_eq!(world.snapshot("shop"), before);
+    world.serves("shop", "version one");
+}
+
+fn phase_scripts_hand_variables_on(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let phases = ["gather", "pre_install", "configure", "build", "post_build", "bundle", "deploy", "post_deploy", "post_install"];
+    for phase in phases {
+        // Each adds its name to what the one before has left, and keeps what it found.
+        let script = format!(
+            "#!/bin/sh\nset -e\nseen=$(sed -n 's/.*\"seen\": *\"\\([^\"]*\\)\".*/\\1/p' \"$LARDER_VARIABLES\")\n\
+             echo \"{phase} sees <$seen>\"\nprintf '{{\"seen\": \"%s {phase}\"}}' \"$seen\" > \"$LARDER_VARIABLES\"\n"
+        );
+        repo.program(&format!(".larder/{phase}"), &script);
+    }
+    repo.commit("scripts");
+    let push = repo.push();
+    push.accepted();
+    let mut before = String::new();
+    for phase in phases {
+        push.says(&format!("{phase} sees <{before}>"));
+        before = format!("{before} {phase}");
+    }
+    // Nonsense is refused where it is written.
+    repo.program(".larder/configure", "#!/bin/sh\necho nonsense > \"$LARDER_VARIABLES\"\n");
+    repo.commit("nonsense");
+    repo.push().rejected_with("configure: .larder/configure left ").rejected_with("v1 still live");
+    repo.program(".larder/configure", "#!/bin/sh\nexit 5\n");
+    repo.commit("failure");
+    repo.push().rejected_with("configure: .larder/configure").rejected_with("5");
+    // A script that cannot run is no script, and the pusher is told.
+    repo.write(".larder/configure", "#!/bin/sh\nexit 6\n");
+    std::fs::set_permissions(repo.path().join(".larder/configure"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    repo.commit("no program");
+    repo.push().accepted().says("git update-index --chmod=+x .larder/configure");
+}
+
+/// An application that sends a piece, and the next one only when the visitor has seen it; and that speaks another protocol
+/// after an upgrade.
+const PYTHON: &str = r#"
+import http.server, os, threading
+seen = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        if self.headers.get("Upgrade"):
+            self.send_response(101)
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Upgrade", "shout")
+            self.end_headers()
+            for line in self.rfile:
+                self.wfile.write(line.upper())
+                self.wfile.flush()
+            self.close_connection = True
+        elif self.path == "/seen":
+            seen.set()
+            self.answer(b"noted")
+        elif self.path == "/stream":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.chunk(b"first\n")
+            seen.wait(20)
+            self.chunk(b"second\n")
+            self.chunk(b"")
+        else:
+            self.answer(b"here")
+    def chunk(self, data):
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+    def answer(self, data):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+fn python_application(world: &World) -> bool {
+    if installed("python3").is_none() {
+        return false;
+    }
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec python3 server.py\n").write("server.py", PYTHON);
+    // No dependency, so nothing has to be fetched.
+    repo.write("larder.yml", "buildpack: procfile\n");
+    repo.commit("streams");
+    repo.push().accepted();
+    true
+}
+
+fn connection(world: &World, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", world.http_port())).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    stream
+}
+
+fn answers_are_passed_on_as_they_come(world: &World) {
+    if !python_application(world) {
+        return;
+    }
+    let stream = connection(world, "GET /stream HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n\r\n");
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "first"), "the first piece was held back");
+    world.get("shop", "/seen").holds("noted");
+    assert!(lines.any(|line| line == "second"));
+}
+
+fn connections_can_be_upgraded(world: &World) {
+    if !python_application(world) {
+        return;
+    }
+    let mut stream = connection(world, "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n");
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    for word in ["hello", "again"] {
+        stream.write_all(format!("{word}\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word.to_uppercase());
+    }
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
 }
 
 fn logs_can_be_read_and_followed(world: &World) {

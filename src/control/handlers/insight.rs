@@ -45,9 +45,12 @@ fn of(control: &Control, environment: &Environment) -> EnvironmentStatus {
             let queue = if waiting.is_some() { ", another waits" } else { "" };
             ("deploying", Some(format!("{}{queue}", ticket.request.commit.short())))
         }
-        (None, None, Some(_)) => {
+        (None, None, Some(live)) => {
+            let instances = pipeline.services().runtime.instances(environment.id, Some(live.slot));
+            let ends = instances.iter().find(|instance| instance.exits.borrow().count > 0);
+            let ends = ends.map(|instance| format!("{} ended {} times", instance.label.name(), instance.exits.borrow().count));
             let failed = history.deployments.last().filter(|last| !last.went_live());
-            ("live", failed.map(|last| format!("the last deployment, of {}, failed", last.commit.short())))
+            ("live", ends.or(failed.map(|last| format!("the last deployment, of {}, failed", last.commit.short()))))
         }
         (None, None, None) => ("empty", None),
     };

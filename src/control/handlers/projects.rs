@@ -41,7 +41,7 @@ pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply
         .await?;
     match prepare(control, &project).await {
         Ok(()) => {
-            let url = urls(control, &project).into_iter().flatten().next().unwrap_or_default();
+            let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
             Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url })
         }
         Err(error) => {

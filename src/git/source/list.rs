@@ -21,7 +21,8 @@ pub fn read(place: &Path) -> Option<SourceList> {
     let list: SourceList = postcard::from_bytes(&fs::read(&path).ok()?).ok()?;
     let sorted = list.entries.iter().zip(list.entries.iter().skip(1)).all(|(one, next)| one.path < next.path);
     let sound = |path: &str| path.split('/').all(|name| !matches!(name, "" | "." | ".."));
-    let known = list.format == SourceList::FORMAT && sorted && list.entries.iter().all(|entry| sound(&entry.path));
+    let lasting = list.boot.is_empty() || list.boot == boot();
+    let known = list.format == SourceList::FORMAT && lasting && sorted && list.entries.iter().all(|entry| sound(&entry.path));
     known.then_some(list)
 }
 
@@ -36,13 +37,21 @@ pub fn remove(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings tree and list to the disk, then gives the list its name. One sync for all: if the last rename is lost in a power cut,
-/// there is no list, and the next export starts from scratch.
+/// The boot of the machine; empty where the system does not say.
+pub fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Writes the list and gives it its name. A push does not wait for the disk here: whatever a power cut leaves of tree and list,
+/// it belongs to an earlier boot, and the next export starts from scratch.
 pub fn write(place: &Path, list: &SourceList) -> io::Result<()> {
     let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
     let draft = place.join(DRAFT);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&draft)?;
     file.write_all(&bytes)?;
-    rustix::fs::syncfs(&file)?;
+    if list.boot.is_empty() {
+        rustix::fs::syncfs(&file)?;
+    }
     fs::rename(draft, place.join(LIST))
 }

@@ -94,7 +94,7 @@ fn export(
         // Somebody has been in the tree, or it was never what the list said.
         Some(Err(_)) | None => apply::apply(repository, place, None, plan).map_err(failed(doing()))?,
     };
-    let list = SourceList { format: SourceList::FORMAT, commit: job.commit.clone(), entries };
+    let list = SourceList { format: SourceList::FORMAT, boot: list::boot(), commit: job.commit.clone(), entries };
     list::write(place, &list).map_err(failed(doing()))?;
     Ok(changed)
 }

@@ -10,6 +10,7 @@ use std::{
 use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
 
 mod confined;
+pub mod durable;
 
 pub use confined::{Confined, Cursor};
 
@@ -59,6 +60,17 @@ impl FileError {
 
 /// Replaces `path` by a file with these bytes and mode: afterwards there is the old file or the new one, whole, whatever happens.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    place(path, bytes, mode, File::sync_all)?;
+    sync_dir(parent(path))
+}
+
+/// The same without waiting for the disk: the name is durable once its directory is [committed](durable::commit), and no name
+/// ever stands for half a file.
+pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    place(path, bytes, mode, durable::write_out)
+}
+
+fn place(path: &Path, bytes: &[u8], mode: u32, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
     let directory = parent(path);
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
@@ -67,9 +79,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     temporary.write_all(bytes).map_err(|e| FileError::io("write", path, e))?;
     let permissions = std::fs::Permissions::from_mode(mode);
     temporary.as_file().set_permissions(permissions).map_err(|e| FileError::io("set the mode of", path, e))?;
-    temporary.as_file().sync_all().map_err(|e| FileError::io("sync", path, e))?;
+    sync(temporary.as_file()).map_err(|e| FileError::io("sync", path, e))?;
     temporary.persist(path).map_err(|e| FileError::io("replace", path, e.error))?;
-    sync_dir(directory)
+    Ok(())
 }
 
 /// Makes the names in a directory durable.
@@ -79,13 +91,17 @@ pub fn sync_dir(path: &Path) -> Result<(), FileError> {
 
 /// Makes `link` a symbolic link to `target`, in one step, replacing a link or file of that name; durable afterwards.
 pub fn replace_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
-    let directory = parent(link);
+    place_symlink(link, target)?;
+    sync_dir(parent(link))
+}
+
+/// The same without waiting for the disk: durable once its directory is synced.
+pub fn place_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     let made = tempfile::Builder::new()
         .prefix(".new-")
-        .make_in(directory, |name| std::os::unix::fs::symlink(target, name))
+        .make_in(parent(link), |name| std::os::unix::fs::symlink(target, name))
         .map_err(|e| FileError::io("create a link beside", link, e))?;
-    made.into_temp_path().persist(link).map_err(|e| FileError::io("replace the link", link, e.error))?;
-    sync_dir(directory)
+    made.into_temp_path().persist(link).map_err(|e| FileError::io("replace the link", link, e.error))
 }
 
 /// Exchanges two paths of one file system in one step; durable afterwards.

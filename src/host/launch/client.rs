@@ -176,6 +176,11 @@ impl Launcher {
         self.done("empty an area", &Request::Fresh { environment, area, release, slot }).await
     }
 
+    /// Says that orders to start processes will come soon, so that they take less time. Nobody waits for this.
+    pub fn soon(&self) {
+        self.tell(&Request::Soon);
+    }
+
     /// What is in force on this machine.
     pub async fn standing(&self) -> Result<Standing, LaunchError> {
         let doing = "say what is in force";

@@ -99,6 +99,8 @@ pub enum Request {
     },
     /// What is in force on this machine.
     Standing,
+    /// Orders to start processes will come soon: time to get ready for them.
+    Soon,
 }
 
 /// What the keeper answers or reports.

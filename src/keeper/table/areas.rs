@@ -1,6 +1,10 @@
 //! Directories that come and go while processes use them: made, emptied, put aside, deleted in the background.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    time::{Duration, Instant},
+};
 
 use super::{
     super::{
@@ -29,6 +33,7 @@ impl Table {
 
     /// Puts an area aside and makes a new one.
     pub fn fresh(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
+        self.ordered = Instant::now();
         let (path, user) = area_path(&self.registry, env, area, release, slot)?;
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,

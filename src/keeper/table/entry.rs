@@ -146,7 +146,7 @@ impl Entry {
             environment: Some(aside.env),
             release: None,
             slot: None,
-            limits: LimitClass::Build,
+            limits: LimitClass::Build { memory: None },
             supervision: Supervision::Once,
         };
         Some(Entry { sweep: Some((aside, heirs)), ..Entry::new(launch, assignment, nothing) })

@@ -19,8 +19,9 @@ use rustix::fs::{Mode, OFlags, open};
 use super::{
     Config,
     assignment::Assignment,
-    cgroup::Hierarchy,
+    cgroup::{Hierarchy, Limits},
     layers::Layers,
+    pace::Pace,
     place::{Aside, Places},
     registry::Registry,
     sandbox::Base,
@@ -28,13 +29,17 @@ use super::{
     users::Users,
 };
 use crate::{
-    host::launch::{Event, Standing, wire::Given},
-    model::{Exit, Launch, ProcessId, StopSignal},
+    host::launch::{Cgroups, Event, Standing, wire::Given},
+    model::{Exit, Launch, LimitClass, ProcessId, StopSignal},
 };
 use entry::Entry;
 
 /// Processes at a time.
 const MOST_PROCESSES: usize = 4096;
+/// What was put aside is deleted when nothing was ordered for so long, because it would slow down whoever waits for an order.
+const QUIET: Duration = Duration::from_millis(400);
+/// Unless so much waits.
+const MOST_ASIDE: usize = 64;
 
 /// What happened, for the server.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub struct Table {
     registry: Registry,
     layers: Layers,
     base: Result<Base, String>,
+    /// Before the groups, because it is in one.
+    pace: Pace,
     groups: Hierarchy,
     program: Option<File>,
     /// `/dev/null`.
@@ -63,6 +70,8 @@ pub struct Table {
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
     sweeps: VecDeque<Aside>,
+    /// When the last order came.
+    ordered: Instant,
     news: VecDeque<News>,
 }
 
@@ -71,9 +80,13 @@ impl Table {
     pub fn new(config: Config, users: Users, places: Places, base: Result<Base, String>) -> io::Result<Table> {
         let registry = Registry::open(&config.root.join("keeper"))?;
         let sweeps = places.all_aside()?.into();
+        let mut groups = Hierarchy::find(&config.root);
+        let limits = Limits::of(LimitClass::Service, &config);
+        let own = (groups.kind() != Cgroups::None).then(|| groups.group("pace", &limits));
         Ok(Table {
             layers: Layers::new(&config, users, &places, &base),
-            groups: Hierarchy::find(&config.root),
+            pace: Pace::start(own),
+            groups,
             users,
             places,
             registry,
@@ -83,6 +96,7 @@ impl Table {
             entries: BTreeMap::new(),
             last: 0,
             sweeps,
+            ordered: Instant::now(),
             news: VecDeque::new(),
             config,
         })
@@ -109,8 +123,15 @@ impl Table {
         self.news.pop_front()
     }
 
+    /// Orders to start processes will come soon.
+    pub fn soon(&mut self) {
+        self.pace.tell();
+    }
+
     /// Starts a process; the answer comes as [`News`].
     pub fn launch(&mut self, seq: u64, launch: Launch, given: Given, descriptors: Vec<OwnedFd>) {
+        self.pace.tell();
+        self.ordered = Instant::now();
         let started = if self.entries.len() >= MOST_PROCESSES {
             Err(format!("there are {MOST_PROCESSES} processes already"))
         } else {
@@ -196,7 +217,15 @@ impl Table {
 
     /// The next moment at which [`Table::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.entries.values().flat_map(|entry| [entry.again, entry.stopping.filter(|_| entry.live.is_some())]).flatten().min()
+        let others = self.entries.values().flat_map(|entry| [entry.again, entry.stopping.filter(|_| entry.live.is_some())]);
+        others.chain([self.sweep_due()]).flatten().min()
+    }
+
+    /// When the next deletion may begin; one at a time, and not before there is a program for it.
+    fn sweep_due(&self) -> Option<Instant> {
+        let idle = self.program.is_some() && self.entries.values().all(|entry| entry.sweep.is_none());
+        let waits = idle && !self.sweeps.is_empty();
+        waits.then(|| if self.sweeps.len() < MOST_ASIDE { self.ordered + QUIET } else { self.ordered })
     }
 
     /// Starts and kills what is due.
@@ -224,8 +253,7 @@ impl Table {
                 entry.stopping = Some(now + Duration::from_secs(1));
             }
         }
-        if self.program.is_some()
-            && self.entries.values().all(|entry| entry.sweep.is_none())
+        if self.sweep_due().is_some_and(|at| at <= now)
             && let Some(aside) = self.sweeps.pop_front()
         {
             let heirs = super::heirs(aside.env, &self.users).into();

@@ -60,7 +60,7 @@ impl Table {
             });
         }
         let limits = Limits::of(launch.limits, &self.config);
-        let group = self.groups.group(id.0, &limits);
+        let group = self.groups.group(&id.0.to_string(), &limits);
         let program = self.program.as_ref().ok_or("no server has been started yet")?;
         // A fresh opening: the last reader's position must not matter.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
@@ -75,7 +75,7 @@ impl Table {
                 .into();
         descriptors.extend(entry.extra.iter().map(AsRawFd::as_raw_fd));
         // Runtimes reserve far more than they use, so applications are better off without the coarse limit.
-        let coarse = launch.limits != LimitClass::Application && !group.limits_memory();
+        let coarse = !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory();
         // Some users' processes are of many projects, and counted together.
         let sharing = if !self.users.system() || assignment.user == User::Git { 8 } else { 1 };
         let plan = Plan {

@@ -66,7 +66,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
     let configuration = super::deploy::processes::configured(deployment).into_iter().chain(build).collect();
     BuildJob {
         steps: vec![BuildStep::Detect, BuildStep::Compile, BuildStep::Release],
-        buildpacks: settings.buildpacks.into_iter().map(reference).collect(),
+        buildpacks: settings.buildpacks.clone().into_iter().map(reference).collect(),
         configuration,
         environment: vec![
             (String::from("LARDER_PROJECT"), order.environment.project.to_string()),
@@ -76,6 +76,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
             (String::from("REQUEST_ID"), order.id.to_string()),
         ],
         variables: Value::Object(deployment.facts.variables.clone()).to_string(),
+        memory: settings.build.memory.map(|memory| memory.bytes()),
         local_git: false,
     }
 }
@@ -83,6 +84,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
 fn reference(named: config::BuildpackRef) -> BuildpackRef {
     match named {
         config::BuildpackRef::Named(name) => BuildpackRef::Named(name),
+        config::BuildpackRef::Directory(path) => BuildpackRef::Directory(path.to_string()),
         config::BuildpackRef::Git { url, commit } => BuildpackRef::Git { url, reference: Some(commit.to_string()) },
     }
 }

@@ -21,18 +21,26 @@ pub use verbs::Verb;
 /// Push-to-deploy: staging cooks, the larder keeps, production serves.
 ///
 /// larder is a git server that builds what is pushed, keeps the result as a release, runs it, and says no when the new code does
-/// not serve. Try `larder quickstart`.
+/// not serve. Try `larder quickstart`. The same words work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git remote
+/// (`larder -r prod status`).
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
 pub struct Cli {
     /// The server's directory.
-    #[arg(long, global = true, env = "LARDER_ROOT", value_name = "DIR", help = "The server's directory [default: /srv/larder]")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "LARDER_ROOT",
+        value_name = "DIR",
+        help = "The server's directory [default: /srv/larder]"
+    )]
     pub root: Option<PathBuf>,
     /// Ask the server behind this git remote, over ssh
-    #[arg(long, short = 'r', global = true, value_name = "REMOTE")]
+    #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "REMOTE")]
     pub remote: Option<String>,
     /// Print JSON instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
     /// What to do
     #[command(subcommand)]
@@ -122,8 +130,11 @@ fn colons(words: &[String]) -> Vec<String> {
 }
 
 /// Completions for `shell`.
-pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
-    clap_complete::generate(shell, &mut Cli::command(), "larder", out);
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    // The generator panics where it cannot write; a reader that has seen enough is no reason to.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
+    out.write_all(&text)
 }
 
 /// The manual page.

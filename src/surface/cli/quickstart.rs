@@ -15,7 +15,7 @@ use crate::control::{CommandError, Kind};
 /// Serve an example project in a directory of its own, pushed through real ssh and git.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nCtrl-C stops it; the directory stays, and can be deleted."
+    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nWithout --root it takes a directory in /var/tmp. Ctrl-C stops it; the directory stays, and can be deleted."
 )]
 pub struct Args {
     /// Set the example up in a server that was just started
@@ -118,7 +118,9 @@ fn guide(root: &Path) -> Result<(), CommandError> {
         guide.run(Command::new("git").arg("-C").arg(&site).args(arguments))?;
     }
     say(&format!("\n$ cd {}\n$ git push prod main", site.display()));
-    let pushed = Command::new("git").arg("-C").arg(&site).args(["push", "prod", "main"]).status();
+    // A command of the caller's own would come before the one that is configured above, and has another key.
+    let mut push = Command::new("git");
+    let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
         return Err(CommandError::new(Kind::Deployment, "the example could not be pushed"));
     }

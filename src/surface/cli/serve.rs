@@ -7,7 +7,7 @@ use clap::builder::TypedValueParser as _;
 /// Where to listen; what is not given here is taken from the server file.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(
-    after_help = "When the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root every environment gets users of its own; otherwise everything runs as you, and projects are not isolated."
+    after_help = "What is not said here is taken from DIR/larder.yml, if it is there.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root every environment gets users of its own; otherwise everything runs as you, and projects are not isolated."
 )]
 pub struct Args {
     /// Where pushes arrive; port 0 picks a free one

@@ -83,7 +83,7 @@ pub struct ExecCall {
 
 /// What this room asks of the rest of larder.
 pub trait Desk: Send + Sync + 'static {
-    /// Whose key this is, if anyone's. Called for keys that are only offered too, so it must have no effect, and it must not
+    /// Whose key this is, if anyone's. Called for keys that are only offered too, so it must change nothing, and it must not
     /// wait: it runs on the connection's task. Asked again before each request, so that a key that was taken away stops working at once.
     fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<Identity>;
 

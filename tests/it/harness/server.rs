@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -64,6 +64,11 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 impl Server {
     /// Starts it and waits for its ready line.
     pub fn start(setup: &Setup) -> Server {
+        Server::start_unless(setup, &|| false).unwrap()
+    }
+
+    /// Starts it and waits for its ready line; kills keeper and server role if `abort` comes true before.
+    pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
         let mut command = setup.command();
         command.arg("serve").arg("--root").arg(&setup.root).args(["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
@@ -71,31 +76,37 @@ impl Server {
         let mut keeper = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();
         let stdout = BufReader::new(keeper.stdout.take().unwrap());
+        let ready = Arc::new(AtomicUsize::new(0));
+        let counted = ready.clone();
         // Read to its end, so that the server never waits for a reader.
-        let times = Arc::new(AtomicUsize::new(0));
-        let counted = times.clone();
         std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                counted.fetch_add(usize::from(line.starts_with("ready ")), Ordering::SeqCst);
+            for line in stdout.lines().map_while(Result::ok).filter(|line| line.starts_with("ready ")) {
+                counted.fetch_add(1, Ordering::SeqCst);
                 let _ = send.send(line);
             }
         });
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server { keeper, directory: setup.directory.clone(), ready, ssh: nowhere, http: nowhere };
+        let start = Instant::now();
         let line = loop {
-            match lines.recv_timeout(START) {
-                Ok(line) if line.starts_with("ready ") => break line,
-                Ok(_) => {}
+            match lines.recv_timeout(Duration::from_millis(20)) {
+                Ok(line) => break line,
+                Err(_) if abort() => {
+                    server.kill9_all();
+                    return None;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) if start.elapsed() < START => {}
                 Err(error) => {
-                    let _ = keeper.kill();
-                    let status = keeper.wait();
-                    panic!("the server did not get ready ({error}; {status:?}):\n{}", log_tail(&setup.directory));
+                    server.kill();
+                    panic!("the server did not get ready ({error}):\n{}", log_tail(&setup.directory));
                 }
             }
         };
-        let [ssh, http] = ["ssh=", "http="].map(|key| {
+        [server.ssh, server.http] = ["ssh=", "http="].map(|key| {
             let word = line.split_whitespace().find_map(|word| word.strip_prefix(key));
             word.unwrap_or_else(|| panic!("no {key} in {line:?}")).parse().unwrap_or_else(|_| panic!("no address in {line:?}"))
         });
-        Server { keeper, directory: setup.directory.clone(), ready: times, ssh, http }
+        Some(server)
     }
 
     /// The keeper's process.

@@ -77,7 +77,12 @@ impl World {
             let text = fs::read_to_string(directory.join(name).join("journal.jsonl")).unwrap_or_default();
             text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
-        journals.collect()
+        let mut journals: Vec<Vec<Value>> = journals.collect();
+        // The names tell seconds only.
+        let began =
+            |journal: &Vec<Value>| journal.first().and_then(|record| record["at"].as_str()?.parse::<jiff::Timestamp>().ok());
+        journals.sort_by_key(|journal| (began(journal).is_none(), began(journal)));
+        journals
     }
 
     /// How each deployment to production ended, oldest first; nothing for one that has not.
@@ -113,17 +118,17 @@ impl World {
         let commit = manifest["commit"].as_str().unwrap();
         let branch = format!("refs/heads/main {commit}");
         assert!(self.refs(project).contains(&branch), "{branch} is not in {:?}", self.refs(project));
-        let trees: Vec<_> = names(&top.join("deploy")).into_iter().filter(|name| name != "current").collect();
-        let archives: Vec<_> = names(&top.join("releases"))
-            .into_iter()
-            .filter_map(|name| name.strip_suffix(".tar.zst").map(str::to_owned))
-            .collect();
-        assert_eq!(trees, archives, "trees and archives differ");
-        let manifests: Vec<_> = names(&top.join("releases"))
-            .into_iter()
-            .filter_map(|name| name.strip_suffix(".manifest.json").map(str::to_owned))
-            .collect();
-        assert_eq!(trees, manifests, "trees and manifests differ");
+        let all = |directory: &str, ending: &str| -> Vec<String> {
+            let names = names(&top.join(directory)).into_iter().filter(|name| name != "current");
+            names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
+        };
+        // What is pruned goes one by one.
+        let alike = || {
+            let trees = all("deploy", "");
+            trees == all("releases", ".tar.zst") && trees == all("releases", ".manifest.json")
+        };
+        let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
+        assert!(super::within(std::time::Duration::from_secs(5), alike), "trees and archives differ: {:#?}", listing());
         assert!(names(&top).iter().all(|name| !name.starts_with('.')), "half-written files: {:?}", names(&top));
         for (number, outcome) in self.outcomes(project).into_iter().enumerate() {
             assert!(outcome.is_some(), "deployment {number} has no end");

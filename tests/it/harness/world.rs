@@ -106,10 +106,15 @@ impl World {
 
     /// Starts the server, with `env` in its environment.
     pub fn start(&self, env: &[(&str, &str)]) {
+        assert!(self.start_unless(env, &|| false));
+    }
+
+    /// Starts the server; kills it again if `abort` comes true before it is ready. Returns whether it runs.
+    pub fn start_unless(&self, env: &[(&str, &str)], abort: &dyn Fn() -> bool) -> bool {
         assert!(self.server.read().is_none(), "it runs already");
-        let setup =
-            Setup { env: env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(), ..self.setup.clone() };
-        *self.server.write() = Some(Server::start(&setup));
+        let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        *self.server.write() = Server::start_unless(&Setup { env, ..self.setup.clone() }, abort);
+        self.server.read().is_some()
     }
 
     /// Stops the server gracefully.

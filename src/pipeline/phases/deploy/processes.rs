@@ -59,6 +59,7 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
                 command: spec.command.to_string(),
                 env: spec.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
                 stop: spec.stop.unwrap_or(settings.stop).signal,
+                memory: spec.memory.map(|memory| memory.bytes()),
             }
         })
         .collect();

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use crate::{
     git::{Expected, MoveRef},
-    host::files,
+    host::files::{self, durable},
     model::{Live, Phase, Slot},
     pipeline::{
         context::{Deployment, Services},
+        runner,
         step::{Failure, Step, Work},
     },
     proxy::{State, Target},
@@ -36,6 +37,8 @@ impl Step for Switch {
             let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
             move_ref(deployment, Some(&live)).await?;
+            // After the ref, which brings the links along on most file systems: then this waits for next to nothing.
+            sync(deployment).map_err(|error| Failure::host(&error))?;
             let addresses = addresses(deployment, order.slot);
             let route = deployment.services.route(&order.environment);
             let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
@@ -70,7 +73,8 @@ impl Step for Switch {
                 (None, None) => drop(route.set(State::Empty)),
             }
             move_ref(deployment, previous.as_ref()).await?;
-            links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))
+            links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))?;
+            sync(deployment).map_err(|error| Failure::host(&error))
         })
     }
 }
@@ -80,7 +84,7 @@ fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
     instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
 }
 
-/// `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, synced.
+/// `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, on the disk after [`sync`].
 fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     let paths = &deployment.paths;
     match live {
@@ -107,14 +111,22 @@ fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     }
     // Every value fits a plain YAML word by its type.
     let text: String = words.iter().map(|(key, value)| format!("{key}: \"{value}\"\n")).collect();
-    files::write_atomic(&paths.metadata(), text.as_bytes(), 0o644).map_err(io::Error::other)
+    files::place_file(&paths.metadata(), text.as_bytes(), 0o644).map_err(io::Error::other)
+}
+
+/// Waits until the links are on the disk.
+fn sync(deployment: &Deployment) -> io::Result<()> {
+    runner::aside(|| {
+        files::sync_dir(&deployment.paths.deploy()).map_err(io::Error::other)?;
+        fs::File::open(deployment.paths.path()).and_then(durable::commit)
+    })
 }
 
 fn link(path: &Path, target: &Path) -> io::Result<()> {
     if fs::read_link(path).is_ok_and(|now| now == target) {
         return Ok(());
     }
-    files::replace_symlink(path, target).map_err(io::Error::other)
+    files::place_symlink(path, target).map_err(io::Error::other)
 }
 
 fn unlink(path: &Path) -> io::Result<()> {

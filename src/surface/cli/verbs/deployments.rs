@@ -9,7 +9,7 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nExit status: 0 the deployment is live, 1 it failed, 3 it was refused, 4 there is no such thing."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop looking (Ctrl-C); only --cancel ends it.\n\nExit status: 0 the deployment is live (with --cancel: it was put back), 1 it failed, 3 it was refused, 4 there is no such thing."
 )]
 pub struct Deploy {
     #[command(flatten)]
@@ -21,7 +21,7 @@ pub struct Deploy {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Action {
-    /// Deploy this branch, tag or commit; it must have been pushed
+    /// Deploy this branch, tag or commit, which was pushed before; the deploy branch then names it
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
     /// Deploy the commit of the last deployment, which failed, again
@@ -59,7 +59,7 @@ pub struct Plan {
     /// What would be deployed: a branch, a tag or a commit that was pushed
     #[arg(value_name = "REF")]
     reference: Option<String>,
-    /// Only these phases, with commas between them
+    /// Only these phases, with commas between them, such as build,deploy
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     only: Vec<Phase>,
 }

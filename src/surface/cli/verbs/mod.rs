@@ -27,19 +27,19 @@ pub enum Verb {
     Deploy(deployments::Deploy),
     /// Print the steps that a push would take, and take none
     Plan(deployments::Plan),
-    /// List the releases of an environment, newest first
+    /// List the releases of an environment, newest first; the one with a * is live
     Releases(On),
     /// List processes, or set how many of each there are
     Ps(processes::Ps),
-    /// End all processes of an environment and start them again
+    /// End all processes of an environment and start them again; meanwhile it does not answer
     Restart(On),
     /// Show what processes print
     Logs(processes::Logs),
     /// Run a command in the live release
     Run(processes::Run),
-    /// Show the state of the server and of all environments
+    /// Show what protects projects here, and the state of all environments
     Status,
-    /// Look for what is wrong with this machine's set-up
+    /// Look for what is wrong with this machine: disk, sandbox, limits, missing languages
     Doctor,
 }
 

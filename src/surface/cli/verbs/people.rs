@@ -16,32 +16,33 @@ pub enum User {
     /// Add a user with an SSH key
     #[command(after_help = "Example: larder user add alice --admin --key-file ~/.ssh/id_ed25519.pub")]
     Add {
-        /// The name
+        /// A name of larder's own; it needs no account on the machine
         name: UserName,
-        /// May do everything
+        /// May do everything on this server
         #[arg(long)]
         admin: bool,
-        /// A file with the public key
+        /// A file with the public key, on the machine where you type this
         #[arg(long, value_name = "FILE", conflicts_with = "key")]
         key_file: Option<PathBuf>,
-        /// The public key itself
+        /// The public key itself, one line; over ssh, the only way to give one
         #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
         key: Option<String>,
     },
-    /// List all users
+    /// List all users with their rights and the fingerprints of their keys
     List,
-    /// Remove a user and its keys
+    /// Remove a user with its keys and rights
     Remove {
-        /// The name
+        /// Who
         name: UserName,
     },
-    /// Give a user a right on a project
+    /// Give a user a right on a project, or take it away
+    #[command(after_help = "Example: larder user grant bob shop push")]
     Grant {
-        /// The name
+        /// Who
         name: UserName,
         /// The project
         project: ProjectName,
-        /// The right
+        /// The right; it takes the place of the one before
         access: Right,
     },
 }
@@ -51,16 +52,16 @@ pub enum User {
 pub enum Key {
     /// Give a user a further key
     Add {
-        /// Whose
+        /// Whose key it is
         user: UserName,
-        /// A file with the public key
+        /// A file with the public key, on the machine where you type this
         #[arg(long, value_name = "FILE", conflicts_with = "key")]
         key_file: Option<PathBuf>,
-        /// The public key itself
+        /// The public key itself, one line; over ssh, the only way to give one
         #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
         key: Option<String>,
     },
-    /// Take a key away
+    /// Take a key away; whoever has it cannot log in any more
     Remove {
         /// SHA256:..., as `larder user list` shows it
         fingerprint: String,
@@ -70,7 +71,7 @@ pub enum Key {
 /// A right on one project, each including the ones before it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Right {
-    /// Nothing
+    /// Nothing: the project is not even shown
     None,
     /// See its state, releases and logs; clone it
     View,

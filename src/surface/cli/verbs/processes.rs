@@ -5,11 +5,13 @@ use crate::control::{CommandError, Kind, Request, Target};
 
 /// List processes, or set how many of each there are.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  larder ps shop\n  larder ps shop --scale web=2 --scale worker=1")]
+#[command(
+    after_help = "The slot with a * is the one that serves. Scaling starts all processes of the environment again.\n\nExamples:\n  larder ps shop\n  larder ps shop --scale web=2 --scale worker=1"
+)]
 pub struct Ps {
     #[command(flatten)]
     on: On,
-    /// How many of a process type
+    /// How many of a process type; may be repeated, and holds for later releases too
     #[arg(long, value_name = "TYPE=NUMBER", value_parser = pair)]
     scale: Vec<(String, u32)>,
 }
@@ -53,7 +55,7 @@ impl Logs {
 /// Run a command in the live release.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The command sees the live release at /app with its configuration; what it changes there is seen by the processes of the slot,\nand gone with the next release. Its exit status is that of the command.\n\nExample: larder run shop -- python manage.py migrate"
+    after_help = "The command sees the live release at /app with its configuration; what it changes there is seen by the processes of the slot, and gone with the next release. Its exit status is that of the command.\n\nExample: larder run shop -- python manage.py migrate"
 )]
 pub struct Run {
     /// The project, or PROJECT/ENVIRONMENT

@@ -12,20 +12,22 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum Project {
     /// Create a project, or a further environment of one
-    #[command(after_help = "Example: larder project create shop --mode cooking --branch main")]
+    #[command(
+        after_help = "Examples:\n  larder project create shop\n  larder project create shop --env staging --branch next --domain staging.example.com"
+    )]
     Create {
         /// The project
         name: ProjectName,
         /// How the environment deploys
         #[arg(long, value_enum, default_value_t = ModeWord::Cooking)]
         mode: ModeWord,
-        /// The environment's name
+        /// The environment's name; a project that exists gets a further one
         #[arg(long, value_name = "NAME", default_value = "production")]
         env: EnvironmentName,
-        /// The branch that it deploys
+        /// The branch that it deploys; no two environments of a project have the same
         #[arg(long, default_value = "main")]
         branch: BranchName,
-        /// A further host name that leads to it
+        /// A further host name that leads to it; may be repeated
         #[arg(long = "domain", value_name = "HOST")]
         domains: Vec<Domain>,
         /// How a new release takes the place of the old one
@@ -37,16 +39,16 @@ pub enum Project {
     },
     /// List the projects that you may see
     List,
-    /// Show everything about a project
+    /// Show the environments of a project: mode, branch, what is live, addresses
     Info {
         /// The project
         name: ProjectName,
     },
-    /// End a project and delete everything of it
+    /// End a project and delete everything of it: code, releases, data, records
     Destroy {
         /// The project
         name: ProjectName,
-        /// Its name again: there is no way back
+        /// Its name again, to say that you mean it: there is no way back
         #[arg(long, value_name = "NAME")]
         confirm: Option<String>,
     },
@@ -55,11 +57,11 @@ pub enum Project {
 /// How an environment deploys.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ModeWord {
-    /// Development: the checkout itself runs
+    /// Not there yet. Development: the checkout itself runs
     Editable,
-    /// Builds, and makes release archives
+    /// Builds here, and serves what it unpacks from its own release archive
     Cooking,
-    /// Never builds; pulls what staging cooked
+    /// Not there yet. Never builds; pulls what staging cooked
     Final,
 }
 
@@ -68,7 +70,7 @@ pub enum ModeWord {
 pub enum StrategyWord {
     /// It boots beside the old one and takes over when it is healthy
     BlueGreen,
-    /// The old one stops first
+    /// Not there yet. The old one stops first
     InPlace,
 }
 

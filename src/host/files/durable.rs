@@ -1,0 +1,84 @@
+//! Bringing many files and names to the disk with one wait for it.
+//!
+//! On file systems with one journal for all (ext4, xfs) changes of names and sizes reach the disk in the order in which they were
+//! made: when the last one is there, all are, whoever made them. So it is enough to write contents out as they come and to wait
+//! once, at the end. Everywhere else the whole file system is synced.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use rustix::{
+    fs::{AtFlags, Mode, fstatfs, fsync, mkdirat, syncfs, unlinkat},
+    io::Errno,
+};
+
+const EXT4: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+
+/// Whether changes reach the disk in order.
+pub fn is_ordered(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|found| matches!(u64::try_from(found.f_type), Ok(EXT4 | XFS)))
+}
+
+/// Begins to write a file's content out, and does not wait: a later sync finds most of its work done.
+pub fn begin(file: &File) {
+    let _ = write_range(file, libc::SYNC_FILE_RANGE_WRITE);
+}
+
+/// Writes a file's content out; its name, size and all else are on the disk after a [`commit`] that follows, and not before.
+pub fn write_out(file: &File) -> io::Result<()> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    if is_ordered(file) && write_range(file, all).is_ok() { Ok(()) } else { file.sync_data() }
+}
+
+fn write_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: plain numbers and an open descriptor.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits until everything that was done so far on the file system of `directory` is on the disk; contents only of files that were
+/// synced or [written out](write_out) before. The caller must be able to write in it.
+pub fn commit(directory: impl AsFd) -> io::Result<()> {
+    let directory = directory.as_fd();
+    if !is_ordered(directory) {
+        return Ok(syncfs(directory)?);
+    }
+    // A change of its own, later than all others, to wait for. What a dead process left of it does as well.
+    let name = c".commit";
+    match mkdirat(directory, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match unlinkat(directory, name, AtFlags::REMOVEDIR) {
+        // Another process was faster: its change is as good.
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(fsync(directory)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn committing_leaves_nothing_behind_and_may_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = File::create(dir.path().join("f")).unwrap();
+        file.write_all(b"x").unwrap();
+        begin(&file);
+        write_out(&file).unwrap();
+        let opened = File::open(dir.path()).unwrap();
+        commit(&opened).unwrap();
+        std::fs::create_dir(dir.path().join(".commit")).unwrap();
+        commit(&opened).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
