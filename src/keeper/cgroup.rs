@@ -98,10 +98,10 @@ impl Hierarchy {
         self.kind
     }
 
-    /// Makes the group of process `id` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
-    pub fn group(&mut self, id: u64, limits: &Limits) -> Group {
+    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
         // Not the name of one that an earlier keeper has left.
-        let name = format!("{}.{id}", std::process::id());
+        let name = format!("{}.{name}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
         let directories: Vec<_> =
             self.directories.iter().map(|base| base.join(&name)).filter(|path| make(path).is_ok()).collect();

@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags, open},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     Config, KeeperError,
@@ -22,7 +19,7 @@ use super::{
     users::Users,
 };
 use crate::{
-    host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request},
+    host::launch::wire::{Frame, Reply, Request},
     model::ProcessId,
 };
 
@@ -40,7 +37,6 @@ pub struct Desk {
     table: Table,
     listeners: Vec<(&'static str, OwnedFd)>,
     signals: OwnedFd,
-    nothing: OwnedFd,
     server: Option<Server>,
     /// When to start the next one.
     again: Option<Instant>,
@@ -87,8 +83,6 @@ impl Desk {
     ) -> Result<Desk, KeeperError> {
         let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
         let signals = sys::signal_descriptor(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).map_err(KeeperError::Wait)?;
-        let nothing =
-            open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| KeeperError::Wait(error.into()))?;
         let table = Table::new(config.clone(), users, places, base).map_err(in_root)?;
         Ok(Desk {
             config,
@@ -96,7 +90,6 @@ impl Desk {
             table,
             listeners,
             signals,
-            nothing,
             server: None,
             again: Some(Instant::now()),
             pause: Pause::of_server(),
@@ -173,7 +166,7 @@ impl Desk {
     }
 
     fn start_server(&mut self) -> std::io::Result<()> {
-        let (server, program) = Server::start(&self.config, self.users, &self.listeners, &self.nothing)?;
+        let (server, program) = Server::start(&self.config, self.users, &self.listeners, &self.table.nothing)?;
         self.table.use_program(program);
         self.server = Some(server);
         Ok(())
@@ -248,26 +241,16 @@ impl Desk {
 
     /// Takes orders, but not without looking up.
     fn orders(&mut self) {
-        let mut buffer = vec![0; MAX_MESSAGE];
         for _ in 0..ORDERS_AT_ONCE {
-            let Some(server) = &self.server else { return };
-            let (length, descriptors) = match wire::receive(&server.socket, &mut buffer) {
-                Ok((0, _)) => return server.kill(),
-                Ok(received) => received,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    tracing::error!(%error, "the server cannot be understood");
-                    return server.kill();
-                }
-            };
-            match buffer.get(..length).map(wire::decode::<Request>) {
-                Some(Ok(frame)) => {
+            match self.server.as_ref().map(Server::order) {
+                Some(Ok(Some((frame, descriptors)))) => {
                     self.proven = true;
                     self.order(frame, descriptors);
                 }
-                other => {
-                    tracing::error!(why = ?other.map(|frame| frame.err()), "the server sent something that is not an order");
-                    return server.kill();
+                None | Some(Ok(None)) => return,
+                Some(Err(why)) => {
+                    tracing::error!(why, "the server cannot be understood");
+                    return self.server.iter().for_each(Server::kill);
                 }
             }
         }

@@ -40,7 +40,7 @@ use rustix::{
     fs::{FlockOperation, flock},
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::UnshareFlags,
+    thread::{CapabilitySet, CapabilitySets, UnshareFlags, capabilities, set_capabilities},
 };
 
 use place::Places;
@@ -196,6 +196,9 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
              or, in a container, grant CAP_SYS_ADMIN"
         );
     }
+    if users.system() {
+        keep_what_is_needed().map_err(|error| KeeperError::Setup(format!("give up privileges: {error}")))?;
+    }
     desk::Desk::open(config, users, places, listeners, base)?.serve()
 }
 
@@ -212,6 +215,26 @@ fn own_namespace(users: Users) -> Result<(), String> {
         write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
     }
     Ok(())
+}
+
+/// Root's powers, but for those over the network, other processes' memory, modules, clocks and hardware. The rest is for users,
+/// mounts and limits.
+fn keep_what_is_needed() -> io::Result<()> {
+    let needed = CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::DAC_READ_SEARCH
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::SETFCAP
+        | CapabilitySet::MKNOD
+        | CapabilitySet::SYS_ADMIN
+        | CapabilitySet::SYS_RESOURCE;
+    let kept = capabilities(None)?.permitted & needed;
+    Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?)
 }
 
 fn lock(root: &Path) -> Result<OwnedFd, KeeperError> {
@@ -242,5 +265,24 @@ fn heirs(env: crate::model::EnvId, users: &Users) -> Vec<User> {
     match users.system() {
         true => vec![User::Build(env), User::Unpack(env), User::Run(env), User::Git, User::Server],
         false => vec![User::Keeper],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn an_address_of_both_kinds_takes_both() {
+        for both in [true, false] {
+            let Ok(socket) = listener("[::]:0".parse().unwrap(), both) else {
+                eprintln!("SKIPPED: there is no IPv6 here");
+                return;
+            };
+            let port = std::net::TcpListener::from(socket.try_clone().unwrap()).local_addr().unwrap().port();
+            assert_eq!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(), both);
+        }
     }
 }

@@ -18,10 +18,13 @@ use super::{
     spawn::{Plan, Process},
     users::{User, Users},
 };
-use crate::host::launch::wire::{self, Frame, Reply};
+use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
 
 /// Answers and events that may wait for a server that does not read them.
 const MOST_WAITING: usize = 8192;
+
+/// What the server wants, and the descriptors beside it.
+pub type Order = (Frame<Request>, Vec<OwnedFd>);
 
 /// A running server.
 pub struct Server {
@@ -99,6 +102,20 @@ impl Server {
     /// Ends it.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+    }
+
+    /// Its next order, with the descriptors beside it, if there is one.
+    pub fn order(&self) -> Result<Option<Order>, String> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        match wire::receive(&self.socket, &mut buffer) {
+            Ok((0, _)) => Err("it has closed the connection".into()),
+            Ok((length, descriptors)) => {
+                let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
+                Ok(Some((frame, descriptors)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Has a message for it. A server that does not take its messages is ended.

@@ -80,12 +80,12 @@ fn protection(standing: &Standing) -> Vec<String> {
     }
     match &standing.overlay {
         Ok(()) => lines.push(String::from("/app is writable and ephemeral")),
-        Err(why) => lines.push(format!("/app is read-only ({why})")),
+        Err(why) => lines.push(format!("/app is a copy of the release, made at the first start in a slot ({why})")),
     }
     lines.push(String::from(match standing.cgroup {
         Cgroups::V2 => "limits by cgroup v2",
         Cgroups::V1 => "limits by cgroup v1",
-        Cgroups::None => "no cgroups: limits count for single processes only",
+        Cgroups::None => "no cgroups: a build's memory is limited for each of its processes, an application's is not",
     }));
     lines
 }

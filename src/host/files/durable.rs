@@ -11,17 +11,50 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
+use parking_lot::Mutex;
 use rustix::{
-    fs::{AtFlags, Mode, fstatfs, fsync, mkdirat, syncfs, unlinkat},
+    fs::{AtFlags, Mode, fstat, fstatfs, fsync, major, minor, mkdirat, syncfs, unlinkat},
     io::Errno,
 };
 
 const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 
+/// Devices that were looked at before, and whether they have a journal.
+static JOURNALS: Mutex<Vec<(u64, bool)>> = Mutex::new(Vec::new());
+
 /// Whether changes reach the disk in order.
 pub fn is_ordered(file: impl AsFd) -> bool {
-    fstatfs(file).is_ok_and(|found| matches!(u64::try_from(found.f_type), Ok(EXT4 | XFS)))
+    match fstatfs(&file).map(|found| u64::try_from(found.f_type)) {
+        Ok(Ok(XFS)) => true,
+        // Without a journal, as ext2 or by choice, nothing is ordered.
+        Ok(Ok(EXT4)) => fstat(&file).is_ok_and(|found| has_journal(found.st_dev)),
+        _ => false,
+    }
+}
+
+fn has_journal(device: u64) -> bool {
+    let mut known = JOURNALS.lock();
+    if let Some((_, answer)) = known.iter().find(|(seen, _)| *seen == device) {
+        return *answer;
+    }
+    let partitions = std::fs::read_to_string("/proc/partitions").unwrap_or_default();
+    let answer = device_name(&partitions, major(device), minor(device)).is_some_and(|name| {
+        let journals = std::fs::read_dir("/proc/fs/jbd2").into_iter().flatten().flatten();
+        let names = journals.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|journal| journal.rsplit_once('-').map(|(of, _)| of.to_owned())).any(|of| of == name)
+    });
+    known.push((device, answer));
+    answer
+}
+
+/// The name of a block device, from the kernel's list of them.
+fn device_name(partitions: &str, major: u32, minor: u32) -> Option<&str> {
+    partitions.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let found = words.next()?.parse() == Ok(major) && words.next()?.parse() == Ok(minor);
+        words.nth(1).filter(|_| found)
+    })
 }
 
 /// Begins to write a file's content out, and does not wait: a later sync finds most of its work done.
@@ -67,6 +100,14 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn a_device_is_found_by_its_numbers() {
+        let list = "major minor  #blocks  name\n\n 254        0  268435456 vda\n   8        1  1024 sda1\n";
+        assert_eq!(device_name(list, 254, 0), Some("vda"));
+        assert_eq!(device_name(list, 8, 1), Some("sda1"));
+        assert_eq!(device_name(list, 8, 0), None);
+    }
 
     #[test]
     fn committing_leaves_nothing_behind_and_may_be_repeated() {

@@ -2,28 +2,26 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs::File,
-    io::{self, Write},
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
-    pipe::{PipeFlags, pipe_with},
-};
-use serde::{Serialize, de::DeserializeOwned};
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::Serialize;
 use tokio::{
-    io::{AsyncReadExt, Interest},
-    net::{UnixStream, unix::pipe::Receiver},
+    io::Interest,
+    net::UnixStream,
     sync::{broadcast, oneshot, watch},
 };
 
 use super::{
-    Event, Kept, LaunchError, Registration, Standing, Stdio,
+    Child, Event, Kept, LaunchError, Registration, Standing, Stdio,
+    child::wait,
     inherited::take,
+    job::sealed,
     wire::{self, Frame, Given, MAX_EXTRA, MAX_MESSAGE, Reply, Request},
 };
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
@@ -208,7 +206,7 @@ impl Launcher {
         }
     }
 
-    async fn done(&self, doing: &'static str, request: &Request) -> Result<(), LaunchError> {
+    pub(super) async fn done(&self, doing: &'static str, request: &Request) -> Result<(), LaunchError> {
         match self.ask(doing, request, &[]).await?.0 {
             Reply::Done => Ok(()),
             other => Err(unexpected(doing, &other)),
@@ -253,7 +251,7 @@ impl Launcher {
     }
 
     /// Asks without waiting for the answer; for `drop`.
-    fn tell(&self, body: &Request) {
+    pub(super) fn tell(&self, body: &Request) {
         if let Ok(bytes) = wire::encode(&Frame { seq: 0, body }) {
             let _ = wire::send(&self.connection.socket, &bytes, &[]);
         }
@@ -317,95 +315,6 @@ impl Connection {
     }
 }
 
-/// A started process. Dropping it ends a process of [`Supervision::Once`] and leaves a kept one alone.
-#[derive(Debug)]
-pub struct Child {
-    id: ProcessId,
-    writable: bool,
-    report: Option<OwnedFd>,
-    output: Option<OwnedFd>,
-    end: watch::Receiver<Option<Exit>>,
-    launcher: Launcher,
-    leave: bool,
-}
-
-impl Child {
-    /// The keeper's number for it.
-    pub fn id(&self) -> ProcessId {
-        self.id
-    }
-
-    /// Whether everything at `/app` can be written by it; otherwise only new files in the top directory.
-    pub fn app_is_writable(&self) -> bool {
-        self.writable
-    }
-
-    /// The read end of a kept process's stdout and stderr; given once.
-    pub fn output(&mut self) -> Option<OwnedFd> {
-        self.output.take()
-    }
-
-    /// Waits for its end; everything that it started has ended too by then.
-    pub async fn wait(&mut self) -> Result<Exit, LaunchError> {
-        wait(&mut self.end).await
-    }
-
-    /// Asks it and everything that it started to end (SIGTERM).
-    pub async fn terminate(&self) -> Result<(), LaunchError> {
-        self.launcher.done("end a process", &Request::End { id: self.id, now: false }).await
-    }
-
-    /// Ends it and everything that it started, now.
-    pub async fn kill(&self) -> Result<(), LaunchError> {
-        self.launcher.done("end a process", &Request::End { id: self.id, now: true }).await
-    }
-
-    /// Reads its report, at most `limit` bytes; `None` where it ended without one. Waits until the worker closes it.
-    pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
-        let Some(report) = self.report.take() else { return Ok(None) };
-        let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());
-        let mut report = Receiver::from_owned_fd(report).map_err(|error| failed(&error))?;
-        let (mut bytes, mut chunk) = (Vec::new(), [0; 8192]);
-        loop {
-            match report.read(&mut chunk).await.map_err(|error| failed(&error))? {
-                0 => break,
-                length => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            }
-            if bytes.len() > limit {
-                return Err(LaunchError::Report(format!("it is longer than {limit} bytes")));
-            }
-        }
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        postcard::from_bytes(&bytes).map(Some).map_err(|error| failed(&error))
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        if !self.leave && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
-            self.launcher.tell(&Request::End { id: self.id, now: true });
-        }
-    }
-}
-
-async fn wait(end: &mut watch::Receiver<Option<Exit>>) -> Result<Exit, LaunchError> {
-    let exit = end.wait_for(Option::is_some).await.map_err(|_| LaunchError::Gone)?;
-    (*exit).ok_or(LaunchError::Gone)
-}
-
 fn unexpected(doing: &'static str, reply: &Reply) -> LaunchError {
     LaunchError::Refused { doing, why: format!("it answered something else: {reply:?}") }
-}
-
-/// A memory file with `bytes` that nobody can change any more.
-fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
-    if bytes.len() as u64 > wire::MAX_JOB {
-        return Err(io::Error::other(format!("the job has {} bytes; at most {} are allowed", bytes.len(), wire::MAX_JOB)));
-    }
-    let mut file = File::from(memfd_create("job", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file.into())
 }

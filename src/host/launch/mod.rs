@@ -3,19 +3,21 @@
 //! A worker finds: 0, 1, 2 as the server chose them; 3 the sealed job; 4 the write end of its report; 5 and up further
 //! descriptors in the order of [`Stdio::extra`]. `LARDER_*` variables say where in its view things are.
 
+mod child;
 mod client;
 mod inherited;
+mod job;
 pub mod wire;
-mod worker;
 
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{Child, Launcher};
+pub use child::Child;
+pub use client::Launcher;
 pub use inherited::take as take_inherited;
+pub use job::{Errand, place, read_job, write_report};
 pub use wire::Event;
-pub use worker::{Errand, place, read_job, write_report};
 
 use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName};
 
@@ -84,7 +86,7 @@ pub struct Standing {
     pub system: bool,
     /// Whether workers live in namespaces of their own; otherwise the reason why not.
     pub namespaces: Result<(), String>,
-    /// Whether `/app` is an overlay; otherwise the reason why not.
+    /// Whether `/app` is an overlay; otherwise the reason why not, and it is a copy.
     pub overlay: Result<(), String>,
     /// Whether files of a release appear as the worker's own in the overlay.
     pub idmap: Result<(), String>,
@@ -99,6 +101,7 @@ pub enum Cgroups {
     V2,
     /// By the older hierarchies of memory, processes and processor.
     V1,
-    /// Not at all; single processes have limits.
+    /// Not at all. Memory is limited for each process, but for applications, whose runtimes reserve more than they use; processes
+    /// are counted for each user.
     None,
 }

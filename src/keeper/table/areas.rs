@@ -43,7 +43,11 @@ impl Table {
             (_, Role::Sweep(swept)) => swept == area,
             _ => false,
         };
-        let user_of = |entry: &&Entry| entry.sweep.is_none() && entry.launch.environment == Some(env) && uses(&entry.launch);
+        // One that was killed and is on its way out keeps what it had, under the new name; it is in nobody's way.
+        let going = |entry: &Entry| !entry.kept() && entry.stopping.is_some();
+        let user_of = |entry: &&Entry| {
+            entry.sweep.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
+        };
         if let Some((id, entry)) = self.entries.iter().find(|(_, entry)| user_of(entry)) {
             return Err(format!("process {} ({}) still uses it", id.0, entry.role_name()));
         }

@@ -37,8 +37,8 @@ use entry::Entry;
 /// Processes at a time.
 const MOST_PROCESSES: usize = 4096;
 
-/// The number of the helper's group; processes begin at 1.
-const PACE: u64 = 0;
+/// The name of the helper's group.
+const PACE: &str = "pace";
 /// What was put aside is deleted when nothing was ordered for so long, because it would slow down whoever waits for an order.
 const QUIET: Duration = Duration::from_millis(400);
 /// Unless so much waits.
@@ -68,7 +68,8 @@ pub struct Table {
     pace: Pace,
     groups: Hierarchy,
     program: Option<File>,
-    nothing: OwnedFd,
+    /// `/dev/null`.
+    pub nothing: OwnedFd,
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
     sweeps: VecDeque<Aside>,
@@ -265,9 +266,12 @@ impl Table {
 
     /// SIGTERM, or the end at once.
     pub fn end(&mut self, id: ProcessId, now: bool) -> Result<(), String> {
-        let entry = self.entries.get(&id).ok_or("there is no such process (any more)")?;
+        let entry = self.entries.get_mut(&id).ok_or("there is no such process (any more)")?;
         if let Some(live) = &entry.live {
             if now { live.process.kill() } else { live.process.terminate(StopSignal::Term) }
+        }
+        if now {
+            entry.stopping.get_or_insert_with(Instant::now);
         }
         Ok(())
     }

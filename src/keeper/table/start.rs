@@ -60,7 +60,7 @@ impl Table {
             });
         }
         let limits = Limits::of(launch.limits, &self.config);
-        let group = self.groups.group(id.0, &limits);
+        let group = self.groups.group(&id.0.to_string(), &limits);
         let program = self.program.as_ref().ok_or("no server has been started yet")?;
         // A fresh opening: the last reader's position must not matter.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());

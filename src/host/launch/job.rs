@@ -1,4 +1,4 @@
-//! The worker's side: the sealed job, the report, further descriptors, and where things are.
+//! The job: sealed by the server; and the worker's side of it, with the report, further descriptors, and where things are.
 
 use std::{
     env,
@@ -8,9 +8,21 @@ use std::{
     path::PathBuf,
 };
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{inherited, wire::MAX_JOB};
+
+/// A memory file with `bytes` that nobody can change any more.
+pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    if bytes.len() as u64 > MAX_JOB {
+        return Err(io::Error::other(format!("the job has {} bytes; at most {} are allowed", bytes.len(), MAX_JOB)));
+    }
+    let mut file = File::from(memfd_create("job", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}
 
 /// The job that these bytes hold.
 pub fn read_job<J: DeserializeOwned>(from: &mut impl Read) -> io::Result<J> {
