@@ -1,14 +1,11 @@
 //! One server with everything around it, in a directory of its own.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::OnceLock,
 };
 
 use parking_lot::RwLock;
@@ -22,8 +19,8 @@ use super::{
 /// The program under test.
 const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
-/// Numbers the worlds of this run, so that each gets ports and a user of its own.
-static COUNTER: AtomicU32 = AtomicU32::new(0);
+/// How many worlds there can be at once; each has 50 ports below those that the kernel gives away.
+const WORLDS: u32 = 400;
 
 /// How larder runs in a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +34,8 @@ pub enum Mode {
 /// A world. [`World::end`] checks that nothing is left behind; dropping it cleans up in any case.
 pub struct World {
     setup: Setup,
+    /// Held, so that no other world has the same ports and user.
+    _reserved: File,
     server: RwLock<Option<Server>>,
 }
 
@@ -70,7 +69,7 @@ impl World {
     }
 
     fn new(mode: Mode, lines: &str) -> World {
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed) + std::process::id() * 7;
+        let (number, reserved) = reserve();
         let directory = tempfile::Builder::new().prefix("lt").rand_bytes(5).tempdir().unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         // The program's path tells whose process it is.
@@ -82,7 +81,7 @@ impl World {
             fs::create_dir(path).unwrap();
         }
         if mode == Mode::Rootless && root() {
-            let user = 70_000 + number % 20_000;
+            let user = 70_000 + number;
             program.extend(
                 ["setpriv", "--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups", "--"]
                     .map(str::to_owned),
@@ -90,13 +89,13 @@ impl World {
             std::os::unix::fs::chown(&server_root, Some(user), Some(user)).unwrap();
         }
         program.push(binary.display().to_string());
-        let first_port = 10_000 + number % 400 * 50;
+        let first_port = 10_000 + number * 50;
         let server_file =
             format!("ports:\n  from: {first_port}\n  to: {}\nlimits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let setup = Setup { directory, program, root: server_root, env: Vec::new() };
-        let world = World { setup, server: RwLock::new(None) };
+        let world = World { setup, _reserved: reserved, server: RwLock::new(None) };
         world.start(&[]);
         world.key("alice");
         world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
@@ -253,6 +252,18 @@ impl Drop for World {
             let _ = fs::remove_dir_all(self.directory());
         }
     }
+}
+
+/// A number that no other world on this machine has, of this run or another one, as long as the file is open.
+fn reserve() -> (u32, File) {
+    let first = std::process::id() * 7;
+    let numbers = (0..WORLDS).map(|number| (first + number) % WORLDS);
+    let mut free = numbers.filter_map(|number| {
+        let path = std::env::temp_dir().join(format!("lt-world-{number}.lock"));
+        let file = File::options().create(true).append(true).open(path).ok()?;
+        file.try_lock().ok().map(|()| (number, file))
+    });
+    free.next().expect("too many worlds at once")
 }
 
 /// A copy of the program that every user can run, to be linked into each world.
