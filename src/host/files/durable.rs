@@ -120,6 +120,8 @@ mod tests {
         commit(&opened).unwrap();
         std::fs::create_dir(dir.path().join(".commit")).unwrap();
         commit(&opened).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        // Where nothing is ordered, the whole file system was synced, and what a dead process left stays.
+        let left = if is_ordered(&opened) { 1 } else { 2 };
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), left);
     }
 }
