@@ -41,8 +41,11 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
     if let Some(server) = args.guide {
         return guide(&root).map(|()| ExitCode::SUCCESS).inspect_err(|_| stop(server));
     }
+    if !["git", "ssh"].into_iter().all(is_installed) && rustix::process::geteuid().is_root() {
+        install();
+    }
     for program in ["git", "ssh", "ssh-keygen"] {
-        if Command::new(program).arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        if !is_installed(program) {
             return Err(CommandError::new(Kind::NotFound, format!("{program} is not installed"))
                 .hint("on Debian: apt-get install git openssh-client"));
         }
@@ -65,6 +68,24 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
         .stdout(Stdio::null())
         .exec();
     Err(CommandError::internal(&error))
+}
+
+fn is_installed(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// On a fresh Debian the two programs may be missing; an ordinary user is told so a moment later.
+fn install() {
+    say("Installing git and openssh-client ...");
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if !(apt(&["-qq", "update"]) && apt(&["-qq", "-y", "install", "--no-install-recommends", "git", "openssh-client"])) {
+        say("That did not work.");
+    }
 }
 
 /// Not below the home directory: as root, larder's own users must be able to reach it.

@@ -5,10 +5,9 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
 };
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     cli::Output,
@@ -36,6 +35,7 @@ pub struct World {
     setup: Setup,
     /// Held, so that no other world has the same ports and user.
     _reserved: File,
+    _shared: SharedBinary,
     server: RwLock<Option<Server>>,
 }
 
@@ -74,7 +74,7 @@ impl World {
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         // The program's path tells whose process it is.
         let binary = directory.join("larder");
-        fs::hard_link(shared_binary(), &binary).unwrap();
+        let shared = SharedBinary::link(&binary);
         let mut program = Vec::new();
         let server_root = directory.join("r");
         for path in [&server_root, &directory.join("home")] {
@@ -95,7 +95,7 @@ impl World {
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let setup = Setup { directory, program, root: server_root, env: Vec::new() };
-        let world = World { setup, _reserved: reserved, server: RwLock::new(None) };
+        let world = World { setup, _reserved: reserved, _shared: shared, server: RwLock::new(None) };
         world.start(&[]);
         world.key("alice");
         world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
@@ -266,34 +266,38 @@ fn reserve() -> (u32, File) {
     free.next().expect("too many worlds at once")
 }
 
-/// A copy of the program that every user can run, to be linked into each world.
-fn shared_binary() -> &'static Path {
-    static COPY: OnceLock<PathBuf> = OnceLock::new();
-    COPY.get_or_init(|| {
-        // One for each build: what was left by an earlier run is used again.
-        let built = fs::metadata(LARDER).unwrap();
-        let modified = built.modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
-        let user = rustix::process::geteuid().as_raw();
-        let path = std::env::temp_dir().join(format!("lt-larder-{user}-{modified}"));
-        if !path.exists() {
-            remove_older_copies(&format!("lt-larder-{user}-"));
+/// How many worlds use the copy of the program, and where it is.
+static COPY: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
+
+/// A copy of the program that every user can run, to be linked into each world; it goes with the last of them.
+struct SharedBinary;
+
+impl SharedBinary {
+    fn link(to: &Path) -> SharedBinary {
+        let mut copy = COPY.lock();
+        let path = copy.1.get_or_insert_with(|| {
+            let path = std::env::temp_dir().join(format!("lt-larder-{}", std::process::id()));
             let fresh = tempfile::NamedTempFile::new().unwrap();
             fs::copy(LARDER, fresh.path()).unwrap();
             fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).unwrap();
             // Closed before it is linked, or starting it would fail as "text file busy".
             fs::rename(fresh.into_temp_path().keep().unwrap(), &path).unwrap();
-        }
-        path
-    })
+            path
+        });
+        fs::hard_link(path, to).unwrap();
+        copy.0 += 1;
+        SharedBinary
+    }
 }
 
-/// Copies of old builds; another run may still use that of a recent one.
-fn remove_older_copies(prefix: &str) {
-    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        let age = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
-        let old = age.is_some_and(|age| age > std::time::Duration::from_secs(6 * 3600));
-        if old && entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
-            let _ = fs::remove_file(entry.path());
+impl Drop for SharedBinary {
+    fn drop(&mut self) {
+        let mut copy = COPY.lock();
+        copy.0 -= 1;
+        if copy.0 == 0
+            && let Some(path) = copy.1.take()
+        {
+            let _ = fs::remove_file(path);
         }
     }
 }
