@@ -107,7 +107,12 @@ impl Process {
     /// Its next note, if there is one.
     pub fn note(&self) -> Option<Note> {
         let mut buffer = [0; 4096];
-        let (length, _) = wire::receive(&self.control, &mut buffer).ok()?;
+        let received = match wire::receive(&self.control, &mut buffer) {
+            // It ended without having heard our last word. The socket says so once, before it gives what was said to us.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => wire::receive(&self.control, &mut buffer),
+            other => other,
+        };
+        let (length, _) = received.ok()?;
         buffer.get(..length).filter(|bytes| !bytes.is_empty()).and_then(|bytes| postcard::from_bytes(bytes).ok())
     }
 

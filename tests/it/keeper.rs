@@ -356,7 +356,7 @@ async fn nothing_that_a_worker_started_survives_it() {
         child.terminate().await.unwrap();
         child.kill().await.unwrap();
         let exit = tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
-        assert_eq!(exit.signal, Some(9));
+        assert_eq!(exit.signal, Some(9), "{exit:?}");
         assert_eq!(read_all(output).await, "");
 
         let (mut child, output) = world.task("trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done").await;

@@ -271,7 +271,7 @@ impl Table {
             if now { live.process.kill() } else { live.process.terminate(StopSignal::Term) }
         }
         if now {
-            entry.stopping.get_or_insert_with(Instant::now);
+            entry.stopping.get_or_insert_with(|| Instant::now() + Duration::from_secs(1));
         }
         Ok(())
     }
