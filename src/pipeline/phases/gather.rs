@@ -97,7 +97,8 @@ async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
         return Ok(());
     }
     let why = format!("{} went live meanwhile, and {} is not in this push", live.number, live.commit.short());
-    Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }.hint("fetch, merge, and push again; or push again with --force"))
+    Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }
+        .hint("fetch, merge, and push again; to take it back on purpose, just push again"))
 }
 
 fn failure(error: GitError) -> Failure {
