@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Slot};
+use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot};
 
 /// How a new release takes the place of the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct Environment {
     /// How many of each process type, where the operator has said so.
     #[serde(default)]
     pub scale: std::collections::BTreeMap<String, u32>,
+    /// Where deliverables are pulled from and published to.
+    #[serde(default)]
+    pub remotes: Vec<Remote>,
 }
 
 impl Environment {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId};
+use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature};
 
 /// The description that stands beside a release archive, `<id>.manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub archive: ArchiveInfo,
     /// Every entry of the tree, sorted by path, directories before what they hold.
     pub entries: Vec<Entry>,
+    /// Who made it, over [`Manifest::statement`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
 }
 
 /// A buildpack and exactly which version of it.
@@ -111,4 +114,47 @@ pub enum EntryKind {
 impl Manifest {
     /// The version that this code writes, and the newest that it reads.
     pub const FORMAT: u32 = 1;
+
+    /// What a signature is over: everything that this manifest says, in one spelling. The entries stand in it by the digest of the
+    /// tree, which follows from them, and the frames by the digest of the archive, which follows from them; whoever checks a
+    /// signature has compared those two first. So a manifest keeps its signature where its frames are not known (yet).
+    pub fn statement(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Statement<'a> {
+            larder: &'static str,
+            format: u32,
+            project: &'a ProjectName,
+            environment: &'a EnvironmentName,
+            release: ReleaseId,
+            commit: &'a CommitId,
+            build: u64,
+            tag: &'a Option<String>,
+            mode: Mode,
+            buildpacks: &'a [BuildpackUse],
+            processes: &'a [(ProcessType, String)],
+            created: jiff::Timestamp,
+            tree: Digest,
+            archive: Digest,
+            archive_bytes: u64,
+        }
+        let statement = Statement {
+            larder: "release manifest",
+            format: self.format,
+            project: &self.project,
+            environment: &self.environment,
+            release: self.release,
+            commit: &self.commit,
+            build: self.build,
+            tag: &self.tag,
+            mode: self.mode,
+            buildpacks: &self.buildpacks,
+            processes: &self.processes,
+            created: self.created,
+            tree: self.tree,
+            archive: self.archive.digest,
+            archive_bytes: self.archive.bytes,
+        };
+        // Strings and numbers only: nothing in it can fail to become text.
+        serde_json::to_vec(&statement).unwrap_or_default()
+    }
 }

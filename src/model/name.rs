@@ -98,6 +98,14 @@ name!(
 );
 
 name!(
+    /// The name of another server or shared place, as `larder remote` knows it.
+    RemoteName,
+    "name of a remote",
+    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter",
+    |text| is_label(text)
+);
+
+name!(
     /// The name of a person or machine that may do something.
     UserName,
     "user name",

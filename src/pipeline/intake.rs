@@ -145,6 +145,7 @@ mod tests {
             domains: Vec::new(),
             default: true,
             scale: Default::default(),
+            remotes: Vec::new(),
         }
     }
 

@@ -79,6 +79,7 @@ impl Head {
             tree: tree::digest(&written.entries),
             archive: written.info,
             entries: written.entries,
+            signature: None,
         }
     }
 }

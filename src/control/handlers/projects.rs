@@ -35,6 +35,7 @@ pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply
                 domains: spec.domains.clone(),
                 default: project.environments.is_empty(),
                 scale: Default::default(),
+                remotes: Vec::new(),
             });
             Ok(project.clone())
         })
