@@ -136,6 +136,13 @@ pub enum Request {
         /// What.
         action: DeployAction,
     },
+    /// Back to an older release.
+    Rollback {
+        /// Where.
+        target: Target,
+        /// To which; the newest good one older than the live one where nothing is given.
+        release: Option<String>,
+    },
     /// The steps that a push would take.
     Plan {
         /// Where.
@@ -215,7 +222,7 @@ impl Request {
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } => (Some(&target.project), Access::Push),
+            Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -234,6 +241,7 @@ impl Request {
             Request::ProjectInfo { .. } => "project info",
             Request::ProjectDestroy { .. } => "project destroy",
             Request::Deploy { .. } => "deploy",
+            Request::Rollback { .. } => "rollback",
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::Ps { .. } => "ps",

@@ -101,6 +101,11 @@ pub enum GitJob {
         /// By this.
         spec: Spec,
     },
+    /// The tree of a commit.
+    Tree {
+        /// Which.
+        commit: CommitId,
+    },
     /// What is in `to` and not in `from`, newest first.
     Log {
         /// The older one.
@@ -150,6 +155,8 @@ pub enum GitAnswer {
     },
     /// To [`GitJob::Resolve`].
     Commit(CommitId),
+    /// To [`GitJob::Tree`].
+    Tree(CommitId),
     /// To [`GitJob::Log`]; `more` if the limit left some out.
     Log {
         /// Those found.

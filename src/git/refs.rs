@@ -226,6 +226,14 @@ pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
     Err(GitFailure::NotFound(what))
 }
 
+/// The tree of a commit.
+pub fn tree(repository: &Path, commit: &CommitId) -> GitReport {
+    let repository = open(repository).map_err(failed("open the repository"))?;
+    let found = Oid::from_str(commit.as_str()).and_then(|id| repository.find_commit(id));
+    let found = found.map_err(|_| GitFailure::NotFound(format!("commit {}", commit.short())))?;
+    Ok(GitAnswer::Tree(commit_id(found.tree_id())?))
+}
+
 /// Whether `text` may be the first digits of a commit.
 fn is_digits(text: &str) -> bool {
     (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())

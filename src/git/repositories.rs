@@ -124,6 +124,15 @@ impl Repositories {
         }
     }
 
+    /// The tree of a commit: commits with the same tree are the same source. [`GitFailure::NotFound`] where it is not here.
+    pub async fn tree(&self, project: ProjectId, commit: CommitId) -> Result<CommitId, GitError> {
+        let doing = "find the tree of a commit";
+        match self.ask(project, GitJob::Tree { commit }, doing).await? {
+            GitAnswer::Tree(tree) => Ok(tree),
+            _ => Err(GitError::Confused { doing }),
+        }
+    }
+
     /// What is in `to` and not in `from`, newest first, at most `limit` (50), and whether there is more.
     pub async fn log(
         &self,

@@ -22,7 +22,7 @@ mod text;
 pub use access::Access;
 pub use digest::Digest;
 pub use environment::{Environment, Live, Project, Strategy};
-pub use event::{Blame, Event, Fault, Outcome, Record, Status, Trigger};
+pub use event::{Blame, Event, Fault, Origin, Outcome, Record, Status, Trigger};
 pub use health::{Check, HealthRecord, Period, Restart};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};

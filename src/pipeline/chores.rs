@@ -31,7 +31,8 @@ const WORTH_A_SPARE: u64 = 500;
 pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
     let Some(live) = lane.state.lock().live.clone() else { return };
     // Taken before the next deployment can begin: it must not boot where requests are still answered.
-    let held = match live.release == deployment.order.release {
+    let went_live = live.number == deployment.order.number;
+    let held = match went_live {
         true => Some(lane.idle_slot.clone().lock_owned().await),
         false => None,
     };
@@ -43,7 +44,7 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
         }
         drop(held);
         prune(&deployment, &lane, &live).await;
-        if live.release == deployment.order.release && deployment.entries >= WORTH_A_SPARE {
+        if went_live && deployment.entries >= WORTH_A_SPARE {
             make_spare(&deployment, &lane, &live).await;
         }
     });
@@ -109,13 +110,18 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
 /// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
 async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
     let services = &deployment.services;
-    let history = lane.state.lock().history.clone();
+    // Nobody may make up his mind for a release that is being removed.
+    let settled = lane.store.lock().await;
+    let (history, using) = {
+        let state = lane.state.lock();
+        (state.history.clone(), state.using)
+    };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
     let keep = deployment.settings().keep_releases.unwrap_or(services.config.keep.releases).into();
     let known: Vec<_> = history.releases().map(|summary| Info { id: summary.release, good: true }).collect();
     let doomed = prune_plan(&known, Some(live.release), previous, &[], keep);
     let mut forget = Vec::new();
-    for release in doomed.into_iter().filter(|release| on_disk(&deployment.paths, *release)) {
+    for release in doomed.into_iter().filter(|release| Some(*release) != using && on_disk(&deployment.paths, *release)) {
         let environment = deployment.order.environment.id;
         if let Err(error) = services.launcher.fresh(environment, Area::Tree, Some(release), None).await {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
@@ -130,6 +136,7 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         }
         forget.push(release);
     }
+    drop(settled);
     if !forget.is_empty() {
         let change = MoveRef {
             refname: deployment.order.branch.full_ref(),

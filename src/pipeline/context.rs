@@ -15,8 +15,8 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Phase, ReleaseId, ReleaseNumber,
-        Role, Slot, Supervision, Trigger,
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Origin, Phase, ReleaseId,
+        ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
     runtime::Runtime,
@@ -92,8 +92,16 @@ pub struct Order {
     pub branch: BranchName,
     /// What.
     pub commit: CommitId,
-    /// The release to make.
+    /// The release to make or to bring.
     pub release: ReleaseId,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Whether it was installed here before: then its tree, its files and its ref are not this deployment's to remove.
+    pub again: bool,
+    /// The deployment that made the release live before, if one did.
+    pub recorded: Option<DeploymentId>,
+    /// Why the promotion policy does not count this time.
+    pub overriding: Option<String>,
     /// Its number.
     pub number: ReleaseNumber,
     /// Where it boots.
@@ -115,12 +123,31 @@ impl Order {
             slot: self.slot,
             previous: self.previous.clone(),
             plan,
+            origin: self.origin.clone(),
+            again: self.again,
+            recorded: self.recorded,
+            overriding: self.overriding.clone(),
         }
     }
 
     /// From the journal's first event.
     pub fn reopen(event: &Event, environment: Environment) -> Option<Order> {
-        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, plan: _ } = event else {
+        let Event::Opened {
+            deployment,
+            trigger,
+            branch,
+            commit,
+            release,
+            number,
+            slot,
+            previous,
+            plan: _,
+            origin,
+            again,
+            recorded,
+            overriding,
+        } = event
+        else {
             return None;
         };
         Some(Order {
@@ -130,6 +157,10 @@ impl Order {
             branch: branch.clone(),
             commit: commit.clone(),
             release: *release,
+            origin: origin.clone(),
+            again: *again,
+            recorded: *recorded,
+            overriding: overriding.clone(),
             number: *number,
             slot: *slot,
             previous: previous.clone(),

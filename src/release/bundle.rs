@@ -32,6 +32,8 @@ pub struct Head {
     pub release: ReleaseId,
     /// The commit.
     pub commit: CommitId,
+    /// The git tree of the commit.
+    pub source: Option<CommitId>,
     /// The number of the build.
     pub build: u64,
     /// The version tag of the commit.
@@ -54,6 +56,7 @@ impl Head {
             environment: manifest.environment.clone(),
             release: manifest.release,
             commit: manifest.commit.clone(),
+            source: manifest.source.clone(),
             build: manifest.build,
             tag: manifest.tag.clone(),
             mode: manifest.mode,
@@ -70,6 +73,7 @@ impl Head {
             environment: self.environment,
             release: self.release,
             commit: self.commit,
+            source: self.source,
             build: self.build,
             tag: self.tag,
             mode: self.mode,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::{ReleaseError, tree};
+use super::{ReleaseError, bundle::Head, tree};
 use crate::{
     host::{
         archive::{Limits, check_entries},
@@ -72,6 +72,25 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
         return Err(wrong("its tree digest is not that of its entries".to_owned()));
     }
     Ok(manifest)
+}
+
+/// The heads of all releases in a `releases/` directory, oldest first. Manifests that cannot be read are passed over.
+pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
+    let mut heads = Vec::new();
+    for id in list(releases)? {
+        let path = releases.join(format!("{id}{SUFFIX}"));
+        let head =
+            open_regular(&path).map_err(ReleaseError::from).and_then(|file| read_at_start(&file, &path)).and_then(|bytes| {
+                serde_json::from_slice::<Head>(&bytes)
+                    .map_err(|e| ReleaseError::Manifest { path: path.clone(), why: e.to_string() })
+            });
+        match head {
+            Ok(head) if head.release == id => heads.push(head),
+            Ok(head) => tracing::warn!(path = %path.display(), release = %head.release, "a manifest under another's name"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest is passed over"),
+        }
+    }
+    Ok(heads)
 }
 
 /// What retention needs to know of a release.

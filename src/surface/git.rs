@@ -203,7 +203,16 @@ impl Pushes {
             }
             Fate::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
-                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen) };
+                let goal = match self.control.pipeline().goal(&environment, &commit).await {
+                    Ok(goal) => goal,
+                    Err(error) => {
+                        for hint in error.hints() {
+                            session.line(&format!(" !     {hint}"));
+                        }
+                        return Verdict::Refused { reason: chain(&error) };
+                    }
+                };
+                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen), goal };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,

@@ -23,6 +23,7 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::ProjectInfo { project } => projects::info(control, &project),
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
+        Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
         Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
         Request::Releases { target } => deployments::releases(control, &target),
         Request::Ps { target } => processes::ps(control, &target),

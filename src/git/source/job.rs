@@ -63,6 +63,8 @@ impl RecipeFiles {
 pub struct Source {
     /// The commit.
     pub commit: CommitId,
+    /// Its tree: commits with the same tree are the same source.
+    pub tree: CommitId,
     /// Its recipe.
     pub files: RecipeFiles,
     /// The names of the executable files in `.larder/`.

@@ -38,6 +38,7 @@ impl Step for Archive {
                 environment: order.environment.name.clone(),
                 release: order.release,
                 commit: order.commit.clone(),
+                source: deployment.facts.source.clone(),
                 build: u64::from(order.number.0),
                 tag: None,
                 mode: order.environment.mode,
