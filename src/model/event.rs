@@ -140,6 +140,7 @@ pub enum Outcome {
 /// A thing that happened in a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // There is one at a time, on its way to the disk.
 pub enum Event {
     /// The deployment began.
     Opened {
