@@ -23,6 +23,15 @@ pub enum Trigger {
     },
 }
 
+impl Trigger {
+    /// Who asked for it.
+    pub fn by(&self) -> &UserName {
+        match self {
+            Trigger::Push { by } | Trigger::Redeploy { by } => by,
+        }
+    }
+}
+
 /// Who has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -14,6 +14,7 @@ mod name;
 mod phase;
 mod slot;
 mod source;
+mod tag;
 mod text;
 
 pub use access::Access;
@@ -28,4 +29,5 @@ pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName,
 pub use phase::Phase;
 pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
+pub use tag::{best_tag, compare_tags};
 pub use text::{sanitise_bytes, sanitise_line, sanitise_reason};

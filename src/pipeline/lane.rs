@@ -22,6 +22,8 @@ pub struct Request {
     pub commit: CommitId,
     /// What the pusher saw the branch at, for a push.
     pub seen: Option<CommitId>,
+    /// Tags that come in the same push: name and object. git stores them after the deployment only.
+    pub tags: Vec<(String, CommitId)>,
 }
 
 /// A deployment as others see it; cheap to clone. Dropping it does not stop anything.
@@ -60,6 +62,8 @@ pub(super) struct State {
     pub(super) waiting: Option<Pending>,
     pub(super) history: History,
     pub(super) live: Option<Live>,
+    /// The release of the deployment under way; not to be pruned, whatever it looks like.
+    pub(super) making: Option<ReleaseId>,
 }
 
 /// The queue of one environment.

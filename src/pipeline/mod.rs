@@ -4,6 +4,7 @@
 //! [`lane`] lets one deployment run at a time; [`modes`] makes the [`Plan`]; the [`runner`] walks it, journalling each move; and
 //! the [`Ticket`]'s outcome is the verdict on the ref. After a crash [`recover`] does the rest without help.
 
+mod builds;
 mod chores;
 mod context;
 mod facts;
@@ -11,10 +12,12 @@ mod fault;
 mod history;
 pub mod intake;
 mod journal;
+mod known;
 mod lane;
 mod modes;
 mod output;
 mod phases;
+mod pins;
 mod plan;
 mod recover;
 mod runner;
@@ -30,10 +33,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    builds::BuildNumbers,
     context::Services,
     facts::Facts,
     history::{History, Summary},
+    known::{KnownRelease, NameError, find},
     lane::{Request, Ticket},
+    pins::{Pin, Pins},
     plan::Plan,
     runner::seconds,
     step::chain,
@@ -198,15 +204,17 @@ impl Pipeline {
     async fn deploy(&self, lane: &Lane, pending: Pending) {
         let Pending { ticket, verdict } = pending;
         let order = {
-            let state = lane.state.lock();
+            let mut state = lane.state.lock();
             let previous = state.live.clone();
+            let release = ReleaseId::new(jiff::Timestamp::now());
+            state.making = Some(release);
             Order {
                 id: ticket.deployment,
                 trigger: ticket.request.trigger.clone(),
                 environment: ticket.request.environment.clone(),
                 branch: ticket.request.branch.clone(),
                 commit: ticket.request.commit.clone(),
-                release: ReleaseId::new(jiff::Timestamp::now()),
+                release,
                 number: state.history.next_number(),
                 slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
                 previous,
@@ -217,6 +225,7 @@ impl Pipeline {
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.seen = ticket.request.seen.clone();
+        deployment.tags = ticket.request.tags.clone();
         deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
@@ -251,6 +260,7 @@ impl Pipeline {
             }
             state.history.record(summary);
         }
+        state.making = None;
         drop(state);
         tracing::info!(
             environment = deployment.order.environment.title(),

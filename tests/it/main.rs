@@ -17,6 +17,7 @@ mod push;
 mod queue;
 mod recovery;
 mod refs;
+mod releases;
 mod serving;
 mod unwind;
 mod verdicts;

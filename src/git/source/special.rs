@@ -49,6 +49,7 @@ pub fn describe(repository: &Repository, _tree: Oid, plan: &[Planned], job: &Sou
         entries: plan.len() as u64,
         bytes: sizes.sum(),
         changed: None,
+        tags: Vec::new(),
         warnings,
     })
 }

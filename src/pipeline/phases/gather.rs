@@ -8,7 +8,7 @@ use crate::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Area, Blame, Phase},
+    model::{Area, Blame, Phase, best_tag},
     pipeline::{
         context::Deployment,
         secrets::Secrets,
@@ -53,6 +53,7 @@ impl Step for Source {
                 export: true,
                 fresh: false,
                 quarantine: None,
+                tags: deployment.tags.clone(),
             };
             deployment.transcript.title(&format!(
                 "Deploying {} of {} to {}",
@@ -75,6 +76,7 @@ impl Step for Source {
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.scripts = source.scripts;
+            deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
             Ok(())
@@ -174,6 +176,7 @@ fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value>
             "id": order.id,
             "commit": order.commit,
             "release": order.release,
+            "tag": deployment.facts.tag,
             "number": order.number,
             "previous": order.previous.as_ref().map(|live| live.number),
         }),
