@@ -28,7 +28,7 @@ use crate::{
         root::Root,
     },
     model::Environment,
-    pipeline::{Pipeline, Services, chain},
+    pipeline::{BuildNumbers, Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
@@ -167,6 +167,7 @@ fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &In
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),
+        numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,
         launcher,

@@ -7,6 +7,7 @@ mod error;
 mod gate;
 mod handlers;
 mod registry;
+mod releases;
 mod reply;
 mod request;
 
@@ -18,7 +19,8 @@ pub use self::{
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, User},
-    reply::{Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, StatusReport},
+    releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
+    reply::{Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, StatusReport},
     request::{DeployAction, ProjectSpec, Request, Target},
 };
 use crate::{

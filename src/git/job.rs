@@ -96,6 +96,8 @@ pub enum GitJob {
         /// At most so many.
         limit: usize,
     },
+    /// All tags with the commits that they name, the name without `refs/tags/`; those of other objects are left out.
+    Tags,
     /// Finds a commit.
     Resolve {
         /// By this.
@@ -146,7 +148,7 @@ pub struct RefEntry {
 pub enum GitAnswer {
     /// Done.
     Done,
-    /// To [`GitJob::ReadRefs`]; `more` if the limit left some out.
+    /// To [`GitJob::ReadRefs`] and [`GitJob::Tags`]; `more` if the limit left some out.
     Refs {
         /// Those found.
         refs: Vec<RefEntry>,

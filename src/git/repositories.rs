@@ -115,6 +115,15 @@ impl Repositories {
         }
     }
 
+    /// All tags, without `refs/tags/`, each with the commit that it names, and whether there are more than are read.
+    pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
+        let doing = "read the tags";
+        match self.ask(project, GitJob::Tags, doing).await? {
+            GitAnswer::Refs { refs, more } => Ok((refs.into_iter().map(|entry| (entry.refname, entry.id)).collect(), more)),
+            _ => Err(GitError::Confused { doing }),
+        }
+    }
+
     /// Finds a commit.
     pub async fn resolve(&self, project: ProjectId, spec: Spec) -> Result<CommitId, GitError> {
         let doing = "find a commit";

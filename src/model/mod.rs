@@ -17,6 +17,7 @@ mod remote;
 mod signature;
 mod slot;
 mod source;
+mod tag;
 mod text;
 
 pub use access::Access;
@@ -34,4 +35,5 @@ pub use remote::Remote;
 pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
+pub use tag::{best_tag, compare_tags};
 pub use text::{sanitise_bytes, sanitise_line, sanitise_reason};

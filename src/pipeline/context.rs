@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, facts::Facts, lane::Spare, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -42,6 +42,8 @@ pub struct Services {
     pub http: std::net::SocketAddr,
     /// One permit for each build that may run at a time on this machine.
     pub builds: Semaphore,
+    /// The last build number of each project.
+    pub numbers: BuildNumbers,
     /// The way in to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }
@@ -184,6 +186,8 @@ pub struct Deployment {
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
     pub seen: Option<CommitId>,
+    /// Tags that came in the same push. Not journalled: `gather.source` makes a fact of those that matter.
+    pub tags: Vec<(String, CommitId)>,
     /// Held by whoever still empties the idle slot; the next release boots there.
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
@@ -212,6 +216,7 @@ impl Deployment {
             transcript,
             cancelled,
             seen: None,
+            tags: Vec::new(),
             idle_slot,
             retired: None,
             spare: Spare::default(),

@@ -22,6 +22,10 @@ pub struct Facts {
     pub source: Option<CommitId>,
     /// The variables that phase scripts read and change; from `gather.recipe` on.
     pub variables: serde_json::Map<String, serde_json::Value>,
+    /// The version tag of the commit; from `gather.source`.
+    pub tag: Option<String>,
+    /// The number of the build; from `bundle.archive`.
+    pub build: Option<u64>,
     /// The buildpacks that took part; from `build.compile`.
     pub buildpacks: Vec<BuildpackUse>,
     /// The processes that buildpacks gave; from `build.compile`.

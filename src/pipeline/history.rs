@@ -26,6 +26,12 @@ pub struct Summary {
     pub release: ReleaseId,
     /// Its number.
     pub number: ReleaseNumber,
+    /// The number of its build, once it was packed.
+    #[serde(default)]
+    pub build: Option<u64>,
+    /// The version tag that its commit had when it was deployed.
+    #[serde(default)]
+    pub tag: Option<String>,
     /// The slot that it booted in.
     pub slot: Slot,
     /// When it began.
@@ -50,6 +56,8 @@ impl Summary {
             commit: commit.clone(),
             release: *release,
             number: *number,
+            build: story.facts.build,
+            tag: story.facts.tag.clone(),
             slot: *slot,
             opened: record.at,
             ended: story.ended.as_ref().map(|(at, _)| *at),
@@ -122,6 +130,12 @@ impl History {
     pub fn next_number(&self) -> ReleaseNumber {
         let last = self.releases().map(|summary| summary.number.0).max().unwrap_or(0);
         ReleaseNumber(last.saturating_add(1))
+    }
+
+    /// The highest build number that any record tells of. Before there were build numbers, manifests had the release's.
+    pub fn last_build(&self) -> u64 {
+        let builds = self.deployments.iter().map(|summary| summary.build.unwrap_or(0).max(u64::from(summary.number.0)));
+        builds.max().unwrap_or(0)
     }
 
     /// The deployment that froze the environment, if it is frozen.

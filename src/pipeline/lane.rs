@@ -22,6 +22,8 @@ pub struct Request {
     pub commit: CommitId,
     /// What the pusher saw the branch at, for a push.
     pub seen: Option<CommitId>,
+    /// Tags that come in the same push: name and object. git stores them after the deployment only.
+    pub tags: Vec<(String, CommitId)>,
     /// What becomes live.
     pub goal: Goal,
 }
@@ -78,8 +80,8 @@ pub(super) struct State {
     pub(super) waiting: Option<Pending>,
     pub(super) history: History,
     pub(super) live: Option<Live>,
-    /// The release that is being deployed: nobody may remove it meanwhile.
-    pub(super) using: Option<ReleaseId>,
+    /// The release of the deployment under way; not to be pruned, whatever it looks like.
+    pub(super) making: Option<ReleaseId>,
 }
 
 /// The queue of one environment.
@@ -152,7 +154,6 @@ impl Lane {
         let mut state = self.state.lock();
         let next = state.waiting.take();
         state.running = next.as_ref().map(|pending| pending.ticket.clone());
-        state.using = None;
         next
     }
 }

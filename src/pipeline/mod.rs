@@ -4,6 +4,7 @@
 //! [`lane`] lets one deployment run at a time; [`modes`] makes the [`Plan`]; the [`runner`] walks it, journalling each move; and
 //! the [`Ticket`]'s outcome is the verdict on the ref. After a crash [`recover`] does the rest without help.
 
+mod builds;
 mod chores;
 mod context;
 mod facts;
@@ -11,10 +12,12 @@ mod fault;
 mod history;
 pub mod intake;
 mod journal;
+mod known;
 mod lane;
 mod modes;
 mod output;
 mod phases;
+mod pins;
 mod plan;
 mod recover;
 mod runner;
@@ -31,10 +34,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    builds::BuildNumbers,
     context::Services,
     facts::Facts,
     history::{History, Summary},
+    known::{KnownRelease, NameError, find},
     lane::{Goal, Request, Ticket},
+    pins::{Pin, Pins},
     plan::Plan,
     runner::seconds,
     step::chain,
@@ -205,6 +211,7 @@ impl Pipeline {
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.seen = ticket.request.seen.clone();
+        deployment.tags = ticket.request.tags.clone();
         deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
@@ -232,7 +239,7 @@ impl Pipeline {
         // deployment has left is put away by its own record.
         let recorded = state.history.of_release(release).map(|summary| summary.deployment);
         let again = recorded.is_some() && paths.tree(release).is_dir();
-        state.using = Some(release);
+        state.making = Some(release);
         Order {
             id: ticket.deployment,
             trigger: request.trigger.clone(),
@@ -273,6 +280,7 @@ impl Pipeline {
             }
             state.history.record(summary);
         }
+        state.making = None;
         drop(state);
         tracing::info!(
             environment = deployment.order.environment.title(),

@@ -37,6 +37,7 @@ impl Pipeline {
             }
         }
         let history = History::read(&paths);
+        self.0.services.numbers.seen(&environment.project, history.last_build());
         chores::remove_spare(&self.0.services, &environment).await;
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);

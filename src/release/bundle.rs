@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, store, tree};
+use super::{Answer, ReleaseError, changes, store, tree};
 use crate::{
     host::{
         archive::{self, ArchiveError, Previous, Written},
@@ -178,7 +178,8 @@ fn bundle(
     let reuse = before.as_ref().map(|(file, manifest)| Previous { file, entries: &manifest.entries, info: &manifest.archive });
     let written = archive::write(&app, &items, reuse, archive, job.threads).map_err(unfit_or_written)?;
 
-    let changed = before.as_ref().map_or(written.entries.len(), |(_, before)| changes(&before.entries, &written.entries));
+    let changed =
+        before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
     let copied = written.copied as u64;
     let result = job.head.manifest(written);
     let mut out = BufWriter::new(manifest);
@@ -213,34 +214,6 @@ fn source_list(source: &Path, warnings: &mut tree::Warnings) -> Option<SourceLis
         Err(why) => {
             warnings.add(format!("reading every file, since the list of the export cannot be used: {why}"));
             None
-        }
-    }
-}
-
-/// How many entries of two sorted lists differ.
-fn changes(before: &[crate::model::Entry], after: &[crate::model::Entry]) -> usize {
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
-    let mut count = 0;
-    loop {
-        match (old.peek(), new.peek()) {
-            (None, None) => return count,
-            (Some(a), Some(b)) if a.path == b.path => {
-                count += usize::from(a.kind != b.kind);
-                old.next();
-                new.next();
-            }
-            (Some(a), Some(b)) if a.path < b.path => {
-                count += 1;
-                old.next();
-            }
-            (Some(_), None) => {
-                count += 1;
-                old.next();
-            }
-            (_, Some(_)) => {
-                count += 1;
-                new.next();
-            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest.
 
 pub mod bundle;
+mod changes;
 mod error;
 mod ignored;
 pub mod install;
@@ -13,6 +14,7 @@ pub mod store;
 mod tree;
 mod verify;
 
+pub use changes::{Change, Way, changes};
 pub use error::{Answer, ReleaseError};
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use tree::{digest, listing};

@@ -17,6 +17,7 @@ mod push;
 mod queue;
 mod recovery;
 mod refs;
+mod releases;
 mod rollback;
 mod serving;
 mod unwind;

@@ -1,11 +1,11 @@
-//! Deployments without a push, plans, and the list of releases.
+//! Deployments without a push, and plans.
 
 use super::{not_found, refused};
 use crate::{
-    control::{Caller, CommandError, Control, DeployAction, Kind, ReleaseRow, Reply, Target},
+    control::{Caller, CommandError, Control, DeployAction, Kind, Reply, Target},
     git::{GitError, GitFailure, Spec},
     model::{CommitId, Environment, Mode, Origin, Phase, Trigger},
-    pipeline::{self, Goal, PipelineError, Summary, SupplyError},
+    pipeline::{self, Goal, PipelineError, SupplyError},
 };
 
 pub(super) async fn deploy(
@@ -95,7 +95,8 @@ fn submit(
     goal: Goal,
 ) -> Result<Reply, CommandError> {
     let branch = environment.branch.clone();
-    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None, goal });
+    let tags = Vec::new();
+    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None, tags, goal });
     ticket.map(|ticket| Reply::Ticket(Box::new(ticket))).map_err(|error| of_pipeline(&error))
 }
 
@@ -159,21 +160,4 @@ pub(super) async fn plan(
         return Err(CommandError::new(Kind::Usage, format!("no step of {} is in these phases", environment.title())));
     }
     Ok(Reply::Plan(plan.to_string()))
-}
-
-pub(super) fn releases(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let live = control.pipeline().live(environment.id).map(|live| live.release);
-    let history = control.pipeline().history(environment.id);
-    let row = |summary: &Summary| ReleaseRow {
-        number: summary.number,
-        release: summary.release,
-        commit: summary.commit.clone(),
-        by: summary.trigger.by().clone(),
-        since: summary.ended,
-        live: live == Some(summary.release),
-        archive_bytes: std::fs::metadata(paths.archive(summary.release)).ok().map(|metadata| metadata.len()),
-    };
-    Ok(Reply::Releases(history.releases().rev().map(row).collect()))
 }

@@ -50,6 +50,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[Planned], job: &Sour
         entries: plan.len() as u64,
         bytes: sizes.sum(),
         changed: None,
+        tags: Vec::new(),
         warnings,
     })
 }

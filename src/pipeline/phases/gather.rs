@@ -8,7 +8,7 @@ use crate::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Area, Blame, Phase},
+    model::{Area, Blame, Phase, best_tag},
     pipeline::{
         context::Deployment,
         secrets::Secrets,
@@ -53,6 +53,7 @@ impl Step for Source {
                 export: true,
                 fresh: false,
                 quarantine: None,
+                tags: deployment.tags.clone(),
             };
             deployment.transcript.title(&format!(
                 "Deploying {} of {} to {}",
@@ -76,6 +77,7 @@ impl Step for Source {
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
             deployment.facts.scripts = source.scripts;
+            deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
             Ok(())
@@ -183,6 +185,7 @@ pub(super) fn about(deployment: &Deployment) -> Value {
         "id": order.id,
         "commit": order.commit,
         "release": order.release,
+        "tag": deployment.facts.tag,
         "number": order.number,
         "previous": order.previous.as_ref().map(|live| live.number),
     })

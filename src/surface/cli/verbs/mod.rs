@@ -4,6 +4,7 @@ mod deployments;
 mod people;
 mod processes;
 mod projects;
+mod releases;
 
 use clap::Subcommand;
 
@@ -31,6 +32,9 @@ pub enum Verb {
     Plan(deployments::Plan),
     /// List the releases of an environment, newest first; the one with a * is live
     Releases(On),
+    /// What a release is, how two differ, which to keep
+    #[command(subcommand)]
+    Release(releases::Release),
     /// List processes, or set how many of each there are
     Ps(processes::Ps),
     /// End all processes of an environment and start them again; meanwhile it does not answer
@@ -105,6 +109,7 @@ impl Verb {
             Verb::Rollback(rollback) => rollback.request()?,
             Verb::Plan(plan) => plan.request()?,
             Verb::Releases(on) => Request::Releases { target: on.get()? },
+            Verb::Release(release) => release.request()?,
             Verb::Ps(ps) => ps.request()?,
             Verb::Restart(on) => Request::Restart { target: on.get()? },
             Verb::Logs(logs) => logs.request()?,
