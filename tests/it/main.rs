@@ -12,6 +12,7 @@ mod examples;
 mod harness;
 mod hostile;
 mod keeper;
+mod libraries;
 mod plan;
 mod push;
 mod queue;
