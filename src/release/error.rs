@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Refusal;
 use crate::{
     host::{archive::ArchiveError, files::FileError, launch::LaunchError},
     model::{Exit, ReleaseId},
@@ -89,6 +90,9 @@ pub enum ReleaseError {
         /// The whole chain of reasons.
         why: String,
     },
+    /// It came from elsewhere and is not believed.
+    #[error(transparent)]
+    Rejected(#[from] Refusal),
     /// A thread of ours was lost.
     #[error("the task was cancelled")]
     Cancelled,
@@ -98,7 +102,16 @@ impl ReleaseError {
     /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
     /// tree or in the archive; everything else that goes wrong, it dies of.
     pub fn is_for_the_pusher(&self) -> bool {
-        matches!(self, ReleaseError::Refused { .. } | ReleaseError::Unfit { .. } | ReleaseError::Ignore { .. })
+        use ReleaseError::{Ignore, Refused, Rejected, Unfit};
+        matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
+    }
+
+    /// What to do next, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ReleaseError::Rejected(refusal) => Some(refusal.hint()),
+            _ => None,
+        }
     }
 }
 

@@ -285,7 +285,7 @@ fn share_one(from: &mut Cursor<'_>, to: &mut Cursor<'_>, path: &str, size: u64, 
 }
 
 /// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
-fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+pub(super) fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
         let mut results = vec![act()];

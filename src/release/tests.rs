@@ -37,10 +37,10 @@ pub(super) fn head() -> Head {
     }
 }
 
-struct Made {
-    archive: File,
-    manifest: File,
-    parsed: Manifest,
+pub(super) struct Made {
+    pub archive: File,
+    pub manifest: File,
+    pub parsed: Manifest,
     report: BundleReport,
 }
 
@@ -53,7 +53,7 @@ fn bundle_at(places: bundle::Places, previous: Option<&Made>) -> Result<Made, Re
     Ok(Made { archive, manifest, parsed, report })
 }
 
-fn bundle_dir(dir: &Path, previous: Option<&Made>) -> Result<Made, ReleaseError> {
+pub(super) fn bundle_dir(dir: &Path, previous: Option<&Made>) -> Result<Made, ReleaseError> {
     bundle_at(bundle::Places { app: dir.into(), source: None, upper: None }, previous)
 }
 
@@ -71,7 +71,7 @@ fn install_at(
     install::work(&job, &places, &made.archive, &made.manifest, before).into_result()
 }
 
-fn put(dir: &Path, path: &str, content: &str) {
+pub(super) fn put(dir: &Path, path: &str, content: &str) {
     let path = dir.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();
