@@ -5,6 +5,7 @@
 //! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest.
 
 pub mod bundle;
+pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
@@ -17,6 +18,21 @@ pub use error::{Answer, ReleaseError};
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use tree::{digest, listing};
 pub use verify::{Difference, drift, verify};
+
+/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
+        let mut results = vec![act()];
+        for thread in others {
+            match thread.join() {
+                Ok(result) => results.push(result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
 
 #[cfg(test)]
 mod tests;
