@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Refusal, ReleaseError, install::each_thread, store};
+use super::{Answer, Refusal, ReleaseError, each_thread, store};
 use crate::{
     host::archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
     model::{Digest, Entry, Manifest},

@@ -51,6 +51,22 @@ pub enum ReleaseError {
         /// Why not.
         why: String,
     },
+    /// A delta was refused.
+    #[error("the delta is refused: {why}")]
+    Delta {
+        /// Why.
+        why: String,
+    },
+    /// A file of an installed release is not what its manifest says, and a delta needs it.
+    #[error(
+        "the installed {path:?} of release {release} is not what its manifest says; fetch the whole archive of the new release instead of a delta"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// The release that it belongs to.
+        release: ReleaseId,
+    },
     /// A release is not there.
     #[error("release {release} is not in {}", path.display())]
     Unknown {

@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod check;
+pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
@@ -26,6 +27,21 @@ pub use signing::{SigningKey, SigningKeyError, verify_signature};
 pub use take_in::{Body, Incoming, Look, take_in, verify_archive};
 pub use tree::{digest, listing};
 pub use verify::{Difference, drift, verify};
+
+/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
+        let mut results = vec![act()];
+        for thread in others {
+            match thread.join() {
+                Ok(result) => results.push(result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
 
 #[cfg(test)]
 mod tests;

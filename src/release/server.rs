@@ -194,7 +194,7 @@ async fn unpack(
     })
     .await?;
     let previous = before.as_ref().map(|(id, _)| *id);
-    let job = UnpackJob { previous, spare, threads: context.threads, limits: Limits::default() };
+    let job = UnpackJob { previous, delta: false, spare, threads: context.threads, limits: Limits::default() };
     let mut extra = vec![OwnedFd::from(archive), OwnedFd::from(manifest)];
     extra.extend(before.map(|(_, manifest)| OwnedFd::from(manifest)));
     let report = run(context, "unpack", Role::Unpack, tree, &job, extra).await?;
