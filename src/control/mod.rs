@@ -7,6 +7,7 @@ mod error;
 mod gate;
 mod handlers;
 mod registry;
+mod releases;
 mod reply;
 mod request;
 
@@ -18,9 +19,9 @@ pub use self::{
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, TrustedKey, User},
+    releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
-        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, ServerKeys,
-        StatusReport, TrustRow,
+        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, ServerKeys, StatusReport, TrustRow,
     },
     request::{DeployAction, ProjectSpec, Request, Target},
 };

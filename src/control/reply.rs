@@ -1,13 +1,15 @@
 //! Answers. The surface renders them as text or JSON; they hold no text for people except where a check explains itself.
 
-use jiff::Timestamp;
 use serde::Serialize;
 
-use super::registry::User;
+use super::{
+    registry::User,
+    releases::{ReleaseDetail, ReleaseDiff},
+};
 use crate::{
     host::launch::Child,
-    model::{Access, CommitId, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Slot, UserName},
-    pipeline::{Summary, Ticket},
+    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Slot, UserName},
+    pipeline::{KnownRelease, Summary, Ticket},
     runtime::LogLine,
 };
 
@@ -53,7 +55,11 @@ pub enum Reply {
     /// The steps of a plan, as text.
     Plan(String),
     /// Releases, newest first.
-    Releases(Vec<ReleaseRow>),
+    Releases(Vec<KnownRelease>),
+    /// One release.
+    Release(Box<ReleaseDetail>),
+    /// Two releases compared.
+    ReleaseDiff(Box<ReleaseDiff>),
     /// Processes.
     Processes(Vec<ProcessRow>),
     /// Output of processes.
@@ -115,25 +121,6 @@ pub struct ProjectRow {
     pub live: Vec<Option<Live>>,
     /// The addresses of each of its environments.
     pub urls: Vec<Vec<String>>,
-}
-
-/// A release in a list.
-#[derive(Debug, Clone, Serialize)]
-pub struct ReleaseRow {
-    /// Its number.
-    pub number: ReleaseNumber,
-    /// Its id.
-    pub release: ReleaseId,
-    /// Its commit.
-    pub commit: CommitId,
-    /// Who made it.
-    pub by: UserName,
-    /// When it went live.
-    pub since: Option<Timestamp>,
-    /// Whether it serves now.
-    pub live: bool,
-    /// The size of its archive in bytes; nothing where it is gone.
-    pub archive_bytes: Option<u64>,
 }
 
 /// A process in a list.

@@ -156,6 +156,13 @@ pub enum Request {
         /// What.
         action: DeployAction,
     },
+    /// Back to an older release.
+    Rollback {
+        /// Where.
+        target: Target,
+        /// To which; the newest good one older than the live one where nothing is given.
+        release: Option<String>,
+    },
     /// The steps that a push would take.
     Plan {
         /// Where.
@@ -169,6 +176,31 @@ pub enum Request {
     Releases {
         /// Where.
         target: Target,
+    },
+    /// One release; the live one where none is named.
+    ReleaseShow {
+        /// Where.
+        target: Target,
+        /// Which, as a person names it.
+        release: Option<String>,
+    },
+    /// What differs between two releases.
+    ReleaseDiff {
+        /// Where.
+        target: Target,
+        /// The first.
+        from: String,
+        /// The second; the live one where none is named.
+        to: Option<String>,
+    },
+    /// Keeps a release from being pruned, or lets it be.
+    ReleasePin {
+        /// Where.
+        target: Target,
+        /// Which.
+        release: String,
+        /// Whether to keep it.
+        pinned: bool,
     },
     /// The processes of an environment.
     Ps {
@@ -230,14 +262,17 @@ impl Request {
             Request::KeyTrust { project, key: None, .. } | Request::ProjectInfo { project } => (Some(project), Access::View),
             Request::Plan { target, .. }
             | Request::Releases { target }
+            | Request::ReleaseShow { target, .. }
+            | Request::ReleaseDiff { target, .. }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
             Request::Deploy { target, action: DeployAction::Unfreeze }
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
+            | Request::ReleasePin { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } => (Some(&target.project), Access::Push),
+            Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -259,8 +294,13 @@ impl Request {
             Request::ProjectInfo { .. } => "project info",
             Request::ProjectDestroy { .. } => "project destroy",
             Request::Deploy { .. } => "deploy",
+            Request::Rollback { .. } => "rollback",
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
+            Request::ReleaseShow { .. } => "release show",
+            Request::ReleaseDiff { .. } => "release diff",
+            Request::ReleasePin { pinned: true, .. } => "release pin",
+            Request::ReleasePin { .. } => "release unpin",
             Request::Ps { .. } => "ps",
             Request::Scale { .. } => "scale",
             Request::Restart { .. } => "restart",

@@ -42,7 +42,9 @@ pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::Init { head } => refs::init(&repository, head),
         GitJob::MoveRef(change) => refs::move_ref(&repository, change),
         GitJob::ReadRefs { limit } => refs::read_refs(&repository, *limit),
+        GitJob::Tags => refs::tags(&repository),
         GitJob::Resolve { spec } => refs::resolve(&repository, spec),
+        GitJob::Tree { commit } => refs::tree(&repository, commit),
         GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
         GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
     }

@@ -44,6 +44,11 @@ impl Root {
         self.state().join("registry.json")
     }
 
+    /// The last build number of each project.
+    pub fn build_numbers(&self) -> PathBuf {
+        self.state().join("builds.json")
+    }
+
     /// The key by which clients know this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")
@@ -188,6 +193,11 @@ impl EnvironmentPaths {
     /// Values that larder made up because `app.json` asked for them.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
+    }
+
+    /// The releases that are never pruned.
+    pub fn pins(&self) -> PathBuf {
+        self.0.join("pins.json")
     }
 
     /// For people and other tools: project, environment, active slot, live release.

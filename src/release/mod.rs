@@ -6,6 +6,7 @@
 //! elsewhere goes through [`take_in()`], which believes what [`trust`] believes and nothing else.
 
 pub mod bundle;
+mod changes;
 pub mod check;
 pub mod delta;
 mod error;
@@ -20,6 +21,7 @@ mod tree;
 pub mod trust;
 mod verify;
 
+pub use changes::{Change, Way, changes};
 pub use error::{Answer, ReleaseError};
 pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};

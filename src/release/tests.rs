@@ -28,6 +28,7 @@ pub(super) fn head() -> Head {
         environment: "staging".parse().unwrap(),
         release: ReleaseId::new(created),
         commit: "a".repeat(40).parse().unwrap(),
+        source: None,
         build: 1,
         tag: None,
         mode: Mode::Cooking,

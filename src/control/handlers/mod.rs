@@ -5,6 +5,7 @@ mod insight;
 mod keys;
 mod processes;
 mod projects;
+mod releases;
 mod users;
 
 use super::{Caller, CommandError, Control, Kind, Registry, Reply, Request};
@@ -27,8 +28,12 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::ProjectInfo { project } => projects::info(control, &project),
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
+        Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
         Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
-        Request::Releases { target } => deployments::releases(control, &target),
+        Request::Releases { target } => releases::list(control, &target).await,
+        Request::ReleaseShow { target, release } => releases::show(control, &target, release.as_deref()).await,
+        Request::ReleaseDiff { target, from, to } => releases::diff(control, &target, &from, to.as_deref()).await,
+        Request::ReleasePin { target, release, pinned } => releases::pin(control, caller, &target, &release, pinned).await,
         Request::Ps { target } => processes::ps(control, &target),
         Request::Scale { target, scale } => processes::scale(control, &target, scale).await,
         Request::Restart { target } => processes::restart(control, &target).await,

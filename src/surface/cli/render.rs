@@ -3,8 +3,10 @@
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
+use super::render_releases;
+
 use crate::{
-    control::{Check, Grade, ProcessRow, ProjectRow, ReleaseRow, Reply, ServerKeys, StatusReport, TrustRow, User},
+    control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
     model::{Environment, Live, Project},
     pipeline::Summary,
 };
@@ -26,7 +28,9 @@ pub fn text(reply: &Reply) -> String {
         Reply::Created { project, ssh_port, url } => created(project, *ssh_port, url),
         Reply::Projects(rows) => projects(rows),
         Reply::Plan(plan) => plan.clone(),
-        Reply::Releases(rows) => releases(rows),
+        Reply::Releases(rows) => render_releases::list(rows),
+        Reply::Release(detail) => render_releases::detail(detail),
+        Reply::ReleaseDiff(diff) => render_releases::diff(diff),
         Reply::Processes(rows) => processes(rows),
         Reply::Logs { lines, .. } => lines.iter().map(|line| format!("{line}\n")).collect(),
         Reply::Past { transcript, .. } => transcript.clone(),
@@ -52,6 +56,8 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Projects(rows) => json!(rows),
         Reply::Plan(plan) => json!({ "plan": plan.lines().collect::<Vec<_>>() }),
         Reply::Releases(rows) => json!(rows),
+        Reply::Release(detail) => json!(detail),
+        Reply::ReleaseDiff(diff) => json!(diff),
         Reply::Processes(rows) => json!(rows),
         Reply::Logs { lines, .. } => json!(lines),
         Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
@@ -61,7 +67,7 @@ pub fn value(reply: &Reply) -> Value {
     }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     if rows.is_empty() {
         return String::from("none\n");
     }
@@ -120,19 +126,6 @@ fn projects(rows: &[ProjectRow]) -> String {
         }
     }
     table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS"], lines)
-}
-
-fn releases(rows: &[ReleaseRow]) -> String {
-    let line = |row: &ReleaseRow| {
-        vec![
-            format!("{}{}", row.number, if row.live { " *" } else { "" }),
-            row.commit.short().to_owned(),
-            row.by.to_string(),
-            row.since.map(|since| since.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default(),
-            row.archive_bytes.map_or_else(|| String::from("pruned"), |bytes| format!("{} KiB", bytes.div_ceil(1024))),
-        ]
-    };
-    table(&["RELEASE", "COMMIT", "BY", "SINCE (UTC)", "ARCHIVE"], rows.iter().map(line).collect())
 }
 
 fn processes(rows: &[ProcessRow]) -> String {
