@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ServerConfig, SshProfile},
-    control::{Caller, Control, Registry},
+    control::{Caller, Control, Registry, ServerKeys},
     git::{
         Repositories, Service,
         hook::{Listener, PushRegistry},
@@ -30,6 +30,7 @@ use crate::{
     model::Environment,
     pipeline::{BuildNumbers, Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings},
+    release::{SigningKey, SigningKeyError},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
         cli::{session, session::Io, socket},
@@ -63,6 +64,9 @@ pub enum ServerError {
     /// The host key is not usable.
     #[error("the host key is not usable")]
     HostKey(#[source] ssh::hostkey::HostKeyError),
+    /// The signing key is not usable.
+    #[error("deliverables cannot be signed")]
+    Signing(#[source] SigningKeyError),
     /// The keeper does not answer.
     #[error("the keeper does not do its part")]
     Keeper(#[source] crate::host::launch::LaunchError),
@@ -88,11 +92,18 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let inherited = Inherited::take()?;
     let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
-    let services = services(root.clone(), config, launcher.clone(), &inherited)?;
+    let signing = SigningKey::load_or_make(&root.signing_key()).map_err(ServerError::Signing)?;
+    let keys = ServerKeys {
+        host: ssh::hostkey::public_line(&key).map_err(ServerError::HostKey)?,
+        fingerprint: fingerprint.clone(),
+        signing: signing.public(),
+        pull: None,
+    };
+    let services = services(root.clone(), config, launcher.clone(), signing, &inherited)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
-    let control = Control::new(root.clone(), pipeline.clone(), registry, fingerprint.clone());
+    let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &environments).await?;
@@ -156,7 +167,13 @@ impl Inherited {
     }
 }
 
-fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &Inherited) -> Result<Arc<Services>, ServerError> {
+fn services(
+    root: Root,
+    config: ServerConfig,
+    launcher: Launcher,
+    signing: SigningKey,
+    inherited: &Inherited,
+) -> Result<Arc<Services>, ServerError> {
     let (from, to) = config.ports;
     let logs = Logs::new(LogLimits { max_bytes: config.log.max_bytes.bytes(), keep: config.log.keep.into() });
     Ok(Arc::new(Services {
@@ -171,6 +188,7 @@ fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &In
         root,
         config,
         launcher,
+        signing,
     }))
 }
 

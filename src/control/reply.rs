@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     host::launch::Child,
-    model::{Access, Live, Project, ProjectName, ReleaseId, ReleaseNumber, Slot, UserName},
+    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Slot, UserName},
     pipeline::{KnownRelease, Summary, Ticket},
     runtime::LogLine,
 };
@@ -35,6 +35,10 @@ pub enum Reply {
         /// The address of the default environment.
         url: String,
     },
+    /// The keys by which others know this server.
+    Keys(ServerKeys),
+    /// Whose deliverables are accepted.
+    Trusted(Vec<TrustRow>),
     /// Projects, each with what is live in its environments.
     Projects(Vec<ProjectRow>),
     /// A deployment to follow.
@@ -71,6 +75,30 @@ pub enum Reply {
     Status(Box<StatusReport>),
     /// What was looked at, and what was found.
     Checks(Vec<Check>),
+}
+
+/// The public halves of this server's own keys.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerKeys {
+    /// The SSH host key as in a `known_hosts` file, without the host.
+    pub host: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// What it signs its deliverables with.
+    pub signing: PublicKey,
+    /// What it logs in with where it pulls from; a line as in an `authorized_keys` file.
+    pub pull: Option<String>,
+}
+
+/// A key in the list of those whose deliverables are accepted.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrustRow {
+    /// For which project, or `project/environment`.
+    pub on: String,
+    /// The key.
+    pub key: PublicKey,
+    /// What it is called.
+    pub name: String,
 }
 
 /// A command that is being started.

@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::registry::Key;
-use crate::model::{Access, BranchName, EnvironmentName, Mode, NameError, Phase, ProjectName, Strategy, UserName};
+use crate::model::{
+    Access, BranchName, EnvironmentName, Mode, NameError, Phase, ProjectName, PublicKey, RemoteName, Strategy, UserName,
+};
 
 /// `shop`, or `shop/staging`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +114,24 @@ pub enum Request {
     KeyRemove {
         /// Its fingerprint.
         fingerprint: String,
+    },
+    /// The keys by which others know this server.
+    KeyShow,
+    /// Accepts deliverables that are signed by a key.
+    KeyTrust {
+        /// For which project.
+        project: ProjectName,
+        /// The key; where none is given, the question is which are trusted.
+        key: Option<PublicKey>,
+        /// What it shall be called.
+        name: Option<RemoteName>,
+    },
+    /// Accepts them no more.
+    KeyUntrust {
+        /// For which project.
+        project: ProjectName,
+        /// The key.
+        key: PublicKey,
     },
     /// A new environment, and its project if need be.
     ProjectCreate(ProjectSpec),
@@ -227,7 +247,7 @@ impl Request {
     /// The project it is about, if one, and the right that it needs. A new request does not compile without an answer here.
     pub fn needs(&self) -> (Option<&ProjectName>, Access) {
         match self {
-            Request::Whoami | Request::ProjectList | Request::Status => (None, Access::View),
+            Request::Whoami | Request::ProjectList | Request::Status | Request::KeyShow => (None, Access::View),
             Request::UserAdd { .. }
             | Request::UserList
             | Request::UserRemove { .. }
@@ -237,7 +257,9 @@ impl Request {
             | Request::ProjectCreate(_)
             | Request::ProjectDestroy { .. }
             | Request::Doctor => (None, Access::Admin),
-            Request::ProjectInfo { project } => (Some(project), Access::View),
+            // Whose code runs is decided by whoever administers the server.
+            Request::KeyTrust { key: Some(_), .. } | Request::KeyUntrust { .. } => (None, Access::Admin),
+            Request::KeyTrust { project, key: None, .. } | Request::ProjectInfo { project } => (Some(project), Access::View),
             Request::Plan { target, .. }
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
@@ -264,6 +286,9 @@ impl Request {
             Request::UserGrant { .. } => "user grant",
             Request::KeyAdd { .. } => "key add",
             Request::KeyRemove { .. } => "key remove",
+            Request::KeyShow => "key show",
+            Request::KeyTrust { .. } => "key trust",
+            Request::KeyUntrust { .. } => "key untrust",
             Request::ProjectCreate(_) => "project create",
             Request::ProjectList => "project list",
             Request::ProjectInfo { .. } => "project info",

@@ -54,6 +54,11 @@ impl Root {
         self.state().join("ssh_host_ed25519_key")
     }
 
+    /// The key that this server signs its deliverables with.
+    pub fn signing_key(&self) -> PathBuf {
+        self.state().join("signing_ed25519_key")
+    }
+
     /// The keeper's own state; root alone.
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")
@@ -123,6 +128,16 @@ impl EnvironmentPaths {
     /// The manifest of a release.
     pub fn manifest(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.manifest.json"))
+    }
+
+    /// Where what is fetched from elsewhere lies until it is accepted.
+    pub fn incoming(&self) -> PathBuf {
+        self.releases().join(".incoming")
+    }
+
+    /// The newest build that was accepted from each server elsewhere.
+    pub fn accepted(&self) -> PathBuf {
+        self.0.join("accepted.json")
     }
 
     /// The installed trees.

@@ -19,6 +19,7 @@ use crate::{
         ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
+    release::SigningKey,
     runtime::Runtime,
 };
 
@@ -28,6 +29,8 @@ pub struct Services {
     pub root: Root,
     /// The server file.
     pub config: ServerConfig,
+    /// Signs what is made here.
+    pub signing: SigningKey,
     /// Starts workers.
     pub launcher: Launcher,
     /// Repositories.

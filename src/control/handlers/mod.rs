@@ -2,6 +2,7 @@
 
 mod deployments;
 mod insight;
+mod keys;
 mod processes;
 mod projects;
 mod releases;
@@ -19,6 +20,9 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::UserGrant { name, project, access } => users::grant(control, name, project, access).await,
         Request::KeyAdd { name, key } => users::add_key(control, name, key).await,
         Request::KeyRemove { fingerprint } => users::remove_key(control, fingerprint).await,
+        Request::KeyShow => Ok(Reply::Keys(control.0.keys.clone())),
+        Request::KeyTrust { project, key, name } => keys::trust(control, project, key, name).await,
+        Request::KeyUntrust { project, key } => keys::untrust(control, project, key).await,
         Request::ProjectCreate(spec) => projects::create(control, spec).await,
         Request::ProjectList => Ok(projects::list(control, caller)),
         Request::ProjectInfo { project } => projects::info(control, &project),

@@ -157,6 +157,7 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
     control
         .change(|registry| {
             registry.projects.retain(|known| known.id != project.id);
+            registry.trusted.retain(|trusted| trusted.project != name);
             for user in &mut registry.users {
                 user.access.remove(&name);
             }

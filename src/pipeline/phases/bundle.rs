@@ -94,6 +94,7 @@ pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<
         paths: &deployment.paths,
         output: None,
         threads: THREADS,
+        signing: &deployment.services.signing,
     }
 }
 

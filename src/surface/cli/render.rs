@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::render_releases;
 
 use crate::{
-    control::{Check, Grade, ProcessRow, ProjectRow, Reply, StatusReport, User},
+    control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
     model::{Environment, Live, Project},
     pipeline::Summary,
 };
@@ -20,6 +20,11 @@ pub fn text(reply: &Reply) -> String {
             format!("{name}\n{}", table(&["PROJECT", "RIGHT"], rights))
         }
         Reply::Users(users) => table(&["USER", "RIGHTS", "KEYS"], users.iter().map(user).collect()),
+        Reply::Keys(keys) => server_keys(keys),
+        Reply::Trusted(rows) => {
+            let line = |row: &TrustRow| vec![row.on.clone(), row.name.clone(), row.key.to_string()];
+            table(&["ACCEPTS FOR", "NAME", "KEY"], rows.iter().map(line).collect())
+        }
         Reply::Created { project, ssh_port, url } => created(project, *ssh_port, url),
         Reply::Projects(rows) => projects(rows),
         Reply::Plan(plan) => plan.clone(),
@@ -46,6 +51,8 @@ pub fn value(reply: &Reply) -> Value {
         }
         Reply::Users(users) => json!(users),
         Reply::Created { project, ssh_port, url } => json!({ "project": project, "ssh_port": ssh_port, "url": url }),
+        Reply::Keys(keys) => json!(keys),
+        Reply::Trusted(rows) => json!(rows),
         Reply::Projects(rows) => json!(rows),
         Reply::Plan(plan) => json!({ "plan": plan.lines().collect::<Vec<_>>() }),
         Reply::Releases(rows) => json!(rows),
@@ -81,6 +88,14 @@ fn user(user: &User) -> Vec<String> {
     };
     let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
     vec![user.name.to_string(), rights, keys.join(" ")]
+}
+
+fn server_keys(keys: &ServerKeys) -> String {
+    let mut text = format!("host key     {}\n             {}\nsigning key  {}\n", keys.host, keys.fingerprint, keys.signing);
+    if let Some(pull) = &keys.pull {
+        text.push_str(&format!("pull key     {pull}\n"));
+    }
+    text
 }
 
 fn created(project: &Project, port: u16, url: &str) -> String {

@@ -72,6 +72,13 @@ pub fn load_or_create(path: &Path) -> Result<(PrivateKey, String), HostKeyError>
     Ok((key, fingerprint))
 }
 
+/// The public half as in a `known_hosts` file, without the host: what a remote is pinned to.
+pub fn public_line(key: &PrivateKey) -> Result<String, HostKeyError> {
+    let mut public = key.public_key().clone();
+    public.set_comment("");
+    public.to_openssh().map_err(|source| HostKeyError::Generate { source })
+}
+
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostKeyError {
     move |source| HostKeyError::Io { doing, path: path.to_owned(), source }
 }

@@ -18,7 +18,7 @@ pub enum Verb {
     /// Users of this server
     #[command(subcommand)]
     User(people::User),
-    /// SSH keys of users
+    /// SSH keys of users, this server's own keys, and the keys whose deliverables are accepted
     #[command(subcommand)]
     Key(people::Key),
     /// Projects and their environments
