@@ -30,6 +30,7 @@ use crate::{
     model::Environment,
     pipeline::{Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings},
+    remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
         cli::{session, session::Io, socket},
@@ -60,8 +61,8 @@ pub enum ServerError {
     /// The server file is wrong.
     #[error("{0}")]
     Config(String),
-    /// The host key is not usable.
-    #[error("the host key is not usable")]
+    /// A key of the server is not usable.
+    #[error("a key of this server is not usable")]
     HostKey(#[source] ssh::hostkey::HostKeyError),
     /// The keeper does not answer.
     #[error("the keeper does not do its part")]
@@ -88,7 +89,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let inherited = Inherited::take()?;
     let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
-    let services = services(root.clone(), config, launcher.clone(), &inherited)?;
+    let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
+    let services = services(root.clone(), config, launcher.clone(), &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
@@ -156,12 +158,24 @@ impl Inherited {
     }
 }
 
-fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &Inherited) -> Result<Arc<Services>, ServerError> {
+fn services(
+    root: Root,
+    config: ServerConfig,
+    launcher: Launcher,
+    inherited: &Inherited,
+    pull_key: PullKey,
+) -> Result<Arc<Services>, ServerError> {
+    let limits = remote::Limits {
+        archive_bytes: config.limits.archive_bytes.bytes(),
+        pack_bytes: config.limits.push_bytes.bytes(),
+        ..remote::Limits::default()
+    };
     let (from, to) = config.ports;
     let logs = Logs::new(LogLimits { max_bytes: config.log.max_bytes.bytes(), keep: config.log.keep.into() });
     Ok(Arc::new(Services {
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
+        places: Places::new(pull_key, limits),
         proxy: Proxy::new(ProxySettings::default()),
         builds: Semaphore::new(config.builds.parallel.into()),
         ssh: inherited.ssh_address,

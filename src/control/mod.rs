@@ -18,7 +18,10 @@ pub use self::{
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, User},
-    reply::{Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, StatusReport},
+    reply::{
+        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, SendFuture,
+        StatusReport,
+    },
     request::{DeployAction, ProjectSpec, Request, Target},
 };
 use crate::{
@@ -36,6 +39,8 @@ struct Shared {
     /// Told after each change.
     changed: tokio::sync::watch::Sender<()>,
     fingerprint: String,
+    /// What is read of manifests again and again.
+    heads: handlers::Heads,
 }
 
 /// The desk; cheap to clone.
@@ -47,7 +52,15 @@ impl Control {
     pub fn new(root: Root, pipeline: Pipeline, registry: Registry, fingerprint: String) -> Control {
         let registry = RwLock::new(registry);
         let changed = tokio::sync::watch::Sender::new(());
-        Control(Arc::new(Shared { root, pipeline, registry, change: tokio::sync::Mutex::default(), changed, fingerprint }))
+        Control(Arc::new(Shared {
+            root,
+            pipeline,
+            registry,
+            change: tokio::sync::Mutex::default(),
+            changed,
+            fingerprint,
+            heads: Default::default(),
+        }))
     }
 
     /// Does what is asked, if the caller may.

@@ -1,13 +1,16 @@
 //! Answers. The surface renders them as text or JSON; they hold no text for people except where a check explains itself.
 
+use std::os::fd::OwnedFd;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::registry::User;
 use crate::{
     host::launch::Child,
-    model::{Access, CommitId, Live, Project, ProjectName, ReleaseId, ReleaseNumber, Slot, UserName},
+    model::{Access, CommitId, Live, Project, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
     pipeline::{Summary, Ticket},
+    remote::{Blob, Offer},
     runtime::LogLine,
 };
 
@@ -61,6 +64,14 @@ pub enum Reply {
     },
     /// A prepared command; the surface connects it.
     Run(Box<dyn FnOnce(crate::host::launch::Stdio) -> RunFuture + Send>),
+    /// What other servers may pull, newest first.
+    Offers(Vec<Offer>),
+    /// Size and digest of a file.
+    Blob(Blob),
+    /// Bytes; the surface says where to.
+    Bytes(Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>),
+    /// The places of an environment.
+    Remotes(Vec<Remote>),
     /// The state of everything.
     Status(Box<StatusReport>),
     /// What was looked at, and what was found.
@@ -69,6 +80,9 @@ pub enum Reply {
 
 /// A command that is being started.
 pub type RunFuture = std::pin::Pin<Box<dyn Future<Output = Result<Child, super::CommandError>> + Send>>;
+
+/// Bytes that are being written.
+pub type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), super::CommandError>> + Send>>;
 
 /// Lines to come, and which of them are wanted.
 pub struct LogFollower {

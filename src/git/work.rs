@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     job::{GitAnswer, GitFailure, GitJob, GitReport},
+    pack,
     paths::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
@@ -44,6 +45,8 @@ pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::ReadRefs { limit } => refs::read_refs(&repository, *limit),
         GitJob::Resolve { spec } => refs::resolve(&repository, spec),
         GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
+        GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
+        GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
         GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
     }
 }

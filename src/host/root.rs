@@ -49,6 +49,11 @@ impl Root {
         self.state().join("ssh_host_ed25519_key")
     }
 
+    /// The key by which other servers know this one when it pulls from them.
+    pub fn pull_key(&self) -> PathBuf {
+        self.state().join("pull_ed25519_key")
+    }
+
     /// The keeper's own state; root alone.
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")
@@ -118,6 +123,11 @@ impl EnvironmentPaths {
     /// The manifest of a release.
     pub fn manifest(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.manifest.json"))
+    }
+
+    /// Deliverables on their way here, one directory for each release.
+    pub fn incoming(&self) -> PathBuf {
+        self.releases().join(".incoming")
     }
 
     /// The installed trees.

@@ -19,6 +19,7 @@ use crate::{
         Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
+    remote::Places,
     runtime::Runtime,
 };
 
@@ -32,6 +33,8 @@ pub struct Services {
     pub launcher: Launcher,
     /// Repositories.
     pub repositories: Repositories,
+    /// Opens the places that deliverables are pulled from.
+    pub places: Places,
     /// Application processes.
     pub runtime: Runtime,
     /// The HTTP front door.
