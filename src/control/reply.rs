@@ -61,6 +61,8 @@ pub enum Reply {
     },
     /// A prepared command; the surface connects it.
     Run(Box<dyn FnOnce(crate::host::launch::Stdio) -> RunFuture + Send>),
+    /// What another server says about what it was asked to do.
+    Relay(Box<Exec>),
     /// The state of everything.
     Status(Box<StatusReport>),
     /// What was looked at, and what was found.

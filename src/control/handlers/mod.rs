@@ -3,6 +3,7 @@
 mod deployments;
 mod insight;
 mod processes;
+mod promotion;
 mod projects;
 mod users;
 
@@ -24,6 +25,12 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
         Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
+        Request::Pull { target, release, from, overriding } => {
+            promotion::pull(control, caller, target, release.as_deref(), from.as_ref(), overriding).await
+        }
+        Request::Promote { target, release, to, overriding } => {
+            promotion::promote(control, caller, target, release.as_deref(), &to, overriding).await
+        }
         Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
         Request::Releases { target } => deployments::releases(control, &target),
         Request::Ps { target } => processes::ps(control, &target),

@@ -27,7 +27,7 @@ pub fn text(reply: &Reply) -> String {
         Reply::Past { transcript, .. } => transcript.clone(),
         Reply::Status(report) => status(report),
         Reply::Checks(checks) => checks.iter().map(check).collect(),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) => String::new(),
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Relay(_) => String::new(),
     }
 }
 
@@ -50,7 +50,7 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
         Reply::Status(report) => json!(report),
         Reply::Checks(checks) => json!(checks),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) => Value::Null,
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Relay(_) => Value::Null,
     }
 }
 
