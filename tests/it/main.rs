@@ -14,6 +14,7 @@ mod hostile;
 mod keeper;
 mod libraries;
 mod plan;
+mod promotion;
 mod push;
 mod queue;
 mod recovery;
