@@ -21,7 +21,8 @@ pub use self::{
     registry::{Key, Registry, TrustedKey, User},
     releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
-        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, ServerKeys, StatusReport, TrustRow,
+        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, ServerKeys, StatusReport,
+        TrustRow,
     },
     request::{DeployAction, ProjectSpec, Request, Target},
 };

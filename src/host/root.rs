@@ -130,6 +130,11 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
+    /// What is known of how a release ran elsewhere.
+    pub fn health(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.health.json"))
+    }
+
     /// Where what is fetched from elsewhere lies until it is accepted.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
@@ -188,6 +193,11 @@ impl EnvironmentPaths {
     /// Process logs.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// Which processes ended by themselves.
+    pub fn restarts(&self) -> PathBuf {
+        self.0.join("restarts.jsonl")
     }
 
     /// Values that larder made up because `app.json` asked for them.

@@ -12,6 +12,7 @@ pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
+mod promotion;
 mod refusal;
 mod server;
 mod signing;
