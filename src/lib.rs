@@ -18,6 +18,7 @@ pub mod buildpack;
 pub mod git;
 pub mod proxy;
 pub mod release;
+pub mod remote;
 pub mod runtime;
 
 pub mod config;

@@ -31,6 +31,7 @@ use crate::{
     pipeline::{BuildNumbers, Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings},
     release::{SigningKey, SigningKeyError},
+    remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
         cli::{session, session::Io, socket},
@@ -61,8 +62,8 @@ pub enum ServerError {
     /// The server file is wrong.
     #[error("{0}")]
     Config(String),
-    /// The host key is not usable.
-    #[error("the host key is not usable")]
+    /// A key of the server is not usable.
+    #[error("a key of this server is not usable")]
     HostKey(#[source] ssh::hostkey::HostKeyError),
     /// The signing key is not usable.
     #[error("deliverables cannot be signed")]
@@ -93,13 +94,14 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
     let signing = SigningKey::load_or_make(&root.signing_key()).map_err(ServerError::Signing)?;
+    let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
     let keys = ServerKeys {
         host: ssh::hostkey::public_line(&key).map_err(ServerError::HostKey)?,
         fingerprint: fingerprint.clone(),
         signing: signing.public(),
-        pull: None,
+        pull: Some(pull_key.line()),
     };
-    let services = services(root.clone(), config, launcher.clone(), signing, &inherited)?;
+    let services = services(root.clone(), config, launcher.clone(), signing, &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
@@ -173,12 +175,19 @@ fn services(
     launcher: Launcher,
     signing: SigningKey,
     inherited: &Inherited,
+    pull_key: PullKey,
 ) -> Result<Arc<Services>, ServerError> {
+    let limits = remote::Limits {
+        archive_bytes: config.limits.archive_bytes.bytes(),
+        pack_bytes: config.limits.push_bytes.bytes(),
+        ..remote::Limits::default()
+    };
     let (from, to) = config.ports;
     let logs = Logs::new(LogLimits { max_bytes: config.log.max_bytes.bytes(), keep: config.log.keep.into() });
     Ok(Arc::new(Services {
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
+        places: Places::new(pull_key, limits),
         proxy: Proxy::new(ProxySettings::default()),
         builds: Semaphore::new(config.builds.parallel.into()),
         ssh: inherited.ssh_address,

@@ -21,8 +21,8 @@ pub use self::{
     registry::{Key, Registry, TrustedKey, User},
     releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
-        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, ServerKeys, StatusReport,
-        TrustRow,
+        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
+        StatusReport, TrustRow,
     },
     request::{DeployAction, ProjectSpec, Request, Target},
 };
@@ -41,6 +41,8 @@ struct Shared {
     /// Told after each change.
     changed: tokio::sync::watch::Sender<()>,
     keys: ServerKeys,
+    /// What is read of manifests again and again.
+    heads: handlers::Heads,
 }
 
 /// The desk; cheap to clone.
@@ -52,7 +54,15 @@ impl Control {
     pub fn new(root: Root, pipeline: Pipeline, registry: Registry, keys: ServerKeys) -> Control {
         let registry = RwLock::new(registry);
         let changed = tokio::sync::watch::Sender::new(());
-        Control(Arc::new(Shared { root, pipeline, registry, change: tokio::sync::Mutex::default(), changed, keys }))
+        Control(Arc::new(Shared {
+            root,
+            pipeline,
+            registry,
+            change: tokio::sync::Mutex::default(),
+            changed,
+            keys,
+            heads: Default::default(),
+        }))
     }
 
     /// Does what is asked, if the caller may.

@@ -1,5 +1,7 @@
 //! Answers. The surface renders them as text or JSON; they hold no text for people except where a check explains itself.
 
+use std::os::fd::OwnedFd;
+
 use serde::Serialize;
 
 use super::{
@@ -8,8 +10,9 @@ use super::{
 };
 use crate::{
     host::launch::Child,
-    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Slot, UserName},
+    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
     pipeline::{KnownRelease, Summary, Ticket},
+    remote::{Blob, Offer},
     runtime::LogLine,
 };
 
@@ -71,6 +74,14 @@ pub enum Reply {
     },
     /// A prepared command; the surface connects it.
     Run(Box<dyn FnOnce(crate::host::launch::Stdio) -> RunFuture + Send>),
+    /// What other servers may pull, newest first.
+    Offers(Vec<Offer>),
+    /// Size and digest of a file.
+    Blob(Blob),
+    /// Bytes; the surface says where to.
+    Bytes(Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>),
+    /// The places of an environment.
+    Remotes(Vec<Remote>),
     /// The state of everything.
     Status(Box<StatusReport>),
     /// What was looked at, and what was found.
@@ -103,6 +114,9 @@ pub struct TrustRow {
 
 /// A command that is being started.
 pub type RunFuture = std::pin::Pin<Box<dyn Future<Output = Result<Child, super::CommandError>> + Send>>;
+
+/// Bytes that are being written.
+pub type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), super::CommandError>> + Send>>;
 
 /// Lines to come, and which of them are wanted.
 pub struct LogFollower {

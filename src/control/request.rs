@@ -1,12 +1,16 @@
 //! What can be asked, and which right each question needs.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use super::registry::Key;
-use crate::model::{
-    Access, BranchName, EnvironmentName, Mode, NameError, Phase, ProjectName, PublicKey, RemoteName, Strategy, UserName,
+use crate::{
+    model::{
+        Access, BranchName, CommitId, EnvironmentName, Mode, NameError, Phase, ProjectName, PublicKey, RemoteName, Strategy,
+        UserName,
+    },
+    remote::Object,
 };
 
 /// `shop`, or `shop/staging`.
@@ -237,6 +241,67 @@ pub enum Request {
         /// Command and arguments.
         command: Vec<String>,
     },
+    /// The releases that other servers may pull.
+    DeliverableList {
+        /// Where; all environments where none is named.
+        target: Target,
+    },
+    /// Size and digest of a file of a release.
+    DeliverableInfo {
+        /// Where; all environments where none is named.
+        target: Target,
+        /// Which release, by any of its names.
+        release: String,
+        /// Which file.
+        object: Object,
+    },
+    /// The bytes of a file of a release.
+    DeliverableGet {
+        /// Where; all environments where none is named.
+        target: Target,
+        /// Which release, by any of its names.
+        release: String,
+        /// Which file.
+        object: Object,
+        /// Which ranges of it, one after another; an end beyond its own means its end.
+        parts: Vec<Range<u64>>,
+        /// For a pack: commits that the caller has.
+        haves: Vec<CommitId>,
+    },
+    /// A further place of deliverables.
+    RemoteAdd {
+        /// For which environment.
+        target: Target,
+        /// Its name.
+        name: RemoteName,
+        /// Its address.
+        url: String,
+        /// For ssh: the host key that it must show.
+        host_key: Option<String>,
+        /// Whose deliverables are accepted from there.
+        trust: Vec<PublicKey>,
+        /// Whether releases are published there.
+        publish: bool,
+    },
+    /// The places of an environment.
+    RemoteList {
+        /// Which.
+        target: Target,
+    },
+    /// Forgets a place.
+    RemoteRemove {
+        /// Of which environment.
+        target: Target,
+        /// Which.
+        name: RemoteName,
+    },
+    /// Looks what works with a place.
+    RemoteCheck {
+        /// Of which environment.
+        target: Target,
+        /// Which.
+        name: RemoteName,
+    },
     /// The state of the server and of what the caller may see.
     Status,
     /// Looks for what is wrong with this machine's set-up.
@@ -256,6 +321,9 @@ impl Request {
             | Request::KeyRemove { .. }
             | Request::ProjectCreate(_)
             | Request::ProjectDestroy { .. }
+            // Whose code runs here, and which machines this server talks to.
+            | Request::RemoteAdd { .. }
+            | Request::RemoteRemove { .. }
             | Request::Doctor => (None, Access::Admin),
             // Whose code runs is decided by whoever administers the server.
             Request::KeyTrust { key: Some(_), .. } | Request::KeyUntrust { .. } => (None, Access::Admin),
@@ -264,6 +332,11 @@ impl Request {
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
             | Request::ReleaseDiff { target, .. }
+            // The same right as `git fetch`.
+            | Request::DeliverableList { target }
+            | Request::DeliverableInfo { target, .. }
+            | Request::DeliverableGet { target, .. }
+            | Request::RemoteList { target }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
@@ -271,6 +344,7 @@ impl Request {
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::ReleasePin { target, .. }
+            | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
             Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }
@@ -306,6 +380,13 @@ impl Request {
             Request::Restart { .. } => "restart",
             Request::Logs { .. } => "logs",
             Request::Run { .. } => "run",
+            Request::DeliverableList { .. } => "deliverable list",
+            Request::DeliverableInfo { .. } => "deliverable info",
+            Request::DeliverableGet { .. } => "deliverable get",
+            Request::RemoteAdd { .. } => "remote add",
+            Request::RemoteList { .. } => "remote list",
+            Request::RemoteRemove { .. } => "remote remove",
+            Request::RemoteCheck { .. } => "remote check",
             Request::Status => "status",
             Request::Doctor => "doctor",
         }

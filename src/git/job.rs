@@ -117,6 +117,20 @@ pub enum GitJob {
         /// At most so many; never more than 50.
         limit: usize,
     },
+    /// Writes a pack with a commit and all that it leads to, without what `haves` lead to, to the worker's standard output.
+    ExportPack {
+        /// The commit.
+        want: CommitId,
+        /// Commits of the receiver; those that are not here count for nothing.
+        haves: Vec<CommitId>,
+    },
+    /// Takes in a pack from the worker's standard input; afterwards the repository has a commit and all that it leads to.
+    ImportPack {
+        /// The commit.
+        want: CommitId,
+        /// The largest pack that is taken, in bytes.
+        bytes: u64,
+    },
     /// Packs the repository and removes what nothing names and is older than two weeks.
     Gc,
 }

@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod hook;
 mod job;
 mod libgit;
+mod pack;
 mod paths;
 mod program;
 mod refs;

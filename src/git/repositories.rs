@@ -1,6 +1,6 @@
 //! Server side: asks the keeper for git workers and understands their answers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
 
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
@@ -155,6 +155,32 @@ impl Repositories {
             GitAnswer::Log { entries, more } => Ok((entries, more)),
             _ => Err(GitError::Confused { doing }),
         }
+    }
+
+    /// Writes a commit with all that it leads to, without what `haves` lead to, to `output` as a thin pack of git.
+    pub async fn export_pack(
+        &self,
+        project: ProjectId,
+        want: CommitId,
+        haves: Vec<CommitId>,
+        output: OwnedFd,
+    ) -> Result<(), GitError> {
+        let stdio = Stdio { stdout: Some(output), ..Stdio::default() };
+        self.transfer(project, GitJob::ExportPack { want, haves }, stdio, "pack a commit").await
+    }
+
+    /// Takes in a pack from `pack`, at most so many bytes of it. Afterwards the repository has `want` and all that it leads to; it stays
+    /// for two weeks unless a ref names it.
+    pub async fn import_pack(&self, project: ProjectId, want: CommitId, pack: OwnedFd, bytes: u64) -> Result<(), GitError> {
+        let stdio = Stdio { stdin: Some(pack), ..Stdio::default() };
+        self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "take in a commit").await
+    }
+
+    async fn transfer(&self, project: ProjectId, job: GitJob, stdio: Stdio, doing: &'static str) -> Result<(), GitError> {
+        let _shared = self.lock(project).read_owned().await;
+        let mut child = self.launch(Role::Git, project, None, &job, stdio, doing).await?;
+        let report: GitReport = self.report(&mut child, doing).await?;
+        report.map(|_| ()).map_err(GitError::from)
     }
 
     /// Packs the repository, unless it is in use: then nothing happens and the answer is `false`.

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     job::{GitAnswer, GitFailure, GitJob, GitReport},
+    pack,
     paths::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
@@ -46,6 +47,8 @@ pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::Resolve { spec } => refs::resolve(&repository, spec),
         GitJob::Tree { commit } => refs::tree(&repository, commit),
         GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
+        GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
+        GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
         GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
     }
 }

@@ -59,6 +59,11 @@ impl Root {
         self.state().join("signing_ed25519_key")
     }
 
+    /// The key by which other servers know this one when it pulls from them.
+    pub fn pull_key(&self) -> PathBuf {
+        self.state().join("pull_ed25519_key")
+    }
+
     /// The keeper's own state; root alone.
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")
@@ -135,7 +140,7 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.health.json"))
     }
 
-    /// Where what is fetched from elsewhere lies until it is accepted.
+    /// Deliverables on their way here, one directory for each release.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
     }

@@ -20,6 +20,7 @@ use crate::{
     },
     proxy::{Proxy, Retired, Route},
     release::SigningKey,
+    remote::Places,
     runtime::Runtime,
 };
 
@@ -35,6 +36,8 @@ pub struct Services {
     pub launcher: Launcher,
     /// Repositories.
     pub repositories: Repositories,
+    /// Opens the places that deliverables are pulled from.
+    pub places: Places,
     /// Application processes.
     pub runtime: Runtime,
     /// The HTTP front door.

@@ -7,9 +7,13 @@ use std::{
 };
 
 /// Dependencies that only one room may name, and which.
-const KEPT: [(&str, &[&str]); 11] = [
+const KEPT: [(&str, &[&str]); 15] = [
     ("git2", &["git"]),
-    ("russh", &["surface/ssh", "server.rs"]),
+    ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
+    ("object_store", &["remote"]),
+    ("reqwest", &["remote"]),
+    ("rustls", &["remote"]),
+    ("backon", &["remote"]),
     ("tar", &["host/archive"]),
     ("zstd", &["host/archive"]),
     ("serde_yaml", &["config"]),

@@ -1,14 +1,19 @@
 //! What each request does, once the gate has let it through.
 
+mod deliverables;
 mod deployments;
 mod insight;
 mod keys;
 mod processes;
 mod projects;
 mod releases;
+mod remotes;
 mod users;
 
+pub(super) use deliverables::Heads;
+
 use super::{Caller, CommandError, Control, Kind, Registry, Reply, Request};
+use crate::model::Remote;
 
 /// Does what is asked.
 pub(super) async fn handle(control: &Control, caller: &Caller, request: Request) -> Result<Reply, CommandError> {
@@ -39,6 +44,17 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::Restart { target } => processes::restart(control, &target).await,
         Request::Logs { target, process, lines, follow } => processes::logs(control, &target, process, lines, follow),
         Request::Run { target, command } => processes::run(control, &target, command),
+        Request::DeliverableList { target } => deliverables::list(control, &target).await,
+        Request::DeliverableInfo { target, release, object } => deliverables::info(control, &target, &release, object).await,
+        Request::DeliverableGet { target, release, object, parts, haves } => {
+            deliverables::get(control, &target, &release, object, parts, haves).await
+        }
+        Request::RemoteAdd { target, name, url, host_key, trust, publish } => {
+            remotes::add(control, &target, Remote { name, url, host_key, trust, publish }).await
+        }
+        Request::RemoteList { target } => remotes::list(control, &target),
+        Request::RemoteRemove { target, name } => remotes::remove(control, &target, &name).await,
+        Request::RemoteCheck { target, name } => remotes::check(control, &target, &name).await,
         Request::Status => insight::status(control, caller).await,
         Request::Doctor => insight::doctor(control).await,
     }

@@ -7,8 +7,9 @@ use super::render_releases;
 
 use crate::{
     control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
-    model::{Environment, Live, Project},
+    model::{Environment, Live, Project, Remote},
     pipeline::Summary,
+    remote::Offer,
 };
 
 /// The text of an answer that needs no streaming.
@@ -36,7 +37,10 @@ pub fn text(reply: &Reply) -> String {
         Reply::Past { transcript, .. } => transcript.clone(),
         Reply::Status(report) => status(report),
         Reply::Checks(checks) => checks.iter().map(check).collect(),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) => String::new(),
+        Reply::Offers(rows) => offers(rows),
+        Reply::Blob(blob) => format!("{} bytes, {}\n", blob.bytes, blob.digest),
+        Reply::Remotes(rows) => remotes(rows),
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) => String::new(),
     }
 }
 
@@ -63,7 +67,10 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
         Reply::Status(report) => json!(report),
         Reply::Checks(checks) => json!(checks),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) => Value::Null,
+        Reply::Offers(rows) => json!(rows),
+        Reply::Blob(blob) => json!(blob),
+        Reply::Remotes(rows) => json!(rows),
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) => Value::Null,
     }
 }
 
@@ -126,6 +133,31 @@ fn projects(rows: &[ProjectRow]) -> String {
         }
     }
     table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS"], lines)
+}
+
+fn offers(rows: &[Offer]) -> String {
+    let line = |row: &Offer| {
+        vec![
+            row.environment.to_string(),
+            format!("{}{}", row.number.map(|number| number.to_string()).unwrap_or_default(), if row.live { " *" } else { "" }),
+            row.commit.short().to_owned(),
+            row.tag.clone().unwrap_or_default(),
+            row.created.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            format!("{} KiB", row.archive_bytes.div_ceil(1024)),
+            row.release.to_string(),
+        ]
+    };
+    let header = ["ENVIRONMENT", "RELEASE", "COMMIT", "TAG", "MADE (UTC)", "ARCHIVE", "ID"];
+    table(&header, rows.iter().map(line).collect())
+}
+
+fn remotes(rows: &[Remote]) -> String {
+    let line = |row: &Remote| {
+        let trust: Vec<_> = row.trust.iter().map(ToString::to_string).collect();
+        let host = row.host_key.as_deref().map(crate::remote::ssh::fingerprint).unwrap_or_default();
+        vec![row.name.to_string(), row.url.clone(), trust.join(" "), host, String::from(if row.publish { "yes" } else { "" })]
+    };
+    table(&["REMOTE", "ADDRESS", "TRUSTS", "HOST KEY", "PUBLISHES"], rows.iter().map(line).collect())
 }
 
 fn processes(rows: &[ProcessRow]) -> String {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cli, Command, parse, render, screen::Screen};
 use crate::{
-    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture},
+    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture},
     host::launch::Stdio,
     model::{Access, Outcome, ProjectName},
     pipeline::Ticket,
@@ -69,6 +69,9 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
         return task(start, stdin, stdout, stderr, gone).await;
     }
     drop(stdin);
+    if let Reply::Bytes(send) = reply {
+        return bytes(send, stdout, stderr, gone).await;
+    }
     let mut screen = Screen::new(stdout, stderr)?;
     if json {
         let value = render::value(&reply);
@@ -94,6 +97,28 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
             Ok(if summary.went_live() { 0 } else { Kind::Deployment.exit_code() })
         }
         _ => Ok(0),
+    }
+}
+
+/// Writes bytes that are nobody's to look at. A terminal gets none of them.
+async fn bytes(
+    send: Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    gone: CancellationToken,
+) -> io::Result<u8> {
+    let mine = stderr.try_clone()?;
+    let sent = if rustix::termios::isatty(&stdout) {
+        Err(CommandError::new(Kind::Usage, "these bytes are not for a terminal").hint("send them to a file: ... > FILE"))
+    } else {
+        tokio::select! {
+            sent = send(stdout) => sent,
+            () = gone.cancelled() => return Ok(1),
+        }
+    };
+    match sent {
+        Ok(()) => Ok(0),
+        Err(error) => refuse(&mut Screen::new(mine, stderr)?, &error).await,
     }
 }
 

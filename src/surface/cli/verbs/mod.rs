@@ -5,6 +5,7 @@ mod people;
 mod processes;
 mod projects;
 mod releases;
+mod remotes;
 
 use clap::Subcommand;
 
@@ -43,6 +44,12 @@ pub enum Verb {
     Logs(processes::Logs),
     /// Run a command in the live release
     Run(processes::Run),
+    /// Other servers and shared places that deliverables are pulled from or published to
+    #[command(subcommand)]
+    Remote(remotes::Remote),
+    /// What other servers pull: releases with their files
+    #[command(subcommand, hide = true)]
+    Deliverable(remotes::Deliverable),
     /// Show what protects projects here, and the state of all environments
     Status,
     /// Look for what is wrong with this machine: disk, sandbox, limits, missing languages
@@ -114,6 +121,8 @@ impl Verb {
             Verb::Restart(on) => Request::Restart { target: on.get()? },
             Verb::Logs(logs) => logs.request()?,
             Verb::Run(run) => run.request()?,
+            Verb::Remote(remote) => remote.request()?,
+            Verb::Deliverable(deliverable) => deliverable.request()?,
             Verb::Status => Request::Status,
             Verb::Doctor => Request::Doctor,
         })

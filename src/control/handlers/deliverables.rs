@@ -1,0 +1,265 @@
+//! What other servers may pull from this one: releases that went live, or were taken in from elsewhere, with their files.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader, Read, Seek, SeekFrom},
+    ops::Range,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use super::not_found;
+use crate::{
+    control::{CommandError, Control, Kind, Reply, SendFuture, Target},
+    git::GitError,
+    host::{files, root::EnvironmentPaths},
+    model::{CommitId, Digest, Environment, EnvironmentName, ProjectName, ReleaseId},
+    pipeline::Summary,
+    release::store,
+    remote::{Blob, Found, Object, Offer, find},
+};
+
+/// What an offer says of a release, and what never changes about it. Entries and frames are passed over: they may be many.
+#[derive(Debug, Clone, Deserialize)]
+struct Head {
+    project: ProjectName,
+    environment: EnvironmentName,
+    commit: CommitId,
+    build: u64,
+    #[serde(default)]
+    tag: Option<String>,
+    tree: Digest,
+    created: Timestamp,
+    archive: HeadArchive,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct HeadArchive {
+    bytes: u64,
+}
+
+/// Heads of manifests that were read before, with the manifests' sizes and digests.
+pub type Heads = Arc<Mutex<HashMap<PathBuf, Arc<(HeadOf, Blob)>>>>;
+
+/// A head; only this room looks into it.
+#[derive(Debug)]
+pub struct HeadOf(Head);
+
+/// More heads than this are not remembered.
+const HEADS: usize = 4096;
+
+/// A release that is offered, and where it is.
+struct Offered {
+    environment: Environment,
+    paths: EnvironmentPaths,
+    offer: Offer,
+}
+
+fn internal(path: &Path, error: io::Error) -> CommandError {
+    CommandError::internal(&files::FileError::Io { doing: "read", path: path.to_owned(), source: error })
+}
+
+/// The digest of a whole file.
+fn digest(path: &Path) -> Result<Blob, CommandError> {
+    let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
+    let mut hasher = blake3::Hasher::new();
+    let bytes = io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut hasher).map_err(|error| internal(path, error))?;
+    Ok(Blob { bytes, digest: Digest::from(hasher.finalize()) })
+}
+
+fn head(heads: &Heads, path: &Path) -> Result<Arc<(HeadOf, Blob)>, CommandError> {
+    if let Some(known) = heads.lock().get(path) {
+        return Ok(Arc::clone(known));
+    }
+    let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
+    let head: Head = serde_json::from_reader(BufReader::new(file)).map_err(|error| internal(path, io::Error::other(error)))?;
+    let known = Arc::new((HeadOf(head), digest(path)?));
+    let mut heads = heads.lock();
+    if heads.len() >= HEADS {
+        heads.clear();
+    }
+    heads.insert(path.to_owned(), Arc::clone(&known));
+    Ok(known)
+}
+
+/// Everything on offer, newest first.
+async fn offered(control: &Control, target: &Target) -> Result<Vec<Offered>, CommandError> {
+    let project = control.0.registry.read().project(&target.project).cloned();
+    let project = project.ok_or_else(|| super::super::error::no_project(&target.project, &[]))?;
+    let environments: Vec<_> = match &target.environment {
+        Some(_) => vec![control.environment(target)?],
+        None => project.environments,
+    };
+    let mut all = Vec::new();
+    for environment in environments {
+        let (control, heads) = (control.clone(), control.0.heads.clone());
+        let looking = tokio::task::spawn_blocking(move || of(&control, &heads, environment));
+        all.extend(looking.await.map_err(|error| CommandError::internal(&error))??);
+    }
+    all.sort_by_key(|offered| std::cmp::Reverse((offered.offer.release, offered.offer.live)));
+    Ok(all)
+}
+
+fn of(control: &Control, heads: &Heads, environment: Environment) -> Result<Vec<Offered>, CommandError> {
+    let paths = control.0.root.environment(&environment.project, &environment.name);
+    let history = control.pipeline().history(environment.id);
+    let live = control.pipeline().live(environment.id).map(|live| live.release);
+    let (running, _) = control.pipeline().under_way(environment.id);
+    let mut found = Vec::new();
+    for release in store::list(&paths.releases()).map_err(|error| CommandError::internal(&error))? {
+        let made: Vec<&Summary> = history.deployments.iter().filter(|summary| summary.release == release).collect();
+        let went_live = made.iter().rev().find(|summary| summary.went_live());
+        // One that no deployment here has made was taken in from elsewhere, or is being made just now.
+        let being_made = running.as_ref().is_some_and(|ticket| release.created() >= ticket.deployment.created());
+        let wanted = if made.is_empty() { !being_made } else { went_live.is_some() };
+        if !wanted || !paths.archive(release).is_file() {
+            continue;
+        }
+        // A manifest that is pruned at this moment is not on offer.
+        let Ok(known) = head(heads, &paths.manifest(release)) else { continue };
+        let (HeadOf(head), manifest) = &*known;
+        let offer = Offer {
+            project: head.project.clone(),
+            environment: head.environment.clone(),
+            release,
+            number: went_live.map(|summary| summary.number),
+            build: head.build,
+            commit: head.commit.clone(),
+            tag: head.tag.clone(),
+            tree: head.tree,
+            created: head.created,
+            archive_bytes: head.archive.bytes,
+            manifest: *manifest,
+            live: live == Some(release),
+            healthy_since: went_live.and_then(|summary| summary.ended),
+        };
+        found.push(Offered { environment: environment.clone(), paths: paths.clone(), offer });
+    }
+    Ok(found)
+}
+
+pub(super) async fn list(control: &Control, target: &Target) -> Result<Reply, CommandError> {
+    let offered = offered(control, target).await?;
+    Ok(Reply::Offers(offered.into_iter().map(|offered| offered.offer).collect()))
+}
+
+/// The release that is meant.
+async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, CommandError> {
+    let mut offered = offered(control, target).await?;
+    let offers: Vec<_> = offered.iter().map(|offered| offered.offer.clone()).collect();
+    let here = || match offers.iter().take(5).map(Offer::title).collect::<Vec<_>>().as_slice() {
+        [] => format!("{target} has no deliverable yet"),
+        titles => format!("there are {}", titles.join(", ")),
+    };
+    match find(&offers, text) {
+        Found::One(offer) => {
+            let at = offered.iter().position(|known| known.offer == *offer);
+            Ok(offered.swap_remove(at.unwrap_or_default()))
+        }
+        Found::Ambiguous => Err(CommandError::new(Kind::Usage, format!("{text} names more than one release of {target}"))
+            .hint("name the environment too, as in shop/staging, or give more digits")),
+        Found::None if was_here(control, target, text) => {
+            Err(not_found(format!("{text} of {target} is not here any more; {}", here())))
+        }
+        Found::None => Err(not_found(format!("{target} has no release {text}; {}", here()))),
+    }
+}
+
+/// Whether a release with this name was live once, so that it must have been pruned.
+fn was_here(control: &Control, target: &Target, text: &str) -> bool {
+    let project = control.0.registry.read().project(&target.project).cloned();
+    let environments = project.into_iter().flat_map(|project| project.environments);
+    let mut wanted = environments.filter(|one| target.environment.as_ref().is_none_or(|name| *name == one.name));
+    wanted.any(|environment| {
+        let history = control.pipeline().history(environment.id);
+        history.releases().any(|made| {
+            made.number.to_string() == text
+                || made.release.to_string() == text
+                || (text.len() >= 7 && made.commit.as_str().starts_with(text))
+        })
+    })
+}
+
+/// The file of a release that holds an object.
+async fn file_of(_control: &Control, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+    let release = offered.offer.release;
+    let title = offered.offer.title();
+    match object {
+        Object::Manifest => Ok(offered.paths.manifest(release)),
+        Object::Archive => Ok(offered.paths.archive(release)),
+        Object::Health => Some(health_file(&offered.paths, release))
+            .filter(|path| path.is_file())
+            .ok_or_else(|| not_found(format!("there is no health record of {title}"))),
+        Object::Delta { from } => Err(not_found(format!("this server makes no delta from {from} to {title}"))),
+        Object::Pack => Err(CommandError::new(Kind::Usage, "the size of a pack is not known before it is made")),
+    }
+}
+
+fn health_file(paths: &EnvironmentPaths, release: ReleaseId) -> PathBuf {
+    paths.releases().join(format!("{release}.health.json"))
+}
+
+pub(super) async fn info(control: &Control, target: &Target, release: &str, object: Object) -> Result<Reply, CommandError> {
+    let offered = one(control, target, release).await?;
+    let path = file_of(control, &offered, object).await?;
+    let looking = tokio::task::spawn_blocking(move || digest(&path));
+    Ok(Reply::Blob(looking.await.map_err(|error| CommandError::internal(&error))??))
+}
+
+pub(super) async fn get(
+    control: &Control,
+    target: &Target,
+    release: &str,
+    object: Object,
+    parts: Vec<Range<u64>>,
+    haves: Vec<CommitId>,
+) -> Result<Reply, CommandError> {
+    let offered = one(control, target, release).await?;
+    if object == Object::Pack {
+        let repositories = control.pipeline().services().repositories.clone();
+        let (project, want) = (offered.environment.project_id, offered.offer.commit);
+        let send = move |output: OwnedFd| -> SendFuture {
+            Box::pin(async move {
+                let packed = repositories.export_pack(project, want, haves, output).await;
+                packed.map_err(|error| match error {
+                    GitError::Failure(failure) => not_found(failure.to_string()),
+                    other => CommandError::internal(&other),
+                })
+            })
+        };
+        return Ok(Reply::Bytes(Box::new(send)));
+    }
+    let path = file_of(control, &offered, object).await?;
+    // Opened before anything is said: from here on a pruned release can still be read to its end.
+    let file = files::open_regular(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
+        _ => CommandError::internal(&error),
+    })?;
+    let send = move |output: OwnedFd| -> SendFuture {
+        Box::pin(async move {
+            let sending = tokio::task::spawn_blocking(move || copy(file, &parts, &mut File::from(output)));
+            match sending.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(internal(&path, error)),
+                Err(error) => Err(CommandError::internal(&error)),
+            }
+        })
+    };
+    Ok(Reply::Bytes(Box::new(send)))
+}
+
+/// Writes parts of a file. It waits for a slow reader, whose connection has limits of its own.
+fn copy(mut file: File, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+    for part in parts {
+        file.seek(SeekFrom::Start(part.start))?;
+        // The kernel moves the bytes where it can.
+        io::copy(&mut Read::by_ref(&mut file).take(part.end.saturating_sub(part.start)), output)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Where a place is.
+
+use std::{fmt, str::FromStr};
+
+use crate::model::{EnvironmentName, ProjectName};
+
+/// The longest address, in bytes.
+const LONGEST: usize = 1000;
+
+/// The address of a place, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A larder server.
+    Ssh {
+        /// The user name; `larder` unless it says otherwise.
+        login: String,
+        /// The host, without brackets.
+        host: String,
+        /// The port, 22 unless it says otherwise.
+        port: u16,
+        /// The project there.
+        project: ProjectName,
+        /// The environment there; all of the project's where none is named.
+        environment: Option<EnvironmentName>,
+    },
+    /// A directory of this machine, absolute.
+    Directory(String),
+    /// A web server, with what precedes the project's name.
+    Web(String),
+    /// A bucket and a prefix in it.
+    Bucket {
+        /// The bucket.
+        bucket: String,
+        /// The prefix, without slashes at its ends; may be empty.
+        prefix: String,
+    },
+}
+
+/// Why an address was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{given:?} is not the address of a place: {why}; write ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, \
+     https://HOST/PATH or s3://BUCKET/PREFIX"
+)]
+pub struct AddressError {
+    given: String,
+    why: String,
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+    fn from_str(text: &str) -> Result<Address, AddressError> {
+        parse(text).map_err(|why| AddressError { given: text.chars().take(100).collect(), why })
+    }
+}
+
+fn parse(text: &str) -> Result<Address, String> {
+    if text.len() > LONGEST || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(String::from("it has blanks or control characters, or is too long"));
+    }
+    let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
+    match scheme {
+        "ssh" => ssh(rest),
+        "file" => {
+            let path = rest.strip_prefix("localhost").unwrap_or(rest);
+            let plain = path.starts_with('/') && path.split('/').all(|part| part != "." && part != "..");
+            if plain { Ok(Address::Directory(path.to_owned())) } else { Err(String::from("the directory is not absolute")) }
+        }
+        "http" | "https" => {
+            let authority = rest.split('/').next().unwrap_or_default();
+            if authority.is_empty() || authority.contains('@') || rest.contains(['?', '#']) {
+                return Err(String::from("a web address here is a host and a path, without user, password, question or mark"));
+            }
+            Ok(Address::Web(text.trim_end_matches('/').to_owned()))
+        }
+        "s3" => {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
+            if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(good) {
+                return Err(String::from("a bucket has 3 to 63 lower-case letters, digits, dots and dashes"));
+            }
+            let prefix = prefix.trim_matches('/');
+            if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
+                return Err(String::from("the prefix has an empty part, . or .."));
+            }
+            Ok(Address::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+        }
+        other => Err(format!("{other} is no scheme that is known here")),
+    }
+}
+
+fn ssh(rest: &str) -> Result<Address, String> {
+    let (authority, path) = rest.split_once('/').ok_or("it names no project")?;
+    let (login, host) = authority.rsplit_once('@').unwrap_or(("larder", authority));
+    let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c));
+    if !word(login) || login.starts_with('-') {
+        return Err(format!("{login:?} is not a user name"));
+    }
+    let (host, port) = match host.strip_prefix('[') {
+        Some(v6) => {
+            let (host, port) = v6.split_once(']').ok_or("its bracket does not close")?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| String::from("there is no IPv6 address in its brackets"))?;
+            (host, port)
+        }
+        None => {
+            let at = host.find(':').unwrap_or(host.len());
+            let (host, port) = host.split_at_checked(at).unwrap_or((host, ""));
+            if !word(host) || host.starts_with('-') {
+                return Err(format!("{host:?} is not a host"));
+            }
+            (host, port)
+        }
+    };
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => 22,
+        Some(digits) => digits.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{digits:?} is not a port"))?,
+        None => return Err(format!("{port:?} is not a port")),
+    };
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let (project, environment) = match path.split_once('/') {
+        Some((project, environment)) => (project, Some(environment)),
+        None => (path, None),
+    };
+    let project = project.strip_suffix(".git").unwrap_or(project).parse().map_err(|error| format!("{error}"))?;
+    let environment = environment.map(str::parse).transpose().map_err(|error| format!("{error}"))?;
+    Ok(Address::Ssh { login: login.to_owned(), host: host.to_owned(), port, project, environment })
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Ssh { login, host, port, project, environment } => {
+                let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                write!(f, "ssh://{login}@{host}:{port}/{project}")?;
+                environment.as_ref().map_or(Ok(()), |environment| write!(f, "/{environment}"))
+            }
+            Address::Directory(path) => write!(f, "file://{path}"),
+            Address::Web(url) => f.write_str(url),
+            Address::Bucket { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Address::Bucket { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn addresses_have_one_meaning() {
+        for (given, shown) in [
+            ("ssh://larder@host:2222/shop/staging", "ssh://larder@host:2222/shop/staging"),
+            ("ssh://host/shop", "ssh://larder@host:22/shop"),
+            ("ssh://me@[::1]:22/shop.git/", "ssh://me@[::1]:22/shop"),
+            ("file:///srv/deliverables", "file:///srv/deliverables"),
+            ("https://example.com/shared/", "https://example.com/shared"),
+            ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("s3://bucket", "s3://bucket"),
+        ] {
+            let address: Address = given.parse().unwrap();
+            assert_eq!(address.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(address));
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_the_forms() {
+        for bad in [
+            "",
+            "host:shop",
+            "ssh://host",
+            "ssh://-oProxyCommand=x/shop",
+            "ssh://host:0/shop",
+            "ssh://host:99999/shop",
+            "ssh://a b@host/shop",
+            "ssh://host/../etc",
+            "ssh://host/shop/staging/more",
+            "file://relative",
+            "file:///a/../b",
+            "https://user:secret@host/x",
+            "https://host/x?y",
+            "s3://Bucket/x",
+            "s3://bucket/a/../b",
+            "ftp://host/x",
+        ] {
+            let error = bad.parse::<Address>().expect_err(bad).to_string();
+            assert!(error.contains("s3://BUCKET"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_gives_an_answer(text in "(ssh|file|s3|http)://[ -~]{0,40}") {
+            if let Ok(address) = text.parse::<Address>() {
+                prop_assert_eq!(address.to_string().parse(), Ok(address));
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! A file that is filled piece by piece, over as many connections as it takes.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{Progress, blocking, frames::Known};
+use crate::{
+    host::files::{FileError, free_space, open_regular, remove_if_present, rename_over},
+    model::{Digest, ReleaseId},
+    remote::{Object, Place, QUEUE, RemoteError},
+};
+
+/// How the file ends in which the piece under way and how much of it is there are noted; beside the file itself.
+const NOTE: &str = ".note";
+/// How much is read at once where digests are checked, in bytes.
+const BUFFER: usize = 1 << 20;
+/// What stays free on the disk, in bytes.
+const RESERVE: u64 = 64 << 20;
+
+fn note_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(NOTE);
+    name.into()
+}
+
+/// A part of a file, and what it must be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+    pub(super) digest: Digest,
+}
+
+/// The pauses between attempts. They begin anew whenever anything has moved.
+fn pauses() -> ExponentialBackoff {
+    let shortest = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
+    let pauses = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(shortest.saturating_mul(40));
+    pauses.with_max_times(7).with_jitter().build()
+}
+
+/// Tries again where that may help.
+pub(super) async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, RemoteError>) -> Result<T, RemoteError> {
+    let mut pauses = pauses();
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() => match pauses.next() {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(error),
+            },
+            other => return other,
+        }
+    }
+}
+
+/// Whether a finished file is there and right. One that is wrong is removed.
+pub(super) async fn is_whole(path: &Path, piece: Piece) -> Result<bool, RemoteError> {
+    let path = path.to_owned();
+    blocking(move || {
+        let Ok(file) = open_regular(&path) else { return Ok(false) };
+        let right =
+            file.metadata().is_ok_and(|found| found.len() == piece.bytes) && is_right(&file, &piece, &mut vec![0; BUFFER]);
+        if !right {
+            remove_if_present(&path)?;
+        }
+        Ok(right)
+    })
+    .await
+}
+
+fn is_right(file: &File, piece: &Piece, buffer: &mut [u8]) -> bool {
+    hash(file, piece.at, piece.bytes, buffer).is_some_and(|hasher| Digest::from(hasher.finalize()) == piece.digest)
+}
+
+/// The hash of a range of a file, to go on with.
+fn hash(file: &File, at: u64, bytes: u64, buffer: &mut [u8]) -> Option<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    let mut done = 0_u64;
+    while done < bytes {
+        let most = usize::try_from(bytes.saturating_sub(done)).unwrap_or(usize::MAX).min(buffer.len());
+        let part = buffer.get_mut(..most)?;
+        let read = file.read_at(part, at.saturating_add(done)).ok().filter(|read| *read > 0)?;
+        hasher.update(part.get(..read)?);
+        done = done.saturating_add(read as u64);
+    }
+    Some(hasher)
+}
+
+/// A file under way.
+pub(super) struct Filling {
+    path: PathBuf,
+    bytes: u64,
+    state: State,
+    progress: Progress,
+}
+
+/// What the writing thread works on.
+struct State {
+    file: Arc<File>,
+    note: Arc<File>,
+    /// Those that are still to come, in order.
+    missing: Vec<Piece>,
+    /// How many of them came since.
+    next: usize,
+    /// How much of the next one is there.
+    part: u64,
+    hasher: blake3::Hasher,
+    /// How much of that part was found on the disk, and not seen on its way there.
+    found: u64,
+    fetched: u64,
+    reused: u64,
+    total: u64,
+}
+
+impl Filling {
+    /// The file at `path`, of `bytes`, with what an earlier attempt has left.
+    pub(super) async fn open(path: &Path, bytes: u64, pieces: Vec<Piece>, progress: &Progress) -> Result<Filling, RemoteError> {
+        let owned = path.to_owned();
+        let state = blocking(move || State::open(&owned, bytes, pieces)).await?;
+        let filling = Filling { path: path.to_owned(), bytes, state, progress: progress.clone() };
+        filling.tell();
+        Ok(filling)
+    }
+
+    fn tell(&self) {
+        (self.progress)(self.state.fetched.saturating_add(self.state.reused), self.state.total);
+    }
+
+    pub(super) fn fetched(&self) -> u64 {
+        self.state.fetched
+    }
+
+    pub(super) fn reused(&self) -> u64 {
+        self.state.reused
+    }
+
+    /// Copies what older archives have.
+    pub(super) async fn take_over(&mut self, known: Known) -> Result<(), RemoteError> {
+        if known.is_empty() || self.state.missing.is_empty() {
+            return Ok(());
+        }
+        let (file, missing) = (Arc::clone(&self.state.file), std::mem::take(&mut self.state.missing));
+        // The piece of which a part was found goes on as it is.
+        let skip = usize::from(self.state.part > 0);
+        let (missing, reused) = blocking(move || {
+            let mut buffer = vec![0; BUFFER];
+            let (mut left, mut reused) = (Vec::new(), 0_u64);
+            for (number, piece) in missing.into_iter().enumerate() {
+                let taken = number >= skip && known.copy(&piece, &file, &mut buffer) && is_right(&file, &piece, &mut buffer);
+                match taken {
+                    true => reused = reused.saturating_add(piece.bytes),
+                    false => left.push(piece),
+                }
+            }
+            Ok((left, reused))
+        })
+        .await?;
+        self.state.missing = missing;
+        self.state.reused = self.state.reused.saturating_add(reused);
+        self.tell();
+        Ok(())
+    }
+
+    /// Fetches what is missing.
+    pub(super) async fn fetch(&mut self, place: &Place, release: ReleaseId, object: Object) -> Result<(), RemoteError> {
+        self.state.room(&self.path)?;
+        let mut pauses = pauses();
+        let mut again = true;
+        while let Some(ranges) = self.state.ranges() {
+            let before = self.state.fetched;
+            let (to, chunks) = mpsc::channel(QUEUE);
+            let sending = async {
+                let sent = place.fetch(release, object, &ranges, &to).await;
+                drop(to);
+                sent
+            };
+            let (state, progress) = (self.state.split(), self.progress.clone());
+            let writing = tokio::task::spawn_blocking(move || state.write(chunks, &progress));
+            let (sent, written) = tokio::join!(sending, writing);
+            let (state, written) = written.map_err(|_| RemoteError::GivenUp)?;
+            self.state = state;
+            let wrong = |why: &str| RemoteError::Damaged {
+                place: place.title().to_owned(),
+                what: object.word().to_owned(),
+                why: why.to_owned(),
+            };
+            let pause = match (written?, sent) {
+                (Written::Surplus, _) => {
+                    let limit = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+                    return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: object.word().to_owned(), limit });
+                }
+                // What an earlier attempt has left was not what it seemed. Once: then it is the place that is wrong.
+                (Written::Wrong { found: true }, _) if again => {
+                    again = false;
+                    Some(Duration::ZERO)
+                }
+                (Written::Wrong { .. }, _) => return Err(wrong("it does not have the digest that was promised")),
+                (Written::All, Err(error)) if !error.is_transient() && self.state.ranges().is_some() => return Err(error),
+                (Written::All, Err(RemoteError::GivenUp)) => return Err(RemoteError::GivenUp),
+                (Written::All, Err(error)) => {
+                    if self.state.fetched > before {
+                        pauses = self::pauses();
+                    }
+                    tracing::debug!(place = place.title(), %error, "a transfer goes on after a pause");
+                    Some(pauses.next().ok_or(error)?)
+                }
+                (Written::All, Ok(())) if self.state.fetched == before => return Err(wrong("it ends too early")),
+                (Written::All, Ok(())) => None,
+            };
+            if let (Some(pause), Some(_)) = (pause, self.state.ranges()) {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name, when all of it is there.
+    pub(super) async fn finish(self, tail: Option<(u64, Vec<u8>)>, name: PathBuf) -> Result<(), RemoteError> {
+        let Filling { path, bytes, state, .. } = self;
+        blocking(move || {
+            let failed = |error: io::Error| FileError::io("write", path.clone(), error);
+            if let Some((at, tail)) = tail {
+                state.file.write_all_at(&tail, at).map_err(failed)?;
+            }
+            if state.file.metadata().map_err(failed)?.len() != bytes {
+                return Err(failed(io::Error::other("it has another size than it should")).into());
+            }
+            state.file.sync_all().map_err(failed)?;
+            rename_over(&path, &name)?;
+            Ok(remove_if_present(&note_path(&path))?)
+        })
+        .await
+    }
+}
+
+/// How an attempt ended, as far as the file is concerned.
+enum Written {
+    /// Everything that came was taken.
+    All,
+    /// More came than was asked for.
+    Surplus,
+    /// A piece is wrong; `found` if its beginning was on the disk before this attempt.
+    Wrong { found: bool },
+}
+
+impl State {
+    fn open(path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<State, RemoteError> {
+        let failed = |error: io::Error| FileError::io("open", path, error);
+        let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let (file, note) = (open(path).map_err(failed)?, open(&note_path(path)).map_err(failed)?);
+        let old = file.metadata().map_err(failed)?.len();
+        let mut noted = [0; 16];
+        let mut known = old > 0 && note.read_exact_at(&mut noted, 0).is_ok();
+        if old != bytes {
+            // Of something else, or never begun.
+            file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(failed)?;
+            known = false;
+        }
+        let mut buffer = vec![0; BUFFER];
+        let right = |piece: &Piece, buffer: &mut [u8]| old == bytes && is_right(&file, piece, buffer);
+        let missing: Vec<_> = pieces.iter().filter(|piece| !right(piece, &mut buffer)).copied().collect();
+        let gone: u64 = missing.iter().map(|piece| piece.bytes).sum();
+        let total: u64 = pieces.iter().map(|piece| piece.bytes).sum();
+        let mut state = State {
+            file: Arc::new(file),
+            note: Arc::new(note),
+            missing,
+            next: 0,
+            part: 0,
+            hasher: blake3::Hasher::new(),
+            found: 0,
+            fetched: 0,
+            reused: total.saturating_sub(gone),
+            total,
+        };
+        if known {
+            state.pick_up(noted, &mut buffer);
+        }
+        Ok(state)
+    }
+
+    /// Goes on within the piece that was under way.
+    fn pick_up(&mut self, noted: [u8; 16], buffer: &mut [u8]) {
+        let (at, part) = noted.split_at(8);
+        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
+        let (at, part) = (number(at), number(part));
+        let Some(index) = self.missing.iter().position(|piece| piece.at == at && part > 0 && part < piece.bytes) else { return };
+        if let Some(hasher) = hash(&self.file, at, part, buffer) {
+            let piece = self.missing.remove(index);
+            self.missing.insert(0, piece);
+            (self.part, self.hasher, self.found) = (part, hasher, part);
+            self.reused = self.reused.saturating_add(part);
+        }
+    }
+
+    /// Whether the disk has room for what is missing.
+    fn room(&self, path: &Path) -> Result<(), RemoteError> {
+        let needed = self.missing.iter().map(|piece| piece.bytes).sum::<u64>().saturating_add(RESERVE);
+        let free = free_space(path.parent().unwrap_or(path))?.bytes;
+        if needed > free { Err(RemoteError::NoRoom { needed, free }) } else { Ok(()) }
+    }
+
+    /// What is to be asked for now; nothing when all is there.
+    fn ranges(&self) -> Option<Vec<Range<u64>>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for (number, piece) in self.missing.get(self.next..).unwrap_or_default().iter().enumerate() {
+            let start = piece.at.saturating_add(if number == 0 { self.part } else { 0 });
+            let end = piece.at.saturating_add(piece.bytes);
+            match ranges.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end = end,
+                None => ranges.push(start..end),
+            }
+        }
+        (!ranges.is_empty()).then_some(ranges)
+    }
+
+    /// The state for the thread that writes; the one left behind is only good for being replaced.
+    fn split(&mut self) -> State {
+        State {
+            file: Arc::clone(&self.file),
+            note: Arc::clone(&self.note),
+            missing: std::mem::take(&mut self.missing),
+            hasher: std::mem::take(&mut self.hasher),
+            ..*self
+        }
+    }
+
+    /// Takes chunks until there are no more.
+    fn write(mut self, mut chunks: mpsc::Receiver<Bytes>, progress: &Progress) -> (State, Result<Written, RemoteError>) {
+        while let Some(chunk) = chunks.blocking_recv() {
+            match self.take(&chunk) {
+                Ok(Written::All) => progress(self.fetched.saturating_add(self.reused), self.total),
+                other => return (self, other),
+            }
+        }
+        (self, Ok(Written::All))
+    }
+
+    fn take(&mut self, mut chunk: &[u8]) -> Result<Written, RemoteError> {
+        let failed = |error: io::Error| FileError::io("write", "what is being fetched", error);
+        while !chunk.is_empty() {
+            let Some(piece) = self.missing.get(self.next).copied() else { return Ok(Written::Surplus) };
+            let room = usize::try_from(piece.bytes.saturating_sub(self.part)).unwrap_or(usize::MAX);
+            let (now, rest) = chunk.split_at_checked(room).unwrap_or((chunk, &[]));
+            self.file.write_all_at(now, piece.at.saturating_add(self.part)).map_err(failed)?;
+            self.hasher.update(now);
+            self.part = self.part.saturating_add(now.len() as u64);
+            self.fetched = self.fetched.saturating_add(now.len() as u64);
+            chunk = rest;
+            let complete = self.part == piece.bytes;
+            if complete {
+                let hasher = std::mem::take(&mut self.hasher);
+                let (right, found) = (Digest::from(hasher.finalize()) == piece.digest, std::mem::take(&mut self.found));
+                self.part = 0;
+                if !right {
+                    self.reused = self.reused.saturating_sub(found);
+                    self.note(piece.at, 0).map_err(failed)?;
+                    return Ok(Written::Wrong { found: found > 0 });
+                }
+                self.next = self.next.saturating_add(1);
+            }
+            self.note(piece.at, self.part).map_err(failed)?;
+        }
+        Ok(Written::All)
+    }
+
+    fn note(&self, at: u64, part: u64) -> io::Result<()> {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(at.to_le_bytes().into_iter().chain(part.to_le_bytes())) {
+            *to = from;
+        }
+        self.note.write_all_at(&bytes, 0)
+    }
+}

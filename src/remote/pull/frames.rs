@@ -1,0 +1,110 @@
+//! What is read of manifests here: where frames are, and no more.
+
+use std::{collections::HashMap, fs::File, io::BufReader, os::unix::fs::FileExt, path::Path, path::PathBuf, sync::Arc};
+
+use serde::Deserialize;
+
+use super::fill::Piece;
+use crate::{
+    host::{
+        archive::ArchiveInfoExt,
+        files::{FileError, open_regular},
+    },
+    model::{ArchiveInfo, CommitId, Digest, EnvironmentName, ProjectName, ReleaseId},
+    remote::{Offer, RemoteError},
+};
+
+/// The head of a manifest. Its entries are passed over: they may be many, and they are somebody else's business.
+#[derive(Debug, Deserialize)]
+pub(super) struct Outline {
+    project: ProjectName,
+    environment: EnvironmentName,
+    release: ReleaseId,
+    commit: CommitId,
+    tree: Digest,
+    archive: ArchiveInfo,
+}
+
+impl Outline {
+    pub(super) fn read(path: &Path) -> Result<Outline, RemoteError> {
+        let file = open_regular(path)?;
+        let read = serde_json::from_reader(BufReader::new(file));
+        Ok(read.map_err(|error| FileError::io("read", path, std::io::Error::other(error)))?)
+    }
+
+    /// Its archive, if manifest and offer speak of the same thing and the frames make sense.
+    pub(super) fn checked(self, offer: &Offer) -> Result<ArchiveInfo, String> {
+        let same = self.project == offer.project
+            && self.environment == offer.environment
+            && self.release == offer.release
+            && self.commit == offer.commit
+            && self.tree == offer.tree;
+        if !same {
+            return Err(String::from("it describes another release than the one that was offered"));
+        }
+        let mut at = 0_u64;
+        for frame in &self.archive.frames {
+            if frame.offset != at || frame.bytes == 0 {
+                return Err(String::from("its frames do not follow one another"));
+            }
+            at = at.checked_add(frame.bytes).ok_or("its frames are larger than any file")?;
+        }
+        let follows = ArchiveInfo::of_frames(self.archive.frames.clone());
+        if follows != self.archive || self.archive.bytes != offer.archive_bytes {
+            return Err(String::from("digest and size of its archive do not follow from its frames"));
+        }
+        Ok(self.archive)
+    }
+}
+
+/// What follows the frames of an archive, and where.
+pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
+    let end = archive.frames.iter().map(|frame| frame.bytes).sum();
+    Some((end, archive.seek_table()))
+}
+
+/// Frames of archives that are here already.
+#[derive(Default)]
+pub(super) struct Known(HashMap<Digest, (Arc<File>, u64, u64)>);
+
+/// Older archives that are looked into.
+const ARCHIVES: usize = 3;
+
+impl Known {
+    /// Those of these manifests and archives, newest first. One that cannot be read is as good as none.
+    pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> Known {
+        let mut known = HashMap::new();
+        let readable = archives.into_iter().filter_map(|(manifest, archive)| {
+            Some((Outline::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
+        });
+        for (frames, file) in readable.take(ARCHIVES) {
+            for frame in frames {
+                known.entry(frame.digest).or_insert((Arc::clone(&file), frame.offset, frame.bytes));
+            }
+        }
+        Known(known)
+    }
+
+    /// Copies a piece from an older archive to its place in `to`. Whether it is right the caller finds out by its digest.
+    pub(super) fn copy(&self, piece: &Piece, to: &File, buffer: &mut [u8]) -> bool {
+        let Some((from, offset, bytes)) = self.0.get(&piece.digest).filter(|(.., bytes)| *bytes == piece.bytes) else {
+            return false;
+        };
+        let mut done = 0_u64;
+        while done < *bytes {
+            let most = usize::try_from(bytes.saturating_sub(done)).unwrap_or(usize::MAX).min(buffer.len());
+            let Some(part) = buffer.get_mut(..most) else { return false };
+            let read = from.read_at(part, offset.saturating_add(done)).unwrap_or(0);
+            let Some(part) = part.get(..read).filter(|part| !part.is_empty()) else { return false };
+            if to.write_all_at(part, piece.at.saturating_add(done)).is_err() {
+                return false;
+            }
+            done = done.saturating_add(read as u64);
+        }
+        true
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -1,0 +1,298 @@
+//! Pulls from a directory, with releases whose frames are noise.
+
+use std::os::unix::fs::FileExt;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::{
+    host::{archive::ArchiveInfoExt, root::Root},
+    model::{ArchiveInfo, Digest, Frame, Remote},
+    remote::{Limits, Places, Share, publish, ssh::PullKey},
+};
+
+struct World {
+    directory: tempfile::TempDir,
+    place: Place,
+    paths: EnvironmentPaths,
+    /// How many bytes were said to be here, last.
+    seen: Arc<Mutex<Vec<(u64, u64)>>>,
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    let mut out = vec![0; bytes];
+    hasher.finalize_xof().fill(&mut out);
+    out
+}
+
+/// An archive whose frames have these seeds and sizes, with its description.
+fn archive(frames: &[(u64, usize)]) -> (Vec<u8>, ArchiveInfo) {
+    let (mut bytes, mut described) = (Vec::new(), Vec::new());
+    for (seed, size) in frames {
+        let content = noise(*seed, *size);
+        let (offset, digest) = (bytes.len() as u64, Digest::of(&content));
+        described.push(Frame { offset, bytes: *size as u64, raw: 1, entries: 0, digest });
+        bytes.extend(content);
+    }
+    let info = ArchiveInfo::of_frames(described);
+    bytes.extend(info.seek_table());
+    assert_eq!(bytes.len() as u64, info.bytes);
+    (bytes, info)
+}
+
+impl World {
+    fn new() -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = directory.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
+        let places = Places::new(key, Limits::default());
+        let remote = Remote {
+            name: "shared".parse().unwrap(),
+            url: format!("file://{}", shared.display()),
+            host_key: None,
+            trust: Vec::new(),
+            publish: true,
+        };
+        let place = places.open(&remote, &"shop".parse().unwrap()).unwrap();
+        let paths =
+            Root::new(directory.path().join("root")).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        std::fs::create_dir_all(paths.releases()).unwrap();
+        World { directory, place, paths, seen: Arc::default() }
+    }
+
+    /// Publishes a release with these frames.
+    async fn publish(&self, second: i64, frames: &[(u64, usize)]) -> (Offer, Vec<u8>) {
+        let release = ReleaseId::new(Timestamp::from_second(1_700_000_000 + second).unwrap());
+        let (bytes, info) = archive(frames);
+        let manifest = serde_json::json!({
+            "format": 1, "project": "shop", "environment": "staging", "release": release, "commit": "a".repeat(40),
+            "build": second, "tree": Digest::of(b"tree"), "created": Timestamp::UNIX_EPOCH, "archive": info, "entries": [],
+        });
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = self.directory.path().join(format!("{release}.{name}"));
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let offer = Offer {
+            project: "shop".parse().unwrap(),
+            environment: "staging".parse().unwrap(),
+            release,
+            number: None,
+            build: second as u64,
+            commit: "a".repeat(40).parse().unwrap(),
+            tag: None,
+            tree: Digest::of(b"tree"),
+            created: Timestamp::UNIX_EPOCH,
+            archive_bytes: info.bytes,
+            manifest: Blob { bytes: manifest.len() as u64, digest: Digest::of(&manifest) },
+            live: false,
+            healthy_since: None,
+        };
+        let (archive, manifest) = (file("archive", &bytes), file("manifest", &manifest));
+        publish(&self.place, &Share { offer: offer.clone(), archive, manifest, health: Some(b"{}".to_vec()) }).await.unwrap();
+        (offer, bytes)
+    }
+
+    async fn pull(&self, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
+        let seen = Arc::clone(&self.seen);
+        let progress: Progress = Arc::new(move |done, total| seen.lock().push((done, total)));
+        pull(&self.place, offer, held, &self.paths, &progress).await
+    }
+
+    /// Gives what was pulled its names in `releases/`, as whoever accepts it does.
+    fn accept(&self, pulled: Pulled, release: ReleaseId) {
+        std::fs::rename(pulled.archive().unwrap(), self.paths.archive(release)).unwrap();
+        std::fs::rename(pulled.manifest().unwrap(), self.paths.manifest(release)).unwrap();
+        discard(pulled);
+    }
+
+    fn incoming(&self, release: ReleaseId) -> PathBuf {
+        self.paths.incoming().join(release.to_string())
+    }
+
+    fn shared(&self, offer: &Offer, ending: &str) -> PathBuf {
+        self.directory.path().join("shared/shop").join(format!("{}.{ending}", offer.release))
+    }
+}
+
+#[tokio::test]
+async fn what_was_published_is_listed_and_arrives() {
+    let world = World::new();
+    let (offer, bytes) = world.publish(1, &[(1, 300_000), (2, 5), (3, 2 << 20)]).await;
+    let (newer, _) = world.publish(2, &[(1, 10)]).await;
+    assert_eq!(world.place.list().await.unwrap(), [newer, offer.clone()]);
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!(pulled.content, Wanted::Archive);
+    assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
+    assert_eq!(std::fs::read(pulled.health().unwrap()).unwrap(), b"{}");
+    assert!(pulled.fetched > 300_005 + (2 << 20) && pulled.reused == 0);
+    assert!(world.seen.lock().windows(2).all(|pair| pair[0].0 <= pair[1].0), "progress goes backwards");
+    assert_eq!(world.seen.lock().last(), Some(&(300_005 + (2 << 20), 300_005 + (2 << 20))));
+    let names: Vec<_> = std::fs::read_dir(&pulled.directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    world.accept(pulled, offer.release);
+    assert_eq!(std::fs::read_dir(world.paths.incoming()).unwrap().count(), 0);
+    assert_eq!(world.pull(&offer, &[]).await.unwrap().content, Wanted::Held);
+}
+
+#[tokio::test]
+async fn frames_that_are_here_are_not_fetched() {
+    let world = World::new();
+    let (old, _) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
+    let pulled = world.pull(&old, &[]).await.unwrap();
+    world.accept(pulled, old.release);
+    let (new, bytes) = world.publish(2, &[(3, 300_000), (4, 1000), (1, 100_000), (5, 7), (2, 200_000)]).await;
+    let pulled = world.pull(&new, &[old.release]).await.unwrap();
+    assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
+    assert_eq!(pulled.fetched, new.manifest.bytes + 1007);
+    assert_eq!(pulled.reused, 600_000);
+    discard(pulled);
+    // An older archive that has rotted gives nothing wrong.
+    let rotten = std::fs::File::options().write(true).open(world.paths.archive(old.release)).unwrap();
+    rotten.write_all_at(b"rot", 150_000).unwrap();
+    let pulled = world.pull(&new, &[old.release]).await.unwrap();
+    assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
+    assert_eq!(pulled.fetched, new.manifest.bytes + 201_007);
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
+    let world = World::new();
+    let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
+    let directory = world.incoming(offer.release);
+    std::fs::create_dir_all(&directory).unwrap();
+    // The first frame is whole, of the second there are 50,000 bytes; at other positions stands rubbish.
+    let leave = |whole: usize, at: u64, part: u64, rot: Option<usize>| {
+        let mut left = bytes.clone();
+        left[whole..].fill(0x55);
+        if let Some(rot) = rot {
+            left[rot] ^= 1;
+        }
+        std::fs::write(directory.join("archive.tar.zst.part"), &left).unwrap();
+        let note: Vec<u8> = at.to_le_bytes().into_iter().chain(part.to_le_bytes()).collect();
+        std::fs::write(directory.join("archive.tar.zst.part.note"), note).unwrap();
+    };
+    let rest = |pulled: &Pulled| pulled.fetched - offer.manifest.bytes;
+    leave(150_000, 100_000, 50_000, None);
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 450_000));
+    // Of what the note promises a byte is wrong: that frame comes anew, once.
+    for (rot, fetched) in [(120_000, 450_000 + 200_000), (99_999, 550_000)] {
+        clear(&pulled.directory);
+        leave(150_000, 100_000, 50_000, Some(rot));
+        drop(std::fs::remove_file(directory.join(LOCK)));
+        let pulled = world.pull(&offer, &[]).await.unwrap();
+        assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, fetched), "{rot}");
+    }
+    // Of another size, or with a note that makes no sense.
+    clear(&pulled.directory);
+    drop(std::fs::remove_file(directory.join(LOCK)));
+    leave(0, u64::MAX, u64::MAX, None);
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 600_000));
+}
+
+#[tokio::test]
+async fn a_place_that_gives_something_else_gives_nothing() {
+    let world = World::new();
+    let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000)]).await;
+    let damaged = |error: RemoteError| match error {
+        RemoteError::Damaged { what, .. } => what,
+        other => panic!("{other}"),
+    };
+    let nothing_final = || {
+        let names = std::fs::read_dir(world.incoming(offer.release)).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(names.filter_map(|name| name.into_string().ok()).all(|name| name != "archive.tar.zst"));
+    };
+    // Every class of position: within frames, at their edges.
+    for at in [0, 99_999, 100_000, 299_999] {
+        let mut wrong = bytes.clone();
+        wrong[at] ^= 0x80;
+        std::fs::write(world.shared(&offer, "tar.zst"), &wrong).unwrap();
+        assert_eq!(damaged(world.pull(&offer, &[]).await.unwrap_err()), "archive", "{at}");
+        nothing_final();
+    }
+    std::fs::write(world.shared(&offer, "tar.zst"), &bytes[..250_000]).unwrap();
+    let cut = world.pull(&offer, &[]).await.unwrap_err();
+    assert!(matches!(cut, RemoteError::Damaged { .. } | RemoteError::Lost { .. }), "{cut}");
+    nothing_final();
+    std::fs::write(world.shared(&offer, "tar.zst"), &bytes).unwrap();
+    // A manifest that says something else than the offer, or whose frames overlap.
+    let good = std::fs::read_to_string(world.shared(&offer, "manifest.json")).unwrap();
+    for (from, to) in [("\"shop\"", "\"blog\""), ("\"staging\"", "\"testing\""), ("\"offset\":100000", "\"offset\":99999")] {
+        clear(&world.incoming(offer.release));
+        let manifest = good.replace(from, to);
+        assert_ne!(manifest, good);
+        std::fs::write(world.shared(&offer, "manifest.json"), &manifest).unwrap();
+        let mut offer = offer.clone();
+        offer.manifest = Blob { bytes: manifest.len() as u64, digest: Digest::of(manifest.as_bytes()) };
+        assert_eq!(damaged(world.pull(&offer, &[]).await.unwrap_err()), "manifest", "{to}");
+    }
+    let mut greedy = offer.clone();
+    greedy.archive_bytes = u64::MAX;
+    assert!(matches!(world.pull(&greedy, &[]).await, Err(RemoteError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn two_pulls_of_one_release_wait_for_each_other() {
+    let world = World::new();
+    let (offer, bytes) = world.publish(1, &[(1, 3 << 20), (2, 3 << 20)]).await;
+    let one = async {
+        let pulled = world.pull(&offer, &[]).await.unwrap();
+        match pulled.content {
+            Wanted::Archive => {
+                assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
+                world.accept(pulled, offer.release);
+                true
+            }
+            _ => false,
+        }
+    };
+    let other = async {
+        let pulled = world.pull(&offer, &[]).await.unwrap();
+        match pulled.content {
+            Wanted::Archive => {
+                world.accept(pulled, offer.release);
+                true
+            }
+            _ => false,
+        }
+    };
+    let (one, other) = tokio::join!(one, other);
+    assert!(one != other, "both or none brought it");
+}
+
+#[tokio::test]
+async fn what_nobody_came_back_to_is_swept() {
+    let world = World::new();
+    let (offer, _) = world.publish(1, &[(1, 1000)]).await;
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    sweep(&world.paths, Duration::ZERO);
+    assert!(pulled.directory.exists(), "it is in use");
+    let directory = pulled.directory.clone();
+    drop(pulled);
+    sweep(&world.paths, Duration::from_secs(3600));
+    assert!(directory.exists(), "it is not old");
+    sweep(&world.paths, Duration::ZERO);
+    assert!(!directory.exists());
+}
+
+#[test]
+fn every_tenth_is_said_once() {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&said);
+    let progress = tenths(move |line| kept.lock().push(line.to_owned()));
+    for done in 0..=40 {
+        progress(done << 20, 40 << 20);
+    }
+    assert_eq!(said.lock().len(), 10);
+    assert_eq!(said.lock()[2], "12 of 40 MiB (30 %)");
+    let small = Arc::clone(&said);
+    tenths(move |line| small.lock().push(line.to_owned()))(1000, 1000);
+    assert_eq!(said.lock().len(), 10);
+}

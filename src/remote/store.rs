@@ -1,0 +1,220 @@
+//! Directories, web servers and buckets that deliverables are published in.
+//!
+//! ```text
+//! <place>/<project>/<release>.tar.zst
+//!                   <release>.manifest.json
+//!                   <release>.health.json        what the server said about it when it was published
+//!                   <release>.offer.json         written last: it makes the release exist here
+//!                   index.json                   all offers, for places that cannot be listed
+//! ```
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::{
+    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig, aws::AmazonS3Builder,
+    http::HttpBuilder, local::LocalFileSystem, path::Path,
+};
+use tokio::sync::mpsc;
+
+use super::{Address, Blob, Object, Offer, RemoteError, place::OFFERS, place::SMALL_BYTES};
+use crate::model::{ProjectName, ReleaseId, sanitise_line};
+
+/// How long a server may take to be reached.
+const CONNECT: Duration = Duration::from_secs(15);
+/// How long a transfer may stand still.
+const STALLED: Duration = Duration::from_secs(60);
+/// The most bytes of one offer.
+const OFFER_BYTES: u64 = 64 << 10;
+const OFFER_ENDING: &str = ".offer.json";
+const INDEX: &str = "index.json";
+
+/// A store of objects.
+#[derive(Debug)]
+pub struct Store {
+    title: String,
+    objects: Arc<dyn ObjectStore>,
+    /// What precedes the project's name.
+    prefix: Path,
+    /// Whether it says what it has.
+    listable: bool,
+}
+
+impl Store {
+    /// The store at an address that is not that of a server.
+    pub fn open(title: &str, address: &Address) -> Result<Store, RemoteError> {
+        // Whoever was first has named it already; there is no other in this program.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let failed = |error: object_store::Error| RemoteError::Unreachable {
+            place: title.to_owned(),
+            why: sanitise_line(&crate::model::sanitise_reason(&error.to_string())),
+        };
+        let options = ClientOptions::new()
+            .with_allow_http(true)
+            .with_connect_timeout(CONNECT)
+            .with_read_timeout(STALLED)
+            .with_timeout_disabled();
+        // Patience is the business of whoever transfers: it knows whether anything moves.
+        let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
+        let mut prefix = Path::default();
+        let (objects, listable): (Arc<dyn ObjectStore>, bool) = match address {
+            Address::Directory(directory) => {
+                (Arc::new(LocalFileSystem::new_with_prefix(directory).map_err(failed)?.with_fsync(true)), true)
+            }
+            Address::Web(url) => {
+                let built = HttpBuilder::new().with_url(url).with_client_options(options).with_retry(retry).build();
+                (Arc::new(built.map_err(failed)?), false)
+            }
+            Address::Bucket { bucket, prefix: below } => {
+                prefix = Path::parse(below).map_err(|error| failed(error.into()))?;
+                let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options);
+                (Arc::new(builder.with_retry(retry).build().map_err(failed)?), true)
+            }
+            Address::Ssh { .. } => {
+                return Err(RemoteError::NotAServer { place: title.to_owned(), doing: "be opened as a store" });
+            }
+        };
+        Ok(Store { title: title.to_owned(), objects, prefix, listable })
+    }
+
+    fn failed(&self, what: impl Into<String>, error: &object_store::Error) -> RemoteError {
+        use object_store::Error;
+        let (place, what, words) = (self.title.clone(), what.into(), sanitise_line(&error.to_string()));
+        match error {
+            Error::NotFound { .. } => RemoteError::NotFound { place, what, words: String::new() },
+            Error::NotSupported { .. } | Error::NotImplemented { .. } => {
+                RemoteError::Refused { place, doing: format!("give a part of the {what}"), code: 1, words }
+            }
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                RemoteError::Refused { place, doing: format!("give the {what}"), code: 3, words }
+            }
+            _ => RemoteError::Lost { place, doing: format!("fetching the {what}"), why: words },
+        }
+    }
+
+    fn below(&self, project: &ProjectName) -> Path {
+        self.prefix.clone().join(project.as_str())
+    }
+
+    pub(super) fn path(&self, project: &ProjectName, release: ReleaseId, object: Object) -> Path {
+        let name = match object {
+            Object::Archive => format!("{release}.tar.zst"),
+            Object::Manifest => format!("{release}.manifest.json"),
+            Object::Health => format!("{release}.health.json"),
+            Object::Delta { from } => format!("{release}.from.{from}.delta"),
+            Object::Pack => format!("{release}.pack"),
+        };
+        self.below(project).join(name)
+    }
+
+    pub(super) fn offer_path(&self, project: &ProjectName, release: ReleaseId) -> Path {
+        self.below(project).join(format!("{release}{OFFER_ENDING}"))
+    }
+
+    pub(super) fn index_path(&self, project: &ProjectName) -> Path {
+        self.below(project).join(INDEX)
+    }
+
+    pub(super) fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+
+    pub(super) fn is_listable(&self) -> bool {
+        self.listable
+    }
+
+    /// The offers that were published.
+    pub async fn list(&self, project: &ProjectName, limit: u64) -> Result<Vec<Offer>, RemoteError> {
+        let odd = |error: serde_json::Error| RemoteError::Odd {
+            place: self.title.clone(),
+            what: "list of deliverables",
+            why: sanitise_line(&error.to_string()),
+        };
+        if !self.listable {
+            let bytes = self.get(&self.index_path(project), "list of deliverables", limit).await?;
+            return serde_json::from_slice(&bytes).map_err(odd);
+        }
+        let mut newest = std::collections::BTreeSet::new();
+        let mut listed = self.objects.list(Some(&self.below(project)));
+        while let Some(entry) = listed.next().await {
+            let entry = entry.map_err(|error| self.failed("list of deliverables", &error))?;
+            let id = entry.location.filename().and_then(|name| name.strip_suffix(OFFER_ENDING)?.parse::<ReleaseId>().ok());
+            newest.extend(id);
+            if newest.len() > OFFERS {
+                newest.pop_first();
+            }
+        }
+        let mut offers = Vec::new();
+        for release in newest.into_iter().rev() {
+            match self.get(&self.offer_path(project, release), "offer", OFFER_BYTES).await {
+                Ok(bytes) => offers.push(serde_json::from_slice(&bytes).map_err(odd)?),
+                // Removed meanwhile.
+                Err(RemoteError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(offers)
+    }
+
+    /// Size and digest of a published delta. None is published by this version.
+    pub async fn delta(&self, project: &ProjectName, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
+        let path = self.path(project, release, Object::Delta { from });
+        let note = Path::from(format!("{path}.json"));
+        let bytes = self.get(&note, "delta", SMALL_BYTES).await?;
+        serde_json::from_slice(&bytes).map_err(|error| RemoteError::Odd {
+            place: self.title.clone(),
+            what: "description of a delta",
+            why: sanitise_line(&error.to_string()),
+        })
+    }
+
+    /// A small object as a whole.
+    pub async fn whole(
+        &self,
+        project: &ProjectName,
+        release: ReleaseId,
+        object: Object,
+        limit: u64,
+    ) -> Result<Vec<u8>, RemoteError> {
+        self.get(&self.path(project, release, object), object.word(), limit).await
+    }
+
+    async fn get(&self, path: &Path, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
+        let too_large = || RemoteError::TooLarge { place: self.title.clone(), what: what.to_owned(), limit };
+        let found = self.objects.get(path).await.map_err(|error| self.failed(what, &error))?;
+        if found.meta.size > limit {
+            return Err(too_large());
+        }
+        let (mut bytes, mut stream) = (Vec::new(), found.into_stream());
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|error| self.failed(what, &error))?);
+            if bytes.len() as u64 > limit {
+                return Err(too_large());
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Sends ranges of an object, one after another.
+    pub async fn fetch(
+        &self,
+        project: &ProjectName,
+        release: ReleaseId,
+        object: Object,
+        ranges: &[Range<u64>],
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<(), RemoteError> {
+        let path = self.path(project, release, object);
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+            let found = self.objects.get_opts(&path, options).await.map_err(|error| self.failed(object.word(), &error))?;
+            let mut stream = found.into_stream();
+            while let Some(chunk) = stream.next().await {
+                let chunk = chunk.map_err(|error| self.failed(object.word(), &error))?;
+                to.send(chunk).await.map_err(|_| RemoteError::GivenUp)?;
+            }
+        }
+        Ok(())
+    }
+}
