@@ -8,7 +8,7 @@ use crate::{
     buildpack, git,
     host::launch::{Errand, read_job, write_report},
     keeper,
-    release::{bundle, install},
+    release::{bundle, install, pack},
     runtime,
 };
 
@@ -40,6 +40,7 @@ fn work(role: &str) -> io::Result<u8> {
         "build" => build(errand),
         "bundle" => pack(errand),
         "unpack" => unpack(errand),
+        "pack" => pack_again(errand),
         "run" | "task" => run(errand),
         _ => Err(io::Error::other("there is no such worker")),
     }
@@ -69,6 +70,16 @@ fn unpack(mut errand: Errand) -> io::Result<u8> {
     let previous = files.next();
     let answer = install::work(&job, &install::Places::from_environment(), &archive, &manifest, previous.as_ref());
     write_report(&mut errand.report, &answer)?;
+    Ok(0)
+}
+
+fn pack_again(mut errand: Errand) -> io::Result<u8> {
+    let job = read_job(&mut errand.job)?;
+    let files: Vec<File> = errand.extra.into_iter().map(File::from).collect();
+    match job {
+        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &files))?,
+        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &files))?,
+    }
     Ok(0)
 }
 

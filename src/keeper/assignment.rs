@@ -101,6 +101,10 @@ impl Assignment {
                 assignment.tree = Some(need(launch.release, "a release")?);
                 assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
             }
+            Role::Pack => {
+                assignment.user = User::Unpack(env);
+                assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), false));
+            }
             Role::Run | Role::Task => {
                 let release = need(launch.release, "a release")?;
                 let slot = paths.slot(need(launch.slot, "a slot")?);

@@ -17,7 +17,7 @@ use crate::{
     proxy::Retired,
     release::{
         self,
-        store::{Info, prune_plan},
+        store::{Info, forget_deltas, prune_plan},
     },
 };
 
@@ -127,6 +127,9 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             {
                 tracing::error!(file = %file.display(), %error, "an old archive could not be removed");
             }
+        }
+        if let Err(error) = forget_deltas(&deployment.paths, release) {
+            tracing::error!(%release, error = chain(&error), "deltas of an old release could not be removed");
         }
         forget.push(release);
     }

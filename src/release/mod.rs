@@ -2,18 +2,22 @@
 //!
 //! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`],
 //! [`install::work`]) touches trees. What travels between them are descriptors, a job and a report.
+//! [`delta`] makes what turns one release into the next, [`pack`] is its worker and that of packing an installed tree again.
 //! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest.
 
 pub mod bundle;
+mod deliver;
 pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
+pub mod pack;
 mod server;
 pub mod store;
 mod tree;
 mod verify;
 
+pub use deliver::{make_delta, rebuild};
 pub use error::{Answer, ReleaseError};
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use tree::{digest, listing};
