@@ -150,6 +150,16 @@ impl EnvironmentPaths {
         self.0.join("accepted.json")
     }
 
+    /// What a release is made of that has no archive here yet: the difference to an installed one.
+    pub fn delta(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.delta"))
+    }
+
+    /// Deltas that were made for other servers, `<from>..<to>`. They can be made again.
+    pub fn deltas(&self) -> PathBuf {
+        self.releases().join(".delta")
+    }
+
     /// The installed trees.
     pub fn deploy(&self) -> PathBuf {
         self.0.join("deploy")

@@ -19,7 +19,7 @@ use crate::{
     proxy::Retired,
     release::{
         self,
-        store::{Info, Keep, prune_plan},
+        store::{Info, Keep, forget_deltas, prune_plan},
     },
 };
 
@@ -144,6 +144,9 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             {
                 tracing::error!(file = %file.display(), %error, "an old archive could not be removed");
             }
+        }
+        if let Err(error) = forget_deltas(&deployment.paths, release) {
+            tracing::error!(%release, error = chain(&error), "deltas of an old release could not be removed");
         }
         forget.push(release);
     }
