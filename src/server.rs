@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ServerConfig, SshProfile},
-    control::{Caller, Control, Registry},
+    control::{Caller, Control, Registry, ServerKeys},
     git::{
         Repositories, Service,
         hook::{Listener, PushRegistry},
@@ -28,8 +28,9 @@ use crate::{
         root::Root,
     },
     model::Environment,
-    pipeline::{Pipeline, Services, chain},
+    pipeline::{BuildNumbers, Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings},
+    release::{SigningKey, SigningKeyError},
     remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
@@ -64,6 +65,9 @@ pub enum ServerError {
     /// A key of the server is not usable.
     #[error("a key of this server is not usable")]
     HostKey(#[source] ssh::hostkey::HostKeyError),
+    /// The signing key is not usable.
+    #[error("deliverables cannot be signed")]
+    Signing(#[source] SigningKeyError),
     /// The keeper does not answer.
     #[error("the keeper does not do its part")]
     Keeper(#[source] crate::host::launch::LaunchError),
@@ -90,11 +94,18 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
     let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
-    let services = services(root.clone(), config, launcher.clone(), &inherited, pull_key)?;
+    let signing = SigningKey::load_or_make(&root.signing_key()).map_err(ServerError::Signing)?;
+    let keys = ServerKeys {
+        host: ssh::hostkey::public_line(&key),
+        fingerprint: fingerprint.clone(),
+        signing: signing.public(),
+        pull: Some(pull_key.line()),
+    };
+    let services = services(root.clone(), config, launcher.clone(), signing, pull_key, &inherited)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
-    let control = Control::new(root.clone(), pipeline.clone(), registry, fingerprint.clone());
+    let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &environments).await?;
@@ -162,8 +173,9 @@ fn services(
     root: Root,
     config: ServerConfig,
     launcher: Launcher,
-    inherited: &Inherited,
+    signing: SigningKey,
     pull_key: PullKey,
+    inherited: &Inherited,
 ) -> Result<Arc<Services>, ServerError> {
     let limits = remote::Limits {
         archive_bytes: config.limits.archive_bytes.bytes(),
@@ -181,9 +193,11 @@ fn services(
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),
+        numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,
         launcher,
+        signing,
     }))
 }
 

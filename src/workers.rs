@@ -8,7 +8,7 @@ use crate::{
     buildpack, git,
     host::launch::{Errand, read_job, write_report},
     keeper,
-    release::{bundle, install},
+    release::{bundle, check, install},
     runtime,
 };
 
@@ -40,6 +40,7 @@ fn work(role: &str) -> io::Result<u8> {
         "build" => build(errand),
         "bundle" => pack(errand),
         "unpack" => unpack(errand),
+        "verify" => verify(errand),
         "run" | "task" => run(errand),
         _ => Err(io::Error::other("there is no such worker")),
     }
@@ -69,6 +70,14 @@ fn unpack(mut errand: Errand) -> io::Result<u8> {
     let previous = files.next();
     let answer = install::work(&job, &install::Places::from_environment(), &archive, &manifest, previous.as_ref());
     write_report(&mut errand.report, &answer)?;
+    Ok(0)
+}
+
+fn verify(mut errand: Errand) -> io::Result<u8> {
+    let job: check::VerifyJob = read_job(&mut errand.job)?;
+    let mut files = errand.extra.into_iter().map(File::from);
+    let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(too_few()) };
+    write_report(&mut errand.report, &check::work(&job, &archive, &manifest))?;
     Ok(0)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here is a pure function of bytes. Every error is one line: file, line, what is wrong, what was expected, what to do.
 
+mod age;
 mod app_json;
 mod buildpacks_file;
 mod error;
@@ -19,6 +20,7 @@ pub mod yaml;
 mod tests;
 
 pub use crate::model::StopSignal;
+pub use age::Age;
 pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use procfile::Procfile;

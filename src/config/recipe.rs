@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 
 use super::{
+    age::Age,
     error::ConfigError,
     reader::Reader,
     recipe_read::{read_environments, read_overrides},
@@ -42,6 +43,8 @@ pub(super) struct Overrides {
     pub stop: StopOverrides,
     pub drain: Option<TimeSpan>,
     pub keep_releases: Option<u16>,
+    pub keep_age: Option<Age>,
+    pub keep_bytes: Option<ByteSize>,
     pub smoke: Option<Vec<Smoke>>,
 }
 
@@ -135,6 +138,8 @@ impl Overrides {
         settings.stop = self.stop.over(settings.stop);
         replace(&mut settings.drain, &self.drain);
         settings.keep_releases = self.keep_releases.or(settings.keep_releases);
+        settings.keep_age = self.keep_age.or(settings.keep_age);
+        settings.keep_bytes = self.keep_bytes.or(settings.keep_bytes);
         replace(&mut settings.smoke, &self.smoke);
         health.extend(&self.health);
         for (process, more) in &self.processes {

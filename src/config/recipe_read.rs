@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 
 use super::{
+    age::Age,
     reader::{Reader, Section},
     recipe::{HealthKind, HealthOverrides, Overrides, ProcessOverrides, StopOverrides},
     settings::{Settings, Smoke, Strategy},
@@ -35,7 +36,7 @@ pub(super) const BUILD: [&str; 4] = ["env", "timeout", "memory", "cache"];
 pub(super) const PROCESS: [&str; 5] = ["command", "scale", "memory", "env", "stop"];
 pub(super) const HEALTH: [&str; 6] = ["type", "path", "status", "command", "timeout", "interval"];
 pub(super) const STOP: [&str; 2] = ["grace", "signal"];
-pub(super) const KEEP: [&str; 1] = ["releases"];
+pub(super) const KEEP: [&str; 3] = ["releases", "age", "bytes"];
 pub(super) const SMOKE: [&str; 3] = ["path", "status", "contains"];
 
 /// How many items a list or mapping may have.
@@ -74,6 +75,8 @@ pub(super) fn read_overrides(reader: &mut Reader, node: &Node, environment: Opti
         let keep = reader.section(node, "keep", &KEEP, "{releases: 10}");
         let releases = keep.get("releases").and_then(|node| reader.number(node, "keep.releases", 2, 1000));
         overrides.keep_releases = releases.and_then(|number| u16::try_from(number).ok());
+        overrides.keep_age = keep.get("age").and_then(|node| age(reader, node, "keep.age"));
+        overrides.keep_bytes = keep.get("bytes").and_then(|node| size(reader, node, "keep.bytes"));
     }
     timeouts(reader, &top, &mut overrides);
     build(reader, &top, &mut overrides);
@@ -325,6 +328,10 @@ fn command(reader: &mut Reader, node: &Node, key: &str) -> Option<CommandLine> {
 
 pub(super) fn time(reader: &mut Reader, node: &Node, key: &str) -> Option<TimeSpan> {
     reader.value(node, key, TimeSpan::EXPECTED, str::parse)
+}
+
+pub(super) fn age(reader: &mut Reader, node: &Node, key: &str) -> Option<Age> {
+    reader.value(node, key, Age::EXPECTED, str::parse)
 }
 
 pub(super) fn size(reader: &mut Reader, node: &Node, key: &str) -> Option<ByteSize> {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::Path, path::PathBuf};
 use indexmap::IndexMap;
 
 use super::{
+    age::Age,
     error::{ConfigError, shown},
     reader::{Reader, Section},
     recipe_read,
@@ -24,7 +25,7 @@ pub(super) const LIMITS: [&str; 7] =
     ["push_bytes", "tree_entries", "tree_bytes", "file_bytes", "refs_per_push", "archive_bytes", "disk_reserve"];
 pub(super) const DEPLOYMENTS: [&str; 1] = ["parallel"];
 pub(super) const PORTS: [&str; 2] = ["from", "to"];
-pub(super) const KEEP: [&str; 2] = ["releases", "deployments"];
+pub(super) const KEEP: [&str; 4] = ["releases", "age", "bytes", "deployments"];
 pub(super) const LOG: [&str; 2] = ["max_bytes", "keep"];
 
 /// The settings of a server.
@@ -109,6 +110,10 @@ pub struct PushLimits {
 pub struct KeepConfig {
     /// Releases per environment, where the recipe does not say.
     pub releases: u16,
+    /// The age beyond which releases go, where the recipe does not say; nothing: none goes for its age.
+    pub age: Option<Age>,
+    /// How much disk the archives of an environment may take, whatever its recipe says; nothing: any.
+    pub bytes: Option<ByteSize>,
     /// Records of deployments per environment.
     pub deployments: u32,
 }
@@ -142,7 +147,7 @@ impl Default for ServerConfig {
             deployments_parallel: 4,
             ports: (20_000, 29_999),
             paths: Vec::new(),
-            keep: KeepConfig { releases: 10, deployments: 200 },
+            keep: KeepConfig { releases: 10, age: None, bytes: None, deployments: 200 },
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             env: IndexMap::new(),
         }
@@ -229,6 +234,8 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
     if let Some(keep) = sub(reader, &top, "keep", &KEEP, "{releases: 10}") {
         // The live release and the one before it are never pruned.
         number(reader, &keep, "keep.releases", 2..=1000, &mut config.keep.releases);
+        config.keep.age = keep.get("age").and_then(|node| recipe_read::age(reader, node, "keep.age"));
+        config.keep.bytes = keep.get("bytes").and_then(|node| recipe_read::size(reader, node, "keep.bytes"));
         number(reader, &keep, "keep.deployments", 10..=100_000, &mut config.keep.deployments);
     }
     if let Some(log) = sub(reader, &top, "log", &LOG, "{max_bytes: 10M, keep: 5}") {

@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use super::age::Age;
 use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
 use crate::model::{Phase, ProcessType, StopSignal};
@@ -54,6 +55,12 @@ pub struct Settings {
     pub drain: TimeSpan,
     /// How many releases are kept, where the recipe says so; else see [`Settings::on_server`].
     pub keep_releases: Option<u16>,
+    /// The age beyond which releases go.
+    #[serde(default)]
+    pub keep_age: Option<Age>,
+    /// How much disk the archives may take; above it the oldest releases go.
+    #[serde(default)]
+    pub keep_bytes: Option<ByteSize>,
     /// Requests that must succeed after the switch.
     pub smoke: Vec<Smoke>,
     /// Runs once, after the first deployment of the environment; from `app.json`.
@@ -198,6 +205,9 @@ impl Settings {
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);
         self.keep_releases.get_or_insert(server.keep.releases);
+        self.keep_age = self.keep_age.or(server.keep.age);
+        // The disk is the operator's: a project can ask for less of it, not for more.
+        self.keep_bytes = self.keep_bytes.into_iter().chain(server.keep.bytes).min();
         self
     }
 
@@ -243,6 +253,8 @@ impl Default for Settings {
             stop: Stop { signal: StopSignal::Term, grace: TimeSpan::seconds(10) },
             drain: TimeSpan::seconds(30),
             keep_releases: None,
+            keep_age: None,
+            keep_bytes: None,
             smoke: Vec::new(),
             postdeploy: None,
         }

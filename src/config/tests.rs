@@ -67,6 +67,7 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
     }
     config.paths.clear();
     config.env.clear();
+    (config.keep.age, config.keep.bytes) = (None, None);
     assert_eq!(config, ServerConfig::default());
 }
 
@@ -137,12 +138,14 @@ fn defaults_are_filled_in() {
 
 #[test]
 fn a_server_caps_builds_and_fills_in_what_the_project_leaves_open() {
-    let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7}\nenv: {A: server, B: server}\n";
+    let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7, age: 12w, bytes: 2G}\nenv: {A: server, B: server}\n";
     let server = ServerConfig::parse("larder.yml", server).unwrap();
-    let settings = settings("build: {memory: 4G, timeout: 2h}\nenv: {A: project}\n", "").on_server(&server);
+    let settings = settings("build: {memory: 4G, timeout: 2h}\nenv: {A: project}\nkeep: {bytes: 1G}\n", "").on_server(&server);
     assert_eq!(settings.build.memory, Some("1G".parse().unwrap()));
     assert_eq!(settings.timeout(Phase::Build), TimeSpan::minutes(10));
     assert_eq!(settings.keep_releases, Some(7));
+    assert_eq!(settings.keep_age, Some("84d".parse().unwrap()));
+    assert_eq!(settings.keep_bytes, Some("1G".parse().unwrap()), "less than the server gives, because the project asks for less");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["project", "server"]);
 }
 

@@ -7,6 +7,7 @@ mod error;
 mod gate;
 mod handlers;
 mod registry;
+mod releases;
 mod reply;
 mod request;
 
@@ -17,16 +18,17 @@ use parking_lot::RwLock;
 pub use self::{
     error::{CommandError, Kind},
     gate::Caller,
-    registry::{Key, Registry, User},
+    registry::{Key, Registry, TrustedKey, User},
+    releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
-        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, ReleaseRow, Reply, RunFuture, SendFuture,
-        StatusReport,
+        Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
+        StatusReport, TrustRow,
     },
     request::{DeployAction, ProjectSpec, Request, Target},
 };
 use crate::{
     host::root::Root,
-    model::{Access, Environment, Project, ProjectName, UserName},
+    model::{Access, Environment, Project, ProjectName, PublicKey, UserName},
     pipeline::Pipeline,
 };
 
@@ -38,7 +40,7 @@ struct Shared {
     change: tokio::sync::Mutex<()>,
     /// Told after each change.
     changed: tokio::sync::watch::Sender<()>,
-    fingerprint: String,
+    keys: ServerKeys,
     /// What is read of manifests again and again.
     heads: handlers::Heads,
 }
@@ -48,8 +50,8 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
-    /// A desk over the registry in `root`. `fingerprint` is that of the SSH host key, for people to compare.
-    pub fn new(root: Root, pipeline: Pipeline, registry: Registry, fingerprint: String) -> Control {
+    /// A desk over the registry in `root`. `keys` are for people to compare and to carry to other servers.
+    pub fn new(root: Root, pipeline: Pipeline, registry: Registry, keys: ServerKeys) -> Control {
         let registry = RwLock::new(registry);
         let changed = tokio::sync::watch::Sender::new(());
         Control(Arc::new(Shared {
@@ -58,7 +60,7 @@ impl Control {
             registry,
             change: tokio::sync::Mutex::default(),
             changed,
-            fingerprint,
+            keys,
             heads: Default::default(),
         }))
     }
@@ -123,6 +125,16 @@ impl Control {
         let registry = self.0.registry.read();
         let visible = |project: &&Project| gate::access(&registry, caller, Some(&project.name)) >= Access::View;
         registry.projects.iter().filter(visible).map(|project| project.name.clone()).collect()
+    }
+
+    /// Whose deliverables an environment accepts: the keys that its project trusts, those of its remotes, and this server's own.
+    pub fn trusted(&self, environment: &Environment) -> Vec<PublicKey> {
+        let registry = self.0.registry.read();
+        let mine = registry.trusted.iter().filter(|trusted| trusted.project == environment.project);
+        let mut keys: Vec<_> = mine.map(|trusted| trusted.key).collect();
+        keys.extend(environment.remotes.iter().flat_map(|remote| remote.trust.iter().copied()));
+        keys.push(self.0.keys.signing);
+        keys
     }
 
     /// The trades behind the desk.

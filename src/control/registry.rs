@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::files,
-    model::{Access, EnvId, Project, ProjectId, ProjectName, UserName},
+    model::{Access, EnvId, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
 };
 
 /// A public key that may log in.
@@ -32,6 +32,17 @@ pub struct User {
     pub access: BTreeMap<ProjectName, Access>,
 }
 
+/// A key whose deliverables a project accepts, wherever they come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustedKey {
+    /// For which project.
+    pub project: ProjectName,
+    /// The key.
+    pub key: PublicKey,
+    /// What people call it.
+    pub name: RemoteName,
+}
+
 /// Everything that the operator has set up.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
@@ -41,6 +52,9 @@ pub struct Registry {
     /// The projects.
     #[serde(default)]
     pub projects: Vec<Project>,
+    /// Whose deliverables are accepted, besides those of remotes.
+    #[serde(default)]
+    pub trusted: Vec<TrustedKey>,
     /// The last number that a project got.
     #[serde(default)]
     pub last_project: u32,

@@ -2,14 +2,16 @@
 
 use std::os::fd::OwnedFd;
 
-use jiff::Timestamp;
 use serde::Serialize;
 
-use super::registry::User;
+use super::{
+    registry::User,
+    releases::{ReleaseDetail, ReleaseDiff},
+};
 use crate::{
     host::launch::Child,
-    model::{Access, CommitId, Live, Project, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
-    pipeline::{Summary, Ticket},
+    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
+    pipeline::{KnownRelease, Summary, Ticket},
     remote::{Blob, Offer},
     runtime::LogLine,
 };
@@ -36,6 +38,10 @@ pub enum Reply {
         /// The address of the default environment.
         url: String,
     },
+    /// The keys by which others know this server.
+    Keys(ServerKeys),
+    /// Whose deliverables are accepted.
+    Trusted(Vec<TrustRow>),
     /// Projects, each with what is live in its environments.
     Projects(Vec<ProjectRow>),
     /// A deployment to follow.
@@ -52,7 +58,11 @@ pub enum Reply {
     /// The steps of a plan, as text.
     Plan(String),
     /// Releases, newest first.
-    Releases(Vec<ReleaseRow>),
+    Releases(Vec<KnownRelease>),
+    /// One release.
+    Release(Box<ReleaseDetail>),
+    /// Two releases compared.
+    ReleaseDiff(Box<ReleaseDiff>),
     /// Processes.
     Processes(Vec<ProcessRow>),
     /// Output of processes.
@@ -78,6 +88,30 @@ pub enum Reply {
     Checks(Vec<Check>),
 }
 
+/// The public halves of this server's own keys.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerKeys {
+    /// The SSH host key as in a `known_hosts` file, without the host.
+    pub host: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// What it signs its deliverables with.
+    pub signing: PublicKey,
+    /// What it logs in with where it pulls from; a line as in an `authorized_keys` file.
+    pub pull: Option<String>,
+}
+
+/// A key in the list of those whose deliverables are accepted.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrustRow {
+    /// For which project, or `project/environment`.
+    pub on: String,
+    /// The key.
+    pub key: PublicKey,
+    /// What it is called.
+    pub name: String,
+}
+
 /// A command that is being started.
 pub type RunFuture = std::pin::Pin<Box<dyn Future<Output = Result<Child, super::CommandError>> + Send>>;
 
@@ -101,25 +135,6 @@ pub struct ProjectRow {
     pub live: Vec<Option<Live>>,
     /// The addresses of each of its environments.
     pub urls: Vec<Vec<String>>,
-}
-
-/// A release in a list.
-#[derive(Debug, Clone, Serialize)]
-pub struct ReleaseRow {
-    /// Its number.
-    pub number: ReleaseNumber,
-    /// Its id.
-    pub release: ReleaseId,
-    /// Its commit.
-    pub commit: CommitId,
-    /// Who made it.
-    pub by: UserName,
-    /// When it went live.
-    pub since: Option<Timestamp>,
-    /// Whether it serves now.
-    pub live: bool,
-    /// The size of its archive in bytes; nothing where it is gone.
-    pub archive_bytes: Option<u64>,
 }
 
 /// A process in a list.

@@ -119,6 +119,24 @@ pub enum Request {
         /// Its fingerprint.
         fingerprint: String,
     },
+    /// The keys by which others know this server.
+    KeyShow,
+    /// Accepts deliverables that are signed by a key.
+    KeyTrust {
+        /// For which project.
+        project: ProjectName,
+        /// The key; where none is given, the question is which are trusted.
+        key: Option<PublicKey>,
+        /// What it shall be called.
+        name: Option<RemoteName>,
+    },
+    /// Accepts them no more.
+    KeyUntrust {
+        /// For which project.
+        project: ProjectName,
+        /// The key.
+        key: PublicKey,
+    },
     /// A new environment, and its project if need be.
     ProjectCreate(ProjectSpec),
     /// The projects that the caller may see.
@@ -142,6 +160,13 @@ pub enum Request {
         /// What.
         action: DeployAction,
     },
+    /// Back to an older release.
+    Rollback {
+        /// Where.
+        target: Target,
+        /// To which; the newest good one older than the live one where nothing is given.
+        release: Option<String>,
+    },
     /// The steps that a push would take.
     Plan {
         /// Where.
@@ -155,6 +180,31 @@ pub enum Request {
     Releases {
         /// Where.
         target: Target,
+    },
+    /// One release; the live one where none is named.
+    ReleaseShow {
+        /// Where.
+        target: Target,
+        /// Which, as a person names it.
+        release: Option<String>,
+    },
+    /// What differs between two releases.
+    ReleaseDiff {
+        /// Where.
+        target: Target,
+        /// The first.
+        from: String,
+        /// The second; the live one where none is named.
+        to: Option<String>,
+    },
+    /// Keeps a release from being pruned, or lets it be.
+    ReleasePin {
+        /// Where.
+        target: Target,
+        /// Which.
+        release: String,
+        /// Whether to keep it.
+        pinned: bool,
     },
     /// The processes of an environment.
     Ps {
@@ -262,7 +312,7 @@ impl Request {
     /// The project it is about, if one, and the right that it needs. A new request does not compile without an answer here.
     pub fn needs(&self) -> (Option<&ProjectName>, Access) {
         match self {
-            Request::Whoami | Request::ProjectList | Request::Status => (None, Access::View),
+            Request::Whoami | Request::ProjectList | Request::Status | Request::KeyShow => (None, Access::View),
             Request::UserAdd { .. }
             | Request::UserList
             | Request::UserRemove { .. }
@@ -275,7 +325,9 @@ impl Request {
             | Request::RemoteAdd { .. }
             | Request::RemoteRemove { .. }
             | Request::Doctor => (None, Access::Admin),
-            Request::ProjectInfo { project } => (Some(project), Access::View),
+            // Whose code runs is decided by whoever administers the server.
+            Request::KeyTrust { key: Some(_), .. } | Request::KeyUntrust { .. } => (None, Access::Admin),
+            Request::KeyTrust { project, key: None, .. } | Request::ProjectInfo { project } => (Some(project), Access::View),
             Request::Plan { target, .. }
             | Request::Releases { target }
             // The same right as `git fetch`.
@@ -283,6 +335,8 @@ impl Request {
             | Request::DeliverableInfo { target, .. }
             | Request::DeliverableGet { target, .. }
             | Request::RemoteList { target }
+            | Request::ReleaseShow { target, .. }
+            | Request::ReleaseDiff { target, .. }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
@@ -290,8 +344,9 @@ impl Request {
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::RemoteCheck { target, .. }
+            | Request::ReleasePin { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } => (Some(&target.project), Access::Push),
+            Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -305,13 +360,21 @@ impl Request {
             Request::UserGrant { .. } => "user grant",
             Request::KeyAdd { .. } => "key add",
             Request::KeyRemove { .. } => "key remove",
+            Request::KeyShow => "key show",
+            Request::KeyTrust { .. } => "key trust",
+            Request::KeyUntrust { .. } => "key untrust",
             Request::ProjectCreate(_) => "project create",
             Request::ProjectList => "project list",
             Request::ProjectInfo { .. } => "project info",
             Request::ProjectDestroy { .. } => "project destroy",
             Request::Deploy { .. } => "deploy",
+            Request::Rollback { .. } => "rollback",
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
+            Request::ReleaseShow { .. } => "release show",
+            Request::ReleaseDiff { .. } => "release diff",
+            Request::ReleasePin { pinned: true, .. } => "release pin",
+            Request::ReleasePin { .. } => "release unpin",
             Request::Ps { .. } => "ps",
             Request::Scale { .. } => "scale",
             Request::Restart { .. } => "restart",

@@ -96,10 +96,17 @@ pub enum GitJob {
         /// At most so many.
         limit: usize,
     },
+    /// All tags with the commits that they name, the name without `refs/tags/`; those of other objects are left out.
+    Tags,
     /// Finds a commit.
     Resolve {
         /// By this.
         spec: Spec,
+    },
+    /// The tree of a commit.
+    Tree {
+        /// Which.
+        commit: CommitId,
     },
     /// What is in `to` and not in `from`, newest first.
     Log {
@@ -155,7 +162,7 @@ pub struct RefEntry {
 pub enum GitAnswer {
     /// Done.
     Done,
-    /// To [`GitJob::ReadRefs`]; `more` if the limit left some out.
+    /// To [`GitJob::ReadRefs`] and [`GitJob::Tags`]; `more` if the limit left some out.
     Refs {
         /// Those found.
         refs: Vec<RefEntry>,
@@ -164,6 +171,8 @@ pub enum GitAnswer {
     },
     /// To [`GitJob::Resolve`].
     Commit(CommitId),
+    /// To [`GitJob::Tree`].
+    Tree(CommitId),
     /// To [`GitJob::Log`]; `more` if the limit left some out.
     Log {
         /// Those found.

@@ -15,6 +15,8 @@ use crate::model::{BranchName, CommitId, ReleaseId, sanitise_reason};
 pub const OWN_REFS: &str = "refs/larder";
 /// The most entries that a log shows.
 const LOG_LIMIT: usize = 50;
+/// The most tags that are read.
+const TAGS_LIMIT: usize = 10_000;
 /// The most refs that are read.
 const REFS_LIMIT: usize = 10_000;
 
@@ -190,6 +192,56 @@ pub fn read_refs(path: &Path, limit: usize) -> GitReport {
     Ok(GitAnswer::Refs { refs, more })
 }
 
+/// The tags of commits.
+pub fn tags(path: &Path) -> GitReport {
+    let repository = open(path).map_err(failed("open the repository"))?;
+    let (mut found, mut more) = (Vec::new(), false);
+    each_tag(&repository, |name, commit| {
+        more = found.len() == TAGS_LIMIT;
+        if !more && let Ok(id) = commit_id(commit) {
+            found.push(RefEntry { refname: name.to_owned(), id });
+        }
+        !more
+    })
+    .map_err(failed("read the tags"))?;
+    found.sort_by(|a, b| a.refname.cmp(&b.refname));
+    Ok(GitAnswer::Refs { refs: found, more })
+}
+
+/// The tags of `commit`; `coming` are tags that are not stored yet. A repository whose tags cannot be read has none: they are a
+/// name for people, and nothing depends on them.
+pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, CommitId)]) -> Vec<String> {
+    let Ok(wanted) = Oid::from_str(commit.as_str()) else { return Vec::new() };
+    let mut names = Vec::new();
+    let _ = each_tag(repository, |name, target| {
+        if target == wanted && !coming.iter().any(|(other, _)| other == name) {
+            names.push(name.to_owned());
+        }
+        names.len() < 100
+    });
+    for (name, id) in coming {
+        let object = Oid::from_str(id.as_str()).and_then(|id| repository.find_object(id, None));
+        if object.and_then(|object| object.peel(ObjectType::Commit)).is_ok_and(|commit| commit.id() == wanted) {
+            names.push(name.clone());
+        }
+    }
+    names.retain(|name| sanitise_reason(name) == *name);
+    names
+}
+
+/// Calls `found` with each tag's name and commit until it says no.
+fn each_tag(repository: &Repository, mut found: impl FnMut(&str, Oid) -> bool) -> Result<(), git2::Error> {
+    for reference in repository.references_glob("refs/tags/*")? {
+        let Ok(reference) = reference else { continue };
+        let Ok(commit) = reference.peel(ObjectType::Commit) else { continue };
+        let Ok(Some(name)) = reference.name().map(|name| name.strip_prefix("refs/tags/")) else { continue };
+        if !found(name, commit.id()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Finds the commit that `spec` names. Only whole names are looked up, so no expression of git's is ever evaluated.
 pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
@@ -224,6 +276,14 @@ pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
         }
     }
     Err(GitFailure::NotFound(what))
+}
+
+/// The tree of a commit.
+pub fn tree(repository: &Path, commit: &CommitId) -> GitReport {
+    let repository = open(repository).map_err(failed("open the repository"))?;
+    let found = Oid::from_str(commit.as_str()).and_then(|id| repository.find_commit(id));
+    let found = found.map_err(|_| GitFailure::NotFound(format!("commit {}", commit.short())))?;
+    Ok(GitAnswer::Tree(commit_id(found.tree_id())?))
 }
 
 /// Whether `text` may be the first digits of a commit.

@@ -117,3 +117,25 @@ fn packing_keeps_the_objects_of_releases() {
     world.git(&["prune", "--expire=now"], b"");
     assert_eq!(resolve(&path, &Spec::Release(release)), Ok(GitAnswer::Commit(commit)));
 }
+
+#[test]
+fn tags_lead_to_commits_whatever_kind_they_are() {
+    let world = World::new();
+    let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
+    world.git(&["tag", "v1.0.0", one.as_str()], b"");
+    let who = ["-c", "user.name=A", "-c", "user.email=a@example.com"];
+    world.git(&[&who[..], &["tag", "--annotate", "--message", "x", "shop/v2", two.as_str()]].concat(), b"");
+    world.git(&["tag", "tree", &format!("{one}^{{tree}}")], b"");
+    let GitAnswer::Refs { refs, more } = tags(&world.repository()).unwrap() else { panic!() };
+    let found: Vec<_> = refs.iter().map(|entry| (entry.refname.as_str(), &entry.id)).collect();
+    assert_eq!((found, more), (vec![("shop/v2", &two), ("v1.0.0", &one)], false));
+
+    let repository = open(&world.repository()).unwrap();
+    assert_eq!(tags_of(&repository, &two, &[]), ["shop/v2"]);
+    // A tag in the same push is not stored yet; one that it moves away is this commit's no more.
+    let object: CommitId = world.git(&["rev-parse", "refs/tags/shop/v2"], b"").parse().unwrap();
+    let coming =
+        [("v3".to_owned(), object), ("v1.0.0".to_owned(), two.clone()), ("lost".to_owned(), "b".repeat(40).parse().unwrap())];
+    assert_eq!(tags_of(&repository, &two, &coming), ["shop/v2", "v3", "v1.0.0"]);
+    assert_eq!(tags_of(&repository, &one, &coming), Vec::<String>::new());
+}

@@ -115,11 +115,29 @@ impl Repositories {
         }
     }
 
+    /// All tags, without `refs/tags/`, each with the commit that it names, and whether there are more than are read.
+    pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
+        let doing = "read the tags";
+        match self.ask(project, GitJob::Tags, doing).await? {
+            GitAnswer::Refs { refs, more } => Ok((refs.into_iter().map(|entry| (entry.refname, entry.id)).collect(), more)),
+            _ => Err(GitError::Confused { doing }),
+        }
+    }
+
     /// Finds a commit.
     pub async fn resolve(&self, project: ProjectId, spec: Spec) -> Result<CommitId, GitError> {
         let doing = "find a commit";
         match self.ask(project, GitJob::Resolve { spec }, doing).await? {
             GitAnswer::Commit(commit) => Ok(commit),
+            _ => Err(GitError::Confused { doing }),
+        }
+    }
+
+    /// The tree of a commit: commits with the same tree are the same source. [`GitFailure::NotFound`] where it is not here.
+    pub async fn tree(&self, project: ProjectId, commit: CommitId) -> Result<CommitId, GitError> {
+        let doing = "find the tree of a commit";
+        match self.ask(project, GitJob::Tree { commit }, doing).await? {
+            GitAnswer::Tree(tree) => Ok(tree),
             _ => Err(GitError::Confused { doing }),
         }
     }

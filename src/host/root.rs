@@ -44,6 +44,11 @@ impl Root {
         self.state().join("registry.json")
     }
 
+    /// The last build number of each project.
+    pub fn build_numbers(&self) -> PathBuf {
+        self.state().join("builds.json")
+    }
+
     /// The key by which clients know this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")
@@ -52,6 +57,11 @@ impl Root {
     /// The key by which other servers know this one when it pulls from them.
     pub fn pull_key(&self) -> PathBuf {
         self.state().join("pull_ed25519_key")
+    }
+
+    /// The key that this server signs its deliverables with.
+    pub fn signing_key(&self) -> PathBuf {
+        self.state().join("signing_ed25519_key")
     }
 
     /// The keeper's own state; root alone.
@@ -125,9 +135,14 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
-    /// Deliverables on their way here, one directory for each release.
+    /// Where what is fetched from elsewhere lies until it is accepted.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
+    }
+
+    /// The newest build that was accepted from each server elsewhere.
+    pub fn accepted(&self) -> PathBuf {
+        self.0.join("accepted.json")
     }
 
     /// The installed trees.
@@ -183,6 +198,11 @@ impl EnvironmentPaths {
     /// Values that larder made up because `app.json` asked for them.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
+    }
+
+    /// The releases that are never pruned.
+    pub fn pins(&self) -> PathBuf {
+        self.0.join("pins.json")
     }
 
     /// For people and other tools: project, environment, active slot, live release.

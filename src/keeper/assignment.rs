@@ -101,6 +101,8 @@ impl Assignment {
                 assignment.tree = Some(need(launch.release, "a release")?);
                 assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
             }
+            // An archive and its manifest, as descriptors, and nothing else.
+            Role::Verify => assignment.user = User::Unpack(env),
             Role::Run | Role::Task => {
                 let release = need(launch.release, "a release")?;
                 let slot = paths.slot(need(launch.slot, "a slot")?);

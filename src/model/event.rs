@@ -5,7 +5,9 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BranchName, CommitId, DeploymentId, Live, Phase, ReleaseId, ReleaseNumber, Slot, UserName};
+use super::{
+    BranchName, CommitId, DeploymentId, EnvironmentName, Live, Phase, ReleaseId, ReleaseNumber, RemoteName, Slot, UserName,
+};
 
 /// Why a deployment was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,54 @@ pub enum Trigger {
         /// Who.
         by: UserName,
     },
+    /// A deliverable was asked for by name: `larder pull`, or `larder promote` on the other side.
+    Pull {
+        /// Who.
+        by: UserName,
+    },
+    /// An older release was asked for.
+    Rollback {
+        /// Who.
+        by: UserName,
+    },
+}
+
+impl Trigger {
+    /// Who started it.
+    pub fn by(&self) -> &UserName {
+        match self {
+            Trigger::Push { by } | Trigger::Redeploy { by } | Trigger::Pull { by } | Trigger::Rollback { by } => by,
+        }
+    }
+}
+
+/// Where the release of a deployment comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// It is built here, from its commit.
+    #[default]
+    Commit,
+    /// It is a deliverable in the environment's own store.
+    Store,
+    /// It is a deliverable of another environment of the project on this server.
+    Environment(EnvironmentName),
+    /// It is a deliverable of another server or of a shared place.
+    Remote(RemoteName),
+    /// It was live here before, and everything about it is known.
+    Past,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Commit => f.write_str("its commit"),
+            Origin::Store => f.write_str("the store"),
+            Origin::Environment(name) => write!(f, "the environment {name}"),
+            Origin::Remote(name) => write!(f, "the remote {name}"),
+            Origin::Past => f.write_str("an earlier deployment"),
+        }
+    }
 }
 
 /// Who has to act on a failure.
@@ -90,6 +140,7 @@ pub enum Outcome {
 /// A thing that happened in a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // There is one at a time, on its way to the disk.
 pub enum Event {
     /// The deployment began.
     Opened {
@@ -111,6 +162,18 @@ pub enum Event {
         previous: Option<Live>,
         /// The steps that it will take, by name.
         plan: Vec<String>,
+        /// Where the release comes from.
+        #[serde(default)]
+        origin: Origin,
+        /// Whether the release was installed here before: then its tree, its files and its ref are not this deployment's to remove.
+        #[serde(default)]
+        again: bool,
+        /// The deployment that made the release live before, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        recorded: Option<DeploymentId>,
+        /// Why the promotion policy does not count this time, in the words of whoever decided that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        overriding: Option<String>,
     },
     /// A step began.
     Started {

@@ -37,6 +37,18 @@ pub struct HealthRecord {
 impl HealthRecord {
     /// The version that this code writes, and the newest that it reads.
     pub const FORMAT: u32 = 1;
+
+    /// What a signature is over: everything that the record says, in one spelling.
+    pub fn statement(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Statement<'a> {
+            larder: &'static str,
+            record: &'a HealthRecord,
+        }
+        let record = HealthRecord { signature: None, ..self.clone() };
+        // Strings and numbers only: nothing in it can fail to become text.
+        serde_json::to_vec(&Statement { larder: "health record", record: &record }).unwrap_or_default()
+    }
 }
 
 /// A time in which a release served.

@@ -20,6 +20,9 @@ pub enum Role {
     Bundle,
     /// Unpacks an archive to `deploy/<release>`; as the environment's unpack user.
     Unpack,
+    /// Reads an archive from elsewhere to see whether it is what its manifest says; as the environment's unpack user, who sees no
+    /// directory at all.
+    Verify,
     /// An application process at `/app` in a slot; as the environment's run user.
     Run,
     /// A single command at `/app` in a slot (release command, `larder run`); as the environment's run user.

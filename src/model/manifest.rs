@@ -17,6 +17,9 @@ pub struct Manifest {
     pub release: ReleaseId,
     /// The commit that it was built from.
     pub commit: CommitId,
+    /// The git tree of that commit, an object name like a commit's: other commits with the same tree are the same source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<CommitId>,
     /// Rises with every build of the project.
     pub build: u64,
     /// The version tag of the commit, if it has one.
@@ -127,6 +130,7 @@ impl Manifest {
             environment: &'a EnvironmentName,
             release: ReleaseId,
             commit: &'a CommitId,
+            source: &'a Option<CommitId>,
             build: u64,
             tag: &'a Option<String>,
             mode: Mode,
@@ -144,6 +148,7 @@ impl Manifest {
             environment: &self.environment,
             release: self.release,
             commit: &self.commit,
+            source: &self.source,
             build: self.build,
             tag: &self.tag,
             mode: self.mode,

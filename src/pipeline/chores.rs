@@ -8,16 +8,18 @@ use super::{
     history::History,
     lane::{Lane, TreeCopy},
     phases::bundle,
+    pins::Pins,
     step::chain,
 };
 use crate::{
+    config::{Age, ByteSize},
     git::{Expected, MoveRef},
     host::{files, root::EnvironmentPaths},
     model::{Area, Environment, Live, ReleaseId},
     proxy::Retired,
     release::{
         self,
-        store::{Info, prune_plan},
+        store::{Info, Keep, prune_plan},
     },
 };
 
@@ -31,7 +33,8 @@ const WORTH_A_SPARE: u64 = 500;
 pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
     let Some(live) = lane.state.lock().live.clone() else { return };
     // Taken before the next deployment can begin: it must not boot where requests are still answered.
-    let held = match live.release == deployment.order.release {
+    let went_live = live.number == deployment.order.number;
+    let held = match went_live {
         true => Some(lane.idle_slot.clone().lock_owned().await),
         false => None,
     };
@@ -43,7 +46,7 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
         }
         drop(held);
         prune(&deployment, &lane, &live).await;
-        if live.release == deployment.order.release && deployment.entries >= WORTH_A_SPARE {
+        if went_live && deployment.entries >= WORTH_A_SPARE {
             make_spare(&deployment, &lane, &live).await;
         }
     });
@@ -109,13 +112,27 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
 /// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
 async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
     let services = &deployment.services;
+    // Nobody may make up his mind for a release that is being removed.
+    let settled = lane.store.lock().await;
     let history = lane.state.lock().history.clone();
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
-    let keep = deployment.settings().keep_releases.unwrap_or(services.config.keep.releases).into();
-    let known: Vec<_> = history.releases().map(|summary| Info { id: summary.release, good: true }).collect();
-    let doomed = prune_plan(&known, Some(live.release), previous, &[], keep);
+    let pinned = match Pins::read(&deployment.paths.pins()) {
+        Ok(pins) => pins.releases(),
+        Err(error) => {
+            tracing::error!(%error, "nothing is pruned, because the pins cannot be read");
+            return;
+        }
+    };
+    let settings = deployment.settings();
+    let keep = Keep {
+        releases: settings.keep_releases.unwrap_or(services.config.keep.releases).into(),
+        age: settings.keep_age.or(services.config.keep.age).map(Age::get),
+        bytes: settings.keep_bytes.or(services.config.keep.bytes).map(ByteSize::bytes),
+        now: jiff::Timestamp::now(),
+    };
+    let doomed = prune_plan(&prunable(deployment, lane, &history, live), Some(live.release), previous, &pinned, &keep);
     let mut forget = Vec::new();
-    for release in doomed.into_iter().filter(|release| on_disk(&deployment.paths, *release)) {
+    for release in doomed {
         let environment = deployment.order.environment.id;
         if let Err(error) = services.launcher.fresh(environment, Area::Tree, Some(release), None).await {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
@@ -130,6 +147,7 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         }
         forget.push(release);
     }
+    drop(settled);
     if !forget.is_empty() {
         let change = MoveRef {
             refname: deployment.order.branch.full_ref(),
@@ -148,6 +166,29 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
     {
         tracing::warn!(error = chain(&error), "the repository could not be packed");
     }
+}
+
+/// Something that was brought here is left alone for so long; somebody may be about to deploy it.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// The releases that retention looks at: those that went live, and older ones that were brought here and lie unused. What is
+/// newer than the live one may be about to become it.
+fn prunable(deployment: &Deployment, lane: &Lane, history: &History, live: &Live) -> Vec<Info> {
+    let paths = &deployment.paths;
+    let size = |release| fs::metadata(paths.archive(release)).map_or(0, |found| found.len());
+    let making = lane.state.lock().making;
+    let tried: std::collections::HashSet<_> = history.deployments.iter().map(|summary| summary.release).chain(making).collect();
+    let unused = |release: &ReleaseId| {
+        let brought = fs::metadata(paths.manifest(*release)).and_then(|found| found.modified());
+        let fresh = brought.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < FRESH));
+        !tried.contains(release) && *release < live.release && !fresh
+    };
+    let stored = release::store::list(&paths.releases()).unwrap_or_default();
+    // One that is made live a second time counts once.
+    let all: std::collections::BTreeSet<_> =
+        history.releases().map(|summary| summary.release).chain(stored.into_iter().filter(unused)).collect();
+    let all = all.into_iter().filter(|release| Some(*release) != making);
+    all.map(|id| Info { id, good: true, bytes: size(id) }).filter(|info| on_disk(paths, info.id)).collect()
 }
 
 fn on_disk(paths: &EnvironmentPaths, release: ReleaseId) -> bool {

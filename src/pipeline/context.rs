@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, facts::Facts, lane::Spare, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -15,10 +15,11 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Phase, ReleaseId, ReleaseNumber,
-        Role, Slot, Supervision, Trigger,
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Origin, Phase, ReleaseId,
+        ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
+    release::SigningKey,
     remote::Places,
     runtime::Runtime,
 };
@@ -29,6 +30,8 @@ pub struct Services {
     pub root: Root,
     /// The server file.
     pub config: ServerConfig,
+    /// Signs what is made here.
+    pub signing: SigningKey,
     /// Starts workers.
     pub launcher: Launcher,
     /// Repositories.
@@ -45,6 +48,8 @@ pub struct Services {
     pub http: std::net::SocketAddr,
     /// One permit for each build that may run at a time on this machine.
     pub builds: Semaphore,
+    /// The last build number of each project.
+    pub numbers: BuildNumbers,
     /// The way in to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }
@@ -95,8 +100,16 @@ pub struct Order {
     pub branch: BranchName,
     /// What.
     pub commit: CommitId,
-    /// The release to make.
+    /// The release to make or to bring.
     pub release: ReleaseId,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Whether it was installed here before: then its tree, its files and its ref are not this deployment's to remove.
+    pub again: bool,
+    /// The deployment that made the release live before, if one did.
+    pub recorded: Option<DeploymentId>,
+    /// Why the promotion policy does not count this time.
+    pub overriding: Option<String>,
     /// Its number.
     pub number: ReleaseNumber,
     /// Where it boots.
@@ -118,12 +131,31 @@ impl Order {
             slot: self.slot,
             previous: self.previous.clone(),
             plan,
+            origin: self.origin.clone(),
+            again: self.again,
+            recorded: self.recorded,
+            overriding: self.overriding.clone(),
         }
     }
 
     /// From the journal's first event.
     pub fn reopen(event: &Event, environment: Environment) -> Option<Order> {
-        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, plan: _ } = event else {
+        let Event::Opened {
+            deployment,
+            trigger,
+            branch,
+            commit,
+            release,
+            number,
+            slot,
+            previous,
+            plan: _,
+            origin,
+            again,
+            recorded,
+            overriding,
+        } = event
+        else {
             return None;
         };
         Some(Order {
@@ -133,6 +165,10 @@ impl Order {
             branch: branch.clone(),
             commit: commit.clone(),
             release: *release,
+            origin: origin.clone(),
+            again: *again,
+            recorded: *recorded,
+            overriding: overriding.clone(),
             number: *number,
             slot: *slot,
             previous: previous.clone(),
@@ -156,6 +192,8 @@ pub struct Deployment {
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
     pub seen: Option<CommitId>,
+    /// Tags that came in the same push. Not journalled: `gather.source` makes a fact of those that matter.
+    pub tags: Vec<(String, CommitId)>,
     /// Held by whoever still empties the idle slot; the next release boots there.
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
@@ -184,6 +222,7 @@ impl Deployment {
             transcript,
             cancelled,
             seen: None,
+            tags: Vec::new(),
             idle_slot,
             retired: None,
             spare: Spare::default(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Settings,
-    model::{BuildpackUse, Digest, ProcessType},
+    model::{BuildpackUse, CommitId, Digest, ProcessType},
     runtime::Process,
 };
 
@@ -18,8 +18,14 @@ pub struct Facts {
     pub settings: Option<Settings>,
     /// The phases for which the project has an executable `.larder/<phase>`; from `gather.source`.
     pub scripts: Vec<String>,
+    /// The git tree of the commit; from `gather.source`.
+    pub source: Option<CommitId>,
     /// The variables that phase scripts read and change; from `gather.recipe` on.
     pub variables: serde_json::Map<String, serde_json::Value>,
+    /// The version tag of the commit; from `gather.source`.
+    pub tag: Option<String>,
+    /// The number of the build; from `bundle.archive`.
+    pub build: Option<u64>,
     /// The buildpacks that took part; from `build.compile`.
     pub buildpacks: Vec<BuildpackUse>,
     /// The processes that buildpacks gave; from `build.compile`.

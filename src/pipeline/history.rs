@@ -26,6 +26,12 @@ pub struct Summary {
     pub release: ReleaseId,
     /// Its number.
     pub number: ReleaseNumber,
+    /// The number of its build, once it was packed.
+    #[serde(default)]
+    pub build: Option<u64>,
+    /// The version tag that its commit had when it was deployed.
+    #[serde(default)]
+    pub tag: Option<String>,
     /// The slot that it booted in.
     pub slot: Slot,
     /// When it began.
@@ -50,6 +56,8 @@ impl Summary {
             commit: commit.clone(),
             release: *release,
             number: *number,
+            build: story.facts.build,
+            tag: story.facts.tag.clone(),
             slot: *slot,
             opened: record.at,
             ended: story.ended.as_ref().map(|(at, _)| *at),
@@ -106,10 +114,28 @@ impl History {
         self.deployments.iter().filter(|summary| summary.went_live())
     }
 
+    /// The release that went live and has this name: its number, its id, or the first digits of its commit; the newest where
+    /// several fit.
+    pub fn named(&self, name: &str) -> Option<&Summary> {
+        let number = name.parse::<ReleaseNumber>().ok();
+        let id = name.parse::<ReleaseId>().ok();
+        let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
+        let commit = name.to_ascii_lowercase();
+        let by_name = |summary: &&Summary| Some(summary.number) == number || Some(summary.release) == id;
+        let by_commit = |summary: &&Summary| digits && summary.commit.as_str().starts_with(&commit);
+        self.releases().rev().find(by_name).or_else(|| self.releases().rev().find(by_commit))
+    }
+
     /// The number for the next release. A failed deployment uses none up.
     pub fn next_number(&self) -> ReleaseNumber {
         let last = self.releases().map(|summary| summary.number.0).max().unwrap_or(0);
         ReleaseNumber(last.saturating_add(1))
+    }
+
+    /// The highest build number that any record tells of. Before there were build numbers, manifests had the release's.
+    pub fn last_build(&self) -> u64 {
+        let builds = self.deployments.iter().map(|summary| summary.build.unwrap_or(0).max(u64::from(summary.number.0)));
+        builds.max().unwrap_or(0)
     }
 
     /// The deployment that froze the environment, if it is frozen.
@@ -125,10 +151,15 @@ impl History {
 
     /// What serves, as the links on disk say it.
     pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
-        let target = fs::read_link(paths.current()).ok()?;
-        let release: ReleaseId = target.file_name()?.to_str()?.parse().ok()?;
-        let made = self.deployments.iter().rev().find(|summary| summary.release == release)?;
-        Some(made.live())
+        let named = |link: &Path| Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned());
+        let release: ReleaseId = named(&paths.current())?.parse().ok()?;
+        // A release can be live more than once; a deployment of it that failed says nothing.
+        let any = || self.deployments.iter().rev().find(|summary| summary.release == release);
+        let mut live = self.of_release(release).or_else(any)?.live();
+        if let Some(slot) = named(&paths.run()).and_then(|name| Slot::ALL.into_iter().find(|slot| slot.as_str() == name)) {
+            live.slot = slot;
+        }
+        Some(live)
     }
 
     /// The records that may go: the oldest beyond `keep`, but none whose release is in `releases`, and none that is unfinished or

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{history::History, transcript::Transcript};
-use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Outcome, ReleaseId, Trigger};
+use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Origin, Outcome, ReleaseId, Trigger};
 
 /// What somebody wants deployed.
 #[derive(Debug, Clone)]
@@ -22,6 +22,26 @@ pub struct Request {
     pub commit: CommitId,
     /// What the pusher saw the branch at, for a push.
     pub seen: Option<CommitId>,
+    /// Tags that come in the same push: name and object. git stores them after the deployment only.
+    pub tags: Vec<(String, CommitId)>,
+    /// What becomes live.
+    pub goal: Goal,
+}
+
+/// What shall become live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// A release that is built from the commit.
+    Cook,
+    /// A release that exists.
+    Release {
+        /// Which.
+        release: ReleaseId,
+        /// Where it is.
+        origin: Origin,
+        /// Why the promotion policy does not count this time.
+        overriding: Option<String>,
+    },
 }
 
 /// A deployment as others see it; cheap to clone. Dropping it does not stop anything.
@@ -60,6 +80,8 @@ pub(super) struct State {
     pub(super) waiting: Option<Pending>,
     pub(super) history: History,
     pub(super) live: Option<Live>,
+    /// The release of the deployment under way; not to be pruned, whatever it looks like.
+    pub(super) making: Option<ReleaseId>,
 }
 
 /// The queue of one environment.
@@ -71,6 +93,8 @@ pub(super) struct Lane {
     pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the next installation begins with.
     pub(super) spare: Spare,
+    /// Held while releases are removed, and while somebody makes up his mind about which one to use.
+    pub(super) store: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A copy of an installed tree by hard links, made after a verdict, so that the next installation costs what changed. It stands in
@@ -105,7 +129,13 @@ impl Spare {
 impl Lane {
     pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Lane {
         let state = State { history, live, ..State::default() };
-        Lane { environment, state: Arc::new(Mutex::new(state)), idle_slot: Arc::default(), spare: Spare::default() }
+        Lane {
+            environment,
+            state: Arc::new(Mutex::new(state)),
+            idle_slot: Arc::default(),
+            spare: Spare::default(),
+            store: Arc::default(),
+        }
     }
 
     /// Puts `pending` in the queue. Returns it again where it can start at once, and whatever it superseded.

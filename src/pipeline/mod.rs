@@ -4,6 +4,7 @@
 //! [`lane`] lets one deployment run at a time; [`modes`] makes the [`Plan`]; the [`runner`] walks it, journalling each move; and
 //! the [`Ticket`]'s outcome is the verdict on the ref. After a crash [`recover`] does the rest without help.
 
+mod builds;
 mod chores;
 mod context;
 mod facts;
@@ -11,15 +12,18 @@ mod fault;
 mod history;
 pub mod intake;
 mod journal;
+mod known;
 mod lane;
 mod modes;
 mod output;
 mod phases;
+mod pins;
 mod plan;
 mod recover;
 mod runner;
 mod secrets;
 mod step;
+mod supply;
 mod transcript;
 mod verdict;
 
@@ -30,13 +34,17 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    builds::BuildNumbers,
     context::Services,
     facts::Facts,
     history::{History, Summary},
-    lane::{Request, Ticket},
+    known::{KnownRelease, NameError, find},
+    lane::{Goal, Request, Ticket},
+    pins::{Pin, Pins},
     plan::Plan,
     runner::seconds,
     step::chain,
+    supply::{Candidate, SupplyError},
     transcript::{Follower, Transcript},
 };
 use self::{
@@ -45,7 +53,7 @@ use self::{
     journal::Journal,
     lane::{Lane, Pending},
 };
-use crate::model::{DeploymentId, EnvId, Environment, Event, Live, Outcome, Phase, ReleaseId, Slot};
+use crate::model::{DeploymentId, EnvId, Environment, Event, Live, Origin, Outcome, Phase, ReleaseId, Slot};
 
 /// Why a deployment was not even queued.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +147,7 @@ impl Pipeline {
 
     /// The plan for a push to `environment`.
     pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
-        modes::plan(environment).only(only)
+        modes::plan(environment.mode, &modes::usual_origin(environment.mode)).only(only)
     }
 
     /// Queues a deployment. It runs whatever becomes of the caller.
@@ -197,26 +205,13 @@ impl Pipeline {
     /// One deployment from its first event to its last.
     async fn deploy(&self, lane: &Lane, pending: Pending) {
         let Pending { ticket, verdict } = pending;
-        let order = {
-            let state = lane.state.lock();
-            let previous = state.live.clone();
-            Order {
-                id: ticket.deployment,
-                trigger: ticket.request.trigger.clone(),
-                environment: ticket.request.environment.clone(),
-                branch: ticket.request.branch.clone(),
-                commit: ticket.request.commit.clone(),
-                release: ReleaseId::new(jiff::Timestamp::now()),
-                number: state.history.next_number(),
-                slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
-                previous,
-            }
-        };
-        let plan = modes::plan(&order.environment);
+        let order = self.order(lane, &ticket).await;
+        let plan = modes::plan(order.environment.mode, &order.origin);
         let services = self.0.services.clone();
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.seen = ticket.request.seen.clone();
+        deployment.tags = ticket.request.tags.clone();
         deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
@@ -226,6 +221,40 @@ impl Pipeline {
         ticket.transcript.close();
         verdict.send_replace(Some(outcome));
         chores::after(deployment, lane).await;
+    }
+
+    /// Fixes what a deployment means, at the moment at which it begins.
+    async fn order(&self, lane: &Lane, ticket: &Ticket) -> Order {
+        // Not while old releases are being removed: this may be about one of them.
+        let _settled = lane.store.lock().await;
+        let request = &ticket.request;
+        let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
+        let mut state = lane.state.lock();
+        let previous = state.live.clone();
+        let (release, origin, overriding) = match request.goal.clone() {
+            Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None),
+            Goal::Release { release, origin, overriding } => (release, origin, overriding),
+        };
+        // A tree gets its name when it is complete, and loses it before anything of it goes; one that a failed or interrupted
+        // deployment has left is put away by its own record.
+        let recorded = state.history.of_release(release).map(|summary| summary.deployment);
+        let again = recorded.is_some() && paths.tree(release).is_dir();
+        state.making = Some(release);
+        Order {
+            id: ticket.deployment,
+            trigger: request.trigger.clone(),
+            environment: request.environment.clone(),
+            branch: request.branch.clone(),
+            commit: request.commit.clone(),
+            release,
+            origin,
+            again,
+            recorded,
+            overriding,
+            number: state.history.next_number(),
+            slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
+            previous,
+        }
     }
 
     async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
@@ -251,6 +280,7 @@ impl Pipeline {
             }
             state.history.record(summary);
         }
+        state.making = None;
         drop(state);
         tracing::info!(
             environment = deployment.order.environment.title(),

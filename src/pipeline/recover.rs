@@ -37,6 +37,7 @@ impl Pipeline {
             }
         }
         let history = History::read(&paths);
+        self.0.services.numbers.seen(&environment.project, history.last_build());
         chores::remove_spare(&self.0.services, &environment).await;
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
@@ -92,7 +93,7 @@ impl Pipeline {
     async fn finish_or_unwind(&self, lane: &Lane, id: DeploymentId) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(lane, id)?;
         journal.append(Event::Recovered)?;
-        let plan = modes::plan(&lane.environment);
+        let plan = modes::plan(lane.environment.mode, &deployment.order.origin);
         let undoing = journal.story().steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone));
         let failed = journal.story().fault.is_some();
         let serves = journal.story().status(POINT_OF_FINISHING) == Status::Done;
@@ -135,6 +136,7 @@ impl Pipeline {
         let id = history.of_release(live.release).map(|summary| summary.deployment);
         let id = id.ok_or_else(|| Failure::nobody(format!("there is no record of how {} was made", live.number)))?;
         let (mut deployment, _) = self.reopen(lane, id).map_err(|error| Failure::host(&error))?;
+        deployment.order.slot = live.slot;
         processes::rescale(&mut deployment.facts, environment);
         let stray = |label: &crate::runtime::Label| label.slot != live.slot || label.release != live.release;
         services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;

@@ -39,12 +39,9 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             let host = order.environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
             transcript.title(&format!("{number} is live: http://{host}{}", port_suffix(services.http.port())));
             if let Some(previous) = &order.previous {
-                transcript.detail(&format!(
-                    "to go back to {}: git push --force <remote> {}:{}",
-                    previous.number,
-                    previous.commit.short(),
-                    order.branch
-                ));
+                let environment = &order.environment;
+                let target = if environment.default { environment.project.to_string() } else { environment.title() };
+                transcript.detail(&format!("to go back to {0}: larder rollback {target} {0}", previous.number));
             }
         }
         Outcome::Refused { .. } | Outcome::RolledBack { .. } => {

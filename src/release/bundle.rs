@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, store, tree};
+use super::{Answer, ReleaseError, changes, store, tree};
 use crate::{
     host::{
         archive::{self, ArchiveError, Previous, Written},
@@ -32,6 +32,8 @@ pub struct Head {
     pub release: ReleaseId,
     /// The commit.
     pub commit: CommitId,
+    /// The git tree of the commit.
+    pub source: Option<CommitId>,
     /// The number of the build.
     pub build: u64,
     /// The version tag of the commit.
@@ -54,6 +56,7 @@ impl Head {
             environment: manifest.environment.clone(),
             release: manifest.release,
             commit: manifest.commit.clone(),
+            source: manifest.source.clone(),
             build: manifest.build,
             tag: manifest.tag.clone(),
             mode: manifest.mode,
@@ -70,6 +73,7 @@ impl Head {
             environment: self.environment,
             release: self.release,
             commit: self.commit,
+            source: self.source,
             build: self.build,
             tag: self.tag,
             mode: self.mode,
@@ -174,7 +178,8 @@ fn bundle(
     let reuse = before.as_ref().map(|(file, manifest)| Previous { file, entries: &manifest.entries, info: &manifest.archive });
     let written = archive::write(&app, &items, reuse, archive, job.threads).map_err(unfit_or_written)?;
 
-    let changed = before.as_ref().map_or(written.entries.len(), |(_, before)| changes(&before.entries, &written.entries));
+    let changed =
+        before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
     let copied = written.copied as u64;
     let result = job.head.manifest(written);
     let mut out = BufWriter::new(manifest);
@@ -209,34 +214,6 @@ fn source_list(source: &Path, warnings: &mut tree::Warnings) -> Option<SourceLis
         Err(why) => {
             warnings.add(format!("reading every file, since the list of the export cannot be used: {why}"));
             None
-        }
-    }
-}
-
-/// How many entries of two sorted lists differ.
-fn changes(before: &[crate::model::Entry], after: &[crate::model::Entry]) -> usize {
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
-    let mut count = 0;
-    loop {
-        match (old.peek(), new.peek()) {
-            (None, None) => return count,
-            (Some(a), Some(b)) if a.path == b.path => {
-                count += usize::from(a.kind != b.kind);
-                old.next();
-                new.next();
-            }
-            (Some(a), Some(b)) if a.path < b.path => {
-                count += 1;
-                old.next();
-            }
-            (Some(_), None) => {
-                count += 1;
-                old.next();
-            }
-            (_, Some(_)) => {
-                count += 1;
-                new.next();
-            }
         }
     }
 }

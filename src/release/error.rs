@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Refusal;
 use crate::{
     host::{archive::ArchiveError, files::FileError, launch::LaunchError},
     model::{Exit, ReleaseId},
@@ -50,6 +51,22 @@ pub enum ReleaseError {
         /// Why not.
         why: String,
     },
+    /// A delta was refused.
+    #[error("the delta is refused: {why}")]
+    Delta {
+        /// Why.
+        why: String,
+    },
+    /// A file of an installed release is not what its manifest says, and a delta needs it.
+    #[error(
+        "the installed {path:?} of release {release} is not what its manifest says; fetch the whole archive of the new release instead of a delta"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// The release that it belongs to.
+        release: ReleaseId,
+    },
     /// A release is not there.
     #[error("release {release} is not in {}", path.display())]
     Unknown {
@@ -89,6 +106,9 @@ pub enum ReleaseError {
         /// The whole chain of reasons.
         why: String,
     },
+    /// It came from elsewhere and is not believed.
+    #[error(transparent)]
+    Rejected(#[from] Refusal),
     /// A thread of ours was lost.
     #[error("the task was cancelled")]
     Cancelled,
@@ -98,7 +118,16 @@ impl ReleaseError {
     /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
     /// tree or in the archive; everything else that goes wrong, it dies of.
     pub fn is_for_the_pusher(&self) -> bool {
-        matches!(self, ReleaseError::Refused { .. } | ReleaseError::Unfit { .. } | ReleaseError::Ignore { .. })
+        use ReleaseError::{Ignore, Refused, Rejected, Unfit};
+        matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
+    }
+
+    /// What to do next, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ReleaseError::Rejected(refusal) => Some(refusal.hint()),
+            _ => None,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The worker that turns an archive into an installed tree.
+//! The worker that turns an archive into an installed tree; or a delta and the installed tree of the release before.
 //!
 //! What the previous release holds unchanged is hard-linked from its tree; only the frames with the rest are decompressed. Links
 //! are created last, so nothing is ever written through one.
@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
@@ -17,23 +17,29 @@ use std::{
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, store, verify};
+use super::{
+    Answer, ReleaseError,
+    delta::{Delta, From},
+    each_thread, store, verify,
+};
 use crate::{
     host::{
         archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
         files::{Confined, Cursor, FileError, durable},
     },
-    model::{ArchiveInfo, Entry, EntryKind, Manifest, ReleaseId},
+    model::{ArchiveInfo, Digest, Entry, EntryKind, Manifest, ReleaseId},
 };
 
 /// Up to so many unpacked files are brought to the disk one by one; beyond, together with all else on the file system.
 const BY_ITSELF: u64 = 64;
 
-/// The job. Descriptors: 5 archive, 6 manifest; if `previous`, 7 its manifest.
+/// The job. Descriptors: 5 archive or delta, 6 manifest; if `previous`, 7 its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
+    /// Whether not an archive is given but a delta, which starts from `previous`.
+    pub delta: bool,
     /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
     /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
     pub spare: bool,
@@ -54,6 +60,13 @@ pub struct UnpackReport {
     pub unpacked: u64,
     /// How many bytes those have.
     pub bytes: u64,
+}
+
+impl UnpackReport {
+    fn add(&mut self, part: &UnpackReport) {
+        self.unpacked += part.unpacked;
+        self.bytes += part.bytes;
+    }
 }
 
 /// Where the worker finds things.
@@ -96,7 +109,14 @@ fn install(
     };
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
     let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
-    Target { tree: &tree, base, spare, threads: job.threads }.fill(archive, &manifest.entries, &manifest.archive, &job.limits)
+    let target = Target { tree: &tree, base, spare, threads: job.threads };
+    if !job.delta {
+        return target.fill(archive, &manifest.entries, &manifest.archive, &job.limits);
+    }
+    match &before {
+        Some((previous, base)) => target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries),
+        None => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
+    }
 }
 
 /// Looks again whether a spare tree is what it is said to be, all but reading the files.
@@ -149,24 +169,42 @@ struct Target<'a> {
 
 impl Target<'_> {
     fn fill(&self, file: &File, entries: &[Entry], info: &ArchiveInfo, limits: &Limits) -> Result<UnpackReport, ReleaseError> {
-        let refused = |source| ReleaseError::Archive { doing: "accepted", source };
         let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
-        let (there, linked) = match self.base {
-            Some(base) if self.spare => clear_changed(self.tree, base.entries, entries)?,
-            Some(base) => {
-                self.tree.clear()?;
-                make_directories(self.tree, entries, &[])?;
-                (Vec::new(), share(self.tree, base, entries, self.threads)?)
-            }
-            None => {
-                self.tree.clear()?;
-                make_directories(self.tree, entries, &[])?;
-                (Vec::new(), Vec::new())
-            }
-        };
-        let mut report = self.unpack(&archive, entries, &linked).map_err(refused)?;
-        report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
+        let (there, linked) = self.prepare(entries)?;
+        let report = self.unpack(&archive, entries, &linked).map_err(refused)?;
+        self.finish(entries, &there, &linked, report)
+    }
 
+    fn fill_by_delta(&self, delta: &Delta<'_>, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
+        let (there, linked) = self.prepare(entries)?;
+        self.link_moved(delta, entries, &linked)?;
+        let report = self.patch(delta, entries, &linked)?;
+        self.finish(entries, &there, &linked, report)
+    }
+
+    /// Directories and shared files. Says which entries of a spare stay, and which files need not be written.
+    fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
+        if let (Some(base), true) = (self.base, self.spare) {
+            return clear_changed(self.tree, base.entries, entries);
+        }
+        self.tree.clear()?;
+        make_directories(self.tree, entries, &[])?;
+        let linked = match self.base {
+            Some(base) => share(self.tree, base, entries, self.threads)?,
+            None => Vec::new(),
+        };
+        Ok((Vec::new(), linked))
+    }
+
+    /// Links, and then everything is brought to the disk.
+    fn finish(
+        &self,
+        entries: &[Entry],
+        there: &[bool],
+        linked: &[AtomicBool],
+        mut report: UnpackReport,
+    ) -> Result<UnpackReport, ReleaseError> {
+        report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
         let mut cursor = self.tree.cursor();
         for (index, entry) in entries.iter().enumerate() {
             if let EntryKind::Link { target } = &entry.kind
@@ -180,6 +218,69 @@ impl Target<'_> {
         } else {
             self.tree.sync_file_system()?;
         }
+        Ok(report)
+    }
+
+    /// Links files whose content stood elsewhere in the previous release, and says so in `linked`.
+    fn link_moved(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<(), ReleaseError> {
+        let Some(base) = self.base else { return Ok(()) };
+        let (mut from, mut to) = (base.tree.cursor(), self.tree.cursor());
+        for (index, (entry, linked)) in entries.iter().zip(linked).enumerate() {
+            let EntryKind::File { size, executable, .. } = &entry.kind else { continue };
+            if linked.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let From::Old(old) = delta.origin(index)
+                && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
+                && was == executable
+            {
+                linked.store(share_one(&mut from, &mut to, path, &entry.path, *size, *executable)?, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the files that are not `linked`, from patches and copies.
+    fn patch(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ReleaseError> {
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let groups = delta.groups();
+        let is_left = |(index, entry): &(usize, &Entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(*index);
+        let left = || entries.iter().enumerate().filter(is_left).map(|(index, entry)| (index, entry, delta.origin(index)));
+        let copies: Vec<_> = left().filter(|(.., from)| matches!(from, From::Nowhere | From::Old(_))).collect();
+        let (next, next_copy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let counted = each_thread(self.threads.min(groups.len().max(copies.len())), || {
+            let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
+            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = delta.read(*group, &mut reader, &mut writer) {
+                    next.store(groups.len(), Ordering::Relaxed); // the others need not go on
+                    return Err(e);
+                }
+            }
+            while let Some((index, entry, from)) = copies.get(next_copy.fetch_add(1, Ordering::Relaxed)) {
+                match from {
+                    From::Old(old) => reader.copy(*old, *index, entry, &mut writer)?,
+                    _ => empty(*index, entry, &mut writer)?,
+                }
+            }
+            writer.write_out().map_err(refused)?;
+            Ok(writer.report)
+        });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            report.add(&part?);
+        }
+        // Second copies, of what is there by now.
+        let mut writer = Writer::new(self.tree.cursor(), &is_linked);
+        let mut from = self.tree.cursor();
+        for (index, entry, origin) in left() {
+            if let From::New(first) = origin
+                && let Some(first) = entries.get(first)
+            {
+                again(&mut from, &first.path, index, entry, &mut writer)?;
+            }
+        }
+        writer.write_out().map_err(refused)?;
+        report.add(&writer.report);
         Ok(report)
     }
 
@@ -207,9 +308,7 @@ impl Target<'_> {
         });
         let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
         for part in counted {
-            let part = part?;
-            report.unpacked += part.unpacked;
-            report.bytes += part.bytes;
+            report.add(&part?);
         }
         Ok(report)
     }
@@ -256,7 +355,7 @@ fn share(tree: &Confined, base: Base<'_>, entries: &[Entry], threads: usize) -> 
                 if let EntryKind::File { size, executable, .. } = &entry.kind
                     && known.get(entry.path.as_str()) == Some(&&entry.kind)
                 {
-                    linked.store(share_one(&mut from, &mut to, &entry.path, *size, *executable)?, Ordering::Relaxed);
+                    linked.store(share_one(&mut from, &mut to, &entry.path, &entry.path, *size, *executable)?, Ordering::Relaxed);
                 }
             }
         }
@@ -268,9 +367,16 @@ fn share(tree: &Confined, base: Base<'_>, entries: &[Entry], threads: usize) -> 
     Ok(linked)
 }
 
-fn share_one(from: &mut Cursor<'_>, to: &mut Cursor<'_>, path: &str, size: u64, executable: bool) -> Result<bool, ReleaseError> {
-    // EMLINK, EXDEV, EPERM, a file that is gone: whatever the reason, the archive has it too.
-    if to.hard_link(from, path).is_err() {
+fn share_one(
+    from: &mut Cursor<'_>,
+    to: &mut Cursor<'_>,
+    old: &str,
+    path: &str,
+    size: u64,
+    executable: bool,
+) -> Result<bool, ReleaseError> {
+    // EMLINK, EXDEV, EPERM, a file that is gone: whatever the reason, it can be written or is missed later.
+    if to.hard_link(from, old, path).is_err() {
         return Ok(false);
     }
     // Looked at after linking: what has this name now is what the release gets.
@@ -284,19 +390,40 @@ fn share_one(from: &mut Cursor<'_>, to: &mut Cursor<'_>, path: &str, size: u64, 
     Ok(right)
 }
 
-/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
-fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
-        let mut results = vec![act()];
-        for thread in others {
-            match thread.join() {
-                Ok(result) => results.push(result),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+fn refused(source: ArchiveError) -> ReleaseError {
+    ReleaseError::Archive { doing: "accepted", source }
+}
+
+/// Writes a file without content.
+fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    if matches!(&entry.kind, EntryKind::File { digest, .. } if *digest != Digest::of(b"")) {
+        return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
+    }
+    let mut act = || if sink.begin(index, entry)? { sink.end() } else { Ok(()) };
+    act().map_err(refused)
+}
+
+/// Writes a file with the content of another one of the same tree, which has just been written.
+fn again(from: &mut Cursor<'_>, path: &str, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    let EntryKind::File { digest, .. } = &entry.kind else { return Ok(()) };
+    let mut file = from.open(path)?;
+    if !sink.begin(index, entry).map_err(refused)? {
+        return Ok(());
+    }
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 16]);
+    loop {
+        let read = file.read(&mut buffer).map_err(|e| from.failed("read", path, e))?;
+        let piece = buffer.get(..read).unwrap_or_default();
+        if piece.is_empty() {
+            break;
         }
-        results
-    })
+        hasher.update(piece);
+        sink.data(piece).map_err(refused)?;
+    }
+    if Digest::from(hasher.finalize()) != *digest {
+        return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
+    }
+    sink.end().map_err(refused)
 }
 
 struct Writer<'a, S> {

@@ -2,21 +2,50 @@
 //!
 //! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`],
 //! [`install::work`]) touches trees. What travels between them are descriptors, a job and a report.
-//! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest.
+//! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest. What comes from
+//! elsewhere goes through [`take_in()`], which believes what [`trust`] believes and nothing else.
 
 pub mod bundle;
+mod changes;
+pub mod check;
+pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
+mod refusal;
 mod server;
+mod signing;
 pub mod store;
+mod take_in;
 mod tree;
+pub mod trust;
 mod verify;
 
+pub use changes::{Change, Way, changes};
 pub use error::{Answer, ReleaseError};
+pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
+pub use signing::{SigningKey, SigningKeyError, verify_signature};
+pub use take_in::{Body, Incoming, Look, take_in, verify_archive};
 pub use tree::{digest, listing};
 pub use verify::{Difference, drift, verify};
 
+/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
+        let mut results = vec![act()];
+        for thread in others {
+            match thread.join() {
+                Ok(result) => results.push(result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;

@@ -2,12 +2,12 @@
 
 use std::{
     fs::File,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
 };
 
 use super::{
-    ReleaseError,
+    ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport, Head},
     error::Answer,
     install::{UnpackJob, UnpackReport},
@@ -41,6 +41,8 @@ pub struct Context<'a> {
     pub output: Option<OwnedFd>,
     /// How many threads a worker uses; two is a good number.
     pub threads: usize,
+    /// Signs what is made here.
+    pub signing: &'a SigningKey,
 }
 
 /// A release that is in `releases/` now.
@@ -85,8 +87,9 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
         extra.extend([archive.into(), manifest.into()]);
     }
     let report: Result<BundleReport, ReleaseError> = run(context, "bundle", Role::Bundle, release, &job, extra).await;
+    let signing = context.signing.clone();
     blocking(move || {
-        let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report));
+        let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report, &signing));
         if kept.is_err() {
             // The refusal matters more than what could not be tidied up; the next attempt replaces it.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
@@ -97,8 +100,15 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
 }
 
 /// Checks what the worker wrote and gives it its names: first the archive, then the manifest, which makes the release exist.
-fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: BundleReport) -> Result<Bundled, ReleaseError> {
-    let parsed = store::parse(manifest, &files.new_manifest)?;
+fn keep(
+    files: &Files,
+    archive: &File,
+    manifest: &File,
+    head: &Head,
+    report: BundleReport,
+    signing: &SigningKey,
+) -> Result<Bundled, ReleaseError> {
+    let mut parsed = store::parse(manifest, &files.new_manifest)?;
     let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
     if Head::of(&parsed) != *head {
         return Err(wrong("it describes another release than the one asked for"));
@@ -108,6 +118,7 @@ fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: Bun
     }
     crate::host::archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    sign(&mut parsed, manifest, files, signing)?;
     // Both begin before the first is waited for, so that the file system has one commit to make.
     durable::begin(archive);
     durable::begin(manifest);
@@ -118,6 +129,27 @@ fn keep(files: &Files, archive: &File, manifest: &File, head: &Head, report: Bun
     std::fs::rename(&files.new_archive, &files.archive).map_err(|e| lost(&files.archive, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
     Ok(Bundled { manifest: parsed, report })
+}
+
+/// Adds the signature to a manifest and to the end of its file, which need not be written again for that.
+fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey) -> Result<(), ReleaseError> {
+    let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
+    if parsed.signature.is_some() {
+        return Err(wrong("its worker signed it, and has no key"));
+    }
+    let signature = signing.sign(&parsed.statement());
+    let size = file.metadata().map_err(|e| lost(&files.new_manifest, e))?.len();
+    // `}` and a line break, as the worker writes them.
+    let at = size.checked_sub(2).ok_or_else(|| wrong("it is empty"))?;
+    let mut end = [0; 2];
+    file.read_exact_at(&mut end, at).map_err(|e| lost(&files.new_manifest, e))?;
+    if end != *b"}\n" {
+        return Err(wrong("it does not end as manifests do"));
+    }
+    let text = serde_json::to_string(&signature).map_err(|e| wrong(&e.to_string()))?;
+    file.write_all_at(format!(",\"signature\":{text}}}\n").as_bytes(), at).map_err(|e| lost(&files.new_manifest, e))?;
+    parsed.signature = Some(signature);
+    Ok(())
 }
 
 /// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user. `previous` is an
@@ -162,7 +194,7 @@ async fn unpack(
     })
     .await?;
     let previous = before.as_ref().map(|(id, _)| *id);
-    let job = UnpackJob { previous, spare, threads: context.threads, limits: Limits::default() };
+    let job = UnpackJob { previous, delta: false, spare, threads: context.threads, limits: Limits::default() };
     let mut extra = vec![OwnedFd::from(archive), OwnedFd::from(manifest)];
     extra.extend(before.map(|(_, manifest)| OwnedFd::from(manifest)));
     let report = run(context, "unpack", Role::Unpack, tree, &job, extra).await?;
@@ -191,11 +223,11 @@ impl Files {
     }
 }
 
-async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     context: &Context<'_>,
     what: &'static str,
     role: Role,
-    release: ReleaseId,
+    release: impl Into<Option<ReleaseId>>,
     job: &J,
     extra: Vec<OwnedFd>,
 ) -> Result<R, ReleaseError> {
@@ -204,7 +236,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
         role,
         project: context.project,
         environment: Some(context.environment),
-        release: Some(release),
+        release: release.into(),
         slot: None,
         limits: LimitClass::Service,
         supervision: Supervision::Once,
@@ -227,10 +259,12 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     }
 }
 
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static) -> Result<T, ReleaseError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static,
+) -> Result<T, ReleaseError> {
     tokio::task::spawn_blocking(act).await.map_err(|_| ReleaseError::Cancelled)?
 }
 
-fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
+pub(super) fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
     FileError::io("use", path, e).into()
 }

@@ -1,8 +1,10 @@
 //! The releases that an environment has, and which of them may go.
 
-use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path};
+use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path, time::Duration};
 
-use super::{ReleaseError, tree};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{ReleaseError, bundle::Head, tree};
 use crate::{
     host::{
         archive::{Limits, check_entries},
@@ -31,6 +33,12 @@ pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
 /// Reads and checks the manifest at `path`.
 pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     parse(&open_regular(path)?, path)
+}
+
+/// Reads what a manifest says besides its files, without checking those: for lists, where nothing follows from it.
+pub fn head(path: &Path) -> Result<Head, ReleaseError> {
+    let bytes = read_at_start(&open_regular(path)?, path)?;
+    serde_json::from_slice(&bytes).map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })
 }
 
 /// Reads and checks a manifest that is open; `path` is for messages.
@@ -74,6 +82,20 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     Ok(manifest)
 }
 
+/// The heads of all releases in a `releases/` directory, oldest first. Manifests that cannot be read are passed over.
+pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
+    let mut heads = Vec::new();
+    for id in list(releases)? {
+        let path = releases.join(format!("{id}{SUFFIX}"));
+        match head(&path) {
+            Ok(head) if head.release == id => heads.push(head),
+            Ok(head) => tracing::warn!(path = %path.display(), release = %head.release, "a manifest under another's name"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a manifest is passed over"),
+        }
+    }
+    Ok(heads)
+}
+
 /// What retention needs to know of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Info {
@@ -81,22 +103,58 @@ pub struct Info {
     pub id: ReleaseId,
     /// Whether it has ever been live. Failed ones fill no place.
     pub good: bool,
+    /// The size of its archive.
+    pub bytes: u64,
 }
 
-/// Which releases may go: all but the `keep` newest good ones, the live one, its predecessor and the pinned ones. Failed releases
-/// go as soon as a newer good one is there. `releases` may be in any order; the result is oldest first.
+/// How much is kept. Each rule by itself makes a release go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// So many good ones.
+    pub releases: usize,
+    /// None that is older than this, as seen from `now`.
+    pub age: Option<Duration>,
+    /// Only as many as fit into so many bytes, newest first.
+    pub bytes: Option<u64>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Which releases may go: all good ones that a rule of `keep` lets go, but never the live one, its predecessor and the pinned ones.
+/// Failed releases go as soon as a newer good one is there, and count for nothing. `releases` may be in any order; the result is
+/// oldest first.
 pub fn prune_plan(
     releases: &[Info],
     live: Option<ReleaseId>,
     previous: Option<ReleaseId>,
     pinned: &[ReleaseId],
-    keep: usize,
+    keep: &Keep,
 ) -> Vec<ReleaseId> {
     let mut newest_first: Vec<Info> = releases.to_vec();
     newest_first.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
     let newest_good = newest_first.iter().find(|info| info.good).map(|info| info.id);
-    let mut kept: BTreeSet<ReleaseId> = pinned.iter().copied().chain(live).chain(previous).collect();
-    kept.extend(newest_first.iter().filter(|info| info.good).take(keep).map(|info| info.id));
+    let safe: BTreeSet<ReleaseId> = pinned.iter().copied().chain(live).chain(previous).collect();
+    // What must stay takes its room first, however old it is.
+    let mut room = keep.bytes.map(|bytes| {
+        let taken =
+            newest_first.iter().filter(|info| safe.contains(&info.id)).map(|info| info.bytes).fold(0, u64::saturating_add);
+        bytes.saturating_sub(taken)
+    });
+    let mut full = false;
+    let mut fits = |info: &Info| {
+        let Some(room) = room.as_mut().filter(|_| !safe.contains(&info.id)) else { return true };
+        // A small old one does not stay where a newer one had to go.
+        full |= info.bytes > *room;
+        *room = if full { 0 } else { room.saturating_sub(info.bytes) };
+        !full
+    };
+    let young = |info: &Info| {
+        let age = keep.now.duration_since(info.id.created());
+        keep.age.is_none_or(|most| age <= SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX))
+    };
+    let mut kept = safe.clone();
+    let good = newest_first.iter().filter(|info| info.good).take(keep.releases);
+    kept.extend(good.filter(|info| young(info) && fits(info)).map(|info| info.id));
     // Nobody knows yet what becomes of the newest; and people want to look at what has just failed.
     kept.extend(
         newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
@@ -126,21 +184,59 @@ mod tests {
         assert_eq!(list(&dir.path().join("none")).unwrap(), []);
     }
 
+    fn keep(releases: usize) -> Keep {
+        Keep { releases, age: None, bytes: None, now: Timestamp::from_second(11_000).unwrap() }
+    }
+
+    /// Ten releases, one every thousand seconds, of 100 bytes each; those of `good` went live.
+    fn ten(good: &[usize]) -> (Vec<ReleaseId>, Vec<Info>) {
+        let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
+        let infos = ids.iter().enumerate().map(|(n, id)| Info { id: *id, good: good.contains(&n), bytes: 100 });
+        (ids.clone(), infos.collect())
+    }
+
+    const ALL: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
     #[test]
     fn retention_keeps_what_is_needed_and_failed_releases_fill_no_place() {
-        let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
-        let all = |good: &[usize]| -> Vec<Info> {
-            ids.iter().enumerate().map(|(n, id)| Info { id: *id, good: good.contains(&n) }).collect()
-        };
-        let every: Vec<usize> = (0..10).collect();
-        assert_eq!(prune_plan(&all(&every), Some(ids[9]), Some(ids[8]), &[], 3), ids[..7]);
+        let (ids, all) = ten(&ALL);
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &keep(3)), ids[..7]);
         // The live one is old after a rollback; its predecessor and a pinned one stay as well.
-        let gone = prune_plan(&all(&every), Some(ids[2]), Some(ids[9]), &[ids[0]], 2);
+        let gone = prune_plan(&all, Some(ids[2]), Some(ids[9]), &[ids[0]], &keep(2));
         assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
         // Nine failures in a row push nothing out; the one that failed before a good one goes.
-        let gone = prune_plan(&all(&[0, 2]), Some(ids[2]), Some(ids[0]), &[], 2);
-        assert_eq!(gone, [ids[1]]);
-        assert_eq!(prune_plan(&all(&[]), None, None, &[], 1), []);
-        assert_eq!(prune_plan(&[], Some(ids[0]), None, &[], 0), []);
+        let (ids, some) = ten(&[0, 2]);
+        assert_eq!(prune_plan(&some, Some(ids[2]), Some(ids[0]), &[], &keep(2)), [ids[1]]);
+        assert_eq!(prune_plan(&ten(&[]).1, None, None, &[], &keep(1)), []);
+        assert_eq!(prune_plan(&[], Some(ids[0]), None, &[], &keep(0)), []);
+    }
+
+    #[test]
+    fn old_releases_go_but_for_those_that_are_needed() {
+        let (ids, all) = ten(&ALL);
+        let rule = Keep { age: Some(Duration::from_secs(3500)), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
+        assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[3]), &[ids[1]], &rule), [ids[2], ids[4], ids[5], ids[6]]);
+        // A clock that was put back makes nothing older.
+        let rule = Keep { age: Some(Duration::from_secs(1)), now: Timestamp::from_second(1).unwrap(), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), None, &[], &rule), []);
+    }
+
+    #[test]
+    fn releases_that_do_not_fit_go_oldest_first() {
+        let (ids, mut all) = ten(&ALL);
+        let rule = Keep { bytes: Some(450), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..6]);
+        // What must stay is counted before all others, whatever its age, and stays where there is no room at all.
+        assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[1]), &[ids[2]], &rule), ids[3..9]);
+        let nothing = Keep { bytes: Some(0), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[ids[0]], &nothing), ids[1..8]);
+        // One that is too large takes those before it along: no gaps.
+        all[6].bytes = 1000;
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
+        // Failed ones take no room.
+        let (ids, some) = ten(&[7, 8, 9]);
+        let rule = Keep { bytes: Some(300), ..keep(100) };
+        assert_eq!(prune_plan(&some, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
     }
 }

@@ -28,6 +28,7 @@ pub(super) fn head() -> Head {
         environment: "staging".parse().unwrap(),
         release: ReleaseId::new(created),
         commit: "a".repeat(40).parse().unwrap(),
+        source: None,
         build: 1,
         tag: None,
         mode: Mode::Cooking,
@@ -37,10 +38,10 @@ pub(super) fn head() -> Head {
     }
 }
 
-struct Made {
-    archive: File,
-    manifest: File,
-    parsed: Manifest,
+pub(super) struct Made {
+    pub archive: File,
+    pub manifest: File,
+    pub parsed: Manifest,
     report: BundleReport,
 }
 
@@ -53,7 +54,7 @@ fn bundle_at(places: bundle::Places, previous: Option<&Made>) -> Result<Made, Re
     Ok(Made { archive, manifest, parsed, report })
 }
 
-fn bundle_dir(dir: &Path, previous: Option<&Made>) -> Result<Made, ReleaseError> {
+pub(super) fn bundle_dir(dir: &Path, previous: Option<&Made>) -> Result<Made, ReleaseError> {
     bundle_at(bundle::Places { app: dir.into(), source: None, upper: None }, previous)
 }
 
@@ -64,14 +65,14 @@ fn install_at(
     previous: Option<(ReleaseId, &Made)>,
 ) -> Result<UnpackReport, ReleaseError> {
     let spare = deploy.join("spare").exists();
-    let job = UnpackJob { previous: previous.map(|(id, _)| id), spare, threads: 2, limits: Limits::default() };
+    let job = UnpackJob { previous: previous.map(|(id, _)| id), delta: false, spare, threads: 2, limits: Limits::default() };
     let places = install::Places { tree: deploy.join(name.to_string()), deploy: deploy.into() };
     let _ = std::fs::create_dir(&places.tree);
     let before = previous.map(|(_, made)| &made.manifest);
     install::work(&job, &places, &made.archive, &made.manifest, before).into_result()
 }
 
-fn put(dir: &Path, path: &str, content: &str) {
+pub(super) fn put(dir: &Path, path: &str, content: &str) {
     let path = dir.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();

@@ -20,7 +20,7 @@ use crate::{
         hook::{HookKind, HookSession, Listener, PushRegistry, Verdict},
     },
     host::{files, launch::Stdio},
-    model::{Access, Project, ProjectName, Trigger},
+    model::{Access, CommitId, Project, ProjectName, Trigger},
     pipeline::{
         Request, Ticket, chain,
         intake::{Fate, RefUpdate, fates, unstorable},
@@ -203,7 +203,17 @@ impl Pushes {
             }
             Fate::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
-                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen) };
+                let goal = match self.control.pipeline().goal(&environment, &commit).await {
+                    Ok(goal) => goal,
+                    Err(error) => {
+                        for hint in error.hints() {
+                            session.line(&format!(" !     {hint}"));
+                        }
+                        return Verdict::Refused { reason: chain(&error) };
+                    }
+                };
+                let tags = coming(session);
+                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen), tags, goal };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,
@@ -240,6 +250,12 @@ impl Pushes {
             Some(reason) => Verdict::Refused { reason },
         }
     }
+}
+
+/// The tags that a push makes or moves.
+fn coming(session: &HookSession<Push>) -> Vec<(String, CommitId)> {
+    let tags = session.request.refs.iter().filter(|change| !change.new.is_zero());
+    tags.filter_map(|change| Some((change.refname.strip_prefix("refs/tags/")?.to_owned(), change.new.clone()))).collect()
 }
 
 /// Git refuses a push from a shallow clone by itself, in three words; the advice comes from us.

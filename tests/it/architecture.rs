@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Dependencies that only one room may name, and which.
-const KEPT: [(&str, &[&str]); 14] = [
+const KEPT: [(&str, &[&str]); 15] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
     ("object_store", &["remote"]),
@@ -22,6 +22,7 @@ const KEPT: [(&str, &[&str]); 14] = [
     ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),
     ("ignore", &["release"]),
+    ("ring", &["release"]),
 ];
 
 /// Longer files need a reason, written here.

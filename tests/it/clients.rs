@@ -1,13 +1,10 @@
-//! Other clients than OpenSSH and git's own: each must see the verdict.
+//! Other SSH clients than OpenSSH below git, and other kinds of clones: each must see the verdict.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed, until};
 
-in_one_mode!(dropbear, putty, dulwich, one_connection_for_everything, shallow_and_partial_clones_can_push);
+in_one_mode!(dropbear, putty, one_connection_for_everything, shallow_and_partial_clones_can_push);
 
 /// A good push and a bad one with `ssh` in place of OpenSSH; git must show both verdicts.
 fn verdicts_with(world: &World, variant: &str, ssh: &str) {
@@ -53,69 +50,6 @@ fn putty(world: &World) {
     let status = world.larder(&["status", "--json"]).json();
     let host_key = status["host_key"].as_str().unwrap().to_owned();
     verdicts_with(world, "plink", &format!("plink -batch -ssh -noagent -hostkey {host_key} -i {}", key.display()));
-}
-
-/// A python with dulwich: the machine's own, or one in an environment of its own that is made now.
-fn python_with_dulwich(world: &World) -> Option<PathBuf> {
-    let own = installed("python3")?;
-    let imports = |python: &Path| Command::new(python).args(["-c", "import dulwich.porcelain"]).output();
-    let has = |python: &Path| imports(python).is_ok_and(|output| output.status.success());
-    if has(&own) {
-        return Some(own);
-    }
-    let place = world.directory().join("python");
-    // With the tester's own settings, which say where packages come from.
-    let venv = Command::new(&own).args(["-m", "venv"]).arg(&place).output();
-    let pip = place.join("bin/pip");
-    let installed = venv.is_ok_and(|output| output.status.success())
-        && Command::new(pip).args(["install", "--quiet", "dulwich"]).output().is_ok_and(|output| output.status.success());
-    let python = place.join("bin/python");
-    if installed && has(&python) {
-        return Some(python);
-    }
-    eprintln!("SKIPPED: python3 has no dulwich, and pip cannot install it");
-    None
-}
-
-/// Pushes as a program would, and ends with the server's own words for the ref.
-const DULWICH: &str = "
-import os, sys
-from dulwich.client import get_transport_and_path
-from dulwich.repo import Repo
-repo = Repo('.')
-client, path = get_transport_and_path(sys.argv[1], ssh_command=os.environ['GIT_SSH_COMMAND'])
-result = client.send_pack(path, lambda refs: {b'refs/heads/main': repo.head()}, repo.generate_pack_data,
-    progress=lambda data: sys.stderr.buffer.write(data))
-reason = (result.ref_status or {}).get(b'refs/heads/main')
-print(reason)
-sys.exit(1 if reason else 0)
-";
-
-fn dulwich(world: &World) {
-    let Some(python) = python_with_dulwich(world) else { return };
-    world.project("shop");
-    let repo = Repo::site(world, "shop", "version one");
-    let options = world.ssh_options("alice").join(" ");
-    let with = |script: &str, arguments: &[&str]| {
-        let mut command = world.client(python.to_str().unwrap());
-        command.current_dir(repo.path()).env("GIT_SSH_COMMAND", format!("ssh {options}")).args(["-c", script]).args(arguments);
-        Output::of(&mut command)
-    };
-    let push = || with(DULWICH, &[&repo.url()]);
-    push().exits(0).says("v1 is live");
-    world.serves("shop", "version one");
-    repo.write("Procfile", "web: exit 6\n");
-    repo.commit("broken");
-    let refused = push();
-    assert!(refused.exits(1).stdout.contains("v1 still live"), "{refused}");
-    world.serves("shop", "version one");
-    repo.remove("Procfile");
-    let two = repo.page("version two");
-    push().exits(0);
-    world.serves("shop", "version two");
-    let clone = "import os, sys; from dulwich import porcelain\n\
-                 print(porcelain.clone(sys.argv[1], 'copy', ssh_command=os.environ['GIT_SSH_COMMAND']).head().decode())";
-    assert_eq!(with(clone, &[&repo.url()]).ok().trim(), two);
 }
 
 /// OpenSSH's own sharing of a connection: pushes and verbs at the same time, each with a channel of its own.

@@ -61,7 +61,7 @@ fn the_output_tells_phase_by_phase(world: &World) {
     }
     repo.page("version two");
     let push = repo.push();
-    push.accepted().says("v2 is live").says("to go back to v1: git push --force");
+    push.accepted().says("v2 is live").says("to go back to v1: larder rollback");
 }
 
 fn every_protocol_and_partial_clones(world: &World) {

@@ -1,11 +1,11 @@
-//! Deployments without a push, plans, and the list of releases.
+//! Deployments without a push, and plans.
 
 use super::{not_found, refused};
 use crate::{
-    control::{Caller, CommandError, Control, DeployAction, Kind, ReleaseRow, Reply, Target},
+    control::{Caller, CommandError, Control, DeployAction, Kind, Reply, Target},
     git::{GitError, GitFailure, Spec},
-    model::{CommitId, Environment, Phase, Trigger},
-    pipeline::{self, PipelineError, Summary},
+    model::{CommitId, Environment, Mode, Origin, Phase, Trigger},
+    pipeline::{self, Goal, PipelineError, SupplyError},
 };
 
 pub(super) async fn deploy(
@@ -17,8 +17,20 @@ pub(super) async fn deploy(
     let environment = control.environment(target)?;
     match action {
         DeployAction::Start { reference } => {
-            let commit = resolve(control, &environment, reference).await?;
-            submit(control, caller, environment, commit)
+            let live = control.pipeline().live(environment.id);
+            let (commit, goal) = match (reference, live) {
+                // What does not build deploys again the very release that is live.
+                (None, Some(live)) if environment.mode == Mode::Final => {
+                    let goal = Goal::Release { release: live.release, origin: Origin::Past, overriding: None };
+                    (live.commit, goal)
+                }
+                (reference, _) => {
+                    let commit = resolve(control, &environment, reference).await?;
+                    let goal = goal(control, &environment, &commit).await?;
+                    (commit, goal)
+                }
+            };
+            submit(control, Trigger::Redeploy { by: caller.name() }, environment, commit, goal)
         }
         DeployAction::Retry => {
             let history = control.pipeline().history(environment.id);
@@ -27,7 +39,8 @@ pub(super) async fn deploy(
                 refused(format!("the last deployment of {} did not fail", environment.title()))
                     .hint(format!("`larder deploy {target}` deploys the live commit again"))
             })?;
-            submit(control, caller, environment, failed.commit.clone())
+            let goal = goal(control, &environment, &failed.commit).await?;
+            submit(control, Trigger::Redeploy { by: caller.name() }, environment, failed.commit.clone(), goal)
         }
         DeployAction::Follow => follow(control, &environment),
         DeployAction::Cancel => {
@@ -48,10 +61,42 @@ pub(super) async fn deploy(
     }
 }
 
-fn submit(control: &Control, caller: &Caller, environment: Environment, commit: CommitId) -> Result<Reply, CommandError> {
-    let trigger = Trigger::Redeploy { by: caller.name() };
+/// Back to an older release: a new deployment, through the same steps.
+pub(super) async fn rollback(
+    control: &Control,
+    caller: &Caller,
+    target: &Target,
+    release: Option<String>,
+) -> Result<Reply, CommandError> {
+    let environment = control.environment(target)?;
+    let (release, commit) = control.pipeline().past(environment.id, release.as_deref()).map_err(|error| of_supply(&error))?;
+    let goal = Goal::Release { release, origin: Origin::Past, overriding: None };
+    submit(control, Trigger::Rollback { by: caller.name() }, environment, commit, goal)
+}
+
+async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -> Result<Goal, CommandError> {
+    control.pipeline().goal(environment, commit).await.map_err(|error| of_supply(&error))
+}
+
+fn of_supply(error: &SupplyError) -> CommandError {
+    let shown = match error {
+        SupplyError::None { .. } => not_found(error.to_string()),
+        SupplyError::Past(_) => refused(error.to_string()).hint("`larder releases` lists what there is"),
+        SupplyError::Host(_) => CommandError::internal(error),
+    };
+    error.hints().into_iter().fold(shown, CommandError::hint)
+}
+
+fn submit(
+    control: &Control,
+    trigger: Trigger,
+    environment: Environment,
+    commit: CommitId,
+    goal: Goal,
+) -> Result<Reply, CommandError> {
     let branch = environment.branch.clone();
-    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None });
+    let tags = Vec::new();
+    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None, tags, goal });
     ticket.map(|ticket| Reply::Ticket(Box::new(ticket))).map_err(|error| of_pipeline(&error))
 }
 
@@ -115,23 +160,4 @@ pub(super) async fn plan(
         return Err(CommandError::new(Kind::Usage, format!("no step of {} is in these phases", environment.title())));
     }
     Ok(Reply::Plan(plan.to_string()))
-}
-
-pub(super) fn releases(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let live = control.pipeline().live(environment.id).map(|live| live.release);
-    let history = control.pipeline().history(environment.id);
-    let row = |summary: &Summary| ReleaseRow {
-        number: summary.number,
-        release: summary.release,
-        commit: summary.commit.clone(),
-        by: match &summary.trigger {
-            Trigger::Push { by } | Trigger::Redeploy { by } => by.clone(),
-        },
-        since: summary.ended,
-        live: live == Some(summary.release),
-        archive_bytes: std::fs::metadata(paths.archive(summary.release)).ok().map(|metadata| metadata.len()),
-    };
-    Ok(Reply::Releases(history.releases().rev().map(row).collect()))
 }

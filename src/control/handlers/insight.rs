@@ -21,7 +21,7 @@ pub(super) async fn status(control: &Control, caller: &Caller) -> Result<Reply, 
         version: env!("CARGO_PKG_VERSION"),
         mode: String::from(if standing.system { "system" } else { "rootless" }),
         protection: protection(&standing),
-        host_key: control.0.fingerprint.clone(),
+        host_key: control.0.keys.fingerprint.clone(),
         disk_free: files::free_space(control.0.root.path()).map_or(0, |free| free.bytes),
         environments: environments.collect(),
     })))

@@ -3,8 +3,10 @@
 mod deliverables;
 mod deployments;
 mod insight;
+mod keys;
 mod processes;
 mod projects;
+mod releases;
 mod remotes;
 mod users;
 
@@ -23,13 +25,20 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::UserGrant { name, project, access } => users::grant(control, name, project, access).await,
         Request::KeyAdd { name, key } => users::add_key(control, name, key).await,
         Request::KeyRemove { fingerprint } => users::remove_key(control, fingerprint).await,
+        Request::KeyShow => Ok(Reply::Keys(control.0.keys.clone())),
+        Request::KeyTrust { project, key, name } => keys::trust(control, project, key, name).await,
+        Request::KeyUntrust { project, key } => keys::untrust(control, project, key).await,
         Request::ProjectCreate(spec) => projects::create(control, spec).await,
         Request::ProjectList => Ok(projects::list(control, caller)),
         Request::ProjectInfo { project } => projects::info(control, &project),
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
+        Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
         Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
-        Request::Releases { target } => deployments::releases(control, &target),
+        Request::Releases { target } => releases::list(control, &target).await,
+        Request::ReleaseShow { target, release } => releases::show(control, &target, release.as_deref()).await,
+        Request::ReleaseDiff { target, from, to } => releases::diff(control, &target, &from, to.as_deref()).await,
+        Request::ReleasePin { target, release, pinned } => releases::pin(control, caller, &target, &release, pinned).await,
         Request::Ps { target } => processes::ps(control, &target),
         Request::Scale { target, scale } => processes::scale(control, &target, scale).await,
         Request::Restart { target } => processes::restart(control, &target).await,

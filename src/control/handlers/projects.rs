@@ -64,10 +64,11 @@ fn available(spec: &ProjectSpec) -> Result<(), CommandError> {
     let missing = |what: String| Err(CommandError::new(Kind::Usage, what));
     match (spec.mode, spec.strategy) {
         (Mode::Cooking, Strategy::BlueGreen) => Ok(()),
-        (Mode::Cooking, Strategy::InPlace) => {
+        (Mode::Cooking | Mode::Final, Strategy::InPlace) => {
             missing(String::from("the strategy in-place is not there in this version; use blue-green"))
         }
-        (mode, _) => missing(format!("the mode {mode} is not there in this version; use cooking")),
+        (Mode::Final, Strategy::BlueGreen) => Ok(()),
+        (mode, _) => missing(format!("the mode {mode} is not there in this version; use cooking or final")),
     }
 }
 
@@ -156,6 +157,7 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
     control
         .change(|registry| {
             registry.projects.retain(|known| known.id != project.id);
+            registry.trusted.retain(|trusted| trusted.project != name);
             for user in &mut registry.users {
                 user.access.remove(&name);
             }

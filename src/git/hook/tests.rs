@@ -143,6 +143,7 @@ async fn a_push_is_decided_ref_by_ref() {
         export: false,
         fresh: false,
         quarantine,
+        tags: Vec::new(),
     };
     let paths = &push.world.paths;
     assert!(first.request.quarantine.is_some());

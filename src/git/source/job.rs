@@ -41,6 +41,8 @@ pub struct SourceJob {
     /// Where git keeps the objects of a push that pre-receive has not accepted yet
     /// ([`crate::git::hook::HookRequest::quarantine`]).
     pub quarantine: Option<String>,
+    /// Tags that come in the same push and are not stored yet: name and object.
+    pub tags: Vec<(String, CommitId)>,
 }
 
 /// The files of the project's root that say how it is deployed, as they are; `None` where there is none.
@@ -63,6 +65,8 @@ impl RecipeFiles {
 pub struct Source {
     /// The commit.
     pub commit: CommitId,
+    /// Its tree: commits with the same tree are the same source.
+    pub tree: CommitId,
     /// Its recipe.
     pub files: RecipeFiles,
     /// The names of the executable files in `.larder/`.
@@ -75,6 +79,8 @@ pub struct Source {
     pub bytes: u64,
     /// How many entries were written or removed, if it was exported.
     pub changed: Option<u64>,
+    /// The tags of the commit, without `refs/tags/`.
+    pub tags: Vec<String>,
     /// Lines for the person who pushes.
     pub warnings: Vec<String>,
 }

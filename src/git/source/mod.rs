@@ -70,6 +70,7 @@ fn run(paths: &WorkerPaths, job: &SourceJob) -> Result<Source, Stop> {
     let known = place.filter(|_| !job.fresh).and_then(|place| known_export(&repository, place));
     let plan = walk::walk(&repository, tree, known.as_ref().map(|(list, tree)| (list.entries.as_slice(), *tree)), &job.limits)?;
     let mut source = special::describe(&repository, tree, &plan, job)?;
+    source.tags = refs::tags_of(&repository, &job.commit, &job.tags);
     if job.export {
         let place = place.ok_or_else(|| failed("export a commit")("this worker has no place for it"))?;
         let old = known.map(|(list, _)| list.entries);

@@ -22,7 +22,7 @@ const SCRIPTS: usize = 64;
 const ROOT: usize = 1000;
 
 /// Describes a checked commit.
-pub fn describe(repository: &Repository, _tree: Oid, plan: &[Planned], job: &SourceJob) -> Result<Source, Stop> {
+pub fn describe(repository: &Repository, tree: Oid, plan: &[Planned], job: &SourceJob) -> Result<Source, Stop> {
     let mut warnings = Vec::new();
     let files = RecipeFiles {
         larder_yml: recipe(repository, plan, "larder.yml")?,
@@ -43,12 +43,14 @@ pub fn describe(repository: &Repository, _tree: Oid, plan: &[Planned], job: &Sou
     });
     Ok(Source {
         commit: job.commit.clone(),
+        tree: tree.to_string().parse().map_err(failed("name the tree of a commit"))?,
         files,
         scripts,
         root: root.collect(),
         entries: plan.len() as u64,
         bytes: sizes.sum(),
         changed: None,
+        tags: Vec::new(),
         warnings,
     })
 }

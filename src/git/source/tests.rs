@@ -12,7 +12,14 @@ use crate::{
 };
 
 fn job(commit: &CommitId, export: bool) -> SourceJob {
-    SourceJob { commit: commit.clone(), limits: SourceLimits::default(), export, fresh: false, quarantine: None }
+    SourceJob {
+        commit: commit.clone(),
+        limits: SourceLimits::default(),
+        export,
+        fresh: false,
+        quarantine: None,
+        tags: Vec::new(),
+    }
 }
 
 fn ready(world: &World, job: &SourceJob) -> Source {

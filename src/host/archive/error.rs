@@ -327,6 +327,18 @@ pub enum ArchiveError {
         /// The entry that was expected.
         path: String,
     },
+    /// A patch is not one plain zstd frame of the size that was said.
+    #[error("a patch is not acceptable: {why}")]
+    Patch {
+        /// Why not.
+        why: &'static str,
+    },
+    /// A patch could not be made.
+    #[error("a patch cannot be made: {why}")]
+    Unpatched {
+        /// zstd's words.
+        why: &'static str,
+    },
     /// The consumer of the entries gave up.
     #[error("{0}")]
     Sink(String),

@@ -9,6 +9,7 @@
 //! - *The reader does not interpret.* It knows from the manifest which bytes every header must have, and compares; what differs
 //!   is taken apart only to say why it was refused (`diagnose.rs`). A name, link or device that the manifest cannot express
 //!   therefore cannot be created.
+//! - *A patch* is one plain zstd frame whose text may refer to another that both sides hold (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
 //!   holds one frame raw and compressed, and at most two finished frames per thread wait for their turn: 33 MiB per thread,
 //!   and about 100 MiB more while a larger file is compressed.
@@ -17,13 +18,15 @@ mod diagnose;
 mod error;
 mod frames;
 mod header;
-mod pool;
+mod patch;
+pub mod pool;
 mod reader;
 mod rules;
 mod writer;
 
 pub use error::{ArchiveError, BadPath};
 pub use frames::{ArchiveInfoExt, plan};
+pub use patch::{pack, unpack};
 pub use reader::{Archive, FrameReader, Sink};
 pub use rules::{Limits, check_entries, check_path, check_target};
 pub use writer::{Item, ItemKind, Previous, Written, write};

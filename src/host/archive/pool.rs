@@ -21,7 +21,7 @@ struct State<T, E> {
 
 /// Calls `make` for 0..`count` in `threads` threads, each with its own `state`, and `consume` with the results in order, in the
 /// calling thread. Stops at the first error.
-pub(super) fn ordered<T: Send, S, E: Send>(
+pub fn ordered<T: Send, S, E: Send>(
     count: usize,
     threads: usize,
     state: impl Fn() -> Result<S, E> + Sync,

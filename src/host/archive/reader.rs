@@ -219,41 +219,46 @@ impl FrameReader {
 
 /// Looks at a frame's own header: what it asks for must be known before the decompressor obeys it.
 fn check_frame_header(frame: usize, bytes: &[u8], raw: u64) -> Result<(), ArchiveError> {
-    let refused = |why| ArchiveError::Frame { frame, why };
-    let cut = || refused("it is too short");
-    let Some((magic, rest)) = bytes.split_at_checked(4) else { return Err(cut()) };
+    let window = window_of(bytes, raw).map_err(|why| ArchiveError::Frame { frame, why })?;
+    let limit = 1 << WINDOW_LOG_MAX;
+    if window > limit { Err(ArchiveError::Window { frame, window, limit }) } else { Ok(()) }
+}
+
+/// The window in bytes that a frame of `raw` bytes asks for; what is wrong with its header otherwise.
+pub(super) fn window_of(bytes: &[u8], raw: u64) -> Result<u64, &'static str> {
+    let cut = "it is too short";
+    let (magic, rest) = bytes.split_at_checked(4).ok_or(cut)?;
     if magic != [0x28, 0xB5, 0x2F, 0xFD] {
-        return Err(refused("it is not a zstd frame"));
+        return Err("it is not a zstd frame");
     }
-    let (descriptor, mut rest) = rest.split_first().ok_or_else(cut)?;
+    let (descriptor, mut rest) = rest.split_first().ok_or(cut)?;
     if descriptor & 0b11 != 0 || descriptor & 0b1000 != 0 {
-        return Err(refused("it needs a dictionary or a feature that releases do not use"));
+        return Err("it needs a dictionary or a feature that releases do not use");
     }
     let single = descriptor & 0b10_0000 != 0;
     let mut window = None;
     if !single {
-        let (byte, after) = rest.split_first().ok_or_else(cut)?;
+        let (byte, after) = rest.split_first().ok_or(cut)?;
         let base = 1u64 << (10 + (byte >> 3));
         window = Some(base + base / 8 * u64::from(byte & 7));
         rest = after;
     }
     let (width, add) = match descriptor >> 6 {
         0 if single => (1, 0),
-        0 => return Err(refused("it does not tell its size")),
+        0 => return Err("it does not tell its size"),
         1 => (2, 256),
         2 => (4, 0),
         _ => (8, 0),
     };
     let mut little = [0; 8];
-    let field = rest.get(..width).ok_or_else(cut)?;
+    let field = rest.get(..width).ok_or(cut)?;
     for (to, from) in little.iter_mut().zip(field) {
         *to = *from;
     }
     if u64::from_le_bytes(little).checked_add(add) != Some(raw) {
-        return Err(refused("it has another size than its manifest says"));
+        return Err("it has another size than its manifest says");
     }
-    let (window, limit) = (window.unwrap_or(raw), 1 << WINDOW_LOG_MAX);
-    if window > limit { Err(ArchiveError::Window { frame, window, limit }) } else { Ok(()) }
+    Ok(window.unwrap_or(raw))
 }
 
 /// The compressed bytes of one frame, hashed on their way.

@@ -198,12 +198,16 @@ impl Cursor<'_> {
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
-    /// Gives the file at `relative` of another tree the same path here, without copying.
-    pub fn hard_link(&mut self, other: &mut Cursor<'_>, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
-        let relative = relative.as_ref();
-        self.at("link", relative, |dir, name| {
-            other.at("link", relative, |from, _| rustix::fs::linkat(from, name, dir, name, AtFlags::empty())).map_err(|e| match e
-            {
+    /// Gives the file at `old` of another tree the path `relative` here, without copying.
+    pub fn hard_link(
+        &mut self,
+        other: &mut Cursor<'_>,
+        old: impl AsRef<OsStr>,
+        relative: impl AsRef<OsStr>,
+    ) -> Result<(), FileError> {
+        self.at("link", relative.as_ref(), |dir, name| {
+            let linked = other.at("link", old.as_ref(), |from, old| rustix::fs::linkat(from, old, dir, name, AtFlags::empty()));
+            linked.map_err(|e| match e {
                 FileError::Io { source, .. } => source.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
                 FileError::TooLarge { .. } | FileError::NotRegular { .. } => Errno::IO,
             })

@@ -11,8 +11,10 @@ use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
 
 mod confined;
 pub mod durable;
+mod private;
 
 pub use confined::{Confined, Cursor};
+pub use private::{PrivateError, make_private, read_private};
 
 /// Why something could not be done to a file.
 #[derive(Debug, thiserror::Error)]

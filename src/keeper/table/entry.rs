@@ -182,6 +182,7 @@ impl Entry {
             Role::Build => "build",
             Role::Bundle => "bundle",
             Role::Unpack => "unpack",
+            Role::Verify => "verify",
             Role::Run => "run",
             Role::Task => "task",
             Role::Sweep(_) => "sweep",

@@ -33,26 +33,35 @@ impl Step for Archive {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let order = &deployment.order;
+            let services = deployment.services.clone();
+            // Drawn once, however often this step runs.
+            let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&order.environment.project));
             let head = release::bundle::Head {
                 project: order.environment.project.clone(),
                 environment: order.environment.name.clone(),
                 release: order.release,
                 commit: order.commit.clone(),
-                build: u64::from(order.number.0),
-                tag: None,
+                source: deployment.facts.source.clone(),
+                build,
+                tag: deployment.facts.tag.clone(),
                 mode: order.environment.mode,
                 buildpacks: deployment.facts.buildpacks.clone(),
                 processes: deployment.facts.buildpack_processes.clone(),
                 created: order.release.created(),
             };
             let previous = deployment.previous_release();
-            let bundled = release::bundle(&context(deployment), head, previous).await.map_err(failure)?;
+            // The number is on the disk before anybody can see the manifest that has it; both are waited for together.
+            let saved = tokio::task::spawn_blocking(move || services.numbers.save());
+            let context = context(deployment);
+            let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous), saved);
+            let bundled = bundled.map_err(failure)?;
+            saved.unwrap_or_else(|error| Err(error.into())).map_err(|error| Failure::host(&error))?;
             for warning in &bundled.report.warnings {
                 deployment.transcript.error(warning);
             }
             let report = &bundled.report;
             deployment.transcript.detail(&format!(
-                "{} entries, {} changed; archive {} KiB, tree {}",
+                "build {build}: {} entries, {} changed; archive {} KiB, tree {}",
                 report.entries,
                 report.changed,
                 report.archive_bytes.div_ceil(1024),
@@ -85,6 +94,7 @@ pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<
         paths: &deployment.paths,
         output: None,
         threads: THREADS,
+        signing: &deployment.services.signing,
     }
 }
 

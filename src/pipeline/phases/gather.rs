@@ -8,7 +8,7 @@ use crate::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Area, Blame, Phase},
+    model::{Area, Blame, Phase, best_tag},
     pipeline::{
         context::Deployment,
         secrets::Secrets,
@@ -53,6 +53,7 @@ impl Step for Source {
                 export: true,
                 fresh: false,
                 quarantine: None,
+                tags: deployment.tags.clone(),
             };
             deployment.transcript.title(&format!(
                 "Deploying {} of {} to {}",
@@ -74,7 +75,9 @@ impl Step for Source {
             let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
+            deployment.facts.source = Some(source.tree);
             deployment.facts.scripts = source.scripts;
+            deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
             Ok(())
@@ -168,20 +171,24 @@ fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value>
         String::from("environment"),
         json!({ "name": order.environment.name, "mode": order.environment.mode, "branch": order.branch }),
     );
-    map.insert(
-        String::from("deployment"),
-        json!({
-            "id": order.id,
-            "commit": order.commit,
-            "release": order.release,
-            "number": order.number,
-            "previous": order.previous.as_ref().map(|live| live.number),
-        }),
-    );
+    map.insert(String::from("deployment"), about(deployment));
     let env: Map<String, Value> =
         settings.env.iter().map(|(name, value)| (name.to_string(), Value::String(value.clone()))).collect();
     map.insert(String::from("env"), Value::Object(env));
     map
+}
+
+/// What the variables say about the deployment itself.
+pub(super) fn about(deployment: &Deployment) -> Value {
+    let order = &deployment.order;
+    json!({
+        "id": order.id,
+        "commit": order.commit,
+        "release": order.release,
+        "tag": deployment.facts.tag,
+        "number": order.number,
+        "previous": order.previous.as_ref().map(|live| live.number),
+    })
 }
 
 /// A clean layer to build in, over the exported source.

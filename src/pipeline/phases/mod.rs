@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod bundle;
+pub mod deliver;
 pub mod deploy;
 pub mod gather;
 pub mod post_deploy;

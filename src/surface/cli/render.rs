@@ -3,8 +3,10 @@
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
+use super::render_releases;
+
 use crate::{
-    control::{Check, Grade, ProcessRow, ProjectRow, ReleaseRow, Reply, StatusReport, User},
+    control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
     model::{Environment, Live, Project, Remote},
     pipeline::Summary,
     remote::Offer,
@@ -19,10 +21,17 @@ pub fn text(reply: &Reply) -> String {
             format!("{name}\n{}", table(&["PROJECT", "RIGHT"], rights))
         }
         Reply::Users(users) => table(&["USER", "RIGHTS", "KEYS"], users.iter().map(user).collect()),
+        Reply::Keys(keys) => server_keys(keys),
+        Reply::Trusted(rows) => {
+            let line = |row: &TrustRow| vec![row.on.clone(), row.name.clone(), row.key.to_string()];
+            table(&["ACCEPTS FOR", "NAME", "KEY"], rows.iter().map(line).collect())
+        }
         Reply::Created { project, ssh_port, url } => created(project, *ssh_port, url),
         Reply::Projects(rows) => projects(rows),
         Reply::Plan(plan) => plan.clone(),
-        Reply::Releases(rows) => releases(rows),
+        Reply::Releases(rows) => render_releases::list(rows),
+        Reply::Release(detail) => render_releases::detail(detail),
+        Reply::ReleaseDiff(diff) => render_releases::diff(diff),
         Reply::Processes(rows) => processes(rows),
         Reply::Logs { lines, .. } => lines.iter().map(|line| format!("{line}\n")).collect(),
         Reply::Past { transcript, .. } => transcript.clone(),
@@ -46,9 +55,13 @@ pub fn value(reply: &Reply) -> Value {
         }
         Reply::Users(users) => json!(users),
         Reply::Created { project, ssh_port, url } => json!({ "project": project, "ssh_port": ssh_port, "url": url }),
+        Reply::Keys(keys) => json!(keys),
+        Reply::Trusted(rows) => json!(rows),
         Reply::Projects(rows) => json!(rows),
         Reply::Plan(plan) => json!({ "plan": plan.lines().collect::<Vec<_>>() }),
         Reply::Releases(rows) => json!(rows),
+        Reply::Release(detail) => json!(detail),
+        Reply::ReleaseDiff(diff) => json!(diff),
         Reply::Processes(rows) => json!(rows),
         Reply::Logs { lines, .. } => json!(lines),
         Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
@@ -61,7 +74,7 @@ pub fn value(reply: &Reply) -> Value {
     }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     if rows.is_empty() {
         return String::from("none\n");
     }
@@ -82,6 +95,14 @@ fn user(user: &User) -> Vec<String> {
     };
     let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
     vec![user.name.to_string(), rights, keys.join(" ")]
+}
+
+fn server_keys(keys: &ServerKeys) -> String {
+    let mut text = format!("host key     {}\n             {}\nsigning key  {}\n", keys.host, keys.fingerprint, keys.signing);
+    if let Some(pull) = &keys.pull {
+        text.push_str(&format!("pull key     {pull}\n"));
+    }
+    text
 }
 
 fn created(project: &Project, port: u16, url: &str) -> String {
@@ -112,19 +133,6 @@ fn projects(rows: &[ProjectRow]) -> String {
         }
     }
     table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS"], lines)
-}
-
-fn releases(rows: &[ReleaseRow]) -> String {
-    let line = |row: &ReleaseRow| {
-        vec![
-            format!("{}{}", row.number, if row.live { " *" } else { "" }),
-            row.commit.short().to_owned(),
-            row.by.to_string(),
-            row.since.map(|since| since.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default(),
-            row.archive_bytes.map_or_else(|| String::from("pruned"), |bytes| format!("{} KiB", bytes.div_ceil(1024))),
-        ]
-    };
-    table(&["RELEASE", "COMMIT", "BY", "SINCE (UTC)", "ARCHIVE"], rows.iter().map(line).collect())
 }
 
 fn offers(rows: &[Offer]) -> String {

@@ -11,3 +11,8 @@ pub use crate::remote::ssh::KeyFileError as HostKeyError;
 pub fn load_or_create(path: &Path) -> Result<(PrivateKey, String), HostKeyError> {
     crate::remote::ssh::load_or_create("host key", path)
 }
+
+/// The public half as in a `known_hosts` file, without the host: what a remote is pinned to.
+pub fn public_line(key: &PrivateKey) -> String {
+    crate::remote::ssh::line_of(key.public_key())
+}

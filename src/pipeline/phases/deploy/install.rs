@@ -23,11 +23,18 @@ impl Step for Install {
     }
 
     fn about(&self) -> &'static str {
-        "unpack the archive into deploy/, sharing unchanged files with the live release"
+        "unpack the release into deploy/, sharing unchanged files with the live one"
+    }
+
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        !deployment.order.again
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            if deployment.order.again {
+                return Ok(());
+            }
             let begun = spare(deployment).await;
             let context = bundle::context(deployment);
             let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
@@ -37,7 +44,12 @@ impl Step for Install {
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async { bundle::remove_tree(deployment, deployment.order.release).await })
+        Box::pin(async {
+            match deployment.order.again {
+                true => Ok(()),
+                false => bundle::remove_tree(deployment, deployment.order.release).await,
+            }
+        })
     }
 }
 

@@ -139,7 +139,7 @@ fn unlink(path: &Path) -> io::Result<()> {
 async fn move_ref(deployment: &Deployment, live: Option<&Live>) -> Result<(), Failure> {
     let order = &deployment.order;
     let keep = live.map(|live| (live.release, live.commit.clone()));
-    let undoing = live.is_none_or(|live| live.release != order.release);
+    let undoing = !order.again && live.is_none_or(|live| live.release != order.release);
     let change = MoveRef {
         refname: order.branch.full_ref(),
         expected: Expected::Anything,

@@ -1,6 +1,6 @@
 //! `deploy` and `plan`.
 
-use super::On;
+use super::{On, OnRelease};
 use crate::{
     control::{CommandError, DeployAction, Request},
     model::Phase,
@@ -48,6 +48,23 @@ impl Deploy {
             Action { reference, .. } => DeployAction::Start { reference },
         };
         Ok(Request::Deploy { target: self.on.get()?, action })
+    }
+}
+
+/// Go back to an older release.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without RELEASE: to the newest good one older than what is live.\n\nThe old release becomes live through the same steps as a new one: boot, checks, switch. It gets a number of its own, and the branch then names its commit. Nothing is built, and no data is touched.\n\nExit status: 0 it is live, 1 it failed and what was live still is, 3 it was refused, 4 there is no such thing."
+)]
+pub struct Rollback {
+    #[command(flatten)]
+    on: OnRelease,
+}
+
+impl Rollback {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        let (target, release) = self.on.get()?;
+        Ok(Request::Rollback { target, release })
     }
 }
 

@@ -4,6 +4,7 @@ mod deployments;
 mod people;
 mod processes;
 mod projects;
+mod releases;
 mod remotes;
 
 use clap::Subcommand;
@@ -18,7 +19,7 @@ pub enum Verb {
     /// Users of this server
     #[command(subcommand)]
     User(people::User),
-    /// SSH keys of users
+    /// SSH keys of users, this server's own keys, and the keys whose deliverables are accepted
     #[command(subcommand)]
     Key(people::Key),
     /// Projects and their environments
@@ -26,10 +27,15 @@ pub enum Verb {
     Project(projects::Project),
     /// Deploy without a push, follow a deployment, or stop it
     Deploy(deployments::Deploy),
+    /// Go back to an older release
+    Rollback(deployments::Rollback),
     /// Print the steps that a push would take, and take none
     Plan(deployments::Plan),
     /// List the releases of an environment, newest first; the one with a * is live
     Releases(On),
+    /// What a release is, how two differ, which to keep
+    #[command(subcommand)]
+    Release(releases::Release),
     /// List processes, or set how many of each there are
     Ps(processes::Ps),
     /// End all processes of an environment and start them again; meanwhile it does not answer
@@ -69,6 +75,35 @@ impl On {
     }
 }
 
+/// Which environment is meant, and which release of it.
+#[derive(Debug, clap::Args)]
+pub struct OnRelease {
+    /// The project, or PROJECT/ENVIRONMENT; then v41, the id of a release, its tag, or the first digits of its commit
+    #[arg(value_names = ["PROJECT", "RELEASE"], num_args = 0..=2)]
+    words: Vec<String>,
+    /// The project, as an option
+    #[arg(long, short = 'a', value_name = "PROJECT")]
+    app: Option<Target>,
+}
+
+impl OnRelease {
+    fn get(self) -> Result<(Target, Option<String>), CommandError> {
+        let mut words = self.words.into_iter();
+        let target = match self.app {
+            Some(app) => Some(app),
+            None => {
+                let parse = |word: String| word.parse().map_err(|error| CommandError::new(Kind::Usage, format!("{error}")));
+                words.next().map(parse).transpose()?
+            }
+        };
+        let release = words.next();
+        if let Some(more) = words.next() {
+            return Err(CommandError::new(Kind::Usage, format!("{more:?} is one word too many after --app")));
+        }
+        Ok((On { target, app: None }.get()?, release))
+    }
+}
+
 impl Verb {
     /// What to ask the desk.
     pub fn request(self) -> Result<Request, CommandError> {
@@ -78,8 +113,10 @@ impl Verb {
             Verb::Key(key) => key.request()?,
             Verb::Project(project) => project.request()?,
             Verb::Deploy(deploy) => deploy.request()?,
+            Verb::Rollback(rollback) => rollback.request()?,
             Verb::Plan(plan) => plan.request()?,
             Verb::Releases(on) => Request::Releases { target: on.get()? },
+            Verb::Release(release) => release.request()?,
             Verb::Ps(ps) => ps.request()?,
             Verb::Restart(on) => Request::Restart { target: on.get()? },
             Verb::Logs(logs) => logs.request()?,

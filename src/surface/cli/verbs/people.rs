@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 
 use crate::{
     control::{self, CommandError, Kind, Request},
-    model::{Access, ProjectName, UserName},
+    model::{Access, ProjectName, PublicKey, RemoteName, UserName},
     surface::ssh::keys,
 };
 
@@ -47,7 +47,7 @@ pub enum User {
     },
 }
 
-/// SSH keys of users.
+/// Keys: those of users, this server's own, and those that are trusted.
 #[derive(Debug, Subcommand)]
 pub enum Key {
     /// Give a user a further key
@@ -65,6 +65,28 @@ pub enum Key {
     Remove {
         /// SHA256:..., as `larder user list` shows it
         fingerprint: String,
+    },
+    /// Show this server's own keys, for other servers: the SSH host key, and the key that signs what it cooks
+    Show,
+    /// Accept deliverables of a project that are signed by a key; without a key, list those that are trusted
+    #[command(
+        after_help = "Example: larder key trust shop ed25519:... --name staging\n\n`larder key show` prints the key on the server that cooks."
+    )]
+    Trust {
+        /// The project
+        project: ProjectName,
+        /// ed25519:..., as `larder key show` prints it
+        key: Option<PublicKey>,
+        /// What to call it [default: staging]
+        #[arg(long)]
+        name: Option<RemoteName>,
+    },
+    /// Accept them no more; what is there stays
+    Untrust {
+        /// The project
+        project: ProjectName,
+        /// ed25519:...
+        key: PublicKey,
     },
 }
 
@@ -112,6 +134,9 @@ impl Key {
                 Ok(Request::KeyAdd { name: user, key: key.ok_or_else(missing)? })
             }
             Key::Remove { fingerprint } => Ok(Request::KeyRemove { fingerprint }),
+            Key::Show => Ok(Request::KeyShow),
+            Key::Trust { project, key, name } => Ok(Request::KeyTrust { project, key, name }),
+            Key::Untrust { project, key } => Ok(Request::KeyUntrust { project, key }),
         }
     }
 }

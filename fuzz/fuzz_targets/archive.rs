@@ -1,0 +1,91 @@
+//! A hostile archive under a manifest that vouches for it: the reader refuses it, or every file that it gives out is exactly what
+//! the manifest says, under a path that stays inside.
+//!
+//! An input is a mode byte, the entries as a line of JSON, and then what the frames hold. The manifest around it (offsets, sizes,
+//! digests of frames, seek table) is made to fit, as somebody would who holds the signing key: otherwise nearly every input would
+//! end at the first digest.
+
+#![no_main]
+
+use std::io::Write;
+
+use larder::{
+    host::archive::{Archive, ArchiveError, ArchiveInfoExt, FrameReader, Limits, Sink, check_path},
+    model::{ArchiveInfo, Digest, Entry, EntryKind, Frame},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let Some((mode, rest)) = input.split_first() else { return };
+    let Some(end) = rest.iter().position(|byte| *byte == b'\n') else { return };
+    let Ok(mut entries) = serde_json::from_slice::<Vec<Entry>>(&rest[..end]) else { return };
+    let content = &rest[end + 1..];
+    if mode & 1 == 1 {
+        fit_digests(&mut entries, content);
+    }
+    // As raw tar that is compressed here, or as compressed bytes that come from somewhere.
+    let packed = if mode & 2 == 2 { zstd::bulk::compress(content, 1).expect("bytes can be compressed") } else { content.to_vec() };
+    let raw: u64 = entries.iter().map(span).sum::<u64>() + 1024;
+    let frame = Frame {
+        offset: 0,
+        bytes: packed.len() as u64,
+        raw: if mode & 4 == 4 { content.len() as u64 } else { raw },
+        entries: entries.len() as u32,
+        digest: Digest::of(&packed),
+    };
+    let info = ArchiveInfo::of_frames(vec![frame]);
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&packed).expect("room");
+    file.write_all(&info.seek_table()).expect("room");
+    let Ok(archive) = Archive::open(&file, &entries, &info, &Limits::default()) else { return };
+    let mut reader = FrameReader::new().expect("memory");
+    let mut seen = Seen { hasher: blake3::Hasher::new(), entry: None };
+    let _ = archive.read(0, &mut reader, &mut seen);
+});
+
+/// What an entry takes in a tar with short names; where names are long, the frame's size will not fit and is refused for it.
+fn span(entry: &Entry) -> u64 {
+    512 + if let EntryKind::File { size, .. } = entry.kind { size.saturating_add(511) / 512 * 512 } else { 0 }
+}
+
+/// Lets the entries have the digests of what lies where they would be.
+fn fit_digests(entries: &mut [Entry], content: &[u8]) {
+    let mut at = 0_usize;
+    for entry in entries {
+        at = at.saturating_add(512);
+        if let EntryKind::File { size, digest, .. } = &mut entry.kind {
+            let Ok(size) = usize::try_from(*size) else { return };
+            let Some(part) = at.checked_add(size).and_then(|end| content.get(at..end)) else { return };
+            *digest = Digest::of(part);
+            at = at.saturating_add(size.div_ceil(512).saturating_mul(512));
+        }
+    }
+}
+
+/// Compares what comes out.
+struct Seen {
+    hasher: blake3::Hasher,
+    entry: Option<Entry>,
+}
+
+impl Sink for Seen {
+    fn begin(&mut self, _: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        assert!(check_path(entry.path.as_bytes()).is_ok());
+        assert!(self.entry.is_none(), "the file before has not ended");
+        self.hasher.reset();
+        self.entry = Some(entry.clone());
+        Ok(true)
+    }
+
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        self.hasher.update(part);
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        let Some(Entry { kind: EntryKind::File { size, digest, .. }, .. }) = self.entry.take() else { panic!("no file has begun") };
+        assert_eq!(self.hasher.count(), size);
+        assert_eq!(Digest::from(self.hasher.finalize()), digest);
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Files that hold a secret of the server's: made once, readable by nobody else, never replaced.
+
+use std::{
+    fs::OpenOptions,
+    io::{Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use super::{FileError, parent, sync_dir};
+
+/// Why a secret is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateError {
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not a regular file of this user's.
+    #[error("{} is not a regular file that belongs to the server's user (uid {uid}); set its owner right, or restore it from a backup", path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Who should own it.
+        uid: u32,
+    },
+    /// Others may read or write it.
+    #[error("{} has mode {mode:04o}, so that others may use it; run: chmod 600 {}", path.display(), path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Reads a secret of at most `max` bytes; nothing where there is no such file. One that others could read or change is refused:
+/// it is not a secret any more.
+pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
+    // Not through a link, and not waiting for the other end of a pipe.
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FileError::io("open", path, error).into()),
+    };
+    let metadata = file.metadata().map_err(|error| FileError::io("look at", path, error))?;
+    let uid = rustix::process::geteuid().as_raw();
+    if !metadata.is_file() || metadata.uid() != uid {
+        return Err(PrivateError::Owner { path: path.to_owned(), uid });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(PrivateError::Mode { path: path.to_owned(), mode });
+    }
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| FileError::io("read", path, error))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > max {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit: max }.into());
+    }
+    Ok(Some(bytes))
+}
+
+/// Writes a new secret; on the disk afterwards. Says `false`, and changes nothing, where there is one already: another start may
+/// have been faster.
+pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
+    // Complete before it has its name; temporary files are made with mode 0600.
+    let mut draft = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(parent(path))
+        .map_err(|error| FileError::io("create a file beside", path, error))?;
+    draft.write_all(bytes).map_err(|error| FileError::io("write", path, error))?;
+    draft.as_file().sync_all().map_err(|error| FileError::io("sync", path, error))?;
+    match draft.persist_noclobber(path) {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(FileError::io("name", path, error.error).into()),
+    }
+    sync_dir(parent(path))?;
+    Ok(true)
+}

@@ -1,0 +1,250 @@
+//! The releases of an environment as people know them: by number, id, commit or tag.
+
+use std::{collections::HashMap, path::Path};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Pipeline, PipelineError, history::Summary, pins::Pins, step::chain};
+use crate::{
+    model::{CommitId, Environment, ReleaseId, ReleaseNumber, UserName, best_tag},
+    release::store,
+};
+
+/// A release that went live here, or that was brought here from elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KnownRelease {
+    /// Its id.
+    pub release: ReleaseId,
+    /// Its number here; nothing for one that never went live here.
+    pub number: Option<ReleaseNumber>,
+    /// The number of its build, where it is known.
+    pub build: Option<u64>,
+    /// Its commit.
+    pub commit: CommitId,
+    /// The tag that names it best: of those that its commit has now, else the one in its manifest.
+    pub tag: Option<String>,
+    /// All tags that its commit has now, and the one in its manifest.
+    pub tags: Vec<String>,
+    /// Who deployed it, if it went live.
+    pub by: Option<UserName>,
+    /// When it went live.
+    pub since: Option<Timestamp>,
+    /// Whether it serves now.
+    pub live: bool,
+    /// Whether it is never pruned.
+    pub pinned: bool,
+    /// Whether its tree is there, so that it can be live again at once.
+    pub installed: bool,
+    /// The size of its archive in bytes; nothing where it is gone.
+    pub archive_bytes: Option<u64>,
+}
+
+/// Why a name is no release.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing has this name.
+    #[error("there is no release {text} in {environment}")]
+    Unknown {
+        /// What was asked for.
+        text: String,
+        /// Where.
+        environment: String,
+    },
+    /// More than one has.
+    #[error("{text} may be {}", names.join(" or "))]
+    Ambiguous {
+        /// What was asked for.
+        text: String,
+        /// Which it may be.
+        names: Vec<String>,
+    },
+}
+
+impl KnownRelease {
+    /// What people call it: its number, else its tag, else its id.
+    pub fn name(&self) -> String {
+        match (&self.number, &self.tag) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => self.release.to_string(),
+        }
+    }
+}
+
+/// Finds a release by `v42`, its id or the beginning of it, its commit or the beginning of it, or a tag. Where several are of one
+/// commit, the newest is meant. A name that is a number is never a tag; `refs/tags/v3` is. `releases` is newest first.
+pub fn find<'k>(releases: &'k [KnownRelease], text: &str, environment: &Environment) -> Result<&'k KnownRelease, NameError> {
+    if let Some(tag) = text.strip_prefix("refs/tags/") {
+        return one(releases.iter().filter(|known| has_tag(known, tag)), text, environment);
+    }
+    let digits = text.strip_prefix('v').unwrap_or_default();
+    if !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()) {
+        let number = text.parse::<ReleaseNumber>().ok();
+        return one(releases.iter().filter(|known| number.is_some() && known.number == number), text, environment);
+    }
+    if releases.iter().any(|known| has_tag(known, text)) {
+        return one(releases.iter().filter(|known| has_tag(known, text)), text, environment);
+    }
+    let begins = |known: &&KnownRelease| {
+        text.len() >= 4
+            && (known.release.to_string().starts_with(text) || known.commit.as_str().starts_with(&text.to_ascii_lowercase()))
+    };
+    one(releases.iter().filter(begins), text, environment)
+}
+
+fn has_tag(known: &KnownRelease, tag: &str) -> bool {
+    known.tags.iter().any(|other| other == tag)
+}
+
+/// The first of `found`, if all of them are of one commit.
+fn one<'k>(
+    mut found: impl Iterator<Item = &'k KnownRelease>,
+    text: &str,
+    environment: &Environment,
+) -> Result<&'k KnownRelease, NameError> {
+    let first = found
+        .next()
+        .ok_or_else(|| NameError::Unknown { text: crate::model::sanitise_reason(text), environment: environment.title() })?;
+    let others: Vec<_> = found.filter(|known| known.commit != first.commit).take(4).collect();
+    if others.is_empty() {
+        return Ok(first);
+    }
+    let names = std::iter::once(first).chain(others).map(|known| format!("{} ({})", known.name(), known.commit.short()));
+    Err(NameError::Ambiguous { text: crate::model::sanitise_reason(text), names: names.collect() })
+}
+
+impl Pipeline {
+    /// The releases of an environment, newest first: those that went live, and those that lie in `releases/` without ever having
+    /// been live. Tags are those that the repository has now; without it, those that were written down.
+    pub async fn releases(&self, environment: &Environment) -> Result<Vec<KnownRelease>, PipelineError> {
+        let services = self.services();
+        let mut tags: HashMap<CommitId, Vec<String>> = HashMap::new();
+        match services.repositories.tags(environment.project_id).await {
+            Ok((all, _)) => all.into_iter().for_each(|(name, commit)| tags.entry(commit).or_default().push(name)),
+            Err(error) => tracing::warn!(error = chain(&error), "the tags could not be read"),
+        }
+        let (this, environment) = (self.clone(), environment.clone());
+        let read = tokio::task::spawn_blocking(move || this.read_releases(&environment, &tags));
+        read.await.map_err(|_| PipelineError::Stopping)
+    }
+
+    fn read_releases(&self, environment: &Environment, tags: &HashMap<CommitId, Vec<String>>) -> Vec<KnownRelease> {
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        let pins = Pins::read(&paths.pins()).unwrap_or_else(|error| {
+            tracing::error!(%error, "the pins could not be read");
+            Pins::default()
+        });
+        let (live, making, history) = match self.lane(environment.id) {
+            Some(lane) => {
+                let state = lane.state.lock();
+                (state.live.clone(), state.making, state.history.clone())
+            }
+            None => Default::default(),
+        };
+        let known =
+            |release: ReleaseId, commit: CommitId, build: Option<u64>, written: Option<String>, made: Option<&Summary>| {
+                let mut tags = tags.get(&commit).cloned().unwrap_or_default();
+                let tag = best_tag(tags.iter().map(String::as_str)).map(str::to_owned).or_else(|| written.clone());
+                tags.extend(written.filter(|written| !tags.contains(written)));
+                KnownRelease {
+                    release,
+                    number: made.map(|made| made.number),
+                    build,
+                    commit,
+                    tag,
+                    tags,
+                    by: made.map(|made| made.trigger.by().clone()),
+                    since: made.and_then(|made| made.ended),
+                    live: live.as_ref().is_some_and(|live| live.release == release),
+                    pinned: pins.get(release).is_some(),
+                    installed: paths.tree(release).exists(),
+                    archive_bytes: size(&paths.archive(release)),
+                }
+            };
+        // The last time counts for one that was live more than once.
+        let mut all: Vec<KnownRelease> = Vec::new();
+        for made in history.releases().rev() {
+            if all.iter().all(|known| known.release != made.release || known.number != Some(made.number)) {
+                all.push(known(made.release, made.commit.clone(), made.build, made.tag.clone(), Some(made)));
+            }
+        }
+        let tried: Vec<ReleaseId> = history.deployments.iter().map(|summary| summary.release).chain(making).collect();
+        let stored = store::list(&paths.releases()).unwrap_or_default();
+        for release in stored.into_iter().filter(|release| !tried.contains(release)) {
+            match store::head(&paths.manifest(release)) {
+                Ok(head) => all.push(known(release, head.commit, Some(head.build), head.tag, None)),
+                Err(error) => tracing::error!(%release, error = chain(&error), "a manifest is passed over"),
+            }
+        }
+        all
+    }
+}
+
+fn size(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{EnvId, Mode, ProjectId, Strategy};
+
+    fn environment() -> Environment {
+        Environment {
+            id: EnvId(1),
+            project_id: ProjectId(1),
+            project: "shop".parse().unwrap(),
+            name: "production".parse().unwrap(),
+            mode: Mode::Cooking,
+            branch: "main".parse().unwrap(),
+            strategy: Strategy::BlueGreen,
+            domains: Vec::new(),
+            default: true,
+            scale: Default::default(),
+            remotes: Vec::new(),
+        }
+    }
+
+    fn known(number: u32, commit: &str, tag: Option<&str>) -> KnownRelease {
+        KnownRelease {
+            release: ReleaseId::new(Timestamp::from_second(1_700_000_000 + i64::from(number) * 100_000).unwrap()),
+            number: Some(ReleaseNumber(number)),
+            build: None,
+            commit: commit.repeat(40).get(..40).unwrap().parse().unwrap(),
+            tag: tag.map(str::to_owned),
+            tags: tag.iter().map(|tag| (*tag).to_owned()).collect(),
+            by: None,
+            since: None,
+            live: false,
+            pinned: false,
+            installed: true,
+            archive_bytes: None,
+        }
+    }
+
+    #[test]
+    fn a_release_has_many_names_and_each_means_one() {
+        let all = [
+            known(4, "abcd1", Some("v1.1.0")),
+            known(3, "abcd2", Some("v2")),
+            known(2, "abcd2", Some("v2")),
+            known(1, "beef", None),
+        ];
+        let number = |text: &str| find(&all, text, &environment()).map(|known| known.number.unwrap().0);
+        for (text, expected) in
+            [("v4", 4), ("v1.1.0", 4), ("abcd1", 4), ("ABCD2", 3), ("beef", 1), ("refs/tags/v2", 3), (all[3].commit.as_str(), 1)]
+        {
+            assert_eq!(number(text), Ok(expected), "{text}");
+        }
+        // A number is never a tag, however the tag is called.
+        assert_eq!(number("v2"), Ok(2));
+        assert_eq!(number(&all[2].release.to_string()), Ok(2));
+        assert_eq!(number(all[1].release.to_string().get(..12).unwrap()), Ok(3));
+        for text in ["v9", "v0", "v", "", "bee", "beefy", "refs/tags/beef", "v1.2.0", "--x"] {
+            assert!(matches!(number(text), Err(NameError::Unknown { .. })), "{text}");
+        }
+        let ambiguous = number("abcd").unwrap_err().to_string();
+        assert_eq!(ambiguous, "abcd may be v4 (abcd1abcd1) or v3 (abcd2abcd2) or v2 (abcd2abcd2)");
+    }
+}

@@ -1,0 +1,111 @@
+//! Reading an archive from elsewhere to its last byte, without unpacking it.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Refusal, ReleaseError, each_thread, store};
+use crate::{
+    host::archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
+    model::{Digest, Entry, Manifest},
+};
+
+/// The job. Descriptors: 5 archive, 6 manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyJob {
+    /// How many threads decompress.
+    pub threads: usize,
+    /// What the archive may hold.
+    pub limits: Limits,
+}
+
+/// What came out: nothing to say against it, or what.
+pub type Verdict = Result<(), Refusal>;
+
+/// Does the job: every frame's digest, every header, every file's digest, and that nothing else is there.
+pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> Answer<Verdict> {
+    verify(job, archive, manifest).into()
+}
+
+fn verify(job: &VerifyJob, archive: &File, manifest: &File) -> Result<Verdict, ReleaseError> {
+    let manifest = store::parse(manifest, Path::new("the manifest"))?;
+    verdict(&manifest, read_all(archive, &manifest, &job.limits, job.threads))
+}
+
+/// Refused, or the machine failed: those are told apart here.
+pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> Result<Verdict, ReleaseError> {
+    match result {
+        Ok(()) => Ok(Ok(())),
+        Err(error) => match Refusal::of_archive(manifest, &error) {
+            Some(refusal) => Ok(Err(refusal)),
+            None => Err(ReleaseError::Archive { doing: "accepted", source: error }),
+        },
+    }
+}
+
+/// Reads everything as an installation would, and writes nothing.
+pub fn read_all(file: &File, manifest: &Manifest, limits: &Limits, threads: usize) -> Result<(), ArchiveError> {
+    let archive = Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
+    let count = archive.frames().len();
+    let next = AtomicUsize::new(0);
+    let results = each_thread(threads.clamp(1, count.max(1)), || {
+        let mut reader = FrameReader::new()?;
+        loop {
+            let frame = next.fetch_add(1, Ordering::Relaxed);
+            if frame >= count {
+                return Ok(());
+            }
+            if let Err(error) = archive.read(frame, &mut reader, &mut Nowhere) {
+                next.store(count, Ordering::Relaxed); // the others need not go on
+                return Err(error);
+            }
+        }
+    });
+    results.into_iter().collect()
+}
+
+/// Compares the bytes of all frames with their digests, and decompresses nothing.
+pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &Limits) -> Result<(), ArchiveError> {
+    Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
+    let mut buffer = vec![0; 1 << 20];
+    for (index, frame) in manifest.archive.frames.iter().enumerate() {
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        while done < frame.bytes {
+            let most = usize::try_from(frame.bytes - done).unwrap_or(usize::MAX).min(buffer.len());
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            let read = file.read_at(part, frame.offset + done).map_err(|source| ArchiveError::Io { doing: "read", source })?;
+            if read == 0 {
+                let source = io::ErrorKind::UnexpectedEof.into();
+                return Err(ArchiveError::Io { doing: "read the end of", source });
+            }
+            hasher.update(part.get(..read).unwrap_or_default());
+            done += read as u64;
+        }
+        if Digest::from(hasher.finalize()) != frame.digest {
+            return Err(ArchiveError::FrameDigest { frame: index });
+        }
+    }
+    Ok(())
+}
+
+/// Takes nothing. The reader checks what nobody wants just as well.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn begin(&mut self, _: usize, _: &Entry) -> Result<bool, ArchiveError> {
+        Ok(false)
+    }
+    fn data(&mut self, _: &[u8]) -> Result<(), ArchiveError> {
+        Ok(())
+    }
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! Applies a delta: the new files from patches and from an installed tree of the old release.
+
+use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+
+use super::{
+    Source, entries,
+    format::{self, Outline},
+    groups::{self, Part, Resolved, Wanted},
+    refused,
+    source::{Reader, Store, damaged},
+};
+use crate::{
+    host::{
+        archive::{self, ArchiveError, Sink},
+        files::Confined,
+    },
+    model::{Digest, Entry, EntryKind, Manifest},
+    release::ReleaseError,
+};
+
+/// A delta whose outline and list of patches have been checked, beside the tree that it starts from.
+pub struct Delta<'a> {
+    file: &'a File,
+    new: &'a [Entry],
+    old: &'a Manifest,
+    store: Store<'a>,
+    known: HashMap<Digest, usize>,
+    wanted: Wanted,
+    groups: Vec<Resolved>,
+}
+
+/// Where the content of a file comes from that is not linked from the same path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// It has none.
+    Nowhere,
+    /// An old file, by index.
+    Old(usize),
+    /// Another new file, by index, which is written before.
+    New(usize),
+    /// A patch.
+    Patch,
+}
+
+impl<'a> Delta<'a> {
+    /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the manifest that
+    /// [`super::manifest`] gave.
+    pub fn open(file: &'a File, old: &'a Manifest, base: &'a Confined, new: &'a Manifest) -> Result<Delta<'a>, ReleaseError> {
+        let outline = Outline::read(file)?;
+        outline.starts_from(old)?;
+        if (outline.target, &outline.target_tree) != (new.release, new.tree.as_bytes()) {
+            return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.release)));
+        }
+        let known = entries::contents(&old.entries);
+        let wanted = Wanted::of(&new.entries, &known);
+        let list = outline.read_groups(file)?;
+        let groups = groups::decode(&list, &old.entries, &new.entries, &wanted, outline.patches_at(), outline.patches)?;
+        let store = Store::open(Source::Tree(base), old, &[], 1)?;
+        Ok(Delta { file, new: &new.entries, old, store, known, wanted, groups })
+    }
+
+    /// The groups, the largest first, so that threads that share them end at about the same time.
+    pub fn groups(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.groups.len()).collect();
+        let size =
+            |group: &usize| self.groups.get(*group).map_or(0, |group| group.members.iter().map(|file| file.size).sum::<u64>());
+        order.sort_by_key(|group| std::cmp::Reverse(size(group)));
+        order
+    }
+
+    /// Where the content of the new entry with this index comes from.
+    pub fn origin(&self, index: usize) -> From {
+        match self.new.get(index).map(|entry| &entry.kind) {
+            Some(EntryKind::File { size: 1.., digest, .. }) => {
+                match (self.known.get(digest), self.wanted.by_digest.get(digest)) {
+                    (Some(old), _) => From::Old(*old),
+                    (None, Some(first)) if *first != index => From::New(*first),
+                    _ => From::Patch,
+                }
+            }
+            _ => From::Nowhere,
+        }
+    }
+
+    /// The old entry with this index.
+    pub fn old_entry(&self, index: usize) -> Option<&'a Entry> {
+        self.old.entries.get(index)
+    }
+
+    /// The memory that applying needs; one per thread.
+    pub fn reader(&self) -> GroupReader<'_> {
+        GroupReader { old: self.store.reader(), reference: Vec::new(), packed: Vec::new(), text: Vec::new(), buffer: Vec::new() }
+    }
+
+    /// Gives the files of one group to `sink`, each held to its digest.
+    pub fn read(&self, group: usize, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+        let Some(group) = self.groups.get(group) else { return Err(refused("there is no such group")) };
+        let done = match group.members.as_slice() {
+            [file] => self.one(file, group, reader, sink),
+            _ => self.many(group, reader, sink),
+        };
+        // The delta cannot be blamed for what its base lost.
+        if let Err(ReleaseError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
+            for (index, _) in group.members.iter().filter_map(|file| file.base) {
+                reader.old.open(index)?.verify(&mut reader.buffer)?;
+            }
+        }
+        done
+    }
+
+    fn many(&self, group: &Resolved, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+        let Some(part) = group.parts.first() else { return Err(refused("a group has no patch")) };
+        reader.reference.clear();
+        for file in &group.members {
+            let (from, count) = file.piece();
+            if let (Some((index, _)), 1..) = (file.base, count) {
+                reader.old.open(index)?.append(from, count, &mut reader.reference)?;
+            }
+        }
+        self.unpack(part, group.at, reader)?;
+        let mut at = 0;
+        for file in &group.members {
+            let end = at + file.middle() as usize;
+            self.write(file, reader, sink, |reader, give| give(reader.text.get(at..end).unwrap_or_default()))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        file: &groups::File,
+        group: &Resolved,
+        reader: &mut GroupReader<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<(), ReleaseError> {
+        self.write(file, reader, sink, |reader, give| {
+            let mut at = group.at;
+            for part in &group.parts {
+                reader.reference.clear();
+                if let (Some((index, _)), 1..) = (file.base, part.reference) {
+                    reader.old.open(index)?.append(part.from, part.reference, &mut reader.reference)?;
+                }
+                self.unpack(part, at, reader)?;
+                give(&reader.text)?;
+                at += u64::from(part.packed);
+            }
+            Ok(())
+        })
+    }
+
+    /// Start, middle, end.
+    fn write<'r>(
+        &self,
+        file: &groups::File,
+        reader: &mut GroupReader<'r>,
+        sink: &mut impl Sink,
+        middle: impl FnOnce(&mut GroupReader<'r>, &mut dyn FnMut(&[u8]) -> Result<(), ReleaseError>) -> Result<(), ReleaseError>,
+    ) -> Result<(), ReleaseError> {
+        let Some(entry) = self.new.get(file.entry) else { return Err(refused("it names a file that no manifest has")) };
+        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
+        if !sink.begin(file.entry, entry).map_err(format::accepted)? {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut give = |piece: &[u8]| {
+            hasher.update(piece);
+            sink.data(piece).map_err(format::accepted)
+        };
+        if let (Some((index, _)), 1..) = (file.base, file.head) {
+            let old = reader.old.open(index)?;
+            old.pieces(0, file.head, &mut reader.buffer, &mut give)?;
+        }
+        middle(reader, &mut give)?;
+        if let (Some((index, size)), 1..) = (file.base, file.tail) {
+            let old = reader.old.open(index)?;
+            old.pieces(size - file.tail, file.tail, &mut reader.buffer, &mut give)?;
+        }
+        if Digest::from(hasher.finalize()) != *digest {
+            return Err(format::accepted(ArchiveError::Digest { path: entry.path.clone() }));
+        }
+        sink.end().map_err(format::accepted)
+    }
+
+    /// Decompresses a patch with `reader.reference` to `reader.text`.
+    fn unpack(&self, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), ReleaseError> {
+        reader.packed.resize(part.packed as usize, 0);
+        self.file.read_exact_at(&mut reader.packed, at).map_err(|e| format::failed("read", e))?;
+        if *Digest::of(&reader.packed).as_bytes() != part.digest {
+            return Err(refused("one of its patches is damaged"));
+        }
+        archive::unpack(&reader.reference, &reader.packed, part.raw as usize, &mut reader.text).map_err(format::accepted)
+    }
+
+    /// What is to be said of an old file that is not as it should be.
+    pub fn damaged(&self, entry: &Entry) -> ReleaseError {
+        damaged(self.old.release, entry)
+    }
+}
+
+/// See [`Delta::reader`].
+pub struct GroupReader<'a> {
+    old: Reader<'a>,
+    reference: Vec<u8>,
+    packed: Vec<u8>,
+    text: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl GroupReader<'_> {
+    /// Gives the old file with this index to `sink` as the new `entry`.
+    pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
+        let content = self.old.open(old)?;
+        if !sink.begin(index, entry).map_err(format::accepted)? {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        content.pieces(0, content.size, &mut self.buffer, |piece| {
+            hasher.update(piece);
+            sink.data(piece).map_err(format::accepted)
+        })?;
+        if Digest::from(hasher.finalize()) != *digest {
+            return Err(content.damaged());
+        }
+        sink.end().map_err(format::accepted)
+    }
+}

@@ -1,0 +1,304 @@
+//! The difference of two manifests: fields as JSON, entries column by column, because like stands beside like compresses best.
+
+use std::{cmp::Ordering, collections::HashMap, fs::File};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    format::{self, Outline, Section},
+    refused,
+};
+use crate::{
+    host::archive::{Limits, check_entries},
+    model::{Digest, Entry, EntryKind, Manifest},
+    release::{ReleaseError, tree},
+};
+
+/// The most bytes that all paths of a manifest may have together.
+const MAX_PATHS: usize = 256 << 20;
+
+/// What happens to the entry that the old list has here, or comes before it.
+const REMOVE: u8 = 0;
+const CHANGE: u8 = 1;
+const ADD: u8 = 2;
+const ACTION: u8 = 3;
+/// What the new entry is.
+const DIR: u8 = 0 << 2;
+const PLAIN: u8 = 1 << 2;
+const EXECUTABLE: u8 = 2 << 2;
+const LINK: u8 = 3 << 2;
+const KIND: u8 = 3 << 2;
+/// Whether the old release has a file of this content.
+const KNOWN: u8 = 1 << 4;
+
+/// One column for each thing that has to be said; each is read from its front as the changes need it.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Columns {
+    /// The new manifest without entries and frames, as JSON.
+    head: Vec<u8>,
+    /// What each change is: one action and one kind, or'ed.
+    changes: Vec<u8>,
+    /// How many old entries stay as they are before each change.
+    skips: Vec<u32>,
+    /// Of an added path: how many bytes it shares with the path before it in the new list, and how many it has of its own.
+    shared: Vec<(u32, u32)>,
+    /// Those of their own, one behind the other.
+    names: String,
+    /// The sizes of files; where a file was one before, what the size grew by.
+    sizes: Vec<i64>,
+    /// Which old entry has the same content.
+    known: Vec<u32>,
+    /// What links point to.
+    targets: Vec<String>,
+}
+
+/// The fields of a manifest without what is told in other ways.
+pub(super) fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
+    let mut head = manifest.clone();
+    head.entries = Vec::new();
+    head.archive.frames = Vec::new();
+    serde_json::to_vec(&head).map_err(|e| refused(e.to_string()))
+}
+
+/// Where the old release has which content. The first of several.
+pub(super) fn contents(entries: &[Entry]) -> HashMap<Digest, usize> {
+    let mut found = HashMap::with_capacity(entries.len());
+    for (index, entry) in entries.iter().enumerate() {
+        if let EntryKind::File { digest, .. } = &entry.kind {
+            found.entry(*digest).or_insert(index);
+        }
+    }
+    found
+}
+
+/// Both sections with the difference: columns and digests.
+pub(super) fn encode(
+    old: &Manifest,
+    new: &Manifest,
+    known: &HashMap<Digest, usize>,
+) -> Result<[(Vec<u8>, Section); 2], ReleaseError> {
+    let mut columns = Columns { head: head(new)?, ..Columns::default() };
+    let mut digests = Vec::new();
+    let (mut at, mut skip) = (0usize, 0u32);
+    let (mut entries, mut before) = (new.entries.iter().peekable(), "");
+    loop {
+        let (was, is) = (old.entries.get(at), entries.peek().copied());
+        let order = match (was, is) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(was), Some(is)) => was.path.as_str().cmp(&is.path),
+        };
+        let unchanged = order.is_eq() && was.map(|was| &was.kind) == is.map(|is| &is.kind);
+        if unchanged {
+            skip += 1;
+        } else {
+            columns.skips.push(std::mem::take(&mut skip));
+        }
+        if order.is_le() {
+            at += 1;
+        }
+        let Some(is) = is.filter(|_| order.is_ge()) else {
+            columns.changes.push(REMOVE);
+            continue;
+        };
+        entries.next();
+        if !unchanged {
+            let action = if order.is_eq() { CHANGE } else { ADD };
+            if action == ADD {
+                let shared = common(before, &is.path);
+                let own = is.path.get(shared..).unwrap_or_default();
+                columns.shared.push((shared as u32, own.len() as u32));
+                columns.names.push_str(own);
+            }
+            let was = was.filter(|_| order.is_eq());
+            columns.push(action, was, &is.kind, known, &mut digests);
+        }
+        before = &is.path;
+    }
+    let raw = postcard::to_stdvec(&columns).map_err(|e| refused(e.to_string()))?;
+    let of_digests = Section { bytes: digests.len() as u64, raw: digests.len() as u64, digest: *Digest::of(&digests).as_bytes() };
+    Ok([format::pack(raw, &head(old)?)?, (digests, of_digests)])
+}
+
+/// How many bytes two paths have in common at their start; whole characters.
+fn common(one: &str, other: &str) -> usize {
+    let mut length = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+    while !other.is_char_boundary(length) {
+        length -= 1;
+    }
+    length
+}
+
+impl Columns {
+    fn push(&mut self, action: u8, was: Option<&Entry>, is: &EntryKind, known: &HashMap<Digest, usize>, digests: &mut Vec<u8>) {
+        let what = match is {
+            EntryKind::Dir => DIR,
+            EntryKind::Link { target } => {
+                self.targets.push(target.clone());
+                LINK
+            }
+            EntryKind::File { size, digest, executable } => {
+                self.sizes.push((*size).cast_signed() - size_of(was));
+                let kind = if *executable { EXECUTABLE } else { PLAIN };
+                match known.get(digest) {
+                    Some(index) => {
+                        self.known.push(*index as u32);
+                        kind | KNOWN
+                    }
+                    None => {
+                        digests.extend_from_slice(digest.as_bytes());
+                        kind
+                    }
+                }
+            }
+        };
+        self.changes.push(action | what);
+    }
+}
+
+fn size_of(entry: Option<&Entry>) -> i64 {
+    match entry.map(|entry| &entry.kind) {
+        Some(EntryKind::File { size, .. }) => size.cast_signed(),
+        _ => 0,
+    }
+}
+
+/// Rebuilds the new manifest; every column must be used up, and the tree digest right.
+pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<Manifest, ReleaseError> {
+    let columns = outline.read_columns(delta, &head(old)?)?;
+    let columns: Columns = format::decode(&columns, "entries")?;
+    let digests = outline.read_digests(delta)?;
+    let mut manifest: Manifest =
+        serde_json::from_slice(&columns.head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
+    if manifest.format > Manifest::FORMAT {
+        let (found, known) = (manifest.format, Manifest::FORMAT);
+        return Err(refused(format!("its manifest has the format {found}, this larder reads {known}; update larder")));
+    }
+    if manifest.release != outline.target || manifest.tree.as_bytes() != &outline.target_tree {
+        return Err(refused("its manifest is of another release than its outline"));
+    }
+    if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
+        return Err(refused("its manifest lists entries twice"));
+    }
+    let mut reader = Reader {
+        old: &old.entries,
+        at: 0,
+        paths: 0,
+        new: Vec::with_capacity(old.entries.len()),
+        shared: columns.shared.iter(),
+        names: &columns.names,
+        sizes: columns.sizes.iter(),
+        known: columns.known.iter(),
+        targets: columns.targets.into_iter(),
+        digests: &digests,
+    };
+    if columns.skips.len() != columns.changes.len() {
+        return Err(contradiction());
+    }
+    for (what, skip) in columns.changes.iter().zip(&columns.skips) {
+        reader.keep(*skip as usize)?;
+        reader.change(*what).ok_or_else(contradiction)?;
+    }
+    reader.keep(old.entries.len().saturating_sub(reader.at))?;
+    manifest.entries = reader.finish()?;
+    check_entries(&manifest.entries, &Limits::default()).map_err(format::accepted)?;
+    if tree::digest(&manifest.entries) != manifest.tree {
+        return Err(refused("its tree digest is not that of its entries"));
+    }
+    Ok(manifest)
+}
+
+fn contradiction() -> ReleaseError {
+    refused("its list of entries contradicts itself")
+}
+
+/// What is left of each column, and the new list as far as it is known.
+struct Reader<'a> {
+    old: &'a [Entry],
+    at: usize,
+    paths: usize,
+    new: Vec<Entry>,
+    shared: std::slice::Iter<'a, (u32, u32)>,
+    names: &'a str,
+    sizes: std::slice::Iter<'a, i64>,
+    known: std::slice::Iter<'a, u32>,
+    targets: std::vec::IntoIter<String>,
+    digests: &'a [u8],
+}
+
+impl Reader<'_> {
+    /// Takes over old entries as they are.
+    fn keep(&mut self, count: usize) -> Result<(), ReleaseError> {
+        let end = self.at.checked_add(count).ok_or_else(contradiction)?;
+        self.new.extend_from_slice(self.old.get(self.at..end).ok_or_else(contradiction)?);
+        self.at = end;
+        // What is refused in the end anyway need not fill the memory before.
+        if self.new.len() as u64 > Limits::default().entries {
+            return Err(refused("it has more entries than a release may have"));
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, what: u8) -> Option<()> {
+        let action = what & ACTION;
+        let was = self.old.get(self.at).filter(|_| action != ADD);
+        if action != ADD {
+            was?;
+            self.at += 1;
+        }
+        let path = match action {
+            REMOVE => return (what == REMOVE).then_some(()),
+            CHANGE => was?.path.clone(),
+            ADD => self.path()?,
+            _ => return None,
+        };
+        if what & !(ACTION | KIND | KNOWN) != 0 {
+            return None;
+        }
+        let kind = match what & (KIND | KNOWN) {
+            DIR => EntryKind::Dir,
+            LINK => EntryKind::Link { target: self.targets.next()? },
+            file if file & KIND == PLAIN || file & KIND == EXECUTABLE => {
+                let size = size_of(was).checked_add(*self.sizes.next()?)?;
+                EntryKind::File {
+                    size: u64::try_from(size).ok()?,
+                    digest: self.digest(file & KNOWN != 0)?,
+                    executable: file & KIND == EXECUTABLE,
+                }
+            }
+            _ => return None,
+        };
+        self.new.push(Entry { path, kind });
+        Some(())
+    }
+
+    fn path(&mut self) -> Option<String> {
+        let (shared, own) = self.shared.next()?;
+        let (name, rest) = self.names.split_at_checked(*own as usize)?;
+        self.names = rest;
+        let before = self.new.last().map_or("", |entry| entry.path.as_str()).get(..*shared as usize)?;
+        self.paths += before.len() + name.len();
+        (self.paths <= MAX_PATHS).then(|| format!("{before}{name}"))
+    }
+
+    fn digest(&mut self, known: bool) -> Option<Digest> {
+        if known {
+            let entry = self.old.get(*self.known.next()? as usize)?;
+            return if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None };
+        }
+        let (digest, rest) = self.digests.split_first_chunk::<32>()?;
+        self.digests = rest;
+        Some(Digest::from(*digest))
+    }
+
+    fn finish(self) -> Result<Vec<Entry>, ReleaseError> {
+        let used_up = self.shared.as_slice().is_empty()
+            && self.names.is_empty()
+            && self.sizes.as_slice().is_empty()
+            && self.known.as_slice().is_empty()
+            && self.targets.as_slice().is_empty()
+            && self.digests.is_empty();
+        if used_up { Ok(self.new) } else { Err(contradiction()) }
+    }
+}

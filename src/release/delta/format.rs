@@ -1,0 +1,231 @@
+//! The outline at the start of a delta, and how its parts are read.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::refused;
+use crate::{
+    host::{archive, files::FileError},
+    model::{Digest, Manifest, ReleaseId},
+    release::ReleaseError,
+};
+
+/// The first bytes of every delta.
+const MAGIC: [u8; 8] = *b"larder\x00\xdd";
+
+/// The version of the format that is written, and the newest that is read.
+pub(super) const FORMAT: u32 = 1;
+
+/// Magic, format, length of the outline, its digest.
+const HEAD: usize = 8 + 4 + 4 + 32;
+
+/// An outline has a few hundred bytes.
+const MAX_OUTLINE: usize = 4096;
+
+/// The most bytes that a compressed section may have when it is decompressed: lists for a million entries.
+const MAX_SECTION: u64 = 120 << 20;
+
+/// A part of the file that is read as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Section {
+    /// Its size in the file, in bytes.
+    #[serde(with = "postcard::fixint::le")]
+    pub bytes: u64,
+    /// Its size after decompression; the same if it is not compressed.
+    #[serde(with = "postcard::fixint::le")]
+    pub raw: u64,
+    /// The digest of its bytes in the file.
+    pub digest: [u8; 32],
+}
+
+/// See the module. Its own size does not depend on the sizes in it, so the patches can be written before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Outline {
+    pub base: ReleaseId,
+    pub base_tree: [u8; 32],
+    pub target: ReleaseId,
+    pub target_tree: [u8; 32],
+    /// Changed entries and the manifest's other fields, packed with the old fields as reference.
+    pub columns: Section,
+    /// Digests of changed files: as they are.
+    pub digests: Section,
+    /// The size of all patches together; they come next.
+    #[serde(with = "postcard::fixint::le")]
+    pub patches: u64,
+    /// The list of groups, packed: the end of the file.
+    pub groups: Section,
+    /// Where the sections begin; not written.
+    #[serde(skip)]
+    start: u64,
+}
+
+impl Outline {
+    /// The outline of a delta that has no patches yet.
+    pub fn new(old: &Manifest, new: &Manifest, columns: Section, digests: Section) -> Outline {
+        let (base, base_tree) = (old.release, *old.tree.as_bytes());
+        let (target, target_tree) = (new.release, *new.tree.as_bytes());
+        let groups = Section { bytes: 0, raw: 0, digest: [0; 32] };
+        Outline { base, base_tree, target, target_tree, columns, digests, patches: 0, groups, start: 0 }
+    }
+
+    /// What stands at the start of the file.
+    pub fn bytes(&self) -> Result<Vec<u8>, ReleaseError> {
+        let outline = postcard::to_stdvec(self).map_err(|e| refused(e.to_string()))?;
+        let length = u32::try_from(outline.len()).unwrap_or(u32::MAX);
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(Digest::of(&outline).as_bytes());
+        bytes.extend_from_slice(&outline);
+        Ok(bytes)
+    }
+
+    /// Reads and checks it, and that the file has exactly the size that it says.
+    pub fn read(file: &File) -> Result<Outline, ReleaseError> {
+        let outline = Outline::begin(file)?;
+        let found = file.metadata().map_err(|e| failed("look at", e))?.len();
+        let expected = outline.end().ok_or_else(|| refused("its sizes are absurd"))?;
+        match found {
+            _ if found < expected => Err(refused(format!("it is cut off: {found} of {expected} bytes are there"))),
+            _ if found > expected => Err(refused(format!("something follows its {expected} bytes"))),
+            _ => Ok(outline),
+        }
+    }
+
+    /// The same of a file whose end may still be missing.
+    fn begin(file: &File) -> Result<Outline, ReleaseError> {
+        let head = read(file, 0, HEAD)?;
+        let (magic, head) = head.split_at_checked(8).unwrap_or_default();
+        if magic != MAGIC {
+            return Err(refused("it is not a delta of larder's"));
+        }
+        let (format, head) = head.split_at_checked(4).unwrap_or_default();
+        let format = u32::from_le_bytes(format.try_into().unwrap_or_default());
+        if format != FORMAT {
+            return Err(refused(format!("it has the format {format}, this larder reads {FORMAT}; update larder")));
+        }
+        let (length, digest) = head.split_at_checked(4).unwrap_or_default();
+        let length = u32::from_le_bytes(length.try_into().unwrap_or_default()) as usize;
+        if length > MAX_OUTLINE {
+            return Err(refused("its outline is too long"));
+        }
+        let bytes = read(file, HEAD as u64, length)?;
+        if Digest::of(&bytes).as_bytes() != digest {
+            return Err(refused("its outline is damaged"));
+        }
+        let mut outline: Outline = decode(&bytes, "outline")?;
+        outline.start = (HEAD + length) as u64;
+        Ok(outline)
+    }
+
+    /// Refuses a base that is not `old`.
+    pub fn starts_from(&self, old: &Manifest) -> Result<(), ReleaseError> {
+        if (self.base, &self.base_tree) == (old.release, old.tree.as_bytes()) {
+            return Ok(());
+        }
+        Err(refused(format!("it starts from release {}, not from {}", self.base, old.release)))
+    }
+
+    /// Where the patches begin.
+    pub fn patches_at(&self) -> u64 {
+        self.start.saturating_add(self.columns.bytes).saturating_add(self.digests.bytes)
+    }
+
+    fn end(&self) -> Option<u64> {
+        let sections = self.columns.bytes.checked_add(self.digests.bytes)?.checked_add(self.groups.bytes)?;
+        self.start.checked_add(sections)?.checked_add(self.patches)
+    }
+
+    /// The changed entries, unpacked.
+    pub fn read_columns(&self, file: &File, reference: &[u8]) -> Result<Vec<u8>, ReleaseError> {
+        packed_section(file, self.start, &self.columns, reference, "entries")
+    }
+
+    /// The digests of changed files.
+    pub fn read_digests(&self, file: &File) -> Result<Vec<u8>, ReleaseError> {
+        section(file, self.start.saturating_add(self.columns.bytes), &self.digests, "digests")
+    }
+
+    /// The list of groups, unpacked.
+    pub fn read_groups(&self, file: &File) -> Result<Vec<u8>, ReleaseError> {
+        packed_section(file, self.patches_at().saturating_add(self.patches), &self.groups, &[], "groups")
+    }
+}
+
+/// Between which releases a delta leads: from where, and to where. Of a file that is still being transferred, its first bytes are
+/// enough.
+pub fn base_of(delta: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
+    Outline::begin(delta).map(|outline| (outline.base, outline.target))
+}
+
+/// A packed section, and what the outline says of it.
+pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), ReleaseError> {
+    // The most effort where it costs no time.
+    let level = if raw.len() <= 256 << 10 { 19 } else { 6 };
+    let text = raw.len() as u64;
+    if text > MAX_SECTION {
+        return Err(refused(format!("the lists of what changed have {text} bytes; fetch the whole archive instead")));
+    }
+    let mut both = reference.to_vec();
+    both.extend_from_slice(&raw);
+    drop(raw);
+    let packed = archive::pack(&both, reference.len(), level).map_err(written)?;
+    let section = Section { bytes: packed.len() as u64, raw: text, digest: *Digest::of(&packed).as_bytes() };
+    Ok((packed, section))
+}
+
+fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], what: &str) -> Result<Vec<u8>, ReleaseError> {
+    if section.raw > MAX_SECTION {
+        return Err(refused(format!("its list of {what} is too long")));
+    }
+    let packed = self::section(file, at, section, what)?;
+    let mut raw = Vec::new();
+    archive::unpack(reference, &packed, section.raw as usize, &mut raw).map_err(accepted)?;
+    Ok(raw)
+}
+
+fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8>, ReleaseError> {
+    if section.bytes > MAX_SECTION {
+        return Err(refused(format!("its list of {what} is too long")));
+    }
+    let bytes = read(file, at, section.bytes as usize)?;
+    if *Digest::of(&bytes).as_bytes() == section.digest {
+        Ok(bytes)
+    } else {
+        Err(refused(format!("its list of {what} is damaged")))
+    }
+}
+
+/// Reads exactly so many bytes. Memory is asked for once the file is known to have them.
+fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, ReleaseError> {
+    let size = file.metadata().map_err(|e| failed("look at", e))?.len();
+    if size.saturating_sub(at) < length as u64 {
+        return Err(refused(format!("it is cut off: {size} bytes are there")));
+    }
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, at).map_err(|e| failed("read", e))?;
+    Ok(bytes)
+}
+
+/// Decodes a list; what follows it is an error.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, ReleaseError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((decoded, [])) => Ok(decoded),
+        Ok(_) => Err(refused(format!("something follows its {what}"))),
+        Err(e) => Err(refused(format!("its {what} cannot be read: {e}"))),
+    }
+}
+
+/// What the operating system said about the delta itself.
+pub(super) fn failed(doing: &'static str, source: std::io::Error) -> ReleaseError {
+    FileError::Io { doing, path: "the delta".into(), source }.into()
+}
+
+pub(super) fn accepted(source: archive::ArchiveError) -> ReleaseError {
+    ReleaseError::Archive { doing: "accepted", source }
+}
+
+pub(super) fn written(source: archive::ArchiveError) -> ReleaseError {
+    ReleaseError::Archive { doing: "written", source }
+}

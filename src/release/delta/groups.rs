@@ -1,0 +1,211 @@
+//! Which new files need patches, and the list of patches that a delta has.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CONTEXT, PART, REFERENCE, format, refused};
+use crate::{
+    model::{Digest, Entry, EntryKind},
+    release::ReleaseError,
+};
+
+/// The new files whose content comes from patches: those with content that the old release does not have, the first one where
+/// several have the same. Both sides find the same list.
+pub(super) struct Wanted {
+    /// Their indices, rising.
+    pub entries: Vec<usize>,
+    /// The same by content.
+    pub by_digest: HashMap<Digest, usize>,
+}
+
+impl Wanted {
+    pub fn of(new: &[Entry], known: &HashMap<Digest, usize>) -> Wanted {
+        let (mut entries, mut by_digest) = (Vec::new(), HashMap::new());
+        for (index, entry) in new.iter().enumerate() {
+            if let EntryKind::File { size: 1.., digest, .. } = &entry.kind
+                && !known.contains_key(digest)
+            {
+                by_digest.entry(*digest).or_insert_with(|| {
+                    entries.push(index);
+                    index
+                });
+            }
+        }
+        Wanted { entries, by_digest }
+    }
+}
+
+/// One or more files that are patched together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Group {
+    pub members: Vec<Member>,
+    /// One patch; or several, if there is one member.
+    pub parts: Vec<Part>,
+}
+
+/// A new file: the start of its base, what patches give, the end of its base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Member {
+    /// Which wanted file: how many lie between it and the member before; for the first one, how many lie before it.
+    pub skip: u32,
+    /// The old file that it resembles: 0 none, 1 the one with the same path, otherwise two more than its index.
+    pub base: u32,
+    /// How many bytes at the start are those of the base.
+    pub head: u64,
+    /// How many bytes at the end are those of the base.
+    pub tail: u64,
+}
+
+/// One patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Part {
+    /// Its size in the delta, in bytes.
+    pub packed: u32,
+    /// How many bytes it gives.
+    pub raw: u32,
+    /// The digest of its bytes in the delta.
+    pub digest: [u8; 32],
+    /// Where in the base the reference begins; 0 where there are several members, since then a rule says it.
+    pub from: u64,
+    /// How many bytes of the base it has; 0 likewise.
+    pub reference: u64,
+}
+
+/// A group with everything looked up.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub members: Vec<File>,
+    pub parts: Vec<Part>,
+    /// Where in the delta the first patch begins.
+    pub at: u64,
+}
+
+/// A member of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct File {
+    /// The index of the new entry.
+    pub entry: usize,
+    /// The size of the new file.
+    pub size: u64,
+    /// The index and the size of the base.
+    pub base: Option<(usize, u64)>,
+    pub head: u64,
+    pub tail: u64,
+}
+
+impl File {
+    /// What patches give.
+    pub fn middle(&self) -> u64 {
+        self.size - self.head - self.tail
+    }
+
+    /// What of the base helps to compress the middle, if it is compressed with others': where from, and how many bytes.
+    pub fn piece(&self) -> (u64, u64) {
+        let Some((_, size)) = self.base else { return (0, 0) };
+        if self.middle() == 0 {
+            return (0, 0);
+        }
+        let from = self.head.saturating_sub(CONTEXT);
+        let to = (size - self.tail).saturating_add(CONTEXT).min(size);
+        (from, to - from)
+    }
+}
+
+/// The size of the file that an entry is.
+pub(super) fn size(entry: Option<&Entry>) -> Option<u64> {
+    match entry.map(|entry| &entry.kind) {
+        Some(EntryKind::File { size, .. }) => Some(*size),
+        _ => None,
+    }
+}
+
+/// The index of a path.
+pub(super) fn find(entries: &[Entry], path: &str) -> Option<usize> {
+    entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()
+}
+
+/// The list as it stands in a delta.
+pub(super) fn encode(groups: &[Group]) -> Result<Vec<u8>, ReleaseError> {
+    postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
+}
+
+/// Looks everything up, and refuses what does not fit: every wanted file must come exactly once, and nothing may need more memory
+/// than [`super::memory`] says. `at` is where the patches begin, `bytes` how many there are.
+pub(super) fn decode(
+    list: &[u8],
+    old: &[Entry],
+    new: &[Entry],
+    wanted: &Wanted,
+    mut at: u64,
+    bytes: u64,
+) -> Result<Vec<Resolved>, ReleaseError> {
+    let contradiction = || refused("its list of patches contradicts itself");
+    let groups: Vec<Group> = format::decode(list, "list of patches")?;
+    let end = at.checked_add(bytes).ok_or_else(contradiction)?;
+    let mut seen = vec![false; wanted.entries.len()];
+    let mut resolved = Vec::with_capacity(groups.len());
+    for group in groups {
+        let mut members = Vec::with_capacity(group.members.len());
+        let mut next = 0usize;
+        for member in &group.members {
+            next = next.checked_add(member.skip as usize).ok_or_else(contradiction)?;
+            match seen.get_mut(next) {
+                Some(seen) if !*seen => *seen = true,
+                _ => return Err(contradiction()),
+            }
+            let entry = *wanted.entries.get(next).ok_or_else(contradiction)?;
+            members.push(file(member, entry, old, new).ok_or_else(contradiction)?);
+            next += 1;
+        }
+        check(&members, &group.parts).ok_or_else(contradiction)?;
+        let start = at;
+        for part in &group.parts {
+            at = at.checked_add(u64::from(part.packed)).filter(|at| *at <= end).ok_or_else(contradiction)?;
+        }
+        resolved.push(Resolved { members, parts: group.parts, at: start });
+    }
+    if at != end || seen.contains(&false) {
+        return Err(contradiction());
+    }
+    Ok(resolved)
+}
+
+fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
+    let new_size = size(new.get(entry))?;
+    let base = match member.base {
+        0 => None,
+        1 => Some(find(old, &new.get(entry)?.path)?),
+        other => Some(other as usize - 2),
+    };
+    let base = match base {
+        Some(index) => Some((index, size(old.get(index))?)),
+        None => None,
+    };
+    let shared = member.head.checked_add(member.tail)?;
+    (shared <= new_size.min(base.map_or(0, |(_, size)| size))).then_some(File {
+        entry,
+        size: new_size,
+        base,
+        head: member.head,
+        tail: member.tail,
+    })
+}
+
+/// Whether sizes fit each other and what may be held.
+fn check(members: &[File], parts: &[Part]) -> Option<()> {
+    let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
+    let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();
+    let small = |part: &Part| u64::from(part.raw) <= PART && u64::from(part.packed) <= PART + (1 << 20);
+    if middles != raw || !parts.iter().all(small) {
+        return None;
+    }
+    if let [file] = members {
+        let size = file.base.map_or(0, |(_, size)| size);
+        let inside = |part: &Part| part.from.checked_add(part.reference).is_some_and(|end| end <= size);
+        return parts.iter().all(|part| inside(part) && part.reference <= REFERENCE).then_some(());
+    }
+    let pieces = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.piece().1))?;
+    let by_rule = |part: &Part| part.from == 0 && part.reference == 0;
+    (members.len() > 1 && parts.len() == 1 && parts.iter().all(by_rule) && pieces <= REFERENCE).then_some(())
+}

@@ -1,0 +1,139 @@
+//! Which old file a new one most likely comes from.
+
+use std::collections::{HashMap, HashSet};
+
+use super::groups;
+use crate::model::{Entry, EntryKind};
+
+/// Siblings above this size, in bytes, are no help for a file that nothing else is known of.
+const SIBLING: u64 = 64 << 10;
+
+/// For each of `wanted`, indices of new files, the index of an old one: the one with its path; else one that is gone now and had the
+/// same path but for versions and hashes in it, or the same name; else a small one in the same directory of the same kind.
+pub(super) fn of(old: &[Entry], new: &[Entry], wanted: &[usize]) -> Vec<Option<usize>> {
+    let mut candidates = None;
+    let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());
+    let mut found = Vec::with_capacity(wanted.len());
+    for index in wanted {
+        let Some(entry) = new.get(*index) else {
+            found.push(None);
+            continue;
+        };
+        let base = by_path(&entry.path).or_else(|| {
+            let gone = candidates.get_or_insert_with(|| Gone::of(old, new));
+            gone.like(&entry.path, old).or_else(|| sibling(&entry.path, old))
+        });
+        let size = |entry: Option<&Entry>| groups::size(entry).unwrap_or(0);
+        // Reading a giant for the sake of a small file is not worth it, unless it is the same file.
+        let sensible = |base: &usize| {
+            let (base, new) = (old.get(*base), size(Some(entry)));
+            base.is_some_and(|base| base.path == entry.path) || size(base) <= (new * 4).max(SIBLING)
+        };
+        found.push(base.filter(sensible));
+    }
+    found
+}
+
+/// Old files that are no longer there.
+struct Gone<'a> {
+    by_shape: HashMap<String, usize>,
+    by_name: HashMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> Gone<'a> {
+    fn of(old: &'a [Entry], new: &[Entry]) -> Gone<'a> {
+        let still: HashSet<&str> = new.iter().map(|entry| entry.path.as_str()).collect();
+        let mut gone = Gone { by_shape: HashMap::new(), by_name: HashMap::new() };
+        for (index, entry) in old.iter().enumerate() {
+            if matches!(entry.kind, EntryKind::File { size: 1.., .. }) && !still.contains(entry.path.as_str()) {
+                gone.by_shape.entry(shape(&entry.path)).or_insert(index);
+                gone.by_name.entry(name(&entry.path)).or_default().push(index);
+            }
+        }
+        gone
+    }
+
+    fn like(&self, path: &str, old: &[Entry]) -> Option<usize> {
+        if let Some(index) = self.by_shape.get(&shape(path)) {
+            return Some(*index);
+        }
+        let alike = |index: &&usize| {
+            let other = old.get(**index).map_or("", |entry| entry.path.as_str());
+            let parts = path.rsplit('/').zip(other.rsplit('/')).take_while(|(a, b)| a == b).count();
+            let start = path.split('/').zip(other.split('/')).take_while(|(a, b)| a == b).count();
+            (parts, start)
+        };
+        // A name like `index.js` is everywhere: looking at a few must do.
+        self.by_name.get(name(path))?.iter().take(64).max_by_key(alike).copied()
+    }
+}
+
+fn name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// A path without what versions and hashes make of it.
+fn shape(path: &str) -> String {
+    let mut shape = String::with_capacity(path.len());
+    for word in path.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let text = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        let is_number = text.bytes().all(|c| c.is_ascii_digit());
+        let is_hash = text.len() >= 6 && text.bytes().any(|c| c.is_ascii_digit());
+        shape.push_str(if is_number || is_hash { word.get(text.len()..).unwrap_or_default() } else { word });
+    }
+    shape
+}
+
+/// The nearest small file in the same directory with the same ending.
+fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
+    let ending = |path: &str| name(path).rsplit_once('.').map(|(_, ending)| ending.to_owned());
+    let parent = |path: &str| path.rsplit_once('/').map(|(parent, _)| parent.to_owned());
+    let at = old.partition_point(|entry| entry.path.as_str() < path);
+    let fits = |index: &usize| {
+        old.get(*index).is_some_and(|entry| {
+            matches!(entry.kind, EntryKind::File { size: 1..=SIBLING, .. })
+                && parent(&entry.path) == parent(path)
+                && ending(&entry.path) == ending(path)
+        })
+    };
+    (at.saturating_sub(4)..at).rev().find(fits).or_else(|| (at..at.saturating_add(4).min(old.len())).find(fits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Digest;
+
+    fn files(paths: &[&str]) -> Vec<Entry> {
+        let kind = |path: &str| EntryKind::File { size: 10, digest: Digest::of(path.as_bytes()), executable: false };
+        let mut entries: Vec<Entry> = paths.iter().map(|path| Entry { path: (*path).to_owned(), kind: kind(path) }).collect();
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        entries
+    }
+
+    #[test]
+    fn a_new_file_finds_the_one_that_it_was() {
+        let old = files(&["a/main.4f3a2b1c.js", "a/same.js", "lib/x-1.2.dist-info/METADATA", "moved/deep/thing.css", "z/one.py"]);
+        let new = files(&[
+            "a/main.99aa88bb.js",
+            "a/same.js",
+            "lib/x-1.3.dist-info/METADATA",
+            "other/deep/thing.css",
+            "z/one.py",
+            "z/two.py",
+            "q.rs",
+        ]);
+        let wanted: Vec<usize> = (0..new.len()).collect();
+        let found = of(&old, &new, &wanted);
+        let named = |path: &str| {
+            let index = new.iter().position(|entry| entry.path == path).unwrap();
+            found[index].map(|base| old[base].path.as_str())
+        };
+        assert_eq!(named("a/main.99aa88bb.js"), Some("a/main.4f3a2b1c.js"));
+        assert_eq!(named("a/same.js"), Some("a/same.js"));
+        assert_eq!(named("lib/x-1.3.dist-info/METADATA"), Some("lib/x-1.2.dist-info/METADATA"));
+        assert_eq!(named("other/deep/thing.css"), Some("moved/deep/thing.css"));
+        assert_eq!(named("z/two.py"), Some("z/one.py"));
+        assert_eq!(named("q.rs"), None);
+    }
+}

@@ -1,0 +1,237 @@
+//! The files of a release, wherever they are: in an installed tree, or in an archive.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::unix::fs::FileExt,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use super::{format, groups};
+use crate::{
+    host::{
+        archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
+        files::{Confined, Cursor},
+    },
+    model::{Digest, Entry, EntryKind, Manifest, ReleaseId},
+    release::{ReleaseError, each_thread},
+};
+
+/// How much of a file is held at once where it is only read through, in bytes.
+pub(super) const CHUNK: usize = 1 << 20;
+
+/// Where the files of a release are.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// In its installed tree.
+    Tree(&'a Confined),
+    /// In its archive. What is needed of it is put into `spool`, an empty file.
+    Archive {
+        /// The archive.
+        archive: &'a File,
+        /// For the files that are needed, unpacked.
+        spool: &'a File,
+    },
+}
+
+/// The files of one release.
+pub(super) struct Store<'a> {
+    release: ReleaseId,
+    entries: &'a [Entry],
+    place: Place<'a>,
+}
+
+enum Place<'a> {
+    Tree(&'a Confined),
+    Spool { file: &'a File, at: HashMap<usize, u64> },
+}
+
+impl<'a> Store<'a> {
+    /// Makes the files with the indices `wanted` accessible.
+    pub fn open(source: Source<'a>, manifest: &'a Manifest, wanted: &[usize], threads: usize) -> Result<Store<'a>, ReleaseError> {
+        let entries = manifest.entries.as_slice();
+        let place = match source {
+            Source::Tree(tree) => Place::Tree(tree),
+            Source::Archive { archive, spool } => {
+                let mut at = HashMap::with_capacity(wanted.len());
+                let mut end = 0u64;
+                for index in wanted {
+                    at.entry(*index).or_insert(end);
+                    end += groups::size(entries.get(*index)).unwrap_or(0);
+                }
+                spool_files(archive, manifest, spool, &at, threads)?;
+                Place::Spool { file: spool, at }
+            }
+        };
+        Ok(Store { release: manifest.release, entries, place })
+    }
+
+    /// A way to its files; one per thread.
+    pub fn reader(&self) -> Reader<'_> {
+        let cursor = if let Place::Tree(tree) = &self.place { Some(tree.cursor()) } else { None };
+        Reader { store: self, cursor }
+    }
+}
+
+/// Unpacks the files with the indices in `at` to those places.
+fn spool_files(
+    archive: &File,
+    manifest: &Manifest,
+    spool: &File,
+    at: &HashMap<usize, u64>,
+    threads: usize,
+) -> Result<(), ReleaseError> {
+    let archive = Archive::open(archive, &manifest.entries, &manifest.archive, &Limits::default()).map_err(format::accepted)?;
+    let frames: Vec<usize> = archive
+        .frames()
+        .enumerate()
+        .filter(|(_, range)| range.clone().any(|index| at.contains_key(&index)))
+        .map(|(n, _)| n)
+        .collect();
+    let next = AtomicUsize::new(0);
+    let results = each_thread(threads.min(frames.len()), || {
+        let mut reader = FrameReader::new()?;
+        let mut spooler = Spooler { spool, places: at, at: 0 };
+        while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
+            archive.read(*frame, &mut reader, &mut spooler)?;
+        }
+        Ok(())
+    });
+    results.into_iter().collect::<Result<(), ArchiveError>>().map_err(format::accepted)
+}
+
+struct Spooler<'a> {
+    spool: &'a File,
+    places: &'a HashMap<usize, u64>,
+    at: u64,
+}
+
+impl Sink for Spooler<'_> {
+    fn begin(&mut self, index: usize, _: &Entry) -> Result<bool, ArchiveError> {
+        Ok(self.places.get(&index).is_some_and(|at| {
+            self.at = *at;
+            true
+        }))
+    }
+
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        self.spool.write_all_at(part, self.at).map_err(|source| ArchiveError::Io { doing: "put aside a part of", source })?;
+        self.at += part.len() as u64;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        Ok(())
+    }
+}
+
+/// See [`Store::reader`].
+pub(super) struct Reader<'a> {
+    store: &'a Store<'a>,
+    cursor: Option<Cursor<'a>>,
+}
+
+impl<'a> Reader<'a> {
+    /// Opens the file with this index; it has the size that its manifest says.
+    pub fn open(&mut self, index: usize) -> Result<Content<'a>, ReleaseError> {
+        let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that no manifest has"))?;
+        let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };
+        let (bytes, at) = match (&mut self.cursor, &self.store.place) {
+            (Some(cursor), _) => (Bytes::Own(open(cursor, entry, *size).ok_or_else(|| damaged(self.store.release, entry))?), 0),
+            (None, Place::Spool { file, at }) => (Bytes::Spool(file), at.get(&index).copied().unwrap_or_default()),
+            (None, Place::Tree(_)) => return Err(self.damaged(entry)),
+        };
+        Ok(Content { bytes, at, size: *size, digest, entry, release: self.store.release })
+    }
+
+    fn damaged(&self, entry: &Entry) -> ReleaseError {
+        damaged(self.store.release, entry)
+    }
+}
+
+pub(super) fn damaged(release: ReleaseId, entry: &Entry) -> ReleaseError {
+    ReleaseError::Damaged { path: entry.path.clone(), release }
+}
+
+/// A file of a tree, if it is there as its manifest says.
+fn open(cursor: &mut Cursor<'_>, entry: &Entry, size: u64) -> Option<File> {
+    let file = cursor.open(&entry.path).ok()?;
+    let found = file.metadata().ok()?;
+    (found.is_file() && found.len() == size).then_some(file)
+}
+
+enum Bytes<'a> {
+    Own(File),
+    Spool(&'a File),
+}
+
+/// An open file of a release.
+pub(super) struct Content<'a> {
+    bytes: Bytes<'a>,
+    at: u64,
+    pub size: u64,
+    digest: &'a Digest,
+    entry: &'a Entry,
+    release: ReleaseId,
+}
+
+impl Content<'_> {
+    /// Fills `into` with what stands at `from`.
+    pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), ReleaseError> {
+        let file = match &self.bytes {
+            Bytes::Own(file) => file,
+            Bytes::Spool(file) => file,
+        };
+        file.read_exact_at(into, self.at + from).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.damaged(),
+            _ => crate::host::files::FileError::io("read", &self.entry.path, e).into(),
+        })
+    }
+
+    /// Appends `count` bytes from `from` on to `into`.
+    pub fn append(&self, from: u64, count: u64, into: &mut Vec<u8>) -> Result<(), ReleaseError> {
+        let start = into.len();
+        into.resize(start + count as usize, 0);
+        self.read(from, into.get_mut(start..).unwrap_or_default())
+    }
+
+    /// Gives `count` bytes from `from` on to `act`, in pieces.
+    pub fn pieces(
+        &self,
+        from: u64,
+        count: u64,
+        buffer: &mut Vec<u8>,
+        mut act: impl FnMut(&[u8]) -> Result<(), ReleaseError>,
+    ) -> Result<(), ReleaseError> {
+        let mut done = 0;
+        while done < count {
+            buffer.resize((count - done).min(CHUNK as u64) as usize, 0);
+            self.read(from + done, buffer)?;
+            act(buffer)?;
+            done += buffer.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Replaces `into` by the whole content, whose digest is checked.
+    pub fn whole(&self, into: &mut Vec<u8>) -> Result<(), ReleaseError> {
+        into.clear();
+        self.append(0, self.size, into)?;
+        if Digest::of(into) == *self.digest { Ok(()) } else { Err(self.damaged()) }
+    }
+
+    /// Reads it through and checks its digest.
+    pub fn verify(&self, buffer: &mut Vec<u8>) -> Result<(), ReleaseError> {
+        let mut hasher = blake3::Hasher::new();
+        self.pieces(0, self.size, buffer, |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        if Digest::from(hasher.finalize()) == *self.digest { Ok(()) } else { Err(self.damaged()) }
+    }
+
+    /// What is to be said if it is not as it should be.
+    pub fn damaged(&self) -> ReleaseError {
+        damaged(self.release, self.entry)
+    }
+}

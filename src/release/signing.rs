@@ -1,0 +1,176 @@
+//! The key that a server signs with, and the check of a signature. The only place that does either.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use data_encoding::BASE64;
+use ring::{
+    rand::SystemRandom,
+    signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
+};
+
+use crate::{
+    host::files::{PrivateError, make_private, read_private},
+    model::{PublicKey, Signature, SignatureBytes},
+};
+
+/// A key file above this size is not ours, in bytes.
+const MAX_FILE: u64 = 4096;
+
+const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+const END: &str = "-----END PRIVATE KEY-----";
+
+/// Why there is no signing key; without one nothing is cooked, because production would refuse it later.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningKeyError {
+    /// The file cannot be used.
+    #[error("the signing key cannot be used")]
+    File(#[from] PrivateError),
+    /// The file is something else.
+    #[error(
+        "the signing key {path} is not an ed25519 key in PKCS #8; restore it from a backup, or move it away to have a new one made (whoever trusts the old one has to be told the new one)"
+    )]
+    Content {
+        /// The file.
+        path: String,
+    },
+    /// A new key could not be made.
+    #[error("a new signing key could not be made: the system gave no randomness")]
+    Generate,
+}
+
+/// The private half; it never leaves the server. Cheap to clone.
+#[derive(Clone)]
+pub struct SigningKey {
+    pair: Arc<Ed25519KeyPair>,
+    public: PublicKey,
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.public)
+    }
+}
+
+impl SigningKey {
+    /// The key at `path`; made there, and never changed again, if there is none.
+    pub fn load_or_make(path: &Path) -> Result<SigningKey, SigningKeyError> {
+        if let Some(key) = SigningKey::load(path)? {
+            return Ok(key);
+        }
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| SigningKeyError::Generate)?;
+        // Lines as PEM has them, so that people and scanners see at once what this is.
+        let mut text = format!("{BEGIN}\n");
+        let mut encoded = BASE64.encode(document.as_ref());
+        while encoded.len() > 64 {
+            let rest = encoded.split_off(64);
+            text.push_str(&encoded);
+            text.push('\n');
+            encoded = rest;
+        }
+        text.push_str(&format!("{encoded}\n{END}\n"));
+        make_private(path, text.as_bytes())?;
+        SigningKey::load(path)?.ok_or_else(|| SigningKeyError::Content { path: path.display().to_string() })
+    }
+
+    fn load(path: &Path) -> Result<Option<SigningKey>, SigningKeyError> {
+        let Some(bytes) = read_private(path, MAX_FILE)? else { return Ok(None) };
+        let key = decode(&bytes).ok_or_else(|| SigningKeyError::Content { path: path.display().to_string() })?;
+        Ok(Some(key))
+    }
+
+    /// A key that lives only as long as the process, for tests and tools.
+    pub fn ephemeral() -> Result<SigningKey, SigningKeyError> {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| SigningKeyError::Generate)?;
+        SigningKey::of(document.as_ref()).ok_or(SigningKeyError::Generate)
+    }
+
+    fn of(document: &[u8]) -> Option<SigningKey> {
+        let pair = Arc::new(Ed25519KeyPair::from_pkcs8(document).ok()?);
+        let public = PublicKey::new(pair.public_key().as_ref().try_into().ok()?);
+        Some(SigningKey { pair, public })
+    }
+
+    /// The public half, for `--trust`.
+    pub fn public(&self) -> PublicKey {
+        self.public
+    }
+
+    /// Signs `statement`.
+    pub fn sign(&self, statement: &[u8]) -> Signature {
+        let mut value = [0; 64];
+        for (to, from) in value.iter_mut().zip(self.pair.sign(statement).as_ref()) {
+            *to = *from;
+        }
+        Signature { key: self.public, value: SignatureBytes(value) }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<SigningKey> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let inner = text.trim().strip_prefix(BEGIN)?.strip_suffix(END)?;
+    let encoded: String = inner.split_ascii_whitespace().collect();
+    SigningKey::of(&BASE64.decode(encoded.as_bytes()).ok()?)
+}
+
+/// Whether `signature` is over exactly `statement`. Whether its key is one to believe is another question.
+pub fn verify_signature(signature: &Signature, statement: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, signature.key.as_bytes()).verify(statement, &signature.value.0).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt},
+    };
+
+    use super::*;
+
+    #[test]
+    fn made_once_private_and_the_same_ever_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let first = SigningKey::load_or_make(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(BEGIN) && text.lines().all(|line| line.len() <= 64), "{text}");
+        let second = SigningKey::load_or_make(&path).unwrap();
+        assert_eq!(first.public(), second.public());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
+        assert!(!format!("{second:?}").contains(text.lines().nth(1).unwrap()), "the secret is not shown");
+        let elsewhere = SigningKey::load_or_make(&dir.path().join("other")).unwrap();
+        assert_ne!(elsewhere.public(), first.public());
+    }
+
+    #[test]
+    fn what_others_can_read_or_what_is_no_key_is_refused_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        SigningKey::load_or_make(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = SigningKey::load_or_make(&path).unwrap_err();
+        let error = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "not a key").unwrap();
+        assert!(matches!(SigningKey::load_or_make(&path), Err(SigningKeyError::Content { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "not a key");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(SigningKey::load_or_make(&link), Err(SigningKeyError::File(_))));
+    }
+
+    #[test]
+    fn a_signature_is_over_these_bytes_and_by_this_key() {
+        let (one, other) = (SigningKey::ephemeral().unwrap(), SigningKey::ephemeral().unwrap());
+        let signature = one.sign(b"v42");
+        assert!(verify_signature(&signature, b"v42"));
+        assert!(!verify_signature(&signature, b"v43"));
+        assert!(!verify_signature(&Signature { key: other.public(), ..signature }, b"v42"));
+        for bit in 0..512 {
+            let mut value = signature.value;
+            value.0[bit / 8] ^= 1 << (bit % 8);
+            assert!(!verify_signature(&Signature { value, ..signature }, b"v42"), "bit {bit}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Whether a deliverable from elsewhere is believed. Pure decisions over what was read; [`take_in`](super::take_in()) acts on them.
+//!
+//! What somebody can do who holds everything but the signing key: rename files, exchange them, present old ones as new. So a name
+//! is never believed: release, commit, project and environment are those of the signed statement. What is asked for by name has to
+//! be exactly that; what is asked for as "the newest" must not be older than what was accepted before ([`Accepted`]). Holding
+//! back what is newer cannot be noticed here.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Refusal, ReleaseError, store, verify_signature};
+use crate::{
+    host::files::{read_limited, write_atomic},
+    model::{CommitId, EnvironmentName, HealthRecord, Manifest, ProjectName, PublicKey, ReleaseId},
+};
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expectation {
+    /// Whose it must be.
+    pub project: ProjectName,
+    /// By which environments it may have been made; none named means any of the project's.
+    pub environments: Vec<EnvironmentName>,
+    /// The release, where one was asked for.
+    pub release: Option<ReleaseId>,
+    /// The commit, where one was asked for.
+    pub commit: Option<CommitId>,
+    /// Whether the newest there is was asked for: then it must not be older than what is known.
+    pub newest: bool,
+}
+
+impl Expectation {
+    /// Anything of `project`.
+    pub fn of(project: ProjectName) -> Expectation {
+        Expectation { project, environments: Vec::new(), release: None, commit: None, newest: false }
+    }
+}
+
+/// The newest build that was accepted from each signer and environment; `accepted.json`. It outlives the releases themselves, so
+/// that pruning does not make old ones new.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    marks: Vec<Mark>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    signer: PublicKey,
+    project: ProjectName,
+    environment: EnvironmentName,
+    build: u64,
+    created: Timestamp,
+    release: ReleaseId,
+}
+
+/// How many signers and environments are remembered.
+const MARKS_MAX: usize = 256;
+
+/// The largest `accepted.json`, in bytes.
+const BYTES_MAX: u64 = 1 << 20;
+
+impl Accepted {
+    /// Reads the file at `path`; nothing was accepted where there is none.
+    pub fn load(path: &Path) -> Result<Accepted, ReleaseError> {
+        match read_limited(path, BYTES_MAX) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| ReleaseError::Manifest { path: path.to_owned(), why: error.to_string() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Accepted::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes it; on the disk afterwards.
+    pub fn save(&self, path: &Path) -> Result<(), ReleaseError> {
+        let bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| ReleaseError::Manifest { path: path.to_owned(), why: error.to_string() })?;
+        Ok(write_atomic(path, &bytes, 0o600)?)
+    }
+
+    fn mark_for(&self, manifest: &Manifest) -> Option<&Mark> {
+        let signer = manifest.signature?.key;
+        let same =
+            |mark: &&Mark| mark.signer == signer && mark.project == manifest.project && mark.environment == manifest.environment;
+        self.marks.iter().find(same)
+    }
+
+    /// Remembers an accepted manifest. Says whether that is news.
+    pub fn note(&mut self, manifest: &Manifest) -> bool {
+        let Some(signature) = manifest.signature else { return false };
+        let rank = (manifest.build, manifest.created);
+        if self.mark_for(manifest).is_some_and(|mark| rank <= (mark.build, mark.created)) {
+            return false;
+        }
+        let Manifest { project, environment, build, created, release, .. } = manifest;
+        self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
+        // The oldest go first: whoever is trusted and makes up environments only forgets their own.
+        self.marks.sort_by_key(|mark| mark.created);
+        let excess = self.marks.len().saturating_sub(MARKS_MAX - 1);
+        self.marks.drain(..excess);
+        let (project, environment) = (project.clone(), environment.clone());
+        self.marks.push(Mark {
+            signer: signature.key,
+            project,
+            environment,
+            build: *build,
+            created: *created,
+            release: *release,
+        });
+        true
+    }
+}
+
+/// The manifest that `bytes` are, if it is one that contradicts itself nowhere. Nothing in it is believed yet.
+pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
+    newer_format("manifest", bytes, Manifest::FORMAT)?;
+    store::from_bytes(bytes, Path::new("manifest")).map_err(|error| {
+        let why = match error {
+            ReleaseError::Manifest { why, .. } => why,
+            other => match super::Answer::<()>::from(Err(other)) {
+                super::Answer::Refused(why) => why,
+                super::Answer::Done(()) => String::new(),
+            },
+        };
+        Refusal::Unreadable { what: "manifest".to_owned(), why: why.chars().take(1000).collect() }
+    })
+}
+
+/// What a newer one holds may not parse at all, so its format is looked at first.
+fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    match serde_json::from_slice::<Format>(bytes) {
+        Ok(Format { format }) if format > reads => Err(Refusal::NewerFormat { what: what.to_owned(), format, reads }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `manifest` is what was asked for and comes from somebody in `trust`. Whether its archive fits is looked at later; but
+/// what this refuses need not be fetched.
+pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], accepted: &Accepted) -> Result<(), Refusal> {
+    let release = manifest.release;
+    let signature = manifest.signature.ok_or(Refusal::Unsigned { release })?;
+    let key = signature.key;
+    if !trust.contains(&key) {
+        return Err(Refusal::UnknownSigner { release, project: expect.project.clone(), key });
+    }
+    if !verify_signature(&signature, &manifest.statement()) {
+        return Err(Refusal::BadSignature { release, key });
+    }
+    if manifest.project != expect.project {
+        let (found, wanted) = (manifest.project.clone(), expect.project.clone());
+        return Err(Refusal::OtherProject { release, found, wanted });
+    }
+    if !expect.environments.is_empty() && !expect.environments.contains(&manifest.environment) {
+        let (found, wanted) = (manifest.environment.clone(), expect.environments.clone());
+        return Err(Refusal::OtherEnvironment { release, found, wanted });
+    }
+    if let Some(wanted) = expect.release.filter(|wanted| *wanted != release) {
+        return Err(Refusal::OtherRelease { found: release, wanted });
+    }
+    if let Some(wanted) = expect.commit.as_ref().filter(|wanted| **wanted != manifest.commit) {
+        let (found, wanted) = (manifest.commit.clone(), wanted.clone());
+        return Err(Refusal::OtherCommit { release, found, wanted });
+    }
+    if expect.newest
+        && let Some(mark) = accepted.mark_for(manifest)
+        && mark.release != release
+        && (manifest.build, manifest.created) <= (mark.build, mark.created)
+    {
+        let build = manifest.build;
+        return Err(Refusal::Replayed { release, build, newer: mark.release, newer_build: mark.build });
+    }
+    Ok(())
+}
+
+/// The record that `bytes` are. Nothing in it is believed yet.
+pub fn read_record(bytes: &[u8]) -> Result<HealthRecord, Refusal> {
+    let what = "health record";
+    newer_format(what, bytes, HealthRecord::FORMAT)?;
+    let record: HealthRecord = serde_json::from_slice(bytes)
+        .map_err(|error| Refusal::Unreadable { what: what.to_owned(), why: error.to_string().chars().take(1000).collect() })?;
+    if record.format != HealthRecord::FORMAT {
+        let why = format!("it has the format {}, which never was", record.format);
+        return Err(Refusal::Unreadable { what: what.to_owned(), why });
+    }
+    Ok(record)
+}
+
+/// Whether `record` is about `manifest`'s release, and by somebody in `trust`. It may be by another server than the one that made
+/// the release: whoever ran it can say how it went.
+pub fn accept_record(record: &HealthRecord, manifest: &Manifest, trust: &[PublicKey]) -> Result<(), Refusal> {
+    let release = manifest.release;
+    let refused = |why: String| Refusal::Record { release, why };
+    let signature = record.signature.ok_or_else(|| refused("it is not signed".to_owned()))?;
+    if !trust.contains(&signature.key) {
+        return Err(refused(format!("it is signed by {}, which is not trusted for {}", signature.key, manifest.project)));
+    }
+    if !verify_signature(&signature, &record.statement()) {
+        return Err(refused(format!("it was altered after {} had signed it", signature.key)));
+    }
+    if record.project != manifest.project {
+        return Err(refused(format!("it is about the project {}", record.project)));
+    }
+    if record.release != release {
+        return Err(refused(format!("it is about release {}", record.release)));
+    }
+    if record.tree != manifest.tree {
+        return Err(refused("it is about another tree".to_owned()));
+    }
+    Ok(())
+}

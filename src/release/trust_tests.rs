@@ -1,0 +1,391 @@
+//! What is refused, for which reason, in which words; and that nothing else gets through.
+
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
+
+use super::{
+    Refusal, SigningKey, check, store,
+    tests::{Made, bundle_dir, put},
+    tree,
+    trust::{Accepted, Expectation, accept, accept_record, read_manifest, read_record},
+};
+use crate::{
+    host::archive::{ArchiveInfoExt, Limits},
+    model::{ArchiveInfo, Digest, EntryKind, HealthRecord, Manifest, PublicKey, ReleaseId, ReleaseNumber},
+};
+
+fn key() -> SigningKey {
+    SigningKey::ephemeral().unwrap()
+}
+
+fn signed(manifest: &Manifest, key: &SigningKey) -> Manifest {
+    Manifest { signature: Some(key.sign(&manifest.statement())), ..manifest.clone() }
+}
+
+fn small() -> (tempfile::TempDir, Made) {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a/one.txt", "one");
+    put(dir.path(), "b/two.txt", &"two ".repeat(500));
+    std::os::unix::fs::symlink("a/one.txt", dir.path().join("link")).unwrap();
+    let made = bundle_dir(dir.path(), None).unwrap();
+    (dir, made)
+}
+
+/// Two frames and more.
+fn large() -> (tempfile::TempDir, Made) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 7_u64;
+    for n in 0..24 {
+        let mut bytes = vec![0; 400_000];
+        for byte in &mut bytes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (state >> 33) as u8 & 0x3f;
+        }
+        std::fs::write(dir.path().join(format!("f{n:02}")), bytes).unwrap();
+    }
+    let made = bundle_dir(dir.path(), None).unwrap();
+    assert!(made.parsed.archive.frames.len() > 1);
+    (dir, made)
+}
+
+fn shop() -> Expectation {
+    Expectation::of("shop".parse().unwrap())
+}
+
+fn refusal(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey]) -> Refusal {
+    accept(expect, manifest, trust, &Accepted::default()).unwrap_err()
+}
+
+fn look(file: &File, manifest: &Manifest) -> Result<(), Refusal> {
+    let quick = check::verdict(manifest, check::read_digests(file, manifest, &Limits::default())).unwrap();
+    let whole = check::verdict(manifest, check::read_all(file, manifest, &Limits::default(), 2)).unwrap();
+    // What the quick look refuses, the thorough one refuses too; the other way round it may not be.
+    assert!(quick.is_ok() || whole.is_err(), "{quick:?} {whole:?}");
+    whole
+}
+
+fn copy(made: &Made) -> (tempfile::NamedTempFile, Vec<u8>) {
+    let size = made.archive.metadata().unwrap().len();
+    let mut bytes = vec![0; size as usize];
+    made.archive.read_exact_at(&mut bytes, 0).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    (file, bytes)
+}
+
+#[test]
+fn what_a_trusted_server_made_is_accepted_for_what_it_is() {
+    let (_dir, made) = small();
+    let key = key();
+    let manifest = signed(&made.parsed, &key);
+    let trust = [SigningKey::ephemeral().unwrap().public(), key.public()];
+    let exact = Expectation {
+        environments: vec!["production".parse().unwrap(), "staging".parse().unwrap()],
+        release: Some(manifest.release),
+        commit: Some(manifest.commit.clone()),
+        newest: true,
+        ..shop()
+    };
+    for expect in [shop(), exact] {
+        accept(&expect, &manifest, &trust, &Accepted::default()).unwrap();
+    }
+    look(&made.archive, &manifest).unwrap();
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    assert_eq!(read_manifest(&bytes).unwrap(), manifest);
+}
+
+#[test]
+fn unsigned_unknown_and_forged() {
+    let (_dir, made) = small();
+    let (key, other) = (key(), key());
+    let trust = [key.public()];
+    let plain = &made.parsed;
+    let release = plain.release;
+    let found = refusal(&shop(), plain, &trust);
+    assert_eq!(found.to_string(), format!("release {release} is not signed"));
+
+    let found = refusal(&shop(), &signed(plain, &other), &trust);
+    assert_eq!(found.to_string(), format!("release {release} is signed by {}, which is not trusted for shop", other.public()));
+    assert!(found.hint().contains(&format!("larder key trust shop {}", other.public())), "{}", found.hint());
+    assert!(matches!(refusal(&shop(), &signed(plain, &key), &[]), Refusal::UnknownSigner { .. }), "nobody is trusted");
+
+    // Another's signature under the name of one who is trusted; and one of theirs over another statement.
+    let mut forged = signed(plain, &other);
+    forged.signature.as_mut().unwrap().key = key.public();
+    let found = refusal(&shop(), &forged, &trust);
+    assert_eq!(
+        found.to_string(),
+        format!(
+            "the signature of release {release} does not fit its manifest: it was altered after {} had signed it",
+            key.public()
+        )
+    );
+    let mut changed = signed(plain, &key);
+    changed.build += 1;
+    assert!(matches!(refusal(&shop(), &changed, &trust), Refusal::BadSignature { .. }));
+}
+
+#[test]
+fn another_project_environment_release_or_commit() {
+    let (_dir, made) = small();
+    let key = key();
+    let trust = [key.public()];
+    let manifest = signed(&made.parsed, &key);
+    let release = manifest.release;
+    let found = refusal(&Expectation::of("blog".parse().unwrap()), &manifest, &trust);
+    assert_eq!(found.to_string(), format!("release {release} belongs to the project shop, not to blog"));
+
+    let expect = Expectation { environments: vec!["qa".parse().unwrap(), "beta".parse().unwrap()], ..shop() };
+    let found = refusal(&expect, &manifest, &trust);
+    assert_eq!(
+        found.to_string(),
+        format!("release {release} was made by the environment staging; accepted is what comes from qa, beta")
+    );
+
+    let wanted = ReleaseId::new(jiff::Timestamp::now());
+    let found = refusal(&Expectation { release: Some(wanted), ..shop() }, &manifest, &trust);
+    assert_eq!(found.to_string(), format!("what is offered as release {wanted} is release {release} under another name"));
+
+    let wanted = "b".repeat(40).parse().unwrap();
+    let found = refusal(&Expectation { commit: Some(wanted), ..shop() }, &manifest, &trust);
+    assert_eq!(found.to_string(), format!("release {release} was built from commit aaaaaaaaaa, not from bbbbbbbbbb"));
+    assert!(found.hint().contains("deploy bbbbbbbbbb"), "{}", found.hint());
+}
+
+#[test]
+fn an_old_build_is_not_the_newest_one_whatever_its_name() {
+    let (_dir, made) = small();
+    let (key, other) = (key(), key());
+    let trust = [key.public(), other.public()];
+    let build = |number: u64, key: &SigningKey| {
+        let created = jiff::Timestamp::from_second(1_700_000_000 + number as i64).unwrap();
+        signed(&Manifest { build: number, created, release: ReleaseId::new(created), ..made.parsed.clone() }, key)
+    };
+    let (five, six, seven) = (build(5, &key), build(6, &key), build(7, &key));
+    let mut accepted = Accepted::default();
+    assert!(accepted.note(&six) && !accepted.note(&six) && !accepted.note(&five));
+    let newest = Expectation { newest: true, ..shop() };
+    let found = accept(&newest, &five, &trust, &accepted).unwrap_err();
+    assert_eq!(
+        found.to_string(),
+        format!(
+            "release {} (build 5) is offered as the newest, but release {} (build 6) of the same server was accepted before: this is an old release again",
+            five.release, six.release
+        )
+    );
+    // By its own name it may be had; the one that is known is no old one; another server counts by itself.
+    let named = Expectation { release: Some(five.release), ..shop() };
+    accept(&named, &five, &trust, &accepted).unwrap();
+    accept(&newest, &six, &trust, &accepted).unwrap();
+    accept(&newest, &seven, &trust, &accepted).unwrap();
+    accept(&newest, &build(5, &other), &trust, &accepted).unwrap();
+    // The same number once more, made earlier: an old one. Under a number that was raised: not signed.
+    assert!(matches!(
+        accept(&newest, &signed(&Manifest { build: 6, ..five.clone() }, &key), &trust, &accepted),
+        Err(Refusal::Replayed { .. })
+    ));
+    assert!(matches!(
+        accept(&newest, &Manifest { build: 9, ..five.clone() }, &trust, &accepted),
+        Err(Refusal::BadSignature { .. })
+    ));
+    // What is remembered survives, and has a limit.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("accepted.json");
+    assert_eq!(Accepted::load(&path).unwrap(), Accepted::default());
+    for n in 0..300 {
+        let environment = format!("env{n}").parse().unwrap();
+        accepted.note(&Manifest { environment, ..seven.clone() });
+    }
+    accepted.save(&path).unwrap();
+    assert_eq!(Accepted::load(&path).unwrap(), accepted);
+    assert!(std::fs::metadata(&path).unwrap().len() < 200_000);
+}
+
+#[test]
+fn formats_of_the_future_and_things_that_are_no_manifest() {
+    let (_dir, made) = small();
+    let text = serde_json::to_string(&made.parsed).unwrap();
+    let newer = text.replacen("\"format\":1", "\"format\":2,\"novelty\":[]", 1);
+    let found = read_manifest(newer.as_bytes()).unwrap_err();
+    assert_eq!(found.to_string(), "the manifest has the format 2; this larder reads formats up to 1");
+    assert_eq!(found.hint(), "update larder here");
+    // Even where nothing else of it can be read.
+    assert!(matches!(read_manifest(b"{\"format\":9,\"entries\":7}"), Err(Refusal::NewerFormat { format: 9, .. })));
+    let older = text.replacen("\"format\":1", "\"format\":0", 1);
+    for bad in ["", "{}", "[]", "null", "\u{0}", &text[1..], &text[..text.len() - 1], &older, &"[".repeat(100_000)] {
+        assert!(matches!(read_manifest(bad.as_bytes()), Err(Refusal::Unreadable { .. })), "{:.60}", bad);
+    }
+    assert!(matches!(read_record(b"{\"format\":2}"), Err(Refusal::NewerFormat { format: 2, .. })));
+    assert!(matches!(read_record(b"{\"format\":1}"), Err(Refusal::Unreadable { .. })));
+}
+
+/// Changes every byte of the manifest, in several ways: whatever is still accepted says exactly the same.
+#[test]
+fn no_changed_byte_of_a_manifest_changes_what_is_accepted() {
+    let (_dir, made) = small();
+    let key = key();
+    let manifest = signed(&made.parsed, &key);
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    let mut harmless = 0;
+    for at in 0..bytes.len() {
+        for change in [|b: u8| b ^ 1, |b: u8| b ^ 0x20, |b: u8| b.wrapping_add(1), |_| b'0', |_| b' ', |_| b'"', |_| 0] {
+            let mut altered = bytes.clone();
+            altered[at] = change(altered[at]);
+            if altered == bytes {
+                continue;
+            }
+            let Ok(read) = read_manifest(&altered) else { continue };
+            if accept(&shop(), &read, &[key.public()], &Accepted::default()).is_err() {
+                continue;
+            }
+            // Frames are not in the statement; they have to lead to the digest that is.
+            if look(&made.archive, &read).is_err() {
+                continue;
+            }
+            assert_eq!(read, manifest, "byte {at} became {:?}", altered[at] as char);
+            harmless += 1;
+        }
+    }
+    // Upper-case digits of digests, and white space between words: another spelling of the same.
+    assert!(harmless > 0 && harmless < bytes.len(), "{harmless}");
+}
+
+#[test]
+fn every_cut_and_every_changed_place_of_an_archive_is_seen() {
+    let (_dir, made) = large();
+    let manifest = &made.parsed;
+    let (file, bytes) = copy(&made);
+    let open = || File::options().read(true).write(true).open(file.path()).unwrap();
+    look(&open(), manifest).unwrap();
+    let size = bytes.len() as u64;
+    let release = manifest.release;
+    for percent in 0..100 {
+        let cut = size * percent / 100;
+        open().set_len(cut).unwrap();
+        let found = look(&open(), manifest).unwrap_err();
+        assert_eq!(found.to_string(), format!("the archive of release {release} is cut off: it has {cut} bytes of {size}"));
+        std::fs::write(file.path(), &bytes).unwrap();
+    }
+    open().set_len(size - 1).unwrap();
+    assert!(matches!(look(&open(), manifest), Err(Refusal::Truncated { .. })));
+    std::fs::write(file.path(), &bytes).unwrap();
+
+    // Each part of each frame and of the table: magic, header, blocks, end; and every hundredth part of the whole.
+    let mut places: Vec<u64> = (0..100).map(|percent| size * percent / 100).collect();
+    for frame in &manifest.archive.frames {
+        places.extend((0..20).map(|n| frame.offset + n));
+        places.extend((1..=8).map(|n| frame.offset + frame.bytes - n));
+        places.push(frame.offset + frame.bytes / 2);
+    }
+    let table = manifest.archive.seek_table().len() as u64;
+    places.extend(size - table..size);
+    for at in places {
+        let old = bytes[at as usize];
+        for new in [old ^ 1, old ^ 0x80, !old] {
+            open().write_all_at(&[new], at).unwrap();
+            let quick = check::read_digests(&open(), manifest, &Limits::default());
+            let found = check::verdict(manifest, quick).unwrap().unwrap_err();
+            assert!(matches!(found, Refusal::Altered { .. }), "byte {at}: {found}");
+            assert!(found.to_string().starts_with(&format!("the archive of release {release} was altered or damaged: ")));
+        }
+        assert!(look(&open(), manifest).is_err(), "byte {at}");
+        open().write_all_at(&[old], at).unwrap();
+    }
+    look(&open(), manifest).unwrap();
+    // Something behind its end, and another archive of the same size.
+    open().write_all_at(b"x", size).unwrap();
+    assert!(matches!(look(&open(), manifest), Err(Refusal::Altered { .. })));
+}
+
+/// What a server that is trusted has signed is still compared with what is in the archive.
+#[test]
+fn a_manifest_that_lies_about_its_archive() {
+    let (_dir, made) = small();
+    let key = key();
+    let lie = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = made.parsed.clone();
+        change(&mut manifest);
+        manifest.tree = tree::digest(&manifest.entries);
+        let manifest = signed(&manifest, &key);
+        accept(&shop(), &manifest, &[key.public()], &Accepted::default()).unwrap();
+        look(&made.archive, &manifest).unwrap_err().to_string()
+    };
+    let starts = format!("the archive of release {} and its manifest disagree: ", made.parsed.release);
+    let content = lie(&|manifest| {
+        for entry in &mut manifest.entries {
+            if let EntryKind::File { digest, .. } = &mut entry.kind {
+                *digest = Digest::of(b"else");
+            }
+        }
+    });
+    assert!(content.starts_with(&starts) && content.contains("one.txt"), "{content}");
+    let size = lie(&|manifest| {
+        for entry in &mut manifest.entries {
+            if let EntryKind::File { size, .. } = &mut entry.kind {
+                *size += 1;
+            }
+        }
+    });
+    assert!(size.starts_with(&starts), "{size}");
+    let name = lie(&|manifest| manifest.entries.last_mut().unwrap().path = "lonk".to_owned());
+    assert!(name.starts_with(&starts) && name.contains("\"link\" is in the archive but not in the manifest"), "{name}");
+    let target = lie(&|manifest| {
+        manifest.entries.last_mut().unwrap().kind = EntryKind::Link { target: "/etc/passwd".to_owned() };
+    });
+    assert!(target.starts_with(&starts), "{target}");
+    let missing = lie(&|manifest| drop(manifest.entries.pop()));
+    assert!(missing.starts_with(&starts), "{missing}");
+    let frames = lie(&|manifest| manifest.archive.frames[0].entries -= 1);
+    assert!(frames.starts_with(&starts), "{frames}");
+    let digest = lie(&|manifest| manifest.archive.digest = Digest::of(b"x"));
+    assert!(digest.starts_with(&starts), "{digest}");
+    let bytes = lie(&|manifest| manifest.archive.bytes += 1);
+    assert!(bytes.starts_with(&starts), "{bytes}");
+    // The archive of another release with its own frames: nothing fits.
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a/one.txt", "two");
+    let other = bundle_dir(dir.path(), None).unwrap();
+    let swapped = Manifest { archive: ArchiveInfo::of_frames(other.parsed.archive.frames.clone()), ..made.parsed.clone() };
+    assert!(matches!(look(&other.archive, &swapped), Err(Refusal::Disagrees { .. })));
+}
+
+#[test]
+fn a_health_record_is_about_this_release_and_by_somebody_trusted() {
+    let (_dir, made) = small();
+    let (key, other) = (key(), key());
+    let manifest = &made.parsed;
+    let mut record = HealthRecord {
+        format: HealthRecord::FORMAT,
+        project: manifest.project.clone(),
+        environment: manifest.environment.clone(),
+        release: manifest.release,
+        number: ReleaseNumber(1),
+        tree: manifest.tree,
+        served: Vec::new(),
+        as_of: manifest.created,
+        checks: Vec::new(),
+        restarts: Vec::new(),
+        signature: None,
+    };
+    let why = |record: &HealthRecord| accept_record(record, manifest, &[key.public()]).unwrap_err().to_string();
+    assert!(why(&record).ends_with("it is not signed"), "{}", why(&record));
+    record.signature = Some(other.sign(&record.statement()));
+    assert!(why(&record).contains("which is not trusted for shop"), "{}", why(&record));
+    record.signature = Some(key.sign(&record.statement()));
+    accept_record(&record, manifest, &[key.public()]).unwrap();
+    let bytes = serde_json::to_vec(&record).unwrap();
+    assert_eq!(read_record(&bytes).unwrap(), record);
+    let altered = HealthRecord { number: ReleaseNumber(2), ..record.clone() };
+    assert!(why(&altered).contains("altered"), "{}", why(&altered));
+    let mut elsewhere = HealthRecord { release: ReleaseId::new(manifest.created), ..record };
+    elsewhere.signature = Some(key.sign(&elsewhere.statement()));
+    assert!(why(&elsewhere).contains("it is about release"), "{}", why(&elsewhere));
+}
+
+/// A signature of a manifest can never be one of a record, nor the other way round.
+#[test]
+fn statements_of_different_kinds_differ() {
+    let (_dir, made) = small();
+    let bytes = made.parsed.statement();
+    assert!(bytes.starts_with(b"{\"larder\":\"release manifest\","));
+    let _ = store::from_bytes(&bytes, Path::new("statement")).unwrap_err();
+}

@@ -1,0 +1,153 @@
+//! What is known of releases: names, numbers of builds, comparisons, and which of them stay.
+
+use crate::harness::{Repo, World, in_one_mode, state::names, within};
+
+in_one_mode!(
+    build_numbers_rise_over_all_environments,
+    a_tag_names_the_release_of_its_commit,
+    two_releases_are_compared,
+    pinned_releases_stay,
+    what_does_not_fit_goes,
+);
+
+fn manifest(world: &World, project: &str, environment: &str) -> serde_json::Value {
+    let top = world.root().join("projects").join(project).join(environment);
+    let current = std::fs::read_link(top.join("deploy/current")).unwrap();
+    let path = top.join("releases").join(format!("{}.manifest.json", current.display()));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn build_numbers_rise_over_all_environments(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let repo = Repo::site(world, "shop", "one");
+    repo.push().accepted().says("build 1: ");
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted();
+    // A build that fails uses its number up, wherever it stops after the bundle.
+    repo.write("Procfile", "web: exit 3\n").commit("broken");
+    repo.push().rejected();
+    repo.remove("Procfile").page("two");
+    world.restart(&[]);
+    repo.push().accepted().says("build 4: ").says("v2 is live");
+    let builds = |environment| manifest(world, "shop", environment)["build"].as_u64();
+    assert_eq!((builds("production"), builds("staging")), (Some(4), Some(2)));
+    // Another project counts for itself; one that is made anew goes on where the old one ended.
+    world.project("blog");
+    Repo::site(world, "blog", "one").push().accepted().says("build 1: ");
+    world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+    world.project("shop");
+    repo.push().accepted().says("build 5: ").says("v1 is live");
+    let rows = world.larder(&["releases", "shop", "--json"]).json();
+    assert_eq!((&rows[0]["build"], &rows[0]["number"]), (&5.into(), &1.into()));
+    // Without the file, what the records say is enough.
+    world.stop();
+    std::fs::remove_file(world.root().join("state/builds.json")).unwrap();
+    world.start(&[]);
+    repo.page("three");
+    repo.push().accepted().says("build 6: ");
+}
+
+fn a_tag_names_the_release_of_its_commit(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "one");
+    // Pushed together: the manifest has it, though git stores the tag after the deployment.
+    repo.git(&["tag", "--annotate", "--message", "first", "v1.4.0"]).ok();
+    repo.push_as(&["HEAD:refs/heads/main", "refs/tags/v1.4.0"]).accepted();
+    assert_eq!(manifest(world, "shop", "production")["tag"], "v1.4.0");
+    // Pushed before.
+    repo.page("two");
+    repo.git(&["tag", "v1.5.0"]).ok();
+    repo.push_as(&["refs/tags/v1.5.0"]).accepted();
+    repo.push().accepted();
+    assert_eq!(manifest(world, "shop", "production")["tag"], "v1.5.0");
+    // Pushed later: shown, and the manifest stays as it is.
+    repo.page("three");
+    repo.push().accepted();
+    let before = manifest(world, "shop", "production");
+    assert!(before.get("tag").is_none());
+    repo.git(&["tag", "v1.6.0-rc1"]).ok();
+    repo.git(&["tag", "v1.6.0"]).ok();
+    repo.push_as(&["refs/tags/v1.6.0-rc1", "refs/tags/v1.6.0"]).accepted();
+    assert_eq!(manifest(world, "shop", "production"), before);
+    let rows = world.larder(&["releases", "shop", "--json"]).json();
+    let tags: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["tag"].as_str().unwrap()).collect();
+    assert_eq!(tags, ["v1.6.0", "v1.5.0", "v1.4.0"]);
+    let show = |name: &str| world.larder(&["release", "show", "shop", name, "--json"]).json()["number"].as_u64();
+    let commit = repo.head();
+    let id = rows[2]["release"].as_str().unwrap();
+    for (name, number) in [("v1.4.0", 1), ("v1.6.0-rc1", 3), ("v2", 2), (&commit[..8], 3), (id, 1), ("refs/tags/v1.5.0", 2)] {
+        assert_eq!(show(name), Some(number), "{name}");
+    }
+    world.larder(&["release", "show", "shop"]).says("v1.6.0, v1.6.0-rc1").says("live").says("by alice: went live as v3");
+    world.larder(&["release", "show", "shop", "v9"]).exits(4).says("there is no release v9 in shop/production");
+    world.larder(&["release", "show", "shop", "v1.4.1"]).exits(4).says("did you mean v1.4.0?");
+    world.larder(&["release", "show", "shop", "\x1b[31m"]).exits(2);
+}
+
+fn two_releases_are_compared(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("old.txt", "12345").write("same.txt", "same").program("tool.sh", "#!/bin/sh\n").page("one");
+    repo.push().accepted();
+    repo.remove("old.txt").write("new/file.txt", "123").page("two, which is longer");
+    repo.push().accepted();
+    let out = world.larder(&["release", "diff", "shop", "v1", "v2"]);
+    out.exits(0)
+        .says("2 added, 1 changed, 1 removed")
+        .says("M index.html")
+        .says("D old.txt  (5 bytes)")
+        .says("A new/file.txt  (3 bytes)");
+    out.says("two, which is longer (Alice)").keeps_quiet_about("same.txt");
+    let json = world.ssh("alice", &["release", "diff", "shop", "v2", "v1", "--json"]).json();
+    assert_eq!(json["commits"]["removed"][0]["subject"], "two, which is longer");
+    let removed: Vec<_> = json["files"].as_array().unwrap().iter().filter(|file| file["change"] == "removed").collect();
+    assert_eq!(removed.len(), 2, "{json}");
+    world.larder(&["release", "diff", "shop", "v2"]).exits(0).says("The trees are equal.");
+}
+
+fn releases_on_disk(world: &World) -> usize {
+    names(&world.environment("shop").join("releases")).iter().filter(|name| name.ends_with(".manifest.json")).count()
+}
+
+fn pinned_releases_stay(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 2}\n").page("one");
+    repo.push().accepted();
+    world.larder(&["release", "pin", "shop", "v1"]).exits(0).says("stays until it is unpinned");
+    world.larder(&["release", "pin", "shop", "v1"]).exits(0).says("already");
+    for page in ["two", "three", "four"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    let wait = std::time::Duration::from_secs(10);
+    assert!(within(wait, || releases_on_disk(world) == 3), "v1, v3 and v4 stay");
+    let rows = world.larder(&["releases", "shop", "--json"]).json();
+    let kept: Vec<_> = rows.as_array().unwrap().iter().map(|row| !row["archive_bytes"].is_null()).collect();
+    assert_eq!(kept, [true, true, false, true], "{rows}");
+    assert_eq!(rows[3]["pinned"], true);
+    world.larder(&["release", "pin", "shop", "v2"]).exits(4).says("too late");
+    world.larder(&["release", "show", "shop", "v2"]).exits(0).says("pruned");
+    world.larder(&["release", "diff", "shop", "v2", "v4"]).exits(4).says("was pruned");
+    world.larder(&["release", "unpin", "shop", "v1"]).exits(0);
+    repo.page("five");
+    repo.push().accepted();
+    assert!(within(wait, || releases_on_disk(world) == 2), "v4 and v5 stay");
+    world.is_consistent("shop");
+}
+
+fn what_does_not_fit_goes(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    // Each archive has at least the 300 KiB of what cannot be compressed.
+    repo.write("larder.yml", "keep: {releases: 10, bytes: 700K}\n");
+    for page in 0..4_u32 {
+        let mut noise = blake3::Hasher::new().update(&page.to_le_bytes()).finalize_xof();
+        let mut bytes = vec![0; 300 * 1024];
+        noise.fill(&mut bytes);
+        repo.write("noise", bytes).page(&page.to_string());
+        repo.push().accepted();
+    }
+    assert!(within(std::time::Duration::from_secs(10), || releases_on_disk(world) == 2), "two fit, and two must stay anyway");
+    world.is_consistent("shop");
+}

@@ -1,0 +1,172 @@
+//! Back to an older release: a deployment like any other, that builds nothing and copies nothing.
+
+use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, state::names};
+
+in_each_mode!(back_and_forth, every_step_of_a_rollback_fails_once_and_leaves_nothing);
+in_one_mode!(
+    what_cannot_be_gone_back_to_is_refused,
+    a_rollback_survives_a_restart,
+    a_rollback_that_is_killed_is_finished_or_put_back,
+    every_step_of_a_rollback_runs_twice
+);
+
+/// Three releases: v1, v2 and v3.
+fn three<'w>(world: &'w World, files: &[(&str, &str)]) -> (Repo<'w>, Vec<String>) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    for (path, contents) in files {
+        repo.write(path, contents);
+    }
+    let commits = ["version one", "version two", "version three"].map(|page| {
+        let commit = repo.page(page);
+        repo.push().accepted();
+        commit
+    });
+    world.serves("shop", "version three");
+    (repo, commits.into())
+}
+
+fn rollback(world: &World, words: &[&str]) -> Output {
+    world.larder(&[&["rollback", "shop"], words].concat())
+}
+
+/// The steps that the last deployment planned.
+fn last_plan(world: &World) -> Vec<String> {
+    let journals = world.journals("shop");
+    let opened = &journals.last().unwrap()[0];
+    opened["plan"].as_array().unwrap().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
+}
+
+fn back_and_forth(world: &World) {
+    let (repo, commits) = three(world, &[]);
+    let before = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
+    let visitor = world.visitor("shop");
+    rollback(world, &[]).ok();
+    world.serves("shop", "version two");
+    assert_eq!(repo.live().as_ref(), Some(&commits[1]), "the branch names what is live");
+    // A second step back goes on backwards, not to what was just left.
+    let said = rollback(world, &[]);
+    said.says("v5 is live").says("to go back to v4: larder rollback shop v4");
+    world.serves("shop", "version one");
+    assert_eq!(repo.live().as_ref(), Some(&commits[0]));
+    rollback(world, &["v3"]).ok();
+    world.serves("shop", "version three");
+    // By the first digits of its commit, and over ssh.
+    world.ssh("alice", &["rollback", "shop", &commits[1][..8]]).ok();
+    world.serves("shop", "version two");
+    visitor.satisfied();
+    let after = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
+    assert_eq!(after, before, "a rollback makes no release");
+    assert!(last_plan(world).iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));
+    world.is_consistent("shop");
+    // And on from there.
+    repo.page("version four");
+    repo.push().accepted();
+    world.serves("shop", "version four");
+    let listed = world.larder(&["releases", "shop", "--json"]).json();
+    let numbers: Vec<_> = listed.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [8, 7, 6, 5, 4, 3, 2, 1]);
+}
+
+fn what_cannot_be_gone_back_to_is_refused(world: &World) {
+    world.project("shop");
+    rollback(world, &[]).exits(3).says("nothing is live in shop/production yet");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    rollback(world, &[]).exits(3).says("no release older than v1");
+    rollback(world, &["v1"]).exits(3).says("v1 is live already");
+    rollback(world, &["v7"]).exits(3).says("no release v7 that was ever live").says("larder releases");
+    // A release that failed is none.
+    repo.write("Procfile", "web: false\n").write("larder.yml", "health:\n  timeout: 5s\n");
+    let failed = repo.commit("a version that does not start");
+    repo.push().rejected();
+    rollback(world, &[&failed[..10]]).exits(3).says("that was ever live");
+    // What retention has removed cannot come back.
+    repo.remove("Procfile").write("larder.yml", "keep:\n  releases: 2\n");
+    for page in ["version two", "version three", "version four"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    let top = world.environment("shop");
+    crate::harness::until("old releases are gone", || names(&top.join("releases")).len() == 4);
+    rollback(world, &["v1"]).exits(3).says("v1 was removed by retention");
+    world.serves("shop", "version four");
+    rollback(world, &["v3"]).ok();
+    world.serves("shop", "version three");
+}
+
+fn a_rollback_survives_a_restart(world: &World) {
+    three(world, &[]);
+    rollback(world, &["v1"]).ok();
+    world.serves("shop", "version one");
+    crate::harness::until("the old release has retired", || world.ports("shop").len() == 1);
+    let application = world.application("shop");
+    world.kill9_server();
+    world.serves("shop", "version one");
+    assert_eq!(world.application("shop"), application, "a process was started again");
+    world.kill9_all();
+    world.start(&[]);
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+    rollback(world, &["v3"]).ok();
+    world.serves("shop", "version three");
+}
+
+fn every_step_of_a_rollback_fails_once_and_leaves_nothing(world: &World) {
+    let (repo, commits) = three(world, &[]);
+    rollback(world, &["v1"]).ok();
+    let names: Vec<_> = last_plan(world).iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect();
+    let points: Vec<_> = names.iter().map(|name| format!("{name}=1*return")).collect();
+    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    world.serves("shop", "version one");
+    let before = world.snapshot("shop");
+    for name in &names {
+        rollback(world, &["v2"]).exits(1).says("told to fail").says("v4 is still live");
+        assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
+        assert_eq!(repo.live().as_ref(), Some(&commits[0]), "{name}");
+        world.serves("shop", "version one");
+    }
+    rollback(world, &["v2"]).ok();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+fn every_step_of_a_rollback_runs_twice(world: &World) {
+    three(world, &[("larder.yml", "data:\n  - media\nsmoke:\n  - /\n")]);
+    world.restart(&[("FAILPOINTS", "twice=return")]);
+    rollback(world, &["v2"]).ok();
+    world.serves("shop", "version two");
+    crate::harness::until("the old release has retired", || world.ports("shop").len() == 1);
+    world.is_consistent("shop");
+}
+
+fn a_rollback_that_is_killed_is_finished_or_put_back(world: &World) {
+    let (repo, commits) = three(world, &[]);
+    rollback(world, &["v1"]).ok();
+    let steps = last_plan(world);
+    rollback(world, &["v3"]).ok();
+    for step in &steps {
+        for event in ["started", "succeeded"] {
+            world.restart(&[("FAILPOINTS", &format!("journal.{event}.{step}=1*sleep(60000)"))]);
+            world.serves("shop", "version three");
+            let before = world.journals("shop").len();
+            let mut asking = world.larder_command();
+            let mut asking = asking.args(["rollback", "shop", "v1"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+            crate::harness::until("the rollback has begun", || {
+                world.journals("shop").len() > before
+                    && world.journals("shop").last().unwrap().iter().any(|line| line["step"] == step.as_str())
+            });
+            world.kill9_all();
+            let _ = asking.wait();
+            world.start(&[]);
+            let live = repo.live().unwrap();
+            assert!(live == commits[0] || live == commits[2], "{live} after {event} {step}");
+            world.serves("shop", if live == commits[0] { "version one" } else { "version three" });
+            world.is_consistent("shop");
+            if live == commits[0] {
+                rollback(world, &["v3"]).ok();
+                world.serves("shop", "version three");
+            }
+        }
+    }
+}
