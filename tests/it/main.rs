@@ -19,6 +19,7 @@ mod queue;
 mod recovery;
 mod refs;
 mod releases;
+mod remote;
 mod rollback;
 mod serving;
 mod unwind;
