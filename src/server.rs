@@ -93,15 +93,15 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let inherited = Inherited::take()?;
     let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
-    let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
     let signing = SigningKey::load_or_make(&root.signing_key()).map_err(ServerError::Signing)?;
+    let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
     let keys = ServerKeys {
-        host: ssh::hostkey::public_line(&key),
+        host: ssh::hostkey::public_line(&key).map_err(ServerError::HostKey)?,
         fingerprint: fingerprint.clone(),
         signing: signing.public(),
         pull: Some(pull_key.line()),
     };
-    let services = services(root.clone(), config, launcher.clone(), signing, pull_key, &inherited)?;
+    let services = services(root.clone(), config, launcher.clone(), signing, &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
@@ -174,8 +174,8 @@ fn services(
     config: ServerConfig,
     launcher: Launcher,
     signing: SigningKey,
-    pull_key: PullKey,
     inherited: &Inherited,
+    pull_key: PullKey,
 ) -> Result<Arc<Services>, ServerError> {
     let limits = remote::Limits {
         archive_bytes: config.limits.archive_bytes.bytes(),

@@ -330,21 +330,21 @@ impl Request {
             Request::KeyTrust { project, key: None, .. } | Request::ProjectInfo { project } => (Some(project), Access::View),
             Request::Plan { target, .. }
             | Request::Releases { target }
+            | Request::ReleaseShow { target, .. }
+            | Request::ReleaseDiff { target, .. }
             // The same right as `git fetch`.
             | Request::DeliverableList { target }
             | Request::DeliverableInfo { target, .. }
             | Request::DeliverableGet { target, .. }
             | Request::RemoteList { target }
-            | Request::ReleaseShow { target, .. }
-            | Request::ReleaseDiff { target, .. }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
             Request::Deploy { target, action: DeployAction::Unfreeze }
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
-            | Request::RemoteCheck { target, .. }
             | Request::ReleasePin { target, .. }
+            | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
             Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }

@@ -54,14 +54,14 @@ impl Root {
         self.state().join("ssh_host_ed25519_key")
     }
 
-    /// The key by which other servers know this one when it pulls from them.
-    pub fn pull_key(&self) -> PathBuf {
-        self.state().join("pull_ed25519_key")
-    }
-
     /// The key that this server signs its deliverables with.
     pub fn signing_key(&self) -> PathBuf {
         self.state().join("signing_ed25519_key")
+    }
+
+    /// The key by which other servers know this one when it pulls from them.
+    pub fn pull_key(&self) -> PathBuf {
+        self.state().join("pull_ed25519_key")
     }
 
     /// The keeper's own state; root alone.
@@ -135,7 +135,7 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
-    /// Where what is fetched from elsewhere lies until it is accepted.
+    /// Deliverables on their way here, one directory for each release.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
     }

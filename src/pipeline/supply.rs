@@ -120,8 +120,8 @@ impl Pipeline {
         Ok(candidates)
     }
 
-    /// The release that a rollback of an environment goes to: the one that is named, or the newest good one older than what is
-    /// live. It served here before, and its files are still there.
+    /// The release that a rollback of an environment goes to: the one that is named, or the good one that came before what is
+    /// live first became live, so that going back twice goes back further. It served here before, and its files are still there.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
         let lane = self.lane(environment).ok_or_else(|| SupplyError::Past(String::from("the environment is not served")))?;
         let title = lane.environment.title();
@@ -133,8 +133,9 @@ impl Pipeline {
             None => state
                 .history
                 .releases()
-                .filter(|summary| summary.release < live.release && there(summary.release))
-                .max_by_key(|summary| summary.release)
+                .take_while(|summary| summary.release != live.release)
+                .filter(|summary| there(summary.release))
+                .last()
                 .ok_or_else(|| SupplyError::Past(format!("{title} has no release older than {} to go back to", live.number)))?,
             Some(name) => state
                 .history

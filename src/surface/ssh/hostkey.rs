@@ -13,6 +13,8 @@ pub fn load_or_create(path: &Path) -> Result<(PrivateKey, String), HostKeyError>
 }
 
 /// The public half as in a `known_hosts` file, without the host: what a remote is pinned to.
-pub fn public_line(key: &PrivateKey) -> String {
-    crate::remote::ssh::line_of(key.public_key())
+pub fn public_line(key: &PrivateKey) -> Result<String, HostKeyError> {
+    let mut public = key.public_key().clone();
+    public.set_comment("");
+    public.to_openssh().map_err(|source| HostKeyError::Generate { what: "host key", source })
 }
