@@ -21,6 +21,7 @@ mod queue;
 mod recovery;
 mod refs;
 mod releases;
+mod remote;
 mod rollback;
 mod serving;
 mod unwind;
