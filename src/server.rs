@@ -167,6 +167,7 @@ fn services(root: Root, config: ServerConfig, launcher: Launcher, inherited: &In
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),
+        drift: Default::default(),
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

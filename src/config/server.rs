@@ -9,6 +9,7 @@ use super::{
     error::{ConfigError, shown},
     reader::{Reader, Section},
     recipe_read,
+    settings::DriftPolicy,
     value::{ByteSize, Domain, TimeSpan, VariableName},
     yaml::{self, Limits, Node},
 };
@@ -16,8 +17,8 @@ use super::{
 /// How the file is called in errors that have no path.
 const FILE: &str = "larder.yml";
 
-pub(super) const TOP: [&str; 11] =
-    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "log", "env"];
+pub(super) const TOP: [&str; 12] =
+    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "drift", "log", "env"];
 pub(super) const SSH: [&str; 2] = ["listen", "profile"];
 pub(super) const HTTP: [&str; 1] = ["listen"];
 pub(super) const BUILDS: [&str; 4] = ["parallel", "memory", "pids", "timeout"];
@@ -49,6 +50,8 @@ pub struct ServerConfig {
     pub paths: Vec<PathBuf>,
     /// How much is kept.
     pub keep: KeepConfig,
+    /// What deployments do about files that were changed by hand, where the recipe does not say.
+    pub drift: Option<DriftPolicy>,
     /// Process logs.
     pub log: LogConfig,
     /// Configuration variables that every project gets, unless it sets them itself.
@@ -148,6 +151,7 @@ impl Default for ServerConfig {
             ports: (20_000, 29_999),
             paths: Vec::new(),
             keep: KeepConfig { releases: 10, age: None, bytes: None, deployments: 200 },
+            drift: None,
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             env: IndexMap::new(),
         }
@@ -238,6 +242,7 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
         config.keep.bytes = keep.get("bytes").and_then(|node| recipe_read::size(reader, node, "keep.bytes"));
         number(reader, &keep, "keep.deployments", 10..=100_000, &mut config.keep.deployments);
     }
+    config.drift = top.get("drift").and_then(|node| reader.choice(node, "drift", &DriftPolicy::WORDS));
     if let Some(log) = sub(reader, &top, "log", &LOG, "{max_bytes: 10M, keep: 5}") {
         bytes(reader, &log, "log.max_bytes", &mut config.log.max_bytes);
         number(reader, &log, "log.keep", 0..=100, &mut config.log.keep);

@@ -3,13 +3,14 @@
 use serde::Serialize;
 
 use super::{
+    drift::{DriftReport, PatchDetail, PatchRow},
     registry::User,
     releases::{ReleaseDetail, ReleaseDiff},
 };
 use crate::{
     host::launch::Child,
     model::{Access, Live, Project, ProjectName, ReleaseId, ReleaseNumber, Slot, UserName},
-    pipeline::{KnownRelease, Summary, Ticket},
+    pipeline::{KnownRelease, LastLook, Summary, Ticket},
     runtime::LogLine,
 };
 
@@ -56,6 +57,12 @@ pub enum Reply {
     Release(Box<ReleaseDetail>),
     /// Two releases compared.
     ReleaseDiff(Box<ReleaseDiff>),
+    /// What was changed by hand in what runs.
+    Drift(Box<DriftReport>),
+    /// Patches, newest first.
+    Patches(Vec<PatchRow>),
+    /// A patch.
+    Patch(Box<PatchDetail>),
     /// Processes.
     Processes(Vec<ProcessRow>),
     /// Output of processes.
@@ -93,6 +100,8 @@ pub struct ProjectRow {
     pub live: Vec<Option<Live>>,
     /// The addresses of each of its environments.
     pub urls: Vec<Vec<String>>,
+    /// What the last look for drift has found in each of them.
+    pub drift: Vec<Option<LastLook>>,
 }
 
 /// A process in a list.
@@ -148,6 +157,8 @@ pub struct EnvironmentStatus {
     pub state: &'static str,
     /// What to know beyond that.
     pub note: Option<String>,
+    /// What the last look for drift has found.
+    pub drift: Option<LastLook>,
 }
 
 /// How bad a finding is.

@@ -71,6 +71,30 @@ pub enum DeployAction {
     Unfreeze,
 }
 
+/// What to do about drift.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriftAction {
+    /// Show it.
+    Look {
+        /// Only in the slot, not in the installed tree.
+        quick: bool,
+    },
+    /// Keep it as a patch.
+    Save,
+    /// List the patches.
+    Patches,
+    /// Show a patch.
+    Show {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+    /// Remove a patch.
+    Drop {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+}
+
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -175,6 +199,13 @@ pub enum Request {
         /// Whether to keep it.
         pinned: bool,
     },
+    /// What was changed by hand in what runs.
+    Drift {
+        /// Where.
+        target: Target,
+        /// What.
+        action: DriftAction,
+    },
     /// The processes of an environment.
     Ps {
         /// Where.
@@ -235,15 +266,20 @@ impl Request {
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
             | Request::ReleaseDiff { target, .. }
+            | Request::Drift { target, action: DriftAction::Look { .. } | DriftAction::Patches }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
             Request::Deploy { target, action: DeployAction::Unfreeze }
+            | Request::Drift { target, action: DriftAction::Save | DriftAction::Drop { .. } }
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::ReleasePin { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } => (Some(&target.project), Access::Push),
+            // What was changed by hand may hold more than the repository shows.
+            Request::Drift { target, action: DriftAction::Show { .. } } | Request::Deploy { target, .. } => {
+                (Some(&target.project), Access::Push)
+            }
         }
     }
 
@@ -268,6 +304,7 @@ impl Request {
             Request::ReleaseDiff { .. } => "release diff",
             Request::ReleasePin { pinned: true, .. } => "release pin",
             Request::ReleasePin { .. } => "release unpin",
+            Request::Drift { .. } => "drift",
             Request::Ps { .. } => "ps",
             Request::Scale { .. } => "scale",
             Request::Restart { .. } => "restart",

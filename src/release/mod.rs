@@ -6,6 +6,7 @@
 
 pub mod bundle;
 mod changes;
+pub mod drift;
 mod error;
 mod ignored;
 pub mod install;
@@ -18,7 +19,7 @@ pub use changes::{Change, Way, changes};
 pub use error::{Answer, ReleaseError};
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use tree::{digest, listing};
-pub use verify::{Difference, drift, verify};
+pub use verify::{Difference, verify};
 
 #[cfg(test)]
 mod tests;

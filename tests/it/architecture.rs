@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Dependencies that only one room may name, and which.
-const KEPT: [(&str, &[&str]); 10] = [
+const KEPT: [(&str, &[&str]); 11] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "server.rs"]),
     ("tar", &["host/archive"]),
@@ -18,6 +18,7 @@ const KEPT: [(&str, &[&str]); 10] = [
     ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),
     ("ignore", &["release"]),
+    ("diffy", &["release/drift"]),
 ];
 
 /// Longer files need a reason, written here.

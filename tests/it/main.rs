@@ -8,6 +8,7 @@ mod architecture;
 mod badinput;
 mod cli;
 mod clients;
+mod drift;
 mod examples;
 mod harness;
 mod hostile;

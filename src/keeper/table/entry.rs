@@ -184,6 +184,8 @@ impl Entry {
             Role::Unpack => "unpack",
             Role::Run => "run",
             Role::Task => "task",
+            Role::Drift => "drift",
+            Role::Patch => "patch",
             Role::Sweep(_) => "sweep",
         }
     }
