@@ -3,6 +3,7 @@
 //! Every way in (the command line, ssh, git, later the web) makes a [`Request`] and hands it to [`Control::handle`]. What a caller
 //! may do is decided in [`gate`] and nowhere else.
 
+mod drift;
 mod error;
 mod gate;
 mod handlers;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::{
+    drift::{DriftReport, PatchDetail, PatchRow, TreeDifference, TreeReport},
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, TrustedKey, User},
@@ -24,7 +26,7 @@ pub use self::{
         Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
         StatusReport, TrustRow,
     },
-    request::{DeployAction, ProjectSpec, Request, Target},
+    request::{DeployAction, DriftAction, ProjectSpec, Request, Target},
 };
 use crate::{
     host::root::Root,

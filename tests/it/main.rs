@@ -9,6 +9,7 @@ mod badinput;
 mod cli;
 mod clients;
 mod deltas;
+mod drift;
 mod examples;
 mod harness;
 mod hostile;
