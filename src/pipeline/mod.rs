@@ -16,6 +16,7 @@ mod modes;
 mod output;
 mod phases;
 mod plan;
+mod recipe;
 mod recover;
 mod runner;
 mod secrets;
@@ -35,6 +36,7 @@ pub use self::{
     history::{History, Summary},
     lane::{Request, Ticket},
     plan::Plan,
+    recipe::Objection,
     runner::seconds,
     step::chain,
     transcript::{Follower, Transcript},
