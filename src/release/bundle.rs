@@ -92,6 +92,8 @@ pub struct BundleJob {
     pub previous: bool,
     /// How many threads read and compress.
     pub threads: usize,
+    /// The largest archive, in bytes.
+    pub limit: u64,
 }
 
 /// What came out.
@@ -171,7 +173,7 @@ fn bundle(
         }
     });
     let reuse = before.as_ref().map(|(file, manifest)| Previous { file, entries: &manifest.entries, info: &manifest.archive });
-    let written = archive::write(&app, &items, reuse, archive, job.threads).map_err(unfit_or_written)?;
+    let written = archive::write(&app, &items, reuse, archive, job.threads, job.limit).map_err(unfit_or_written)?;
 
     let changed = before.as_ref().map_or(written.entries.len(), |(_, before)| changes(&before.entries, &written.entries));
     let copied = written.copied as u64;
@@ -244,6 +246,6 @@ fn changes(before: &[crate::model::Entry], after: &[crate::model::Entry]) -> usi
 pub fn tree_to_archive(dir: &Path, out: &File, threads: usize) -> Result<(Vec<crate::model::Entry>, ArchiveInfo), ReleaseError> {
     let root = Confined::open(dir)?;
     let items = tree::listing(&root, None, None, &mut tree::Warnings::default())?;
-    let written = archive::write(&root, &items, None, out, threads).map_err(unfit_or_written)?;
+    let written = archive::write(&root, &items, None, out, threads, u64::MAX).map_err(unfit_or_written)?;
     Ok((written.entries, written.info))
 }

@@ -41,6 +41,8 @@ pub struct Context<'a> {
     pub output: Option<OwnedFd>,
     /// How many threads a worker uses; two is a good number.
     pub threads: usize,
+    /// The largest archive that is made, in bytes.
+    pub archive_limit: u64,
 }
 
 /// A release that is in `releases/` now.
@@ -78,7 +80,8 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
         .await?
     };
     let (archive, manifest, before) = opened;
-    let job = BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads };
+    let job =
+        BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads, limit: context.archive_limit };
     let mut extra = vec![OwnedFd::from(archive.try_clone().map_err(|e| lost(&files.new_archive, e))?)];
     extra.push(manifest.try_clone().map_err(|e| lost(&files.new_manifest, e))?.into());
     if let Some((archive, manifest)) = before {

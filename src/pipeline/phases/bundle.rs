@@ -85,6 +85,7 @@ pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<
         paths: &deployment.paths,
         output: None,
         threads: THREADS,
+        archive_limit: deployment.services.config.limits.archive_bytes.bytes(),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         output,
         step::{Failure, Step, Work},
     },
-    runtime::RunJob,
+    runtime::{Label, RunJob},
 };
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
@@ -54,8 +54,9 @@ impl Step for Slot {
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
     let slot = deployment.order.slot;
-    let grace = deployment.settings().stop.grace.get();
-    deployment.services.runtime.stop(environment, slot, grace).await.map_err(|error| Failure::host(&error))?;
+    let settings = deployment.settings();
+    let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
+    deployment.services.runtime.stop_each(environment, grace).await.map_err(|error| Failure::host(&error))?;
     let fresh = deployment.services.launcher.fresh(environment, Area::Slot, None, Some(slot)).await;
     fresh.map_err(|error| Failure::host(&error))
 }
