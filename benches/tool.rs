@@ -88,7 +88,7 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
         created,
     };
     let before = previous.map(|path| Ok::<_, io::Error>((File::open(path)?, File::open(manifest_of(path))?))).transpose()?;
-    let job = BundleJob { head, previous: before.is_some(), threads: threads() };
+    let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX };
     let places = bundle::Places { app: tree.into(), source: None, upper: None };
     let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
     let before = before.as_ref().map(|(archive, manifest)| (archive, manifest));

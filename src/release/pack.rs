@@ -145,7 +145,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let tree = Confined::open(deploy)?.open_dir(job.release.to_string())?;
     let items: Vec<Item> = manifest.entries.iter().map(Item::from).collect();
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
-    let written = archive::write(&tree, &items, previous, out, job.threads)
+    let written = archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes)
         .map_err(|source| ReleaseError::Archive { doing: "written", source })?;
     if (written.info.digest, written.info.bytes) != (manifest.archive.digest, manifest.archive.bytes) {
         return Err(ReleaseError::OtherBytes { release: job.release });
