@@ -22,7 +22,7 @@ pub use self::{
     releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
         Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
-        StatusReport, TrustRow,
+        StatusReport, TakeFuture, TrustRow,
     },
     request::{DeployAction, ProjectSpec, Request, Target},
 };

@@ -206,6 +206,18 @@ pub enum Request {
         /// Whether to keep it.
         pinned: bool,
     },
+    /// A release in one file.
+    ReleaseExport {
+        /// Where.
+        target: Target,
+        /// Which.
+        release: String,
+    },
+    /// Takes a release from such a file.
+    ReleaseImport {
+        /// Where to.
+        target: Target,
+    },
     /// The processes of an environment.
     Ps {
         /// Where.
@@ -332,6 +344,7 @@ impl Request {
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
             | Request::ReleaseDiff { target, .. }
+            | Request::ReleaseExport { target, .. }
             // The same right as `git fetch`.
             | Request::DeliverableList { target }
             | Request::DeliverableInfo { target, .. }
@@ -346,7 +359,9 @@ impl Request {
             | Request::ReleasePin { target, .. }
             | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
+            Request::ReleaseImport { target }
+            | Request::Deploy { target, .. }
+            | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -372,6 +387,8 @@ impl Request {
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::ReleaseShow { .. } => "release show",
+            Request::ReleaseExport { .. } => "release export",
+            Request::ReleaseImport { .. } => "release import",
             Request::ReleaseDiff { .. } => "release diff",
             Request::ReleasePin { pinned: true, .. } => "release pin",
             Request::ReleasePin { .. } => "release unpin",
