@@ -19,6 +19,7 @@ mod push;
 mod queue;
 mod recovery;
 mod refs;
+mod refusals;
 mod releases;
 mod rollback;
 mod serving;
