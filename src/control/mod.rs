@@ -24,7 +24,7 @@ pub use self::{
     releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
         Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
-        StatusReport, TrustRow,
+        StatusReport, TakeFuture, TrustRow,
     },
     request::{DeployAction, DriftAction, ProjectSpec, Request, Target},
 };

@@ -87,6 +87,8 @@ pub enum Reply {
     Blob(Blob),
     /// Bytes; the surface says where to.
     Bytes(Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>),
+    /// Bytes are wanted; the surface says where from.
+    Take(Box<dyn FnOnce(OwnedFd) -> TakeFuture + Send>),
     /// The places of an environment.
     Remotes(Vec<Remote>),
     /// What another server says about what it was asked to do.
@@ -126,6 +128,9 @@ pub type RunFuture = std::pin::Pin<Box<dyn Future<Output = Result<Child, super::
 
 /// Bytes that are being written.
 pub type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), super::CommandError>> + Send>>;
+
+/// Bytes that are being read; at the end, what became of them.
+pub type TakeFuture = std::pin::Pin<Box<dyn Future<Output = Result<String, super::CommandError>> + Send>>;
 
 /// Lines to come, and which of them are wanted.
 pub struct LogFollower {

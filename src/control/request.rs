@@ -259,6 +259,18 @@ pub enum Request {
         /// What.
         action: DriftAction,
     },
+    /// A release in one file.
+    ReleaseExport {
+        /// Where.
+        target: Target,
+        /// Which.
+        release: String,
+    },
+    /// Takes a release from such a file.
+    ReleaseImport {
+        /// Where to.
+        target: Target,
+    },
     /// The processes of an environment.
     Ps {
         /// Where.
@@ -385,6 +397,7 @@ impl Request {
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
             | Request::ReleaseDiff { target, .. }
+            | Request::ReleaseExport { target, .. }
             // The same right as `git fetch`.
             | Request::DeliverableList { target }
             | Request::DeliverableInfo { target, .. }
@@ -403,6 +416,7 @@ impl Request {
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
             // What was changed by hand may hold more than the repository shows.
             Request::Drift { target, action: DriftAction::Show { .. } }
+            | Request::ReleaseImport { target }
             | Request::Deploy { target, .. }
             | Request::Rollback { target, .. }
             | Request::Pull { target, .. }
@@ -434,6 +448,8 @@ impl Request {
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::ReleaseShow { .. } => "release show",
+            Request::ReleaseExport { .. } => "release export",
+            Request::ReleaseImport { .. } => "release import",
             Request::ReleaseDiff { .. } => "release diff",
             Request::ReleasePin { pinned: true, .. } => "release pin",
             Request::ReleasePin { .. } => "release unpin",

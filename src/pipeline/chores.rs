@@ -145,7 +145,8 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
             continue;
         }
-        for file in [deployment.paths.archive(release), deployment.paths.manifest(release), deployment.paths.health(release)] {
+        let paths = &deployment.paths;
+        for file in [paths.archive(release), paths.manifest(release), paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

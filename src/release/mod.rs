@@ -32,7 +32,7 @@ pub use error::{Answer, ReleaseError};
 pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use signing::{SigningKey, SigningKeyError, verify_signature};
-pub use take_in::{Body, Incoming, Look, take_in, verify_archive};
+pub use take_in::{Body, Incoming, Look, MAX_RECORD, known_record, take_in, take_record, verify_archive};
 pub use tree::{digest, listing};
 pub use verify::{Difference, verify};
 

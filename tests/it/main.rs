@@ -21,6 +21,7 @@ mod push;
 mod queue;
 mod recovery;
 mod refs;
+mod refusals;
 mod releases;
 mod remote;
 mod rollback;

@@ -8,6 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -190,22 +191,44 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
 }
 
 /// The file of a release that holds an object.
-async fn file_of(_control: &Control, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+async fn file_of(control: &Control, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
     let release = offered.offer.release;
     let title = offered.offer.title();
     match object {
         Object::Manifest => Ok(offered.paths.manifest(release)),
         Object::Archive => Ok(offered.paths.archive(release)),
-        Object::Health => Some(health_file(&offered.paths, release))
-            .filter(|path| path.is_file())
-            .ok_or_else(|| not_found(format!("there is no health record of {title}"))),
+        Object::Health => {
+            let (control, environment, paths) = (control.clone(), offered.environment.clone(), offered.paths.clone());
+            let found = tokio::task::spawn_blocking(move || record(&control, &environment, &paths, release));
+            let found = found.await.map_err(|error| CommandError::internal(&error))??;
+            found.ok_or_else(|| not_found(format!("there is no health record of {title}")))
+        }
         Object::Delta { from } => Err(not_found(format!("this server makes no delta from {from} to {title}"))),
         Object::Pack => Err(CommandError::new(Kind::Usage, "the size of a pack is not known before it is made")),
     }
 }
 
-fn health_file(paths: &EnvironmentPaths, release: ReleaseId) -> PathBuf {
-    paths.releases().join(format!("{release}.health.json"))
+/// A record of this moment is good for so long: whoever asks for its digest asks for its bytes next.
+const RECORD_FRESH: Duration = Duration::from_secs(10);
+
+/// The file with what is known of how a release ran: here, else elsewhere.
+fn record(
+    control: &Control,
+    environment: &Environment,
+    paths: &EnvironmentPaths,
+    release: ReleaseId,
+) -> Result<Option<PathBuf>, CommandError> {
+    let path = paths.ran(release);
+    let age = std::fs::metadata(&path).and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+    if age.is_some_and(|age| age < RECORD_FRESH) {
+        return Ok(Some(path));
+    }
+    let Some(record) = control.pipeline().health(environment, release) else {
+        return Ok(Some(paths.health(release)).filter(|path| path.is_file()));
+    };
+    let bytes = serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?;
+    files::place_file(&path, &bytes, 0o640).map_err(|error| CommandError::internal(&error))?;
+    Ok(Some(path))
 }
 
 pub(super) async fn info(control: &Control, target: &Target, release: &str, object: Object) -> Result<Reply, CommandError> {

@@ -3,6 +3,7 @@
 mod deliverables;
 mod deployments;
 mod drift;
+mod exports;
 mod insight;
 mod keys;
 mod processes;
@@ -46,6 +47,8 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::Releases { target } => releases::list(control, &target).await,
         Request::ReleaseShow { target, release } => releases::show(control, &target, release.as_deref()).await,
         Request::ReleaseDiff { target, from, to } => releases::diff(control, &target, &from, to.as_deref()).await,
+        Request::ReleaseExport { target, release } => exports::export(control, &target, &release).await,
+        Request::ReleaseImport { target } => exports::import(control, &target).await,
         Request::ReleasePin { target, release, pinned } => releases::pin(control, caller, &target, &release, pinned).await,
         Request::Drift { target, action } => drift::drift(control, caller, &target, action).await,
         Request::Ps { target } => processes::ps(control, &target),
