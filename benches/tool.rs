@@ -23,7 +23,7 @@ use larder::{
     model::{Mode, ReleaseId},
     release::{
         bundle::{self, BundleJob, Head},
-        install::{self, UnpackJob},
+        install::{self, Content, UnpackJob},
     },
 };
 
@@ -105,7 +105,7 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     }
     let manifest = previous.map(|(path, _)| File::open(manifest_of(path))).transpose()?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
-    let job = UnpackJob { previous: older, delta: false, spare, threads: threads(), limits: Default::default() };
+    let job = UnpackJob { previous: older, content: Content::Archive, spare, threads: threads(), limits: Default::default() };
     let places = install::Places { tree, deploy: deploy.into() };
     let report = install::work(&job, &places, &File::open(archive)?, &File::open(manifest_of(archive))?, manifest.as_ref())
         .into_result()?;

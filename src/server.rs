@@ -108,7 +108,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
-    follow_processes(&services, &environments).await?;
+    follow_processes(&services, &pipeline, &environments).await?;
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();
@@ -207,7 +207,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Takes over the processes of the previous server, and follows what becomes of them.
-async fn follow_processes(services: &Arc<Services>, environments: &[Environment]) -> Result<(), ServerError> {
+async fn follow_processes(
+    services: &Arc<Services>,
+    pipeline: &Pipeline,
+    environments: &[Environment],
+) -> Result<(), ServerError> {
     let mut events = services.launcher.events();
     for environment in environments {
         let registration = Registration {
@@ -222,12 +226,16 @@ async fn follow_processes(services: &Arc<Services>, environments: &[Environment]
     };
     let adopted = services.runtime.adopt(logs).await.map_err(ServerError::Keeper)?;
     tracing::info!(adopted, "processes of the previous server were taken over");
-    let runtime = services.runtime.clone();
+    let (runtime, pipeline) = (services.runtime.clone(), pipeline.clone());
     tokio::spawn(async move {
         loop {
             match events.recv().await {
                 // The last end is one that we asked for.
-                Ok(Event::Exited { id, exit, last: false, .. }) => runtime.exited(id, exit),
+                Ok(Event::Exited { id, exit, last: false, .. }) => {
+                    if let Some(label) = runtime.exited(id, exit) {
+                        pipeline.process_ended(&label, exit);
+                    }
+                }
                 Ok(_) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

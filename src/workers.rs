@@ -8,7 +8,7 @@ use crate::{
     buildpack, git,
     host::launch::{Errand, read_job, write_report},
     keeper,
-    release::{bundle, check, install},
+    release::{bundle, check, install, pack},
     runtime,
 };
 
@@ -41,6 +41,7 @@ fn work(role: &str) -> io::Result<u8> {
         "bundle" => pack(errand),
         "unpack" => unpack(errand),
         "verify" => verify(errand),
+        "pack" => pack_again(errand),
         "run" | "task" => run(errand),
         _ => Err(io::Error::other("there is no such worker")),
     }
@@ -78,6 +79,16 @@ fn verify(mut errand: Errand) -> io::Result<u8> {
     let mut files = errand.extra.into_iter().map(File::from);
     let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(too_few()) };
     write_report(&mut errand.report, &check::work(&job, &archive, &manifest))?;
+    Ok(0)
+}
+
+fn pack_again(mut errand: Errand) -> io::Result<u8> {
+    let job = read_job(&mut errand.job)?;
+    let files: Vec<File> = errand.extra.into_iter().map(File::from).collect();
+    match job {
+        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &files))?,
+        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &files))?,
+    }
     Ok(0)
 }
 

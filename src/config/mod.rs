@@ -8,6 +8,7 @@ mod buildpacks_file;
 mod error;
 mod procfile;
 pub mod project;
+mod promote;
 mod reader;
 mod recipe;
 mod recipe_read;
@@ -25,6 +26,7 @@ pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};
+pub use promote::{Promote, PromoteCheck};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{

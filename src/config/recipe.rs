@@ -5,6 +5,7 @@ use indexmap::IndexMap;
 use super::{
     age::Age,
     error::ConfigError,
+    promote::PromoteOverrides,
     reader::Reader,
     recipe_read::{read_environments, read_overrides},
     settings::{HealthCheck, ProcessSpec, ProcessTuning, Settings, Smoke, Stop, Strategy},
@@ -46,6 +47,7 @@ pub(super) struct Overrides {
     pub keep_age: Option<Age>,
     pub keep_bytes: Option<ByteSize>,
     pub smoke: Option<Vec<Smoke>>,
+    pub promote: PromoteOverrides,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -141,6 +143,7 @@ impl Overrides {
         settings.keep_age = self.keep_age.or(settings.keep_age);
         settings.keep_bytes = self.keep_bytes.or(settings.keep_bytes);
         replace(&mut settings.smoke, &self.smoke);
+        self.promote.apply(&mut settings.promote);
         health.extend(&self.health);
         for (process, more) in &self.processes {
             processes.entry(process.clone()).or_default().extend(more);

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 
 use super::{
     age::Age,
+    promote,
     reader::{Reader, Section},
     recipe::{HealthKind, HealthOverrides, Overrides, ProcessOverrides, StopOverrides},
     settings::{Settings, Smoke, Strategy},
@@ -13,7 +14,7 @@ use super::{
 use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
 
 /// The keys of the file itself; an environment takes the same but for `environments`.
-pub(super) const TOP: [&str; 17] = [
+pub(super) const TOP: [&str; 18] = [
     "buildpacks",
     "buildpack",
     "build",
@@ -30,6 +31,7 @@ pub(super) const TOP: [&str; 17] = [
     "drain",
     "keep",
     "smoke",
+    "promote",
     "environments",
 ];
 pub(super) const BUILD: [&str; 4] = ["env", "timeout", "memory", "cache"];
@@ -69,6 +71,7 @@ pub(super) fn read_overrides(reader: &mut Reader, node: &Node, environment: Opti
             })
         }),
         smoke: top.get("smoke").map(|node| items(reader, node, "smoke", "[/, /login]", smoke)),
+        promote: top.get("promote").map(|node| promote::read(reader, node)).unwrap_or_default(),
         ..Overrides::default()
     };
     if let Some(node) = top.get("keep") {

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use super::{
     age::Age,
     error::{ConfigError, shown},
+    promote::{self, Promote},
     reader::{Reader, Section},
     recipe_read,
     value::{ByteSize, Domain, TimeSpan, VariableName},
@@ -16,8 +17,8 @@ use super::{
 /// How the file is called in errors that have no path.
 const FILE: &str = "larder.yml";
 
-pub(super) const TOP: [&str; 11] =
-    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "log", "env"];
+pub(super) const TOP: [&str; 12] =
+    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "log", "env"];
 pub(super) const SSH: [&str; 2] = ["listen", "profile"];
 pub(super) const HTTP: [&str; 1] = ["listen"];
 pub(super) const BUILDS: [&str; 4] = ["parallel", "memory", "pids", "timeout"];
@@ -49,6 +50,8 @@ pub struct ServerConfig {
     pub paths: Vec<PathBuf>,
     /// How much is kept.
     pub keep: KeepConfig,
+    /// What a release must have gone through elsewhere before any environment of this server takes it.
+    pub promote: Promote,
     /// Process logs.
     pub log: LogConfig,
     /// Configuration variables that every project gets, unless it sets them itself.
@@ -148,6 +151,7 @@ impl Default for ServerConfig {
             ports: (20_000, 29_999),
             paths: Vec::new(),
             keep: KeepConfig { releases: 10, age: None, bytes: None, deployments: 200 },
+            promote: Promote::default(),
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             env: IndexMap::new(),
         }
@@ -237,6 +241,9 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
         config.keep.age = keep.get("age").and_then(|node| recipe_read::age(reader, node, "keep.age"));
         config.keep.bytes = keep.get("bytes").and_then(|node| recipe_read::size(reader, node, "keep.bytes"));
         number(reader, &keep, "keep.deployments", 10..=100_000, &mut config.keep.deployments);
+    }
+    if let Some(node) = top.get("promote") {
+        promote::read(reader, node).apply(&mut config.promote);
     }
     if let Some(log) = sub(reader, &top, "log", &LOG, "{max_bytes: 10M, keep: 5}") {
         bytes(reader, &log, "log.max_bytes", &mut config.log.max_bytes);

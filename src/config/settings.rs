@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::age::Age;
+use super::promote::Promote;
 use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
 use crate::model::{Phase, ProcessType, StopSignal};
@@ -63,6 +64,9 @@ pub struct Settings {
     pub keep_bytes: Option<ByteSize>,
     /// Requests that must succeed after the switch.
     pub smoke: Vec<Smoke>,
+    /// What a release must have gone through elsewhere before it comes here.
+    #[serde(default)]
+    pub promote: Promote,
     /// Runs once, after the first deployment of the environment; from `app.json`.
     pub postdeploy: Option<CommandLine>,
 }
@@ -208,6 +212,8 @@ impl Settings {
         self.keep_age = self.keep_age.or(server.keep.age);
         // The disk is the operator's: a project can ask for less of it, not for more.
         self.keep_bytes = self.keep_bytes.into_iter().chain(server.keep.bytes).min();
+        // So is what may run: a project can ask for more proof, not for less.
+        self.promote = self.promote.and(&server.promote);
         self
     }
 
@@ -256,6 +262,7 @@ impl Default for Settings {
             keep_age: None,
             keep_bytes: None,
             smoke: Vec::new(),
+            promote: Promote::default(),
             postdeploy: None,
         }
     }

@@ -6,7 +6,7 @@ use proptest::prelude::{Strategy as Generator, *};
 
 use super::{
     project::{ProjectFiles, load},
-    recipe_read, server, *,
+    promote, recipe_read, server, *,
 };
 use crate::model::{EnvironmentName, Phase};
 
@@ -40,6 +40,7 @@ fn the_reference_recipe_parses_and_names_every_key() {
         .into_iter()
         .chain(recipe_read::KEEP)
         .chain(recipe_read::SMOKE)
+        .chain(promote::PROMOTE)
         .chain(Phase::ALL.map(Phase::as_str));
     for key in all {
         // The short form is shown inside a sentence.
@@ -61,6 +62,7 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
         .into_iter()
         .chain(server::PORTS)
         .chain(server::KEEP)
+        .chain(promote::PROMOTE)
         .chain(server::LOG);
     for key in all {
         assert!(found.contains(key), "{key} is missing");
@@ -68,6 +70,7 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
     config.paths.clear();
     config.env.clear();
     (config.keep.age, config.keep.bytes) = (None, None);
+    config.promote = Promote::default();
     assert_eq!(config, ServerConfig::default());
 }
 
@@ -310,5 +313,34 @@ proptest! {
     #[test]
     fn no_near_miss_causes_a_panic(text in almost_yaml()) {
         survive(text.as_bytes());
+    }
+}
+
+#[test]
+fn a_promotion_policy_is_the_stricter_of_project_and_server() {
+    let text = "promote: {min_healthy: 10m, checks: [smoke, tests]}\nenvironments: {production: {promote: {checks: [smoke], max_restarts: 3}}}\n";
+    let own = settings(text, "").promote;
+    assert_eq!((own.min_healthy, own.max_restarts), (Some(TimeSpan::minutes(10)), Some(3)));
+    assert_eq!(own.checks, [PromoteCheck::Smoke], "the environment's list takes the place of the other");
+    let server = ServerConfig::parse("larder.yml", b"promote: {min_healthy: 1h, checks: [health], max_restarts: 5}").unwrap();
+    let both = settings(text, "").on_server(&server).promote;
+    assert_eq!((both.min_healthy, both.max_restarts), (Some(TimeSpan::minutes(60)), Some(3)));
+    assert_eq!(both.checks, [PromoteCheck::Smoke, PromoteCheck::Health]);
+    assert!(settings("", "").on_server(&ServerConfig::default()).promote.is_empty());
+
+    for (bad, hint) in [
+        ("promote: {min_helthy: 10m}", "min_healthy"),
+        ("promote: {checks: [smok]}", "smoke"),
+        ("promote: {checks: smoke}", "[smoke, tests]"),
+        ("promote: {min_healthy: 10}", "no unit"),
+        ("promote: {max_restarts: -1}", "0"),
+        ("promote: yes", "min_healthy: 10m"),
+    ] {
+        for problems in
+            [Recipe::parse(bad.as_bytes()).unwrap_err(), ServerConfig::parse("larder.yml", bad.as_bytes()).unwrap_err()]
+        {
+            let text = problems.iter().map(ToString::to_string).collect::<String>();
+            assert!(text.contains("larder.yml:1") && text.contains(hint), "{bad}: {text}");
+        }
     }
 }

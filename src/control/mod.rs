@@ -120,6 +120,11 @@ impl Control {
         found.cloned().ok_or_else(|| error::no_environment(project, target))
     }
 
+    /// All environments of a project.
+    fn environments(&self, project: &ProjectName) -> Vec<Environment> {
+        self.0.registry.read().project(project).map(|project| project.environments.clone()).unwrap_or_default()
+    }
+
     /// The projects that a caller may see.
     pub fn names(&self, caller: &Caller) -> Vec<ProjectName> {
         let registry = self.0.registry.read();

@@ -12,7 +12,7 @@ use crate::{
     host::launch::Child,
     model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
     pipeline::{KnownRelease, Summary, Ticket},
-    remote::{Blob, Offer},
+    remote::{Blob, Offer, ssh::Exec},
     runtime::LogLine,
 };
 
@@ -82,6 +82,8 @@ pub enum Reply {
     Bytes(Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>),
     /// The places of an environment.
     Remotes(Vec<Remote>),
+    /// What another server says about what it was asked to do.
+    Relay(Box<Exec>),
     /// The state of everything.
     Status(Box<StatusReport>),
     /// What was looked at, and what was found.

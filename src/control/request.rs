@@ -167,6 +167,28 @@ pub enum Request {
         /// To which; the newest good one older than the live one where nothing is given.
         release: Option<String>,
     },
+    /// Bring a deliverable here and make it live.
+    Pull {
+        /// Where to; the project's final environment where none is named.
+        target: Target,
+        /// Which; the newest where nothing is given.
+        release: Option<String>,
+        /// From this remote only.
+        from: Option<RemoteName>,
+        /// Why the promotion policy does not count.
+        overriding: Option<String>,
+    },
+    /// Have another environment or server bring a release that was cooked here.
+    Promote {
+        /// Where it was cooked; the project's cooking environment where none is named.
+        target: Target,
+        /// Which; the live one where nothing is given.
+        release: Option<String>,
+        /// Who shall serve it: a remote, or an environment of the project on this server.
+        to: String,
+        /// Why the promotion policy does not count.
+        overriding: Option<String>,
+    },
     /// The steps that a push would take.
     Plan {
         /// Where.
@@ -346,7 +368,10 @@ impl Request {
             | Request::ReleasePin { target, .. }
             | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. } | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
+            Request::Deploy { target, .. }
+            | Request::Rollback { target, .. }
+            | Request::Pull { target, .. }
+            | Request::Promote { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -369,6 +394,8 @@ impl Request {
             Request::ProjectDestroy { .. } => "project destroy",
             Request::Deploy { .. } => "deploy",
             Request::Rollback { .. } => "rollback",
+            Request::Pull { .. } => "pull",
+            Request::Promote { .. } => "promote",
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::ReleaseShow { .. } => "release show",

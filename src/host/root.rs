@@ -135,6 +135,11 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
+    /// What is known of how a release ran elsewhere.
+    pub fn health(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.health.json"))
+    }
+
     /// Deliverables on their way here, one directory for each release.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
@@ -143,6 +148,16 @@ impl EnvironmentPaths {
     /// The newest build that was accepted from each server elsewhere.
     pub fn accepted(&self) -> PathBuf {
         self.0.join("accepted.json")
+    }
+
+    /// What a release is made of that has no archive here yet: the difference to an installed one.
+    pub fn delta(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.delta"))
+    }
+
+    /// Deltas that were made for other servers, `<from>..<to>`. They can be made again.
+    pub fn deltas(&self) -> PathBuf {
+        self.releases().join(".delta")
     }
 
     /// The installed trees.
@@ -193,6 +208,11 @@ impl EnvironmentPaths {
     /// Process logs.
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
+    }
+
+    /// Which processes ended by themselves.
+    pub fn restarts(&self) -> PathBuf {
+        self.0.join("restarts.jsonl")
     }
 
     /// Values that larder made up because `app.json` asked for them.

@@ -103,6 +103,10 @@ impl Assignment {
             }
             // An archive and its manifest, as descriptors, and nothing else.
             Role::Verify => assignment.user = User::Unpack(env),
+            Role::Pack => {
+                assignment.user = User::Unpack(env);
+                assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), false));
+            }
             Role::Run | Role::Task => {
                 let release = need(launch.release, "a release")?;
                 let slot = paths.slot(need(launch.slot, "a slot")?);

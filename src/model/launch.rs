@@ -29,6 +29,8 @@ pub enum Role {
     Task,
     /// Deletes what one of the environment's users left in an area; as that user.
     Sweep(Area),
+    /// Reads installed trees, without changing any, into archives and deltas; as the environment's unpack user.
+    Pack,
 }
 
 /// A part of an environment's directory that belongs to one of its own users.

@@ -19,7 +19,7 @@ use crate::{
     proxy::Retired,
     release::{
         self,
-        store::{Info, Keep, prune_plan},
+        store::{Info, Keep, forget_deltas, prune_plan},
     },
 };
 
@@ -138,12 +138,15 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
             continue;
         }
-        for file in [deployment.paths.archive(release), deployment.paths.manifest(release)] {
+        for file in [deployment.paths.archive(release), deployment.paths.manifest(release), deployment.paths.health(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 tracing::error!(file = %file.display(), %error, "an old archive could not be removed");
             }
+        }
+        if let Err(error) = forget_deltas(&deployment.paths, release) {
+            tracing::error!(%release, error = chain(&error), "deltas of an old release could not be removed");
         }
         forget.push(release);
     }

@@ -70,6 +70,8 @@ pub struct Story {
     pub opened: Option<Record>,
     /// The state of each step that was ever started.
     pub steps: BTreeMap<String, Status>,
+    /// When each step did its work, of those whose work is still there.
+    pub moments: BTreeMap<String, Timestamp>,
     /// What the steps found out, as of the last success.
     pub facts: Facts,
     /// The first failure.
@@ -93,6 +95,7 @@ impl Story {
             Event::Started { step } => self.advance(step, event, "started")?,
             Event::Succeeded { step, facts } => {
                 self.advance(step, event, "succeeded")?;
+                self.moments.insert(step.clone(), record.at);
                 if let Ok(Some(facts)) = serde_json::from_value(facts.clone()) {
                     self.facts = facts;
                 }
@@ -101,7 +104,10 @@ impl Story {
                 self.advance(step, event, "failed")?;
                 self.fault.get_or_insert_with(|| fault.clone());
             }
-            Event::UndoStarted { step } => self.advance(step, event, "undo_started")?,
+            Event::UndoStarted { step } => {
+                self.advance(step, event, "undo_started")?;
+                self.moments.remove(step);
+            }
             Event::UndoFinished { step } => self.advance(step, event, "undo_finished")?,
             Event::UndoFailed { step, why } => {
                 self.advance(step, event, "undo_failed")?;

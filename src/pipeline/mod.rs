@@ -9,6 +9,7 @@ mod chores;
 mod context;
 mod facts;
 mod fault;
+mod health;
 mod history;
 pub mod intake;
 mod journal;

@@ -31,7 +31,8 @@ impl Pipeline {
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
-        for directory in [paths.path().to_owned(), paths.deploy(), paths.releases()] {
+        let directories = [paths.path().to_owned(), paths.deploy(), paths.releases(), paths.deltas()];
+        for directory in directories.into_iter().filter(|directory| directory.is_dir()) {
             if let Err(error) = files::remove_unfinished(&directory) {
                 tracing::warn!(error = chain(&error), "half-written files stay");
             }

@@ -67,6 +67,14 @@ pub enum ReleaseError {
         /// The release that it belongs to.
         release: ReleaseId,
     },
+    /// Packing an installed tree again did not give the archive that its manifest names.
+    #[error(
+        "packing release {release} again gives other bytes than the archive that its manifest names, as another version of larder may; nothing was changed; fetch the whole archive if it is needed"
+    )]
+    OtherBytes {
+        /// Which.
+        release: ReleaseId,
+    },
     /// A release is not there.
     #[error("release {release} is not in {}", path.display())]
     Unknown {

@@ -33,13 +33,24 @@ use crate::{
 /// Up to so many unpacked files are brought to the disk one by one; beyond, together with all else on the file system.
 const BY_ITSELF: u64 = 64;
 
-/// The job. Descriptors: 5 archive or delta, 6 manifest; if `previous`, 7 its manifest.
+/// Where the content of a release comes from, besides what it shares with the previous one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// From its archive.
+    Archive,
+    /// From a delta, which starts from the previous release.
+    Delta,
+    /// From the previous release alone: the new one is a copy of it.
+    Previous,
+}
+
+/// The job. Descriptors: 5 archive or delta (anything for a copy), 6 manifest; if `previous`, 7 its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
-    /// Whether not an archive is given but a delta, which starts from `previous`.
-    pub delta: bool,
+    /// What descriptor 5 is.
+    pub content: Content,
     /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
     /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
     pub spare: bool,
@@ -110,12 +121,15 @@ fn install(
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
     let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
     let target = Target { tree: &tree, base, spare, threads: job.threads };
-    if !job.delta {
-        return target.fill(archive, &manifest.entries, &manifest.archive, &job.limits);
-    }
-    match &before {
-        Some((previous, base)) => target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries),
-        None => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
+    match (job.content, &before) {
+        (Content::Archive, _) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
+        (Content::Delta, Some((previous, base))) => {
+            target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries)
+        }
+        (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => {
+            target.fill_by_copy(base, &manifest.entries)
+        }
+        _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
     }
 }
 
@@ -179,6 +193,20 @@ impl Target<'_> {
         let (there, linked) = self.prepare(entries)?;
         self.link_moved(delta, entries, &linked)?;
         let report = self.patch(delta, entries, &linked)?;
+        self.finish(entries, &there, &linked, report)
+    }
+
+    fn fill_by_copy(&self, base: &Confined, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
+        let (there, linked) = self.prepare(entries)?;
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let (mut from, mut writer) = (base.cursor(), Writer::new(self.tree.cursor(), &is_linked));
+        for (index, entry) in entries.iter().enumerate() {
+            if matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index) {
+                again(&mut from, &entry.path, index, entry, &mut writer)?;
+            }
+        }
+        writer.write_out().map_err(refused)?;
+        let report = UnpackReport { entries: entries.len() as u64, ..writer.report };
         self.finish(entries, &there, &linked, report)
     }
 
@@ -403,7 +431,7 @@ fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), Releas
     act().map_err(refused)
 }
 
-/// Writes a file with the content of another one of the same tree, which has just been written.
+/// Writes a file with the content of another one, which is only opened here.
 fn again(from: &mut Cursor<'_>, path: &str, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
     let EntryKind::File { digest, .. } = &entry.kind else { return Ok(()) };
     let mut file = from.open(path)?;

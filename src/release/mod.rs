@@ -2,16 +2,20 @@
 //!
 //! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`],
 //! [`install::work`]) touches trees. What travels between them are descriptors, a job and a report.
+//! [`delta`] makes what turns one release into the next, [`pack`] is its worker and that of packing an installed tree again.
 //! [`store`] knows the releases that are there, [`verify()`] compares an installed tree with its manifest. What comes from
 //! elsewhere goes through [`take_in()`], which believes what [`trust`] believes and nothing else.
 
 pub mod bundle;
 mod changes;
 pub mod check;
+mod deliver;
 pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
+pub mod pack;
+mod promotion;
 mod refusal;
 mod server;
 mod signing;
@@ -22,6 +26,7 @@ pub mod trust;
 mod verify;
 
 pub use changes::{Change, Way, changes};
+pub use deliver::{make_delta, rebuild};
 pub use error::{Answer, ReleaseError};
 pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};

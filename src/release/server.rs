@@ -9,8 +9,10 @@ use std::{
 use super::{
     ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport, Head},
+    deliver::{installed, known},
+    delta,
     error::Answer,
-    install::{UnpackJob, UnpackReport},
+    install::{Content, UnpackJob, UnpackReport},
     store,
 };
 use crate::{
@@ -152,8 +154,8 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
     Ok(())
 }
 
-/// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user. `previous` is an
-/// installed release that may share files. `spare` says that [`spare`] has filled that directory with a copy of `previous`;
+/// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user: from its archive, else from
+/// its delta if the release that it starts from is installed. `previous` is an installed release that may share files. `spare` says that [`spare`] has filled that directory with a copy of `previous`;
 /// a repeated attempt must not say so again. May be repeated.
 pub async fn install(
     context: &Context<'_>,
@@ -178,24 +180,24 @@ async fn unpack(
     previous: Option<ReleaseId>,
     spare: bool,
 ) -> Result<Installed, ReleaseError> {
-    let files = Files::of(context.paths, release);
-    let before = previous.map(|id| (id, Files::of(context.paths, id)));
     let deploy = context.paths.deploy();
-    let releases = context.paths.releases();
-    let (archive, manifest, before) = blocking(move || {
-        let open = |path: &Path| {
-            open_regular(path).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => ReleaseError::Unknown { release, path: releases.clone() },
-                _ => e.into(),
-            })
-        };
-        let before = before.and_then(|(id, files)| Some((id, open_regular(&files.manifest).ok()?)));
-        Ok((open(&files.archive)?, open(&files.manifest)?, before))
+    let paths = context.paths.clone();
+    let (manifest, content, file, before) = blocking(move || {
+        let manifest = known(&paths, release, &paths.manifest(release))?;
+        let (content, file, previous) = content(&paths, release, previous)?;
+        let before = previous.and_then(|id| Some((id, open_regular(&paths.manifest(id)).ok()?)));
+        Ok((manifest, content, file, before))
     })
     .await?;
-    let previous = before.as_ref().map(|(id, _)| *id);
-    let job = UnpackJob { previous, delta: false, spare, threads: context.threads, limits: Limits::default() };
-    let mut extra = vec![OwnedFd::from(archive), OwnedFd::from(manifest)];
+    let base = before.as_ref().map(|(id, _)| *id);
+    // A spare is a copy of what the caller named, which may not be what a delta starts from.
+    let spare = spare && base == previous;
+    let job = UnpackJob { previous: base, content, spare, threads: context.threads, limits: Limits::default() };
+    let file = match file {
+        Some(file) => OwnedFd::from(file),
+        None => manifest.try_clone().map_err(|e| lost(&context.paths.manifest(release), e))?.into(),
+    };
+    let mut extra = vec![file, OwnedFd::from(manifest)];
     extra.extend(before.map(|(_, manifest)| OwnedFd::from(manifest)));
     let report = run(context, "unpack", Role::Unpack, tree, &job, extra).await?;
     // The worker synced what is in the tree; the name of the tree itself is in a directory that it cannot write.
@@ -203,16 +205,36 @@ async fn unpack(
     Ok(Installed { report })
 }
 
+/// What a release is installed from: its archive; else, for a copy, the tree itself; else a delta whose base is installed. With the
+/// file, and the release to share files with.
+fn content(
+    paths: &EnvironmentPaths,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+) -> Result<(Content, Option<File>, Option<ReleaseId>), ReleaseError> {
+    let unknown = match known(paths, release, &paths.archive(release)) {
+        Ok(archive) => return Ok((Content::Archive, Some(archive), previous)),
+        Err(e @ ReleaseError::Unknown { .. }) => e,
+        Err(e) => return Err(e),
+    };
+    if previous == Some(release) && installed(paths, release) {
+        return Ok((Content::Previous, None, previous));
+    }
+    let Ok(file) = open_regular(&paths.delta(release)) else { return Err(unknown) };
+    let (base, _) = delta::base_of(&file)?;
+    if installed(paths, base) { Ok((Content::Delta, Some(file), Some(base))) } else { Err(unknown) }
+}
+
 #[derive(Debug, Clone)]
-struct Files {
-    archive: PathBuf,
-    manifest: PathBuf,
-    new_archive: PathBuf,
-    new_manifest: PathBuf,
+pub(super) struct Files {
+    pub(super) archive: PathBuf,
+    pub(super) manifest: PathBuf,
+    pub(super) new_archive: PathBuf,
+    pub(super) new_manifest: PathBuf,
 }
 
 impl Files {
-    fn of(paths: &EnvironmentPaths, release: ReleaseId) -> Files {
+    pub(super) fn of(paths: &EnvironmentPaths, release: ReleaseId) -> Files {
         let releases = paths.releases();
         Files {
             archive: paths.archive(release),

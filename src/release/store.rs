@@ -1,6 +1,12 @@
 //! The releases that an environment has, and which of them may go.
 
-use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,7 +14,8 @@ use super::{ReleaseError, bundle::Head, tree};
 use crate::{
     host::{
         archive::{Limits, check_entries},
-        files::{Confined, FileError, open_regular},
+        files::{Confined, FileError, open_regular, remove_if_present},
+        root::EnvironmentPaths,
     },
     model::{Manifest, ReleaseId},
 };
@@ -94,6 +101,28 @@ pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
         }
     }
     Ok(heads)
+}
+
+/// Where the delta between two releases is kept.
+pub fn cached_delta(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId) -> PathBuf {
+    paths.deltas().join(format!("{from}..{to}"))
+}
+
+/// Removes the deltas that lead from a release that is gone, or to it.
+pub fn forget_deltas(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(), ReleaseError> {
+    remove_if_present(&paths.delta(release))?;
+    let directory = paths.deltas();
+    let names = match Confined::open(&directory).and_then(|dir| dir.names()) {
+        Ok(names) => names,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    let release = release.to_string();
+    let concerned = |name: &str| name.split_once("..").is_some_and(|(from, to)| from == release || to == release);
+    for name in names.iter().filter_map(|name| name.to_str()).filter(|name| concerned(name)) {
+        remove_if_present(&directory.join(name))?;
+    }
+    Ok(())
 }
 
 /// What retention needs to know of a release.
@@ -196,6 +225,23 @@ mod tests {
     }
 
     const ALL: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    #[test]
+    fn deltas_go_with_either_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths =
+            crate::host::root::Root::new(dir.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        forget_deltas(&paths, id(1)).unwrap();
+        std::fs::create_dir_all(paths.deltas()).unwrap();
+        let (a, b, c) = (id(1), id(2), id(3));
+        let kept = [cached_delta(&paths, a, c), paths.delta(c)];
+        let gone = [cached_delta(&paths, a, b), cached_delta(&paths, b, c), paths.delta(b)];
+        for path in kept.iter().chain(&gone) {
+            std::fs::write(path, "").unwrap();
+        }
+        forget_deltas(&paths, b).unwrap();
+        assert!(kept.iter().all(|path| path.exists()) && gone.iter().all(|path| !path.exists()));
+    }
 
     #[test]
     fn retention_keeps_what_is_needed_and_failed_releases_fill_no_place() {

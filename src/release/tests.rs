@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{
     Answer, ReleaseError,
     bundle::{self, BundleJob, BundleReport, Head},
-    install::{self, UnpackJob, UnpackReport},
+    install::{self, Content, UnpackJob, UnpackReport},
     store, tree,
     verify::{self, verify},
 };
@@ -65,7 +65,13 @@ fn install_at(
     previous: Option<(ReleaseId, &Made)>,
 ) -> Result<UnpackReport, ReleaseError> {
     let spare = deploy.join("spare").exists();
-    let job = UnpackJob { previous: previous.map(|(id, _)| id), delta: false, spare, threads: 2, limits: Limits::default() };
+    let job = UnpackJob {
+        previous: previous.map(|(id, _)| id),
+        content: Content::Archive,
+        spare,
+        threads: 2,
+        limits: Limits::default(),
+    };
     let places = install::Places { tree: deploy.join(name.to_string()), deploy: deploy.into() };
     let _ = std::fs::create_dir(&places.tree);
     let before = previous.map(|(_, made)| &made.manifest);

@@ -10,6 +10,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use super::promotion::{promotable, served};
 use super::{Refusal, ReleaseError, store, verify_signature};
 use crate::{
     host::files::{read_limited, write_atomic},
@@ -27,6 +28,8 @@ pub struct Expectation {
     pub release: Option<ReleaseId>,
     /// The commit, where one was asked for.
     pub commit: Option<CommitId>,
+    /// The git tree of that commit: a release of another commit with the same source will do as well.
+    pub source: Option<CommitId>,
     /// Whether the newest there is was asked for: then it must not be older than what is known.
     pub newest: bool,
 }
@@ -34,7 +37,7 @@ pub struct Expectation {
 impl Expectation {
     /// Anything of `project`.
     pub fn of(project: ProjectName) -> Expectation {
-        Expectation { project, environments: Vec::new(), release: None, commit: None, newest: false }
+        Expectation { project, environments: Vec::new(), release: None, commit: None, source: None, newest: false }
     }
 }
 
@@ -162,7 +165,8 @@ pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], ac
     if let Some(wanted) = expect.release.filter(|wanted| *wanted != release) {
         return Err(Refusal::OtherRelease { found: release, wanted });
     }
-    if let Some(wanted) = expect.commit.as_ref().filter(|wanted| **wanted != manifest.commit) {
+    let same_source = expect.source.is_some() && expect.source == manifest.source;
+    if let Some(wanted) = expect.commit.as_ref().filter(|wanted| **wanted != manifest.commit && !same_source) {
         let (found, wanted) = (manifest.commit.clone(), wanted.clone());
         return Err(Refusal::OtherCommit { release, found, wanted });
     }

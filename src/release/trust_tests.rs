@@ -149,6 +149,15 @@ fn another_project_environment_release_or_commit() {
     let found = refusal(&Expectation { commit: Some(wanted), ..shop() }, &manifest, &trust);
     assert_eq!(found.to_string(), format!("release {release} was built from commit aaaaaaaaaa, not from bbbbbbbbbb"));
     assert!(found.hint().contains("deploy bbbbbbbbbb"), "{}", found.hint());
+
+    // Another commit of the same source is as good; "unknown" on both sides is not the same source.
+    let wanted = || Some("b".repeat(40).parse().unwrap());
+    let source = || Some("c".repeat(40).parse().unwrap());
+    let same = signed(&Manifest { source: source(), ..made.parsed.clone() }, &key);
+    let expect = Expectation { commit: wanted(), source: source(), ..shop() };
+    accept(&expect, &same, &trust, &Accepted::default()).unwrap();
+    assert!(matches!(refusal(&expect, &manifest, &trust), Refusal::OtherCommit { .. }));
+    assert!(matches!(refusal(&Expectation { commit: wanted(), ..shop() }, &manifest, &trust), Refusal::OtherCommit { .. }));
 }
 
 #[test]

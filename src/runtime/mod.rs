@@ -124,12 +124,13 @@ impl Runtime {
         &self.0.logs
     }
 
-    /// Notes that a kept process ended; the server calls this for each report of the keeper.
-    pub fn exited(&self, id: ProcessId, exit: Exit) {
-        if let Some(kept) = self.0.kept.lock().get(&id) {
-            tracing::warn!(process = %kept.instance.label, %exit, "a process ended and is started again");
-            kept.exits.send_modify(|exits| *exits = Exits { count: exits.count.saturating_add(1), last: Some(exit) });
-        }
+    /// Notes that a kept process ended; the server calls this for each report of the keeper. Says which process that was.
+    pub fn exited(&self, id: ProcessId, exit: Exit) -> Option<Label> {
+        let kept = self.0.kept.lock();
+        let kept = kept.get(&id)?;
+        tracing::warn!(process = %kept.instance.label, %exit, "a process ended and is started again");
+        kept.exits.send_modify(|exits| *exits = Exits { count: exits.count.saturating_add(1), last: Some(exit) });
+        Some(kept.instance.label.clone())
     }
 
     /// Stops the processes of a slot: asks them to end, and ends those that have not after `grace`. Safe to repeat.

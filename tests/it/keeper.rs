@@ -90,19 +90,19 @@ fn as_server() {
 
 /// What a keeper can build on: root or not, and what the machine refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ground {
+pub struct Ground {
     system: bool,
     without: &'static str,
 }
 
 /// A root, a keeper on it, and the server's place.
-struct World {
-    root: PathBuf,
+pub struct World {
+    pub root: PathBuf,
     directory: tempfile::TempDir,
     elsewhere: tempfile::TempDir,
     keeper: std::process::Child,
     listener: UnixListener,
-    launcher: Launcher,
+    pub launcher: Launcher,
     server: UnixStream,
     server_id: i32,
     ground: Ground,
@@ -113,7 +113,7 @@ const PROJECT: ProjectId = ProjectId(1);
 const ENV: EnvId = EnvId(3);
 
 impl World {
-    async fn new(ground: Ground) -> World {
+    pub async fn new(ground: Ground) -> World {
         eprintln!("{ground:?}");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -283,7 +283,7 @@ async fn read_line(output: &OwnedFd) -> String {
 }
 
 /// What can be tried here.
-fn grounds() -> Vec<Ground> {
+pub fn grounds() -> Vec<Ground> {
     if !geteuid().is_root() {
         eprintln!("SKIPPED: system mode needs root");
     }

@@ -6,6 +6,7 @@ mod insight;
 mod keys;
 mod processes;
 mod projects;
+mod promotion;
 mod releases;
 mod remotes;
 mod users;
@@ -34,6 +35,12 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
         Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
+        Request::Pull { target, release, from, overriding } => {
+            promotion::pull(control, caller, target, release.as_deref(), from.as_ref(), overriding).await
+        }
+        Request::Promote { target, release, to, overriding } => {
+            promotion::promote(control, caller, target, release.as_deref(), &to, overriding).await
+        }
         Request::Plan { target, reference, only } => deployments::plan(control, &target, reference, &only).await,
         Request::Releases { target } => releases::list(control, &target).await,
         Request::ReleaseShow { target, release } => releases::show(control, &target, release.as_deref()).await,

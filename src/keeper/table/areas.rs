@@ -39,7 +39,7 @@ impl Table {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
             (Area::Cache, Role::Build) => true,
             (Area::Slot, Role::Run | Role::Task) => launch.slot == slot,
-            (Area::Tree, Role::Run | Role::Task | Role::Unpack) => launch.release == release,
+            (Area::Tree, Role::Run | Role::Task | Role::Unpack | Role::Pack) => launch.release == release,
             (_, Role::Sweep(swept)) => swept == area,
             _ => false,
         };

@@ -186,6 +186,7 @@ impl Entry {
             Role::Run => "run",
             Role::Task => "task",
             Role::Sweep(_) => "sweep",
+            Role::Pack => "pack",
         }
     }
 }

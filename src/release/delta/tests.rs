@@ -20,7 +20,7 @@ use crate::{
     release::{
         Answer, ReleaseError,
         bundle::{self, BundleJob, Head},
-        install::{self, UnpackJob, UnpackReport},
+        install::{self, Content, UnpackJob, UnpackReport},
         store,
         tests::head,
         verify::verify,
@@ -135,10 +135,10 @@ impl World {
         let places = install::Places { tree, deploy: self.dir.path().into() };
         let previous = Some(self.old.manifest.release);
         if spare {
-            let job = UnpackJob { previous, delta: false, spare: false, threads: 2, limits: Limits::default() };
+            let job = UnpackJob { previous, content: Content::Archive, spare: false, threads: 2, limits: Limits::default() };
             done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)))?;
         }
-        let job = UnpackJob { previous, delta: true, spare, threads: 2, limits: Limits::default() };
+        let job = UnpackJob { previous, content: Content::Delta, spare, threads: 2, limits: Limits::default() };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
         assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "it said that it was well");
         Ok(report)

@@ -29,6 +29,10 @@ pub enum Verb {
     Deploy(deployments::Deploy),
     /// Go back to an older release
     Rollback(deployments::Rollback),
+    /// Bring a deliverable from staging and make it live
+    Pull(deployments::Pull),
+    /// Have another server or environment serve what was cooked here
+    Promote(deployments::Promote),
     /// Print the steps that a push would take, and take none
     Plan(deployments::Plan),
     /// List the releases of an environment, newest first; the one with a * is live
@@ -114,6 +118,8 @@ impl Verb {
             Verb::Project(project) => project.request()?,
             Verb::Deploy(deploy) => deploy.request()?,
             Verb::Rollback(rollback) => rollback.request()?,
+            Verb::Pull(pull) => pull.request()?,
+            Verb::Promote(promote) => promote.request()?,
             Verb::Plan(plan) => plan.request()?,
             Verb::Releases(on) => Request::Releases { target: on.get()? },
             Verb::Release(release) => release.request()?,

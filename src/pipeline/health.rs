@@ -1,0 +1,235 @@
+//! How a release went where it ran. Nothing of it is stored as such: it is folded from the journals, and from the list of
+//! processes that ended by themselves.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Pipeline, Summary, history::History, journal::Story};
+use crate::{
+    config::HealthCheck,
+    host::{files, root::EnvironmentPaths},
+    model::{Check, Environment, Exit, HealthRecord, Period, ReleaseId, Restart},
+    release::store,
+    runtime::Label,
+};
+
+/// Beyond this size in bytes the older half of the list goes.
+const LIST_MAX: u64 = 256 * 1024;
+
+/// A line of `restarts.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Ended {
+    release: ReleaseId,
+    #[serde(flatten)]
+    restart: Restart,
+}
+
+impl Pipeline {
+    /// Notes that a process ended without being asked to.
+    pub fn process_ended(&self, label: &Label, exit: Exit) {
+        let Some(lane) = self.lane(label.environment) else { return };
+        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
+        let restart = Restart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
+        if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
+            tracing::warn!(%error, "the end of a process was not noted");
+        }
+    }
+
+    /// What is known of how `release` went in `environment`, signed; nothing where it never went live there. Reads files, so it is
+    /// not for the threads that answer.
+    pub fn health(&self, environment: &Environment, release: ReleaseId) -> Option<HealthRecord> {
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        let mut record = fold(environment, &paths, &self.history(environment.id), release, Timestamp::now())?;
+        record.signature = Some(self.0.services.signing.sign(&record.statement()));
+        Some(record)
+    }
+}
+
+/// Folds what the journals and the list say.
+fn fold(
+    environment: &Environment,
+    paths: &EnvironmentPaths,
+    history: &History,
+    release: ReleaseId,
+    as_of: Timestamp,
+) -> Option<HealthRecord> {
+    let mut live: Vec<&Summary> = history.releases().collect();
+    live.sort_by_key(|summary| (summary.ended, summary.deployment));
+    let story = |summary: &Summary| Story::read(&paths.deployment(summary.deployment)).unwrap_or_default();
+    // A release serves from the moment of the switch, until that of the next one.
+    let switched = |story: &Story, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);
+    let (mut served, mut checks, mut tree, mut number) = (Vec::new(), BTreeMap::new(), None, None);
+    for (at, summary) in live.iter().enumerate().filter(|(_, summary)| summary.release == release) {
+        let told = story(summary);
+        number.get_or_insert(summary.number);
+        tree = tree.or(told.facts.tree);
+        let Some(since) = switched(&told, summary) else { continue };
+        let next = at.checked_add(1).and_then(|next| live.get(next));
+        let until = next.and_then(|next| switched(&story(next), next));
+        served.push(Period { since, until });
+        passed(&told, &mut checks);
+    }
+    let number = number?;
+    let tree = tree.or_else(|| Some(store::read(&paths.manifest(release)).ok()?.tree))?;
+    let restarts = read(&paths.restarts()).into_iter().filter(|ended| ended.release == release).map(|ended| ended.restart);
+    Some(HealthRecord {
+        format: HealthRecord::FORMAT,
+        project: environment.project.clone(),
+        environment: environment.name.clone(),
+        release,
+        number,
+        tree,
+        served,
+        as_of,
+        checks: checks.into_iter().map(|(name, passed)| Check { name: name.to_owned(), passed }).collect(),
+        restarts: restarts.collect(),
+        signature: None,
+    })
+}
+
+/// The checks that a deployment passed, each with its moment. A check that the project does not have is none that it passed.
+fn passed(story: &Story, checks: &mut BTreeMap<&'static str, Timestamp>) {
+    let Some(settings) = &story.facts.settings else { return };
+    let tests = story.facts.scripts.iter().any(|script| script == "post_build");
+    let known = [
+        ("health", "deploy.boot", settings.health.check != HealthCheck::None),
+        ("smoke", "post_deploy.smoke", !settings.smoke.is_empty()),
+        ("tests", "post_build.script", tests),
+    ];
+    for (name, step, there) in known {
+        if let Some(moment) = story.moments.get(step).filter(|_| there) {
+            checks.insert(name, *moment);
+        }
+    }
+}
+
+/// Appends to the list, and forgets the older half when it has grown too long.
+fn note(path: &Path, ended: &Ended) -> io::Result<()> {
+    let mut line = serde_json::to_vec(ended)?;
+    line.push(b'\n');
+    // In one write: a server that is killed leaves whole lines.
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.write_all(&line)?;
+    if std::fs::metadata(path)?.len() > LIST_MAX {
+        let all = read(path);
+        let mut kept = Vec::new();
+        for ended in all.iter().skip(all.len() / 2) {
+            serde_json::to_writer(&mut kept, ended)?;
+            kept.push(b'\n');
+        }
+        files::write_atomic(path, &kept, 0o600).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// All of the list that can be read, oldest first.
+fn read(path: &Path) -> Vec<Ended> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let lines = BufReader::new(io::Read::take(file, LIST_MAX.saturating_mul(2))).split(b'\n');
+    lines.map_while(Result::ok).filter_map(|line| serde_json::from_slice(&line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::journal::Journal, *};
+    use crate::model::{DeploymentId, EnvId, Event, Live, Mode, Outcome, ProjectId, ReleaseNumber, Slot, Strategy, Trigger};
+
+    fn ended(second: i64, release: ReleaseId) -> Ended {
+        let at = Timestamp::from_second(second).unwrap();
+        Ended { release, restart: Restart { process: "web.1".to_owned(), at, exit: "exited 1".to_owned() } }
+    }
+
+    #[test]
+    fn the_list_of_ends_is_bounded_and_keeps_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("restarts.jsonl");
+        let release = ReleaseId::new(Timestamp::UNIX_EPOCH);
+        assert_eq!(read(&path), []);
+        for second in 0..5000 {
+            note(&path, &ended(second, release)).unwrap();
+        }
+        let found = read(&path);
+        assert!(std::fs::metadata(&path).unwrap().len() <= LIST_MAX && found.len() > 500, "{}", found.len());
+        assert_eq!(found.last(), Some(&ended(4999, release)));
+        // A line that a power failure cut, and one that is something else.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();
+        assert_eq!(read(&path), found);
+    }
+
+    fn environment() -> Environment {
+        Environment {
+            id: EnvId(1),
+            project_id: ProjectId(1),
+            project: "shop".parse().unwrap(),
+            name: "staging".parse().unwrap(),
+            mode: Mode::Cooking,
+            branch: "main".parse().unwrap(),
+            strategy: Strategy::BlueGreen,
+            domains: Vec::new(),
+            default: true,
+            scale: Default::default(),
+            remotes: Vec::new(),
+        }
+    }
+
+    /// Writes the journal of a deployment that went live.
+    fn deployed(paths: &EnvironmentPaths, release: ReleaseId, number: u32, facts: &serde_json::Value) -> DeploymentId {
+        let id = DeploymentId::new(Timestamp::now());
+        let mut journal = Journal::open(&paths.deployment(id)).unwrap();
+        let number = ReleaseNumber(number);
+        let opened = serde_json::json!({
+            "event": "opened", "deployment": id, "trigger": Trigger::Push { by: "ann".parse().unwrap() }, "branch": "main",
+            "commit": "a".repeat(40), "release": release, "number": number, "slot": Slot::Blue,
+            "previous": Option::<Live>::None, "plan": [],
+        });
+        journal.append(serde_json::from_value(opened).unwrap()).unwrap();
+        for step in ["post_build.script", "deploy.boot", "deploy.switch", "post_deploy.smoke"] {
+            journal.append(Event::Started { step: step.to_owned() }).unwrap();
+            journal.append(Event::Succeeded { step: step.to_owned(), facts: facts.clone() }).unwrap();
+        }
+        journal.append(Event::Ended { outcome: Outcome::Live { release, number } }).unwrap();
+        id
+    }
+
+    #[test]
+    fn periods_checks_and_restarts_are_what_the_journals_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let environment = environment();
+        let paths = crate::host::root::Root::new(dir.path()).environment(&environment.project, &environment.name);
+        std::fs::create_dir_all(paths.releases()).unwrap();
+        let facts = |recipe: &str, scripts: &[&str]| {
+            let settings = crate::config::Recipe::parse(recipe.as_bytes()).unwrap().for_environment(&environment.name);
+            serde_json::json!({ "settings": settings, "scripts": scripts, "tree": crate::model::Digest::of(b"tree") })
+        };
+        let (old, new) = (ReleaseId::new(Timestamp::UNIX_EPOCH), ReleaseId::new(Timestamp::now()));
+        deployed(&paths, old, 1, &facts("smoke: [/]", &["post_build", "deploy"]));
+        deployed(&paths, new, 2, &facts("health: {type: none}", &["deploy"]));
+        deployed(&paths, old, 3, &facts("smoke: [/]", &[]));
+        for release in [old, new, old] {
+            note(&paths.restarts(), &ended(7, release)).unwrap();
+        }
+        let history = History::read(&paths);
+        let as_of = Timestamp::now();
+        let record = |release| fold(&environment, &paths, &history, release, as_of);
+        let first = record(old).unwrap();
+        let second = record(new).unwrap();
+        // Live, replaced, and live once more: two periods, the second of which goes on.
+        assert_eq!(first.served.len(), 2, "{:?}", first.served);
+        assert_eq!(first.served[0].until, Some(second.served[0].since));
+        assert_eq!(second.served[0].until, Some(first.served[1].since));
+        assert_eq!(first.served[1].until, None);
+        assert_eq!(first.number, ReleaseNumber(1));
+        let names = |record: &HealthRecord| record.checks.iter().map(|check| check.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&first), ["health", "smoke", "tests"]);
+        assert_eq!(names(&second), Vec::<String>::new(), "what was not asked for was not passed");
+        assert_eq!((first.restarts.len(), second.restarts.len()), (2, 1));
+        assert_eq!(record(ReleaseId::new(Timestamp::now())), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! The worker that reads installed trees: into deltas for other servers, and into the archive that came as a delta.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Answer, ReleaseError,
+    delta::{self, DeltaReport, Source},
+    install::Places,
+    store,
+};
+use crate::{
+    host::{
+        archive::{self, Item, Previous},
+        files::Confined,
+    },
+    model::{Manifest, ReleaseId},
+};
+
+/// What there is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PackJob {
+    /// Make a delta.
+    Delta(DeltaJob),
+    /// Make an archive again.
+    Archive(ArchiveJob),
+}
+
+/// Descriptors: 5 delta to write, 6 and 7 both manifests, older one first; then, for each of both that has an archive, the archive and
+/// an empty file for what is unpacked of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaJob {
+    /// Where the files of the older release are.
+    pub old: Origin,
+    /// Where those of the newer one are.
+    pub new: Origin,
+    /// How many threads read and compress.
+    pub threads: usize,
+}
+
+/// Where the files of a release are. A tree is preferred; one that is damaged or half-finished costs nothing if there is an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The installed tree.
+    pub tree: Option<ReleaseId>,
+    /// Whether the archive is handed over.
+    pub archive: bool,
+}
+
+/// Descriptors: 5 archive to write, 6 manifest to write, 7 the manifest without frames; if `previous`, 8 and 9 archive and manifest to
+/// reuse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveJob {
+    /// The installed release.
+    pub release: ReleaseId,
+    /// Whether a release is given that may share frames.
+    pub previous: bool,
+    /// How many threads read and compress.
+    pub threads: usize,
+}
+
+/// What came out of packing again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveReport {
+    /// The size of the archive in bytes.
+    pub bytes: u64,
+    /// How many frames there are, and how many of them were copied from the previous archive.
+    pub frames: (u64, u64),
+}
+
+/// Makes a delta.
+pub fn delta(job: &DeltaJob, files: &[File]) -> Answer<DeltaReport> {
+    make(job, &Places::from_environment().deploy, files).into()
+}
+
+fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, ReleaseError> {
+    let [out, old, new, rest @ ..] = files else { return Err(missing()) };
+    let (old, new) = (store::parse(old, Path::new("the older manifest"))?, store::parse(new, Path::new("the newer manifest"))?);
+    let (of_old, of_new) = rest.split_at_checked(if job.old.archive { 2 } else { 0 }).ok_or_else(missing)?;
+    let (mut old_place, mut new_place) = (Place::of(job.old, deploy, of_old)?, Place::of(job.new, deploy, of_new)?);
+    loop {
+        let made = delta::make(&old, old_place.source()?, &new, new_place.source()?, out, job.threads);
+        match made {
+            Err(ReleaseError::Damaged { release, .. }) if release == old.release && old_place.turn() => {}
+            Err(ReleaseError::Damaged { release, .. }) if release == new.release && new_place.turn() => {}
+            made => return made,
+        }
+    }
+}
+
+struct Place<'a> {
+    tree: Option<Confined>,
+    archive: Option<(&'a File, &'a File)>,
+}
+
+impl<'a> Place<'a> {
+    fn of(origin: Origin, deploy: &Path, files: &'a [File]) -> Result<Place<'a>, ReleaseError> {
+        let archive = match (origin.archive, files) {
+            (true, [archive, spool]) => Some((archive, spool)),
+            (false, []) => None,
+            _ => return Err(missing()),
+        };
+        let tree = origin.tree.map(|id| Confined::open(deploy).and_then(|deploy| deploy.open_dir(id.to_string())));
+        match tree.transpose() {
+            Ok(tree) => Ok(Place { tree, archive }),
+            Err(_) if archive.is_some() => Ok(Place { tree: None, archive }),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn source(&self) -> Result<Source<'_>, ReleaseError> {
+        match (&self.tree, self.archive) {
+            (Some(tree), _) => Ok(Source::Tree(tree)),
+            (None, Some((archive, spool))) => Ok(Source::Archive { archive, spool }),
+            (None, None) => Err(missing()),
+        }
+    }
+
+    /// Turns from a damaged tree to the archive, if there is one to turn to.
+    fn turn(&mut self) -> bool {
+        self.archive.is_some() && self.tree.take().is_some()
+    }
+}
+
+/// Packs an installed tree again. The archive must be byte for byte the one that the manifest names.
+pub fn archive(job: &ArchiveJob, files: &[File]) -> Answer<ArchiveReport> {
+    again(job, &Places::from_environment().deploy, files).into()
+}
+
+fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveReport, ReleaseError> {
+    let [out, out_manifest, manifest, rest @ ..] = files else { return Err(missing()) };
+    let mut manifest = store::parse(manifest, Path::new("the manifest"))?;
+    // Reuse is worth having, never worth failing for.
+    let previous = match rest {
+        [archive, older] if job.previous => {
+            store::parse(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
+        }
+        _ => None,
+    };
+    let tree = Confined::open(deploy)?.open_dir(job.release.to_string())?;
+    let items: Vec<Item> = manifest.entries.iter().map(Item::from).collect();
+    let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
+    let written = archive::write(&tree, &items, previous, out, job.threads)
+        .map_err(|source| ReleaseError::Archive { doing: "written", source })?;
+    if (written.info.digest, written.info.bytes) != (manifest.archive.digest, manifest.archive.bytes) {
+        return Err(ReleaseError::OtherBytes { release: job.release });
+    }
+    manifest.archive = written.info;
+    write_manifest(&manifest, out_manifest)?;
+    Ok(ArchiveReport { bytes: manifest.archive.bytes, frames: (manifest.archive.frames.len() as u64, written.copied as u64) })
+}
+
+/// Writes a manifest as it stands beside an archive.
+pub(super) fn write_manifest(manifest: &Manifest, to: &File) -> Result<(), ReleaseError> {
+    let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
+    let mut out = BufWriter::new(to);
+    serde_json::to_writer(&mut out, manifest).map_err(|e| failed(e.into()))?;
+    out.write_all(b"\n").and_then(|()| out.flush()).map_err(failed)
+}
+
+fn missing() -> ReleaseError {
+    ReleaseError::Delta { why: "neither a tree nor an archive of its releases was handed over".to_owned() }
+}

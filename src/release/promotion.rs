@@ -1,0 +1,156 @@
+//! Whether a release has gone through enough to be promoted.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{config::Promote, model::HealthRecord};
+
+/// How far the clocks of two servers may differ.
+const CLOCKS: Duration = Duration::from_secs(300);
+
+/// Whether `record`, which was accepted, says what `policy` asks for; otherwise everything that is missing, in words. Without a
+/// record nothing is known.
+pub fn promotable(policy: &Promote, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
+    if policy.is_empty() {
+        return Ok(());
+    }
+    let Some(record) = record else {
+        return Err(vec!["nobody has said how it ran elsewhere, and `promote` asks for that".to_owned()]);
+    };
+    let mut missing = Vec::new();
+    if between(now, record.as_of) > CLOCKS {
+        missing.push(format!("its record is of {}, which is in the future: look at the clocks of both servers", record.as_of));
+    }
+    if let Some(wanted) = policy.min_healthy.map(|span| span.get()) {
+        let served = served(record);
+        if served < wanted {
+            let (served, wanted) = (words(served), words(wanted));
+            missing.push(format!("it has served {served} of the {wanted} that `promote.min_healthy` asks for"));
+        }
+    }
+    for check in &policy.checks {
+        let name = check.as_str();
+        if !record.checks.iter().any(|passed| passed.name == name) {
+            missing.push(format!("it has not passed the check `{name}` that `promote.checks` asks for"));
+        }
+    }
+    if let Some(limit) = policy.max_restarts {
+        let restarts = record.restarts.len();
+        if restarts > usize::try_from(limit).unwrap_or(usize::MAX) {
+            let last = record.restarts.last().map(|one| format!(", the last one: {} {}", one.process, one.exit));
+            missing.push(format!(
+                "{restarts} of its processes ended by themselves{}; `promote.max_restarts` allows {limit}",
+                last.unwrap_or_default()
+            ));
+        }
+    }
+    if missing.is_empty() { Ok(()) } else { Err(missing) }
+}
+
+/// How long a release served up to the moment of its record. No moment counts twice.
+pub fn served(record: &HealthRecord) -> Duration {
+    let mut periods: Vec<(Timestamp, Timestamp)> = record
+        .served
+        .iter()
+        .map(|period| (period.since, period.until.unwrap_or(record.as_of).min(record.as_of)))
+        .filter(|(since, until)| since < until)
+        .collect();
+    periods.sort_unstable();
+    let (mut sum, mut counted) = (Duration::ZERO, Timestamp::MIN);
+    for (since, until) in periods {
+        sum = sum.saturating_add(between(since.max(counted), until));
+        counted = counted.max(until);
+    }
+    sum
+}
+
+fn between(from: Timestamp, to: Timestamp) -> Duration {
+    to.duration_since(from).try_into().unwrap_or(Duration::ZERO)
+}
+
+/// The two largest units.
+fn words(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let mut rest = seconds;
+    let mut said = Vec::new();
+    for (unit, name) in units {
+        if rest >= unit && said.len() < 2 {
+            said.push(format!("{} {name}", rest / unit));
+            rest %= unit;
+        }
+    }
+    if said.is_empty() { format!("{} ms", span.as_millis()) } else { said.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Recipe,
+        model::{Check, Digest, Period, ReleaseId, ReleaseNumber, Restart},
+    };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn policy(text: &str) -> Promote {
+        Recipe::parse(format!("promote: {text}").as_bytes()).unwrap().for_environment(&"production".parse().unwrap()).promote
+    }
+
+    fn record() -> HealthRecord {
+        HealthRecord {
+            format: 1,
+            project: "shop".parse().unwrap(),
+            environment: "staging".parse().unwrap(),
+            release: ReleaseId::new(at(0)),
+            number: ReleaseNumber(3),
+            tree: Digest::of(b""),
+            served: vec![
+                Period { since: at(0), until: Some(at(60)) },
+                // Served twice over, and once in no time: nothing is won by that.
+                Period { since: at(30), until: Some(at(90)) },
+                Period { since: at(99), until: Some(at(95)) },
+                Period { since: at(100), until: None },
+            ],
+            as_of: at(190),
+            checks: vec![Check { name: "smoke".to_owned(), passed: at(1) }],
+            restarts: vec![Restart { process: "web.1".to_owned(), at: at(5), exit: "exited 1".to_owned() }; 4],
+            signature: None,
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let record = record();
+        let of = |text: &str| promotable(&policy(text), Some(&record), at(190));
+        assert_eq!(served(&record), Duration::from_secs(180));
+        assert_eq!(of("{}"), Ok(()));
+        assert_eq!(of("{min_healthy: 3m, checks: [smoke], max_restarts: 4}"), Ok(()));
+        assert_eq!(
+            of("{min_healthy: 10m, checks: [smoke, tests], max_restarts: 2}").unwrap_err(),
+            [
+                "it has served 3 min of the 10 min that `promote.min_healthy` asks for",
+                "it has not passed the check `tests` that `promote.checks` asks for",
+                "4 of its processes ended by themselves, the last one: web.1 exited 1; `promote.max_restarts` allows 2",
+            ]
+        );
+        assert_eq!(of("{min_healthy: 181s}").unwrap_err().len(), 1);
+        // Time that has passed since the record was made is not proven by it; a record of tomorrow proves nothing.
+        assert_eq!(promotable(&policy("{min_healthy: 1h}"), Some(&record), at(90_000)).unwrap_err().len(), 1);
+        let early = promotable(&policy("{min_healthy: 3m}"), Some(&record), at(-200)).unwrap_err();
+        assert!(early[0].contains("in the future"), "{early:?}");
+        let unknown = promotable(&policy("{min_healthy: 3m}"), None, at(0)).unwrap_err();
+        assert!(unknown[0].contains("nobody has said"), "{unknown:?}");
+        assert_eq!(promotable(&Promote::default(), None, at(0)), Ok(()));
+    }
+
+    #[test]
+    fn spans_are_said_in_two_units() {
+        for (seconds, said) in [(0, "0 ms"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "1 d 1 h")] {
+            assert_eq!(words(Duration::from_secs(seconds)), said);
+        }
+    }
+}
