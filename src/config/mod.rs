@@ -18,14 +18,12 @@ pub mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use crate::model::StopSignal;
+pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
-pub use settings::{
-    BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, Strategy,
-};
+pub use settings::{BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop};
 pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};

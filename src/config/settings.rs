@@ -5,21 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
-use crate::model::{Phase, ProcessType, StopSignal};
-
-/// How a new release takes over from the old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Strategy {
-    /// The new release boots beside the old one, then requests are switched to it.
-    BlueGreen,
-    /// The old release stops before the new one starts.
-    InPlace,
-}
-
-impl Strategy {
-    /// Every strategy with its word.
-    pub const WORDS: [(&'static str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
-}
+use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 
 /// The settings of one environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
