@@ -16,6 +16,7 @@ pub mod pipeline;
 
 pub mod buildpack;
 pub mod git;
+pub mod layout;
 pub mod proxy;
 pub mod release;
 pub mod remote;

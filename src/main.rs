@@ -50,7 +50,8 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
             log_warnings();
             Some(workers::main(words.next()?.to_str()?))
         }
-        ("hook", 1) => Some(run_hook(words.next()?.to_str()?)),
+        // git gives the path of the hook's file, whose first line leads here.
+        ("hook", 1) => Some(run_hook(Path::new(&words.next()?).file_name()?.to_str()?)),
         ("static-server", _) => {
             log_warnings();
             Some(static_server::main(words))

@@ -20,7 +20,7 @@ pub mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use crate::model::StopSignal;
+pub use crate::model::{StopSignal, Strategy};
 pub use age::Age;
 pub use app_json::AppJson;
 pub use error::ConfigError;
@@ -31,6 +31,5 @@ pub use recipe::Recipe;
 pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{
     BuildSettings, DriftPolicy, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop,
-    Strategy,
 };
 pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};

@@ -8,11 +8,11 @@ use super::{
     promote::PromoteOverrides,
     reader::Reader,
     recipe_read::{read_environments, read_overrides},
-    settings::{DriftPolicy, HealthCheck, ProcessSpec, ProcessTuning, Settings, Smoke, Stop, Strategy},
+    settings::{DriftPolicy, HealthCheck, ProcessSpec, ProcessTuning, Settings, Smoke, Stop},
     value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName},
     yaml::{self, Limits},
 };
-use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
+use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal, Strategy};
 
 /// The name of the file, for errors.
 pub const FILE: &str = "larder.yml";

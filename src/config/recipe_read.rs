@@ -7,11 +7,11 @@ use super::{
     promote,
     reader::{Reader, Section},
     recipe::{HealthKind, HealthOverrides, Overrides, ProcessOverrides, StopOverrides},
-    settings::{DriftPolicy, Settings, Smoke, Strategy},
+    settings::{DriftPolicy, Settings, Smoke},
     value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName},
     yaml::{Node, Value},
 };
-use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
+use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal, Strategy};
 
 /// The keys of the file itself; an environment takes the same but for `environments`.
 pub(super) const TOP: [&str; 19] = [
@@ -38,6 +38,8 @@ pub(super) const TOP: [&str; 19] = [
 pub(super) const BUILD: [&str; 4] = ["env", "timeout", "memory", "cache"];
 pub(super) const PROCESS: [&str; 5] = ["command", "scale", "memory", "env", "stop"];
 pub(super) const HEALTH: [&str; 6] = ["type", "path", "status", "command", "timeout", "interval"];
+/// Every strategy with its word.
+const STRATEGIES: [(&str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
 pub(super) const STOP: [&str; 2] = ["grace", "signal"];
 pub(super) const KEEP: [&str; 3] = ["releases", "age", "bytes"];
 pub(super) const DRIFT: [&str; 2] = ["policy", "ignore"];
@@ -63,7 +65,7 @@ pub(super) fn read_overrides(reader: &mut Reader, node: &Node, environment: Opti
         data: top.get("data").map(|node| data(reader, node)),
         env: top.get("env").map(|node| env(reader, node, "env")).unwrap_or_default(),
         health: top.get("health").map(|node| health(reader, node)).unwrap_or_default(),
-        strategy: top.get("strategy").and_then(|node| reader.choice(node, "strategy", &Strategy::WORDS)),
+        strategy: top.get("strategy").and_then(|node| reader.choice(node, "strategy", &STRATEGIES)),
         stop: top.get("stop").map(|node| stop(reader, node, "stop")).unwrap_or_default(),
         drain: top.get("drain").and_then(|node| time(reader, node, "drain")),
         domains: top.get("domains").map(|node| {

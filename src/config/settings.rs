@@ -7,21 +7,7 @@ use super::age::Age;
 use super::promote::Promote;
 use super::server::ServerConfig;
 use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
-use crate::model::{Phase, ProcessType, StopSignal};
-
-/// How a new release takes over from the old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Strategy {
-    /// The new release boots beside the old one, then requests are switched to it.
-    BlueGreen,
-    /// The old release stops before the new one starts.
-    InPlace,
-}
-
-impl Strategy {
-    /// Every strategy with its word.
-    pub const WORDS: [(&'static str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
-}
+use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 
 /// What a deployment does about files that were changed by hand in what is live.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -35,8 +35,6 @@ pub struct Push<'a> {
     pub socket: &'a Path,
     /// The push's token, in text form.
     pub token: &'a str,
-    /// The program that hooks run.
-    pub program: &'a Path,
     /// Its limits.
     pub limits: ServeLimits,
 }
@@ -72,7 +70,6 @@ pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
         .config("receive.keepAlive", "5")
         // One wait for the disk for all objects of a small push.
         .config("core.fsyncMethod", "batch")
-        .env("LARDER_BIN", push.program)
         .env("LARDER_HOOK_SOCKET", push.socket)
         .env("LARDER_PUSH_TOKEN", push.token)
 }
@@ -92,11 +89,10 @@ pub fn serve(
             let Some(hooks) = &paths.hooks else { return ServeError::Missing("LARDER_HOOKS") };
             let Some(socket) = &paths.hook_socket else { return ServeError::Missing("LARDER_HOOK_SOCKET") };
             let Some(token) = token else { return ServeError::Missing("a token") };
-            let own = match own_program() {
-                Ok(own) => own,
-                Err(error) => return ServeError::Program(error),
-            };
-            let push = Push { hooks, socket, token, program: Path::new(&own), limits };
+            if let Err(error) = leave_program() {
+                return ServeError::Program(error);
+            }
+            let push = Push { hooks, socket, token, limits };
             (settings(protocol, Some(&push)).command(&git), "receive-pack")
         }
     };
@@ -104,14 +100,20 @@ pub fn serve(
     ServeError::Exec(command.exec())
 }
 
-/// A path under which the hooks find this very binary. The sandbox need not show it anywhere: an inherited descriptor will do.
-fn own_program() -> std::io::Result<String> {
-    use std::os::fd::IntoRawFd;
-    // Shells use the numbers up to about 20 for themselves.
-    let program = rustix::io::fcntl_dupfd_cloexec(File::open("/proc/self/exe")?, 64)?;
+/// The descriptor under which the hooks' first line names this very binary. Shells use the numbers up to about 20 for themselves.
+const PROGRAM: i32 = 64;
+
+/// Leaves this binary open for the hooks: the sandbox need not show it anywhere, and no shell has to start to find it.
+fn leave_program() -> std::io::Result<()> {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    let program = rustix::io::fcntl_dupfd_cloexec(File::open("/proc/self/exe")?, PROGRAM)?;
+    if program.as_raw_fd() != PROGRAM {
+        return Err(std::io::Error::other(format!("descriptor {PROGRAM} is taken")));
+    }
     rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::empty())?;
     // Not closed: it has to outlive the exec.
-    Ok(format!("/proc/self/fd/{}", program.into_raw_fd()))
+    let _ = program.into_raw_fd();
+    Ok(())
 }
 
 #[cfg(test)]
@@ -119,12 +121,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hook_script_can_run_the_inherited_program() {
-        let program = own_program().unwrap();
-        let script = format!("exec \"{program}\" --list --exact no-such-test");
-        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stdout).contains("0 tests"), "{output:?}");
+    fn a_hook_runs_the_inherited_program_and_none_without_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let hook = directory.path().join("hook");
+        std::fs::write(&hook, format!("#!/proc/self/fd/{PROGRAM} --exact\n")).unwrap();
+        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // In a shell of its own, so that other tests' children do not inherit the descriptor.
+        let own = std::env::current_exe().unwrap();
+        let run = |script: String| std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+        let output = run(format!("exec {PROGRAM}<'{}'; exec '{}' --list", own.display(), hook.display()));
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("0 tests"), "{output:?}");
+        assert!(!run(format!("exec '{}' --list", hook.display())).status.success());
+    }
+
+    #[test]
+    fn hooks_name_the_descriptor() {
+        for (name, text) in crate::git::embedded::HOOKS {
+            assert!(text.starts_with(format!("#!/proc/self/fd/{PROGRAM} hook\n").as_bytes()), "{name}");
+        }
     }
 
     #[test]

@@ -5,12 +5,15 @@ use serde::{Deserialize, Serialize};
 use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot};
 
 /// How a new release takes the place of the old one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// The new release boots beside the old one and takes over when it is healthy.
+    // The first word is that of older journals.
+    #[serde(alias = "BlueGreen")]
     BlueGreen,
     /// The old release stops first.
+    #[serde(alias = "InPlace")]
     InPlace,
 }
 

@@ -15,11 +15,11 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase, ReleaseId,
-        ReleaseNumber, Role, Slot, Supervision, Trigger,
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
+        ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
-    release::SigningKey,
+    release::{self, SigningKey},
     remote::Places,
     runtime::Runtime,
 };
@@ -56,7 +56,24 @@ pub struct Services {
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }
 
+/// How many threads a worker uses for the files of a release.
+const THREADS: usize = 2;
+
 impl Services {
+    /// For whom and where a release is made, brought or installed.
+    pub fn release_context<'s>(&'s self, environment: &Environment, paths: &'s EnvironmentPaths) -> release::Context<'s> {
+        release::Context {
+            launcher: &self.launcher,
+            project: environment.project_id,
+            environment: environment.id,
+            paths,
+            output: None,
+            threads: THREADS,
+            signing: &self.signing,
+            archive_limit: self.config.limits.archive_bytes.bytes(),
+        }
+    }
+
     /// The way in to an environment; made, and joined to its hosts, when it is first asked for.
     pub fn route(&self, environment: &Environment) -> Arc<Route> {
         let mut routes = self.routes.lock();

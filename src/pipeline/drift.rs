@@ -10,7 +10,6 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Pipeline,
     context::{Deployment, Services},
-    phases::bundle,
     step::{Failure, chain},
     transcript::Transcript,
 };
@@ -96,7 +95,7 @@ impl Scene<'_> {
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
         let _held = self.services.drift.hold(self.environment.id).await;
         let place = Place {
-            context: bundle::context_of(self.services, self.environment, &paths),
+            context: self.services.release_context(self.environment, &paths),
             release: self.live.release,
             slot: self.live.slot,
             data: self.settings.data.iter().map(ToString::to_string).collect(),
@@ -308,7 +307,7 @@ impl Pipeline {
         let (live, _) = self.scenery(environment)?;
         let services = self.services();
         let paths = services.root.environment(&environment.project, &environment.name);
-        let context = bundle::context_of(services, environment, &paths);
+        let context = services.release_context(environment, &paths);
         let found = release::drift::verify_tree(&context, live.release).await;
         found.map_err(|source| DriftError::Failed { environment: environment.title(), source })
     }

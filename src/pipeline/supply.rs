@@ -125,19 +125,22 @@ impl Pipeline {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
         let fits = |candidate: &&Candidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
         let mut all = self.stored(environment).await?;
+        // One that was live here before has proved itself; of others there may be news where they come from.
+        let history = self.history(environment.id);
+        let was_live = |candidate: &&Candidate| history.of_release(candidate.release).is_some();
+        if let Some(found) = newest(all.iter().filter(fits).filter(was_live)) {
+            return Ok(found);
+        }
+        all.extend(self.siblings(environment).await?);
+        let mut unreachable = Vec::new();
+        if !all.iter().any(|candidate| fits(&candidate) && matches!(candidate.origin, Origin::Environment(_))) {
+            let found = self.elsewhere(environment, None).await;
+            all.extend(found.candidates);
+            unreachable = found.unreachable;
+        }
         if let Some(found) = newest(all.iter().filter(fits)) {
             return Ok(found);
         }
-        let near = self.siblings(environment).await?;
-        if let Some(found) = newest(near.iter().filter(fits)) {
-            return Ok(found);
-        }
-        let Elsewhere { candidates, unreachable } = self.elsewhere(environment, None).await;
-        if let Some(found) = newest(candidates.iter().filter(fits)) {
-            return Ok(found);
-        }
-        all.extend(near);
-        all.extend(candidates);
         Err(none(format!("commit {}", commit.short()), all, unreachable))
     }
 
@@ -260,12 +263,12 @@ fn words(error: &RemoteError) -> Vec<String> {
     std::iter::once(chain(error)).chain(error.hints()).collect()
 }
 
-/// Of several builds the newest; of one release that is in several places, the nearest.
+/// Of several builds the newest; of one release that is in several places, the nearest that can say how it goes there.
 fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candidate> {
     let nearness = |origin: &Origin| match origin {
-        Origin::Store | Origin::Past | Origin::Commit => 2,
-        Origin::Environment(_) => 1,
-        Origin::Remote(_) => 0,
+        Origin::Environment(_) => 2,
+        Origin::Remote(_) => 1,
+        Origin::Store | Origin::Past | Origin::Commit => 0,
     };
     // Two builds can be of one second.
     let age = |candidate: &Candidate| (candidate.release.created(), candidate.build, candidate.release);

@@ -9,8 +9,9 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::harness::{Repo, World, cli::Output, http, in_one_mode, processes, until};
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, until};
 
+in_each_mode!(the_disk_is_as_the_layout_says);
 in_one_mode!(
     a_project_from_creation_to_destruction,
     listings_speak_json,
@@ -225,4 +226,23 @@ fn the_quickstart_ends_with_a_page(world: &World) {
     assert!(quickstart.wait().unwrap().success());
     let left: Vec<_> = processes::of(&root);
     assert!(left.is_empty(), "processes are left behind: {left:#?}");
+}
+
+/// What the keeper makes by its own code, and what a deployment adds, against the layout as data.
+fn the_disk_is_as_the_layout_says(world: &World) {
+    world.project("shop");
+    let findings = || {
+        let checks = world.larder(&["doctor", "--json"]).json();
+        let layout = checks.as_array().unwrap().iter().filter(|check| check["what"] == "layout");
+        layout.map(|check| format!("{} {}", check["grade"], check["finding"])).collect::<Vec<_>>()
+    };
+    assert_eq!(findings(), ["\"good\" \"everything lies as standard says\""]);
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.page("version two");
+    repo.push().accepted();
+    assert_eq!(findings(), ["\"good\" \"everything lies as standard says\""]);
+    let releases = world.environment("shop").join("releases");
+    fs::set_permissions(&releases, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    assert!(findings()[0].contains("production/releases has the mode 0777; run: chmod 0755"), "{:?}", findings());
 }

@@ -328,7 +328,7 @@ fn each_process_has_its_own_time_to_stop(world: &World) {
     // In small steps: each sleep hears the signal, too.
     let work = "n=0; while [ $n -lt 60 ]; do sleep 0.05; n=$((n+1)); done";
     let busy = |name: &str| format!("trap '{work}; touch media/{name}; exit 0' TERM\nwhile :; do sleep 0.05; done\n");
-    repo.write("larder.yml", "data:\n  - media\nstop:\n  grace: 1s\nprocesses:\n  patient:\n    stop:\n      grace: 20s\n")
+    repo.write("larder.yml", "data:\n  - media\nstop:\n  grace: 1s\nprocesses:\n  hasty:\n    scale: 1\n  patient:\n    scale: 1\n    stop:\n      grace: 20s\n")
         .write("Procfile", "web: sh serve.sh\npatient: sh patient.sh\nhasty: sh hasty.sh\n")
         .write("patient.sh", busy("patient"))
         .write("hasty.sh", busy("hasty"))
@@ -339,7 +339,7 @@ fn each_process_has_its_own_time_to_stop(world: &World) {
     repo.push().accepted();
     let media = world.environment("shop").join("data/media");
     until("the patient one has done its work", || media.join("patient").exists());
-    until("the old release has retired", || world.ports("shop").len() == 1);
+    until("the old release has retired", || world.ports("shop").len() == 3);
     assert!(!media.join("hasty").exists(), "it had one second only");
 }
 

@@ -22,9 +22,6 @@ use crate::{
     },
 };
 
-/// How many threads read what comes in.
-const THREADS: usize = 2;
-
 /// Refusals with their hints; everything else is the machine's.
 pub(super) fn of_release(error: &ReleaseError) -> CommandError {
     match error {
@@ -127,16 +124,7 @@ async fn take(control: &Control, environment: &Environment, input: OwnedFd) -> R
 }
 
 fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a EnvironmentPaths) -> release::Context<'a> {
-    let services = control.pipeline().services();
-    release::Context {
-        launcher: &services.launcher,
-        project: environment.project_id,
-        environment: environment.id,
-        paths,
-        output: None,
-        threads: THREADS,
-        signing: &services.signing,
-    }
+    control.pipeline().services().release_context(environment, paths)
 }
 
 /// What has to be known to refuse as early as possible.

@@ -7,6 +7,7 @@ use crate::{
         files,
         launch::{Cgroups, Standing},
     },
+    layout::{Layout, Viewer},
     model::Environment,
 };
 
@@ -113,6 +114,7 @@ pub(super) async fn doctor(control: &Control) -> Result<Reply, CommandError> {
         Cgroups::None => warn("limits", String::from("no cgroup can be made: a build can use all memory of this machine")),
     });
     checks.extend(["git", "bash", "tar", "zstd", "node", "npm", "python3", "php", "ruby", "go", "cargo", "java"].map(program));
+    checks.extend(layout(control, standing.system));
     for environment in control.0.registry.read().projects.iter().flat_map(|project| &project.environments) {
         if let Some(stuck) = control.pipeline().history(environment.id).stuck() {
             let finding = format!("frozen by deployment {}", stuck.deployment);
@@ -120,6 +122,24 @@ pub(super) async fn doctor(control: &Control) -> Result<Reply, CommandError> {
         }
     }
     Ok(Reply::Checks(checks))
+}
+
+/// Whether the directories of all environments are as their layout says.
+fn layout(control: &Control, system: bool) -> Vec<Check> {
+    let check = |grade, finding| Check { what: String::from("layout"), grade, finding };
+    let layout = match Layout::standard() {
+        Ok(layout) => layout,
+        Err(error) => return vec![check(Grade::Bad, error.to_string())],
+    };
+    let viewer = Viewer { uid: rustix::process::geteuid().as_raw(), system };
+    let projects = control.0.registry.read().projects.clone();
+    let environments = projects.iter().flat_map(|project| &project.environments);
+    let findings = environments.flat_map(|environment| {
+        let paths = control.0.root.environment(&environment.project, &environment.name);
+        layout.findings(paths.path(), viewer)
+    });
+    let bad: Vec<Check> = findings.map(|finding| check(Grade::Bad, finding)).collect();
+    if bad.is_empty() { vec![check(Grade::Good, format!("everything lies as {} says", layout.layout))] } else { bad }
 }
 
 fn disk(control: &Control) -> Check {

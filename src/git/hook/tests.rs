@@ -72,8 +72,12 @@ impl Push {
         for kind in ["pre-receive", "proc-receive"] {
             lend(dir, kind, &self.socket, token);
         }
-        let hooks = Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks");
-        let push = serve::Push { hooks: &hooks, socket: &self.socket, token, program: &relay, limits: ServeLimits::default() };
+        let hooks = dir.join("hooks");
+        std::fs::create_dir_all(&hooks).unwrap();
+        for kind in ["pre-receive", "proc-receive"] {
+            script(&hooks.join(kind), &format!("#!/bin/sh\nexec '{}' hook {kind}\n", relay.display()));
+        }
+        let push = serve::Push { hooks: &hooks, socket: &self.socket, token, limits: ServeLimits::default() };
         let command = serve::settings(None, Some(&push)).command(Path::new("git"));
         let mut text = String::from("#!/bin/sh\nexec env -i \\\n");
         for (name, value) in command.get_envs() {

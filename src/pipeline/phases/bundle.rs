@@ -1,17 +1,14 @@
 //! The release archive.
 
 use crate::{
-    host::{files, root::EnvironmentPaths},
-    model::{Environment, Phase, ReleaseId},
+    host::files,
+    model::{Phase, ReleaseId},
     pipeline::{
-        context::{Deployment, Services},
+        context::Deployment,
         step::{Failure, Step, Work},
     },
     release::{self, ReleaseError},
 };
-
-/// How many threads read and compress.
-pub(in crate::pipeline) const THREADS: usize = 2;
 
 /// Makes `releases/<id>.tar.zst` and its manifest of what was built. Frames of the previous archive that did not change are
 /// taken over as they are.
@@ -87,25 +84,7 @@ impl Step for Archive {
 
 /// For whom and where a release is made or installed.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
-    context_of(&deployment.services, &deployment.order.environment, &deployment.paths)
-}
-
-/// The same outside of a deployment.
-pub(in crate::pipeline) fn context_of<'c>(
-    services: &'c Services,
-    environment: &Environment,
-    paths: &'c EnvironmentPaths,
-) -> release::Context<'c> {
-    release::Context {
-        launcher: &services.launcher,
-        project: environment.project_id,
-        environment: environment.id,
-        paths,
-        output: None,
-        threads: THREADS,
-        signing: &services.signing,
-        archive_limit: services.config.limits.archive_bytes.bytes(),
-    }
+    deployment.services.release_context(&deployment.order.environment, &deployment.paths)
 }
 
 /// What the build left in the tree is the project's to mend; everything else is the machine's.

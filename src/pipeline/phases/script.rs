@@ -5,18 +5,13 @@ use serde_json::{Map, Value};
 use super::deploy::processes;
 use crate::{
     buildpack::{self, BuildJob, BuildStep},
-    host::launch::Stdio,
     model::Phase,
     pipeline::{
         context::Deployment,
-        output,
         step::{Failure, Step, Work},
     },
     runtime::RunJob,
 };
-
-/// The largest mapping that a script may leave, in bytes.
-const VARIABLES_MAX: usize = 512 * 1024;
 
 /// Runs the script of one phase. Before the release is installed it runs in the build's sandbox, afterwards in that of the slot
 /// which the release is about to use.
@@ -84,14 +79,7 @@ async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<Str
         variables: Some(Value::Object(deployment.facts.variables.clone()).to_string()),
         ..processes::job(deployment)
     };
-    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
-    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
-    let boot = processes::boot(deployment, |_| false);
-    let started = deployment.services.runtime.task(&boot, &job, stdio).await;
-    let mut child = started.map_err(|error| Failure::host(&error))?;
-    let left: Option<String> = child.report(VARIABLES_MAX).await.map_err(|error| Failure::host(&error))?;
-    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
-    let _ = copying.await;
+    let (exit, left) = processes::task(deployment, &job).await?;
     if !exit.success() {
         return Err(Failure::pusher(format!(".larder/{phase} {exit}")));
     }

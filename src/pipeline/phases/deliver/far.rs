@@ -1,15 +1,14 @@
 //! From another server or a shared place.
 
-use super::{expectation, proof::RECORD_MAX, read, refused};
+use super::{expectation, read, refused};
 use crate::{
-    host::files,
     model::{CommitId, Manifest, PublicKey, RemoteName},
     pipeline::{
         context::Deployment,
         phases::bundle,
         step::{Failure, chain},
     },
-    release::{self, Body, Incoming, Look, trust},
+    release::{self, Body, Incoming, Look},
     remote::{self, RemoteError},
 };
 
@@ -43,34 +42,27 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
         pulled.fetched.div_ceil(1024),
         pulled.reused.div_ceil(1024)
     ));
-    let record = pulled.health().map(|path| files::read_limited(&path, RECORD_MAX));
-    let body = match (pulled.archive(), pulled.delta()) {
-        (Some(archive), _) => pulled.manifest().map(|manifest| Incoming { manifest, body: Body::Archive(archive) }),
-        (None, Some(_) | None) => None,
+    let record = pulled.health();
+    let body = match (pulled.manifest().zip(pulled.archive()), pulled.delta()) {
+        (Some((manifest, archive)), _) => Some(Body::Archive { manifest, archive }),
+        (None, delta) => delta.map(Body::Delta),
     };
     let taken = match body {
-        Some(incoming) => {
-            let context = bundle::context(deployment);
+        Some(body) => {
+            let (context, incoming) = (bundle::context(deployment), Incoming { body, record });
             release::take_in(&context, incoming, &expectation(deployment), trust, Look::Digests).await.map_err(refused)
         }
-        None => read(deployment).await,
+        // It is here already; what is said about it may be news.
+        None => read(deployment).await.map(|manifest| {
+            let taken = record.map(|record| release::take_record(&deployment.paths, &record, &manifest, trust));
+            if let Some(Err(error)) = taken {
+                deployment.transcript.error(&format!("the health record was not taken over: {}", chain(&error)));
+            }
+            manifest
+        }),
     };
-    let kept = taken.and_then(|manifest| {
-        if let Some(record) = record {
-            keep_record(deployment, &record.map_err(|error| Failure::host(&error))?, &manifest, trust)?;
-        }
-        Ok(manifest)
-    });
     remote::discard(pulled);
-    kept
-}
-
-/// Keeps what the other side says about how the release went there, if it is signed by somebody who is trusted.
-fn keep_record(deployment: &Deployment, bytes: &[u8], manifest: &Manifest, trust: &[PublicKey]) -> Result<(), Failure> {
-    let believed = trust::read_record(bytes).and_then(|record| trust::accept_record(&record, manifest, trust));
-    believed.map_err(|refusal| refused(refusal.into()))?;
-    let path = deployment.paths.health(manifest.release);
-    files::write_atomic(&path, bytes, 0o640).map_err(|error| Failure::host(&error))
+    taken
 }
 
 /// The deploy branch is going to name the commit, so the repository must have it.

@@ -14,33 +14,33 @@ use crate::{
 pub(super) async fn bring(deployment: &Deployment, name: &EnvironmentName) -> Result<Manifest, Failure> {
     let order = &deployment.order;
     let sibling = deployment.services.root.environment(&order.environment.project, name);
+    keep_record(deployment)?;
     if deployment.paths.manifest(order.release).is_file() {
         return read(deployment).await;
     }
     let (own, release) = (deployment.paths.clone(), order.release);
-    let shared = {
-        let sibling = sibling.clone();
-        tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await
-    };
-    let incoming = shared.map_err(|error| Failure::nobody(error))?.map_err(|error| Failure::host(&error))?;
-    let directory = incoming.manifest.parent().map(Path::to_owned);
+    let shared = tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await;
+    let body = shared.map_err(|error| Failure::nobody(error))?.map_err(|error| Failure::host(&error))?;
+    let directory = deployment.paths.incoming().join(release.to_string());
     let trust = [deployment.services.signing.public()];
     let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment) };
+    let incoming = Incoming { body, record: None };
     let taken = release::take_in(&bundle::context(deployment), incoming, &expect, &trust, Look::Digests).await;
-    if let Some(directory) = directory {
-        let _ = fs::remove_dir_all(directory);
-    }
-    let manifest = taken.map_err(refused)?;
+    let _ = fs::remove_dir_all(directory);
+    taken.map_err(refused)
+}
+
+/// Keeps what the other environment says now about how the release goes there.
+fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
     let told = deployment.proof.as_ref().and_then(|record| serde_json::to_vec(record).ok());
-    if let Some(record) = told {
-        files::write_atomic(&deployment.paths.health(release), &record, 0o640).map_err(|error| Failure::host(&error))?;
-    }
-    Ok(manifest)
+    let Some(record) = told else { return Ok(()) };
+    let path = deployment.paths.health(deployment.order.release);
+    files::write_atomic(&path, &record, 0o640).map_err(|error| Failure::host(&error))
 }
 
 /// Gives the files of a sibling's release names in our own incoming directory; they are never written again, so a second name is
 /// enough where the file system has them.
-fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> Result<Incoming, files::FileError> {
+fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> Result<Body, files::FileError> {
     let directory = to.incoming().join(release.to_string());
     fs::create_dir_all(&directory).map_err(|error| files::FileError::io("create", &directory, error))?;
     let name = |source: &Path, name: &str| {
@@ -51,5 +51,5 @@ fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> 
         Ok(target)
     };
     let archive = name(&from.archive(release), "archive.tar.zst")?;
-    Ok(Incoming { manifest: name(&from.manifest(release), "manifest.json")?, body: Body::Archive(archive) })
+    Ok(Body::Archive { archive, manifest: name(&from.manifest(release), "manifest.json")? })
 }

@@ -7,11 +7,8 @@ use crate::{
         context::Deployment,
         step::{Failure, Step, Work},
     },
-    release::{promotion::promotable, trust},
+    release::{self, promotable, trust},
 };
-
-/// A larger health record is none, in bytes.
-pub(super) const RECORD_MAX: u64 = 1 << 20;
 
 /// Holds the release against the project's promotion policy: how long it served, which checks it passed, how often it fell over.
 pub struct Proof;
@@ -56,7 +53,7 @@ impl Step for Proof {
 
 /// The record that came with the release. It was believed when it came.
 fn record(deployment: &Deployment) -> Result<Option<HealthRecord>, Failure> {
-    match files::read_limited(&deployment.paths.health(deployment.order.release), RECORD_MAX) {
+    match files::read_limited(&deployment.paths.health(deployment.order.release), release::MAX_RECORD) {
         Ok(bytes) => trust::read_record(&bytes).map(Some).map_err(|refusal| super::refused(refusal.into())),
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(Failure::host(&error)),

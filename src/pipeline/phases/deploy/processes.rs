@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::{
-    model::{Environment, ProcessType},
-    pipeline::{context::Deployment, facts::Facts, step::Failure},
+    host::launch::{LaunchError, Stdio},
+    model::{Environment, Exit, ProcessType},
+    pipeline::{context::Deployment, facts::Facts, output, step::Failure},
     runtime::{Boot, Process, RunJob},
 };
+
+/// The largest mapping that a task may leave, in bytes.
+const VARIABLES_MAX: usize = 512 * 1024;
 
 /// The project's own configuration: what the recipe and the server file say, and what phase scripts made of it.
 pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
@@ -105,4 +109,21 @@ pub fn job(deployment: &Deployment) -> RunJob {
         variables: None,
         links: Vec::new(),
     }
+}
+
+/// Runs a single task of the release in its slot, its output in the transcript, to its end. Where the job hands variables over, what
+/// the task left of them comes back, too.
+pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<(Exit, Option<String>), Failure> {
+    let failed = |error: LaunchError| Failure::host(&error);
+    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
+    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+    let started = deployment.services.runtime.task(&boot(deployment, |_| false), job, stdio).await;
+    let mut child = started.map_err(|error| Failure::host(&error))?;
+    let left = match &job.variables {
+        Some(_) => child.report(VARIABLES_MAX).await.map_err(failed)?,
+        None => None,
+    };
+    let exit = child.wait().await.map_err(failed)?;
+    let _ = copying.await;
+    Ok((exit, left))
 }

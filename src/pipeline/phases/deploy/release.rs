@@ -2,11 +2,9 @@
 
 use super::processes;
 use crate::{
-    host::launch::Stdio,
     model::Phase,
     pipeline::{
         context::Deployment,
-        output,
         step::{Failure, Step, Work},
     },
     runtime::RunJob,
@@ -43,14 +41,8 @@ impl Step for Release {
 /// Runs a command of the release in its slot, its output in the transcript.
 pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result<(), Failure> {
     deployment.transcript.title(&format!("Running {what}"));
-    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
-    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
     let job = RunJob { command, ..processes::job(deployment) };
-    let boot = processes::boot(deployment, |_| false);
-    let started = deployment.services.runtime.task(&boot, &job, stdio).await;
-    let mut child = started.map_err(|error| Failure::host(&error))?;
-    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
-    let _ = copying.await;
+    let (exit, _) = processes::task(deployment, &job).await?;
     if exit.success() { Ok(()) } else { Err(Failure::pusher(format!("{what} {exit}"))) }
 }
 

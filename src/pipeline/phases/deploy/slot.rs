@@ -2,11 +2,10 @@
 
 use super::processes;
 use crate::{
-    host::launch::Stdio,
     model::{Area, Phase},
     pipeline::{
         context::Deployment,
-        drift, output,
+        drift,
         step::{Failure, Step, Work},
     },
     runtime::{Label, RunJob},
@@ -71,13 +70,8 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     if links.is_empty() {
         return Ok(());
     }
-    let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
-    let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
     let job = RunJob { links, ..processes::job(deployment) };
-    let boot = processes::boot(deployment, |_| false);
-    let mut child = deployment.services.runtime.task(&boot, &job, stdio).await.map_err(|error| Failure::host(&error))?;
-    let exit = child.wait().await.map_err(|error| Failure::host(&error))?;
-    let _ = copying.await;
+    let (exit, _) = processes::task(deployment, &job).await?;
     if exit.success() {
         Ok(())
     } else {

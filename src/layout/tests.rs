@@ -1,0 +1,86 @@
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+use crate::{
+    host::root::Root,
+    model::{ReleaseId, Slot},
+};
+
+#[test]
+fn the_standard_layout_names_the_paths_that_the_code_uses() {
+    let layout = Layout::standard().unwrap();
+    let paths = Root::new("/r").environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+    let used = [
+        ("source", paths.source()),
+        ("build", paths.build()),
+        ("cache", paths.cache()),
+        ("releases", paths.releases()),
+        ("deploy", paths.deploy()),
+        ("current", paths.current()),
+        ("run", paths.run()),
+        ("blue", paths.slot(Slot::Blue)),
+        ("green", paths.slot(Slot::Green)),
+        ("data", paths.data()),
+        ("archives", paths.archives()),
+        ("deployments", paths.deployments()),
+        ("log", paths.log()),
+        ("metadata", paths.metadata()),
+        ("generated", paths.secrets()),
+    ];
+    for (role, path) in used {
+        let place = layout.places.iter().find(|place| place.role == role).unwrap_or_else(|| panic!("no place {role}"));
+        assert_eq!(paths.path().join(&place.path), path, "{role}");
+    }
+    // What is released lies in places that are named.
+    let release = ReleaseId::new(jiff::Timestamp::UNIX_EPOCH);
+    for path in [paths.archive(release), paths.manifest(release), paths.tree(release)] {
+        let parent = path.parent().unwrap().strip_prefix(paths.path()).unwrap();
+        assert!(layout.places.iter().any(|place| Path::new(&place.path) == parent), "{}", path.display());
+    }
+}
+
+#[test]
+fn what_is_not_as_the_layout_says_is_found() {
+    let text = "layout: x\nplaces:\n\
+                - {role: a, path: a, kind: directory, owner: server, mode: \"0755\", made: environment}\n\
+                - {role: b, path: a/b, kind: link, owner: server, made: deployment}\n\
+                - {role: c, path: c, kind: file, owner: run, mode: \"0600\", made: environment}\n";
+    let layout = Layout::parse("x.yaml", text.as_bytes()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let viewer = Viewer { uid: rustix::process::geteuid().as_raw(), system: false };
+    let find = || layout.findings(directory.path(), viewer).join("\n");
+    let at = |name: &str| directory.path().join(name);
+    assert_eq!(find().lines().count(), 2, "a link that comes later may be missing: {}", find());
+    fs::create_dir(at("a")).unwrap();
+    fs::write(at("c"), "").unwrap();
+    for (path, mode) in [("a", 0o755), ("c", 0o600)] {
+        fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    assert_eq!(find(), "");
+    fs::set_permissions(at("c"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(find().contains("c has the mode 0644; run: chmod 0600 "), "{}", find());
+    fs::remove_file(at("c")).unwrap();
+    symlink("/etc/passwd", at("c")).unwrap();
+    assert!(find().contains("c should be a file"), "{}", find());
+    fs::create_dir(at("a/b")).unwrap();
+    assert!(find().contains("a/b should be a link"), "{}", find());
+    let stranger = Viewer { uid: viewer.uid + 1, system: true };
+    assert!(layout.findings(directory.path(), stranger).iter().any(|line| line.contains("is not the server user")));
+}
+
+#[test]
+fn a_layout_that_is_none_is_refused() {
+    let place = |text: &str| format!("layout: x\nplaces:\n- {{role: a, owner: run, made: environment, {text}}}\n");
+    for (text, says) in [
+        (place("path: ../a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
+        (place("path: /a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
+        (place("path: a, kind: directory"), "needs a mode"),
+        (place("path: a, kind: directory, mode: \"0999\""), "needs a mode"),
+        (place("path: a, kind: link, mode: \"0755\""), "links have no mode"),
+        (place("path: a, kind: link, colour: red"), "colour"),
+        (place("path: a, kind: link") + "- {role: a, path: b, kind: link, owner: run, made: environment}\n", "is there twice"),
+    ] {
+        let error = Layout::parse("x.yaml", text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("x.yaml"), "{text}: {error}");
+    }
+}
