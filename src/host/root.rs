@@ -230,6 +230,11 @@ impl EnvironmentPaths {
         self.0.join("pins.json")
     }
 
+    /// What the deployments of the last releases have written into their slots themselves.
+    pub fn expected_drift(&self) -> PathBuf {
+        self.0.join("expected-drift.json")
+    }
+
     /// For people and other tools: project, environment, active slot, live release.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.yml")

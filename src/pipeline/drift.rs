@@ -1,10 +1,15 @@
 //! What becomes of changes that somebody made by hand in what runs: looked for before a deployment, kept before a slot is emptied,
 //! and put onto the next release where the project wants that.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
@@ -15,15 +20,18 @@ use super::{
 };
 use crate::{
     config::{DriftPolicy, Settings},
-    model::{EnvId, Environment, Live, Slot, UserName},
+    host::{files, root::EnvironmentPaths},
+    model::{EnvId, Environment, Live, ReleaseId, Slot, UserName},
     release::{
         self, ReleaseError,
-        drift::{Applied, Drift, Patch, Place, patches::Patches},
+        drift::{Applied, Drift, Known, Patch, Place, patches::Patches},
     },
 };
 
 /// A look takes no longer; a tree on which it would is not waited for.
 const LIMIT: Duration = Duration::from_secs(60);
+/// What is expected never takes more, bytes.
+const EXPECTED: u64 = 64 << 20;
 /// So many changes are named on the pusher's screen.
 const NAMED: usize = 10;
 /// A look that is younger is good enough for an overview.
@@ -32,7 +40,7 @@ const FRESH: Duration = Duration::from_secs(60);
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 
 /// What the last look at an environment has found.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LastLook {
     /// What was live.
     pub live: Live,
@@ -81,6 +89,53 @@ impl Watch {
     }
 }
 
+/// What releases had in their slots when they went live, besides what they were released with: scripts of the deployment, the
+/// release command and processes that start write there too. Without it there is more drift to be seen, and nothing is lost.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Expected(BTreeMap<ReleaseId, Vec<Known>>);
+
+impl Expected {
+    fn read(paths: &EnvironmentPaths) -> Expected {
+        let bytes = files::read_limited(&paths.expected_drift(), EXPECTED).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// For `release` from now on; what is known of others than `other` is forgotten.
+    fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<Known>, other: Option<ReleaseId>) {
+        self.0.retain(|known, _| Some(*known) == other);
+        self.0.insert(release, known);
+        let bytes = serde_json::to_vec(&self).unwrap_or_default();
+        if let Err(error) = files::place_file(&paths.expected_drift(), &bytes, 0o600) {
+            tracing::warn!(error = chain(&error), "it is not known what a deployment wrote into its slot");
+        }
+    }
+}
+
+/// Remembers what is in a slot that has just gone live. What a patch has put there is drift all the same.
+pub(super) async fn expect(deployment: &Deployment, live: &Live) {
+    let environment = &deployment.order.environment;
+    let (paths, settings) = (&deployment.paths, deployment.settings());
+    // What was expected before is looked at again: a process that starts anew writes anew.
+    let mut expected = Expected::read(paths);
+    if expected.0.remove(&live.release).is_some() {
+        Expected(expected.0).write(paths, live.release, Vec::new(), deployment.previous_release());
+    }
+    let scene = Scene { services: &deployment.services, environment, live, settings: &settings };
+    let drift = match scene.look().await {
+        Ok(drift) => drift,
+        Err(error) => return tracing::warn!(error = chain(&error), "it is not known what a deployment wrote into its slot"),
+    };
+    let patch = deployment.facts.patch.as_ref().and_then(|id| Patches::of(&paths.archives()).find(id));
+    let patched: HashSet<&str> = patch.iter().flat_map(|patch| &patch.changes).map(|change| change.path.as_str()).collect();
+    let known = drift.real().filter(|change| !patched.contains(change.path.as_str()));
+    let known: Vec<Known> = known.map(|change| (change.path.clone(), change.now.clone())).collect();
+    if !known.is_empty() {
+        Expected::read(paths).write(paths, live.release, known, deployment.previous_release());
+        deployment.services.drift.forget(environment.id, live.slot);
+    }
+}
+
 /// An environment with what is live in it, or was.
 struct Scene<'a> {
     services: &'a Services,
@@ -100,15 +155,28 @@ impl Scene<'_> {
             slot: self.live.slot,
             data: self.settings.data.iter().map(ToString::to_string).collect(),
             ignore: self.settings.drift_ignore.clone(),
+            known: Expected::read(&paths).0.remove(&self.live.release).unwrap_or_default(),
         };
         let late = || ReleaseError::Refused { why: format!("it took longer than {} s", LIMIT.as_secs()) };
         tokio::time::timeout(LIMIT, act(place)).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn look(&self) -> Result<Drift, ReleaseError> {
+        if self.is_untouched().await {
+            self.services.drift.note(self.environment.id, self.live, &Drift::default());
+            return Ok(Drift::default());
+        }
         let drift = self.act(async |place| release::drift::look(&place).await).await?;
         self.services.drift.note(self.environment.id, self.live, &drift);
         Ok(drift)
+    }
+
+    /// Whether the slot's scratch layer has nothing in it, so that no worker has to look. Nothing in it is opened here.
+    async fn is_untouched(&self) -> bool {
+        let _held = self.services.drift.hold(self.environment.id).await;
+        let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
+        let upper = paths.slot(self.live.slot).join("upper");
+        std::fs::read_dir(upper).is_ok_and(|mut names| names.next().is_none())
     }
 
     async fn save(&self, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {

@@ -224,6 +224,11 @@ impl Pipeline {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
             Err(error) => runner::lost_journal(&error),
         };
+        let live = lane.state.lock().live.clone();
+        if let (Outcome::Live { .. }, Some(live)) = (&outcome, live) {
+            // Before anybody knows of it and can change something by hand.
+            drift::expect(&deployment, &live).await;
+        }
         verdict::print(&deployment, &outcome);
         ticket.transcript.close();
         verdict.send_replace(Some(outcome));

@@ -160,6 +160,7 @@ impl Pipeline {
             instances = services.runtime.boot(&wanted).await.map_err(|error| Failure::host(&error))?;
             let web: Vec<_> = instances.iter().filter(|instance| instance.label.process.is_web()).cloned().collect();
             boot::healthy(&deployment, &web).await?;
+            drift::expect(&deployment, live).await;
         }
         let web = instances.iter().filter(|instance| instance.label.process.is_web());
         let addresses: Vec<_> = web.filter_map(|instance| instance.address()).collect();

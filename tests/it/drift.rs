@@ -8,6 +8,7 @@ in_each_mode!(changes_by_hand_are_seen_and_kept, a_hotfix_is_put_onto_the_next_r
 in_one_mode!(
     drift_can_be_refused,
     a_restart_loses_nothing,
+    what_a_deployment_writes_itself_is_no_drift,
     what_is_changed_during_a_deployment_is_kept,
     a_changed_tree_is_told,
     patterns_and_policies_are_checked,
@@ -156,6 +157,30 @@ fn a_restart_loses_nothing(world: &World) {
     until("the application is back", || world.get("shop", "/").status == 200);
     assert_eq!(world.get("shop", "/other.txt").status, 404);
     assert_eq!(patches(world).len(), 2, "{:?}", patches(world));
+}
+
+fn what_a_deployment_writes_itself_is_no_drift(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "release: echo released > released.txt\n");
+    repo.write("Procfile", "web: date +%N > started.txt; exec larder static-server --root .\n");
+    repo.program(".larder/deploy", "#!/bin/sh\necho $$ > generated.txt\n").page("one");
+    repo.push().accepted();
+    until("the processes of before are known", || changes(world).is_empty());
+    world
+        .larder(&["drift", "shop"])
+        .says("but for 3 that are to be expected")
+        .says("generated.txt")
+        .says("[as it was when it went live]");
+    repo.commit("two");
+    repo.push().accepted().0.keeps_quiet_about("by hand");
+    // What somebody makes of it by hand is another thing.
+    by_hand(world, "echo mine > generated.txt");
+    assert_eq!(changes(world), [(String::from("added"), String::from("generated.txt"))]);
+    repo.commit("three");
+    repo.push().accepted().says("1 file of v2 was changed by hand");
+    world.larder(&["restart", "shop"]).exits(0);
+    assert_eq!((changes(world), patches(world).len()), (vec![], 1));
 }
 
 fn what_is_changed_during_a_deployment_is_kept(world: &World) {

@@ -151,12 +151,17 @@ pub enum LookJob {
         data: Vec<String>,
         /// Patterns, as in `.gitignore`, of what is to be expected.
         ignore: Vec<String>,
+        /// What is to be expected exactly so: path and content.
+        known: Vec<Known>,
         /// Whether to write what was found.
         save: bool,
     },
     /// The installed tree.
     Tree,
 }
+
+/// A path, and what is there.
+pub type Known = (String, Option<Thing>);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,11 +206,18 @@ pub fn look_work(job: &LookJob, places: &Places, manifest: &File, save: Option<(
                 let more = found.len().saturating_sub(MOST) as u64;
                 Ok(LookReport::Tree(found.iter().take(MOST).map(|one| one.parts()).collect(), more))
             }
-            LookJob::Slot { data, ignore, .. } => {
+            LookJob::Slot { data, ignore, known, .. } => {
                 let app = Confined::open(&places.app)?;
                 let upper = places.upper.as_deref().map(Confined::open).transpose()?;
                 let rules = noise::Rules::new(data, ignore)?;
                 let mut drift = look::look(&app, upper.as_ref(), &manifest.entries, &rules)?;
+                let known: std::collections::HashMap<&str, &Option<Thing>> =
+                    known.iter().map(|(path, thing)| (path.as_str(), thing)).collect();
+                for change in drift.changes.iter_mut().filter(|change| change.noise.is_none()) {
+                    if known.get(change.path.as_str()) == Some(&&change.now) {
+                        change.noise = Some(String::from("as it was when it went live"));
+                    }
+                }
                 let archive = match save {
                     Some((text, archive)) => save::write(&app, &Confined::open(&places.tree)?, &mut drift, text, archive)?,
                     None => None,

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
-use super::{Applied, ApplyJob, Drift, LookJob, LookReport, Patch, ReleaseError, patches::Patches, store};
+use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, ReleaseError, patches::Patches, store};
 use crate::{
     host::{
         files::{FileError, open_regular},
@@ -28,16 +28,22 @@ pub struct Place<'a> {
     pub data: Vec<String>,
     /// Patterns of what is to be expected.
     pub ignore: Vec<String>,
+    /// What is to be expected exactly so: what the deployment itself has written.
+    pub known: Vec<Known>,
 }
 
 /// Looks where the live tree differs from its release. Nobody may empty the slot meanwhile.
 pub async fn look(place: &Place<'_>) -> Result<Drift, ReleaseError> {
     let manifest = manifest(&place.context, place.release).await?;
-    let job = LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), save: false };
+    let job = job(place, false);
     match run(&place.context, Role::Drift, place.release, Some(place.slot), &job, vec![manifest.into()]).await? {
         LookReport::Slot(drift, _) => Ok(drift),
         LookReport::Tree(..) => Err(confused()),
     }
+}
+
+fn job(place: &Place<'_>, save: bool) -> LookJob {
+    LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), known: place.known.clone(), save }
 }
 
 /// Keeps what differs as a patch; nothing where nothing that matters does. Also says what could not be kept, and what is there.
@@ -54,7 +60,7 @@ pub async fn save(place: &Place<'_>, by: Option<UserName>) -> Result<(Drift, Opt
     };
     let given = |file: &File| file.try_clone().map(OwnedFd::from).map_err(|e| FileError::io("share", Path::new("a patch"), e));
     let extra = vec![manifest.into(), given(&new.text)?, given(&new.files)?];
-    let job = LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), save: true };
+    let job = job(place, true);
     let report = run(&place.context, Role::Drift, place.release, Some(place.slot), &job, extra).await?;
     let LookReport::Slot(drift, archive) = report else { return Err(confused()) };
     if drift.real().next().is_none() {

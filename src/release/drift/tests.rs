@@ -70,6 +70,7 @@ fn look(world: &World, ignore: &[&str]) -> Drift {
     let job = LookJob::Slot {
         data: vec![String::from("media"), String::from("var/data")],
         ignore: ignore.iter().map(|pattern| (*pattern).to_owned()).collect(),
+        known: vec![],
         save: false,
     };
     match look_work(&job, &world.places, &world.manifest, None).into_result().unwrap() {
@@ -87,7 +88,7 @@ struct Saved {
 
 fn save(world: &World) -> Saved {
     let (text, files) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let job = LookJob::Slot { data: vec![String::from("media")], ignore: vec![], save: true };
+    let job = LookJob::Slot { data: vec![String::from("media")], ignore: vec![], known: vec![], save: true };
     let report = look_work(&job, &world.places, &world.manifest, Some((&text, &files))).into_result().unwrap();
     let LookReport::Slot(drift, archive) = report else { panic!() };
     let job = ApplyJob { changes: drift.changes.clone(), archive };

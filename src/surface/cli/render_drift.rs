@@ -94,7 +94,8 @@ pub fn patch(detail: &PatchDetail) -> String {
             Kept::Listed | Kept::Text { .. } => "",
             Kept::No => "not kept",
         };
-        text.push_str(&format!("{} {how}", line(change).trim_end()).trim_end().to_owned().as_str());
+        let shown = format!("{} {how}", line(change).trim_end());
+        text.push_str(shown.trim_end());
         text.push('\n');
     }
     text
