@@ -206,10 +206,14 @@ def install(world, target, packages, progress):
     target.mkdir()
     (target / "package.json").write_text('{"name": "tree", "version": "1.0.0", "private": true}\n')
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--legacy-peer-deps"]
-    done = world.run(["npm", "install", *quiet, *packages], cwd=target, check=False, timeout=900)
-    if done.returncode != 0:
+    try:
+        done = world.run(["npm", "install", *quiet, *packages], cwd=target, check=False, timeout=900)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)
-    return done.returncode == 0
+        return False
+    return True
 
 
 def linked(world, held):
