@@ -193,6 +193,7 @@ fn services(
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),
+        drift: Default::default(),
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

@@ -3,6 +3,7 @@
 //! Every way in (the command line, ssh, git, later the web) makes a [`Request`] and hands it to [`Control::handle`]. What a caller
 //! may do is decided in [`gate`] and nowhere else.
 
+mod drift;
 mod error;
 mod gate;
 mod handlers;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::{
+    drift::{DriftReport, PatchDetail, PatchRow, TreeDifference, TreeReport},
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, TrustedKey, User},
@@ -24,7 +26,7 @@ pub use self::{
         Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
         StatusReport, TakeFuture, TrustRow,
     },
-    request::{DeployAction, ProjectSpec, Request, Target},
+    request::{DeployAction, DriftAction, ProjectSpec, Request, Target},
 };
 use crate::{
     host::root::Root,
@@ -118,6 +120,11 @@ impl Control {
             None => project.environments.iter().find(|environment| environment.default).or(project.environments.first()),
         };
         found.cloned().ok_or_else(|| error::no_environment(project, target))
+    }
+
+    /// All environments of a project.
+    fn environments(&self, project: &ProjectName) -> Vec<Environment> {
+        self.0.registry.read().project(project).map(|project| project.environments.clone()).unwrap_or_default()
     }
 
     /// The projects that a caller may see.

@@ -77,6 +77,30 @@ pub enum DeployAction {
     Unfreeze,
 }
 
+/// What to do about drift.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriftAction {
+    /// Show it.
+    Look {
+        /// Only in the slot, not in the installed tree.
+        quick: bool,
+    },
+    /// Keep it as a patch.
+    Save,
+    /// List the patches.
+    Patches,
+    /// Show a patch.
+    Show {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+    /// Remove a patch.
+    Drop {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+}
+
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -167,6 +191,28 @@ pub enum Request {
         /// To which; the newest good one older than the live one where nothing is given.
         release: Option<String>,
     },
+    /// Bring a deliverable here and make it live.
+    Pull {
+        /// Where to; the project's final environment where none is named.
+        target: Target,
+        /// Which; the newest where nothing is given.
+        release: Option<String>,
+        /// From this remote only.
+        from: Option<RemoteName>,
+        /// Why the promotion policy does not count.
+        overriding: Option<String>,
+    },
+    /// Have another environment or server bring a release that was cooked here.
+    Promote {
+        /// Where it was cooked; the project's cooking environment where none is named.
+        target: Target,
+        /// Which; the live one where nothing is given.
+        release: Option<String>,
+        /// Who shall serve it: a remote, or an environment of the project on this server.
+        to: String,
+        /// Why the promotion policy does not count.
+        overriding: Option<String>,
+    },
     /// The steps that a push would take.
     Plan {
         /// Where.
@@ -217,6 +263,13 @@ pub enum Request {
     ReleaseImport {
         /// Where to.
         target: Target,
+    },
+    /// What was changed by hand in what runs.
+    Drift {
+        /// Where.
+        target: Target,
+        /// What.
+        action: DriftAction,
     },
     /// The processes of an environment.
     Ps {
@@ -350,18 +403,24 @@ impl Request {
             | Request::DeliverableInfo { target, .. }
             | Request::DeliverableGet { target, .. }
             | Request::RemoteList { target }
+            | Request::Drift { target, action: DriftAction::Look { .. } | DriftAction::Patches }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
             Request::Deploy { target, action: DeployAction::Unfreeze }
+            | Request::Drift { target, action: DriftAction::Save | DriftAction::Drop { .. } }
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::ReleasePin { target, .. }
             | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::ReleaseImport { target }
+            // What was changed by hand may hold more than the repository shows.
+            Request::Drift { target, action: DriftAction::Show { .. } }
+            | Request::ReleaseImport { target }
             | Request::Deploy { target, .. }
-            | Request::Rollback { target, .. } => (Some(&target.project), Access::Push),
+            | Request::Rollback { target, .. }
+            | Request::Pull { target, .. }
+            | Request::Promote { target, .. } => (Some(&target.project), Access::Push),
         }
     }
 
@@ -384,6 +443,8 @@ impl Request {
             Request::ProjectDestroy { .. } => "project destroy",
             Request::Deploy { .. } => "deploy",
             Request::Rollback { .. } => "rollback",
+            Request::Pull { .. } => "pull",
+            Request::Promote { .. } => "promote",
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::ReleaseShow { .. } => "release show",
@@ -392,6 +453,7 @@ impl Request {
             Request::ReleaseDiff { .. } => "release diff",
             Request::ReleasePin { pinned: true, .. } => "release pin",
             Request::ReleasePin { .. } => "release unpin",
+            Request::Drift { .. } => "drift",
             Request::Ps { .. } => "ps",
             Request::Scale { .. } => "scale",
             Request::Restart { .. } => "restart",

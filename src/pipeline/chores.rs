@@ -5,6 +5,7 @@ use std::fs;
 
 use super::{
     context::{Deployment, Services},
+    drift,
     history::History,
     lane::{Lane, TreeCopy},
     phases::bundle,
@@ -43,6 +44,10 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
         if held.is_some() {
             let retired = deployment.retired.take();
             retire(&deployment, &live, retired).await;
+            // What was changed since the deployment looked for it.
+            if let (Some(old), Some(settings)) = (&deployment.order.previous, &deployment.before) {
+                drift::keep(&deployment, old, settings).await;
+            }
         }
         drop(held);
         prune(&deployment, &lane, &live).await;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{builds::BuildNumbers, facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -50,6 +50,8 @@ pub struct Services {
     pub builds: Semaphore,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
+    /// Who looks for drift where.
+    pub drift: Watch,
     /// The way in to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }
@@ -192,6 +194,8 @@ pub struct Deployment {
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
     pub seen: Option<CommitId>,
+    /// The settings of what serves meanwhile.
+    pub before: Option<Settings>,
     /// Tags that came in the same push. Not journalled: `gather.source` makes a fact of those that matter.
     pub tags: Vec<(String, CommitId)>,
     /// Held by whoever still empties the idle slot; the next release boots there.
@@ -223,6 +227,7 @@ impl Deployment {
             cancelled,
             seen: None,
             tags: Vec::new(),
+            before: None,
             idle_slot,
             retired: None,
             spare: Spare::default(),

@@ -7,6 +7,7 @@
 mod builds;
 mod chores;
 mod context;
+mod drift;
 mod facts;
 mod fault;
 mod health;
@@ -37,6 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     builds::BuildNumbers,
     context::Services,
+    drift::{DriftError, LastLook, Watch},
     facts::Facts,
     history::{History, Summary},
     known::{KnownRelease, NameError, find},
@@ -213,6 +215,7 @@ impl Pipeline {
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.seen = ticket.request.seen.clone();
         deployment.tags = ticket.request.tags.clone();
+        deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,

@@ -1,20 +1,58 @@
-//! Which release is meant: a deliverable of a commit, or one by its name.
+//! Which release is meant: a deliverable of a commit, or one by its name; and where it is.
 
 use super::{Pipeline, lane::Goal, step::chain};
 use crate::{
-    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber},
+    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName},
     release::{bundle::Head, store},
+    remote::{Offer, RemoteError},
 };
 
-/// A release that could become live.
-#[derive(Debug, Clone, PartialEq)]
+/// A release that could become live. What is said here is a hint where it comes from elsewhere: what is true stands in its signed
+/// manifest, which is looked at before anything is done with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// What its manifest says.
-    pub head: Head,
+    /// The release.
+    pub release: ReleaseId,
+    /// Its commit.
+    pub commit: CommitId,
+    /// The git tree of that commit.
+    pub source: Option<CommitId>,
+    /// The number of its build.
+    pub build: u64,
+    /// The version tag of its commit.
+    pub tag: Option<String>,
     /// Its number where it was cooked, if that is known.
     pub number: Option<ReleaseNumber>,
     /// Where it is.
     pub origin: Origin,
+}
+
+impl Candidate {
+    fn of_head(head: Head, origin: Origin) -> Candidate {
+        let Head { release, commit, source, build, tag, .. } = head;
+        Candidate { release, commit, source, build, tag, number: None, origin }
+    }
+
+    fn of_offer(offer: Offer, remote: &RemoteName) -> Candidate {
+        let Offer { release, commit, source, build, tag, number, .. } = offer;
+        Candidate { release, commit, source, build, tag, number, origin: Origin::Remote(remote.clone()) }
+    }
+
+    /// `v42 (1a2b3c4d5e)`, for people.
+    pub fn title(&self) -> String {
+        let number = self.number.map(|number| format!("{number} ")).unwrap_or_default();
+        let tag = self.tag.as_ref().map(|tag| format!("{tag} ")).unwrap_or_default();
+        format!("{number}{tag}({})", self.commit.short())
+    }
+
+    /// Whether somebody means it with `name`: a release id, a number, a tag, or the first digits of a commit.
+    fn is_called(&self, name: &str) -> bool {
+        let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
+        name.parse() == Ok(self.release)
+            || self.tag.as_deref() == Some(name)
+            || (name.starts_with('v') && self.number.is_some() && name.parse().ok() == self.number)
+            || (digits && self.commit.as_str().starts_with(&name.to_ascii_lowercase()))
+    }
 }
 
 /// Why there is nothing to bring.
@@ -27,12 +65,12 @@ pub enum SupplyError {
         wanted: String,
         /// What there is, newest first, in words.
         offered: Vec<String>,
-        /// Where it was looked for and could not be, in words.
+        /// What could not be asked, in words.
         unreachable: Vec<String>,
     },
-    /// The release cannot be gone back to.
+    /// The name is not one of a release here, or not one that can be used.
     #[error("{0}")]
-    Past(String),
+    Named(String),
     /// Something on this machine is in the way.
     #[error("{0}")]
     Host(String),
@@ -41,27 +79,33 @@ pub enum SupplyError {
 impl SupplyError {
     /// What to do next, line by line.
     pub fn hints(&self) -> Vec<String> {
-        match self {
-            SupplyError::None { offered, unreachable, .. } => {
-                let mut hints: Vec<_> = unreachable.iter().map(|why| format!("could not be asked: {why}")).collect();
-                match offered.is_empty() {
-                    true => hints.push(String::from("nothing was cooked yet; push to the staging environment first")),
-                    false => {
-                        hints.push(format!("on offer: {}", offered.join(", ")));
-                        hints.push(String::from(
-                            "push the commit to the staging environment first, or bring one of these with `larder pull`",
-                        ));
-                    }
-                }
-                hints
+        let SupplyError::None { offered, unreachable, .. } = self else { return Vec::new() };
+        let mut hints: Vec<_> = unreachable.iter().map(|why| format!("could not be asked: {why}")).collect();
+        match offered.as_slice() {
+            [] if unreachable.is_empty() => {
+                hints.push(String::from("nothing was cooked yet: push to the staging environment first"));
+                hints.push(String::from("if that is on another server, `larder remote add` tells this one where"));
             }
-            SupplyError::Past(_) | SupplyError::Host(_) => Vec::new(),
+            [] => {}
+            offered => {
+                hints.push(format!("on offer: {}", offered.join(", ")));
+                hints
+                    .push(String::from("push the commit to the staging environment first, or bring one of these: `larder pull`"));
+            }
         }
+        hints
     }
 }
 
 /// How many offers are named in a refusal.
 const NAMED: usize = 5;
+
+/// What other places have, and which could not be asked.
+#[derive(Default)]
+struct Elsewhere {
+    candidates: Vec<Candidate>,
+    unreachable: Vec<String>,
+}
 
 impl Pipeline {
     /// What a push or a redeployment of `commit` brings to `environment`.
@@ -69,8 +113,8 @@ impl Pipeline {
         match environment.mode {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
             Mode::Final => {
-                let Candidate { head, origin, .. } = self.deliverable(environment, commit).await?;
-                Ok(Goal::Release { release: head.release, origin, overriding: None })
+                let Candidate { release, origin, .. } = self.deliverable(environment, commit).await?;
+                Ok(Goal::Release { release, origin, overriding: None })
             }
         }
     }
@@ -79,17 +123,51 @@ impl Pipeline {
     /// on this server, or from its remotes, in this order.
     async fn deliverable(&self, environment: &Environment, commit: &CommitId) -> Result<Candidate, SupplyError> {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
-        let fits = |candidate: &Candidate| candidate.head.commit == *commit || (tree.is_some() && candidate.head.source == tree);
-        let mut candidates = self.stored(environment).await?;
-        if let Some(found) = newest(candidates.iter().filter(|candidate| fits(candidate))) {
+        let fits = |candidate: &&Candidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
+        let mut all = self.stored(environment).await?;
+        if let Some(found) = newest(all.iter().filter(fits)) {
             return Ok(found);
         }
         let near = self.siblings(environment).await?;
-        if let Some(found) = newest(near.iter().filter(|candidate| fits(candidate))) {
+        if let Some(found) = newest(near.iter().filter(fits)) {
             return Ok(found);
         }
-        candidates.extend(near);
-        Err(none(commit.short().to_owned(), candidates, Vec::new()))
+        let Elsewhere { candidates, unreachable } = self.elsewhere(environment, None).await;
+        if let Some(found) = newest(candidates.iter().filter(fits)) {
+            return Ok(found);
+        }
+        all.extend(near);
+        all.extend(candidates);
+        Err(none(format!("commit {}", commit.short()), all, unreachable))
+    }
+
+    /// The release that somebody wants brought by name, or the newest: from the remote `from`, or from wherever it is.
+    pub async fn wanted(
+        &self,
+        environment: &Environment,
+        name: Option<&str>,
+        from: Option<&RemoteName>,
+    ) -> Result<Candidate, SupplyError> {
+        if let Some(from) = from
+            && !environment.remotes.iter().any(|remote| remote.name == *from)
+        {
+            let title = environment.title();
+            return Err(SupplyError::Named(format!("{title} has no remote {from}; `larder remote list` shows what it has")));
+        }
+        let mut all = match from {
+            Some(_) => Vec::new(),
+            None => self.siblings(environment).await?,
+        };
+        let Elsewhere { candidates, unreachable } = self.elsewhere(environment, from).await;
+        all.extend(candidates);
+        let Some(name) = name else {
+            return newest(all.iter()).ok_or_else(|| none(String::from("this project"), all, unreachable));
+        };
+        // By name it may also be one that is here: imported, or live before.
+        if from.is_none() {
+            all.extend(self.stored(environment).await?);
+        }
+        newest(all.iter().filter(|candidate| candidate.is_called(name))).ok_or_else(|| none(name.to_owned(), all, unreachable))
     }
 
     /// The deliverables in the environment's own store.
@@ -98,7 +176,7 @@ impl Pipeline {
         let read = tokio::task::spawn_blocking(move || store::heads(&paths.releases())).await;
         let heads = read.map_err(|error| SupplyError::Host(error.to_string()))?;
         let heads = heads.map_err(|error| SupplyError::Host(chain(&error)))?;
-        Ok(heads.into_iter().map(|head| Candidate { head, number: None, origin: Origin::Store }).collect())
+        Ok(heads.into_iter().map(|head| Candidate::of_head(head, Origin::Store)).collect())
     }
 
     /// What other environments of the project on this server have cooked and served.
@@ -106,12 +184,12 @@ impl Pipeline {
         let cooks = |other: &Environment| {
             other.project_id == environment.project_id && other.id != environment.id && other.mode == Mode::Cooking
         };
-        let others: Vec<Environment> = self.0.lanes.lock().values().map(|lane| lane.environment.clone()).filter(cooks).collect();
+        let others: Vec<_> = self.0.lanes.lock().values().map(|lane| lane.environment.clone()).filter(cooks).collect();
         let mut candidates = Vec::new();
         for other in others {
             let history = self.history(other.id);
             for mut candidate in self.stored(&other).await? {
-                let Some(made) = history.of_release(candidate.head.release) else { continue };
+                let Some(made) = history.of_release(candidate.release) else { continue };
                 candidate.number = Some(made.number);
                 candidate.origin = Origin::Environment(other.name.clone());
                 candidates.push(candidate);
@@ -120,14 +198,36 @@ impl Pipeline {
         Ok(candidates)
     }
 
+    /// What the remotes of an environment offer: those that are trusted for anything, and `from` only if one is named.
+    async fn elsewhere(&self, environment: &Environment, from: Option<&RemoteName>) -> Elsewhere {
+        let mut found = Elsewhere::default();
+        let meant = |name: &RemoteName| from.is_none_or(|from| from == name);
+        for remote in environment.remotes.iter().filter(|remote| meant(&remote.name) && !remote.trust.is_empty()) {
+            let listed = async {
+                let place = self.0.services.places.open(remote, &environment.project)?;
+                let offers = place.list().await;
+                place.leave().await;
+                offers
+            };
+            match listed.await {
+                Ok(offers) => {
+                    let offers = offers.into_iter().map(|offer| Candidate::of_offer(offer, &remote.name));
+                    found.candidates.extend(offers);
+                }
+                Err(error) => found.unreachable.extend(words(&error)),
+            }
+        }
+        found
+    }
+
     /// The release that a rollback of an environment goes to: the one that is named, or the good one that came before what is
     /// live first became live, so that going back twice goes back further. It served here before, and its files are still there.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
-        let lane = self.lane(environment).ok_or_else(|| SupplyError::Past(String::from("the environment is not served")))?;
+        let lane = self.lane(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not served")))?;
         let title = lane.environment.title();
         let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
         let state = lane.state.lock();
-        let Some(live) = &state.live else { return Err(SupplyError::Past(format!("nothing is live in {title} yet"))) };
+        let Some(live) = &state.live else { return Err(SupplyError::Named(format!("nothing is live in {title} yet"))) };
         let there = |release: ReleaseId| paths.tree(release).is_dir() || paths.manifest(release).is_file();
         let found = match name {
             None => state
@@ -136,32 +236,44 @@ impl Pipeline {
                 .take_while(|summary| summary.release != live.release)
                 .filter(|summary| there(summary.release))
                 .last()
-                .ok_or_else(|| SupplyError::Past(format!("{title} has no release older than {} to go back to", live.number)))?,
+                .ok_or_else(|| SupplyError::Named(format!("{title} has no release older than {} to go back to", live.number)))?,
             Some(name) => state
                 .history
                 .named(name)
-                .ok_or_else(|| SupplyError::Past(format!("{title} has no release {name} that was ever live")))?,
+                .ok_or_else(|| SupplyError::Named(format!("{title} has no release {name} that was ever live")))?,
         };
         if found.release == live.release {
-            return Err(SupplyError::Past(format!("{} is live already, as {}", found.number, live.number)));
+            return Err(SupplyError::Named(format!("{} is live already, as {}", found.number, live.number)));
         }
         if !there(found.release) {
-            return Err(SupplyError::Past(format!("{} was removed by retention; its files are not here any more", found.number)));
+            return Err(SupplyError::Named(format!(
+                "{} was removed by retention; its files are not here any more",
+                found.number
+            )));
         }
         Ok((found.release, found.commit.clone()))
     }
 }
 
+/// An error about a place, with what to do about it.
+fn words(error: &RemoteError) -> Vec<String> {
+    std::iter::once(chain(error)).chain(error.hints()).collect()
+}
+
+/// Of several builds the newest; of one release that is in several places, the nearest.
 fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candidate> {
-    candidates.max_by_key(|candidate| (candidate.head.build, candidate.head.release)).cloned()
+    let nearness = |origin: &Origin| match origin {
+        Origin::Store | Origin::Past | Origin::Commit => 2,
+        Origin::Environment(_) => 1,
+        Origin::Remote(_) => 0,
+    };
+    // Two builds can be of one second.
+    let age = |candidate: &Candidate| (candidate.release.created(), candidate.build, candidate.release);
+    candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }
 
 fn none(wanted: String, mut candidates: Vec<Candidate>, unreachable: Vec<String>) -> SupplyError {
-    candidates.sort_by_key(|candidate| std::cmp::Reverse((candidate.head.build, candidate.head.release)));
-    candidates.dedup_by_key(|candidate| candidate.head.release);
-    let words = |candidate: &Candidate| {
-        let number = candidate.number.map(|number| format!("{number} ")).unwrap_or_default();
-        format!("{number}({})", candidate.head.commit.short())
-    };
-    SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(words).collect(), unreachable }
+    candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.release));
+    candidates.dedup_by_key(|candidate| candidate.release);
+    SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(Candidate::title).collect(), unreachable }
 }

@@ -32,6 +32,9 @@ pub struct Offer {
     pub build: u64,
     /// Its commit.
     pub commit: CommitId,
+    /// The git tree of its commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<CommitId>,
     /// The version tag of its commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
@@ -154,6 +157,7 @@ mod tests {
             number: Some(ReleaseNumber(number)),
             build: u64::from(number),
             commit: commit.repeat(40).get(..40).unwrap().parse().unwrap(),
+            source: None,
             tag: tag.map(str::to_owned),
             tree: Digest::of(b""),
             created: Timestamp::UNIX_EPOCH,

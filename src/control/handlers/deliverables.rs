@@ -32,6 +32,8 @@ struct Head {
     project: ProjectName,
     environment: EnvironmentName,
     commit: CommitId,
+    #[serde(default)]
+    source: Option<CommitId>,
     build: u64,
     #[serde(default)]
     tag: Option<String>,
@@ -132,6 +134,7 @@ fn of(control: &Control, heads: &Heads, environment: Environment) -> Result<Vec<
             number: went_live.map(|summary| summary.number),
             build: head.build,
             commit: head.commit.clone(),
+            source: head.source.clone(),
             tag: head.tag.clone(),
             tree: head.tree,
             created: head.created,

@@ -78,16 +78,16 @@ async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -
     control.pipeline().goal(environment, commit).await.map_err(|error| of_supply(&error))
 }
 
-fn of_supply(error: &SupplyError) -> CommandError {
+pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     let shown = match error {
         SupplyError::None { .. } => not_found(error.to_string()),
-        SupplyError::Past(_) => refused(error.to_string()).hint("`larder releases` lists what there is"),
+        SupplyError::Named(_) => refused(error.to_string()).hint("`larder releases` lists what there is"),
         SupplyError::Host(_) => CommandError::internal(error),
     };
     error.hints().into_iter().fold(shown, CommandError::hint)
 }
 
-fn submit(
+pub(super) fn submit(
     control: &Control,
     trigger: Trigger,
     environment: Environment,

@@ -4,7 +4,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{deploy, gather, post_deploy, pre_install, script::Script},
+        phases::{deliver, deploy, gather, post_deploy, pre_install, script::Script},
         step::Step,
     },
 };
@@ -12,6 +12,7 @@ use crate::{
 /// The steps in order.
 pub fn steps() -> Vec<Box<dyn Step>> {
     vec![
+        Box::new(deliver::Deliverable),
         Box::new(gather::Source),
         Box::new(gather::Layer),
         Box::new(Script(Phase::Gather)),

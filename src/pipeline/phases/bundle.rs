@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How many threads read and compress.
-pub(super) const THREADS: usize = 2;
+pub(in crate::pipeline) const THREADS: usize = 2;
 
 /// Makes `releases/<id>.tar.zst` and its manifest of what was built. Frames of the previous archive that did not change are
 /// taken over as they are.

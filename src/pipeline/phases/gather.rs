@@ -11,9 +11,11 @@ use crate::{
     model::{Area, Blame, Phase, best_tag},
     pipeline::{
         context::Deployment,
+        drift,
         secrets::Secrets,
         step::{Failure, Step, Work},
     },
+    release::drift::Rules,
 };
 
 /// Checks the commit's tree, exports it, and reads what the project says about its deployment.
@@ -61,7 +63,9 @@ impl Step for Source {
                 order.branch,
                 order.environment.title()
             ));
-            let exported = services.repositories.source(order.environment.project_id, order.environment.id, job).await;
+            // Neither has to wait for the other.
+            let exporting = services.repositories.source(order.environment.project_id, order.environment.id, job);
+            let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
             let source = exported.map_err(failure)?;
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
@@ -76,6 +80,10 @@ impl Step for Source {
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
+            if let Some(wrong) = Rules::wrong(&settings.drift_ignore) {
+                return Err(Failure::pusher(format!("larder.yml: {wrong}")).hint("patterns are written as in .gitignore"));
+            }
+            drift::decide(deployment, drifted, &settings).await?;
             deployment.facts.scripts = source.scripts;
             deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);

@@ -50,7 +50,10 @@ fn pauses() -> ExponentialBackoff {
 }
 
 /// Tries again where that may help.
-pub(super) async fn patiently<T>(mut attempt: impl AsyncFnMut() -> Result<T, RemoteError>) -> Result<T, RemoteError> {
+pub(super) async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
+where
+    F: Future<Output = Result<T, RemoteError>> + Send,
+{
     let mut pauses = pauses();
     loop {
         match attempt().await {

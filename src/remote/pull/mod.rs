@@ -129,7 +129,7 @@ pub async fn pull(
     if !by_delta(place, offer, held, progress, &mut pulled).await? {
         by_frames(place, offer, held, paths, progress, &mut pulled).await?;
     }
-    if let Some(record) = fill::patiently(async || place.health(offer.release).await).await? {
+    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
         blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
     }
@@ -147,7 +147,7 @@ async fn by_delta(
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
     for from in held.iter().take(BASES).copied() {
-        let delta = match fill::patiently(async || place.delta(offer.release, from).await).await {
+        let delta = match fill::patiently(|| place.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
             // Not worth it, or nothing that this place can make: there is another way.
             Ok(_) | Err(RemoteError::NotFound { .. } | RemoteError::Refused { .. }) => continue,
@@ -236,7 +236,7 @@ pub async fn pull_pack(
     haves: &[CommitId],
     paths: &EnvironmentPaths,
 ) -> Result<File, RemoteError> {
-    fill::patiently(async || {
+    fill::patiently(|| async {
         let incoming = paths.incoming();
         let file = blocking(move || {
             make(&incoming)?;

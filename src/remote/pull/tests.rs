@@ -85,6 +85,7 @@ impl World {
             number: None,
             build: second as u64,
             commit: "a".repeat(40).parse().unwrap(),
+            source: None,
             tag: None,
             tree: Digest::of(b"tree"),
             created: Timestamp::UNIX_EPOCH,

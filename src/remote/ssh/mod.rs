@@ -39,7 +39,7 @@ impl PullKey {
 }
 
 /// A public key as one line, without a comment.
-fn line_of(key: &PublicKey) -> String {
+pub fn line_of(key: &PublicKey) -> String {
     PublicKey::new(key.key_data().clone(), "").to_openssh().map(|line| line.trim_end().to_owned()).unwrap_or_default()
 }
 

@@ -9,9 +9,13 @@ use super::{Cli, Command, parse, render, screen::Screen};
 use crate::{
     control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture, TakeFuture},
     host::launch::Stdio,
-    model::{Access, Outcome, ProjectName},
-    pipeline::Ticket,
+    model::{Access, Outcome, ProjectName, sanitise_bytes},
+    pipeline::{Ticket, chain},
+    remote::ssh::{Exec, Output},
 };
+
+/// A longer line of another server is broken, in bytes.
+const LINE_MAX: usize = 16 << 10;
 
 /// The caller's side of a verb.
 #[derive(Debug)]
@@ -94,6 +98,7 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
             Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => 0,
             _ => Kind::Deployment.exit_code(),
         }),
+        Reply::Relay(exec) => relay(&mut screen, *exec, &gone).await,
         Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
         Reply::Past { summary, .. } if !json => {
             screen.out(&render::past(&summary)).await?;
@@ -206,6 +211,40 @@ async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToke
         }
     }
     Ok(ticket.outcome().await)
+}
+
+/// Passes on what another server says, line by line and without what a terminal would obey.
+async fn relay(screen: &mut Screen, mut exec: Exec, gone: &CancellationToken) -> io::Result<u8> {
+    let mut rest = [Vec::new(), Vec::new()];
+    loop {
+        let piece = tokio::select! {
+            () = gone.cancelled() => return Ok(0),
+            piece = exec.next() => piece,
+        };
+        let (bytes, stream) = match piece {
+            Ok(Some(Output::Out(bytes))) => (bytes, 0),
+            Ok(Some(Output::Err(bytes))) => (bytes, 1),
+            Ok(None) => break,
+            Err(error) => {
+                screen.err(&format!("error: {}\n", chain(&error))).await?;
+                for hint in error.hints() {
+                    screen.err(&format!("hint: {hint}\n")).await?;
+                }
+                return Ok(1);
+            }
+        };
+        let Some(held) = rest.get_mut(stream) else { continue };
+        held.extend_from_slice(&bytes);
+        // A line without an end is not waited for without an end.
+        let whole = held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
+        let whole = if whole == 0 && held.len() > LINE_MAX { held.len() } else { whole };
+        let lines: Vec<u8> = held.drain(..whole).collect();
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let line = format!("{}\n", sanitise_bytes(line).trim_end());
+            if stream == 0 { screen.out(&line).await? } else { screen.err(&line).await? }
+        }
+    }
+    Ok(exec.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 async fn logs(screen: &mut Screen, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {

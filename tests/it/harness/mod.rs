@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod git;
 pub mod http;
+pub mod link;
 pub mod output;
 pub mod processes;
 pub mod server;

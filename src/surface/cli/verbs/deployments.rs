@@ -2,8 +2,8 @@
 
 use super::{On, OnRelease};
 use crate::{
-    control::{CommandError, DeployAction, Request},
-    model::Phase,
+    control::{CommandError, DeployAction, Kind, Request},
+    model::{Phase, RemoteName},
 };
 
 /// Deploy without a push, follow a deployment, or stop it.
@@ -65,6 +65,64 @@ impl Rollback {
     pub(super) fn request(self) -> Result<Request, CommandError> {
         let (target, release) = self.on.get()?;
         Ok(Request::Rollback { target, release })
+    }
+}
+
+/// Bring a deliverable from staging and make it live.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). What is missing of it is transferred, its signature and every digest are checked, and then it goes live through the same steps as everything else. Nothing is built.\n\nExit status: 0 it is live, 1 it failed and what was live still is, 3 it was refused, 4 there is no such thing."
+)]
+pub struct Pull {
+    #[command(flatten)]
+    on: OnRelease,
+    /// Look in this remote only
+    #[arg(long, value_name = "REMOTE")]
+    from: Option<RemoteName>,
+    /// Go live although the promotion policy says no, for this reason; it is recorded
+    #[arg(long = "override", value_name = "WHY")]
+    overriding: Option<String>,
+}
+
+impl Pull {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        let (target, release) = self.on.get()?;
+        Ok(Request::Pull { target, release, from: self.from, overriding: reason(self.overriding)? })
+    }
+}
+
+/// Have another server or environment serve what was cooked here.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without RELEASE: the one that is live here. PROJECT alone means its environment of mode cooking.\n\nThis server only asks: the other one pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on."
+)]
+pub struct Promote {
+    #[command(flatten)]
+    on: OnRelease,
+    /// A remote of the project (`larder remote list`), or one of its environments on this server
+    #[arg(long, value_name = "REMOTE")]
+    to: String,
+    /// Go live although the promotion policy says no, for this reason; it is recorded
+    #[arg(long = "override", value_name = "WHY")]
+    overriding: Option<String>,
+}
+
+impl Promote {
+    pub(super) fn request(self) -> Result<Request, CommandError> {
+        let (target, release) = self.on.get()?;
+        Ok(Request::Promote { target, release, to: self.to, overriding: reason(self.overriding)? })
+    }
+}
+
+/// A reason is for people who read it later, in one line.
+fn reason(given: Option<String>) -> Result<Option<String>, CommandError> {
+    let wrong =
+        |why: &str| CommandError::new(Kind::Usage, format!("--override {why}")).hint("say in a few words why it cannot wait");
+    match given {
+        None => Ok(None),
+        Some(text) if text.trim().len() < 4 => Err(wrong("needs a reason")),
+        Some(text) if text.len() > 300 || text.chars().any(char::is_control) => Err(wrong("takes one line of at most 300 bytes")),
+        Some(text) => Ok(Some(text.trim().to_owned())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The verbs that the server answers. Doc comments are the help.
 
 mod deployments;
+mod drift;
 mod people;
 mod processes;
 mod projects;
@@ -29,6 +30,10 @@ pub enum Verb {
     Deploy(deployments::Deploy),
     /// Go back to an older release
     Rollback(deployments::Rollback),
+    /// Bring a deliverable from staging and make it live
+    Pull(deployments::Pull),
+    /// Have another server or environment serve what was cooked here
+    Promote(deployments::Promote),
     /// Print the steps that a push would take, and take none
     Plan(deployments::Plan),
     /// List the releases of an environment, newest first; the one with a * is live
@@ -36,6 +41,8 @@ pub enum Verb {
     /// What a release is, how two differ, which to keep
     #[command(subcommand)]
     Release(releases::Release),
+    /// Show what was changed by hand in what runs, and keep it
+    Drift(drift::Drift),
     /// List processes, or set how many of each there are
     Ps(processes::Ps),
     /// End all processes of an environment and start them again; meanwhile it does not answer
@@ -114,9 +121,12 @@ impl Verb {
             Verb::Project(project) => project.request()?,
             Verb::Deploy(deploy) => deploy.request()?,
             Verb::Rollback(rollback) => rollback.request()?,
+            Verb::Pull(pull) => pull.request()?,
+            Verb::Promote(promote) => promote.request()?,
             Verb::Plan(plan) => plan.request()?,
             Verb::Releases(on) => Request::Releases { target: on.get()? },
             Verb::Release(release) => release.request()?,
+            Verb::Drift(drift) => drift.request()?,
             Verb::Ps(ps) => ps.request()?,
             Verb::Restart(on) => Request::Restart { target: on.get()? },
             Verb::Logs(logs) => logs.request()?,

@@ -1,12 +1,12 @@
-//! Releases that are not built here: found, proved, recalled.
+//! What is known of a release that was live here before.
 
-use super::gather;
 use crate::{
     model::{Phase, ReleaseId},
     pipeline::{
         context::Deployment,
         facts::Facts,
         journal::Story,
+        phases::gather,
         step::{Failure, Step, Work},
     },
 };

@@ -1,0 +1,382 @@
+//! Deliverables on their way from one server to another: what is offered, and what happens when the way is bad.
+
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use larder::{
+    host::root::{EnvironmentPaths, Root},
+    model::{CommitId, ReleaseId, Remote},
+    remote::{Limits, Offer, Place, Places, Progress, Pulled, RemoteError, Wanted, discard, pull, pull_pack, ssh::PullKey},
+};
+
+use crate::harness::{Repo, World, cli::Output, in_one_mode, link::Link};
+
+in_one_mode!(
+    what_is_offered_can_be_had,
+    only_those_who_may_fetch_may_pull,
+    a_release_arrives_whatever_happens_on_the_way,
+    a_slow_link_is_no_obstacle,
+    only_the_right_server_is_talked_to,
+    a_commit_travels,
+    places_are_added_looked_at_and_forgotten,
+);
+
+/// Somebody who pulls from a world: a key, and a place for what comes.
+struct Puller {
+    directory: tempfile::TempDir,
+    places: Places,
+    paths: EnvironmentPaths,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Puller {
+    /// With the right to see `shop`.
+    fn new(world: &World) -> Puller {
+        let puller = Puller::stranger();
+        world.larder(&["user", "add", "production", "--key", &puller.places.key().line()]).ok();
+        world.larder(&["user", "grant", "production", "shop", "view"]).ok();
+        puller
+    }
+
+    fn stranger() -> Puller {
+        let directory = tempfile::tempdir().unwrap();
+        let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
+        let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        fs::create_dir_all(paths.releases()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        Puller { places: Places::new(key, Limits::default()), directory, paths, runtime }
+    }
+
+    fn place(&self, world: &World, port: u16) -> Place {
+        self.open(&format!("ssh://larder@127.0.0.1:{port}/shop"), Some(host_key(world)))
+    }
+
+    fn open(&self, url: &str, host_key: Option<String>) -> Place {
+        let remote =
+            Remote { name: "staging".parse().unwrap(), url: url.to_owned(), host_key, trust: Vec::new(), publish: false };
+        self.places.open(&remote, &"shop".parse().unwrap()).unwrap()
+    }
+
+    fn list(&self, place: &Place) -> Result<Vec<Offer>, RemoteError> {
+        self.runtime.block_on(place.list())
+    }
+
+    fn pull(&self, place: &Place, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
+        let quiet: Progress = Arc::new(|_, _| {});
+        self.runtime.block_on(pull(place, offer, held, &self.paths, &quiet))
+    }
+
+    fn accept(&self, pulled: Pulled, release: ReleaseId) {
+        fs::rename(pulled.archive().unwrap(), self.paths.archive(release)).unwrap();
+        fs::rename(pulled.manifest().unwrap(), self.paths.manifest(release)).unwrap();
+        discard(pulled);
+    }
+}
+
+/// The world's host key, as one line.
+fn host_key(world: &World) -> String {
+    let scanned =
+        Output::of(world.client("ssh-keyscan").args(["-t", "ed25519", "-p", &world.ssh_port().to_string(), "127.0.0.1"]));
+    let line = scanned.stdout.lines().find(|line| !line.starts_with('#')).unwrap_or_else(|| panic!("{scanned}"));
+    line.split_once(' ').unwrap().1.to_owned()
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..bytes.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(bytes).collect()
+}
+
+/// A site with a few megabytes of pictures, so that its archive has several frames.
+fn heavy(world: &World) -> Repo<'_> {
+    let repo = Repo::new(world, "shop");
+    for number in 0..6 {
+        repo.write(&format!("pictures/{number}.jpg"), noise(number + 1, 1 << 20));
+    }
+    repo.page("version one");
+    repo
+}
+
+/// The file of a release on the world's disk.
+fn file(world: &World, offer: &Offer, ending: &str) -> Vec<u8> {
+    fs::read(world.environment("shop").join("releases").join(format!("{}.{ending}", offer.release))).unwrap()
+}
+
+/// The bytes that `ssh ... deliverable get` writes.
+fn get(world: &World, words: &[&str]) -> Vec<u8> {
+    let mut command = world.client("ssh");
+    command.args(world.ssh_options("alice")).arg("larder@127.0.0.1").args(["deliverable", "get"]).args(words);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn what_is_offered_can_be_had(world: &World) {
+    world.project("shop");
+    assert_eq!(world.larder(&["deliverable", "list", "shop", "--json"]).json(), serde_json::json!([]));
+    world.larder(&["deliverable", "get", "shop", "v1", "archive"]).exits(4).says("has no deliverable yet");
+    let repo = heavy(world);
+    repo.push().accepted();
+    let listed = world.ssh("alice", &["deliverable", "list", "shop", "--json"]);
+    let offers: Vec<Offer> = serde_json::from_str(listed.ok()).unwrap();
+    let [offer] = offers.as_slice() else { panic!("{listed}") };
+    assert_eq!((offer.commit.as_str(), offer.live, offer.build), (repo.head().as_str(), true, 1));
+    let (archive, manifest) = (file(world, offer, "tar.zst"), file(world, offer, "manifest.json"));
+    assert_eq!((offer.archive_bytes, offer.manifest.bytes), (archive.len() as u64, manifest.len() as u64));
+    // By every name, whole and in parts.
+    let id = offer.release.to_string();
+    for name in ["v1", id.as_str(), offer.commit.as_str(), offer.commit.short()] {
+        assert_eq!(get(world, &["shop", name, "manifest"]), manifest, "{name}");
+    }
+    assert_eq!(get(world, &["shop/production", "v1", "archive"]), archive);
+    assert_eq!(get(world, &["shop", "v1", "archive", "--offset", "123457"]), archive[123_457..]);
+    assert_eq!(get(world, &["shop", "v1", "archive", "--offset", "99999999999"]), b"");
+    let parts = get(world, &["shop", "v1", "archive", "--parts", "5+10,1000000+300000,0+1"]);
+    assert_eq!(parts, [&archive[5..15], &archive[1_000_000..1_300_000], &archive[..1]].concat());
+    let info = world.ssh("alice", &["deliverable", "info", "shop", "v1", "manifest", "--json"]).json();
+    assert_eq!(info["digest"], serde_json::json!(offer.manifest.digest));
+    // What is not there is said, with what is.
+    world.ssh("alice", &["deliverable", "get", "shop", "v7", "archive"]).exits(4).says("has no release v7; there are v1");
+    world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive", "--parts", "1-2"]).exits(2).says("OFFSET+LENGTH");
+    world.ssh("alice", &["deliverable", "get", "shop", "v1", "delta"]).exits(2).says("--from RELEASE");
+    world.ssh("alice", &["deliverable", "get", "shop", "v1", "../../etc/passwd"]).exits(2);
+    world.ssh("alice", &["deliverable", "get", "shop", "../v1", "manifest"]).exits(4);
+    // A failed deployment offers nothing; a release that was pruned says so.
+    repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
+    repo.commit("broken");
+    repo.push().rejected();
+    assert_eq!(world.larder(&["deliverable", "list", "shop", "--json"]).json().as_array().unwrap().len(), 1);
+    repo.remove(".larder/build");
+    repo.page("version two");
+    repo.push().accepted();
+    for ending in ["tar.zst", "manifest.json"] {
+        fs::remove_file(world.environment("shop").join("releases").join(format!("{id}.{ending}"))).unwrap();
+    }
+    world
+        .ssh("alice", &["deliverable", "get", "shop", "v1", "archive"])
+        .exits(4)
+        .says("v1 of shop is not here any more; there are v2");
+}
+
+fn only_those_who_may_fetch_may_pull(world: &World) {
+    world.project("shop");
+    Repo::site(world, "shop", "version one").push().accepted();
+    let stranger = Puller::stranger();
+    let place = stranger.place(world, world.ssh_port());
+    let error = stranger.list(&place).unwrap_err();
+    assert!(matches!(&error, RemoteError::Login { key, .. } if *key == stranger.places.key().line()), "{error}");
+    assert!(error.hints()[0].contains("larder user add NAME --key \"ssh-ed25519 "), "{:?}", error.hints());
+    // Known, and without a right on the project: for them there is none.
+    world.larder(&["user", "add", "production", "--key", &stranger.places.key().line()]).ok();
+    let error = stranger.list(&place).unwrap_err();
+    assert!(
+        matches!(&error, RemoteError::NotFound { .. }) && error.to_string().contains("no project shop that you may see"),
+        "{error}"
+    );
+    world.larder(&["user", "grant", "production", "shop", "view"]).ok();
+    assert_eq!(stranger.list(&place).unwrap().len(), 1);
+    // To pull is all that they may.
+    let words = ["deploy", "shop"].map(str::to_owned);
+    let mut exec = stranger.runtime.block_on(place.exec(&words)).unwrap();
+    stranger.runtime.block_on(async { while exec.next().await.unwrap().is_some() {} });
+    assert_eq!(exec.code(), Some(3));
+}
+
+fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
+    world.project("shop");
+    let repo = heavy(world);
+    repo.push().accepted();
+    let puller = Puller::new(world);
+    let link = Link::to(world.ssh_port());
+    let place = puller.place(world, link.port);
+    let first = puller.list(&place).unwrap().remove(0);
+    // Twenty cuts at places that nobody chose; and the puller is killed now and then too.
+    let random = |n: u64, most: u64| noise(n + 77, 8).iter().fold(0_u64, |sum, b| sum * 31 + u64::from(*b)) % most;
+    puller.runtime.block_on(place.leave());
+    link.cut_after((0..20).map(|n| 6_000 + random(n, 350_000)));
+    let mut attempt = 0;
+    let pulled = loop {
+        attempt += 1;
+        assert!(attempt < 60, "it does not get any further; {} bytes passed", link.passed());
+        let quiet: Progress = Arc::new(|_, _| {});
+        let pulling = pull(&place, &first, &[], &puller.paths, &quiet);
+        let limit = Duration::from_millis(300 + random(attempt, 2500));
+        if let Ok(pulled) = puller.runtime.block_on(async { tokio::time::timeout(limit, pulling).await }) {
+            break pulled.unwrap();
+        }
+        let names = fs::read_dir(puller.paths.incoming().join(first.release.to_string())).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(!names.contains(&String::from("archive.tar.zst")), "{names:?}");
+        assert!(!puller.paths.archive(first.release).exists());
+    };
+    assert!(link.cuts() == 20 && attempt > 2, "{} cuts, {attempt} attempts: nothing was tested", link.cuts());
+    assert_eq!(pulled.content, Wanted::Archive);
+    assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &first, "tar.zst"));
+    assert_eq!(fs::read(pulled.manifest().unwrap()).unwrap(), file(world, &first, "manifest.json"));
+    // What went over the link is little more than the release: what came before a cut was not fetched again.
+    let most = first.archive_bytes + first.manifest.bytes + 3_000_000;
+    assert!(link.passed() < most, "{} bytes went over the link for {}", link.passed(), first.archive_bytes);
+    puller.accept(pulled, first.release);
+    // The next release: only what changed.
+    repo.write("pictures/3.jpg", noise(99, 1 << 20));
+    repo.page("version two");
+    repo.push().accepted();
+    let before = link.passed();
+    let second = puller.list(&place).unwrap().remove(0);
+    let pulled = puller.pull(&place, &second, &[first.release]).unwrap();
+    assert!(pulled.fetched < 3 << 20, "{} of {} bytes were fetched", pulled.fetched, second.archive_bytes);
+    assert!(link.passed() - before < 4 << 20);
+    if pulled.content == Wanted::Archive {
+        assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &second, "tar.zst"));
+    }
+    discard(pulled);
+    // The server goes away and comes back in the middle.
+    fs::remove_file(puller.paths.manifest(first.release)).unwrap();
+    fs::remove_file(puller.paths.archive(first.release)).unwrap();
+    link.slow_to(2 << 20);
+    std::thread::scope(|scope| {
+        let pulling = scope.spawn(|| puller.pull(&place, &second, &[]).unwrap());
+        std::thread::sleep(Duration::from_millis(1200));
+        world.kill9_server();
+        let pulled = pulling.join().unwrap();
+        assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &second, "tar.zst"));
+    });
+}
+
+fn a_slow_link_is_no_obstacle(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("picture.jpg", noise(5, 700_000));
+    repo.page("version one");
+    repo.push().accepted();
+    let puller = Puller::new(world);
+    let link = Link::to(world.ssh_port());
+    link.slow_to(125_000);
+    let place = puller.place(world, link.port);
+    let offer = puller.list(&place).unwrap().remove(0);
+    let began = Instant::now();
+    let quiet: Progress = Arc::new(|_, _| {});
+    // Killed again and again; each attempt goes on where the last one ended.
+    let pulled = loop {
+        let pulling = pull(&place, &offer, &[], &puller.paths, &quiet);
+        if let Ok(pulled) = puller.runtime.block_on(async { tokio::time::timeout(Duration::from_millis(1700), pulling).await }) {
+            break pulled.unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not get any further");
+    };
+    assert!(began.elapsed() > Duration::from_secs(4), "the link was not slow: {:?}", began.elapsed());
+    assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &offer, "tar.zst"));
+}
+
+fn only_the_right_server_is_talked_to(world: &World) {
+    world.project("shop");
+    Repo::site(world, "shop", "version one").push().accepted();
+    let puller = Puller::new(world);
+    let url = format!("ssh://larder@127.0.0.1:{}/shop", world.ssh_port());
+    let other = PullKey::load_or_make(&puller.directory.path().join("other")).unwrap();
+    let error = puller.list(&puller.open(&url, Some(other.line()))).unwrap_err();
+    let RemoteError::HostKey { expected, shown, line, .. } = &error else { panic!("{error}") };
+    assert_eq!((expected, line), (&other.fingerprint(), &host_key(world)));
+    assert!(error.to_string().contains(expected) && error.to_string().contains(shown) && shown.starts_with("SHA256:"), "{error}");
+    let error = puller.list(&puller.open(&url, None)).unwrap_err();
+    assert!(matches!(&error, RemoteError::Unpinned { line, .. } if *line == host_key(world)), "{error}");
+    // Nobody there, and somebody who is no SSH server.
+    let nobody = puller.open("ssh://larder@127.0.0.1:1/shop", Some(host_key(world)));
+    assert!(matches!(puller.list(&nobody), Err(RemoteError::Unreachable { .. })));
+    let web = format!("ssh://larder@127.0.0.1:{}/shop", world.http_port());
+    let error = puller.list(&puller.open(&web, Some(host_key(world)))).unwrap_err();
+    assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
+}
+
+fn a_commit_travels(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let first: CommitId = repo.head().parse().unwrap();
+    repo.push().accepted();
+    repo.page("version two");
+    repo.push().accepted();
+    let puller = Puller::new(world);
+    let place = puller.place(world, world.ssh_port());
+    let offers = puller.list(&place).unwrap();
+    let fetch = |haves: &[CommitId]| puller.runtime.block_on(pull_pack(&place, offers[0].release, haves, &puller.paths)).unwrap();
+    // git's own program says what it is; a thin pack needs what it leans on.
+    let whole = fetch(&[]);
+    let thin = fetch(&[first]);
+    assert!(thin.metadata().unwrap().len() < whole.metadata().unwrap().len());
+    let elsewhere = Repo::new(world, "shop");
+    let mut take = elsewhere.command();
+    take.args(["index-pack", "--stdin", "--strict", "--fix-thin"]).stdin(whole);
+    Output::of(&mut take).ok();
+    elsewhere.git(&["cat-file", "-e", &repo.head()]).ok();
+    elsewhere.git(&["rev-list", "--objects", &repo.head()]).ok();
+    let nowhere = "0".repeat(39) + "1";
+    let odd = puller.runtime.block_on(pull_pack(&place, offers[0].release, &[nowhere.parse().unwrap()], &puller.paths));
+    assert!(odd.unwrap().metadata().unwrap().len() > 100);
+}
+
+fn places_are_added_looked_at_and_forgotten(staging: &World) {
+    staging.project("shop");
+    Repo::site(staging, "shop", "version one").push().accepted();
+    let production = World::any().unwrap();
+    production.project("shop");
+    let url = format!("ssh://larder@127.0.0.1:{}/shop/production", staging.ssh_port());
+    // Nothing is trusted because it answers.
+    let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
+    refused
+        .exits(3)
+        .says("it shows the host key SHA256:")
+        .says("does not let this server in")
+        .says("larder remote add shop staging");
+    refused.says(&format!("--host-key \"{}\"", host_key(staging)));
+    assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
+    // As the hints say: let it in there; then the signing key is seen too.
+    let key = refused.stderr.split("--key \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+    staging.larder(&["user", "add", "production", "--key", &key]).ok();
+    staging.larder(&["user", "grant", "production", "shop", "view"]).ok();
+    let signing = staging.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
+    let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
+    refused.exits(3).says(&format!("it says that it signs with {signing}")).says(&format!("--trust {signing}"));
+    let host = host_key(staging);
+    let added = production.larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing]);
+    added.exits(0).says("it offers one deliverable");
+    production.larder(&["remote", "list", "shop"]).says(&signing).says(&url);
+    production.larder(&["remote", "check", "shop", "staging"]).says("it offers one deliverable").says("the trusted one");
+    production
+        .larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing])
+        .exits(3)
+        .says("already");
+    // It holds over a restart, and says what does not work.
+    production.restart(&[]);
+    production.larder(&["remote", "check", "shop", "staging"]).says("it offers one deliverable");
+    staging.larder(&["user", "remove", "production"]).ok();
+    production.larder(&["remote", "check", "shop", "staging"]).says("BAD").says("does not let this server in");
+    // Only administrators say whose code runs here.
+    production.key("bob");
+    production.larder(&["user", "add", "bob", "--key-file", &production.public_key("bob")]).ok();
+    production.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
+    production.ssh("bob", &["remote", "add", "shop", "mine", "file:///tmp", "--publish"]).exits(3);
+    production.ssh("bob", &["remote", "list", "shop"]).exits(0).says("staging");
+    for (words, says) in [
+        (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
+        (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
+        (&["remote", "add", "shop", "x", "file:///srv"], "nothing would be pulled"),
+        (&["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing], "pulls for itself"),
+        (&["remote", "add", "shop", "x", &url, "--host-key", "SHA256:abc"], "ssh-ed25519 AAAA"),
+        (&["remote", "add", "shop", "x", &url, "--trust", "abc"], "ed25519:"),
+    ] {
+        production.larder(words).exits(2).says(says);
+    }
+    production.larder(&["remote", "remove", "shop", "nowhere"]).exits(4).says("it has staging");
+    production.larder(&["remote", "remove", "shop", "staging"]).ok();
+    assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
+    production.end();
+}
