@@ -14,7 +14,7 @@ use super::{
 use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
 
 /// The keys of the file itself; an environment takes the same but for `environments`.
-pub(super) const TOP: [&str; 18] = [
+pub(super) const TOP: [&str; 19] = [
     "buildpacks",
     "buildpack",
     "build",

@@ -18,7 +18,7 @@ use super::{
 /// How the file is called in errors that have no path.
 const FILE: &str = "larder.yml";
 
-pub(super) const TOP: [&str; 12] =
+pub(super) const TOP: [&str; 13] =
     ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "drift", "log", "env"];
 pub(super) const SSH: [&str; 2] = ["listen", "profile"];
 pub(super) const HTTP: [&str; 1] = ["listen"];

@@ -103,6 +103,7 @@ impl Scene<'_> {
                 paths: &paths,
                 output: None,
                 threads: THREADS,
+                signing: &self.services.signing,
             },
             release: self.live.release,
             slot: self.live.slot,
@@ -322,6 +323,7 @@ impl Pipeline {
             paths: &paths,
             output: None,
             threads: THREADS,
+            signing: &services.signing,
         };
         let found = release::drift::verify_tree(&context, live.release).await;
         found.map_err(|source| DriftError::Failed { environment: environment.title(), source })
