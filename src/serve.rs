@@ -47,14 +47,28 @@ fn kind(error: &KeeperError) -> Kind {
     }
 }
 
-/// What the server role may see of our environment: how much to log, and, in the test build, which faults to make.
+/// What the server role may see of our environment: how much to log, where buckets are and who may use them, and, in the test build,
+/// which faults to make.
 fn passed_on() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut names = vec!["LARDER_LOG", "NOTIFY_SOCKET", "RUST_BACKTRACE"];
+    names.extend(BUCKETS);
     if fail::has_failpoints() {
         names.push("FAILPOINTS");
     }
     names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
+
+/// The variables by which every program that uses S3 is told what it needs to know.
+const BUCKETS: [&str; 8] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ALLOW_HTTP",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+];
 
 /// Hooks and buildpacks.
 fn brought_along() -> Vec<LibFile> {

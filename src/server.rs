@@ -311,6 +311,10 @@ impl Desk for FrontDesk {
         Some(Identity { user })
     }
 
+    fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.control.changes()
+    }
+
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let (control, pushes) = (self.control.clone(), self.pushes.clone());
         Box::pin(async move {

@@ -87,9 +87,10 @@ fn verify(mut errand: Errand) -> io::Result<u8> {
 fn pack_again(mut errand: Errand) -> io::Result<u8> {
     let job = read_job(&mut errand.job)?;
     let files: Vec<File> = errand.extra.into_iter().map(File::from).collect();
+    let deploy = install::Places::from_environment().deploy;
     match job {
-        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &files))?,
-        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &files))?,
+        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &deploy, &files))?,
+        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &deploy, &files))?,
     }
     Ok(0)
 }

@@ -220,6 +220,11 @@ impl Settings {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
     }
 
+    /// How a process is stopped: as the recipe says for it, else for all.
+    pub fn stop_of(&self, process: &ProcessType) -> Stop {
+        self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
+    }
+
     /// The same under the rules of a server: its variables where the project sets none, its limits on builds, its number of
     /// releases where the recipe names none.
     pub fn on_server(mut self, server: &ServerConfig) -> Settings {

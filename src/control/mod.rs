@@ -92,6 +92,11 @@ impl Control {
         self.0.registry.read().user_of_key(fingerprint)
     }
 
+    /// Told after each change of users, keys and rights.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
     /// Waits until `caller` may no longer do what needs this right; for ever where that does not happen.
     pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
         let mut changes = self.0.changed.subscribe();

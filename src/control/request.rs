@@ -252,6 +252,13 @@ pub enum Request {
         /// Whether to keep it.
         pinned: bool,
     },
+    /// What was changed by hand in what runs.
+    Drift {
+        /// Where.
+        target: Target,
+        /// What.
+        action: DriftAction,
+    },
     /// A release in one file.
     ReleaseExport {
         /// Where.
@@ -263,13 +270,6 @@ pub enum Request {
     ReleaseImport {
         /// Where to.
         target: Target,
-    },
-    /// What was changed by hand in what runs.
-    Drift {
-        /// Where.
-        target: Target,
-        /// What.
-        action: DriftAction,
     },
     /// The processes of an environment.
     Ps {

@@ -22,6 +22,7 @@ use crate::{
         self,
         store::{Info, Keep, forget_deltas, prune_plan},
     },
+    runtime::Label,
 };
 
 /// A repository is packed after so many deployments.
@@ -62,16 +63,17 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
 async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) {
     let settings = deployment.settings();
     let environment = deployment.order.environment.id;
-    let (runtime, grace) = (&deployment.services.runtime, settings.stop.grace.get());
-    let old = |label: &crate::runtime::Label| label.slot != live.slot;
-    let workers = runtime.stop_where(environment, grace, |label| old(label) && !label.process.is_web()).await;
+    let runtime = &deployment.services.runtime;
+    let old = |label: &Label| label.slot != live.slot;
+    let grace = |label: &Label| old(label).then(|| settings.stop_of(&label.process).grace.get());
+    let workers = runtime.stop_each(environment, |label| grace(label).filter(|_| !label.process.is_web())).await;
     if let Some(retired) = retired {
         let report = retired.drain(settings.drain.get()).await;
         if report.cut > 0 {
             tracing::warn!(cut = report.cut, "requests of the old release were still running at the drain limit");
         }
     }
-    let rest = runtime.stop_where(environment, grace, old).await;
+    let rest = runtime.stop_each(environment, grace).await;
     for error in [workers.err(), rest.err()].into_iter().flatten() {
         tracing::error!(error = chain(&error), "the old release could not be stopped");
     }

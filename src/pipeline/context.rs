@@ -15,8 +15,8 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Origin, Phase, ReleaseId,
-        ReleaseNumber, Role, Slot, Supervision, Trigger,
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
+        ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
     release::SigningKey,
@@ -190,6 +190,8 @@ pub struct Deployment {
     pub facts: Facts,
     /// What is said about it.
     pub transcript: Transcript,
+    /// What the environment that cooked the release says about it, where that is one of this server. It is kept with the release.
+    pub proof: Option<HealthRecord>,
     /// Whether somebody wants it to end.
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
@@ -224,6 +226,7 @@ impl Deployment {
             paths,
             facts: Facts::default(),
             transcript,
+            proof: None,
             cancelled,
             seen: None,
             tags: Vec::new(),

@@ -10,7 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Pipeline,
     context::{Deployment, Services},
-    phases::bundle::THREADS,
+    phases::bundle,
     step::{Failure, chain},
     transcript::Transcript,
 };
@@ -96,15 +96,7 @@ impl Scene<'_> {
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
         let _held = self.services.drift.hold(self.environment.id).await;
         let place = Place {
-            context: release::Context {
-                launcher: &self.services.launcher,
-                project: self.environment.project_id,
-                environment: self.environment.id,
-                paths: &paths,
-                output: None,
-                threads: THREADS,
-                signing: &self.services.signing,
-            },
+            context: bundle::context_of(self.services, self.environment, &paths),
             release: self.live.release,
             slot: self.live.slot,
             data: self.settings.data.iter().map(ToString::to_string).collect(),
@@ -316,15 +308,7 @@ impl Pipeline {
         let (live, _) = self.scenery(environment)?;
         let services = self.services();
         let paths = services.root.environment(&environment.project, &environment.name);
-        let context = release::Context {
-            launcher: &services.launcher,
-            project: environment.project_id,
-            environment: environment.id,
-            paths: &paths,
-            output: None,
-            threads: THREADS,
-            signing: &services.signing,
-        };
+        let context = bundle::context_of(services, environment, &paths);
         let found = release::drift::verify_tree(&context, live.release).await;
         found.map_err(|source| DriftError::Failed { environment: environment.title(), source })
     }

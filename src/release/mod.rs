@@ -16,7 +16,7 @@ mod error;
 mod ignored;
 pub mod install;
 pub mod pack;
-mod promotion;
+pub mod promotion;
 mod refusal;
 mod server;
 mod signing;

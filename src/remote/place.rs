@@ -45,12 +45,19 @@ impl Default for Limits {
 pub struct Places {
     key: PullKey,
     limits: Limits,
+    buckets: Arc<Vec<(String, String)>>,
 }
 
 impl Places {
     /// With this key for servers.
     pub fn new(key: PullKey, limits: Limits) -> Places {
-        Places { key, limits }
+        Places { key, limits, buckets: Arc::default() }
+    }
+
+    /// The same, with settings for buckets, such as `AWS_ENDPOINT_URL`; they count more than the variables of this process.
+    #[must_use]
+    pub fn with_buckets(self, settings: impl IntoIterator<Item = (String, String)>) -> Places {
+        Places { buckets: Arc::new(settings.into_iter().collect()), ..self }
     }
 
     /// The key by which other servers know this one.
@@ -68,7 +75,7 @@ impl Places {
                 let server = Server::new(title.clone(), login, host, *port, remote.host_key.as_deref(), key);
                 (Kind::Server(server), project.clone(), environment.clone())
             }
-            other => (Kind::Store(Store::open(&title, other)?), project.clone(), None),
+            other => (Kind::Store(Store::open(&title, other, &self.buckets)?), project.clone(), None),
         };
         Ok(Place { title, project, environment, limits: self.limits, kind: Arc::new(kind) })
     }

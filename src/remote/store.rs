@@ -42,8 +42,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store at an address that is not that of a server.
-    pub fn open(title: &str, address: &Address) -> Result<Store, RemoteError> {
+    /// The store at an address that is not that of a server; `buckets` are settings for S3.
+    pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<Store, RemoteError> {
         // Whoever was first has named it already; there is no other in this program.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let failed = |error: object_store::Error| RemoteError::Unreachable {
@@ -68,7 +68,12 @@ impl Store {
             }
             Address::Bucket { bucket, prefix: below } => {
                 prefix = Path::parse(below).map_err(|error| failed(error.into()))?;
-                let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_client_options(options);
+                let mut builder = AmazonS3Builder::from_env();
+                for (name, value) in buckets {
+                    let key = name.to_ascii_lowercase().parse().map_err(failed)?;
+                    builder = builder.with_config(key, value);
+                }
+                let builder = builder.with_bucket_name(bucket).with_client_options(options);
                 (Arc::new(builder.with_retry(retry).build().map_err(failed)?), true)
             }
             Address::Ssh { .. } => {

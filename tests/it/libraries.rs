@@ -32,7 +32,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
 
 /// A python with `package`, whose module is imported as `module`: the machine's own, or one in an environment of its own
 /// that is made now.
-fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf> {
+pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf> {
     let own = installed("python3")?;
     let imports = |python: &Path| Command::new(python).args(["-c", &format!("import {module}")]).output();
     let has = |python: &Path| imports(python).is_ok_and(|output| output.status.success());

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{self, ProjectFiles, Settings},
+    config::{self, Settings},
     git::{
         GitError,
         source::{SourceJob, SourceLimits},
@@ -12,6 +12,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         drift,
+        recipe::{self, Wrong},
         secrets::Secrets,
         step::{Failure, Step, Work},
     },
@@ -70,13 +71,7 @@ impl Step for Source {
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
             }
-            let files = ProjectFiles {
-                recipe: source.files.larder_yml,
-                procfile: source.files.procfile,
-                app_json: source.files.app_json,
-                buildpacks: source.files.buildpacks,
-            };
-            let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
+            let config = recipe::load(source.files).map_err(|wrong| refused(deployment, &wrong))?;
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
@@ -153,20 +148,9 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
 }
 
 /// All problems go to the screen; the first becomes the reason.
-fn wrong(deployment: &Deployment, problems: &[config::ConfigError]) -> Failure {
-    for problem in problems {
-        deployment.transcript.error(&problem.to_string());
-    }
-    let first = problems.first().map(short).unwrap_or_default();
-    let rest = problems.len().saturating_sub(1);
-    let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
-    Failure::pusher(format!("{first}{more}"))
-}
-
-/// What fits git's own line: the place and the problem. The screen has the rest.
-fn short(problem: &config::ConfigError) -> String {
-    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
-    format!("{}{line}: {}", problem.file, problem.problem)
+fn refused(deployment: &Deployment, wrong: &Wrong) -> Failure {
+    wrong.lines.iter().for_each(|line| deployment.transcript.error(line));
+    Failure::pusher(&wrong.why)
 }
 
 /// The one mapping that every phase reads and may change.

@@ -66,7 +66,7 @@ pub fn write(
         return Ok(None);
     }
     let items: Vec<Item> = entries.iter().map(Item::from).collect();
-    let written = archive::write(app, &items, None, archive, 1);
+    let written = archive::write(app, &items, None, archive, 1, u64::MAX);
     Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "written", source })?.info))
 }
 

@@ -25,6 +25,8 @@ use crate::{
 const NOTE: &str = ".note";
 /// How much is read at once where digests are checked, in bytes.
 const BUFFER: usize = 1 << 20;
+/// Connections for one file, after which the pauses between them do not become short again.
+const ATTEMPTS: u32 = 200;
 /// What stays free on the disk, in bytes.
 const RESERVE: u64 = 64 << 20;
 
@@ -178,7 +180,7 @@ impl Filling {
     pub(super) async fn fetch(&mut self, place: &Place, release: ReleaseId, object: Object) -> Result<(), RemoteError> {
         self.state.room(&self.path)?;
         let mut pauses = pauses();
-        let mut again = true;
+        let (mut again, mut attempts) = (true, 0_u32);
         while let Some(ranges) = self.state.ranges() {
             let before = self.state.fetched;
             let (to, chunks) = mpsc::channel(QUEUE);
@@ -211,13 +213,15 @@ impl Filling {
                 (Written::All, Err(error)) if !error.is_transient() && self.state.ranges().is_some() => return Err(error),
                 (Written::All, Err(RemoteError::GivenUp)) => return Err(RemoteError::GivenUp),
                 (Written::All, Err(error)) => {
-                    if self.state.fetched > before {
+                    attempts = attempts.saturating_add(1);
+                    if self.state.fetched > before && attempts < ATTEMPTS {
                         pauses = self::pauses();
                     }
                     tracing::debug!(place = place.title(), %error, "a transfer goes on after a pause");
                     Some(pauses.next().ok_or(error)?)
                 }
-                (Written::All, Ok(())) if self.state.fetched == before => return Err(wrong("it ends too early")),
+                // It has said all that it has to say, and would say no more the next time.
+                (Written::All, Ok(())) if self.state.ranges().is_some() => return Err(wrong("it ends too early")),
                 (Written::All, Ok(())) => None,
             };
             if let (Some(pause), Some(_)) = (pause, self.state.ranges()) {

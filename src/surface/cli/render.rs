@@ -43,7 +43,7 @@ pub fn text(reply: &Reply) -> String {
         Reply::Offers(rows) => offers(rows),
         Reply::Blob(blob) => format!("{} bytes, {}\n", blob.bytes, blob.digest),
         Reply::Remotes(rows) => remotes(rows),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Relay(_) | Reply::Take(_) => {
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Take(_) | Reply::Relay(_) => {
             String::new()
         }
     }
@@ -78,7 +78,7 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Offers(rows) => json!(rows),
         Reply::Blob(blob) => json!(blob),
         Reply::Remotes(rows) => json!(rows),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Relay(_) | Reply::Take(_) => {
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Take(_) | Reply::Relay(_) => {
             Value::Null
         }
     }

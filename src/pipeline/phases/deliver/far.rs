@@ -1,6 +1,6 @@
 //! From another server or a shared place.
 
-use super::{expectation, read, refused};
+use super::{expectation, proof::RECORD_MAX, read, refused};
 use crate::{
     host::files,
     model::{CommitId, Manifest, PublicKey, RemoteName},
@@ -12,9 +12,6 @@ use crate::{
     release::{self, Body, Incoming, Look, trust},
     remote::{self, RemoteError},
 };
-
-/// A larger health record is none, in bytes.
-const RECORD_MAX: u64 = 1 << 20;
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {

@@ -9,7 +9,7 @@ use crate::{
         drift, output,
         step::{Failure, Step, Work},
     },
-    runtime::RunJob,
+    runtime::{Label, RunJob},
 };
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
@@ -55,8 +55,9 @@ impl Step for Slot {
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
     let slot = deployment.order.slot;
-    let grace = deployment.settings().stop.grace.get();
-    deployment.services.runtime.stop(environment, slot, grace).await.map_err(|error| Failure::host(&error))?;
+    let settings = deployment.settings();
+    let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
+    deployment.services.runtime.stop_each(environment, grace).await.map_err(|error| Failure::host(&error))?;
     // Whoever looks at it would keep what it had.
     let _unwatched = deployment.services.drift.hold(environment).await;
     deployment.services.drift.forget(environment, slot);
