@@ -136,6 +136,7 @@ fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a Envir
         output: None,
         threads: THREADS,
         signing: &services.signing,
+        archive_limit: services.config.limits.archive_bytes.bytes(),
     }
 }
 
