@@ -41,6 +41,12 @@ impl Desk for Hostile {
         Some(Identity { user: "production".parse().unwrap() })
     }
 
+    fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        let (never, changes) = tokio::sync::watch::channel(());
+        std::mem::forget(never);
+        changes
+    }
+
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let ExecRequest::Verb(words) = call.request else { return Box::pin(async { 2 }) };
         let (wrong, offer) = (self.wrong, self.offer.clone());
@@ -75,6 +81,7 @@ fn against<T>(wrong: Wrong, ask: impl AsyncFnOnce(&Place, &Offer, &larder::host:
         number: None,
         build: 1,
         commit: "a".repeat(40).parse().unwrap(),
+        source: None,
         tag: None,
         tree: Digest::of(b""),
         created: Timestamp::now(),
