@@ -101,7 +101,10 @@ fn production_never_builds(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     for phase in ["build", "post_build", "bundle"] {
-        repo.program(&format!(".larder/{phase}"), &format!("#!/bin/sh\necho \"{phase} by $LARDER_ENVIRONMENT\"\necho {phase} >> built-by\n"));
+        repo.program(
+            &format!(".larder/{phase}"),
+            &format!("#!/bin/sh\necho \"{phase} by $LARDER_ENVIRONMENT\"\necho {phase} >> built-by\n"),
+        );
     }
     repo.program(".larder/deploy", "#!/bin/sh\necho \"deploy in $LARDER_ENVIRONMENT\"\n");
     repo.commit("with scripts");

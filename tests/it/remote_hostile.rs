@@ -75,6 +75,7 @@ fn against<T>(wrong: Wrong, ask: impl AsyncFnOnce(&Place, &Offer, &larder::host:
         number: None,
         build: 1,
         commit: "a".repeat(40).parse().unwrap(),
+        source: None,
         tag: None,
         tree: Digest::of(b""),
         created: Timestamp::now(),

@@ -21,7 +21,7 @@ use crate::{
     host::{files, root::EnvironmentPaths},
     model::{CommitId, Digest, Environment, EnvironmentName, ProjectName, ReleaseId},
     pipeline::Summary,
-    release::store,
+    release::{self, ReleaseError, store},
     remote::{Blob, Found, Object, Offer, find},
 };
 
@@ -47,11 +47,21 @@ struct HeadArchive {
 }
 
 /// Heads of manifests that were read before, with the manifests' sizes and digests.
-pub type Heads = Arc<Mutex<HashMap<PathBuf, Arc<(HeadOf, Blob)>>>>;
+#[derive(Debug, Clone)]
+pub struct Heads {
+    known: Arc<Mutex<HashMap<PathBuf, Arc<(Head, Blob)>>>>,
+    /// One delta is made at a time: it takes the processor from what serves.
+    making: Arc<tokio::sync::Mutex<()>>,
+}
 
-/// A head; only this room looks into it.
-#[derive(Debug)]
-pub struct HeadOf(Head);
+impl Default for Heads {
+    fn default() -> Heads {
+        Heads { known: Arc::default(), making: Arc::default() }
+    }
+}
+
+/// How many threads make a delta.
+const THREADS: usize = 2;
 
 /// More heads than this are not remembered.
 const HEADS: usize = 4096;
@@ -75,14 +85,14 @@ fn digest(path: &Path) -> Result<Blob, CommandError> {
     Ok(Blob { bytes, digest: Digest::from(hasher.finalize()) })
 }
 
-fn head(heads: &Heads, path: &Path) -> Result<Arc<(HeadOf, Blob)>, CommandError> {
-    if let Some(known) = heads.lock().get(path) {
+fn head(heads: &Heads, path: &Path) -> Result<Arc<(Head, Blob)>, CommandError> {
+    if let Some(known) = heads.known.lock().get(path) {
         return Ok(Arc::clone(known));
     }
     let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
     let head: Head = serde_json::from_reader(BufReader::new(file)).map_err(|error| internal(path, io::Error::other(error)))?;
-    let known = Arc::new((HeadOf(head), digest(path)?));
-    let mut heads = heads.lock();
+    let known = Arc::new((head, digest(path)?));
+    let mut heads = heads.known.lock();
     if heads.len() >= HEADS {
         heads.clear();
     }
@@ -125,7 +135,7 @@ fn of(control: &Control, heads: &Heads, environment: Environment) -> Result<Vec<
         }
         // A manifest that is pruned at this moment is not on offer.
         let Ok(known) = head(heads, &paths.manifest(release)) else { continue };
-        let (HeadOf(head), manifest) = &*known;
+        let (head, manifest) = &*known;
         let offer = Offer {
             project: head.project.clone(),
             environment: head.environment.clone(),
@@ -189,29 +199,72 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     })
 }
 
-/// The file of a release that holds an object.
-async fn file_of(_control: &Control, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+/// What an object consists of.
+enum Content {
+    /// A file that does not change.
+    File(PathBuf),
+    /// What was said just now.
+    Said(Vec<u8>),
+}
+
+async fn content(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<Content, CommandError> {
     let release = offered.offer.release;
-    let title = offered.offer.title();
     match object {
-        Object::Manifest => Ok(offered.paths.manifest(release)),
-        Object::Archive => Ok(offered.paths.archive(release)),
-        Object::Health => Some(health_file(&offered.paths, release))
-            .filter(|path| path.is_file())
-            .ok_or_else(|| not_found(format!("there is no health record of {title}"))),
-        Object::Delta { from } => Err(not_found(format!("this server makes no delta from {from} to {title}"))),
+        Object::Manifest => Ok(Content::File(offered.paths.manifest(release))),
+        Object::Archive => Ok(Content::File(offered.paths.archive(release))),
+        Object::Health => health(control, offered).await,
+        Object::Delta { from } => delta(control, target, offered, from).await.map(Content::File),
         Object::Pack => Err(CommandError::new(Kind::Usage, "the size of a pack is not known before it is made")),
     }
 }
 
-fn health_file(paths: &EnvironmentPaths, release: ReleaseId) -> PathBuf {
-    paths.releases().join(format!("{release}.health.json"))
+/// What this server itself says about a release that it has run; else what was said about it elsewhere.
+async fn health(control: &Control, offered: &Offered) -> Result<Content, CommandError> {
+    let (pipeline, environment, release) = (control.pipeline().clone(), offered.environment.clone(), offered.offer.release);
+    let folding = tokio::task::spawn_blocking(move || pipeline.health(&environment, release));
+    if let Some(record) = folding.await.map_err(|error| CommandError::internal(&error))? {
+        return serde_json::to_vec(&record).map(Content::Said).map_err(|error| CommandError::internal(&error));
+    }
+    let file = offered.paths.releases().join(format!("{release}.health.json"));
+    if file.is_file() {
+        Ok(Content::File(file))
+    } else {
+        Err(not_found(format!("there is no health record of {}", offered.offer.title())))
+    }
+}
+
+/// The delta from another release of the same environment, made if nobody has asked for it before.
+async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
+    let title = offered.offer.title();
+    let all = self::offered(control, target).await?;
+    let here = all.iter().any(|other| other.offer.release == from && other.environment.id == offered.environment.id);
+    if !here || from == offered.offer.release {
+        return Err(not_found(format!("there is no delta from {from} to {title}, because {from} is not here")));
+    }
+    let services = control.pipeline().services();
+    let context = release::Context {
+        launcher: &services.launcher,
+        project: offered.environment.project_id,
+        environment: offered.environment.id,
+        paths: &offered.paths,
+        output: None,
+        threads: THREADS,
+        signing: &services.signing,
+    };
+    let _one_at_a_time = control.0.heads.making.lock().await;
+    release::make_delta(&context, from, offered.offer.release).await.map_err(|error| match error {
+        ReleaseError::Unknown { .. } => not_found(format!("the delta from {from} to {title} cannot be made: {error}")),
+        other => CommandError::internal(&other),
+    })
 }
 
 pub(super) async fn info(control: &Control, target: &Target, release: &str, object: Object) -> Result<Reply, CommandError> {
     let offered = one(control, target, release).await?;
-    let path = file_of(control, &offered, object).await?;
-    let looking = tokio::task::spawn_blocking(move || digest(&path));
+    let content = content(control, target, &offered, object).await?;
+    let looking = tokio::task::spawn_blocking(move || match content {
+        Content::File(path) => digest(&path),
+        Content::Said(bytes) => Ok(Blob { bytes: bytes.len() as u64, digest: Digest::of(&bytes) }),
+    });
     Ok(Reply::Blob(looking.await.map_err(|error| CommandError::internal(&error))??))
 }
 
@@ -238,15 +291,20 @@ pub(super) async fn get(
         };
         return Ok(Reply::Bytes(Box::new(send)));
     }
-    let path = file_of(control, &offered, object).await?;
-    // Opened before anything is said: from here on a pruned release can still be read to its end.
-    let file = files::open_regular(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
-        _ => CommandError::internal(&error),
-    })?;
+    let (path, mut source): (_, Box<dyn Source>) = match content(control, target, &offered, object).await? {
+        Content::Said(bytes) => (PathBuf::from("a health record"), Box::new(io::Cursor::new(bytes))),
+        Content::File(path) => {
+            // Opened before anything is said: from here on a pruned release can still be read to its end.
+            let file = files::open_regular(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
+                _ => CommandError::internal(&error),
+            })?;
+            (path, Box::new(file))
+        }
+    };
     let send = move |output: OwnedFd| -> SendFuture {
         Box::pin(async move {
-            let sending = tokio::task::spawn_blocking(move || copy(file, &parts, &mut File::from(output)));
+            let sending = tokio::task::spawn_blocking(move || source.send(&parts, &mut File::from(output)));
             match sending.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(internal(&path, error)),
@@ -257,12 +315,28 @@ pub(super) async fn get(
     Ok(Reply::Bytes(Box::new(send)))
 }
 
-/// Writes parts of a file. It waits for a slow reader, whose connection has limits of its own.
-fn copy(mut file: File, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+/// Something of which parts can be written. It waits for a slow reader, whose connection has limits of its own.
+trait Source: Send {
+    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()>;
+}
+
+impl Source for File {
+    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+        copy(self, parts, output)
+    }
+}
+
+impl Source for io::Cursor<Vec<u8>> {
+    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+        copy(self, parts, output)
+    }
+}
+
+/// Between files the kernel moves the bytes where it can.
+fn copy(source: &mut (impl Read + Seek), parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
     for part in parts {
-        file.seek(SeekFrom::Start(part.start))?;
-        // The kernel moves the bytes where it can.
-        io::copy(&mut Read::by_ref(&mut file).take(part.end.saturating_sub(part.start)), output)?;
+        source.seek(SeekFrom::Start(part.start))?;
+        io::copy(&mut Read::by_ref(source).take(part.end.saturating_sub(part.start)), output)?;
     }
     Ok(())
 }
