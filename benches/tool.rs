@@ -3,6 +3,8 @@
 //! ```text
 //! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes ARCHIVE.json, the manifest
 //! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   on top of DEPLOY/NAME, if that is a spare
+//! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    from manifests and trees; the archives themselves may be missing
+//! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     the same as unpack, from a delta; also writes DELTA.json, the new manifest
 //! tool export REPOSITORIES PLACE COMMIT                 REPOSITORIES holds project.git
 //! ```
 
@@ -23,7 +25,10 @@ use larder::{
     model::{Mode, ReleaseId},
     release::{
         bundle::{self, BundleJob, Head},
+        delta,
         install::{self, Content, UnpackJob},
+        pack::{self, DeltaJob, Origin},
+        store,
     },
 };
 
@@ -39,8 +44,10 @@ fn main() -> ExitCode {
         [verb, archive, deploy, name, previous, older] if verb.as_os_str() == "unpack" => {
             unpack(archive, deploy, name, Some((previous, older)))
         }
+        [verb, older, old, newer, new, out] if verb.as_os_str() == "delta" => delta((older, old), (newer, new), out),
+        [verb, delta, deploy, name, older, old] if verb.as_os_str() == "patch" => patch(delta, deploy, name, older, old),
         [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
-        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | export REPOSITORIES PLACE COMMIT".into()),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES PLACE COMMIT".into()),
     };
     match outcome {
         Ok(line) => {
@@ -88,7 +95,7 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
         created,
     };
     let before = previous.map(|path| Ok::<_, io::Error>((File::open(path)?, File::open(manifest_of(path))?))).transpose()?;
-    let job = BundleJob { head, previous: before.is_some(), threads: threads() };
+    let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX };
     let places = bundle::Places { app: tree.into(), source: None, upper: None };
     let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
     let before = before.as_ref().map(|(archive, manifest)| (archive, manifest));
@@ -109,6 +116,40 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     let places = install::Places { tree, deploy: deploy.into() };
     let report = install::work(&job, &places, &File::open(archive)?, &File::open(manifest_of(archive))?, manifest.as_ref())
         .into_result()?;
+    Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
+}
+
+fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path) -> Outcome {
+    let job = DeltaJob {
+        old: Origin { tree: Some(text(old)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
+        new: Origin { tree: Some(text(new)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
+        threads: threads(),
+    };
+    let deploy = old.parent().ok_or("a tree has a name")?;
+    let files = [writable(out)?, File::open(manifest_of(older))?, File::open(manifest_of(newer))?];
+    let report = pack::delta(&job, deploy, &files).into_result()?;
+    Ok(format!(
+        "{} bytes, {} of them for the manifest, {} files of {} bytes",
+        report.bytes, report.manifest, report.files, report.content
+    ))
+}
+
+fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> Outcome {
+    let tree = deploy.join(name);
+    let spare = tree.is_dir();
+    if !spare {
+        std::fs::create_dir(&tree)?;
+    }
+    // As a server does: the manifest first, since its signature comes before everything else.
+    let file = File::open(delta)?;
+    let manifest = delta::manifest(&file, &store::read(&manifest_of(older))?)?;
+    let written = writable(&manifest_of(delta))?;
+    pack::write_manifest(&manifest, &written)?;
+    let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
+    let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };
+    let places = install::Places { tree, deploy: deploy.into() };
+    let older = File::open(manifest_of(older))?;
+    let report = install::work(&job, &places, &file, &written, Some(&older)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }
 

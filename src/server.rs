@@ -193,6 +193,7 @@ fn services(
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),
+        drift: Default::default(),
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,
@@ -308,6 +309,10 @@ impl Desk for FrontDesk {
         // Whoever logs in wants something that takes a process, nearly always.
         self.control.pipeline().services().launcher.soon();
         Some(Identity { user })
+    }
+
+    fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.control.changes()
     }
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {

@@ -8,7 +8,7 @@ use crate::{
     buildpack, git,
     host::launch::{Errand, read_job, write_report},
     keeper,
-    release::{bundle, check, install, pack},
+    release::{bundle, check, drift, install, pack},
     runtime,
 };
 
@@ -31,7 +31,7 @@ fn work(role: &str) -> io::Result<u8> {
         return keeper::sweep::work().map(|()| 0);
     }
     let errand = Errand::take()?;
-    if matches!(role, "build" | "bundle" | "run" | "task") {
+    if matches!(role, "build" | "bundle" | "run" | "task" | "patch") {
         keeper::fill::work()?;
     }
     match role {
@@ -43,6 +43,8 @@ fn work(role: &str) -> io::Result<u8> {
         "verify" => verify(errand),
         "pack" => pack_again(errand),
         "run" | "task" => run(errand),
+        "drift" => look(errand),
+        "patch" => patch(errand),
         _ => Err(io::Error::other("there is no such worker")),
     }
 }
@@ -85,10 +87,30 @@ fn verify(mut errand: Errand) -> io::Result<u8> {
 fn pack_again(mut errand: Errand) -> io::Result<u8> {
     let job = read_job(&mut errand.job)?;
     let files: Vec<File> = errand.extra.into_iter().map(File::from).collect();
+    let deploy = install::Places::from_environment().deploy;
     match job {
-        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &files))?,
-        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &files))?,
+        pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &deploy, &files))?,
+        pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &deploy, &files))?,
     }
+    Ok(0)
+}
+
+fn look(mut errand: Errand) -> io::Result<u8> {
+    let job: drift::LookJob = read_job(&mut errand.job)?;
+    let mut files = errand.extra.into_iter().map(File::from);
+    let manifest = files.next().ok_or_else(too_few)?;
+    let save = files.next().zip(files.next());
+    let save = save.as_ref().map(|(text, archive)| (text, archive));
+    write_report(&mut errand.report, &drift::look_work(&job, &drift::Places::from_environment(), &manifest, save))?;
+    Ok(0)
+}
+
+fn patch(mut errand: Errand) -> io::Result<u8> {
+    let job: drift::ApplyJob = read_job(&mut errand.job)?;
+    let mut files = errand.extra.into_iter().map(File::from);
+    let text = files.next().ok_or_else(too_few)?;
+    let archive = files.next();
+    write_report(&mut errand.report, &drift::apply_work(&job, &drift::Places::from_environment(), &text, archive.as_ref()))?;
     Ok(0)
 }
 
@@ -100,5 +122,5 @@ fn run(mut errand: Errand) -> io::Result<u8> {
 }
 
 fn too_few() -> io::Error {
-    io::Error::other("the archive or the manifest was not handed over")
+    io::Error::other("a file was not handed over")
 }

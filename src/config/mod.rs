@@ -30,6 +30,7 @@ pub use promote::{Promote, PromoteCheck};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{
-    BuildSettings, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop, Strategy,
+    BuildSettings, DriftPolicy, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop,
+    Strategy,
 };
 pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};

@@ -8,7 +8,7 @@ use super::{
     promote::PromoteOverrides,
     reader::Reader,
     recipe_read::{read_environments, read_overrides},
-    settings::{HealthCheck, ProcessSpec, ProcessTuning, Settings, Smoke, Stop, Strategy},
+    settings::{DriftPolicy, HealthCheck, ProcessSpec, ProcessTuning, Settings, Smoke, Stop, Strategy},
     value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName},
     yaml::{self, Limits},
 };
@@ -44,6 +44,8 @@ pub(super) struct Overrides {
     pub stop: StopOverrides,
     pub drain: Option<TimeSpan>,
     pub keep_releases: Option<u16>,
+    pub drift: Option<DriftPolicy>,
+    pub drift_ignore: Option<Vec<String>>,
     pub keep_age: Option<Age>,
     pub keep_bytes: Option<ByteSize>,
     pub smoke: Option<Vec<Smoke>>,
@@ -140,6 +142,8 @@ impl Overrides {
         settings.stop = self.stop.over(settings.stop);
         replace(&mut settings.drain, &self.drain);
         settings.keep_releases = self.keep_releases.or(settings.keep_releases);
+        settings.drift = self.drift.or(settings.drift);
+        replace(&mut settings.drift_ignore, &self.drift_ignore);
         settings.keep_age = self.keep_age.or(settings.keep_age);
         settings.keep_bytes = self.keep_bytes.or(settings.keep_bytes);
         replace(&mut settings.smoke, &self.smoke);

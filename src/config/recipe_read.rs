@@ -7,14 +7,14 @@ use super::{
     promote,
     reader::{Reader, Section},
     recipe::{HealthKind, HealthOverrides, Overrides, ProcessOverrides, StopOverrides},
-    settings::{Settings, Smoke, Strategy},
+    settings::{DriftPolicy, Settings, Smoke, Strategy},
     value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName},
     yaml::{Node, Value},
 };
 use crate::model::{EnvironmentName, Phase, ProcessType, StopSignal};
 
 /// The keys of the file itself; an environment takes the same but for `environments`.
-pub(super) const TOP: [&str; 18] = [
+pub(super) const TOP: [&str; 19] = [
     "buildpacks",
     "buildpack",
     "build",
@@ -29,6 +29,7 @@ pub(super) const TOP: [&str; 18] = [
     "domains",
     "stop",
     "drain",
+    "drift",
     "keep",
     "smoke",
     "promote",
@@ -39,6 +40,7 @@ pub(super) const PROCESS: [&str; 5] = ["command", "scale", "memory", "env", "sto
 pub(super) const HEALTH: [&str; 6] = ["type", "path", "status", "command", "timeout", "interval"];
 pub(super) const STOP: [&str; 2] = ["grace", "signal"];
 pub(super) const KEEP: [&str; 3] = ["releases", "age", "bytes"];
+pub(super) const DRIFT: [&str; 2] = ["policy", "ignore"];
 pub(super) const SMOKE: [&str; 3] = ["path", "status", "contains"];
 
 /// How many items a list or mapping may have.
@@ -81,10 +83,34 @@ pub(super) fn read_overrides(reader: &mut Reader, node: &Node, environment: Opti
         overrides.keep_age = keep.get("age").and_then(|node| age(reader, node, "keep.age"));
         overrides.keep_bytes = keep.get("bytes").and_then(|node| size(reader, node, "keep.bytes"));
     }
+    drift(reader, &top, &mut overrides);
     timeouts(reader, &top, &mut overrides);
     build(reader, &top, &mut overrides);
     processes(reader, &top, &mut overrides);
     overrides
+}
+
+fn drift(reader: &mut Reader, top: &Section, overrides: &mut Overrides) {
+    let Some(node) = top.get("drift") else { return };
+    if node.text().is_some() {
+        overrides.drift = reader.choice(node, "drift", &DriftPolicy::WORDS);
+        return;
+    }
+    let section = reader.section(node, "drift", &DRIFT, "{policy: reapply, ignore: [\"/uploads/\"]}");
+    overrides.drift = section.get("policy").and_then(|node| reader.choice(node, "drift.policy", &DriftPolicy::WORDS));
+    overrides.drift_ignore = section.get("ignore").map(|node| {
+        let expected = "a pattern as in .gitignore, such as \"*.tmp\" or \"/uploads/\"";
+        items(reader, node, "drift.ignore", "[\"*.tmp\", \"/uploads/\"]", |reader, node| {
+            reader.value(node, "drift.ignore", expected, |text| {
+                let fits = !text.trim().is_empty() && text.len() <= 250 && !text.chars().any(char::is_control);
+                if fits {
+                    Ok(text.to_owned())
+                } else {
+                    Err(String::from("it is empty, longer than 250 bytes, or has control characters"))
+                }
+            })
+        })
+    });
 }
 
 /// Reads the environments of the file.

@@ -10,6 +10,7 @@ use super::{
     promote::{self, Promote},
     reader::{Reader, Section},
     recipe_read,
+    settings::DriftPolicy,
     value::{ByteSize, Domain, TimeSpan, VariableName},
     yaml::{self, Limits, Node},
 };
@@ -17,8 +18,8 @@ use super::{
 /// How the file is called in errors that have no path.
 const FILE: &str = "larder.yml";
 
-pub(super) const TOP: [&str; 12] =
-    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "log", "env"];
+pub(super) const TOP: [&str; 13] =
+    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "drift", "log", "env"];
 pub(super) const SSH: [&str; 2] = ["listen", "profile"];
 pub(super) const HTTP: [&str; 1] = ["listen"];
 pub(super) const BUILDS: [&str; 4] = ["parallel", "memory", "pids", "timeout"];
@@ -52,6 +53,8 @@ pub struct ServerConfig {
     pub keep: KeepConfig,
     /// What a release must have gone through elsewhere before any environment of this server takes it.
     pub promote: Promote,
+    /// What deployments do about files that were changed by hand, where the recipe does not say.
+    pub drift: Option<DriftPolicy>,
     /// Process logs.
     pub log: LogConfig,
     /// Configuration variables that every project gets, unless it sets them itself.
@@ -152,6 +155,7 @@ impl Default for ServerConfig {
             paths: Vec::new(),
             keep: KeepConfig { releases: 10, age: None, bytes: None, deployments: 200 },
             promote: Promote::default(),
+            drift: None,
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             env: IndexMap::new(),
         }
@@ -245,6 +249,7 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
     if let Some(node) = top.get("promote") {
         promote::read(reader, node).apply(&mut config.promote);
     }
+    config.drift = top.get("drift").and_then(|node| reader.choice(node, "drift", &DriftPolicy::WORDS));
     if let Some(log) = sub(reader, &top, "log", &LOG, "{max_bytes: 10M, keep: 5}") {
         bytes(reader, &log, "log.max_bytes", &mut config.log.max_bytes);
         number(reader, &log, "log.keep", 0..=100, &mut config.log.keep);

@@ -23,6 +23,25 @@ impl Strategy {
     pub const WORDS: [(&'static str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
 }
 
+/// What a deployment does about files that were changed by hand in what is live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriftPolicy {
+    /// It says so, keeps them as a patch, and goes on without them.
+    #[default]
+    Keep,
+    /// It is refused until somebody has looked and kept them.
+    Refuse,
+    /// It keeps them as a patch and puts that onto the new release; it fails if that does not fit.
+    Reapply,
+}
+
+impl DriftPolicy {
+    /// Every policy with its word.
+    pub const WORDS: [(&'static str, DriftPolicy); 3] =
+        [("keep", DriftPolicy::Keep), ("refuse", DriftPolicy::Refuse), ("reapply", DriftPolicy::Reapply)];
+}
+
 /// The settings of one environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -56,6 +75,12 @@ pub struct Settings {
     pub drain: TimeSpan,
     /// How many releases are kept, where the recipe says so; else see [`Settings::on_server`].
     pub keep_releases: Option<u16>,
+    /// What a deployment does about files that were changed by hand.
+    #[serde(default)]
+    pub drift: Option<DriftPolicy>,
+    /// Patterns, as in `.gitignore`, of files whose changes are to be expected.
+    #[serde(default)]
+    pub drift_ignore: Vec<String>,
     /// The age beyond which releases go.
     #[serde(default)]
     pub keep_age: Option<Age>,
@@ -195,6 +220,11 @@ impl Settings {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
     }
 
+    /// How a process is stopped: as the recipe says for it, else for all.
+    pub fn stop_of(&self, process: &ProcessType) -> Stop {
+        self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
+    }
+
     /// The same under the rules of a server: its variables where the project sets none, its limits on builds, its number of
     /// releases where the recipe names none.
     pub fn on_server(mut self, server: &ServerConfig) -> Settings {
@@ -209,6 +239,7 @@ impl Settings {
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);
         self.keep_releases.get_or_insert(server.keep.releases);
+        self.drift = self.drift.or(server.drift);
         self.keep_age = self.keep_age.or(server.keep.age);
         // The disk is the operator's: a project can ask for less of it, not for more.
         self.keep_bytes = self.keep_bytes.into_iter().chain(server.keep.bytes).min();
@@ -259,6 +290,8 @@ impl Default for Settings {
             stop: Stop { signal: StopSignal::Term, grace: TimeSpan::seconds(10) },
             drain: TimeSpan::seconds(30),
             keep_releases: None,
+            drift: None,
+            drift_ignore: Vec::new(),
             keep_age: None,
             keep_bytes: None,
             smoke: Vec::new(),

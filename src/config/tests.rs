@@ -39,6 +39,7 @@ fn the_reference_recipe_parses_and_names_every_key() {
         .concat()
         .into_iter()
         .chain(recipe_read::KEEP)
+        .chain(recipe_read::DRIFT)
         .chain(recipe_read::SMOKE)
         .chain(promote::PROMOTE)
         .chain(Phase::ALL.map(Phase::as_str));
@@ -69,7 +70,7 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
     }
     config.paths.clear();
     config.env.clear();
-    (config.keep.age, config.keep.bytes) = (None, None);
+    (config.keep.age, config.keep.bytes, config.drift) = (None, None, None);
     config.promote = Promote::default();
     assert_eq!(config, ServerConfig::default());
 }

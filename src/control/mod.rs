@@ -3,6 +3,7 @@
 //! Every way in (the command line, ssh, git, later the web) makes a [`Request`] and hands it to [`Control::handle`]. What a caller
 //! may do is decided in [`gate`] and nowhere else.
 
+mod drift;
 mod error;
 mod gate;
 mod handlers;
@@ -16,15 +17,16 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::{
+    drift::{DriftReport, PatchDetail, PatchRow, TreeDifference, TreeReport},
     error::{CommandError, Kind},
     gate::Caller,
     registry::{Key, Registry, TrustedKey, User},
     releases::{Commit, CommitsBetween, ManifestBrief, ReleaseDetail, ReleaseDiff},
     reply::{
         Check, EnvironmentStatus, Grade, LogFollower, ProcessRow, ProjectRow, Reply, RunFuture, SendFuture, ServerKeys,
-        StatusReport, TrustRow,
+        StatusReport, TakeFuture, TrustRow,
     },
-    request::{DeployAction, ProjectSpec, Request, Target},
+    request::{DeployAction, DriftAction, ProjectSpec, Request, Target},
 };
 use crate::{
     host::root::Root,
@@ -88,6 +90,11 @@ impl Control {
     /// The user that a verified SSH key belongs to.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         self.0.registry.read().user_of_key(fingerprint)
+    }
+
+    /// Told after each change of users, keys and rights.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.0.changed.subscribe()
     }
 
     /// Waits until `caller` may no longer do what needs this right; for ever where that does not happen.

@@ -5,13 +5,14 @@ use std::os::fd::OwnedFd;
 use serde::Serialize;
 
 use super::{
+    drift::{DriftReport, PatchDetail, PatchRow},
     registry::User,
     releases::{ReleaseDetail, ReleaseDiff},
 };
 use crate::{
     host::launch::Child,
     model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
-    pipeline::{KnownRelease, Summary, Ticket},
+    pipeline::{KnownRelease, LastLook, Summary, Ticket},
     remote::{Blob, Offer, ssh::Exec},
     runtime::LogLine,
 };
@@ -63,6 +64,12 @@ pub enum Reply {
     Release(Box<ReleaseDetail>),
     /// Two releases compared.
     ReleaseDiff(Box<ReleaseDiff>),
+    /// What was changed by hand in what runs.
+    Drift(Box<DriftReport>),
+    /// Patches, newest first.
+    Patches(Vec<PatchRow>),
+    /// A patch.
+    Patch(Box<PatchDetail>),
     /// Processes.
     Processes(Vec<ProcessRow>),
     /// Output of processes.
@@ -80,6 +87,8 @@ pub enum Reply {
     Blob(Blob),
     /// Bytes; the surface says where to.
     Bytes(Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>),
+    /// Bytes are wanted; the surface says where from.
+    Take(Box<dyn FnOnce(OwnedFd) -> TakeFuture + Send>),
     /// The places of an environment.
     Remotes(Vec<Remote>),
     /// What another server says about what it was asked to do.
@@ -120,6 +129,9 @@ pub type RunFuture = std::pin::Pin<Box<dyn Future<Output = Result<Child, super::
 /// Bytes that are being written.
 pub type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), super::CommandError>> + Send>>;
 
+/// Bytes that are being read; at the end, what became of them.
+pub type TakeFuture = std::pin::Pin<Box<dyn Future<Output = Result<String, super::CommandError>> + Send>>;
+
 /// Lines to come, and which of them are wanted.
 pub struct LogFollower {
     /// All lines of the server.
@@ -137,6 +149,8 @@ pub struct ProjectRow {
     pub live: Vec<Option<Live>>,
     /// The addresses of each of its environments.
     pub urls: Vec<Vec<String>>,
+    /// What the last look for drift has found in each of them.
+    pub drift: Vec<Option<LastLook>>,
 }
 
 /// A process in a list.
@@ -192,6 +206,8 @@ pub struct EnvironmentStatus {
     pub state: &'static str,
     /// What to know beyond that.
     pub note: Option<String>,
+    /// What the last look for drift has found.
+    pub drift: Option<LastLook>,
 }
 
 /// How bad a finding is.

@@ -77,6 +77,30 @@ pub enum DeployAction {
     Unfreeze,
 }
 
+/// What to do about drift.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriftAction {
+    /// Show it.
+    Look {
+        /// Only in the slot, not in the installed tree.
+        quick: bool,
+    },
+    /// Keep it as a patch.
+    Save,
+    /// List the patches.
+    Patches,
+    /// Show a patch.
+    Show {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+    /// Remove a patch.
+    Drop {
+        /// Which, or the beginning of it.
+        patch: String,
+    },
+}
+
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -228,6 +252,25 @@ pub enum Request {
         /// Whether to keep it.
         pinned: bool,
     },
+    /// What was changed by hand in what runs.
+    Drift {
+        /// Where.
+        target: Target,
+        /// What.
+        action: DriftAction,
+    },
+    /// A release in one file.
+    ReleaseExport {
+        /// Where.
+        target: Target,
+        /// Which.
+        release: String,
+    },
+    /// Takes a release from such a file.
+    ReleaseImport {
+        /// Where to.
+        target: Target,
+    },
     /// The processes of an environment.
     Ps {
         /// Where.
@@ -354,21 +397,27 @@ impl Request {
             | Request::Releases { target }
             | Request::ReleaseShow { target, .. }
             | Request::ReleaseDiff { target, .. }
+            | Request::ReleaseExport { target, .. }
             // The same right as `git fetch`.
             | Request::DeliverableList { target }
             | Request::DeliverableInfo { target, .. }
             | Request::DeliverableGet { target, .. }
             | Request::RemoteList { target }
+            | Request::Drift { target, action: DriftAction::Look { .. } | DriftAction::Patches }
             | Request::Ps { target }
             | Request::Logs { target, .. }
             | Request::Deploy { target, action: DeployAction::Follow } => (Some(&target.project), Access::View),
             Request::Deploy { target, action: DeployAction::Unfreeze }
+            | Request::Drift { target, action: DriftAction::Save | DriftAction::Drop { .. } }
             | Request::Run { target, .. }
             | Request::Scale { target, .. }
             | Request::ReleasePin { target, .. }
             | Request::RemoteCheck { target, .. }
             | Request::Restart { target } => (Some(&target.project), Access::Operate),
-            Request::Deploy { target, .. }
+            // What was changed by hand may hold more than the repository shows.
+            Request::Drift { target, action: DriftAction::Show { .. } }
+            | Request::ReleaseImport { target }
+            | Request::Deploy { target, .. }
             | Request::Rollback { target, .. }
             | Request::Pull { target, .. }
             | Request::Promote { target, .. } => (Some(&target.project), Access::Push),
@@ -399,9 +448,12 @@ impl Request {
             Request::Plan { .. } => "plan",
             Request::Releases { .. } => "releases",
             Request::ReleaseShow { .. } => "release show",
+            Request::ReleaseExport { .. } => "release export",
+            Request::ReleaseImport { .. } => "release import",
             Request::ReleaseDiff { .. } => "release diff",
             Request::ReleasePin { pinned: true, .. } => "release pin",
             Request::ReleasePin { .. } => "release unpin",
+            Request::Drift { .. } => "drift",
             Request::Ps { .. } => "ps",
             Request::Scale { .. } => "scale",
             Request::Restart { .. } => "restart",

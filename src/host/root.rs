@@ -140,6 +140,11 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.health.json"))
     }
 
+    /// How a release ran here, as it was said last to somebody who asked.
+    pub fn ran(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.ran.json"))
+    }
+
     /// Deliverables on their way here, one directory for each release.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")

@@ -33,6 +33,8 @@ pub struct Assignment {
     pub layer: Option<Layer>,
     /// The name of the tree to unpack to, in `/deploy`.
     pub tree: Option<ReleaseId>,
+    /// Whether it only looks at `/app`, through the layer that the application itself uses.
+    looks: bool,
     /// Which project's parts it runs: what the project itself wrote needs the host's languages and settings.
     pub own_code: bool,
     spots: Vec<Spot>,
@@ -54,7 +56,7 @@ impl Assignment {
                 spot("LARDER_HOOKS", "/hooks", root.lib().join("hooks"), false),
                 spot("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into(), false),
             ];
-            return Ok(Assignment { user: User::Git, layer: None, tree: None, own_code: false, spots });
+            return Ok(Assignment { user: User::Git, layer: None, tree: None, looks: false, own_code: false, spots });
         }
         let env = need(launch.environment, "an environment")?;
         let (project, project_name, name) = registry.environment(env)?;
@@ -70,7 +72,8 @@ impl Assignment {
             read_only,
         };
         let build = |read_only| layer(paths.source().join("tree"), User::Git, paths.build(), User::Build(env), read_only);
-        let mut assignment = Assignment { user: User::Build(env), layer: None, tree: None, own_code: false, spots: Vec::new() };
+        let mut assignment =
+            Assignment { user: User::Build(env), layer: None, tree: None, looks: false, own_code: false, spots: Vec::new() };
         match launch.role {
             Role::Git => {}
             Role::Source => {
@@ -115,6 +118,23 @@ impl Assignment {
                 assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
                 assignment.spots.push(spot("LARDER_DATA", "/data", paths.data(), true));
             }
+            Role::Drift | Role::Patch => {
+                let release = need(launch.release, "a release")?;
+                assignment.user = User::Run(env);
+                assignment.looks = launch.role == Role::Drift;
+                if assignment.looks {
+                    assignment.spots.push(spot("LARDER_TREE", "/deploy", paths.tree(release), false));
+                }
+                match launch.slot {
+                    None if !assignment.looks => return Err("this role needs a slot".to_owned()),
+                    None => {}
+                    Some(slot) => {
+                        let slot = paths.slot(slot);
+                        assignment.spots.push(spot("LARDER_UPPER", "/upper", slot.join("upper"), false));
+                        assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
+                    }
+                }
+            }
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 assignment.user = user;
@@ -130,7 +150,7 @@ impl Assignment {
     pub fn sweep_aside(name: &str, user: User) -> Assignment {
         let path = Path::new("trash").join(name);
         let spots = vec![Spot { variable: "LARDER_AREA", target: "/area", path, writable: true }];
-        Assignment { user, layer: None, tree: None, own_code: false, spots }
+        Assignment { user, layer: None, tree: None, looks: false, own_code: false, spots }
     }
 
     /// What to mount; `app` is where the overlay is. Without one the scratch layer is the application.
@@ -144,12 +164,12 @@ impl Assignment {
             .collect();
         match (&self.layer, app) {
             (Some(layer), Some(path)) => {
-                binds.push(Bind { source: Source::Own(path), target: "/app", writable: !layer.read_only });
+                binds.push(Bind { source: Source::Own(path), target: "/app", writable: !layer.read_only && !self.looks });
             }
             (Some(layer), None) => {
                 let below = |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable };
                 binds.push(below(layer.lower.clone(), "/lower", false));
-                binds.push(below(layer.scratch.join("upper"), "/app", true));
+                binds.push(below(layer.scratch.join("upper"), "/app", !self.looks));
             }
             (None, _) => {}
         }

@@ -27,6 +27,11 @@ pub enum Role {
     Run,
     /// A single command at `/app` in a slot (release command, `larder run`); as the environment's run user.
     Task,
+    /// Compares the live `/app` of a slot, or without a slot an installed tree, with its release, and changes nothing; as the
+    /// environment's run user.
+    Drift,
+    /// Puts a patch onto the release in a slot; as the environment's run user.
+    Patch,
     /// Deletes what one of the environment's users left in an area; as that user.
     Sweep(Area),
     /// Reads installed trees, without changing any, into archives and deltas; as the environment's unpack user.
@@ -121,9 +126,10 @@ pub struct Launch {
     pub project: ProjectId,
     /// The environment; every role but [`Role::Git`] needs one.
     pub environment: Option<EnvId>,
-    /// The release whose tree is seen or written ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Area::Tree`]).
+    /// The release whose tree is seen or written ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
+    /// [`Area::Tree`]).
     pub release: Option<ReleaseId>,
-    /// The slot ([`Role::Run`], [`Role::Task`], [`Area::Slot`]).
+    /// The slot ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`], [`Area::Slot`]).
     pub slot: Option<Slot>,
     /// Its limits.
     pub limits: LimitClass,

@@ -1,6 +1,8 @@
 //! What a release consists of, file by file.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature};
 
@@ -82,13 +84,47 @@ pub struct Frame {
 }
 
 /// A file, directory or symbolic link of a release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Relative path with `/`, without `.`, `..`, empty or trailing parts; UTF-8.
     pub path: String,
     /// What it is.
     #[serde(flatten)]
     pub kind: EntryKind,
+}
+
+/// As a row of fields in any order: what serde derives for a flattened enum takes four times as long, and a manifest is nearly all
+/// entries.
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow)]
+    path: Cow<'a, str>,
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    size: Option<u64>,
+    digest: Option<Digest>,
+    #[serde(default)]
+    executable: bool,
+    #[serde(borrow)]
+    target: Option<Cow<'a, str>>,
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Entry, D::Error> {
+        let row = Row::deserialize(from)?;
+        let missing = de::Error::missing_field;
+        let kind = match row.kind.as_ref() {
+            "dir" => EntryKind::Dir,
+            "file" => EntryKind::File {
+                size: row.size.ok_or_else(|| missing("size"))?,
+                digest: row.digest.ok_or_else(|| missing("digest"))?,
+                executable: row.executable,
+            },
+            "link" => EntryKind::Link { target: row.target.ok_or_else(|| missing("target"))?.into_owned() },
+            other => return Err(de::Error::unknown_variant(other, &["dir", "file", "link"])),
+        };
+        Ok(Entry { path: row.path.into_owned(), kind })
+    }
 }
 
 /// What an entry is. Owners, times and all mode bits but "executable" are normalised away.
@@ -161,5 +197,39 @@ impl Manifest {
         };
         // Strings and numbers only: nothing in it can fail to become text.
         serde_json::to_vec(&statement).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_read_as_they_are_written() {
+        let digest = Digest::of(b"x");
+        let entries = [
+            Entry { path: "a/\"b\" ä".into(), kind: EntryKind::Dir },
+            Entry { path: "f".into(), kind: EntryKind::File { size: 7, digest, executable: false } },
+            Entry { path: "x".into(), kind: EntryKind::File { size: u64::MAX, digest, executable: true } },
+            Entry { path: "l".into(), kind: EntryKind::Link { target: "../\\".into() } },
+        ];
+        for entry in entries {
+            let text = serde_json::to_string(&entry).unwrap();
+            assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry, "{text}");
+            assert_eq!(serde_json::from_reader::<_, Entry>(text.as_bytes()).unwrap(), entry, "{text}");
+        }
+        let any_order = r#"{"target":"t","later":[1],"type":"link","path":"p"}"#;
+        assert_eq!(serde_json::from_str::<Entry>(any_order).unwrap().kind, EntryKind::Link { target: "t".into() });
+        for (text, why) in [
+            (r#"{"path":"p","type":"file","size":1}"#, "missing field `digest`"),
+            (r#"{"path":"p","type":"file","size":1,"digest":"xy"}"#, "64 hexadecimal digits"),
+            (r#"{"path":"p","type":"link"}"#, "missing field `target`"),
+            (r#"{"path":"p","type":"fifo"}"#, "unknown variant `fifo`"),
+            (r#"{"path":"p"}"#, "missing field `type`"),
+            (r#"{"path":"p","path":"q","type":"dir"}"#, "duplicate field `path`"),
+        ] {
+            let refused = serde_json::from_str::<Entry>(text).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
     }
 }

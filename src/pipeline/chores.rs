@@ -5,6 +5,7 @@ use std::fs;
 
 use super::{
     context::{Deployment, Services},
+    drift,
     history::History,
     lane::{Lane, TreeCopy},
     phases::bundle,
@@ -21,6 +22,7 @@ use crate::{
         self,
         store::{Info, Keep, forget_deltas, prune_plan},
     },
+    runtime::Label,
 };
 
 /// A repository is packed after so many deployments.
@@ -43,6 +45,10 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
         if held.is_some() {
             let retired = deployment.retired.take();
             retire(&deployment, &live, retired).await;
+            // What was changed since the deployment looked for it.
+            if let (Some(old), Some(settings)) = (&deployment.order.previous, &deployment.before) {
+                drift::keep(&deployment, old, settings).await;
+            }
         }
         drop(held);
         prune(&deployment, &lane, &live).await;
@@ -57,16 +63,17 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
 async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) {
     let settings = deployment.settings();
     let environment = deployment.order.environment.id;
-    let (runtime, grace) = (&deployment.services.runtime, settings.stop.grace.get());
-    let old = |label: &crate::runtime::Label| label.slot != live.slot;
-    let workers = runtime.stop_where(environment, grace, |label| old(label) && !label.process.is_web()).await;
+    let runtime = &deployment.services.runtime;
+    let old = |label: &Label| label.slot != live.slot;
+    let grace = |label: &Label| old(label).then(|| settings.stop_of(&label.process).grace.get());
+    let workers = runtime.stop_each(environment, |label| grace(label).filter(|_| !label.process.is_web())).await;
     if let Some(retired) = retired {
         let report = retired.drain(settings.drain.get()).await;
         if report.cut > 0 {
             tracing::warn!(cut = report.cut, "requests of the old release were still running at the drain limit");
         }
     }
-    let rest = runtime.stop_where(environment, grace, old).await;
+    let rest = runtime.stop_each(environment, grace).await;
     for error in [workers.err(), rest.err()].into_iter().flatten() {
         tracing::error!(error = chain(&error), "the old release could not be stopped");
     }
@@ -138,7 +145,8 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
             continue;
         }
-        for file in [deployment.paths.archive(release), deployment.paths.manifest(release), deployment.paths.health(release)] {
+        let paths = &deployment.paths;
+        for file in [paths.archive(release), paths.manifest(release), paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

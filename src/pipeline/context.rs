@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{builds::BuildNumbers, facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -15,8 +15,8 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, Launch, LimitClass, Live, Origin, Phase, ReleaseId,
-        ReleaseNumber, Role, Slot, Supervision, Trigger,
+        BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
+        ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
     proxy::{Proxy, Retired, Route},
     release::SigningKey,
@@ -50,6 +50,8 @@ pub struct Services {
     pub builds: Semaphore,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
+    /// Who looks for drift where.
+    pub drift: Watch,
     /// The way in to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }
@@ -188,10 +190,14 @@ pub struct Deployment {
     pub facts: Facts,
     /// What is said about it.
     pub transcript: Transcript,
+    /// What the environment that cooked the release says about it, where that is one of this server. It is kept with the release.
+    pub proof: Option<HealthRecord>,
     /// Whether somebody wants it to end.
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
     pub seen: Option<CommitId>,
+    /// The settings of what serves meanwhile.
+    pub before: Option<Settings>,
     /// Tags that came in the same push. Not journalled: `gather.source` makes a fact of those that matter.
     pub tags: Vec<(String, CommitId)>,
     /// Held by whoever still empties the idle slot; the next release boots there.
@@ -220,9 +226,11 @@ impl Deployment {
             paths,
             facts: Facts::default(),
             transcript,
+            proof: None,
             cancelled,
             seen: None,
             tags: Vec::new(),
+            before: None,
             idle_slot,
             retired: None,
             spare: Spare::default(),

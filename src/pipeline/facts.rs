@@ -24,6 +24,8 @@ pub struct Facts {
     pub variables: serde_json::Map<String, serde_json::Value>,
     /// The version tag of the commit; from `gather.source`.
     pub tag: Option<String>,
+    /// The patch that is to be put onto the release; from `gather.source`.
+    pub patch: Option<String>,
     /// The number of the build; from `bundle.archive`.
     pub build: Option<u64>,
     /// The buildpacks that took part; from `build.compile`.

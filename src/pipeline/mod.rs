@@ -7,6 +7,7 @@
 mod builds;
 mod chores;
 mod context;
+mod drift;
 mod facts;
 mod fault;
 mod health;
@@ -20,6 +21,7 @@ mod output;
 mod phases;
 mod pins;
 mod plan;
+mod recipe;
 mod recover;
 mod runner;
 mod secrets;
@@ -37,12 +39,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     builds::BuildNumbers,
     context::Services,
+    drift::{DriftError, LastLook, Watch},
     facts::Facts,
     history::{History, Summary},
     known::{KnownRelease, NameError, find},
     lane::{Goal, Request, Ticket},
     pins::{Pin, Pins},
     plan::Plan,
+    recipe::Objection,
     runner::seconds,
     step::chain,
     supply::{Candidate, SupplyError},
@@ -54,7 +58,7 @@ use self::{
     journal::Journal,
     lane::{Lane, Pending},
 };
-use crate::model::{DeploymentId, EnvId, Environment, Event, Live, Origin, Outcome, Phase, ReleaseId, Slot};
+use crate::model::{DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot};
 
 /// Why a deployment was not even queued.
 #[derive(Debug, thiserror::Error)]
@@ -211,8 +215,10 @@ impl Pipeline {
         let services = self.0.services.clone();
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
+        deployment.proof = self.told_by_sibling(&deployment.order);
         deployment.seen = ticket.request.seen.clone();
         deployment.tags = ticket.request.tags.clone();
+        deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
         let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
             Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
@@ -222,6 +228,14 @@ impl Pipeline {
         ticket.transcript.close();
         verdict.send_replace(Some(outcome));
         chores::after(deployment, lane).await;
+    }
+
+    /// What another environment of the project says about the release that is taken over from it.
+    fn told_by_sibling(&self, order: &Order) -> Option<HealthRecord> {
+        let Origin::Environment(name) = &order.origin else { return None };
+        let is_it = |other: &Environment| other.project_id == order.environment.project_id && other.name == *name;
+        let sibling = self.0.lanes.lock().values().map(|lane| lane.environment.clone()).find(is_it)?;
+        self.health(&sibling, order.release)
     }
 
     /// Fixes what a deployment means, at the moment at which it begins.

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Pipeline, PipelineError, chores,
     context::{Deployment, Order},
+    drift,
     history::{History, Summary},
     journal::{Journal, JournalError, Story},
     lane::Lane,
@@ -149,8 +150,13 @@ impl Pipeline {
         if instances.len() != wanted_count as usize {
             drop(route.set(State::Starting));
             // The layer of a slot does not survive its mount; nothing of it was promised to.
+            drift::over_a_restart(&mut deployment, live).await;
             slot::empty(&deployment).await?;
             slot::link(&deployment).await?;
+            // What does not fit the very release that it was made on is kept all the same, and nobody waits for it.
+            if let Err(failure) = drift::reapply(&deployment).await {
+                tracing::error!(environment = environment.title(), why = failure.why, "changes made by hand are not put back");
+            }
             instances = services.runtime.boot(&wanted).await.map_err(|error| Failure::host(&error))?;
             let web: Vec<_> = instances.iter().filter(|instance| instance.label.process.is_web()).cloned().collect();
             boot::healthy(&deployment, &web).await?;

@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use access::{AccessLine, ProxyStats, Stats};
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, fetch, probe};
 pub use route::{Hold, Route, State};
 pub use target::{DrainReport, Retired, Target};
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode, client::conn::http1::Builder, header};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -57,6 +57,17 @@ pub enum ProbeError {
 /// Asks `address` for `path` as `host`, on a connection of its own, and returns the status. Redirects are not followed, the body is not
 /// read; all of it within `limit`.
 pub async fn probe(address: SocketAddr, path: &str, host: &str, limit: Duration) -> Result<StatusCode, ProbeError> {
+    fetch(address, path, host, 0, limit).await.map(|(status, _)| status)
+}
+
+/// The same, with the body's first `wanted` bytes, or all of them if there are fewer.
+pub async fn fetch(
+    address: SocketAddr,
+    path: &str,
+    host: &str,
+    wanted: usize,
+    limit: Duration,
+) -> Result<(StatusCode, Vec<u8>), ProbeError> {
     // What is no path would reach the other side as another request line.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
@@ -72,14 +83,24 @@ pub async fn probe(address: SocketAddr, path: &str, host: &str, limit: Duration)
         let mut builder = Builder::new();
         builder.max_header_size(32 * 1024);
         let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        let answering = sender.send_request(request);
+        let answering = async {
+            let mut response = sender.send_request(request).await?;
+            let mut page = Vec::new();
+            while page.len() < wanted
+                && let Some(frame) = response.body_mut().frame().await
+            {
+                let left = wanted.saturating_sub(page.len());
+                page.extend(frame?.into_data().unwrap_or_default().into_iter().take(left));
+            }
+            Ok((response.status(), page))
+        };
         tokio::pin!(answering);
         let response = tokio::select! {
             response = answering.as_mut() => response,
             // The connection may end in the same moment as the response arrives; the response counts.
             _ = connection => answering.await,
         };
-        response.map(|response| response.status()).map_err(failed)
+        response.map_err(failed)
     };
     match tokio::time::timeout(limit, exchange).await {
         Ok(result) => result,

@@ -97,6 +97,8 @@ pub struct BundleJob {
     pub previous: bool,
     /// How many threads read and compress.
     pub threads: usize,
+    /// The largest archive, in bytes.
+    pub limit: u64,
 }
 
 /// What came out.
@@ -176,7 +178,7 @@ fn bundle(
         }
     });
     let reuse = before.as_ref().map(|(file, manifest)| Previous { file, entries: &manifest.entries, info: &manifest.archive });
-    let written = archive::write(&app, &items, reuse, archive, job.threads).map_err(unfit_or_written)?;
+    let written = archive::write(&app, &items, reuse, archive, job.threads, job.limit).map_err(unfit_or_written)?;
 
     let changed =
         before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
@@ -222,6 +224,6 @@ fn source_list(source: &Path, warnings: &mut tree::Warnings) -> Option<SourceLis
 pub fn tree_to_archive(dir: &Path, out: &File, threads: usize) -> Result<(Vec<crate::model::Entry>, ArchiveInfo), ReleaseError> {
     let root = Confined::open(dir)?;
     let items = tree::listing(&root, None, None, &mut tree::Warnings::default())?;
-    let written = archive::write(&root, &items, None, out, threads).map_err(unfit_or_written)?;
+    let written = archive::write(&root, &items, None, out, threads, u64::MAX).map_err(unfit_or_written)?;
     Ok((written.entries, written.info))
 }

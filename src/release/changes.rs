@@ -2,12 +2,12 @@
 
 use std::{cmp::Ordering, iter::Peekable, slice::Iter};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Entry, EntryKind};
 
 /// How an entry of one release became that of another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
     /// Only the newer one has it.
@@ -16,6 +16,17 @@ pub enum Way {
     Changed,
     /// Only the older one has it.
     Removed,
+}
+
+impl Way {
+    /// A word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Way::Added => "added",
+            Way::Changed => "changed",
+            Way::Removed => "removed",
+        }
+    }
 }
 
 /// An entry that two releases do not have alike.

@@ -109,13 +109,20 @@ fn install(
     manifest: &File,
     previous: Option<&File>,
 ) -> Result<UnpackReport, ReleaseError> {
-    let manifest = store::parse(manifest, Path::new("the manifest"))?;
+    let path = Path::new("the manifest");
+    let (manifest, previous) = match previous {
+        Some(file) => {
+            let (manifest, previous) = store::parse_both((manifest, path), (file, Path::new("the previous manifest")));
+            (manifest?, previous.ok())
+        }
+        None => (store::parse(manifest, path)?, None),
+    };
     let tree = Confined::open(&places.tree)?;
+    // A previous release that is damaged or gone costs time, not the deployment.
     let before = match (job.previous, previous) {
-        // A previous release that is damaged or gone costs time, not the deployment.
-        (Some(id), Some(file)) => store::parse(file, Path::new("the previous manifest"))
-            .ok()
-            .zip(Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok()),
+        (Some(id), Some(previous)) => {
+            Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok().map(|tree| (previous, tree))
+        }
         _ => None,
     };
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });

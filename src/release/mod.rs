@@ -11,11 +11,12 @@ mod changes;
 pub mod check;
 mod deliver;
 pub mod delta;
+pub mod drift;
 mod error;
 mod ignored;
 pub mod install;
 pub mod pack;
-mod promotion;
+pub mod promotion;
 mod refusal;
 mod server;
 mod signing;
@@ -31,9 +32,9 @@ pub use error::{Answer, ReleaseError};
 pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use signing::{SigningKey, SigningKeyError, verify_signature};
-pub use take_in::{Body, Incoming, Look, take_in, verify_archive};
+pub use take_in::{Body, Incoming, Look, MAX_RECORD, known_record, take_in, take_record, verify_archive};
 pub use tree::{digest, listing};
-pub use verify::{Difference, drift, verify};
+pub use verify::{Difference, verify};
 
 /// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
 fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::{
     Answer, ReleaseError,
     delta::{self, DeltaReport, Source},
-    install::Places,
     store,
 };
 use crate::{
@@ -73,14 +72,15 @@ pub struct ArchiveReport {
     pub frames: (u64, u64),
 }
 
-/// Makes a delta.
-pub fn delta(job: &DeltaJob, files: &[File]) -> Answer<DeltaReport> {
-    make(job, &Places::from_environment().deploy, files).into()
+/// Makes a delta; `deploy` is the directory of all installed trees.
+pub fn delta(job: &DeltaJob, deploy: &Path, files: &[File]) -> Answer<DeltaReport> {
+    make(job, deploy, files).into()
 }
 
 fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, ReleaseError> {
     let [out, old, new, rest @ ..] = files else { return Err(missing()) };
-    let (old, new) = (store::parse(old, Path::new("the older manifest"))?, store::parse(new, Path::new("the newer manifest"))?);
+    let (old, new) = store::parse_both((old, Path::new("the older manifest")), (new, Path::new("the newer manifest")));
+    let (old, new) = (old?, new?);
     let (of_old, of_new) = rest.split_at_checked(if job.old.archive { 2 } else { 0 }).ok_or_else(missing)?;
     let (mut old_place, mut new_place) = (Place::of(job.old, deploy, of_old)?, Place::of(job.new, deploy, of_new)?);
     loop {
@@ -127,9 +127,9 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Packs an installed tree again. The archive must be byte for byte the one that the manifest names.
-pub fn archive(job: &ArchiveJob, files: &[File]) -> Answer<ArchiveReport> {
-    again(job, &Places::from_environment().deploy, files).into()
+/// Packs an installed tree again, out of the directory `deploy`. The archive must be byte for byte the one that the manifest names.
+pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Answer<ArchiveReport> {
+    again(job, deploy, files).into()
 }
 
 fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveReport, ReleaseError> {
@@ -145,7 +145,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let tree = Confined::open(deploy)?.open_dir(job.release.to_string())?;
     let items: Vec<Item> = manifest.entries.iter().map(Item::from).collect();
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
-    let written = archive::write(&tree, &items, previous, out, job.threads)
+    let written = archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes)
         .map_err(|source| ReleaseError::Archive { doing: "written", source })?;
     if (written.info.digest, written.info.bytes) != (manifest.archive.digest, manifest.archive.bytes) {
         return Err(ReleaseError::OtherBytes { release: job.release });
@@ -156,7 +156,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 /// Writes a manifest as it stands beside an archive.
-pub(super) fn write_manifest(manifest: &Manifest, to: &File) -> Result<(), ReleaseError> {
+pub fn write_manifest(manifest: &Manifest, to: &File) -> Result<(), ReleaseError> {
     let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
     let mut out = BufWriter::new(to);
     serde_json::to_writer(&mut out, manifest).map_err(|e| failed(e.into()))?;

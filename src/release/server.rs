@@ -45,6 +45,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// Signs what is made here.
     pub signing: &'a SigningKey,
+    /// The largest archive that is made, in bytes.
+    pub archive_limit: u64,
 }
 
 /// A release that is in `releases/` now.
@@ -82,7 +84,8 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
         .await?
     };
     let (archive, manifest, before) = opened;
-    let job = BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads };
+    let job =
+        BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads, limit: context.archive_limit };
     let mut extra = vec![OwnedFd::from(archive.try_clone().map_err(|e| lost(&files.new_archive, e))?)];
     extra.push(manifest.try_clone().map_err(|e| lost(&files.new_manifest, e))?.into());
     if let Some((archive, manifest)) = before {

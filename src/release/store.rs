@@ -54,6 +54,21 @@ pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
     from_bytes(&bytes, path)
 }
 
+/// Two manifests at a time, since each takes a while.
+pub(super) fn parse_both<'a>(
+    (one, of_one): (&File, &'a Path),
+    (other, of_other): (&File, &'a Path),
+) -> (Result<Manifest, ReleaseError>, Result<Manifest, ReleaseError>) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| parse(one, of_one));
+        let other = parse(other, of_other);
+        match one.join() {
+            Ok(one) => (one, other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 /// Reads from the first byte wherever the descriptor stands: descriptors that travel between processes share their position.
 fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
     let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::{
     Context, Refusal, ReleaseError,
     check::{self, Verdict, VerifyJob},
+    delta,
     server::{blocking, lost, run},
     store,
     trust::{self, Accepted, Expectation},
@@ -18,10 +19,10 @@ use super::{
 use crate::{
     host::{
         archive::Limits,
-        files::{create_new, durable, open_regular, read_limited, remove_if_present, rename_over},
+        files::{create_new, durable, open_regular, read_limited, remove_if_present, rename_over, write_atomic},
         root::EnvironmentPaths,
     },
-    model::{Manifest, PublicKey, Role},
+    model::{HealthRecord, Manifest, PublicKey, Role},
 };
 
 /// How closely an archive is looked at before it gets its name.
@@ -36,21 +37,38 @@ pub enum Look {
 /// What came from elsewhere: files that nobody but the server can change, in a directory on the file system of `releases/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// The manifest.
-    pub manifest: PathBuf,
-    /// What it describes.
+    /// What makes the release.
     pub body: Body,
+    /// What somebody says of how it ran; left where it is if it is not accepted, and nothing else changes by that.
+    pub record: Option<PathBuf>,
 }
 
 /// The content of a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    /// The whole archive.
-    Archive(PathBuf),
+    /// A manifest and the whole archive.
+    Archive {
+        /// The manifest.
+        manifest: PathBuf,
+        /// The archive.
+        archive: PathBuf,
+    },
+    /// A delta, which starts from a release in `releases/` and holds its manifest.
+    Delta(PathBuf),
+}
+
+impl Body {
+    fn path(&self) -> &Path {
+        match self {
+            Body::Archive { archive, .. } => archive,
+            Body::Delta(path) => path,
+        }
+    }
 }
 
 /// Checks `incoming` against what was asked for and who is trusted, and gives it its names in `releases/`, the manifest last: it
-/// makes the release exist. What is refused stays where it was, for whoever brought it to remove. May be repeated.
+/// makes the release exist. What is refused stays where it was, for whoever brought it to remove. May be repeated. Of a delta, only
+/// the manifest can be checked here; its content is, file by file, when it is installed.
 pub async fn take_in(
     context: &Context<'_>,
     incoming: Incoming,
@@ -59,31 +77,64 @@ pub async fn take_in(
     look: Look,
 ) -> Result<Manifest, ReleaseError> {
     let (expect, trust, paths) = (expect.clone(), trust.to_vec(), context.paths.clone());
-    let from = incoming.clone();
-    let manifest = blocking(move || admit(&paths, &from, &expect, &trust)).await?;
-    let Body::Archive(path) = incoming.body.clone();
-    match look {
-        Look::Digests => {
-            let (path, manifest) = (path.clone(), manifest.clone());
+    let (body, keys) = (incoming.body.clone(), trust.clone());
+    let manifest = blocking(move || admit(&paths, &body, &expect, &keys)).await?;
+    match (incoming.body.clone(), look) {
+        (Body::Archive { archive, .. }, Look::Digests) => {
+            let manifest = manifest.clone();
             let verdict = blocking(move || {
-                let file = open_regular(&path)?;
+                let file = open_regular(&archive)?;
                 check::verdict(&manifest, check::read_digests(&file, &manifest, &Limits::default()))
             });
             verdict.await??;
         }
-        Look::Everything => {
-            let (path, described) = (path.clone(), incoming.manifest.clone());
-            let (archive, described) = blocking(move || Ok((open_regular(&path)?, open_regular(&described)?))).await?;
+        (Body::Archive { archive, manifest }, Look::Everything) => {
+            let (archive, described) = blocking(move || Ok((open_regular(&archive)?, open_regular(&manifest)?))).await?;
             verify_archive(context, archive, described).await??;
         }
+        (Body::Delta(_), _) => {}
     }
     let paths = context.paths.clone();
     blocking(move || {
-        place(&paths, &path, &manifest)?;
-        remove_if_present(&incoming.manifest)?;
+        place(&paths, &incoming.body, &manifest)?;
+        if let Some(record) = &incoming.record
+            && let Err(error) = take_record(&paths, record, &manifest, &trust)
+        {
+            tracing::warn!(release = %manifest.release, %error, "a health record was not taken over");
+        }
+        if let Body::Archive { manifest, .. } = &incoming.body {
+            remove_if_present(manifest)?;
+        }
         Ok(manifest)
     })
     .await
+}
+
+/// The largest health record, in bytes.
+pub const MAX_RECORD: u64 = 4 << 20;
+
+/// Takes over what somebody trusted says of how a release ran elsewhere, in place of what was known before.
+pub fn take_record(
+    paths: &EnvironmentPaths,
+    record: &Path,
+    manifest: &Manifest,
+    trust: &[PublicKey],
+) -> Result<HealthRecord, ReleaseError> {
+    let bytes = read_limited(record, MAX_RECORD)?;
+    let record = trust::read_record(&bytes)?;
+    trust::accept_record(&record, manifest, trust)?;
+    let path = paths.health(manifest.release);
+    let text =
+        serde_json::to_vec(&record).map_err(|error| ReleaseError::Manifest { path: path.clone(), why: error.to_string() })?;
+    write_atomic(&path, &text, 0o640)?;
+    Ok(record)
+}
+
+/// What was taken over of how a release ran elsewhere, if it is still by somebody in `trust`.
+pub fn known_record(paths: &EnvironmentPaths, manifest: &Manifest, trust: &[PublicKey]) -> Option<HealthRecord> {
+    let bytes = read_limited(&paths.health(manifest.release), MAX_RECORD).ok()?;
+    let record = trust::read_record(&bytes).ok()?;
+    trust::accept_record(&record, manifest, trust).is_ok().then_some(record)
 }
 
 /// Has a worker read a whole archive; both descriptors are only read.
@@ -93,14 +144,15 @@ pub async fn verify_archive(context: &Context<'_>, archive: File, manifest: File
 }
 
 /// All that can be said without the archive.
-fn admit(
-    paths: &EnvironmentPaths,
-    incoming: &Incoming,
-    expect: &Expectation,
-    trust: &[PublicKey],
-) -> Result<Manifest, ReleaseError> {
-    let bytes = read_limited(&incoming.manifest, store::MAX_MANIFEST)?;
-    let manifest = trust::read_manifest(&bytes)?;
+fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
+    let manifest = match body {
+        Body::Archive { manifest, .. } => trust::read_manifest(&read_limited(manifest, store::MAX_MANIFEST)?)?,
+        Body::Delta(path) => {
+            let delta = open_regular(path)?;
+            let (base, _) = delta::base_of(&delta)?;
+            delta::manifest(&delta, &store::read(&paths.manifest(base))?)?
+        }
+    };
     trust::accept(expect, &manifest, trust, &Accepted::load(&paths.accepted())?)?;
     match store::read(&paths.manifest(manifest.release)) {
         Ok(known) if known.statement() != manifest.statement() => Err(Refusal::Contradicts { release: manifest.release }.into()),
@@ -112,8 +164,8 @@ fn admit(
 /// What was accepted is read, changed and written by one at a time.
 static ACCEPTED: Mutex<()> = Mutex::new(());
 
-/// Gives an archive that was checked its name, with a manifest that says what was checked and nothing else.
-fn place(paths: &EnvironmentPaths, archive: &Path, manifest: &Manifest) -> Result<(), ReleaseError> {
+/// Gives what was checked its name, with a manifest that says what was checked and nothing else.
+fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest) -> Result<(), ReleaseError> {
     let release = manifest.release;
     let described = paths.releases().join(format!(".new-{release}.manifest.json"));
     remove_if_present(&described)?;
@@ -122,10 +174,10 @@ fn place(paths: &EnvironmentPaths, archive: &Path, manifest: &Manifest) -> Resul
         .map_err(|error| ReleaseError::Manifest { path: described.clone(), why: error.to_string() })?;
     text.push(b'\n');
     std::io::Write::write_all(&mut file, &text).map_err(|error| lost(&described, error))?;
-    let content = open_regular(archive)?;
+    let content = open_regular(body.path())?;
     durable::begin(&content);
     durable::begin(&file);
-    content.sync_all().map_err(|error| lost(archive, error))?;
+    content.sync_all().map_err(|error| lost(body.path(), error))?;
     file.sync_all().map_err(|error| lost(&described, error))?;
     let _one_at_a_time = ACCEPTED.lock();
     let mut accepted = Accepted::load(&paths.accepted())?;
@@ -134,7 +186,10 @@ fn place(paths: &EnvironmentPaths, archive: &Path, manifest: &Manifest) -> Resul
         accepted.save(&paths.accepted())?;
     }
     remove_if_present(&paths.manifest(release))?;
-    rename_over(archive, &paths.archive(release))?;
+    match body {
+        Body::Archive { archive, .. } => rename_over(archive, &paths.archive(release))?,
+        Body::Delta(path) => rename_over(path, &paths.delta(release))?,
+    }
     rename_over(&described, &paths.manifest(release))?;
     Ok(())
 }

@@ -34,16 +34,25 @@ pub enum Difference {
     Target(String),
 }
 
+impl Difference {
+    /// The path, and what is wrong there.
+    pub fn parts(&self) -> (String, String) {
+        let (path, what) = match self {
+            Difference::Missing(path) => (path, "is missing"),
+            Difference::Extra(path) => (path, "is not part of the release"),
+            Difference::Kind(path) => (path, "is another kind of file"),
+            Difference::Mode(path) => (path, "has another mode"),
+            Difference::Content(path) => (path, "has another content"),
+            Difference::Target(path) => (path, "points elsewhere"),
+        };
+        (path.clone(), what.to_owned())
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Difference::Missing(path) => write!(f, "{path:?} is missing"),
-            Difference::Extra(path) => write!(f, "{path:?} is not part of the release"),
-            Difference::Kind(path) => write!(f, "{path:?} is another kind of file"),
-            Difference::Mode(path) => write!(f, "{path:?} has another mode"),
-            Difference::Content(path) => write!(f, "{path:?} has another content"),
-            Difference::Target(path) => write!(f, "{path:?} points elsewhere"),
-        }
+        let (path, what) = self.parts();
+        write!(f, "{path:?} {what}")
     }
 }
 

@@ -138,16 +138,22 @@ impl Runtime {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
 
-    /// Stops the processes of an environment for which `which` holds, and waits until they have ended: until then they use their
-    /// slot.
+    /// Stops the processes of an environment for which `which` holds, as [`Runtime::stop_each`].
     pub async fn stop_where(
         &self,
         environment: EnvId,
         grace: Duration,
         which: impl Fn(&Label) -> bool,
     ) -> Result<(), RuntimeError> {
-        let doomed: Vec<_> = self.instances(environment, None).into_iter().filter(|one| which(&one.label)).collect();
-        let stops = doomed.into_iter().map(|instance| async move {
+        self.stop_each(environment, |label| which(label).then_some(grace)).await
+    }
+
+    /// Stops the processes of an environment that `grace` gives some time to end by themselves, all at once, and waits until they
+    /// have ended: until then they use their slot.
+    pub async fn stop_each(&self, environment: EnvId, grace: impl Fn(&Label) -> Option<Duration>) -> Result<(), RuntimeError> {
+        let doomed = self.instances(environment, None).into_iter();
+        let doomed: Vec<_> = doomed.filter_map(|one| grace(&one.label).map(|grace| (one, grace))).collect();
+        let stops = doomed.into_iter().map(|(instance, grace)| async move {
             let process = instance.label.name();
             let stopped = self.end(instance.id, grace).await;
             self.0.kept.lock().remove(&instance.id);

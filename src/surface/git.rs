@@ -4,6 +4,7 @@
 //! questions ([`Pushes::answer_hooks`]), which turn into deployments and come back as git's own verdict on each ref.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Write as _,
     os::fd::OwnedFd,
@@ -13,16 +14,18 @@ use std::{
     },
 };
 
+use parking_lot::Mutex;
+
 use crate::{
     control::{Caller, CommandError, Control},
     git::{
         ServeLimits, Service,
-        hook::{HookKind, HookSession, Listener, PushRegistry, Verdict},
+        hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, Verdict},
     },
     host::{files, launch::Stdio},
     model::{Access, CommitId, Project, ProjectName, Trigger},
     pipeline::{
-        Request, Ticket, chain,
+        Objection, Request, Ticket, chain,
         intake::{Fate, RefUpdate, fates, unstorable},
     },
     surface::cli::session::error_text,
@@ -39,6 +42,16 @@ pub struct Push {
     failed: Arc<AtomicBool>,
     /// Set when the refs came before us; git refuses some by itself before that.
     decided: Arc<AtomicBool>,
+    early: Arc<Mutex<Early>>,
+}
+
+/// What pre-receive has found; proc-receive says it, because only there each ref has a reason of its own.
+#[derive(Debug, Default)]
+struct Early {
+    /// Why, by ref.
+    objections: BTreeMap<String, Objection>,
+    /// Whether no ref can be accepted any more: the objects of the push are gone.
+    discarded: bool,
 }
 
 /// All pushes under way; cheap to clone.
@@ -81,6 +94,7 @@ impl Pushes {
                 asked: asked.clone(),
                 failed: failed.clone(),
                 decided: decided.clone(),
+                early: Arc::default(),
             })),
             Service::UploadPack => None,
         };
@@ -115,6 +129,32 @@ impl Pushes {
         }
     }
 
+    /// Notes what is known before the objects of a push are kept. Returns whether none of its refs can be accepted.
+    fn look_early(&self, session: &HookSession<Push>) -> bool {
+        let (request, project) = (&session.request, &session.ticket.project);
+        let updates = updates(session);
+        let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
+        for (update, fate) in updates.iter().zip(fates(&project.environments, &updates, false)) {
+            let objection = match fate {
+                Fate::Refuse { .. } => continue,
+                Fate::Store { .. } => None,
+                Fate::Deploy { environment, commit, .. } => {
+                    let recipe = request.recipes.iter().find(|(known, _)| *known == commit).map(|(_, files)| files.clone());
+                    self.control.pipeline().objection(&environment, recipe)
+                }
+            };
+            match objection {
+                Some(objection) => drop(objections.insert(update.name.clone(), objection)),
+                None => accepted = accepted.saturating_add(1),
+            }
+        }
+        let mut early = session.ticket.early.lock();
+        // git does not tell this hook whether the push is atomic; then the others are refused later, and only that.
+        early.discarded = accepted == 0;
+        early.objections = objections;
+        early.discarded
+    }
+
     /// Refuses a push as a whole, before its objects are kept: only for what no ref of it can change.
     async fn pre_receive(&self, session: HookSession<Push>) {
         let config = &self.control.pipeline().services().config;
@@ -129,7 +169,7 @@ impl Pushes {
         match reason {
             None => {
                 session.ticket.asked.store(true, Ordering::Relaxed);
-                session.accept().await;
+                if self.look_early(&session) { session.discard().await } else { session.accept().await }
             }
             Some(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);
@@ -140,17 +180,13 @@ impl Pushes {
 
     /// Gives each ref its fate. A deploy branch gets the verdict of its deployment.
     async fn proc_receive(&self, session: HookSession<Push>) {
-        let updates: Vec<_> = session
-            .request
-            .refs
-            .iter()
-            .map(|change| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() })
-            .collect();
+        let updates = updates(&session);
         let atomic = session.request.atomic;
         let mut fates = fates(&session.ticket.project.environments, &updates, atomic);
         if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
             self.refuse_unstorable(&session, &updates, &mut fates).await;
         }
+        apply_early(&session, &updates, &mut fates);
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
@@ -256,6 +292,33 @@ impl Pushes {
 fn coming(session: &HookSession<Push>) -> Vec<(String, CommitId)> {
     let tags = session.request.refs.iter().filter(|change| !change.new.is_zero());
     tags.filter_map(|change| Some((change.refname.strip_prefix("refs/tags/")?.to_owned(), change.new.clone()))).collect()
+}
+
+/// The refs that a hook asks about.
+fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
+    let updates = session.request.refs.iter();
+    let update =
+        |change: &RefChange| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() };
+    updates.map(update).collect()
+}
+
+/// Brings in what pre-receive has found.
+fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [Fate]) {
+    let mut early = session.ticket.early.lock();
+    for (update, fate) in updates.iter().zip(fates) {
+        if matches!(fate, Fate::Refuse { .. }) {
+            continue;
+        }
+        let reason = match early.objections.remove(&update.name) {
+            Some(Objection { lines, reason }) => {
+                lines.iter().for_each(|line| session.line(&format!(" !     {line}")));
+                reason
+            }
+            None if early.discarded => String::from("another ref of this push was refused"),
+            None => continue,
+        };
+        *fate = Fate::Refuse { reason, hint: None };
+    }
 }
 
 /// Git refuses a push from a shallow clone by itself, in three words; the advice comes from us.

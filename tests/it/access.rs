@@ -75,7 +75,21 @@ fn keys_come_and_go(world: &World) {
     let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
     let fingerprint = fingerprint.ok().split(' ').nth(1).unwrap().to_owned();
     world.larder(&["user", "list"]).says(&fingerprint);
+    // Whoever is in already goes out with the key, and nobody else does.
+    let open = |user: &str| {
+        let control = world.directory().join("home").join(format!("c-{user}"));
+        let mut command = world.client("ssh");
+        command.args(world.ssh_options(user)).args(["-M", "-N", "-S"]).arg(&control).arg("larder@127.0.0.1");
+        let child = command.spawn().unwrap();
+        until("the connection is there", || control.exists());
+        child
+    };
+    let (mut laptop, mut alice) = (open("laptop"), open("alice"));
     world.larder(&["key", "remove", &fingerprint]).ok();
+    until("the connection of the removed key ends", || laptop.try_wait().unwrap().is_some());
+    assert!(alice.try_wait().unwrap().is_none(), "the connection of another key ended, too");
+    alice.kill().unwrap();
+    alice.wait().unwrap();
     world.ssh("laptop", &["whoami"]).exits(255);
     world.ssh("alice", &["whoami"]).exits(0);
     world.larder(&["key", "remove", &fingerprint]).exits(4);

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, state::names};
 
-in_each_mode!(malformed_files_are_named_with_their_line);
+in_each_mode!(malformed_files_are_named_with_their_line, a_wrong_recipe_is_refused_before_anything_is_kept);
 in_one_mode!(every_malformed_fixture_is_refused_by_a_push, wrong_names_are_refused_with_the_rule, no_application_at_all);
 
 fn malformed_files_are_named_with_their_line(world: &World) {
@@ -50,11 +50,7 @@ fn malformed_files_are_named_with_their_line(world: &World) {
     }
     assert_eq!(repo.live(), Some(good));
     world.serves("shop", "version one");
-    assert!(
-        world.outcomes("shop").iter().skip(1).all(|outcome| outcome.as_deref() == Some("refused")),
-        "{:?}",
-        world.outcomes("shop")
-    );
+    assert_eq!(world.outcomes("shop").len(), 1, "no deployment is begun for a recipe that is none");
     // All problems of a file are shown, not only the first.
     repo.write("larder.yml", "helth: 1\nscal: 2\n");
     repo.commit("two mistakes");
@@ -63,6 +59,46 @@ fn malformed_files_are_named_with_their_line(world: &World) {
     repo.remove("larder.yml");
     repo.page("version two");
     repo.push().accepted().says("v2 is live");
+}
+
+/// How many files are below the repository's objects.
+fn objects(world: &World) -> usize {
+    let directory = world.root().join("projects/shop/git/project.git/objects");
+    fs::read_dir(directory).unwrap().map(|entry| fs::read_dir(entry.unwrap().path()).unwrap().count()).sum()
+}
+
+fn a_wrong_recipe_is_refused_before_anything_is_kept(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let (good, before, kept) = (repo.head(), world.snapshot("shop"), objects(world));
+    repo.write("larder.yml", "helth: 1\n");
+    repo.write("new", "not seen before");
+    let bad = repo.commit("broken");
+    let wrong = "gather: larder.yml:1: unknown key \"helth\"; v1 still live";
+    repo.push().rejected_with(wrong).says("did you mean \"health\"?").says("Nothing was changed. v1 is still live.");
+    assert_eq!(objects(world), kept, "objects of a refused push are kept");
+    assert_eq!(world.snapshot("shop"), before);
+    // Refs that nobody can have leave nothing either.
+    repo.push_as(&["HEAD:refs/notes/x"]).rejected_with("only branches and tags");
+    assert_eq!(objects(world), kept);
+    // All or none: the other one goes with it.
+    let both = ["HEAD:refs/heads/main", "HEAD:refs/heads/feature"];
+    let push = repo.push_as(&["--atomic", both[0], both[1]]);
+    push.rejected_with("").says(wrong).says("another ref of this atomic push was refused");
+    // Otherwise each ref has its own fate; what is stored is whole.
+    repo.push_as(&both).rejected_with("helth").says("feature is stored and not deployed");
+    assert_eq!(repo.ls_remote()["refs/heads/feature"], bad);
+    let copy = world.directory().join("clones/copy");
+    repo.git(&["clone", "--quiet", "--branch", "feature", &repo.url(), copy.to_str().unwrap()]).ok();
+    assert_eq!(world.outcomes("shop").len(), 1);
+    // What was stored is judged when it is to be deployed, in the same words.
+    world.larder(&["deploy", "shop", "--ref", "feature"]).exits(1).says("gather: larder.yml:1: unknown key \"helth\"");
+    assert_eq!(repo.live(), Some(good));
+    repo.remove("larder.yml");
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
 }
 
 /// What the reading of files finds by itself is found by a push as well, and is said in the same words.

@@ -3,13 +3,14 @@
 use std::{
     fs::{self, File},
     path::Path,
+    sync::LazyLock,
 };
 
 use larder::{
     host::root::{EnvironmentPaths, Root},
     model::{EnvId, Manifest, Mode, ProjectId, ReleaseId},
     release::{
-        self, Context, ReleaseError,
+        self, Context, ReleaseError, SigningKey,
         bundle::{self, BundleJob, Head},
         delta, store,
     },
@@ -20,7 +21,10 @@ use crate::keeper::{World, grounds};
 /// One of both environments that the world has.
 fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> Context<'a> {
     let (project, environment) = (ProjectId(number), EnvId(number + 2));
-    Context { launcher: &world.launcher, project, environment, paths, output: None, threads: 2 }
+    // Nothing that these tests make is signed by it; it only has to be there.
+    static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::ephemeral().unwrap());
+    let (signing, archive_limit) = (&*SIGNING, u64::MAX);
+    Context { launcher: &world.launcher, project, environment, paths, output: None, threads: 2, signing, archive_limit }
 }
 
 fn paths(world: &World, project: &str) -> EnvironmentPaths {
@@ -39,6 +43,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
         environment: "live".parse().unwrap(),
         release: ReleaseId::new(created),
         commit: "a".repeat(40).parse().unwrap(),
+        source: None,
         build: 1,
         tag: None,
         mode: Mode::Cooking,
@@ -49,7 +54,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     let (archive, manifest) = (open(&paths.archive(head.release)), open(&paths.manifest(head.release)));
     let path = paths.manifest(head.release);
     let places = bundle::Places { app: tree.into(), source: None, upper: None };
-    let job = BundleJob { head, previous: false, threads: 2 };
+    let job = BundleJob { head, previous: false, threads: 2, limit: u64::MAX };
     bundle::work(job, &places, &archive, &manifest, None).into_result().unwrap();
     store::read(&path).unwrap()
 }

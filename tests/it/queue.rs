@@ -98,13 +98,18 @@ fn a_waiting_push_is_superseded(world: &World) {
         repo
     };
     let main = "HEAD:refs/heads/main";
-    let (second, third) = (clone("version two"), clone("version three"));
+    let (second, third, wrong) = (clone("version two"), clone("version three"), clone("no version"));
     let pushes = thread::scope(|scope| {
         let deployments = || crate::harness::state::names(&world.environment("shop").join("deployments")).len();
         let first = scope.spawn(|| base.push_as(&[main]));
         until("the first push is under way", || deployments() == 1);
         let waiting = scope.spawn(|| second.push_as(&["--force", main]));
         until("the second push waits", || deployments() == 2);
+        // A push that is refused for its recipe neither waits nor takes the place of one that does.
+        wrong.write("larder.yml", "helth: 1\n");
+        wrong.commit("broken");
+        wrong.push_as(&["--force", main]).rejected_with("larder.yml:1").rejected_with("nothing is live yet");
+        assert_eq!(deployments(), 2);
         let newest = scope.spawn(|| third.push_as(&["--force", main]));
         // It is told at once; nobody has to wait for the first one.
         let superseded = waiting.join().unwrap();

@@ -20,6 +20,7 @@ in_one_mode!(
     connections_can_be_upgraded,
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
+    each_process_has_its_own_time_to_stop,
     hosts_that_lead_nowhere
 );
 
@@ -319,6 +320,27 @@ fn connections_can_be_upgraded(world: &World) {
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
+}
+
+fn each_process_has_its_own_time_to_stop(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    // In small steps: each sleep hears the signal, too.
+    let work = "n=0; while [ $n -lt 60 ]; do sleep 0.05; n=$((n+1)); done";
+    let busy = |name: &str| format!("trap '{work}; touch media/{name}; exit 0' TERM\nwhile :; do sleep 0.05; done\n");
+    repo.write("larder.yml", "data:\n  - media\nstop:\n  grace: 1s\nprocesses:\n  patient:\n    stop:\n      grace: 20s\n")
+        .write("Procfile", "web: sh serve.sh\npatient: sh patient.sh\nhasty: sh hasty.sh\n")
+        .write("patient.sh", busy("patient"))
+        .write("hasty.sh", busy("hasty"))
+        .write("serve.sh", SERVE);
+    repo.page("version one");
+    repo.push().accepted();
+    repo.page("version two");
+    repo.push().accepted();
+    let media = world.environment("shop").join("data/media");
+    until("the patient one has done its work", || media.join("patient").exists());
+    until("the old release has retired", || world.ports("shop").len() == 1);
+    assert!(!media.join("hasty").exists(), "it had one second only");
 }
 
 fn logs_can_be_read_and_followed(world: &World) {

@@ -104,8 +104,39 @@ fn a_failing_smoke_check(world: &World) {
     broken(&repo);
     repo.page("version two");
     repo.push().rejected_with("post_deploy: smoke check /nowhere answered 404");
+    // A page may be there and still be the wrong one.
+    let contains = |text: &str| format!("{SHORT}smoke:\n  - path: /index.html\n    contains: {text}\n");
+    repo.write("larder.yml", contains("'<title>version three'"));
+    repo.page("version two");
+    let push = repo.push();
+    push.rejected_with("smoke check /index.html: the answer does not hold \"<title>version three\"").says("v1 is still live");
     world.serves("shop", "version one");
     assert_eq!(world.snapshot("shop"), before);
+    repo.page("version three");
+    repo.push().accepted();
+    world.serves("shop", "version three");
+}
+
+#[test]
+fn an_archive_above_the_limit() {
+    let Some(world) = World::configured("  archive_bytes: 64K\n") else { return };
+    world.project("shop");
+    let repo = Repo::site(&world, "shop", "version one");
+    repo.push().accepted();
+    let before = world.snapshot("shop");
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    });
+    repo.write("photo.jpg", noise.take(200_000).collect::<Vec<_>>());
+    repo.page("version two");
+    repo.push().rejected_with("bundle: the release archive cannot be written: it would have more than 65536 bytes");
+    assert_eq!(world.snapshot("shop"), before);
+    repo.write(".larderignore", "photo.jpg\n");
+    repo.page("version three");
+    repo.push().accepted();
+    world.end();
 }
 
 fn a_first_push_that_fails(world: &World) {

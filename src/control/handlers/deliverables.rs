@@ -8,6 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -199,37 +200,20 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     })
 }
 
-/// What an object consists of.
-enum Content {
-    /// A file that does not change.
-    File(PathBuf),
-    /// What was said just now.
-    Said(Vec<u8>),
-}
-
-async fn content(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<Content, CommandError> {
+/// The file of a release that holds an object.
+async fn file_of(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
     let release = offered.offer.release;
     match object {
-        Object::Manifest => Ok(Content::File(offered.paths.manifest(release))),
-        Object::Archive => Ok(Content::File(offered.paths.archive(release))),
-        Object::Health => health(control, offered).await,
-        Object::Delta { from } => delta(control, target, offered, from).await.map(Content::File),
+        Object::Manifest => Ok(offered.paths.manifest(release)),
+        Object::Archive => Ok(offered.paths.archive(release)),
+        Object::Health => {
+            let (control, environment, paths) = (control.clone(), offered.environment.clone(), offered.paths.clone());
+            let found = tokio::task::spawn_blocking(move || record(&control, &environment, &paths, release));
+            let found = found.await.map_err(|error| CommandError::internal(&error))??;
+            found.ok_or_else(|| not_found(format!("there is no health record of {}", offered.offer.title())))
+        }
+        Object::Delta { from } => delta(control, target, offered, from).await,
         Object::Pack => Err(CommandError::new(Kind::Usage, "the size of a pack is not known before it is made")),
-    }
-}
-
-/// What this server itself says about a release that it has run; else what was said about it elsewhere.
-async fn health(control: &Control, offered: &Offered) -> Result<Content, CommandError> {
-    let (pipeline, environment, release) = (control.pipeline().clone(), offered.environment.clone(), offered.offer.release);
-    let folding = tokio::task::spawn_blocking(move || pipeline.health(&environment, release));
-    if let Some(record) = folding.await.map_err(|error| CommandError::internal(&error))? {
-        return serde_json::to_vec(&record).map(Content::Said).map_err(|error| CommandError::internal(&error));
-    }
-    let file = offered.paths.releases().join(format!("{release}.health.json"));
-    if file.is_file() {
-        Ok(Content::File(file))
-    } else {
-        Err(not_found(format!("there is no health record of {}", offered.offer.title())))
     }
 }
 
@@ -250,6 +234,7 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
         output: None,
         threads: THREADS,
         signing: &services.signing,
+        archive_limit: services.config.limits.archive_bytes.bytes(),
     };
     let _one_at_a_time = control.0.heads.making.lock().await;
     release::make_delta(&context, from, offered.offer.release).await.map_err(|error| match error {
@@ -258,13 +243,33 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
     })
 }
 
+/// A record of this moment is good for so long: whoever asks for its digest asks for its bytes next.
+const RECORD_FRESH: Duration = Duration::from_secs(10);
+
+/// The file with what is known of how a release ran: here, else elsewhere.
+fn record(
+    control: &Control,
+    environment: &Environment,
+    paths: &EnvironmentPaths,
+    release: ReleaseId,
+) -> Result<Option<PathBuf>, CommandError> {
+    let path = paths.ran(release);
+    let age = std::fs::metadata(&path).and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
+    if age.is_some_and(|age| age < RECORD_FRESH) {
+        return Ok(Some(path));
+    }
+    let Some(record) = control.pipeline().health(environment, release) else {
+        return Ok(Some(paths.health(release)).filter(|path| path.is_file()));
+    };
+    let bytes = serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?;
+    files::place_file(&path, &bytes, 0o640).map_err(|error| CommandError::internal(&error))?;
+    Ok(Some(path))
+}
+
 pub(super) async fn info(control: &Control, target: &Target, release: &str, object: Object) -> Result<Reply, CommandError> {
     let offered = one(control, target, release).await?;
-    let content = content(control, target, &offered, object).await?;
-    let looking = tokio::task::spawn_blocking(move || match content {
-        Content::File(path) => digest(&path),
-        Content::Said(bytes) => Ok(Blob { bytes: bytes.len() as u64, digest: Digest::of(&bytes) }),
-    });
+    let path = file_of(control, target, &offered, object).await?;
+    let looking = tokio::task::spawn_blocking(move || digest(&path));
     Ok(Reply::Blob(looking.await.map_err(|error| CommandError::internal(&error))??))
 }
 
@@ -291,20 +296,15 @@ pub(super) async fn get(
         };
         return Ok(Reply::Bytes(Box::new(send)));
     }
-    let (path, mut source): (_, Box<dyn Source>) = match content(control, target, &offered, object).await? {
-        Content::Said(bytes) => (PathBuf::from("a health record"), Box::new(io::Cursor::new(bytes))),
-        Content::File(path) => {
-            // Opened before anything is said: from here on a pruned release can still be read to its end.
-            let file = files::open_regular(&path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
-                _ => CommandError::internal(&error),
-            })?;
-            (path, Box::new(file))
-        }
-    };
+    let path = file_of(control, target, &offered, object).await?;
+    // Opened before anything is said: from here on a pruned release can still be read to its end.
+    let file = files::open_regular(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
+        _ => CommandError::internal(&error),
+    })?;
     let send = move |output: OwnedFd| -> SendFuture {
         Box::pin(async move {
-            let sending = tokio::task::spawn_blocking(move || source.send(&parts, &mut File::from(output)));
+            let sending = tokio::task::spawn_blocking(move || copy(file, &parts, &mut File::from(output)));
             match sending.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(internal(&path, error)),
@@ -315,28 +315,12 @@ pub(super) async fn get(
     Ok(Reply::Bytes(Box::new(send)))
 }
 
-/// Something of which parts can be written. It waits for a slow reader, whose connection has limits of its own.
-trait Source: Send {
-    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()>;
-}
-
-impl Source for File {
-    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
-        copy(self, parts, output)
-    }
-}
-
-impl Source for io::Cursor<Vec<u8>> {
-    fn send(&mut self, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
-        copy(self, parts, output)
-    }
-}
-
-/// Between files the kernel moves the bytes where it can.
-fn copy(source: &mut (impl Read + Seek), parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+/// Writes parts of a file. It waits for a slow reader, whose connection has limits of its own.
+fn copy(mut file: File, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
     for part in parts {
-        source.seek(SeekFrom::Start(part.start))?;
-        io::copy(&mut Read::by_ref(source).take(part.end.saturating_sub(part.start)), output)?;
+        file.seek(SeekFrom::Start(part.start))?;
+        // The kernel moves the bytes where it can.
+        io::copy(&mut Read::by_ref(&mut file).take(part.end.saturating_sub(part.start)), output)?;
     }
     Ok(())
 }

@@ -16,7 +16,9 @@ pub(super) async fn status(control: &Control, caller: &Caller) -> Result<Reply, 
     let names = control.names(caller);
     let projects = control.0.registry.read().projects.clone();
     let visible = projects.into_iter().filter(|project| names.contains(&project.name));
-    let environments = visible.flat_map(|project| project.environments).map(|environment| of(control, &environment));
+    let environments: Vec<_> = visible.flat_map(|project| project.environments).collect();
+    control.pipeline().freshen_drift(&environments).await;
+    let environments = environments.iter().map(|environment| of(control, environment));
     Ok(Reply::Status(Box::new(StatusReport {
         version: env!("CARGO_PKG_VERSION"),
         mode: String::from(if standing.system { "system" } else { "rootless" }),
@@ -61,6 +63,7 @@ fn of(control: &Control, environment: &Environment) -> EnvironmentStatus {
         live,
         state,
         note,
+        drift: pipeline.last_drift(environment.id),
     }
 }
 

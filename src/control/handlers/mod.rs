@@ -2,6 +2,8 @@
 
 mod deliverables;
 mod deployments;
+mod drift;
+mod exports;
 mod insight;
 mod keys;
 mod processes;
@@ -31,7 +33,7 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::KeyUntrust { project, key } => keys::untrust(control, project, key).await,
         Request::ProjectCreate(spec) => projects::create(control, spec).await,
         Request::ProjectList => Ok(projects::list(control, caller)),
-        Request::ProjectInfo { project } => projects::info(control, &project),
+        Request::ProjectInfo { project } => projects::info(control, &project).await,
         Request::ProjectDestroy { project, confirm } => projects::destroy(control, project, confirm).await,
         Request::Deploy { target, action } => deployments::deploy(control, caller, &target, action).await,
         Request::Rollback { target, release } => deployments::rollback(control, caller, &target, release).await,
@@ -45,7 +47,10 @@ pub(super) async fn handle(control: &Control, caller: &Caller, request: Request)
         Request::Releases { target } => releases::list(control, &target).await,
         Request::ReleaseShow { target, release } => releases::show(control, &target, release.as_deref()).await,
         Request::ReleaseDiff { target, from, to } => releases::diff(control, &target, &from, to.as_deref()).await,
+        Request::ReleaseExport { target, release } => exports::export(control, &target, &release).await,
+        Request::ReleaseImport { target } => exports::import(control, &target).await,
         Request::ReleasePin { target, release, pinned } => releases::pin(control, caller, &target, &release, pinned).await,
+        Request::Drift { target, action } => drift::drift(control, caller, &target, action).await,
         Request::Ps { target } => processes::ps(control, &target),
         Request::Scale { target, scale } => processes::scale(control, &target, scale).await,
         Request::Restart { target } => processes::restart(control, &target).await,

@@ -108,16 +108,18 @@ pub(super) fn list(control: &Control, caller: &Caller) -> Reply {
     Reply::Projects(visible.map(|project| row(control, project)).collect())
 }
 
-pub(super) fn info(control: &Control, name: &ProjectName) -> Result<Reply, CommandError> {
+pub(super) async fn info(control: &Control, name: &ProjectName) -> Result<Reply, CommandError> {
     let project = control.0.registry.read().project(name).cloned();
     let project = project.ok_or_else(|| no_project(name, &[]))?;
+    control.pipeline().freshen_drift(&project.environments).await;
     Ok(Reply::Projects(vec![row(control, project)]))
 }
 
 fn row(control: &Control, project: Project) -> ProjectRow {
     let live = project.environments.iter().map(|environment| control.pipeline().live(environment.id)).collect();
     let urls = urls(control, &project);
-    ProjectRow { project, live, urls }
+    let drift = project.environments.iter().map(|environment| control.pipeline().last_drift(environment.id)).collect();
+    ProjectRow { project, live, urls, drift }
 }
 
 /// The addresses of each environment.

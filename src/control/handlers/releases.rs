@@ -21,12 +21,12 @@ pub(super) async fn list(control: &Control, target: &Target) -> Result<Reply, Co
     Ok(Reply::Releases(known(control, &environment).await?))
 }
 
-async fn known(control: &Control, environment: &Environment) -> Result<Vec<KnownRelease>, CommandError> {
+pub(super) async fn known(control: &Control, environment: &Environment) -> Result<Vec<KnownRelease>, CommandError> {
     control.pipeline().releases(environment).await.map_err(|error| super::deployments::of_pipeline(&error))
 }
 
 /// The release that a person names.
-fn named(all: &[KnownRelease], text: &str, environment: &Environment) -> Result<KnownRelease, CommandError> {
+pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment) -> Result<KnownRelease, CommandError> {
     match pipeline::find(all, text, environment) {
         Ok(found) => Ok(found.clone()),
         Err(error @ NameError::Ambiguous { .. }) => {

@@ -10,18 +10,23 @@ use std::{
 };
 
 use super::{
-    pktline,
+    pktline, recipe,
     wire::{
-        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, REFNAME_LIMIT, REFS_LIMIT, RefChange, ServerFrame, VERSION,
-        Verdict, read_frame, write_frame,
+        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFNAME_LIMIT, REFS_LIMIT, RecipeFile, RefChange,
+        ServerFrame, VERSION, Verdict, read_frame, write_frame,
     },
 };
-use crate::model::{sanitise_line, sanitise_reason};
+use crate::{
+    git::source::RecipeFiles,
+    model::{CommitId, sanitise_line, sanitise_reason},
+};
 
 /// How long the daemon may say nothing at all; it sends a beat every few seconds.
 const SILENCE: Duration = Duration::from_secs(180);
 /// How long the daemon may take to read the question.
 const QUESTION: Duration = Duration::from_secs(10);
+/// Where git says where the objects are that it has not accepted yet.
+const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 
 /// Why a hook could not get an answer.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +54,13 @@ struct Question {
     options: Vec<String>,
     atomic: bool,
     quarantine: Option<String>,
+    recipes: Vec<(CommitId, RecipeFiles)>,
 }
 
 /// What the daemon answered.
 enum Answer {
     Verdicts(Vec<(String, Verdict)>),
+    Discard,
     Refused(String),
 }
 
@@ -79,6 +86,12 @@ fn pre_receive(stdin: &mut dyn Read, stderr: &mut dyn Write, env: &dyn Fn(&str) 
     let question = read_pre_receive(stdin, env);
     match question.and_then(|question| ask(HookKind::PreReceive, &question, stderr, env)) {
         Ok(Answer::Verdicts(_)) => 0,
+        Ok(Answer::Discard) => {
+            // What cannot be removed now lies around like the objects of any refused push, until git packs the repository.
+            let quarantine = env(QUARANTINE).map(PathBuf::from).filter(|path| quarantine_name(path).is_some());
+            let _ = quarantine.map(|path| recipe::discard(&path));
+            0
+        }
         Ok(Answer::Refused(why)) => {
             if !why.is_empty() {
                 say(stderr, &format!(" !     {why}"));
@@ -120,6 +133,7 @@ fn write_verdict(stdout: &mut dyn Write, refname: &str, answer: &Answer) -> io::
     };
     let verdict = match answer {
         Answer::Refused(why) => return refuse(stdout, why),
+        Answer::Discard => return refuse(stdout, "the larder server answered another question"),
         Answer::Verdicts(verdicts) => verdicts.iter().find(|(name, _)| name == refname).map(|(_, verdict)| verdict),
     };
     match verdict {
@@ -158,9 +172,18 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
     for number in 0..count {
         add_option(&mut question, text(&format!("GIT_PUSH_OPTION_{number}")).unwrap_or_default())?;
     }
-    question.quarantine =
-        env("GIT_QUARANTINE_PATH").and_then(|path| Some(Path::new(&path).file_name()?.to_string_lossy().into_owned()));
+    question.quarantine = env(QUARANTINE).and_then(|path| quarantine_name(Path::new(&path)));
+    // git starts hooks with this, relative to the directory that it starts them in.
+    if let Some(repository) = env("GIT_DIR") {
+        question.recipes = recipe::read(Path::new(&repository), question.quarantine.as_deref(), &question.refs);
+    }
     Ok(question)
+}
+
+/// The name of git's directory for objects that are not accepted yet, if it is one.
+fn quarantine_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    super::is_quarantine(name).then(|| name.to_owned())
 }
 
 /// Version and capabilities, answered; then the commands; then, if agreed upon, the push options.
@@ -252,6 +275,7 @@ fn ask(
     })
     .and_then(|()| question.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec()))))
     .and_then(|()| question.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone()))))
+    .and_then(|()| question.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, &mut put)))
     .and_then(|()| put(ClientFrame::Go));
     let mut from = BufReader::new(&stream);
     let mut verdicts = Vec::new();
@@ -260,11 +284,28 @@ fn ask(
             Ok(ServerFrame::Line(line)) => say(stderr, &line),
             Ok(ServerFrame::Beat) => {}
             Ok(ServerFrame::Verdicts(more)) => verdicts.extend(more),
+            Ok(ServerFrame::Discard) => return Ok(Answer::Discard),
             Ok(ServerFrame::Done) => return Ok(Answer::Verdicts(verdicts)),
             Ok(ServerFrame::Refused(why)) => return Ok(Answer::Refused(why)),
             Err(error) => return Err(asked.err().unwrap_or(HookError::Gone(error))),
         }
     }
+}
+
+fn send_recipe(
+    commit: &CommitId,
+    files: &RecipeFiles,
+    put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>,
+) -> Result<(), HookError> {
+    let mut files = files.clone();
+    for file in RecipeFile::ALL {
+        let Some(content) = file.of(&mut files).take() else { continue };
+        let empty = content.is_empty().then_some(&[][..]);
+        for part in content.chunks(PART).chain(empty) {
+            put(ClientFrame::Recipe { commit: commit.clone(), file, part: part.to_vec() })?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a line for the person who pushes. That nobody reads it any more does not change the verdict.

@@ -25,11 +25,14 @@ use tokio::{
 use super::{
     registry::PushRegistry,
     wire::{
-        CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, REFNAME_LIMIT, REFS_LIMIT, ServerFrame, VERSION, Verdict,
-        receive, send,
+        CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, RECIPE_BYTES, RECIPE_COMMITS, REFNAME_LIMIT, REFS_LIMIT,
+        RecipeFile, ServerFrame, VERSION, Verdict, receive, send,
     },
 };
-use crate::model::{sanitise_line, sanitise_reason};
+use crate::{
+    git::source::RecipeFiles,
+    model::{CommitId, sanitise_line, sanitise_reason},
+};
 
 /// How many hooks may be asking at the same time.
 const CALLERS: usize = 64;
@@ -138,7 +141,7 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
     }
     let ticket = pushes.redeem(&token, kind).ok_or("this is not the token of a push under way")?;
     let quarantine = quarantine.filter(|name| is_quarantine(name));
-    let mut request = HookRequest { kind, refs: Vec::new(), options: Vec::new(), atomic, quarantine };
+    let mut request = HookRequest { kind, refs: Vec::new(), options: Vec::new(), atomic, quarantine, recipes: Vec::new() };
     loop {
         match receive(from).await.map_err(odd)? {
             ClientFrame::Refs(refs) => {
@@ -160,10 +163,29 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
                     return Err(format!("the push has more than {OPTIONS_LIMIT} options, or too long ones"));
                 }
             }
+            ClientFrame::Recipe { commit, file, part } => add_recipe(&mut request, commit, file, part)?,
             ClientFrame::Go => return Ok((ticket, request)),
             ClientFrame::Hello { .. } => return Err(String::from("the hook introduced itself twice")),
         }
     }
+}
+
+fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, part: Vec<u8>) -> Result<(), String> {
+    let sizes = request.recipes.iter_mut().flat_map(|(_, files)| {
+        let RecipeFiles { larder_yml, procfile, app_json, buildpacks } = files;
+        [larder_yml, procfile, app_json, buildpacks].map(|content| content.as_ref().map_or(0, Vec::len))
+    });
+    let bytes = sizes.sum::<usize>().saturating_add(part.len());
+    if request.recipes.iter().all(|(known, _)| *known != commit) {
+        request.recipes.push((commit.clone(), RecipeFiles::default()));
+    }
+    if bytes > RECIPE_BYTES || request.recipes.len() > RECIPE_COMMITS {
+        return Err(String::from("the hook sent larger recipes than it may"));
+    }
+    if let Some((_, files)) = request.recipes.iter_mut().find(|(known, _)| *known == commit) {
+        file.of(files).get_or_insert_default().extend(part);
+    }
+    Ok(())
 }
 
 fn is_refname(name: &str) -> bool {
@@ -238,6 +260,12 @@ impl<T> HookSession<T> {
     /// Accepts what pre-receive asked.
     pub async fn accept(self) {
         self.finish(Vec::new()).await;
+    }
+
+    /// Lets the push pass pre-receive although no ref of it will be accepted, so that each gets its own reason from
+    /// proc-receive; git's quarantine is emptied.
+    pub async fn discard(self) {
+        self.end(vec![ServerFrame::Discard]).await;
     }
 
     /// Refuses the push as a whole: the lines explain, `reason` is the last word.

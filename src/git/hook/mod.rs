@@ -3,6 +3,7 @@
 mod client;
 mod listener;
 pub mod pktline;
+mod recipe;
 mod registry;
 mod wire;
 

@@ -5,10 +5,10 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::model::CommitId;
+use crate::{git::source::RecipeFiles, model::CommitId};
 
 /// The version of these messages; the hook of another version of larder is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The largest frame, in bytes.
 pub const FRAME_LIMIT: usize = 64 * 1024;
 /// The most refs that one push may change.
@@ -21,6 +21,47 @@ pub const OPTIONS_LIMIT: usize = 32;
 pub const OPTION_LIMIT: usize = 1024;
 /// How many refs or verdicts travel in one frame, so that none outgrows [`FRAME_LIMIT`].
 pub const CHUNK: usize = 50;
+/// How many bytes of a recipe travel in one frame.
+pub const PART: usize = 32 * 1024;
+/// Of how many commits of a push the recipe is sent along.
+pub const RECIPE_COMMITS: usize = 4;
+/// How many bytes these recipes may have together.
+pub const RECIPE_BYTES: usize = 1 << 20;
+
+/// A file of the recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum RecipeFile {
+    LarderYml,
+    Procfile,
+    AppJson,
+    Buildpacks,
+}
+
+impl RecipeFile {
+    /// All of them.
+    pub(super) const ALL: [RecipeFile; 4] =
+        [RecipeFile::LarderYml, RecipeFile::Procfile, RecipeFile::AppJson, RecipeFile::Buildpacks];
+
+    /// Its path in the repository.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            RecipeFile::LarderYml => "larder.yml",
+            RecipeFile::Procfile => "Procfile",
+            RecipeFile::AppJson => "app.json",
+            RecipeFile::Buildpacks => ".buildpacks",
+        }
+    }
+
+    /// Its place among the others.
+    pub(super) fn of(self, files: &mut RecipeFiles) -> &mut Option<Vec<u8>> {
+        match self {
+            RecipeFile::LarderYml => &mut files.larder_yml,
+            RecipeFile::Procfile => &mut files.procfile,
+            RecipeFile::AppJson => &mut files.app_json,
+            RecipeFile::Buildpacks => &mut files.buildpacks,
+        }
+    }
+}
 
 /// Which hook is calling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +111,8 @@ pub struct HookRequest {
     pub atomic: bool,
     /// The directory below `objects/` in which git keeps the new objects until pre-receive has accepted them.
     pub quarantine: Option<String>,
+    /// The recipes of the pushed branches, from pre-receive only, as far as they could be read and are not too large.
+    pub recipes: Vec<(CommitId, RecipeFiles)>,
 }
 
 /// The fate of one ref.
@@ -100,6 +143,8 @@ pub(super) enum ClientFrame {
     Refs(Vec<RefChange>),
     /// A push option.
     Option(String),
+    /// The next part of a file of a commit's recipe.
+    Recipe { commit: CommitId, file: RecipeFile, part: Vec<u8> },
     /// That was all.
     Go,
 }
@@ -115,6 +160,8 @@ pub(super) enum ServerFrame {
     Verdicts(Vec<(String, Verdict)>),
     /// Everything has been said; for pre-receive: accepted.
     Done,
+    /// For pre-receive: every ref will be refused, each with its own reason; nothing of the push need be kept.
+    Discard,
     /// The push as a whole is refused.
     Refused(String),
 }

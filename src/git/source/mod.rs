@@ -35,7 +35,7 @@ pub fn perform(paths: &WorkerPaths, job: &SourceJob) -> SourceReport {
 
 /// Why an export ends early.
 #[derive(Debug)]
-enum Stop {
+pub(super) enum Stop {
     Refused(Refusal),
     Failed(GitFailure),
 }
@@ -140,7 +140,8 @@ fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Stop>
     Ok(())
 }
 
-fn add_quarantine(repository: &Repository, path: &Path, name: &str) -> Result<(), Stop> {
+/// Lets the repository see the objects of a push that is not accepted yet.
+pub(super) fn add_quarantine(repository: &Repository, path: &Path, name: &str) -> Result<(), Stop> {
     let doing = "look at the objects of a push under way";
     if !hook::is_quarantine(name) {
         return Err(failed(doing)("git did not name their directory so"));

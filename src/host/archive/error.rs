@@ -62,6 +62,14 @@ pub enum ArchiveError {
         #[source]
         source: io::Error,
     },
+    /// It would be larger than allowed.
+    #[error(
+        "it would have more than {limit} bytes, the limit of this server; .larderignore can leave out what a release does not need"
+    )]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: u64,
+    },
     /// The compressor refused.
     #[error("cannot compress {path:?}")]
     Compress {

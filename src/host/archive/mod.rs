@@ -14,6 +14,7 @@
 //!   holds one frame raw and compressed, and at most two finished frames per thread wait for their turn: 33 MiB per thread,
 //!   and about 100 MiB more while a larger file is compressed.
 
+pub mod container;
 mod diagnose;
 mod error;
 mod frames;

@@ -78,7 +78,7 @@ mod tests {
             new.splice(size / 2..size / 2 + 10, *b"some other bytes");
             let both = [old.as_slice(), &new].concat();
             let packed = pack(&both, old.len(), level).unwrap();
-            assert!(packed.len() < 200 + size / 5000, "{size} at {level}: {}", packed.len());
+            assert!(packed.len() < 200 + size / 500, "{size} at {level}: {}", packed.len());
             assert_eq!(packed, pack(&both, old.len(), level).unwrap());
             let mut back = Vec::new();
             unpack(&old, &packed, new.len(), &mut back).unwrap();

@@ -69,7 +69,7 @@ fn make(dir: &Path, items: &[Item], previous: Option<(&File, &Written)>, threads
     let root = Confined::open(dir).unwrap();
     let file = tempfile::tempfile().unwrap();
     let previous = previous.map(|(file, w)| Previous { file, entries: &w.entries, info: &w.info });
-    let written = write(&root, items, previous, &file, threads).unwrap();
+    let written = write(&root, items, previous, &file, threads, u64::MAX).unwrap();
     (file, written)
 }
 
@@ -247,13 +247,37 @@ fn truncation_and_flipped_bits_are_refused_everywhere() {
 }
 
 #[test]
+fn an_archive_stops_at_its_limit_soon_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut noise = vec![0; 40 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    for (names, size) in [(&["a", "b", "c", "d", "e"][..], 1 << 20), (&["large"], noise.len())] {
+        let items: Vec<_> = names
+            .iter()
+            .enumerate()
+            .map(|(number, name)| {
+                std::fs::write(dir.path().join(name), &noise[number..number + size - names.len()]).unwrap();
+                let size = (size - names.len()) as u64;
+                item(name, ItemKind::File { size, digest: None, executable: false })
+            })
+            .collect();
+        let (root, out) = (Confined::open(dir.path()).unwrap(), tempfile::tempfile().unwrap());
+        let limit = 2 << 20;
+        let refused = write(&root, &items, None, &out, 2, limit);
+        assert!(matches!(refused, Err(ArchiveError::TooLarge { limit: 2097152 })), "{refused:?}");
+        assert!(out.metadata().unwrap().len() < limit + (16 << 20), "it went on writing");
+        write(&root, &items, None, &out, 2, 64 << 20).unwrap();
+    }
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_read_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("f"), "abc").unwrap();
     let root = Confined::open(dir.path()).unwrap();
     let try_with = |size, digest| {
         let items = [item("f", ItemKind::File { size, digest, executable: false })];
-        write(&root, &items, None, &tempfile::tempfile().unwrap(), 1)
+        write(&root, &items, None, &tempfile::tempfile().unwrap(), 1, u64::MAX)
     };
     assert!(try_with(3, None).is_ok() && try_with(3, Some(Digest::of(b"abc"))).is_ok());
     for wrong in [try_with(2, None), try_with(4, None), try_with(3, Some(Digest::of(b"abd")))] {

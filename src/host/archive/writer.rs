@@ -82,17 +82,18 @@ pub struct Written {
 }
 
 /// Writes the files of `root` that `items` names, sorted by path, to `out` from its first byte. `out` is empty or overwritten.
-/// The bytes depend on nothing but the content of the tree: not on `threads`, and not on `previous`.
+/// It stops soon after `limit` bytes. The bytes depend on nothing but the content of the tree: not on `threads`, and not on `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],
     previous: Option<Previous<'_>>,
     out: &File,
     threads: usize,
+    limit: u64,
 ) -> Result<Written, ArchiveError> {
     let plan = frames::plan(items);
     let reuse = previous.and_then(|previous| Reuse::new(previous, items));
-    let mut output = Output { out, previous: previous.map(|p| p.file), at: 0, copy: None, frames: Vec::new() };
+    let mut output = Output { out, previous: previous.map(|p| p.file), at: 0, limit, copy: None, frames: Vec::new() };
     let mut digests: Vec<Option<Digest>> = Vec::with_capacity(items.len());
     let mut copied = 0;
     let task = |index: usize| -> Option<Task<'_>> {
@@ -123,7 +124,7 @@ pub fn write(
                 }
                 None => {}
             }
-            Ok(())
+            if output.at > limit { Err(ArchiveError::TooLarge { limit }) } else { Ok(()) }
         },
     )?;
     let entries = items.iter().zip(digests).map(|(item, digest)| entry(item, digest)).collect::<Result<Vec<_>, _>>()?;
@@ -347,6 +348,7 @@ struct Output<'a> {
     out: &'a File,
     previous: Option<&'a File>,
     at: u64,
+    limit: u64,
     /// Where from and how much; the destination ends at `at`.
     copy: Option<(u64, u64)>,
     frames: Vec<Frame>,
@@ -397,8 +399,12 @@ impl Output<'_> {
         let ItemKind::File { size, digest: known, .. } = &item.kind else {
             return Err(ArchiveError::Changed { path: item.path.clone() });
         };
-        let wrong = |source| ArchiveError::Compress { path: item.path.clone(), source };
-        let sink = Appender { out: self.out, at: self.at, hasher: blake3::Hasher::new() };
+        let limit = self.limit;
+        let wrong = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::FileTooLarge => ArchiveError::TooLarge { limit },
+            _ => ArchiveError::Compress { path: item.path.clone(), source },
+        };
+        let sink = Appender { out: self.out, at: self.at, limit, hasher: blake3::Hasher::new() };
         let mut encoder = zstd::stream::write::Encoder::new(sink, LEVEL).map_err(wrong)?;
         encoder.include_checksum(true).map_err(wrong)?;
         encoder.set_pledged_src_size(Some(task.raw)).map_err(wrong)?;
@@ -446,11 +452,15 @@ impl Output<'_> {
 struct Appender<'a> {
     out: &'a File,
     at: u64,
+    limit: u64,
     hasher: blake3::Hasher,
 }
 
 impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.at > self.limit {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
         let written = self.out.write_at(bytes, self.at)?;
         self.hasher.update(bytes.get(..written).unwrap_or_default());
         self.at += written as u64;

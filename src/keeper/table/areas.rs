@@ -38,8 +38,10 @@ impl Table {
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
             (Area::Cache, Role::Build) => true,
-            (Area::Slot, Role::Run | Role::Task) => launch.slot == slot,
-            (Area::Tree, Role::Run | Role::Task | Role::Unpack | Role::Pack) => launch.release == release,
+            (Area::Slot, Role::Run | Role::Task | Role::Drift | Role::Patch) => launch.slot == slot,
+            (Area::Tree, Role::Run | Role::Task | Role::Drift | Role::Patch | Role::Unpack | Role::Pack) => {
+                launch.release == release
+            }
             (_, Role::Sweep(swept)) => swept == area,
             _ => false,
         };

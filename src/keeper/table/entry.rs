@@ -185,6 +185,8 @@ impl Entry {
             Role::Verify => "verify",
             Role::Run => "run",
             Role::Task => "task",
+            Role::Drift => "drift",
+            Role::Patch => "patch",
             Role::Sweep(_) => "sweep",
             Role::Pack => "pack",
         }

@@ -14,6 +14,7 @@ pub fn steps() -> Vec<Box<dyn Step>> {
     vec![
         Box::new(deliver::Deliverable),
         Box::new(gather::Source),
+        Box::new(deliver::Proof),
         Box::new(gather::Layer),
         Box::new(Script(Phase::Gather)),
         Box::new(pre_install::Checks),

@@ -1,17 +1,17 @@
 //! The release archive.
 
 use crate::{
-    host::files,
-    model::{Phase, ReleaseId},
+    host::{files, root::EnvironmentPaths},
+    model::{Environment, Phase, ReleaseId},
     pipeline::{
-        context::Deployment,
+        context::{Deployment, Services},
         step::{Failure, Step, Work},
     },
     release::{self, ReleaseError},
 };
 
 /// How many threads read and compress.
-pub(super) const THREADS: usize = 2;
+pub(in crate::pipeline) const THREADS: usize = 2;
 
 /// Makes `releases/<id>.tar.zst` and its manifest of what was built. Frames of the previous archive that did not change are
 /// taken over as they are.
@@ -87,14 +87,24 @@ impl Step for Archive {
 
 /// For whom and where a release is made or installed.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
+    context_of(&deployment.services, &deployment.order.environment, &deployment.paths)
+}
+
+/// The same outside of a deployment.
+pub(in crate::pipeline) fn context_of<'c>(
+    services: &'c Services,
+    environment: &Environment,
+    paths: &'c EnvironmentPaths,
+) -> release::Context<'c> {
     release::Context {
-        launcher: &deployment.services.launcher,
-        project: deployment.order.environment.project_id,
-        environment: deployment.order.environment.id,
-        paths: &deployment.paths,
+        launcher: &services.launcher,
+        project: environment.project_id,
+        environment: environment.id,
+        paths,
         output: None,
         threads: THREADS,
-        signing: &deployment.services.signing,
+        signing: &services.signing,
+        archive_limit: services.config.limits.archive_bytes.bytes(),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{self, ProjectFiles, Settings},
+    config::{self, Settings},
     git::{
         GitError,
         source::{SourceJob, SourceLimits},
@@ -11,9 +11,12 @@ use crate::{
     model::{Area, Blame, Phase, best_tag},
     pipeline::{
         context::Deployment,
+        drift,
+        recipe::{self, Wrong},
         secrets::Secrets,
         step::{Failure, Step, Work},
     },
+    release::drift::Rules,
 };
 
 /// Checks the commit's tree, exports it, and reads what the project says about its deployment.
@@ -61,21 +64,21 @@ impl Step for Source {
                 order.branch,
                 order.environment.title()
             ));
-            let exported = services.repositories.source(order.environment.project_id, order.environment.id, job).await;
+            // Neither has to wait for the other.
+            let exporting = services.repositories.source(order.environment.project_id, order.environment.id, job);
+            let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
             let source = exported.map_err(failure)?;
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
             }
-            let files = ProjectFiles {
-                recipe: source.files.larder_yml,
-                procfile: source.files.procfile,
-                app_json: source.files.app_json,
-                buildpacks: source.files.buildpacks,
-            };
-            let config = config::project::load(&files).map_err(|problems| wrong(deployment, &problems))?;
+            let config = recipe::load(source.files).map_err(|wrong| refused(deployment, &wrong))?;
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
+            if let Some(wrong) = Rules::wrong(&settings.drift_ignore) {
+                return Err(Failure::pusher(format!("larder.yml: {wrong}")).hint("patterns are written as in .gitignore"));
+            }
+            drift::decide(deployment, drifted, &settings).await?;
             deployment.facts.scripts = source.scripts;
             deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);
@@ -145,20 +148,9 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
 }
 
 /// All problems go to the screen; the first becomes the reason.
-fn wrong(deployment: &Deployment, problems: &[config::ConfigError]) -> Failure {
-    for problem in problems {
-        deployment.transcript.error(&problem.to_string());
-    }
-    let first = problems.first().map(short).unwrap_or_default();
-    let rest = problems.len().saturating_sub(1);
-    let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
-    Failure::pusher(format!("{first}{more}"))
-}
-
-/// What fits git's own line: the place and the problem. The screen has the rest.
-fn short(problem: &config::ConfigError) -> String {
-    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
-    format!("{}{line}: {}", problem.file, problem.problem)
+fn refused(deployment: &Deployment, wrong: &Wrong) -> Failure {
+    wrong.lines.iter().for_each(|line| deployment.transcript.error(line));
+    Failure::pusher(&wrong.why)
 }
 
 /// The one mapping that every phase reads and may change.

@@ -9,7 +9,8 @@ use crate::{
         context::Deployment,
         step::{Failure, Step, Work},
     },
-    proxy::probe,
+    proxy::fetch,
+    runtime::Label,
 };
 
 /// How long a worker must stay up to count as started.
@@ -65,13 +66,15 @@ impl Step for Workers {
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     let order = &deployment.order;
-    let (slot, grace) = (order.slot, deployment.settings().stop.grace.get());
-    let stopped = deployment
-        .services
-        .runtime
-        .stop_where(order.environment.id, grace, |label| label.slot == slot && !label.process.is_web());
+    let (slot, settings) = (order.slot, deployment.settings());
+    let ours = |label: &Label| label.slot == slot && !label.process.is_web();
+    let grace = |label: &Label| ours(label).then(|| settings.stop_of(&label.process).grace.get());
+    let stopped = deployment.services.runtime.stop_each(order.environment.id, grace);
     stopped.await.map_err(|error| Failure::host(&error))
 }
+
+/// How much of a smoke page is read, in bytes.
+const PAGE: usize = 1 << 20;
 
 /// Asks for the pages that the recipe names under `smoke:`, through the front door as a visitor would.
 pub struct Smoke;
@@ -100,11 +103,21 @@ impl Step for Smoke {
             let Some(host) = hosts.first() else { return Ok(()) };
             for smoke in deployment.settings().smoke {
                 let path = smoke.path.as_str();
-                let answer = probe(services.http, path, host, Duration::from_secs(10)).await;
-                let status = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
+                let wanted = if smoke.contains.is_some() { PAGE } else { 0 };
+                let answer = fetch(services.http, path, host, wanted, Duration::from_secs(10)).await;
+                let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
                     let (status, wanted) = (status.as_u16(), smoke.status);
                     return Err(Failure::pusher(format!("smoke check {path} answered {status} and not {wanted}")));
+                }
+                let Some(text) = &smoke.contains else { continue };
+                if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
+                    let text: String = text.chars().take(60).collect();
+                    return Err(Failure::pusher(format!("smoke check {path}: the answer does not hold {text:?}")).hint(format!(
+                        "it answered {status} with {} bytes; the first {} KiB are searched",
+                        page.len(),
+                        PAGE >> 10
+                    )));
                 }
             }
             Ok(())

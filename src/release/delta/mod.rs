@@ -43,7 +43,7 @@ const SMALL: u64 = 4 << 20;
 const PART: u64 = 16 << 20;
 
 /// How many bytes of the old version a part may refer to.
-const REFERENCE: u64 = 64 << 20;
+const REFERENCE: u64 = 24 << 20;
 
 /// How many bytes around what changed in the old version of a small file help to compress what it became.
 const CONTEXT: u64 = 256;

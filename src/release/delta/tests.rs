@@ -85,7 +85,7 @@ fn release(dir: &Path, tree: &Tree, name: &str, second: i64) -> Release {
         }
     }
     let (archive, written) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let job = BundleJob { head: Head { release: id, ..head() }, previous: false, threads: 2 };
+    let job = BundleJob { head: Head { release: id, ..head() }, previous: false, threads: 2, limit: u64::MAX };
     let places = bundle::Places { app: path.clone(), source: None, upper: None };
     bundle::work(job, &places, &archive, &written, None).into_result().unwrap();
     let manifest = store::parse(&written, Path::new("m")).unwrap();

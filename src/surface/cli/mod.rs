@@ -6,6 +6,7 @@
 pub mod client;
 pub mod quickstart;
 mod render;
+mod render_drift;
 mod render_releases;
 mod screen;
 pub mod serve;

@@ -3,7 +3,7 @@
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
-use super::render_releases;
+use super::{render_drift, render_releases};
 
 use crate::{
     control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
@@ -32,6 +32,9 @@ pub fn text(reply: &Reply) -> String {
         Reply::Releases(rows) => render_releases::list(rows),
         Reply::Release(detail) => render_releases::detail(detail),
         Reply::ReleaseDiff(diff) => render_releases::diff(diff),
+        Reply::Drift(report) => render_drift::report(report),
+        Reply::Patches(rows) => render_drift::patches(rows),
+        Reply::Patch(detail) => render_drift::patch(detail),
         Reply::Processes(rows) => processes(rows),
         Reply::Logs { lines, .. } => lines.iter().map(|line| format!("{line}\n")).collect(),
         Reply::Past { transcript, .. } => transcript.clone(),
@@ -40,7 +43,9 @@ pub fn text(reply: &Reply) -> String {
         Reply::Offers(rows) => offers(rows),
         Reply::Blob(blob) => format!("{} bytes, {}\n", blob.bytes, blob.digest),
         Reply::Remotes(rows) => remotes(rows),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Relay(_) => String::new(),
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Take(_) | Reply::Relay(_) => {
+            String::new()
+        }
     }
 }
 
@@ -62,6 +67,9 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Releases(rows) => json!(rows),
         Reply::Release(detail) => json!(detail),
         Reply::ReleaseDiff(diff) => json!(diff),
+        Reply::Drift(report) => json!(report),
+        Reply::Patches(rows) => json!(rows),
+        Reply::Patch(detail) => json!(detail),
         Reply::Processes(rows) => json!(rows),
         Reply::Logs { lines, .. } => json!(lines),
         Reply::Past { summary, transcript } => json!({ "deployment": summary.as_ref(), "transcript": transcript }),
@@ -70,7 +78,9 @@ pub fn value(reply: &Reply) -> Value {
         Reply::Offers(rows) => json!(rows),
         Reply::Blob(blob) => json!(blob),
         Reply::Remotes(rows) => json!(rows),
-        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Relay(_) => Value::Null,
+        Reply::Ticket(_) | Reply::Cancelling(_) | Reply::Run(_) | Reply::Bytes(_) | Reply::Take(_) | Reply::Relay(_) => {
+            Value::Null
+        }
     }
 }
 
@@ -122,17 +132,19 @@ fn live(live: &Option<Live>) -> String {
 fn projects(rows: &[ProjectRow]) -> String {
     let mut lines = Vec::new();
     for row in rows {
-        for ((environment, serves), urls) in row.project.environments.iter().zip(&row.live).zip(&row.urls) {
+        let places = row.project.environments.iter().zip(&row.live).zip(&row.urls).zip(&row.drift);
+        for (((environment, serves), urls), drift) in places {
             lines.push(vec![
                 environment.title(),
                 environment.mode.to_string(),
                 environment.branch.to_string(),
                 live(serves),
                 urls.join(" "),
+                render_drift::brief(drift.as_ref()),
             ]);
         }
     }
-    table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS"], lines)
+    table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "ADDRESS", ""], lines)
 }
 
 fn offers(rows: &[Offer]) -> String {
@@ -181,7 +193,9 @@ fn status(report: &StatusReport) -> String {
     }
     text.push_str(&format!("  host key {}\n  {} MiB of disk free\n\n", report.host_key, report.disk_free >> 20));
     let rows = report.environments.iter().map(|one| {
-        let state = one.note.as_ref().map_or_else(|| one.state.to_owned(), |note| format!("{}: {note}", one.state));
+        let drift = Some(render_drift::brief(one.drift.as_ref())).filter(|drift| !drift.is_empty());
+        let notes: Vec<&str> = one.note.iter().chain(&drift).map(String::as_str).collect();
+        let state = if notes.is_empty() { one.state.to_owned() } else { format!("{}: {}", one.state, notes.join("; ")) };
         vec![one.environment.clone(), one.mode.to_string(), one.branch.clone(), live(&one.live), state]
     });
     text.push_str(&table(&["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "STATE"], rows.collect()));

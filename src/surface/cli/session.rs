@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cli, Command, parse, render, screen::Screen};
 use crate::{
-    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture},
+    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture, TakeFuture},
     host::launch::Stdio,
     model::{Access, Outcome, ProjectName, sanitise_bytes},
     pipeline::{Ticket, chain},
@@ -72,6 +72,9 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
     if let Reply::Run(start) = reply {
         return task(start, stdin, stdout, stderr, gone).await;
     }
+    if let Reply::Take(take) = reply {
+        return taken(take, stdin, stdout, stderr, gone).await;
+    }
     drop(stdin);
     if let Reply::Bytes(send) = reply {
         return bytes(send, stdout, stderr, gone).await;
@@ -124,6 +127,29 @@ async fn bytes(
     match sent {
         Ok(()) => Ok(0),
         Err(error) => refuse(&mut Screen::new(mine, stderr)?, &error).await,
+    }
+}
+
+/// Reads what the caller sends. There is nothing to send from a keyboard.
+async fn taken(
+    take: Box<dyn FnOnce(OwnedFd) -> TakeFuture + Send>,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    gone: CancellationToken,
+) -> io::Result<u8> {
+    let mut screen = Screen::new(stdout, stderr)?;
+    let done = if rustix::termios::isatty(&stdin) {
+        Err(CommandError::new(Kind::Usage, "these bytes do not come from a terminal").hint("read them from a file: ... < FILE"))
+    } else {
+        tokio::select! {
+            done = take(stdin) => done,
+            () = gone.cancelled() => return Ok(1),
+        }
+    };
+    match done {
+        Ok(what) => screen.out(&format!("{what}\n")).await.map(|()| 0),
+        Err(error) => refuse(&mut screen, &error).await,
     }
 }
 

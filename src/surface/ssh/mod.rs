@@ -23,6 +23,7 @@ use std::{net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use futures_util::future::BoxFuture;
 use russh::keys::PrivateKey;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::UserName;
@@ -86,6 +87,9 @@ pub trait Desk: Send + Sync + 'static {
     /// Whose key this is, if anyone's. Called for keys that are only offered too, so it must change nothing, and it must not
     /// wait: it runs on the connection's task. Asked again before each request, so that a key that was taken away stops working at once.
     fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<Identity>;
+
+    /// Told whenever keys may have been taken away; open connections then ask again whose key theirs is, and end if it is nobody's.
+    fn key_changes(&self) -> watch::Receiver<()>;
 
     /// Carries out a request and gives its exit status. Runs as a task of its own and is never aborted, whatever becomes of the client.
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32>;

@@ -182,7 +182,26 @@ enum End {
     Handshake,
     Grace,
     Idle,
+    Revoked,
     Shutdown,
+}
+
+/// Returns when the key of the connection was taken away. What it has begun goes on, as with any client that goes away.
+async fn revoked(desk: Arc<dyn Desk>, progress: Arc<Progress>, peer: SocketAddr) -> End {
+    let mut changes = desk.key_changes();
+    progress.logged_in.cancelled().await;
+    let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
+    // Changes since the connection began count: one may have come between the login and now.
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if desk.authenticate(key, peer.ip()).as_ref() != Some(identity) {
+            break;
+        }
+    }
+    tracing::info!(%peer, user = %identity.user, "the key of an open connection was taken away");
+    End::Revoked
 }
 
 /// One connection, seen from outside.
@@ -224,9 +243,10 @@ impl Life {
             }
         };
         let handle = session.handle();
+        let revoked = revoked(Arc::clone(&self.desk), Arc::clone(&progress), peer);
         let result = tokio::select! {
             result = &mut session => result,
-            end = self.oversee(&progress, began) => {
+            end = async { tokio::select! { end = self.oversee(&progress, began) => end, end = revoked => end } } => {
                 tracing::debug!(%peer, ?end, "ending a connection");
                 match end {
                     End::Handshake | End::Grace => {
@@ -234,8 +254,12 @@ impl Life {
                         self.ticket.offence(Offence::Grace, Instant::now());
                         self.cut.cancel();
                     }
-                    End::Idle | End::Shutdown => {
-                        let why = if end == End::Idle { "idle for too long" } else { "the server is restarting" };
+                    End::Idle | End::Revoked | End::Shutdown => {
+                        let why = match end {
+                            End::Idle => "idle for too long",
+                            End::Revoked => "your key may not log in any more",
+                            _ => "the server is restarting",
+                        };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
                         let _ = timeout(FAREWELL, told).await;
                     }

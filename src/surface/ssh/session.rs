@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -49,6 +49,8 @@ pub(super) struct Progress {
     pub(super) logged_in: CancellationToken,
     /// Requests that are being carried out.
     pub(super) busy: watch::Sender<usize>,
+    /// Whose key logged in.
+    pub(super) login: OnceLock<(PublicKeyInfo, Identity)>,
     /// Logins tried in any way.
     pub(super) attempts: AtomicUsize,
 }
@@ -59,6 +61,7 @@ impl Progress {
             keyed: CancellationToken::new(),
             logged_in: CancellationToken::new(),
             busy: watch::Sender::new(0),
+            login: OnceLock::new(),
             attempts: AtomicUsize::new(0),
         })
     }
@@ -266,6 +269,7 @@ impl Handler for Connection {
             Some((info, identity)) => {
                 let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
                 tracing::info!(peer = %self.peer, user = %identity.user, "accepted {kind} {fingerprint}");
+                let _ = self.progress.login.set((info.clone(), identity.clone()));
                 self.login = Some((info, identity));
                 Ok(Auth::Accept)
             }

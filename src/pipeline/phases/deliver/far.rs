@@ -1,6 +1,6 @@
 //! From another server or a shared place.
 
-use super::{expectation, read, refused};
+use super::{expectation, proof::RECORD_MAX, read, refused};
 use crate::{
     host::files,
     model::{CommitId, Manifest, PublicKey, RemoteName},
@@ -12,9 +12,6 @@ use crate::{
     release::{self, Body, Incoming, Look, trust},
     remote::{self, RemoteError},
 };
-
-/// A larger health record is none, in bytes.
-const RECORD_MAX: u64 = 1 << 20;
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
@@ -72,7 +69,7 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
 fn keep_record(deployment: &Deployment, bytes: &[u8], manifest: &Manifest, trust: &[PublicKey]) -> Result<(), Failure> {
     let believed = trust::read_record(bytes).and_then(|record| trust::accept_record(&record, manifest, trust));
     believed.map_err(|refusal| refused(refusal.into()))?;
-    let path = deployment.paths.releases().join(format!("{}.health.json", manifest.release));
+    let path = deployment.paths.health(manifest.release);
     files::write_atomic(&path, bytes, 0o640).map_err(|error| Failure::host(&error))
 }
 

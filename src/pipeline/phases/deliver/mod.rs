@@ -2,9 +2,10 @@
 
 mod far;
 mod near;
+mod proof;
 mod recall;
 
-pub use self::recall::Recall;
+pub use self::{proof::Proof, recall::Recall};
 
 use crate::{
     model::{Manifest, Origin, Phase},

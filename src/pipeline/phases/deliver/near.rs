@@ -31,6 +31,10 @@ pub(super) async fn bring(deployment: &Deployment, name: &EnvironmentName) -> Re
         let _ = fs::remove_dir_all(directory);
     }
     let manifest = taken.map_err(refused)?;
+    let told = deployment.proof.as_ref().and_then(|record| serde_json::to_vec(record).ok());
+    if let Some(record) = told {
+        files::write_atomic(&deployment.paths.health(release), &record, 0o640).map_err(|error| Failure::host(&error))?;
+    }
     Ok(manifest)
 }
 

@@ -13,7 +13,7 @@ use crate::{
         step::{Failure, Step, Work},
     },
     proxy::probe,
-    runtime::{Instance, Logs, RunJob, tail},
+    runtime::{Instance, Label, Logs, RunJob, tail},
 };
 
 /// The first pause between two questions; it grows to the interval of the recipe, so that a fast start is seen at once and a slow
@@ -57,8 +57,9 @@ impl Step for Boot {
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let order = &deployment.order;
-            let grace = deployment.settings().stop.grace.get();
-            let stopped = deployment.services.runtime.stop(order.environment.id, order.slot, grace).await;
+            let (settings, slot) = (deployment.settings(), order.slot);
+            let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
+            let stopped = deployment.services.runtime.stop_each(order.environment.id, grace).await;
             stopped.map_err(|error| Failure::host(&error))
         })
     }

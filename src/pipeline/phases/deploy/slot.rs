@@ -6,10 +6,10 @@ use crate::{
     model::{Area, Phase},
     pipeline::{
         context::Deployment,
-        output,
+        drift, output,
         step::{Failure, Step, Work},
     },
-    runtime::RunJob,
+    runtime::{Label, RunJob},
 };
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
@@ -41,7 +41,8 @@ impl Step for Slot {
             empty(deployment).await?;
             deployment.facts.processes = processes::processes(deployment)?;
             deployment.facts.env = processes::environment(deployment);
-            link(deployment).await
+            link(deployment).await?;
+            drift::reapply(deployment).await
         })
     }
 
@@ -54,8 +55,12 @@ impl Step for Slot {
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
     let slot = deployment.order.slot;
-    let grace = deployment.settings().stop.grace.get();
-    deployment.services.runtime.stop(environment, slot, grace).await.map_err(|error| Failure::host(&error))?;
+    let settings = deployment.settings();
+    let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
+    deployment.services.runtime.stop_each(environment, grace).await.map_err(|error| Failure::host(&error))?;
+    // Whoever looks at it would keep what it had.
+    let _unwatched = deployment.services.drift.hold(environment).await;
+    deployment.services.drift.forget(environment, slot);
     let fresh = deployment.services.launcher.fresh(environment, Area::Slot, None, Some(slot)).await;
     fresh.map_err(|error| Failure::host(&error))
 }

@@ -1,6 +1,7 @@
 //! The verbs that the server answers. Doc comments are the help.
 
 mod deployments;
+mod drift;
 mod people;
 mod processes;
 mod projects;
@@ -40,6 +41,8 @@ pub enum Verb {
     /// What a release is, how two differ, which to keep
     #[command(subcommand)]
     Release(releases::Release),
+    /// Show what was changed by hand in what runs, and keep it
+    Drift(drift::Drift),
     /// List processes, or set how many of each there are
     Ps(processes::Ps),
     /// End all processes of an environment and start them again; meanwhile it does not answer
@@ -123,6 +126,7 @@ impl Verb {
             Verb::Plan(plan) => plan.request()?,
             Verb::Releases(on) => Request::Releases { target: on.get()? },
             Verb::Release(release) => release.request()?,
+            Verb::Drift(drift) => drift.request()?,
             Verb::Ps(ps) => ps.request()?,
             Verb::Restart(on) => Request::Restart { target: on.get()? },
             Verb::Logs(logs) => logs.request()?,

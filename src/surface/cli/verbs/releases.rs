@@ -36,6 +36,25 @@ pub enum Release {
         #[arg(value_name = "TO", value_parser = name)]
         to: Option<String>,
     },
+    /// Write a release with its proof to the standard output, in one file that another server can import
+    #[command(after_help = "Example: larder release export shop v42 > shop-v42.tar")]
+    Export {
+        /// The project, or PROJECT/ENVIRONMENT
+        #[arg(value_name = "PROJECT")]
+        target: Target,
+        /// The release
+        #[arg(value_name = "RELEASE", value_parser = name)]
+        release: String,
+    },
+    /// Take a release from such a file, read from the standard input; nothing is deployed by that
+    #[command(
+        after_help = "Example: larder release import shop < shop-v42.tar\n\nAccepted is what is signed by a key that is trusted here: `larder key trust shop KEY`."
+    )]
+    Import {
+        /// The project, or PROJECT/ENVIRONMENT
+        #[arg(value_name = "PROJECT")]
+        target: Target,
+    },
     /// Keep a release, whatever the rules for pruning say
     Pin {
         /// The project, or PROJECT/ENVIRONMENT
@@ -69,6 +88,8 @@ impl Release {
         Ok(match self {
             Release::Show { target, release } => Request::ReleaseShow { target, release },
             Release::Diff { target, from, to } => Request::ReleaseDiff { target, from, to },
+            Release::Export { target, release } => Request::ReleaseExport { target, release },
+            Release::Import { target } => Request::ReleaseImport { target },
             Release::Pin { target, release } => Request::ReleasePin { target, release, pinned: true },
             Release::Unpin { target, release } => Request::ReleasePin { target, release, pinned: false },
         })

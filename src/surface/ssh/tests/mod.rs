@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
     process::Command,
-    sync::Notify,
+    sync::{Notify, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,8 @@ struct TestDesk {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, Identity)>>,
     calls: Mutex<Vec<Call>>,
+    /// Told after a change of `keys`.
+    changed: watch::Sender<()>,
     /// Told when a request of the verb `stuck` has noticed that its client is gone.
     finished: Arc<Notify>,
 }
@@ -42,6 +44,10 @@ impl Desk for TestDesk {
         assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
         keys.iter().find(|(line, _)| *line == key.openssh_line).map(|(_, identity)| identity.clone())
+    }
+
+    fn key_changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
@@ -175,6 +181,7 @@ impl World {
             repositories: root.to_owned(),
             keys: Mutex::new(known),
             calls: Mutex::default(),
+            changed: watch::Sender::new(()),
             finished: Arc::default(),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,0 +1,225 @@
+//! A release in one file, out and in: for networks that do not touch.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Cursor, Write},
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+};
+
+use super::{refused, releases};
+use crate::{
+    control::{CommandError, Control, Kind, Reply, SendFuture, TakeFuture, Target},
+    host::{
+        archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, write_end, write_part},
+        files,
+        root::EnvironmentPaths,
+    },
+    model::{Environment, Manifest, PublicKey},
+    release::{
+        self, Body, Incoming, Look, MAX_RECORD, Refusal, ReleaseError, store,
+        trust::{self, Accepted, Expectation},
+    },
+};
+
+/// How many threads read what comes in.
+const THREADS: usize = 2;
+
+/// Refusals with their hints; everything else is the machine's.
+pub(super) fn of_release(error: &ReleaseError) -> CommandError {
+    match error {
+        ReleaseError::Rejected(refusal) => refused(refusal.to_string()).hint(refusal.hint()),
+        _ => CommandError::internal(error),
+    }
+}
+
+fn unreadable(why: &ContainerError) -> CommandError {
+    match why {
+        ContainerError::Io(_) => CommandError::internal(why),
+        _ => {
+            let refusal = Refusal::Unreadable { what: "export".to_owned(), why: why.to_string() };
+            refused(refusal.to_string()).hint("`larder release export` makes such a file; make it again, or copy it again")
+        }
+    }
+}
+
+pub(super) async fn export(control: &Control, target: &Target, name: &str) -> Result<Reply, CommandError> {
+    let environment = control.environment(target)?;
+    let all = releases::known(control, &environment).await?;
+    let known = releases::named(&all, name, &environment)?;
+    let paths = control.0.root.environment(&environment.project, &environment.name);
+    if !paths.archive(known.release).is_file() && paths.delta(known.release).is_file() {
+        // It came as a difference to the one before.
+        let context = context(control, &environment, &paths);
+        release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
+    }
+    let pipeline = control.pipeline().clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let release = known.release;
+        let gone = |error: files::FileError| match error.kind() {
+            io::ErrorKind::NotFound => super::not_found(format!("{} was pruned: its archive is gone", known.name())),
+            _ => CommandError::internal(&error),
+        };
+        let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;
+        let archive = files::open_regular(&paths.archive(release)).map_err(gone)?;
+        // What happened to it here, else what is known of it from elsewhere.
+        let record = match pipeline.health(&environment, release) {
+            Some(record) => Some(serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?),
+            None => files::read_limited(&paths.health(release), MAX_RECORD).ok(),
+        };
+        Ok((manifest, record, archive))
+    });
+    let (manifest, record, archive) = opened.await.map_err(|error| CommandError::internal(&error))??;
+    let send = move |output: OwnedFd| -> SendFuture {
+        Box::pin(async move {
+            let written = tokio::task::spawn_blocking(move || write(manifest, record, archive, File::from(output)));
+            let written = written.await.map_err(|error| CommandError::internal(&error))?;
+            written.map_err(|error| CommandError::internal(&error))
+        })
+    };
+    Ok(Reply::Bytes(Box::new(send)))
+}
+
+fn write(mut manifest: File, record: Option<Vec<u8>>, mut archive: File, out: File) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    write_part(MANIFEST, manifest.metadata()?.len(), &mut manifest, &mut out)?;
+    if let Some(record) = record {
+        write_part(HEALTH, record.len() as u64, &mut Cursor::new(&record), &mut out)?;
+    }
+    write_part(ARCHIVE, archive.metadata()?.len(), &mut archive, &mut out)?;
+    write_end(&mut out)
+}
+
+pub(super) async fn import(control: &Control, target: &Target) -> Result<Reply, CommandError> {
+    let environment = control.environment(target)?;
+    let control = control.clone();
+    let take = move |input: OwnedFd| -> TakeFuture { Box::pin(async move { take(&control, &environment, input).await }) };
+    Ok(Reply::Take(Box::new(take)))
+}
+
+async fn take(control: &Control, environment: &Environment, input: OwnedFd) -> Result<String, CommandError> {
+    let paths = control.0.root.environment(&environment.project, &environment.name);
+    let expect = Expectation::of(environment.project.clone());
+    let trust = control.trusted(environment);
+    let limits = control.pipeline().services().config.limits;
+    let arriving = Arriving {
+        paths: paths.clone(),
+        expect: expect.clone(),
+        trust: trust.clone(),
+        archive_bytes: limits.archive_bytes.bytes(),
+        reserve: limits.disk_reserve.bytes(),
+    };
+    let arrived = tokio::task::spawn_blocking(move || arriving.read(File::from(input)));
+    let (directory, incoming) = arrived.await.map_err(|error| CommandError::internal(&error))??;
+    let context = context(control, environment, &paths);
+    let manifest = release::take_in(&context, incoming, &expect, &trust, Look::Everything).await;
+    drop(directory);
+    let manifest = manifest.map_err(|error| of_release(&error))?;
+    Ok(format!(
+        "{} has release {} now: commit {}, build {}, from {}\nnothing was deployed; to do that, push {} or name the release in `larder pull`",
+        environment.title(),
+        manifest.release,
+        manifest.commit.short(),
+        manifest.build,
+        manifest.environment,
+        manifest.commit.short(),
+    ))
+}
+
+fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a EnvironmentPaths) -> release::Context<'a> {
+    let services = control.pipeline().services();
+    release::Context {
+        launcher: &services.launcher,
+        project: environment.project_id,
+        environment: environment.id,
+        paths,
+        output: None,
+        threads: THREADS,
+        signing: &services.signing,
+    }
+}
+
+/// What has to be known to refuse as early as possible.
+struct Arriving {
+    paths: EnvironmentPaths,
+    expect: Expectation,
+    trust: Vec<PublicKey>,
+    archive_bytes: u64,
+    reserve: u64,
+}
+
+impl Arriving {
+    /// Reads a container into a directory of its own, which goes with the value that stands for it.
+    fn read(&self, input: File) -> Result<(tempfile::TempDir, Incoming), CommandError> {
+        let incoming = self.paths.incoming();
+        let failed = |path: &Path, error: io::Error| {
+            CommandError::new(Kind::Internal, format!("{} cannot be written: {error}", path.display()))
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(&incoming).map_err(|error| failed(&incoming, error))?;
+        let directory = tempfile::Builder::new().prefix("import-").tempdir_in(&incoming);
+        let directory = directory.map_err(|error| failed(&incoming, error))?;
+        let at = |name: &str| directory.path().join(name);
+
+        let mut from = Container::new(input);
+        let bytes = part(&mut from, MANIFEST, store::MAX_MANIFEST)?;
+        let bytes = bytes.ok_or_else(|| unreadable(&ContainerError::Strange("it does not begin with a manifest")))?;
+        let manifest = self.admit(&bytes)?;
+        write_file(&at(MANIFEST), &bytes).map_err(|error| failed(&at(MANIFEST), error))?;
+        drop(bytes);
+
+        let record = part(&mut from, HEALTH, MAX_RECORD)?;
+        if let Some(record) = &record {
+            write_file(&at(HEALTH), record).map_err(|error| failed(&at(HEALTH), error))?;
+        }
+        let size = from.next(ARCHIVE, self.archive_bytes).map_err(|error| unreadable(&error))?;
+        let size = size.ok_or_else(|| unreadable(&ContainerError::Strange("it holds no archive")))?;
+        let release = manifest.release;
+        if size != manifest.archive.bytes {
+            let why = format!("it has {size} bytes, and {} in the manifest", manifest.archive.bytes);
+            return Err(of_release(&Refusal::Disagrees { release, why }.into()));
+        }
+        let path = at(ARCHIVE);
+        let mut file = files::create_new(&path, 0o640).map_err(|error| CommandError::internal(&error))?;
+        match from.content(size, &mut file).map_err(|error| unreadable(&error))? {
+            Ok(()) => {}
+            Err(found) => return Err(of_release(&Refusal::Truncated { release, found, expected: size }.into())),
+        }
+        from.end().map_err(|error| unreadable(&error))?;
+        let record = record.map(|_| at(HEALTH));
+        let body = Body::Archive { manifest: at(MANIFEST), archive: path };
+        Ok((directory, Incoming { body, record }))
+    }
+
+    /// All that can be refused before the archive has come.
+    fn admit(&self, bytes: &[u8]) -> Result<Manifest, CommandError> {
+        let refusal = |refusal: Refusal| of_release(&refusal.into());
+        let manifest = trust::read_manifest(bytes).map_err(refusal)?;
+        let accepted = Accepted::load(&self.paths.accepted()).map_err(|error| of_release(&error))?;
+        trust::accept(&self.expect, &manifest, &self.trust, &accepted).map_err(refusal)?;
+        let needed = manifest.archive.bytes.saturating_add(self.reserve);
+        match files::free_space(&self.paths.incoming()) {
+            Ok(free) if free.bytes < needed => Err(refused(format!(
+                "the archive has {} MiB and the disk has {} MiB left, of which {} are kept free",
+                manifest.archive.bytes >> 20,
+                free.bytes >> 20,
+                self.reserve >> 20
+            ))),
+            _ => Ok(manifest),
+        }
+    }
+}
+
+/// A small part, if it is there.
+fn part(from: &mut Container<File>, name: &'static str, limit: u64) -> Result<Option<Vec<u8>>, CommandError> {
+    let Some(size) = from.next(name, limit).map_err(|error| unreadable(&error))? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    match from.content(size, &mut bytes).map_err(|error| unreadable(&error))? {
+        Ok(()) => Ok(Some(bytes)),
+        Err(_) => Err(unreadable(&ContainerError::Cut)),
+    }
+}
+
+fn write_file(path: &PathBuf, bytes: &[u8]) -> io::Result<()> {
+    let mut file = files::create_new(path, 0o640).map_err(io::Error::other)?;
+    file.write_all(bytes)
+}

@@ -1,0 +1,100 @@
+//! The recipe of a push that is not accepted yet: pre-receive reads it from git's quarantine, as the git user that it is anyway, and
+//! the daemon judges it. So a mistake in it is known before anything of the push is kept, and no further worker has to start.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use git2::{ObjectType, Oid, Repository, Tree};
+
+use super::wire::{RECIPE_BYTES, RECIPE_COMMITS, RecipeFile, RefChange};
+use crate::{
+    git::{
+        refs,
+        source::{self, RecipeFiles},
+    },
+    model::CommitId,
+};
+
+/// The largest root directory that is looked into, in bytes of its tree object.
+const ROOT_LIMIT: usize = 1 << 20;
+
+/// The recipes of the branches of a push, as far as they are to be had; the export looks at everything again, and says what is odd.
+pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
+    let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
+    let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());
+    let Ok(opened) = refs::open(repository) else { return found };
+    if quarantine.is_some_and(|name| source::add_quarantine(&opened, repository, name).is_err()) {
+        return found;
+    }
+    let mut left = RECIPE_BYTES;
+    for change in branches.take(RECIPE_COMMITS) {
+        if found.iter().any(|(commit, _)| *commit == change.new) {
+            continue;
+        }
+        let Some((files, bytes)) = of_commit(&opened, &change.new).filter(|(_, bytes)| (1..=left).contains(bytes)) else {
+            continue;
+        };
+        left = left.saturating_sub(bytes);
+        found.push((change.new.clone(), files));
+    }
+    found
+}
+
+fn of_commit(repository: &Repository, commit: &CommitId) -> Option<(RecipeFiles, usize)> {
+    let commit = repository.find_commit(Oid::from_str(commit.as_str()).ok()?).ok()?;
+    let (size, _) = repository.odb().ok()?.read_header(commit.tree_id()).ok()?;
+    let tree = if size <= ROOT_LIMIT { commit.tree().ok()? } else { return None };
+    let (mut files, mut bytes) = (RecipeFiles::default(), 0_usize);
+    for file in RecipeFile::ALL {
+        let content = content(repository, &tree, file.path());
+        bytes = bytes.saturating_add(content.as_ref().map_or(0, Vec::len));
+        *file.of(&mut files) = content;
+    }
+    Some((files, bytes))
+}
+
+fn content(repository: &Repository, tree: &Tree<'_>, path: &str) -> Option<Vec<u8>> {
+    let entry = tree.get_name(path)?;
+    let regular = entry.filemode() & 0o170_000 == 0o100_000;
+    let (size, kind) = repository.odb().ok()?.read_header(entry.id()).ok()?;
+    if !regular || kind != ObjectType::Blob || size as u64 > RecipeFiles::LIMIT {
+        return None;
+    }
+    Some(repository.find_blob(entry.id()).ok()?.content().to_vec())
+}
+
+/// Empties git's quarantine: no ref of this push will be accepted, so nothing of it has to be kept.
+pub(super) fn discard(quarantine: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(quarantine)? {
+        let path: PathBuf = entry?.path();
+        if fs::symlink_metadata(&path)?.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::testing::World;
+
+    fn branch(new: &CommitId) -> RefChange {
+        RefChange { old: new.clone(), new: new.clone(), refname: String::from("refs/heads/main") }
+    }
+
+    #[test]
+    fn only_regular_files_of_a_sane_size_are_read_and_each_commit_once() {
+        let world = World::new();
+        let large = vec![b'#'; RecipeFiles::LIMIT as usize + 1];
+        let commit =
+            world.commit(&[("larder.yml", false, b"a: 1\n"), ("Procfile", false, &large), ("sub/app.json", false, b"{}")]);
+        let tag = RefChange { refname: String::from("refs/tags/v1"), ..branch(&commit) };
+        let found = read(&world.repository(), None, &[branch(&commit), branch(&commit), tag]);
+        let expected = RecipeFiles { larder_yml: Some(b"a: 1\n".to_vec()), ..RecipeFiles::default() };
+        assert_eq!(found, [(commit, expected)]);
+        let link = world.blob(b"/etc/passwd");
+        let commit = world.commit_tree(&world.tree_object(&[("120000", b"larder.yml", &link)]));
+        assert_eq!(read(&world.repository(), None, &[branch(&commit)]), []);
+    }
+}

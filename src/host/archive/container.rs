@@ -1,0 +1,224 @@
+//! A release in one file, for the way without a network: a plain tar of its manifest, its health record and its archive, in this
+//! order, so that a reader can refuse before it has read much. As with archives, the reader does not interpret: it knows every byte
+//! that is not content, but for the sizes.
+
+use std::io::{self, Read, Write};
+
+use tar::Header;
+
+use super::{ItemKind, header};
+
+/// The names in a container, in their order.
+const PARTS: [&str; 3] = [MANIFEST, HEALTH, ARCHIVE];
+
+/// The manifest.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The health record, if there is one.
+pub const HEALTH: &str = "health.json";
+
+/// The archive.
+pub const ARCHIVE: &str = "archive.tar.zst";
+
+/// Why a container cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The stream failed.
+    #[error("it cannot be read")]
+    Io(#[from] io::Error),
+    /// It ends where something should follow.
+    #[error("it ends in the middle")]
+    Cut,
+    /// Something else lies in it.
+    #[error("it is no export of a release: {0}")]
+    Strange(&'static str),
+    /// A part is too large.
+    #[error("its {name} has {bytes} bytes; {limit} are allowed")]
+    TooLarge {
+        /// The part.
+        name: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// Writes a part; `content` has to give exactly `size` bytes.
+pub fn write_part(name: &'static str, size: u64, content: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
+    out.write_all(&part_header(name, size))?;
+    let copied = io::copy(&mut content.take(size), out)?;
+    if copied != size {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{name} became shorter while it was written")));
+    }
+    let mut padding = Vec::new();
+    header::pad(&mut padding, size);
+    out.write_all(&padding)
+}
+
+/// Ends a container.
+pub fn write_end(out: &mut impl Write) -> io::Result<()> {
+    out.write_all(&[0; header::END])?;
+    out.flush()
+}
+
+fn part_header(name: &str, size: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    header::encode(name, &ItemKind::File { size, digest: None, executable: false }, &mut bytes);
+    bytes
+}
+
+/// Reads a container from its beginning to its end.
+pub struct Container<R> {
+    from: R,
+    /// A header that was looked at and not taken.
+    seen: Option<Vec<u8>>,
+}
+
+impl<R: Read> Container<R> {
+    /// A reader of `from`.
+    pub fn new(from: R) -> Container<R> {
+        Container { from, seen: None }
+    }
+
+    /// The size of the next part, if it is the one with this name; its content is read next, by [`Self::content`].
+    pub fn next(&mut self, name: &'static str, limit: u64) -> Result<Option<u64>, ContainerError> {
+        let block = match self.seen.take() {
+            Some(block) => block,
+            None => self.exact(header::BLOCK as usize)?,
+        };
+        let mut read = Header::new_ustar();
+        for (to, from) in read.as_mut_bytes().iter_mut().zip(&block) {
+            *to = *from;
+        }
+        let size = read.entry_size().map_err(|_| ContainerError::Strange("it is not a tar"))?;
+        if part_header(name, size) != block {
+            if PARTS.iter().any(|other| part_header(other, size) == block) {
+                self.seen = Some(block);
+                return Ok(None);
+            }
+            return Err(ContainerError::Strange("it holds something else than manifest, health record and archive"));
+        }
+        if size > limit {
+            return Err(ContainerError::TooLarge { name, bytes: size, limit });
+        }
+        Ok(Some(size))
+    }
+
+    /// Copies the content of a part to `out`. Says how many bytes came before the stream ended, if it ended too early.
+    pub fn content(&mut self, size: u64, out: &mut impl Write) -> Result<Result<(), u64>, ContainerError> {
+        let copied = io::copy(&mut Read::by_ref(&mut self.from).take(size), out)?;
+        if copied < size {
+            return Ok(Err(copied));
+        }
+        let padding = self.exact((header::padded(size) - size) as usize)?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(ContainerError::Strange("there is something between its parts"));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sees that nothing follows.
+    pub fn end(mut self) -> Result<(), ContainerError> {
+        if self.seen.is_some() {
+            return Err(ContainerError::Strange("its parts are in another order"));
+        }
+        let end = self.exact(header::END)?;
+        let mut more = [0];
+        let behind = self.from.read(&mut more)?;
+        if end.iter().any(|byte| *byte != 0) || behind > 0 {
+            return Err(ContainerError::Strange("something follows its archive"));
+        }
+        Ok(())
+    }
+
+    fn exact(&mut self, count: usize) -> Result<Vec<u8>, ContainerError> {
+        let mut bytes = vec![0; count];
+        match self.from.read_exact(&mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ContainerError::Cut),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(parts: &[(&'static str, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (name, content) in parts {
+            write_part(name, content.len() as u64, &mut &content[..], &mut out).unwrap();
+        }
+        write_end(&mut out).unwrap();
+        out
+    }
+
+    /// Everything that a container holds.
+    fn read(bytes: &[u8]) -> Result<Vec<(&'static str, Vec<u8>)>, ContainerError> {
+        let mut from = Container::new(bytes);
+        let mut parts = Vec::new();
+        for name in PARTS {
+            if let Some(size) = from.next(name, 10_000)? {
+                let mut content = Vec::new();
+                from.content(size, &mut content)?.map_err(|_| ContainerError::Cut)?;
+                parts.push((name, content));
+            }
+        }
+        from.end()?;
+        Ok(parts)
+    }
+
+    #[test]
+    fn parts_come_back_and_tar_reads_them_too() {
+        let long = vec![7; 2000];
+        for parts in [
+            &[("manifest.json", &b"{}"[..]), ("health.json", b"[]"), ("archive.tar.zst", &long)][..],
+            &[("manifest.json", &b"{}"[..]), ("archive.tar.zst", b"")],
+        ] {
+            let bytes = container(parts);
+            let found = read(&bytes).unwrap();
+            assert_eq!(found.iter().map(|(name, content)| (*name, &content[..])).collect::<Vec<_>>(), parts);
+            let mut archive = tar::Archive::new(&bytes[..]);
+            let names = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+            assert_eq!(names.collect::<Vec<_>>(), parts.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn no_cut_and_no_changed_byte_goes_unseen() {
+        let bytes = container(&[("manifest.json", b"{}"), ("archive.tar.zst", b"zst")]);
+        let whole = read(&bytes).unwrap();
+        for cut in 0..bytes.len() {
+            assert!(matches!(read(&bytes[..cut]), Err(ContainerError::Cut)), "{cut}");
+        }
+        for at in 0..bytes.len() {
+            for change in [1, 0x20, 0xff] {
+                let mut altered = bytes.clone();
+                altered[at] ^= change;
+                // Content is for others to check; everything around it is not.
+                let content = (512..514).contains(&at) || (1536..1539).contains(&at);
+                match read(&altered) {
+                    Ok(found) => assert!(content && found != whole, "byte {at}"),
+                    Err(_) => assert!(!content, "byte {at}"),
+                }
+            }
+        }
+        let mut more = bytes.clone();
+        more.push(0);
+        assert!(matches!(read(&more), Err(ContainerError::Strange(_))));
+    }
+
+    #[test]
+    fn other_parts_orders_and_sizes_are_refused() {
+        let strange = |parts: &[(&'static str, &[u8])]| matches!(read(&container(parts)), Err(ContainerError::Strange(_)));
+        assert!(strange(&[("archive.tar.zst", b""), ("manifest.json", b"")]));
+        assert!(strange(&[("manifest.json", b""), ("manifest.json", b"")]));
+        assert!(strange(&[("manifest.json", b""), ("../evil", b"")]));
+        let large = vec![0; 10_001];
+        assert!(matches!(read(&container(&[("manifest.json", &large)])), Err(ContainerError::TooLarge { limit: 10_000, .. })));
+        assert!(matches!(read(b""), Err(ContainerError::Cut)));
+        assert!(matches!(read(&[b'x'; 4096]), Err(ContainerError::Strange(_))));
+    }
+}

@@ -1,0 +1,299 @@
+//! Puts a patch onto the release of a slot: all of it, or nothing.
+//!
+//! Everything is decided before anything is written. What the release already has is left as it is, so a fix that was committed
+//! meanwhile is in nobody's way; a text that the release has changed elsewhere is merged as `patch` would; the rest is a conflict.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::fs::{FileExt, PermissionsExt},
+};
+
+use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Drifted, Kept, Places, ReleaseError, Thing, Way, look::hash, save::text, whole};
+use crate::{
+    host::{
+        archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
+        files::{Confined, Cursor, FileError},
+    },
+    model::{ArchiveInfo, Entry},
+};
+
+/// The job. Descriptors: 5 the text, and 6 the archive, if there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyJob {
+    /// What to do.
+    pub changes: Vec<Drifted>,
+    /// The outline of the archive.
+    pub archive: Option<ArchiveInfo>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// All of it is in the slot now.
+    Done {
+        /// Paths that were changed.
+        changed: Vec<String>,
+        /// Paths that were merged with what the release changed in them.
+        merged: Vec<String>,
+        /// How many were so already.
+        there: u64,
+    },
+    /// Nothing was changed; path and reason of each conflict.
+    Conflicts(Vec<(String, String)>),
+}
+
+/// Does the job.
+pub fn work(job: &ApplyJob, places: &Places, text: &File, archive: Option<&File>) -> Answer<Applied> {
+    apply(job, places, text, archive).into()
+}
+
+/// What is to be done at a path.
+enum Move {
+    There,
+    Remove,
+    Make(Thing),
+    Write(String, bool),
+    Mode(bool),
+    Whole,
+}
+
+fn apply(job: &ApplyJob, places: &Places, diffs: &File, archive: Option<&File>) -> Result<Applied, ReleaseError> {
+    let app = Confined::open(&places.app)?;
+    let (mut moves, mut conflicts, mut merged) = (Vec::new(), Vec::new(), Vec::new());
+    for change in job.changes.iter().filter(|change| change.noise.is_none() && change.kept != Kept::No) {
+        match decide(&app, change, diffs) {
+            Ok((one, was_merged)) => {
+                if was_merged {
+                    merged.push(change.path.clone());
+                }
+                moves.push((change, one));
+            }
+            Err(why) => conflicts.push((change.path.clone(), why)),
+        }
+    }
+    if !conflicts.is_empty() {
+        return Ok(Applied::Conflicts(conflicts));
+    }
+    let there = moves.iter().filter(|(_, one)| matches!(one, Move::There)).count() as u64;
+    let changed = moves.iter().filter(|(_, one)| !matches!(one, Move::There)).map(|(change, _)| change.path.clone()).collect();
+    perform(&app, &moves)?;
+    if let (Some(info), Some(file)) = (&job.archive, archive) {
+        let wanted: Vec<&str> =
+            moves.iter().filter(|(_, one)| matches!(one, Move::Whole)).map(|(change, _)| change.path.as_str()).collect();
+        unpack(&app, &whole(&job.changes), info, file, &wanted)?;
+    }
+    Ok(Applied::Done { changed, merged, there })
+}
+
+/// What is at a path now.
+fn current(app: &Confined, path: &str) -> Result<Option<Thing>, String> {
+    let mut cursor = app.cursor();
+    let stat = match cursor.stat(path) {
+        Ok(stat) => stat,
+        Err(FileError::Io { source, .. }) => {
+            use rustix::io::Errno;
+            let is = |errno: Errno| source.raw_os_error() == Some(errno.raw_os_error());
+            return match () {
+                () if is(Errno::NOENT) => Ok(None),
+                () if is(Errno::NOTDIR) || is(Errno::LOOP) => Err(String::from("a directory above it is none in this release")),
+                () => Err(format!("it cannot be looked at: {source}")),
+            };
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Ok(Some(Thing::Dir)),
+        FileType::RegularFile => {
+            let size = u64::try_from(stat.st_size).unwrap_or_default();
+            let (size, digest) = hash(&mut cursor, path.as_ref(), size).map_err(|error| error.to_string())?;
+            Ok(Some(Thing::File { size, digest, executable: stat.st_mode & 0o100 != 0 }))
+        }
+        FileType::Symlink => {
+            let target = cursor.read_link(path).map_err(|error| error.to_string())?;
+            Ok(Some(Thing::Link { target: target.to_string_lossy().into_owned() }))
+        }
+        _ => Err(String::from("it is no file in this release")),
+    }
+}
+
+/// What to do about a change, and whether that merges it.
+fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool), String> {
+    let current = current(app, &change.path)?;
+    if current == change.now {
+        return Ok((Move::There, false));
+    }
+    if current != change.was {
+        return merge(app, change, current.as_ref(), diffs).map(|one| (one, true));
+    }
+    let clean = match (&change.now, change.kept) {
+        (None, _) => Move::Remove,
+        (Some(Thing::File { executable, digest, .. }), Kept::Text { .. }) => {
+            let base = match &change.was {
+                Some(Thing::File { size, digest, .. }) => {
+                    text(app, &change.path, *size, digest).ok_or("it is no text in this release")?
+                }
+                _ => String::new(),
+            };
+            let new = patched(&base, change, diffs)?;
+            if crate::model::Digest::of(new.as_bytes()) != *digest {
+                return Err(String::from("the patch is damaged: it makes something else of it"));
+            }
+            Move::Write(new, *executable)
+        }
+        (Some(Thing::File { .. }), Kept::Whole) => Move::Whole,
+        (Some(Thing::File { executable, .. }), _) => Move::Mode(*executable),
+        (Some(thing), _) => Move::Make(thing.clone()),
+    };
+    Ok((clean, false))
+}
+
+/// The release has something else there than the one that the patch was made on.
+fn merge(app: &Confined, change: &Drifted, current: Option<&Thing>, diffs: &File) -> Result<Move, String> {
+    let now_executable = |was: &Option<Thing>, now: bool, current: bool| match was {
+        Some(Thing::File { executable, .. }) if *executable == now => current,
+        _ => now,
+    };
+    match (current, &change.was, &change.now) {
+        (
+            Some(Thing::File { size, digest, executable: current }),
+            Some(Thing::File { digest: was, .. }),
+            Some(Thing::File { executable, digest: now, .. }),
+        ) => {
+            let executable = now_executable(&change.was, *executable, *current);
+            match change.kept {
+                // Only the mode was changed, or only the mode differs from what it was changed from.
+                Kept::Listed => Ok(Move::Mode(executable)),
+                _ if digest == now => Ok(Move::Mode(executable)),
+                Kept::Whole if digest == was => Ok(Move::Whole),
+                Kept::Text { .. } => {
+                    let base = text(app, &change.path, *size, digest).ok_or("it is no text in this release")?;
+                    patched(&base, change, diffs).map(|new| Move::Write(new, executable))
+                }
+                _ => Err(String::from("this release has another version of it")),
+            }
+        }
+        (None, Some(_), Some(_)) => Err(String::from("this release does not have it any more")),
+        (_, _, None) => Err(String::from("this release has another version of what was removed")),
+        (_, None, Some(_)) => Err(String::from("this release brings something else there")),
+        _ => Err(String::from("this release has another version of it")),
+    }
+}
+
+fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String> {
+    let Kept::Text { at, length } = change.kept else { return Err(String::from("the patch has no text for it")) };
+    let length = usize::try_from(length).ok().filter(|length| *length <= 8 << 20).ok_or("the patch is damaged")?;
+    let mut bytes = vec![0; length];
+    diffs.read_exact_at(&mut bytes, at).map_err(|error| format!("the patch cannot be read: {error}"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "the patch is damaged")?;
+    let patch = diffy::Patch::from_str(text).map_err(|error| format!("the patch is damaged: {error}"))?;
+    diffy::apply(base, &patch).map_err(|_| String::from("this release has changed the same lines"))
+}
+
+fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
+    let mut cursor = app.cursor();
+    // Backwards: what a directory holds goes before the directory.
+    for (change, one) in moves.iter().rev() {
+        let replaced = matches!(one, Move::Make(_) | Move::Write(..) | Move::Whole);
+        if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
+            continue;
+        }
+        if change.was == Some(Thing::Dir) {
+            // The release may have put something new into it; then it stays.
+            let removed = cursor.remove_dir(&change.path);
+            if change.change != Way::Removed {
+                removed?;
+            }
+        } else {
+            cursor.remove(&change.path)?;
+        }
+    }
+    for (change, one) in moves {
+        if !matches!(one, Move::There | Move::Remove) {
+            parents(&mut cursor, &change.path)?;
+        }
+        match one {
+            Move::There | Move::Remove | Move::Whole => {}
+            Move::Make(Thing::Link { target }) => cursor.symlink(target, &change.path)?,
+            Move::Make(_) => cursor.create_dir(&change.path, 0o755)?,
+            Move::Write(text, executable) => {
+                let mut file = cursor.create(&change.path, mode(*executable))?;
+                file.write_all(text.as_bytes()).map_err(|e| cursor.failed("write", &change.path, e))?;
+            }
+            Move::Mode(executable) => set_mode(&mut cursor, &change.path, *executable)?,
+        }
+    }
+    Ok(())
+}
+
+fn mode(executable: bool) -> u32 {
+    if executable { 0o755 } else { 0o644 }
+}
+
+/// A file of the release is another user's: it is copied, so that it becomes ours.
+fn set_mode(cursor: &mut Cursor<'_>, path: &str, executable: bool) -> Result<(), ReleaseError> {
+    let mut content = Vec::new();
+    let file = cursor.open(path)?;
+    if file.set_permissions(std::fs::Permissions::from_mode(mode(executable))).is_ok() {
+        return Ok(());
+    }
+    (&file).read_to_end(&mut content).map_err(|e| cursor.failed("read", path, e))?;
+    cursor.remove(path)?;
+    let mut file = cursor.create(path, mode(executable))?;
+    Ok(file.write_all(&content).map_err(|e| cursor.failed("write", path, e))?)
+}
+
+fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
+    for (at, _) in path.match_indices('/') {
+        let parent = path.get(..at).unwrap_or_default();
+        match cursor.stat(parent) {
+            Ok(_) => {}
+            Err(_) => cursor.create_dir(parent, 0o755)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes the whole files that are wanted.
+fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
+    let refused = |source| ReleaseError::Archive { doing: "accepted", source };
+    let archive = Archive::open(file, entries, info, &Limits::default()).map_err(refused)?;
+    let mut reader = FrameReader::new().map_err(refused)?;
+    let mut writer = Writer { cursor: app.cursor(), wanted, open: None };
+    for frame in 0..archive.frames().len() {
+        archive.read(frame, &mut reader, &mut writer).map_err(refused)?;
+    }
+    Ok(())
+}
+
+struct Writer<'a> {
+    cursor: Cursor<'a>,
+    wanted: &'a [&'a str],
+    open: Option<(File, String)>,
+}
+
+impl Sink for Writer<'_> {
+    fn begin(&mut self, _: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        if !self.wanted.contains(&entry.path.as_str()) {
+            return Ok(false);
+        }
+        let executable = matches!(entry.kind, crate::model::EntryKind::File { executable: true, .. });
+        self.open = Some((self.cursor.create(&entry.path, mode(executable))?, entry.path.clone()));
+        Ok(true)
+    }
+
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        match &mut self.open {
+            Some((file, path)) => file.write_all(part).map_err(|e| self.cursor.failed("write", &*path, e).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        self.open = None;
+        Ok(())
+    }
+}

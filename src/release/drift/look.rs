@@ -1,0 +1,263 @@
+//! The look itself: a walk through what the scratch layer has changed, compared with the manifest.
+
+use std::{
+    collections::HashSet,
+    ffi::{OsStr, OsString},
+    io::Read,
+};
+
+use rustix::fs::{FileType, Stat};
+
+use super::{Drift, Drifted, Kept, MOST, ReleaseError, Thing, Way, noise::Rules};
+use crate::{
+    host::{
+        archive::{check_path, check_target},
+        files::{Confined, Cursor, FileError},
+    },
+    model::{Entry, EntryKind},
+};
+
+/// So many bytes are read to see whether files differ; beyond, a file that has the right size is believed.
+const BYTES: u64 = 4 << 30;
+/// There while a slot without an overlay is filled.
+const MARK: &str = ".larder-filling";
+
+/// The entries of a release, found by binary search; they are sorted by path.
+pub struct Known<'e>(pub &'e [Entry]);
+
+impl<'e> Known<'e> {
+    pub fn get(&self, path: &str) -> Option<&'e EntryKind> {
+        let at = self.0.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
+        self.0.get(at).map(|entry| &entry.kind)
+    }
+
+    /// Everything below a directory.
+    fn below(&self, directory: &str) -> &'e [Entry] {
+        let start = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let from = self.0.partition_point(|entry| entry.path.as_str() < start.as_str());
+        let rest = self.0.get(from..).unwrap_or_default();
+        let length = rest.partition_point(|entry| entry.path.starts_with(&start));
+        rest.get(..length).unwrap_or_default()
+    }
+
+    /// What is directly in a directory.
+    fn children(&self, directory: &str) -> impl Iterator<Item = &'e Entry> {
+        let skip = if directory.is_empty() { 0 } else { directory.len() + 1 };
+        self.below(directory).iter().filter(move |entry| !entry.path.get(skip..).unwrap_or_default().contains('/'))
+    }
+}
+
+/// Compares `app` with `entries`. With `upper`, only what that layer has is looked at: everything else comes from the installed tree.
+pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
+    let mut look =
+        Look { app, upper, known: Known(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
+    let mut pending = vec![String::new()];
+    while let Some(directory) = pending.pop() {
+        look.directory(&directory, &mut pending);
+    }
+    let Look { mut found, mut left_out, mut made, .. } = look;
+    made.sort();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    // A directory is worth a word only where nothing in it has one.
+    let empty: Vec<String> = made
+        .iter()
+        .filter(|path| {
+            let inside = format!("{path}/");
+            let next = found.partition_point(|change| change.path.as_str() < inside.as_str());
+            let more = made.partition_point(|made| made.as_str() < inside.as_str());
+            !rules.leads_to_data(path)
+                && !found.get(next).is_some_and(|change| change.path.starts_with(&inside))
+                && !made.get(more).is_some_and(|made| made.starts_with(&inside))
+        })
+        .cloned()
+        .collect();
+    for path in empty {
+        match found.len() < MOST {
+            true => found.push(change(path, None, Ok(Thing::Dir), rules)),
+            false => left_out += 1,
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Drift { changes: found, left_out })
+}
+
+struct Look<'a> {
+    app: &'a Confined,
+    upper: Option<&'a Confined>,
+    known: Known<'a>,
+    rules: &'a Rules,
+    found: Vec<Drifted>,
+    left_out: u64,
+    /// What may still be read.
+    bytes: u64,
+    /// Directories that the release does not have.
+    made: Vec<String>,
+}
+
+impl Look<'_> {
+    fn directory(&mut self, directory: &str, pending: &mut Vec<String>) {
+        let listed = self.app.open_dir(directory).and_then(|view| Ok((view.names()?, view)));
+        let (names, view) = match listed {
+            Ok(listed) => listed,
+            // Gone meanwhile, or closed by the application: nobody who looks may fail for that.
+            Err(error) => return self.note(directory.to_owned(), Err(odd(&error))),
+        };
+        let above: Option<HashSet<OsString>> = self
+            .upper
+            .map(|upper| upper.open_dir(directory).and_then(|dir| dir.names()).unwrap_or_default().into_iter().collect());
+        let present: HashSet<&OsStr> = names.iter().map(OsString::as_os_str).collect();
+        let known = Known(self.known.0);
+        for entry in known.children(directory) {
+            let name = entry.path.rsplit('/').next().unwrap_or_default();
+            if !present.contains(OsStr::new(name)) {
+                self.gone(&entry.path);
+                self.note_gone(&entry.path);
+            }
+        }
+        let mut cursor = view.cursor();
+        for name in &names {
+            if above.as_ref().is_some_and(|above| !above.contains(name)) || (directory.is_empty() && name == MARK) {
+                continue;
+            }
+            let shown = name.to_string_lossy();
+            let path = if directory.is_empty() { shown.into_owned() } else { format!("{directory}/{shown}") };
+            if name.to_str().is_none() || check_path(path.as_bytes()).is_err() {
+                self.note(path, Err("its name cannot be in a release"));
+            } else if !self.rules.persists(&path) {
+                self.one(&mut cursor, name, path, pending);
+            }
+        }
+    }
+
+    fn one(&mut self, cursor: &mut Cursor<'_>, name: &OsStr, path: String, pending: &mut Vec<String>) {
+        let known = self.known.get(&path);
+        let now = match cursor.stat(name) {
+            Ok(stat) => self.thing(cursor, name, &stat, known),
+            Err(error) => Err(odd(&error)),
+        };
+        if now == Ok(Thing::Dir) {
+            pending.push(path.clone());
+            match known {
+                Some(EntryKind::Dir) => return,
+                None => return self.made.push(path),
+                Some(_) => {}
+            }
+        }
+        if known == Some(&EntryKind::Dir) {
+            self.gone(&path);
+        }
+        if known.map(Thing::from).as_ref() != now.as_ref().ok() || now.is_err() {
+            self.note(path, now);
+        }
+    }
+
+    fn thing(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        name: &OsStr,
+        stat: &Stat,
+        known: Option<&EntryKind>,
+    ) -> Result<Thing, &'static str> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(Thing::Dir),
+            FileType::RegularFile => {
+                let size = u64::try_from(stat.st_size).unwrap_or_default();
+                let executable = stat.st_mode & 0o100 != 0;
+                if self.bytes < size {
+                    // Said to be as it was where nothing speaks against it.
+                    return match known {
+                        Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
+                            Ok(Thing::File { size, digest: *digest, executable })
+                        }
+                        _ => Err("not read: too much has changed"),
+                    };
+                }
+                self.bytes -= size;
+                let (size, digest) = hash(cursor, name, size).map_err(|error| odd(&error))?;
+                Ok(Thing::File { size, digest, executable })
+            }
+            FileType::Symlink => {
+                let target = cursor.read_link(name).map_err(|error| odd(&error))?;
+                let target = check_target(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()));
+                target.map(|target| Thing::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
+            }
+            FileType::Fifo | FileType::Socket => Err("a socket or FIFO"),
+            _ => Err("a device"),
+        }
+    }
+
+    /// Everything that the release has below a path has gone with it.
+    fn gone(&mut self, path: &str) {
+        let known = Known(self.known.0);
+        for entry in known.below(path) {
+            self.note_gone(&entry.path);
+        }
+    }
+
+    fn note_gone(&mut self, path: &str) {
+        if self.rules.persists(path) {
+            return;
+        }
+        if self.found.len() >= MOST {
+            self.left_out += 1;
+            return;
+        }
+        let was = self.known.get(path).map(Thing::from);
+        let is_dir = was == Some(Thing::Dir);
+        let noise = self.rules.noise(path, is_dir, true).map(str::to_owned);
+        self.found.push(Drifted {
+            path: path.to_owned(),
+            change: Way::Removed,
+            was,
+            now: None,
+            odd: None,
+            noise,
+            kept: Kept::No,
+        });
+    }
+
+    fn note(&mut self, path: String, now: Result<Thing, &'static str>) {
+        if self.found.len() >= MOST {
+            self.left_out += 1;
+            return;
+        }
+        let was = self.known.get(&path).map(Thing::from);
+        self.found.push(change(path, was, now, self.rules));
+    }
+}
+
+fn change(path: String, was: Option<Thing>, now: Result<Thing, &'static str>, rules: &Rules) -> Drifted {
+    let is_dir = now == Ok(Thing::Dir);
+    let (now, odd) = match now {
+        Ok(now) => (Some(now), None),
+        Err(why) => (None, Some(why.to_owned())),
+    };
+    let running = odd.as_deref() == Some("a socket or FIFO") && was.is_none();
+    let noise = rules.noise(&path, is_dir, was.is_some()).or(running.then_some("of a running process"));
+    let way = if was.is_some() { Way::Changed } else { Way::Added };
+    Drifted { path, change: way, was, now, odd, noise: noise.map(str::to_owned), kept: Kept::No }
+}
+
+fn odd(error: &FileError) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "it cannot be read",
+        std::io::ErrorKind::NotFound => "it was gone before it could be read",
+        _ => "it could not be read",
+    }
+}
+
+/// The size and digest of what is read, which is what counts where somebody writes meanwhile. At most `size` bytes are read.
+pub fn hash(cursor: &mut Cursor<'_>, name: &OsStr, size: u64) -> Result<(u64, crate::model::Digest), FileError> {
+    let file = cursor.open(name)?;
+    let mut file = file.take(size);
+    let mut hasher = blake3::Hasher::new();
+    let (mut buffer, mut total) = (vec![0; 1 << 16], 0);
+    loop {
+        let read = file.read(&mut buffer).map_err(|e| cursor.failed("read", name, e))?;
+        if read == 0 {
+            return Ok((total, hasher.finalize().into()));
+        }
+        total += read as u64;
+        hasher.update(buffer.get(..read).unwrap_or_default());
+    }
+}

@@ -1,0 +1,73 @@
+//! What is no drift that anybody would want to keep.
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::ReleaseError;
+
+/// What the project says, and what every application leaves.
+pub struct Rules {
+    data: Vec<String>,
+    ignore: Gitignore,
+}
+
+impl Rules {
+    /// `data` are paths, `ignore` patterns.
+    pub fn new(data: &[String], ignore: &[String]) -> Result<Rules, ReleaseError> {
+        let mut builder = GitignoreBuilder::new("");
+        for (index, pattern) in ignore.iter().enumerate() {
+            builder.add_line(None, pattern).map_err(|e| ReleaseError::Ignore { line: index + 1, why: e.to_string() })?;
+        }
+        let ignore = builder.build().map_err(|e| ReleaseError::Ignore { line: 0, why: e.to_string() })?;
+        Ok(Rules { data: data.to_vec(), ignore })
+    }
+
+    /// What is wrong with a pattern, if anything is.
+    pub fn wrong(ignore: &[String]) -> Option<String> {
+        let wrong = |(index, pattern): (usize, &String)| {
+            let line = GitignoreBuilder::new("").add_line(None, pattern).err()?;
+            Some(format!("pattern {} of drift.ignore: {line}", index + 1))
+        };
+        ignore.iter().enumerate().find_map(wrong)
+    }
+
+    /// Whether a path persists, so that no release has a say in it.
+    pub fn persists(&self, path: &str) -> bool {
+        self.data.iter().any(|data| path == data || path.strip_prefix(data.as_str()).is_some_and(|rest| rest.starts_with('/')))
+    }
+
+    /// Whether something that persists lies below a directory, which then had to be made.
+    pub fn leads_to_data(&self, path: &str) -> bool {
+        self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
+    }
+
+    /// Why a change is to be expected. `ours` says that the release has something at the path.
+    pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
+        if self.ignore.matched_path_or_any_parents(path, is_dir).is_ignore() {
+            return Some("named by drift.ignore");
+        }
+        let name = path.rsplit('/').next().unwrap_or(path);
+        if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
+            return Some("bytecode that Python keeps");
+        }
+        // Whoever changes or removes what was released has a reason, wherever it lies.
+        if ours {
+            return None;
+        }
+        let mut parents: Vec<&str> = path.split('/').collect();
+        if !is_dir {
+            parents.pop();
+        }
+        let below = |names: &[&str]| parents.iter().any(|part| names.contains(part));
+        let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+        match () {
+            () if below(&[".cache", "cache", ".npm", ".yarn", ".bundle", ".gradle", ".m2"]) => Some("a cache"),
+            () if below(&["tmp", "temp"]) => Some("temporary"),
+            () if below(&["log", "logs"]) || ends(&[".log"]) => Some("a log"),
+            () if ends(&[".pid", ".sock", ".lock"]) => Some("of a running process"),
+            () if ends(&["_history", ".swp", "~"]) || [".lesshst", ".viminfo", ".wget-hsts"].contains(&name) => {
+                Some("left by a shell or an editor")
+            }
+            () => None,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The patches of an environment: `archives/patches/<id>/` with `patch.json`, `changes.diff` and, if there are whole files,
+//! `files.tar.zst`. The id comes from the content, so the same drift is kept once.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Drift, Drifted, ReleaseError};
+use crate::{
+    host::files::{FileError, create_new, open_regular, read_limited, rename_new, sync_dir, write_atomic},
+    model::{ArchiveInfo, CommitId, Digest, ReleaseId, UserName},
+};
+
+/// The list.
+const LIST: &str = "patch.json";
+/// The text.
+const TEXT: &str = "changes.diff";
+/// The whole files.
+const FILES: &str = "files.tar.zst";
+/// A list above this size is not ours.
+const BYTES_MAX: u64 = 64 << 20;
+/// So many patches that nobody asked for are kept.
+const AUTOMATIC: usize = 20;
+
+/// A patch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patch {
+    /// The version of this format.
+    pub format: u32,
+    /// Its name.
+    pub id: String,
+    /// The release that was changed.
+    pub release: ReleaseId,
+    /// The commit of that release.
+    pub commit: CommitId,
+    /// The digest of its tree.
+    pub tree: Digest,
+    /// When it was kept.
+    pub created: Timestamp,
+    /// Who kept it; nobody where larder did it by itself before a slot was emptied.
+    pub by: Option<UserName>,
+    /// What was changed.
+    pub changes: Vec<Drifted>,
+    /// The outline of the archive, if there is one.
+    pub archive: Option<ArchiveInfo>,
+}
+
+impl Patch {
+    /// The version that this code writes, and the newest that it reads.
+    pub const FORMAT: u32 = 1;
+}
+
+/// A patch that is being written.
+#[derive(Debug)]
+pub struct New {
+    directory: tempfile::TempDir,
+    /// The text, to be written.
+    pub text: File,
+    /// The archive, to be written.
+    pub files: File,
+}
+
+/// All patches of an environment.
+#[derive(Debug, Clone)]
+pub struct Patches(PathBuf);
+
+fn io_error(doing: &'static str, path: &Path, source: io::Error) -> ReleaseError {
+    FileError::Io { doing, path: path.to_owned(), source }.into()
+}
+
+impl Patches {
+    /// Those in an environment's `archives/`.
+    pub fn of(archives: &Path) -> Patches {
+        Patches(archives.join("patches"))
+    }
+
+    /// Begins a patch.
+    pub fn begin(&self) -> Result<New, ReleaseError> {
+        match fs::create_dir(&self.0) {
+            Ok(()) => sync_dir(self.0.parent().unwrap_or(&self.0))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io_error("make", &self.0, error)),
+        }
+        let directory = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0);
+        let directory = directory.map_err(|error| io_error("make a directory in", &self.0, error))?;
+        let (text, files) = (create_new(&directory.path().join(TEXT), 0o600)?, create_new(&directory.path().join(FILES), 0o600)?);
+        Ok(New { directory, text, files })
+    }
+
+    /// Gives a patch its name; durable afterwards. Where the same was kept before, that one is given again: it becomes somebody's
+    /// if it was nobody's.
+    pub fn finish(
+        &self,
+        new: New,
+        about: (ReleaseId, CommitId, Digest),
+        drift: Drift,
+        archive: Option<ArchiveInfo>,
+        by: Option<UserName>,
+    ) -> Result<Patch, ReleaseError> {
+        let (release, commit, tree) = about;
+        let changes: Vec<Drifted> = drift.changes.into_iter().filter(|change| change.noise.is_none()).collect();
+        let id = id(&tree, &changes)?;
+        if let Ok(known) = self.read(&id) {
+            let claimed = Patch { by: known.by.clone().or(by), ..known.clone() };
+            if claimed != known {
+                self.write(&self.0.join(&id).join(LIST), &claimed)?;
+            }
+            return Ok(claimed);
+        }
+        let patch = Patch { format: Patch::FORMAT, id, release, commit, tree, created: Timestamp::now(), by, changes, archive };
+        let directory = new.directory.path();
+        if patch.archive.is_none() {
+            fs::remove_file(directory.join(FILES)).map_err(|error| io_error("remove", directory, error))?;
+        }
+        for file in [&new.text, &new.files] {
+            file.sync_all().map_err(|error| io_error("sync", directory, error))?;
+        }
+        self.write(&directory.join(LIST), &patch)?;
+        let made = new.directory.keep();
+        rename_new(&made, &self.0.join(&patch.id))?;
+        self.prune()?;
+        Ok(patch)
+    }
+
+    fn write(&self, path: &Path, patch: &Patch) -> Result<(), ReleaseError> {
+        let mut bytes = serde_json::to_vec_pretty(patch).map_err(|e| io_error("write", path, e.into()))?;
+        bytes.push(b'\n');
+        Ok(write_atomic(path, &bytes, 0o600)?)
+    }
+
+    /// All of them, newest first. One that cannot be read is passed over.
+    pub fn list(&self) -> Vec<Patch> {
+        let names =
+            fs::read_dir(&self.0).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let read = names.filter(|name| !name.starts_with('.')).filter_map(|name| match self.read(&name) {
+            Ok(patch) => Some(patch),
+            Err(error) => {
+                tracing::error!(patch = name, %error, "a patch is passed over");
+                None
+            }
+        });
+        let mut all: Vec<Patch> = read.collect();
+        all.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        all
+    }
+
+    /// The patch of this name, or of this beginning of a name if there is only one.
+    pub fn find(&self, name: &str) -> Option<Patch> {
+        let mut found = self.list().into_iter().filter(|patch| name.len() >= 4 && patch.id.starts_with(name));
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    fn read(&self, id: &str) -> Result<Patch, ReleaseError> {
+        let path = self.0.join(id).join(LIST);
+        let bytes = read_limited(&path, BYTES_MAX)?;
+        let wrong = |why: String| ReleaseError::Manifest { path: path.clone(), why };
+        let patch: Patch = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+        if patch.format != Patch::FORMAT || patch.id != id {
+            return Err(wrong(format!("it is not the patch {id} in the format {}", Patch::FORMAT)));
+        }
+        Ok(patch)
+    }
+
+    /// The text of a patch, and its archive if it has one.
+    pub fn open(&self, patch: &Patch) -> Result<(File, Option<File>), ReleaseError> {
+        let directory = self.0.join(&patch.id);
+        let files = patch.archive.as_ref().map(|_| open_regular(&directory.join(FILES))).transpose()?;
+        Ok((open_regular(&directory.join(TEXT))?, files))
+    }
+
+    /// The text of a patch, at most `most` bytes of it.
+    pub fn text(&self, patch: &Patch, most: u64) -> Result<String, ReleaseError> {
+        let path = self.0.join(&patch.id).join(TEXT);
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(open_regular(&path)?, most), &mut bytes)
+            .map_err(|e| io_error("read", &path, e))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Removes a patch for good.
+    pub fn drop(&self, patch: &Patch) -> Result<(), ReleaseError> {
+        let directory = self.0.join(&patch.id);
+        // Renamed first: a patch is there as a whole, or not at all.
+        let gone = self.0.join(format!(".gone-{}", patch.id));
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(&directory, &gone).map_err(|error| io_error("remove", &directory, error))?;
+        sync_dir(&self.0)?;
+        fs::remove_dir_all(&gone).map_err(|error| io_error("remove", &gone, error))
+    }
+
+    /// Those that nobody asked for go, the oldest first, and what a dead server left half-done.
+    fn prune(&self) -> Result<(), ReleaseError> {
+        for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(AUTOMATIC) {
+            self.drop(old)?;
+        }
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of what was changed on a tree.
+fn id(tree: &Digest, changes: &[Drifted]) -> Result<String, ReleaseError> {
+    let plain: Vec<_> = changes.iter().map(|change| (&change.path, &change.was, &change.now)).collect();
+    let bytes = serde_json::to_vec(&(tree, plain)).map_err(|e| io_error("name", Path::new("a patch"), e.into()))?;
+    Ok(blake3::hash(&bytes).to_hex().as_str().get(..10).unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::release::{Way, drift::Kept};
+
+    fn drift(path: &str) -> Drift {
+        let change = Drifted {
+            path: path.to_owned(),
+            change: Way::Removed,
+            was: Some(super::super::Thing::Dir),
+            now: None,
+            odd: None,
+            noise: None,
+            kept: Kept::Listed,
+        };
+        let noise = Drifted { path: String::from("x.log"), noise: Some(String::from("a log")), ..change.clone() };
+        Drift { changes: vec![change, noise], left_out: 0 }
+    }
+
+    #[test]
+    fn a_patch_is_kept_once_and_those_that_nobody_wanted_do_not_pile_up() {
+        let archives = tempfile::tempdir().unwrap();
+        let patches = Patches::of(archives.path());
+        let about = || (ReleaseId::new(Timestamp::now()), "a".repeat(40).parse().unwrap(), Digest::of(b"tree"));
+        let keep = |path: &str, by: Option<&str>| {
+            let new = patches.begin().unwrap();
+            (&new.text).write_all(b"text").unwrap();
+            patches.finish(new, about(), drift(path), None, by.map(|by| by.parse().unwrap())).unwrap()
+        };
+        let first = keep("a", None);
+        assert_eq!((first.changes.len(), patches.text(&first, 10).unwrap().as_str()), (1, "text"), "noise is not kept");
+        // The same again is the same patch; somebody who wants it gets it for good.
+        let again = keep("a", Some("ann"));
+        assert_eq!((again.id.as_str(), again.by.unwrap().as_str()), (first.id.as_str(), "ann"));
+        assert_eq!(keep("a", None).by.unwrap().as_str(), "ann");
+        for number in 0..AUTOMATIC + 3 {
+            keep(&number.to_string(), None);
+        }
+        assert_eq!(patches.list().len(), AUTOMATIC + 1);
+        let found = patches.find(first.id.get(..6).unwrap()).unwrap();
+        assert_eq!(found.by.as_ref().unwrap().as_str(), "ann");
+        patches.drop(&found).unwrap();
+        assert!(patches.find(&first.id).is_none() && patches.find("").is_none());
+        assert!(
+            fs::read_dir(archives.path().join("patches")).unwrap().flatten().all(|entry| !entry
+                .file_name()
+                .to_str()
+                .unwrap()
+                .starts_with('.'))
+        );
+    }
+}

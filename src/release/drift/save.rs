@@ -1,0 +1,125 @@
+//! Writes a patch: the differences of texts as one text for people and `git apply`, everything else as whole files.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+};
+
+use super::{Drift, Drifted, Kept, ReleaseError, Thing, whole};
+use crate::{
+    host::{
+        archive::{self, Item},
+        files::{Confined, FileError},
+    },
+    model::{ArchiveInfo, Digest},
+};
+
+/// Longer files are kept whole, bytes.
+const TEXT: u64 = 1 << 20;
+/// Longer files are not kept, bytes.
+const FILE: u64 = 256 << 20;
+/// So much is kept as whole files altogether, bytes.
+const ALL: u64 = 1 << 30;
+
+/// Writes what matters of `drift` and notes in it where each change is. `tree` is the installed release. Gives the outline of the
+/// archive, if there was something for it.
+pub fn write(
+    app: &Confined,
+    tree: &Confined,
+    drift: &mut Drift,
+    text: &File,
+    archive: &File,
+) -> Result<Option<ArchiveInfo>, ReleaseError> {
+    let mut out = std::io::BufWriter::new(text);
+    let (mut at, mut room) = (0_u64, ALL);
+    let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
+    for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
+        if let Some(piece) = differ(app, tree, change) {
+            // The header is for people; our own reader begins behind it.
+            let header = header(change);
+            out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
+            let length = piece.len() as u64;
+            if change.now.is_some() {
+                change.kept = Kept::Text { at: at + header.len() as u64, length };
+            }
+            at += header.len() as u64 + length;
+        }
+        if change.kept != Kept::No {
+            continue;
+        }
+        change.kept = match (&change.was, &change.now) {
+            (Some(Thing::File { digest: was, .. }), Some(Thing::File { digest, .. })) if was == digest => Kept::Listed,
+            (_, Some(Thing::File { size, .. })) if *size <= FILE.min(room) => {
+                room -= size;
+                Kept::Whole
+            }
+            (_, Some(Thing::File { size, .. })) => {
+                change.odd = Some(format!("not kept: it has {} MiB", size >> 20));
+                Kept::No
+            }
+            _ => Kept::Listed,
+        };
+    }
+    out.flush().map_err(failed)?;
+    let entries = whole(&drift.changes);
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let items: Vec<Item> = entries.iter().map(Item::from).collect();
+    let written = archive::write(app, &items, None, archive, 1, u64::MAX);
+    Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "written", source })?.info))
+}
+
+/// The difference of two texts, if it is one; of a file that is gone, too.
+fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
+    let old = match &change.was {
+        Some(Thing::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
+        _ => String::new(),
+    };
+    let new = match &change.now {
+        Some(Thing::File { size, digest, .. }) => text(app, &change.path, *size, digest)?,
+        Some(_) => return None,
+        None if matches!(change.was, Some(Thing::File { .. })) => String::new(),
+        None => return None,
+    };
+    if old == new {
+        return None;
+    }
+    let side = |letter: char, there: bool| if there { named(letter, &change.path) } else { String::from("/dev/null") };
+    let was_file = matches!(change.was, Some(Thing::File { .. }));
+    let mut options = diffy::DiffOptions::new();
+    options.set_original_filename(side('a', was_file)).set_modified_filename(side('b', change.now.is_some()));
+    Some(options.create_patch(&old, &new).to_string())
+}
+
+/// What git writes above the differences of a file.
+fn header(change: &Drifted) -> String {
+    let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
+    let mode = |executable: bool| if executable { "100755" } else { "100644" };
+    match (&change.was, &change.now) {
+        (Some(Thing::File { executable: was, .. }), Some(Thing::File { executable, .. })) if was != executable => {
+            header.push_str(&format!("old mode {}\nnew mode {}\n", mode(*was), mode(*executable)));
+        }
+        (None, Some(Thing::File { executable, .. })) => header.push_str(&format!("new file mode {}\n", mode(*executable))),
+        (Some(Thing::File { executable, .. }), None) => header.push_str(&format!("deleted file mode {}\n", mode(*executable))),
+        _ => {}
+    }
+    header
+}
+
+fn named(side: char, path: &str) -> String {
+    format!("{side}/{path}")
+}
+
+/// A text that is what its digest says.
+pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
+    if size > TEXT {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    root.cursor().open(path).ok()?.take(TEXT + 1).read_to_end(&mut bytes).ok()?;
+    if Digest::of(&bytes) != *digest || bytes.contains(&0) {
+        return None;
+    }
+    String::from_utf8(bytes).ok()
+}

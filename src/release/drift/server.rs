@@ -1,0 +1,130 @@
+//! The server side of drift: opens files, starts the workers, waits until they have gone.
+
+use std::{fs::File, os::fd::OwnedFd, path::Path};
+
+use super::{Applied, ApplyJob, Drift, LookJob, LookReport, Patch, ReleaseError, patches::Patches, store};
+use crate::{
+    host::{
+        files::{FileError, open_regular},
+        launch::Stdio,
+    },
+    model::{Launch, LimitClass, ReleaseId, Role, Slot, Supervision, UserName},
+    release::{Context, error::Answer},
+};
+
+/// The largest report of a worker, in bytes.
+const MAX_REPORT: usize = 16 << 20;
+
+/// What runs where.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Where and for whom.
+    pub context: Context<'a>,
+    /// The release.
+    pub release: ReleaseId,
+    /// The slot that it runs in.
+    pub slot: Slot,
+    /// Paths that persist, and are therefore no part of a release.
+    pub data: Vec<String>,
+    /// Patterns of what is to be expected.
+    pub ignore: Vec<String>,
+}
+
+/// Looks where the live tree differs from its release. Nobody may empty the slot meanwhile.
+pub async fn look(place: &Place<'_>) -> Result<Drift, ReleaseError> {
+    let manifest = manifest(&place.context, place.release).await?;
+    let job = LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), save: false };
+    match run(&place.context, Role::Drift, place.release, Some(place.slot), &job, vec![manifest.into()]).await? {
+        LookReport::Slot(drift, _) => Ok(drift),
+        LookReport::Tree(..) => Err(confused()),
+    }
+}
+
+/// Keeps what differs as a patch; nothing where nothing that matters does. Also says what could not be kept, and what is there.
+pub async fn save(place: &Place<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
+    let patches = Patches::of(&place.context.paths.archives());
+    let path = place.context.paths.manifest(place.release);
+    let (new, manifest, about) = {
+        let patches = patches.clone();
+        blocking(move || {
+            let manifest = store::read(&path)?;
+            Ok((patches.begin()?, open_regular(&path)?, (manifest.release, manifest.commit, manifest.tree)))
+        })
+        .await?
+    };
+    let given = |file: &File| file.try_clone().map(OwnedFd::from).map_err(|e| FileError::io("share", Path::new("a patch"), e));
+    let extra = vec![manifest.into(), given(&new.text)?, given(&new.files)?];
+    let job = LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), save: true };
+    let report = run(&place.context, Role::Drift, place.release, Some(place.slot), &job, extra).await?;
+    let LookReport::Slot(drift, archive) = report else { return Err(confused()) };
+    if drift.real().next().is_none() {
+        return Ok((drift, None));
+    }
+    let kept = drift.clone();
+    let patch = blocking(move || patches.finish(new, about, kept, archive, by)).await?;
+    Ok((drift, Some(patch)))
+}
+
+/// Compares an installed tree with its manifest: path and what is wrong, and how many more there are.
+pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
+    let manifest = manifest(context, release).await?;
+    match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
+        LookReport::Tree(found, more) => Ok((found, more)),
+        LookReport::Slot(..) => Err(confused()),
+    }
+}
+
+/// Puts a patch onto a release in its slot, all of it or nothing.
+pub async fn apply(place: &Place<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
+    let patches = Patches::of(&place.context.paths.archives());
+    let (text, files) = {
+        let patch = patch.clone();
+        blocking(move || patches.open(&patch)).await?
+    };
+    let job = ApplyJob { changes: patch.changes.clone(), archive: patch.archive.clone() };
+    let extra = std::iter::once(text).chain(files).map(OwnedFd::from).collect();
+    run(&place.context, Role::Patch, place.release, Some(place.slot), &job, extra).await
+}
+
+async fn manifest(context: &Context<'_>, release: ReleaseId) -> Result<File, ReleaseError> {
+    let path = context.paths.manifest(release);
+    blocking(move || Ok(open_regular(&path)?)).await
+}
+
+async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+    context: &Context<'_>,
+    role: Role,
+    release: ReleaseId,
+    slot: Option<Slot>,
+    job: &J,
+    extra: Vec<OwnedFd>,
+) -> Result<R, ReleaseError> {
+    let what = if role == Role::Patch { "patch" } else { "drift" };
+    let failed = |source| ReleaseError::Launch { what, source };
+    let launch = Launch {
+        role,
+        project: context.project,
+        environment: Some(context.environment),
+        release: Some(release),
+        slot,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    };
+    let stdio = Stdio { extra, ..Stdio::default() };
+    let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
+    let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    // Until it has gone, it holds the slot's overlay.
+    let exit = child.wait().await.map_err(failed)?;
+    match report {
+        Some(answer) => answer.into_result(),
+        None => Err(ReleaseError::Died { what, exit }),
+    }
+}
+
+fn confused() -> ReleaseError {
+    ReleaseError::Refused { why: String::from("the drift worker answered another question") }
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static) -> Result<T, ReleaseError> {
+    tokio::task::spawn_blocking(act).await.map_err(|_| ReleaseError::Cancelled)?
+}

@@ -1,0 +1,314 @@
+//! A look, a patch and its application, on plain directories: a scratch layer beside the merged view that it would give.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use super::{
+    super::{Answer, Way, bundle, store, tests::head},
+    Applied, ApplyJob, Drift, Kept, LookJob, LookReport, Places, Thing, apply_work, look_work,
+};
+use crate::model::Manifest;
+
+/// A release, what lives on it, and what the live one changed.
+struct World {
+    _dir: tempfile::TempDir,
+    places: Places,
+    manifest: fs::File,
+}
+
+fn write(root: &Path, path: &str, content: impl AsRef<[u8]>) {
+    fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+    fs::write(root.join(path), content).unwrap();
+}
+
+fn text(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn release(tree: &Path) {
+    write(tree, "app.py", text(&["import os", "", "def main():", "    return 1", "", "", "", "", "# end"]));
+    write(tree, "bin/tool", "#!/bin/sh\n");
+    fs::set_permissions(tree.join("bin/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+    write(tree, "lib/a/one.txt", "one\n");
+    write(tree, "lib/a/two.txt", "two\n");
+    write(tree, "lib/b.bin", [0, 1, 2, 3]);
+    write(tree, "tmp/keep.txt", "released\n");
+    write(tree, "media/brought.txt", "data\n");
+    symlink("app.py", tree.join("main")).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let options = fs_extra::dir::CopyOptions::new().content_only(true).overwrite(true);
+    fs::create_dir_all(to).unwrap();
+    fs_extra::dir::copy(from, to, &options).unwrap();
+    // It follows links.
+    let link = from.join("main");
+    if link.is_symlink() {
+        fs::remove_file(to.join("main")).unwrap();
+        symlink(fs::read_link(link).unwrap(), to.join("main")).unwrap();
+    }
+}
+
+/// A world in which the whole view is looked through, as where there are no overlays.
+fn world(release: impl Fn(&Path)) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, app) = (dir.path().join("tree"), dir.path().join("app"));
+    fs::create_dir(&tree).unwrap();
+    release(&tree);
+    copy(&tree, &app);
+    let (archive, manifest) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let job = bundle::BundleJob { head: head(), previous: false, threads: 1, limit: u64::MAX };
+    let from = bundle::Places { app: tree.clone(), source: None, upper: None };
+    bundle::work(job, &from, &archive, &manifest, None).into_result().unwrap();
+    World { places: Places { app, upper: None, tree }, manifest, _dir: dir }
+}
+
+fn look(world: &World, ignore: &[&str]) -> Drift {
+    let job = LookJob::Slot {
+        data: vec![String::from("media"), String::from("var/data")],
+        ignore: ignore.iter().map(|pattern| (*pattern).to_owned()).collect(),
+        save: false,
+    };
+    match look_work(&job, &world.places, &world.manifest, None).into_result().unwrap() {
+        LookReport::Slot(drift, _) => drift,
+        LookReport::Tree(..) => panic!(),
+    }
+}
+
+struct Saved {
+    drift: Drift,
+    text: fs::File,
+    files: fs::File,
+    job: ApplyJob,
+}
+
+fn save(world: &World) -> Saved {
+    let (text, files) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let job = LookJob::Slot { data: vec![String::from("media")], ignore: vec![], save: true };
+    let report = look_work(&job, &world.places, &world.manifest, Some((&text, &files))).into_result().unwrap();
+    let LookReport::Slot(drift, archive) = report else { panic!() };
+    let job = ApplyJob { changes: drift.changes.clone(), archive };
+    Saved { drift, text, files, job }
+}
+
+fn apply(saved: &Saved, world: &World) -> Applied {
+    apply_work(&saved.job, &world.places, &saved.text, Some(&saved.files)).into_result().unwrap()
+}
+
+fn told(drift: &Drift) -> Vec<String> {
+    let one = |change: &super::Drifted| {
+        let extra = change.noise.as_deref().or(change.odd.as_deref());
+        format!("{:?} {}{}", change.change, change.path, extra.map(|extra| format!(" [{extra}]")).unwrap_or_default())
+    };
+    drift.changes.iter().map(one).collect()
+}
+
+fn hotfix(app: &Path) {
+    write(app, "app.py", text(&["import os", "", "def main():", "    return 2", "", "", "", "", "# end"]));
+    fs::set_permissions(app.join("bin/tool"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::remove_dir_all(app.join("lib/a")).unwrap();
+    write(app, "lib/b.bin", [0, 1, 2, 3, 4]);
+    write(app, "new/deep/file.txt", "new\n");
+    fs::create_dir_all(app.join("empty/inner")).unwrap();
+    fs::remove_file(app.join("main")).unwrap();
+    symlink("new/deep/file.txt", app.join("main")).unwrap();
+}
+
+#[test]
+fn a_look_finds_what_was_changed_and_knows_what_is_noise() {
+    let world = world(release);
+    assert_eq!(told(&look(&world, &[])), Vec::<String>::new());
+    let app = &world.places.app;
+    hotfix(app);
+    fs::remove_dir_all(app.join("media")).unwrap();
+    symlink("/data/media", app.join("media")).unwrap();
+    fs::create_dir_all(app.join("var")).unwrap();
+    symlink("/data/var/data", app.join("var/data")).unwrap();
+    write(app, "pkg/__pycache__/x.pyc", "x");
+    write(app, "tmp/pids/web.pid", "1");
+    write(app, "tmp/keep.txt", "changed by hand\n");
+    write(app, "log/production.log", "x");
+    write(app, "uploads/x.jpg", "x");
+    let _socket = std::os::unix::net::UnixListener::bind(app.join("app.socket")).unwrap();
+    let found = look(&world, &["/uploads/"]);
+    assert_eq!(
+        told(&found),
+        [
+            "Changed app.py",
+            "Added app.socket [of a running process]",
+            "Changed bin/tool",
+            "Added empty/inner",
+            "Removed lib/a",
+            "Removed lib/a/one.txt",
+            "Removed lib/a/two.txt",
+            "Changed lib/b.bin",
+            "Added log/production.log [a log]",
+            "Changed main",
+            "Added new/deep/file.txt",
+            "Added pkg/__pycache__/x.pyc [bytecode that Python keeps]",
+            "Changed tmp/keep.txt",
+            "Added tmp/pids/web.pid [temporary]",
+            "Added uploads/x.jpg [named by drift.ignore]",
+        ]
+    );
+    assert_eq!(found.counts(), (10, 5));
+}
+
+#[test]
+fn with_a_scratch_layer_only_that_is_looked_into() {
+    let mut world = world(release);
+    hotfix(&world.places.app);
+    write(&world.places.app, "lib/b.bin", [9, 9, 9, 9]);
+    // As the kernel leaves it: copies of what was changed, directories above them, a mark for what is gone.
+    let upper = world.places.app.with_file_name("upper");
+    for path in ["app.py", "new/deep/file.txt", "lib/a"] {
+        write(&upper, path, "x");
+    }
+    world.places.upper = Some(upper);
+    assert_eq!(
+        told(&look(&world, &[])),
+        ["Changed app.py", "Removed lib/a", "Removed lib/a/one.txt", "Removed lib/a/two.txt", "Added new/deep/file.txt"],
+        "what the layer does not have comes from the release, and is its own test"
+    );
+}
+
+#[test]
+fn names_and_files_that_no_release_can_hold_are_told_and_left_alone() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = world(release);
+    let app = &world.places.app;
+    fs::write(app.join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
+    fs::write(app.join("a\nb"), "x").unwrap();
+    symlink("/etc/passwd", app.join("lib/out")).unwrap();
+    symlink("..", app.join("lib/up")).unwrap();
+    let saved = save(&world);
+    let odd: Vec<_> = saved.drift.changes.iter().filter(|change| change.odd.is_some()).collect();
+    assert_eq!(odd.len(), 2, "{:?}", told(&saved.drift));
+    assert!(odd.iter().all(|change| change.kept == Kept::No));
+    // Links are what they say, and nothing behind them is read.
+    let link = saved.drift.changes.iter().find(|change| change.path == "lib/out").unwrap();
+    assert_eq!(link.now, Some(Thing::Link { target: String::from("/etc/passwd") }));
+    assert_eq!(saved.drift.changes.len(), 4);
+}
+
+#[test]
+fn a_patch_makes_of_the_release_what_it_was_made_of() {
+    let world = world(release);
+    hotfix(&world.places.app);
+    let saved = save(&world);
+    let text = fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&saved.text))).unwrap();
+    for part in [
+        "--- a/app.py\n+++ b/app.py\n",
+        "-    return 1\n+    return 2\n",
+        "old mode 100755\nnew mode 100644\n",
+        "+++ b/new/deep/file.txt",
+    ] {
+        assert!(part.starts_with("old mode") || text.contains(part), "{part} is not in\n{text}");
+    }
+    let fresh = self::world(release);
+    let Applied::Done { changed, merged, there } = apply(&saved, &fresh) else { panic!() };
+    assert_eq!((changed.len(), merged.len(), there), (9, 0, 0), "{changed:?}");
+    assert_eq!(told(&look(&fresh, &[])), told(&saved.drift));
+    assert_eq!(fs::read(fresh.places.app.join("lib/b.bin")).unwrap(), [0, 1, 2, 3, 4]);
+    // A second time there is nothing left to do.
+    let Applied::Done { changed, there, .. } = apply(&saved, &fresh) else { panic!() };
+    assert_eq!((changed.len(), there), (0, 9));
+}
+
+#[test]
+fn git_understands_the_text() {
+    let world = world(release);
+    write(&world.places.app, "app.py", "other\n");
+    write(&world.places.app, "with space.txt", "no newline at the end");
+    fs::remove_file(world.places.app.join("lib/a/one.txt")).unwrap();
+    let saved = save(&world);
+    let patch = world.places.app.with_file_name("patch");
+    fs::copy(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&saved.text)), &patch).unwrap();
+    let git = std::process::Command::new("git")
+        .arg("apply")
+        .arg(&patch)
+        .current_dir(&world.places.tree)
+        .env("GIT_CEILING_DIRECTORIES", "/")
+        .output();
+    let Ok(git) = git else { return eprintln!("SKIPPED: git is not installed") };
+    assert!(git.status.success(), "{}", String::from_utf8_lossy(&git.stderr));
+    for path in ["app.py", "with space.txt"] {
+        assert_eq!(fs::read(world.places.tree.join(path)).unwrap(), fs::read(world.places.app.join(path)).unwrap());
+    }
+    assert!(!world.places.tree.join("lib/a/one.txt").exists());
+}
+
+#[test]
+fn a_patch_meets_another_release() {
+    let hot = world(release);
+    hotfix(&hot.places.app);
+    let saved = save(&hot);
+    // It has the fix of the binary, another line of the text, and a new file in the directory that was removed.
+    let next = world(|tree| {
+        release(tree);
+        write(tree, "app.py", text(&["import os", "", "def main():", "    return 1", "", "", "", "", "# the end"]));
+        write(tree, "lib/b.bin", [0, 1, 2, 3, 4]);
+        write(tree, "lib/a/three.txt", "three\n");
+    });
+    let Applied::Done { merged, there, .. } = apply(&saved, &next) else { panic!() };
+    assert_eq!((merged, there), (vec![String::from("app.py")], 1));
+    let merged = fs::read_to_string(next.places.app.join("app.py")).unwrap();
+    assert!(merged.contains("return 2") && merged.contains("# the end"), "{merged}");
+    assert!(next.places.app.join("lib/a/three.txt").exists() && !next.places.app.join("lib/a/one.txt").exists());
+
+    // It contradicts: everything is said, and nothing is done.
+    let other = world(|tree| {
+        release(tree);
+        write(tree, "app.py", text(&["import os", "", "def main():", "    return 3", "", "", "", "", "# end"]));
+        write(tree, "lib/b.bin", [7]);
+        write(tree, "new", "a file where the patch needs a directory");
+        fs::remove_file(tree.join("bin/tool")).unwrap();
+        write(tree, "lib/a/one.txt", "another\n");
+    });
+    let Applied::Conflicts(conflicts) = apply(&saved, &other) else { panic!() };
+    let paths: Vec<_> = conflicts.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["app.py", "bin/tool", "lib/a/one.txt", "lib/b.bin", "new/deep/file.txt"]);
+    assert_eq!(told(&look(&other, &[])), Vec::<String>::new(), "nothing was touched");
+}
+
+#[test]
+fn a_patch_cannot_be_led_out_of_the_application() {
+    let hot = world(release);
+    write(&hot.places.app, "lib/new.txt", "mine\n");
+    write(&hot.places.app, "lib/new.bin", [0, 1]);
+    let saved = save(&hot);
+    let outside = tempfile::tempdir().unwrap();
+    let trap = world(|tree| {
+        release(tree);
+        fs::remove_dir_all(tree.join("lib")).unwrap();
+    });
+    symlink(outside.path(), trap.places.app.join("lib")).unwrap();
+    let Applied::Conflicts(conflicts) = apply(&saved, &trap) else { panic!() };
+    assert_eq!(conflicts.len(), 2, "{conflicts:?}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    // Paths of a damaged list are refused as well.
+    let mut evil = saved.job.clone();
+    evil.changes.iter_mut().for_each(|change| change.path = String::from("../out"));
+    let trap = world(release);
+    let answer = apply_work(&evil, &trap.places, &saved.text, Some(&saved.files));
+    assert!(matches!(answer, Answer::Done(Applied::Conflicts(_)) | Answer::Refused(_)), "{answer:?}");
+    assert!(!trap.places.app.with_file_name("out").exists());
+}
+
+#[test]
+fn the_installed_tree_is_compared_too() {
+    let world = world(release);
+    let tree = |world: &World| match look_work(&LookJob::Tree, &world.places, &world.manifest, None).into_result().unwrap() {
+        LookReport::Tree(found, more) => (found, more),
+        LookReport::Slot(..) => panic!(),
+    };
+    let manifest: Manifest = store::parse(&world.manifest, Path::new("m")).unwrap();
+    assert!(!manifest.entries.is_empty());
+    assert_eq!(tree(&world), (vec![], 0));
+    write(&world.places.tree, "app.py", "tampered\n");
+    assert_eq!(tree(&world), (vec![(String::from("app.py"), String::from("has another content"))], 0));
+    let _ = Way::Added;
+}

@@ -1,0 +1,218 @@
+//! What was changed by hand in what runs: seen, kept, refused, put onto the next release; never lost without a word.
+
+use serde_json::Value;
+
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, until};
+
+in_each_mode!(changes_by_hand_are_seen_and_kept, a_hotfix_is_put_onto_the_next_release);
+in_one_mode!(
+    drift_can_be_refused,
+    a_restart_loses_nothing,
+    what_is_changed_during_a_deployment_is_kept,
+    a_changed_tree_is_told,
+    patterns_and_policies_are_checked,
+    who_may_look_and_who_may_keep,
+);
+
+const PAGE: &str = "<!doctype html>\n<title>shop</title>\none\n\n\n\n\n\n\nlast\n";
+
+fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", recipe);
+    repo.write("index.html", PAGE).write("lib/old.txt", "old\n").write("lib/data.bin", [0, 1, 2]);
+    repo.commit("one");
+    repo.push().accepted();
+    repo
+}
+
+fn by_hand(world: &World, script: &str) {
+    world.larder(&["run", "shop", "--", "sh", "-ec", script]).exits(0);
+}
+
+const HOTFIX: &str = "sed -i s/one/FIXED/ index.html; rm lib/old.txt; printf '\\1\\0\\3\\4' > lib/data.bin; echo new > extra.txt";
+
+fn changes(world: &World) -> Vec<(String, String)> {
+    let json = world.larder(&["drift", "shop", "--quick", "--json"]).json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let real = json["changes"].as_array().unwrap().iter().filter(|change| change["noise"].is_null());
+    real.map(|change| (text(&change["change"]), text(&change["path"]))).collect()
+}
+
+fn patches(world: &World) -> Vec<Value> {
+    world.larder(&["drift", "shop", "--patches", "--json"]).json().as_array().unwrap().clone()
+}
+
+fn changes_by_hand_are_seen_and_kept(world: &World) {
+    let repo = shop(world, "data: [media]\n");
+    let clean = world.larder(&["drift", "shop"]);
+    clean.exits(0).says("v1 of shop/production runs as it was released.").says("The installed tree is what its manifest says.");
+    world.larder(&["drift", "shop", "--save"]).exits(3).says("nothing in shop/production was changed by hand");
+    by_hand(world, HOTFIX);
+    by_hand(world, "echo mine > media/file; mkdir -p tmp log; echo x > tmp/x; echo x > log/web.log; touch lib/data.bin");
+    let drift = world.larder(&["drift", "shop"]);
+    drift.exits(0).says("4 changed by hand in v1 of shop/production, and 2 that are to be expected:");
+    drift.says("changed  index.html").says("removed  lib/old.txt").says("changed  lib/data.bin").says("added    extra.txt");
+    drift.says("[temporary]").says("[a log]").says("larder drift shop/production --save").keeps_quiet_about("media");
+    world.larder(&["status"]).says("live: 4 changed by hand");
+    world.larder(&["project", "info", "shop"]).says("4 changed by hand");
+    assert_eq!(world.ssh("alice", &["status", "--json"]).json()["environments"][0]["drift"]["changes"], 4);
+
+    let saved = world.ssh("alice", &["drift", "shop", "--save", "--json"]).json();
+    let id = saved["patch"].as_str().unwrap();
+    let shown = world.larder(&["drift", "shop", "--show", &id[..5]]);
+    shown
+        .exits(0)
+        .says("--- a/index.html\n+++ b/index.html\n")
+        .says("-one\n+FIXED\n")
+        .says("lib/data.bin")
+        .says("kept as a whole");
+    // The text is one that git takes.
+    let text = world.larder(&["drift", "shop", "--show", id]).stdout;
+    repo.write("../hotfix.diff", text);
+    repo.git(&["apply", "--check", "../hotfix.diff"]).ok();
+
+    // By default the next release is without it; that is said, and it stays kept.
+    repo.write("index.html", PAGE.replace("last", "second")).commit("two");
+    let push = repo.push();
+    push.accepted().says("4 files of v1 were changed by hand").says("changed index.html").says(&format!("--show {id}"));
+    world.get("shop", "/").holds("one");
+    assert_eq!(world.get("shop", "/extra.txt").status, 404);
+    assert_eq!(changes(world), []);
+    let kept = patches(world);
+    assert_eq!((kept.len(), &kept[0]["by"], &kept[0]["number"]), (1, &"alice".into(), &1.into()), "the same is kept once");
+    world.larder(&["drift", "shop", "--patches"]).says(id).says("alice");
+    world.larder(&["drift", "shop", "--drop", id]).exits(0);
+    world.larder(&["drift", "shop", "--drop", id]).exits(4).says("there is no patch");
+    assert_eq!(patches(world).len(), 0);
+}
+
+fn a_hotfix_is_put_onto_the_next_release(world: &World) {
+    let repo = shop(world, "drift: reapply\n");
+    by_hand(world, HOTFIX);
+    // Another line of the same file, and the binary exactly as it was mended.
+    repo.write("index.html", PAGE.replace("last", "second")).write("lib/data.bin", [1, 0, 3, 4]).commit("two");
+    let push = repo.push();
+    push.accepted()
+        .says("4 files of v1 were changed by hand")
+        .says("3 files changed; of these merged: index.html; 1 were so already");
+    let page = world.get("shop", "/").body;
+    assert!(page.contains("FIXED") && page.contains("second"), "{page}");
+    assert_eq!(world.get("shop", "/lib/old.txt").status, 404);
+    world.get("shop", "/extra.txt").holds("new");
+    assert_eq!(changes(world).len(), 3);
+    // It stays over a restart, and over another deployment.
+    world.larder(&["restart", "shop"]).exits(0);
+    world.get("shop", "/").holds("FIXED");
+    repo.commit("three");
+    repo.push().accepted();
+    world.get("shop", "/").holds("FIXED");
+    // What contradicts it is refused before anything has changed for users.
+    let live = repo.live();
+    repo.write("index.html", PAGE.replace("one", "another")).commit("four");
+    repo.push()
+        .rejected_with("does not fit this release: index.html: this release has changed the same lines")
+        .says("drift: keep");
+    assert_eq!(repo.live(), live);
+    world.get("shop", "/").holds("FIXED");
+    // Committed, it is in nobody's way any more.
+    repo.write("index.html", PAGE.replace("one", "FIXED").replace("last", "second")).remove("lib/old.txt");
+    repo.write("extra.txt", "new\n").commit("five");
+    repo.push().accepted().says("3 were so already");
+    assert_eq!(changes(world), []);
+    repo.commit("six");
+    repo.push().accepted().0.keeps_quiet_about("by hand");
+    world.is_consistent("shop");
+}
+
+fn drift_can_be_refused(world: &World) {
+    let repo = shop(world, "drift: {policy: refuse, ignore: [/uploads/, \"*.sqlite3\"]}\n");
+    by_hand(world, "mkdir uploads; echo x > uploads/x; echo x > db.sqlite3");
+    repo.commit("two");
+    repo.push().accepted().0.keeps_quiet_about("by hand");
+    by_hand(world, HOTFIX);
+    let live = repo.live();
+    repo.commit("three");
+    repo.push().rejected_with("gather: 4 files of v2 were changed by hand").says("--save").says("removed lib/old.txt");
+    assert_eq!(repo.live(), live);
+    world.get("shop", "/").holds("FIXED");
+    // Kept by itself already, but nobody has seen it.
+    assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &Value::Null));
+    world.ssh("alice", &["drift", "shop", "--save"]).exits(0).says("Kept as patch");
+    repo.push().accepted().says("this release is without that");
+    world.get("shop", "/").holds("one");
+    assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &"alice".into()));
+}
+
+fn a_restart_loses_nothing(world: &World) {
+    shop(world, "env: {A: b}\n");
+    by_hand(world, HOTFIX);
+    world.larder(&["restart", "shop"]).exits(0);
+    world.get("shop", "/").holds("one");
+    assert_eq!(patches(world).len(), 1);
+    by_hand(world, "echo again > other.txt");
+    world.kill9_all();
+    world.start(&[]);
+    until("the application is back", || world.get("shop", "/").status == 200);
+    assert_eq!(world.get("shop", "/other.txt").status, 404);
+    assert_eq!(patches(world).len(), 2, "{:?}", patches(world));
+}
+
+fn what_is_changed_during_a_deployment_is_kept(world: &World) {
+    let repo = shop(world, "env: {A: b}\n");
+    repo.program(".larder/build", "#!/bin/sh\necho waiting\nsleep 3\n").commit("slow");
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        until("the build waits", || world.larder(&["status"]).stdout.contains("deploying"));
+        std::thread::sleep(std::time::Duration::from_millis(1000));
+        by_hand(world, "echo late > late.txt");
+        push.join().unwrap().accepted().0.keeps_quiet_about("by hand");
+    });
+    until("it is kept", || patches(world).len() == 1);
+    let patch = patches(world);
+    assert_eq!(patch[0]["number"], 1);
+    let id = patch[0]["id"].as_str().unwrap();
+    world.larder(&["drift", "shop", "--show", id]).says("+late");
+}
+
+fn a_changed_tree_is_told(world: &World) {
+    shop(world, "env: {A: b}\n");
+    let top = world.environment("shop");
+    let tree = top.join("deploy").join(std::fs::read_link(top.join("deploy/current")).unwrap());
+    std::fs::write(tree.join("index.html"), "tampered").unwrap();
+    let drift = world.larder(&["drift", "shop"]);
+    drift.exits(0).says("NOT what its manifest says").says("index.html has another content").says("runs as it was released");
+    assert_eq!(world.larder(&["drift", "shop", "--json"]).json()["tree"]["differences"][0]["path"], "index.html");
+    world.larder(&["drift", "shop", "--quick"]).keeps_quiet_about("manifest");
+}
+
+fn patterns_and_policies_are_checked(world: &World) {
+    let repo = shop(world, "env: {A: b}\n");
+    world.larder(&["drift", "blog"]).exits(4);
+    world.larder(&["drift", "shop", "--show", "../../x"]).exits(4).says("there is no patch");
+    world.larder(&["drift", "shop", "--save", "--patches"]).exits(2);
+    repo.write("larder.yml", "drift: reaply\n").commit("bad");
+    repo.push().rejected_with("larder.yml:1").says("reapply");
+    repo.write("larder.yml", "drift: {ignore: [\"[z-a]\"]}\n").commit("bad");
+    repo.push().rejected_with("pattern 1 of drift.ignore");
+    world.larder(&["project", "create", "empty"]).ok();
+    world.larder(&["drift", "empty"]).exits(4).says("nothing is live in empty/production yet");
+}
+
+fn who_may_look_and_who_may_keep(world: &World) {
+    shop(world, "env: {A: b}\n");
+    by_hand(world, HOTFIX);
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.ssh("bob", &["drift", "shop"]).exits(4);
+    world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
+    world.ssh("bob", &["drift", "shop"]).exits(0).says("4 changed by hand");
+    world.ssh("bob", &["drift", "shop", "--save"]).exits(3);
+    world.ssh("bob", &["release", "pin", "shop", "v1"]).exits(3);
+    world.ssh("bob", &["release", "show", "shop", "v1"]).exits(0);
+    let id = world.larder(&["drift", "shop", "--save", "--json"]).json()["patch"].as_str().unwrap().to_owned();
+    world.ssh("bob", &["drift", "shop", "--show", &id]).exits(3);
+    world.ssh("bob", &["drift", "shop", "--drop", &id]).exits(3);
+    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    world.ssh("bob", &["drift", "shop", "--show", &id]).exits(0).says("+FIXED");
+}
