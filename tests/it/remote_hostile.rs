@@ -41,6 +41,10 @@ impl Desk for Hostile {
         Some(Identity { user: "production".parse().unwrap() })
     }
 
+    fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        tokio::sync::watch::channel(()).1
+    }
+
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let ExecRequest::Verb(words) = call.request else { return Box::pin(async { 2 }) };
         let (wrong, offer) = (self.wrong, self.offer.clone());
