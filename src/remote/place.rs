@@ -77,7 +77,7 @@ impl Places {
             }
             other => (Kind::Store(Store::open(&title, other, &self.buckets)?), project.clone(), None),
         };
-        Ok(Place { title, project, environment, limits: self.limits, kind: Arc::new(kind) })
+        Ok(Place { title, project, environment, limits: self.limits, deltas: false, kind: Arc::new(kind) })
     }
 }
 
@@ -94,10 +94,21 @@ pub struct Place {
     project: ProjectName,
     environment: Option<EnvironmentName>,
     limits: Limits,
+    deltas: bool,
     kind: Arc<Kind>,
 }
 
 impl Place {
+    /// The same place, of which deltas are wanted too: for a caller that can turn one into a release.
+    #[must_use]
+    pub fn with_deltas(self) -> Place {
+        Place { deltas: true, ..self }
+    }
+
+    pub(super) fn wants_deltas(&self) -> bool {
+        self.deltas
+    }
+
     /// Its name and address, for people.
     pub fn title(&self) -> &str {
         &self.title

@@ -22,7 +22,7 @@ use crate::{
     host::{files, root::EnvironmentPaths},
     model::{CommitId, Digest, Environment, EnvironmentName, ProjectName, ReleaseId},
     pipeline::Summary,
-    release::store,
+    release::{self, ReleaseError, store},
     remote::{Blob, Found, Object, Offer, find},
 };
 
@@ -48,11 +48,21 @@ struct HeadArchive {
 }
 
 /// Heads of manifests that were read before, with the manifests' sizes and digests.
-pub type Heads = Arc<Mutex<HashMap<PathBuf, Arc<(HeadOf, Blob)>>>>;
+#[derive(Debug, Clone)]
+pub struct Heads {
+    known: Arc<Mutex<HashMap<PathBuf, Arc<(Head, Blob)>>>>,
+    /// One delta is made at a time: it takes the processor from what serves.
+    making: Arc<tokio::sync::Mutex<()>>,
+}
 
-/// A head; only this room looks into it.
-#[derive(Debug)]
-pub struct HeadOf(Head);
+impl Default for Heads {
+    fn default() -> Heads {
+        Heads { known: Arc::default(), making: Arc::default() }
+    }
+}
+
+/// How many threads make a delta.
+const THREADS: usize = 2;
 
 /// More heads than this are not remembered.
 const HEADS: usize = 4096;
@@ -76,14 +86,14 @@ fn digest(path: &Path) -> Result<Blob, CommandError> {
     Ok(Blob { bytes, digest: Digest::from(hasher.finalize()) })
 }
 
-fn head(heads: &Heads, path: &Path) -> Result<Arc<(HeadOf, Blob)>, CommandError> {
-    if let Some(known) = heads.lock().get(path) {
+fn head(heads: &Heads, path: &Path) -> Result<Arc<(Head, Blob)>, CommandError> {
+    if let Some(known) = heads.known.lock().get(path) {
         return Ok(Arc::clone(known));
     }
     let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
     let head: Head = serde_json::from_reader(BufReader::new(file)).map_err(|error| internal(path, io::Error::other(error)))?;
-    let known = Arc::new((HeadOf(head), digest(path)?));
-    let mut heads = heads.lock();
+    let known = Arc::new((head, digest(path)?));
+    let mut heads = heads.known.lock();
     if heads.len() >= HEADS {
         heads.clear();
     }
@@ -126,7 +136,7 @@ fn of(control: &Control, heads: &Heads, environment: Environment) -> Result<Vec<
         }
         // A manifest that is pruned at this moment is not on offer.
         let Ok(known) = head(heads, &paths.manifest(release)) else { continue };
-        let (HeadOf(head), manifest) = &*known;
+        let (head, manifest) = &*known;
         let offer = Offer {
             project: head.project.clone(),
             environment: head.environment.clone(),
@@ -191,9 +201,8 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
 }
 
 /// The file of a release that holds an object.
-async fn file_of(control: &Control, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+async fn file_of(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
     let release = offered.offer.release;
-    let title = offered.offer.title();
     match object {
         Object::Manifest => Ok(offered.paths.manifest(release)),
         Object::Archive => Ok(offered.paths.archive(release)),
@@ -201,11 +210,37 @@ async fn file_of(control: &Control, offered: &Offered, object: Object) -> Result
             let (control, environment, paths) = (control.clone(), offered.environment.clone(), offered.paths.clone());
             let found = tokio::task::spawn_blocking(move || record(&control, &environment, &paths, release));
             let found = found.await.map_err(|error| CommandError::internal(&error))??;
-            found.ok_or_else(|| not_found(format!("there is no health record of {title}")))
+            found.ok_or_else(|| not_found(format!("there is no health record of {}", offered.offer.title())))
         }
-        Object::Delta { from } => Err(not_found(format!("this server makes no delta from {from} to {title}"))),
+        Object::Delta { from } => delta(control, target, offered, from).await,
         Object::Pack => Err(CommandError::new(Kind::Usage, "the size of a pack is not known before it is made")),
     }
+}
+
+/// The delta from another release of the same environment, made if nobody has asked for it before.
+async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
+    let title = offered.offer.title();
+    let all = self::offered(control, target).await?;
+    let here = all.iter().any(|other| other.offer.release == from && other.environment.id == offered.environment.id);
+    if !here || from == offered.offer.release {
+        return Err(not_found(format!("there is no delta from {from} to {title}, because {from} is not here")));
+    }
+    let services = control.pipeline().services();
+    let context = release::Context {
+        launcher: &services.launcher,
+        project: offered.environment.project_id,
+        environment: offered.environment.id,
+        paths: &offered.paths,
+        output: None,
+        threads: THREADS,
+        signing: &services.signing,
+        archive_limit: services.config.limits.archive_bytes.bytes(),
+    };
+    let _one_at_a_time = control.0.heads.making.lock().await;
+    release::make_delta(&context, from, offered.offer.release).await.map_err(|error| match error {
+        ReleaseError::Unknown { .. } => not_found(format!("the delta from {from} to {title} cannot be made: {error}")),
+        other => CommandError::internal(&other),
+    })
 }
 
 /// A record of this moment is good for so long: whoever asks for its digest asks for its bytes next.
@@ -233,7 +268,7 @@ fn record(
 
 pub(super) async fn info(control: &Control, target: &Target, release: &str, object: Object) -> Result<Reply, CommandError> {
     let offered = one(control, target, release).await?;
-    let path = file_of(control, &offered, object).await?;
+    let path = file_of(control, target, &offered, object).await?;
     let looking = tokio::task::spawn_blocking(move || digest(&path));
     Ok(Reply::Blob(looking.await.map_err(|error| CommandError::internal(&error))??))
 }
@@ -261,7 +296,7 @@ pub(super) async fn get(
         };
         return Ok(Reply::Bytes(Box::new(send)));
     }
-    let path = file_of(control, &offered, object).await?;
+    let path = file_of(control, target, &offered, object).await?;
     // Opened before anything is said: from here on a pruned release can still be read to its end.
     let file = files::open_regular(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),

@@ -103,7 +103,8 @@ impl Pulled {
 }
 
 /// Brings the release of an offer into `releases/.incoming/`. `held` are releases of which this environment has the tree and maybe the
-/// archive, newest first: a delta from one of them, or frames of their archives, are not fetched. May be repeated and interrupted at any
+/// archive, newest first: with a delta from one of them ([`Place::with_deltas`]), or by frames of their archives, only what changed is
+/// fetched. May be repeated and interrupted at any
 /// moment; two pulls of one release wait for each other.
 pub async fn pull(
     place: &Place,
@@ -146,7 +147,7 @@ async fn by_delta(
     progress: &Progress,
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
-    for from in held.iter().take(BASES).copied() {
+    for from in held.iter().take(if place.wants_deltas() { BASES } else { 0 }).copied() {
         let delta = match fill::patiently(|| place.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
             // Not worth it, or nothing that this place can make: there is another way.
