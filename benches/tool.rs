@@ -87,6 +87,7 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
         environment: "staging".parse()?,
         release: ReleaseId::new(created),
         commit: "0123456789abcdef0123456789abcdef01234567".parse()?,
+        source: None,
         build: 1,
         tag: None,
         mode: Mode::Cooking,
@@ -160,6 +161,7 @@ fn export(repositories: &Path, place: &Path, commit: &Path) -> Outcome {
         limits: SourceLimits::default(),
         export: true,
         fresh: false,
+        tags: Vec::new(),
         quarantine: None,
     };
     match source::perform(&paths, &job) {

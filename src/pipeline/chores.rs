@@ -10,6 +10,7 @@ use super::{
     lane::{Lane, TreeCopy},
     phases::bundle,
     pins::Pins,
+    publish,
     step::chain,
 };
 use crate::{
@@ -22,11 +23,15 @@ use crate::{
         self,
         store::{Info, Keep, forget_deltas, prune_plan},
     },
+    remote,
     runtime::Label,
 };
 
 /// A repository is packed after so many deployments.
 const PACK_EVERY: u32 = 25;
+
+/// What a pull has left for so long, nobody comes back to.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
 /// Smaller trees are linked in less time than a spare one is looked through.
 const WORTH_A_SPARE: u64 = 500;
@@ -51,11 +56,27 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
             }
         }
         drop(held);
+        if went_live {
+            complete(&deployment).await;
+            publish::everywhere(&deployment, &live).await;
+        }
+        remote::sweep(&deployment.paths, ABANDONED);
         prune(&deployment, &lane, &live).await;
         if went_live && deployment.entries >= WORTH_A_SPARE {
             make_spare(&deployment, &lane, &live).await;
         }
     });
+}
+
+/// Makes the archive of a release that came as a delta: then it needs nothing but itself, here and wherever it goes next.
+async fn complete(deployment: &Deployment) {
+    let release = deployment.order.release;
+    if !deployment.paths.delta(release).is_file() {
+        return;
+    }
+    if let Err(error) = release::rebuild(&bundle::context(deployment), release).await {
+        tracing::warn!(%release, error = chain(&error), "the archive could not be made again; the release stays as its delta");
+    }
 }
 
 /// Stops what is not live. Workers end at once, because two releases must not work side by side for long; web processes first

@@ -209,6 +209,8 @@ pub struct Deployment {
     pub transcript: Transcript,
     /// What the environment that cooked the release says about it, where that is one of this server. It is kept with the release.
     pub proof: Option<HealthRecord>,
+    /// What is said about it to other places, signed.
+    pub record: Option<Vec<u8>>,
     /// Whether somebody wants it to end.
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
@@ -244,6 +246,7 @@ impl Deployment {
             facts: Facts::default(),
             transcript,
             proof: None,
+            record: None,
             cancelled,
             seen: None,
             tags: Vec::new(),

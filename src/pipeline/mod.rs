@@ -21,6 +21,7 @@ mod output;
 mod phases;
 mod pins;
 mod plan;
+mod publish;
 mod recipe;
 mod recover;
 mod runner;
@@ -232,6 +233,10 @@ impl Pipeline {
         verdict::print(&deployment, &outcome);
         ticket.transcript.close();
         verdict.send_replace(Some(outcome));
+        if deployment.order.environment.remotes.iter().any(|remote| remote.publish) {
+            let record = runner::aside(|| self.health(&deployment.order.environment, deployment.order.release));
+            deployment.record = record.and_then(|record| serde_json::to_vec(&record).ok());
+        }
         chores::after(deployment, lane).await;
     }
 

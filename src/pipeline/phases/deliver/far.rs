@@ -5,7 +5,7 @@ use crate::{
     model::{CommitId, Manifest, PublicKey, RemoteName},
     pipeline::{
         context::Deployment,
-        phases::bundle,
+        phases::{bundle, deploy::install},
         step::{Failure, chain},
     },
     release::{self, Body, Incoming, Look},
@@ -19,7 +19,16 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
     let remote = order.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
     let place = deployment.services.places.open(remote, &order.environment.project).map_err(unreached)?;
     let brought = async {
-        let manifest = pull(deployment, &place, &remote.trust).await?;
+        // A delta needs what it starts from; where it turns out to be no good, the archive does without.
+        let base = deployment.previous_release().filter(|release| deployment.paths.manifest(*release).is_file());
+        let by_delta = base.is_some() && !install::distrusts_deltas(&deployment.paths);
+        let manifest = match by_delta {
+            false => pull(deployment, &place, &remote.trust).await?,
+            true => match pull(deployment, &place.clone().with_deltas(), &remote.trust).await {
+                Ok(manifest) => manifest,
+                Err(_) => pull(deployment, &place, &remote.trust).await?,
+            },
+        };
         commit(deployment, &place).await?;
         Ok(manifest)
     };

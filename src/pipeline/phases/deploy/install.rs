@@ -1,11 +1,14 @@
 //! The release's tree, unpacked from its archive.
 
+use std::{fs, time::Duration};
+
 use crate::{
+    host::{files, root::EnvironmentPaths},
     model::Phase,
     pipeline::{
         context::Deployment,
         phases::bundle,
-        step::{Step, Work},
+        step::{Step, Work, chain},
     },
     release,
 };
@@ -38,6 +41,9 @@ impl Step for Install {
             let begun = spare(deployment).await;
             let context = bundle::context(deployment);
             let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
+            if installed.is_err() {
+                forget_delta(deployment);
+            }
             deployment.entries = installed.map_err(bundle::failure)?.report.entries;
             Ok(())
         })
@@ -51,6 +57,33 @@ impl Step for Install {
             }
         })
     }
+}
+
+/// The file that says that a delta was no good here.
+const DISTRUST: &str = ".no-deltas";
+
+/// How long whole archives are fetched after that.
+const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes a release that came as a delta and could not be installed: the next attempt fetches its archive.
+fn forget_delta(deployment: &Deployment) {
+    let (paths, release) = (&deployment.paths, deployment.order.release);
+    if !paths.delta(release).is_file() || paths.archive(release).is_file() {
+        return;
+    }
+    deployment.transcript.error("It came as a delta, which is thrown away; the next attempt brings the whole archive.");
+    let marked = files::write_atomic(&paths.releases().join(DISTRUST), b"", 0o640);
+    for outcome in [marked, files::remove_if_present(&paths.manifest(release)), files::remove_if_present(&paths.delta(release))] {
+        if let Err(error) = outcome {
+            tracing::error!(error = chain(&error), "a delta that is no good could not be put away");
+        }
+    }
+}
+
+/// Whether a delta was no good lately.
+pub fn distrusts_deltas(paths: &EnvironmentPaths) -> bool {
+    let marked = fs::metadata(paths.releases().join(DISTRUST)).and_then(|found| found.modified());
+    marked.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DISTRUST_FOR))
 }
 
 /// Makes the spare tree the one to install to, if there is one of the live release. It is taken in any case: where this step is
