@@ -377,7 +377,8 @@ fn a_list_of_patches_that_lies_is_refused() {
     let good: Vec<groups::Group> = format::decode(&list, "list").unwrap();
     assert_eq!(good.len(), 1);
     world.apply(&with_groups(&world, list), false).unwrap();
-    let mut lies: Vec<Box<dyn Fn(&mut Vec<groups::Group>)>> = vec![
+    type Lie = Box<dyn Fn(&mut Vec<groups::Group>)>;
+    let lies: Vec<Lie> = vec![
         Box::new(|groups| drop(groups.pop())),
         Box::new(|groups| groups.push(groups[0].clone())),
         Box::new(|groups| groups[0].members.truncate(1)),
@@ -393,7 +394,7 @@ fn a_list_of_patches_that_lies_is_refused() {
         Box::new(|groups| groups[0].parts[0].reference = 1 << 40),
         Box::new(|groups| groups[0].parts.clear()),
     ];
-    for (number, lie) in lies.iter_mut().enumerate() {
+    for (number, lie) in lies.iter().enumerate() {
         let mut groups = good.clone();
         lie(&mut groups);
         let refused = world.apply(&with_groups(&world, groups::encode(&groups).unwrap()), false);
