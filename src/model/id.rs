@@ -29,7 +29,11 @@ macro_rules! moment_id {
         impl $type {
             /// A fresh id for the moment `now`.
             pub fn new(now: Timestamp) -> Self {
-                Self { seconds: now.as_second(), uuid: Uuid::new_v4() }
+                // Of version 7, so that those of the same second are in order, too.
+                let seconds = u64::try_from(now.as_second()).unwrap_or_default();
+                let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
+                let moment = uuid::Timestamp::from_unix(uuid::ContextV7::new(), seconds, nanoseconds);
+                Self { seconds: now.as_second(), uuid: Uuid::new_v7(moment) }
             }
 
             /// The moment in the id, to the second.
@@ -179,6 +183,15 @@ mod tests {
         assert!(early < late && early.to_string() < late.to_string());
         assert_eq!(early.to_string().parse(), Ok(early));
         assert!(early.to_string().starts_with("20231114T221320Z-"));
+    }
+
+    #[test]
+    fn ids_of_one_second_are_in_order() {
+        let second = Timestamp::from_second(1_700_000_000).unwrap();
+        let at = |milliseconds| ReleaseId::new(second + jiff::SignedDuration::from_millis(milliseconds));
+        let ids: Vec<_> = (0..1000).step_by(7).map(at).collect();
+        assert!(ids.is_sorted());
+        assert_ne!(at(3), at(3));
     }
 
     #[test]

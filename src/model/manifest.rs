@@ -93,8 +93,8 @@ pub struct Entry {
     pub kind: EntryKind,
 }
 
-/// As a row of fields in any order: what serde derives for a flattened enum takes four times as long, and a manifest is nearly all
-/// entries.
+/// As a row of fields in any order: serde would keep the fields of a flattened enum in a buffer of their own first, and a manifest is
+/// nearly all entries.
 #[derive(Deserialize)]
 struct Row<'a> {
     #[serde(borrow)]

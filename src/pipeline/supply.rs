@@ -276,7 +276,7 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candida
 }
 
 fn none(wanted: String, mut candidates: Vec<Candidate>, unreachable: Vec<String>) -> SupplyError {
-    candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.release));
+    candidates.sort_by_key(|candidate| (std::cmp::Reverse(candidate.release), candidate.number.is_none()));
     candidates.dedup_by_key(|candidate| candidate.release);
     SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(Candidate::title).collect(), unreachable }
 }

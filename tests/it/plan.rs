@@ -2,7 +2,7 @@
 
 use crate::harness::{Repo, World, in_one_mode, output::golden};
 
-in_one_mode!(the_plan_of_a_cooking_environment);
+in_one_mode!(the_plan_of_a_cooking_environment, the_plan_of_a_final_environment);
 
 fn the_plan_of_a_cooking_environment(world: &World) {
     world.project("shop");
@@ -24,4 +24,9 @@ fn the_plan_of_a_cooking_environment(world: &World) {
     assert_eq!(done, world.steps("shop"));
     world.larder(&["plan", "shop", "--only", "deploy"]).says("deploy.switch").keeps_quiet_about("gather.source");
     world.larder(&["plan", "nowhere"]).exits(4);
+}
+
+fn the_plan_of_a_final_environment(world: &World) {
+    world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
+    golden("plan-final.txt", world.larder(&["plan", "shop"]).ok());
 }

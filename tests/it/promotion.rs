@@ -7,7 +7,9 @@ in_one_mode!(
     what_was_not_cooked_is_refused_early,
     an_equal_tree_is_the_same_release,
     production_never_builds,
-    staging_off_production_goes_on
+    staging_off_production_goes_on,
+    two_servers,
+    policy_asks_for_proof
 );
 
 /// A project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
@@ -137,4 +139,86 @@ fn staging_off_production_goes_on(world: &World) {
     world.larder(&["rollback", "shop/production"]).ok();
     world.serves("shop", "version one");
     world.is_consistent("shop");
+}
+
+/// What `larder key show` says of a world.
+fn keys(world: &World) -> serde_json::Value {
+    world.larder(&["key", "show", "--json"]).json()
+}
+
+/// Makes two servers known to each other: `staging` cooks, `world` serves.
+fn introduce(world: &World, staging: &World) {
+    staging.project("shop");
+    world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
+    let (here, there) = (keys(world), keys(staging));
+    let text =
+        |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}")).to_owned();
+    for (at, name, other, right) in [(staging, "prod", &here, "view"), (world, "staging", &there, "push")] {
+        at.larder(&["user", "add", name, "--key", &text(other, "pull")]).ok();
+        at.larder(&["user", "grant", name, "shop", right]).ok();
+    }
+    for (at, name, other, port) in [(world, "staging", &there, staging.ssh_port()), (staging, "prod", &here, world.ssh_port())] {
+        let url = format!("ssh://larder@127.0.0.1:{port}/shop");
+        let words = ["remote", "add", "shop", name, &url, "--trust", &text(other, "signing"), "--host-key", &text(other, "host")];
+        at.larder(&words).ok();
+    }
+}
+
+fn two_servers(world: &World) {
+    let Some(staging) = World::any() else { return };
+    introduce(world, &staging);
+    let repo = Repo::new(&staging, "shop");
+    for number in 0..300 {
+        repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
+    }
+    repo.page("version one");
+    repo.push().accepted();
+    world.larder(&["pull", "shop"]).says("from the remote staging").says("v1 is live");
+    world.serves("shop", "version one");
+    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    world.is_consistent("shop");
+    // The second one from the other side. Only what changed travels, and the archive is the same again.
+    repo.page("version two");
+    repo.push().accepted();
+    let promoted = staging.larder(&["promote", "shop", "v2", "--to", "prod"]);
+    promoted.says("v2 is live");
+    let pulled = promoted.ok().lines().find_map(|line| line.trim().split_once(" KiB pulled")?.0.parse::<u64>().ok());
+    assert!(pulled.is_some_and(|pulled| pulled < 8), "{promoted}");
+    world.serves("shop", "version two");
+    crate::harness::until("the archive is made again", || {
+        live_manifest(world, "production") == live_manifest(&staging, "production")
+    });
+    world.is_consistent("shop");
+    // By push, with the repository's own history.
+    repo.page("version three");
+    repo.push().accepted();
+    let here = Repo::new(world, "shop");
+    here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
+    here.push().accepted();
+    world.serves("shop", "version three");
+    // With staging gone, production goes on by itself.
+    staging.end();
+    world.larder(&["deploy", "shop"]).ok();
+    world.larder(&["rollback", "shop", "v1"]).ok();
+    world.serves("shop", "version one");
+    world.larder(&["rollback", "shop", "v3"]).ok();
+    world.serves("shop", "version three");
+    world.larder(&["pull", "shop"]).exits(4).says("could not be asked");
+    world.is_consistent("shop");
+}
+
+fn policy_asks_for_proof(world: &World) {
+    pair(world);
+    let repo = Repo::site(world, "shop", "version one");
+    repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 1h\n      checks: [smoke]\n");
+    repo.commit("with a policy");
+    staging(&repo).accepted();
+    production(&repo).rejected_with("not fit for promotion").rejected_with("1 h").says("--override");
+    assert_eq!(repo.ls_remote().get("refs/heads/main"), None, "nothing is live");
+    world.larder(&["pull", "shop", "--override", "no"]).exits(2).says("needs a reason");
+    let overridden = world.larder(&["pull", "shop", "--override", "the shop is down"]);
+    overridden.says("promoted against the policy").says("the shop is down").ok();
+    world.serves("shop", "version one");
+    let opened = world.journals("shop").last().unwrap()[0].clone();
+    assert_eq!(opened["overriding"], "the shop is down");
 }

@@ -157,7 +157,7 @@ fn what_is_not_what_was_promised_is_not_kept() {
     let quiet: Progress = Arc::new(|_, _| {});
     for wrong in [Wrong::Lies, Wrong::Short] {
         let error = against(wrong, async |place, offer, paths| {
-            assert_eq!(place.list().await.unwrap(), [offer.clone()]);
+            assert_eq!(place.list().await.unwrap(), std::slice::from_ref(offer));
             let error = pull(place, offer, &[], paths, &quiet).await.unwrap_err();
             assert!(!paths.incoming().join(offer.release.to_string()).join("manifest.json").exists());
             error

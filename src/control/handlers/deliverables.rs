@@ -47,18 +47,15 @@ struct HeadArchive {
     bytes: u64,
 }
 
+/// A head, and its manifest as a file.
+type KnownHead = Arc<(Head, Blob)>;
+
 /// Heads of manifests that were read before, with the manifests' sizes and digests.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Heads {
-    known: Arc<Mutex<HashMap<PathBuf, Arc<(Head, Blob)>>>>,
+    known: Arc<Mutex<HashMap<PathBuf, KnownHead>>>,
     /// One delta is made at a time: it takes the processor from what serves.
     making: Arc<tokio::sync::Mutex<()>>,
-}
-
-impl Default for Heads {
-    fn default() -> Heads {
-        Heads { known: Arc::default(), making: Arc::default() }
-    }
 }
 
 /// How many threads make a delta.

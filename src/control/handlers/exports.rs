@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Cursor, Write},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{refused, releases};
@@ -207,7 +207,7 @@ fn part(from: &mut Container<File>, name: &'static str, limit: u64) -> Result<Op
     }
 }
 
-fn write_file(path: &PathBuf, bytes: &[u8]) -> io::Result<()> {
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = files::create_new(path, 0o640).map_err(io::Error::other)?;
     file.write_all(bytes)
 }

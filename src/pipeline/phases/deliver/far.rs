@@ -62,12 +62,11 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
             release::take_in(&context, incoming, &expectation(deployment), trust, Look::Digests).await.map_err(refused)
         }
         // It is here already; what is said about it may be news.
-        None => read(deployment).await.map(|manifest| {
-            let taken = record.map(|record| release::take_record(&deployment.paths, &record, &manifest, trust));
+        None => read(deployment).await.inspect(|manifest| {
+            let taken = record.map(|record| release::take_record(&deployment.paths, &record, manifest, trust));
             if let Some(Err(error)) = taken {
                 deployment.transcript.error(&format!("the health record was not taken over: {}", chain(&error)));
             }
-            manifest
         }),
     };
     remote::discard(pulled);

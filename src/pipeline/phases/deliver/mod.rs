@@ -66,7 +66,7 @@ impl Step for Deliverable {
 async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
     let path = deployment.paths.manifest(deployment.order.release);
     let read = tokio::task::spawn_blocking(move || store::read(&path)).await;
-    read.map_err(|error| Failure::nobody(error))?.map_err(|error| Failure::host(&error))
+    read.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))
 }
 
 /// The release asked for, of this project.

@@ -20,7 +20,7 @@ pub(super) async fn bring(deployment: &Deployment, name: &EnvironmentName) -> Re
     }
     let (own, release) = (deployment.paths.clone(), order.release);
     let shared = tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await;
-    let body = shared.map_err(|error| Failure::nobody(error))?.map_err(|error| Failure::host(&error))?;
+    let body = shared.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))?;
     let directory = deployment.paths.incoming().join(release.to_string());
     let trust = [deployment.services.signing.public()];
     let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment) };

@@ -61,7 +61,7 @@ pub enum ModeWord {
     Editable,
     /// Builds here, and serves what it unpacks from its own release archive
     Cooking,
-    /// Not there yet. Never builds; pulls what staging cooked
+    /// Never builds; serves what a cooking environment made, here or on another server
     Final,
 }
 

@@ -171,7 +171,7 @@ impl Deliverable {
             }
             Deliverable::Get { which, offset, parts, haves } => {
                 let (target, release, object) = which.parse()?;
-                let parts = if parts.is_empty() { vec![offset..u64::MAX] } else { parts };
+                let parts = if parts.is_empty() { Vec::from([std::ops::Range { start: offset, end: u64::MAX }]) } else { parts };
                 Request::DeliverableGet { target, release, object, parts, haves }
             }
         })
