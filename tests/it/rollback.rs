@@ -54,6 +54,13 @@ fn back_and_forth(world: &World) {
     // By the first digits of its commit, and over ssh.
     world.ssh("alice", &["rollback", "shop", &commits[1][..8]]).ok();
     world.serves("shop", "version two");
+    // By a tag that came later than the release.
+    repo.git(&["tag", "v1.0.0", &commits[0]]).ok();
+    repo.push_as(&["refs/tags/v1.0.0"]).accepted();
+    rollback(world, &["v1.0.0"]).ok();
+    world.serves("shop", "version one");
+    rollback(world, &["v2"]).ok();
+    world.serves("shop", "version two");
     visitor.satisfied();
     let after = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
     assert_eq!(after, before, "a rollback makes no release");
@@ -65,7 +72,7 @@ fn back_and_forth(world: &World) {
     world.serves("shop", "version four");
     let listed = world.larder(&["releases", "shop", "--json"]).json();
     let numbers: Vec<_> = listed.as_array().unwrap().iter().map(|row| row["number"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, [8, 7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(numbers, [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
 }
 
 fn what_cannot_be_gone_back_to_is_refused(world: &World) {

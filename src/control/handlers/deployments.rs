@@ -69,9 +69,18 @@ pub(super) async fn rollback(
     release: Option<String>,
 ) -> Result<Reply, CommandError> {
     let environment = control.environment(target)?;
+    let release = tagged(control, &environment, release).await;
     let (release, commit) = control.pipeline().past(environment.id, release.as_deref()).map_err(|error| of_supply(&error))?;
     let goal = Goal::Release { release, origin: Origin::Past, overriding: None };
     submit(control, Trigger::Rollback { by: caller.name() }, environment, commit, goal)
+}
+
+/// The id of the release that has this tag now; any other name stays as it is.
+pub(super) async fn tagged(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
+    let name = name?;
+    let known = control.pipeline().releases(environment).await.unwrap_or_default();
+    let found = known.iter().find(|known| known.number.is_some() && known.tags.contains(&name));
+    Some(found.map_or(name, |known| known.release.to_string()))
 }
 
 async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -> Result<Goal, CommandError> {

@@ -1,7 +1,7 @@
 //! Releases that go from where they were cooked to where they serve.
 
 use super::{
-    deployments::{of_supply, submit},
+    deployments::{of_supply, submit, tagged},
     not_found, refused,
 };
 use crate::{
@@ -51,6 +51,8 @@ pub(super) async fn promote(
     overriding: Option<String>,
 ) -> Result<Reply, CommandError> {
     let environment = meant(control, target.clone(), Mode::Cooking)?;
+    let release = tagged(control, &environment, release.map(str::to_owned)).await;
+    let release = release.as_deref();
     let history = control.pipeline().history(environment.id);
     let live = control.pipeline().live(environment.id);
     let found = match (release, &live) {
