@@ -1,11 +1,11 @@
 //! The deployments of an environment, as their journals tell it.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Journal, Story};
+use super::journal::{Journal, JournalError, Story};
 use crate::{
     host::root::EnvironmentPaths,
     model::{BranchName, CommitId, DeploymentId, Event, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
@@ -96,6 +96,7 @@ impl History {
         let mut deployments = Vec::new();
         for id in ids(&paths.deployments()) {
             match Story::read(&paths.deployment(id)) {
+                Err(JournalError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Ok(story) => deployments.extend(Summary::of(&story)),
                 Err(error) => tracing::error!(deployment = %id, %error, "a journal is passed over"),
             }
@@ -171,9 +172,54 @@ impl History {
     }
 }
 
+/// Removes what is left of deployments that a dead server had not even opened: a directory whose journal has no
+/// whole line. Only for a time in which no deployment runs.
+pub fn remove_unopened(paths: &EnvironmentPaths) {
+    for id in ids(&paths.deployments()) {
+        let directory = paths.deployment(id);
+        let nothing = match fs::read(directory.join(Journal::FILE)) {
+            Ok(lines) => !lines.contains(&b'\n'),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if nothing && let Err(error) = fs::remove_dir_all(&directory) {
+            tracing::warn!(deployment = %id, %error, "what is left of a deployment that never began stays");
+        }
+    }
+}
+
 /// The deployments that have a directory.
 fn ids(directory: &Path) -> Vec<DeploymentId> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let named = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    named.filter(|id: &DeploymentId| directory.join(id.to_string()).join(Journal::FILE).exists()).collect()
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{host::root::Root, model::DeploymentId};
+
+    #[test]
+    fn only_what_never_began_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        let make = |journal: Option<&str>| {
+            let id = DeploymentId::new(Timestamp::now());
+            fs::create_dir_all(paths.deployment(id)).unwrap();
+            if let Some(text) = journal {
+                fs::write(paths.deployment(id).join(Journal::FILE), text).unwrap();
+            }
+            id
+        };
+        let (bare, empty, cut) = (make(None), make(Some("")), make(Some("{\"at\":\"2026-11-")));
+        let (garbage, begun) =
+            (make(Some("garbage\n")), make(Some("{\"at\":\"2026-11-21T15:42:14Z\",\"event\":\"recovered\"}\n")));
+        fs::create_dir(paths.deployments().join("a person's notes")).unwrap();
+        remove_unopened(&paths);
+        for gone in [bare, empty, cut] {
+            assert!(!paths.deployment(gone).exists());
+        }
+        assert!(paths.deployment(garbage).exists(), "a record that cannot be read is for a person to look at");
+        assert!(paths.deployment(begun).exists());
+        assert!(paths.deployments().join("a person's notes").exists());
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     Pipeline, PipelineError, chores,
     context::{Deployment, Order},
     drift,
-    history::{History, Summary},
+    history::{self, History, Summary},
     journal::{Journal, JournalError, Story},
     lane::Lane,
     modes,
@@ -38,6 +38,7 @@ impl Pipeline {
                 tracing::warn!(error = chain(&error), "half-written files stay");
             }
         }
+        history::remove_unopened(&paths);
         let history = History::read(&paths);
         self.0.services.numbers.seen(&environment.project, history.last_build());
         chores::remove_spare(&self.0.services, &environment).await;

@@ -14,7 +14,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Progress, blocking, frames::Known};
+use super::{Lease, Progress, frames::Known};
 use crate::{
     host::files::{FileError, free_space, open_regular, remove_if_present, rename_over},
     model::{Digest, ReleaseId},
@@ -69,9 +69,9 @@ where
 }
 
 /// Whether a finished file is there and right. One that is wrong is removed.
-pub(super) async fn is_whole(path: &Path, piece: Piece) -> Result<bool, RemoteError> {
+pub(super) async fn is_whole(lease: &Lease, path: &Path, piece: Piece) -> Result<bool, RemoteError> {
     let path = path.to_owned();
-    blocking(move || {
+    let look = move || {
         let Ok(file) = open_regular(&path) else { return Ok(false) };
         let right =
             file.metadata().is_ok_and(|found| found.len() == piece.bytes) && is_right(&file, &piece, &mut vec![0; BUFFER]);
@@ -79,8 +79,8 @@ pub(super) async fn is_whole(path: &Path, piece: Piece) -> Result<bool, RemoteEr
             remove_if_present(&path)?;
         }
         Ok(right)
-    })
-    .await
+    };
+    lease.blocking(look).await
 }
 
 fn is_right(file: &File, piece: &Piece, buffer: &mut [u8]) -> bool {
@@ -111,6 +111,7 @@ pub(super) struct Filling {
 
 /// What the writing thread works on.
 struct State {
+    lease: Lease,
     file: Arc<File>,
     note: Arc<File>,
     /// Those that are still to come, in order.
@@ -129,9 +130,15 @@ struct State {
 
 impl Filling {
     /// The file at `path`, of `bytes`, with what an earlier attempt has left.
-    pub(super) async fn open(path: &Path, bytes: u64, pieces: Vec<Piece>, progress: &Progress) -> Result<Filling, RemoteError> {
-        let owned = path.to_owned();
-        let state = blocking(move || State::open(&owned, bytes, pieces)).await?;
+    pub(super) async fn open(
+        lease: &Lease,
+        path: &Path,
+        bytes: u64,
+        pieces: Vec<Piece>,
+        progress: &Progress,
+    ) -> Result<Filling, RemoteError> {
+        let (kept, owned) = (lease.clone(), path.to_owned());
+        let state = lease.blocking(move || State::open(kept, &owned, bytes, pieces)).await?;
         let filling = Filling { path: path.to_owned(), bytes, state, progress: progress.clone() };
         filling.tell();
         Ok(filling)
@@ -157,7 +164,7 @@ impl Filling {
         let (file, missing) = (Arc::clone(&self.state.file), std::mem::take(&mut self.state.missing));
         // The piece of which a part was found goes on as it is.
         let skip = usize::from(self.state.part > 0);
-        let (missing, reused) = blocking(move || {
+        let copy = move || {
             let mut buffer = vec![0; BUFFER];
             let (mut left, mut reused) = (Vec::new(), 0_u64);
             for (number, piece) in missing.into_iter().enumerate() {
@@ -168,8 +175,8 @@ impl Filling {
                 }
             }
             Ok((left, reused))
-        })
-        .await?;
+        };
+        let (missing, reused) = self.state.lease.blocking(copy).await?;
         self.state.missing = missing;
         self.state.reused = self.state.reused.saturating_add(reused);
         self.tell();
@@ -234,7 +241,8 @@ impl Filling {
     /// Gives the file its name, when all of it is there.
     pub(super) async fn finish(self, tail: Option<(u64, Vec<u8>)>, name: PathBuf) -> Result<(), RemoteError> {
         let Filling { path, bytes, state, .. } = self;
-        blocking(move || {
+        let lease = state.lease.clone();
+        let name_it = move || {
             let failed = |error: io::Error| FileError::io("write", path.clone(), error);
             if let Some((at, tail)) = tail {
                 state.file.write_all_at(&tail, at).map_err(failed)?;
@@ -245,8 +253,8 @@ impl Filling {
             state.file.sync_all().map_err(failed)?;
             rename_over(&path, &name)?;
             Ok(remove_if_present(&note_path(&path))?)
-        })
-        .await
+        };
+        lease.blocking(name_it).await
     }
 }
 
@@ -261,7 +269,7 @@ enum Written {
 }
 
 impl State {
-    fn open(path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<State, RemoteError> {
+    fn open(lease: Lease, path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<State, RemoteError> {
         let failed = |error: io::Error| FileError::io("open", path, error);
         let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path);
         let (file, note) = (open(path).map_err(failed)?, open(&note_path(path)).map_err(failed)?);
@@ -279,6 +287,7 @@ impl State {
         let gone: u64 = missing.iter().map(|piece| piece.bytes).sum();
         let total: u64 = pieces.iter().map(|piece| piece.bytes).sum();
         let mut state = State {
+            lease,
             file: Arc::new(file),
             note: Arc::new(note),
             missing,
@@ -334,6 +343,7 @@ impl State {
     /// The state for the thread that writes; the one left behind is only good for being replaced.
     fn split(&mut self) -> State {
         State {
+            lease: self.lease.clone(),
             file: Arc::clone(&self.file),
             note: Arc::clone(&self.note),
             missing: std::mem::take(&mut self.missing),

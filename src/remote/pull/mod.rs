@@ -70,7 +70,30 @@ pub struct Pulled {
     pub fetched: u64,
     /// Bytes that were here already, in older archives or of an earlier attempt.
     pub reused: u64,
-    lock: File,
+    lease: Lease,
+}
+
+/// The right to the files of one incoming directory. Threads at work there share it: a pull that is given up leaves threads behind
+/// that are still writing, and nobody else may begin before the last of them has ended.
+#[derive(Debug, Clone)]
+struct Lease {
+    _lock: Arc<File>,
+}
+
+impl Lease {
+    /// Runs `act` on a thread that keeps the lease until it is done.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
+    ) -> Result<T, RemoteError> {
+        let kept = self.clone();
+        blocking(move || {
+            let done = act();
+            drop(kept);
+            done
+        })
+        .await
+    }
 }
 
 /// The names in an incoming directory.
@@ -113,8 +136,8 @@ pub async fn pull(
     paths: &EnvironmentPaths,
     progress: &Progress,
 ) -> Result<Pulled, RemoteError> {
-    let (directory, lock) = enter(paths, offer.release).await?;
-    let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lock };
+    let (directory, lease) = enter(paths, offer.release).await?;
+    let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lease };
     if paths.manifest(offer.release).is_file() {
         pulled.content = Wanted::Held;
         return Ok(pulled);
@@ -132,7 +155,7 @@ pub async fn pull(
     }
     if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
-        blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
+        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
     }
     Ok(pulled)
 }
@@ -198,7 +221,7 @@ async fn by_frames(
         expected.frames.iter().map(|frame| Piece { at: frame.offset, bytes: frame.bytes, digest: frame.digest }).collect();
     let part = pulled.directory.join(format!("{ARCHIVE}.part"));
     let tail = frames::tail(&expected);
-    let mut filling = Filling::open(&part, expected.bytes, pieces, progress).await?;
+    let mut filling = Filling::open(&pulled.lease, &part, expected.bytes, pieces, progress).await?;
     filling.take_over(known).await?;
     filling.fetch(place, offer.release, Object::Archive).await?;
     pulled.fetched = pulled.fetched.saturating_add(filling.fetched());
@@ -219,11 +242,11 @@ async fn blob(
     let part = pulled.directory.join(format!("{name}.part"));
     let done = pulled.directory.join(name);
     let whole = Piece { at: 0, bytes: blob.bytes, digest: blob.digest };
-    if fill::is_whole(&done, whole).await? {
+    if fill::is_whole(&pulled.lease, &done, whole).await? {
         pulled.reused = pulled.reused.saturating_add(blob.bytes);
         return Ok(());
     }
-    let mut filling = Filling::open(&part, blob.bytes, vec![whole], progress).await?;
+    let mut filling = Filling::open(&pulled.lease, &part, blob.bytes, vec![whole], progress).await?;
     filling.fetch(place, offer.release, object).await?;
     pulled.fetched = pulled.fetched.saturating_add(filling.fetched());
     pulled.reused = pulled.reused.saturating_add(filling.reused());
@@ -280,7 +303,7 @@ fn write_limited(mut file: File, mut chunks: mpsc::Receiver<Bytes>, limit: u64, 
 pub fn discard(pulled: Pulled) {
     clear(&pulled.directory);
     let _ = fs::remove_dir_all(&pulled.directory);
-    drop(pulled.lock);
+    drop(pulled.lease);
 }
 
 /// Removes what pulls have left that nobody came back to within `age`.
@@ -309,8 +332,8 @@ fn make(directory: &Path) -> Result<(), RemoteError> {
     Ok(made.map_err(|error| FileError::io("create", directory, error))?)
 }
 
-/// The directory for a release, which nobody else uses until the lock is dropped.
-async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf, File), RemoteError> {
+/// The directory for a release, which nobody else uses until the lease is dropped.
+async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf, Lease), RemoteError> {
     let directory = paths.incoming().join(release.to_string());
     loop {
         let wanted = directory.clone();
@@ -333,7 +356,7 @@ async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf,
             Ok(same.then_some(lock))
         });
         match locked.await {
-            Ok(Some(lock)) => return Ok((directory, lock)),
+            Ok(Some(lock)) => return Ok((directory, Lease { _lock: Arc::new(lock) })),
             Ok(None) => {}
             // Removed between two of our steps.
             Err(RemoteError::File(error)) if error.kind() == io::ErrorKind::NotFound => {}

@@ -297,3 +297,29 @@ fn every_tenth_is_said_once() {
     tenths(move |line| small.lock().push(line.to_owned()))(1000, 1000);
     assert_eq!(said.lock().len(), 10);
 }
+
+/// A thread that is still writing when its pull is given up does so alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_waits_for_the_threads_of_one_that_was_given_up() {
+    let world = World::new();
+    let release = ReleaseId::new(Timestamp::now());
+    let (_, lease) = enter(&world.paths, release).await.unwrap();
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let given_up = tokio::spawn(async move {
+        let act = move || {
+            let _ = begun.send(());
+            let _ = held.recv();
+            Ok(())
+        };
+        lease.blocking(act).await
+    });
+    begins.await.unwrap();
+    given_up.abort();
+    let _ = given_up.await;
+    let mut next = Box::pin(enter(&world.paths, release));
+    let waited = tokio::time::timeout(Duration::from_millis(300), &mut next).await;
+    assert!(waited.is_err(), "the thread of the pull that was given up still writes");
+    go_on.send(()).unwrap();
+    next.await.unwrap();
+}
