@@ -1,6 +1,7 @@
 //! The composition root: builds each room once, wires them, starts, drains, stops.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
@@ -247,6 +248,15 @@ async fn follow_processes(
 }
 
 async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) {
+    let projects: BTreeMap<_, _> =
+        environments.iter().map(|environment| (environment.project_id, &environment.project)).collect();
+    let repositories = &pipeline.services().repositories;
+    join_all(projects.into_iter().map(|(id, project)| async move {
+        if let Err(error) = repositories.tidy(id).await {
+            tracing::warn!(%project, error = chain(&error), "locks of a git that was killed may have stayed in the repository");
+        }
+    }))
+    .await;
     // Spawned, so that a time limit on waiting for them does not stop them.
     let tasks = environments.into_iter().map(|environment| {
         let pipeline = pipeline.clone();

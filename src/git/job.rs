@@ -131,6 +131,8 @@ pub enum GitJob {
         /// The largest pack that is taken, in bytes.
         bytes: u64,
     },
+    /// Removes the locks that killed processes have left.
+    Tidy,
     /// Packs the repository and removes what nothing names and is older than two weeks.
     Gc,
 }

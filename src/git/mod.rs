@@ -16,6 +16,7 @@ mod serve;
 pub mod source;
 #[cfg(test)]
 mod testing;
+mod tidy;
 mod work;
 
 pub use job::{Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, RefEntry, ServeLimits, Service, Spec};

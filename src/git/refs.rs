@@ -7,6 +7,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryOpenFlags, Sort};
 use super::{
     job::{Expected, GitAnswer, GitFailure, GitReport, LogEntry, MoveRef, RefEntry, Spec},
     program::{self, Settings},
+    tidy::tidy,
 };
 use crate::host::files::durable;
 use crate::model::{BranchName, CommitId, ReleaseId, sanitise_reason};
@@ -322,8 +323,9 @@ pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) ->
     Ok(GitAnswer::Log { entries, more })
 }
 
-/// git's own housekeeping; and what killed pushes have left.
+/// git's own housekeeping; and what killed pushes have left. Nobody else may use the repository meanwhile.
 pub fn gc(path: &Path) -> GitReport {
+    tidy(path)?;
     let git = program::find().ok_or(GitFailure::NoGit)?;
     let output = Settings::new()
         .config("gc.pruneExpire", "2.weeks.ago")

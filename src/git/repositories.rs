@@ -183,6 +183,15 @@ impl Repositories {
         report.map(|_| ()).map_err(GitError::from)
     }
 
+    /// Removes the locks that killed git processes have left in the repository. Waits until nobody uses it.
+    pub async fn tidy(&self, project: ProjectId) -> Result<(), GitError> {
+        let _exclusive = self.lock(project).write_owned().await;
+        let doing = "remove locks that were left";
+        let mut child = self.launch(Role::Git, project, None, &GitJob::Tidy, Stdio::default(), doing).await?;
+        let report: GitReport = self.report(&mut child, doing).await?;
+        Ok(report.map(|_| ())?)
+    }
+
     /// Packs the repository, unless it is in use: then nothing happens and the answer is `false`.
     pub async fn gc(&self, project: ProjectId) -> Result<bool, GitError> {
         let Ok(_exclusive) = self.lock(project).try_write_owned() else { return Ok(false) };

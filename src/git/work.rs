@@ -11,6 +11,7 @@ use super::{
     paths::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
+    tidy,
 };
 use crate::{
     host::launch::{read_job, write_report},
@@ -49,6 +50,7 @@ pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
         GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
         GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
+        GitJob::Tidy => tidy::tidy(&repository),
         GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
     }
 }

@@ -107,7 +107,7 @@ fn suite(world: &World, shared: &Shared) {
     assert_eq!(list().unwrap(), [new.offer.clone(), old.offer.clone()]);
     // Killed at many moments, and the link cut: each attempt goes on from where the last one was.
     if let Some(link) = &shared.link {
-        link.cut_after((1..12).map(|n| n * 61_003));
+        link.cut_after((1..24).map(|n| n * 20_011));
         link.slow_to(4 << 20);
     }
     let mut attempts = 0;

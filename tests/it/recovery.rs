@@ -12,7 +12,7 @@ use std::{
 use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
 
 in_each_mode!(a_killed_server_leaves_the_application_alone);
-in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again);
+in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again, locks_of_a_killed_git_are_removed);
 
 /// How many worlds share the events of the big test; each runs on its own, and mostly waits.
 const SHARES: usize = 6;
@@ -268,6 +268,21 @@ fn whole_again(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
     repo.push().accepted();
     world.serves("shop", &format!("version {version}"));
     world.is_consistent("shop");
+}
+
+fn locks_of_a_killed_git_are_removed(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.page("version two");
+    let lock = world.root().join("projects/shop/git/project.git/refs/heads/main.lock");
+    fs::write(&lock, "").unwrap();
+    repo.push().rejected_with("main.lock");
+    world.kill9_all();
+    world.start(&[]);
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    assert!(!lock.exists());
 }
 
 /// Instants of a push: spread over the time that one takes here, and shifted from run to run.
