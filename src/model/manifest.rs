@@ -154,6 +154,28 @@ impl Manifest {
     /// The version that this code writes, and the newest that it reads.
     pub const FORMAT: u32 = 1;
 
+    /// The same manifest without its lists of entries and frames, which are nearly all of it.
+    pub fn without_entries(&self) -> Manifest {
+        Manifest {
+            format: self.format,
+            project: self.project.clone(),
+            environment: self.environment.clone(),
+            release: self.release,
+            commit: self.commit.clone(),
+            source: self.source.clone(),
+            build: self.build,
+            tag: self.tag.clone(),
+            mode: self.mode,
+            buildpacks: self.buildpacks.clone(),
+            processes: self.processes.clone(),
+            created: self.created,
+            tree: self.tree,
+            archive: ArchiveInfo { digest: self.archive.digest, bytes: self.archive.bytes, frames: Vec::new() },
+            entries: Vec::new(),
+            signature: self.signature.clone(),
+        }
+    }
+
     /// What a signature is over: everything that this manifest says, in one spelling. The entries stand in it by the digest of the
     /// tree, which follows from them, and the frames by the digest of the archive, which follows from them; whoever checks a
     /// signature has compared those two first. So a manifest keeps its signature where its frames are not known (yet).

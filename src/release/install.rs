@@ -7,7 +7,6 @@
 //! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
 
 use std::{
-    collections::HashMap,
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -128,7 +127,7 @@ fn install(
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
     let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
     let target = Target { tree: &tree, base, spare, threads: job.threads };
-    match (job.content, &before) {
+    let report = match (job.content, &before) {
         (Content::Archive, _) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
         (Content::Delta, Some((previous, base))) => {
             target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries)
@@ -137,7 +136,10 @@ fn install(
             target.fill_by_copy(base, &manifest.entries)
         }
         _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
-    }
+    };
+    // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
+    std::mem::forget((manifest, before.map(|(previous, _)| previous)));
+    report
 }
 
 /// Looks again whether a spare tree is what it is said to be, all but reading the files.
@@ -363,32 +365,46 @@ fn make_directories(tree: &Confined, entries: &[Entry], there: &[bool]) -> Resul
 /// Turns a spare tree of `old` into the common part of `old` and `new`, with the directories of `new`. Says which entries of
 /// `new` are there, and which of those are files.
 fn clear_changed(tree: &Confined, old: &[Entry], new: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
-    let old_kinds: HashMap<&str, &EntryKind> = old.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
-    let new_kinds: HashMap<&str, &EntryKind> = new.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
     let mut cursor = tree.cursor();
+    let (gone, there) = compared(old, new);
     // Backwards: what a directory holds goes before the directory.
-    for entry in old.iter().rev().filter(|entry| new_kinds.get(entry.path.as_str()) != Some(&&entry.kind)) {
+    for entry in gone.into_iter().rev() {
         if entry.kind == EntryKind::Dir { cursor.remove_dir(&entry.path)? } else { cursor.remove(&entry.path)? }
     }
-    let there: Vec<bool> = new.iter().map(|entry| old_kinds.get(entry.path.as_str()) == Some(&&entry.kind)).collect();
     make_directories(tree, new, &there)?;
     let is_file = |entry: &Entry| matches!(entry.kind, EntryKind::File { .. });
     let linked = new.iter().zip(&there).map(|(entry, there)| AtomicBool::new(*there && is_file(entry))).collect();
     Ok((there, linked))
 }
 
+/// Which entries of `old` the new list does not have as they are, and of each in `new` whether the old list has it. Both are sorted.
+fn compared<'a>(old: &'a [Entry], new: &[Entry]) -> (Vec<&'a Entry>, Vec<bool>) {
+    let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
+    let mut old = old.iter().peekable();
+    for entry in new {
+        while let Some(before) = old.next_if(|old| old.path < entry.path) {
+            gone.push(before);
+        }
+        let same = old.next_if(|old| old.path == entry.path);
+        there.push(same.is_some_and(|old| old.kind == entry.kind));
+        gone.extend(same.filter(|old| old.kind != entry.kind));
+    }
+    gone.extend(old);
+    (gone, there)
+}
+
 /// Links every file that both releases have with the same digest and mode; says which ones. What cannot be linked is unpacked.
 fn share(tree: &Confined, base: Base<'_>, entries: &[Entry], threads: usize) -> Result<Vec<AtomicBool>, ReleaseError> {
-    let known: HashMap<&str, &EntryKind> = base.entries.iter().map(|entry| (entry.path.as_str(), &entry.kind)).collect();
+    let (_, same) = compared(base.entries, entries);
     let linked: Vec<AtomicBool> = entries.iter().map(|_| AtomicBool::new(false)).collect();
-    let parts: Vec<_> = entries.chunks(256).zip(linked.chunks(256)).collect();
+    let parts: Vec<_> = entries.chunks(256).zip(same.chunks(256)).zip(linked.chunks(256)).collect();
     let next = AtomicUsize::new(0);
     let results = each_thread(threads, || {
         let (mut from, mut to) = (base.tree.cursor(), tree.cursor());
-        while let Some((entries, linked)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-            for (entry, linked) in entries.iter().zip(*linked) {
+        while let Some(((entries, same), linked)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            for ((entry, same), linked) in entries.iter().zip(*same).zip(*linked) {
                 if let EntryKind::File { size, executable, .. } = &entry.kind
-                    && known.get(entry.path.as_str()) == Some(&&entry.kind)
+                    && *same
                 {
                     linked.store(share_one(&mut from, &mut to, &entry.path, &entry.path, *size, *executable)?, Ordering::Relaxed);
                 }

@@ -1,12 +1,12 @@
 //! Compares an installed tree with its manifest: after an installation, and whenever somebody asks for drift.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     io::Read,
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use rustix::fs::FileType;
@@ -71,12 +71,20 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
     let root = Confined::open(tree)?;
     let next = AtomicUsize::new(0);
     let parts: Vec<&[Entry]> = entries.chunks(256).collect();
+    let counts = children(entries);
+    // Whether some directory has another number of names than it should.
+    let odd = AtomicBool::new(root.cursor().count_names("")? != counts.get("").copied().unwrap_or(0));
     let check = || -> Result<Vec<Difference>, FileError> {
         let mut cursor = root.cursor();
         let mut found = Vec::new();
         while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
             for entry in *part {
-                found.extend(difference(&mut cursor, entry, content)?);
+                let different = difference(&mut cursor, entry, content)?;
+                if different.is_none() && entry.kind == EntryKind::Dir {
+                    let count = counts.get(entry.path.as_str()).copied().unwrap_or(0);
+                    odd.fetch_or(cursor.count_names(&entry.path)? != count, Ordering::Relaxed);
+                }
+                found.extend(different);
             }
         }
         Ok(found)
@@ -87,9 +95,13 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
         results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
         results
     });
-    let mut found = extras(&root, entries)?;
+    let mut found = Vec::new();
     for result in results {
         found.extend(result?);
+    }
+    // With every entry there and every directory as full as it should be, there is nothing else.
+    if !found.is_empty() || odd.into_inner() {
+        found.extend(extras(&root, entries)?);
     }
     found.sort_unstable();
     Ok(found)
@@ -138,6 +150,17 @@ fn hash(cursor: &mut Cursor<'_>, path: &str) -> Result<Digest, FileError> {
         }
         hasher.update(buffer.get(..read).unwrap_or_default());
     }
+}
+
+/// How many entries each directory has that has any; the root has the empty path.
+fn children(entries: &[Entry]) -> HashMap<&str, usize> {
+    let mut counts = HashMap::new();
+    for entry in entries {
+        let parent = entry.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let count: &mut usize = counts.entry(parent).or_default();
+        *count = count.saturating_add(1);
+    }
+    counts
 }
 
 fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileError> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Dependencies that only one room may name, and which.
-const KEPT: [(&str, &[&str]); 16] = [
+const KEPT: [(&str, &[&str]); 17] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
     ("object_store", &["remote"]),
@@ -23,6 +23,7 @@ const KEPT: [(&str, &[&str]); 16] = [
     ("clap", &["surface/cli", "main.rs"]),
     ("ignore", &["release"]),
     ("ring", &["release"]),
+    ("foldhash", &["release/delta"]),
     ("diffy", &["release/drift"]),
 ];
 

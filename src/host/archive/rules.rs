@@ -1,7 +1,5 @@
 //! Which entries a release may have.
 
-use std::collections::HashMap;
-
 use super::{ArchiveError, BadPath, MAX_FILE};
 use crate::model::{Entry, EntryKind};
 
@@ -51,7 +49,9 @@ pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
 }
 
 fn plain(path: &[u8]) -> Result<&str, BadPath> {
-    if path.contains(&0) {
+    // Nearly all are printable ASCII, which one look tells.
+    let ordinary = path.iter().all(|byte| (b' '..=b'~').contains(byte));
+    if !ordinary && path.contains(&0) {
         return Err(BadPath::Nul);
     }
     let path = std::str::from_utf8(path).map_err(|_| BadPath::NotUtf8)?;
@@ -59,7 +59,7 @@ fn plain(path: &[u8]) -> Result<&str, BadPath> {
         Err(BadPath::Empty)
     } else if path.len() > 4096 {
         Err(BadPath::Long)
-    } else if path.chars().any(char::is_control) {
+    } else if !ordinary && path.chars().any(char::is_control) {
         Err(BadPath::Control)
     } else {
         Ok(path)
@@ -75,9 +75,8 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
     }
     let mut last: Option<&str> = None;
     let mut bytes = 0u64;
-    let mut others: HashMap<&str, bool> = HashMap::new(); // what is no directory, and whether it is a link
     let mut open: Vec<&str> = Vec::new(); // the directories around the entry at hand
-    for Entry { path, kind } in entries {
+    for (index, Entry { path, kind }) in entries.iter().enumerate() {
         check_path(path.as_bytes()).map_err(|why| ArchiveError::Path { path: path.clone(), why })?;
         match last {
             Some(last) if last == path => return Err(ArchiveError::Duplicate { path: path.clone() }),
@@ -90,18 +89,7 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
             open.pop();
         }
         if !parent.is_empty() && !open.contains(&parent) {
-            let (path, parent) = (path.clone(), parent.to_owned());
-            let mut above = parent.as_str();
-            loop {
-                match others.get(above) {
-                    Some(true) => return Err(ArchiveError::BelowLink { path, parent: above.to_owned() }),
-                    Some(false) => return Err(ArchiveError::BelowFile { path, parent: above.to_owned() }),
-                    None => match above.rsplit_once('/') {
-                        Some((up, _)) => above = up,
-                        None => return Err(ArchiveError::NoParent { path, parent }),
-                    },
-                }
-            }
+            return Err(orphan(entries.get(..index).unwrap_or_default(), path, parent));
         }
         match kind {
             EntryKind::Dir => open.push(path),
@@ -110,11 +98,9 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
                     return Err(ArchiveError::FileTooLarge { path: path.clone(), bytes: *size, limit: MAX_FILE });
                 }
                 bytes = bytes.saturating_add(*size);
-                others.insert(path, false);
             }
             EntryKind::Link { target } => {
                 check_target(target.as_bytes()).map_err(|why| ArchiveError::Target { path: path.clone(), why })?;
-                others.insert(path, true);
             }
         }
     }
@@ -122,6 +108,21 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
         return Err(ArchiveError::TooManyBytes { bytes, limit: limits.bytes });
     }
     Ok(())
+}
+
+/// Why `path` has no directory around it, by the sorted entries before it.
+fn orphan(before: &[Entry], path: &str, parent: &str) -> ArchiveError {
+    let mut above = Some(parent);
+    while let Some(place) = above {
+        let found = before.binary_search_by(|entry| entry.path.as_str().cmp(place));
+        let (path, parent) = (path.to_owned(), place.to_owned());
+        match found.ok().and_then(|at| before.get(at)).map(|entry| &entry.kind) {
+            Some(EntryKind::Link { .. }) => return ArchiveError::BelowLink { path, parent },
+            Some(EntryKind::File { .. }) => return ArchiveError::BelowFile { path, parent },
+            Some(EntryKind::Dir) | None => above = place.rsplit_once('/').map(|(up, _)| up),
+        }
+    }
+    ArchiveError::NoParent { path: path.to_owned(), parent: parent.to_owned() }
 }
 
 fn is_below(path: &str, dir: &str) -> bool {

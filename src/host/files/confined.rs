@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat},
     io::Errno,
 };
 
@@ -42,9 +42,9 @@ impl Confined {
         self.path.join(relative)
     }
 
-    /// A way through the tree that keeps the last directory open, for many operations in path order. One per thread.
+    /// A way through the tree that keeps the last directories open, for many operations in path order. One per thread.
     pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { root: self, parent: OsString::new(), fd: None }
+        Cursor { root: self, open: Vec::new() }
     }
 
     /// A directory below it; the empty path is the directory itself.
@@ -116,11 +116,38 @@ impl AsFd for Confined {
 #[derive(Debug)]
 pub struct Cursor<'a> {
     root: &'a Confined,
-    parent: OsString,
-    fd: Option<OwnedFd>,
+    /// Each directory is below the one before it: in path order one comes back to those above.
+    open: Vec<(OsString, OwnedFd)>,
 }
 
 impl Cursor<'_> {
+    /// So many directories stay open.
+    const DEPTH: usize = 12;
+
+    /// The directory at `path`, opened from the nearest one above that is open.
+    fn directory(&mut self, path: &OsStr) -> rustix::io::Result<BorrowedFd<'_>> {
+        let wanted = path.as_bytes();
+        let below = |above: &OsStr| {
+            let rest = wanted.strip_prefix(above.as_bytes())?;
+            if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
+        };
+        while self.open.last().is_some_and(|(above, _)| below(above).is_none()) {
+            self.open.pop();
+        }
+        let (from, rest) = match self.open.last() {
+            Some((above, fd)) => (fd.as_fd(), below(above).unwrap_or(wanted)),
+            None => (self.root.fd.as_fd(), wanted),
+        };
+        if !rest.is_empty() {
+            let fd = open_beneath(from, OsStr::from_bytes(rest), OFlags::PATH | OFlags::DIRECTORY)?;
+            if self.open.len() == Self::DEPTH {
+                self.open.remove(0);
+            }
+            self.open.push((path.to_owned(), fd));
+        }
+        Ok(self.open.last().map_or(self.root.fd.as_fd(), |(_, fd)| fd.as_fd()))
+    }
+
     /// An error about a path below, for what is done to a file after it was opened here.
     pub fn failed(&self, doing: &'static str, relative: impl AsRef<Path>, source: std::io::Error) -> FileError {
         FileError::io(doing, self.root.shown(relative), source)
@@ -132,7 +159,8 @@ impl Cursor<'_> {
         relative: &OsStr,
         act: impl FnOnce(BorrowedFd<'_>, &OsStr) -> rustix::io::Result<T>,
     ) -> Result<T, FileError> {
-        let wrong = |e: Errno| FileError::io(doing, self.root.shown(relative), e);
+        let root = self.root;
+        let wrong = |e: Errno| FileError::io(doing, root.shown(relative), e);
         let bytes = relative.as_bytes();
         let (parent, name) = match bytes.iter().rposition(|c| *c == b'/') {
             Some(slash) => bytes.split_at_checked(slash).unwrap_or((bytes, b"")),
@@ -142,20 +170,32 @@ impl Cursor<'_> {
         if name.is_empty() || name == "." || name == ".." {
             return Err(wrong(Errno::INVAL));
         }
-        let parent = OsStr::from_bytes(parent);
         if parent.is_empty() {
-            return act(self.root.fd.as_fd(), name).map_err(wrong);
+            return act(root.fd.as_fd(), name).map_err(wrong);
         }
-        if self.fd.is_none() || self.parent != parent {
-            self.fd = None;
-            let opened = open_beneath(self.root.fd.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY).map_err(wrong)?;
-            self.fd = Some(opened);
-            self.parent = parent.to_owned();
+        let directory = self.directory(OsStr::from_bytes(parent)).map_err(wrong)?;
+        act(directory, name).map_err(wrong)
+    }
+
+    /// How many names the directory at `relative` has; the empty path is the root.
+    pub fn count_names(&mut self, relative: impl AsRef<OsStr>) -> Result<usize, FileError> {
+        let relative = relative.as_ref();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let wrong = |e: Errno| FileError::io("list the directory", self.root.shown(relative), e);
+        let fd = if relative.is_empty() {
+            rustix::fs::openat(&self.root.fd, ".", flags, Mode::empty()).map_err(wrong)?
+        } else {
+            self.at("open the directory", relative, |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty()))?
+        };
+        let mut buffer = Vec::with_capacity(16 << 10);
+        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut count = 0_usize;
+        let wrong = |e: Errno| FileError::io("list the directory", self.root.shown(relative), e);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(wrong)?;
+            count = count.saturating_add(usize::from(!matches!(entry.file_name().to_bytes(), b"." | b"..")));
         }
-        match &self.fd {
-            Some(fd) => act(fd.as_fd(), name).map_err(wrong),
-            None => Err(wrong(Errno::BADF)),
-        }
+        Ok(count)
     }
 
     /// Opens a file for reading; a FIFO or device does not block, and the caller looks at what it got.
@@ -221,7 +261,11 @@ impl Cursor<'_> {
 
     /// Removes an empty directory.
     pub fn remove_dir(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
-        self.at("remove the directory", relative.as_ref(), |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
+        let relative = relative.as_ref();
+        // Another directory may get this path; what is held open is the one that goes.
+        let goes = |open: &OsStr| open.as_bytes().starts_with(relative.as_bytes());
+        self.open.truncate(self.open.iter().position(|(open, _)| goes(open)).unwrap_or(self.open.len()));
+        self.at("remove the directory", relative, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
     }
 }
 
@@ -286,6 +330,31 @@ mod tests {
             assert!(by_parts(tree.as_fd(), OsStr::new(bad), OFlags::RDONLY | OFlags::NOFOLLOW).is_err(), "{bad}");
         }
         assert!(by_parts(tree.as_fd(), OsStr::new("a/b"), OFlags::RDONLY).is_ok());
+    }
+
+    #[test]
+    fn a_cursor_comes_back_to_directories_and_forgets_those_that_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = Confined::open(directory.path()).unwrap();
+        let mut cursor = tree.cursor();
+        let deep: Vec<String> = (1..=30).map(|depth| vec!["d"; depth].join("/")).collect();
+        for path in &deep {
+            cursor.create_dir(path, 0o755).unwrap();
+            cursor.create(format!("{path}/file"), 0o644).unwrap();
+        }
+        // Up and down again, with names of which one begins like the other.
+        cursor.create_dir("dd", 0o755).unwrap();
+        cursor.create("d/d/d/other", 0o644).unwrap();
+        cursor.create("dd/file", 0o644).unwrap();
+        cursor.create("d/other", 0o644).unwrap();
+        let counts = ["", "d", "d/d", "d/d/d", "dd"].map(|path| cursor.count_names(path).unwrap());
+        assert_eq!(counts, [2, 3, 2, 3, 1]);
+        cursor.stat("dd/file").unwrap();
+        cursor.remove("dd/file").unwrap();
+        cursor.remove_dir("dd").unwrap();
+        cursor.create_dir("dd", 0o755).unwrap();
+        cursor.create("dd/again", 0o644).unwrap();
+        assert!(directory.path().join("dd/again").is_file());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Applies a delta: the new files from patches and from an installed tree of the old release.
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
+use std::{fs::File, os::unix::fs::FileExt};
 
 use super::{
-    Source, entries,
+    Source,
+    entries::{self, Contents},
     format::{self, Outline},
     groups::{self, Part, Resolved, Wanted},
     refused,
@@ -24,7 +25,7 @@ pub struct Delta<'a> {
     new: &'a [Entry],
     old: &'a Manifest,
     store: Store<'a>,
-    known: HashMap<Digest, usize>,
+    known: Contents,
     wanted: Wanted,
     groups: Vec<Resolved>,
 }

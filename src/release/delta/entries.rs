@@ -54,15 +54,15 @@ struct Columns {
 
 /// The fields of a manifest without what is told in other ways.
 pub(super) fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
-    let mut head = manifest.clone();
-    head.entries = Vec::new();
-    head.archive.frames = Vec::new();
-    serde_json::to_vec(&head).map_err(|e| refused(e.to_string()))
+    serde_json::to_vec(&manifest.without_entries()).map_err(|e| refused(e.to_string()))
 }
 
+/// Indices of entries by what they hold.
+pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
+
 /// Where the old release has which content. The first of several.
-pub(super) fn contents(entries: &[Entry]) -> HashMap<Digest, usize> {
-    let mut found = HashMap::with_capacity(entries.len());
+pub(super) fn contents(entries: &[Entry]) -> Contents {
+    let mut found = Contents::with_capacity_and_hasher(entries.len(), Default::default());
     for (index, entry) in entries.iter().enumerate() {
         if let EntryKind::File { digest, .. } = &entry.kind {
             found.entry(*digest).or_insert(index);
@@ -72,11 +72,7 @@ pub(super) fn contents(entries: &[Entry]) -> HashMap<Digest, usize> {
 }
 
 /// Both sections with the difference: columns and digests.
-pub(super) fn encode(
-    old: &Manifest,
-    new: &Manifest,
-    known: &HashMap<Digest, usize>,
-) -> Result<[(Vec<u8>, Section); 2], ReleaseError> {
+pub(super) fn encode(old: &Manifest, new: &Manifest, known: &Contents) -> Result<[(Vec<u8>, Section); 2], ReleaseError> {
     let mut columns = Columns { head: head(new)?, ..Columns::default() };
     let mut digests = Vec::new();
     let (mut at, mut skip) = (0usize, 0u32);
@@ -131,7 +127,7 @@ fn common(one: &str, other: &str) -> usize {
 }
 
 impl Columns {
-    fn push(&mut self, action: u8, was: Option<&Entry>, is: &EntryKind, known: &HashMap<Digest, usize>, digests: &mut Vec<u8>) {
+    fn push(&mut self, action: u8, was: Option<&Entry>, is: &EntryKind, known: &Contents, digests: &mut Vec<u8>) {
         let what = match is {
             EntryKind::Dir => DIR,
             EntryKind::Link { target } => {

@@ -1,12 +1,10 @@
 //! Which new files need patches, and the list of patches that a delta has.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::{CONTEXT, PART, REFERENCE, format, refused};
+use super::{CONTEXT, PART, REFERENCE, entries::Contents, format, refused};
 use crate::{
-    model::{Digest, Entry, EntryKind},
+    model::{Entry, EntryKind},
     release::ReleaseError,
 };
 
@@ -16,12 +14,12 @@ pub(super) struct Wanted {
     /// Their indices, rising.
     pub entries: Vec<usize>,
     /// The same by content.
-    pub by_digest: HashMap<Digest, usize>,
+    pub by_digest: Contents,
 }
 
 impl Wanted {
-    pub fn of(new: &[Entry], known: &HashMap<Digest, usize>) -> Wanted {
-        let (mut entries, mut by_digest) = (Vec::new(), HashMap::new());
+    pub fn of(new: &[Entry], known: &Contents) -> Wanted {
+        let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         for (index, entry) in new.iter().enumerate() {
             if let EntryKind::File { size: 1.., digest, .. } = &entry.kind
                 && !known.contains_key(digest)

@@ -310,7 +310,7 @@ impl<'a> Worker<'a> {
 /// The most effort that costs hardly any time, by the size of reference and text together.
 fn level(reference: usize, both: usize) -> i32 {
     match both {
-        0..=0x8_0000 => 19,
+        0..=0x8_0000 => 12,
         0x8_0001..=0x20_0000 => 9,
         // What a large file has in common with its base, the search for long matches finds; the lowest level then gives fewer bytes
         // than higher ones, whose short matches cut the long ones up, and takes half the time.
