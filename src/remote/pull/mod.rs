@@ -32,6 +32,9 @@ use crate::{
 /// Is told how many bytes of how many are here, whether they were fetched or held already.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
+/// Looks at the manifest that came, as a file, before anything that it leads to does; says no with [`RemoteError::Rejected`].
+pub type Judge = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
+
 /// A progress that says one line for every tenth, such as `12 of 40 MiB (30 %)`; small transfers say nothing.
 pub fn tenths(say: impl Fn(&str) + Send + Sync + 'static) -> Progress {
     let said = parking_lot::Mutex::new(0_u64);
@@ -136,12 +139,62 @@ pub async fn pull(
     paths: &EnvironmentPaths,
     progress: &Progress,
 ) -> Result<Pulled, RemoteError> {
+    pull_believed(place, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as Judge)).await
+}
+
+/// The same; of a release whose manifest `judge` says no to, nothing more is fetched, and nothing stays. What comes as a delta has its
+/// manifest inside: it is judged by whoever takes it in.
+pub async fn pull_believed(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+) -> Result<Pulled, RemoteError> {
     let (directory, lease) = enter(paths, offer.release).await?;
     let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lease };
+    match fill(place, offer, held, paths, progress, judge, &mut pulled).await {
+        Ok(()) => Ok(pulled),
+        Err(rejected @ RemoteError::Rejected { .. }) => {
+            discard(pulled);
+            Err(rejected)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn fill(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+    pulled: &mut Pulled,
+) -> Result<(), RemoteError> {
     if paths.manifest(offer.release).is_file() {
         pulled.content = Wanted::Held;
-        return Ok(pulled);
+    } else {
+        content(place, offer, held, paths, progress, judge, pulled).await?;
     }
+    // Also of what is here already: time has passed since.
+    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
+        let path = pulled.directory.join(HEALTH);
+        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
+    }
+    Ok(())
+}
+
+async fn content(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+    pulled: &mut Pulled,
+) -> Result<(), RemoteError> {
     let limits = place.limits();
     for (what, bytes, limit) in
         [("archive", offer.archive_bytes, limits.archive_bytes), ("manifest", offer.manifest.bytes, limits.manifest_bytes)]
@@ -150,14 +203,14 @@ pub async fn pull(
             return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: what.to_owned(), limit });
         }
     }
-    if !by_delta(place, offer, held, progress, &mut pulled).await? {
-        by_frames(place, offer, held, paths, progress, &mut pulled).await?;
+    if !by_delta(place, offer, held, progress, pulled).await? {
+        let quiet: Progress = Arc::new(|_, _| {});
+        blob(place, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
+        let (manifest, judge) = (pulled.directory.join(MANIFEST), Arc::clone(judge));
+        pulled.lease.blocking(move || judge(&manifest)).await?;
+        by_frames(place, offer, held, paths, progress, pulled).await?;
     }
-    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
-        let path = pulled.directory.join(HEALTH);
-        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
-    }
-    Ok(pulled)
+    Ok(())
 }
 
 /// Deltas from so many of the newest releases are asked for.
@@ -192,8 +245,6 @@ async fn by_frames(
     progress: &Progress,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
-    let quiet: Progress = Arc::new(|_, _| {});
-    blob(place, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
     let manifest = pulled.directory.join(MANIFEST);
     let archives = held.iter().map(|id| (paths.manifest(*id), paths.archive(*id))).collect();
     let title = place.title().to_owned();
