@@ -12,6 +12,7 @@ mod delivering;
 mod deltas;
 mod drift;
 mod examples;
+mod forged;
 mod harness;
 mod hostile;
 mod keeper;
@@ -29,6 +30,7 @@ mod remote;
 mod remote_hostile;
 mod rollback;
 mod serving;
+mod shared;
 mod unwind;
 mod verdicts;
 
