@@ -238,10 +238,17 @@ impl Place {
         }
     }
 
-    /// Sends the pack of git with a release's commit, without what `haves` lead to.
-    pub(super) async fn pack(&self, release: ReleaseId, haves: &[CommitId], to: &mpsc::Sender<Bytes>) -> Result<(), RemoteError> {
+    /// Sends the pack of git with a release's commit, without what `haves` lead to, from byte `offset` on.
+    pub(super) async fn pack(
+        &self,
+        release: ReleaseId,
+        haves: &[CommitId],
+        offset: u64,
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<(), RemoteError> {
         let server = self.server("give the commit itself")?;
-        let mut more = Vec::new();
+        let from = offset.to_string();
+        let mut more = vec!["--offset", &from];
         for have in haves.iter().take(HAVES) {
             more.extend(["--have", have.as_str()]);
         }

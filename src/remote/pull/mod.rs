@@ -6,6 +6,7 @@
 
 mod fill;
 mod frames;
+mod pack;
 
 use std::{
     fs::{self, File},
@@ -16,17 +17,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
 use self::fill::{Filling, Piece};
-use super::{Blob, Object, Offer, Place, QUEUE, RemoteError};
+pub use self::pack::{Pack, pull_pack};
+use super::{Blob, Object, Offer, Place, RemoteError};
 use crate::{
     host::{
         files::{self, FileError},
         root::EnvironmentPaths,
     },
-    model::{CommitId, ReleaseId},
+    model::ReleaseId,
 };
 
 /// Is told how many bytes of how many are here, whether they were fetched or held already.
@@ -304,52 +303,6 @@ async fn blob(
     filling.finish(None, done).await
 }
 
-/// Brings the commit of a release: a pack of git without what `haves` lead to, in a file without a name. The file stands at its beginning.
-pub async fn pull_pack(
-    place: &Place,
-    release: ReleaseId,
-    haves: &[CommitId],
-    paths: &EnvironmentPaths,
-) -> Result<File, RemoteError> {
-    fill::patiently(|| async {
-        let incoming = paths.incoming();
-        let file = blocking(move || {
-            make(&incoming)?;
-            Ok(tempfile::tempfile_in(&incoming).map_err(|error| FileError::io("create a file in", incoming, error))?)
-        });
-        let file = file.await?;
-        let limit = place.limits().pack_bytes;
-        let (to, chunks) = mpsc::channel(QUEUE);
-        let sending = async {
-            let sent = place.pack(release, haves, &to).await;
-            drop(to);
-            sent
-        };
-        let title = place.title().to_owned();
-        let writing = blocking(move || write_limited(file, chunks, limit, title));
-        let (sent, written) = tokio::join!(sending, writing);
-        let file = written?;
-        sent?;
-        Ok(file)
-    })
-    .await
-}
-
-fn write_limited(mut file: File, mut chunks: mpsc::Receiver<Bytes>, limit: u64, place: String) -> Result<File, RemoteError> {
-    use std::io::{Seek, Write};
-    let failed = |error| FileError::io("write", "a pack", error);
-    let mut written = 0_u64;
-    while let Some(chunk) = chunks.blocking_recv() {
-        written = written.saturating_add(chunk.len() as u64);
-        if written > limit {
-            return Err(RemoteError::TooLarge { place, what: String::from("pack"), limit });
-        }
-        file.write_all(&chunk).map_err(failed)?;
-    }
-    file.rewind().map_err(failed)?;
-    Ok(file)
-}
-
 /// Removes what a pull has brought, after it was taken in or refused.
 pub fn discard(pulled: Pulled) {
     clear(&pulled.directory);
@@ -385,7 +338,10 @@ fn make(directory: &Path) -> Result<(), RemoteError> {
 
 /// The directory for a release, which nobody else uses until the lease is dropped.
 async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf, Lease), RemoteError> {
-    let directory = paths.incoming().join(release.to_string());
+    enter_directory(paths.incoming().join(release.to_string())).await
+}
+
+async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Lease), RemoteError> {
     loop {
         let wanted = directory.clone();
         let locked = blocking(move || {

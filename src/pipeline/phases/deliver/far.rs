@@ -142,11 +142,20 @@ async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Fa
         ));
     }
     let haves: Vec<CommitId> = order.previous.iter().map(|live| live.commit.clone()).collect();
-    let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
-    repositories
-        .import_pack(project, order.commit.clone(), pack.into(), deployment.services.config.limits.push_bytes.bytes())
-        .await
-        .map_err(|error| Failure::host(&error))?;
+    let limit = deployment.services.config.limits.push_bytes.bytes();
+    loop {
+        let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
+        let (file, resumed) = (pack.file.try_clone(), pack.resumed);
+        let file = file.map_err(|error| Failure::host(&error))?;
+        let imported = repositories.import_pack(project, order.commit.clone(), file.into(), limit).await;
+        pack.discard();
+        match imported {
+            Ok(()) => break,
+            // Of two requests, between which the repository there changed: both halves do not fit.
+            Err(error) if resumed => tracing::warn!(%error, "a commit that came in two parts comes once more"),
+            Err(error) => return Err(Failure::host(&error)),
+        }
+    }
     repositories.tree(project, order.commit.clone()).await.map_err(|error| Failure::host(&error))?;
     Ok(())
 }
