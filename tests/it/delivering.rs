@@ -121,13 +121,11 @@ fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
     complete();
     world.is_consistent("shop");
 
-    let mut version = 3;
-    for event in
-        ["started.gather.deliverable", "succeeded.gather.deliverable", "started.deploy.install", "succeeded.deploy.install"]
-    {
+    let events =
+        ["started.gather.deliverable", "succeeded.gather.deliverable", "started.deploy.install", "succeeded.deploy.install"];
+    for (version, event) in (3..).zip(events) {
         let (old, new) = (format!("version {version}\n"), format!("version {}\n", version + 1));
         cook(new.trim_end());
-        version += 1;
         world.restart(&[("FAILPOINTS", &format!("journal.{event}=1*sleep(60000)"))]);
         let before = world.journals("shop").len();
         let mut asking = world.larder_command();

@@ -110,7 +110,7 @@ fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
     let whole = pulled(&pair.pull());
     world.serves("shop", "version three");
     pair.are_alike();
-    File::options().write(true).open(&marker).unwrap().set_modified(SystemTime::now() - Duration::from_hours(25)).unwrap();
+    File::options().write(true).open(&marker).unwrap().set_modified(SystemTime::now() - Duration::from_secs(25 * 3600)).unwrap();
     pair.cook("version four");
     let part = pulled(&pair.pull());
     world.serves("shop", "version four");
@@ -166,7 +166,7 @@ fn what_nobody_came_back_to_is_swept(world: &World) {
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("archive.tar.zst.part"), "half").unwrap();
         fs::write(directory.join("lock"), "").unwrap();
-        let at = SystemTime::now() - Duration::from_hours(24 * days);
+        let at = SystemTime::now() - Duration::from_secs(24 * 3600 * days);
         for path in [directory.join("archive.tar.zst.part"), directory.join("lock"), directory] {
             std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
             File::open(path).unwrap().set_modified(at).unwrap();
