@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BranchName, CommitId, ReleaseId};
+use crate::model::{BranchName, CommitId, EnvId, ReleaseId};
 
 /// Which of git's programs serves a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +54,18 @@ pub struct MoveRef {
     /// Where it shall stand; nothing to delete it.
     pub new: Option<CommitId>,
     /// The release whose objects are kept from now on, and its commit.
-    pub keep: Option<(ReleaseId, CommitId)>,
+    pub keep: Option<(Kept, CommitId)>,
     /// Releases whose objects need not be kept any longer.
-    pub forget: Vec<ReleaseId>,
+    pub forget: Vec<Kept>,
+}
+
+/// A release that an environment has. Several environments of a project can have the same one, each for its own reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which environment.
+    pub environment: EnvId,
+    /// Which release.
+    pub release: ReleaseId,
 }
 
 /// What names a commit.
@@ -67,7 +76,7 @@ pub enum Spec {
     /// What a person typed: a branch, a tag, or the first digits of a commit. Never an expression.
     Text(String),
     /// The commit of a release.
-    Release(ReleaseId),
+    Release(Kept),
 }
 
 /// A task for a git worker.

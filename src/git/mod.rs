@@ -19,7 +19,7 @@ mod testing;
 mod tidy;
 mod work;
 
-pub use job::{Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, RefEntry, ServeLimits, Service, Spec};
+pub use job::{Expected, GitAnswer, GitFailure, GitJob, Kept, LogEntry, MoveRef, RefEntry, ServeLimits, Service, Spec};
 pub use paths::{MissingVariable, WorkerPaths};
 pub use refs::keep_ref;
 pub use repositories::{GitError, Repositories, Serving};

@@ -5,12 +5,12 @@ use std::{fs::File, io::Write, path::Path, process::Stdio};
 use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryOpenFlags, Sort};
 
 use super::{
-    job::{Expected, GitAnswer, GitFailure, GitReport, LogEntry, MoveRef, RefEntry, Spec},
+    job::{Expected, GitAnswer, GitFailure, GitReport, Kept, LogEntry, MoveRef, RefEntry, Spec},
     program::{self, Settings},
     tidy::tidy,
 };
 use crate::host::files::durable;
-use crate::model::{BranchName, CommitId, ReleaseId, sanitise_reason};
+use crate::model::{BranchName, CommitId, sanitise_reason};
 
 /// The refs that larder keeps for itself; clients neither see nor write them.
 pub const OWN_REFS: &str = "refs/larder";
@@ -21,9 +21,9 @@ const TAGS_LIMIT: usize = 10_000;
 /// The most refs that are read.
 const REFS_LIMIT: usize = 10_000;
 
-/// The ref that keeps a release's objects.
-pub fn keep_ref(release: ReleaseId) -> String {
-    format!("{OWN_REFS}/keep/{release}")
+/// The ref that keeps a release's objects for an environment.
+pub fn keep_ref(Kept { environment, release }: Kept) -> String {
+    format!("{OWN_REFS}/keep/{}/{release}", environment.0)
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(git2::Error) -> GitFailure {
@@ -248,7 +248,7 @@ pub fn resolve(path: &Path, spec: &Spec) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (names, what) = match spec {
         Spec::Branch(branch) => (vec![format!("refs/heads/{branch}")], format!("branch {branch}")),
-        Spec::Release(release) => (vec![keep_ref(*release)], format!("commit of release {release}")),
+        Spec::Release(release) => (vec![keep_ref(*release)], format!("commit of release {}", release.release)),
         Spec::Text(text) => {
             let names = [format!("refs/heads/{text}"), format!("refs/tags/{text}")];
             if !is_digits(text) && !names.iter().any(|name| git2::Reference::is_valid_name(name)) {

@@ -5,8 +5,9 @@ fn change(refname: &str, expected: Expected, new: Option<&CommitId>) -> MoveRef 
     MoveRef { refname: refname.into(), expected, new: new.cloned(), keep: None, forget: Vec::new() }
 }
 
-fn release() -> ReleaseId {
-    ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap())
+fn release() -> Kept {
+    let release = crate::model::ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap());
+    Kept { environment: crate::model::EnvId(3), release }
 }
 
 #[test]
@@ -102,6 +103,21 @@ fn the_log_is_bounded_and_printable() {
     assert_eq!((subjects, more), (vec!["change 59", "change 58", "change 57"], false));
     let GitAnswer::Log { entries, more } = log(&world.repository(), None, &ids[59], 100).unwrap() else { panic!() };
     assert_eq!((entries.len(), more), (50, true));
+}
+
+#[test]
+fn what_one_environment_forgets_another_keeps() {
+    let world = World::new();
+    let (path, one) = (world.repository(), world.commit(&[("a", false, b"1")]));
+    let (staging, production) = (release(), Kept { environment: crate::model::EnvId(4), ..release() });
+    for kept in [staging, production] {
+        let keep = MoveRef { keep: Some((kept, one.clone())), ..change("refs/heads/main", Expected::Anything, Some(&one)) };
+        move_ref(&path, &keep).unwrap();
+    }
+    let forget = MoveRef { forget: vec![production], ..change("refs/heads/main", Expected::Anything, Some(&one)) };
+    move_ref(&path, &forget).unwrap();
+    assert_eq!(resolve(&path, &Spec::Release(staging)), Ok(GitAnswer::Commit(one)));
+    assert!(resolve(&path, &Spec::Release(production)).is_err());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{Age, ByteSize},
-    git::{Expected, MoveRef},
+    git::{Expected, Kept, MoveRef},
     host::{files, root::EnvironmentPaths},
     model::{Area, Environment, Live, ReleaseId},
     proxy::Retired,
@@ -177,7 +177,7 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         if let Err(error) = forget_deltas(&deployment.paths, release) {
             tracing::error!(%release, error = chain(&error), "deltas of an old release could not be removed");
         }
-        forget.push(release);
+        forget.push(Kept { environment, release });
     }
     drop(settled);
     if !forget.is_empty() {

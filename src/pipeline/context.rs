@@ -215,6 +215,8 @@ pub struct Deployment {
     pub cancelled: CancellationToken,
     /// What the pusher saw the branch at. Not journalled: it only matters before anything is done.
     pub seen: Option<CommitId>,
+    /// Whether the newest release was asked for, and not this one by name. Not journalled: it only matters before anything is done.
+    pub newest: bool,
     /// The settings of what serves meanwhile.
     pub before: Option<Settings>,
     /// Tags that came in the same push. Not journalled: `gather.source` makes a fact of those that matter.
@@ -249,6 +251,7 @@ impl Deployment {
             record: None,
             cancelled,
             seen: None,
+            newest: false,
             tags: Vec::new(),
             before: None,
             idle_slot,

@@ -39,6 +39,8 @@ pub enum Goal {
         release: ReleaseId,
         /// Where it is.
         origin: Origin,
+        /// Whether the newest that there is was asked for, and nobody has named this one.
+        newest: bool,
         /// Why the promotion policy does not count this time.
         overriding: Option<String>,
     },

@@ -218,6 +218,7 @@ impl Pipeline {
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
         deployment.proof = self.told_by_sibling(&deployment.order);
         deployment.seen = ticket.request.seen.clone();
+        deployment.newest = matches!(ticket.request.goal, Goal::Release { newest: true, .. });
         deployment.tags = ticket.request.tags.clone();
         deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
@@ -258,7 +259,7 @@ impl Pipeline {
         let previous = state.live.clone();
         let (release, origin, overriding) = match request.goal.clone() {
             Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None),
-            Goal::Release { release, origin, overriding } => (release, origin, overriding),
+            Goal::Release { release, origin, overriding, .. } => (release, origin, overriding),
         };
         // A tree gets its name when it is complete, and loses it before anything of it goes; one that a failed or interrupted
         // deployment has left is put away by its own record.

@@ -114,7 +114,7 @@ impl Pipeline {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
             Mode::Final => {
                 let Candidate { release, origin, .. } = self.deliverable(environment, commit).await?;
-                Ok(Goal::Release { release, origin, overriding: None })
+                Ok(Goal::Release { release, origin, newest: false, overriding: None })
             }
         }
     }

@@ -33,7 +33,7 @@ pub use promotion::promotable;
 pub use refusal::Refusal;
 pub use server::{Bundled, Context, Installed, bundle, install, spare};
 pub use signing::{SigningKey, SigningKeyError, verify_signature};
-pub use take_in::{Body, Incoming, Look, MAX_RECORD, known_record, take_in, take_record, verify_archive};
+pub use take_in::{Body, Incoming, Look, MAX_RECORD, admit_manifest, known_record, take_in, take_record, verify_archive};
 pub use tree::{digest, listing};
 pub use verify::{Difference, verify};
 

@@ -145,14 +145,32 @@ pub async fn verify_archive(context: &Context<'_>, archive: File, manifest: File
 
 /// All that can be said without the archive.
 fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
-    let manifest = match body {
-        Body::Archive { manifest, .. } => trust::read_manifest(&read_limited(manifest, store::MAX_MANIFEST)?)?,
+    match body {
+        Body::Archive { manifest, .. } => admit_manifest(paths, manifest, expect, trust),
         Body::Delta(path) => {
             let delta = open_regular(path)?;
             let (base, _) = delta::base_of(&delta)?;
-            delta::manifest(&delta, &store::read(&paths.manifest(base))?)?
+            believe(paths, delta::manifest(&delta, &store::read(&paths.manifest(base))?)?, expect, trust)
         }
-    };
+    }
+}
+
+/// The same of a manifest's file: what is refused here need not be fetched.
+pub fn admit_manifest(
+    paths: &EnvironmentPaths,
+    manifest: &Path,
+    expect: &Expectation,
+    trust: &[PublicKey],
+) -> Result<Manifest, ReleaseError> {
+    believe(paths, trust::read_manifest(&read_limited(manifest, store::MAX_MANIFEST)?)?, expect, trust)
+}
+
+fn believe(
+    paths: &EnvironmentPaths,
+    manifest: Manifest,
+    expect: &Expectation,
+    trust: &[PublicKey],
+) -> Result<Manifest, ReleaseError> {
     trust::accept(expect, &manifest, trust, &Accepted::load(&paths.accepted())?)?;
     match store::read(&paths.manifest(manifest.release)) {
         Ok(known) if known.statement() != manifest.statement() => Err(Refusal::Contradicts { release: manifest.release }.into()),

@@ -1,6 +1,6 @@
 //! What can go wrong between here and another place.
 
-use super::address::AddressError;
+use super::{Object, address::AddressError, place::DELTA_NOTE};
 use crate::host::files::FileError;
 
 /// Why a place did not give what was asked of it.
@@ -109,6 +109,14 @@ pub enum RemoteError {
         /// What differs.
         why: String,
     },
+    /// Whoever asked for it does not want what has come.
+    #[error("{why}")]
+    Rejected {
+        /// What is wrong with it.
+        why: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
     /// It cannot do this kind of thing.
     #[error("{place} is not a larder server, so it cannot {doing}")]
     NotAServer {
@@ -166,7 +174,19 @@ impl RemoteError {
             RemoteError::TooLarge { .. } | RemoteError::Odd { .. } | RemoteError::Damaged { .. } => {
                 vec![String::from("this place cannot be trusted as it is; ask its operator")]
             }
+            RemoteError::Rejected { hint, .. } => hint.iter().cloned().collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Whether this is about a delta, so that the whole archive may still be had.
+    pub fn is_of_a_delta(&self) -> bool {
+        match self {
+            RemoteError::NotFound { what, .. } | RemoteError::TooLarge { what, .. } | RemoteError::Damaged { what, .. } => {
+                what == Object::DELTA
+            }
+            RemoteError::Odd { what, .. } => *what == DELTA_NOTE,
+            _ => false,
         }
     }
 }

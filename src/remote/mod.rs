@@ -20,7 +20,7 @@ pub use address::{Address, AddressError};
 pub use error::RemoteError;
 pub use offer::{Blob, Found, Object, Offer, find};
 pub use place::{Limits, Place, Places};
-pub use pull::{Progress, Pulled, Wanted, discard, pull, pull_pack, sweep, tenths};
+pub use pull::{Judge, Pack, Progress, Pulled, Wanted, discard, pull, pull_believed, pull_pack, sweep, tenths};
 pub use share::{Share, publish};
 
 /// How many chunks of a transfer may wait for the disk; a chunk is what the network gives at once, 32 KiB over ssh.

@@ -91,10 +91,13 @@ impl Object {
             Object::Manifest => "manifest",
             Object::Archive => "archive",
             Object::Health => "health",
-            Object::Delta { .. } => "delta",
+            Object::Delta { .. } => Object::DELTA,
             Object::Pack => "pack",
         }
     }
+
+    /// The word for a delta.
+    pub(super) const DELTA: &'static str = "delta";
 }
 
 impl fmt::Display for Object {

@@ -20,6 +20,8 @@ pub(super) const OFFERS: usize = 1000;
 pub(super) const SMALL_BYTES: u64 = 1 << 20;
 /// How much of a command line the ranges of one request may take, in bytes; at most 1024 are read there in all.
 const RANGES_BYTES: usize = 600;
+/// What says how large a delta is, in messages.
+pub(super) const DELTA_NOTE: &str = "description of a delta";
 /// Commits that are named in a request for a pack.
 const HAVES: usize = 12;
 
@@ -136,6 +138,11 @@ impl Place {
         &self.project
     }
 
+    /// The one environment whose releases are meant, where its address names one.
+    pub fn environment(&self) -> Option<&EnvironmentName> {
+        self.environment.as_ref()
+    }
+
     /// `shop` or `shop/staging`, as it is called there.
     pub fn target(&self) -> String {
         match &self.environment {
@@ -179,8 +186,8 @@ impl Place {
             Kind::Server(server) => {
                 let (release, from) = (release.to_string(), from.to_string());
                 let words = self.words("info", &[&release, "delta", "--from", &from, "--json"]);
-                let bytes = server.exec(&words).await?.output("delta", SMALL_BYTES).await?;
-                serde_json::from_slice(&bytes).map_err(|error| self.odd("description of a delta", error))
+                let bytes = server.exec(&words).await?.output(Object::DELTA, SMALL_BYTES).await?;
+                serde_json::from_slice(&bytes).map_err(|error| self.odd(DELTA_NOTE, error))
             }
             Kind::Store(store) => store.delta(&self.project, release, from).await,
         }
@@ -231,10 +238,17 @@ impl Place {
         }
     }
 
-    /// Sends the pack of git with a release's commit, without what `haves` lead to.
-    pub(super) async fn pack(&self, release: ReleaseId, haves: &[CommitId], to: &mpsc::Sender<Bytes>) -> Result<(), RemoteError> {
+    /// Sends the pack of git with a release's commit, without what `haves` lead to, from byte `offset` on.
+    pub(super) async fn pack(
+        &self,
+        release: ReleaseId,
+        haves: &[CommitId],
+        offset: u64,
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<(), RemoteError> {
         let server = self.server("give the commit itself")?;
-        let mut more = Vec::new();
+        let from = offset.to_string();
+        let mut more = vec!["--offset", &from];
         for have in haves.iter().take(HAVES) {
             more.extend(["--have", have.as_str()]);
         }

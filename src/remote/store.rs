@@ -18,7 +18,10 @@ use object_store::{
 };
 use tokio::sync::mpsc;
 
-use super::{Address, Blob, Object, Offer, RemoteError, place::OFFERS, place::SMALL_BYTES};
+use super::{
+    Address, Blob, Object, Offer, RemoteError,
+    place::{DELTA_NOTE, OFFERS, SMALL_BYTES},
+};
 use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
 /// How long a server may take to be reached.
@@ -166,10 +169,10 @@ impl Store {
     pub async fn delta(&self, project: &ProjectName, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
         let path = self.path(project, release, Object::Delta { from });
         let note = Path::from(format!("{path}.json"));
-        let bytes = self.get(&note, "delta", SMALL_BYTES).await?;
+        let bytes = self.get(&note, Object::DELTA, SMALL_BYTES).await?;
         serde_json::from_slice(&bytes).map_err(|error| RemoteError::Odd {
             place: self.title.clone(),
-            what: "description of a delta",
+            what: DELTA_NOTE,
             why: sanitise_line(&error.to_string()),
         })
     }

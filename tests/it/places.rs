@@ -205,17 +205,6 @@ fn a_web_server_without_ranges(world: &World) {
 fn a_bucket(world: &World) {
     let Some(bucket) = Bucket::serve(world) else { return };
     let link = Link::to(bucket.port);
-    let settings = |port: u16| {
-        let endpoint = format!("http://127.0.0.1:{port}");
-        let pairs = [
-            ("AWS_ACCESS_KEY_ID", "tester"),
-            ("AWS_SECRET_ACCESS_KEY", "secret-of-the-tester"),
-            ("AWS_REGION", "us-east-1"),
-            ("AWS_ENDPOINT_URL", endpoint.as_str()),
-            ("AWS_ALLOW_HTTP", "true"),
-        ];
-        pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))
-    };
     let publish = open(&places(world).with_buckets(settings(bucket.port)), "s3://deliverables/ours");
     let read = open(&places(world).with_buckets(settings(link.port)), "s3://deliverables/ours");
     let shared = Shared { publish, read, link: Some(link), runtime: runtime() };
@@ -227,14 +216,27 @@ fn a_bucket(world: &World) {
     world.larder(&["remote", "check", "shop", "shared"]).says("it offers 2 deliverables").says("nothing is pulled from there");
 }
 
+/// What a server has to know of the bucket, by the way that begins at this port.
+pub fn settings(port: u16) -> [(String, String); 5] {
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let pairs = [
+        ("AWS_ACCESS_KEY_ID", "tester"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-of-the-tester"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
 /// A web server for one directory, of the smallest kind.
-struct Web {
-    port: u16,
+pub struct Web {
+    pub port: u16,
     stop: Arc<AtomicBool>,
 }
 
 impl Web {
-    fn serve(directory: &Path, ranges: bool) -> Web {
+    pub fn serve(directory: &Path, ranges: bool) -> Web {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stop, directory) = (Arc::new(AtomicBool::new(false)), directory.to_owned());
@@ -304,13 +306,13 @@ fn answer(mut client: &TcpStream, directory: &Path, ranges: bool) -> Option<()> 
 }
 
 /// An S3 server that somebody else wrote, with one bucket.
-struct Bucket {
-    port: u16,
+pub struct Bucket {
+    pub port: u16,
     process: Child,
 }
 
 impl Bucket {
-    fn serve(world: &World) -> Option<Bucket> {
+    pub fn serve(world: &World) -> Option<Bucket> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let directory = world.directory().join("home/buckets");
         fs::create_dir_all(directory.join("deliverables")).unwrap();

@@ -13,21 +13,21 @@ in_one_mode!(
 );
 
 /// A project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
-fn pair(world: &World) {
+pub fn pair(world: &World) {
     world.larder(&["project", "create", "shop", "--env", "production", "--mode", "final", "--branch", "main"]).ok();
     world.larder(&["project", "create", "shop", "--env", "staging", "--mode", "cooking", "--branch", "staging"]).ok();
 }
 
-fn staging(repo: &Repo<'_>) -> crate::harness::git::Push {
+pub fn staging(repo: &Repo<'_>) -> crate::harness::git::Push {
     repo.push_as(&["HEAD:refs/heads/staging"])
 }
 
-fn production(repo: &Repo<'_>) -> crate::harness::git::Push {
+pub fn production(repo: &Repo<'_>) -> crate::harness::git::Push {
     repo.push_as(&["HEAD:refs/heads/main"])
 }
 
 /// The manifest of what is live in an environment.
-fn live_manifest(world: &World, environment: &str) -> serde_json::Value {
+pub fn live_manifest(world: &World, environment: &str) -> serde_json::Value {
     let top = world.root().join("projects/shop").join(environment);
     let release = std::fs::read_link(top.join("deploy/current")).unwrap();
     let path = top.join("releases").join(format!("{}.manifest.json", release.display()));
@@ -147,7 +147,12 @@ fn keys(world: &World) -> serde_json::Value {
 }
 
 /// Makes two servers known to each other: `staging` cooks, `world` serves.
-fn introduce(world: &World, staging: &World) {
+pub fn introduce(world: &World, staging: &World) {
+    introduce_over(world, staging, staging.ssh_port());
+}
+
+/// The same where production reaches staging at another port.
+pub fn introduce_over(world: &World, staging: &World, port: u16) {
     staging.project("shop");
     world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
     let (here, there) = (keys(world), keys(staging));
@@ -157,7 +162,7 @@ fn introduce(world: &World, staging: &World) {
         at.larder(&["user", "add", name, "--key", &text(other, "pull")]).ok();
         at.larder(&["user", "grant", name, "shop", right]).ok();
     }
-    for (at, name, other, port) in [(world, "staging", &there, staging.ssh_port()), (staging, "prod", &here, world.ssh_port())] {
+    for (at, name, other, port) in [(world, "staging", &there, port), (staging, "prod", &here, world.ssh_port())] {
         let url = format!("ssh://larder@127.0.0.1:{port}/shop");
         let words = ["remote", "add", "shop", name, &url, "--trust", &text(other, "signing"), "--host-key", &text(other, "host")];
         at.larder(&words).ok();

@@ -1,7 +1,7 @@
 //! The server dies: at every event of a journal, and at any instant. The next one puts things right without help.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     fs,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
@@ -14,8 +14,20 @@ use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::n
 in_each_mode!(a_killed_server_leaves_the_application_alone);
 in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again, locks_of_a_killed_git_are_removed);
 
-/// How many worlds share the events of the big test; each runs on its own, and mostly waits.
+/// How many worlds share the events of a big test; each runs on its own, and mostly waits.
 const SHARES: usize = 6;
+
+/// What is deployed while somebody dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// What is pushed is built.
+    Cooking,
+    /// What is pushed was cooked before, by another environment of the same server.
+    Delivering,
+}
+
+/// So many versions are cooked in advance where that is how things go; more than anybody needs.
+const COOKED: u32 = 6;
 
 fn thorough() -> bool {
     std::env::var_os("LARDER_TEST_THOROUGH").is_some()
@@ -39,7 +51,7 @@ fn events(steps: &[String]) -> Vec<String> {
 
 /// Who dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
+pub enum Victim {
     /// The server role alone; its keeper starts another.
     Server,
     /// Keeper and server, as when the machine is reset.
@@ -48,17 +60,17 @@ enum Victim {
 
 #[test]
 fn the_server_dies_at_every_event_of_a_journal() {
-    at_every_event(Victim::Server);
+    at_every_event(Victim::Server, Course::Cooking);
 }
 
 #[test]
 fn keeper_and_server_die_at_every_event_of_a_journal() {
-    at_every_event(Victim::Both);
+    at_every_event(Victim::Both, Course::Cooking);
 }
 
-fn at_every_event(victim: Victim) {
+pub fn at_every_event(victim: Victim, course: Course) {
     let shares: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..SHARES).map(|share| scope.spawn(move || dies_at_events(share, victim))).collect();
+        let threads: Vec<_> = (0..SHARES).map(|share| scope.spawn(move || dies_at_events(share, victim, course))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     let mut all = BTreeSet::new();
@@ -67,7 +79,7 @@ fn at_every_event(victim: Victim) {
         all.extend(events);
         died.extend(marks);
     }
-    assert!(all.len() > 80, "{all:?}");
+    assert!(all.len() > 75, "{all:?}");
     let missed: Vec<_> = all.difference(&died).collect();
     assert!(missed.is_empty(), "nobody died at {missed:?}");
 }
@@ -79,14 +91,35 @@ struct Deadly<'w> {
     marks: PathBuf,
     points: String,
     victim: Victim,
+    course: Course,
+    /// The commits of the versions to come, where they are cooked already.
+    cooked: VecDeque<String>,
     version: u32,
 }
 
 /// Takes every [`SHARES`]th event. Returns those events, and all at which somebody died.
-fn dies_at_events(share: usize, victim: Victim) -> (Vec<String>, Vec<String>) {
+fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>, Vec<String>) {
     let Some(world) = (if share.is_multiple_of(2) { World::any() } else { World::rootless() }) else { return Default::default() };
-    world.project("shop");
-    let repo = Repo::site(&world, "shop", "version 1");
+    let (repo, cooked) = match course {
+        Course::Cooking => {
+            world.project("shop");
+            (Repo::site(&world, "shop", "version 1"), VecDeque::new())
+        }
+        Course::Delivering => {
+            crate::promotion::pair(&world);
+            let repo = Repo::site(&world, "shop", "version 1");
+            crate::promotion::staging(&repo).accepted();
+            let cook = |version: u32| {
+                let commit = repo.page(&format!("version {version}"));
+                crate::promotion::staging(&repo).accepted();
+                commit
+            };
+            let first = repo.head();
+            let cooked = (2..=COOKED).map(cook).collect();
+            repo.git(&["checkout", "--quiet", &first]).ok();
+            (repo, cooked)
+        }
+    };
     repo.push().accepted();
     let marks = marks(&world);
     if victim == Victim::Both {
@@ -98,7 +131,8 @@ fn dies_at_events(share: usize, victim: Victim) -> (Vec<String>, Vec<String>) {
     let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
     let points = dying(&[&events[..], &turns].concat());
-    let mut deadly = Deadly { world: &world, repo, marks: marks.clone(), points: points.join(";"), victim, version: 1 };
+    let points = points.join(";");
+    let mut deadly = Deadly { world: &world, repo, marks: marks.clone(), points, victim, course, cooked, version: 1 };
     world.restart(&[("FAILPOINTS", &deadly.points)]);
     loop {
         let before = deadly.deaths();
@@ -127,8 +161,8 @@ impl Deadly<'_> {
     fn survives(&mut self) {
         let (old, new) = (format!("version {}\n", self.version), format!("version {}\n", self.version + 1));
         self.version += 1;
+        let commit = self.next(new.trim_end());
         let (world, repo) = (self.world, &self.repo);
-        let commit = repo.page(new.trim_end());
         let application = world.application("shop");
         for _ in 0..50 {
             let before = self.deaths();
@@ -139,7 +173,10 @@ impl Deadly<'_> {
             if self.deaths() == before && push.0.status != 0 {
                 push.rejected_with("told to fail");
             }
-            world.is_consistent("shop");
+            match self.course {
+                Course::Cooking => world.is_consistent("shop"),
+                Course::Delivering => world.is_consistent_with_a_store("shop"),
+            }
             let live = repo.live().unwrap();
             let page = world.get("shop", "/");
             assert_eq!(page.status, 200, "{page:?} after {}", push.0);
@@ -154,6 +191,18 @@ impl Deadly<'_> {
             assert_ne!(push.0.status, 0, "the push was accepted and is not live: {}", push.0);
         }
         panic!("version {} never went live", self.version);
+    }
+
+    /// Checks the next version out.
+    fn next(&mut self, page: &str) -> String {
+        match self.course {
+            Course::Cooking => self.repo.page(page),
+            Course::Delivering => {
+                let commit = self.cooked.pop_front().expect("more versions were needed than were cooked");
+                self.repo.git(&["checkout", "--quiet", &commit]).ok();
+                commit
+            }
+        }
     }
 
     fn push_to_a_dying_server(&self) -> Push {

@@ -16,14 +16,14 @@ in_one_mode!(
 );
 
 /// A release in a file.
-fn export(world: &World, release: &str, to: &Path) {
+pub fn export(world: &World, release: &str, to: &Path) {
     let mut command = world.larder_command();
     command.args(["release", "export", "shop", release]).stdout(File::create(to).unwrap());
     let status = command.status().unwrap();
     assert!(status.success(), "{status}");
 }
 
-fn import(world: &World, project: &str, bytes: &[u8]) -> Output {
+pub fn import(world: &World, project: &str, bytes: &[u8]) -> Output {
     let path = world.directory().join("import");
     fs::write(&path, bytes).unwrap();
     let mut command = world.larder_command();
@@ -32,7 +32,7 @@ fn import(world: &World, project: &str, bytes: &[u8]) -> Output {
 }
 
 /// The parts of an export: name and content.
-fn parts(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+pub fn parts(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = tar::Archive::new(bytes);
     let part = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
         let mut entry = entry.unwrap();
@@ -44,7 +44,7 @@ fn parts(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The same as larder writes it.
-fn container(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub fn container(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, content) in parts {
         let mut header = tar::Header::new_ustar();

@@ -1,6 +1,6 @@
 //! Back to an older release: a deployment like any other, that builds nothing and copies nothing.
 
-use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, state::names};
+use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, state::names};
 
 in_each_mode!(back_and_forth, every_step_of_a_rollback_fails_once_and_leaves_nothing);
 in_one_mode!(
@@ -30,13 +30,6 @@ fn rollback(world: &World, words: &[&str]) -> Output {
     world.larder(&[&["rollback", "shop"], words].concat())
 }
 
-/// The steps that the last deployment planned.
-fn last_plan(world: &World) -> Vec<String> {
-    let journals = world.journals("shop");
-    let opened = &journals.last().unwrap()[0];
-    opened["plan"].as_array().unwrap().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
-}
-
 fn back_and_forth(world: &World) {
     let (repo, commits) = three(world, &[]);
     let before = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
@@ -64,7 +57,7 @@ fn back_and_forth(world: &World) {
     visitor.satisfied();
     let after = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
     assert_eq!(after, before, "a rollback makes no release");
-    assert!(last_plan(world).iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));
+    assert!(world.last_plan("shop").iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));
     world.is_consistent("shop");
     // And on from there.
     repo.page("version four");
@@ -122,20 +115,10 @@ fn a_rollback_survives_a_restart(world: &World) {
 fn every_step_of_a_rollback_fails_once_and_leaves_nothing(world: &World) {
     let (repo, commits) = three(world, &[]);
     rollback(world, &["v1"]).ok();
-    let names: Vec<_> = last_plan(world).iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect();
-    let points: Vec<_> = names.iter().map(|name| format!("{name}=1*return")).collect();
-    world.restart(&[("FAILPOINTS", &points.join(";"))]);
-    world.serves("shop", "version one");
-    let before = world.snapshot("shop");
-    for name in &names {
-        rollback(world, &["v2"]).exits(1).says("told to fail").says("v4 is still live");
-        assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
-        assert_eq!(repo.live().as_ref(), Some(&commits[0]), "{name}");
-        world.serves("shop", "version one");
-    }
-    rollback(world, &["v2"]).ok();
-    world.serves("shop", "version two");
-    world.is_consistent("shop");
+    let ask = || rollback(world, &["v2"]);
+    let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &|_| false };
+    attempt.fails_once_at_each(&world.last_plan("shop"));
+    assert_eq!(repo.live().as_ref(), Some(&commits[1]));
 }
 
 fn every_step_of_a_rollback_runs_twice(world: &World) {
@@ -150,7 +133,7 @@ fn every_step_of_a_rollback_runs_twice(world: &World) {
 fn a_rollback_that_is_killed_is_finished_or_put_back(world: &World) {
     let (repo, commits) = three(world, &[]);
     rollback(world, &["v1"]).ok();
-    let steps = last_plan(world);
+    let steps = world.last_plan("shop");
     rollback(world, &["v3"]).ok();
     for step in &steps {
         for event in ["started", "succeeded"] {

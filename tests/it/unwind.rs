@@ -1,6 +1,6 @@
 //! Every step fails once, before and after its work, and runs twice once: the environment never shows it.
 
-use crate::harness::{Repo, World, in_each_mode, in_one_mode};
+use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode};
 
 in_each_mode!(every_step_fails_once_and_leaves_nothing, every_step_runs_twice);
 in_one_mode!(an_undo_that_fails_freezes_the_environment);
@@ -12,9 +12,8 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     repo.push().accepted();
     let steps = world.steps("shop");
     // Each failpoint fires once, so each push fails one place further on.
-    let names: Vec<_> = steps.iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect();
-    let points: Vec<_> = names.iter().map(|name| format!("{name}=1*return")).collect();
-    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    let names = faults::around(&steps);
+    world.restart(&[("FAILPOINTS", &faults::once(&names))]);
     world.serves("shop", "version one");
     let before = world.snapshot("shop");
     let visitor = world.visitor("shop");

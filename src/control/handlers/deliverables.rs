@@ -282,9 +282,18 @@ pub(super) async fn get(
     if object == Object::Pack {
         let repositories = control.pipeline().services().repositories.clone();
         let (project, want) = (offered.environment.project_id, offered.offer.commit);
+        let skipped = match parts.as_slice() {
+            [] => 0,
+            [Range { start, end: u64::MAX }] => *start,
+            _ => return Err(CommandError::new(Kind::Usage, "of a pack there is no part but the rest, from an --offset on")),
+        };
         let send = move |output: OwnedFd| -> SendFuture {
             Box::pin(async move {
+                let (output, skipping) = skipping(skipped, output)?;
                 let packed = repositories.export_pack(project, want, haves, output).await;
+                if let Some(skipping) = skipping {
+                    skipping.await.map_err(|error| CommandError::internal(&error))?;
+                }
                 packed.map_err(|error| match error {
                     GitError::Failure(failure) => not_found(failure.to_string()),
                     other => CommandError::internal(&other),
@@ -310,6 +319,24 @@ pub(super) async fn get(
         })
     };
     Ok(Reply::Bytes(Box::new(send)))
+}
+
+/// What is written to the descriptor that this gives goes on to `output`, but for so many bytes at its beginning; and the task that
+/// does it, if there is something to do.
+fn skipping(bytes: u64, output: OwnedFd) -> Result<(OwnedFd, Option<tokio::task::JoinHandle<()>>), CommandError> {
+    if bytes == 0 {
+        return Ok((output, None));
+    }
+    let (mut reader, writer) = io::pipe().map_err(|error| CommandError::internal(&error))?;
+    let skip = move || {
+        // Whoever writes hears of it if nobody listens any more, and says so.
+        let mut output = File::from(output);
+        let skipped = io::copy(&mut Read::by_ref(&mut reader).take(bytes), &mut io::sink());
+        if let Err(error) = skipped.and_then(|_| io::copy(&mut reader, &mut output)) {
+            tracing::debug!(%error, "the rest of a pack was not taken");
+        }
+    };
+    Ok((writer.into(), Some(tokio::task::spawn_blocking(skip))))
 }
 
 /// Writes parts of a file. It waits for a slow reader, whose connection has limits of its own.

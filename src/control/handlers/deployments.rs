@@ -21,7 +21,7 @@ pub(super) async fn deploy(
             let (commit, goal) = match (reference, live) {
                 // What does not build deploys again the very release that is live.
                 (None, Some(live)) if environment.mode == Mode::Final => {
-                    let goal = Goal::Release { release: live.release, origin: Origin::Past, overriding: None };
+                    let goal = Goal::Release { release: live.release, origin: Origin::Past, newest: false, overriding: None };
                     (live.commit, goal)
                 }
                 (reference, _) => {
@@ -71,7 +71,7 @@ pub(super) async fn rollback(
     let environment = control.environment(target)?;
     let release = tagged(control, &environment, release).await;
     let (release, commit) = control.pipeline().past(environment.id, release.as_deref()).map_err(|error| of_supply(&error))?;
-    let goal = Goal::Release { release, origin: Origin::Past, overriding: None };
+    let goal = Goal::Release { release, origin: Origin::Past, newest: false, overriding: None };
     submit(control, Trigger::Rollback { by: caller.name() }, environment, commit, goal)
 }
 

@@ -36,8 +36,9 @@ pub(super) async fn pull(
                 .hint("name it to bring it all the same, or use `larder rollback`"));
         }
     }
+    let newest = release.is_none();
     let Candidate { release, commit, origin, .. } = found;
-    let goal = Goal::Release { release, origin, overriding };
+    let goal = Goal::Release { release, origin, newest, overriding };
     submit(control, Trigger::Pull { by: caller.name() }, environment, commit, goal)
 }
 
@@ -88,7 +89,7 @@ pub(super) async fn promote(
         return Err(refused(format!("{} is in mode {}: it makes its releases itself", sibling.title(), sibling.mode)));
     }
     let origin = Origin::Environment(environment.name.clone());
-    let goal = Goal::Release { release: found.release, origin, overriding };
+    let goal = Goal::Release { release: found.release, origin, newest: false, overriding };
     submit(control, Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal)
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Piece {
 }
 
 /// The pauses between attempts. They begin anew whenever anything has moved.
-fn pauses() -> ExponentialBackoff {
+pub(super) fn pauses() -> ExponentialBackoff {
     let shortest = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
     let pauses = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(shortest.saturating_mul(40));
     pauses.with_max_times(7).with_jitter().build()

@@ -6,6 +6,7 @@
 
 mod fill;
 mod frames;
+mod pack;
 
 use std::{
     fs::{self, File},
@@ -16,21 +17,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
 use self::fill::{Filling, Piece};
-use super::{Blob, Object, Offer, Place, QUEUE, RemoteError};
+pub use self::pack::{Pack, pull_pack};
+use super::{Blob, Object, Offer, Place, RemoteError};
 use crate::{
     host::{
         files::{self, FileError},
         root::EnvironmentPaths,
     },
-    model::{CommitId, ReleaseId},
+    model::ReleaseId,
 };
 
 /// Is told how many bytes of how many are here, whether they were fetched or held already.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Looks at the manifest that came, as a file, before anything that it leads to does; says no with [`RemoteError::Rejected`].
+pub type Judge = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
 
 /// A progress that says one line for every tenth, such as `12 of 40 MiB (30 %)`; small transfers say nothing.
 pub fn tenths(say: impl Fn(&str) + Send + Sync + 'static) -> Progress {
@@ -136,12 +138,62 @@ pub async fn pull(
     paths: &EnvironmentPaths,
     progress: &Progress,
 ) -> Result<Pulled, RemoteError> {
+    pull_believed(place, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as Judge)).await
+}
+
+/// The same; of a release whose manifest `judge` says no to, nothing more is fetched, and nothing stays. What comes as a delta has its
+/// manifest inside: it is judged by whoever takes it in.
+pub async fn pull_believed(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+) -> Result<Pulled, RemoteError> {
     let (directory, lease) = enter(paths, offer.release).await?;
     let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lease };
+    match fill(place, offer, held, paths, progress, judge, &mut pulled).await {
+        Ok(()) => Ok(pulled),
+        Err(rejected @ RemoteError::Rejected { .. }) => {
+            discard(pulled);
+            Err(rejected)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn fill(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+    pulled: &mut Pulled,
+) -> Result<(), RemoteError> {
     if paths.manifest(offer.release).is_file() {
         pulled.content = Wanted::Held;
-        return Ok(pulled);
+    } else {
+        content(place, offer, held, paths, progress, judge, pulled).await?;
     }
+    // Also of what is here already: time has passed since.
+    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
+        let path = pulled.directory.join(HEALTH);
+        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
+    }
+    Ok(())
+}
+
+async fn content(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    judge: &Judge,
+    pulled: &mut Pulled,
+) -> Result<(), RemoteError> {
     let limits = place.limits();
     for (what, bytes, limit) in
         [("archive", offer.archive_bytes, limits.archive_bytes), ("manifest", offer.manifest.bytes, limits.manifest_bytes)]
@@ -150,14 +202,14 @@ pub async fn pull(
             return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: what.to_owned(), limit });
         }
     }
-    if !by_delta(place, offer, held, progress, &mut pulled).await? {
-        by_frames(place, offer, held, paths, progress, &mut pulled).await?;
+    if !by_delta(place, offer, held, progress, pulled).await? {
+        let quiet: Progress = Arc::new(|_, _| {});
+        blob(place, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
+        let (manifest, judge) = (pulled.directory.join(MANIFEST), Arc::clone(judge));
+        pulled.lease.blocking(move || judge(&manifest)).await?;
+        by_frames(place, offer, held, paths, progress, pulled).await?;
     }
-    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
-        let path = pulled.directory.join(HEALTH);
-        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
-    }
-    Ok(pulled)
+    Ok(())
 }
 
 /// Deltas from so many of the newest releases are asked for.
@@ -192,8 +244,6 @@ async fn by_frames(
     progress: &Progress,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
-    let quiet: Progress = Arc::new(|_, _| {});
-    blob(place, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
     let manifest = pulled.directory.join(MANIFEST);
     let archives = held.iter().map(|id| (paths.manifest(*id), paths.archive(*id))).collect();
     let title = place.title().to_owned();
@@ -253,52 +303,6 @@ async fn blob(
     filling.finish(None, done).await
 }
 
-/// Brings the commit of a release: a pack of git without what `haves` lead to, in a file without a name. The file stands at its beginning.
-pub async fn pull_pack(
-    place: &Place,
-    release: ReleaseId,
-    haves: &[CommitId],
-    paths: &EnvironmentPaths,
-) -> Result<File, RemoteError> {
-    fill::patiently(|| async {
-        let incoming = paths.incoming();
-        let file = blocking(move || {
-            make(&incoming)?;
-            Ok(tempfile::tempfile_in(&incoming).map_err(|error| FileError::io("create a file in", incoming, error))?)
-        });
-        let file = file.await?;
-        let limit = place.limits().pack_bytes;
-        let (to, chunks) = mpsc::channel(QUEUE);
-        let sending = async {
-            let sent = place.pack(release, haves, &to).await;
-            drop(to);
-            sent
-        };
-        let title = place.title().to_owned();
-        let writing = blocking(move || write_limited(file, chunks, limit, title));
-        let (sent, written) = tokio::join!(sending, writing);
-        let file = written?;
-        sent?;
-        Ok(file)
-    })
-    .await
-}
-
-fn write_limited(mut file: File, mut chunks: mpsc::Receiver<Bytes>, limit: u64, place: String) -> Result<File, RemoteError> {
-    use std::io::{Seek, Write};
-    let failed = |error| FileError::io("write", "a pack", error);
-    let mut written = 0_u64;
-    while let Some(chunk) = chunks.blocking_recv() {
-        written = written.saturating_add(chunk.len() as u64);
-        if written > limit {
-            return Err(RemoteError::TooLarge { place, what: String::from("pack"), limit });
-        }
-        file.write_all(&chunk).map_err(failed)?;
-    }
-    file.rewind().map_err(failed)?;
-    Ok(file)
-}
-
 /// Removes what a pull has brought, after it was taken in or refused.
 pub fn discard(pulled: Pulled) {
     clear(&pulled.directory);
@@ -334,7 +338,10 @@ fn make(directory: &Path) -> Result<(), RemoteError> {
 
 /// The directory for a release, which nobody else uses until the lease is dropped.
 async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf, Lease), RemoteError> {
-    let directory = paths.incoming().join(release.to_string());
+    enter_directory(paths.incoming().join(release.to_string())).await
+}
+
+async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Lease), RemoteError> {
     loop {
         let wanted = directory.clone();
         let locked = blocking(move || {

@@ -3,6 +3,7 @@
 //! [`world::World`] holds it together; [`git::Repo`] is a developer's clone, [`http`] a visitor, [`cli`] an operator.
 
 pub mod cli;
+pub mod faults;
 pub mod git;
 pub mod http;
 pub mod link;

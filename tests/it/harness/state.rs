@@ -109,6 +109,13 @@ impl World {
         self.journals(project).iter().map(ended).collect()
     }
 
+    /// The steps that the last deployment to production planned.
+    pub fn last_plan(&self, project: &str) -> Vec<String> {
+        let journals = self.journals(project);
+        let opened = &journals.last().unwrap()[0];
+        opened["plan"].as_array().unwrap().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
+    }
+
     /// The names of the steps of a deployment, as `larder plan` prints them.
     pub fn steps(&self, project: &str) -> Vec<String> {
         let plan = self.larder(&["plan", project]);
@@ -121,6 +128,17 @@ impl World {
     /// No half state: `current` names a complete release, whose archive, manifest and tree are there and which the branch names.
     #[track_caller]
     pub fn is_consistent(&self, project: &str) {
+        self.is_whole(project, |trees, stored| trees == stored);
+    }
+
+    /// The same where releases can be in the store that were never installed, because they were brought or imported.
+    #[track_caller]
+    pub fn is_consistent_with_a_store(&self, project: &str) {
+        self.is_whole(project, |trees, stored| trees.iter().all(|tree| stored.contains(tree)));
+    }
+
+    #[track_caller]
+    fn is_whole(&self, project: &str, fits: impl Fn(&[String], &[String]) -> bool) {
         let top = self.environment(project);
         let current = fs::read_link(top.join("deploy/current")).unwrap();
         let release = current.to_str().unwrap();
@@ -139,8 +157,8 @@ impl World {
         };
         // What is pruned goes one by one.
         let alike = || {
-            let trees = all("deploy", "");
-            trees == all("releases", ".tar.zst") && trees == all("releases", ".manifest.json")
+            let archives = all("releases", ".tar.zst");
+            archives == all("releases", ".manifest.json") && fits(&all("deploy", ""), &archives)
         };
         let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
         assert!(super::within(std::time::Duration::from_secs(5), alike), "trees and archives differ: {:#?}", listing());

@@ -1,5 +1,7 @@
 //! From another server or a shared place.
 
+use std::sync::Arc;
+
 use super::{expectation, read, refused};
 use crate::{
     model::{CommitId, Manifest, PublicKey, RemoteName},
@@ -8,8 +10,8 @@ use crate::{
         phases::{bundle, deploy::install},
         step::{Failure, chain},
     },
-    release::{self, Body, Incoming, Look},
-    remote::{self, RemoteError},
+    release::{self, Body, Incoming, Look, ReleaseError, trust::Expectation},
+    remote::{self, Judge, RemoteError},
 };
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
@@ -23,12 +25,16 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
         let base = deployment.previous_release().filter(|release| deployment.paths.manifest(*release).is_file());
         let by_delta = base.is_some() && !install::distrusts_deltas(&deployment.paths);
         let manifest = match by_delta {
-            false => pull(deployment, &place, &remote.trust).await?,
+            false => pull(deployment, &place, &remote.trust).await,
             true => match pull(deployment, &place.clone().with_deltas(), &remote.trust).await {
-                Ok(manifest) => manifest,
-                Err(_) => pull(deployment, &place, &remote.trust).await?,
+                Err(trouble) if trouble.is_of_a_delta() => {
+                    deployment.transcript.detail(&format!("No delta ({trouble}); bringing the whole archive."));
+                    pull(deployment, &place, &remote.trust).await
+                }
+                other => other,
             },
         };
+        let manifest = manifest?;
         commit(deployment, &place).await?;
         Ok(manifest)
     };
@@ -37,15 +43,54 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
     brought
 }
 
-async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey]) -> Result<Manifest, Failure> {
+/// Why a pull brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("{}", chain(.0))]
+    Place(#[from] RemoteError),
+    #[error("{}", chain(.0))]
+    Release(#[from] ReleaseError),
+    #[error("{}", .0.why)]
+    Other(Failure),
+}
+
+impl Trouble {
+    /// Whether the whole archive may still be had. A place that cannot be reached, a full disk or a release that is not believed are
+    /// the same with it.
+    fn is_of_a_delta(&self) -> bool {
+        use ReleaseError::{Damaged, Delta, Manifest, Unknown};
+        match self {
+            Trouble::Place(error) => error.is_of_a_delta(),
+            // What it starts from may be what is wrong.
+            Trouble::Release(error) => matches!(error, Delta { .. } | Damaged { .. } | Manifest { .. } | Unknown { .. }),
+            Trouble::Other(_) => false,
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Failure {
+        match trouble {
+            Trouble::Place(error) => unreached(error),
+            Trouble::Release(error) => refused(error),
+            Trouble::Other(failure) => failure,
+        }
+    }
+}
+
+async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey]) -> Result<Manifest, Trouble> {
     let order = &deployment.order;
-    let offers = place.list().await.map_err(unreached)?;
+    let offers = place.list().await?;
     let offer = offers.into_iter().find(|offer| offer.release == order.release);
-    let offer = offer.ok_or_else(|| Failure::nobody(format!("{} does not offer {} any more", place.title(), order.release)))?;
+    let gone = || Failure::nobody(format!("{} does not offer {} any more", place.title(), order.release));
+    let offer = offer.ok_or_else(|| Trouble::Other(gone()))?;
     let transcript = deployment.transcript.clone();
     let progress = remote::tenths(move |line| transcript.detail(line));
     let held: Vec<_> = deployment.previous_release().into_iter().collect();
-    let pulled = remote::pull(place, &offer, &held, &deployment.paths, &progress).await.map_err(unreached)?;
+    let expect =
+        Expectation { environments: place.environment().into_iter().cloned().collect(), ..expectation(deployment).await };
+    let judge = judge(deployment, expect.clone(), trust);
+    let pulled = remote::pull_believed(place, &offer, &held, &deployment.paths, &progress, &judge).await?;
     deployment.transcript.detail(&format!(
         "{} KiB pulled, {} KiB were here already",
         pulled.fetched.div_ceil(1024),
@@ -58,19 +103,29 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
     };
     let taken = match body {
         Some(body) => {
-            let (context, incoming) = (bundle::context(deployment), Incoming { body, record });
-            release::take_in(&context, incoming, &expectation(deployment), trust, Look::Digests).await.map_err(refused)
+            let (context, incoming) = (bundle::context(deployment), Incoming { body, record: None });
+            release::take_in(&context, incoming, &expect, trust, Look::Digests).await.map_err(Trouble::from)
         }
         // It is here already; what is said about it may be news.
-        None => read(deployment).await.inspect(|manifest| {
-            let taken = record.map(|record| release::take_record(&deployment.paths, &record, manifest, trust));
-            if let Some(Err(error)) = taken {
-                deployment.transcript.error(&format!("the health record was not taken over: {}", chain(&error)));
-            }
-        }),
+        None => read(deployment).await.map_err(Trouble::Other),
     };
+    if let (Ok(manifest), Some(record)) = (&taken, record)
+        && let Err(error) = release::take_record(&deployment.paths, &record, manifest, trust)
+    {
+        deployment.transcript.error(&format!("the health record was not taken over: {}", chain(&error)));
+    }
     remote::discard(pulled);
     taken
+}
+
+/// Refuses by the manifest what would be refused with the archive.
+fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> Judge {
+    let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
+    Arc::new(move |manifest| match release::admit_manifest(&paths, manifest, &expect, &trust) {
+        Err(error @ ReleaseError::Rejected(_)) => Err(RemoteError::Rejected { why: chain(&error), hint: error.hint() }),
+        // Anything else is said again by whoever takes it in.
+        _ => Ok(()),
+    })
 }
 
 /// The deploy branch is going to name the commit, so the repository must have it.
@@ -87,11 +142,20 @@ async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Fa
         ));
     }
     let haves: Vec<CommitId> = order.previous.iter().map(|live| live.commit.clone()).collect();
-    let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
-    repositories
-        .import_pack(project, order.commit.clone(), pack.into(), deployment.services.config.limits.push_bytes.bytes())
-        .await
-        .map_err(|error| Failure::host(&error))?;
+    let limit = deployment.services.config.limits.push_bytes.bytes();
+    loop {
+        let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
+        let (file, resumed) = (pack.file.try_clone(), pack.resumed);
+        let file = file.map_err(|error| Failure::host(&error))?;
+        let imported = repositories.import_pack(project, order.commit.clone(), file.into(), limit).await;
+        pack.discard();
+        match imported {
+            Ok(()) => break,
+            // Of two requests, between which the repository there changed: both halves do not fit.
+            Err(error) if resumed => tracing::warn!(%error, "a commit that came in two parts comes once more"),
+            Err(error) => return Err(Failure::host(&error)),
+        }
+    }
     repositories.tree(project, order.commit.clone()).await.map_err(|error| Failure::host(&error))?;
     Ok(())
 }

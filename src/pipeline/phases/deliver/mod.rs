@@ -69,10 +69,13 @@ async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
     read.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))
 }
 
-/// The release asked for, of this project.
-fn expectation(deployment: &Deployment) -> Expectation {
+/// The release asked for, of this project, made of the commit that is deployed or of one with the same tree; and no old one, where
+/// the newest was asked for.
+async fn expectation(deployment: &Deployment) -> Expectation {
     let order = &deployment.order;
-    Expectation { release: Some(order.release), ..Expectation::of(order.environment.project.clone()) }
+    let source = deployment.services.repositories.tree(order.environment.project_id, order.commit.clone()).await.ok();
+    let (release, commit) = (Some(order.release), Some(order.commit.clone()));
+    Expectation { release, commit, source, newest: deployment.newest, ..Expectation::of(order.environment.project.clone()) }
 }
 
 /// A list is a hint; this is what counts: the release was made of the commit that is deployed, or of one with the same tree.

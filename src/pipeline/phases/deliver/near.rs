@@ -14,8 +14,8 @@ use crate::{
 pub(super) async fn bring(deployment: &Deployment, name: &EnvironmentName) -> Result<Manifest, Failure> {
     let order = &deployment.order;
     let sibling = deployment.services.root.environment(&order.environment.project, name);
-    keep_record(deployment)?;
     if deployment.paths.manifest(order.release).is_file() {
+        keep_record(deployment)?;
         return read(deployment).await;
     }
     let (own, release) = (deployment.paths.clone(), order.release);
@@ -23,11 +23,14 @@ pub(super) async fn bring(deployment: &Deployment, name: &EnvironmentName) -> Re
     let body = shared.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))?;
     let directory = deployment.paths.incoming().join(release.to_string());
     let trust = [deployment.services.signing.public()];
-    let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment) };
+    let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment).await };
     let incoming = Incoming { body, record: None };
     let taken = release::take_in(&bundle::context(deployment), incoming, &expect, &trust, Look::Digests).await;
     let _ = fs::remove_dir_all(directory);
-    taken.map_err(refused)
+    let manifest = taken.map_err(refused)?;
+    // Not before: nothing of what is refused stays.
+    keep_record(deployment)?;
+    Ok(manifest)
 }
 
 /// Keeps what the other environment says now about how the release goes there.

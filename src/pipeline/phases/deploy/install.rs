@@ -1,16 +1,19 @@
 //! The release's tree, unpacked from its archive.
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use crate::{
-    host::{files, root::EnvironmentPaths},
-    model::Phase,
+    host::{
+        files::{self, FileError},
+        root::EnvironmentPaths,
+    },
+    model::{Origin, Phase, ReleaseId},
     pipeline::{
         context::Deployment,
         phases::bundle,
-        step::{Step, Work, chain},
+        step::{Failure, Step, Work, chain},
     },
-    release,
+    release::{self, Refusal, ReleaseError},
 };
 
 /// Unpacks into `deploy/<id>`. What did not change since the live release is shared with it.
@@ -41,10 +44,10 @@ impl Step for Install {
             let begun = spare(deployment).await;
             let context = bundle::context(deployment);
             let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
-            if installed.is_err() {
-                forget_delta(deployment);
-            }
-            deployment.entries = installed.map_err(bundle::failure)?.report.entries;
+            deployment.entries = match installed {
+                Ok(installed) => installed.report.entries,
+                Err(error) => return Err(forget(deployment, error)),
+            };
             Ok(())
         })
     }
@@ -65,18 +68,39 @@ const DISTRUST: &str = ".no-deltas";
 /// How long whole archives are fetched after that.
 const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes a release that came as a delta and could not be installed: the next attempt fetches its archive.
-fn forget_delta(deployment: &Deployment) {
-    let (paths, release) = (&deployment.paths, deployment.order.release);
-    if !paths.delta(release).is_file() || paths.archive(release).is_file() {
-        return;
+/// What an installation failed of. A release that was brought here and is no good does not stay.
+fn forget(deployment: &Deployment, error: ReleaseError) -> Failure {
+    let (paths, order) = (&deployment.paths, &deployment.order);
+    let release = order.release;
+    if !paths.archive(release).is_file() && paths.delta(release).is_file() {
+        deployment.transcript.error("It came as a delta, which is thrown away; the next attempt brings the whole archive.");
+        let marked = files::write_atomic(&paths.releases().join(DISTRUST), b"", 0o640);
+        put_away(marked);
+        remove(paths, release, paths.delta(release));
+        return bundle::failure(error);
     }
-    deployment.transcript.error("It came as a delta, which is thrown away; the next attempt brings the whole archive.");
-    let marked = files::write_atomic(&paths.releases().join(DISTRUST), b"", 0o640);
-    for outcome in [marked, files::remove_if_present(&paths.manifest(release)), files::remove_if_present(&paths.delta(release))] {
-        if let Err(error) = outcome {
-            tracing::error!(error = chain(&error), "a delta that is no good could not be put away");
+    // Its worker says no to what is in the archive. One that served here before is left for a person to look at.
+    let brought = matches!(order.origin, Origin::Environment(_) | Origin::Remote(_) | Origin::Store) && order.recorded.is_none();
+    match error {
+        ReleaseError::Refused { why } if brought => {
+            remove(paths, release, paths.archive(release));
+            let refusal = Refusal::Disagrees { release, why };
+            Failure::nobody(refusal.to_string()).hint(refusal.hint())
         }
+        error => bundle::failure(error),
+    }
+}
+
+/// Removes a release from the store; first what makes it exist.
+fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
+    for path in [paths.manifest(release), content, paths.health(release)] {
+        put_away(files::remove_if_present(&path));
+    }
+}
+
+fn put_away(outcome: Result<(), FileError>) {
+    if let Err(error) = outcome {
+        tracing::error!(error = chain(&error), "a release that is no good could not be put away");
     }
 }
 

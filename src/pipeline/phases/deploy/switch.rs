@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use crate::{
-    git::{Expected, MoveRef},
+    git::{Expected, Kept, MoveRef},
     host::files::{self, durable},
     model::{Live, Phase, Slot},
     pipeline::{
@@ -138,14 +138,15 @@ fn unlink(path: &Path) -> io::Result<()> {
 
 async fn move_ref(deployment: &Deployment, live: Option<&Live>) -> Result<(), Failure> {
     let order = &deployment.order;
-    let keep = live.map(|live| (live.release, live.commit.clone()));
+    let kept = |release| Kept { environment: order.environment.id, release };
+    let keep = live.map(|live| (kept(live.release), live.commit.clone()));
     let undoing = !order.again && live.is_none_or(|live| live.release != order.release);
     let change = MoveRef {
         refname: order.branch.full_ref(),
         expected: Expected::Anything,
         new: live.map(|live| live.commit.clone()),
         keep,
-        forget: if undoing { vec![order.release] } else { Vec::new() },
+        forget: if undoing { vec![kept(order.release)] } else { Vec::new() },
     };
     let services: &Arc<Services> = &deployment.services;
     services.repositories.move_ref(order.environment.project_id, change).await.map_err(|error| Failure::host(&error))

@@ -1,0 +1,152 @@
+//! What is brought and not built: every step of its plan fails once, runs twice, and dies once.
+
+use crate::{
+    harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, state::names, until},
+    promotion::{introduce, live_manifest, pair, production, staging},
+    recovery::{Course, Victim, at_every_event},
+};
+
+in_each_mode!(every_step_fails_once_and_leaves_nothing);
+in_one_mode!(every_step_runs_twice, a_fetch_from_a_second_server_fails_runs_twice_and_dies);
+
+/// What a recipe can ask of a deployment, so that each step has something to do.
+const RECIPE: &str = "data:\n  - media\nsmoke:\n  - /\n";
+const PROCFILE: &str = "release: echo released >> media/count\nworker: sleep 1000\n";
+
+#[test]
+fn the_server_dies_at_every_event_of_a_delivery() {
+    at_every_event(Victim::Server, Course::Delivering);
+}
+
+/// The project with staging and production on one server; version one serves in both, version two on staging alone.
+fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, String) {
+    pair(world);
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", recipe);
+    if !procfile.is_empty() {
+        repo.write("Procfile", procfile);
+    }
+    repo.program(".larder/deploy", "#!/bin/sh\nexit 0\n");
+    repo.page("version one");
+    staging(&repo).accepted();
+    production(&repo).accepted();
+    repo.page("version two");
+    staging(&repo).accepted();
+    world.serves("shop", "version one");
+    world.serves("staging--shop", "version two");
+    let release = std::fs::read_link(world.root().join("projects/shop/staging/deploy/current")).unwrap();
+    (repo, release.display().to_string())
+}
+
+/// The files that a release has in production's store.
+fn stored(world: &World, release: &str) -> Vec<String> {
+    let names = names(&world.environment("shop").join("releases"));
+    names.into_iter().filter_map(|name| Some(name.strip_prefix(release)?.to_owned())).collect()
+}
+
+fn every_step_fails_once_and_leaves_nothing(world: &World) {
+    let (repo, release) = halfway(world, "smoke:\n  - /\n", "");
+    let visitor = world.visitor("shop");
+    let steps = world.steps("shop");
+    assert_eq!(steps, world.last_plan("shop"));
+    assert!(steps[0] == "gather.deliverable" && steps.iter().all(|step| !step.starts_with("build.")), "{steps:?}");
+    drop(visitor);
+    let ask = || world.larder(&["pull", "shop"]);
+    // What was brought stays: it is complete and was believed.
+    let stays = |name: &str| name.starts_with(&release);
+    let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
+    attempt.fails_once_at_each(&steps);
+    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    world.serves("staging--shop", "version two");
+    let outcomes = world.outcomes("shop");
+    assert_eq!(outcomes.len(), 2 * steps.len() + 2);
+    assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
+}
+
+fn every_step_runs_twice(world: &World) {
+    let (_repo, release) = halfway(world, RECIPE, PROCFILE);
+    world.restart(&[("FAILPOINTS", "twice=return")]);
+    world.larder(&["pull", "shop"]).ok();
+    world.serves("shop", "version two");
+    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    until("the old release has retired", || world.ports("shop").len() == 1);
+    world.is_consistent("shop");
+    // Once for version one, twice for version two; and staging's own are elsewhere.
+    assert_eq!(world.larder(&["run", "shop/production", "--", "cat", "media/count"]).ok().lines().count(), 3);
+    world.larder(&["rollback", "shop/production"]).ok();
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+}
+
+/// The same steps, but for the first: there what is brought comes from elsewhere, whole or as a delta.
+fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
+    let Some(staging) = World::any() else { return };
+    introduce(world, &staging);
+    let repo = Repo::new(&staging, "shop");
+    for number in 0..100 {
+        repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
+    }
+    let cook = |page: &str| {
+        repo.page(page);
+        repo.push().accepted();
+    };
+    let newest = || std::fs::read_link(staging.environment("shop").join("deploy/current")).unwrap().display().to_string();
+    let here = Repo::new(world, "shop");
+    let ask = || world.larder(&["pull", "shop"]);
+    let complete =
+        || until("the archive is made again", || live_manifest(world, "production") == live_manifest(&staging, "production"));
+    cook("version 1");
+    ask().ok();
+    world.serves("shop", "version 1");
+
+    // Each time it comes as a delta: nothing else leaves so little to be fetched.
+    cook("version 2");
+    let release = newest();
+    let stays = |name: &str| name.starts_with(&release);
+    let attempt = Attempt { world, repo: &here, ask: &ask, old: "version 1", new: "version 2", stays: &stays };
+    let steps = world.last_plan("shop");
+    let fetching: Vec<_> =
+        steps.iter().filter(|step| step.starts_with("gather.") || *step == "deploy.install").cloned().collect();
+    assert!(fetching.len() > 4, "{fetching:?}");
+    attempt.fails_once_at_each(&fetching);
+    complete();
+    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+
+    cook("version 3");
+    world.restart(&[("FAILPOINTS", "twice=return")]);
+    ask().ok();
+    world.serves("shop", "version 3");
+    complete();
+    world.is_consistent("shop");
+
+    let events =
+        ["started.gather.deliverable", "succeeded.gather.deliverable", "started.deploy.install", "succeeded.deploy.install"];
+    for (version, event) in (3..).zip(events) {
+        let (old, new) = (format!("version {version}\n"), format!("version {}\n", version + 1));
+        cook(new.trim_end());
+        world.restart(&[("FAILPOINTS", &format!("journal.{event}=1*sleep(60000)"))]);
+        let before = world.journals("shop").len();
+        let mut asking = world.larder_command();
+        let mut asking = asking.args(["pull", "shop"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let step = event.split_once('.').unwrap().1;
+        until("the pull has come so far", || {
+            let journals = world.journals("shop");
+            journals.len() > before && journals.last().unwrap().iter().any(|line| line["step"] == step)
+        });
+        world.kill9_all();
+        let _ = asking.wait();
+        world.start(&[]);
+        world.serves("shop", &old);
+        let outcome = world.outcomes("shop").pop().flatten();
+        assert!(matches!(outcome.as_deref(), Some("refused" | "rolled_back")), "{event}: {outcome:?}");
+        let trees = names(&world.environment("shop").join("deploy"));
+        assert!(!trees.contains(&newest()), "{event}: a tree is left: {trees:?}");
+        ask().ok();
+        world.serves("shop", &new);
+        complete();
+        world.is_consistent("shop");
+    }
+    staging.end();
+}

@@ -1,0 +1,379 @@
+//! Places that lie, by somebody who holds everything but the keys, and by somebody who holds one that is trusted: each lie is refused
+//! with its reason, and nothing of it stays.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use larder::{
+    model::{Digest, HealthRecord, Manifest, ReleaseId, Remote},
+    release::SigningKey,
+    remote::{Blob, Limits, Offer, Place, Places, Share, publish, ssh::PullKey},
+};
+
+use crate::{
+    harness::{Repo, World, cli::Output, in_one_mode, state::names},
+    promotion::{live_manifest, pair, production, staging},
+    refusals::{container, export, import, parts},
+};
+
+in_one_mode!(
+    a_place_that_lies_is_refused_with_the_reason,
+    an_old_build_is_not_taken_for_the_newest,
+    another_environments_release_is_not_taken_over,
+    two_statements_about_one_release,
+    a_record_proves_only_what_somebody_trusted_says,
+);
+
+/// A shared place that production pulls from, and the key that it trusts there, in the wrong hands.
+struct Forge<'w> {
+    world: &'w World,
+    repo: Repo<'w>,
+    key: SigningKey,
+    directory: PathBuf,
+    place: Place,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl<'w> Forge<'w> {
+    /// Version one serves in production, version two on staging.
+    fn new(world: &'w World, recipe: &str) -> Forge<'w> {
+        pair(world);
+        let repo = Repo::new(world, "shop");
+        repo.write("larder.yml", recipe);
+        repo.page("version one");
+        staging(&repo).accepted();
+        let first = world.larder(&["pull", "shop/production", "--override", "the first one"]);
+        first.ok();
+        repo.page("version two");
+        staging(&repo).accepted();
+        let directory = world.directory().join("home/evil");
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        let (key, url) = (SigningKey::ephemeral().unwrap(), format!("file://{}", directory.display()));
+        world.larder(&["remote", "add", "shop/production", "evil", &url, "--trust", &key.public().to_string()]).ok();
+        let pull_key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
+        let remote = Remote { name: "evil".parse().unwrap(), url, host_key: None, trust: Vec::new(), publish: true };
+        let place = Places::new(pull_key, Limits::default()).open(&remote, &"shop".parse().unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Forge { world, repo, key, directory, place, runtime }
+    }
+
+    /// What staging has made of what it serves: manifest and archive.
+    fn genuine(&self) -> (Manifest, PathBuf) {
+        let manifest: Manifest = serde_json::from_value(live_manifest(self.world, "staging")).unwrap();
+        let releases = self.world.root().join("projects/shop/staging/releases");
+        let archive = releases.join(format!("{}.tar.zst", manifest.release));
+        (manifest, archive)
+    }
+
+    /// The same under a new name and changed, signed by the key that is trusted.
+    fn forged(&self, of: &Manifest, change: impl FnOnce(&mut Manifest)) -> Manifest {
+        let created = jiff::Timestamp::now();
+        let mut manifest = Manifest { release: ReleaseId::new(created), created, signature: None, ..of.clone() };
+        change(&mut manifest);
+        manifest.signature = Some(self.key.sign(&manifest.statement()));
+        manifest
+    }
+
+    /// Makes the place offer this and nothing else; `lie` changes what it says about it.
+    fn offers(&self, manifest: &Manifest, archive: &Path, health: Option<Vec<u8>>, lie: impl FnOnce(&mut Offer)) {
+        self.offers_text(manifest, &serde_json::to_vec(manifest).unwrap(), archive, health, lie);
+    }
+
+    fn offers_text(
+        &self,
+        manifest: &Manifest,
+        text: &[u8],
+        archive: &Path,
+        health: Option<Vec<u8>>,
+        lie: impl FnOnce(&mut Offer),
+    ) {
+        let _ = fs::remove_dir_all(self.directory.join("shop"));
+        let path = self.world.directory().join("home/manifest");
+        fs::write(&path, text).unwrap();
+        let mut offer = Offer {
+            project: "shop".parse().unwrap(),
+            environment: manifest.environment.clone(),
+            release: manifest.release,
+            number: None,
+            build: manifest.build,
+            commit: manifest.commit.clone(),
+            source: manifest.source.clone(),
+            tag: None,
+            tree: manifest.tree,
+            created: manifest.created,
+            archive_bytes: manifest.archive.bytes,
+            manifest: Blob { bytes: text.len() as u64, digest: Digest::of(text) },
+            live: true,
+            healthy_since: None,
+        };
+        lie(&mut offer);
+        let share = Share { offer, archive: archive.to_owned(), manifest: path, health };
+        self.runtime.block_on(publish(&self.place, &share)).unwrap();
+    }
+
+    fn pull(&self) -> Output {
+        self.world.larder(&["pull", "shop", "--from", "evil"])
+    }
+
+    /// Whoever asks is told why not and what to do, and everything is as it was.
+    #[track_caller]
+    fn refuses(&self, ask: impl FnOnce() -> Output, text: &str, hint: &str) {
+        let accepted = || fs::read_to_string(self.world.environment("shop").join("accepted.json")).unwrap_or_default();
+        let before = (self.world.snapshot("shop"), self.repo.live());
+        let known = accepted();
+        ask().exits(1).says(text).says(hint);
+        assert_eq!((self.world.snapshot("shop"), self.repo.live()), before, "{text}: something stays");
+        let incoming = names(&self.world.environment("shop").join("releases/.incoming"));
+        assert!(incoming.is_empty(), "{text}: {incoming:?} stays");
+        self.world.serves("shop", "version one");
+        match self.world.outcomes("shop").pop().flatten().as_deref() {
+            Some("refused") => assert_eq!(accepted(), known, "{text}: it counts as accepted"),
+            // Its manifest was good, and nobody who is trusted may take back that there was such a build.
+            Some("rolled_back") => {}
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
+    let forge = Forge::new(world, "");
+    let (second, archive) = forge.genuine();
+    let trusted = forge.key.public();
+    let honest = |_: &mut Offer| {};
+    let pull = || forge.pull();
+
+    let unsigned = Manifest { signature: None, ..forge.forged(&second, |_| {}) };
+    forge.offers(&unsigned, &archive, None, honest);
+    let text = format!("release {} is not signed", unsigned.release);
+    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; a larder of today signs what it makes");
+
+    let stranger = SigningKey::ephemeral().unwrap();
+    let mut unknown = forge.forged(&second, |_| {});
+    unknown.signature = Some(stranger.sign(&unknown.statement()));
+    forge.offers(&unknown, &archive, None, honest);
+    let text = format!("release {} is signed by {}, which is not trusted for shop", unknown.release, stranger.public());
+    forge.refuses(pull, &text, &format!("if it is the same: `larder key trust shop {}`", stranger.public()));
+
+    let mut altered = forge.forged(&second, |_| {});
+    altered.build += 100;
+    forge.offers(&altered, &archive, None, honest);
+    let text = format!(
+        "the signature of release {} does not fit its manifest: it was altered after {trusted} had signed it",
+        altered.release
+    );
+    forge.refuses(
+        pull,
+        &text,
+        "hint: fetch it again from the server that cooked it; if that does not help, somebody changes it on the way",
+    );
+
+    let blog = forge.forged(&second, |manifest| manifest.project = "blog".parse().unwrap());
+    forge.offers(&blog, &archive, None, honest);
+    let text = format!("release {} belongs to the project blog, not to shop", blog.release);
+    forge.refuses(pull, &text, "hint: look at the address of the remote: it leads to deliverables of blog");
+
+    let (old, newer) = (forge.forged(&second, |_| {}), ReleaseId::new(jiff::Timestamp::now()));
+    forge.offers(&old, &archive, None, |offer| {
+        offer.release = newer;
+        offer.build += 1;
+    });
+    let text = format!("what is offered as release {newer} is release {} under another name", old.release);
+    forge.refuses(pull, &text, "hint: look who can write where the deliverables lie; files there were renamed or exchanged");
+
+    // A commit that nobody has cooked, and a place that says it has.
+    let staged = forge.repo.head();
+    let commit = forge.repo.page("version three");
+    let other = forge.forged(&second, |_| {});
+    forge.offers(&other, &archive, None, |offer| {
+        offer.commit = commit.parse().unwrap();
+        offer.source = None;
+    });
+    let text = format!("release {} was built from commit {}, not from {}", other.release, &staged[..10], &commit[..10]);
+    forge.refuses(
+        || production(&forge.repo).0,
+        &text,
+        &format!("deploy {} on the server that cooks, then try again", &commit[..10]),
+    );
+
+    let format = forge.forged(&second, |_| {});
+    let newer = serde_json::to_string(&format).unwrap().replacen("\"format\":1", "\"format\":2", 1);
+    forge.offers_text(&format, newer.as_bytes(), &archive, None, honest);
+    forge.refuses(pull, "the manifest has the format 2; this larder reads formats up to 1", "hint: update larder here");
+
+    // Signed by somebody who is trusted, and still the archive holds other files than the manifest lists.
+    let first: Manifest = serde_json::from_value(live_manifest(world, "production")).unwrap();
+    let first_archive = world.environment("shop").join("releases").join(format!("{}.tar.zst", first.release));
+    let disagreeing = forge.forged(&second, |manifest| manifest.archive = first.archive.clone());
+    forge.offers(&disagreeing, &first_archive, None, honest);
+    let text = format!("the archive of release {} and its manifest disagree: ", disagreeing.release);
+    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; do not use this one");
+    let lying = forge.forged(&second, |manifest| {
+        manifest.entries.retain(|entry| entry.path != "index.html");
+        manifest.tree = larder::release::digest(&manifest.entries);
+    });
+    forge.offers(&lying, &archive, None, honest);
+    let text = format!("the archive of release {} and its manifest disagree: ", lying.release);
+    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; do not use this one");
+
+    // Bytes that nobody has signed.
+    let good = forge.forged(&second, |_| {});
+    let bytes = fs::read(&archive).unwrap();
+    let bad = world.directory().join("home/archive");
+    for (change, why) in [("altered", "it does not have the digest that was promised"), ("cut", "")] {
+        let mut bytes = bytes.clone();
+        let middle = bytes.len() / 3;
+        if change == "altered" {
+            bytes[middle] ^= 1
+        } else {
+            bytes.truncate(middle)
+        }
+        fs::write(&bad, bytes).unwrap();
+        forge.offers(&good, &bad, None, honest);
+        let said = forge.pull();
+        said.exits(1)
+            .says("the archive from evil")
+            .says("is damaged: ")
+            .says(why)
+            .says("hint: this place cannot be trusted as it is");
+        world.serves("shop", "version one");
+        assert!(!world.environment("shop").join("releases").join(format!("{}.manifest.json", good.release)).exists());
+    }
+
+    // The same hands with nothing to hide: none of the above was refused for something else.
+    forge.offers(&good, &archive, None, honest);
+    forge.pull().ok();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+fn an_old_build_is_not_taken_for_the_newest(world: &World) {
+    let forge = Forge::new(world, "");
+    let (made, archive) = forge.genuine();
+    // A second apart: names tell seconds only.
+    let now = jiff::Timestamp::now();
+    let build = |number: i64| {
+        forge.forged(&made, |manifest| {
+            manifest.created = now + jiff::SignedDuration::from_secs(number);
+            manifest.release = ReleaseId::new(manifest.created);
+            manifest.build = number as u64;
+        })
+    };
+    let (old, middle, new) = (build(10), build(11), build(12));
+    let pull = |release: &Manifest| world.larder(&["pull", "shop", &release.release.to_string(), "--from", "evil"]);
+    for release in [&old, &new] {
+        forge.offers(release, &archive, None, |_| {});
+        pull(release).ok();
+    }
+    // The new one was no good. Somebody hides it now, and with it that there are newer ones than this.
+    world.larder(&["rollback", "shop/production", &old.release.to_string()]).ok();
+    forge.offers(&middle, &archive, None, |_| {});
+    let before = world.snapshot("shop");
+    let said = forge.pull();
+    said.exits(1).says(&format!(
+        "release {} (build 11) is offered as the newest, but release {} (build 12) of the same server was accepted before: this is an old release again",
+        middle.release, new.release
+    ));
+    said.says(&format!("hint: if you do want the older one, ask for it by name: {}", middle.release));
+    assert_eq!(world.snapshot("shop"), before);
+    assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
+    // Older than what is live, it is not even begun.
+    world.larder(&["rollback", "shop/production", &new.release.to_string()]).ok();
+    forge.pull().exits(3).says("is older than what is live");
+    pull(&middle).ok();
+    assert_eq!(live_manifest(world, "production")["build"], 11);
+}
+
+fn another_environments_release_is_not_taken_over(world: &World) {
+    let forge = Forge::new(world, "");
+    let (made, archive) = forge.genuine();
+    // Signed by this very server: only the environment is not the one that is asked.
+    let copy = world.directory().join("home/signing-key");
+    fs::write(&copy, fs::read(world.root().join("state/signing_ed25519_key")).unwrap()).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+    let own = SigningKey::load_or_make(&copy).unwrap();
+    let lab = Manifest { environment: "lab".parse().unwrap(), signature: None, ..made.clone() };
+    let lab = Manifest { signature: Some(own.sign(&lab.statement())), ..lab };
+    let path = archive.with_file_name(format!("{}.manifest.json", made.release));
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, serde_json::to_vec(&lab).unwrap()).unwrap();
+    let pull = || world.larder(&["pull", "shop/production", &made.release.to_string()]);
+    let text = format!("release {} was made by the environment lab; accepted is what comes from staging", made.release);
+    forge.refuses(pull, &text, "hint: if lab is meant to deliver here, name it in the address of the remote");
+    fs::write(&path, good).unwrap();
+    pull().ok();
+    world.serves("shop", "version two");
+}
+
+fn two_statements_about_one_release(world: &World) {
+    let forge = Forge::new(world, "");
+    let path = world.directory().join("home/export");
+    export(world, "v1", &path);
+    let mut parts = parts(&fs::read(&path).unwrap());
+    let first: Manifest = serde_json::from_slice(&parts[0].1).unwrap();
+    let mut other = Manifest { build: first.build + 7, signature: None, ..first.clone() };
+    other.signature = Some(forge.key.sign(&other.statement()));
+    parts[0].1 = serde_json::to_vec(&other).unwrap();
+    let before = world.snapshot("shop");
+    let refused = import(world, "shop/production", &container(&parts));
+    refused
+        .exits(3)
+        .says(&format!("there is a release {} here already, and its manifest says something else", first.release))
+        .says("hint: a release never changes; look what happened to the key of the server that cooked it");
+    assert_eq!(world.snapshot("shop"), before);
+    assert_eq!(live_manifest(world, "production"), serde_json::to_value(&first).unwrap());
+    world.serves("shop", "version one");
+}
+
+/// How long it has served, some hours ago, as staging would say it.
+fn boasting(world: &World, of: &Manifest) -> HealthRecord {
+    let path = world.directory().join("home/record");
+    let mut command = world.larder_command();
+    command.args(["release", "export", "shop/staging", "v2"]).stdout(fs::File::create(&path).unwrap());
+    assert!(command.status().unwrap().success());
+    let parts = parts(&fs::read(path).unwrap());
+    let (_, record) = parts.into_iter().find(|(name, _)| name == "health.json").unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    record["served"][0]["since"] = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(5)).to_string().into();
+    let record: HealthRecord = serde_json::from_value(record).unwrap();
+    HealthRecord { release: of.release, signature: None, ..record }
+}
+
+fn a_record_proves_only_what_somebody_trusted_says(world: &World) {
+    let policy = "environments:\n  production:\n    promote:\n      min_healthy: 1h\n";
+    let forge = Forge::new(world, policy);
+    let (made, archive) = forge.genuine();
+    let release = forge.forged(&made, |_| {});
+    let record = boasting(world, &release);
+    let signed = |key: &SigningKey, record: &HealthRecord| {
+        let signature = Some(key.sign(&record.statement()));
+        serde_json::to_vec(&HealthRecord { signature, ..record.clone() }).unwrap()
+    };
+    let stranger = SigningKey::ephemeral().unwrap();
+    let other = HealthRecord { release: made.release, ..record.clone() };
+    let unsigned = serde_json::to_vec(&record).unwrap();
+    let about = format!("the health record of release {} is not accepted: ", release.release);
+    for (what, bad, why) in [
+        ("none", None, String::new()),
+        ("an unsigned", Some(unsigned), format!("{about}it is not signed")),
+        (
+            "a stranger's",
+            Some(signed(&stranger, &record)),
+            format!("{about}it is signed by {}, which is not trusted for shop", stranger.public()),
+        ),
+        ("another's", Some(signed(&forge.key, &other)), format!("{about}it is about release {}", made.release)),
+    ] {
+        forge.offers(&release, &archive, bad, |_| {});
+        let said = forge.pull();
+        said.exits(1).says(&why).says("not fit for promotion: nobody has said how it ran elsewhere, and `promote` asks for that");
+        world.serves("shop", "version one");
+        let kept = world.environment("shop").join("releases").join(format!("{}.health.json", release.release));
+        assert!(!kept.exists(), "{what} record was kept");
+    }
+    forge.offers(&release, &archive, Some(signed(&forge.key, &record)), |_| {});
+    forge.pull().ok();
+    world.serves("shop", "version two");
+}

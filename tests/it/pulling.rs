@@ -1,0 +1,259 @@
+//! A pull through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s: what is there is
+//! not fetched again, and until all of it serves nobody sees anything of it.
+
+use std::{
+    fs,
+    process::{Child, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    harness::{Repo, World, in_one_mode, link::Link, state::names, until, within},
+    promotion::{introduce_over, live_manifest},
+    remote::noise,
+};
+
+in_one_mode!(production_is_killed_while_it_pulls, the_link_is_cut_while_production_pulls);
+
+/// 1 Mbit/s, in bytes per second.
+const SLOW: u64 = 125_000;
+/// How often something happens.
+const INSTANTS: u32 = 20;
+/// What a connection costs that brings nothing, in bytes: keys, the list of what is on offer, the manifest's head.
+const GREETING: u64 = 40_000;
+/// Pictures in the second release, and the bytes of each.
+const PICTURES: u64 = 3;
+const PICTURE: usize = 1_000_000;
+
+/// Two servers with a bad link between them. Version one serves in production; of version two, staging has everything.
+struct Scene<'w> {
+    world: &'w World,
+    staging: &'w World,
+    link: Link,
+    old: String,
+    new: String,
+    /// The bytes of the new release's archive.
+    bytes: u64,
+}
+
+fn current(world: &World) -> String {
+    fs::read_link(world.environment("shop").join("deploy/current")).unwrap().display().to_string()
+}
+
+/// Differs from run to run, and is said, so that a run can be understood.
+fn seed() -> u64 {
+    let seed = u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos());
+    eprintln!("seed: {seed}");
+    seed
+}
+
+/// The `n`th of a row of numbers below `most`.
+fn random(seed: u64, n: u64, most: u64) -> u64 {
+    noise(seed + n * 77, 8).iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)) % most
+}
+
+impl<'w> Scene<'w> {
+    fn new(world: &'w World, staging: &'w World) -> Scene<'w> {
+        let link = Link::to(staging.ssh_port());
+        introduce_over(world, staging, link.port);
+        let repo = Repo::new(staging, "shop");
+        repo.page("version one");
+        repo.push().accepted();
+        world.larder(&["pull", "shop"]).ok();
+        world.serves("shop", "version one");
+        let old = current(world);
+        for number in 0..PICTURES {
+            repo.write(&format!("pictures/{number}.jpg"), noise(number + 1, PICTURE));
+        }
+        repo.page("version two");
+        repo.push().accepted();
+        let new = current(staging);
+        let bytes = fs::metadata(staging.environment("shop").join("releases").join(format!("{new}.tar.zst"))).unwrap().len();
+        assert!(bytes > PICTURES * PICTURE as u64);
+        Scene { world, staging, link, old, new, bytes }
+    }
+
+    fn ask(&self) -> Child {
+        let mut command = self.world.larder_command();
+        command.args(["pull", "shop"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    /// Something of the new release is here, and not all of it.
+    fn is_half_here(&self) -> bool {
+        let incoming = self.world.environment("shop").join("releases/.incoming");
+        let of = |directory: &String| names(&incoming.join(directory)).iter().any(|name| name.ends_with(".part"));
+        names(&incoming).iter().filter(|directory| directory.starts_with(&self.new)).any(of)
+    }
+
+    /// Nothing of the new release is seen.
+    #[track_caller]
+    fn is_as_before(&self, when: &str) {
+        let top = self.world.environment("shop");
+        assert_eq!(names(&top.join("deploy")), [self.old.as_str(), "current"], "{when}");
+        self.is_stored_whole_or_not(when);
+        assert_eq!(current(self.world), self.old, "{when}");
+        self.world.larder(&["releases", "shop"]).keeps_quiet_about("v2").says("v1");
+        self.world.larder(&["status"]).keeps_quiet_about("v2").says("v1");
+        self.world.serves("shop", "version one");
+        assert!(self.world.outcomes("shop").iter().all(Option::is_some), "{when}: a deployment has no end");
+    }
+
+    /// What has its name in the store is complete.
+    #[track_caller]
+    fn is_stored_whole_or_not(&self, when: &str) {
+        let releases = self.world.environment("shop").join("releases");
+        let file = |ending: &str| releases.join(format!("{}{ending}", self.new));
+        let size = fs::metadata(file(".tar.zst")).map(|found| found.len()).ok();
+        assert!(size.is_none_or(|size| size == self.bytes), "{when}: {size:?} of {} bytes are in the store", self.bytes);
+        let content = size.is_some() || file(".delta").exists();
+        assert!(content || !file(".manifest.json").exists(), "{when}: a manifest is there and nothing that it describes");
+    }
+
+    /// What has to come over the link at least: the release, and the commit with the same pictures once more.
+    fn all(&self) -> u64 {
+        2 * self.bytes
+    }
+
+    /// Looks all the time until `done`: whatever can be seen of the new release is all of it.
+    fn is_never_partial(&self, done: &AtomicBool) -> usize {
+        let top = self.world.environment("shop");
+        let of_new = |directory: &str, ending: &str| top.join(directory).join(format!("{}{ending}", self.new));
+        let mut looks = 0;
+        while !done.load(Ordering::Relaxed) {
+            // What is looked at first happened first.
+            let listed = self.world.larder(&["releases", "shop", "--json"]).json().to_string().contains(&self.new);
+            let status = self.world.larder(&["status", "--json"]).json();
+            let serving = status["environments"][0]["live"]["release"].as_str().unwrap() == self.new;
+            let page = self.world.get("shop", "/");
+            assert_eq!(page.status, 200);
+            let shown = page.body.contains("version two");
+            assert!(shown || page.body.contains("version one"), "{page:?}");
+            let named = current(self.world) == self.new;
+            let installing = of_new("deploy", "").exists();
+            let exists = of_new("releases", ".manifest.json").exists();
+            for (seen, needs, what) in [
+                (listed, named, "`releases` names it before it is current"),
+                (serving, named, "`status` names it before it is current"),
+                (shown, named, "it answers before it is current"),
+                (named, installing, "it is current and not installed"),
+                (installing, exists, "it is installed and not in the store"),
+            ] {
+                assert!(!seen || needs, "{what}");
+            }
+            self.is_stored_whole_or_not("under way");
+            if named {
+                for number in 0..PICTURES {
+                    let picture = of_new("deploy", "").join(format!("pictures/{number}.jpg"));
+                    assert_eq!(fs::metadata(picture).unwrap().len(), PICTURE as u64, "the current tree is not complete");
+                }
+            }
+            looks += 1;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        looks
+    }
+
+    /// Asks until it works, with somebody watching; gives how often.
+    fn arrives(&self) -> u32 {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watching = scope.spawn(|| self.is_never_partial(&done));
+            let asking = scope.spawn(|| {
+                let began = Instant::now();
+                let mut asked = 0;
+                while current(self.world) != self.new {
+                    asked += 1;
+                    let mut pull = self.ask();
+                    let ended = within(Duration::from_secs(80), || pull.try_wait().unwrap().is_some());
+                    assert!(ended && began.elapsed() < Duration::from_secs(120), "it does not arrive");
+                }
+                asked
+            });
+            let asked = asking.join();
+            done.store(true, Ordering::Relaxed);
+            let looks = watching.join().unwrap();
+            assert!(looks > 10, "nobody looked");
+            asked.unwrap()
+        })
+    }
+
+    /// The same bytes on both sides, and they serve.
+    fn has_arrived(&self) {
+        self.world.serves("shop", "version two");
+        until("the archive is here", || live_manifest(self.world, "production") == live_manifest(self.staging, "production"));
+        let archive = |world: &World| fs::read(world.environment("shop").join("releases").join(format!("{}.tar.zst", self.new)));
+        assert!(archive(self.world).unwrap() == archive(self.staging).unwrap(), "the archives differ");
+        for number in 0..PICTURES {
+            let picture = fs::read(self.world.environment("shop").join(format!("deploy/{}/pictures/{number}.jpg", self.new)));
+            assert!(picture.unwrap() == noise(number + 1, PICTURE), "picture {number}");
+        }
+        assert!(names(&self.world.environment("shop").join("releases/.incoming")).is_empty());
+        self.world.is_consistent("shop");
+    }
+}
+
+fn production_is_killed_while_it_pulls(world: &World) {
+    let Some(staging) = World::any() else { return };
+    let scene = Scene::new(world, &staging);
+    // By frames; the other test has a delta.
+    fs::write(world.environment("shop").join("releases/.no-deltas"), "").unwrap();
+    let (seed, before) = (seed(), scene.link.passed());
+    scene.link.slow_to(3 * SLOW);
+    let mut hit = 0;
+    for instant in 0..INSTANTS {
+        let mut pull = scene.ask();
+        std::thread::sleep(Duration::from_millis(200 + random(seed, instant.into(), 900)));
+        hit += u32::from(scene.is_half_here());
+        if instant % 2 == 0 {
+            world.kill9_all();
+            world.start(&[]);
+        } else {
+            world.kill9_server();
+        }
+        let _ = (pull.kill(), pull.wait());
+        // A deployment of before may just be on its way to its end.
+        scene.is_as_before(&format!("killed for the {}. time", instant + 1));
+    }
+    let so_far = scene.link.passed() - before;
+    assert!(hit > INSTANTS / 2, "only {hit} of {INSTANTS} deaths were in a transfer");
+    assert!(so_far < scene.all(), "{so_far} bytes came before the last attempt, of {}: nothing is left to be seen", scene.all());
+    scene.link.slow_to(SLOW);
+    let began = Instant::now();
+    scene.arrives();
+    let passed = scene.link.passed() - before;
+    eprintln!("{hit} deaths in transfers; {so_far} bytes until then, {passed} in all for {}; {:?}", scene.all(), began.elapsed());
+    assert!(passed < scene.all() + u64::from(INSTANTS + 2) * GREETING, "{passed} bytes came for {}", scene.all());
+    scene.has_arrived();
+    drop(scene);
+    staging.end();
+}
+
+fn the_link_is_cut_while_production_pulls(world: &World) {
+    let Some(staging) = World::any() else { return };
+    let scene = Scene::new(world, &staging);
+    let (seed, before) = (seed(), scene.link.passed());
+    let most = scene.all() / u64::from(INSTANTS) * 6 / 5;
+    // Some connections end before it is their turn.
+    scene.link.cut_after((0..INSTANTS + 3).map(|n| 5_000 + random(seed, n.into(), most)));
+    scene.link.slow_to(8 * SLOW);
+    let done = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        // From the last cut on it is slow.
+        scope.spawn(|| {
+            within(Duration::from_secs(100), || scene.link.cuts() >= INSTANTS as usize || done.load(Ordering::Relaxed));
+            scene.link.slow_to(SLOW);
+        });
+        let asked = scene.arrives();
+        done.store(true, Ordering::Relaxed);
+        asked
+    });
+    let (passed, cuts) = (scene.link.passed() - before, scene.link.cuts());
+    eprintln!("{cuts} cuts, {asked} pulls; {passed} bytes for {}", scene.all());
+    assert!(cuts >= INSTANTS as usize, "only {cuts} cuts were met");
+    assert!(passed < scene.all() + u64::from(INSTANTS + asked + 2) * GREETING, "{passed} bytes came for {}", scene.all());
+    scene.has_arrived();
+    drop(scene);
+    staging.end();
+}

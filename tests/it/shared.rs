@@ -1,0 +1,135 @@
+//! Staging puts what it has cooked into a shared place by itself, and production serves it from there; the two never meet.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    harness::{Repo, World, in_one_mode, state::names, until},
+    places::{Bucket, Web, settings},
+    promotion::live_manifest,
+};
+
+in_one_mode!(by_a_directory, by_a_web_server, by_a_bucket);
+
+/// A directory that every server may write to.
+fn open_directory(world: &World) -> PathBuf {
+    let directory = world.directory().join("home/shared");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    directory
+}
+
+fn by_a_directory(world: &World) {
+    let directory = open_directory(world);
+    let url = format!("file://{}", directory.display());
+    scenario(world, &url, &url, Some(&directory), &[]);
+}
+
+fn by_a_web_server(world: &World) {
+    let directory = open_directory(world);
+    let web = Web::serve(&directory, true);
+    let url = format!("file://{}", directory.display());
+    scenario(world, &url, &format!("http://127.0.0.1:{}", web.port), Some(&directory), &[]);
+}
+
+fn by_a_bucket(world: &World) {
+    let Some(bucket) = Bucket::serve(world) else { return };
+    let settings = settings(bucket.port);
+    let env: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    scenario(world, "s3://deliverables/ours", "s3://deliverables/ours", None, &env);
+}
+
+/// Production fetches at `read` what staging puts to `publish`; both servers have `env`. `directory` is the place where it is one here.
+fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, env: &[(&str, &str)]) {
+    let Some(staging) = World::any() else { return };
+    if !env.is_empty() {
+        world.restart(env);
+        staging.restart(env);
+    }
+    staging.project("shop");
+    staging.larder(&["remote", "add", "shop", "shared", publish, "--publish"]).ok();
+    world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
+    let key = staging.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
+    let repo = Repo::new(&staging, "shop");
+    for number in 0..50 {
+        repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
+    }
+    let cook = |page: &str| {
+        repo.page(page);
+        repo.push().accepted();
+    };
+    cook("version one");
+    until("it is a place", || world.larder(&["remote", "add", "shop", "shared", read, "--trust", &key]).status == 0);
+    let offers = |count: &str| {
+        until("it is in the place", || {
+            world.larder(&["remote", "check", "shop", "shared"]).stdout.contains(&format!("it offers {count}"))
+        });
+    };
+    offers("one deliverable");
+
+    // Such a place has releases and no commits.
+    let refused = world.larder(&["pull", "shop"]);
+    refused
+        .exits(1)
+        .says("the repository here does not have the commit")
+        .says("push the commit to any branch of this project first");
+    let here = Repo::new(world, "shop");
+    let fetch = || here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]);
+    fetch().ok();
+    here.push_as(&["HEAD:refs/heads/incoming"]).accepted();
+    world.larder(&["pull", "shop"]).says("from the remote shared").says("v1 is live");
+    world.serves("shop", "version one");
+    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    world.is_consistent("shop");
+
+    // The proof of how it went there came along.
+    let release = fs::read_link(world.environment("shop").join("deploy/current")).unwrap();
+    let record = world.environment("shop").join("releases").join(format!("{}.health.json", release.display()));
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    assert_eq!(record["signature"]["key"], key.as_str());
+
+    // The next one by a push, which brings the commit itself.
+    cook("version two");
+    offers("2 deliverables");
+    fetch().ok();
+    here.push().accepted().says("from the remote shared").says("v2 is live");
+    world.serves("shop", "version two");
+    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    world.is_consistent("shop");
+
+    // One that somebody has changed there is refused, and nothing of it stays.
+    if let Some(directory) = directory {
+        cook("version three");
+        offers("3 deliverables");
+        let newest = fs::read_link(staging.environment("shop").join("deploy/current")).unwrap();
+        let archive = directory.join("shop").join(format!("{}.tar.zst", newest.display()));
+        let good = fs::read(&archive).unwrap();
+        let mut bytes = good.clone();
+        bytes[good.len() / 3] ^= 1;
+        fs::write(&archive, bytes).unwrap();
+        let before = world.snapshot("shop");
+        fetch().ok();
+        here.push()
+            .rejected_with("the archive from shared")
+            .rejected_with("is damaged: it does not have the digest that was promised");
+        assert_eq!(world.snapshot("shop"), before);
+        world.serves("shop", "version two");
+        fs::write(&archive, good).unwrap();
+        here.push().accepted();
+        world.serves("shop", "version three");
+    }
+    let stored = names(&world.environment("shop").join("releases/.incoming"));
+    assert!(stored.is_empty(), "{stored:?}");
+
+    // Production needs neither of them for what it has.
+    staging.end();
+    world.larder(&["remote", "remove", "shop", "shared"]).ok();
+    world.larder(&["rollback", "shop", "v1"]).ok();
+    world.serves("shop", "version one");
+    world.larder(&["deploy", "shop"]).ok();
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+}
