@@ -27,8 +27,8 @@ fn production(repo: &Repo<'_>) -> crate::harness::git::Push {
 }
 
 /// The manifest of what is live in an environment.
-fn live_manifest(world: &World, environment: &str) -> serde_json::Value {
-    let top = world.root().join("projects/shop").join(environment);
+pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_json::Value {
+    let top = world.root().join("projects").join(project).join(environment);
     let release = std::fs::read_link(top.join("deploy/current")).unwrap();
     let path = top.join("releases").join(format!("{}.manifest.json", release.display()));
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -42,7 +42,7 @@ fn one_server_two_environments(world: &World) {
     let push = production(&repo);
     push.accepted().says("from the environment staging").says("v1 is live");
     world.serves("shop", "version one");
-    let (there, here) = (live_manifest(world, "staging"), live_manifest(world, "production"));
+    let (there, here) = (live_manifest(world, "staging", "shop"), live_manifest(world, "production", "shop"));
     assert_eq!(here, there, "the same release, to the last digest");
     assert!(here["signature"]["key"].as_str().unwrap().starts_with("ed25519:"));
     world.is_consistent("shop");
@@ -59,7 +59,7 @@ fn one_server_two_environments(world: &World) {
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
     world.larder(&["pull", "shop"]).says("is live already");
-    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.is_consistent("shop");
 }
 
@@ -146,27 +146,32 @@ fn keys(world: &World) -> serde_json::Value {
     world.larder(&["key", "show", "--json"]).json()
 }
 
-/// Makes two servers known to each other: `staging` cooks, `world` serves.
-fn introduce(world: &World, staging: &World) {
-    staging.project("shop");
-    world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
-    let (here, there) = (keys(world), keys(staging));
+/// A server and the address that the other one has for it.
+pub type Side<'w> = (&'w World, &'w str);
+
+/// Makes two servers known to each other: the first one serves, the second one cooks. `projects` are made on both.
+pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
     let text =
         |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}")).to_owned();
-    for (at, name, other, right) in [(staging, "prod", &here, "view"), (world, "staging", &there, "push")] {
-        at.larder(&["user", "add", name, "--key", &text(other, "pull")]).ok();
-        at.larder(&["user", "grant", name, "shop", right]).ok();
+    for ((at, _), name, (other, _)) in [(staging, "prod", production), (production, "staging", staging)] {
+        at.larder(&["user", "add", name, "--key", &text(&keys(other), "pull")]).ok();
     }
-    for (at, name, other, port) in [(world, "staging", &there, staging.ssh_port()), (staging, "prod", &here, world.ssh_port())] {
-        let url = format!("ssh://larder@127.0.0.1:{port}/shop");
-        let words = ["remote", "add", "shop", name, &url, "--trust", &text(other, "signing"), "--host-key", &text(other, "host")];
-        at.larder(&words).ok();
+    for project in projects {
+        staging.0.project(project);
+        production.0.larder(&["project", "create", project, "--mode", "final", "--branch", "main"]).ok();
+        staging.0.larder(&["user", "grant", "prod", project, "view"]).ok();
+        production.0.larder(&["user", "grant", "staging", project, "push"]).ok();
+        for ((at, _), name, (other, host)) in [(production, "staging", staging), (staging, "prod", production)] {
+            let (keys, url) = (keys(other), format!("ssh://larder@{host}:{}/{project}", other.ssh_port()));
+            let trust = ["--trust", &text(&keys, "signing"), "--host-key", &text(&keys, "host")];
+            at.larder(&[&["remote", "add", project, name, &url], &trust[..]].concat()).ok();
+        }
     }
 }
 
 fn two_servers(world: &World) {
     let Some(staging) = World::any() else { return };
-    introduce(world, &staging);
+    introduce((world, "127.0.0.1"), (&staging, "127.0.0.1"), &["shop"]);
     let repo = Repo::new(&staging, "shop");
     for number in 0..300 {
         repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
@@ -175,7 +180,7 @@ fn two_servers(world: &World) {
     repo.push().accepted();
     world.larder(&["pull", "shop"]).says("from the remote staging").says("v1 is live");
     world.serves("shop", "version one");
-    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
     // The second one from the other side. Only what changed travels, and the archive is the same again.
     repo.page("version two");
@@ -186,7 +191,7 @@ fn two_servers(world: &World) {
     assert!(pulled.is_some_and(|pulled| pulled < 8), "{promoted}");
     world.serves("shop", "version two");
     crate::harness::until("the archive is made again", || {
-        live_manifest(world, "production") == live_manifest(&staging, "production")
+        live_manifest(world, "production", "shop") == live_manifest(&staging, "production", "shop")
     });
     world.is_consistent("shop");
     // By push, with the repository's own history.
