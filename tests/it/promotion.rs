@@ -9,6 +9,7 @@ in_one_mode!(
     production_never_builds,
     staging_off_production_goes_on,
     two_servers,
+    proof_grows_while_staging_serves,
     policy_asks_for_proof
 );
 
@@ -210,6 +211,21 @@ fn two_servers(world: &World) {
     world.serves("shop", "version three");
     world.larder(&["pull", "shop"]).exits(4).says("could not be asked");
     world.is_consistent("shop");
+}
+
+fn proof_grows_while_staging_serves(world: &World) {
+    let Some(staging) = World::any() else { return };
+    introduce((world, "127.0.0.1"), (&staging, "127.0.0.1"), &["shop"]);
+    let repo = Repo::new(&staging, "shop");
+    repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 4s\n");
+    repo.page("version one");
+    repo.push().accepted();
+    let pulled = world.larder(&["pull", "shop"]);
+    pulled.exits(1).says("not fit for promotion").says("of the 4 s").says("wait until it has proved itself there");
+    // The release is here by now; how it goes on staging is asked each time.
+    crate::harness::until("it has proved itself", || world.larder(&["pull", "shop"]).status == 0);
+    world.serves("shop", "version one");
+    staging.end();
 }
 
 fn policy_asks_for_proof(world: &World) {

@@ -55,7 +55,7 @@ pub enum Wanted {
         /// That release.
         from: ReleaseId,
     },
-    /// Nothing: the release is in `releases/` already; another pull was faster.
+    /// Nothing: the release is in `releases/` already. A health record may have come: how it went since is news.
     Held,
 }
 
@@ -138,10 +138,26 @@ pub async fn pull(
 ) -> Result<Pulled, RemoteError> {
     let (directory, lease) = enter(paths, offer.release).await?;
     let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lease };
-    if paths.manifest(offer.release).is_file() {
-        pulled.content = Wanted::Held;
-        return Ok(pulled);
+    match paths.manifest(offer.release).is_file() {
+        true => pulled.content = Wanted::Held,
+        false => bring(place, offer, held, paths, progress, &mut pulled).await?,
     }
+    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
+        let path = pulled.directory.join(HEALTH);
+        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
+    }
+    Ok(pulled)
+}
+
+/// What makes the release.
+async fn bring(
+    place: &Place,
+    offer: &Offer,
+    held: &[ReleaseId],
+    paths: &EnvironmentPaths,
+    progress: &Progress,
+    pulled: &mut Pulled,
+) -> Result<(), RemoteError> {
     let limits = place.limits();
     for (what, bytes, limit) in
         [("archive", offer.archive_bytes, limits.archive_bytes), ("manifest", offer.manifest.bytes, limits.manifest_bytes)]
@@ -150,14 +166,10 @@ pub async fn pull(
             return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: what.to_owned(), limit });
         }
     }
-    if !by_delta(place, offer, held, progress, &mut pulled).await? {
-        by_frames(place, offer, held, paths, progress, &mut pulled).await?;
+    if !by_delta(place, offer, held, progress, pulled).await? {
+        by_frames(place, offer, held, paths, progress, pulled).await?;
     }
-    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
-        let path = pulled.directory.join(HEALTH);
-        pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
-    }
-    Ok(pulled)
+    Ok(())
 }
 
 /// Deltas from so many of the newest releases are asked for.
