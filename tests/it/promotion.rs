@@ -10,6 +10,7 @@ in_one_mode!(
     staging_off_production_goes_on,
     two_servers,
     proof_grows_while_staging_serves,
+    a_shared_place_is_told_again,
     policy_asks_for_proof
 );
 
@@ -225,6 +226,48 @@ fn proof_grows_while_staging_serves(world: &World) {
     // The release is here by now; how it goes on staging is asked each time.
     crate::harness::until("it has proved itself", || world.larder(&["pull", "shop"]).status == 0);
     world.serves("shop", "version one");
+    staging.end();
+}
+
+fn a_shared_place_is_told_again(world: &World) {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(staging) = World::any() else { return };
+    let shared = staging.directory().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let url = format!("file://{}", shared.display());
+    let signing = keys(&staging)["signing"].as_str().unwrap().to_owned();
+    staging.project("shop");
+    staging.larder(&["remote", "add", "shop", "shared", &url, "--publish"]).ok();
+    staging.larder(&["remote", "add", "shop", "other", &url, "--trust", &signing]).ok();
+    world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
+    world.larder(&["remote", "add", "shop", "shared", &url, "--trust", &signing]).ok();
+    let repo = Repo::new(&staging, "shop");
+    repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 4s\n");
+    repo.page("version one");
+    repo.push().accepted();
+    let offered = || names(&shared.join("shop")).iter().any(|name| name.ends_with(".offer.json"));
+    crate::harness::until("it is published", offered);
+    // Such a place has no commits.
+    world.larder(&["pull", "shop"]).exits(1).says("does not have the commit").says("push the commit to any branch");
+    let here = Repo::new(world, "shop");
+    here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
+    here.push_as(&["HEAD:refs/heads/kept"]).accepted();
+    world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion").says("of the 4 s");
+    // What lies there says nothing about the time since.
+    let is_old_enough = || {
+        let record = staging.larder(&["deliverable", "get", "shop", "v1", "health"]).json();
+        let moment = |value: &serde_json::Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        moment(&record["as_of"]).duration_since(moment(&record["served"][0]["since"])).as_secs() >= 4
+    };
+    crate::harness::until("it has served long enough", is_old_enough);
+    world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion");
+    staging.larder(&["promote", "shop", "--to", "other"]).exits(3).says("does not publish to").says("--publish");
+    staging.larder(&["promote", "shop", "--to", "shared", "--override", "it cannot wait"]).exits(2).says("larder pull");
+    staging.larder(&["promote", "shop", "v1", "--to", "shared"]).exits(0).says("v1").says("is in shared now");
+    world.larder(&["pull", "shop", "v1"]).says("v1 is live").ok();
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
     staging.end();
 }
 
