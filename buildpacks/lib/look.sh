@@ -11,13 +11,14 @@ read_text() {
   done <"$1"
 }
 
-# has_script NAME: whether package.json, read into TEXT, has a script of that name. A small reader of JSON strings: a script's
-# text may contain braces, quotes and the names of other scripts.
+# has_script NAME: whether package.json, read into TEXT, has a script of that name; its text, as it stands between the quotes, is
+# then in SCRIPT. A small reader of JSON strings: a script's text may contain braces, quotes and the names of other scripts.
 has_script() {
   case $TEXT in *'"scripts"'*) ;; *) return 1 ;; esac
   _rest=${TEXT#*'"scripts"'}
   _rest=${_rest#*'{'}
   _key=yes
+  _found=no
   while :; do
     case $_rest in *'"'*) ;; *) return 1 ;; esac
     case ${_rest%%'"'*} in *'}'*) return 1 ;; esac
@@ -39,9 +40,11 @@ has_script() {
       _string=$_string'"'
     done
     if [ $_key = yes ]; then
-      [ "$_string" != "$1" ] || return 0
+      [ "$_string" != "$1" ] || _found=yes
       _key=no
     else
+      SCRIPT=$_string
+      [ $_found = no ] || return 0
       _key=yes
     fi
   done

@@ -117,6 +117,30 @@ fn front_ends_and_servers_are_told_apart() {
     }
 }
 
+#[test]
+fn a_node_process_needs_no_npm_unless_its_script_does() {
+    let cases: &[(&str, &str)] = &[
+        (r#"{"scripts":{"start":"node ."}}"#, "node ."),
+        (r#"{"scripts":{"build":"start","start":"A=1 node \"a b.js\" --x='\\\\y'","x":"z"}}"#, r#"A=1 node "a b.js" --x='\\y'"#),
+        (r#"{"scripts":{"start":"node . # %s:\t{x}"}}"#, "node . # %s:\t{x}"),
+        (r#"{"scripts":{"prestart":"tsc","start":"node ."}}"#, "npm start"),
+        (r#"{"scripts":{"start":"node .","poststart":"rm x"}}"#, "npm start"),
+        (r#"{"scripts":{"start":"node . $npm_package_version"}}"#, "npm start"),
+        (r#"{"scripts":{"start":"node \u0061"}}"#, "npm start"),
+        (r#"{"scripts":{"start":"node .\nnode x"}}"#, "npm start"),
+        (r#"{"scripts":{"start":""}}"#, "npm start"),
+        (r#"{"name":"start"}"#, "node server.js"),
+    ];
+    for (package, expected) in cases {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("package.json"), package).unwrap();
+        fs::write(temp.path().join("server.js"), "").unwrap();
+        let output = Command::new(folder("buildpacks/node/bin/release")).arg(temp.path()).output().unwrap();
+        let read = crate::buildpack::release::parse(&output.stdout).unwrap();
+        assert_eq!(read, [("web".parse().unwrap(), (*expected).to_owned())], "{package}");
+    }
+}
+
 /// What `why` of `lib/common.sh` says about the output of a tool that failed.
 fn why(output: &str) -> String {
     let temp = tempfile::tempdir().unwrap();

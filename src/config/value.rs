@@ -5,64 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::error::shown;
-use crate::model::CommitId;
-
-/// Gives a type that is text in every file its conversions and serde form.
-macro_rules! text_form {
-    ($type:ident) => {
-        impl TryFrom<String> for $type {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-
-        impl From<$type> for String {
-            fn from(value: $type) -> String {
-                value.to_string()
-            }
-        }
-    };
-}
-
-/// A checked piece of text.
-macro_rules! checked_text {
-    ($(#[$doc:meta])* $type:ident, $check:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
-
-        impl $type {
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                let check: fn(&str) -> Result<(), String> = $check;
-                check(text).map(|()| Self(text.to_owned()))
-            }
-        }
-
-        impl std::borrow::Borrow<str> for $type {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        text_form!($type);
-    };
-}
+use crate::model::{CommitId, checked_text, text_form};
 
 /// A span of time, written `500ms`, `90s`, `15m`, `1h` or `2d`; at most 30 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -120,7 +63,7 @@ impl fmt::Display for TimeSpan {
     }
 }
 
-text_form!(TimeSpan);
+text_form!(TimeSpan, String);
 
 /// An amount of memory or disk, written `512K`, `64M`, `2G` or `1T` (powers of 1024), or as plain bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -171,7 +114,7 @@ impl fmt::Display for ByteSize {
     }
 }
 
-text_form!(ByteSize);
+text_form!(ByteSize, String);
 
 fn number_and_unit(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -182,6 +125,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
 checked_text!(
     /// The name of an environment variable that a project may set.
     VariableName,
+    String,
     |text| {
         let mut bytes = text.bytes();
         let first = bytes.next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
@@ -202,6 +146,7 @@ checked_text!(
 checked_text!(
     /// A path relative to the application's directory: no `..`, no empty parts, not larder's own files.
     RelativePath,
+    String,
     |text| {
         if text.is_empty() {
             return Err("the path is empty".to_owned());
@@ -237,6 +182,7 @@ impl RelativePath {
 checked_text!(
     /// A host name, in lower case.
     Domain,
+    String,
     |text| {
         let label = |part: &str| {
             (1..=63).contains(&part.len())
@@ -264,6 +210,7 @@ impl Domain {
 checked_text!(
     /// The path of a request, such as `/healthz`.
     HttpPath,
+    String,
     |text| {
         if text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|c| c.is_ascii_graphic() && c != b'#') {
             Ok(())
@@ -276,6 +223,7 @@ checked_text!(
 checked_text!(
     /// A shell command of the project, run inside its sandbox; one or more lines.
     CommandLine,
+    String,
     |text| {
         if text.trim().is_empty() {
             return Err("the command is empty".to_owned());
@@ -328,7 +276,7 @@ impl fmt::Display for StatusRange {
     }
 }
 
-text_form!(StatusRange);
+text_form!(StatusRange, String);
 
 /// A buildpack that a project asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -59,6 +59,26 @@ pub struct Environment {
     pub remotes: Vec<Remote>,
 }
 
+#[cfg(test)]
+impl Environment {
+    /// An environment of the project shop, for tests: it cooks, and deploys `branch`.
+    pub(crate) fn of_shop(name: &str, branch: &str) -> Environment {
+        Environment {
+            id: EnvId(1),
+            project_id: ProjectId(1),
+            project: "shop".parse().unwrap(),
+            name: name.parse().unwrap(),
+            mode: Mode::Cooking,
+            branch: branch.parse().unwrap(),
+            strategy: Strategy::BlueGreen,
+            domains: Vec::new(),
+            default: true,
+            scale: Default::default(),
+            remotes: Vec::new(),
+        }
+    }
+}
+
 impl Environment {
     /// The host names that lead here, below the server's `domain`.
     pub fn hosts(&self, domain: &str) -> Vec<String> {

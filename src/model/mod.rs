@@ -3,6 +3,7 @@
 //! A value of one of these types has been checked once, at the door; no other room checks it again.
 
 mod access;
+mod checked;
 mod digest;
 mod environment;
 mod event;
@@ -21,6 +22,7 @@ mod tag;
 mod text;
 
 pub use access::Access;
+pub(crate) use checked::{checked_text, text_form};
 pub use digest::Digest;
 pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Origin, Outcome, Record, Status, Trigger};

@@ -3,9 +3,7 @@
 //! The allow-lists are strict on purpose: a name is the only way in which user input becomes part of a path, so nothing that
 //! could be a path, an option, a reserved word of the file system or a look-alike gets through.
 
-use std::{borrow::Borrow, fmt, str::FromStr};
-
-use serde::{Deserialize, Serialize};
+use super::checked_text;
 
 /// Why a name was refused; the message says what a good one looks like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,55 +16,11 @@ pub struct NameError {
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $rule:literal, $check:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
-
-        impl $type {
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = NameError;
-            fn from_str(given: &str) -> Result<Self, NameError> {
-                let check: fn(&str) -> bool = $check;
-                if check(given) {
-                    Ok(Self(given.to_owned()))
-                } else {
-                    let given = given.chars().take(80).collect();
-                    Err(NameError { what: $what, given, rule: $rule })
-                }
-            }
-        }
-
-        impl TryFrom<String> for $type {
-            type Error = NameError;
-            fn try_from(given: String) -> Result<Self, NameError> {
-                given.parse()
-            }
-        }
-
-        impl From<$type> for String {
-            fn from(name: $type) -> String {
-                name.0
-            }
-        }
-
-        impl Borrow<str> for $type {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
+        checked_text!($(#[$doc])* $type, NameError, |given| {
+            let check: fn(&str) -> bool = $check;
+            let refused = || NameError { what: $what, given: given.chars().take(80).collect(), rule: $rule };
+            if check(given) { Ok(()) } else { Err(refused()) }
+        });
     };
 }
 

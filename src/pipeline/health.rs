@@ -139,7 +139,7 @@ fn read(path: &Path) -> Vec<Ended> {
 #[cfg(test)]
 mod tests {
     use super::{super::journal::Journal, *};
-    use crate::model::{DeploymentId, EnvId, Event, Live, Mode, Outcome, ProjectId, ReleaseNumber, Slot, Strategy, Trigger};
+    use crate::model::{DeploymentId, Event, Live, Outcome, ReleaseNumber, Slot, Trigger};
 
     fn ended(second: i64, release: ReleaseId) -> Ended {
         let at = Timestamp::from_second(second).unwrap();
@@ -161,22 +161,6 @@ mod tests {
         // A line that a power failure cut, and one that is something else.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();
         assert_eq!(read(&path), found);
-    }
-
-    fn environment() -> Environment {
-        Environment {
-            id: EnvId(1),
-            project_id: ProjectId(1),
-            project: "shop".parse().unwrap(),
-            name: "staging".parse().unwrap(),
-            mode: Mode::Cooking,
-            branch: "main".parse().unwrap(),
-            strategy: Strategy::BlueGreen,
-            domains: Vec::new(),
-            default: true,
-            scale: Default::default(),
-            remotes: Vec::new(),
-        }
     }
 
     /// Writes the journal of a deployment that went live.
@@ -201,7 +185,7 @@ mod tests {
     #[test]
     fn periods_checks_and_restarts_are_what_the_journals_say() {
         let dir = tempfile::tempdir().unwrap();
-        let environment = environment();
+        let environment = Environment::of_shop("staging", "main");
         let paths = crate::host::root::Root::new(dir.path()).environment(&environment.project, &environment.name);
         std::fs::create_dir_all(paths.releases()).unwrap();
         let facts = |recipe: &str, scripts: &[&str]| {

@@ -131,23 +131,6 @@ pub fn deploying(environments: &[Environment]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EnvId, Mode, ProjectId, Strategy};
-
-    fn environment(name: &str, branch: &str) -> Environment {
-        Environment {
-            id: EnvId(1),
-            project_id: ProjectId(1),
-            project: "shop".parse().unwrap(),
-            name: name.parse().unwrap(),
-            mode: Mode::Cooking,
-            branch: branch.parse().unwrap(),
-            strategy: Strategy::BlueGreen,
-            domains: Vec::new(),
-            default: true,
-            scale: Default::default(),
-            remotes: Vec::new(),
-        }
-    }
 
     fn update(name: &str, delete: bool) -> RefUpdate {
         let id = |digit: &str| digit.repeat(40).parse().unwrap();
@@ -156,7 +139,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_ref_has_its_fate() {
-        let environments = [environment("production", "main"), environment("staging", "next")];
+        let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
         let one = |name: &str, delete| fates(&environments, &[update(name, delete)], false).remove(0);
         assert!(
             matches!(one("refs/heads/main", false), Fate::Deploy { environment, .. } if environment.name.as_str() == "production")
@@ -177,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_atomic_push_is_all_or_nothing() {
-        let environments = [environment("production", "main"), environment("staging", "next")];
+        let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
         let both = [update("refs/heads/main", false), update("refs/heads/next", false), update("refs/tags/v1", false)];
         assert!(fates(&environments, &both, true).iter().all(|fate| matches!(fate, Fate::Refuse { .. })));
         assert!(!fates(&environments, &both, false).iter().any(|fate| matches!(fate, Fate::Refuse { .. })));

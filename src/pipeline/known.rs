@@ -188,23 +188,6 @@ fn size(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EnvId, Mode, ProjectId, Strategy};
-
-    fn environment() -> Environment {
-        Environment {
-            id: EnvId(1),
-            project_id: ProjectId(1),
-            project: "shop".parse().unwrap(),
-            name: "production".parse().unwrap(),
-            mode: Mode::Cooking,
-            branch: "main".parse().unwrap(),
-            strategy: Strategy::BlueGreen,
-            domains: Vec::new(),
-            default: true,
-            scale: Default::default(),
-            remotes: Vec::new(),
-        }
-    }
 
     fn known(number: u32, commit: &str, tag: Option<&str>) -> KnownRelease {
         KnownRelease {
@@ -231,7 +214,8 @@ mod tests {
             known(2, "abcd2", Some("v2")),
             known(1, "beef", None),
         ];
-        let number = |text: &str| find(&all, text, &environment()).map(|known| known.number.unwrap().0);
+        let number =
+            |text: &str| find(&all, text, &Environment::of_shop("production", "main")).map(|known| known.number.unwrap().0);
         for (text, expected) in
             [("v4", 4), ("v1.1.0", 4), ("abcd1", 4), ("ABCD2", 3), ("beef", 1), ("refs/tags/v2", 3), (all[3].commit.as_str(), 1)]
         {

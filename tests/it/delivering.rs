@@ -2,7 +2,7 @@
 
 use crate::{
     harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, state::names, until},
-    promotion::{introduce, live_manifest, pair, production, staging},
+    promotion::{here, introduce, live_manifest, pair, production, staging},
     recovery::{Course, Victim, at_every_event},
 };
 
@@ -57,7 +57,7 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
     attempt.fails_once_at_each(&steps);
     assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
-    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.serves("staging--shop", "version two");
     let outcomes = world.outcomes("shop");
     assert_eq!(outcomes.len(), 2 * steps.len() + 2);
@@ -70,7 +70,7 @@ fn every_step_runs_twice(world: &World) {
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
     assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
-    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     until("the old release has retired", || world.ports("shop").len() == 1);
     world.is_consistent("shop");
     // Once for version one, twice for version two; and staging's own are elsewhere.
@@ -83,7 +83,7 @@ fn every_step_runs_twice(world: &World) {
 /// The same steps, but for the first: there what is brought comes from elsewhere, whole or as a delta.
 fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
     let Some(staging) = World::any() else { return };
-    introduce(world, &staging);
+    introduce(here(world), here(&staging), &["shop"]);
     let repo = Repo::new(&staging, "shop");
     for number in 0..100 {
         repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
@@ -95,8 +95,11 @@ fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
     let newest = || std::fs::read_link(staging.environment("shop").join("deploy/current")).unwrap().display().to_string();
     let here = Repo::new(world, "shop");
     let ask = || world.larder(&["pull", "shop"]);
-    let complete =
-        || until("the archive is made again", || live_manifest(world, "production") == live_manifest(&staging, "production"));
+    let complete = || {
+        until("the archive is made again", || {
+            live_manifest(world, "production", "shop") == live_manifest(&staging, "production", "shop")
+        })
+    };
     cook("version 1");
     ask().ok();
     world.serves("shop", "version 1");

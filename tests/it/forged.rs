@@ -63,7 +63,7 @@ impl<'w> Forge<'w> {
 
     /// What staging has made of what it serves: manifest and archive.
     fn genuine(&self) -> (Manifest, PathBuf) {
-        let manifest: Manifest = serde_json::from_value(live_manifest(self.world, "staging")).unwrap();
+        let manifest: Manifest = serde_json::from_value(live_manifest(self.world, "staging", "shop")).unwrap();
         let releases = self.world.root().join("projects/shop/staging/releases");
         let archive = releases.join(format!("{}.tar.zst", manifest.release));
         (manifest, archive)
@@ -205,7 +205,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
     forge.refuses(pull, "the manifest has the format 2; this larder reads formats up to 1", "hint: update larder here");
 
     // Signed by somebody who is trusted, and still the archive holds other files than the manifest lists.
-    let first: Manifest = serde_json::from_value(live_manifest(world, "production")).unwrap();
+    let first: Manifest = serde_json::from_value(live_manifest(world, "production", "shop")).unwrap();
     let first_archive = world.environment("shop").join("releases").join(format!("{}.tar.zst", first.release));
     let disagreeing = forge.forged(&second, |manifest| manifest.archive = first.archive.clone());
     forge.offers(&disagreeing, &first_archive, None, honest);
@@ -284,7 +284,7 @@ fn an_old_build_is_not_taken_for_the_newest(world: &World) {
     world.larder(&["rollback", "shop/production", &new.release.to_string()]).ok();
     forge.pull().exits(3).says("is older than what is live");
     pull(&middle).ok();
-    assert_eq!(live_manifest(world, "production")["build"], 11);
+    assert_eq!(live_manifest(world, "production", "shop")["build"], 11);
 }
 
 fn another_environments_release_is_not_taken_over(world: &World) {
@@ -324,7 +324,7 @@ fn two_statements_about_one_release(world: &World) {
         .says(&format!("there is a release {} here already, and its manifest says something else", first.release))
         .says("hint: a release never changes; look what happened to the key of the server that cooked it");
     assert_eq!(world.snapshot("shop"), before);
-    assert_eq!(live_manifest(world, "production"), serde_json::to_value(&first).unwrap());
+    assert_eq!(live_manifest(world, "production", "shop"), serde_json::to_value(&first).unwrap());
     world.serves("shop", "version one");
 }
 

@@ -17,6 +17,7 @@ mod harness;
 mod hostile;
 mod keeper;
 mod libraries;
+mod machines;
 mod places;
 mod plan;
 mod promotion;

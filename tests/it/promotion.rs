@@ -9,6 +9,8 @@ in_one_mode!(
     production_never_builds,
     staging_off_production_goes_on,
     two_servers,
+    proof_grows_while_staging_serves,
+    a_shared_place_is_told_again,
     policy_asks_for_proof
 );
 
@@ -27,8 +29,8 @@ pub fn production(repo: &Repo<'_>) -> crate::harness::git::Push {
 }
 
 /// The manifest of what is live in an environment.
-pub fn live_manifest(world: &World, environment: &str) -> serde_json::Value {
-    let top = world.root().join("projects/shop").join(environment);
+pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_json::Value {
+    let top = world.root().join("projects").join(project).join(environment);
     let release = std::fs::read_link(top.join("deploy/current")).unwrap();
     let path = top.join("releases").join(format!("{}.manifest.json", release.display()));
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -42,7 +44,7 @@ fn one_server_two_environments(world: &World) {
     let push = production(&repo);
     push.accepted().says("from the environment staging").says("v1 is live");
     world.serves("shop", "version one");
-    let (there, here) = (live_manifest(world, "staging"), live_manifest(world, "production"));
+    let (there, here) = (live_manifest(world, "staging", "shop"), live_manifest(world, "production", "shop"));
     assert_eq!(here, there, "the same release, to the last digest");
     assert!(here["signature"]["key"].as_str().unwrap().starts_with("ed25519:"));
     world.is_consistent("shop");
@@ -59,7 +61,7 @@ fn one_server_two_environments(world: &World) {
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
     world.larder(&["pull", "shop"]).says("is live already");
-    assert_eq!(live_manifest(world, "production"), live_manifest(world, "staging"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.is_consistent("shop");
 }
 
@@ -146,32 +148,37 @@ fn keys(world: &World) -> serde_json::Value {
     world.larder(&["key", "show", "--json"]).json()
 }
 
-/// Makes two servers known to each other: `staging` cooks, `world` serves.
-pub fn introduce(world: &World, staging: &World) {
-    introduce_over(world, staging, staging.ssh_port());
+/// A server, and the address and port at which the other one reaches it.
+pub type Side<'w> = (&'w World, &'w str, u16);
+
+/// A server on this machine, with nothing between.
+pub fn here(world: &World) -> Side<'_> {
+    (world, "127.0.0.1", world.ssh_port())
 }
 
-/// The same where production reaches staging at another port.
-pub fn introduce_over(world: &World, staging: &World, port: u16) {
-    staging.project("shop");
-    world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
-    let (here, there) = (keys(world), keys(staging));
+/// Makes two servers known to each other: the first one serves, the second one cooks. `projects` are made on both.
+pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
     let text =
         |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}")).to_owned();
-    for (at, name, other, right) in [(staging, "prod", &here, "view"), (world, "staging", &there, "push")] {
-        at.larder(&["user", "add", name, "--key", &text(other, "pull")]).ok();
-        at.larder(&["user", "grant", name, "shop", right]).ok();
+    for ((at, ..), name, (other, ..)) in [(staging, "prod", production), (production, "staging", staging)] {
+        at.larder(&["user", "add", name, "--key", &text(&keys(other), "pull")]).ok();
     }
-    for (at, name, other, port) in [(world, "staging", &there, port), (staging, "prod", &here, world.ssh_port())] {
-        let url = format!("ssh://larder@127.0.0.1:{port}/shop");
-        let words = ["remote", "add", "shop", name, &url, "--trust", &text(other, "signing"), "--host-key", &text(other, "host")];
-        at.larder(&words).ok();
+    for project in projects {
+        staging.0.project(project);
+        production.0.larder(&["project", "create", project, "--mode", "final", "--branch", "main"]).ok();
+        staging.0.larder(&["user", "grant", "prod", project, "view"]).ok();
+        production.0.larder(&["user", "grant", "staging", project, "push"]).ok();
+        for ((at, ..), name, (other, host, port)) in [(production, "staging", staging), (staging, "prod", production)] {
+            let (keys, url) = (keys(other), format!("ssh://larder@{host}:{port}/{project}"));
+            let trust = ["--trust", &text(&keys, "signing"), "--host-key", &text(&keys, "host")];
+            at.larder(&[&["remote", "add", project, name, &url], &trust[..]].concat()).ok();
+        }
     }
 }
 
 fn two_servers(world: &World) {
     let Some(staging) = World::any() else { return };
-    introduce(world, &staging);
+    introduce(here(world), here(&staging), &["shop"]);
     let repo = Repo::new(&staging, "shop");
     for number in 0..300 {
         repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(50));
@@ -180,7 +187,7 @@ fn two_servers(world: &World) {
     repo.push().accepted();
     world.larder(&["pull", "shop"]).says("from the remote staging").says("v1 is live");
     world.serves("shop", "version one");
-    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
     // The second one from the other side. Only what changed travels, and the archive is the same again.
     repo.page("version two");
@@ -191,7 +198,7 @@ fn two_servers(world: &World) {
     assert!(pulled.is_some_and(|pulled| pulled < 8), "{promoted}");
     world.serves("shop", "version two");
     crate::harness::until("the archive is made again", || {
-        live_manifest(world, "production") == live_manifest(&staging, "production")
+        live_manifest(world, "production", "shop") == live_manifest(&staging, "production", "shop")
     });
     world.is_consistent("shop");
     // By push, with the repository's own history.
@@ -210,6 +217,63 @@ fn two_servers(world: &World) {
     world.serves("shop", "version three");
     world.larder(&["pull", "shop"]).exits(4).says("could not be asked");
     world.is_consistent("shop");
+}
+
+fn proof_grows_while_staging_serves(world: &World) {
+    let Some(staging) = World::any() else { return };
+    introduce(here(world), here(&staging), &["shop"]);
+    let repo = Repo::new(&staging, "shop");
+    repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 4s\n");
+    repo.page("version one");
+    repo.push().accepted();
+    let pulled = world.larder(&["pull", "shop"]);
+    pulled.exits(1).says("not fit for promotion").says("of the 4 s").says("wait until it has proved itself there");
+    // The release is here by now; how it goes on staging is asked each time.
+    crate::harness::until("it has proved itself", || world.larder(&["pull", "shop"]).status == 0);
+    world.serves("shop", "version one");
+    staging.end();
+}
+
+fn a_shared_place_is_told_again(world: &World) {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(staging) = World::any() else { return };
+    let shared = staging.directory().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let url = format!("file://{}", shared.display());
+    let signing = keys(&staging)["signing"].as_str().unwrap().to_owned();
+    staging.project("shop");
+    staging.larder(&["remote", "add", "shop", "shared", &url, "--publish"]).ok();
+    staging.larder(&["remote", "add", "shop", "other", &url, "--trust", &signing]).ok();
+    world.larder(&["project", "create", "shop", "--mode", "final", "--branch", "main"]).ok();
+    world.larder(&["remote", "add", "shop", "shared", &url, "--trust", &signing]).ok();
+    let repo = Repo::new(&staging, "shop");
+    repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 4s\n");
+    repo.page("version one");
+    repo.push().accepted();
+    let offered = || names(&shared.join("shop")).iter().any(|name| name.ends_with(".offer.json"));
+    crate::harness::until("it is published", offered);
+    // Such a place has no commits.
+    world.larder(&["pull", "shop"]).exits(1).says("does not have the commit").says("push the commit to any branch");
+    let here = Repo::new(world, "shop");
+    here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
+    here.push_as(&["HEAD:refs/heads/kept"]).accepted();
+    world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion").says("of the 4 s");
+    // What lies there says nothing about the time since.
+    let is_old_enough = || {
+        let record = staging.larder(&["deliverable", "get", "shop", "v1", "health"]).json();
+        let moment = |value: &serde_json::Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        moment(&record["as_of"]).duration_since(moment(&record["served"][0]["since"])).as_secs() >= 4
+    };
+    crate::harness::until("it has served long enough", is_old_enough);
+    world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion");
+    staging.larder(&["promote", "shop", "--to", "other"]).exits(3).says("does not publish to").says("--publish");
+    staging.larder(&["promote", "shop", "--to", "shared", "--override", "it cannot wait"]).exits(2).says("larder pull");
+    staging.larder(&["promote", "shop", "v1", "--to", "shared"]).exits(0).says("v1").says("is in shared now");
+    world.larder(&["pull", "shop", "v1"]).says("v1 is live").ok();
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+    staging.end();
 }
 
 fn policy_asks_for_proof(world: &World) {

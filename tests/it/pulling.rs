@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     harness::{Repo, World, in_one_mode, link::Link, state::names, until, within},
-    promotion::{introduce_over, live_manifest},
+    promotion::{here, introduce, live_manifest},
     remote::noise,
 };
 
@@ -56,7 +56,7 @@ fn random(seed: u64, n: u64, most: u64) -> u64 {
 impl<'w> Scene<'w> {
     fn new(world: &'w World, staging: &'w World) -> Scene<'w> {
         let link = Link::to(staging.ssh_port());
-        introduce_over(world, staging, link.port);
+        introduce(here(world), (staging, "127.0.0.1", link.port), &["shop"]);
         let repo = Repo::new(staging, "shop");
         repo.page("version one");
         repo.push().accepted();
@@ -182,7 +182,9 @@ impl<'w> Scene<'w> {
     /// The same bytes on both sides, and they serve.
     fn has_arrived(&self) {
         self.world.serves("shop", "version two");
-        until("the archive is here", || live_manifest(self.world, "production") == live_manifest(self.staging, "production"));
+        until("the archive is here", || {
+            live_manifest(self.world, "production", "shop") == live_manifest(self.staging, "production", "shop")
+        });
         let archive = |world: &World| fs::read(world.environment("shop").join("releases").join(format!("{}.tar.zst", self.new)));
         assert!(archive(self.world).unwrap() == archive(self.staging).unwrap(), "the archives differ");
         for number in 0..PICTURES {

@@ -55,6 +55,9 @@ fn back_and_forth(world: &World) {
     rollback(world, &["v2"]).ok();
     world.serves("shop", "version two");
     visitor.satisfied();
+    let listed = world.larder(&["releases", "shop"]);
+    let starred: Vec<_> = listed.ok().lines().filter(|line| line.contains(" *")).collect();
+    assert!(starred.len() == 1 && starred[0].starts_with("v9 *"), "{listed}");
     let after = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
     assert_eq!(after, before, "a rollback makes no release");
     assert!(world.last_plan("shop").iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     harness::{Repo, World, cli::Output, in_one_mode, state::names, until},
-    promotion::{introduce, live_manifest},
+    promotion::{here, introduce, live_manifest},
 };
 
 in_one_mode!(
@@ -28,7 +28,7 @@ struct Pair<'w> {
 
 impl<'w> Pair<'w> {
     fn new(world: &'w World, staging: &'w World) -> Pair<'w> {
-        introduce(world, staging);
+        introduce(here(world), here(staging), &["shop"]);
         let repo = Repo::new(staging, "shop");
         for number in 0..60 {
             repo.write(&format!("pages/{number}.html"), format!("page {number}\n").repeat(200));
@@ -55,7 +55,7 @@ impl<'w> Pair<'w> {
 
     /// The delta that staging keeps, which it makes if it has to.
     fn delta(&self) -> PathBuf {
-        let live = |world: &World| live_manifest(world, "production")["release"].as_str().unwrap().to_owned();
+        let live = |world: &World| live_manifest(world, "production", "shop")["release"].as_str().unwrap().to_owned();
         let (from, to) = (live(self.world), live(self.staging));
         self.staging.larder(&["deliverable", "info", "shop", &to, "delta", "--from", &from, "--json"]).ok();
         self.staging.environment("shop").join(format!("releases/.delta/{from}..{to}"))
@@ -64,7 +64,7 @@ impl<'w> Pair<'w> {
     /// Both sides have the same release, with an archive.
     fn are_alike(&self) {
         until("the archive is made again", || {
-            live_manifest(self.world, "production") == live_manifest(self.staging, "production")
+            live_manifest(self.world, "production", "shop") == live_manifest(self.staging, "production", "shop")
         });
         self.world.is_consistent("shop");
         assert_eq!(names(&self.releases().join(".incoming")), Vec::<String>::new());

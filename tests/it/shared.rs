@@ -82,7 +82,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     here.push_as(&["HEAD:refs/heads/incoming"]).accepted();
     world.larder(&["pull", "shop"]).says("from the remote shared").says("v1 is live");
     world.serves("shop", "version one");
-    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
     // The proof of how it went there came along.
@@ -97,7 +97,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     fetch().ok();
     here.push().accepted().says("from the remote shared").says("v2 is live");
     world.serves("shop", "version two");
-    assert_eq!(live_manifest(world, "production"), live_manifest(&staging, "production"));
+    assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
     // One that somebody has changed there is refused, and nothing of it stays.

@@ -5,9 +5,9 @@ use super::{
     not_found, refused,
 };
 use crate::{
-    control::{Caller, CommandError, Control, Reply, Target},
-    model::{Environment, Mode, Origin, RemoteName, Trigger},
-    pipeline::{Candidate, Goal, chain},
+    control::{Caller, CommandError, Control, Kind, Reply, Target},
+    model::{Environment, Mode, Origin, Remote, RemoteName, Trigger},
+    pipeline::{Candidate, Goal, Summary, chain},
     remote::RemoteError,
 };
 
@@ -70,6 +70,9 @@ pub(super) async fn promote(
     })?;
     if let Some(remote) = environment.remotes.iter().find(|remote| remote.name.as_str() == to) {
         let place = control.pipeline().services().places.open(remote, &environment.project).map_err(of_remote)?;
+        if !place.is_server() {
+            return share(control, &environment, found, remote, overriding.is_some()).await;
+        }
         let mut words = vec![String::from("pull"), place.target(), found.release.to_string()];
         if let Some(why) = overriding {
             words.extend([String::from("--override"), why]);
@@ -93,6 +96,33 @@ pub(super) async fn promote(
     submit(control, Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal)
 }
 
+/// Puts a release into a shared place, where nobody can be told to pull it.
+async fn share(
+    control: &Control,
+    environment: &Environment,
+    found: &Summary,
+    remote: &Remote,
+    overriding: bool,
+) -> Result<Reply, CommandError> {
+    if !remote.publish {
+        let why = format!("{} is a place that {} does not publish to", remote.name, environment.title());
+        return Err(refused(why).hint(format!("`larder remote add {} NAME {} --publish`", environment.title(), remote.url)));
+    }
+    if overriding {
+        let why = format!("nobody decides anything in {}", remote.name);
+        return Err(CommandError::new(Kind::Usage, why).hint("give --override to `larder pull` on the server that serves"));
+    }
+    control.pipeline().publish(environment, found, remote).await.map_err(refused)?;
+    Ok(Reply::Done(format!(
+        "{} ({}) is in {} now, with how it has gone until now\non the server that serves: larder pull {} {}",
+        found.number,
+        found.commit.short(),
+        remote.name,
+        environment.project,
+        found.number
+    )))
+}
+
 /// The environment that somebody means who names only the project: the one with the fitting mode, if there is exactly one.
 fn meant(control: &Control, target: Target, mode: Mode) -> Result<Environment, CommandError> {
     let usual = control.environment(&target)?;
@@ -106,7 +136,7 @@ fn meant(control: &Control, target: Target, mode: Mode) -> Result<Environment, C
         [one] => Ok(one.clone()),
         several => {
             let names: Vec<_> = several.iter().map(Environment::title).collect();
-            Err(CommandError::new(crate::control::Kind::Usage, format!("which one: {}?", names.join(" or "))))
+            Err(CommandError::new(Kind::Usage, format!("which one: {}?", names.join(" or "))))
         }
     }
 }

@@ -138,7 +138,11 @@ async fn what_was_published_is_listed_and_arrives() {
     assert_eq!(names.len(), 4, "{names:?}");
     world.accept(pulled, offer.release);
     assert_eq!(std::fs::read_dir(world.paths.incoming()).unwrap().count(), 0);
-    assert_eq!(world.pull(&offer, &[]).await.unwrap().content, Wanted::Held);
+    // It is not brought again, but how it has gone since is.
+    std::fs::write(world.shared(&offer, "health.json"), b"[1]").unwrap();
+    let again = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!((again.content, again.fetched), (Wanted::Held, 0));
+    assert_eq!(std::fs::read(again.health().unwrap()).unwrap(), b"[1]");
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ pub fn size(bytes: u64) -> String {
 }
 
 pub fn list(rows: &[KnownRelease]) -> String {
+    // After going back the same release stands there twice; what serves is the newer line.
+    let live = rows.iter().find(|row| row.live).map(|row| row.number);
     let line = |row: &KnownRelease| {
         let marks = [
             (row.pinned, "pinned"),
@@ -35,7 +37,7 @@ pub fn list(rows: &[KnownRelease]) -> String {
         ];
         let marks: Vec<_> = marks.into_iter().filter(|(holds, _)| *holds).map(|(_, word)| word).collect();
         vec![
-            format!("{}{}", row.name(), if row.live { " *" } else { "" }),
+            format!("{}{}", row.name(), if row.live && live == Some(row.number) { " *" } else { "" }),
             row.build.map(|build| build.to_string()).unwrap_or_default(),
             row.commit.short().to_owned(),
             row.tag.clone().unwrap_or_default(),

@@ -7,6 +7,7 @@ pub mod faults;
 pub mod git;
 pub mod http;
 pub mod link;
+pub mod machine;
 pub mod output;
 pub mod processes;
 pub mod server;
@@ -15,7 +16,7 @@ pub mod world;
 
 use std::time::{Duration, Instant};
 
-pub use self::{git::Repo, world::World};
+pub use self::{git::Repo, machine::Machine, world::World};
 
 /// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
 #[track_caller]

@@ -45,6 +45,8 @@ pub struct Setup {
     pub root: PathBuf,
     /// Additional environment, such as `FAILPOINTS`.
     pub env: Vec<(String, String)>,
+    /// The address that it listens on: loopback, or all of a machine of its own.
+    pub listen: &'static str,
 }
 
 impl Setup {
@@ -66,7 +68,8 @@ impl Server {
     pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
         let mut command = setup.command();
-        command.arg("serve").arg("--root").arg(&setup.root).args(["--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        let listen = format!("{}:0", setup.listen);
+        command.arg("serve").arg("--root").arg(&setup.root).args(["--ssh", &listen, "--http", &listen]);
         command.envs(setup.env.iter().cloned()).env("RUST_BACKTRACE", "1").stdout(Stdio::piped()).stderr(log);
         let mut keeper = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     cli::Output,
+    machine::Machine,
     processes,
     server::{Server, Setup, log_tail},
 };
@@ -50,12 +51,12 @@ impl World {
             eprintln!("SKIPPED: system mode needs root");
             return None;
         }
-        Some(World::new(Mode::System, ""))
+        Some(World::new(Mode::System, "", None))
     }
 
     /// A server as an unprivileged user: another one where the tests run as root, our own otherwise.
     pub fn rootless() -> Option<World> {
-        Some(World::new(Mode::Rootless, ""))
+        Some(World::new(Mode::Rootless, "", None))
     }
 
     /// The stronger mode that is possible here.
@@ -65,17 +66,22 @@ impl World {
 
     /// The same, with further lines in the server file.
     pub fn configured(lines: &str) -> Option<World> {
-        Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines))
+        Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines, None))
     }
 
-    fn new(mode: Mode, lines: &str) -> World {
+    /// A server on a machine of its own, which needs root as the machine does. Clients reach it from [`Machine::inside`].
+    pub fn on(machine: &Machine, lines: &str) -> World {
+        World::new(Mode::System, lines, Some(machine))
+    }
+
+    fn new(mode: Mode, lines: &str, machine: Option<&Machine>) -> World {
         let (number, reserved) = reserve();
         let directory = tempfile::Builder::new().prefix("lt").rand_bytes(5).tempdir().unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         // The program's path tells whose process it is.
         let binary = directory.join("larder");
         let shared = SharedBinary::link(&binary);
-        let mut program = Vec::new();
+        let mut program = machine.map_or_else(Vec::new, Machine::prefix);
         let server_root = directory.join("r");
         for path in [&server_root, &directory.join("home")] {
             fs::create_dir(path).unwrap();
@@ -94,7 +100,8 @@ impl World {
             format!("ports:\n  from: {first_port}\n  to: {}\nlimits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
-        let setup = Setup { directory, program, root: server_root, env: Vec::new() };
+        let listen = if machine.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+        let setup = Setup { directory, program, root: server_root, env: Vec::new(), listen };
         let world = World { setup, _reserved: reserved, _shared: shared, server: RwLock::new(None) };
         world.start(&[]);
         world.key("alice");

@@ -94,7 +94,7 @@ impl Pull {
 /// Have another server or environment serve what was cooked here.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE: the one that is live here. PROJECT alone means its environment of mode cooking.\n\nThis server only asks: the other one pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on."
+    after_help = "Without RELEASE: the one that is live here. PROJECT alone means its environment of mode cooking.\n\nThis server only asks: the other one pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nTo a shared place the release is published, again where it is there already: with how it has gone until now."
 )]
 pub struct Promote {
     #[command(flatten)]
