@@ -25,7 +25,7 @@ use crate::{
 pub struct Pack {
     /// Its file, which stands at its beginning.
     pub file: File,
-    /// Whether a part of it was here already: then git may find that both parts do not fit, and it has to come anew.
+    /// Whether it came by more than one request: then git may find that both parts do not fit, and it has to come anew.
     pub resumed: bool,
     directory: PathBuf,
     lease: Lease,
@@ -60,7 +60,7 @@ pub async fn pull_pack(
         Ok((file, bytes))
     };
     let (mut file, mut here) = lease.blocking(open).await?;
-    let resumed = here > 0;
+    let mut resumed = here > 0;
     let limit = place.limits().pack_bytes;
     let mut pauses = fill::pauses();
     loop {
@@ -78,6 +78,7 @@ pub async fn pull_pack(
         match sent {
             Ok(()) => break,
             Err(error) if error.is_transient() => {
+                resumed |= here > 0;
                 if here > before {
                     pauses = fill::pauses();
                 }

@@ -143,7 +143,9 @@ async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Fa
     }
     let haves: Vec<CommitId> = order.previous.iter().map(|live| live.commit.clone()).collect();
     let limit = deployment.services.config.limits.push_bytes.bytes();
+    let mut attempts = 0..3;
     loop {
+        let another = attempts.next().is_some();
         let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
         let (file, resumed) = (pack.file.try_clone(), pack.resumed);
         let file = file.map_err(|error| Failure::host(&error))?;
@@ -152,7 +154,7 @@ async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Fa
         match imported {
             Ok(()) => break,
             // Of two requests, between which the repository there changed: both halves do not fit.
-            Err(error) if resumed => tracing::warn!(%error, "a commit that came in two parts comes once more"),
+            Err(error) if resumed && another => tracing::warn!(%error, "a commit that came in two parts comes once more"),
             Err(error) => return Err(Failure::host(&error)),
         }
     }
