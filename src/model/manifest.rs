@@ -172,7 +172,7 @@ impl Manifest {
             tree: self.tree,
             archive: ArchiveInfo { digest: self.archive.digest, bytes: self.archive.bytes, frames: Vec::new() },
             entries: Vec::new(),
-            signature: self.signature.clone(),
+            signature: self.signature,
         }
     }
 
