@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     harness::{Repo, World, cli::Output, in_one_mode, state::names, until},
-    promotion::{here, introduce, live_manifest},
+    promotion::{are_alike, here, introduce, live_manifest},
 };
 
 in_one_mode!(
@@ -63,9 +63,7 @@ impl<'w> Pair<'w> {
 
     /// Both sides have the same release, with an archive.
     fn are_alike(&self) {
-        until("the archive is made again", || {
-            live_manifest(self.world, "production", "shop") == live_manifest(self.staging, "production", "shop")
-        });
+        are_alike(self.world, self.staging);
         self.world.is_consistent("shop");
         assert_eq!(names(&self.releases().join(".incoming")), Vec::<String>::new());
     }

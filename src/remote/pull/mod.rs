@@ -270,6 +270,13 @@ async fn by_frames(
     let pieces =
         expected.frames.iter().map(|frame| Piece { at: frame.offset, bytes: frame.bytes, digest: frame.digest }).collect();
     let part = pulled.directory.join(format!("{ARCHIVE}.part"));
+    let (whole, again) = (pulled.directory.join(ARCHIVE), part.clone());
+    // An earlier attempt may have had all of it, and ended before anybody took it in. It is looked at like any other part.
+    let pick_up = move || match fs::rename(&whole, &again) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("rename", whole, error).into()),
+        _ => Ok(()),
+    };
+    pulled.lease.blocking(pick_up).await?;
     let tail = frames::tail(&expected);
     let mut filling = Filling::open(&pulled.lease, &part, expected.bytes, pieces, progress).await?;
     filling.take_over(known).await?;

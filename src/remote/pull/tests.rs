@@ -202,6 +202,22 @@ async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 600_000));
 }
 
+/// Killed when all was here, and before anybody took it in.
+#[tokio::test]
+async fn what_is_complete_is_not_fetched_again() {
+    let world = World::new();
+    let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000)]).await;
+    drop(world.pull(&offer, &[]).await.unwrap());
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!((pulled.fetched, std::fs::read(pulled.archive().unwrap()).unwrap() == bytes), (0, true));
+    // One that has rotted meanwhile is mended.
+    drop(pulled);
+    let rotten = std::fs::File::options().write(true).open(world.incoming(offer.release).join(ARCHIVE)).unwrap();
+    rotten.write_all_at(b"rot", 150_000).unwrap();
+    let pulled = world.pull(&offer, &[]).await.unwrap();
+    assert_eq!((pulled.fetched, std::fs::read(pulled.archive().unwrap()).unwrap() == bytes), (200_000, true));
+}
+
 #[tokio::test]
 async fn a_place_that_gives_something_else_gives_nothing() {
     let world = World::new();

@@ -33,6 +33,7 @@ impl Attempt<'_, '_> {
         self.world.restart(&[("FAILPOINTS", &once(&points))]);
         self.world.serves("shop", self.old);
         let (before, live) = (self.state(), self.repo.live());
+        let visitor = self.world.visitor("shop");
         for point in &points {
             (self.ask)().exits(1).says("told to fail").says("is still live");
             assert_eq!(self.state(), before, "{point} left something behind");
@@ -42,6 +43,9 @@ impl Attempt<'_, '_> {
         (self.ask)().ok();
         self.world.serves("shop", self.new);
         assert_ne!(self.repo.live(), live);
+        // What fails after the switch shows the new version for a moment; nothing else may, and everything is answered.
+        let flickers = visitor.satisfied().pages.len();
+        assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
         self.world.is_consistent("shop");
     }
 
