@@ -83,6 +83,10 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
     let kept = patches(world);
     assert_eq!((kept.len(), &kept[0]["by"], &kept[0]["number"]), (1, &"alice".into(), &1.into()), "the same is kept once");
     world.larder(&["drift", "shop", "--patches"]).says(id).says("alice");
+    // What was changed until the old slot is retired is kept once more after the verdict; another deployment waits for that.
+    repo.commit("three");
+    repo.push().accepted();
+    assert_eq!(patches(world).len(), 1);
     world.larder(&["drift", "shop", "--drop", id]).exits(0);
     world.larder(&["drift", "shop", "--drop", id]).exits(4).says("there is no patch");
     assert_eq!(patches(world).len(), 0);
