@@ -1,0 +1,169 @@
+//! The worker that turns an archive into an installed tree; or a delta and the installed tree of the release before.
+//!
+//! What the previous release holds unchanged is hard-linked from its tree; only the frames with the rest are decompressed. Links
+//! are created last, so nothing is ever written through one.
+//!
+//! A *spare* is an installed copy of the live release, made in advance under the id of a release to come: installing a release
+//! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
+
+mod shared;
+mod target;
+mod writer;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use self::target::{Base, Target};
+use super::{Answer, ReleaseError, delta::Delta, store, verify};
+use crate::{
+    host::{archive::Limits, files::Confined},
+    model::{ArchiveInfo, Entry, Manifest, ReleaseId},
+};
+
+/// Where the content of a release comes from, besides what it shares with the previous one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// From its archive.
+    Archive,
+    /// From a delta, which starts from the previous release.
+    Delta,
+    /// From the previous release alone: the new one is a copy of it.
+    Previous,
+}
+
+/// The job. Descriptors: 5 archive or delta (anything for a copy), 6 manifest; if `previous`, 7 its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackJob {
+    /// An installed release that may share unchanged files with the new one.
+    pub previous: Option<ReleaseId>,
+    /// What descriptor 5 is.
+    pub content: Content,
+    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
+    /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
+    pub spare: bool,
+    /// How many threads link and write.
+    pub threads: usize,
+    /// What the archive may hold.
+    pub limits: Limits,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnpackReport {
+    /// How many entries the tree has.
+    pub entries: u64,
+    /// How many files are shared with the previous release.
+    pub linked: u64,
+    /// How many files were unpacked.
+    pub unpacked: u64,
+    /// How many bytes those have.
+    pub bytes: u64,
+}
+
+impl UnpackReport {
+    fn add(&mut self, part: &UnpackReport) {
+        self.unpacked += part.unpacked;
+        self.bytes += part.bytes;
+    }
+}
+
+/// Where the worker finds things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The tree to fill. What an interrupted attempt left in it is removed first.
+    pub tree: PathBuf,
+    /// The directory of all installed trees.
+    pub deploy: PathBuf,
+}
+
+impl Places {
+    /// From `LARDER_TREE` and `LARDER_DEPLOY`.
+    pub fn from_environment() -> Places {
+        let place = |name: &str, default: &str| std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from);
+        Places { tree: place("LARDER_TREE", "/tree"), deploy: place("LARDER_DEPLOY", "/deploy") }
+    }
+}
+
+/// Does the job. May be repeated; the tree is complete and on the disk when it reports success.
+pub fn work(job: &UnpackJob, places: &Places, archive: &File, manifest: &File, previous: Option<&File>) -> Answer<UnpackReport> {
+    install(job, places, archive, manifest, previous).into()
+}
+
+fn install(
+    job: &UnpackJob,
+    places: &Places,
+    archive: &File,
+    manifest: &File,
+    previous: Option<&File>,
+) -> Result<UnpackReport, ReleaseError> {
+    let path = Path::new("the manifest");
+    let (manifest, previous) = match previous {
+        Some(file) => {
+            let (manifest, previous) = store::parse_both((manifest, path), (file, Path::new("the previous manifest")));
+            (manifest?, previous.ok())
+        }
+        None => (store::parse(manifest, path)?, None),
+    };
+    let tree = Confined::open(&places.tree)?;
+    // A previous release that is damaged or gone costs time, not the deployment.
+    let before = match (job.previous, previous) {
+        (Some(id), Some(previous)) => {
+            Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok().map(|tree| (previous, tree))
+        }
+        _ => None,
+    };
+    let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
+    let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
+    let target = Target { tree: &tree, base, spare, threads: job.threads };
+    let report = match (job.content, &before) {
+        (Content::Archive, _) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
+        (Content::Delta, Some((previous, base))) => {
+            target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries)
+        }
+        (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => {
+            target.fill_by_copy(base, &manifest.entries)
+        }
+        _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
+    };
+    // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
+    std::mem::forget((manifest, before.map(|(previous, _)| previous)));
+    report
+}
+
+/// Looks again whether a spare tree is what it is said to be, all but reading the files.
+fn is_spare(tree: &Path, base: Option<Base<'_>>, threads: usize) -> Result<bool, ReleaseError> {
+    match base {
+        Some(base) => Ok(verify::compare(tree, base.entries, threads, false)?.is_empty()),
+        None => Ok(false),
+    }
+}
+
+/// Unpacks an archive into an empty directory, without any previous release: for measurements and tools.
+pub fn archive_to_tree(
+    archive: &File,
+    entries: &[Entry],
+    info: &ArchiveInfo,
+    dir: &Path,
+    threads: usize,
+) -> Result<UnpackReport, ReleaseError> {
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base: None, spare: false, threads }.fill(archive, entries, info, &Limits::default())
+}
+
+/// Installs `manifest` from `archive` into the directory `dir`, sharing files with an installed tree of `previous`.
+pub fn archive_to_tree_with(
+    archive: &File,
+    manifest: &Manifest,
+    dir: &Path,
+    previous: Option<(&Manifest, &Path)>,
+    threads: usize,
+) -> Result<UnpackReport, ReleaseError> {
+    let base = previous.map(|(manifest, tree)| Confined::open(tree).map(|tree| (manifest, tree))).transpose()?;
+    let base = base.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
+    let tree = Confined::open(dir)?;
+    Target { tree: &tree, base, spare: false, threads }.fill(archive, &manifest.entries, &manifest.archive, &Limits::default())
+}

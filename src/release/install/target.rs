@@ -1,0 +1,206 @@
+//! Filling a tree.
+
+use std::{
+    fs::File,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use super::{
+    UnpackReport,
+    shared::{clear_changed, make_directories, share, share_one},
+    writer::{BY_ITSELF, Writer, again, empty, refused},
+};
+use crate::{
+    host::{
+        archive::{Archive, ArchiveError, FrameReader, Limits},
+        files::{Confined, FileError, durable},
+    },
+    model::{ArchiveInfo, Entry, EntryKind},
+    release::{
+        ReleaseError,
+        delta::{Delta, From},
+        each_thread,
+    },
+};
+
+/// An installed tree that may share files.
+#[derive(Clone, Copy)]
+pub(super) struct Base<'a> {
+    pub(super) tree: &'a Confined,
+    pub(super) entries: &'a [Entry],
+}
+
+/// The tree to fill, and what may help.
+pub(super) struct Target<'a> {
+    pub(super) tree: &'a Confined,
+    pub(super) base: Option<Base<'a>>,
+    pub(super) spare: bool,
+    pub(super) threads: usize,
+}
+
+impl Target<'_> {
+    pub(super) fn fill(
+        &self,
+        file: &File,
+        entries: &[Entry],
+        info: &ArchiveInfo,
+        limits: &Limits,
+    ) -> Result<UnpackReport, ReleaseError> {
+        let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
+        let (there, linked) = self.prepare(entries)?;
+        let report = self.unpack(&archive, entries, &linked).map_err(refused)?;
+        self.finish(entries, &there, &linked, report)
+    }
+
+    pub(super) fn fill_by_delta(&self, delta: &Delta<'_>, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
+        let (there, linked) = self.prepare(entries)?;
+        self.link_moved(delta, entries, &linked)?;
+        let report = self.patch(delta, entries, &linked)?;
+        self.finish(entries, &there, &linked, report)
+    }
+
+    pub(super) fn fill_by_copy(&self, base: &Confined, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
+        let (there, linked) = self.prepare(entries)?;
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let (mut from, mut writer) = (base.cursor(), Writer::new(self.tree.cursor(), &is_linked));
+        for (index, entry) in entries.iter().enumerate() {
+            if matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index) {
+                again(&mut from, &entry.path, index, entry, &mut writer)?;
+            }
+        }
+        writer.write_out().map_err(refused)?;
+        let report = UnpackReport { entries: entries.len() as u64, ..writer.report };
+        self.finish(entries, &there, &linked, report)
+    }
+
+    /// Directories and shared files. Says which entries of a spare stay, and which files need not be written.
+    fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
+        if let (Some(base), true) = (self.base, self.spare) {
+            return clear_changed(self.tree, base.entries, entries);
+        }
+        self.tree.clear()?;
+        make_directories(self.tree, entries, &[])?;
+        let linked = match self.base {
+            Some(base) => share(self.tree, base, entries, self.threads)?,
+            None => Vec::new(),
+        };
+        Ok((Vec::new(), linked))
+    }
+
+    /// Links, and then everything is brought to the disk.
+    fn finish(
+        &self,
+        entries: &[Entry],
+        there: &[bool],
+        linked: &[AtomicBool],
+        mut report: UnpackReport,
+    ) -> Result<UnpackReport, ReleaseError> {
+        report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
+        let mut cursor = self.tree.cursor();
+        for (index, entry) in entries.iter().enumerate() {
+            if let EntryKind::Link { target } = &entry.kind
+                && there.get(index) != Some(&true)
+            {
+                cursor.symlink(target, &entry.path)?;
+            }
+        }
+        if report.unpacked <= BY_ITSELF && durable::is_ordered(self.tree) {
+            durable::commit(self.tree).map_err(|e| FileError::io("sync", self.tree.path(), e))?;
+        } else {
+            self.tree.sync_file_system()?;
+        }
+        Ok(report)
+    }
+
+    /// Links files whose content stood elsewhere in the previous release, and says so in `linked`.
+    fn link_moved(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<(), ReleaseError> {
+        let Some(base) = self.base else { return Ok(()) };
+        let (mut from, mut to) = (base.tree.cursor(), self.tree.cursor());
+        for (index, (entry, linked)) in entries.iter().zip(linked).enumerate() {
+            let EntryKind::File { size, executable, .. } = &entry.kind else { continue };
+            if linked.load(Ordering::Relaxed) {
+                continue;
+            }
+            if let From::Old(old) = delta.origin(index)
+                && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
+                && was == executable
+            {
+                linked.store(share_one(&mut from, &mut to, path, &entry.path, *size, *executable)?, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the files that are not `linked`, from patches and copies.
+    fn patch(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ReleaseError> {
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let groups = delta.groups();
+        let is_left = |(index, entry): &(usize, &Entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(*index);
+        let left = || entries.iter().enumerate().filter(is_left).map(|(index, entry)| (index, entry, delta.origin(index)));
+        let copies: Vec<_> = left().filter(|(.., from)| matches!(from, From::Nowhere | From::Old(_))).collect();
+        let (next, next_copy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let counted = each_thread(self.threads.min(groups.len().max(copies.len())), || {
+            let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
+            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = delta.read(*group, &mut reader, &mut writer) {
+                    next.store(groups.len(), Ordering::Relaxed); // the others need not go on
+                    return Err(e);
+                }
+            }
+            while let Some((index, entry, from)) = copies.get(next_copy.fetch_add(1, Ordering::Relaxed)) {
+                match from {
+                    From::Old(old) => reader.copy(*old, *index, entry, &mut writer)?,
+                    _ => empty(*index, entry, &mut writer)?,
+                }
+            }
+            writer.write_out().map_err(refused)?;
+            Ok(writer.report)
+        });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            report.add(&part?);
+        }
+        // Second copies, of what is there by now.
+        let mut writer = Writer::new(self.tree.cursor(), &is_linked);
+        let mut from = self.tree.cursor();
+        for (index, entry, origin) in left() {
+            if let From::New(first) = origin
+                && let Some(first) = entries.get(first)
+            {
+                again(&mut from, &first.path, index, entry, &mut writer)?;
+            }
+        }
+        writer.write_out().map_err(refused)?;
+        report.add(&writer.report);
+        Ok(report)
+    }
+
+    /// Unpacks the files that are not `linked`, from the frames that hold them.
+    fn unpack(&self, archive: &Archive<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ArchiveError> {
+        let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
+        let wanted = |range: std::ops::Range<usize>| {
+            let mut part = entries.iter().enumerate().skip(range.start).take(range.len());
+            part.any(|(index, entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index))
+        };
+        let frames: Vec<usize> =
+            archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
+        let next = AtomicUsize::new(0);
+        let counted = each_thread(self.threads.min(frames.len()), || {
+            let mut reader = FrameReader::new()?;
+            let mut writer = Writer::new(self.tree.cursor(), &is_linked);
+            while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
+                    next.store(frames.len(), Ordering::Relaxed); // the others need not go on
+                    return Err(e);
+                }
+            }
+            writer.write_out()?;
+            Ok(writer.report)
+        });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            report.add(&part?);
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,117 @@
+//! Writing the files that are not shared.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+};
+
+use super::UnpackReport;
+use crate::{
+    host::{
+        archive::{ArchiveError, Sink},
+        files::{Cursor, durable},
+    },
+    model::{Digest, Entry, EntryKind},
+    release::ReleaseError,
+};
+
+/// Up to so many unpacked files are brought to the disk one by one; beyond, together with all else on the file system.
+pub(super) const BY_ITSELF: u64 = 64;
+
+pub(super) fn refused(source: ArchiveError) -> ReleaseError {
+    ReleaseError::Archive { doing: "accepted", source }
+}
+
+/// Writes a file without content.
+pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    if matches!(&entry.kind, EntryKind::File { digest, .. } if *digest != Digest::of(b"")) {
+        return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
+    }
+    let mut act = || if sink.begin(index, entry)? { sink.end() } else { Ok(()) };
+    act().map_err(refused)
+}
+
+/// Writes a file with the content of another one, which is only opened here.
+pub(super) fn again(
+    from: &mut Cursor<'_>,
+    path: &str,
+    index: usize,
+    entry: &Entry,
+    sink: &mut impl Sink,
+) -> Result<(), ReleaseError> {
+    let EntryKind::File { digest, .. } = &entry.kind else { return Ok(()) };
+    let mut file = from.open(path)?;
+    if !sink.begin(index, entry).map_err(refused)? {
+        return Ok(());
+    }
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 16]);
+    loop {
+        let read = file.read(&mut buffer).map_err(|e| from.failed("read", path, e))?;
+        let piece = buffer.get(..read).unwrap_or_default();
+        if piece.is_empty() {
+            break;
+        }
+        hasher.update(piece);
+        sink.data(piece).map_err(refused)?;
+    }
+    if Digest::from(hasher.finalize()) != *digest {
+        return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
+    }
+    sink.end().map_err(refused)
+}
+
+pub(super) struct Writer<'a, S> {
+    cursor: Cursor<'a>,
+    open: Option<(File, String)>,
+    skip: &'a S,
+    pub(super) report: UnpackReport,
+    /// Files whose content may not be on the disk yet.
+    held: Vec<(File, String)>,
+}
+
+impl<'a, S> Writer<'a, S> {
+    pub(super) fn new(cursor: Cursor<'a>, skip: &'a S) -> Writer<'a, S> {
+        Writer { cursor, open: None, skip, report: UnpackReport::default(), held: Vec::new() }
+    }
+
+    /// Has what was unpacked on the disk, but for names and sizes; all are in good time, because their writing began long ago.
+    pub(super) fn write_out(&mut self) -> Result<(), ArchiveError> {
+        if self.report.unpacked > BY_ITSELF {
+            self.held.clear();
+        }
+        for (file, path) in self.held.drain(..) {
+            durable::write_out(&file).map_err(|e| self.cursor.failed("sync", path.as_str(), e))?;
+        }
+        Ok(())
+    }
+}
+
+impl<S: Fn(usize) -> bool> Sink for Writer<'_, S> {
+    fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        let EntryKind::File { executable, size, .. } = &entry.kind else { return Ok(false) };
+        if (self.skip)(index) {
+            return Ok(false);
+        }
+        let file = self.cursor.create(&entry.path, if *executable { 0o755 } else { 0o644 })?;
+        self.open = Some((file, entry.path.clone()));
+        self.report.unpacked += 1;
+        self.report.bytes += size;
+        Ok(true)
+    }
+
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        match &mut self.open {
+            Some((file, path)) => file.write_all(part).map_err(|e| self.cursor.failed("write", path.as_str(), e).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        let Some((file, path)) = self.open.take() else { return Ok(()) };
+        if self.report.unpacked <= BY_ITSELF {
+            durable::begin(&file);
+            self.held.push((file, path));
+        }
+        Ok(())
+    }
+}
