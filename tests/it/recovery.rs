@@ -12,7 +12,7 @@ use std::{
 use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
 
 in_each_mode!(a_killed_server_leaves_the_application_alone);
-in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again, locks_of_a_killed_git_are_removed);
+in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again, leftovers_of_the_killed_are_removed);
 
 /// How many worlds share the events of a big test; each runs on its own, and mostly waits.
 const SHARES: usize = 6;
@@ -319,7 +319,8 @@ fn whole_again(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
     world.is_consistent("shop");
 }
 
-fn locks_of_a_killed_git_are_removed(world: &World) {
+/// A lock of git's, without whose removal no push gets through; and a deployment that had not even begun.
+fn leftovers_of_the_killed_are_removed(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -328,10 +329,17 @@ fn locks_of_a_killed_git_are_removed(world: &World) {
     fs::write(&lock, "").unwrap();
     repo.push().rejected_with("main.lock");
     world.kill9_all();
+    let deployments = world.environment("shop").join("deployments");
+    let mut other = names(&deployments).remove(0);
+    let last = other.pop().unwrap();
+    other.push(if last == '0' { '1' } else { '0' });
+    fs::create_dir(deployments.join(&other)).unwrap();
     world.start(&[]);
+    assert!(!deployments.join(&other).exists(), "{other}");
     repo.push().accepted();
     world.serves("shop", "version two");
     assert!(!lock.exists());
+    world.is_consistent("shop");
 }
 
 /// Instants of a push: spread over the time that one takes here, and shifted from run to run.
