@@ -22,8 +22,8 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
         CommandError::new(Kind::Configuration, lines.join("\n"))
     })?;
     let mut keeper = keeper::Config::new(root.path().to_owned());
-    keeper.ssh_listen = if args.ssh.is_empty() { vec![config.ssh.listen] } else { args.ssh };
-    keeper.http_listen = if args.http.is_empty() { vec![config.http_listen] } else { args.http };
+    keeper.ssh_listen = vec![args.ssh.unwrap_or(config.ssh.listen)];
+    keeper.http_listen = vec![args.http.unwrap_or(config.http_listen)];
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
     for missing in config.paths.iter().filter(|path| !path.is_dir()) {

@@ -160,14 +160,22 @@ impl Assignment {
             .iter()
             // The operator's part may be missing.
             .filter(|spot| spot.variable != "LARDER_ETC_BUILDPACKS" || root.join(&spot.path).is_dir())
-            .map(|spot| Bind { source: Source::Below(spot.path.clone()), target: spot.target, writable: spot.writable })
+            .map(|spot| Bind {
+                source: Source::Below(spot.path.clone()),
+                target: spot.target,
+                writable: spot.writable,
+                // An operator may give uploads a disk of their own.
+                recursive: spot.variable == "LARDER_DATA",
+            })
             .collect();
         match (&self.layer, app) {
             (Some(layer), Some(path)) => {
-                binds.push(Bind { source: Source::Own(path), target: "/app", writable: !layer.read_only && !self.looks });
+                let writable = !layer.read_only && !self.looks;
+                binds.push(Bind { source: Source::Own(path), target: "/app", writable, recursive: false });
             }
             (Some(layer), None) => {
-                let below = |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable };
+                let below =
+                    |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable, recursive: false };
                 binds.push(below(layer.lower.clone(), "/lower", false));
                 binds.push(below(layer.scratch.join("upper"), "/app", !self.looks));
             }

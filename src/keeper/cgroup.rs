@@ -254,17 +254,28 @@ fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
     if !wanted.contains(&"memory") || !wanted.contains(&"pids") {
         return Err(io::Error::other("no controllers"));
     }
-    let enable = wanted.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
-    if fs::write(own.join("cgroup.subtree_control"), &enable).is_err() {
+    if enable(own, &wanted).is_err() {
         let leaf = own.join("larder-keeper");
         make(&leaf)?;
         fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())?;
-        fs::write(own.join("cgroup.subtree_control"), &enable)?;
+        enable(own, &wanted)?;
     }
     let directory = own.join(name);
     make(&directory)?;
-    fs::write(directory.join("cgroup.subtree_control"), &enable)?;
+    enable(&directory, &wanted)?;
     Ok(directory)
+}
+
+/// Has the groups below `group` limited by these controllers. One by one: where real-time processes forbid `cpu`, the others still work.
+fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
+    for controller in controllers {
+        match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {
+            Err(error) if *controller != "cpu" => return Err(error),
+            Err(error) => tracing::warn!(%error, "builds and applications share the processors as equals"),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

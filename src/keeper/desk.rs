@@ -13,7 +13,7 @@ use super::{
     pause::Pause,
     place::Places,
     sandbox::Base,
-    server::Server,
+    server::{Heard, Server},
     sys,
     table::{News, Table},
     users::Users,
@@ -25,6 +25,8 @@ use crate::{
 
 /// How long the server may take to finish what it is doing.
 const SERVER_GRACE: Duration = Duration::from_secs(30);
+/// How long a server may take to end after it has closed its connection.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// How long applications may take.
 const GRACE: Duration = Duration::from_secs(10);
 /// Orders that are taken before other things are looked at again.
@@ -125,16 +127,22 @@ impl Desk {
         let mut ready = vec![PollFd::new(&self.signals, PollFlags::IN)];
         let mut causes = vec![Cause::Signal];
         if let Some(server) = &self.server {
-            let write = if server.waits() { PollFlags::OUT } else { PollFlags::empty() };
-            ready.push(PollFd::new(&server.socket, PollFlags::IN | write));
             ready.push(PollFd::new(&server.process.pidfd, PollFlags::IN));
-            causes.extend([Cause::Server, Cause::ServerEnd]);
+            causes.push(Cause::ServerEnd);
+            if !server.silent {
+                let write = if server.waits() { PollFlags::OUT } else { PollFlags::empty() };
+                ready.push(PollFd::new(&server.socket, PollFlags::IN | write));
+                causes.push(Cause::Server);
+            }
         }
         for (id, control, pidfd) in self.table.waiting() {
             // The end includes the last notes.
             ready.push(PollFd::new(pidfd, PollFlags::IN));
-            ready.push(PollFd::new(control, PollFlags::IN));
-            causes.extend([Cause::End(id), Cause::Notes(id)]);
+            causes.push(Cause::End(id));
+            if let Some(control) = control {
+                ready.push(PollFd::new(control, PollFlags::IN));
+                causes.push(Cause::Notes(id));
+            }
         }
         let deadline = [self.table.deadline(), self.again, self.patience];
         let timeout = deadline.into_iter().flatten().min().map(|at| {
@@ -167,7 +175,7 @@ impl Desk {
 
     fn start_server(&mut self) -> std::io::Result<()> {
         let (server, program) = Server::start(&self.config, self.users, &self.listeners, &self.table.nothing)?;
-        self.table.use_program(program);
+        self.table.use_program(program, self.config.exe.clone());
         self.server = Some(server);
         Ok(())
     }
@@ -243,11 +251,16 @@ impl Desk {
     fn orders(&mut self) {
         for _ in 0..ORDERS_AT_ONCE {
             match self.server.as_ref().map(Server::order) {
-                Some(Ok(Some((frame, descriptors)))) => {
+                Some(Ok(Heard::Order(frame, descriptors))) => {
                     self.proven = true;
                     self.order(frame, descriptors);
                 }
-                None | Some(Ok(None)) => return,
+                None | Some(Ok(Heard::Nothing)) => return,
+                // A process closes what it has before it has ended, and may have a last word for the log in between.
+                Some(Ok(Heard::End)) => {
+                    self.server.iter_mut().for_each(|server| server.silent = true);
+                    return self.patience = self.patience.or(Some(Instant::now() + LAST_WORD));
+                }
                 Some(Err(why)) => {
                     tracing::error!(why, "the server cannot be understood");
                     return self.server.iter().for_each(Server::kill);

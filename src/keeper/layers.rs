@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, u
 
 use super::{
     Config,
-    place::Places,
+    place::{Places, Scratch},
     sandbox::{Base, NO_DEVICES, NO_SETUID, READ_ONLY, attach},
     sys::{self, Forked},
     users::{Identity, User, Users},
@@ -35,17 +35,25 @@ pub struct Layer {
 
 #[derive(Debug)]
 struct Mounted {
+    layer: Layer,
     path: PathBuf,
     users: usize,
     writable: bool,
+    /// Whether what it is made of has been put aside: those who have it keep it, nobody else gets it.
+    retired: bool,
 }
+
+/// A mounted overlay, as those who use it know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LayerId(u64);
 
 /// All overlays that are mounted now.
 #[derive(Debug)]
 pub struct Layers {
     keeper: PathBuf,
+    own: Identity,
     unprivileged: bool,
-    mounted: HashMap<Layer, Mounted>,
+    mounted: HashMap<LayerId, Mounted>,
     count: u64,
     /// User namespaces that show one owner's files as another's.
     idmaps: HashMap<(Identity, Identity), OwnedFd>,
@@ -60,6 +68,7 @@ impl Layers {
     pub fn new(config: &Config, users: Users, places: &Places, base: &Result<Base, String>) -> Layers {
         let mut layers = Layers {
             keeper: config.root.join("keeper"),
+            own: users.identity(User::Keeper),
             unprivileged: !users.system(),
             mounted: HashMap::new(),
             count: 0,
@@ -84,30 +93,40 @@ impl Layers {
         places.make_scratch(probe, User::Keeper)?;
         places.make(probe.join("lower"), User::Keeper, 0o700)?;
         let target = self.keeper.join("lower");
-        self.overlay(probe, false, &self.keeper.join("probe/lower"), &target, places)?;
+        let scratch = places.open_scratch(probe, self.own)?;
+        self.overlay(&scratch, false, &self.keeper.join("probe/lower"), &target, places)?;
         Ok(unmount(&target, UnmountFlags::DETACH)?)
     }
 
     /// Mounts `layer`, or uses what is mounted. Gives its path and whether all of it can be written.
-    pub fn acquire(&mut self, layer: &Layer, places: &Places) -> io::Result<(PathBuf, bool)> {
-        if let Some(mounted) = self.mounted.get_mut(layer) {
+    pub fn acquire(&mut self, layer: &Layer, places: &Places) -> io::Result<(LayerId, PathBuf, bool)> {
+        if let Some((id, mounted)) = self.mounted.iter_mut().find(|(_, mounted)| !mounted.retired && mounted.layer == *layer) {
             mounted.users += 1;
-            return Ok((mounted.path.clone(), mounted.writable));
+            return Ok((*id, mounted.path.clone(), mounted.writable));
         }
         self.count += 1;
-        let path = self.keeper.join("layers").join(self.count.to_string());
+        let (id, path) = (LayerId(self.count), self.keeper.join("layers").join(self.count.to_string()));
         fs::create_dir_all(&path)?;
         let writable = self.mount(layer, &path, places).inspect_err(|_| drop(fs::remove_dir(&path)))?;
-        self.mounted.insert(layer.clone(), Mounted { path: path.clone(), users: 1, writable });
-        Ok((path, writable))
+        let mounted = Mounted { layer: layer.clone(), path: path.clone(), users: 1, writable, retired: false };
+        self.mounted.insert(id, mounted);
+        Ok((id, path, writable))
     }
 
-    /// Unmounts `layer` after its last user.
-    pub fn release(&mut self, layer: &Layer) {
-        let Some(mounted) = self.mounted.get_mut(layer) else { return };
+    /// What lies at `path`, relative to the root, is another directory from now on: an overlay that was made of the old one is not
+    /// given to anybody again.
+    pub fn retire(&mut self, path: &Path) {
+        for mounted in self.mounted.values_mut() {
+            mounted.retired |= mounted.layer.scratch.starts_with(path) || mounted.layer.lower.starts_with(path);
+        }
+    }
+
+    /// Unmounts a layer after its last user.
+    pub fn release(&mut self, id: LayerId) {
+        let Some(mounted) = self.mounted.get_mut(&id) else { return };
         mounted.users = mounted.users.saturating_sub(1);
         if mounted.users == 0
-            && let Some(mounted) = self.mounted.remove(layer)
+            && let Some(mounted) = self.mounted.remove(&id)
         {
             if let Err(error) = unmount(&mounted.path, UnmountFlags::DETACH) {
                 tracing::warn!(path = %mounted.path.display(), %error, "an overlay cannot be unmounted");
@@ -133,24 +152,26 @@ impl Layers {
         }
         let below = self.keeper.join("lower");
         attach(tree, &below)?;
-        let result = self.overlay(&layer.scratch, layer.read_only, &below, target, places);
+        let scratch = places.open_scratch(&layer.scratch, layer.worker);
+        let result = scratch.and_then(|scratch| self.overlay(&scratch, layer.read_only, &below, target, places));
         unmount(&below, UnmountFlags::DETACH)?;
         result.map(|()| writable)
     }
 
-    fn overlay(&self, scratch: &Path, read_only: bool, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
-        let opened = places.open(scratch)?;
-        let upper = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string()).display().to_string();
+    fn overlay(&self, scratch: &Scratch, read_only: bool, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
+        // By descriptor: the kernel would follow links in a path, and with the rights of the keeper.
+        let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
         let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let options = if read_only {
             flags |= MountFlags::RDONLY;
-            vec![format!("lowerdir={upper}/upper:{below},{simple}")]
+            vec![format!("lowerdir={upper}:{below},{simple}")]
         } else {
             // What the kernel left there after a crash would be in its way.
-            places.clear_work(scratch)?;
-            let options = format!("lowerdir={below},upperdir={upper}/upper,workdir={upper}/work,{simple}");
+            places.clear_own(&scratch.work)?;
+            let options = format!("lowerdir={below},upperdir={upper},workdir={work},{simple}");
             // Nothing in a scratch layer has to survive a power cut, so nobody waits for the disk.
             vec![format!("{options},volatile"), options]
         };

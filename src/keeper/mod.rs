@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`desk`] (the loop and the orders) → [`server`] → [`table`] (processes, from start to end) → [`assignment`]
 //! (what a role comes to) → [`spawn`] and [`guard`] (from fork to the end) → [`sandbox`] and [`layers`] (mounts) → [`place`]
-//! (directories and owners). [`sweep`] and [`fill`] are workers of its own.
+//! (directories and owners). [`sweep`] and [`fill`] are workers of its own, [`trial`] asks the kernel what it allows.
 
 mod assignment;
 mod cgroup;
@@ -24,6 +24,7 @@ mod spawn;
 pub mod sweep;
 mod sys;
 mod table;
+mod trial;
 mod users;
 
 use std::{
@@ -37,7 +38,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, Mode, flock},
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CapabilitySet, CapabilitySets, UnshareFlags, capabilities, set_capabilities},
@@ -166,11 +167,17 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     if !config.root.is_absolute() {
         return Err(KeeperError::Setup(format!("use {}: the root must be an absolute path", config.root.display())));
     }
-    let users = Users::new()?;
+    // Whoever starts us may have set what suits a person's shell: nothing below depends on it.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    sys::collect_children();
+    let users = Users::new(&config.root)?;
     let namespaces = if config.namespaces { own_namespace(users) } else { Err("namespaces are switched off".to_owned()) };
     let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
-    let places = Places::open_root(&config.root, users, &config.lib).map_err(in_root)?;
+    let places = Places::open_root(&config.root, users).map_err(in_root)?;
     let _lock = lock(&config.root)?;
+    // Not before: another keeper's hooks and buildpacks may be in use.
+    places.bring_along(&config.lib).map_err(in_root)?;
+    users.remember(&config.root).map_err(in_root)?;
     let nofile = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: nofile.maximum, maximum: nofile.maximum });
     if users.system() {
@@ -186,7 +193,9 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
         }
     }
     let base = namespaces.and_then(|()| {
-        sandbox::Base::prepare(&config.root.join("keeper/base"), &config.host_paths).map_err(|error| error.to_string())
+        sandbox::Base::prepare(&config.root.join("keeper/base"), &config.root, &config.host_paths)
+            .and_then(|base| trial::of_a_view(&base, &config).map(|()| base))
+            .map_err(|error| error.to_string())
     });
     if let Err(why) = &base {
         tracing::warn!(
@@ -203,7 +212,14 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
 }
 
 /// A mount namespace for all that is mounted later; without root inside a user namespace in which nobody else exists.
+///
+/// Some kernels allow the user namespace and then not the map, and there is no way back out of it: so a child goes first.
 fn own_namespace(users: Users) -> Result<(), String> {
+    trial::of(|| enter_namespace(users).map_err(io::Error::other)).map_err(|error| error.to_string())?;
+    enter_namespace(users)
+}
+
+fn enter_namespace(users: Users) -> Result<(), String> {
     use rustix::process::{getegid, geteuid};
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let flags = if users.system() { UnshareFlags::NEWNS } else { UnshareFlags::NEWNS | UnshareFlags::NEWUSER };

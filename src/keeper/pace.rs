@@ -18,7 +18,9 @@ use rustix::{
 
 use super::{
     cgroup::Group,
+    spawn,
     sys::{self, Forked},
+    users::{User, Users},
 };
 use crate::host::launch::wire;
 
@@ -38,12 +40,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Starts the helper in `group`; none where there are no groups.
-    pub fn start(group: Option<Group>) -> Pace {
+    /// Starts the helper in `group`, as a user with no rights at all; none where there are no groups.
+    pub fn start(group: Option<Group>, users: Users) -> Pace {
         let started = group.as_ref().and_then(|group| {
             let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
             match sys::fork(0) {
-                Ok(Forked::Child) => beat(&theirs, group),
+                Ok(Forked::Child) => beat(&theirs, group, users),
                 Ok(Forked::Parent { pidfd, .. }) => Some((control, pidfd)),
                 Err(_) => None,
             }
@@ -80,7 +82,7 @@ impl Drop for Pace {
 }
 
 /// The helper's life; ends with its keeper.
-fn beat(control: &OwnedFd, group: &Group) -> ! {
+fn beat(control: &OwnedFd, group: &Group, users: Users) -> ! {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     sys::reset_signals();
     let _ = setsid();
@@ -91,6 +93,10 @@ fn beat(control: &OwnedFd, group: &Group) -> ! {
         sys::exit_now(0);
     }
     std::mem::forget(door);
+    // The door stays open: who opened it is what counts. (Where the kernel sees that differently, starts are slower and nothing else.)
+    if spawn::drop_privileges(users.system().then(|| users.identity(User::Helper))).is_err() {
+        sys::exit_now(0);
+    }
     door = sys::arranged(1).try_clone_to_owned().map_or_else(|_| sys::exit_now(0), Into::into);
     let control = sys::arranged(0);
     let mut until: Option<Instant> = None;

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -45,6 +45,15 @@ pub struct Places {
     aside: u64,
 }
 
+/// The directories of a scratch layer.
+#[derive(Debug)]
+pub struct Scratch {
+    /// What was changed.
+    pub upper: OwnedFd,
+    /// The kernel's own.
+    pub work: OwnedFd,
+}
+
 /// Something put aside, to be deleted by its owners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aside {
@@ -56,10 +65,11 @@ pub struct Aside {
 
 impl Places {
     /// Opens the root and makes what every root has.
-    pub fn open_root(path: &Path, users: Users, lib: &[LibFile]) -> io::Result<Places> {
+    pub fn open_root(path: &Path, users: Users) -> io::Result<Places> {
         fs::create_dir_all(path)?;
         let root =
             openat2(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?;
+        safe_root(path, &root, users)?;
         let places = Places { path: path.to_owned(), root, users, aside: 0 };
         for (name, user, mode) in [
             ("keeper", User::Keeper, 0o700),
@@ -76,8 +86,12 @@ impl Places {
         let hooks = Identity { gid: users.identity(User::Git).gid, uid: users.identity(User::Server).uid };
         // The socket in it takes over the group, so that the git user and nobody else can reach it.
         places.make_as("hooks", hooks, 0o2750)?;
-        unpack_lib(path, lib)?;
         Ok(places)
+    }
+
+    /// Writes what the binary brings along; for the one keeper that holds the root's lock.
+    pub fn bring_along(&self, lib: &[LibFile]) -> io::Result<()> {
+        unpack_lib(&self.path, lib)
     }
 
     /// A directory below the root.
@@ -146,13 +160,20 @@ impl Places {
         self.make(path.join("work"), User::Keeper, 0o700)
     }
 
-    /// Empties the kernel's own directory of an overlay; nobody but the keeper can reach it.
-    pub fn clear_work(&self, scratch: &Path) -> io::Result<()> {
-        self.clear_own(&beneath(self.open(scratch)?, Path::new("work"))?)
+    /// The two directories of a scratch layer, opened once for all: whatever has their names later is not what is mounted.
+    pub fn open_scratch(&self, path: &Path, worker: Identity) -> io::Result<Scratch> {
+        let scratch = self.open(path)?;
+        let upper = beneath(&scratch, Path::new("upper"))?;
+        let found = fstat(&upper)?;
+        if found.st_uid != worker.uid {
+            let text = format!("{}/upper belongs to user {}, not to user {}", path.display(), found.st_uid, worker.uid);
+            return Err(io::Error::other(text));
+        }
+        Ok(Scratch { upper, work: beneath(&scratch, Path::new("work"))? })
     }
 
     /// Deletes what is in a directory that only the keeper can write.
-    fn clear_own(&self, directory: &OwnedFd) -> io::Result<()> {
+    pub fn clear_own(&self, directory: &OwnedFd) -> io::Result<()> {
         let found = fstat(directory)?;
         if found.st_uid != self.users.identity(User::Keeper).uid || found.st_mode & 0o077 != 0 {
             return Err(io::Error::other("a directory that should be the keeper's alone is not"));
@@ -234,6 +255,35 @@ impl Places {
         }
         Ok(unlinkat(self.open("trash")?, &aside.name, AtFlags::REMOVEDIR)?)
     }
+}
+
+/// Refuses a root in which somebody else could put something in another's place: whoever may write a directory may rename what is in it.
+fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
+    let (found, own) = (fstat(root)?, users.identity(User::Keeper).uid);
+    let refused = |path: &Path, why: String| Err(io::Error::other(format!("{}: {why}", path.display())));
+    if found.st_uid != own {
+        let hint = "chown it, or choose another --root";
+        return refused(path, format!("it belongs to user {}, not to user {own} who starts larder; {hint}", found.st_uid));
+    }
+    if found.st_mode & 0o022 != 0 {
+        return refused(path, format!("others may write it (mode {:o}); chmod 755 it", found.st_mode & 0o7777));
+    }
+    if !users.system() {
+        return Ok(());
+    }
+    if found.st_mode & 0o005 != 0o005 {
+        return refused(path, "larder's own users cannot enter it; chmod 755 it".to_owned());
+    }
+    // Above it, by where it really is, somebody may be meant to be trusted: an operator's own home, a shared disk.
+    for above in fs::canonicalize(path)?.ancestors().skip(1) {
+        let found = fs::metadata(above)?;
+        let sticky = found.mode() & 0o1000 != 0;
+        if found.uid() != 0 || (found.mode() & 0o022 != 0 && !sticky) {
+            let path = above.display();
+            tracing::warn!(%path, owner = found.uid(), "whoever may write this directory may put another one in the place of larder's");
+        }
+    }
+    Ok(())
 }
 
 /// Writes what the binary brings along, so that a half-written one is never used. What is there already stays if it is the same: two

@@ -10,7 +10,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::users::LAST_ENVIRONMENT;
 use crate::{
     host::launch::Registration,
     model::{EnvId, EnvironmentName, ProjectId, ProjectName},
@@ -59,18 +58,28 @@ impl Registry {
         self.names.environments.iter().filter(|(_, (of, _))| *of == project).map(|(env, _)| *env).collect()
     }
 
-    /// Enters names; a number keeps its name and a name its number.
+    /// The environment with the largest number; 0 without any.
+    pub fn last_environment(&self) -> EnvId {
+        self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
+    }
+
+    /// Enters names; a number keeps its name and a name its number. What is known already costs nothing: a server names everything
+    /// when it starts, also while the disk is full.
     pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
         let (project, name) = &registration.project;
+        let has = |env: &EnvId, name: &EnvironmentName| {
+            self.names.environments.get(env).is_some_and(|(of, had)| of == project && had == name)
+        };
+        let known = self.names.projects.get(project) == Some(name);
+        if known && registration.environment.as_ref().is_none_or(|(env, name)| has(env, name)) {
+            return Ok(());
+        }
         for (other, taken) in &self.names.projects {
             if (other == project) != (taken == name) {
                 return Err(format!("project {taken} has number {}, so {name} cannot have number {}", other.0, project.0));
             }
         }
         if let Some((env, name)) = &registration.environment {
-            if env.0 > LAST_ENVIRONMENT {
-                return Err(format!("environment number {} is too large; the last one is {LAST_ENVIRONMENT}", env.0));
-            }
             for (other, (of, taken)) in &self.names.environments {
                 if (other == env) != (of == project && taken == name) {
                     return Err(format!(

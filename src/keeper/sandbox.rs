@@ -78,8 +78,9 @@ pub struct Base {
 }
 
 impl Base {
-    /// Mounts it. The calling process must be in a mount namespace of its own.
-    pub fn prepare(path: &Path, host_paths: &[PathBuf]) -> io::Result<Base> {
+    /// Mounts it at `path`. The calling process must be in a mount namespace of its own. What lies below `root`, larder's own directory,
+    /// is not shown, wherever it is.
+    pub fn prepare(path: &Path, root: &Path, host_paths: &[PathBuf]) -> io::Result<Base> {
         step("/", mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))?;
         let hidden = MountFlags::NOSUID | MountFlags::NODEV;
         step(path.display(), mount("tmpfs", path, "tmpfs", hidden, c"mode=0755,size=4m"))?;
@@ -119,6 +120,7 @@ impl Base {
                 tracing::warn!(path = %source.display(), %error, "builds and processes do not see this directory");
             }
         }
+        hide(&fs::canonicalize(root)?, path)?;
         for name in PLACES.into_iter().chain(["proc", "tmp", "run", "var/tmp", "dev/shm", "dev/pts"]) {
             fs::create_dir_all(path.join(name))?;
         }
@@ -143,6 +145,16 @@ impl Base {
     }
 }
 
+/// Covers `directory` of the host where the view at `base` shows it: a root below `/opt` comes along with `/opt`.
+fn hide(directory: &Path, base: &Path) -> io::Result<()> {
+    let shown = base.join(directory.strip_prefix("/").unwrap_or(directory));
+    if !shown.exists() {
+        return Ok(());
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    step(directory.display(), mount("tmpfs", &shown, "tmpfs", flags, c"mode=0,size=4k"))
+}
+
 /// Something that a worker sees.
 #[derive(Debug, Clone)]
 pub struct Bind {
@@ -152,6 +164,8 @@ pub struct Bind {
     pub target: &'static str,
     /// Whether it may change it.
     pub writable: bool,
+    /// Whether what the operator has mounted in it is seen as well.
+    pub recursive: bool,
 }
 
 /// Where a [`Bind`] comes from.
@@ -204,7 +218,7 @@ impl View {
         {
             tracing::debug!(%error, "larder's binary is not visible to workers");
         }
-        for Bind { source, target, writable } in &self.binds {
+        for Bind { source, target, writable, recursive } in &self.binds {
             let attributes = NO_SETUID | NO_DEVICES | if *writable { 0 } else { READ_ONLY };
             let at = base.join(target.trim_start_matches('/'));
             if target.starts_with("/run/") {
@@ -214,9 +228,11 @@ impl View {
                 Source::Own(path) => bind(path, &at, attributes, false)?,
                 Source::Below(path) => {
                     let directory = step(path.display(), beneath(&root, path))?;
-                    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+                    let mut flags =
+                        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+                    flags.set(OpenTreeFlags::AT_RECURSIVE, *recursive);
                     let tree = step(path.display(), open_tree(&directory, "", flags))?;
-                    step(path.display(), sys::mount_attributes(tree.as_fd(), attributes, None, false))?;
+                    step(path.display(), sys::mount_attributes(tree.as_fd(), attributes, None, *recursive))?;
                     attach(tree, &at)?;
                 }
             }

@@ -15,7 +15,7 @@ use rustix::{
 
 use super::{
     Config,
-    spawn::{Plan, Process},
+    spawn::{self, Plan, Process},
     users::{User, Users},
 };
 use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
@@ -23,8 +23,15 @@ use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
 /// Answers and events that may wait for a server that does not read them.
 const MOST_WAITING: usize = 8192;
 
-/// What the server wants, and the descriptors beside it.
-pub type Order = (Frame<Request>, Vec<OwnedFd>);
+/// What there is to hear of a server.
+pub enum Heard {
+    /// What it wants, and the descriptors beside it.
+    Order(Frame<Request>, Vec<OwnedFd>),
+    /// Nothing yet.
+    Nothing,
+    /// Nothing any more: it is about to end.
+    End,
+}
 
 /// A running server.
 pub struct Server {
@@ -32,6 +39,8 @@ pub struct Server {
     pub process: Process,
     /// The keeper's end of the connection.
     pub socket: OwnedFd,
+    /// Whether it has closed its own.
+    pub silent: bool,
     outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     since: Instant,
 }
@@ -73,7 +82,7 @@ impl Server {
             guarded: false,
         };
         let process = Process::start(&plan, None)?;
-        Ok((Server { process, socket, outbox: VecDeque::new(), since: Instant::now() }, program))
+        Ok((Server { process, socket, silent: false, outbox: VecDeque::new(), since: Instant::now() }, program))
     }
 
     /// How long it has lived.
@@ -88,7 +97,7 @@ impl Server {
             tracing::error!(%error, "the server cannot be waited for");
             None
         })?;
-        while let Some(note) = self.process.note() {
+        while let spawn::Heard::Note(note) = self.process.note() {
             tracing::error!(?note, "the server could not be started");
         }
         Some(status)
@@ -104,16 +113,17 @@ impl Server {
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
     }
 
-    /// Its next order, with the descriptors beside it, if there is one.
-    pub fn order(&self) -> Result<Option<Order>, String> {
+    /// Its next order.
+    pub fn order(&self) -> Result<Heard, String> {
         let mut buffer = vec![0; MAX_MESSAGE];
         match wire::receive(&self.socket, &mut buffer) {
-            Ok((0, _)) => Err("it has closed the connection".into()),
+            Ok((0, _)) => Ok(Heard::End),
             Ok((length, descriptors)) => {
                 let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
-                Ok(Some((frame, descriptors)))
+                Ok(Heard::Order(frame, descriptors))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Heard::End),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -15,8 +15,8 @@ use std::{
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
     process::{
-        Resource, Rlimit, Signal, chdir, set_child_subreaper, set_parent_process_death_signal, setpriority_process, setrlimit,
-        setsid, umask,
+        Resource, Rlimit, Signal, chdir, getrlimit, set_child_subreaper, set_parent_process_death_signal, setpriority_process,
+        setrlimit, setsid, umask,
     },
     thread::{
         CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_no_new_privs, set_thread_groups,
@@ -33,6 +33,9 @@ use super::{
     users::Identity,
 };
 use crate::{host::launch::wire, model::StopSignal};
+
+/// What a process with a view of its own has of its own.
+pub const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Everything about a process that is to be started.
 #[derive(Debug)]
@@ -72,6 +75,17 @@ pub enum Note {
     Ended(Option<i32>, Option<i32>),
 }
 
+/// What there is to hear of the first process.
+#[derive(Debug)]
+pub enum Heard {
+    /// This.
+    Note(Note),
+    /// Nothing yet.
+    Nothing,
+    /// Nothing any more.
+    End,
+}
+
 /// A process, as the keeper holds it.
 #[derive(Debug)]
 pub struct Process {
@@ -86,8 +100,7 @@ impl Process {
     /// Starts it, inside `group`.
     pub fn start(plan: &Plan, group: Option<&Group>) -> io::Result<Process> {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        match sys::fork(if plan.view.is_some() { namespaces } else { 0 })? {
+        match sys::fork(if plan.view.is_some() { NAMESPACES } else { 0 })? {
             Forked::Child => {
                 // Or this process would never see that the keeper has gone.
                 sys::forget(&control);
@@ -104,16 +117,21 @@ impl Process {
         }
     }
 
-    /// Its next note, if there is one.
-    pub fn note(&self) -> Option<Note> {
+    /// Its next note.
+    pub fn note(&self) -> Heard {
         let mut buffer = [0; 4096];
         let received = match wire::receive(&self.control, &mut buffer) {
             // It ended without having heard our last word. The socket says so once, before it gives what was said to us.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => wire::receive(&self.control, &mut buffer),
             other => other,
         };
-        let (length, _) = received.ok()?;
-        buffer.get(..length).filter(|bytes| !bytes.is_empty()).and_then(|bytes| postcard::from_bytes(bytes).ok())
+        let length = match received {
+            Ok((length, _)) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Err(_) => 0,
+        };
+        // Nobody but larder itself writes there, and it writes whole notes.
+        buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Heard::End, Heard::Note)
     }
 
     /// Asks it and everything that it started to end, by `signal`.
@@ -182,6 +200,8 @@ fn prepare(plan: &Plan, control: &OwnedFd) -> io::Result<Strings> {
     let descriptors: Vec<RawFd> = plan.descriptors.iter().copied().chain([plan.program, control.as_raw_fd()]).collect();
     sys::arrange(&descriptors, plan.descriptors.len())?;
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+    // The server's memory holds keys, others' hold what users sent.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     if let Some(limits) = &plan.limits {
         limit(plan, limits).map_err(|error| named("set its limits", error))?;
     }
@@ -210,9 +230,12 @@ fn end_with_the_keeper(plan: &Plan) -> io::Result<()> {
 fn limit(plan: &Plan, limits: &Limits) -> io::Result<()> {
     // From the system's point of view the keeper matters most and a build least.
     let _ = fs::write("/proc/self/oom_score_adj", if limits.background { "500" } else { "0" });
-    let set = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+    // Without root nobody may have more than was given to the keeper.
+    let set = |resource, value: u64| {
+        let value = getrlimit(resource).maximum.map_or(value, |most| most.min(value));
+        setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    };
     let some = [(Resource::Fsize, limits.file), (Resource::Data, plan.data), (Resource::Nproc, plan.processes)];
-    set(Resource::Core, 0)?;
     for (resource, value) in some {
         value.map_or(Ok(()), |value| set(resource, value))?;
     }
@@ -223,7 +246,8 @@ fn limit(plan: &Plan, limits: &Limits) -> io::Result<()> {
     Ok(())
 }
 
-fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
+/// Gives up every privilege, and becomes `identity` if there is one; for a process that has just been forked.
+pub fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
     use rustix::process::{Gid, Uid};
     sys::drop_bounding_set();
     if let Some(Identity { uid, gid }) = identity {

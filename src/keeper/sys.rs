@@ -98,6 +98,12 @@ pub fn reset_signals() {
     }
 }
 
+/// Has ended children wait until they are collected, also where whoever started this process ignored them.
+pub fn collect_children() {
+    // SAFETY: setting a disposition to default touches no memory of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Blocks `signals` and gives a descriptor that becomes readable when one arrives.
 pub fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is a local that the calls fill and read.

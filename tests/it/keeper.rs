@@ -37,7 +37,7 @@ use rustix::{
     process::{Pid, Signal, geteuid, kill_process, test_kill_process},
 };
 
-const NOBODY: u32 = 54_321;
+pub const NOBODY: u32 = 54_321;
 const PATIENCE: Duration = Duration::from_secs(60);
 const BUILD_MEMORY: u64 = 96 * 1024 * 1024;
 const BUILD_PROCESSES: u64 = 64;
@@ -91,8 +91,8 @@ fn as_server() {
 /// What a keeper can build on: root or not, and what the machine refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ground {
-    system: bool,
-    without: &'static str,
+    pub system: bool,
+    pub without: &'static str,
 }
 
 /// A root, a keeper on it, and the server's place.
@@ -110,15 +110,18 @@ pub struct World {
 }
 
 const PROJECT: ProjectId = ProjectId(1);
-const ENV: EnvId = EnvId(3);
+pub const ENV: EnvId = EnvId(3);
 
 impl World {
     pub async fn new(ground: Ground) -> World {
+        World::with(ground, false).await
+    }
+
+    /// With its root in a directory that workers see, if `shown`.
+    pub async fn with(ground: Ground, shown: bool) -> World {
         eprintln!("{ground:?}");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let root = directory.path().join("root");
-        fs::create_dir(&root).unwrap();
         let name = format!("larder-test-{}", directory.path().display());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         // A language that an operator installed in a home that nobody may enter.
@@ -131,12 +134,15 @@ impl World {
         fs::write(home.join("tool/bin/larder-greets"), b"#!/bin/sh\necho hello\n").unwrap();
         fs::set_permissions(home.join("tool/bin/larder-greets"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(home.join("secret"), b"").unwrap();
+        let root = if shown { elsewhere.path().join("root") } else { directory.path().join("root") };
+        fs::create_dir(&root).unwrap();
         fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
         if !ground.system && geteuid().is_root() {
             chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
             chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let keeper = keeper_command(ground, &root, &home, &name).spawn().unwrap();
+        let seen = if shown { elsewhere.path().to_owned() } else { home.join("tool") };
+        let keeper = keeper_command(ground, &root, &seen, &name).spawn().unwrap();
         let (launcher, server, server_id) = meet(&listener);
         let release = ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap());
         let world = World { root, directory, elsewhere, keeper, listener, launcher, server, server_id, ground, release };
@@ -151,17 +157,23 @@ impl World {
         world
     }
 
-    fn env(&self) -> PathBuf {
+    pub fn env(&self) -> PathBuf {
         self.root.join("projects/shop/live")
     }
 
     /// Makes `path` one of the environment's users', or in rootless mode the keeper's.
     fn give(&self, path: &Path, which: u32) {
-        let uid = if self.ground.system { 200_000 + ENV.0 * 4 + which } else { fs::metadata(&self.root).unwrap().uid() };
+        let uid = if self.ground.system { self.number(which) } else { fs::metadata(&self.root).unwrap().uid() };
         chown(path, Some(uid), Some(uid)).unwrap();
     }
 
-    fn launch(&self, role: Role, supervision: Supervision) -> Launch {
+    /// The number of one of the environment's users in system mode.
+    fn number(&self, which: u32) -> u32 {
+        let first: u32 = fs::read_to_string(self.root.join("keeper/numbers")).unwrap().trim().parse().unwrap();
+        first + 1000 + ENV.0 * 4 + which
+    }
+
+    pub fn launch(&self, role: Role, supervision: Supervision) -> Launch {
         Launch {
             role,
             project: PROJECT,
@@ -174,7 +186,7 @@ impl World {
     }
 
     /// Starts a task that runs `line`, and what reads its stdout and stderr.
-    async fn task(&self, line: &str) -> (Child, OwnedFd) {
+    pub async fn task(&self, line: &str) -> (Child, OwnedFd) {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let stdio = Stdio { stdout: Some(write.try_clone().unwrap()), stderr: Some(write), ..Stdio::default() };
         let child = self.launcher.launch(self.launch(Role::Task, Supervision::Once), &job(line), stdio).await.unwrap();
@@ -182,7 +194,7 @@ impl World {
     }
 
     /// Runs `line` to its end.
-    async fn run(&self, line: &str) -> (Exit, String) {
+    pub async fn run(&self, line: &str) -> (Exit, String) {
         let (mut child, output) = self.task(line).await;
         let text = read_all(output).await;
         let exit = tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
@@ -218,10 +230,10 @@ impl Drop for World {
     }
 }
 
-fn keeper_command(ground: Ground, root: &Path, home: &Path, socket: &str) -> Command {
+pub fn keeper_command(ground: Ground, root: &Path, shown: &Path, socket: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command.env("LARDER_TEST_ROOT", root).env("LARDER_TEST_SOCKET", socket);
-    command.env("LARDER_TEST_WITHOUT", ground.without).env("LARDER_TEST_HOST_PATH", home.join("tool"));
+    command.env("LARDER_TEST_WITHOUT", ground.without).env("LARDER_TEST_HOST_PATH", shown);
     command.stdin(Std::null());
     if !ground.system && geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
@@ -247,11 +259,11 @@ fn registration(project: ProjectId, name: &str, env: EnvId, environment: &str) -
     Registration { project: (project, name.parse().unwrap()), environment: Some((env, environment.parse().unwrap())) }
 }
 
-fn keep(label: &[u8], stop: StopSignal) -> Supervision {
+pub fn keep(label: &[u8], stop: StopSignal) -> Supervision {
     Supervision::Keep { label: label.to_vec(), stop }
 }
 
-fn job(line: &str) -> RunJob {
+pub fn job(line: &str) -> RunJob {
     RunJob {
         command: line.to_owned(),
         arguments: Vec::new(),
@@ -261,7 +273,7 @@ fn job(line: &str) -> RunJob {
     }
 }
 
-async fn read_all(output: OwnedFd) -> String {
+pub async fn read_all(output: OwnedFd) -> String {
     let reading = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
         fs::File::from(output).read_to_string(&mut text).unwrap();
@@ -270,7 +282,7 @@ async fn read_all(output: OwnedFd) -> String {
     tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap()
 }
 
-async fn read_line(output: &OwnedFd) -> String {
+pub async fn read_line(output: &OwnedFd) -> String {
     let mut output = fs::File::from(output.try_clone().unwrap());
     let reading = tokio::task::spawn_blocking(move || {
         let (mut text, mut byte) = (String::new(), [0]);
@@ -291,7 +303,7 @@ pub fn grounds() -> Vec<Ground> {
     modes.flat_map(|system| ["nothing", "overlays", "namespaces"].map(|without| Ground { system, without })).collect()
 }
 
-async fn namespaces(world: &World) -> bool {
+pub async fn namespaces(world: &World) -> bool {
     let standing = world.launcher.standing().await.unwrap();
     eprintln!("{standing:?}");
     assert_eq!(standing.system, world.ground.system);
@@ -332,7 +344,7 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
         }
         assert!(text.contains("NoNewPrivs:\t1"), "{text}");
         if ground.system {
-            let uid = 200_000 + ENV.0 * 4 + 2;
+            let uid = world.number(2);
             assert!(text.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")) && text.contains("Groups:\t \n"), "{text}");
         }
         let (_, text) =
@@ -455,7 +467,7 @@ async fn everything_dies_with_the_keeper() {
         assert!(!mounts.contains(world.root.to_str().unwrap()), "{mounts}");
         let old = groups(&world.root);
         let name = format!("larder-test-{}", world.directory.path().display());
-        world.keeper = keeper_command(ground, &world.root, &world.elsewhere.path().join("home"), &name).spawn().unwrap();
+        world.keeper = keeper_command(ground, &world.root, &world.elsewhere.path().join("home/tool"), &name).spawn().unwrap();
         world.next_server();
         let (exit, text) = world.run("cat sub/file").await;
         assert!(exit.success() && text == "as released\n", "{text}");

@@ -16,6 +16,7 @@ mod forged;
 mod harness;
 mod hostile;
 mod keeper;
+mod keeper_bounds;
 mod libraries;
 mod machines;
 mod places;

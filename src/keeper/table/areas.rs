@@ -27,6 +27,15 @@ fn text(error: io::Error) -> String {
 impl Table {
     /// Makes directories for what has got a number.
     pub fn register(&mut self, registration: &Registration) -> Result<(), String> {
+        if let Some((env, _)) = &registration.environment {
+            let last = self.users.last_environment();
+            if *env > last {
+                return Err(format!("environment number {} is too large; there are users for {}", env.0, last.0));
+            }
+            if *env > self.registry.last_environment() {
+                self.users.unshared(*env)?;
+            }
+        }
         self.registry.add(registration)?;
         self.places.register(registration).map_err(text)
     }
@@ -54,6 +63,8 @@ impl Table {
             return Err(format!("process {} ({}) still uses it", id.0, entry.role_name()));
         }
         self.sweeps.extend(self.places.put_aside(&path, env).map_err(text)?);
+        // What is going still holds an overlay of what has just got another name.
+        self.layers.retire(&path);
         match area {
             Area::Build | Area::Slot => self.places.make_scratch(&path, user).map_err(text),
             Area::Cache | Area::Source => self.places.make(&path, user, 0o755).map_err(text),

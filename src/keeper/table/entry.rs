@@ -7,13 +7,19 @@ use std::{
 };
 
 use rustix::{
-    fs::{SealFlags, fcntl_get_seals, fstat},
+    fs::{FileType, Gid, SealFlags, Stat, Uid, fchown, fcntl_get_seals, fstat},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
     process::{WaitId, WaitIdOptions, waitid},
 };
 
 use super::super::{
-    assignment::Assignment, cgroup::Group, layers::Layer, pause::Pause, place::Aside, spawn::Process, users::User,
+    assignment::Assignment,
+    cgroup::Group,
+    layers::LayerId,
+    pause::Pause,
+    place::Aside,
+    spawn::Process,
+    users::{Identity, User, Users},
 };
 use crate::{
     host::launch::wire::{Given, MAX_JOB},
@@ -56,12 +62,14 @@ pub struct Entry {
 pub struct Live {
     pub process: Process,
     pub group: Group,
-    pub layer: Option<Layer>,
+    pub layer: Option<LayerId>,
     /// Whether all of `/app` is.
     pub writable: bool,
     pub since: Instant,
     /// Why it could not become its program.
     pub failed: Option<String>,
+    /// Whether it has closed its control socket: its end is all that is left to come.
+    pub silent: bool,
     /// Its program's end: exit code, signal.
     pub ended: Option<(Option<i32>, Option<i32>)>,
 }
@@ -75,6 +83,16 @@ impl Live {
             Err(_) => (None, None),
         };
         Some(self.ended.unwrap_or(own))
+    }
+}
+
+/// Lets a process open its own standard descriptors again, as `/dev/stdout` and its like: a pipe of `from`'s, and nothing else, is
+/// given to `to`.
+fn hand_over(descriptor: &OwnedFd, from: Identity, to: Identity) {
+    let is_pipe = |found: &Stat| FileType::from_raw_mode(found.st_mode) == FileType::Fifo && found.st_uid == from.uid;
+    if fstat(descriptor).is_ok_and(|found| is_pipe(&found)) {
+        // Without it everything else works.
+        let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     }
 }
 
@@ -106,6 +124,7 @@ impl Entry {
         assignment: Assignment,
         given: Given,
         descriptors: Vec<OwnedFd>,
+        users: &Users,
     ) -> Result<Entry, String> {
         let mut descriptors = descriptors.into_iter();
         let mut next = |wanted: bool| match wanted {
@@ -123,6 +142,10 @@ impl Entry {
         let report = next(given.report)?;
         let standard = [next(given.stdin)?, next(given.stdout)?, next(given.stderr)?];
         let extra = (0..given.extra).map(|_| next(true)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        if users.system() {
+            let server = users.identity(User::Server);
+            standard.iter().flatten().for_each(|descriptor| hand_over(descriptor, server, users.identity(assignment.user)));
+        }
         let mut entry = Entry { report, standard, extra, asked: Some(seq), ..Entry::new(launch, assignment, job) };
         if let Supervision::Keep { label, .. } = &entry.launch.supervision {
             if label.len() > MAX_LABEL {
@@ -131,6 +154,9 @@ impl Entry {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
             // Less than that still works.
             let _ = fcntl_setpipe_size(&read, OUTPUT);
+            if users.system() {
+                hand_over(&write, users.identity(User::Keeper), users.identity(entry.assignment.user));
+            }
             entry.standard = [None, None, None];
             entry.output = Some((read, write));
         }

@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ use super::{
     place::{Aside, Places},
     registry::Registry,
     sandbox::Base,
-    spawn::Note,
+    spawn::{Heard, Note},
     users::Users,
 };
 use crate::{
@@ -82,13 +83,14 @@ impl Table {
     /// Empty; deletes what an earlier keeper had put aside.
     pub fn new(config: Config, users: Users, places: Places, base: Result<Base, String>) -> io::Result<Table> {
         let registry = Registry::open(&config.root.join("keeper"))?;
+        users.unshared(registry.last_environment()).map_err(io::Error::other)?;
         let sweeps = places.all_aside()?.into();
         let mut groups = Hierarchy::find(&config.root);
         let limits = Limits::of(LimitClass::Service, &config);
         let own = (groups.kind() != Cgroups::None).then(|| groups.group(PACE, &limits));
         Ok(Table {
             layers: Layers::new(&config, users, &places, &base),
-            pace: Pace::start(own),
+            pace: Pace::start(own, users),
             groups,
             users,
             places,
@@ -105,9 +107,9 @@ impl Table {
         })
     }
 
-    /// Processes are `program` from now on.
-    pub fn use_program(&mut self, program: File) {
-        self.program = Some(program);
+    /// Processes are `program` from now on; `path` is where they find it.
+    pub fn use_program(&mut self, program: File, path: PathBuf) {
+        (self.program, self.config.exe) = (Some(program), path);
     }
 
     /// What is in force.
@@ -139,7 +141,7 @@ impl Table {
             Err(format!("there are {MOST_PROCESSES} processes already"))
         } else {
             Assignment::of(&launch, &self.registry, &self.users)
-                .and_then(|assignment| Entry::ordered(seq, launch, assignment, given, descriptors))
+                .and_then(|assignment| Entry::ordered(seq, launch, assignment, given, descriptors, &self.users))
                 .and_then(|entry| self.begin(entry))
         };
         if let Err(why) = started {
@@ -159,17 +161,22 @@ impl Table {
         Ok(())
     }
 
-    /// What to poll: control sockets and ends of all processes.
-    pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, &OwnedFd, &OwnedFd)> {
+    /// What to poll: ends of all processes, and the control sockets of those that still have something to say.
+    pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, Option<&OwnedFd>, &OwnedFd)> {
         let live = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.live.as_ref()?)));
-        live.map(|(id, live)| (id, &live.process.control, &live.process.pidfd))
+        live.map(|(id, live)| (id, (!live.silent).then_some(&live.process.control), &live.process.pidfd))
     }
 
     /// Takes in what process `id` has to say.
     pub fn notes(&mut self, id: ProcessId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Some(live) = &mut entry.live else { return };
-        while let Some(note) = live.process.note() {
+        loop {
+            let note = match live.process.note() {
+                Heard::Note(note) => note,
+                Heard::Nothing => return,
+                Heard::End => return live.silent = true,
+            };
             match note {
                 Note::Failed(why) => live.failed = Some(why),
                 Note::Ended(code, signal) => live.ended = Some((code, signal)),
@@ -195,7 +202,7 @@ impl Table {
         // Without a namespace something may have slipped away.
         live.group.kill();
         self.groups.remove(live.group);
-        if let Some(layer) = &live.layer {
+        if let Some(layer) = live.layer {
             self.layers.release(layer);
         }
         if let Some(why) = &live.failed {

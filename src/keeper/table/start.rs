@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, open};
 use super::{
     super::{
         cgroup::Limits,
-        layers::Layer,
+        layers::LayerId,
         place::relative,
         sandbox::{BINARY, View},
         spawn::{Plan, Process},
@@ -28,13 +28,13 @@ impl Table {
     pub(super) fn start(&mut self, id: ProcessId, entry: &Entry) -> Result<Live, String> {
         let mut layer = None;
         let started = self.try_start(id, entry, &mut layer);
-        if let (Err(_), Some(layer)) = (&started, &layer) {
+        if let (Err(_), Some(layer)) = (&started, layer) {
             self.layers.release(layer);
         }
         started
     }
 
-    fn try_start(&mut self, id: ProcessId, entry: &Entry, acquired: &mut Option<Layer>) -> Result<Live, String> {
+    fn try_start(&mut self, id: ProcessId, entry: &Entry, acquired: &mut Option<LayerId>) -> Result<Live, String> {
         let (launch, assignment) = (&entry.launch, &entry.assignment);
         if let (Role::Unpack, Some(env), Some(release)) = (launch.role, launch.environment, launch.release) {
             let (_, project, name) = self.registry.environment(env)?;
@@ -46,9 +46,9 @@ impl Table {
         if let Ok(base) = &self.base {
             let mut app = None;
             if let (Some(layer), Ok(())) = (&assignment.layer, &self.layers.works) {
-                let (path, whole) =
+                let (id, path, whole) =
                     self.layers.acquire(layer, &self.places).map_err(|error| format!("no overlay for /app: {error}"))?;
-                (app, writable, *acquired) = (Some(path), whole, Some(layer.clone()));
+                (app, writable, *acquired) = (Some(path), whole, Some(id));
             }
             view = Some(View {
                 base: base.clone(),
@@ -94,7 +94,7 @@ impl Table {
         match Process::start(&plan, Some(&group)) {
             Ok(process) => {
                 let (layer, since) = (acquired.take(), Instant::now());
-                Ok(Live { process, group, layer, writable, since, failed: None, ended: None })
+                Ok(Live { process, group, layer, writable, since, failed: None, silent: false, ended: None })
             }
             Err(error) => {
                 self.groups.remove(group);

@@ -12,10 +12,10 @@ use clap::builder::TypedValueParser as _;
 pub struct Args {
     /// Where pushes arrive; port 0 picks a free one
     #[arg(long, value_name = "ADDR", value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(address))]
-    pub ssh: Vec<SocketAddr>,
+    pub ssh: Option<SocketAddr>,
     /// Where HTTP is served; port 0 picks a free one
     #[arg(long, value_name = "ADDR", value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(address))]
-    pub http: Vec<SocketAddr>,
+    pub http: Option<SocketAddr>,
 }
 
 /// `127.0.0.1:2222`, `[::1]:2222`, or `:2222` for all addresses.
