@@ -17,6 +17,7 @@ in_one_mode!(
     listings_speak_json,
     every_command_has_help,
     further_environments,
+    what_could_not_be_made_leaves_no_name_behind,
     a_git_remote_leads_to_its_server,
     what_is_not_there_yet_says_so,
     a_server_that_is_not_there,
@@ -122,6 +123,28 @@ fn further_environments(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     world.larder(&["releases", "shop/staging"]).says("v1");
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+}
+
+fn what_could_not_be_made_leaves_no_name_behind(world: &World) {
+    world.restart(&[("FAILPOINTS", "attach=1*return")]);
+    world.larder(&["project", "create", "shop"]).exits(70);
+    world.larder(&["project", "list"]).keeps_quiet_about("shop");
+    assert!(!world.root().join("projects/shop").exists());
+    world.project("shop");
+    // The same for an environment of a project that is there; the project stays as it is.
+    world.restart(&[("FAILPOINTS", "attach=1*off->1*return")]);
+    let staging = ["project", "create", "shop", "--env", "staging", "--branch", "next"];
+    world.larder(&staging).exits(70);
+    world.larder(&["project", "list"]).keeps_quiet_about("staging").says("shop/production");
+    world.larder(&staging).ok();
+    Repo::site(world, "shop", "version one").push().accepted();
+    // What lies there already is nobody's to delete.
+    let found = world.root().join("projects/blog/data");
+    fs::create_dir_all(&found).unwrap();
+    world.larder(&["project", "create", "blog"]).exits(3).says("projects/blog is there already");
+    assert!(found.is_dir());
+    fs::remove_dir_all(world.root().join("projects/blog")).unwrap();
+    world.project("blog");
 }
 
 fn a_git_remote_leads_to_its_server(world: &World) {

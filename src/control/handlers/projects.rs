@@ -5,58 +5,91 @@ use crate::{
     control::{Caller, CommandError, Control, Kind, ProjectSpec, Reply, error::no_project, reply::ProjectRow},
     host::launch::Registration,
     model::{Environment, Mode, Project, ProjectName, Strategy},
+    pipeline::chain,
 };
 
 pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply, CommandError> {
     available(&spec)?;
-    let project = control
-        .change(|registry| {
-            let mut domains = registry.projects.iter().flat_map(|project| &project.environments).flat_map(|one| &one.domains);
-            if let Some(taken) = domains.find(|domain| spec.domains.contains(domain)) {
-                return Err(refused(format!("the domain {taken} leads to another environment already")));
-            }
-            let id = registry.next_environment();
-            let known = registry.project(&spec.project).map(|project| project.id);
-            let project_id = known.unwrap_or_else(|| registry.next_project());
-            if known.is_none() {
-                registry.projects.push(Project { id: project_id, name: spec.project.clone(), environments: Vec::new() });
-            }
-            let project = registry.projects.iter_mut().find(|project| project.id == project_id);
-            let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
-            clash(project, &spec)?;
-            project.environments.push(Environment {
-                id,
-                project_id,
-                project: spec.project.clone(),
-                name: spec.environment.clone(),
-                mode: spec.mode,
-                branch: spec.branch.clone(),
-                strategy: spec.strategy,
-                domains: spec.domains.clone(),
-                default: project.environments.is_empty(),
-                scale: Default::default(),
-                remotes: Vec::new(),
-            });
-            Ok(project.clone())
-        })
-        .await?;
+    // One that cannot be prepared is taken back as if it had never been: nobody may have built on it meanwhile.
+    let _one_at_a_time = control.0.founding.lock().await;
+    let project = enter(control, spec).await?;
     match prepare(control, &project).await {
         Ok(()) => {
             let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
             Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url })
         }
-        Err(error) => {
-            // What cannot be prepared does not stay in the list.
-            let undone = control.change(|registry| {
-                if let Some(known) = registry.projects.iter_mut().find(|known| known.id == project.id) {
-                    known.environments.pop();
-                }
-                registry.projects.retain(|known| !known.environments.is_empty());
-                Ok(())
-            });
-            undone.await?;
-            Err(error)
+        Err(error) => Err(take_back(control, &project, error).await),
+    }
+}
+
+/// Gives it its numbers, and writes it down.
+async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandError> {
+    let root = &control.0.root;
+    let entered = control.change(|registry| {
+        let mut domains = registry.projects.iter().flat_map(|project| &project.environments).flat_map(|one| &one.domains);
+        if let Some(taken) = domains.find(|domain| spec.domains.contains(domain)) {
+            return Err(refused(format!("the domain {taken} leads to another environment already")));
         }
+        let id = registry.next_environment();
+        let known = registry.project(&spec.project).map(|project| project.id);
+        let project_id = known.unwrap_or_else(|| registry.next_project());
+        if known.is_none() {
+            registry.projects.push(Project { id: project_id, name: spec.project.clone(), environments: Vec::new() });
+        }
+        let project = registry.projects.iter_mut().find(|project| project.id == project_id);
+        let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
+        clash(project, &spec)?;
+        let place = match known {
+            Some(_) => root.environment(&spec.project, &spec.environment).path().to_owned(),
+            None => root.project(&spec.project),
+        };
+        // Whatever it is: taking back what could not be prepared would delete it.
+        if place.symlink_metadata().is_ok() {
+            return Err(refused(format!("{} is there already, and is not of this server", place.display()))
+                .hint("move it away, or delete it, and try again"));
+        }
+        project.environments.push(Environment {
+            id,
+            project_id,
+            project: spec.project.clone(),
+            name: spec.environment.clone(),
+            mode: spec.mode,
+            branch: spec.branch.clone(),
+            strategy: spec.strategy,
+            domains: spec.domains.clone(),
+            default: project.environments.is_empty(),
+            scale: Default::default(),
+            remotes: Vec::new(),
+        });
+        Ok(project.clone())
+    });
+    entered.await
+}
+
+/// What cannot be prepared does not stay in the list, nor its name with the keeper, who would give it to no other number. Returns
+/// what to say.
+async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
+    let Some(environment) = project.environments.last() else { return error };
+    control.pipeline().detach(environment);
+    let only = project.environments.len() == 1;
+    let launcher = &control.pipeline().services().launcher;
+    if let Err(left) = launcher.unregister(project.id, (!only).then_some(environment.id)).await {
+        tracing::error!(environment = environment.title(), error = chain(&left), "could not be taken back");
+        return error.hint(match only {
+            true => format!("it stays in the list: `larder project destroy {0} --confirm {0}` removes it", project.name),
+            false => format!("{} stays in the list; the next start of the server prepares it again", environment.title()),
+        });
+    }
+    let removed = control.change(|registry| {
+        if let Some(known) = registry.projects.iter_mut().find(|known| known.id == project.id) {
+            known.environments.retain(|known| known.id != environment.id);
+        }
+        registry.projects.retain(|known| known.id != project.id || !known.environments.is_empty());
+        Ok(())
+    });
+    match removed.await {
+        Ok(()) => error,
+        Err(also) => error.hint(format!("it stays in the list, because it could not be taken back: {also}")),
     }
 }
 
@@ -135,6 +168,7 @@ fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
 }
 
 pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Option<String>) -> Result<Reply, CommandError> {
+    let _one_at_a_time = control.0.founding.lock().await;
     let project = control.0.registry.read().project(&name).cloned();
     let project = project.ok_or_else(|| no_project(&name, &[]))?;
     if confirm.as_deref() != Some(name.as_str()) {
