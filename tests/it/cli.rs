@@ -121,6 +121,7 @@ fn further_environments(world: &World) {
     world.serves("staging--shop", "unstable");
     assert_eq!(repo.live(), Some(stable));
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
+    repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
 }

@@ -130,7 +130,9 @@ async fn prepare(control: &Control, project: &Project) -> Result<(), CommandErro
         environment: Some((environment.id, environment.name.clone())),
     };
     services.launcher.register(registration).await.map_err(|error| internal(&error))?;
-    services.repositories.init(project.id, environment.branch.clone()).await.map_err(|error| internal(&error))?;
+    // What a clone checks out is the default environment's, whichever was made last.
+    let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
+    services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
     control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))
 }
 
