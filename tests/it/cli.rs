@@ -17,6 +17,7 @@ in_one_mode!(
     listings_speak_json,
     every_command_has_help,
     further_environments,
+    a_branch_that_was_stored_before_it_deploys,
     what_could_not_be_made_leaves_no_name_behind,
     a_git_remote_leads_to_its_server,
     what_is_not_there_yet_says_so,
@@ -124,6 +125,20 @@ fn further_environments(world: &World) {
     repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+}
+
+fn a_branch_that_was_stored_before_it_deploys(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "stable");
+    repo.push().accepted();
+    let next = repo.page("unstable");
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted();
+    let created = world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]);
+    created.exits(0).says(&next[..7]).says("Push it again");
+    assert_eq!(repo.ls_remote().get("refs/heads/next"), None, "a deploy branch names what is live");
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted().says("v1 is live");
+    world.serves("staging--shop", "unstable");
+    assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
 }
 
 fn what_could_not_be_made_leaves_no_name_behind(world: &World) {

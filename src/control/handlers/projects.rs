@@ -3,8 +3,9 @@
 use super::refused;
 use crate::{
     control::{Caller, CommandError, Control, Kind, ProjectSpec, Reply, error::no_project, reply::ProjectRow},
+    git::{Expected, GitError, GitFailure, MoveRef, Spec},
     host::launch::Registration,
-    model::{Environment, Mode, Project, ProjectName, Strategy},
+    model::{CommitId, Environment, Mode, Project, ProjectName, Strategy},
     pipeline::chain,
 };
 
@@ -14,9 +15,9 @@ pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply
     let _one_at_a_time = control.0.founding.lock().await;
     let project = enter(control, spec).await?;
     match prepare(control, &project).await {
-        Ok(()) => {
+        Ok(unset) => {
             let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
-            Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url })
+            Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url, unset })
         }
         Err(error) => Err(take_back(control, &project, error).await),
     }
@@ -120,11 +121,11 @@ fn clash(project: &Project, spec: &ProjectSpec) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Directories, repository, queue and route. Safe to repeat.
-async fn prepare(control: &Control, project: &Project) -> Result<(), CommandError> {
+/// Directories, repository, queue and route. Safe to repeat. Gives the commit that the branch named, if it was stored already.
+async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
-    let Some(environment) = project.environments.last() else { return Ok(()) };
+    let Some(environment) = project.environments.last() else { return Ok(None) };
     let registration = Registration {
         project: (project.id, project.name.clone()),
         environment: Some((environment.id, environment.name.clone())),
@@ -133,7 +134,32 @@ async fn prepare(control: &Control, project: &Project) -> Result<(), CommandErro
     // What a clone checks out is the default environment's, whichever was made last.
     let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
     services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
-    control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))
+    control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))?;
+    unset(control, environment).await.map_err(|error| internal(&error))
+}
+
+/// A deploy branch names what is live, and nothing is yet. If it was pushed before, when it was only stored, it is taken away: else
+/// the next push would have nothing to send, and git would not even ask. The objects stay.
+async fn unset(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
+    let repositories = &control.pipeline().services().repositories;
+    let commit = match repositories.resolve(environment.project_id, Spec::Branch(environment.branch.clone())).await {
+        Ok(commit) => commit,
+        Err(GitError::Failure(GitFailure::NotFound(_))) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let change = MoveRef {
+        refname: environment.branch.full_ref(),
+        expected: Expected::At(commit.clone()),
+        new: None,
+        keep: None,
+        forget: Vec::new(),
+    };
+    match repositories.move_ref(environment.project_id, change).await {
+        Ok(()) => Ok(Some(commit)),
+        // A push was faster: it is deployed as any other.
+        Err(GitError::Failure(GitFailure::Moved { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn list(control: &Control, caller: &Caller) -> Reply {
