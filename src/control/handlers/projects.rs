@@ -2,7 +2,7 @@
 
 use super::refused;
 use crate::{
-    control::{Caller, CommandError, Control, Kind, ProjectSpec, Reply, error::no_project, reply::ProjectRow},
+    control::{Caller, CommandError, Control, Kind, ProjectSpec, Registry, Reply, error::no_project, reply::ProjectRow},
     git::{Expected, GitError, GitFailure, MoveRef, Spec},
     host::launch::Registration,
     model::{CommitId, Environment, Mode, Project, ProjectName, Strategy},
@@ -26,11 +26,8 @@ pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply
 /// Gives it its numbers, and writes it down.
 async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandError> {
     let root = &control.0.root;
+    let domain = control.pipeline().services().config.domain.as_str();
     let entered = control.change(|registry| {
-        let mut domains = registry.projects.iter().flat_map(|project| &project.environments).flat_map(|one| &one.domains);
-        if let Some(taken) = domains.find(|domain| spec.domains.contains(domain)) {
-            return Err(refused(format!("the domain {taken} leads to another environment already")));
-        }
         let id = registry.next_environment();
         let known = registry.project(&spec.project).map(|project| project.id);
         let project_id = known.unwrap_or_else(|| registry.next_project());
@@ -49,7 +46,7 @@ async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandE
             return Err(refused(format!("{} is there already, and is not of this server", place.display()))
                 .hint("move it away, or delete it, and try again"));
         }
-        project.environments.push(Environment {
+        let environment = Environment {
             id,
             project_id,
             project: spec.project.clone(),
@@ -61,8 +58,11 @@ async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandE
             default: project.environments.is_empty(),
             scale: Default::default(),
             remotes: Vec::new(),
-        });
-        Ok(project.clone())
+        };
+        project.environments.push(environment.clone());
+        let project = project.clone();
+        one_host_each(registry, &environment, domain)?;
+        Ok(project)
     });
     entered.await
 }
@@ -116,6 +116,19 @@ fn clash(project: &Project, spec: &ProjectSpec) -> Result<(), CommandError> {
             return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch)).hint(
                 "a branch names the commit that is live in one environment; give the new one another branch with --branch",
             ));
+        }
+    }
+    Ok(())
+}
+
+/// A host name leads to one environment, whether it was given with `--domain` or is made of names.
+fn one_host_each(registry: &Registry, new: &Environment, domain: &str) -> Result<(), CommandError> {
+    let hosts = new.hosts(domain);
+    let others = registry.projects.iter().flat_map(|project| &project.environments).filter(|other| other.id != new.id);
+    for other in others {
+        if let Some(taken) = other.hosts(domain).into_iter().find(|host| hosts.contains(host)) {
+            return Err(refused(format!("the host name {taken} leads to another environment already"))
+                .hint("`larder project list` shows all that you may see; choose another name, or another --domain"));
         }
     }
     Ok(())
@@ -229,4 +242,28 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
         })
         .await?;
     Ok(Reply::Done(format!("{name} is gone")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_environments_have_the_same_host() {
+        let environment = |id: u32, project: &str, domains: &[&str]| Environment {
+            id: crate::model::EnvId(id),
+            project: project.parse().unwrap(),
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            ..Environment::of_shop("production", "main")
+        };
+        let shop = environment(1, "shop", &["www.example.com", "blog.localhost"]);
+        let project = Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()] };
+        let registry = Registry { projects: vec![project], ..Registry::default() };
+        let taken = |new: Environment| one_host_each(&registry, &new, "localhost").map_err(|error| error.to_string());
+        assert!(taken(environment(2, "wiki", &["wiki.example.com"])).is_ok());
+        assert!(taken(shop).is_ok(), "it does not stand in its own way");
+        assert!(taken(environment(2, "wiki", &["www.example.com"])).unwrap_err().contains("www.example.com"));
+        assert!(taken(environment(2, "wiki", &["shop.localhost"])).unwrap_err().contains("shop.localhost"));
+        assert!(taken(environment(2, "blog", &[])).unwrap_err().contains("blog.localhost"));
+    }
 }
