@@ -124,6 +124,10 @@ fn further_environments(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
+    // What is advised is about this environment, not about the default one.
+    repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
+    repo.commit("does not build");
+    repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
 }
 

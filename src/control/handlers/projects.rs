@@ -219,7 +219,7 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
     for environment in &project.environments {
         if let (Some(running), _) = control.pipeline().under_way(environment.id) {
             return Err(refused(format!("{} is being deployed ({})", environment.title(), running.deployment))
-                .hint(format!("wait for it, or run `larder deploy {name} --cancel`")));
+                .hint(format!("wait for it, or run `larder deploy {} --cancel`", environment.target())));
         }
     }
     for environment in &project.environments {
