@@ -30,7 +30,7 @@ struct Action {
     /// Show the deployment that is under way, or the last one, from its beginning
     #[arg(long)]
     follow: bool,
-    /// Stop the deployment that is under way, and put everything back
+    /// Stop the deployment that is under way, and put everything back; one that waits is next
     #[arg(long)]
     cancel: bool,
     /// Allow deployments again after one got stuck and you have put things right
