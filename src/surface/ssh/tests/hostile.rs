@@ -482,6 +482,17 @@ async fn a_panic_ends_one_connection_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_can_ask_for_a_key_exchange_that_costs_much() {
+    let world = World::new().await;
+    for costly in [russh::kex::DH_G14_SHA256, russh::kex::DH_G16_SHA512, russh::kex::DH_G18_SHA512, russh::kex::DH_GEX_SHA256] {
+        let mut client = client::Config::default();
+        client.preferred.kex = std::borrow::Cow::Owned(vec![costly]);
+        assert!(client::connect(Arc::new(client), world.address, Trusting).await.is_err(), "{costly:?}");
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_strict_profile_speaks_only_what_outlives_quantum_computers() {
     let world = World::with(|config| config.profile = Profile::Strict).await;
     let mut handle = connect(&world).await;
