@@ -301,18 +301,32 @@ async fn forward(
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
     let mut after_return = false;
+    // Once for all output: else whatever still holds the pipe would only have to say a word now and then.
+    let given_up = async {
+        ended.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::pin!(given_up);
+    let (mut is_over, mut late) = (false, 0_usize);
     loop {
         buffer.reserve(size);
-        let given_up = async {
-            ended.cancelled().await;
-            tokio::time::sleep(LINGER).await;
-        };
         let count = tokio::select! {
             biased;
-            count = pipe.read_buf(&mut buffer) => count,
             () = shared.gone.cancelled() => return,
-            () = given_up => return,
+            // What the request itself has left in the pipe is for the client, however slowly it takes it.
+            () = &mut given_up, if !is_over => {
+                is_over = true;
+                continue;
+            }
+            count = pipe.read_buf(&mut buffer) => count,
+            () = std::future::ready(()), if is_over => return,
         };
+        if is_over {
+            late = late.saturating_add(*count.as_ref().unwrap_or(&0));
+            if late > PIPE_SIZE {
+                return;
+            }
+        }
         match count {
             Ok(0) => return,
             Ok(count) if count >= READ_FIRST => size = READ_LARGE,
