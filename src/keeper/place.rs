@@ -60,6 +60,14 @@ impl Places {
         fs::create_dir_all(path)?;
         let root =
             openat2(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?;
+        let found = fstat(&root)?;
+        // Whoever else can write here could put another directory in the place of each of those below.
+        if users.system() && (found.st_uid != users.identity(User::Keeper).uid || found.st_mode & 0o022 != 0) {
+            return Err(io::Error::other(format!(
+                "others than root can write in {0}; if that is not on purpose: chown root {0} && chmod go-w {0}",
+                path.display()
+            )));
+        }
         let places = Places { path: path.to_owned(), root, users, aside: 0 };
         for (name, user, mode) in [
             ("keeper", User::Keeper, 0o700),
