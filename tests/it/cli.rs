@@ -23,6 +23,7 @@ in_one_mode!(
     what_is_not_there_yet_says_so,
     a_server_that_is_not_there,
     output_can_be_cut_short,
+    one_command_too_many_is_told_so,
     the_quickstart_ends_with_a_page,
 );
 
@@ -129,6 +130,25 @@ fn further_environments(world: &World) {
     repo.commit("does not build");
     repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+}
+
+fn one_command_too_many_is_told_so(world: &World) {
+    world.project("shop");
+    let follow = || {
+        let mut logs = world.larder_command();
+        logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // A few more than there is room for: what asks below may take the place of one of them.
+    let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
+    until("there are too many", || {
+        let more = world.larder(&["whoami"]);
+        more.status == 3 && more.stderr.contains("64 commands at the same time")
+    });
+    for one in &mut all {
+        one.kill().unwrap();
+        one.wait().unwrap();
+    }
+    until("there is room again", || world.larder(&["whoami"]).status == 0);
 }
 
 fn a_branch_that_was_stored_before_it_deploys(world: &World) {
