@@ -8,6 +8,7 @@ in_each_mode!(rights_are_what_they_say);
 in_one_mode!(
     strangers_stay_outside,
     who_is_removed_is_out,
+    nobody_takes_all_the_room,
     what_changes_during_a_push_counts,
     the_ssh_side_is_a_closed_grammar,
     environment_requests_reach_nothing,
@@ -237,6 +238,29 @@ fn who_is_removed_is_out(world: &World) {
     world.serves("shop", "version one");
     world.larder(&["user", "list"]).keeps_quiet_about("bob");
     world.larder(&["user", "remove", "bob"]).exits(4);
+}
+
+fn nobody_takes_all_the_room(world: &World) {
+    world.project("shop");
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    let follow = || {
+        let mut logs = world.client("ssh");
+        logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
+        logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // A few more than there is room for: what asks below may take the place of one of them.
+    let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
+    until("there are too many", || {
+        let more = world.ssh("alice", &["whoami"]);
+        more.status == 3 && more.stderr.contains("alice has 16 requests under way")
+    });
+    world.ssh("bob", &["whoami"]).exits(0);
+    for one in &mut all {
+        one.kill().unwrap();
+        one.wait().unwrap();
+    }
+    until("there is room again", || world.ssh("alice", &["whoami"]).status == 0);
 }
 
 /// A push whose client has read what the server has, and waits before it sends anything: much can happen meanwhile.

@@ -481,6 +481,36 @@ async fn a_panic_ends_one_connection_only() {
     world.end().await;
 }
 
+async fn inside(world: &World, seed: u8) -> client::Handle<Trusting> {
+    let mut handle = connect(world).await;
+    assert!(login(&mut handle, seed).await.success());
+    handle
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_so_many_connections() {
+    let world = World::with(|config| config.limits.connections_per_user = 2).await;
+    let (first, second) = (inside(&world, 1).await, inside(&world, 1).await);
+    let third = inside(&world, 1).await;
+    while !third.is_closed() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = inside(&world, 2).await;
+    for handle in [&first, &second, &other] {
+        handle.channel_open_session().await.unwrap();
+    }
+    drop(first);
+    loop {
+        let again = inside(&world, 1).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if !again.is_closed() {
+            break;
+        }
+    }
+    drop((second, other));
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_can_ask_for_a_key_exchange_that_costs_much() {
     let world = World::new().await;
