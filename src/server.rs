@@ -349,6 +349,7 @@ impl Desk for FrontDesk {
                 .hint("wait until one has ended, or end one, such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
             };
+            let terminal = call.tty.is_some();
             let ExecIo { stdin, stdout, stderr, gone } = call.io;
             let words = match call.request {
                 ExecRequest::Git { service, path } if path.pillar => {
@@ -371,7 +372,7 @@ impl Desk for FrontDesk {
                 ExecRequest::Verb(words) => words,
                 ExecRequest::Shell => vec![String::from("whoami")],
             };
-            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone }).await)
+            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, terminal, gone }).await)
         })
     }
 }

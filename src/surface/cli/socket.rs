@@ -105,7 +105,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
         return Err(io::Error::other("a client must hand over its three standard descriptors"));
     };
     let gone = CancellationToken::new();
-    let io = Io { stdin, stdout, stderr, gone: gone.clone() };
+    let io = Io { stdin, stdout, stderr, terminal: false, gone: gone.clone() };
     let mut end = [0_u8; 1];
     let code = {
         let verb = session::run(&control, &Caller::Operator, &call.words, io);
