@@ -227,6 +227,7 @@ fn what_is_not_there_yet_says_so(world: &World) {
     let push = repo.git(&["push", &pillar, "HEAD:refs/heads/main"]);
     assert_eq!(push.status, 128, "{push}");
     push.says("no pillar repository");
+    world.ssh("alice", &["git-upload-pack '/shop/pillar'"]).exits(4).says("no pillar repository");
 }
 
 fn a_server_that_is_not_there(world: &World) {

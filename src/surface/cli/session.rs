@@ -105,8 +105,10 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
         }),
         Reply::Relay(exec) => relay(&mut screen, *exec, &gone).await,
         Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
-        Reply::Past { summary, .. } if !json => {
-            screen.out(&sanitise_text(&render::past(&summary))).await?;
+        Reply::Past { summary, .. } => {
+            if !json {
+                screen.out(&sanitise_text(&render::past(&summary))).await?;
+            }
             Ok(if summary.went_live() { 0 } else { Kind::Deployment.exit_code() })
         }
         _ => Ok(0),

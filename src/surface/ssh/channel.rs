@@ -45,7 +45,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The exit status of a request that panicked.
 const STATUS_BUG: u32 = 70;
 /// The exit status of what could not be understood.
-const STATUS_USAGE: u32 = 2;
+pub(super) const STATUS_USAGE: u32 = 2;
+/// The exit status of what is not done, for now or for this key.
+pub(super) const STATUS_REFUSED: u32 = 3;
 const STDERR: u32 = 1;
 const CTRL_C: u8 = 3;
 const CTRL_D: u8 = 4;
@@ -208,9 +210,9 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
 }
 
 /// Answers a request that is not carried out.
-pub(super) async fn refuse_usage(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String) {
+pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String, status: u32) {
     shared.input.discard();
-    refuse(&write, &shared, &text, STATUS_USAGE).await;
+    refuse(&write, &shared, &text, status).await;
 }
 
 async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &Shared, text: &str, status: u32) {

@@ -238,12 +238,15 @@ async fn a_key_that_was_taken_away_stops_working_in_open_connections() {
     world.desk.keys.lock().clear();
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "true").await.unwrap();
-    let mut told = String::new();
+    let (mut told, mut status) = (String::new(), None);
     while let Some(message) = channel.wait().await {
-        if let ChannelMsg::ExtendedData { data, .. } = message {
-            told += &text(&data);
+        match message {
+            ChannelMsg::ExtendedData { data, .. } => told += &text(&data),
+            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+            _ => {}
         }
     }
+    assert_eq!(status, Some(3), "refused, not misspelt");
     assert!(told.contains("removed") && world.desk.calls.lock().is_empty(), "{told}");
     world.end().await;
 }
