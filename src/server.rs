@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ServerConfig, SshProfile},
-    control::{Caller, Control, Registry, ServerKeys},
+    control::{Caller, CommandError, Control, Kind, Registry, ServerKeys},
     git::{
         Repositories, Service,
         hook::{Listener, PushRegistry},
@@ -27,6 +27,7 @@ use crate::{
     host::{
         launch::{Event, Launcher, Registration, Stdio, take_inherited},
         root::Root,
+        stream::Outlet,
     },
     model::Environment,
     pipeline::{BuildNumbers, Pipeline, Services, chain},
@@ -37,6 +38,7 @@ use crate::{
     surface::{
         cli::{session, session::Io, socket},
         git::{Pushes, for_client},
+        shares::Shares,
         ssh::{self, Desk, ExecCall, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
     },
 };
@@ -47,6 +49,12 @@ const OPENING: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for deployments and requests; the next server takes over what is not done by then.
 const LAST_WORK: Duration = Duration::from_secs(30);
+
+/// Requests of one user at the same time; most of them take a process.
+const REQUESTS: usize = 16;
+
+/// How long the words of a refusal may take.
+const WORDS: Duration = Duration::from_secs(10);
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +141,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         SshProfile::Strict => ssh::Profile::Strict,
         SshProfile::Default => ssh::Profile::Default,
     };
-    let desk = Arc::new(FrontDesk { control, pushes });
+    let desk = Arc::new(FrontDesk { control, pushes, shares: Shares::new(REQUESTS) });
     let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, desk, stop.soon.clone()));
     announce(&services, &fingerprint);
 
@@ -311,6 +319,7 @@ impl Stop {
 struct FrontDesk {
     control: Control,
     pushes: Pushes,
+    shares: Arc<Shares>,
 }
 
 impl Desk for FrontDesk {
@@ -327,17 +336,26 @@ impl Desk for FrontDesk {
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let (control, pushes) = (self.control.clone(), self.pushes.clone());
+        let share = self.shares.take(&call.identity.user);
         Box::pin(async move {
             let caller = Caller::User(call.identity.user);
+            // Kept until the request has ended.
+            let Some(_share) = share else {
+                tracing::warn!(%caller, "too many requests of one user");
+                let error = CommandError::new(
+                    Kind::Refused,
+                    format!("{caller} has {REQUESTS} requests under way, and no more are taken"),
+                )
+                .hint("wait until one has ended, or end one, such as `logs --follow`");
+                return refuse(call.io.stderr, &error).await;
+            };
+            let terminal = call.tty.is_some();
             let ExecIo { stdin, stdout, stderr, gone } = call.io;
             let words = match call.request {
                 ExecRequest::Git { service, path } if path.pillar => {
-                    let _ = (service, path);
-                    return refuse(
-                        stderr,
-                        "error: this project has no pillar repository: pillars are not there in this version\n",
-                    )
-                    .await;
+                    let _ = service;
+                    let why = format!("{} has no pillar repository: pillars are not there in this version", path.project);
+                    return refuse(stderr, &CommandError::new(Kind::NotFound, why)).await;
                 }
                 ExecRequest::Git { service, path } => {
                     let service = match service {
@@ -348,23 +366,22 @@ impl Desk for FrontDesk {
                     let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
                     return match pushes.serve(caller, &path.project, service, call.git_protocol, stdio).await {
                         Ok(code) => code,
-                        Err(error) => {
-                            refuse(mine, &for_client(&error)).await;
-                            u32::from(error.kind.exit_code())
-                        }
+                        Err(error) => refuse(mine, &error).await,
                     };
                 }
                 ExecRequest::Verb(words) => words,
                 ExecRequest::Shell => vec![String::from("whoami")],
             };
-            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, gone }).await)
+            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, terminal, gone }).await)
         })
     }
 }
 
-async fn refuse(stderr: OwnedFd, text: &str) -> u32 {
-    let text = text.to_owned();
-    let written = tokio::task::spawn_blocking(move || std::fs::File::from(stderr).write_all(text.as_bytes()));
-    let _ = written.await;
-    1
+/// Says why, and gives the exit status.
+async fn refuse(stderr: OwnedFd, error: &CommandError) -> u32 {
+    // Whoever reads nothing need not know.
+    if let Ok(mut stderr) = Outlet::within(stderr, WORDS) {
+        let _ = stderr.write(for_client(error).as_bytes()).await;
+    }
+    u32::from(error.kind.exit_code())
 }

@@ -40,6 +40,8 @@ struct Shared {
     registry: RwLock<Registry>,
     /// One change of the registry at a time, from reading it to having written it.
     change: tokio::sync::Mutex<()>,
+    /// One project or environment comes or goes at a time, from its entry in the registry to its last directory.
+    founding: tokio::sync::Mutex<()>,
     /// Told after each change.
     changed: tokio::sync::watch::Sender<()>,
     keys: ServerKeys,
@@ -61,6 +63,7 @@ impl Control {
             pipeline,
             registry,
             change: tokio::sync::Mutex::default(),
+            founding: tokio::sync::Mutex::default(),
             changed,
             keys,
             heads: Default::default(),

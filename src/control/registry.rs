@@ -69,10 +69,12 @@ const BYTES_MAX: u64 = 16 * 1024 * 1024;
 impl Registry {
     /// Reads the registry at `path`; an empty one where there is none yet.
     pub fn load(path: &Path) -> io::Result<Registry> {
-        if !path.exists() {
-            return Ok(Registry::default());
-        }
-        let bytes = files::read_limited(path, BYTES_MAX).map_err(io::Error::other)?;
+        let bytes = match files::read_limited(path, BYTES_MAX) {
+            Ok(bytes) => bytes,
+            // This and nothing else: one that cannot be read now must not be replaced by an empty one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
         serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
     }
 
@@ -80,6 +82,14 @@ impl Registry {
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
+        // The next start would not read it.
+        if bytes.len() as u64 > BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "{} would have {} bytes, and {BYTES_MAX} are allowed; remove users, keys or projects that nobody needs",
+                path.display(),
+                bytes.len()
+            )));
+        }
         files::write_atomic(path, &bytes, 0o600).map_err(io::Error::other)
     }
 
@@ -134,5 +144,26 @@ mod tests {
         assert_eq!(again.next_project(), ProjectId(2));
         std::fs::write(&path, "{").unwrap();
         assert!(Registry::load(&path).unwrap_err().to_string().contains("registry.json"));
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let loop_ = directory.path().join("loop");
+        std::os::unix::fs::symlink(&loop_, &loop_).unwrap();
+        assert!(Registry::load(&loop_.join("registry.json")).is_err());
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        assert!(Registry::load(&directory.path().join("file/registry.json")).is_err());
+    }
+
+    #[test]
+    fn nothing_is_written_that_would_not_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registry.json");
+        let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(BYTES_MAX as usize) };
+        let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
+        let large = Registry { users: vec![user], ..Registry::default() };
+        assert!(large.save(&path).unwrap_err().to_string().contains("16777216 are allowed"));
+        assert!(!path.exists());
     }
 }

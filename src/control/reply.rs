@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     host::launch::Child,
-    model::{Access, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
+    model::{Access, CommitId, Live, Project, ProjectName, PublicKey, ReleaseId, ReleaseNumber, Remote, Slot, UserName},
     pipeline::{KnownRelease, LastLook, Summary, Ticket},
     remote::{Blob, Offer, ssh::Exec},
     runtime::LogLine,
@@ -36,8 +36,10 @@ pub enum Reply {
         project: Project,
         /// The port of the SSH server.
         ssh_port: u16,
-        /// The address of the default environment.
+        /// The address of the new environment.
         url: String,
+        /// Where its branch stood, if it was stored already; now it stands nowhere.
+        unset: Option<CommitId>,
     },
     /// The keys by which others know this server.
     Keys(ServerKeys),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The contents of `registry.json`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Names {
     projects: BTreeMap<ProjectId, ProjectName>,
     environments: BTreeMap<EnvId, (ProjectId, EnvironmentName)>,
@@ -88,28 +88,39 @@ impl Registry {
                     ));
                 }
             }
-            self.names.environments.insert(*env, (*project, name.clone()));
         }
-        self.names.projects.insert(*project, name.clone());
-        self.save().map_err(|error| format!("{} cannot be written: {error}", self.file.display()))
+        let mut next = self.names.clone();
+        if let Some((env, name)) = &registration.environment {
+            next.environments.insert(*env, (*project, name.clone()));
+        }
+        next.projects.insert(*project, name.clone());
+        self.replace(next)
     }
 
     /// Forgets an environment, or a project with all of its environments.
     pub fn remove(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
+        let mut next = self.names.clone();
         match environment {
-            Some(env) => drop(self.names.environments.remove(&env)),
+            Some(env) => drop(next.environments.remove(&env)),
             None => {
-                self.names.environments.retain(|_, (of, _)| *of != project);
-                self.names.projects.remove(&project);
+                next.environments.retain(|_, (of, _)| *of != project);
+                next.projects.remove(&project);
             }
         }
-        self.save().map_err(|error| format!("{} cannot be written: {error}", self.file.display()))
+        self.replace(next)
     }
 
-    fn save(&self) -> io::Result<()> {
+    /// What could not be written is not in memory either: it is tried again as if it had never been tried.
+    fn replace(&mut self, next: Names) -> Result<(), String> {
+        self.save(&next).map_err(|error| format!("{} cannot be written: {error}", self.file.display()))?;
+        self.names = next;
+        Ok(())
+    }
+
+    fn save(&self, names: &Names) -> io::Result<()> {
         let fresh = self.file.with_extension("json.new");
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&serde_json::to_vec_pretty(&self.names)?)?;
+        file.write_all(&serde_json::to_vec_pretty(names)?)?;
         file.sync_all()?;
         fs::rename(&fresh, &self.file)?;
         self.file.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
@@ -145,5 +156,21 @@ mod tests {
         }
         registry.remove(ProjectId(1), None).unwrap();
         assert!(registry.environment(EnvId(7)).is_err() && registry.project(ProjectId(1)).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_known_either() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut registry = Registry::open(directory.path()).unwrap();
+        registry.add(&registration(1, "shop", 7, "staging")).unwrap();
+        let in_the_way = directory.path().join("registry.json.new");
+        fs::create_dir(&in_the_way).unwrap();
+        assert!(registry.add(&registration(2, "blog", 8, "staging")).unwrap_err().contains("cannot be written"));
+        assert!(registry.project(ProjectId(2)).is_err());
+        assert!(registry.remove(ProjectId(1), None).is_err() && registry.project(ProjectId(1)).is_ok());
+        fs::remove_dir(&in_the_way).unwrap();
+        registry.add(&registration(3, "blog", 9, "staging")).unwrap();
+        registry.remove(ProjectId(1), None).unwrap();
+        assert!(Registry::open(directory.path()).unwrap().project(ProjectId(1)).is_err());
     }
 }

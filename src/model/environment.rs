@@ -87,6 +87,11 @@ impl Environment {
         std::iter::once(own).chain(self.domains.iter().cloned()).collect()
     }
 
+    /// The shortest words that name it in a command: the project alone where it is the default one.
+    pub fn target(&self) -> String {
+        if self.default { self.project.to_string() } else { self.title() }
+    }
+
     /// `project/environment`, for people.
     pub fn title(&self) -> String {
         format!("{}/{}", self.project, self.name)
@@ -104,4 +109,16 @@ pub struct Live {
     pub commit: CommitId,
     /// Where it runs.
     pub slot: Slot,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_has_to_name_an_environment_that_is_not_the_default_one() {
+        let production = Environment::of_shop("production", "main");
+        assert_eq!(production.target(), "shop");
+        assert_eq!(Environment { default: false, ..Environment::of_shop("staging", "next") }.target(), "shop/staging");
+    }
 }

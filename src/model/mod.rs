@@ -38,4 +38,4 @@ pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
 pub use tag::{best_tag, compare_tags};
-pub use text::{sanitise_bytes, sanitise_line, sanitise_reason};
+pub use text::{sanitise_bytes, sanitise_line, sanitise_reason, sanitise_text};

@@ -13,11 +13,29 @@ const RESET: &str = "\u{1b}[0m";
 pub fn sanitise_line(line: &str) -> String {
     let line = line.trim_end_matches(['\r', '\n']);
     let line = line.rsplit('\r').next().unwrap_or(line);
+    printable(line, LINE_LIMIT)
+}
+
+/// Text of several lines for a terminal, made fit in the same way, but whole: no line is cut, and what a carriage return would
+/// overwrite stays to be seen.
+pub fn sanitise_text(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let pieces: Vec<_> = line.split('\r').map(|piece| printable(piece, usize::MAX)).collect();
+        clean.push_str(&pieces.join(" "));
+        clean.push_str(end);
+    }
+    clean
+}
+
+fn printable(line: &str, limit: usize) -> String {
     let mut clean = String::with_capacity(line.len());
-    let (mut length, mut coloured) = (0, false);
+    let (mut length, mut coloured) = (0_usize, false);
     let mut rest = line.chars();
     while let Some(c) = rest.next() {
-        if length == LINE_LIMIT {
+        if length == limit {
             clean.push('\u{2026}');
             break;
         }
@@ -146,6 +164,22 @@ mod tests {
             assert_eq!(sanitise_line(given), clean, "{given:?}");
         }
         assert_eq!(sanitise_bytes(b"gr\xfcn"), "gr\u{fffd}n");
+    }
+
+    #[test]
+    fn text_keeps_its_lines_whole() {
+        let long = "x".repeat(LINE_LIMIT * 2);
+        for (given, clean) in [
+            ("a\u{1b}[2J\nb\u{1b}]0;title\nc\n", "a\nb\nc\n"),
+            ("one\r\ntwo\r\n", "one\ntwo\n"),
+            ("hidden\rseen", "hidden seen"),
+            ("\u{1b}[31mred\nplain", "\u{1b}[31mred\u{1b}[0m\nplain"),
+            ("\n\n", "\n\n"),
+            ("", ""),
+            (&long, &long),
+        ] {
+            assert_eq!(sanitise_text(given), clean, "{given:?}");
+        }
     }
 
     #[test]

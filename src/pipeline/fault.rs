@@ -40,6 +40,12 @@ pub fn undo_fails(name: &str) -> bool {
     false
 }
 
+/// Whether taking an environment into service was told to fail.
+pub fn attach_fails() -> bool {
+    fail::fail_point!("attach", |_| true);
+    false
+}
+
 /// Whether every step shall run twice.
 pub fn everything_twice() -> bool {
     fail::fail_point!("twice", |_| true);

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Pipeline, PipelineError, chores,
     context::{Deployment, Order},
-    drift,
+    drift, fault,
     history::{self, History, Summary},
     journal::{Journal, JournalError, Story},
     lane::Lane,
@@ -32,6 +32,9 @@ impl Pipeline {
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        if fault::attach_fails() {
+            return Err(PipelineError::NoEnvironment(environment.title()));
+        }
         let directories = [paths.path().to_owned(), paths.deploy(), paths.releases(), paths.deltas()];
         for directory in directories.into_iter().filter(|directory| directory.is_dir()) {
             if let Err(error) = files::remove_unfinished(&directory) {

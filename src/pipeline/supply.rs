@@ -2,7 +2,7 @@
 
 use super::{Pipeline, lane::Goal, step::chain};
 use crate::{
-    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName},
+    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName, sanitise_reason},
     release::{bundle::Head, store},
     remote::{Offer, RemoteError},
 };
@@ -41,7 +41,7 @@ impl Candidate {
     /// `v42 (1a2b3c4d5e)`, for people.
     pub fn title(&self) -> String {
         let number = self.number.map(|number| format!("{number} ")).unwrap_or_default();
-        let tag = self.tag.as_ref().map(|tag| format!("{tag} ")).unwrap_or_default();
+        let tag = self.tag.as_ref().map(|tag| format!("{} ", sanitise_reason(tag))).unwrap_or_default();
         format!("{number}{tag}({})", self.commit.short())
     }
 

@@ -39,8 +39,7 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             let host = order.environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
             transcript.title(&format!("{number} is live: http://{host}{}", port_suffix(services.http.port())));
             if let Some(previous) = &order.previous {
-                let environment = &order.environment;
-                let target = if environment.default { environment.project.to_string() } else { environment.title() };
+                let target = order.environment.target();
                 transcript.detail(&format!("to go back to {0}: larder rollback {target} {0}", previous.number));
             }
         }
@@ -53,7 +52,7 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             }
             transcript.error(&format!(
                 "To try the same commit again: push again, or `larder deploy {} --retry`.",
-                order.environment.project
+                order.environment.target()
             ));
         }
         Outcome::Stuck { undo, .. } => {

@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber};
+use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, sanitise_reason};
 
 /// A file whose content is known before it is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +57,9 @@ pub struct Offer {
 impl Offer {
     /// `v42 (1a2b3c4d5e)`, or without a number the commit alone; for people.
     pub fn title(&self) -> String {
-        match (&self.number, &self.tag) {
+        // Another server's words.
+        let tag = self.tag.as_deref().map(sanitise_reason);
+        match (&self.number, &tag) {
             (Some(number), Some(tag)) => format!("{number} {tag} ({})", self.commit.short()),
             (Some(number), None) => format!("{number} ({})", self.commit.short()),
             (None, Some(tag)) => format!("{tag} ({})", self.commit.short()),
@@ -169,6 +171,11 @@ mod tests {
             live: false,
             healthy_since: None,
         }
+    }
+
+    #[test]
+    fn a_title_is_fit_for_a_terminal_whatever_the_place_says() {
+        assert_eq!(offer(2, "cd", Some("v1\u{1b}[2J\n\u{1b}[31m.4")).title(), "v2 v1 .4 (cdcdcdcdcd)");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::Label;
-use crate::model::EnvId;
+use crate::model::{EnvId, sanitise_text};
 
 /// How much log is kept of one process.
 #[derive(Debug, Clone, Copy)]
@@ -84,12 +84,9 @@ impl Logs {
             if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
                 return Ok(());
             }
-            let text = String::from_utf8_lossy(&buffer);
-            let text = format!(
-                "{} {process} {}",
-                jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"),
-                text.trim_end_matches(['\n', '\r'])
-            );
+            // Before our own words: nothing that it says can hide or change them on the screen of whoever reads it.
+            let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
+            let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
             // A full disk must not end the log for good, nor stop the application.
             if let Err(error) = file.write_line(&text) {
                 tracing::warn!(%process, %error, "a log line was lost");
@@ -160,6 +157,28 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_process_writes_cannot_work_a_terminal() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(LogLimits { max_bytes: 1000, keep: 1 });
+        let mut followed = logs.subscribe();
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"\x1b]0;title\x07\x1b[2K\x1b[1A\rforged \x1b[32mgood\x1b[0m\r\n").unwrap();
+        drop(writer);
+        let label = Label {
+            environment: EnvId(1),
+            slot: crate::model::Slot::Blue,
+            release: crate::model::ReleaseId::new(jiff::Timestamp::UNIX_EPOCH),
+            process: "web".parse().unwrap(),
+            index: 1,
+            port: None,
+        };
+        logs.copy(&label, "web.1", reader.into(), directory.path()).await.unwrap();
+        let text = followed.recv().await.unwrap().text;
+        assert!(text.ends_with("Z web.1  forged \u{1b}[32mgood\u{1b}[0m"), "{text:?}");
+        assert_eq!(tail(&Logs::file(directory.path(), "web.1"), 9).unwrap(), [&*text]);
+    }
 
     #[test]
     fn a_log_is_rotated_and_bounded() {

@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    control::{Caller, CommandError, Control},
+    control::{Caller, CommandError, Control, Kind},
     git::{
         ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, Verdict},
@@ -86,7 +86,7 @@ impl Pushes {
         let (asked, failed, decided) = (flag(), flag(), flag());
         let pushing = service == Service::ReceivePack;
         let words = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
-        let id = project.id;
+        let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
             Service::ReceivePack => Some(self.tokens.issue(Push {
                 caller,
@@ -108,7 +108,17 @@ impl Pushes {
             limits,
         );
         let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
-        let exit = serving.child.wait().await.map_err(|error| CommandError::internal(&error))?;
+        let exit = tokio::select! {
+            exit = serving.child.wait() => exit.map_err(|error| CommandError::internal(&error))?,
+            () = self.control.revoked(&who, Some(&name), needed) => {
+                let _ = serving.child.kill().await;
+                let _ = serving.child.wait().await;
+                tracing::warn!(caller = %who, project = %name, "git was ended: the right to it was taken away");
+                let what = if pushing { "push to" } else { "read" };
+                return Err(CommandError::new(Kind::Refused, format!("your right to {what} {name} was taken away"))
+                    .hint("a deployment that had begun goes on; ask an administrator"));
+            }
+        };
         if pushing && asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed) {
             explain(words).await;
         }
@@ -129,9 +139,19 @@ impl Pushes {
         }
     }
 
+    /// The project as it is now, if the pusher may still push to it: much may have happened since the push began.
+    fn still(&self, push: &Push) -> Result<Project, String> {
+        let Push { caller, project, .. } = push;
+        let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
+        if now.id != project.id {
+            return Err(format!("{} is another project now; push again", project.name));
+        }
+        Ok(now)
+    }
+
     /// Notes what is known before the objects of a push are kept. Returns whether none of its refs can be accepted.
-    fn look_early(&self, session: &HookSession<Push>) -> bool {
-        let (request, project) = (&session.request, &session.ticket.project);
+    fn look_early(&self, session: &HookSession<Push>, project: &Project) -> bool {
+        let request = &session.request;
         let updates = updates(session);
         let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
         for (update, fate) in updates.iter().zip(fates(&project.environments, &updates, false)) {
@@ -159,19 +179,25 @@ impl Pushes {
     async fn pre_receive(&self, session: HookSession<Push>) {
         let config = &self.control.pipeline().services().config;
         let limit = config.limits.refs_per_push as usize;
-        let reason = if session.request.refs.len() > limit {
-            Some(format!("this push changes {} refs, at most {limit} are allowed", session.request.refs.len()))
-        } else {
-            let free = files::free_space(self.control.pipeline().services().root.path()).map_or(u64::MAX, |free| free.bytes);
-            let reserve = config.limits.disk_reserve.bytes();
-            (free < reserve).then(|| format!("the server's disk is nearly full ({} MiB free)", free >> 20))
-        };
-        match reason {
-            None => {
-                session.ticket.asked.store(true, Ordering::Relaxed);
-                if self.look_early(&session) { session.discard().await } else { session.accept().await }
+        let free = || files::free_space(self.control.pipeline().services().root.path()).map_or(u64::MAX, |free| free.bytes);
+        let accepted = self.still(&session.ticket).and_then(|project| {
+            let count = session.request.refs.len();
+            if count > limit {
+                return Err(format!("this push changes {count} refs, at most {limit} are allowed"));
             }
-            Some(reason) => {
+            match free() {
+                free if free < config.limits.disk_reserve.bytes() => {
+                    Err(format!("the server's disk is nearly full ({} MiB free)", free >> 20))
+                }
+                _ => Ok(project),
+            }
+        });
+        match accepted {
+            Ok(project) => {
+                session.ticket.asked.store(true, Ordering::Relaxed);
+                if self.look_early(&session, &project) { session.discard().await } else { session.accept().await }
+            }
+            Err(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);
                 session.refuse(&[format!(" !     {reason}")], &reason).await;
             }
@@ -182,13 +208,18 @@ impl Pushes {
     async fn proc_receive(&self, session: HookSession<Push>) {
         let updates = updates(&session);
         let atomic = session.request.atomic;
-        let mut fates = fates(&session.ticket.project.environments, &updates, atomic);
+        let mut fates = match self.still(&session.ticket) {
+            Ok(project) => fates(&project.environments, &updates, atomic),
+            Err(why) => updates.iter().map(|_| refusal(&why)).collect(),
+        };
         if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
             self.refuse_unstorable(&session, &updates, &mut fates).await;
         }
         apply_early(&session, &updates, &mut fates);
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
+            // The deployment of the ref before this one may have taken its time.
+            let fate = self.still(&session.ticket).map_or_else(|why| refusal(&why), |_| fate);
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
         }
         let refused = verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Refused { .. }));
@@ -286,6 +317,10 @@ impl Pushes {
             Some(reason) => Verdict::Refused { reason },
         }
     }
+}
+
+fn refusal(why: &str) -> Fate {
+    Fate::Refuse { reason: why.to_owned(), hint: None }
 }
 
 /// The tags that a push makes or moves.

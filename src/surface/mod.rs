@@ -2,4 +2,5 @@
 
 pub mod cli;
 pub mod git;
+pub mod shares;
 pub mod ssh;

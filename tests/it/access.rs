@@ -8,6 +8,8 @@ in_each_mode!(rights_are_what_they_say);
 in_one_mode!(
     strangers_stay_outside,
     who_is_removed_is_out,
+    nobody_takes_all_the_room,
+    what_changes_during_a_push_counts,
     the_ssh_side_is_a_closed_grammar,
     environment_requests_reach_nothing,
     verbs_say_the_same_everywhere,
@@ -69,7 +71,10 @@ fn strangers_stay_outside(world: &World) {
 
 fn keys_come_and_go(world: &World) {
     world.key("laptop");
-    world.larder(&["key", "add", "alice", "--key-file", &world.public_key("laptop")]).ok();
+    // The server sees no file of the client's; what it advises instead works.
+    world.ssh("alice", &["key", "add", "alice", "--key-file", "k.pub"]).exits(2).says("--key \"'$(cat FILE)'\"");
+    let key = std::fs::read_to_string(world.public_key("laptop")).unwrap();
+    world.ssh("alice", &["key", "add", "alice", "--key", &format!("'{}'", key.trim())]).ok();
     world.ssh("laptop", &["whoami"]).exits(0).says("alice");
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("laptop")]).exits(3).says("alice's already");
     let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
@@ -233,6 +238,87 @@ fn who_is_removed_is_out(world: &World) {
     world.serves("shop", "version one");
     world.larder(&["user", "list"]).keeps_quiet_about("bob");
     world.larder(&["user", "remove", "bob"]).exits(4);
+}
+
+fn nobody_takes_all_the_room(world: &World) {
+    world.project("shop");
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    let follow = || {
+        let mut logs = world.client("ssh");
+        logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
+        logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // A few more than there is room for: what asks below may take the place of one of them.
+    let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
+    until("there are too many", || {
+        let more = world.ssh("alice", &["whoami"]);
+        more.status == 3 && more.stderr.contains("alice has 16 requests under way")
+    });
+    world.ssh("bob", &["whoami"]).exits(0);
+    for one in &mut all {
+        one.kill().unwrap();
+        one.wait().unwrap();
+    }
+    until("there is room again", || world.ssh("alice", &["whoami"]).status == 0);
+}
+
+/// A push whose client has read what the server has, and waits before it sends anything: much can happen meanwhile.
+fn what_changes_during_a_push_counts(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    let bob = repo.by("bob");
+    let gate = world.directory().join("home/gate");
+    let slow = world.directory().join("home/slow-ssh");
+    let lines = format!(
+        "#!/bin/sh\n(touch {0}.here; while ! [ -e {0} ]; do sleep 0.05; done; cat) | ssh {1} \"$@\"\n",
+        gate.display(),
+        world.ssh_options("bob").join(" ")
+    );
+    std::fs::write(&slow, lines).unwrap();
+    let started = |branch: &str| {
+        let _ = std::fs::remove_file(gate.with_extension("here"));
+        let _ = std::fs::remove_file(&gate);
+        let mut push = bob.command();
+        push.env("GIT_SSH_COMMAND", format!("sh {}", slow.display()));
+        push.args(["push", &bob.url(), &format!("HEAD:refs/heads/{branch}")]);
+        let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("the push has begun", || gate.with_extension("here").exists());
+        let served =
+            || processes::of(world.directory()).iter().any(|process| process.arguments.iter().any(|a| a == "receive-pack"));
+        until("git serves it", served);
+        push
+    };
+    // An environment that was made meanwhile deploys.
+    bob.page("version two");
+    let push = started("next");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    std::fs::write(&gate, "").unwrap();
+    Push(Output::from(String::from("the push"), push.wait_with_output().unwrap())).accepted().says("v1 is live");
+    world.serves("staging--shop", "version two");
+    // A right that was taken away is gone at once, whatever was under way.
+    let push = started("main");
+    world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
+    let gone = || processes::of(world.directory()).iter().all(|process| process.arguments.iter().all(|a| a != "receive-pack"));
+    until("git is ended", gone);
+    std::fs::write(&gate, "").unwrap();
+    let cut = Output::from(String::from("the push"), push.wait_with_output().unwrap());
+    assert_ne!(cut.status, 0, "{cut}");
+    cut.says("your right to push to shop was taken away");
+    world.serves("shop", "version one");
+    let mut fetch = world.client("ssh");
+    fetch.args(world.ssh_options("bob")).args(["larder@127.0.0.1", "git-upload-pack 'shop'"]).stdin(Stdio::piped());
+    let fetch = fetch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let served = || processes::of(world.directory()).iter().any(|process| process.arguments.iter().any(|a| a == "upload-pack"));
+    until("git serves a fetch", served);
+    world.larder(&["user", "grant", "bob", "shop", "none"]).ok();
+    Output::from(String::from("the fetch"), fetch.wait_with_output().unwrap())
+        .exits(3)
+        .says("your right to read shop was taken away");
 }
 
 fn a_private_key_is_no_public_key(world: &World) {

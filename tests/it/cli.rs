@@ -17,10 +17,13 @@ in_one_mode!(
     listings_speak_json,
     every_command_has_help,
     further_environments,
+    a_branch_that_was_stored_before_it_deploys,
+    what_could_not_be_made_leaves_no_name_behind,
     a_git_remote_leads_to_its_server,
     what_is_not_there_yet_says_so,
     a_server_that_is_not_there,
     output_can_be_cut_short,
+    one_command_too_many_is_told_so,
     the_quickstart_ends_with_a_page,
 );
 
@@ -120,8 +123,68 @@ fn further_environments(world: &World) {
     world.serves("staging--shop", "unstable");
     assert_eq!(repo.live(), Some(stable));
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
+    repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
+    // What is advised is about this environment, not about the default one.
+    repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
+    repo.commit("does not build");
+    repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+}
+
+fn one_command_too_many_is_told_so(world: &World) {
+    world.project("shop");
+    let follow = || {
+        let mut logs = world.larder_command();
+        logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // A few more than there is room for: what asks below may take the place of one of them.
+    let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
+    until("there are too many", || {
+        let more = world.larder(&["whoami"]);
+        more.status == 3 && more.stderr.contains("64 commands at the same time")
+    });
+    for one in &mut all {
+        one.kill().unwrap();
+        one.wait().unwrap();
+    }
+    until("there is room again", || world.larder(&["whoami"]).status == 0);
+}
+
+fn a_branch_that_was_stored_before_it_deploys(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "stable");
+    repo.push().accepted();
+    let next = repo.page("unstable");
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted();
+    let created = world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]);
+    created.exits(0).says(&next[..7]).says("Push it again");
+    assert_eq!(repo.ls_remote().get("refs/heads/next"), None, "a deploy branch names what is live");
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted().says("v1 is live");
+    world.serves("staging--shop", "unstable");
+    assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
+}
+
+fn what_could_not_be_made_leaves_no_name_behind(world: &World) {
+    world.restart(&[("FAILPOINTS", "attach=1*return")]);
+    world.larder(&["project", "create", "shop"]).exits(70);
+    world.larder(&["project", "list"]).keeps_quiet_about("shop");
+    assert!(!world.root().join("projects/shop").exists());
+    world.project("shop");
+    // The same for an environment of a project that is there; the project stays as it is.
+    world.restart(&[("FAILPOINTS", "attach=1*off->1*return")]);
+    let staging = ["project", "create", "shop", "--env", "staging", "--branch", "next"];
+    world.larder(&staging).exits(70);
+    world.larder(&["project", "list"]).keeps_quiet_about("staging").says("shop/production");
+    world.larder(&staging).ok();
+    Repo::site(world, "shop", "version one").push().accepted();
+    // What lies there already is nobody's to delete.
+    let found = world.root().join("projects/blog/data");
+    fs::create_dir_all(&found).unwrap();
+    world.larder(&["project", "create", "blog"]).exits(3).says("projects/blog is there already");
+    assert!(found.is_dir());
+    fs::remove_dir_all(world.root().join("projects/blog")).unwrap();
+    world.project("blog");
 }
 
 fn a_git_remote_leads_to_its_server(world: &World) {
@@ -164,6 +227,7 @@ fn what_is_not_there_yet_says_so(world: &World) {
     let push = repo.git(&["push", &pillar, "HEAD:refs/heads/main"]);
     assert_eq!(push.status, 128, "{push}");
     push.says("no pillar repository");
+    world.ssh("alice", &["git-upload-pack '/shop/pillar'"]).exits(4).says("no pillar repository");
 }
 
 fn a_server_that_is_not_there(world: &World) {

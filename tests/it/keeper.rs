@@ -433,6 +433,11 @@ async fn areas_are_emptied_and_environments_removed() {
         assert!(exit.success() && text == "as released\n" || !namespaces(&world).await, "{text}");
         world.launcher.unregister(PROJECT, None).await.unwrap();
         assert!(!world.root.join("projects/shop").exists() && world.root.join("projects/other/live").exists());
+        // Again, as whoever did not hear that it was done.
+        world.launcher.unregister(PROJECT, None).await.unwrap();
+        world.launcher.unregister(PROJECT, Some(ENV)).await.unwrap();
+        world.launcher.unregister(ProjectId(2), Some(ENV)).await.unwrap();
+        assert!(world.root.join("projects/other/live").exists());
         world.trash_is_emptied().await;
         let launch = world.launch(Role::Task, Supervision::Once);
         assert!(world.launcher.launch(launch, &job("true"), Stdio::default()).await.is_err());

@@ -2,10 +2,15 @@
 
 use std::thread;
 
-use crate::harness::{Repo, World, in_each_mode, in_one_mode, until};
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, until};
 
 in_each_mode!(push_after_push_to_several_projects);
-in_one_mode!(two_pushes_at_once_to_one_project, ten_pushes_to_ten_projects, a_waiting_push_is_superseded);
+in_one_mode!(
+    two_pushes_at_once_to_one_project,
+    ten_pushes_to_ten_projects,
+    a_waiting_push_is_superseded,
+    what_runs_is_cancelled_before_what_waits,
+);
 
 /// No two deployments of an environment overlap: each ends before the next one opens.
 fn one_at_a_time(world: &World, project: &str) {
@@ -122,6 +127,28 @@ fn a_waiting_push_is_superseded(world: &World) {
     world.serves("shop", "version three");
     assert_eq!(third.live(), Some(third.head()));
     one_at_a_time(world, "shop");
+}
+
+fn what_runs_is_cancelled_before_what_waits(world: &World) {
+    world.project("shop");
+    let hangs = Repo::new(world, "shop");
+    hangs.program(".larder/build", "#!/bin/sh\nexec sleep 98762\n");
+    hangs.page("never");
+    let good = Repo::site(world, "shop", "version one");
+    let (first, second) = thread::scope(|scope| {
+        let deployments = || crate::harness::state::names(&world.environment("shop").join("deployments")).len();
+        let first = scope.spawn(|| hangs.push());
+        let sleeps =
+            || processes::of(world.directory()).iter().any(|process| process.arguments.iter().any(|word| word == "98762"));
+        until("the first one builds", sleeps);
+        let second = scope.spawn(|| good.push_as(&["--force", "HEAD:refs/heads/main"]));
+        until("the second one waits", || deployments() == 2);
+        world.larder(&["deploy", "shop", "--cancel"]).exits(0);
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    first.rejected_with("cancelled");
+    second.accepted();
+    world.serves("shop", "version one");
 }
 
 /// Each push begins while the chores of the one before it are still being done.

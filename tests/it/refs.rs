@@ -252,6 +252,9 @@ fn a_deployment_can_be_cancelled_and_retried(world: &World) {
     world.serves("shop", "version one");
     let left: Vec<_> = processes::of(world.directory()).into_iter().filter(|process| process.arguments[0] == "sleep").collect();
     assert!(left.is_empty(), "the cancelled build goes on: {left:?}");
+    // How it went is said by the exit status, whatever the form of the answer.
+    world.larder(&["deploy", "shop", "--follow"]).exits(1);
+    world.larder(&["deploy", "shop", "--follow", "--json"]).exits(1).says("cancelled");
     open_the_gate(world, "shop");
     world.larder(&["deploy", "shop", "--retry"]).exits(0).says("v2 is live");
     world.serves("shop", "version two");

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, BufReader, Read, Seek, SeekFrom},
+    io::{self, BufReader, Seek, SeekFrom},
     ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -14,12 +14,17 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::Deserialize;
+use tokio::io::AsyncReadExt;
 
 use super::not_found;
 use crate::{
     control::{CommandError, Control, Kind, Reply, SendFuture, Target},
     git::GitError,
-    host::{files, root::EnvironmentPaths},
+    host::{
+        files,
+        root::EnvironmentPaths,
+        stream::{Outlet, PATIENCE},
+    },
     model::{CommitId, Digest, Environment, EnvironmentName, ProjectName, ReleaseId},
     pipeline::Summary,
     release::{self, ReleaseError, store},
@@ -60,6 +65,9 @@ pub struct Heads {
 
 /// How many threads make a delta.
 const THREADS: usize = 2;
+
+/// How much of a pack is passed on at once.
+const PIECE: usize = 256 * 1024;
 
 /// More heads than this are not remembered.
 const HEADS: usize = 4096;
@@ -289,11 +297,14 @@ pub(super) async fn get(
         };
         let send = move |output: OwnedFd| -> SendFuture {
             Box::pin(async move {
-                let (output, skipping) = skipping(skipped, output)?;
-                let packed = repositories.export_pack(project, want, haves, output).await;
-                if let Some(skipping) = skipping {
-                    skipping.await.map_err(|error| CommandError::internal(&error))?;
-                }
+                let packed = if skipped == 0 {
+                    repositories.export_pack(project, want, haves, output).await
+                } else {
+                    let (output, passing) = skipping(skipped, output).map_err(|error| CommandError::internal(&error))?;
+                    let (packed, passed) = tokio::join!(repositories.export_pack(project, want, haves, output), passing);
+                    passed.map_err(|error| CommandError::internal(&error))?;
+                    packed
+                };
                 packed.map_err(|error| match error {
                     GitError::Failure(failure) => not_found(failure.to_string()),
                     other => CommandError::internal(&other),
@@ -309,42 +320,45 @@ pub(super) async fn get(
         _ => CommandError::internal(&error),
     })?;
     let send = move |output: OwnedFd| -> SendFuture {
-        Box::pin(async move {
-            let sending = tokio::task::spawn_blocking(move || copy(file, &parts, &mut File::from(output)));
-            match sending.await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(internal(&path, error)),
-                Err(error) => Err(CommandError::internal(&error)),
-            }
-        })
+        Box::pin(async move { copy(file, &parts, output).await.map_err(|error| unsent(&path, &error)) })
     };
     Ok(Reply::Bytes(Box::new(send)))
 }
 
-/// What is written to the descriptor that this gives goes on to `output`, but for so many bytes at its beginning; and the task that
-/// does it, if there is something to do.
-fn skipping(bytes: u64, output: OwnedFd) -> Result<(OwnedFd, Option<tokio::task::JoinHandle<()>>), CommandError> {
-    if bytes == 0 {
-        return Ok((output, None));
-    }
-    let (mut reader, writer) = io::pipe().map_err(|error| CommandError::internal(&error))?;
-    let skip = move || {
-        // Whoever writes hears of it if nobody listens any more, and says so.
-        let mut output = File::from(output);
-        let skipped = io::copy(&mut Read::by_ref(&mut reader).take(bytes), &mut io::sink());
-        if let Err(error) = skipped.and_then(|_| io::copy(&mut reader, &mut output)) {
-            tracing::debug!(%error, "the rest of a pack was not taken");
-        }
-    };
-    Ok((writer.into(), Some(tokio::task::spawn_blocking(skip))))
+fn unsent(path: &Path, error: &io::Error) -> CommandError {
+    CommandError::new(Kind::Internal, format!("{} cannot be sent: {error}", path.display())).hint("ask for it again")
 }
 
-/// Writes parts of a file. It waits for a slow reader, whose connection has limits of its own.
-fn copy(mut file: File, parts: &[Range<u64>], output: &mut File) -> io::Result<()> {
+/// Passes on what is written to the descriptor that this gives, but for so many bytes at its beginning. Whoever writes hears of it
+/// if nobody listens any more.
+fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Output = io::Result<()>>)> {
+    let (reader, writer) = io::pipe()?;
+    let mut from = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
+    let mut output = Outlet::within(output, PATIENCE)?;
+    let passing = async move {
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mut piece = vec![0; PIECE];
+        loop {
+            let count = from.read(&mut piece).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let skipped = left.min(count);
+            left = left.saturating_sub(skipped);
+            output.write(piece.get(skipped..count).unwrap_or_default()).await?;
+        }
+    };
+    Ok((writer.into(), passing))
+}
+
+/// Writes parts of a file. No thread waits for a slow reader, and one that takes nothing at all is not waited for.
+async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
+    let mut output = Outlet::within(output, PATIENCE)?;
     for part in parts {
+        // A part that goes beyond the end ends there.
+        let end = part.end.min(file.metadata()?.len());
         file.seek(SeekFrom::Start(part.start))?;
-        // The kernel moves the bytes where it can.
-        io::copy(&mut Read::by_ref(&mut file).take(part.end.saturating_sub(part.start)), output)?;
+        file = output.write_from(file, end.saturating_sub(part.start)).await?;
     }
     Ok(())
 }

@@ -45,7 +45,9 @@ pub(super) async fn deploy(
         DeployAction::Follow => follow(control, &environment),
         DeployAction::Cancel => {
             let (running, waiting) = control.pipeline().under_way(environment.id);
-            let ticket = waiting.or(running);
+            // The one that waits only once the other one is on its way out.
+            let stoppable = running.clone().filter(|ticket| !ticket.cancel.is_cancelled());
+            let ticket = stoppable.or(waiting).or(running);
             let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
             tracing::warn!(deployment = %ticket.deployment, by = %caller, "cancelled");
             ticket.cancel.cancel();

@@ -2,18 +2,21 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Cursor, Write},
+    io::{self, Write},
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::Path,
 };
+
+use tokio_util::sync::CancellationToken;
 
 use super::{refused, releases};
 use crate::{
     control::{CommandError, Control, Kind, Reply, SendFuture, TakeFuture, Target},
     host::{
-        archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, write_end, write_part},
+        archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, after_all, after_part, before_part},
         files,
         root::EnvironmentPaths,
+        stream::{Inlet, Outlet, PATIENCE},
     },
     model::{Environment, Manifest, PublicKey},
     release::{
@@ -69,22 +72,27 @@ pub(super) async fn export(control: &Control, target: &Target, name: &str) -> Re
     let (manifest, record, archive) = opened.await.map_err(|error| CommandError::internal(&error))??;
     let send = move |output: OwnedFd| -> SendFuture {
         Box::pin(async move {
-            let written = tokio::task::spawn_blocking(move || write(manifest, record, archive, File::from(output)));
-            let written = written.await.map_err(|error| CommandError::internal(&error))?;
-            written.map_err(|error| CommandError::internal(&error))
+            let written = write(manifest, record, archive, output).await;
+            written.map_err(|error| CommandError::new(Kind::Internal, format!("the release cannot be sent: {error}")))
         })
     };
     Ok(Reply::Bytes(Box::new(send)))
 }
 
-fn write(mut manifest: File, record: Option<Vec<u8>>, mut archive: File, out: File) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 16, out);
-    write_part(MANIFEST, manifest.metadata()?.len(), &mut manifest, &mut out)?;
+async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: OwnedFd) -> io::Result<()> {
+    let mut out = Outlet::within(out, PATIENCE)?;
+    let size = manifest.metadata()?.len();
+    out.write(&before_part(MANIFEST, size)).await?;
+    out.write_from(manifest, size).await?;
+    out.write(&after_part(size)).await?;
     if let Some(record) = record {
-        write_part(HEALTH, record.len() as u64, &mut Cursor::new(&record), &mut out)?;
+        let size = record.len() as u64;
+        out.write(&[before_part(HEALTH, size), record, after_part(size)].concat()).await?;
     }
-    write_part(ARCHIVE, archive.metadata()?.len(), &mut archive, &mut out)?;
-    write_end(&mut out)
+    let size = archive.metadata()?.len();
+    out.write(&before_part(ARCHIVE, size)).await?;
+    out.write_from(archive, size).await?;
+    out.write(&[after_part(size), after_all()].concat()).await
 }
 
 pub(super) async fn import(control: &Control, target: &Target) -> Result<Reply, CommandError> {
@@ -106,8 +114,7 @@ async fn take(control: &Control, environment: &Environment, input: OwnedFd) -> R
         archive_bytes: limits.archive_bytes.bytes(),
         reserve: limits.disk_reserve.bytes(),
     };
-    let arrived = tokio::task::spawn_blocking(move || arriving.read(File::from(input)));
-    let (directory, incoming) = arrived.await.map_err(|error| CommandError::internal(&error))??;
+    let (directory, incoming) = arrive(arriving, input).await?;
     let context = context(control, environment, &paths);
     let manifest = release::take_in(&context, incoming, &expect, &trust, Look::Everything).await;
     drop(directory);
@@ -127,6 +134,19 @@ fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a Envir
     control.pipeline().services().release_context(environment, paths)
 }
 
+/// Has a thread of its own read what comes: it may come slowly, and then none of the runtime's threads should wait for it. It is not
+/// wanted any more when nobody waits for the answer.
+async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
+    let unwanted = CancellationToken::new();
+    let _guard = unwanted.clone().drop_guard();
+    let input = Inlet::new(input, PATIENCE, unwanted);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let reading = move || drop(tell.send(arriving.read(input)));
+    let thread = std::thread::Builder::new().name(String::from("import")).spawn(reading);
+    thread.map_err(|error| CommandError::internal(&error))?;
+    told.await.map_err(|error| CommandError::internal(&error))?
+}
+
 /// What has to be known to refuse as early as possible.
 struct Arriving {
     paths: EnvironmentPaths,
@@ -138,7 +158,7 @@ struct Arriving {
 
 impl Arriving {
     /// Reads a container into a directory of its own, which goes with the value that stands for it.
-    fn read(&self, input: File) -> Result<(tempfile::TempDir, Incoming), CommandError> {
+    fn read(&self, input: Inlet) -> Result<(tempfile::TempDir, Incoming), CommandError> {
         let incoming = self.paths.incoming();
         let failed = |path: &Path, error: io::Error| {
             CommandError::new(Kind::Internal, format!("{} cannot be written: {error}", path.display()))
@@ -198,7 +218,7 @@ impl Arriving {
 }
 
 /// A small part, if it is there.
-fn part(from: &mut Container<File>, name: &'static str, limit: u64) -> Result<Option<Vec<u8>>, CommandError> {
+fn part(from: &mut Container<Inlet>, name: &'static str, limit: u64) -> Result<Option<Vec<u8>>, CommandError> {
     let Some(size) = from.next(name, limit).map_err(|error| unreadable(&error))? else { return Ok(None) };
     let mut bytes = Vec::new();
     match from.content(size, &mut bytes).map_err(|error| unreadable(&error))? {

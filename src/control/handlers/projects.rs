@@ -2,61 +2,95 @@
 
 use super::refused;
 use crate::{
-    control::{Caller, CommandError, Control, Kind, ProjectSpec, Reply, error::no_project, reply::ProjectRow},
+    control::{Caller, CommandError, Control, Kind, ProjectSpec, Registry, Reply, error::no_project, reply::ProjectRow},
+    git::{Expected, GitError, GitFailure, MoveRef, Spec},
     host::launch::Registration,
-    model::{Environment, Mode, Project, ProjectName, Strategy},
+    model::{CommitId, Environment, Mode, Project, ProjectName, Strategy},
+    pipeline::chain,
 };
 
 pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply, CommandError> {
     available(&spec)?;
-    let project = control
-        .change(|registry| {
-            let mut domains = registry.projects.iter().flat_map(|project| &project.environments).flat_map(|one| &one.domains);
-            if let Some(taken) = domains.find(|domain| spec.domains.contains(domain)) {
-                return Err(refused(format!("the domain {taken} leads to another environment already")));
-            }
-            let id = registry.next_environment();
-            let known = registry.project(&spec.project).map(|project| project.id);
-            let project_id = known.unwrap_or_else(|| registry.next_project());
-            if known.is_none() {
-                registry.projects.push(Project { id: project_id, name: spec.project.clone(), environments: Vec::new() });
-            }
-            let project = registry.projects.iter_mut().find(|project| project.id == project_id);
-            let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
-            clash(project, &spec)?;
-            project.environments.push(Environment {
-                id,
-                project_id,
-                project: spec.project.clone(),
-                name: spec.environment.clone(),
-                mode: spec.mode,
-                branch: spec.branch.clone(),
-                strategy: spec.strategy,
-                domains: spec.domains.clone(),
-                default: project.environments.is_empty(),
-                scale: Default::default(),
-                remotes: Vec::new(),
-            });
-            Ok(project.clone())
-        })
-        .await?;
+    // One that cannot be prepared is taken back as if it had never been: nobody may have built on it meanwhile.
+    let _one_at_a_time = control.0.founding.lock().await;
+    let project = enter(control, spec).await?;
     match prepare(control, &project).await {
-        Ok(()) => {
+        Ok(unset) => {
             let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
-            Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url })
+            Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url, unset })
         }
-        Err(error) => {
-            // What cannot be prepared does not stay in the list.
-            let undone = control.change(|registry| {
-                if let Some(known) = registry.projects.iter_mut().find(|known| known.id == project.id) {
-                    known.environments.pop();
-                }
-                registry.projects.retain(|known| !known.environments.is_empty());
-                Ok(())
-            });
-            undone.await?;
-            Err(error)
+        Err(error) => Err(take_back(control, &project, error).await),
+    }
+}
+
+/// Gives it its numbers, and writes it down.
+async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandError> {
+    let root = &control.0.root;
+    let domain = control.pipeline().services().config.domain.as_str();
+    let entered = control.change(|registry| {
+        let id = registry.next_environment();
+        let known = registry.project(&spec.project).map(|project| project.id);
+        let project_id = known.unwrap_or_else(|| registry.next_project());
+        if known.is_none() {
+            registry.projects.push(Project { id: project_id, name: spec.project.clone(), environments: Vec::new() });
         }
+        let project = registry.projects.iter_mut().find(|project| project.id == project_id);
+        let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
+        clash(project, &spec)?;
+        let place = match known {
+            Some(_) => root.environment(&spec.project, &spec.environment).path().to_owned(),
+            None => root.project(&spec.project),
+        };
+        // Whatever it is: taking back what could not be prepared would delete it.
+        if place.symlink_metadata().is_ok() {
+            return Err(refused(format!("{} is there already, and is not of this server", place.display()))
+                .hint("move it away, or delete it, and try again"));
+        }
+        let environment = Environment {
+            id,
+            project_id,
+            project: spec.project.clone(),
+            name: spec.environment.clone(),
+            mode: spec.mode,
+            branch: spec.branch.clone(),
+            strategy: spec.strategy,
+            domains: spec.domains.clone(),
+            default: project.environments.is_empty(),
+            scale: Default::default(),
+            remotes: Vec::new(),
+        };
+        project.environments.push(environment.clone());
+        let project = project.clone();
+        one_host_each(registry, &environment, domain)?;
+        Ok(project)
+    });
+    entered.await
+}
+
+/// What cannot be prepared does not stay in the list, nor its name with the keeper, who would give it to no other number. Returns
+/// what to say.
+async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
+    let Some(environment) = project.environments.last() else { return error };
+    control.pipeline().detach(environment);
+    let only = project.environments.len() == 1;
+    let launcher = &control.pipeline().services().launcher;
+    if let Err(left) = launcher.unregister(project.id, (!only).then_some(environment.id)).await {
+        tracing::error!(environment = environment.title(), error = chain(&left), "could not be taken back");
+        return error.hint(match only {
+            true => format!("it stays in the list: `larder project destroy {0} --confirm {0}` removes it", project.name),
+            false => format!("{} stays in the list; the next start of the server prepares it again", environment.title()),
+        });
+    }
+    let removed = control.change(|registry| {
+        if let Some(known) = registry.projects.iter_mut().find(|known| known.id == project.id) {
+            known.environments.retain(|known| known.id != environment.id);
+        }
+        registry.projects.retain(|known| known.id != project.id || !known.environments.is_empty());
+        Ok(())
+    });
+    match removed.await {
+        Ok(()) => error,
+        Err(also) => error.hint(format!("it stays in the list, because it could not be taken back: {also}")),
     }
 }
 
@@ -87,18 +121,58 @@ fn clash(project: &Project, spec: &ProjectSpec) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Directories, repository, queue and route. Safe to repeat.
-async fn prepare(control: &Control, project: &Project) -> Result<(), CommandError> {
+/// A host name leads to one environment, whether it was given with `--domain` or is made of names.
+fn one_host_each(registry: &Registry, new: &Environment, domain: &str) -> Result<(), CommandError> {
+    let hosts = new.hosts(domain);
+    let others = registry.projects.iter().flat_map(|project| &project.environments).filter(|other| other.id != new.id);
+    for other in others {
+        if let Some(taken) = other.hosts(domain).into_iter().find(|host| hosts.contains(host)) {
+            return Err(refused(format!("the host name {taken} leads to another environment already"))
+                .hint("`larder project list` shows all that you may see; choose another name, or another --domain"));
+        }
+    }
+    Ok(())
+}
+
+/// Directories, repository, queue and route. Safe to repeat. Gives the commit that the branch named, if it was stored already.
+async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
-    let Some(environment) = project.environments.last() else { return Ok(()) };
+    let Some(environment) = project.environments.last() else { return Ok(None) };
     let registration = Registration {
         project: (project.id, project.name.clone()),
         environment: Some((environment.id, environment.name.clone())),
     };
     services.launcher.register(registration).await.map_err(|error| internal(&error))?;
-    services.repositories.init(project.id, environment.branch.clone()).await.map_err(|error| internal(&error))?;
-    control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))
+    // What a clone checks out is the default environment's, whichever was made last.
+    let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
+    services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
+    control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))?;
+    unset(control, environment).await.map_err(|error| internal(&error))
+}
+
+/// A deploy branch names what is live, and nothing is yet. If it was pushed before, when it was only stored, it is taken away: else
+/// the next push would have nothing to send, and git would not even ask. The objects stay.
+async fn unset(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
+    let repositories = &control.pipeline().services().repositories;
+    let commit = match repositories.resolve(environment.project_id, Spec::Branch(environment.branch.clone())).await {
+        Ok(commit) => commit,
+        Err(GitError::Failure(GitFailure::NotFound(_))) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let change = MoveRef {
+        refname: environment.branch.full_ref(),
+        expected: Expected::At(commit.clone()),
+        new: None,
+        keep: None,
+        forget: Vec::new(),
+    };
+    match repositories.move_ref(environment.project_id, change).await {
+        Ok(()) => Ok(Some(commit)),
+        // A push was faster: it is deployed as any other.
+        Err(GitError::Failure(GitFailure::Moved { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn list(control: &Control, caller: &Caller) -> Reply {
@@ -135,6 +209,7 @@ fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
 }
 
 pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Option<String>) -> Result<Reply, CommandError> {
+    let _one_at_a_time = control.0.founding.lock().await;
     let project = control.0.registry.read().project(&name).cloned();
     let project = project.ok_or_else(|| no_project(&name, &[]))?;
     if confirm.as_deref() != Some(name.as_str()) {
@@ -144,7 +219,7 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
     for environment in &project.environments {
         if let (Some(running), _) = control.pipeline().under_way(environment.id) {
             return Err(refused(format!("{} is being deployed ({})", environment.title(), running.deployment))
-                .hint(format!("wait for it, or run `larder deploy {name} --cancel`")));
+                .hint(format!("wait for it, or run `larder deploy {} --cancel`", environment.target())));
         }
     }
     for environment in &project.environments {
@@ -167,4 +242,28 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
         })
         .await?;
     Ok(Reply::Done(format!("{name} is gone")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_environments_have_the_same_host() {
+        let environment = |id: u32, project: &str, domains: &[&str]| Environment {
+            id: crate::model::EnvId(id),
+            project: project.parse().unwrap(),
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            ..Environment::of_shop("production", "main")
+        };
+        let shop = environment(1, "shop", &["www.example.com", "blog.localhost"]);
+        let project = Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()] };
+        let registry = Registry { projects: vec![project], ..Registry::default() };
+        let taken = |new: Environment| one_host_each(&registry, &new, "localhost").map_err(|error| error.to_string());
+        assert!(taken(environment(2, "wiki", &["wiki.example.com"])).is_ok());
+        assert!(taken(shop).is_ok(), "it does not stand in its own way");
+        assert!(taken(environment(2, "wiki", &["www.example.com"])).unwrap_err().contains("www.example.com"));
+        assert!(taken(environment(2, "wiki", &["shop.localhost"])).unwrap_err().contains("shop.localhost"));
+        assert!(taken(environment(2, "blog", &[])).unwrap_err().contains("blog.localhost"));
+    }
 }

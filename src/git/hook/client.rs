@@ -37,7 +37,7 @@ enum HookError {
     BadToken(&'static str),
     #[error("the larder server cannot be reached at {path}: {source}; is `larder serve` running?")]
     Unreachable { path: PathBuf, source: io::Error },
-    #[error("the larder server went away before its verdict; `larder deployments` shows what became of it")]
+    #[error("the larder server went away before its verdict; `larder deploy PROJECT --follow` shows what became of it")]
     Gone(#[source] io::Error),
     #[error("git's question could not be read: {0}")]
     Git(String),

@@ -42,8 +42,6 @@ const QUESTION: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_secs(20);
 /// How many lines wait for a slow reader; more are left out, and counted.
 const LINES: usize = 2048;
-/// How long the last words may take to reach the hook.
-const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// The hook socket. Dropping it closes the socket; sessions already accepted go on.
 #[derive(Debug)]
@@ -279,20 +277,17 @@ impl<T> HookSession<T> {
     async fn end(mut self, frames: Vec<ServerFrame>) {
         let missing = self.left_out.load(Ordering::Relaxed);
         let note = (missing > 0).then(|| ServerFrame::Line(format!("       ({missing} lines were left out here)")));
-        let said = timeout(LAST_WORDS, async {
-            for frame in note.into_iter().chain(frames) {
-                if self.frames.send(frame).await.is_err() {
-                    return;
-                }
+        // As long as the hook is there: whoever looked away from a long push must not read of a failure when it was none. The
+        // writer ends with the hook, and the hook with its client.
+        for frame in note.into_iter().chain(frames) {
+            if self.frames.send(frame).await.is_err() {
+                return tracing::warn!("a hook was gone before its answer");
             }
-            // Closing the queue lets the writer end when it has written everything.
-            let (closed, _) = mpsc::channel(1);
-            drop(std::mem::replace(&mut self.frames, closed));
-            let _ = (&mut self.writer).await;
-        });
-        if said.await.is_err() {
-            tracing::warn!("a hook did not take its answer");
         }
+        // Closing the queue lets the writer end when it has written everything.
+        let (closed, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.frames, closed));
+        let _ = (&mut self.writer).await;
     }
 }
 

@@ -44,22 +44,21 @@ pub enum ContainerError {
     },
 }
 
-/// Writes a part; `content` has to give exactly `size` bytes.
-pub fn write_part(name: &'static str, size: u64, content: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
-    out.write_all(&part_header(name, size))?;
-    let copied = io::copy(&mut content.take(size), out)?;
-    if copied != size {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{name} became shorter while it was written")));
-    }
-    let mut padding = Vec::new();
-    header::pad(&mut padding, size);
-    out.write_all(&padding)
+/// What comes before the content of a part.
+pub fn before_part(name: &'static str, size: u64) -> Vec<u8> {
+    part_header(name, size)
 }
 
-/// Ends a container.
-pub fn write_end(out: &mut impl Write) -> io::Result<()> {
-    out.write_all(&[0; header::END])?;
-    out.flush()
+/// What comes after the content of a part.
+pub fn after_part(size: u64) -> Vec<u8> {
+    let mut padding = Vec::new();
+    header::pad(&mut padding, size);
+    padding
+}
+
+/// What comes after all parts.
+pub fn after_all() -> Vec<u8> {
+    vec![0; header::END]
 }
 
 fn part_header(name: &str, size: u64) -> Vec<u8> {
@@ -149,9 +148,10 @@ mod tests {
     fn container(parts: &[(&'static str, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
         for (name, content) in parts {
-            write_part(name, content.len() as u64, &mut &content[..], &mut out).unwrap();
+            let size = content.len() as u64;
+            out.extend([before_part(name, size), content.to_vec(), after_part(size)].concat());
         }
-        write_end(&mut out).unwrap();
+        out.extend(after_all());
         out
     }
 

@@ -79,12 +79,16 @@ impl Table {
         self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
     }
 
-    /// Ends and removes an environment or a project.
+    /// Ends and removes an environment or a project. One that is not there (any more) is as gone as it shall be: whoever could not
+    /// write that down, or did not hear of it, asks again.
     pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
-        let name = self.registry.project(project)?.clone();
+        let Ok(name) = self.registry.project(project).cloned() else { return Ok(()) };
         let envs = match environment {
-            Some(env) if self.registry.environment(env)?.0 != project => return Err("it belongs to another project".into()),
-            Some(env) => vec![env],
+            Some(env) => match self.registry.environment(env) {
+                Ok((of, ..)) if of != project => return Err("it belongs to another project".into()),
+                Ok(_) => vec![env],
+                Err(_) => return Ok(()),
+            },
             None => self.registry.environments(project),
         };
         let ids: Vec<_> = self

@@ -98,19 +98,28 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
             .hint("it should look like ssh://larder@HOST:PORT/PROJECT");
     };
     let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
-    let error = Command::new("ssh").arg("-p").arg(port).arg("--").arg(login).arg(quoted).exec();
+    let mut ssh = Command::new("ssh");
+    if let Some(port) = port {
+        ssh.arg("-p").arg(port);
+    }
+    let error = ssh.arg("--").arg(login).arg(quoted).exec();
     CommandError::new(Kind::Internal, format!("ssh could not be started: {error}"))
 }
 
-/// `ssh://larder@host:2222/shop` is `larder@host` and `2222`.
-fn login_of(url: &str) -> Option<(String, String)> {
+/// `ssh://larder@host:2222/shop` is `larder@host` and `2222`. Where no port is named, the caller's own ssh configuration decides, as
+/// it does for git.
+fn login_of(url: &str) -> Option<(String, Option<String>)> {
     let rest = url.strip_prefix("ssh://")?;
     let (authority, _) = rest.split_once('/')?;
     let (login, port) = match authority.rsplit_once(':') {
-        Some((login, port)) if port.bytes().all(|c| c.is_ascii_digit()) && !port.is_empty() => (login, port),
-        _ => (authority, "22"),
+        Some((login, port)) if port.bytes().all(|c| c.is_ascii_digit()) && !port.is_empty() => (login, Some(port)),
+        _ => (authority, None),
     };
-    (!login.is_empty() && !login.starts_with('-')).then(|| (login.to_owned(), port.to_owned()))
+    // The brackets of an address belong to the URL.
+    let (user, host) = login.rsplit_once('@').map_or((None, login), |(user, host)| (Some(user), host));
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let login = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));
+    (!host.is_empty() && !login.starts_with('-')).then(|| (login, port.map(str::to_owned)))
 }
 
 fn without_remote(words: &[String]) -> Vec<String> {
@@ -134,10 +143,19 @@ mod tests {
 
     #[test]
     fn a_remote_names_login_and_port() {
-        let login = |url: &str| login_of(url).map(|(login, port)| format!("{login} {port}"));
+        let login = |url: &str| login_of(url).map(|(login, port)| format!("{login} {}", port.as_deref().unwrap_or("-")));
         assert_eq!(login("ssh://larder@host:2222/shop").unwrap(), "larder@host 2222");
-        assert_eq!(login("ssh://larder@host/shop").unwrap(), "larder@host 22");
-        for bad in ["https://host/shop", "ssh://-oProxyCommand=x/shop", "host:shop", "ssh:///shop"] {
+        assert_eq!(login("ssh://larder@host/shop").unwrap(), "larder@host -");
+        assert_eq!(login("ssh://larder@[2001:db8::1]:2222/shop").unwrap(), "larder@2001:db8::1 2222");
+        assert_eq!(login("ssh://[::1]/shop").unwrap(), "::1 -");
+        for bad in [
+            "https://host/shop",
+            "ssh://-oProxyCommand=x/shop",
+            "host:shop",
+            "ssh:///shop",
+            "ssh://larder@/shop",
+            "ssh://[-x]/shop",
+        ] {
             assert_eq!(login(bad), None, "{bad}");
         }
     }

@@ -4,7 +4,10 @@ use std::{
     fs, io,
     io::Write as _,
     net::TcpListener,
-    os::unix::process::CommandExt as _,
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -54,6 +57,7 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
         return Err(CommandError::new(Kind::Refused, format!("there is a server in {} already", root.display()))
             .hint(format!("serve it again with `larder serve --root {0}`, or delete it: rm -rf {0}", root.display())));
     }
+    make_root(&root)?;
     say("Starting a server ...");
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
     let own = std::process::id().to_string();
@@ -91,6 +95,29 @@ fn install() {
 /// Not below the home directory: as root, larder's own users must be able to reach it.
 fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
+}
+
+/// Makes the directory, or sees that nobody else can have prepared anything in it: everybody may write in /var/tmp.
+fn make_root(root: &Path) -> Result<(), CommandError> {
+    let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("{} cannot be made: {error}", root.display()));
+    if let Some(parent) = root.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match fs::DirBuilder::new().mode(0o755).create(root) {
+        // As root, larder's own users must be able to reach it, whatever the umask is.
+        Ok(()) => fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(root).map_err(failed)?;
+            let own = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
+            if own {
+                return Ok(());
+            }
+            let why = format!("{} is no directory that belongs to you and that only you can write", root.display());
+            Err(CommandError::new(Kind::Refused, why)
+                .hint("somebody else may have prepared it; name another one with --root, or look at it and delete it"))
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 fn free(wanted: u16) -> u16 {
@@ -197,4 +224,35 @@ impl Guide {
 
 fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_could_prepare_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("a/q");
+        make_root(&root).unwrap();
+        make_root(&root).unwrap();
+        let refused = |path: &Path| make_root(path).unwrap_err().kind == Kind::Refused;
+        for mode in [0o775, 0o757, 0o1777] {
+            fs::set_permissions(&root, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(refused(&root), "{mode:o}");
+        }
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        let link = directory.path().join("link");
+        symlink(&root, &link).unwrap();
+        assert!(refused(&link), "somebody else's link");
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refused(&file));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&root, Some(54_321), None).unwrap();
+            assert!(refused(&root), "somebody else's directory");
+        }
+    }
 }

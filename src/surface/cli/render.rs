@@ -7,7 +7,7 @@ use super::{render_drift, render_releases};
 
 use crate::{
     control::{Check, Grade, ProcessRow, ProjectRow, Reply, ServerKeys, StatusReport, TrustRow, User},
-    model::{Environment, Live, Project, Remote},
+    model::{CommitId, Environment, Live, Project, Remote},
     pipeline::Summary,
     remote::Offer,
 };
@@ -26,7 +26,7 @@ pub fn text(reply: &Reply) -> String {
             let line = |row: &TrustRow| vec![row.on.clone(), row.name.clone(), row.key.to_string()];
             table(&["ACCEPTS FOR", "NAME", "KEY"], rows.iter().map(line).collect())
         }
-        Reply::Created { project, ssh_port, url } => created(project, *ssh_port, url),
+        Reply::Created { project, ssh_port, url, unset } => created(project, *ssh_port, url, unset.as_ref()),
         Reply::Projects(rows) => projects(rows),
         Reply::Plan(plan) => plan.clone(),
         Reply::Releases(rows) => render_releases::list(rows),
@@ -59,7 +59,9 @@ pub fn value(reply: &Reply) -> Value {
             json!({ "name": name, "access": access })
         }
         Reply::Users(users) => json!(users),
-        Reply::Created { project, ssh_port, url } => json!({ "project": project, "ssh_port": ssh_port, "url": url }),
+        Reply::Created { project, ssh_port, url, unset } => {
+            json!({ "project": project, "ssh_port": ssh_port, "url": url, "unset": unset })
+        }
         Reply::Keys(keys) => json!(keys),
         Reply::Trusted(rows) => json!(rows),
         Reply::Projects(rows) => json!(rows),
@@ -115,11 +117,17 @@ fn server_keys(keys: &ServerKeys) -> String {
     text
 }
 
-fn created(project: &Project, port: u16, url: &str) -> String {
+fn created(project: &Project, port: u16, url: &str, unset: Option<&CommitId>) -> String {
     let Some(environment) = project.environments.last() else { return String::new() };
     let Environment { branch, mode, .. } = environment;
+    let again = unset.map_or_else(String::new, |commit| {
+        format!(
+            "\n{branch} was stored here at {} and was never deployed. Push it again: it is deployed from now on.\n",
+            commit.short()
+        )
+    });
     format!(
-        "{} is ready ({mode}, deploys {branch}).\n\n  git remote add prod ssh://larder@HOST:{port}/{}\n  git push prod {branch}\n\nIt will answer at {url}\n",
+        "{} is ready ({mode}, deploys {branch}).\n\n  git remote add prod ssh://larder@HOST:{port}/{}\n  git push prod {branch}\n{again}\nIt will answer at {url}\n",
         environment.title(),
         project.name
     )

@@ -9,7 +9,7 @@ use super::{Cli, Command, parse, render, screen::Screen};
 use crate::{
     control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture, TakeFuture},
     host::launch::Stdio,
-    model::{Access, Outcome, ProjectName, sanitise_bytes},
+    model::{Access, Outcome, ProjectName, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
     remote::ssh::{Exec, Output},
 };
@@ -26,6 +26,8 @@ pub struct Io {
     pub stdout: OwnedFd,
     /// Errors.
     pub stderr: OwnedFd,
+    /// Whether the caller is known to look at a terminal that is not one of these descriptors.
+    pub terminal: bool,
     /// Cancelled when the caller has gone.
     pub gone: CancellationToken,
 }
@@ -37,7 +39,7 @@ pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -
 }
 
 async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
-    let Io { stdin, stdout, stderr, gone } = io;
+    let Io { stdin, stdout, stderr, terminal, gone } = io;
     let Asked { json, project, needed, reply } = match ask(control, caller, words).await {
         Ok(asked) => asked,
         Err(Stop::Clap(error)) => {
@@ -55,7 +57,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
             return refuse(&mut screen, &error).await;
         }
     };
-    let answering = answer(reply, json, Io { stdin, stdout, stderr, gone: gone.clone() });
+    let answering = answer(reply, json, Io { stdin, stdout, stderr, terminal, gone: gone.clone() });
     tokio::pin!(answering);
     // Whoever loses the right to it in the middle is cut off, as if they had gone away.
     tokio::select! {
@@ -68,7 +70,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
 }
 
 async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
-    let Io { stdin, stdout, stderr, gone } = io;
+    let Io { stdin, stdout, stderr, terminal, gone } = io;
     if let Reply::Run(start) = reply {
         return task(start, stdin, stdout, stderr, gone).await;
     }
@@ -79,6 +81,8 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
     if let Reply::Bytes(send) = reply {
         return bytes(send, stdout, stderr, gone).await;
     }
+    // A patch is handed on as it is, to `git apply`; everything else is only looked at, and much of it comes from strangers.
+    let verbatim = matches!(reply, Reply::Patch(_)) && !terminal && !rustix::termios::isatty(&stdout);
     let mut screen = Screen::new(stdout, stderr)?;
     if json {
         let value = render::value(&reply);
@@ -86,7 +90,8 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
             screen.out(&format!("{value:#}\n")).await?;
         }
     } else {
-        screen.out(&render::text(&reply)).await?;
+        let text = render::text(&reply);
+        if verbatim { screen.out(&text).await? } else { screen.out(&sanitise_text(&text)).await? }
     }
     match reply {
         Reply::Ticket(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
@@ -100,8 +105,10 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
         }),
         Reply::Relay(exec) => relay(&mut screen, *exec, &gone).await,
         Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
-        Reply::Past { summary, .. } if !json => {
-            screen.out(&render::past(&summary)).await?;
+        Reply::Past { summary, .. } => {
+            if !json {
+                screen.out(&sanitise_text(&render::past(&summary))).await?;
+            }
             Ok(if summary.went_live() { 0 } else { Kind::Deployment.exit_code() })
         }
         _ => Ok(0),
@@ -148,7 +155,7 @@ async fn taken(
         }
     };
     match done {
-        Ok(what) => screen.out(&format!("{what}\n")).await.map(|()| 0),
+        Ok(what) => screen.out(&sanitise_text(&format!("{what}\n"))).await.map(|()| 0),
         Err(error) => refuse(&mut screen, &error).await,
     }
 }
@@ -194,7 +201,7 @@ pub fn error_text(error: &CommandError) -> String {
     for hint in &error.hints {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    text
+    sanitise_text(&text)
 }
 
 /// Shows a deployment until it ends. A caller that goes away does not stop it.
@@ -226,9 +233,9 @@ async fn relay(screen: &mut Screen, mut exec: Exec, gone: &CancellationToken) ->
             Ok(Some(Output::Err(bytes))) => (bytes, 1),
             Ok(None) => break,
             Err(error) => {
-                screen.err(&format!("error: {}\n", chain(&error))).await?;
+                screen.err(&sanitise_text(&format!("error: {}\n", chain(&error)))).await?;
                 for hint in error.hints() {
-                    screen.err(&format!("hint: {hint}\n")).await?;
+                    screen.err(&sanitise_text(&format!("hint: {hint}\n"))).await?;
                 }
                 return Ok(1);
             }

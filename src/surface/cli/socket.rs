@@ -23,13 +23,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::session::{self, Io};
-use crate::control::{Caller, Control};
+use super::{
+    screen::Screen,
+    session::{self, Io},
+};
+use crate::control::{Caller, CommandError, Control, Kind};
 
 /// The most bytes of one command.
 const MESSAGE_MAX: usize = 64 * 1024;
 /// The most clients at the same time.
 const CLIENTS: usize = 64;
+/// How many more are told that there are too many.
+const TURNED_AWAY: usize = 16;
 /// How long a client may take to say what it wants.
 const QUESTION: Duration = Duration::from_secs(5);
 
@@ -53,7 +58,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers clients until `shutdown`. Root and the account that larder runs as may call.
 pub async fn serve(listener: UnixListener, control: Control, shutdown: CancellationToken) {
-    let room = Arc::new(Semaphore::new(CLIENTS));
+    let (room, porch) = (Arc::new(Semaphore::new(CLIENTS)), Arc::new(Semaphore::new(TURNED_AWAY)));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -75,6 +80,12 @@ pub async fn serve(listener: UnixListener, control: Control, shutdown: Cancellat
         }
         let Ok(permit) = room.clone().try_acquire_owned() else {
             tracing::warn!("too many clients at the control socket");
+            if let Ok(permit) = porch.clone().try_acquire_owned() {
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(QUESTION, turn_away(stream)).await;
+                    drop(permit);
+                });
+            }
             continue;
         };
         let control = control.clone();
@@ -94,7 +105,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
         return Err(io::Error::other("a client must hand over its three standard descriptors"));
     };
     let gone = CancellationToken::new();
-    let io = Io { stdin, stdout, stderr, gone: gone.clone() };
+    let io = Io { stdin, stdout, stderr, terminal: false, gone: gone.clone() };
     let mut end = [0_u8; 1];
     let code = {
         let verb = session::run(&control, &Caller::Operator, &call.words, io);
@@ -109,6 +120,16 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
         }
     };
     stream.write_all(&[code]).await
+}
+
+async fn turn_away(mut stream: UnixStream) -> io::Result<()> {
+    let (_, descriptors) = receive(&stream).await?;
+    let mut descriptors = descriptors.into_iter().skip(1);
+    let (Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next()) else { return Ok(()) };
+    let error = CommandError::new(Kind::Refused, format!("the server answers {CLIENTS} commands at the same time, and no more"))
+        .hint("end one of them, such as `larder logs --follow`, and try again");
+    Screen::new(stdout, stderr)?.err(&session::error_text(&error)).await?;
+    stream.write_all(&[error.kind.exit_code()]).await
 }
 
 async fn receive(stream: &UnixStream) -> io::Result<(Call, Vec<OwnedFd>)> {

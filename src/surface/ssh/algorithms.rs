@@ -18,14 +18,12 @@ pub enum Profile {
     Strict,
 }
 
-// The client's order decides; ours is only what is on offer. Cheap elliptic curves stand in front of the large groups, which
-// exist for clients without curves.
+// The client's order decides; ours is only what is on offer. The groups of thousands of bits are not: a client that has not even
+// logged in could have us calculate with them as often as it likes, and every client of the last ten years has the curve.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
     kex::CURVE25519_PRE_RFC_8731,
-    kex::DH_G16_SHA512,
-    kex::DH_G18_SHA512,
     kex::EXTENSION_SUPPORT_AS_SERVER,
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
 ];

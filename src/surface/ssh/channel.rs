@@ -34,6 +34,9 @@ pub(super) const INPUT_HIGH: usize = 1024 * 1024;
 /// Queued input that only a client which disregards its window, or several uploads over one connection beside a stuck one, reach.
 pub(super) const INPUT_MAX: usize = 16 * 1024 * 1024;
 
+/// What a chunk costs besides its bytes: it lies on the heap by itself. Else chunks of one byte would take many times what is counted.
+const CHUNK_COST: usize = 64;
+
 const PIPE_SIZE: usize = 1024 * 1024;
 const READ_FIRST: usize = 16 * 1024;
 const READ_LARGE: usize = 256 * 1024;
@@ -42,7 +45,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The exit status of a request that panicked.
 const STATUS_BUG: u32 = 70;
 /// The exit status of what could not be understood.
-const STATUS_USAGE: u32 = 2;
+pub(super) const STATUS_USAGE: u32 = 2;
+/// The exit status of what is not done, for now or for this key.
+pub(super) const STATUS_REFUSED: u32 = 3;
 const STDERR: u32 = 1;
 const CTRL_C: u8 = 3;
 const CTRL_D: u8 = 4;
@@ -79,7 +84,8 @@ pub(super) struct Input {
 #[derive(Default)]
 struct Queue {
     chunks: VecDeque<Bytes>,
-    bytes: usize,
+    /// What the chunks cost, in bytes.
+    cost: usize,
     ended: bool,
     discard: bool,
 }
@@ -88,13 +94,14 @@ impl Input {
     /// Adds what arrived; false if it does not fit.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.queue.lock();
-        if queue.discard || queue.ended {
+        if queue.discard || queue.ended || data.is_empty() {
             return true;
         }
-        if queue.bytes.saturating_add(data.len()) > INPUT_MAX {
+        let cost = queue.cost.saturating_add(cost_of(data));
+        if cost > INPUT_MAX {
             return false;
         }
-        queue.bytes = queue.bytes.saturating_add(data.len());
+        queue.cost = cost;
         queue.chunks.push_back(Bytes::copy_from_slice(data));
         drop(queue);
         self.arrived.notify_one();
@@ -107,7 +114,7 @@ impl Input {
     }
 
     pub(super) fn is_high(&self) -> bool {
-        self.queue.lock().bytes >= INPUT_HIGH
+        self.queue.lock().cost >= INPUT_HIGH
     }
 
     pub(super) fn end(&self) {
@@ -119,8 +126,8 @@ impl Input {
     pub(super) fn discard(&self) {
         let mut queue = self.queue.lock();
         queue.discard = true;
-        queue.bytes = 0;
-        queue.chunks.clear();
+        queue.cost = 0;
+        queue.chunks = VecDeque::new();
         drop(queue);
         self.taken.notify_one();
     }
@@ -131,7 +138,7 @@ impl Input {
             {
                 let mut queue = self.queue.lock();
                 if let Some(chunk) = queue.chunks.pop_front() {
-                    queue.bytes = queue.bytes.saturating_sub(chunk.len());
+                    queue.cost = queue.cost.saturating_sub(cost_of(&chunk));
                     drop(queue);
                     self.taken.notify_one();
                     return Some(chunk);
@@ -143,6 +150,10 @@ impl Input {
             self.arrived.notified().await;
         }
     }
+}
+
+fn cost_of(chunk: &[u8]) -> usize {
+    chunk.len().saturating_add(CHUNK_COST)
 }
 
 /// What a channel needs to carry out a request.
@@ -199,9 +210,9 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
 }
 
 /// Answers a request that is not carried out.
-pub(super) async fn refuse_usage(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String) {
+pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String, status: u32) {
     shared.input.discard();
-    refuse(&write, &shared, &text, STATUS_USAGE).await;
+    refuse(&write, &shared, &text, status).await;
 }
 
 async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &Shared, text: &str, status: u32) {
@@ -292,18 +303,32 @@ async fn forward(
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
     let mut after_return = false;
+    // Once for all output: else whatever still holds the pipe would only have to say a word now and then.
+    let given_up = async {
+        ended.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::pin!(given_up);
+    let (mut is_over, mut late) = (false, 0_usize);
     loop {
         buffer.reserve(size);
-        let given_up = async {
-            ended.cancelled().await;
-            tokio::time::sleep(LINGER).await;
-        };
         let count = tokio::select! {
             biased;
-            count = pipe.read_buf(&mut buffer) => count,
             () = shared.gone.cancelled() => return,
-            () = given_up => return,
+            // What the request itself has left in the pipe is for the client, however slowly it takes it.
+            () = &mut given_up, if !is_over => {
+                is_over = true;
+                continue;
+            }
+            count = pipe.read_buf(&mut buffer) => count,
+            () = std::future::ready(()), if is_over => return,
         };
+        if is_over {
+            late = late.saturating_add(*count.as_ref().unwrap_or(&0));
+            if late > PIPE_SIZE {
+                return;
+            }
+        }
         match count {
             Ok(0) => return,
             Ok(count) if count >= READ_FIRST => size = READ_LARGE,
@@ -361,7 +386,7 @@ mod unit {
     #[tokio::test]
     async fn the_queue_is_bounded_and_ends() {
         let input = Input::default();
-        let chunk = vec![1; 1024 * 1024];
+        let chunk = vec![1; 1024 * 1024 - CHUNK_COST];
         for _ in 0..16 {
             assert!(input.push(&chunk));
         }
@@ -372,5 +397,16 @@ mod unit {
         assert!(input.push(&chunk) && !input.is_high());
         input.end();
         assert_eq!(input.next().await, None);
+    }
+
+    #[test]
+    fn tiny_chunks_count_for_what_they_take() {
+        let input = Input::default();
+        for _ in 0..1_000_000 {
+            assert!(input.push(b""));
+        }
+        assert!(input.queue.lock().chunks.is_empty());
+        let taken = (0..).take_while(|_| input.push(b"x")).count();
+        assert_eq!(taken, INPUT_MAX / (CHUNK_COST + 1));
     }
 }

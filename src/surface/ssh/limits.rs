@@ -21,6 +21,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// Connections at once, in all.
     pub connections: usize,
+    /// Connections at once of one user.
+    pub connections_per_user: usize,
     /// Connections at once that have not logged in yet.
     pub unauthenticated: usize,
     /// From this many on, new ones are dropped at random, ever more likely.
@@ -59,6 +61,7 @@ impl Default for Limits {
             login_grace: Duration::from_secs(30),
             handshake: Duration::from_secs(10),
             connections: 512,
+            connections_per_user: 32,
             unauthenticated: 64,
             early_drop: 32,
             unauthenticated_per_source: 8,

@@ -21,10 +21,11 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    Desk, SshConfig, channel,
+    Desk, Identity, SshConfig, channel,
     limits::{Gate, Offence, Ticket},
     session::{Connection, Progress, SessionError},
 };
+use crate::surface::shares::{Share, Shares};
 
 /// How many callers are turned away before there is a pause, when descriptors run out.
 const REFUSED_AT_ONCE: usize = 128;
@@ -45,6 +46,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>
     };
     let mut house = House {
         gate: Gate::new(config.limits.clone()),
+        shares: Shares::new(config.limits.connections_per_user),
         russh: Arc::new(russh_config(&config)),
         config: Arc::new(config),
         desk,
@@ -129,6 +131,7 @@ fn russh_config(config: &SshConfig) -> server::Config {
 
 struct House {
     gate: Arc<Gate>,
+    shares: Arc<Shares>,
     russh: Arc<server::Config>,
     config: Arc<SshConfig>,
     desk: Arc<dyn Desk>,
@@ -149,6 +152,8 @@ impl House {
                     cut: self.cut.child_token(),
                     peer,
                     ticket,
+                    shares: Arc::clone(&self.shares),
+                    share: None,
                 };
                 self.connections.spawn(life.live(stream));
             }
@@ -182,6 +187,7 @@ enum End {
     Handshake,
     Grace,
     Idle,
+    Crowded,
     Revoked,
     Shutdown,
 }
@@ -213,6 +219,9 @@ struct Life {
     cut: CancellationToken,
     peer: SocketAddr,
     ticket: Ticket,
+    shares: Arc<Shares>,
+    /// Its user's place, once it has one.
+    share: Option<Share>,
 }
 
 impl Life {
@@ -254,8 +263,9 @@ impl Life {
                         self.ticket.offence(Offence::Grace, Instant::now());
                         self.cut.cancel();
                     }
-                    End::Idle | End::Revoked | End::Shutdown => {
+                    End::Idle | End::Crowded | End::Revoked | End::Shutdown => {
                         let why = match end {
+                            End::Crowded => "you have too many connections open; end one of them",
                             End::Idle => "idle for too long",
                             End::Revoked => "your key may not log in any more",
                             _ => "the server is restarting",
@@ -292,6 +302,13 @@ impl Life {
             () = self.shutdown.cancelled() => return End::Shutdown,
         }
         self.ticket.logged_in();
+        if let Some((_, Identity { user })) = progress.login.get() {
+            self.share = self.shares.take(user);
+            if self.share.is_none() {
+                tracing::warn!(peer = %self.peer, %user, "too many connections of one user");
+                return End::Crowded;
+            }
+        }
         let mut busy = progress.busy.subscribe();
         loop {
             // The sender lives as long as `progress`, so these waits do not fail.

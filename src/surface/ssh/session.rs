@@ -196,15 +196,18 @@ impl Connection {
             Some((key, login)) => self.desk.authenticate(key, source).filter(|now| now == login),
             None => None,
         };
-        let refusal = match (request, identity) {
-            (_, None) => String::from("larder: your key was removed; ask an administrator"),
-            _ if self.shutdown.is_cancelled() => String::from("larder: the server is restarting; try again in a moment"),
+        let (refusal, status) = match (request, identity) {
+            (_, None) => (String::from("larder: your key was removed; ask an administrator"), channel::STATUS_REFUSED),
+            _ if self.shutdown.is_cancelled() => {
+                (String::from("larder: the server is restarting; try again in a moment"), channel::STATUS_REFUSED)
+            }
             (Err(error), _) => {
                 // One line for people: the cause follows the message.
-                match std::error::Error::source(&error) {
+                let line = match std::error::Error::source(&error) {
                     Some(cause) => format!("larder: {error} ({cause})"),
                     None => format!("larder: {error}"),
-                }
+                };
+                (line, channel::STATUS_USAGE)
             }
             (Ok(request), Some(identity)) => {
                 tracing::debug!(peer = %self.peer, user = %identity.user, ?request, "request");
@@ -226,7 +229,7 @@ impl Connection {
         tracing::info!(peer = %self.peer, "{refusal}");
         let ending = if open.tty.is_some() { "\r\n" } else { "\n" };
         tokio::spawn(async move {
-            channel::refuse_usage(write, shared, refusal + ending).await;
+            channel::refuse_request(write, shared, refusal + ending, status).await;
             drop(busy);
         });
         Ok(())

@@ -30,7 +30,7 @@ struct Action {
     /// Show the deployment that is under way, or the last one, from its beginning
     #[arg(long)]
     follow: bool,
-    /// Stop the deployment that is under way, and put everything back
+    /// Stop the deployment that is under way, and put everything back; one that waits is next
     #[arg(long)]
     cancel: bool,
     /// Allow deployments again after one got stuck and you have put things right
@@ -71,7 +71,7 @@ impl Rollback {
 /// Bring a deliverable from staging and make it live.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). What is missing of it is transferred, its signature and every digest are checked, and then it goes live through the same steps as everything else. Nothing is built.\n\nExit status: 0 it is live, 1 it failed and what was live still is, 3 it was refused, 4 there is no such thing."
+    after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). What is missing of it is transferred, its signature and every digest are checked, and then it goes live through the same steps as everything else. Nothing is built.\n\nExit status: 0 it is live, 1 it failed, or its signature, its digests or the promotion policy said no, and what was live still is, 3 it was refused before that, 4 there is no such thing."
 )]
 pub struct Pull {
     #[command(flatten)]

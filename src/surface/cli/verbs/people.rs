@@ -145,7 +145,8 @@ impl Key {
 fn read(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
         return Err(CommandError::new(Kind::Usage, format!("{} is on your machine, not on the server", file.display()))
-            .hint("send the key itself: --key \"$(cat FILE)\""));
+            .hint("send the key itself, in quotes of its own for the server: --key \"'$(cat FILE)'\"")
+            .hint("or have the program read the file: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {

@@ -238,12 +238,15 @@ async fn a_key_that_was_taken_away_stops_working_in_open_connections() {
     world.desk.keys.lock().clear();
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "true").await.unwrap();
-    let mut told = String::new();
+    let (mut told, mut status) = (String::new(), None);
     while let Some(message) = channel.wait().await {
-        if let ChannelMsg::ExtendedData { data, .. } = message {
-            told += &text(&data);
+        match message {
+            ChannelMsg::ExtendedData { data, .. } => told += &text(&data),
+            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+            _ => {}
         }
     }
+    assert_eq!(status, Some(3), "refused, not misspelt");
     assert!(told.contains("removed") && world.desk.calls.lock().is_empty(), "{told}");
     world.end().await;
 }
@@ -478,6 +481,47 @@ async fn a_panic_ends_one_connection_only() {
         }
     }
     assert_eq!(output, b"fine");
+    world.end().await;
+}
+
+async fn inside(world: &World, seed: u8) -> client::Handle<Trusting> {
+    let mut handle = connect(world).await;
+    assert!(login(&mut handle, seed).await.success());
+    handle
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_so_many_connections() {
+    let world = World::with(|config| config.limits.connections_per_user = 2).await;
+    let (first, second) = (inside(&world, 1).await, inside(&world, 1).await);
+    let third = inside(&world, 1).await;
+    while !third.is_closed() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = inside(&world, 2).await;
+    for handle in [&first, &second, &other] {
+        handle.channel_open_session().await.unwrap();
+    }
+    drop(first);
+    loop {
+        let again = inside(&world, 1).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if !again.is_closed() {
+            break;
+        }
+    }
+    drop((second, other));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_can_ask_for_a_key_exchange_that_costs_much() {
+    let world = World::new().await;
+    for costly in [russh::kex::DH_G14_SHA256, russh::kex::DH_G16_SHA512, russh::kex::DH_G18_SHA512, russh::kex::DH_GEX_SHA256] {
+        let mut client = client::Config::default();
+        client.preferred.kex = std::borrow::Cow::Owned(vec![costly]);
+        assert!(client::connect(Arc::new(client), world.address, Trusting).await.is_err(), "{costly:?}");
+    }
     world.end().await;
 }
 
