@@ -23,7 +23,7 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
     })?;
     let mut keeper = keeper::Config::new(root.path().to_owned());
     keeper.ssh_listen = if args.ssh.is_empty() { vec![config.ssh.listen] } else { args.ssh };
-    keeper.http_listen = if args.http.is_empty() { vec![config.http_listen] } else { args.http };
+    keeper.http_listen = if args.http.is_empty() { vec![config.http.listen] } else { args.http };
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
     for missing in config.paths.iter().filter(|path| !path.is_dir()) {

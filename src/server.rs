@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ServerConfig, SshProfile},
+    config::{HttpConfig, HttpScheme, ServerConfig, SshProfile},
     control::{Caller, Control, Registry, ServerKeys},
     git::{
         Repositories, Service,
@@ -30,7 +30,7 @@ use crate::{
     },
     model::Environment,
     pipeline::{BuildNumbers, Pipeline, Services, chain},
-    proxy::{Proxy, ProxySettings},
+    proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
@@ -189,7 +189,7 @@ fn services(
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
         places: Places::new(pull_key, limits),
-        proxy: Proxy::new(ProxySettings::default()),
+        proxy: Proxy::new(front_door(&config.http)),
         builds: Semaphore::new(config.builds.parallel.into()),
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
@@ -201,6 +201,14 @@ fn services(
         launcher,
         signing,
     }))
+}
+
+fn front_door(config: &HttpConfig) -> ProxySettings {
+    let scheme = match config.scheme {
+        HttpScheme::Http => Scheme::Http,
+        HttpScheme::Https => Scheme::Https,
+    };
+    ProxySettings { trusted: config.trusted.clone(), scheme, ..ProxySettings::default() }
 }
 
 /// Where we ourselves reach a socket that may be bound to all addresses.

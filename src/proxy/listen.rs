@@ -32,42 +32,61 @@ pub(super) struct Connection {
     pub tasks: TaskTracker,
     /// Ends tunnels when the server has waited long enough.
     pub abort: CancellationToken,
-    peers: Option<Arc<Peers>>,
+    peers: Arc<Peers>,
+    /// The peer's own; a trusted one has none, but each of its visitors has for each request.
+    _place: Option<Place>,
 }
 
+/// How many connections each client has; of those behind a trusted proxy, how many requests.
 #[derive(Default)]
 struct Peers {
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Peers {
-    fn enter(&self, peer: IpAddr, limit: usize) -> bool {
+    fn enter(self: &Arc<Self>, peer: IpAddr, limit: usize) -> Option<Place> {
         let mut open = self.open.lock();
         let count = open.entry(peer).or_insert(0);
         if *count >= limit {
-            return false;
+            return None;
         }
         *count += 1;
-        true
+        Some(Place { peers: self.clone(), peer })
     }
+}
 
-    fn leave(&self, peer: IpAddr) {
-        let mut open = self.open.lock();
-        if let Some(count) = open.get_mut(&peer) {
+/// One of the places that a client may take at a time; free again when it is dropped.
+pub(super) struct Place {
+    peers: Arc<Peers>,
+    peer: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.peers.open.lock();
+        if let Some(count) = open.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&peer);
+                open.remove(&self.peer);
             }
         }
+    }
+}
+
+impl Connection {
+    /// A place for one request of somebody for whom a trusted proxy speaks; nothing if that visitor has too many.
+    pub fn visit(&self, visitor: IpAddr) -> Option<Place> {
+        let place = self.peers.enter(visitor, self.proxy.settings.max_connections_per_peer);
+        if place.is_none() {
+            self.proxy.counts.turned_away.fetch_add(1, Relaxed);
+        }
+        place
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.proxy.counts.open.fetch_sub(1, Relaxed);
-        if let Some(peers) = &self.peers {
-            peers.leave(self.peer);
-        }
     }
 }
 
@@ -134,12 +153,9 @@ fn enter(
     if proxy.counts.open.load(Relaxed) >= settings.max_connections {
         return None;
     }
-    if !trusted && !peers.enter(peer, settings.max_connections_per_peer) {
-        return None;
-    }
+    let place = if trusted { None } else { Some(peers.enter(peer, settings.max_connections_per_peer)?) };
     proxy.counts.open.fetch_add(1, Relaxed);
     proxy.counts.accepted.fetch_add(1, Relaxed);
-    let peers = (!trusted).then(|| peers.clone());
     let peer_value = super::headers::address_value(peer);
     Some(Arc::new(Connection {
         proxy: proxy.clone(),
@@ -148,7 +164,8 @@ fn enter(
         trusted,
         tasks: tasks.clone(),
         abort: abort.clone(),
-        peers,
+        peers: peers.clone(),
+        _place: place,
     }))
 }
 

@@ -480,6 +480,40 @@ async fn connections_have_a_limit_that_is_said() {
 }
 
 #[tokio::test]
+async fn visitors_behind_a_trusted_proxy_are_told_apart() {
+    let trusted = vec!["127.0.0.1".parse().unwrap()];
+    let settings = ProxySettings { max_connections_per_peer: 1, trusted, scheme: Scheme::Https, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let (sender, mut lines) = mpsc::channel(8);
+    front.proxy.access_log(sender);
+    let ask = async |visitor: &str, path: &str| {
+        let mut stream = TcpStream::connect(front.address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 8.8.8.8, {visitor}\r\nX-Real-IP: 8.8.8.8\r\n");
+        stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+    };
+    let mut first = ask("192.0.2.1", "/events").await;
+    assert!(read_until(&mut first, "data: blue").await.starts_with("HTTP/1.1 200"));
+    let second = read_all(&mut ask("192.0.2.1", "/").await).await;
+    assert!(second.starts_with("HTTP/1.1 503") && second.contains("Too many requests"), "{second}");
+    let other = read_all(&mut ask("192.0.2.2", "/headers").await).await;
+    for line in ["x-real-ip=192.0.2.2", "x-forwarded-for=8.8.8.8, 192.0.2.2, 127.0.0.1", "x-forwarded-proto=https"] {
+        assert!(other.contains(line), "{line} is not in {other}");
+    }
+    assert!(other.contains("x-forwarded-port=443"), "{other}");
+    assert_eq!(lines.recv().await.unwrap().peer, "192.0.2.2".parse::<IpAddr>().unwrap());
+    drop(first);
+    until(|| route.stats().in_flight == 0).await;
+    assert!(read_all(&mut ask("192.0.2.1", "/").await).await.ends_with("blue"));
+    // A proxy that says nothing about its visitors does not become one that is counted.
+    let (silent, also) = (front.get("/events"), front.get("/"));
+    tokio::pin!(silent);
+    tokio::select! { _ = &mut silent => panic!("it goes on for ever"), answer = also => assert!(answer.ends_with("blue"), "{answer}") }
+}
+
+#[tokio::test]
 async fn the_access_log_never_waits_and_says_what_it_lost() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
