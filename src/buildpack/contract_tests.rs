@@ -53,7 +53,7 @@ fn every_buildpack_is_registered_whole_and_has_an_example() {
 
 #[test]
 fn every_script_is_posix_shell() {
-    for file in FILES {
+    for file in FILES.iter().filter(|file| !file.path.ends_with(".php")) {
         let output = Command::new("/bin/sh").arg("-n").arg(folder("buildpacks").join(file.path)).output().unwrap();
         assert!(output.status.success(), "{}: {}", file.path, String::from_utf8_lossy(&output.stderr));
     }
