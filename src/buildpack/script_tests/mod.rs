@@ -8,6 +8,7 @@ use std::{
 };
 
 mod php;
+mod ruby;
 
 fn ours(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("buildpacks").join(path)
