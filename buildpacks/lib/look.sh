@@ -50,12 +50,15 @@ has_script() {
   done
 }
 
-# frontend_only DIRECTORY: a package.json that builds something and starts nothing: the result is files to serve.
+# frontend_only DIRECTORY: a package.json that starts nothing, beside pages or with a script that builds some: files to serve. One that
+# static.json says how to serve is that in any case, but for a Procfile.
 frontend_only() {
-  [ -f "$1/package.json" ] || return 1
-  [ ! -f "$1/server.js" ] && [ ! -f "$1/Procfile" ] || return 1
+  [ -f "$1/package.json" ] && [ ! -f "$1/Procfile" ] || return 1
+  [ ! -f "$1/static.json" ] || return 0
+  [ ! -f "$1/server.js" ] || return 1
   read_text "$1/package.json"
-  has_script build && ! has_script start
+  ! has_script start || return 1
+  [ -f "$1/index.html" ] || [ -f "$1/public/index.html" ] || has_script build
 }
 
 # procfile_has TYPE DIRECTORY: whether the Procfile there names the process type.

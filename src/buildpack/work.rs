@@ -207,7 +207,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             if !replaced && !ours.signs.iter().any(|sign| self.place.app.join(sign).symlink_metadata().is_ok()) {
                 continue;
             }
-            let ended = self.detect(&chosen)?;
+            let ended = self.detect(&chosen, false)?;
             if ended.success() {
                 self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));
                 return Ok(chosen);
@@ -252,7 +252,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             }
             // As Heroku does: one buildpack that was named is asked; of several, each has its own part of the project.
             if chosen.directory.join("bin/detect").exists() {
-                let ended = self.detect(&chosen)?;
+                let ended = self.detect(&chosen, true)?;
                 if ended.success() {
                     self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));
                 } else {
@@ -321,12 +321,17 @@ impl<W: Write + Send + 'static> Worker<W> {
         }
     }
 
-    fn detect(&self, chosen: &Chosen) -> Result<Ended, Stop> {
+    /// Asks `bin/detect`. One that the recipe has named need not guess whether another buildpack is meant.
+    fn detect(&self, chosen: &Chosen, named: bool) -> Result<Ended, Stop> {
         let program = chosen.directory.join("bin/detect");
+        let mut environment = self.environment();
+        if named {
+            environment.push(("LARDER_NAMED".into(), "1".into()));
+        }
         let script = Script {
             program: &program,
             arguments: vec![self.place.app.as_os_str()],
-            environment: self.environment(),
+            environment,
             directory: &self.place.app,
             exports: &[],
             capture: Capture::Quietly,

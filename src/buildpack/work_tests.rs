@@ -149,6 +149,15 @@ fn several_run_in_order_and_export_to_the_next() {
 }
 
 #[test]
+fn a_buildpack_knows_whether_it_was_named() {
+    let world = World::new();
+    world.script("ours/node/bin/detect", "echo \"Node ${LARDER_NAMED-unnamed}\"").script("ours/node/bin/compile", "true");
+    world.file("app/package.json", "{}");
+    assert!(world.run(job(&ALL, &[])).1.contains("Node unnamed app detected"));
+    assert!(world.run(job(&ALL, &["node"])).1.contains("Node 1 app detected"));
+}
+
+#[test]
 fn a_failing_compile_says_which_and_why_and_nothing_runs_after_it() {
     let world = World::new();
     world.pack("ours/node", "echo lots; echo ' !     npm exited 1' >&2; exit 7").pack("ours/ruby", "touch after");
