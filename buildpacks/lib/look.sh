@@ -14,9 +14,17 @@ read_text() {
 # has_script NAME: whether package.json, read into TEXT, has a script of that name; its text, as it stands between the quotes, is
 # then in SCRIPT. A small reader of JSON strings: a script's text may contain braces, quotes and the names of other scripts.
 has_script() {
-  case $TEXT in *'"scripts"'*) ;; *) return 1 ;; esac
-  _rest=${TEXT#*'"scripts"'}
-  _rest=${_rest#*'{'}
+  _rest=$TEXT
+  # The key, and not a word in a list or a value: a colon and a brace come after it.
+  while :; do
+    case $_rest in *'"scripts"'*) ;; *) return 1 ;; esac
+    _rest=${_rest#*'"scripts"'}
+    _after=${_rest#"${_rest%%[![:space:]]*}"}
+    case $_after in ':'*) _after=${_after#:} ;; *) continue ;; esac
+    _after=${_after#"${_after%%[![:space:]]*}"}
+    case $_after in '{'*) break ;; esac
+  done
+  _rest=${_after#'{'}
   _key=yes
   _found=no
   while :; do

@@ -150,6 +150,9 @@ fn a_node_process_needs_no_npm_unless_its_script_does() {
         (r#"{"scripts":{"start":"node .\nnode x"}}"#, "npm start"),
         (r#"{"scripts":{"start":""}}"#, "npm start"),
         (r#"{"name":"start"}"#, "node server.js"),
+        (r#"{"files":["scripts","{"],"name":"scripts","scripts" :	{"start":"node ."}}"#, "node ."),
+        (r#"{"directories":{"scripts":"bin"},"x":{"start":"y"}}"#, "node server.js"),
+        (r#"{"files":["scripts", "start"]}"#, "node server.js"),
     ];
     for (package, expected) in cases {
         let temp = tempfile::tempdir().unwrap();
