@@ -1,7 +1,7 @@
 # Installing a Node project's packages: for the buildpacks node and static. Sourced after common.sh and look.sh.
 
-# node_install: the packages of package.json, the development ones included, in node_modules.
-node_install() {
+# node_prepare: what is needed before the first script of package.json runs.
+node_prepare() {
   need node nodejs
   NODE_VERSION=$(node --version)
   read_text package.json
@@ -22,7 +22,10 @@ node_install() {
   CI=${CI:-true}
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
   export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER CI
+}
 
+# node_install: the packages of package.json, the development ones included, in node_modules.
+node_install() {
   if [ -d node_modules ] && [ -z "$LOCK" ]; then
     info "node_modules is part of the source: used as it is"
     return

@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+mod node;
 mod php;
 mod ruby;
 
