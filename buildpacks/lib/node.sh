@@ -19,9 +19,8 @@ node_prepare() {
   # The version that corepack knows, where package.json names none: not whatever is newest today.
   COREPACK_DEFAULT_TO_LATEST=0
   YARN_CACHE_FOLDER=$CACHE_DIR/yarn
-  CI=${CI:-true}
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
-  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER CI
+  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER
 }
 
 # node_install: the packages of package.json, the development ones included, in node_modules.
@@ -52,9 +51,10 @@ node_install() {
         must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
       fi
       ;;
-    pnpm) must "pnpm install" $PNPM install --frozen-lockfile --prod=false --store-dir "$CACHE_DIR/pnpm" ;;
+    # Without CI these two ask questions, but a project's own scripts may take it for something else: for them, warnings are errors then.
+    pnpm) must "pnpm install" env CI="${CI:-true}" $PNPM install --frozen-lockfile --prod=false --store-dir "$CACHE_DIR/pnpm" ;;
     yarn1) must "yarn install" $YARN install --frozen-lockfile --production=false --non-interactive ;;
-    yarn) must "yarn install" $YARN install --immutable ;;
+    yarn) must "yarn install" env CI="${CI:-true}" $YARN install --immutable ;;
   esac
   if [ -n "$_key" ] && [ -d node_modules ]; then keep node_modules "$_key" node_modules; fi
 }
@@ -123,7 +123,7 @@ node_prune() {
   title "Removing development packages"
   case $TOOL in
     npm) must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock ;;
-    pnpm) must "pnpm prune" $PNPM prune --prod --ignore-scripts --store-dir "$CACHE_DIR/pnpm" ;;
+    pnpm) must "pnpm prune" env CI="${CI:-true}" $PNPM prune --prod --ignore-scripts --store-dir "$CACHE_DIR/pnpm" ;;
     yarn1) must "yarn install --production" $YARN install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
     yarn) run $YARN workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
   esac

@@ -27,3 +27,21 @@ fn the_prebuild_script_runs_before_packages_are_installed() {
         assert_eq!(last[..2], ["heroku-prebuild", "heroku-postbuild"], "{pack}");
     }
 }
+
+#[test]
+fn only_an_installation_that_would_ask_is_told_that_nobody_is_there() {
+    let say = "echo \"$* CI=${CI-none}\"";
+    let package = r#"{"scripts":{"build":"a"},"dependencies":{"x":"1"}}"#;
+    for (lock, program, install) in [
+        ("package-lock.json", "npm", "ci --include=dev --no-audit --no-fund CI=none"),
+        ("pnpm-lock.yaml", "pnpm", " CI=true"),
+        ("yarn.lock", "yarn", "install --immutable CI=true"),
+    ] {
+        let project = Project::new(&[("package.json", package), (lock, ""), (".yarnrc.yml", "")]);
+        project.program("node", NODE).program(program, say);
+        let output = project.compiled("node", &[]);
+        assert!(output.contains(install), "{program}: {output}");
+        assert!(output.contains("build CI=none\n"), "{program}: {output}");
+        assert!(project.compiled("node", &[("CI", "1")]).contains("build CI=1\n"), "{program}");
+    }
+}
