@@ -18,9 +18,19 @@ node_prepare() {
   COREPACK_ENABLE_DOWNLOAD_PROMPT=0
   # The version that corepack knows, where package.json names none: not whatever is newest today.
   COREPACK_DEFAULT_TO_LATEST=0
-  YARN_CACHE_FOLDER=$CACHE_DIR/yarn
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
-  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER
+  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST
+  case $TOOL in
+    yarn1)
+      YARN_CACHE_FOLDER=$CACHE_DIR/yarn
+      export YARN_CACHE_FOLDER
+      ;;
+    yarn)
+      # Without node_modules, what is installed would be in a cache that no process sees.
+      YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
+      export YARN_NODE_LINKER
+      ;;
+  esac
 }
 
 # node_install: the packages of package.json, the development ones included, in node_modules.

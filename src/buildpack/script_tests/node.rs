@@ -45,3 +45,19 @@ fn only_an_installation_that_would_ask_is_told_that_nobody_is_there() {
         assert!(project.compiled("node", &[("CI", "1")]).contains("build CI=1\n"), "{program}");
     }
 }
+
+#[test]
+fn a_newer_yarn_installs_into_node_modules_and_keeps_its_cache_to_itself() {
+    let say = "echo \"linker=${YARN_NODE_LINKER-none} cache=${YARN_CACHE_FOLDER-none}\"";
+    for (files, linker, cache) in [
+        (&[("package.json", r#"{"packageManager":"yarn@4.1.0"}"#), ("yarn.lock", "")][..], "node-modules", "none"),
+        (&[("package.json", "{}"), ("yarn.lock", ""), (".yarnrc.yml", "nodeLinker: pnp")], "node-modules", "none"),
+        (&[("package.json", "{}"), ("yarn.lock", "")], "none", "yarn"),
+    ] {
+        let project = Project::new(files);
+        project.program("node", NODE).program("yarn", say);
+        let output = project.compiled("node", &[]);
+        let line = output.lines().find(|line| line.contains("linker=")).unwrap();
+        assert!(line.contains(&format!("linker={linker} ")) && line.ends_with(cache), "{files:?}: {output}");
+    }
+}
