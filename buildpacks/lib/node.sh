@@ -8,6 +8,7 @@ node_prepare() {
   PACKAGE_JSON=$TEXT
   node_tool
   info "node $NODE_VERSION, $TOOL"
+  node_wanted
 
   npm_config_cache=$CACHE_DIR/npm
   npm_config_fund=false
@@ -31,6 +32,40 @@ node_prepare() {
       export YARN_NODE_LINKER
       ;;
   esac
+}
+
+# node_wanted: says so if package.json asks for another version of node. What cannot be read as a range asks for nothing.
+node_wanted() {
+  case $PACKAGE_JSON in *'"engines"'*) ;; *) return 0 ;; esac
+  # shellcheck disable=SC2016 # JavaScript's
+  _wanted=$(node -e '
+    const wanted = String((JSON.parse(require("fs").readFileSync("package.json", "utf8")).engines || {}).node || "");
+    const have = process.argv[1].replace(/^v/, "").split(".").map(Number);
+    const order = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2];
+    const next = (at, i) => at.map((n, j) => (j < i ? n : j === i ? n + 1 : 0));
+    const fits = (text) => {
+      const found = /^(\^|~|>=|<=|>|<|=|)v?(\d+|[xX*])(?:\.(\d+|[xX*]))?(?:\.(\d+|[xX*]))?$/.exec(text);
+      if (!found) throw new Error(text);
+      const given = [];
+      for (const n of found.slice(2)) { if (!/^\d+$/.test(n || "")) break; given.push(Number(n)); }
+      if (given.length === 0) return true;
+      const low = [...given, 0, 0].slice(0, 3), last = given.length - 1, high = next(low, last);
+      const first = given.findIndex((n) => n > 0);
+      switch (found[1]) {
+        case ">=": return order(have, low) >= 0;
+        case ">": return order(have, high) >= 0;
+        case "<=": return order(have, high) < 0;
+        case "<": return order(have, low) < 0;
+        case "^": return order(have, low) >= 0 && order(have, next(low, first < 0 ? last : first)) < 0;
+        case "~": return order(have, low) >= 0 && order(have, next(low, Math.min(last, 1))) < 0;
+        default: return order(have, low) >= 0 && order(have, high) < 0;
+      }
+    };
+    const plain = (part) => part.replace(/(\S+)\s+-\s+(\S+)/g, ">=$1 <=$2").replace(/([<>=~^])\s+/g, "$1").trim();
+    const ranges = wanted.split("||").map((part) => plain(part).split(/\s+/).filter(Boolean));
+    if (!ranges.some((range) => range.every(fits))) console.log(wanted.replace(/[^ -~]/g, "").slice(0, 80));
+  ' "$NODE_VERSION" 2>/dev/null) || return 0
+  [ -z "$_wanted" ] || warn "The project asks for node $_wanted; this server has $NODE_VERSION."
 }
 
 # node_install: the packages of package.json, the development ones included, in node_modules.
@@ -126,8 +161,9 @@ node_script() {
   esac
 }
 
-# node_prune: takes the development packages away.
+# node_prune: takes the development packages away, unless the project says by npm's or yarn's own word that it needs them.
 node_prune() {
+  if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ]; then return 0; fi
   case $PACKAGE_JSON in *'"devDependencies"'*) ;; *) return 0 ;; esac
   [ -d node_modules ] || return 0
   title "Removing development packages"

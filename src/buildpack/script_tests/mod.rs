@@ -9,10 +9,20 @@ use std::{
 
 mod node;
 mod php;
+mod python;
 mod ruby;
 
 fn ours(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("buildpacks").join(path)
+}
+
+/// Where a program of this machine is, or nothing and a loud line.
+fn installed(program: &str) -> Option<PathBuf> {
+    let found = std::env::split_paths(&std::env::var_os("PATH")?).map(|path| path.join(program)).find(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    found
 }
 
 /// A project, its cache and the programs of its server.

@@ -61,3 +61,59 @@ fn a_newer_yarn_installs_into_node_modules_and_keeps_its_cache_to_itself() {
         assert!(line.contains(&format!("linker={linker} ")) && line.ends_with(cache), "{files:?}: {output}");
     }
 }
+
+#[test]
+fn development_packages_stay_where_the_project_says_so() {
+    let package = r#"{"devDependencies":{"x":"1"}}"#;
+    for (variables, pruned) in
+        [(&[][..], true), (&[("NPM_CONFIG_PRODUCTION", "false")], false), (&[("YARN_PRODUCTION", "false")], false)]
+    {
+        let project = Project::new(&[("package.json", package), ("package-lock.json", "{}")]);
+        project.program("node", NODE).program("npm", "mkdir -p node_modules");
+        project.compiled("node", variables);
+        assert_eq!(verbs(&project, "npm").iter().any(|call| call.starts_with("prune")), pruned, "{variables:?}");
+    }
+}
+
+#[test]
+fn another_version_of_node_than_the_project_asks_for_is_named() {
+    let Some(real) = crate::buildpack::script_tests::installed("node") else { return };
+    let fits = |wanted: &str| {
+        let project = Project::new(&[("package.json", &format!(r#"{{"engines":{{"node":{wanted}}}}}"#))]);
+        let real = real.display();
+        project.program("node", &format!("[ \"$1\" != --version ] || {{ echo v18.19.1; exit; }}\nexec '{real}' \"$@\""));
+        project.program("npm", "");
+        let output = project.compiled("node", &[]);
+        let warning = output.lines().any(|line| line.contains("asks for node ") && line.ends_with("this server has v18.19.1."));
+        assert!(warning || !output.contains("asks for"), "{output}");
+        !warning
+    };
+    let fitting = [
+        "18",
+        "18.x",
+        "v18.19.1",
+        "^18.2",
+        "~18.19",
+        ">=16",
+        ">= 14 <20",
+        "16 || 18",
+        "14 - 18",
+        "*",
+        "",
+        ">=18.19.1",
+        "<=18",
+        "^18.19.1",
+        "lts/hydrogen",
+        "=18.19",
+        "<19.0.0-0",
+    ];
+    for wanted in fitting {
+        assert!(fits(&format!("\"{wanted}\"")), "{wanted}");
+    }
+    for wanted in
+        ["20", ">=20", "^16.0.0", "~18.18", "18.19.2", "<18", ">18", "16 || 20", "14 - 17", ">=16 <18", "^0.1", "20.x", "18.20"]
+    {
+        assert!(!fits(&format!("\"{wanted}\"")), "{wanted}");
+    }
+    assert!(fits("null") && fits("{}"));
+}
