@@ -309,10 +309,18 @@ impl<W: Write + Send + 'static> Worker<W> {
                 self.say(&format!("-----> Fetching buildpack {label}"));
                 let to = self.temporary()?.join(format!("buildpack-{number}"));
                 fs::create_dir_all(&to).map_err(|error| Stop::new(&what, error.to_string(), Blame::Host, ""))?;
-                let fetched = fetch::fetch(&self.place, url, reference.as_deref(), self.job.local_git, &to, &self.output)
-                    .map_err(|why| {
-                        Stop::new(&what, format!("buildpack {label}: {why}"), Blame::Pusher, "check its address and commit")
-                    })?;
+                let fetched = fetch::fetch(
+                    &self.place,
+                    url,
+                    reference.as_deref(),
+                    self.job.local_git,
+                    &self.job.configuration,
+                    &to,
+                    &self.output,
+                )
+                .map_err(|why| {
+                    Stop::new(&what, format!("buildpack {label}: {why}"), Blame::Pusher, "check its address and commit")
+                })?;
                 if !fetched.pinned {
                     self.say(&format!(" !     This buildpack may change under you. Pin it: {url}#{}", fetched.commit));
                 }

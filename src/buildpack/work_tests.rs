@@ -308,6 +308,12 @@ fn a_buildpack_from_git_is_pinned_by_its_commit() {
     let why = with(Some("nothing-of-that-name"), true).0.failure.unwrap().why;
     assert!(why.contains("nothing-of-that-name"), "{why}");
 
+    // The configuration says how other machines are reached: here by a proxy that is not there.
+    let nowhere = vec![("https_proxy".to_owned(), "http://127.0.0.1:1".to_owned())];
+    let buildpacks = vec![BuildpackRef::Git { url: "https://buildpacks.invalid/x".into(), reference: None }];
+    let why = world.run(BuildJob { buildpacks, configuration: nowhere, ..job(&ALL, &[]) }).0.failure.unwrap().why;
+    assert!(why.contains("127.0.0.1") || why.contains("proxy"), "{why}");
+
     // What the cache has needs no repository any more.
     fs::remove_dir_all(world.path("repo")).unwrap();
     let (report, output) = with(Some(&commit), true);
