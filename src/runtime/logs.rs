@@ -6,6 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -36,6 +37,9 @@ pub struct LogLine {
     /// The line with its moment, as it stands in the file, without the newline.
     pub text: Arc<str>,
 }
+
+/// How often a log that cannot be written says so.
+const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// A line longer than this is cut into several.
 const LINE_MAX: u64 = 16 * 1024;
@@ -77,8 +81,10 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        let mut file = RotatingFile::open(Logs::file(directory, process), self.limits)?;
+        // A full disk must not end the log for good, nor stop the application, whose output would have nowhere to go.
+        let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
+        let mut complained: Option<Instant> = None;
         loop {
             buffer.clear();
             if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
@@ -90,14 +96,28 @@ impl Logs {
                 jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"),
                 text.trim_end_matches(['\n', '\r'])
             );
-            // A full disk must not end the log for good, nor stop the application.
-            if let Err(error) = file.write_line(&text) {
-                tracing::warn!(%process, %error, "a log line was lost");
+            let written = match &mut file {
+                Some(file) => file.write_line(&text),
+                None => RotatingFile::open(Logs::file(directory, process), self.limits)
+                    .and_then(|new| file.insert(new).write_line(&text)),
+            };
+            if let Err(error) = written
+                && complained.is_none_or(|moment| moment.elapsed() >= COMPLAINT)
+            {
+                complained = Some(Instant::now());
+                tracing::warn!(%process, %error, "its log cannot be kept as it should be; lines may be lost");
             }
             let line = LogLine { environment: label.environment, process: process.to_owned(), text: text.into() };
             let _ = self.lines.send(line);
         }
     }
+}
+
+/// The file that the present one becomes after so many rotations.
+fn rotated(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
 }
 
 struct RotatingFile {
@@ -114,26 +134,27 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    fn rotated(&self, number: u32) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".{number}"));
-        PathBuf::from(name)
+    /// Writes a line, whether or not the file can be rotated before it: what cannot be done now is tried again with the next line.
+    fn write_line(&mut self, text: &str) -> io::Result<()> {
+        let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
+        self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
+        self.file.write_all(format!("{text}\n").as_bytes()).and(rotated)
     }
 
-    fn write_line(&mut self, text: &str) -> io::Result<()> {
-        if self.bytes >= self.limits.max_bytes {
+    fn rotate(&mut self) -> io::Result<()> {
+        // Without a present file there is nothing to make room for: somebody has taken it away, or the last attempt got that far.
+        if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
-                let _ = fs::rename(self.rotated(number), self.rotated(number.saturating_add(1)));
+                let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
             }
             if self.limits.keep > 0 {
-                fs::rename(&self.path, self.rotated(1))?;
+                fs::rename(&self.path, rotated(&self.path, 1))?;
             } else {
                 fs::remove_file(&self.path)?;
             }
-            *self = RotatingFile::open(self.path.clone(), self.limits)?;
         }
-        self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
-        self.file.write_all(format!("{text}\n").as_bytes())
+        *self = RotatingFile::open(self.path.clone(), self.limits)?;
+        Ok(())
     }
 }
 
@@ -176,5 +197,29 @@ mod tests {
         assert!(fs::metadata(&path).unwrap().len() < 200);
         assert_eq!(tail(&path, 1).unwrap(), ["line 99 of a chatty process"]);
         assert!(tail(&directory.path().join("none.log"), 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_rotation_that_fails_neither_ends_the_log_nor_costs_what_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Logs::file(directory.path(), "web.1");
+        let mut file = RotatingFile::open(path.clone(), LogLimits { max_bytes: 10, keep: 3 }).unwrap();
+        for line in ["the first line", "the second line", "the third line"] {
+            file.write_line(line).unwrap();
+        }
+        // The present file is away, and no other can be made: a link leads nowhere.
+        let aside = directory.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink("no/such/directory", &path).unwrap();
+        for number in 0..3 {
+            file.write_line(&format!("line {number}")).unwrap_err();
+        }
+        assert_eq!(fs::read_to_string(&aside).unwrap(), "the third line\nline 0\nline 1\nline 2\n");
+        let old = [1, 2].map(|number| fs::read_to_string(rotated(&path, number)).unwrap());
+        assert_eq!(old, ["the second line\n", "the first line\n"]);
+        fs::remove_file(&path).unwrap();
+        // As soon as it can be opened again, it goes on.
+        file.write_line("the last line").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "the last line\n");
     }
 }
