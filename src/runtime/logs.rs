@@ -158,24 +158,52 @@ impl RotatingFile {
     }
 }
 
-/// The last `count` lines of the log at `path`, oldest first; nothing where there is no log yet.
+/// The most that is read of a log for its last lines, in bytes.
+const TAIL_MAX: u64 = 4 << 20;
+
+/// The last `count` lines of the log at `path` and, if it has fewer, of what was rotated away from it; oldest first, nothing where
+/// there is no log yet. Fewer than `count` also where they are longer than 4 MiB together.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
-    use io::{Read, Seek, SeekFrom};
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    // Enough for the lines that people ask for, and a bound for odd files.
-    let want = (count as u64).saturating_mul(400).min(4 * 1024 * 1024);
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(want)))?;
-    let mut bytes = Vec::new();
-    file.take(want).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<_> = text.lines().rev().take(count).map(str::to_owned).collect();
+    let (mut lines, mut budget) = (Vec::new(), TAIL_MAX);
+    for number in 0.. {
+        let name = if number == 0 { path.to_owned() } else { rotated(path, number) };
+        let mut file = match File::open(name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let wanted = count.saturating_sub(lines.len());
+        let (text, whole) = end_of(&mut file, wanted, &mut budget)?;
+        lines.extend(text.lines().rev().take(wanted).map(str::to_owned));
+        if lines.len() >= count || !whole {
+            break;
+        }
+    }
     lines.reverse();
     Ok(lines)
+}
+
+/// Whole lines from the end of a file, at least `wanted` if it has so many and the budget, in bytes, allows; and whether that is all of it.
+fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
+    use io::{Read, Seek, SeekFrom};
+    let size = file.metadata()?.len();
+    let most = size.min(*budget);
+    // Enough for the lines that most processes write; more, if it was not.
+    let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
+    loop {
+        file.seek(SeekFrom::Start(size.saturating_sub(window)))?;
+        let mut bytes = Vec::new();
+        file.take(window).read_to_end(&mut bytes)?;
+        let whole = window == size;
+        // The first line has probably lost its beginning.
+        let start = if whole { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end.saturating_add(1)) };
+        let lines = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
+        if window == most || lines.iter().filter(|byte| **byte == b'\n').count() >= wanted {
+            *budget = budget.saturating_sub(window);
+            return Ok((String::from_utf8_lossy(lines).into_owned(), whole));
+        }
+        window = window.saturating_mul(4).min(most);
+    }
 }
 
 #[cfg(test)]
@@ -221,5 +249,30 @@ mod tests {
         // As soon as it can be opened again, it goes on.
         file.write_line("the last line").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "the last line\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_as_many_as_were_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Logs::file(directory.path(), "web.1");
+        let long = |number: usize| format!("{number} {}", "x".repeat(3000));
+        let lines = |from: usize, to: usize| (from..to).map(|number| format!("{}\n", long(number))).collect::<String>();
+        fs::write(&path, lines(500, 600)).unwrap();
+        fs::write(rotated(&path, 1), lines(300, 500)).unwrap();
+        fs::write(rotated(&path, 2), lines(200, 300)).unwrap();
+        for count in [0, 1, 99, 100, 101, 350] {
+            let expected: Vec<String> = (600 - count..600).map(long).collect();
+            assert_eq!(tail(&path, count).unwrap(), expected, "{count}");
+        }
+        // More than there are; and more than is read of one log, where no line is half a line.
+        assert_eq!(tail(&path, 1000).unwrap().len(), 400);
+        fs::write(rotated(&path, 3), lines(0, 2000)).unwrap();
+        let most = tail(&path, usize::MAX).unwrap();
+        assert!((1300..1400).contains(&most.len()), "{}", most.len());
+        assert!(most.iter().all(|line| line.len() > 3000 && !line.starts_with('x')));
+        // An unfinished line at the end is one, too.
+        fs::write(&path, "a\nb").unwrap();
+        assert_eq!(tail(&path, 2).unwrap(), ["a", "b"]);
+        assert_eq!(tail(&path, 1).unwrap(), ["b"]);
     }
 }
