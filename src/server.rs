@@ -45,8 +45,12 @@ use crate::{
 /// of reading an error.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for deployments and requests; the next server takes over what is not done by then.
+/// How long a stop waits for deployments, and for what ssh clients have begun; the next server takes over what is not done by then.
 const LAST_WORK: Duration = Duration::from_secs(30);
+
+/// How long a stop waits for visitors' requests after that. Nobody answers new ones meanwhile, so it is not long; and all of it is over
+/// before the keeper loses patience (`SERVER_GRACE`).
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -113,9 +117,11 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();
+    // Deployments that finish during a stop look at their pages through the front door, and visitors need not wait until they have.
+    let shut = CancellationToken::new();
     let front_door = tokio::spawn({
-        let (listener, stop) = (inherited.http, stop.soon.clone());
-        async move { proxy.serve(listener, stop).await }
+        let (listener, shut) = (inherited.http, shut.clone());
+        async move { proxy.serve(listener, shut).await }
     });
     if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
         tracing::warn!(still_opening);
@@ -140,7 +146,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     stop.soon.cancelled().await;
     tracing::info!("stopping");
     pipeline.drain(LAST_WORK).await;
-    let _ = (ssh.await, front_door.await, socket.await);
+    shut.cancel();
+    let _ = tokio::join!(front_door, ssh, socket);
     hooks.abort();
     Ok(())
 }
@@ -208,7 +215,7 @@ fn front_door(config: &HttpConfig) -> ProxySettings {
         HttpScheme::Http => Scheme::Http,
         HttpScheme::Https => Scheme::Https,
     };
-    ProxySettings { trusted: config.trusted.clone(), scheme, ..ProxySettings::default() }
+    ProxySettings { trusted: config.trusted.clone(), scheme, shutdown_limit: LAST_REQUESTS, ..ProxySettings::default() }
 }
 
 /// Where we ourselves reach a socket that may be bound to all addresses.

@@ -22,6 +22,8 @@ use super::{Inner, ProxyError, io::Patient, relay};
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 33\r\nRetry-After: 5\r\nConnection: close\r\n\r\nToo many connections. Come back.\n";
 /// How long to wait when the system has nothing left to give us.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How long tunnels may go on after a stop. They do not end by themselves, and whoever has one can open it again.
+const TUNNELS: Duration = Duration::from_secs(2);
 
 /// What all requests of one client connection share; its end frees the connection's place.
 pub(super) struct Connection {
@@ -30,8 +32,8 @@ pub(super) struct Connection {
     pub peer_value: HeaderValue,
     pub trusted: bool,
     pub tasks: TaskTracker,
-    /// Ends tunnels when the server has waited long enough.
-    pub abort: CancellationToken,
+    /// Ends tunnels when the server stops.
+    pub hang_up: CancellationToken,
     peers: Arc<Peers>,
     /// The peer's own; a trusted one has none, but each of its visitors has for each request.
     _place: Option<Place>,
@@ -100,7 +102,7 @@ pub(super) async fn serve(
         .and_then(|()| TcpListener::from_std(listener))
         .map_err(|source| ProxyError::Listener { source })?;
     let tasks = TaskTracker::new();
-    let abort = CancellationToken::new();
+    let (hang_up, abort) = (CancellationToken::new(), CancellationToken::new());
     let peers = Arc::new(Peers::default());
     loop {
         let accepted = tokio::select! {
@@ -109,7 +111,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, address)) => match enter(&proxy, &peers, address, &tasks, &abort) {
+            Ok((stream, address)) => match enter(&proxy, &peers, address, &tasks, &hang_up) {
                 Some(connection) => {
                     tasks.spawn(attend(connection, stream, shutdown.clone(), abort.clone()));
                 }
@@ -124,7 +126,13 @@ pub(super) async fn serve(
     }
     drop(listener);
     tasks.close();
-    if timeout(proxy.settings.shutdown_limit, tasks.wait()).await.is_err() {
+    let limit = proxy.settings.shutdown_limit;
+    let tunnels = TUNNELS.min(limit);
+    if timeout(tunnels, tasks.wait()).await.is_ok() {
+        return Ok(());
+    }
+    hang_up.cancel();
+    if timeout(limit.saturating_sub(tunnels), tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), "connections are cut: they did not end within the time that a stop has");
         abort.cancel();
         tasks.wait().await;
@@ -145,7 +153,7 @@ fn enter(
     peers: &Arc<Peers>,
     address: SocketAddr,
     tasks: &TaskTracker,
-    abort: &CancellationToken,
+    hang_up: &CancellationToken,
 ) -> Option<Arc<Connection>> {
     let settings = &proxy.settings;
     let peer = address.ip().to_canonical();
@@ -163,7 +171,7 @@ fn enter(
         peer_value,
         trusted,
         tasks: tasks.clone(),
-        abort: abort.clone(),
+        hang_up: hang_up.clone(),
         peers: peers.clone(),
         _place: place,
     }))

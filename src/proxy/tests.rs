@@ -551,6 +551,26 @@ async fn a_stop_lets_requests_finish_up_to_the_limit() {
 }
 
 #[tokio::test]
+async fn a_stop_does_not_wait_for_tunnels_as_long_as_for_requests() {
+    let (mut front, route) = Front::with_route(ProxySettings { shutdown_limit: LONG, ..quick() }).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut tunnel = socket(&front).await;
+    let mut request = TcpStream::connect(front.address).await.unwrap();
+    request.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut request, "data: blue").await;
+    let begun = std::time::Instant::now();
+    front.shutdown.cancel();
+    assert_eq!(read_all(&mut tunnel).await, "");
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    app.tick.send(()).unwrap();
+    read_until(&mut request, "data: blue").await;
+    assert!(!front.serving.is_finished());
+    app.kill();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
+}
+
+#[tokio::test]
 async fn probes_tell_what_they_met() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;

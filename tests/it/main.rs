@@ -31,6 +31,7 @@ mod refusals;
 mod releases;
 mod remote;
 mod remote_hostile;
+mod renewal;
 mod rollback;
 mod roundabout;
 mod serving;
