@@ -66,7 +66,8 @@ pub struct ProxySettings {
     pub max_header_size: usize,
     /// How long a client may take for a request's head; also how long a connection may idle between two requests.
     pub header_timeout: Duration,
-    /// How long a client may send nothing in the middle of a body, or take nothing of a response.
+    /// How long a client may send nothing in the middle of a body, or take nothing of a response; also how long an application may take
+    /// nothing of a body.
     pub stall_timeout: Duration,
     /// How long one instance may take to accept a connection.
     pub connect_timeout: Duration,

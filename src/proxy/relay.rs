@@ -209,7 +209,12 @@ async fn forward(
             Some(progress) => tokio::select! {
                 biased;
                 sent = sending => Some(sent),
-                () = async { progress.ended().await; sleep(settings.response_timeout).await } => None,
+                () = async {
+                    tokio::select! {
+                        () = progress.ended() => sleep(settings.response_timeout).await,
+                        () = progress.untaken(settings.stall_timeout) => {}
+                    }
+                } => None,
             },
         };
         let mut error = match sent {

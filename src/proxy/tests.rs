@@ -463,6 +463,42 @@ async fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
 }
 
 #[tokio::test]
+async fn an_upload_that_the_application_does_not_take_ends() {
+    let settings = ProxySettings { stall_timeout: Duration::from_millis(500), response_timeout: LONG * 9, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    route.switch(Target::new(vec![scripted(None).await]));
+    let mut hung = TcpStream::connect(front.address).await.unwrap();
+    hung.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let (mut answer, mut body) = hung.split();
+    let upload = async {
+        // Until the connection breaks off.
+        while body.write_all(&[0; 64 * 1024]).await.is_ok() {}
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
+        () = upload => {}
+    }
+    // Somebody who has left by then costs nothing for longer than that either.
+    let mut left = TcpStream::connect(front.address).await.unwrap();
+    left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+    let _ = tokio::time::timeout(Duration::from_millis(200), filled).await;
+    drop(left);
+    until(|| route.stats().in_flight == 0).await;
+    // A client that sends slowly, but sends, is not cut by that.
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut slow = TcpStream::connect(front.address).await.unwrap();
+    slow.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nConnection: close\r\n\r\n").await.unwrap();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        slow.write_all(b"x").await.unwrap();
+    }
+    assert!(read_all(&mut slow).await.ends_with("blue took 5"));
+}
+
+#[tokio::test]
 async fn connections_have_a_limit_that_is_said() {
     let (front, route) = Front::with_route(ProxySettings { max_connections_per_peer: 2, ..quick() }).await;
     let app = App::start("blue").await;
