@@ -106,7 +106,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
         signing: signing.public(),
         pull: Some(pull_key.line()),
     };
-    let services = services(root.clone(), config, launcher.clone(), signing, &inherited, pull_key)?;
+    let owners = launcher.standing().await.map_err(ServerError::Keeper)?.system;
+    let services = services(root.clone(), config, launcher.clone(), owners, signing, &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
@@ -181,6 +182,7 @@ fn services(
     root: Root,
     config: ServerConfig,
     launcher: Launcher,
+    owners: bool,
     signing: SigningKey,
     inherited: &Inherited,
     pull_key: PullKey,
@@ -206,6 +208,7 @@ fn services(
         root,
         config,
         launcher,
+        system: owners,
         signing,
     }))
 }

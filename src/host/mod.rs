@@ -4,3 +4,4 @@ pub mod archive;
 pub mod files;
 pub mod launch;
 pub mod root;
+pub mod sockets;

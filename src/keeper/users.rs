@@ -5,16 +5,14 @@ use std::fs;
 use rustix::process::{getegid, geteuid};
 
 use super::KeeperError;
-use crate::model::EnvId;
+use crate::model::{EnvId, FIRST_USER};
 
-/// Where the numbers of environments' users begin; each environment has four.
-const FIRST: u32 = 200_000;
 /// The server's number where no user `larder` exists.
 const SERVER: u32 = 199_000;
 /// The git user's number.
 const GIT: u32 = 199_001;
 /// The last environment whose numbers stay below those that the kernel and systemd use for other things.
-pub const LAST_ENVIRONMENT: u32 = (1_000_000_000 - FIRST) / 4;
+pub const LAST_ENVIRONMENT: u32 = (1_000_000_000 - FIRST_USER) / 4;
 
 /// Somebody that processes run as and files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,17 +77,14 @@ impl Users {
     /// The numbers of `user`.
     pub fn identity(&self, user: User) -> Identity {
         let Some(server) = self.server else { return self.keeper };
-        let number = |env: EnvId, which: u32| {
-            let uid = FIRST.saturating_add(env.0.saturating_mul(4)).saturating_add(which);
-            Identity { uid, gid: uid }
-        };
+        let own = |uid: u32| Identity { uid, gid: uid };
         match user {
             User::Keeper => self.keeper,
             User::Server => server,
             User::Git => Identity { uid: GIT, gid: GIT },
-            User::Build(env) => number(env, 0),
-            User::Unpack(env) => number(env, 1),
-            User::Run(env) => number(env, 2),
+            User::Build(env) => own(env.user(0)),
+            User::Unpack(env) => own(env.user(1)),
+            User::Run(env) => own(env.run_user()),
         }
     }
 }

@@ -16,6 +16,21 @@ pub struct ProjectId(pub u32);
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
+/// Where the numbers of environments' users begin; each environment has four.
+pub const FIRST_USER: u32 = 200_000;
+
+impl EnvId {
+    /// The number of one of its users, where environments have users of their own.
+    pub fn user(self, which: u32) -> u32 {
+        FIRST_USER.saturating_add(self.0.saturating_mul(4)).saturating_add(which)
+    }
+
+    /// The one that its applications run as.
+    pub fn run_user(self) -> u32 {
+        self.user(2)
+    }
+}
+
 macro_rules! moment_id {
     ($(#[$doc:meta])* $type:ident, $what:literal) => {
         $(#[$doc])*

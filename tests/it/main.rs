@@ -19,6 +19,7 @@ mod hostile;
 mod keeper;
 mod libraries;
 mod machines;
+mod neighbours;
 mod places;
 mod plan;
 mod promotion;
