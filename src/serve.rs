@@ -23,7 +23,7 @@ pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
     })?;
     let mut keeper = keeper::Config::new(root.path().to_owned());
     keeper.ssh_listen = vec![args.ssh.unwrap_or(config.ssh.listen)];
-    keeper.http_listen = vec![args.http.unwrap_or(config.http_listen)];
+    keeper.http_listen = vec![args.http.unwrap_or(config.http.listen)];
     keeper.server_args = vec!["--root".into(), root.path().into()];
     keeper.server_env = passed_on();
     for missing in config.paths.iter().filter(|path| !path.is_dir()) {

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ServerConfig, SshProfile},
+    config::{HttpConfig, HttpScheme, ServerConfig, SshProfile},
     control::{Caller, CommandError, Control, Kind, Registry, ServerKeys},
     git::{
         Repositories, Service,
@@ -29,9 +29,9 @@ use crate::{
         root::Root,
         stream::Outlet,
     },
-    model::Environment,
+    model::{Environment, UserNumbers},
     pipeline::{BuildNumbers, Pipeline, Services, chain},
-    proxy::{Proxy, ProxySettings},
+    proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
@@ -47,7 +47,7 @@ use crate::{
 /// of reading an error.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for deployments and requests; the next server takes over what is not done by then.
+/// How long a stop waits for deployments, and for what ssh clients have begun; the next server takes over what is not done by then.
 const LAST_WORK: Duration = Duration::from_secs(30);
 
 /// Requests of one user at the same time; most of them take a process.
@@ -55,6 +55,10 @@ const REQUESTS: usize = 16;
 
 /// How long the words of a refusal may take.
 const WORDS: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for visitors' requests after that. Nobody answers new ones meanwhile, so it is not long; and all of it is over
+/// before the keeper loses patience (`SERVER_GRACE`).
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +114,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
         signing: signing.public(),
         pull: Some(pull_key.line()),
     };
-    let services = services(root.clone(), config, launcher.clone(), signing, &inherited, pull_key)?;
+    let users = launcher.standing().await.map_err(ServerError::Keeper)?.users;
+    let services = services(root.clone(), config, launcher.clone(), users, signing, &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
@@ -121,9 +126,11 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();
+    // Deployments that finish during a stop look at their pages through the front door, and visitors need not wait until they have.
+    let shut = CancellationToken::new();
     let front_door = tokio::spawn({
-        let (listener, stop) = (inherited.http, stop.soon.clone());
-        async move { proxy.serve(listener, stop).await }
+        let (listener, shut) = (inherited.http, shut.clone());
+        async move { proxy.serve(listener, shut).await }
     });
     if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
         tracing::warn!(still_opening);
@@ -148,7 +155,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     stop.soon.cancelled().await;
     tracing::info!("stopping");
     pipeline.drain(LAST_WORK).await;
-    let _ = (ssh.await, front_door.await, socket.await);
+    shut.cancel();
+    let _ = tokio::join!(front_door, ssh, socket);
     hooks.abort();
     Ok(())
 }
@@ -182,6 +190,7 @@ fn services(
     root: Root,
     config: ServerConfig,
     launcher: Launcher,
+    users: Option<UserNumbers>,
     signing: SigningKey,
     inherited: &Inherited,
     pull_key: PullKey,
@@ -197,7 +206,7 @@ fn services(
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
         places: Places::new(pull_key, limits),
-        proxy: Proxy::new(ProxySettings::default()),
+        proxy: Proxy::new(front_door(&config.http)),
         builds: Semaphore::new(config.builds.parallel.into()),
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
@@ -207,8 +216,17 @@ fn services(
         root,
         config,
         launcher,
+        users,
         signing,
     }))
+}
+
+fn front_door(config: &HttpConfig) -> ProxySettings {
+    let scheme = match config.scheme {
+        HttpScheme::Http => Scheme::Http,
+        HttpScheme::Https => Scheme::Https,
+    };
+    ProxySettings { trusted: config.trusted.clone(), scheme, shutdown_limit: LAST_REQUESTS, ..ProxySettings::default() }
 }
 
 /// Where we ourselves reach a socket that may be bound to all addresses.

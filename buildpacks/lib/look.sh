@@ -14,9 +14,17 @@ read_text() {
 # has_script NAME: whether package.json, read into TEXT, has a script of that name; its text, as it stands between the quotes, is
 # then in SCRIPT. A small reader of JSON strings: a script's text may contain braces, quotes and the names of other scripts.
 has_script() {
-  case $TEXT in *'"scripts"'*) ;; *) return 1 ;; esac
-  _rest=${TEXT#*'"scripts"'}
-  _rest=${_rest#*'{'}
+  _rest=$TEXT
+  # The key, and not a word in a list or a value: a colon and a brace come after it.
+  while :; do
+    case $_rest in *'"scripts"'*) ;; *) return 1 ;; esac
+    _rest=${_rest#*'"scripts"'}
+    _after=${_rest#"${_rest%%[![:space:]]*}"}
+    case $_after in ':'*) _after=${_after#:} ;; *) continue ;; esac
+    _after=${_after#"${_after%%[![:space:]]*}"}
+    case $_after in '{'*) break ;; esac
+  done
+  _rest=${_after#'{'}
   _key=yes
   _found=no
   while :; do
@@ -50,12 +58,15 @@ has_script() {
   done
 }
 
-# frontend_only DIRECTORY: a package.json that builds something and starts nothing: the result is files to serve.
+# frontend_only DIRECTORY: a package.json that starts nothing, beside pages or with a script that builds some: files to serve. One that
+# static.json says how to serve is that in any case, but for a Procfile.
 frontend_only() {
-  [ -f "$1/package.json" ] || return 1
-  [ ! -f "$1/server.js" ] && [ ! -f "$1/Procfile" ] || return 1
+  [ -f "$1/package.json" ] && [ ! -f "$1/Procfile" ] || return 1
+  [ ! -f "$1/static.json" ] || return 0
+  [ ! -f "$1/server.js" ] || return 1
   read_text "$1/package.json"
-  has_script build && ! has_script start
+  ! has_script start || return 1
+  [ -f "$1/index.html" ] || [ -f "$1/public/index.html" ] || has_script build
 }
 
 # procfile_has TYPE DIRECTORY: whether the Procfile there names the process type.

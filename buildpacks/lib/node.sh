@@ -1,13 +1,14 @@
 # Installing a Node project's packages: for the buildpacks node and static. Sourced after common.sh and look.sh.
 
-# node_install: the packages of package.json, the development ones included, in node_modules.
-node_install() {
+# node_prepare: what is needed before the first script of package.json runs.
+node_prepare() {
   need node nodejs
   NODE_VERSION=$(node --version)
   read_text package.json
   PACKAGE_JSON=$TEXT
   node_tool
   info "node $NODE_VERSION, $TOOL"
+  node_wanted
 
   npm_config_cache=$CACHE_DIR/npm
   npm_config_fund=false
@@ -18,11 +19,57 @@ node_install() {
   COREPACK_ENABLE_DOWNLOAD_PROMPT=0
   # The version that corepack knows, where package.json names none: not whatever is newest today.
   COREPACK_DEFAULT_TO_LATEST=0
-  YARN_CACHE_FOLDER=$CACHE_DIR/yarn
-  CI=${CI:-true}
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
-  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST YARN_CACHE_FOLDER CI
+  export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST
+  case $TOOL in
+    yarn1)
+      YARN_CACHE_FOLDER=$CACHE_DIR/yarn
+      export YARN_CACHE_FOLDER
+      ;;
+    yarn)
+      # Without node_modules, what is installed would be in a cache that no process sees.
+      YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
+      export YARN_NODE_LINKER
+      ;;
+  esac
+}
 
+# node_wanted: says so if package.json asks for another version of node. What cannot be read as a range asks for nothing.
+node_wanted() {
+  case $PACKAGE_JSON in *'"engines"'*) ;; *) return 0 ;; esac
+  # shellcheck disable=SC2016 # JavaScript's
+  _wanted=$(node -e '
+    const wanted = String((JSON.parse(require("fs").readFileSync("package.json", "utf8")).engines || {}).node || "");
+    const have = process.argv[1].replace(/^v/, "").split(".").map(Number);
+    const order = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2];
+    const next = (at, i) => at.map((n, j) => (j < i ? n : j === i ? n + 1 : 0));
+    const fits = (text) => {
+      const found = /^(\^|~|>=|<=|>|<|=|)v?(\d+|[xX*])(?:\.(\d+|[xX*]))?(?:\.(\d+|[xX*]))?$/.exec(text);
+      if (!found) throw new Error(text);
+      const given = [];
+      for (const n of found.slice(2)) { if (!/^\d+$/.test(n || "")) break; given.push(Number(n)); }
+      if (given.length === 0) return true;
+      const low = [...given, 0, 0].slice(0, 3), last = given.length - 1, high = next(low, last);
+      const first = given.findIndex((n) => n > 0);
+      switch (found[1]) {
+        case ">=": return order(have, low) >= 0;
+        case ">": return order(have, high) >= 0;
+        case "<=": return order(have, high) < 0;
+        case "<": return order(have, low) < 0;
+        case "^": return order(have, low) >= 0 && order(have, next(low, first < 0 ? last : first)) < 0;
+        case "~": return order(have, low) >= 0 && order(have, next(low, Math.min(last, 1))) < 0;
+        default: return order(have, low) >= 0 && order(have, high) < 0;
+      }
+    };
+    const plain = (part) => part.replace(/(\S+)\s+-\s+(\S+)/g, ">=$1 <=$2").replace(/([<>=~^])\s+/g, "$1").trim();
+    const ranges = wanted.split("||").map((part) => plain(part).split(/\s+/).filter(Boolean));
+    if (!ranges.some((range) => range.every(fits))) console.log(wanted.replace(/[^ -~]/g, "").slice(0, 80));
+  ' "$NODE_VERSION" 2>/dev/null) || return 0
+  [ -z "$_wanted" ] || warn "The project asks for node $_wanted; this server has $NODE_VERSION."
+}
+
+# node_install: the packages of package.json, the development ones included, in node_modules.
+node_install() {
   if [ -d node_modules ] && [ -z "$LOCK" ]; then
     info "node_modules is part of the source: used as it is"
     return
@@ -49,9 +96,10 @@ node_install() {
         must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
       fi
       ;;
-    pnpm) must "pnpm install" $PNPM install --frozen-lockfile --prod=false --store-dir "$CACHE_DIR/pnpm" ;;
+    # Without CI these two ask questions, but a project's own scripts may take it for something else: for them, warnings are errors then.
+    pnpm) must "pnpm install" env CI="${CI:-true}" $PNPM install --frozen-lockfile --prod=false --store-dir "$CACHE_DIR/pnpm" ;;
     yarn1) must "yarn install" $YARN install --frozen-lockfile --production=false --non-interactive ;;
-    yarn) must "yarn install" $YARN install --immutable ;;
+    yarn) must "yarn install" env CI="${CI:-true}" $YARN install --immutable ;;
   esac
   if [ -n "$_key" ] && [ -d node_modules ]; then keep node_modules "$_key" node_modules; fi
 }
@@ -113,14 +161,15 @@ node_script() {
   esac
 }
 
-# node_prune: takes the development packages away.
+# node_prune: takes the development packages away, unless the project says by npm's or yarn's own word that it needs them.
 node_prune() {
+  if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ]; then return 0; fi
   case $PACKAGE_JSON in *'"devDependencies"'*) ;; *) return 0 ;; esac
   [ -d node_modules ] || return 0
   title "Removing development packages"
   case $TOOL in
     npm) must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock ;;
-    pnpm) must "pnpm prune" $PNPM prune --prod --ignore-scripts --store-dir "$CACHE_DIR/pnpm" ;;
+    pnpm) must "pnpm prune" env CI="${CI:-true}" $PNPM prune --prod --ignore-scripts --store-dir "$CACHE_DIR/pnpm" ;;
     yarn1) must "yarn install --production" $YARN install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
     yarn) run $YARN workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
   esac

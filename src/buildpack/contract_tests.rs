@@ -53,7 +53,7 @@ fn every_buildpack_is_registered_whole_and_has_an_example() {
 
 #[test]
 fn every_script_is_posix_shell() {
-    for file in FILES {
+    for file in FILES.iter().filter(|file| !file.path.ends_with(".php")) {
         let output = Command::new("/bin/sh").arg("-n").arg(folder("buildpacks").join(file.path)).output().unwrap();
         assert!(output.status.success(), "{}: {}", file.path, String::from_utf8_lossy(&output.stderr));
     }
@@ -101,6 +101,9 @@ fn front_ends_and_servers_are_told_apart() {
         ("node", "", "{\"scripts\" : { \"build\": \"echo ${A} }\", \"start\" : \"node .\" } }"),
         ("node", "server.js", r#"{"scripts":{"build":"tsc"}}"#),
         ("node", "Procfile", r#"{"scripts":{"build":"tsc"}}"#),
+        ("static", "static.json", r#"{"scripts":{"start":"vite"}}"#),
+        ("static", "index.html", r#"{"devDependencies":{"prettier":"3"}}"#),
+        ("static", "public/index.html", r#"{"scripts":{"lint":"eslint"}}"#),
         ("node", "", r#"{"main":"index.js"}"#),
         ("node", "", "{"),
         ("node", "", r#"{"scripts":{"buil"#),
@@ -108,13 +111,30 @@ fn front_ends_and_servers_are_told_apart() {
     for (expected, beside, package) in cases {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("package.json"), package).unwrap();
+        fs::create_dir(temp.path().join("public")).unwrap();
         if !beside.is_empty() {
             fs::write(temp.path().join(beside), "").unwrap();
         }
         for pack in ["node", "static"] {
             assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
         }
+        // Beside another buildpack it may well only build assets.
+        let mut named = Command::new(folder("buildpacks/node/bin/detect"));
+        assert!(named.arg(temp.path()).env("LARDER_NAMED", "1").output().unwrap().status.success(), "{package}");
     }
+    // A page beside what starts a server is the server's.
+    for (beside, package) in [("server.js", "{}"), ("Procfile", "{}"), ("README", r#"{"scripts":{"start":"node ."}}"#)] {
+        let temp = tempfile::tempdir().unwrap();
+        for (name, text) in [("package.json", package), ("index.html", ""), (beside, "")] {
+            fs::write(temp.path().join(name), text).unwrap();
+        }
+        assert!(detects("node", temp.path()), "{beside} {package}");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    for (name, text) in [("package.json", "{}"), ("static.json", "{}"), ("Procfile", "web: x")] {
+        fs::write(temp.path().join(name), text).unwrap();
+    }
+    assert!(detects("node", temp.path()));
 }
 
 #[test]
@@ -130,6 +150,9 @@ fn a_node_process_needs_no_npm_unless_its_script_does() {
         (r#"{"scripts":{"start":"node .\nnode x"}}"#, "npm start"),
         (r#"{"scripts":{"start":""}}"#, "npm start"),
         (r#"{"name":"start"}"#, "node server.js"),
+        (r#"{"files":["scripts","{"],"name":"scripts","scripts" :	{"start":"node ."}}"#, "node ."),
+        (r#"{"directories":{"scripts":"bin"},"x":{"start":"y"}}"#, "node server.js"),
+        (r#"{"files":["scripts", "start"]}"#, "node server.js"),
     ];
     for (package, expected) in cases {
         let temp = tempfile::tempdir().unwrap();

@@ -34,6 +34,7 @@ pub const FILES: &[Embedded] = &[
     file!("lib/common.sh", false),
     file!("lib/look.sh", false),
     file!("lib/node.sh", false),
+    file!("lib/router.php", false),
     file!("node/bin/compile", true),
     file!("node/bin/detect", true),
     file!("node/bin/release", true),

@@ -3,7 +3,7 @@
 //! Real git does the work, with nobody's configuration: the address is the project's own, and the user is the build's.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::Write,
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,19 +28,24 @@ pub(super) struct Fetched {
     pub pinned: bool,
 }
 
-/// Checks the buildpack `url` out into `to`, which is empty.
+/// What a configuration may say of the way to other machines, where git listens to it; proxies in small letters too.
+const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"];
+const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "GIT_SSL_CAINFO"];
+
+/// Checks the buildpack `url` out into `to`, which is empty. Of the `configuration` only what leads to other machines counts.
 pub(super) fn fetch<W: Write + Send + 'static>(
     place: &Place,
     url: &str,
     reference: Option<&str>,
     local: bool,
+    configuration: &[(String, String)],
     to: &Path,
     output: &Arc<Mutex<W>>,
 ) -> Result<Fetched, Refusal> {
     allowed(url, reference.is_some_and(is_commit), local)?;
     let name = blake3::hash(url.as_bytes()).to_hex();
     let store = place.cache.join("buildpacks").join(name.get(..32).unwrap_or(&name));
-    let git = Git { place, store: &store, local, output };
+    let git = Git { place, store: &store, local, network: network(configuration), output };
     if !store.join("HEAD").exists() {
         std::fs::create_dir_all(&store).map_err(|error| format!("the cache cannot be written: {error}"))?;
         git.run(&["init", "--quiet", "--bare"])?;
@@ -80,6 +85,21 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     Ok(Fetched { commit, pinned: pinned.is_some() })
 }
 
+fn network(configuration: &[(String, String)]) -> Vec<(OsString, OsString)> {
+    let proxy = |name: &str| PROXIES.iter().any(|known| name == *known || name == known.to_ascii_lowercase());
+    let known = configuration.iter().filter(|(name, _)| proxy(name) || CERTIFICATES.contains(&name.as_str()));
+    let mut all: Vec<(OsString, OsString)> = known.map(|(name, value)| (name.into(), value.into())).collect();
+    // curl, which git uses, takes the proxy in small letters alone, because a web server could set the other; and the certificates of
+    // other programs only where it was built with OpenSSL.
+    for (given, understood) in [("HTTP_PROXY", "http_proxy"), ("SSL_CERT_FILE", "GIT_SSL_CAINFO")] {
+        let find = |wanted: &str| configuration.iter().find(|(name, _)| name == wanted);
+        if let (Some((_, value)), None) = (find(given), find(understood)) {
+            all.push((understood.into(), value.into()));
+        }
+    }
+    all
+}
+
 fn is_commit(name: &str) -> bool {
     matches!(name.len(), 40 | 64) && name.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
@@ -103,6 +123,7 @@ struct Git<'a, W> {
     place: &'a Place,
     store: &'a PathBuf,
     local: bool,
+    network: Vec<(OsString, OsString)>,
     output: &'a Arc<Mutex<W>>,
 }
 
@@ -116,7 +137,8 @@ impl<W: Write + Send + 'static> Git<'_, W> {
         all.extend(fixed.iter().map(OsStr::new));
         all.extend(arguments.iter().map(OsStr::new));
         let protocols = if self.local { "https:http:ssh:git:file" } else { "https:http:ssh:git" };
-        let environment = vec![
+        let mut environment = self.network.clone();
+        environment.extend([
             ("PATH".into(), self.place.path.clone()),
             ("HOME".into(), self.place.cache.clone().into()),
             ("LC_ALL".into(), "C.UTF-8".into()),
@@ -126,7 +148,7 @@ impl<W: Write + Send + 'static> Git<'_, W> {
             ("GIT_TERMINAL_PROMPT".into(), "0".into()),
             ("GIT_ASKPASS".into(), "/bin/false".into()),
             ("GIT_SSH_COMMAND".into(), "ssh -o BatchMode=yes -o ConnectTimeout=30".into()),
-        ];
+        ]);
         let script = Script {
             program: Path::new("git"),
             arguments: all,
@@ -151,6 +173,28 @@ impl<W: Write + Send + 'static> Git<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_to_other_machines_comes_from_the_configuration_and_nothing_else_does() {
+        let given = [
+            ("HTTP_PROXY", "a"),
+            ("https_proxy", "b"),
+            ("NO_PROXY", "c"),
+            ("all_proxy", "d"),
+            ("SSL_CERT_FILE", "e"),
+            ("GIT_SSL_CAINFO", "f"),
+            ("GIT_SSL_NO_VERIFY", "1"),
+            ("GIT_CONFIG_GLOBAL", "/x"),
+            ("Https_Proxy", "x"),
+            ("ssl_cert_file", "x"),
+        ];
+        let found = network(&given.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let found: Vec<(&str, &str)> =
+            found.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
+        assert_eq!(found, [&given[..6], &[("http_proxy", "a")]].concat());
+        let certificates = network(&[("SSL_CERT_FILE".to_owned(), "e".to_owned())]);
+        assert_eq!(certificates, [("SSL_CERT_FILE".into(), "e".into()), ("GIT_SSL_CAINFO".into(), "e".into())]);
+    }
 
     #[test]
     fn addresses() {

@@ -12,6 +12,8 @@ mod job;
 mod place;
 mod release;
 mod script;
+#[cfg(test)]
+mod script_tests;
 mod server;
 mod work;
 

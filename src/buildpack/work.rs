@@ -207,7 +207,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             if !replaced && !ours.signs.iter().any(|sign| self.place.app.join(sign).symlink_metadata().is_ok()) {
                 continue;
             }
-            let ended = self.detect(&chosen)?;
+            let ended = self.detect(&chosen, false)?;
             if ended.success() {
                 self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));
                 return Ok(chosen);
@@ -252,7 +252,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             }
             // As Heroku does: one buildpack that was named is asked; of several, each has its own part of the project.
             if chosen.directory.join("bin/detect").exists() {
-                let ended = self.detect(&chosen)?;
+                let ended = self.detect(&chosen, true)?;
                 if ended.success() {
                     self.say(&format!("-----> {} app detected", app_name(&ended, &chosen)));
                 } else {
@@ -309,10 +309,18 @@ impl<W: Write + Send + 'static> Worker<W> {
                 self.say(&format!("-----> Fetching buildpack {label}"));
                 let to = self.temporary()?.join(format!("buildpack-{number}"));
                 fs::create_dir_all(&to).map_err(|error| Stop::new(&what, error.to_string(), Blame::Host, ""))?;
-                let fetched = fetch::fetch(&self.place, url, reference.as_deref(), self.job.local_git, &to, &self.output)
-                    .map_err(|why| {
-                        Stop::new(&what, format!("buildpack {label}: {why}"), Blame::Pusher, "check its address and commit")
-                    })?;
+                let fetched = fetch::fetch(
+                    &self.place,
+                    url,
+                    reference.as_deref(),
+                    self.job.local_git,
+                    &self.job.configuration,
+                    &to,
+                    &self.output,
+                )
+                .map_err(|why| {
+                    Stop::new(&what, format!("buildpack {label}: {why}"), Blame::Pusher, "check its address and commit")
+                })?;
                 if !fetched.pinned {
                     self.say(&format!(" !     This buildpack may change under you. Pin it: {url}#{}", fetched.commit));
                 }
@@ -321,12 +329,17 @@ impl<W: Write + Send + 'static> Worker<W> {
         }
     }
 
-    fn detect(&self, chosen: &Chosen) -> Result<Ended, Stop> {
+    /// Asks `bin/detect`. One that the recipe has named need not guess whether another buildpack is meant.
+    fn detect(&self, chosen: &Chosen, named: bool) -> Result<Ended, Stop> {
         let program = chosen.directory.join("bin/detect");
+        let mut environment = self.environment();
+        if named {
+            environment.push(("LARDER_NAMED".into(), "1".into()));
+        }
         let script = Script {
             program: &program,
             arguments: vec![self.place.app.as_os_str()],
-            environment: self.environment(),
+            environment,
             directory: &self.place.app,
             exports: &[],
             capture: Capture::Quietly,

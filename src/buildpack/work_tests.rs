@@ -149,6 +149,15 @@ fn several_run_in_order_and_export_to_the_next() {
 }
 
 #[test]
+fn a_buildpack_knows_whether_it_was_named() {
+    let world = World::new();
+    world.script("ours/node/bin/detect", "echo \"Node ${LARDER_NAMED-unnamed}\"").script("ours/node/bin/compile", "true");
+    world.file("app/package.json", "{}");
+    assert!(world.run(job(&ALL, &[])).1.contains("Node unnamed app detected"));
+    assert!(world.run(job(&ALL, &["node"])).1.contains("Node 1 app detected"));
+}
+
+#[test]
 fn a_failing_compile_says_which_and_why_and_nothing_runs_after_it() {
     let world = World::new();
     world.pack("ours/node", "echo lots; echo ' !     npm exited 1' >&2; exit 7").pack("ours/ruby", "touch after");
@@ -298,6 +307,12 @@ fn a_buildpack_from_git_is_pinned_by_its_commit() {
 
     let why = with(Some("nothing-of-that-name"), true).0.failure.unwrap().why;
     assert!(why.contains("nothing-of-that-name"), "{why}");
+
+    // The configuration says how other machines are reached: here by a proxy that is not there.
+    let nowhere = vec![("https_proxy".to_owned(), "http://127.0.0.1:1".to_owned())];
+    let buildpacks = vec![BuildpackRef::Git { url: "https://buildpacks.invalid/x".into(), reference: None }];
+    let why = world.run(BuildJob { buildpacks, configuration: nowhere, ..job(&ALL, &[]) }).0.failure.unwrap().why;
+    assert!(why.contains("127.0.0.1") || why.contains("proxy"), "{why}");
 
     // What the cache has needs no repository any more.
     fs::remove_dir_all(world.path("repo")).unwrap();

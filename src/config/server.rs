@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use super::{
     age::Age,
     error::{ConfigError, shown},
+    http::{self, HttpConfig, HttpScheme},
     promote::{self, Promote},
     reader::{Reader, Section},
     recipe_read,
@@ -21,7 +22,6 @@ const FILE: &str = "larder.yml";
 pub(super) const TOP: [&str; 13] =
     ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "drift", "log", "env"];
 pub(super) const SSH: [&str; 2] = ["listen", "profile"];
-pub(super) const HTTP: [&str; 1] = ["listen"];
 pub(super) const BUILDS: [&str; 4] = ["parallel", "memory", "pids", "timeout"];
 pub(super) const LIMITS: [&str; 7] =
     ["push_bytes", "tree_entries", "tree_bytes", "file_bytes", "refs_per_push", "archive_bytes", "disk_reserve"];
@@ -37,8 +37,8 @@ pub struct ServerConfig {
     pub domain: Domain,
     /// The SSH service.
     pub ssh: SshConfig,
-    /// Where the HTTP proxy listens.
-    pub http_listen: SocketAddr,
+    /// The HTTP front door.
+    pub http: HttpConfig,
     /// Builds.
     pub builds: BuildsConfig,
     /// What a push and a release may hold.
@@ -139,7 +139,7 @@ impl Default for ServerConfig {
         ServerConfig {
             domain: Domain::localhost(),
             ssh: SshConfig { listen: any(2222), profile: SshProfile::Default },
-            http_listen: any(8080),
+            http: HttpConfig { listen: any(8080), trusted: Vec::new(), scheme: HttpScheme::Http },
             builds: BuildsConfig { parallel: 1, memory: ByteSize::mebibytes(2048), pids: 2048, timeout: TimeSpan::minutes(60) },
             limits: PushLimits {
                 push_bytes: ByteSize::mebibytes(512),
@@ -202,8 +202,8 @@ fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
         set(&mut config.ssh.profile, ssh.get("profile").and_then(|node| reader.choice(node, "ssh.profile", &profiles)));
         set(&mut config.ssh.listen, address(reader, &ssh, "ssh.listen"));
     }
-    if let Some(http) = sub(reader, &top, "http", &HTTP, "{listen: \"0.0.0.0:8080\"}") {
-        set(&mut config.http_listen, address(reader, &http, "http.listen"));
+    if let Some(node) = top.get("http") {
+        http::read(reader, node, &mut config.http);
     }
     if let Some(builds) = sub(reader, &top, "builds", &BUILDS, "{parallel: 1, memory: 2G}") {
         number(reader, &builds, "builds.parallel", 1..=64, &mut config.builds.parallel);
@@ -275,7 +275,7 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-fn address(reader: &mut Reader, section: &Section, key: &str) -> Option<SocketAddr> {
+pub(super) fn address(reader: &mut Reader, section: &Section, key: &str) -> Option<SocketAddr> {
     let node = section.get(last(key))?;
     reader.value(node, key, "an address and a port such as \"0.0.0.0:2222\" or \"[::]:2222\"", |text| {
         text.parse().map_err(|_| format!("{} is not an address with a port", shown(text)))

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use proptest::prelude::{Strategy as Generator, *};
 
 use super::{
+    http,
     project::{ProjectFiles, load},
     promote, recipe_read, server, *,
 };
@@ -58,7 +59,7 @@ fn the_reference_recipe_parses_and_names_every_key() {
 fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
     let mut config = ServerConfig::parse("larder.yml", SERVER.as_bytes()).unwrap();
     let found = keys(SERVER);
-    let all = [&server::TOP[..], &server::SSH, &server::HTTP, &server::BUILDS, &server::LIMITS, &server::DEPLOYMENTS]
+    let all = [&server::TOP[..], &server::SSH, &http::HTTP, &server::BUILDS, &server::LIMITS, &server::DEPLOYMENTS]
         .concat()
         .into_iter()
         .chain(server::PORTS)

@@ -4,4 +4,5 @@ pub mod archive;
 pub mod files;
 pub mod launch;
 pub mod root;
+pub mod sockets;
 pub mod stream;

@@ -23,11 +23,11 @@ use crate::{
     model::ProcessId,
 };
 
-/// How long the server may take to finish what it is doing.
-const SERVER_GRACE: Duration = Duration::from_secs(30);
+/// How long the server may take to finish what it is doing: 30 seconds for deployments, 10 for requests, and a few to spare.
+const SERVER_GRACE: Duration = Duration::from_secs(45);
 /// How long a server may take to end after it has closed its connection.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// How long applications may take.
+/// How long applications may take. With the server's it is less than the 60 seconds after which systemd gives up on us.
 const GRACE: Duration = Duration::from_secs(10);
 /// Orders that are taken before other things are looked at again.
 const ORDERS_AT_ONCE: usize = 64;

@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{getegid, geteuid};
 
 use super::KeeperError;
-use crate::model::EnvId;
+use crate::model::{EnvId, UserNumbers};
 
 /// Where the numbers of a new root begin: above those that the kernel, systemd and `useradd` (for containers of ordinary users,
 /// `/etc/subuid`) give to anybody.
@@ -23,8 +23,6 @@ const SMALL: u32 = 40_000;
 const SMALL_LAST: u32 = 59_999;
 /// How many numbers lie before those of the first environment.
 const OWN: u32 = 1_000;
-/// How many each environment has.
-const EACH: u32 = 4;
 
 /// Somebody that processes run as and files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,11 +115,16 @@ impl Users {
         self.others.is_some()
     }
 
+    /// The numbers of environments' users, if they have any of their own.
+    pub fn of_environments(&self) -> Option<UserNumbers> {
+        self.others.map(|others| UserNumbers(others.first.saturating_add(OWN)))
+    }
+
     /// The last environment that there are numbers for.
     pub fn last_environment(&self) -> EnvId {
-        let Some(Others { first, .. }) = self.others else { return EnvId(u32::MAX / EACH) };
+        let Some(Others { first, .. }) = self.others else { return EnvId(u32::MAX / UserNumbers::EACH) };
         let last = if first < SMALL_LAST { SMALL_LAST } else { USUAL_LAST };
-        EnvId(last.saturating_sub(first).saturating_sub(OWN) / EACH - 1)
+        EnvId(last.saturating_sub(first).saturating_sub(OWN) / UserNumbers::EACH - 1)
     }
 
     /// Refuses where somebody else on this machine has one of the numbers of larder's own users and of environments up to `last`.
@@ -148,18 +151,16 @@ impl Users {
     /// The numbers of `user`.
     pub fn identity(&self, user: User) -> Identity {
         let Some(Others { server, first }) = self.others else { return self.keeper };
-        let number = |env: EnvId, which: u32| {
-            let uid = first.saturating_add(OWN).saturating_add(env.0.saturating_mul(EACH)).saturating_add(which);
-            Identity { uid, gid: uid }
-        };
+        let own = |uid: u32| Identity { uid, gid: uid };
+        let environments = UserNumbers(first.saturating_add(OWN));
         match user {
             User::Keeper => self.keeper,
             User::Server => server,
-            User::Git => Identity { uid: first + 1, gid: first + 1 },
-            User::Helper => Identity { uid: first + 2, gid: first + 2 },
-            User::Build(env) => number(env, 0),
-            User::Unpack(env) => number(env, 1),
-            User::Run(env) => number(env, 2),
+            User::Git => own(first + 1),
+            User::Helper => own(first + 2),
+            User::Build(env) => own(environments.of(env, 0)),
+            User::Unpack(env) => own(environments.of(env, 1)),
+            User::Run(env) => own(environments.run(env)),
         }
     }
 }

@@ -16,6 +16,26 @@ pub struct ProjectId(pub u32);
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
+/// The numbers of environments' users on this server, where environments have users of their own; each has four.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UserNumbers(pub u32);
+
+impl UserNumbers {
+    /// How many numbers each environment has.
+    pub const EACH: u32 = 4;
+
+    /// The number of one of an environment's users.
+    pub fn of(self, environment: EnvId, which: u32) -> u32 {
+        self.0.saturating_add(environment.0.saturating_mul(Self::EACH)).saturating_add(which)
+    }
+
+    /// The one that its applications run as.
+    pub fn run(self, environment: EnvId) -> u32 {
+        self.of(environment, 2)
+    }
+}
+
 macro_rules! moment_id {
     ($(#[$doc:meta])* $type:ident, $what:literal) => {
         $(#[$doc])*

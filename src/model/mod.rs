@@ -27,7 +27,7 @@ pub use digest::Digest;
 pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Origin, Outcome, Record, Status, Trigger};
 pub use health::{Check, HealthRecord, Period, Restart};
-pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber};
+pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
 pub use manifest::{ArchiveInfo, BuildpackUse, Entry, EntryKind, Frame, Manifest};
 pub use mode::Mode;

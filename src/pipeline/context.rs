@@ -1,6 +1,6 @@
 //! What a step has at hand: the order, the trades, and what earlier steps found out.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -13,12 +13,13 @@ use crate::{
     host::{
         launch::Launcher,
         root::{EnvironmentPaths, Root},
+        sockets,
     },
     model::{
         BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
-        ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger,
+        ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger, UserNumbers,
     },
-    proxy::{Proxy, Retired, Route},
+    proxy::{Proxy, Retired, Route, Target},
     release::{self, SigningKey},
     remote::Places,
     runtime::Runtime,
@@ -42,10 +43,12 @@ pub struct Services {
     pub runtime: Runtime,
     /// The HTTP front door.
     pub proxy: Proxy,
+    /// The numbers of environments' users, where each has users of its own.
+    pub users: Option<UserNumbers>,
     /// Where pushes arrive.
-    pub ssh: std::net::SocketAddr,
+    pub ssh: SocketAddr,
     /// Where the front door listens, for smoke checks.
-    pub http: std::net::SocketAddr,
+    pub http: SocketAddr,
     /// One permit for each build that may run at a time on this machine.
     pub builds: Semaphore,
     /// The last build number of each project.
@@ -84,6 +87,18 @@ impl Services {
             }
         }
         route.clone()
+    }
+
+    /// The web processes of an environment, as the front door sees them.
+    pub fn target(&self, environment: &Environment, addresses: Vec<SocketAddr>) -> Target {
+        Target::owned(addresses, self.users.map(|users| users.run(environment.id)))
+    }
+
+    /// Whether another project has taken `address`, which was given to this environment.
+    pub fn is_foreign(&self, environment: &Environment, address: SocketAddr) -> bool {
+        let Some(users) = self.users else { return false };
+        let own = |uid: Option<u32>| uid.is_none_or(|uid| uid == users.run(environment.id));
+        !sockets::listener(address).is_ok_and(own)
     }
 
     /// Who has `host`, if it is another environment than this one.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     host::files,
     model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, Status},
-    proxy::{State, Target},
+    proxy::State,
 };
 
 /// The step after which a deployment is finished rather than unwound: its code serves, and users have seen it.
@@ -169,7 +169,7 @@ impl Pipeline {
         let web = instances.iter().filter(|instance| instance.label.process.is_web());
         let addresses: Vec<_> = web.filter_map(|instance| instance.address()).collect();
         if !addresses.is_empty() {
-            drop(route.switch(Target::new(addresses)));
+            drop(route.switch(services.target(environment, addresses)));
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
     match outcome {
         Outcome::Live { number, .. } => {
             let host = order.environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
-            transcript.title(&format!("{number} is live: http://{host}{}", port_suffix(services.http.port())));
+            transcript.title(&format!("{number} is live: {}", services.config.http.url(&host, services.http.port())));
             if let Some(previous) = &order.previous {
                 let target = order.environment.target();
                 transcript.detail(&format!("to go back to {0}: larder rollback {target} {0}", previous.number));
@@ -60,10 +60,6 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             transcript.error("Somebody who operates this server has to look at it; `larder status` says more.");
         }
     }
-}
-
-fn port_suffix(port: u16) -> String {
-    if port == 80 { String::new() } else { format!(":{port}") }
 }
 
 /// Tells a deployment that waited that a newer one took its place.

@@ -12,7 +12,7 @@ use std::{
 use hyper::{Method, StatusCode};
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::{Inner, Route};
+use super::{Inner, Route, listen::Place};
 
 /// The traffic of one route since the route was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct AccessLine {
     pub time: SystemTime,
     /// The name of its route.
     pub route: Arc<str>,
-    /// The client's address, as the connection has it.
+    /// The client's address, as the connection has it, or as a trusted proxy says.
     pub peer: IpAddr,
     /// The host that was asked for, in normal form.
     pub host: String,
@@ -141,13 +141,23 @@ pub(super) struct Ticket {
     status: u16,
     pub bytes_out: u64,
     head: Option<Box<Head>>,
+    /// Of a visitor behind a trusted proxy.
+    _place: Option<Place>,
 }
 
 impl Ticket {
-    pub fn open(proxy: &Arc<Inner>, route: &Arc<Route>, head: impl FnOnce() -> Head) -> Self {
+    pub fn open(proxy: &Arc<Inner>, route: &Arc<Route>, place: Option<Place>, head: impl FnOnce() -> Head) -> Self {
         route.counts.in_flight.fetch_add(1, Relaxed);
         let head = proxy.log.read().is_some().then(|| Box::new(head()));
-        Self { proxy: proxy.clone(), route: route.clone(), started: Instant::now(), status: 499, bytes_out: 0, head }
+        Self {
+            proxy: proxy.clone(),
+            route: route.clone(),
+            started: Instant::now(),
+            status: 499,
+            bytes_out: 0,
+            head,
+            _place: place,
+        }
     }
 
     pub fn answered(&mut self, status: StatusCode) {

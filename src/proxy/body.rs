@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst},
     },
     task::{Context, Poll},
     time::Duration,
@@ -13,7 +13,10 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use super::{access::Ticket, io::Stall, pages::Page, route::Route, target::Lease};
 
@@ -35,9 +38,42 @@ const STALLED: u8 = 3;
 pub(super) struct Progress {
     state: AtomicU8,
     done: Notify,
+    started: Instant,
+    /// When the application last took something of it, in milliseconds after the start.
+    taken: AtomicU64,
+    /// Whether it is the client that has to send something now.
+    client: AtomicBool,
 }
 
 impl Progress {
+    fn new() -> Self {
+        let (state, taken, client) = (AtomicU8::new(SENDING), AtomicU64::new(0), AtomicBool::new(false));
+        Self { state, done: Notify::new(), started: Instant::now(), taken, client }
+    }
+
+    /// The application's connection has room for more; whether the client had something for it.
+    fn asked(&self, answered: bool) {
+        self.client.store(!answered, SeqCst);
+        self.taken.store(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// Returns when the application has taken nothing for `limit` of what is there for it. Nobody else would notice: what it does not
+    /// take is not read from the client either, nor is the client's leaving.
+    pub async fn untaken(&self, limit: Duration) {
+        loop {
+            let since = if self.client.load(SeqCst) {
+                Instant::now()
+            } else {
+                self.started + Duration::from_millis(self.taken.load(SeqCst))
+            };
+            let until = since + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+
     fn end(&self, state: u8) {
         self.state.store(state, SeqCst);
         self.done.notify_one();
@@ -74,7 +110,7 @@ impl Upload {
         if inner.is_end_stream() {
             return (Self::Empty, None);
         }
-        let progress = Arc::new(Progress { state: AtomicU8::new(SENDING), done: Notify::new() });
+        let progress = Arc::new(Progress::new());
         let stall = Stall::new(stall_timeout);
         (Self::Streaming { inner, progress: progress.clone(), stall, route: route.clone() }, Some(progress))
     }
@@ -86,7 +122,9 @@ impl Body for Upload {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self::Streaming { inner, progress, stall, route } = self.get_mut() else { return Poll::Ready(None) };
-        match Pin::new(&mut *inner).poll_frame(cx) {
+        let polled = Pin::new(&mut *inner).poll_frame(cx);
+        progress.asked(polled.is_ready());
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 stall.clear();
                 let Some(data) = frame.data_ref() else {

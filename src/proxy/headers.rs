@@ -10,7 +10,7 @@ use std::{
 
 use hyper::{
     HeaderMap,
-    header::{self, Entry, HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 
 use super::Scheme;
@@ -37,7 +37,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
     [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
 
-/// Other headers that applications believe to come from a proxy, and that are therefore only passed on from a trusted one.
+/// Other headers that applications believe to come from a proxy. None is passed on: those that say something true are written by us, and
+/// a proxy that is trusted may well pass on what its visitors have sent.
 const FROM_PROXIES: [&str; 12] = [
     "forwarded",
     "x-real-ip",
@@ -57,6 +58,8 @@ const FROM_PROXIES: [&str; 12] = [
 pub(super) struct Origin<'a> {
     /// The address of the connection's other end.
     pub peer: &'a HeaderValue,
+    /// The visitor's: the same, unless a trusted proxy says whom it speaks for.
+    pub visitor: &'a HeaderValue,
     /// Whether that is a proxy whose word is believed.
     pub trusted: bool,
     /// What clients speak to us.
@@ -85,15 +88,17 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
         None => peer.clone(),
     };
     headers.insert(FORWARDED_FOR, chain);
-    let (proto, default_port) = match origin.scheme {
-        Scheme::Http => ("http", "80"),
-        Scheme::Https => ("https", "443"),
-    };
-    let port = origin.port.map(HeaderValue::from).unwrap_or_else(|| HeaderValue::from_static(default_port));
-    put(headers, FORWARDED_PROTO, HeaderValue::from_static(proto), origin.trusted, |value| matches!(value, "http" | "https"));
-    put(headers, FORWARDED_HOST, origin.host.clone(), origin.trusted, |value| super::host::parse(value).is_some());
-    put(headers, FORWARDED_PORT, port, origin.trusted, |value| value.parse::<u16>().is_ok());
-    put(headers, REAL_IP, peer.clone(), origin.trusted, |value| value.parse::<IpAddr>().is_ok());
+    let said = if origin.trusted { forwarded_proto(headers) } else { None };
+    let proto = said.unwrap_or(match origin.scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    });
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
+    let default_port = HeaderValue::from_static(if proto == "https" { "443" } else { "80" });
+    let port = origin.port.map(HeaderValue::from).unwrap_or(default_port);
+    headers.insert(FORWARDED_HOST, origin.host.clone());
+    headers.insert(FORWARDED_PORT, port);
+    headers.insert(REAL_IP, origin.visitor.clone());
     if headers.get_all(&REQUEST_ID).iter().count() != 1 || !headers.get(&REQUEST_ID).is_some_and(is_request_id) {
         headers.insert(REQUEST_ID, ids.next());
     }
@@ -101,6 +106,29 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
+}
+
+/// Whom a trusted proxy speaks for, if it says so: the last address in `X-Forwarded-For` that is not another trusted proxy's, because
+/// what stands before it is what that visitor has sent. `X-Real-IP` counts only where there is no such address: many proxies pass on
+/// what a visitor has written there.
+pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr> {
+    let chain = joined(headers, &FORWARDED_FOR).unwrap_or_default();
+    let mut nearest = None;
+    for entry in chain.rsplit(',') {
+        let Some(address) = address_of(entry.trim()) else { break };
+        nearest = Some(address);
+        if !trusted.contains(&address) {
+            break;
+        }
+    }
+    nearest.or_else(|| address_of(headers.get(&REAL_IP)?.to_str().ok()?))
+}
+
+/// An address as proxies write it, some of them with a port.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let plain = text.parse::<IpAddr>().ok();
+    let address = plain.or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()));
+    address.map(|address| address.to_canonical())
 }
 
 /// Makes an application's headers fit for a client.
@@ -189,20 +217,17 @@ fn is_spoof(name: &str, trusted: bool) -> bool {
         let dashed = name.replace('_', "-");
         return is_protected(&dashed) || dashed.starts_with("x-larder-") || dashed == "proxy";
     }
-    !trusted && (name.starts_with("x-forwarded") || FROM_PROXIES.contains(&name))
+    let believed = trusted && matches!(name, "x-forwarded-for" | "x-forwarded-proto");
+    !believed && (name.starts_with("x-forwarded") || FROM_PROXIES.contains(&name))
 }
 
-fn put(headers: &mut HeaderMap, name: HeaderName, ours: HeaderValue, trusted: bool, well_formed: impl Fn(&str) -> bool) {
-    let several = headers.get_all(&name).iter().nth(1).is_some();
-    match headers.entry(name) {
-        Entry::Occupied(mut given) => {
-            if !trusted || several || !given.get().to_str().is_ok_and(well_formed) {
-                given.insert(ours);
-            }
-        }
-        Entry::Vacant(empty) => {
-            empty.insert(ours);
-        }
+/// The scheme that a trusted proxy says its visitor has used, if it says one.
+fn forwarded_proto(headers: &HeaderMap) -> Option<&'static str> {
+    let mut said = headers.get_all(&FORWARDED_PROTO).iter();
+    match (said.next()?.as_bytes(), said.next()) {
+        (b"http", None) => Some("http"),
+        (b"https", None) => Some("https"),
+        _ => None,
     }
 }
 
@@ -259,7 +284,9 @@ mod tests {
         let mut map = headers(lines);
         let host = HeaderValue::from_static("shop.localhost:8080");
         let peer = address_value([192, 0, 2, 7].into());
-        let origin = Origin { peer: &peer, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
+        let visitor = if trusted { visitor(&map, &[]).map(address_value) } else { None };
+        let visitor = visitor.unwrap_or_else(|| peer.clone());
+        let origin = Origin { peer: &peer, visitor: &visitor, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
         to_application(&mut map, &origin, None, &RequestIds::new());
         map
     }
@@ -299,6 +326,40 @@ mod tests {
         assert_eq!(seen["x-forwarded-for"], "198.51.100.1, 192.0.2.7");
         assert_eq!(seen["x-forwarded-proto"], "https");
         assert_eq!(seen["x-forwarded-port"], "8080");
+        assert_eq!(seen["x-real-ip"], "198.51.100.1");
+        // What it may only have passed on.
+        let given = [
+            ("x-forwarded-host", "bank.example"),
+            ("x-forwarded-prefix", "/x"),
+            ("forwarded", "for=a"),
+            ("x-original-url", "/x"),
+        ];
+        let seen = forward(&given, true);
+        assert_eq!(seen["x-forwarded-host"], "shop.localhost:8080");
+        for gone in ["x-forwarded-prefix", "forwarded", "x-original-url"] {
+            assert!(!seen.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn a_visitor_is_whom_the_nearest_trusted_proxy_names() {
+        let ours: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()];
+        for (given, found) in [
+            (&[("x-forwarded-for", "198.51.100.1")][..], "198.51.100.1"),
+            // What the visitor wrote itself stands before what the proxy has added.
+            (&[("x-forwarded-for", "8.8.8.8, 198.51.100.1")], "198.51.100.1"),
+            (&[("x-forwarded-for", "8.8.8.8"), ("x-forwarded-for", "198.51.100.1, 10.0.0.1")], "198.51.100.1"),
+            (&[("x-forwarded-for", "8.8.8.8, nonsense, 10.0.0.1")], "10.0.0.1"),
+            (&[("x-forwarded-for", "198.51.100.1:4711")], "198.51.100.1"),
+            (&[("x-forwarded-for", "[2001:db8::1]:4711")], "2001:db8::1"),
+            (&[("x-forwarded-for", "::ffff:198.51.100.1")], "198.51.100.1"),
+            (&[("x-forwarded-for", "198.51.100.1"), ("x-real-ip", "8.8.8.8")], "198.51.100.1"),
+            (&[("x-real-ip", "198.51.100.1")], "198.51.100.1"),
+            (&[("x-forwarded-for", "unknown"), ("x-real-ip", "198.51.100.1")], "198.51.100.1"),
+        ] {
+            assert_eq!(visitor(&headers(given), &ours), Some(found.parse().unwrap()), "{given:?}");
+        }
+        assert_eq!(visitor(&headers(&[("x-forwarded-for", ""), ("x-real-ip", "me")]), &ours), None);
     }
 
     #[test]

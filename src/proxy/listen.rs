@@ -22,6 +22,8 @@ use super::{Inner, ProxyError, io::Patient, relay};
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 33\r\nRetry-After: 5\r\nConnection: close\r\n\r\nToo many connections. Come back.\n";
 /// How long to wait when the system has nothing left to give us.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How long tunnels may go on after a stop. They do not end by themselves, and whoever has one can open it again.
+const TUNNELS: Duration = Duration::from_secs(2);
 
 /// What all requests of one client connection share; its end frees the connection's place.
 pub(super) struct Connection {
@@ -30,44 +32,63 @@ pub(super) struct Connection {
     pub peer_value: HeaderValue,
     pub trusted: bool,
     pub tasks: TaskTracker,
-    /// Ends tunnels when the server has waited long enough.
-    pub abort: CancellationToken,
-    peers: Option<Arc<Peers>>,
+    /// Ends tunnels when the server stops.
+    pub hang_up: CancellationToken,
+    peers: Arc<Peers>,
+    /// The peer's own; a trusted one has none, but each of its visitors has for each request.
+    _place: Option<Place>,
 }
 
+/// How many connections each client has; of those behind a trusted proxy, how many requests.
 #[derive(Default)]
 struct Peers {
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Peers {
-    fn enter(&self, peer: IpAddr, limit: usize) -> bool {
+    fn enter(self: &Arc<Self>, peer: IpAddr, limit: usize) -> Option<Place> {
         let mut open = self.open.lock();
         let count = open.entry(peer).or_insert(0);
         if *count >= limit {
-            return false;
+            return None;
         }
         *count += 1;
-        true
+        Some(Place { peers: self.clone(), peer })
     }
+}
 
-    fn leave(&self, peer: IpAddr) {
-        let mut open = self.open.lock();
-        if let Some(count) = open.get_mut(&peer) {
+/// One of the places that a client may take at a time; free again when it is dropped.
+pub(super) struct Place {
+    peers: Arc<Peers>,
+    peer: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.peers.open.lock();
+        if let Some(count) = open.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&peer);
+                open.remove(&self.peer);
             }
         }
+    }
+}
+
+impl Connection {
+    /// A place for one request of somebody for whom a trusted proxy speaks; nothing if that visitor has too many.
+    pub fn visit(&self, visitor: IpAddr) -> Option<Place> {
+        let place = self.peers.enter(visitor, self.proxy.settings.max_connections_per_peer);
+        if place.is_none() {
+            self.proxy.counts.turned_away.fetch_add(1, Relaxed);
+        }
+        place
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.proxy.counts.open.fetch_sub(1, Relaxed);
-        if let Some(peers) = &self.peers {
-            peers.leave(self.peer);
-        }
     }
 }
 
@@ -81,7 +102,7 @@ pub(super) async fn serve(
         .and_then(|()| TcpListener::from_std(listener))
         .map_err(|source| ProxyError::Listener { source })?;
     let tasks = TaskTracker::new();
-    let abort = CancellationToken::new();
+    let (hang_up, abort) = (CancellationToken::new(), CancellationToken::new());
     let peers = Arc::new(Peers::default());
     loop {
         let accepted = tokio::select! {
@@ -90,7 +111,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, address)) => match enter(&proxy, &peers, address, &tasks, &abort) {
+            Ok((stream, address)) => match enter(&proxy, &peers, address, &tasks, &hang_up) {
                 Some(connection) => {
                     tasks.spawn(attend(connection, stream, shutdown.clone(), abort.clone()));
                 }
@@ -105,7 +126,13 @@ pub(super) async fn serve(
     }
     drop(listener);
     tasks.close();
-    if timeout(proxy.settings.shutdown_limit, tasks.wait()).await.is_err() {
+    let limit = proxy.settings.shutdown_limit;
+    let tunnels = TUNNELS.min(limit);
+    if timeout(tunnels, tasks.wait()).await.is_ok() {
+        return Ok(());
+    }
+    hang_up.cancel();
+    if timeout(limit.saturating_sub(tunnels), tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), "connections are cut: they did not end within the time that a stop has");
         abort.cancel();
         tasks.wait().await;
@@ -126,7 +153,7 @@ fn enter(
     peers: &Arc<Peers>,
     address: SocketAddr,
     tasks: &TaskTracker,
-    abort: &CancellationToken,
+    hang_up: &CancellationToken,
 ) -> Option<Arc<Connection>> {
     let settings = &proxy.settings;
     let peer = address.ip().to_canonical();
@@ -134,12 +161,9 @@ fn enter(
     if proxy.counts.open.load(Relaxed) >= settings.max_connections {
         return None;
     }
-    if !trusted && !peers.enter(peer, settings.max_connections_per_peer) {
-        return None;
-    }
+    let place = if trusted { None } else { Some(peers.enter(peer, settings.max_connections_per_peer)?) };
     proxy.counts.open.fetch_add(1, Relaxed);
     proxy.counts.accepted.fetch_add(1, Relaxed);
-    let peers = (!trusted).then(|| peers.clone());
     let peer_value = super::headers::address_value(peer);
     Some(Arc::new(Connection {
         proxy: proxy.clone(),
@@ -147,8 +171,9 @@ fn enter(
         peer_value,
         trusted,
         tasks: tasks.clone(),
-        abort: abort.clone(),
-        peers,
+        hang_up: hang_up.clone(),
+        peers: peers.clone(),
+        _place: place,
     }))
 }
 

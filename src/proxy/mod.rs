@@ -60,13 +60,14 @@ pub enum ProxyError {
 pub struct ProxySettings {
     /// Connections of clients at one time, tunnels included; more are answered 503 and closed.
     pub max_connections: usize,
-    /// Connections of one client address at one time; trusted peers are not counted.
+    /// Connections of one client address at one time. Trusted peers are not counted; of each visitor that they name, the requests are.
     pub max_connections_per_peer: usize,
     /// Bytes of a request's head, and of a response's.
     pub max_header_size: usize,
     /// How long a client may take for a request's head; also how long a connection may idle between two requests.
     pub header_timeout: Duration,
-    /// How long a client may send nothing in the middle of a body, or take nothing of a response.
+    /// How long a client may send nothing in the middle of a body, or take nothing of a response; also how long an application may take
+    /// nothing of a body.
     pub stall_timeout: Duration,
     /// How long one instance may take to accept a connection.
     pub connect_timeout: Duration,
@@ -78,7 +79,7 @@ pub struct ProxySettings {
     pub max_waiting: usize,
     /// How long `serve` lets requests and tunnels finish after it was told to stop.
     pub shutdown_limit: Duration,
-    /// Peers whose forwarded headers are believed: other proxies in front of this one.
+    /// Other proxies in front of this one: what they say about a visitor's address and scheme is believed.
     pub trusted: Vec<IpAddr>,
     /// What clients speak to reach us, for `X-Forwarded-Proto`: `http`, or `https` behind something that ends TLS.
     pub scheme: Scheme,

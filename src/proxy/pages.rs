@@ -21,13 +21,16 @@ pub(super) enum Page {
     BadRequest(&'static str),
     Method,
     UploadTimeout,
+    Crowded,
 }
 
 impl Page {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance | Self::Crowded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -50,6 +53,7 @@ impl Page {
             Self::BadRequest(_) => "bad_request",
             Self::Method => "method_not_allowed",
             Self::UploadTimeout => "upload_timeout",
+            Self::Crowded => "too_many_requests",
         }
     }
 
@@ -66,6 +70,7 @@ impl Page {
             Self::BadRequest(_) => "This request cannot be understood",
             Self::Method => "This method is not served here",
             Self::UploadTimeout => "The request did not arrive in time",
+            Self::Crowded => "Too many requests at a time",
         }
     }
 
@@ -84,13 +89,14 @@ impl Page {
             Self::BadRequest(why) => why,
             Self::Method => "CONNECT and TRACE are not passed on.",
             Self::UploadTimeout => "Its body stopped coming. Send it again.",
+            Self::Crowded => "Others from the same address are still under way. Try again in a few seconds.",
         }
     }
 
     /// Seconds after which trying again makes sense.
     fn retry_after(&self) -> Option<&'static str> {
         match self {
-            Self::Starting | Self::Maintenance => Some("3"),
+            Self::Starting | Self::Maintenance | Self::Crowded => Some("3"),
             Self::BadGateway | Self::GatewayTimeout => Some("10"),
             Self::Empty | Self::Failed(_) | Self::Stopped => Some("60"),
             _ => None,
@@ -243,6 +249,7 @@ mod tests {
             Page::BadRequest("why"),
             Page::Method,
             Page::UploadTimeout,
+            Page::Crowded,
         ];
         for page in pages {
             for accept in ["text/html", "application/json", "*/*"] {

@@ -50,11 +50,23 @@ pub(super) async fn answer(connection: Arc<Connection>, mut request: Request<Inc
     let upgrade = wanted_upgrade(&request);
     let on_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let host = request.headers().get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
-    let origin =
-        Origin { peer: &connection.peer_value, trusted: connection.trusted, scheme: proxy.settings.scheme, host: &host, port };
+    let visitor = if connection.trusted { headers::visitor(request.headers(), &proxy.settings.trusted) } else { None };
+    let place = match visitor.map(|visitor| connection.visit(visitor)) {
+        Some(None) => return Ok(render(&connection, &Page::Crowded, request.headers(), None)),
+        place => place.flatten(),
+    };
+    let visitor_value = visitor.map_or_else(|| connection.peer_value.clone(), headers::address_value);
+    let origin = Origin {
+        peer: &connection.peer_value,
+        visitor: &visitor_value,
+        trusted: connection.trusted,
+        scheme: proxy.settings.scheme,
+        host: &host,
+        port,
+    };
     headers::to_application(request.headers_mut(), &origin, upgrade, &proxy.ids);
-    let ticket = Ticket::open(proxy, &route, || Head {
-        peer: connection.peer,
+    let ticket = Ticket::open(proxy, &route, place, || Head {
+        peer: visitor.unwrap_or(connection.peer),
         host: name,
         method: request.method().clone(),
         path: request.uri().path_and_query().map(|path| path.as_str().chars().take(LOGGED_PATH).collect()).unwrap_or_default(),
@@ -197,7 +209,12 @@ async fn forward(
             Some(progress) => tokio::select! {
                 biased;
                 sent = sending => Some(sent),
-                () = async { progress.ended().await; sleep(settings.response_timeout).await } => None,
+                () = async {
+                    tokio::select! {
+                        () = progress.ended() => sleep(settings.response_timeout).await,
+                        () = progress.untaken(settings.stall_timeout) => {}
+                    }
+                } => None,
             },
         };
         let mut error = match sent {

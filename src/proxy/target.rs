@@ -17,6 +17,7 @@ use tokio::{net::TcpStream, sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{ProxySettings, body::Upload};
+use crate::host::sockets;
 
 /// Idle connections kept per instance.
 const MAX_IDLE: usize = 128;
@@ -38,6 +39,8 @@ struct Shared {
     turn: AtomicUsize,
     in_flight: AtomicUsize,
     quiet: Notify,
+    /// The user whose processes the instances are; anybody's where all run as one.
+    owner: Option<u32>,
     retired: AtomicBool,
     /// Ends every connection to the instances.
     cut: CancellationToken,
@@ -72,6 +75,11 @@ pub struct Retired {
 impl Target {
     /// The instances at `addresses`, one per `web` process.
     pub fn new(addresses: Vec<SocketAddr>) -> Self {
+        Self::owned(addresses, None)
+    }
+
+    /// The same; what another user listens on is none of them.
+    pub fn owned(addresses: Vec<SocketAddr>, owner: Option<u32>) -> Self {
         let endpoints = addresses.into_iter().map(Endpoint::new).collect();
         Self {
             shared: Arc::new(Shared {
@@ -79,6 +87,7 @@ impl Target {
                 turn: AtomicUsize::new(0),
                 in_flight: AtomicUsize::new(0),
                 quiet: Notify::new(),
+                owner,
                 retired: AtomicBool::new(false),
                 cut: CancellationToken::new(),
             }),
@@ -168,7 +177,7 @@ impl Retired {
 
     /// The same instances, to be switched back to. What the old one still answers goes on.
     pub fn target(&self) -> Target {
-        Target::new(self.target.addresses())
+        Target::owned(self.target.addresses(), self.target.shared.owner)
     }
 }
 
@@ -207,7 +216,7 @@ impl Seat {
                 if let Some(sender) = endpoint.pooled(max_idle).await {
                     return Ok(Lease { sender, endpoint: endpoint.clone(), seat: self, reused: true });
                 }
-                match endpoint.connect(settings, &shared.cut).await {
+                match endpoint.connect(settings, shared.owner, &shared.cut).await {
                     Ok(sender) => return Ok(Lease { sender, endpoint: endpoint.clone(), seat: self, reused: false }),
                     Err(error) => failure = error,
                 }
@@ -280,9 +289,26 @@ impl Endpoint {
         }
     }
 
-    async fn connect(&self, settings: &ProxySettings, cut: &CancellationToken) -> Result<SendRequest<Upload>, io::Error> {
+    async fn connect(
+        &self,
+        settings: &ProxySettings,
+        owner: Option<u32>,
+        cut: &CancellationToken,
+    ) -> Result<SendRequest<Upload>, io::Error> {
         let connected = async {
             let stream = TcpStream::connect(self.address).await?;
+            // Each time: while an application is away, any project may take its port. It costs little beside the connection, which
+            // is kept for many requests.
+            if let Some(owner) = owner
+                && sockets::listener(self.address)? != Some(owner)
+            {
+                let error = io::Error::new(io::ErrorKind::ConnectionRefused, "the instance's port is somebody else's");
+                // Not for each attempt.
+                if self.pool.lock().refused.is_none() {
+                    tracing::warn!(address = %self.address, %error, "an application is not reached");
+                }
+                return Err(error);
+            }
             stream.set_nodelay(true)?;
             super::io::keep_alive(&stream);
             let mut builder = Builder::new();

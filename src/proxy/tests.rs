@@ -463,6 +463,42 @@ async fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
 }
 
 #[tokio::test]
+async fn an_upload_that_the_application_does_not_take_ends() {
+    let settings = ProxySettings { stall_timeout: Duration::from_millis(500), response_timeout: LONG * 9, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    route.switch(Target::new(vec![scripted(None).await]));
+    let mut hung = TcpStream::connect(front.address).await.unwrap();
+    hung.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let (mut answer, mut body) = hung.split();
+    let upload = async {
+        // Until the connection breaks off.
+        while body.write_all(&[0; 64 * 1024]).await.is_ok() {}
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
+        () = upload => {}
+    }
+    // Somebody who has left by then costs nothing for longer than that either.
+    let mut left = TcpStream::connect(front.address).await.unwrap();
+    left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+    let _ = tokio::time::timeout(Duration::from_millis(200), filled).await;
+    drop(left);
+    until(|| route.stats().in_flight == 0).await;
+    // A client that sends slowly, but sends, is not cut by that.
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut slow = TcpStream::connect(front.address).await.unwrap();
+    slow.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nConnection: close\r\n\r\n").await.unwrap();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        slow.write_all(b"x").await.unwrap();
+    }
+    assert!(read_all(&mut slow).await.ends_with("blue took 5"));
+}
+
+#[tokio::test]
 async fn connections_have_a_limit_that_is_said() {
     let (front, route) = Front::with_route(ProxySettings { max_connections_per_peer: 2, ..quick() }).await;
     let app = App::start("blue").await;
@@ -477,6 +513,40 @@ async fn connections_have_a_limit_that_is_said() {
     // A place becomes free when the tunnel has ended, not when HTTP has.
     until(|| front.proxy.stats().open == 1).await;
     assert!(front.get("/").await.ends_with("blue"));
+}
+
+#[tokio::test]
+async fn visitors_behind_a_trusted_proxy_are_told_apart() {
+    let trusted = vec!["127.0.0.1".parse().unwrap()];
+    let settings = ProxySettings { max_connections_per_peer: 1, trusted, scheme: Scheme::Https, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let (sender, mut lines) = mpsc::channel(8);
+    front.proxy.access_log(sender);
+    let ask = async |visitor: &str, path: &str| {
+        let mut stream = TcpStream::connect(front.address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 8.8.8.8, {visitor}\r\nX-Real-IP: 8.8.8.8\r\n");
+        stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+    };
+    let mut first = ask("192.0.2.1", "/events").await;
+    assert!(read_until(&mut first, "data: blue").await.starts_with("HTTP/1.1 200"));
+    let second = read_all(&mut ask("192.0.2.1", "/").await).await;
+    assert!(second.starts_with("HTTP/1.1 503") && second.contains("Too many requests"), "{second}");
+    let other = read_all(&mut ask("192.0.2.2", "/headers").await).await;
+    for line in ["x-real-ip=192.0.2.2", "x-forwarded-for=8.8.8.8, 192.0.2.2, 127.0.0.1", "x-forwarded-proto=https"] {
+        assert!(other.contains(line), "{line} is not in {other}");
+    }
+    assert!(other.contains("x-forwarded-port=443"), "{other}");
+    assert_eq!(lines.recv().await.unwrap().peer, "192.0.2.2".parse::<IpAddr>().unwrap());
+    drop(first);
+    until(|| route.stats().in_flight == 0).await;
+    assert!(read_all(&mut ask("192.0.2.1", "/").await).await.ends_with("blue"));
+    // A proxy that says nothing about its visitors does not become one that is counted.
+    let (silent, also) = (front.get("/events"), front.get("/"));
+    tokio::pin!(silent);
+    tokio::select! { _ = &mut silent => panic!("it goes on for ever"), answer = also => assert!(answer.ends_with("blue"), "{answer}") }
 }
 
 #[tokio::test]
@@ -514,6 +584,26 @@ async fn a_stop_lets_requests_finish_up_to_the_limit() {
     assert_eq!(read_all(&mut tunnel).await, "");
     assert_eq!(read_all(&mut idle).await, "");
     assert!(TcpStream::connect(front.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_tunnels_as_long_as_for_requests() {
+    let (mut front, route) = Front::with_route(ProxySettings { shutdown_limit: LONG, ..quick() }).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut tunnel = socket(&front).await;
+    let mut request = TcpStream::connect(front.address).await.unwrap();
+    request.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut request, "data: blue").await;
+    let begun = std::time::Instant::now();
+    front.shutdown.cancel();
+    assert_eq!(read_all(&mut tunnel).await, "");
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    app.tick.send(()).unwrap();
+    read_until(&mut request, "data: blue").await;
+    assert!(!front.serving.is_finished());
+    app.kill();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ const BUFFER: usize = 16 * 1024;
 
 /// Starts the tunnel as a task that `serve` waits for. The seat keeps the target from being drained, the ticket the books open.
 pub(super) fn start(connection: &Arc<Connection>, client: OnUpgrade, application: OnUpgrade, seat: Seat, mut ticket: Ticket) {
-    let abort = connection.abort.clone();
+    let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
     connection.tasks.spawn(async move {
         let _kept = kept;
@@ -33,7 +33,7 @@ pub(super) fn start(connection: &Arc<Connection>, client: OnUpgrade, application
         tokio::select! {
             () = carry => {}
             () = cut.cancelled() => {}
-            () = abort.cancelled() => {}
+            () = hang_up.cancelled() => {}
         }
     });
 }

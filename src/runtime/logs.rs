@@ -6,6 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -36,6 +37,9 @@ pub struct LogLine {
     /// The line with its moment, as it stands in the file, without the newline.
     pub text: Arc<str>,
 }
+
+/// How often a log that cannot be written says so.
+const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// A line longer than this is cut into several.
 const LINE_MAX: u64 = 16 * 1024;
@@ -77,8 +81,10 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        let mut file = RotatingFile::open(Logs::file(directory, process), self.limits)?;
+        // A full disk must not end the log for good, nor stop the application, whose output would have nowhere to go.
+        let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
+        let mut complained: Option<Instant> = None;
         loop {
             buffer.clear();
             if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
@@ -87,14 +93,28 @@ impl Logs {
             // Before our own words: nothing that it says can hide or change them on the screen of whoever reads it.
             let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
-            // A full disk must not end the log for good, nor stop the application.
-            if let Err(error) = file.write_line(&text) {
-                tracing::warn!(%process, %error, "a log line was lost");
+            let written = match &mut file {
+                Some(file) => file.write_line(&text),
+                None => RotatingFile::open(Logs::file(directory, process), self.limits)
+                    .and_then(|new| file.insert(new).write_line(&text)),
+            };
+            if let Err(error) = written
+                && complained.is_none_or(|moment| moment.elapsed() >= COMPLAINT)
+            {
+                complained = Some(Instant::now());
+                tracing::warn!(%process, %error, "its log cannot be kept as it should be; lines may be lost");
             }
             let line = LogLine { environment: label.environment, process: process.to_owned(), text: text.into() };
             let _ = self.lines.send(line);
         }
     }
+}
+
+/// The file that the present one becomes after so many rotations.
+fn rotated(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
 }
 
 struct RotatingFile {
@@ -111,47 +131,76 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    fn rotated(&self, number: u32) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".{number}"));
-        PathBuf::from(name)
+    /// Writes a line, whether or not the file can be rotated before it: what cannot be done now is tried again with the next line.
+    fn write_line(&mut self, text: &str) -> io::Result<()> {
+        let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
+        self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
+        self.file.write_all(format!("{text}\n").as_bytes()).and(rotated)
     }
 
-    fn write_line(&mut self, text: &str) -> io::Result<()> {
-        if self.bytes >= self.limits.max_bytes {
+    fn rotate(&mut self) -> io::Result<()> {
+        // Without a present file there is nothing to make room for: somebody has taken it away, or the last attempt got that far.
+        if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
-                let _ = fs::rename(self.rotated(number), self.rotated(number.saturating_add(1)));
+                let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
             }
             if self.limits.keep > 0 {
-                fs::rename(&self.path, self.rotated(1))?;
+                fs::rename(&self.path, rotated(&self.path, 1))?;
             } else {
                 fs::remove_file(&self.path)?;
             }
-            *self = RotatingFile::open(self.path.clone(), self.limits)?;
         }
-        self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
-        self.file.write_all(format!("{text}\n").as_bytes())
+        *self = RotatingFile::open(self.path.clone(), self.limits)?;
+        Ok(())
     }
 }
 
-/// The last `count` lines of the log at `path`, oldest first; nothing where there is no log yet.
+/// The most that is read of a log for its last lines, in bytes.
+const TAIL_MAX: u64 = 4 << 20;
+
+/// The last `count` lines of the log at `path` and, if it has fewer, of what was rotated away from it; oldest first, nothing where
+/// there is no log yet. Fewer than `count` also where they are longer than 4 MiB together.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
-    use io::{Read, Seek, SeekFrom};
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    // Enough for the lines that people ask for, and a bound for odd files.
-    let want = (count as u64).saturating_mul(400).min(4 * 1024 * 1024);
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(want)))?;
-    let mut bytes = Vec::new();
-    file.take(want).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut lines: Vec<_> = text.lines().rev().take(count).map(str::to_owned).collect();
+    let (mut lines, mut budget) = (Vec::new(), TAIL_MAX);
+    for number in 0.. {
+        let name = if number == 0 { path.to_owned() } else { rotated(path, number) };
+        let mut file = match File::open(name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let wanted = count.saturating_sub(lines.len());
+        let (text, whole) = end_of(&mut file, wanted, &mut budget)?;
+        lines.extend(text.lines().rev().take(wanted).map(str::to_owned));
+        if lines.len() >= count || !whole {
+            break;
+        }
+    }
     lines.reverse();
     Ok(lines)
+}
+
+/// Whole lines from the end of a file, at least `wanted` if it has so many and the budget, in bytes, allows; and whether that is all of it.
+fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
+    use io::{Read, Seek, SeekFrom};
+    let size = file.metadata()?.len();
+    let most = size.min(*budget);
+    // Enough for the lines that most processes write; more, if it was not.
+    let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
+    loop {
+        file.seek(SeekFrom::Start(size.saturating_sub(window)))?;
+        let mut bytes = Vec::new();
+        file.take(window).read_to_end(&mut bytes)?;
+        let whole = window == size;
+        // The first line has probably lost its beginning.
+        let start = if whole { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end.saturating_add(1)) };
+        let lines = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
+        if window == most || lines.iter().filter(|byte| **byte == b'\n').count() >= wanted {
+            *budget = budget.saturating_sub(window);
+            return Ok((String::from_utf8_lossy(lines).into_owned(), whole));
+        }
+        window = window.saturating_mul(4).min(most);
+    }
 }
 
 #[cfg(test)]
@@ -195,5 +244,54 @@ mod tests {
         assert!(fs::metadata(&path).unwrap().len() < 200);
         assert_eq!(tail(&path, 1).unwrap(), ["line 99 of a chatty process"]);
         assert!(tail(&directory.path().join("none.log"), 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_rotation_that_fails_neither_ends_the_log_nor_costs_what_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Logs::file(directory.path(), "web.1");
+        let mut file = RotatingFile::open(path.clone(), LogLimits { max_bytes: 10, keep: 3 }).unwrap();
+        for line in ["the first line", "the second line", "the third line"] {
+            file.write_line(line).unwrap();
+        }
+        // The present file is away, and no other can be made: a link leads nowhere.
+        let aside = directory.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink("no/such/directory", &path).unwrap();
+        for number in 0..3 {
+            file.write_line(&format!("line {number}")).unwrap_err();
+        }
+        assert_eq!(fs::read_to_string(&aside).unwrap(), "the third line\nline 0\nline 1\nline 2\n");
+        let old = [1, 2].map(|number| fs::read_to_string(rotated(&path, number)).unwrap());
+        assert_eq!(old, ["the second line\n", "the first line\n"]);
+        fs::remove_file(&path).unwrap();
+        // As soon as it can be opened again, it goes on.
+        file.write_line("the last line").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "the last line\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_as_many_as_were_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Logs::file(directory.path(), "web.1");
+        let long = |number: usize| format!("{number} {}", "x".repeat(3000));
+        let lines = |from: usize, to: usize| (from..to).map(|number| format!("{}\n", long(number))).collect::<String>();
+        fs::write(&path, lines(500, 600)).unwrap();
+        fs::write(rotated(&path, 1), lines(300, 500)).unwrap();
+        fs::write(rotated(&path, 2), lines(200, 300)).unwrap();
+        for count in [0, 1, 99, 100, 101, 350] {
+            let expected: Vec<String> = (600 - count..600).map(long).collect();
+            assert_eq!(tail(&path, count).unwrap(), expected, "{count}");
+        }
+        // More than there are; and more than is read of one log, where no line is half a line.
+        assert_eq!(tail(&path, 1000).unwrap().len(), 400);
+        fs::write(rotated(&path, 3), lines(0, 2000)).unwrap();
+        let most = tail(&path, usize::MAX).unwrap();
+        assert!((1300..1400).contains(&most.len()), "{}", most.len());
+        assert!(most.iter().all(|line| line.len() > 3000 && !line.starts_with('x')));
+        // An unfinished line at the end is one, too.
+        fs::write(&path, "a\nb").unwrap();
+        assert_eq!(tail(&path, 2).unwrap(), ["a", "b"]);
+        assert_eq!(tail(&path, 1).unwrap(), ["b"]);
     }
 }

@@ -199,11 +199,9 @@ fn row(control: &Control, project: Project) -> ProjectRow {
 /// The addresses of each environment.
 fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
     let services = control.pipeline().services();
-    let port = services.http.port();
-    let port = if port == 80 { String::new() } else { format!(":{port}") };
     let of = |environment: &Environment| {
         let hosts = environment.hosts(services.config.domain.as_str()).into_iter();
-        hosts.map(|host| format!("http://{host}{port}")).collect()
+        hosts.map(|host| services.config.http.url(&host, services.http.port())).collect()
     };
     project.environments.iter().map(of).collect()
 }

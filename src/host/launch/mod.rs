@@ -19,7 +19,7 @@ pub use inherited::take as take_inherited;
 pub use job::{Errand, place, read_job, write_report};
 pub use wire::Event;
 
-use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName};
+use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName, UserNumbers};
 
 /// Why the keeper did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,8 @@ pub struct Registration {
 pub struct Standing {
     /// Whether every project has users of its own (the keeper is root), or everything runs as one user.
     pub system: bool,
+    /// The numbers of those users.
+    pub users: Option<UserNumbers>,
     /// Whether workers live in namespaces of their own; otherwise the reason why not.
     pub namespaces: Result<(), String>,
     /// Whether `/app` is an overlay; otherwise the reason why not, and it is a copy.

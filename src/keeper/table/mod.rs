@@ -116,6 +116,7 @@ impl Table {
     pub fn standing(&self) -> Standing {
         Standing {
             system: self.users.system(),
+            users: self.users.of_environments(),
             namespaces: self.base.as_ref().map(drop).map_err(Clone::clone),
             overlay: self.layers.works.clone(),
             idmap: self.layers.idmap_fails.clone().map_or(Ok(()), Err),

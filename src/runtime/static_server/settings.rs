@@ -1,8 +1,9 @@
 //! What the server is told: options, `static.json`, the environment.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, io::Read, path::PathBuf};
+use std::{ffi::OsString, fs, io::Read, path::PathBuf};
 
 use hyper::header::{HeaderName, HeaderValue};
+use indexmap::IndexMap;
 use serde::Deserialize;
 
 use super::StaticError;
@@ -31,7 +32,7 @@ pub(super) struct Settings {
     pub release: Option<HeaderValue>,
 }
 
-/// The part of Heroku's `static.json` that means something here.
+/// The part of Heroku's `static.json` that means something here. The first route that fits answers, so they keep their order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -39,10 +40,10 @@ struct File {
     #[serde(default)]
     clean_urls: bool,
     #[serde(default)]
-    routes: serde_json::Map<String, serde_json::Value>,
+    routes: IndexMap<String, serde_json::Value>,
     error_page: Option<String>,
     #[serde(default)]
-    headers: BTreeMap<String, BTreeMap<String, String>>,
+    headers: IndexMap<String, IndexMap<String, String>>,
     /// The proxy's business; accepted, so that files of other servers work.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
@@ -188,6 +189,9 @@ mod tests {
         )
         .unwrap();
         assert!(file.clean_urls && file.routes.len() == 2 && file.headers.len() == 1);
+        let order = |file: File| file.routes.into_keys().chain(file.headers.into_keys()).collect::<Vec<_>>();
+        let file = r#"{"routes": {"/b/*": "b.html", "/a/*": "a.html", "/**": "i.html"}, "headers": {"/z": {}, "/**": {}}}"#;
+        assert_eq!(order(File::parse(file).unwrap()), ["/b/*", "/a/*", "/**", "/z", "/**"]);
         assert!(File::parse(r#"{"rot": "dist"}"#).unwrap_err().to_string().contains("rot"));
         assert!(File::parse("[").is_err());
     }

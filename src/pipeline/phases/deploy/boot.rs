@@ -120,7 +120,8 @@ async fn ask(deployment: &Deployment, settings: &Settings, instance: &Instance) 
             }
             HealthCheck::Command(command) => command_succeeds(deployment, command.as_str(), address.port()).await,
         };
-        if good {
+        // All projects share the machine's ports: one that another has taken meanwhile answers, too.
+        if good && !deployment.services.is_foreign(&deployment.order.environment, address) {
             return;
         }
         tokio::time::sleep(pause).await;

@@ -11,7 +11,7 @@ use crate::{
         runner,
         step::{Failure, Step, Work},
     },
-    proxy::{State, Target},
+    proxy::State,
 };
 
 /// Points the links, the ref and the route at the new release. The ref is part of it: a deploy branch names the commit that is
@@ -43,7 +43,7 @@ impl Step for Switch {
             let route = deployment.services.route(&order.environment);
             let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
             if !there && !addresses.is_empty() {
-                let retired = route.switch(Target::new(addresses));
+                let retired = route.switch(deployment.services.target(&order.environment, addresses));
                 // Where this step runs twice, the first switch is the one that has requests left to drain.
                 deployment.retired = deployment.retired.take().or(retired);
             }
@@ -67,7 +67,7 @@ impl Step for Switch {
                     }
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
                     if !there && !addresses.is_empty() {
-                        drop(route.switch(Target::new(addresses)));
+                        drop(route.switch(deployment.services.target(&deployment.order.environment, addresses)));
                     }
                 }
                 (None, None) => drop(route.set(State::Empty)),

@@ -1,0 +1,103 @@
+//! Our scripts at work: on small projects, with programs that only write down how they were called.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+mod node;
+mod php;
+mod python;
+mod ruby;
+
+fn ours(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("buildpacks").join(path)
+}
+
+/// Where a program of this machine is, or nothing and a loud line.
+fn installed(program: &str) -> Option<PathBuf> {
+    let found = std::env::split_paths(&std::env::var_os("PATH")?).map(|path| path.join(program)).find(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    found
+}
+
+/// A project, its cache and the programs of its server.
+struct Project {
+    temp: tempfile::TempDir,
+}
+
+impl Project {
+    fn new(files: &[(&str, &str)]) -> Project {
+        let project = Project { temp: tempfile::tempdir().unwrap() };
+        for directory in ["app", "cache", "bin"] {
+            fs::create_dir(project.temp.path().join(directory)).unwrap();
+        }
+        for (name, text) in files {
+            project.write(name, text);
+        }
+        project
+    }
+
+    fn app(&self, name: &str) -> PathBuf {
+        self.temp.path().join("app").join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> &Project {
+        let path = self.app(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// A program of the server. Its calls are in [`Project::calls`], whatever it does.
+    fn program(&self, name: &str, does: &str) -> &Project {
+        let path = self.temp.path().join("bin").join(name);
+        let calls = self.temp.path().join("calls");
+        let script = format!("#!/bin/sh\necho \"{name} $*\" >>'{}'\n{does}\n", calls.display());
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.temp.path().join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(ours(script));
+        let path = format!("{}:/usr/bin:/bin", self.temp.path().join("bin").display());
+        command.env_clear().env("PATH", path).current_dir("/").stdin(Stdio::null());
+        command.arg(self.app(""));
+        command
+    }
+
+    /// Compiles with these variables; what it printed.
+    #[track_caller]
+    fn compiled(&self, pack: &str, variables: &[(&str, &str)]) -> String {
+        let mut command = self.command(&format!("{pack}/bin/compile"));
+        command.arg(self.temp.path().join("cache"));
+        if !variables.is_empty() {
+            let directory = self.temp.path().join("env");
+            fs::create_dir_all(&directory).unwrap();
+            for (name, value) in variables {
+                fs::write(directory.join(name), value).unwrap();
+            }
+            command.arg(directory);
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{pack}: {text}");
+        text
+    }
+
+    fn web(&self, pack: &str) -> Option<String> {
+        let output = self.command(&format!("{pack}/bin/release")).output().unwrap();
+        let mut processes = super::release::parse(&output.stdout).unwrap();
+        processes.pop().map(|(_, command)| command)
+    }
+}
