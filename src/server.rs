@@ -110,6 +110,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &pipeline, &environments).await?;
+    pipeline.await_all(&environments);
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();

@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{
     context::{Deployment, Services},
     drift,
@@ -36,18 +38,14 @@ const ABANDONED: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3
 /// Smaller trees are linked in less time than a spare one is looked through.
 const WORTH_A_SPARE: u64 = 500;
 
-/// Does the chores of a deployment that has ended. The idle slot stays locked until it is empty; the lane need not wait for that.
-pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
+/// Does the chores of a deployment that has ended. Of one that went live, `idle` keeps the idle slot to us until it is empty; the
+/// lane need not wait for that.
+pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedMutexGuard<()>>) {
     let Some(live) = lane.state.lock().live.clone() else { return };
-    // Taken before the next deployment can begin: it must not boot where requests are still answered.
-    let went_live = live.number == deployment.order.number;
-    let held = match went_live {
-        true => Some(lane.idle_slot.clone().lock_owned().await),
-        false => None,
-    };
+    let went_live = idle.is_some();
     let lane = lane.clone();
     tokio::spawn(async move {
-        if held.is_some() {
+        if went_live {
             let retired = deployment.retired.take();
             retire(&deployment, &live, retired).await;
             // What was changed since the deployment looked for it.
@@ -55,7 +53,7 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
                 drift::keep(&deployment, old, settings).await;
             }
         }
-        drop(held);
+        drop(idle);
         if went_live {
             complete(&deployment).await;
             publish::everywhere(&deployment, &live).await;

@@ -18,7 +18,7 @@ use crate::{
         BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
         ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger,
     },
-    proxy::{Proxy, Retired, Route},
+    proxy::{Proxy, Retired, Route, State},
     release::{self, SigningKey},
     remote::Places,
     runtime::Runtime,
@@ -90,6 +90,16 @@ impl Services {
     pub fn taken(&self, environment: &Environment, host: &str) -> Option<String> {
         let own = self.route(environment);
         self.proxy.route(host).filter(|route| !Arc::ptr_eq(route, &own)).map(|route| route.name().to_owned())
+    }
+
+    /// Forgets the way in to an environment, with every host that leads there.
+    pub fn close_route(&self, environment: EnvId) {
+        let Some(route) = self.routes.lock().remove(&environment) else { return };
+        for (host, _) in self.proxy.routes().into_iter().filter(|(_, other)| Arc::ptr_eq(other, &route)) {
+            self.proxy.remove_route(&host);
+        }
+        // Whoever has it still must not be led to a port that is given to somebody else.
+        drop(route.set(State::Empty));
     }
 
     /// Lets the domains of a recipe lead to an environment. One that was taken meanwhile stays where it is.

@@ -31,7 +31,13 @@ mod supply;
 mod transcript;
 mod verdict;
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -48,6 +54,7 @@ pub use self::{
     pins::{Pin, Pins},
     plan::Plan,
     recipe::Objection,
+    recover::RestartError,
     runner::seconds,
     step::chain,
     supply::{Candidate, SupplyError},
@@ -57,7 +64,7 @@ use self::{
     context::{Deployment, Order},
     history::Summary as Deployed,
     journal::Journal,
-    lane::{Lane, Pending},
+    lane::{Entered, Lane, Pending},
 };
 use crate::model::{DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot};
 
@@ -77,6 +84,17 @@ pub enum PipelineError {
         /// What could not be put back.
         why: String,
     },
+    /// The server has been started a moment ago.
+    #[error("{0} is still being put right after the last start of the server; try again in a moment")]
+    Recovering(String),
+    /// Something else decides what runs there.
+    #[error("{environment} is {doing}")]
+    Busy {
+        /// Which environment.
+        environment: String,
+        /// What is done: "being deployed (ID)", "being restarted".
+        doing: String,
+    },
     /// The server is going down.
     #[error("the server is stopping; push again in a moment")]
     Stopping,
@@ -94,6 +112,8 @@ pub enum PipelineError {
 struct Shared {
     services: Arc<Services>,
     lanes: Mutex<HashMap<EnvId, Lane>>,
+    /// What has still to be taken into service since the server started.
+    awaited: Mutex<HashSet<EnvId>>,
     parallel: Arc<Semaphore>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -110,6 +130,7 @@ impl Pipeline {
         Pipeline(Arc::new(Shared {
             services,
             lanes: Mutex::default(),
+            awaited: Mutex::default(),
             parallel,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -123,6 +144,20 @@ impl Pipeline {
 
     fn lane(&self, environment: EnvId) -> Option<Lane> {
         self.0.lanes.lock().get(&environment).cloned()
+    }
+
+    /// Says which environments are going to be attached: until then they are not unknown, but not ready.
+    pub fn await_all<'e>(&self, environments: impl IntoIterator<Item = &'e Environment>) {
+        self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
+    }
+
+    /// The lane of an environment, or why there is none.
+    fn lane_of(&self, environment: &Environment) -> Result<Lane, PipelineError> {
+        let missing = || match self.0.awaited.lock().contains(&environment.id) {
+            true => PipelineError::Recovering(environment.title()),
+            false => PipelineError::NoEnvironment(environment.title()),
+        };
+        self.lane(environment.id).ok_or_else(missing)
     }
 
     /// What serves in an environment.
@@ -161,8 +196,7 @@ impl Pipeline {
         if self.0.stopping.is_cancelled() {
             return Err(PipelineError::Stopping);
         }
-        let title = request.environment.title();
-        let lane = self.lane(request.environment.id).ok_or(PipelineError::NoEnvironment(title))?;
+        let lane = self.lane_of(&request.environment)?;
         self.thawed(&lane)?;
         let deployment = DeploymentId::new(jiff::Timestamp::now());
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
@@ -172,18 +206,26 @@ impl Pipeline {
         let (verdict, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
         let ticket = Ticket { deployment, request, transcript, outcome, cancel };
-        let (start, superseded) = lane.enter(Pending { ticket: ticket.clone(), verdict });
-        if let Some(old) = superseded {
-            verdict::superseded(&old, &ticket);
-            // It was never begun, so there is no record to keep; whoever reads its transcript has it open.
-            let _ = std::fs::remove_dir_all(paths.deployment(old.ticket.deployment));
-        }
-        match start {
-            Some(first) => {
+        let never_began = |deployment| {
+            // There is no record to keep; whoever reads its transcript has it open.
+            let _ = std::fs::remove_dir_all(paths.deployment(deployment));
+        };
+        match lane.enter(Pending { ticket: ticket.clone(), verdict }) {
+            Entered::First(first) => {
                 let this = self.clone();
                 self.0.tasks.spawn(async move { this.work_off(lane, first).await });
             }
-            None => ticket.transcript.title("Another deployment is under way; this one waits for it"),
+            Entered::Waits(superseded) => {
+                if let Some(old) = superseded {
+                    verdict::superseded(&old, &ticket);
+                    never_began(old.ticket.deployment);
+                }
+                ticket.transcript.title("Another deployment is under way; this one waits for it");
+            }
+            Entered::Closed => {
+                never_began(deployment);
+                return Err(PipelineError::NoEnvironment(ticket.request.environment.title()));
+            }
         }
         Ok(ticket)
     }
@@ -211,6 +253,7 @@ impl Pipeline {
     /// One deployment from its first event to its last.
     async fn deploy(&self, lane: &Lane, pending: Pending) {
         let Pending { ticket, verdict } = pending;
+        let work = lane.work.clone().lock_owned().await;
         let order = self.order(lane, &ticket).await;
         let plan = modes::plan(order.environment.mode, &order.origin);
         let services = self.0.services.clone();
@@ -231,14 +274,20 @@ impl Pipeline {
             // Before anybody knows of it and can change something by hand.
             drift::expect(&deployment, &live).await;
         }
+        // Taken before the next deployment or a restart can begin: neither must touch a slot where requests are still answered.
+        let idle = match outcome {
+            Outcome::Live { .. } => Some(lane.idle_slot.clone().lock_owned().await),
+            _ => None,
+        };
         verdict::print(&deployment, &outcome);
         ticket.transcript.close();
+        drop(work);
         verdict.send_replace(Some(outcome));
         if deployment.order.environment.remotes.iter().any(|remote| remote.publish) {
             let record = runner::aside(|| self.health(&deployment.order.environment, deployment.order.release));
             deployment.record = record.and_then(|record| serde_json::to_vec(&record).ok());
         }
-        chores::after(deployment, lane).await;
+        chores::after(deployment, lane, idle);
     }
 
     /// What another environment of the project says about the release that is taken over from it.

@@ -115,7 +115,7 @@ pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
         PipelineError::NoEnvironment(_) => not_found(error.to_string()),
         PipelineError::Frozen { environment, .. } => refused(error.to_string())
             .hint(format!("look at the server, put right what is named, then run `larder deploy {environment} --unfreeze`")),
-        PipelineError::Stopping => refused(error.to_string()),
+        PipelineError::Stopping | PipelineError::Recovering(_) | PipelineError::Busy { .. } => refused(error.to_string()),
         PipelineError::Record { .. } => CommandError::internal(error),
     }
 }

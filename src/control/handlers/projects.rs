@@ -141,15 +141,9 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
         return Err(CommandError::new(Kind::Usage, format!("this deletes {name}: its code, releases, data and records"))
             .hint(format!("`larder project destroy {name} --confirm {name}` does it")));
     }
-    for environment in &project.environments {
-        if let (Some(running), _) = control.pipeline().under_way(environment.id) {
-            return Err(refused(format!("{} is being deployed ({})", environment.title(), running.deployment))
-                .hint(format!("wait for it, or run `larder deploy {name} --cancel`")));
-        }
-    }
-    for environment in &project.environments {
-        control.pipeline().detach(environment);
-    }
+    control.pipeline().detach(&project.environments).await.map_err(|busy| {
+        super::deployments::of_pipeline(&busy).hint(format!("wait for it, or run `larder deploy {name} --cancel`"))
+    })?;
     let services = control.pipeline().services();
     for environment in &project.environments {
         let stopped = services.runtime.stop_where(environment.id, std::time::Duration::from_secs(10), |_| true).await;
