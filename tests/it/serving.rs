@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, until};
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, processes, until};
 
 in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
 in_one_mode!(
     processes_are_scaled_and_restarted,
     each_instance_gets_its_share,
     commands_run_in_the_live_release,
+    an_open_command_is_in_nobodys_way,
     a_release_command_is_seen_and_decides,
     phase_scripts_hand_variables_on,
     answers_are_passed_on_as_they_come,
@@ -135,6 +136,40 @@ fn each_instance_gets_its_share(world: &World) {
         until("each instance answers", || world.get("shop", "/").body.contains(&format!("this is {port}")));
     }
     world.larder(&["ps", "shop"]).says("web.1").says("web.2");
+}
+
+/// A shell that somebody has left open ends when its slot is needed.
+fn an_open_command_is_in_nobodys_way(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version 1");
+    repo.push().accepted();
+    let open = || {
+        let mut run = world.larder_command();
+        run.args(["run", "shop", "--", "sleep", "98761"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let run = run.spawn().unwrap();
+        until("the command runs", || runs(world, "98761"));
+        run
+    };
+    let mut run = open();
+    world.larder(&["restart", "shop"]).exits(0);
+    world.serves("shop", "version 1");
+    until("the command has ended", || run.try_wait().unwrap().is_some());
+    // The slot is left by the first of two deployments and emptied by the second.
+    let mut run = open();
+    for version in 2..=3 {
+        repo.page(&format!("version {version}"));
+        repo.push().accepted();
+        world.serves("shop", &format!("version {version}"));
+    }
+    until("the command has ended", || run.try_wait().unwrap().is_some());
+    world.is_consistent("shop");
+}
+
+fn runs(world: &World, word: &str) -> bool {
+    let mut all = processes::of(world.directory()).into_iter();
+    all.any(|process| {
+        process.arguments.first().is_some_and(|program| program == "sleep") && process.arguments.contains(&word.to_owned())
+    })
 }
 
 fn commands_run_in_the_live_release(world: &World) {
