@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     context::{Deployment, Services},
-    drift,
+    drift, fault,
     history::History,
     lane::{Lane, TreeCopy},
     phases::bundle,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{Age, ByteSize},
-    git::{Expected, Kept, MoveRef},
+    git::{Expected, Kept, MoveRef, keep_ref},
     host::{files, root::EnvironmentPaths},
     model::{Area, Environment, Live, ReleaseId},
     proxy::Retired,
@@ -56,12 +56,15 @@ pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedM
         drop(idle);
         if went_live {
             complete(&deployment).await;
-            publish::everywhere(&deployment, &live).await;
         }
         remote::sweep(&deployment.paths, ABANDONED);
-        prune(&deployment, &lane, &live).await;
+        prune(&deployment, &lane).await;
         if went_live && deployment.entries >= WORTH_A_SPARE {
             make_spare(&deployment, &lane, &live).await;
+        }
+        // Last: it may take long, and what this server needs does not wait for others.
+        if went_live {
+            publish::everywhere(&deployment, &live).await;
         }
     });
 }
@@ -136,11 +139,17 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
 }
 
 /// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
-async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
+async fn prune(deployment: &Deployment, lane: &Lane) {
     let services = &deployment.services;
+    fault::delay("chores.prune").await;
     // Nobody may make up his mind for a release that is being removed.
     let settled = lane.store.lock().await;
-    let history = lane.state.lock().history.clone();
+    // Only now: other deployments may have ended since this one did.
+    let (live, history) = {
+        let state = lane.state.lock();
+        (state.live.clone(), state.history.clone())
+    };
+    let Some(live) = live else { return };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
     let pinned = match Pins::read(&deployment.paths.pins()) {
         Ok(pins) => pins.releases(),
@@ -156,7 +165,7 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         bytes: settings.keep_bytes.or(services.config.keep.bytes).map(ByteSize::bytes),
         now: jiff::Timestamp::now(),
     };
-    let doomed = prune_plan(&prunable(deployment, lane, &history, live), Some(live.release), previous, &pinned, &keep);
+    let doomed = prune_plan(&prunable(deployment, lane, &history, &live), Some(live.release), previous, &pinned, &keep);
     let mut forget = Vec::new();
     for release in doomed {
         let environment = deployment.order.environment.id;
@@ -165,7 +174,8 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             continue;
         }
         let paths = &deployment.paths;
-        for file in [paths.archive(release), paths.manifest(release), paths.health(release), paths.ran(release)] {
+        // The manifest first: it is what makes a release exist.
+        for file in [paths.manifest(release), paths.archive(release), paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
@@ -178,14 +188,10 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         forget.push(Kept { environment, release });
     }
     drop(settled);
-    if !forget.is_empty() {
-        let change = MoveRef {
-            refname: deployment.order.branch.full_ref(),
-            expected: Expected::Anything,
-            new: Some(live.commit.clone()),
-            keep: None,
-            forget,
-        };
+    // No branch is named here: where the deploy branch stands is the business of deployments.
+    if let Some((first, rest)) = forget.split_first() {
+        let change =
+            MoveRef { refname: keep_ref(*first), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
         if let Err(error) = services.repositories.move_ref(deployment.order.environment.project_id, change).await {
             tracing::warn!(error = chain(&error), "objects of old releases stay in the repository");
         }

@@ -46,6 +46,14 @@ pub fn everything_twice() -> bool {
     false
 }
 
+/// Waits where chores were told to be slow, with `FAILPOINTS="NAME=sleep(MILLISECONDS)"`.
+pub async fn delay(name: &'static str) {
+    if fail::has_failpoints() {
+        let _ = tokio::task::spawn_blocking(move || fail::fail_point!(name)).await;
+    }
+    let _ = name;
+}
+
 /// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next
 /// server has the same failpoints. Where the directory has a file `stop`, the process stops instead, and whoever sees the mark kills
 /// it together with its keeper.

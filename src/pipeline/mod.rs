@@ -160,6 +160,11 @@ impl Pipeline {
         self.lane(environment.id).ok_or_else(missing)
     }
 
+    /// Waits until no release of an environment is being removed; none is while the answer is held.
+    pub async fn settled(&self, environment: EnvId) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        Some(self.lane(environment)?.store.lock_owned().await)
+    }
+
     /// What serves in an environment.
     pub fn live(&self, environment: EnvId) -> Option<Live> {
         self.lane(environment)?.state.lock().live.clone()
