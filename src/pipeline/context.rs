@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, step::Failure, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -291,6 +291,18 @@ impl Deployment {
             slot: Some(self.order.slot),
             limits,
             supervision: Supervision::Once,
+        }
+    }
+
+    /// Fails while `current` names the release that this deployment has brought: an undo of the switch did not get through, and what
+    /// is named must stay complete.
+    pub fn is_not_current(&self) -> Result<(), Failure> {
+        let release = self.order.release.to_string();
+        match std::fs::read_link(self.paths.current()) {
+            Ok(target) if self.previous_release() != Some(self.order.release) && target.as_os_str() == release.as_str() => {
+                Err(Failure::nobody(format!("`current` still names {release}, which therefore stays")))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -67,6 +67,13 @@ impl Failure {
         Failure { blame: Blame::Nobody, why: why.to_string(), hints: Vec::new() }
     }
 
+    /// Nothing where all went well, else one failure for all that did not.
+    pub fn all(outcomes: impl IntoIterator<Item = Result<(), Failure>>) -> Result<(), Failure> {
+        let failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+        let why = failures.iter().map(|failure| failure.why.as_str()).collect::<Vec<_>>().join("; ");
+        failures.into_iter().next().map_or(Ok(()), |first| Err(Failure { why, ..first }))
+    }
+
     /// The same with a further hint.
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Failure {

@@ -54,6 +54,7 @@ impl Step for Install {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            deployment.is_not_current()?;
             match deployment.order.again {
                 true => Ok(()),
                 false => bundle::remove_tree(deployment, deployment.order.release).await,

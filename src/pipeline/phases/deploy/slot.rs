@@ -46,7 +46,13 @@ impl Step for Slot {
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async { empty(deployment).await })
+        Box::pin(async {
+            // Like the tree, it stays while `current` names it.
+            deployment.is_not_current()?;
+            let idle = deployment.idle_slot.clone();
+            let _emptied = idle.lock().await;
+            empty(deployment).await
+        })
     }
 }
 
