@@ -19,7 +19,7 @@ use crate::{
     config::{Age, ByteSize},
     git::{Expected, Kept, MoveRef, keep_ref},
     host::{files, root::EnvironmentPaths},
-    model::{Area, Environment, Live, ReleaseId},
+    model::{Area, DeploymentId, Environment, Live, ReleaseId},
     proxy::Retired,
     release::{
         self,
@@ -54,19 +54,47 @@ pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedM
             }
         }
         drop(idle);
-        if went_live {
-            complete(&deployment).await;
-        }
-        remote::sweep(&deployment.paths, ABANDONED);
-        prune(&deployment, &lane).await;
-        if went_live && deployment.entries >= WORTH_A_SPARE {
-            make_spare(&deployment, &lane, &live).await;
-        }
-        // Last: it may take long, and what this server needs does not wait for others.
-        if went_live {
-            publish::everywhere(&deployment, &live).await;
-        }
+        settle(&deployment, &lane, went_live.then_some(&live)).await;
     });
+}
+
+/// The file that says that chores of a deployment are left to do.
+const DUE: &str = "due";
+
+/// Says on the disk that a deployment has chores. A power cut may lose that; the next deployment has the same ones.
+pub(super) fn are_due(deployment: &Deployment) {
+    let note = deployment.paths.deployment(deployment.order.id).join(DUE);
+    if let Err(error) = fs::File::create(&note) {
+        tracing::warn!(%error, "should the server be killed now, the chores of this deployment are not taken up");
+    }
+}
+
+/// Whether chores of a deployment are left to do.
+pub(super) fn left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
+    services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
+}
+
+/// Does what a dead server has left to do of the deployment that went live last. The old slot is empty by then.
+pub(super) fn take_up(deployment: Deployment, lane: &Lane) {
+    let Some(live) = lane.state.lock().live.clone() else { return };
+    let lane = lane.clone();
+    tokio::spawn(async move { settle(&deployment, &lane, Some(&live)).await });
+}
+
+/// What does not concern the slots. `live` is what this deployment has made live, if it has.
+async fn settle(deployment: &Deployment, lane: &Lane, live: Option<&Live>) {
+    if live.is_some() {
+        complete(deployment).await;
+    }
+    remote::sweep(&deployment.paths, ABANDONED);
+    prune(deployment, lane).await;
+    let Some(live) = live else { return };
+    if deployment.entries >= WORTH_A_SPARE {
+        make_spare(deployment, lane, live).await;
+    }
+    // Last: it may take long, and what this server needs does not wait for others.
+    publish::everywhere(deployment, live).await;
+    let _ = fs::remove_file(deployment.paths.deployment(deployment.order.id).join(DUE));
 }
 
 /// Makes the archive of a release that came as a delta: then it needs nothing but itself, here and wherever it goes next.

@@ -54,7 +54,7 @@ pub use self::{
     pins::{Pin, Pins},
     plan::Plan,
     recipe::Objection,
-    recover::RestartError,
+    recover::{RestartError, ThawError},
     runner::seconds,
     step::chain,
     supply::{Candidate, SupplyError},
@@ -66,7 +66,9 @@ use self::{
     journal::Journal,
     lane::{Entered, Lane, Pending},
 };
-use crate::model::{DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot};
+use crate::model::{
+    DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot, Status,
+};
 
 /// Why a deployment was not even queued.
 #[derive(Debug, thiserror::Error)]
@@ -236,13 +238,9 @@ impl Pipeline {
     }
 
     fn thawed(&self, lane: &Lane) -> Result<(), PipelineError> {
-        match lane.state.lock().history.stuck() {
+        match lane.state.lock().history.frozen() {
             None => Ok(()),
-            Some(stuck) => Err(PipelineError::Frozen {
-                environment: lane.environment.title(),
-                deployment: stuck.deployment,
-                why: verdict::stuck_reason(stuck),
-            }),
+            Some((deployment, why)) => Err(PipelineError::Frozen { environment: lane.environment.title(), deployment, why }),
         }
     }
 
@@ -270,10 +268,7 @@ impl Pipeline {
         deployment.tags = ticket.request.tags.clone();
         deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
-        let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
-            Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
-            Err(error) => runner::lost_journal(&error),
-        };
+        let outcome = self.journey(&plan, &mut deployment, lane).await;
         let live = lane.state.lock().live.clone();
         if let (Outcome::Live { .. }, Some(live)) = (&outcome, live) {
             // Before anybody knows of it and can change something by hand.
@@ -288,11 +283,16 @@ impl Pipeline {
         ticket.transcript.close();
         drop(work);
         verdict.send_replace(Some(outcome));
-        if deployment.order.environment.remotes.iter().any(|remote| remote.publish) {
-            let record = runner::aside(|| self.health(&deployment.order.environment, deployment.order.release));
-            deployment.record = record.and_then(|record| serde_json::to_vec(&record).ok());
-        }
+        deployment.record = self.record(&deployment);
         chores::after(deployment, lane, idle);
+    }
+
+    /// What is said of a release to other places, where it is published at all.
+    fn record(&self, deployment: &Deployment) -> Option<Vec<u8>> {
+        let environment = &deployment.order.environment;
+        let published = environment.remotes.iter().any(|remote| remote.publish);
+        let record = published.then(|| runner::aside(|| self.health(environment, deployment.order.release)))??;
+        serde_json::to_vec(&record).ok()
     }
 
     /// What another environment of the project says about the release that is taken over from it.
@@ -337,15 +337,32 @@ impl Pipeline {
         }
     }
 
-    async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
-        let ended = async {
+    /// From the first event to the last, both in the journal.
+    async fn journey(&self, plan: &Plan, deployment: &mut Deployment, lane: &Lane) -> Outcome {
+        let opened = Journal::open(&deployment.paths.deployment(deployment.order.id)).and_then(|mut journal| {
+            fault::record_fails("opened", &deployment.paths)?;
             journal.note(deployment.order.opened(plan.names()))?;
-            let outcome = runner::run(plan, deployment, journal).await?;
+            Ok(journal)
+        });
+        let mut journal = match opened {
+            Ok(journal) => journal,
+            // Nothing was done yet, so there is nothing to put right.
+            Err(error) => {
+                lane.state.lock().making = None;
+                return Outcome::Refused { fault: runner::no_journal(&error) };
+            }
+        };
+        let ended = async {
+            let outcome = runner::run(plan, deployment, &mut journal).await?;
+            if matches!(outcome, Outcome::Live { .. }) {
+                chores::are_due(deployment);
+            }
+            fault::record_fails("ended", &deployment.paths)?;
             runner::aside(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
         };
         let outcome = ended.await.unwrap_or_else(|error| runner::lost_journal(&error));
-        self.note(lane, deployment, journal, &outcome);
+        self.note(lane, deployment, &journal, &outcome);
         outcome
     }
 
@@ -353,9 +370,9 @@ impl Pipeline {
     fn note(&self, lane: &Lane, deployment: &Deployment, journal: &Journal, outcome: &Outcome) {
         let mut state = lane.state.lock();
         if let Some(mut summary) = Deployed::of(journal.story()) {
-            // Where the journal failed, memory still knows.
-            summary.outcome.get_or_insert_with(|| outcome.clone());
-            if summary.went_live() {
+            // Where the journal failed, it may say an end that is not on the disk; what was told counts.
+            summary.outcome = Some(outcome.clone());
+            if summary.went_live() || journal.story().status(recover::POINT_OF_FINISHING) == Status::Done {
                 state.live = Some(summary.live());
             }
             state.history.record(summary);
@@ -369,20 +386,6 @@ impl Pipeline {
             ?outcome,
             "a deployment ended"
         );
-    }
-
-    /// Releases an environment that was frozen by a stuck deployment.
-    pub fn thaw(&self, environment: EnvId, by: crate::model::UserName) -> Result<usize, journal::JournalError> {
-        let Some(lane) = self.lane(environment) else { return Ok(0) };
-        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
-        let mut cleared = 0_usize;
-        let mut state = lane.state.lock();
-        for summary in state.history.deployments.iter_mut().filter(|summary| summary.is_stuck()) {
-            Journal::open(&paths.deployment(summary.deployment))?.append(Event::Cleared { by: by.clone() })?;
-            summary.cleared = true;
-            cleared = cleared.saturating_add(1);
-        }
-        Ok(cleared)
     }
 
     /// The reason in git's own line for how a deployment ended; nothing for a success.

@@ -1,13 +1,13 @@
 //! After a start: finish or unwind what a dead server left, and see that what shall be live runs and is reached.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Pipeline, PipelineError, chores,
     context::{Deployment, Order},
-    drift,
+    drift, fault,
     history::{self, History, Summary},
     journal::{Journal, JournalError, Story},
     lane::Lane,
@@ -19,14 +19,14 @@ use super::{
     verdict,
 };
 use crate::{
-    host::files,
-    model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, ProcessType, Status},
+    host::{files, root::EnvironmentPaths},
+    model::{Blame, DeploymentId, Environment, Event, Fault, Live, Outcome, Phase, ProcessType, Status, UserName},
     proxy::{State, Target},
-    runtime::Label,
+    runtime::{Instance, Label},
 };
 
 /// The step after which a deployment is finished rather than unwound: its code serves, and users have seen it.
-const POINT_OF_FINISHING: &str = "deploy.switch";
+pub(super) const POINT_OF_FINISHING: &str = "deploy.switch";
 
 impl Pipeline {
     /// Takes an environment into service: recovers its unfinished deployments, then boots what is live and is not running, stops
@@ -39,6 +39,7 @@ impl Pipeline {
                 tracing::warn!(error = chain(&error), "half-written files stay");
             }
         }
+        fault::delay("attach").await;
         history::remove_unopened(&paths);
         let history = History::read(&paths);
         self.0.services.numbers.seen(&environment.project, history.last_build());
@@ -56,6 +57,15 @@ impl Pipeline {
         };
         let route = self.0.services.route(&environment);
         match live {
+            // What is live is not known. Somebody has to look at the records; until then nothing is stopped and nothing is started.
+            None if !history.unreadable.is_empty() => {
+                let why = history.frozen().map(|(_, why)| why).unwrap_or_default();
+                let instances = self.0.services.runtime.instances(environment.id, history::active_slot(&paths));
+                drop(match web_addresses(&instances) {
+                    none if none.is_empty() => route.set(State::Failed(why)),
+                    addresses => route.switch(Target::new(addresses)),
+                });
+            }
             None => {
                 let _ = self.0.services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
                 drop(route.set(State::Empty));
@@ -66,7 +76,8 @@ impl Pipeline {
                 }
             }
         }
-        self.0.lanes.lock().insert(environment.id, lane);
+        self.0.lanes.lock().insert(environment.id, lane.clone());
+        self.take_up_chores(&lane, &history);
         self.0.awaited.lock().remove(&environment.id);
         Ok(())
     }
@@ -94,7 +105,7 @@ impl Pipeline {
 
     async fn recover(&self, lane: &Lane, summary: Summary) {
         let title = lane.environment.title();
-        match self.finish_or_unwind(lane, summary.deployment).await {
+        match self.finish_or_unwind(lane, summary.deployment, "The server was restarted").await {
             Ok(outcome) => tracing::warn!(environment = title, deployment = %summary.deployment, ?outcome, "recovered"),
             Err(error) => {
                 // Whatever is wrong with the record: the environment must not be touched before a person has looked.
@@ -106,21 +117,33 @@ impl Pipeline {
         }
     }
 
-    async fn finish_or_unwind(&self, lane: &Lane, id: DeploymentId) -> Result<Outcome, JournalError> {
+    async fn finish_or_unwind(&self, lane: &Lane, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(lane, id)?;
         journal.append(Event::Recovered)?;
         let plan = modes::plan(lane.environment.mode, &deployment.order.origin);
         let undoing = journal.story().steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone));
         let failed = journal.story().fault.is_some();
         let serves = journal.story().status(POINT_OF_FINISHING) == Status::Done;
-        let outcome = if serves && !undoing && !failed {
-            deployment.transcript.title("The server was restarted; this deployment goes on");
-            runner::run(&plan, &mut deployment, &mut journal).await?
-        } else {
-            deployment.transcript.error("The server was restarted; this deployment is put back");
-            let fault = journal.story().fault.clone().unwrap_or_else(restarted);
-            runner::unwind(&plan, &mut deployment, &mut journal, fault).await?
+        let runs = match serves && !undoing && !failed {
+            // What comes next asks for pages through the front door.
+            true => {
+                deployment.transcript.title(&format!("{why}; this deployment goes on"));
+                deployment.services.open_domains(&lane.environment, &deployment.settings());
+                let runs = run_in_slot(&mut deployment, ProcessType::is_web).await;
+                runs.map_err(|failure| failure.in_phase(Phase::Deploy))
+            }
+            false => Err(journal.story().fault.clone().unwrap_or_else(restarted)),
         };
+        let outcome = match runs {
+            Ok(()) => runner::run(&plan, &mut deployment, &mut journal).await?,
+            Err(fault) => {
+                deployment.transcript.error(&format!("{why}; this deployment is put back"));
+                runner::unwind(&plan, &mut deployment, &mut journal, fault).await?
+            }
+        };
+        if matches!(outcome, Outcome::Live { .. }) {
+            chores::are_due(&deployment);
+        }
         journal.append(Event::Ended { outcome: outcome.clone() })?;
         self.note(lane, &deployment, &journal, &outcome);
         verdict::print(&deployment, &outcome);
@@ -199,6 +222,72 @@ impl Pipeline {
         rebooted.map_err(|failure| RestartError::Failed(failure.why))
     }
 
+    /// Releases an environment that was frozen; says how many deployments had frozen it. Each of them is finished or put back first,
+    /// now that a person has made that possible: else the branch might name what is not live, and one whose record has no end would
+    /// be put back by the next start, over what is live by then.
+    pub async fn thaw(&self, environment: &Environment, by: &UserName) -> Result<usize, ThawError> {
+        let lane = self.lane_of(environment)?;
+        let Ok(_work) = lane.work.clone().try_lock_owned() else {
+            let running = lane.state.lock().running.as_ref().map(|running| running.deployment);
+            return Err(lane.busy(running).into());
+        };
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        let unreadable = lane.state.lock().history.unreadable.clone();
+        for (id, _) in &unreadable {
+            // Whoever looked has mended it, or put it away.
+            let summary = match Story::read(&paths.deployment(*id)) {
+                Ok(story) => Summary::of(&story),
+                Err(JournalError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error.into()),
+            };
+            let mut state = lane.state.lock();
+            state.history.unreadable.retain(|(known, _)| known != id);
+            summary.into_iter().for_each(|summary| state.history.record(summary));
+        }
+        let frozen = |summary: &&Summary| summary.is_stuck() || summary.outcome.is_none();
+        let frozen: Vec<_> = lane.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
+        for summary in &frozen {
+            let why = "Somebody has looked at it";
+            if let Outcome::Stuck { undo, .. } = self.finish_or_unwind(&lane, summary.deployment, why).await? {
+                return Err(ThawError::Still(undo));
+            }
+            Journal::open(&paths.deployment(summary.deployment))?.append(Event::Cleared { by: by.clone() })?;
+        }
+        let cleared = frozen.len().saturating_add(unreadable.len());
+        if cleared > 0 {
+            self.serve_again(&lane, &paths).await;
+        }
+        Ok(cleared)
+    }
+
+    /// Sees that what the links on disk name is what serves.
+    async fn serve_again(&self, lane: &Lane, paths: &EnvironmentPaths) {
+        let (live, history) = {
+            let mut state = lane.state.lock();
+            state.live = state.history.live(paths);
+            (state.live.clone(), state.history.clone())
+        };
+        let Some(live) = live else { return };
+        if let Err(failure) = self.serve(lane, &history, &live).await {
+            tracing::error!(environment = lane.environment.title(), why = failure.why, "the live release does not run");
+        }
+        self.take_up_chores(lane, &history);
+    }
+
+    /// Does what is left to do of the deployment that made live what is live, if anything is.
+    fn take_up_chores(&self, lane: &Lane, history: &History) {
+        let live = lane.state.lock().live.clone();
+        let made = live.and_then(|live| history.of_release(live.release).filter(|summary| summary.number == live.number));
+        let Some(made) = made.filter(|made| chores::left(&self.0.services, &lane.environment, made.deployment)) else { return };
+        match self.reopen(lane, made.deployment) {
+            Ok((mut deployment, _)) => {
+                deployment.record = self.record(&deployment);
+                chores::take_up(deployment, lane);
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "the chores of the last deployment are not taken up"),
+        }
+    }
+
     async fn reboot(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
         let settings = self.settings_of(&lane.environment, live);
         // What is in the other slot, its own chores end.
@@ -207,6 +296,20 @@ impl Pipeline {
         stopped.map_err(|error| Failure::host(&error))?;
         self.serve(lane, history, live).await
     }
+}
+
+/// Why an environment stays frozen.
+#[derive(Debug, thiserror::Error)]
+pub enum ThawError {
+    /// Something else is being done there.
+    #[error(transparent)]
+    NotNow(#[from] PipelineError),
+    /// A record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] JournalError),
+    /// It was tried again, and is stuck again.
+    #[error("it still cannot be put back: {0}")]
+    Still(String),
 }
 
 /// Why nothing was restarted, or not well.
@@ -251,12 +354,16 @@ async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&ProcessType) -
             drift::expect(deployment, &live).await;
         }
     }
-    let web = instances.iter().filter(|instance| instance.label.process.is_web());
-    let addresses: Vec<_> = web.filter_map(|instance| instance.address()).collect();
+    let addresses = web_addresses(&instances);
     if !addresses.is_empty() {
         drop(route.switch(Target::new(addresses)));
     }
     healthy
+}
+
+fn web_addresses(instances: &[Instance]) -> Vec<SocketAddr> {
+    let web = instances.iter().filter(|instance| instance.label.process.is_web());
+    web.filter_map(Instance::address).collect()
 }
 
 fn order_of(story: &Story, environment: &Environment) -> Option<Order> {

@@ -129,13 +129,20 @@ pub async fn unwind(
     })
 }
 
+/// Why a deployment was not even begun, whose record could not be.
+pub fn no_journal(error: &JournalError) -> Fault {
+    Failure::host(error).hint("look at the disk, then push again").in_phase(Phase::Gather)
+}
+
 /// The outcome of a deployment whose own record failed: nothing more may happen to the environment until a person has looked.
 pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
         why: String::from("the record of this deployment could not be written"),
-        hints: vec![String::from("look at the disk, then restart larder: it reads the record again and puts things right")],
+        hints: vec![String::from(
+            "look at the disk, then run `larder deploy --unfreeze`, which reads the record again and puts things right",
+        )],
     };
     Outcome::Stuck { fault, undo: chain(error) }
 }
