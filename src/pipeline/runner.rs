@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::{
     context::Deployment,
+    facts::Facts,
     fault,
     journal::{Journal, JournalError},
     plan::Plan,
     step::{Failure, Step, chain},
 };
 use crate::model::{Blame, Event, Fault, Outcome, Phase, Status};
+
+/// The most bytes of what the steps of a deployment find out: with room for the rest of a line of the journal.
+const FACTS_MAX: usize = 768 * 1024;
 
 /// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
 /// next one is made. Returns how the deployment ended; the caller records that.
@@ -27,13 +31,9 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             journal.note(started)?
         }
         let before = deployment.facts.clone();
-        match attempt(step, deployment).await {
-            Ok(()) => {
-                let facts = if deployment.facts == before {
-                    serde_json::Value::Null
-                } else {
-                    serde_json::to_value(&deployment.facts).unwrap_or_default()
-                };
+        let done = attempt(step, deployment).await;
+        match done.and_then(|()| news(&before, &deployment.facts)) {
+            Ok(facts) => {
                 // What follows from it is the next lasting step, whose start brings this to the disk, too. Should the power be cut
                 // before that, the step is put back or done again, as if it had been cut half-way.
                 journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
@@ -62,6 +62,20 @@ pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
     }
+}
+
+/// What the journal keeps of a step besides that it succeeded.
+fn news(before: &Facts, now: &Facts) -> Result<serde_json::Value, Failure> {
+    if now == before {
+        return Ok(serde_json::Value::Null);
+    }
+    let value = serde_json::to_value(now).map_err(|error| Failure::host(&error))?;
+    let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
+    if bytes > FACTS_MAX {
+        let why = format!("variables and settings take {} KiB in all, and {} are allowed", bytes >> 10, FACTS_MAX >> 10);
+        return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
+    }
+    Ok(value)
 }
 
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
@@ -172,5 +186,22 @@ pub fn seconds(duration: Duration) -> String {
         millis @ ..1_000 => format!("{millis} ms"),
         _ if duration.as_secs() < 60 => format!("{:.1} s", duration.as_secs_f64()),
         _ => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_that_no_line_of_the_journal_can_hold_are_the_projects_to_mend() {
+        let before = Facts::default();
+        assert_eq!(news(&before, &before), Ok(serde_json::Value::Null));
+        let mut now = Facts::default();
+        now.env.insert(String::from("SMALL"), "x".repeat(500 * 1024));
+        assert!(news(&before, &now).is_ok_and(|news| news["env"]["SMALL"].is_string()));
+        now.env.insert(String::from("LARGE"), "x".repeat(300 * 1024));
+        let failure = news(&before, &now).unwrap_err();
+        assert!(failure.blame == Blame::Pusher && failure.why.contains("KiB"), "{failure:?}");
     }
 }
