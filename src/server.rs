@@ -191,7 +191,7 @@ fn services(
         repositories: Repositories::new(launcher.clone()),
         places: Places::new(pull_key, limits),
         proxy: Proxy::new(ProxySettings::default()),
-        builds: Semaphore::new(config.builds.parallel.into()),
+        builds: Arc::new(Semaphore::new(config.builds.parallel.into())),
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),

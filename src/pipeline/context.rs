@@ -47,7 +47,7 @@ pub struct Services {
     /// Where the front door listens, for smoke checks.
     pub http: std::net::SocketAddr,
     /// One permit for each build that may run at a time on this machine.
-    pub builds: Semaphore,
+    pub builds: Arc<Semaphore>,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
     /// Who looks for drift where.

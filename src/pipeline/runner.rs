@@ -92,17 +92,21 @@ async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     Ok(())
 }
 
-/// A step ends by itself, at its phase's time limit, or when somebody cancels; whatever it started dies with it.
+/// A step ends by itself, at its time limit, or when somebody cancels; whatever it started dies with it. What it has to wait for
+/// before it begins does not count.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
-    let limit = deployment.time_limit(step.phase());
     let cancelled = deployment.cancelled.clone();
+    let gone = || Err(Failure::nobody("cancelled"));
+    let _admitted = tokio::select! {
+        biased;
+        () = cancelled.cancelled() => return gone(),
+        admitted = step.admission(deployment) => admitted?,
+    };
+    let (limit, late) = step.limit(deployment);
     tokio::select! {
         biased;
-        () = cancelled.cancelled() => Err(Failure::nobody("cancelled")),
-        () = tokio::time::sleep(limit) => {
-            let why = format!("took longer than {}", seconds(limit));
-            Err(Failure::pusher(why).hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", step.phase())))
-        }
+        () = cancelled.cancelled(), if step.interruptible() => gone(),
+        () = tokio::time::sleep(limit) => Err(late),
         ended = step.run(deployment) => ended,
     }
 }

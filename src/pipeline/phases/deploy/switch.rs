@@ -8,7 +8,7 @@ use crate::{
     model::{Live, Phase, Slot},
     pipeline::{
         context::{Deployment, Services},
-        runner,
+        fault, runner,
         step::{Failure, Step, Work},
     },
     proxy::{State, Target},
@@ -31,11 +31,17 @@ impl Step for Switch {
         "point `current`, the branch and the front door at the new release"
     }
 
+    fn interruptible(&self) -> bool {
+        // A git that is killed while it moves the branch leaves its lock, and then the branch cannot be put back either.
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let order = &deployment.order;
             let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
+            fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
             // After the ref, which brings the links along on most file systems: then this waits for next to nothing.
             sync(deployment).map_err(|error| Failure::host(&error))?;
