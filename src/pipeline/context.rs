@@ -102,9 +102,18 @@ impl Services {
         drop(route.set(State::Empty));
     }
 
-    /// Lets the domains of a recipe lead to an environment. One that was taken meanwhile stays where it is.
+    /// Lets the domains of a recipe lead to an environment, and no others but its own hosts. One that was taken meanwhile stays where
+    /// it is.
     pub fn open_domains(&self, environment: &Environment, settings: &Settings) {
         let route = self.route(environment);
+        let own = environment.hosts(self.config.domain.as_str());
+        let named = |host: &str| {
+            let domains = settings.domains.iter().map(|domain| domain.as_str());
+            own.iter().map(String::as_str).chain(domains).any(|named| named.eq_ignore_ascii_case(host))
+        };
+        for (host, _) in self.proxy.routes().into_iter().filter(|(host, other)| Arc::ptr_eq(other, &route) && !named(host)) {
+            self.proxy.remove_route(&host);
+        }
         for domain in &settings.domains {
             if let Some(other) = self.taken(environment, domain.as_str()) {
                 tracing::error!(%domain, other, "a domain leads to another environment already");

@@ -22,7 +22,8 @@ in_one_mode!(
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
     each_process_has_its_own_time_to_stop,
-    hosts_that_lead_nowhere
+    hosts_that_lead_nowhere,
+    a_domain_leads_only_where_it_is_named
 );
 
 const SERVE: &str = "exec larder static-server --root .\n";
@@ -435,4 +436,28 @@ fn hosts_that_lead_nowhere(world: &World) {
     let head = http::request(port, "HEAD / HTTP/1.1\r\nHost: SHOP.localhost:80\r\nConnection: close\r\n\r\n");
     assert!(head.is_err() || head.unwrap().status == 200, "host names know no case");
     assert_eq!(http::get(port, "shop.localhost", "/../../etc/passwd").unwrap().status / 100, 4);
+}
+
+fn a_domain_leads_only_where_it_is_named(world: &World) {
+    world.project("shop");
+    let status = || http::get(world.http_port(), "www.example.org", "/").unwrap().status;
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "domains: [www.example.org]\n").page("version one");
+    repo.push().accepted();
+    assert_eq!(status(), 200);
+    // A release that is taken back takes its domain back, too.
+    repo.write("larder.yml", "domains: [other.example.org]\n");
+    repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").commit("broken");
+    repo.push().rejected();
+    assert_eq!((status(), http::get(world.http_port(), "other.example.org", "/").unwrap().status), (200, 404));
+    repo.remove(".larder/post_install").remove("larder.yml").page("version two");
+    repo.push().accepted();
+    assert_eq!(status(), 404, "the recipe does not name it any more");
+    repo.write("larder.yml", "domains: [www.example.org]\n").page("version three");
+    repo.push().accepted();
+    world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+    assert_eq!(status(), 404);
+    world.project("shop");
+    repo.push().accepted();
+    assert_eq!(status(), 200);
 }

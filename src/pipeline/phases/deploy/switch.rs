@@ -77,6 +77,8 @@ impl Step for Switch {
                 }
                 (None, None) => route.set(State::Empty),
             };
+            let settings = previous.as_ref().map(|_| deployment.before.clone().unwrap_or_default());
+            deployment.services.open_domains(&deployment.order.environment, &settings.unwrap_or_default());
             // The links first, and one whatever becomes of the other: what `current` names must never be removed, and the steps that
             // would do that are undone next.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
