@@ -10,7 +10,7 @@ use super::{
     drift, fault,
     history::History,
     lane::{Lane, TreeCopy},
-    phases::bundle,
+    phases::{bundle, post_install},
     pins::Pins,
     publish,
     step::chain,
@@ -43,6 +43,9 @@ const WORTH_A_SPARE: u64 = 500;
 pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedMutexGuard<()>>) {
     let Some(live) = lane.state.lock().live.clone() else { return };
     let went_live = idle.is_some();
+    if went_live {
+        tokio::spawn(post_install::look_after(&deployment));
+    }
     let lane = lane.clone();
     tokio::spawn(async move {
         if went_live {

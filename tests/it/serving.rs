@@ -22,6 +22,7 @@ in_one_mode!(
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
     each_process_has_its_own_time_to_stop,
+    a_web_process_that_does_not_stay_is_told,
     hosts_that_lead_nowhere,
     a_domain_leads_only_where_it_is_named
 );
@@ -376,6 +377,10 @@ fn each_process_has_its_own_time_to_stop(world: &World) {
     let media = world.environment("shop").join("data/media");
     until("the patient one has done its work", || media.join("patient").exists());
     until("the old release has retired", || world.ports("shop").len() == 3);
+    // A restart gives them the same.
+    std::fs::remove_file(media.join("patient")).unwrap();
+    world.larder(&["restart", "shop"]).exits(0);
+    assert!(media.join("patient").exists() && !media.join("hasty").exists());
     assert!(!media.join("hasty").exists(), "it had one second only");
 }
 
@@ -460,4 +465,21 @@ fn a_domain_leads_only_where_it_is_named(world: &World) {
     world.project("shop");
     repo.push().accepted();
     assert_eq!(status(), 200);
+}
+
+/// A process that answers once and ends is no release: before the verdict that fails the push, afterwards it is said loudly.
+fn a_web_process_that_does_not_stay_is_told(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.write("Procfile", "web: timeout 1 larder static-server --root .\n");
+    repo.program(".larder/post_install", "#!/bin/sh\nsleep 2\n").page("version two");
+    repo.push().rejected_with("web.1 exited 124 soon after it had answered").rejected_with("v1 still live");
+    world.serves("shop", "version one");
+    repo.write("Procfile", "web: timeout 4 larder static-server --root .\n").remove(".larder/post_install").page("version three");
+    repo.push().accepted();
+    until("the log of the deployment has it", || {
+        world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is started again")
+    });
+    assert!(world.larder(&["status"]).ok().contains("web.1 ended"), "nobody would ever hear of it");
 }
