@@ -25,6 +25,7 @@ mod publish;
 mod recipe;
 mod recover;
 mod runner;
+mod running;
 mod secrets;
 mod step;
 mod supply;
@@ -54,8 +55,9 @@ pub use self::{
     pins::{Pin, Pins},
     plan::Plan,
     recipe::Objection,
-    recover::{RestartError, ThawError},
+    recover::ThawError,
     runner::seconds,
+    running::RestartError,
     step::chain,
     supply::{Candidate, SupplyError},
     transcript::{Follower, Transcript},

@@ -13,6 +13,7 @@ mod deltas;
 mod drift;
 mod examples;
 mod forged;
+mod frozen;
 mod harness;
 mod hostile;
 mod keeper;
