@@ -123,6 +123,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &pipeline, &environments).await?;
+    pipeline.await_all(&environments);
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();
@@ -207,7 +208,7 @@ fn services(
         repositories: Repositories::new(launcher.clone()),
         places: Places::new(pull_key, limits),
         proxy: Proxy::new(front_door(&config.http)),
-        builds: Semaphore::new(config.builds.parallel.into()),
+        builds: Arc::new(Semaphore::new(config.builds.parallel.into())),
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature};
+use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature, bounded};
 
 /// The description that stands beside a release archive, `<id>.manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,7 @@ pub struct Manifest {
     /// The archive that holds the files.
     pub archive: ArchiveInfo,
     /// Every entry of the tree, sorted by path, directories before what they hold.
+    #[serde(deserialize_with = "bounded::entries")]
     pub entries: Vec<Entry>,
     /// Who made it, over [`Manifest::statement`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +66,7 @@ pub struct ArchiveInfo {
     /// The size of the whole file in bytes.
     pub bytes: u64,
     /// The frames in file order.
+    #[serde(deserialize_with = "bounded::entries")]
     pub frames: Vec<Frame>,
 }
 

@@ -3,6 +3,7 @@
 //! A value of one of these types has been checked once, at the door; no other room checks it again.
 
 mod access;
+pub mod bounded;
 mod checked;
 mod digest;
 mod environment;

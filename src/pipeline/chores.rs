@@ -3,21 +3,23 @@
 
 use std::fs;
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{
     context::{Deployment, Services},
-    drift,
+    drift, fault,
     history::History,
     lane::{Lane, TreeCopy},
-    phases::bundle,
+    phases::{bundle, post_install},
     pins::Pins,
     publish,
     step::chain,
 };
 use crate::{
     config::{Age, ByteSize},
-    git::{Expected, Kept, MoveRef},
+    git::{Expected, Kept, MoveRef, keep_ref},
     host::{files, root::EnvironmentPaths},
-    model::{Area, Environment, Live, ReleaseId},
+    model::{Area, DeploymentId, Environment, Live, ReleaseId},
     proxy::Retired,
     release::{
         self,
@@ -36,18 +38,17 @@ const ABANDONED: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3
 /// Smaller trees are linked in less time than a spare one is looked through.
 const WORTH_A_SPARE: u64 = 500;
 
-/// Does the chores of a deployment that has ended. The idle slot stays locked until it is empty; the lane need not wait for that.
-pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
+/// Does the chores of a deployment that has ended. Of one that went live, `idle` keeps the idle slot to us until it is empty; the
+/// lane need not wait for that.
+pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedMutexGuard<()>>) {
     let Some(live) = lane.state.lock().live.clone() else { return };
-    // Taken before the next deployment can begin: it must not boot where requests are still answered.
-    let went_live = live.number == deployment.order.number;
-    let held = match went_live {
-        true => Some(lane.idle_slot.clone().lock_owned().await),
-        false => None,
-    };
+    let went_live = idle.is_some();
+    if went_live {
+        tokio::spawn(post_install::look_after(&deployment));
+    }
     let lane = lane.clone();
     tokio::spawn(async move {
-        if held.is_some() {
+        if went_live {
             let retired = deployment.retired.take();
             retire(&deployment, &live, retired).await;
             // What was changed since the deployment looked for it.
@@ -55,17 +56,48 @@ pub(super) async fn after(mut deployment: Deployment, lane: &Lane) {
                 drift::keep(&deployment, old, settings).await;
             }
         }
-        drop(held);
-        if went_live {
-            complete(&deployment).await;
-            publish::everywhere(&deployment, &live).await;
-        }
-        remote::sweep(&deployment.paths, ABANDONED);
-        prune(&deployment, &lane, &live).await;
-        if went_live && deployment.entries >= WORTH_A_SPARE {
-            make_spare(&deployment, &lane, &live).await;
-        }
+        drop(idle);
+        settle(&deployment, &lane, went_live.then_some(&live)).await;
     });
+}
+
+/// The file that says that chores of a deployment are left to do.
+const DUE: &str = "due";
+
+/// Says on the disk that a deployment has chores. A power cut may lose that; the next deployment has the same ones.
+pub(super) fn are_due(deployment: &Deployment) {
+    let note = deployment.paths.deployment(deployment.order.id).join(DUE);
+    if let Err(error) = fs::File::create(&note) {
+        tracing::warn!(%error, "should the server be killed now, the chores of this deployment are not taken up");
+    }
+}
+
+/// Whether chores of a deployment are left to do.
+pub(super) fn left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
+    services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
+}
+
+/// Does what a dead server has left to do of the deployment that went live last. The old slot is empty by then.
+pub(super) fn take_up(deployment: Deployment, lane: &Lane) {
+    let Some(live) = lane.state.lock().live.clone() else { return };
+    let lane = lane.clone();
+    tokio::spawn(async move { settle(&deployment, &lane, Some(&live)).await });
+}
+
+/// What does not concern the slots. `live` is what this deployment has made live, if it has.
+async fn settle(deployment: &Deployment, lane: &Lane, live: Option<&Live>) {
+    if live.is_some() {
+        complete(deployment).await;
+    }
+    remote::sweep(&deployment.paths, ABANDONED);
+    prune(deployment, lane).await;
+    let Some(live) = live else { return };
+    if deployment.entries >= WORTH_A_SPARE {
+        make_spare(deployment, lane, live).await;
+    }
+    // Last: it may take long, and what this server needs does not wait for others.
+    publish::everywhere(deployment, live).await;
+    let _ = fs::remove_file(deployment.paths.deployment(deployment.order.id).join(DUE));
 }
 
 /// Makes the archive of a release that came as a delta: then it needs nothing but itself, here and wherever it goes next.
@@ -138,11 +170,17 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
 }
 
 /// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
-async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
+async fn prune(deployment: &Deployment, lane: &Lane) {
     let services = &deployment.services;
+    fault::delay("chores.prune").await;
     // Nobody may make up his mind for a release that is being removed.
     let settled = lane.store.lock().await;
-    let history = lane.state.lock().history.clone();
+    // Only now: other deployments may have ended since this one did.
+    let (live, history) = {
+        let state = lane.state.lock();
+        (state.live.clone(), state.history.clone())
+    };
+    let Some(live) = live else { return };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
     let pinned = match Pins::read(&deployment.paths.pins()) {
         Ok(pins) => pins.releases(),
@@ -158,7 +196,7 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         bytes: settings.keep_bytes.or(services.config.keep.bytes).map(ByteSize::bytes),
         now: jiff::Timestamp::now(),
     };
-    let doomed = prune_plan(&prunable(deployment, lane, &history, live), Some(live.release), previous, &pinned, &keep);
+    let doomed = prune_plan(&prunable(deployment, lane, &history, &live), Some(live.release), previous, &pinned, &keep);
     let mut forget = Vec::new();
     for release in doomed {
         let environment = deployment.order.environment.id;
@@ -167,7 +205,8 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
             continue;
         }
         let paths = &deployment.paths;
-        for file in [paths.archive(release), paths.manifest(release), paths.health(release), paths.ran(release)] {
+        // The manifest first: it is what makes a release exist.
+        for file in [paths.manifest(release), paths.archive(release), paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
@@ -180,14 +219,10 @@ async fn prune(deployment: &Deployment, lane: &Lane, live: &Live) {
         forget.push(Kept { environment, release });
     }
     drop(settled);
-    if !forget.is_empty() {
-        let change = MoveRef {
-            refname: deployment.order.branch.full_ref(),
-            expected: Expected::Anything,
-            new: Some(live.commit.clone()),
-            keep: None,
-            forget,
-        };
+    // No branch is named here: where the deploy branch stands is the business of deployments.
+    if let Some((first, rest)) = forget.split_first() {
+        let change =
+            MoveRef { refname: keep_ref(*first), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
         if let Err(error) = services.repositories.move_ref(deployment.order.environment.project_id, change).await {
             tracing::warn!(error = chain(&error), "objects of old releases stay in the repository");
         }

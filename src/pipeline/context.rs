@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, transcript::Transcript};
+use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, step::Failure, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -19,7 +19,7 @@ use crate::{
         BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
         ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger, UserNumbers,
     },
-    proxy::{Proxy, Retired, Route, Target},
+    proxy::{Proxy, Retired, Route, State, Target},
     release::{self, SigningKey},
     remote::Places,
     runtime::Runtime,
@@ -50,7 +50,7 @@ pub struct Services {
     /// Where the front door listens, for smoke checks.
     pub http: SocketAddr,
     /// One permit for each build that may run at a time on this machine.
-    pub builds: Semaphore,
+    pub builds: Arc<Semaphore>,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
     /// Who looks for drift where.
@@ -107,9 +107,28 @@ impl Services {
         self.proxy.route(host).filter(|route| !Arc::ptr_eq(route, &own)).map(|route| route.name().to_owned())
     }
 
-    /// Lets the domains of a recipe lead to an environment. One that was taken meanwhile stays where it is.
+    /// Forgets the way in to an environment, with every host that leads there.
+    pub fn close_route(&self, environment: EnvId) {
+        let Some(route) = self.routes.lock().remove(&environment) else { return };
+        for (host, _) in self.proxy.routes().into_iter().filter(|(_, other)| Arc::ptr_eq(other, &route)) {
+            self.proxy.remove_route(&host);
+        }
+        // Whoever has it still must not be led to a port that is given to somebody else.
+        drop(route.set(State::Empty));
+    }
+
+    /// Lets the domains of a recipe lead to an environment, and no others but its own hosts. One that was taken meanwhile stays where
+    /// it is.
     pub fn open_domains(&self, environment: &Environment, settings: &Settings) {
         let route = self.route(environment);
+        let own = environment.hosts(self.config.domain.as_str());
+        let named = |host: &str| {
+            let domains = settings.domains.iter().map(|domain| domain.as_str());
+            own.iter().map(String::as_str).chain(domains).any(|named| named.eq_ignore_ascii_case(host))
+        };
+        for (host, _) in self.proxy.routes().into_iter().filter(|(host, other)| Arc::ptr_eq(other, &route) && !named(host)) {
+            self.proxy.remove_route(&host);
+        }
         for domain in &settings.domains {
             if let Some(other) = self.taken(environment, domain.as_str()) {
                 tracing::error!(%domain, other, "a domain leads to another environment already");
@@ -296,6 +315,18 @@ impl Deployment {
             slot: Some(self.order.slot),
             limits,
             supervision: Supervision::Once,
+        }
+    }
+
+    /// Fails while `current` names the release that this deployment has brought: an undo of the switch did not get through, and what
+    /// is named must stay complete.
+    pub fn is_not_current(&self) -> Result<(), Failure> {
+        let release = self.order.release.to_string();
+        match std::fs::read_link(self.paths.current()) {
+            Ok(target) if self.previous_release() != Some(self.order.release) && target.as_os_str() == release.as_str() => {
+                Err(Failure::nobody(format!("`current` still names {release}, which therefore stays")))
+            }
+            _ => Ok(()),
         }
     }
 

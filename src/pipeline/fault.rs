@@ -1,7 +1,8 @@
 //! Failpoints: nothing in a product build; in the test build every step can be made to fail and the server to die after every
 //! event of a journal.
 
-use crate::model::Event;
+use super::journal::JournalError;
+use crate::{host::root::EnvironmentPaths, model::Event};
 
 /// Called when a journal has recorded `event`. `FAILPOINTS="journal.started.deploy.switch=return"` ends the process there as
 /// `kill -9` would.
@@ -33,6 +34,16 @@ pub fn step_fails(name: &str) -> bool {
     false
 }
 
+/// Fails where the record was told to fail with the event `word` (`record.WORD`), as on a full disk.
+pub fn record_fails(word: &str, paths: &EnvironmentPaths) -> Result<(), JournalError> {
+    fail::fail_point!(&format!("record.{word}"), |_| {
+        let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        Err(JournalError::File { path: paths.deployments(), doing: "written", source })
+    });
+    let _ = (word, paths);
+    Ok(())
+}
+
 /// Whether the undo of the step `name` was told to fail.
 pub fn undo_fails(name: &str) -> bool {
     fail::fail_point!(&format!("undo.{name}"), |_| true);
@@ -50,6 +61,14 @@ pub fn attach_fails() -> bool {
 pub fn everything_twice() -> bool {
     fail::fail_point!("twice", |_| true);
     false
+}
+
+/// Waits where chores were told to be slow, with `FAILPOINTS="NAME=sleep(MILLISECONDS)"`.
+pub async fn delay(name: &'static str) {
+    if fail::has_failpoints() {
+        let _ = tokio::task::spawn_blocking(move || fail::fail_point!(name)).await;
+    }
+    let _ = name;
 }
 
 /// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next

@@ -61,8 +61,7 @@ fn fold(
     release: ReleaseId,
     as_of: Timestamp,
 ) -> Option<HealthRecord> {
-    let mut live: Vec<&Summary> = history.releases().collect();
-    live.sort_by_key(|summary| (summary.ended, summary.deployment));
+    let live: Vec<&Summary> = history.releases().collect();
     let story = |summary: &Summary| Story::read(&paths.deployment(summary.deployment)).unwrap_or_default();
     // A release serves from the moment of the switch, until that of the next one.
     let switched = |story: &Story, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);

@@ -5,7 +5,11 @@ use std::{fs, io, path::Path};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Journal, JournalError, Story};
+use super::{
+    journal::{Journal, JournalError, Story},
+    step::chain,
+    verdict,
+};
 use crate::{
     host::root::EnvironmentPaths,
     model::{BranchName, CommitId, DeploymentId, Event, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
@@ -42,13 +46,18 @@ pub struct Summary {
     pub outcome: Option<Outcome>,
     /// Whether a person has released the environment after it got stuck.
     pub cleared: bool,
+    /// What served when it began.
+    #[serde(skip)]
+    pub previous: Option<Live>,
 }
 
 impl Summary {
     /// What a journal says; nothing where it was cut before its first event.
     pub fn of(story: &Story) -> Option<Summary> {
         let record = story.opened.as_ref()?;
-        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, .. } = &record.event else { return None };
+        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, .. } = &record.event else {
+            return None;
+        };
         Some(Summary {
             deployment: *deployment,
             trigger: trigger.clone(),
@@ -63,6 +72,7 @@ impl Summary {
             ended: story.ended.as_ref().map(|(at, _)| *at),
             outcome: story.ended.as_ref().map(|(_, outcome)| outcome.clone()),
             cleared: story.cleared,
+            previous: previous.clone(),
         })
     }
 
@@ -87,22 +97,27 @@ impl Summary {
 pub struct History {
     /// Oldest first.
     pub deployments: Vec<Summary>,
+    /// Those whose record cannot be read, and why not. Nothing is known of what they have done.
+    pub unreadable: Vec<(DeploymentId, String)>,
 }
 
 impl History {
-    /// Reads all journals. A journal that cannot be understood is reported and passed over: one bad file must not keep the others
-    /// from serving.
+    /// Reads all journals.
     pub fn read(paths: &EnvironmentPaths) -> History {
-        let mut deployments = Vec::new();
+        let (mut deployments, mut unreadable) = (Vec::new(), Vec::new());
         for id in ids(&paths.deployments()) {
             match Story::read(&paths.deployment(id)) {
                 Err(JournalError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Ok(story) => deployments.extend(Summary::of(&story)),
-                Err(error) => tracing::error!(deployment = %id, %error, "a journal is passed over"),
+                Err(error) => {
+                    tracing::error!(deployment = %id, error = chain(&error), "a journal cannot be read");
+                    unreadable.push((id, chain(&error)));
+                }
             }
         }
-        deployments.sort_by_key(|summary| (summary.opened, summary.deployment));
-        History { deployments }
+        let mut history = History { deployments, unreadable };
+        history.sort();
+        history
     }
 
     /// The deployment that made `release` live.
@@ -139,27 +154,35 @@ impl History {
         builds.max().unwrap_or(0)
     }
 
-    /// The deployment that froze the environment, if it is frozen.
-    pub fn stuck(&self) -> Option<&Summary> {
-        self.deployments.iter().rev().find(|summary| summary.is_stuck())
+    /// The deployment that froze the environment, if it is frozen, and why.
+    pub fn frozen(&self) -> Option<(DeploymentId, String)> {
+        let stuck = self.deployments.iter().rev().find(|summary| summary.is_stuck());
+        let stuck = stuck.map(|summary| (summary.deployment, verdict::stuck_reason(summary)));
+        stuck.or_else(|| self.unreadable.last().cloned())
     }
 
     /// Adds a deployment, or replaces what was known of it.
     pub fn record(&mut self, summary: Summary) {
         self.deployments.retain(|known| known.deployment != summary.deployment);
         self.deployments.push(summary);
+        self.sort();
+    }
+
+    /// By numbers, which rise whatever the clock does.
+    fn sort(&mut self) {
+        self.deployments.sort_by_key(|summary| (summary.number, summary.opened, summary.deployment));
     }
 
     /// What serves, as the links on disk say it.
     pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
-        let named = |link: &Path| Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned());
-        let release: ReleaseId = named(&paths.current())?.parse().ok()?;
-        // A release can be live more than once; a deployment of it that failed says nothing.
-        let any = || self.deployments.iter().rev().find(|summary| summary.release == release);
-        let mut live = self.of_release(release).or_else(any)?.live();
-        if let Some(slot) = named(&paths.run()).and_then(|name| Slot::ALL.into_iter().find(|slot| slot.as_str() == name)) {
-            live.slot = slot;
-        }
+        let release: ReleaseId = named_by(&paths.current())?.parse().ok()?;
+        // A release can be live more than once; a deployment of it that failed says nothing. One that never went live is named where
+        // the link could not be put back: then what it was to replace serves.
+        let Some(made) = self.of_release(release) else {
+            return self.deployments.iter().rev().find(|summary| summary.release == release)?.previous.clone();
+        };
+        let mut live = made.live();
+        live.slot = active_slot(paths).unwrap_or(live.slot);
         Some(live)
     }
 
@@ -170,6 +193,16 @@ impl History {
         let free = |summary: &&Summary| summary.ended.is_some() && !summary.is_stuck() && !releases.contains(&summary.release);
         self.deployments.iter().take(spare).filter(free).map(|summary| summary.deployment).collect()
     }
+}
+
+fn named_by(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
+}
+
+/// The slot that serves, as the link on disk says it.
+pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
+    let name = named_by(&paths.run())?;
+    Slot::ALL.into_iter().find(|slot| slot.as_str() == name)
 }
 
 /// Removes what is left of deployments that a dead server had not even opened: a directory whose journal has no
@@ -197,6 +230,67 @@ fn ids(directory: &Path) -> Vec<DeploymentId> {
 mod tests {
     use super::*;
     use crate::{host::root::Root, model::DeploymentId};
+
+    fn summary(number: u32, second: i64, outcome: bool) -> Summary {
+        let release = ReleaseId::new(Timestamp::from_second(second).unwrap());
+        let number = ReleaseNumber(number);
+        let opened = Timestamp::from_second(second).unwrap();
+        Summary {
+            deployment: DeploymentId::new(opened),
+            trigger: Trigger::Push { by: "ann".parse().unwrap() },
+            branch: "main".parse().unwrap(),
+            commit: "a".repeat(40).parse().unwrap(),
+            release,
+            number,
+            build: None,
+            tag: None,
+            slot: Slot::Blue,
+            opened,
+            ended: Some(opened),
+            outcome: outcome.then_some(Outcome::Live { release, number }),
+            cleared: false,
+            previous: None,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_changes_no_order() {
+        let mut history = History::default();
+        for (number, second) in [(1, 1000), (2, 3000), (3, 2000)] {
+            history.record(summary(number, second, true));
+        }
+        let numbers: Vec<_> = history.releases().map(|summary| summary.number.0).collect();
+        assert_eq!(numbers, [1, 2, 3]);
+        // Whatever is found out about an old one later, it stays where it was.
+        let first = history.deployments[0].clone();
+        history.record(first);
+        assert_eq!(history.releases().next_back().unwrap().number.0, 3);
+    }
+
+    #[test]
+    fn what_never_went_live_is_not_live_though_current_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        fs::create_dir_all(paths.deploy()).unwrap();
+        let (old, mut new) = (summary(1, 1000, true), summary(2, 2000, false));
+        new.previous = Some(old.live());
+        let mut history = History::default();
+        history.record(old.clone());
+        history.record(new.clone());
+        std::os::unix::fs::symlink(new.release.to_string(), paths.current()).unwrap();
+        assert_eq!(history.live(&paths), Some(old.live()));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_freezes() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        let id = DeploymentId::new(Timestamp::now());
+        fs::create_dir_all(paths.deployment(id)).unwrap();
+        fs::write(paths.deployment(id).join(Journal::FILE), "garbage\n").unwrap();
+        let (frozen, why) = History::read(&paths).frozen().unwrap();
+        assert!(frozen == id && why.contains(":1:"), "{why}");
+    }
 
     #[test]
     fn only_what_never_began_is_removed() {

@@ -38,6 +38,14 @@ pub enum JournalError {
         /// Why not.
         why: String,
     },
+    /// What a deployment found out is more than a record can hold.
+    #[error("{path}: an event of {bytes} bytes is longer than a line can be")]
+    Long {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+    },
     /// An event cannot follow the ones before it.
     #[error("{path}: the event {event} of step {step} cannot follow what is recorded before it")]
     Order {
@@ -50,8 +58,8 @@ pub enum JournalError {
     },
 }
 
-/// Lines above this are not ours.
-const LINE_MAX: u64 = 1024 * 1024;
+/// Lines above this are not ours, in bytes.
+const LINE_MAX: usize = 1024 * 1024;
 
 /// An open journal; the one writer of its file.
 #[derive(Debug)]
@@ -139,13 +147,15 @@ impl Story {
         let mut line = Vec::new();
         for number in 1.. {
             line.clear();
-            reader.by_ref().take(LINE_MAX).read_until(b'\n', &mut line).map_err(unreadable)?;
-            let Some((b'\n', text)) = line.split_last() else { break };
-            let record: Record = serde_json::from_slice(text).map_err(|error| JournalError::Line {
-                path: path.clone(),
-                line: number,
-                why: error.to_string(),
-            })?;
+            reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line).map_err(unreadable)?;
+            let wrong = |why| JournalError::Line { path: path.clone(), line: number, why };
+            let text = match line.split_last() {
+                Some((b'\n', text)) => text,
+                // Not the end: what comes after it counts as well.
+                _ if line.len() >= LINE_MAX => return Err(wrong(format!("it is longer than {LINE_MAX} bytes"))),
+                _ => break,
+            };
+            let record: Record = serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
             story.apply(&record).map_err(|(step, event)| JournalError::Order { path: path.clone(), step, event })?;
         }
         Ok(story)
@@ -204,10 +214,13 @@ impl Journal {
 
     fn write(&mut self, event: &Event) -> Result<(), JournalError> {
         let record = Record { at: Timestamp::now(), event: event.clone() };
-        let order = |(step, event)| JournalError::Order { path: self.path.clone(), step, event };
-        self.story.apply(&record).map_err(order)?;
         let mut line = serde_json::to_vec(&record).unwrap_or_default();
         line.push(b'\n');
+        if line.len() > LINE_MAX {
+            return Err(JournalError::Long { path: self.path.clone(), bytes: line.len() });
+        }
+        let order = |(step, event)| JournalError::Order { path: self.path.clone(), step, event };
+        self.story.apply(&record).map_err(order)?;
         let failed = |source| JournalError::File { path: self.path.clone(), doing: "written", source };
         self.file.write_all(&line).map_err(failed)
     }
@@ -257,6 +270,21 @@ mod tests {
         let succeeded = Event::Succeeded { step: String::from("a"), facts: serde_json::Value::Null };
         assert!(matches!(journal.append(succeeded), Err(JournalError::Order { .. })));
         assert_eq!(fs::read(directory.path().join(Journal::FILE)).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_is_too_long_is_neither_written_nor_taken_for_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        journal.append(started("a")).unwrap();
+        assert!(matches!(journal.append(started(&"b".repeat(LINE_MAX))), Err(JournalError::Long { .. })));
+        journal.append(started("c")).unwrap();
+        assert_eq!(Story::read(directory.path()).unwrap().status("c"), Status::Running);
+        let path = directory.path().join(Journal::FILE);
+        let lines = fs::read(&path).unwrap();
+        fs::write(&path, [&vec![b' '; LINE_MAX], &lines[..]].concat()).unwrap();
+        let error = Story::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains(":1:") && error.contains("longer"), "{error}");
     }
 
     #[test]

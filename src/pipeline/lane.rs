@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{history::History, transcript::Transcript};
+use super::{PipelineError, history::History, transcript::Transcript};
 use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Origin, Outcome, ReleaseId, Trigger};
 
 /// What somebody wants deployed.
@@ -84,6 +84,18 @@ pub(super) struct State {
     pub(super) live: Option<Live>,
     /// The release of the deployment under way; not to be pruned, whatever it looks like.
     pub(super) making: Option<ReleaseId>,
+    /// Whether the environment is being removed: nothing enters any more.
+    pub(super) closed: bool,
+}
+
+/// What became of a deployment that wanted to enter.
+pub(super) enum Entered {
+    /// It can start at once.
+    First(Pending),
+    /// It waits, and took the place of the one that waited before.
+    Waits(Option<Pending>),
+    /// The environment is being removed.
+    Closed,
 }
 
 /// The queue of one environment.
@@ -91,6 +103,9 @@ pub(super) struct State {
 pub(super) struct Lane {
     pub(super) environment: Environment,
     pub(super) state: Arc<Mutex<State>>,
+    /// Held by whoever decides what runs here: a deployment from its order to its verdict, a restart, a removal. Each of them
+    /// begins with what is live, and would otherwise act on what is not live any more.
+    pub(super) work: Arc<tokio::sync::Mutex<()>>,
     /// Held while the slot that the last switch left is drained and emptied.
     pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the next installation begins with.
@@ -134,21 +149,47 @@ impl Lane {
         Lane {
             environment,
             state: Arc::new(Mutex::new(state)),
+            work: Arc::default(),
             idle_slot: Arc::default(),
             spare: Spare::default(),
             store: Arc::default(),
         }
     }
 
-    /// Puts `pending` in the queue. Returns it again where it can start at once, and whatever it superseded.
-    pub(super) fn enter(&self, pending: Pending) -> (Option<Pending>, Option<Pending>) {
+    /// Puts `pending` in the queue.
+    pub(super) fn enter(&self, pending: Pending) -> Entered {
         let mut state = self.state.lock();
+        if state.closed {
+            return Entered::Closed;
+        }
         if state.running.is_none() {
             state.running = Some(pending.ticket.clone());
-            return (Some(pending), None);
+            return Entered::First(pending);
         }
-        let superseded = state.waiting.replace(pending);
-        (None, superseded)
+        Entered::Waits(state.waiting.replace(pending))
+    }
+
+    /// Lets nothing in any more, unless a deployment is under way.
+    pub(super) fn close(&self) -> Result<(), DeploymentId> {
+        let mut state = self.state.lock();
+        match &state.running {
+            Some(running) => Err(running.deployment),
+            None => {
+                state.closed = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Says that something else decides what runs here: the deployment `running`, or a restart.
+    pub(super) fn busy(&self, running: Option<DeploymentId>) -> PipelineError {
+        let doing = running.map_or_else(|| String::from("being restarted"), |id| format!("being deployed ({id})"));
+        PipelineError::Busy { environment: self.environment.title(), doing }
+    }
+
+    /// Takes back what [`Lane::close`] did.
+    pub(super) fn reopen(&self) {
+        self.state.lock().closed = false;
     }
 
     /// Takes the next from the queue, or marks the lane as idle.

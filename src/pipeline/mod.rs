@@ -25,13 +25,20 @@ mod publish;
 mod recipe;
 mod recover;
 mod runner;
+mod running;
 mod secrets;
 mod step;
 mod supply;
 mod transcript;
 mod verdict;
 
-use std::{collections::HashMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -48,7 +55,9 @@ pub use self::{
     pins::{Pin, Pins},
     plan::Plan,
     recipe::Objection,
+    recover::ThawError,
     runner::seconds,
+    running::RestartError,
     step::chain,
     supply::{Candidate, SupplyError},
     transcript::{Follower, Transcript},
@@ -57,9 +66,11 @@ use self::{
     context::{Deployment, Order},
     history::Summary as Deployed,
     journal::Journal,
-    lane::{Lane, Pending},
+    lane::{Entered, Lane, Pending},
 };
-use crate::model::{DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot};
+use crate::model::{
+    DeploymentId, EnvId, Environment, Event, HealthRecord, Live, Origin, Outcome, Phase, ReleaseId, Slot, Status,
+};
 
 /// Why a deployment was not even queued.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +87,17 @@ pub enum PipelineError {
         deployment: DeploymentId,
         /// What could not be put back.
         why: String,
+    },
+    /// The server has been started a moment ago.
+    #[error("{0} is still being put right after the last start of the server; try again in a moment")]
+    Recovering(String),
+    /// Something else decides what runs there.
+    #[error("{environment} is {doing}")]
+    Busy {
+        /// Which environment.
+        environment: String,
+        /// What is done: "being deployed (ID)", "being restarted".
+        doing: String,
     },
     /// The server is going down.
     #[error("the server is stopping; push again in a moment")]
@@ -94,6 +116,8 @@ pub enum PipelineError {
 struct Shared {
     services: Arc<Services>,
     lanes: Mutex<HashMap<EnvId, Lane>>,
+    /// What has still to be taken into service since the server started.
+    awaited: Mutex<HashSet<EnvId>>,
     parallel: Arc<Semaphore>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -110,6 +134,7 @@ impl Pipeline {
         Pipeline(Arc::new(Shared {
             services,
             lanes: Mutex::default(),
+            awaited: Mutex::default(),
             parallel,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -123,6 +148,25 @@ impl Pipeline {
 
     fn lane(&self, environment: EnvId) -> Option<Lane> {
         self.0.lanes.lock().get(&environment).cloned()
+    }
+
+    /// Says which environments are going to be attached: until then they are not unknown, but not ready.
+    pub fn await_all<'e>(&self, environments: impl IntoIterator<Item = &'e Environment>) {
+        self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
+    }
+
+    /// The lane of an environment, or why there is none.
+    fn lane_of(&self, environment: &Environment) -> Result<Lane, PipelineError> {
+        let missing = || match self.0.awaited.lock().contains(&environment.id) {
+            true => PipelineError::Recovering(environment.title()),
+            false => PipelineError::NoEnvironment(environment.title()),
+        };
+        self.lane(environment.id).ok_or_else(missing)
+    }
+
+    /// Waits until no release of an environment is being removed; none is while the answer is held.
+    pub async fn settled(&self, environment: EnvId) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        Some(self.lane(environment)?.store.lock_owned().await)
     }
 
     /// What serves in an environment.
@@ -161,8 +205,7 @@ impl Pipeline {
         if self.0.stopping.is_cancelled() {
             return Err(PipelineError::Stopping);
         }
-        let title = request.environment.title();
-        let lane = self.lane(request.environment.id).ok_or(PipelineError::NoEnvironment(title))?;
+        let lane = self.lane_of(&request.environment)?;
         self.thawed(&lane)?;
         let deployment = DeploymentId::new(jiff::Timestamp::now());
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
@@ -172,30 +215,34 @@ impl Pipeline {
         let (verdict, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
         let ticket = Ticket { deployment, request, transcript, outcome, cancel };
-        let (start, superseded) = lane.enter(Pending { ticket: ticket.clone(), verdict });
-        if let Some(old) = superseded {
-            verdict::superseded(&old, &ticket);
-            // It was never begun, so there is no record to keep; whoever reads its transcript has it open.
-            let _ = std::fs::remove_dir_all(paths.deployment(old.ticket.deployment));
-        }
-        match start {
-            Some(first) => {
+        let never_began = |deployment| {
+            // There is no record to keep; whoever reads its transcript has it open.
+            let _ = std::fs::remove_dir_all(paths.deployment(deployment));
+        };
+        match lane.enter(Pending { ticket: ticket.clone(), verdict }) {
+            Entered::First(first) => {
                 let this = self.clone();
                 self.0.tasks.spawn(async move { this.work_off(lane, first).await });
             }
-            None => ticket.transcript.title("Another deployment is under way; this one waits for it"),
+            Entered::Waits(superseded) => {
+                if let Some(old) = superseded {
+                    verdict::superseded(&old, &ticket);
+                    never_began(old.ticket.deployment);
+                }
+                ticket.transcript.title("Another deployment is under way; this one waits for it");
+            }
+            Entered::Closed => {
+                never_began(deployment);
+                return Err(PipelineError::NoEnvironment(ticket.request.environment.title()));
+            }
         }
         Ok(ticket)
     }
 
     fn thawed(&self, lane: &Lane) -> Result<(), PipelineError> {
-        match lane.state.lock().history.stuck() {
+        match lane.state.lock().history.frozen() {
             None => Ok(()),
-            Some(stuck) => Err(PipelineError::Frozen {
-                environment: lane.environment.title(),
-                deployment: stuck.deployment,
-                why: verdict::stuck_reason(stuck),
-            }),
+            Some((deployment, why)) => Err(PipelineError::Frozen { environment: lane.environment.title(), deployment, why }),
         }
     }
 
@@ -211,6 +258,7 @@ impl Pipeline {
     /// One deployment from its first event to its last.
     async fn deploy(&self, lane: &Lane, pending: Pending) {
         let Pending { ticket, verdict } = pending;
+        let work = lane.work.clone().lock_owned().await;
         let order = self.order(lane, &ticket).await;
         let plan = modes::plan(order.environment.mode, &order.origin);
         let services = self.0.services.clone();
@@ -222,23 +270,31 @@ impl Pipeline {
         deployment.tags = ticket.request.tags.clone();
         deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
-        let outcome = match Journal::open(&deployment.paths.deployment(ticket.deployment)) {
-            Ok(mut journal) => self.journey(&plan, &mut deployment, &mut journal, lane).await,
-            Err(error) => runner::lost_journal(&error),
-        };
+        let outcome = self.journey(&plan, &mut deployment, lane).await;
         let live = lane.state.lock().live.clone();
         if let (Outcome::Live { .. }, Some(live)) = (&outcome, live) {
             // Before anybody knows of it and can change something by hand.
             drift::expect(&deployment, &live).await;
         }
+        // Taken before the next deployment or a restart can begin: neither must touch a slot where requests are still answered.
+        let idle = match outcome {
+            Outcome::Live { .. } => Some(lane.idle_slot.clone().lock_owned().await),
+            _ => None,
+        };
         verdict::print(&deployment, &outcome);
         ticket.transcript.close();
+        drop(work);
         verdict.send_replace(Some(outcome));
-        if deployment.order.environment.remotes.iter().any(|remote| remote.publish) {
-            let record = runner::aside(|| self.health(&deployment.order.environment, deployment.order.release));
-            deployment.record = record.and_then(|record| serde_json::to_vec(&record).ok());
-        }
-        chores::after(deployment, lane).await;
+        deployment.record = self.record(&deployment);
+        chores::after(deployment, lane, idle);
+    }
+
+    /// What is said of a release to other places, where it is published at all.
+    fn record(&self, deployment: &Deployment) -> Option<Vec<u8>> {
+        let environment = &deployment.order.environment;
+        let published = environment.remotes.iter().any(|remote| remote.publish);
+        let record = published.then(|| runner::aside(|| self.health(environment, deployment.order.release)))??;
+        serde_json::to_vec(&record).ok()
     }
 
     /// What another environment of the project says about the release that is taken over from it.
@@ -283,15 +339,32 @@ impl Pipeline {
         }
     }
 
-    async fn journey(&self, plan: &Plan, deployment: &mut Deployment, journal: &mut Journal, lane: &Lane) -> Outcome {
-        let ended = async {
+    /// From the first event to the last, both in the journal.
+    async fn journey(&self, plan: &Plan, deployment: &mut Deployment, lane: &Lane) -> Outcome {
+        let opened = Journal::open(&deployment.paths.deployment(deployment.order.id)).and_then(|mut journal| {
+            fault::record_fails("opened", &deployment.paths)?;
             journal.note(deployment.order.opened(plan.names()))?;
-            let outcome = runner::run(plan, deployment, journal).await?;
+            Ok(journal)
+        });
+        let mut journal = match opened {
+            Ok(journal) => journal,
+            // Nothing was done yet, so there is nothing to put right.
+            Err(error) => {
+                lane.state.lock().making = None;
+                return Outcome::Refused { fault: runner::no_journal(&error) };
+            }
+        };
+        let ended = async {
+            let outcome = runner::run(plan, deployment, &mut journal).await?;
+            if matches!(outcome, Outcome::Live { .. }) {
+                chores::are_due(deployment);
+            }
+            fault::record_fails("ended", &deployment.paths)?;
             runner::aside(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
         };
         let outcome = ended.await.unwrap_or_else(|error| runner::lost_journal(&error));
-        self.note(lane, deployment, journal, &outcome);
+        self.note(lane, deployment, &journal, &outcome);
         outcome
     }
 
@@ -299,9 +372,9 @@ impl Pipeline {
     fn note(&self, lane: &Lane, deployment: &Deployment, journal: &Journal, outcome: &Outcome) {
         let mut state = lane.state.lock();
         if let Some(mut summary) = Deployed::of(journal.story()) {
-            // Where the journal failed, memory still knows.
-            summary.outcome.get_or_insert_with(|| outcome.clone());
-            if summary.went_live() {
+            // Where the journal failed, it may say an end that is not on the disk; what was told counts.
+            summary.outcome = Some(outcome.clone());
+            if summary.went_live() || journal.story().status(recover::POINT_OF_FINISHING) == Status::Done {
                 state.live = Some(summary.live());
             }
             state.history.record(summary);
@@ -315,20 +388,6 @@ impl Pipeline {
             ?outcome,
             "a deployment ended"
         );
-    }
-
-    /// Releases an environment that was frozen by a stuck deployment.
-    pub fn thaw(&self, environment: EnvId, by: crate::model::UserName) -> Result<usize, journal::JournalError> {
-        let Some(lane) = self.lane(environment) else { return Ok(0) };
-        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
-        let mut cleared = 0_usize;
-        let mut state = lane.state.lock();
-        for summary in state.history.deployments.iter_mut().filter(|summary| summary.is_stuck()) {
-            Journal::open(&paths.deployment(summary.deployment))?.append(Event::Cleared { by: by.clone() })?;
-            summary.cleared = true;
-            cleared = cleared.saturating_add(1);
-        }
-        Ok(cleared)
     }
 
     /// The reason in git's own line for how a deployment ended; nothing for a success.

@@ -1,5 +1,7 @@
 //! What was cooked and serves, put where other servers fetch it.
 
+use std::time::Duration;
+
 use super::{Pipeline, Summary, context::Deployment, step::chain};
 use crate::{
     host::{files, root::EnvironmentPaths},
@@ -7,6 +9,9 @@ use crate::{
     release::store,
     remote::{self, Blob, Offer, Places, Share},
 };
+
+/// How long a place may take for a release in all. A transfer that stands still ends much sooner.
+const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Publishes the release that has just become live to every remote of its environment that wants it. Nothing follows from a
 /// failure but a line in the server's log: `larder promote` and `larder pull` say themselves what is not there.
@@ -18,7 +23,9 @@ pub(super) async fn everywhere(deployment: &Deployment, live: &Live) {
     let said = Said { release: live.release, number: live.number, live: true, since: Some(jiff::Timestamp::now()) };
     for remote in environment.remotes.iter().filter(|remote| remote.publish) {
         let places = &deployment.services.places;
-        match publish(places, environment, &deployment.paths, &said, deployment.record.clone(), remote).await {
+        let published = publish(places, environment, &deployment.paths, &said, deployment.record.clone(), remote);
+        let late = || Err(format!("it took longer than {} hours", LIMIT.as_secs() / 3600));
+        match tokio::time::timeout(LIMIT, published).await.unwrap_or_else(|_| late()) {
             Ok(bytes) => tracing::info!(remote = %remote.name, release = %live.release, bytes, "published"),
             Err(why) => tracing::error!(remote = %remote.name, release = %live.release, why, "not published"),
         }

@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::{
     context::Deployment,
+    facts::Facts,
     fault,
     journal::{Journal, JournalError},
     plan::Plan,
     step::{Failure, Step, chain},
 };
 use crate::model::{Blame, Event, Fault, Outcome, Phase, Status};
+
+/// The most bytes of what the steps of a deployment find out: with room for the rest of a line of the journal.
+const FACTS_MAX: usize = 768 * 1024;
 
 /// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
 /// next one is made. Returns how the deployment ended; the caller records that.
@@ -27,13 +31,9 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             journal.note(started)?
         }
         let before = deployment.facts.clone();
-        match attempt(step, deployment).await {
-            Ok(()) => {
-                let facts = if deployment.facts == before {
-                    serde_json::Value::Null
-                } else {
-                    serde_json::to_value(&deployment.facts).unwrap_or_default()
-                };
+        let done = attempt(step, deployment).await;
+        match done.and_then(|()| news(&before, &deployment.facts)) {
+            Ok(facts) => {
                 // What follows from it is the next lasting step, whose start brings this to the disk, too. Should the power be cut
                 // before that, the step is put back or done again, as if it had been cut half-way.
                 journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
@@ -64,6 +64,20 @@ pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// What the journal keeps of a step besides that it succeeded.
+fn news(before: &Facts, now: &Facts) -> Result<serde_json::Value, Failure> {
+    if now == before {
+        return Ok(serde_json::Value::Null);
+    }
+    let value = serde_json::to_value(now).map_err(|error| Failure::host(&error))?;
+    let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
+    if bytes > FACTS_MAX {
+        let why = format!("variables and settings take {} KiB in all, and {} are allowed", bytes >> 10, FACTS_MAX >> 10);
+        return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
+    }
+    Ok(value)
+}
+
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     if fault::step_fails(step.name()) {
         return Err(Failure::pusher("told to fail before its work"));
@@ -78,17 +92,21 @@ async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     Ok(())
 }
 
-/// A step ends by itself, at its phase's time limit, or when somebody cancels; whatever it started dies with it.
+/// A step ends by itself, at its time limit, or when somebody cancels; whatever it started dies with it. What it has to wait for
+/// before it begins does not count.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
-    let limit = deployment.time_limit(step.phase());
     let cancelled = deployment.cancelled.clone();
+    let gone = || Err(Failure::nobody("cancelled"));
+    let _admitted = tokio::select! {
+        biased;
+        () = cancelled.cancelled() => return gone(),
+        admitted = step.admission(deployment) => admitted?,
+    };
+    let (limit, late) = step.limit(deployment);
     tokio::select! {
         biased;
-        () = cancelled.cancelled() => Err(Failure::nobody("cancelled")),
-        () = tokio::time::sleep(limit) => {
-            let why = format!("took longer than {}", seconds(limit));
-            Err(Failure::pusher(why).hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", step.phase())))
-        }
+        () = cancelled.cancelled(), if step.interruptible() => gone(),
+        () = tokio::time::sleep(limit) => Err(late),
         ended = step.run(deployment) => ended,
     }
 }
@@ -129,13 +147,20 @@ pub async fn unwind(
     })
 }
 
+/// Why a deployment was not even begun, whose record could not be.
+pub fn no_journal(error: &JournalError) -> Fault {
+    Failure::host(error).hint("look at the disk, then push again").in_phase(Phase::Gather)
+}
+
 /// The outcome of a deployment whose own record failed: nothing more may happen to the environment until a person has looked.
 pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
         why: String::from("the record of this deployment could not be written"),
-        hints: vec![String::from("look at the disk, then restart larder: it reads the record again and puts things right")],
+        hints: vec![String::from(
+            "look at the disk, then run `larder deploy --unfreeze`, which reads the record again and puts things right",
+        )],
     };
     Outcome::Stuck { fault, undo: chain(error) }
 }
@@ -165,5 +190,22 @@ pub fn seconds(duration: Duration) -> String {
         millis @ ..1_000 => format!("{millis} ms"),
         _ if duration.as_secs() < 60 => format!("{:.1} s", duration.as_secs_f64()),
         _ => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_that_no_line_of_the_journal_can_hold_are_the_projects_to_mend() {
+        let before = Facts::default();
+        assert_eq!(news(&before, &before), Ok(serde_json::Value::Null));
+        let mut now = Facts::default();
+        now.env.insert(String::from("SMALL"), "x".repeat(500 * 1024));
+        assert!(news(&before, &now).is_ok_and(|news| news["env"]["SMALL"].is_string()));
+        now.env.insert(String::from("LARGE"), "x".repeat(300 * 1024));
+        let failure = news(&before, &now).unwrap_err();
+        assert!(failure.blame == Blame::Pusher && failure.why.contains("KiB"), "{failure:?}");
     }
 }

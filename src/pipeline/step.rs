@@ -1,12 +1,15 @@
 //! The smallest unit of work of a deployment, and how it fails.
 
-use std::{error::Error, fmt, future::Future, pin::Pin};
+use std::{error::Error, fmt, future::Future, pin::Pin, time::Duration};
 
-use super::context::Deployment;
+use super::{context::Deployment, runner::seconds};
 use crate::model::{Blame, Fault, Phase};
 
 /// A boxed future, as a step returns it.
 pub type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
+
+/// What a step holds while it works, as [`Step::admission`] returns it.
+pub type Admission<'a> = Pin<Box<dyn Future<Output = Result<Vec<Box<dyn Send>>, Failure>> + Send + 'a>>;
 
 /// Something a deployment does and can put back.
 ///
@@ -27,6 +30,25 @@ pub trait Step: Send + Sync {
     /// directories and in memory only, or has nothing to do this time, says no: after a power cut there is nothing to put back.
     fn lasts(&self, deployment: &Deployment) -> bool {
         let _ = deployment;
+        true
+    }
+
+    /// What it has to wait for before it begins, and holds until it has ended. Not counted in its time, and ended by a cancel.
+    fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
+        let _ = deployment;
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// How long it may take, and how it fails if it takes longer.
+    fn limit(&self, deployment: &Deployment) -> (Duration, Failure) {
+        let limit = deployment.time_limit(self.phase());
+        let late = Failure::pusher(format!("took longer than {}", seconds(limit)));
+        (limit, late.hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", self.phase())))
+    }
+
+    /// Whether a cancel ends it in the middle. What is short, and leaves half a state behind if it is cut, says no; a cancel then
+    /// counts from the next step on.
+    fn interruptible(&self) -> bool {
         true
     }
 
@@ -65,6 +87,13 @@ impl Failure {
     /// Nobody did anything wrong.
     pub fn nobody(why: impl fmt::Display) -> Failure {
         Failure { blame: Blame::Nobody, why: why.to_string(), hints: Vec::new() }
+    }
+
+    /// Nothing where all went well, else one failure for all that did not.
+    pub fn all(outcomes: impl IntoIterator<Item = Result<(), Failure>>) -> Result<(), Failure> {
+        let failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+        let why = failures.iter().map(|failure| failure.why.as_str()).collect::<Vec<_>>().join("; ");
+        failures.into_iter().next().map_or(Ok(()), |first| Err(Failure { why, ..first }))
     }
 
     /// The same with a further hint.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     host::{
         archive::{Archive, Limits},
-        files::{FileError, create_new, durable, open_regular, remove_if_present, rename_over, sync_dir},
+        files::{FileError, create_new, durable, free_space, open_regular, remove_if_present, rename_over, sync_dir},
         root::EnvironmentPaths,
     },
     model::{Manifest, ReleaseId, Role},
@@ -37,6 +37,7 @@ pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -
     })
     .await?;
     let Some((job, out, extra)) = opened else { return Ok(path) };
+    let limit = context.archive_limit;
     let report: DeltaReport = run(context, "pack", Role::Pack, to, &PackJob::Delta(job), extra).await?;
     let (cached, directory) = (path.clone(), context.paths.deltas());
     blocking(move || {
@@ -46,10 +47,51 @@ pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -
         }
         out.as_file().sync_all().map_err(|e| lost(&cached, e))?;
         out.persist(&cached).map_err(|e| FileError::io("replace", &cached, e.error))?;
+        forget_oldest(&directory, &cached, limit);
         Ok(sync_dir(&directory)?)
     })
     .await?;
     Ok(path)
+}
+
+/// So many deltas of an environment are kept for the next one that asks.
+const CACHED: usize = 16;
+/// So much of the disk is left to others, in bytes.
+const RESERVE: u64 = 256 << 20;
+
+/// Removes deltas, the oldest first, until no more are there than are kept, and in all no more than `limit` bytes. Not `newest`,
+/// which somebody waits for.
+fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    // One that is being made begins with a dot.
+    let finished = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let mut others: Vec<_> = finished
+        .map(|entry| entry.path())
+        .filter(|path| path != newest)
+        .filter_map(|path| {
+            let found = path.symlink_metadata().ok()?;
+            Some((found.modified().ok()?, found.len(), path))
+        })
+        .collect();
+    others.sort_by(|one, other| other.cmp(one));
+    let mut room = limit.saturating_sub(newest.symlink_metadata().map_or(0, |found| found.len()));
+    let mut kept = 1_usize;
+    for (_, bytes, path) in others {
+        if kept < CACHED && bytes <= room {
+            (kept, room) = (kept.saturating_add(1), room.saturating_sub(bytes));
+        } else if let Err(error) = remove_if_present(&path) {
+            tracing::warn!(%error, "an old delta stays");
+        }
+    }
+}
+
+/// Refuses where the disk is too full for a delta and what its worker needs beside it: whoever wants it can do without.
+fn room(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
+    let free = free_space(directory)?.bytes;
+    if free < archives.saturating_add(RESERVE) {
+        return Err(ReleaseError::Delta { why: format!("there is no room to make one: {} MiB are free", free >> 20) });
+    }
+    Ok(())
 }
 
 type Opened = (DeltaJob, tempfile::NamedTempFile, Vec<OwnedFd>);
@@ -60,6 +102,8 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(lost(&directory, e)),
         _ => {}
     }
+    let size = |release| paths.archive(release).metadata().map_or(0, |found| found.len());
+    room(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
     for release in [from, to] {
@@ -169,4 +213,34 @@ fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Pat
     rename_over(&files.new_archive, &files.archive)?;
     remove_if_present(delta)?;
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deltas_that_were_made_for_others_do_not_fill_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: u64, bytes: usize| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, vec![0; bytes]).unwrap();
+            let at = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            File::options().write(true).open(&path).unwrap().set_modified(at).unwrap();
+            path
+        };
+        let left = || std::fs::read_dir(dir.path()).unwrap().count();
+        let newest = make("a..b", 0, 100);
+        (1..=40).for_each(|age| drop(make(&format!("{age}..b"), age, 10)));
+        make(".new-x", 90, 10);
+        forget_oldest(dir.path(), &newest, 1 << 20);
+        assert_eq!(left(), CACHED + 1);
+        assert!(dir.path().join("15..b").exists() && !dir.path().join("16..b").exists());
+        // Also by their size; the one that is waited for stays, whatever it has.
+        forget_oldest(dir.path(), &newest, 125);
+        assert_eq!(left(), 4);
+        forget_oldest(dir.path(), &newest, 1);
+        assert!(newest.exists() && left() == 2);
+        assert!(room(dir.path(), 0).is_ok() && room(dir.path(), u64::MAX / 2).is_err());
+    }
 }

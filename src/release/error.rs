@@ -114,6 +114,12 @@ pub enum ReleaseError {
         /// The whole chain of reasons.
         why: String,
     },
+    /// The machine did not let the worker do its work; its words.
+    #[error("{why}")]
+    Failed {
+        /// The whole chain of reasons.
+        why: String,
+    },
     /// It came from elsewhere and is not believed.
     #[error(transparent)]
     Rejected(#[from] Refusal),
@@ -124,7 +130,7 @@ pub enum ReleaseError {
 
 impl ReleaseError {
     /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
-    /// tree or in the archive; everything else that goes wrong, it dies of.
+    /// tree or in the archive; what the machine refuses it, it fails of.
     pub fn is_for_the_pusher(&self) -> bool {
         use ReleaseError::{Ignore, Refused, Rejected, Unfit};
         matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
@@ -144,8 +150,10 @@ impl ReleaseError {
 pub enum Answer<T> {
     /// It is done.
     Done(T),
-    /// It is not, for this reason.
+    /// It is not, because of what is in the tree or in the archive.
     Refused(String),
+    /// It is not, because of this machine: a full disk, for instance. Nothing follows about the release.
+    Failed(String),
 }
 
 impl<T> From<Result<T, ReleaseError>> for Answer<T> {
@@ -154,17 +162,38 @@ impl<T> From<Result<T, ReleaseError>> for Answer<T> {
             Ok(done) => Answer::Done(done),
             Err(e) => {
                 let mut why = e.to_string();
+                let mut machine = false;
                 let mut source = std::error::Error::source(&e);
                 while let Some(deeper) = source {
                     why.push_str(": ");
                     why.push_str(&deeper.to_string());
+                    machine |= deeper.downcast_ref().is_some_and(is_of_the_machine);
                     source = deeper.source();
                 }
                 // Bounded, since names of a hostile tree are in it.
-                Answer::Refused(why.chars().take(4000).collect())
+                let why = why.chars().take(4000).collect();
+                if machine { Answer::Failed(why) } else { Answer::Refused(why) }
             }
         }
     }
+}
+
+/// What no tree and no archive can bring about. Everything else may be of their making: names that are too long, files that must
+/// not be read.
+fn is_of_the_machine(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let those = [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::ROFS,
+        Errno::NOMEM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NODEV,
+        Errno::STALE,
+    ];
+    error.raw_os_error().is_some_and(|code| those.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 impl<T> Answer<T> {
@@ -173,6 +202,28 @@ impl<T> Answer<T> {
         match self {
             Answer::Done(done) => Ok(done),
             Answer::Refused(why) => Err(ReleaseError::Refused { why }),
+            Answer::Failed(why) => Err(ReleaseError::Failed { why }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_nobodys_fault_but_the_machines() {
+        let answer = |code: i32| {
+            let source = std::io::Error::from_raw_os_error(code);
+            let file = FileError::Io { doing: "write", path: "x".into(), source };
+            let error = ReleaseError::Archive { doing: "accepted", source: ArchiveError::File(file) };
+            Answer::<()>::from(Err(error)).into_result().unwrap_err()
+        };
+        for code in [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::ENOMEM] {
+            let error = answer(code);
+            assert!(matches!(&error, ReleaseError::Failed { why } if why.contains("write")), "{error:?}");
+            assert!(!error.is_for_the_pusher());
+        }
+        assert!(matches!(answer(libc::ENAMETOOLONG), ReleaseError::Refused { .. }));
     }
 }

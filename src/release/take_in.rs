@@ -113,7 +113,8 @@ pub async fn take_in(
 /// The largest health record, in bytes.
 pub const MAX_RECORD: u64 = 4 << 20;
 
-/// Takes over what somebody trusted says of how a release ran elsewhere, in place of what was known before.
+/// Takes over what somebody trusted says of how a release ran elsewhere, in place of what was known before, unless that is newer: a
+/// place may offer what was published long ago. Gives what is known now.
 pub fn take_record(
     paths: &EnvironmentPaths,
     record: &Path,
@@ -123,6 +124,9 @@ pub fn take_record(
     let bytes = read_limited(record, MAX_RECORD)?;
     let record = trust::read_record(&bytes)?;
     trust::accept_record(&record, manifest, trust)?;
+    if let Some(known) = known_record(paths, manifest, trust).filter(|known| known.as_of > record.as_of) {
+        return Ok(known);
+    }
     let path = paths.health(manifest.release);
     let text =
         serde_json::to_vec(&record).map_err(|error| ReleaseError::Manifest { path: path.clone(), why: error.to_string() })?;

@@ -122,7 +122,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
         let why = match error {
             ReleaseError::Manifest { why, .. } => why,
             other => match super::Answer::<()>::from(Err(other)) {
-                super::Answer::Refused(why) => why,
+                super::Answer::Refused(why) | super::Answer::Failed(why) => why,
                 super::Answer::Done(()) => String::new(),
             },
         };

@@ -390,6 +390,38 @@ fn a_health_record_is_about_this_release_and_by_somebody_trusted() {
     assert!(why(&elsewhere).contains("it is about release"), "{}", why(&elsewhere));
 }
 
+#[test]
+fn an_older_health_record_does_not_replace_a_newer_one() {
+    let (_dir, made) = small();
+    let key = key();
+    let manifest = &made.parsed;
+    let root = tempfile::tempdir().unwrap();
+    let paths = crate::host::root::Root::new(root.path()).environment(&manifest.project, &"production".parse().unwrap());
+    std::fs::create_dir_all(paths.releases()).unwrap();
+    let take = |age: i64| {
+        let mut record = HealthRecord {
+            format: HealthRecord::FORMAT,
+            project: manifest.project.clone(),
+            environment: manifest.environment.clone(),
+            release: manifest.release,
+            number: ReleaseNumber(1),
+            tree: manifest.tree,
+            served: Vec::new(),
+            as_of: manifest.created - jiff::SignedDuration::from_secs(age),
+            checks: Vec::new(),
+            restarts: Vec::new(),
+            signature: None,
+        };
+        record.signature = Some(key.sign(&record.statement()));
+        let file = root.path().join("record");
+        std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+        let known = super::take_record(&paths, &file, manifest, &[key.public()]).unwrap();
+        assert_eq!(super::known_record(&paths, manifest, &[key.public()]).unwrap(), known);
+        manifest.created.duration_since(known.as_of).as_secs()
+    };
+    assert_eq!([take(10), take(20), take(5)], [10, 10, 5]);
+}
+
 /// A signature of a manifest can never be one of a record, nor the other way round.
 #[test]
 fn statements_of_different_kinds_differ() {

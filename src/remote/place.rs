@@ -1,13 +1,13 @@
 //! A place, whatever is behind it.
 
-use std::{ops::Range, sync::Arc};
+use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
     Address, Blob, Object, Offer, RemoteError,
-    ssh::{Exec, Output, PullKey, Server},
+    ssh::{Exec, PullKey, Server},
     store::Store,
 };
 use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sanitise_line};
@@ -20,6 +20,10 @@ pub(super) const OFFERS: usize = 1000;
 pub(super) const SMALL_BYTES: u64 = 1 << 20;
 /// How much of a command line the ranges of one request may take, in bytes; at most 1024 are read there in all.
 const RANGES_BYTES: usize = 600;
+/// How long a list of offers may take in all; a push waits for it.
+const LISTED: Duration = Duration::from_secs(60);
+/// How long a small answer may take in all for which the other side has to work.
+const WORKED_OUT: Duration = Duration::from_secs(20 * 60);
 /// What says how large a delta is, in messages.
 pub(super) const DELTA_NOTE: &str = "description of a delta";
 /// Commits that are named in a request for a pack.
@@ -157,8 +161,27 @@ impl Place {
         words
     }
 
+    /// `answer`, or an error once it takes longer than `limit`: what comes byte by byte is never silent for long.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        answer: impl Future<Output = Result<T, RemoteError>>,
+    ) -> Result<T, RemoteError> {
+        let late = || RemoteError::Lost {
+            place: self.title.clone(),
+            doing: format!("fetching the {what}"),
+            why: format!("it took longer than {} s", limit.as_secs()),
+        };
+        tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// Everything that it offers of the project, newest first.
     pub async fn list(&self) -> Result<Vec<Offer>, RemoteError> {
+        self.within(LISTED, "list of deliverables", self.listed()).await
+    }
+
+    async fn listed(&self) -> Result<Vec<Offer>, RemoteError> {
         let mut offers: Vec<Offer> = match &*self.kind {
             Kind::Server(server) => {
                 let bytes =
@@ -182,6 +205,10 @@ impl Place {
 
     /// Size and digest of a delta, which the place makes if it can: this may take it minutes. Other places than servers have none.
     pub async fn delta(&self, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
+        self.within(WORKED_OUT, Object::DELTA, self.described(release, from)).await
+    }
+
+    async fn described(&self, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
         match &*self.kind {
             Kind::Server(server) => {
                 let (release, from) = (release.to_string(), from.to_string());
@@ -225,13 +252,15 @@ impl Place {
 
     /// The health record of a release as it is; nothing where the place has none.
     pub async fn health(&self, release: ReleaseId) -> Result<Option<Vec<u8>>, RemoteError> {
-        let record = match &*self.kind {
-            Kind::Server(server) => {
-                server.exec(&self.get(release, Object::Health, &[])).await?.output("health record", SMALL_BYTES).await
+        let record = async {
+            match &*self.kind {
+                Kind::Server(server) => {
+                    server.exec(&self.get(release, Object::Health, &[])).await?.output("health record", SMALL_BYTES).await
+                }
+                Kind::Store(store) => store.whole(&self.project, release, Object::Health, SMALL_BYTES).await,
             }
-            Kind::Store(store) => store.whole(&self.project, release, Object::Health, SMALL_BYTES).await,
         };
-        match record {
+        match self.within(WORKED_OUT, "health record", record).await {
             Ok(record) => Ok(Some(record)),
             Err(RemoteError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -277,10 +306,8 @@ impl Place {
 
 /// Passes on the standard output of a request.
 async fn stream(mut exec: Exec, what: &str, to: &mpsc::Sender<Bytes>) -> Result<(), RemoteError> {
-    while let Some(piece) = exec.next().await? {
-        if let Output::Out(data) = piece {
-            to.send(data).await.map_err(|_| RemoteError::GivenUp)?;
-        }
+    while let Some(data) = exec.next_out().await? {
+        to.send(data).await.map_err(|_| RemoteError::GivenUp)?;
     }
     exec.refusal(what).map_or(Ok(()), Err)
 }
@@ -313,6 +340,20 @@ mod tests {
         let again: Vec<_> = batches.iter().flat_map(|batch| batch.split(',')).collect();
         assert_eq!(again.len(), 200);
         assert_eq!(again[1], "1000000007+4194304");
+    }
+
+    #[tokio::test]
+    async fn a_list_does_not_take_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let places = Places::new(PullKey::load_or_make(&directory.path().join("key")).unwrap(), Limits::default());
+        let url = format!("file://{}", directory.path().display());
+        let remote = Remote { name: "store".parse().unwrap(), url, host_key: None, trust: Vec::new(), publish: false };
+        let place = places.open(&remote, &"shop".parse().unwrap()).unwrap();
+        let error = place
+            .within(Duration::from_millis(10), "list of deliverables", std::future::pending::<Result<(), _>>())
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("list of deliverables: it took longer than"), "{error}");
     }
 
     #[test]

@@ -429,6 +429,13 @@ async fn areas_are_emptied_and_environments_removed() {
         assert!(exit.success(), "{text}");
         world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
         assert_eq!(fs::read_dir(world.env().join("slots/blue/upper")).unwrap().count(), 0);
+        // A task that somebody has left open does not keep a slot from being emptied, and what starts next gets the new one.
+        let (mut open, output) = world.task("touch left; echo up; sleep 1000").await;
+        assert_eq!(read_line(&output).await, "up");
+        world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
+        assert!(!tokio::time::timeout(PATIENCE, open.wait()).await.unwrap().unwrap().success());
+        let (exit, text) = world.run("ls left").await;
+        assert!(!exit.success(), "{text}");
         let (exit, text) = world.run("touch $LARDER_DATA/x; cat sub/file").await;
         assert!(exit.success() && text == "as released\n" || !namespaces(&world).await, "{text}");
         world.launcher.unregister(PROJECT, None).await.unwrap();

@@ -14,6 +14,7 @@ mod drift;
 mod examples;
 mod forged;
 mod fronted;
+mod frozen;
 mod harness;
 mod hostile;
 mod keeper;

@@ -1,6 +1,6 @@
 //! Pushes at the same time: one deployment per environment, in order, and every verdict is that of its own commit.
 
-use std::thread;
+use std::{fs, thread};
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, until};
 
@@ -10,6 +10,8 @@ in_one_mode!(
     ten_pushes_to_ten_projects,
     a_waiting_push_is_superseded,
     what_runs_is_cancelled_before_what_waits,
+    restarts_and_deployments_exclude_each_other,
+    waiting_does_not_count,
 );
 
 /// No two deployments of an environment overlap: each ends before the next one opens.
@@ -176,4 +178,67 @@ fn push_after_push_to_several_projects(world: &World) {
         one_at_a_time(world, name);
         until("the old releases have retired", || world.ports(name).len() == 1);
     }
+}
+
+fn restarts_and_deployments_exclude_each_other(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version 0");
+    repo.push().accepted();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::SeqCst;
+    let restarts = thread::scope(|scope| {
+        let restarts = ["one", "other"].map(|_| {
+            scope.spawn(|| {
+                let mut ends = Vec::new();
+                while !done.load(order) {
+                    ends.push(world.larder(&["restart", "shop"]));
+                }
+                ends
+            })
+        });
+        for version in 1..=6 {
+            let commit = repo.page(&format!("version {version}"));
+            repo.push().accepted();
+            assert_eq!(repo.live(), Some(commit));
+        }
+        done.store(true, order);
+        restarts.map(|restarts| restarts.join().unwrap()).concat()
+    });
+    let refused = |end: &&crate::harness::cli::Output| {
+        end.status == 3 && (end.stderr.contains("being deployed") || end.stderr.contains("being restarted"))
+    };
+    assert!(restarts.iter().all(|end| end.status == 0 || refused(&end)), "{restarts:#?}");
+    assert!(restarts.iter().any(|end| end.status == 0) && restarts.iter().any(|end| refused(&end)), "{restarts:#?}");
+    world.serves("shop", "version 6");
+    world.is_consistent("shop");
+    until("one release runs", || world.ports("shop").len() == 1);
+    // What is destroyed while it is restarted is gone, and does not come back.
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| world.larder(&["restart", "shop"]));
+        world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+        restart.join().unwrap();
+    });
+    world.larder(&["status"]).keeps_quiet_about("shop/production");
+    until("nothing of it runs", || world.application("shop").is_empty());
+}
+
+/// A build that waits for another one's end has all of its own time afterwards.
+fn waiting_does_not_count(world: &World) {
+    fs::write(world.root().join("larder.yml"), "builds: {parallel: 1}\n").unwrap();
+    world.restart(&[]);
+    let slow = |name: &str, seconds: u32| {
+        world.project(name);
+        let repo = Repo::new(world, name);
+        repo.write("larder.yml", "buildpacks: [./pack]\nbuild: {timeout: 4s}\n");
+        repo.program("pack/bin/detect", "#!/bin/sh\necho slow\n");
+        repo.program("pack/bin/compile", &format!("#!/bin/sh\nsleep {seconds}\n"));
+        repo.write("Procfile", "web: larder static-server --root .\n").page(name);
+        repo
+    };
+    let repos = ["one", "two", "three"].map(|name| slow(name, 2));
+    let pushes = thread::scope(|scope| repos.each_ref().map(|repo| scope.spawn(|| repo.push())).map(|push| push.join().unwrap()));
+    for push in &pushes {
+        push.accepted();
+    }
+    assert!(pushes.iter().any(|push| push.0.stderr.contains("waiting for another build")), "{pushes:#?}");
 }

@@ -12,7 +12,13 @@ use std::{
 use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
 
 in_each_mode!(a_killed_server_leaves_the_application_alone);
-in_one_mode!(a_killed_keeper_and_server_come_back, a_graceful_restart_serves_again, leftovers_of_the_killed_are_removed);
+in_one_mode!(
+    a_killed_keeper_and_server_come_back,
+    a_graceful_restart_serves_again,
+    leftovers_of_the_killed_are_removed,
+    chores_are_taken_up,
+    whoever_comes_too_early_is_told
+);
 
 /// How many worlds share the events of a big test; each runs on its own, and mostly waits.
 const SHARES: usize = 6;
@@ -103,7 +109,10 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     let (repo, cooked) = match course {
         Course::Cooking => {
             world.project("shop");
-            (Repo::site(&world, "shop", "version 1"), VecDeque::new())
+            let repo = Repo::new(&world, "shop");
+            repo.write("Procfile", "web: larder static-server --root .\nworker: sleep 1000\n");
+            repo.write("larder.yml", "smoke: [/]\nscale: {worker: 1}\n").page("version 1");
+            (repo, VecDeque::new())
         }
         Course::Delivering => {
             crate::promotion::pair(&world);
@@ -362,4 +371,33 @@ fn a_graceful_restart_serves_again(world: &World) {
     repo.page("version two");
     repo.push().accepted().says("v2 is live");
     world.serves("shop", "version two");
+}
+
+fn chores_are_taken_up(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 2}\n");
+    world.restart(&[("FAILPOINTS", "chores.prune=sleep(60000)")]);
+    for page in ["one", "two", "three"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    let stored =
+        || names(&world.environment("shop").join("releases")).iter().filter(|name| name.ends_with(".manifest.json")).count();
+    assert_eq!(stored(), 3);
+    world.kill9_all();
+    world.start(&[]);
+    until("the oldest release is removed", || stored() == 2);
+    world.is_consistent("shop");
+}
+
+fn whoever_comes_too_early_is_told(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "attach=1*sleep(9000)")]);
+    repo.page("version two");
+    repo.push().rejected_with("still being put right");
+    until("it is there", || world.larder(&["deploy", "shop", "--cancel"]).status == 4 && world.get("shop", "/").status == 200);
+    repo.push().accepted();
 }

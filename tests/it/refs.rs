@@ -19,6 +19,7 @@ in_one_mode!(
     a_killed_pusher_does_not_stop_a_failure,
     what_was_pushed_can_be_deployed_by_name,
     a_waiting_push_gives_way_to_a_newer_one,
+    a_switch_is_not_cut_in_the_middle,
 );
 
 fn live_site<'w>(world: &'w World) -> (Repo<'w>, String) {
@@ -321,4 +322,26 @@ fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
     pushes[2].accepted().says("v3 is live");
     world.serves("shop", "version four");
     assert_eq!(repo.live().as_ref(), Some(&clones[1].1));
+}
+
+/// Somebody cancels in the middle of the switch. A git that is killed there would leave its lock, and nothing could be put back.
+fn a_switch_is_not_cut_in_the_middle(world: &World) {
+    let (repo, one) = live_site(world);
+    world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(3000)")]);
+    repo.page("version two");
+    let happened = |word: &str| {
+        let is_it = |event: &serde_json::Value| event["step"] == "deploy.switch" && event["event"] == word;
+        world.journals("shop").get(1).is_some_and(|journal| journal.iter().any(is_it))
+    };
+    let push = thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        until("the switch has begun", || happened("started"));
+        world.larder(&["deploy", "shop", "--cancel"]).exits(0).says("cancelled");
+        push.join().unwrap()
+    });
+    push.rejected_with("cancelled").rejected_with("v1 still live");
+    assert!(happened("succeeded") && happened("undo_finished"));
+    assert_eq!(repo.live(), Some(one));
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
 }

@@ -8,6 +8,7 @@ in_one_mode!(
     two_releases_are_compared,
     pinned_releases_stay,
     what_does_not_fit_goes,
+    a_late_chore_knows_what_is_live_by_then,
 );
 
 fn manifest(world: &World, project: &str, environment: &str) -> serde_json::Value {
@@ -150,4 +151,27 @@ fn what_does_not_fit_goes(world: &World) {
     }
     assert!(within(std::time::Duration::from_secs(10), || releases_on_disk(world) == 2), "two fit, and two must stay anyway");
     world.is_consistent("shop");
+}
+
+/// Old releases are removed after the verdict, when other deployments may have ended already.
+fn a_late_chore_knows_what_is_live_by_then(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 2}\n");
+    for page in ["one", "two", "three"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    assert!(within(std::time::Duration::from_secs(10), || releases_on_disk(world) == 2), "v2 and v3 stay");
+    world.restart(&[("FAILPOINTS", "chores.prune=3*sleep(4000)")]);
+    let mut commits = Vec::new();
+    for page in ["four", "five"] {
+        commits.push(repo.page(page));
+        repo.push().accepted();
+    }
+    assert!(within(std::time::Duration::from_secs(15), || releases_on_disk(world) == 2), "v4 and v5 stay");
+    world.is_consistent("shop");
+    assert_eq!(repo.live(), commits.pop());
+    world.larder(&["rollback", "shop"]).exits(0);
+    world.serves("shop", "four");
 }

@@ -29,6 +29,8 @@ enum Wrong {
     Short,
     /// Its words would do something to a terminal.
     Escapes,
+    /// It says more and more beside what it is asked for.
+    Chatters,
 }
 
 struct Hostile {
@@ -55,6 +57,7 @@ impl Desk for Hostile {
             let said = tokio::task::spawn_blocking(move || {
                 let listing = words.get(1).is_some_and(|verb| verb == "list");
                 match wrong {
+                    Wrong::Chatters => while err.write_all(b"just a moment, please\n").is_ok() {},
                     Wrong::Endless => while out.write_all(&[b'['; 65_536]).is_ok() {},
                     _ if listing => drop(serde_json::to_writer(&mut out, &[&offer])),
                     Wrong::Lies => while out.write_all(&[0x55; 65_536]).is_ok() {},
@@ -137,6 +140,17 @@ fn walk(directory: &std::path::Path) -> u64 {
 fn a_list_that_never_ends_is_cut() {
     let error = against(Wrong::Endless, async |place, _, _| place.list().await.unwrap_err());
     assert!(matches!(error, RemoteError::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn a_server_that_only_talks_is_left() {
+    let error = against(Wrong::Chatters, async |place, _, _| place.list().await.unwrap_err());
+    assert!(matches!(error, RemoteError::Lost { .. }) && error.to_string().contains("more and more"), "{error}");
+    let quiet: Progress = Arc::new(|_, _| {});
+    let error = against(Wrong::Chatters, async |place, offer, paths| {
+        tokio::time::timeout(Duration::from_secs(60), pull(place, offer, &[], paths, &quiet)).await.unwrap().unwrap_err()
+    });
+    assert!(error.to_string().contains("more and more"), "{error}");
 }
 
 #[test]

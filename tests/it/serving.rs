@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, until};
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, processes, until};
 
 in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
 in_one_mode!(
     processes_are_scaled_and_restarted,
     each_instance_gets_its_share,
     commands_run_in_the_live_release,
+    an_open_command_is_in_nobodys_way,
     a_release_command_is_seen_and_decides,
     phase_scripts_hand_variables_on,
     answers_are_passed_on_as_they_come,
@@ -21,7 +22,9 @@ in_one_mode!(
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
     each_process_has_its_own_time_to_stop,
-    hosts_that_lead_nowhere
+    a_web_process_that_does_not_stay_is_told,
+    hosts_that_lead_nowhere,
+    a_domain_leads_only_where_it_is_named
 );
 
 const SERVE: &str = "exec larder static-server --root .\n";
@@ -135,6 +138,40 @@ fn each_instance_gets_its_share(world: &World) {
         until("each instance answers", || world.get("shop", "/").body.contains(&format!("this is {port}")));
     }
     world.larder(&["ps", "shop"]).says("web.1").says("web.2");
+}
+
+/// A shell that somebody has left open ends when its slot is needed.
+fn an_open_command_is_in_nobodys_way(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version 1");
+    repo.push().accepted();
+    let open = || {
+        let mut run = world.larder_command();
+        run.args(["run", "shop", "--", "sleep", "98761"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let run = run.spawn().unwrap();
+        until("the command runs", || runs(world, "98761"));
+        run
+    };
+    let mut run = open();
+    world.larder(&["restart", "shop"]).exits(0);
+    world.serves("shop", "version 1");
+    until("the command has ended", || run.try_wait().unwrap().is_some());
+    // The slot is left by the first of two deployments and emptied by the second.
+    let mut run = open();
+    for version in 2..=3 {
+        repo.page(&format!("version {version}"));
+        repo.push().accepted();
+        world.serves("shop", &format!("version {version}"));
+    }
+    until("the command has ended", || run.try_wait().unwrap().is_some());
+    world.is_consistent("shop");
+}
+
+fn runs(world: &World, word: &str) -> bool {
+    let mut all = processes::of(world.directory()).into_iter();
+    all.any(|process| {
+        process.arguments.first().is_some_and(|program| program == "sleep") && process.arguments.contains(&word.to_owned())
+    })
 }
 
 fn commands_run_in_the_live_release(world: &World) {
@@ -340,6 +377,10 @@ fn each_process_has_its_own_time_to_stop(world: &World) {
     let media = world.environment("shop").join("data/media");
     until("the patient one has done its work", || media.join("patient").exists());
     until("the old release has retired", || world.ports("shop").len() == 3);
+    // A restart gives them the same.
+    std::fs::remove_file(media.join("patient")).unwrap();
+    world.larder(&["restart", "shop"]).exits(0);
+    assert!(media.join("patient").exists() && !media.join("hasty").exists());
     assert!(!media.join("hasty").exists(), "it had one second only");
 }
 
@@ -400,4 +441,45 @@ fn hosts_that_lead_nowhere(world: &World) {
     let head = http::request(port, "HEAD / HTTP/1.1\r\nHost: SHOP.localhost:80\r\nConnection: close\r\n\r\n");
     assert!(head.is_err() || head.unwrap().status == 200, "host names know no case");
     assert_eq!(http::get(port, "shop.localhost", "/../../etc/passwd").unwrap().status / 100, 4);
+}
+
+fn a_domain_leads_only_where_it_is_named(world: &World) {
+    world.project("shop");
+    let status = || http::get(world.http_port(), "www.example.org", "/").unwrap().status;
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "domains: [www.example.org]\n").page("version one");
+    repo.push().accepted();
+    assert_eq!(status(), 200);
+    // A release that is taken back takes its domain back, too.
+    repo.write("larder.yml", "domains: [other.example.org]\n");
+    repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").commit("broken");
+    repo.push().rejected();
+    assert_eq!((status(), http::get(world.http_port(), "other.example.org", "/").unwrap().status), (200, 404));
+    repo.remove(".larder/post_install").remove("larder.yml").page("version two");
+    repo.push().accepted();
+    assert_eq!(status(), 404, "the recipe does not name it any more");
+    repo.write("larder.yml", "domains: [www.example.org]\n").page("version three");
+    repo.push().accepted();
+    world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+    assert_eq!(status(), 404);
+    world.project("shop");
+    repo.push().accepted();
+    assert_eq!(status(), 200);
+}
+
+/// A process that answers once and ends is no release: before the verdict that fails the push, afterwards it is said loudly.
+fn a_web_process_that_does_not_stay_is_told(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.write("Procfile", "web: timeout 1 larder static-server --root .\n");
+    repo.program(".larder/post_install", "#!/bin/sh\nsleep 2\n").page("version two");
+    repo.push().rejected_with("web.1 exited 124 soon after it had answered").rejected_with("v1 still live");
+    world.serves("shop", "version one");
+    repo.write("Procfile", "web: timeout 4 larder static-server --root .\n").remove(".larder/post_install").page("version three");
+    repo.push().accepted();
+    until("the log of the deployment has it", || {
+        world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is started again")
+    });
+    assert!(world.larder(&["status"]).ok().contains("web.1 ended"), "nobody would ever hear of it");
 }

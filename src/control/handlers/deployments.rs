@@ -5,7 +5,7 @@ use crate::{
     control::{Caller, CommandError, Control, DeployAction, Kind, Reply, Target},
     git::{GitError, GitFailure, Spec},
     model::{CommitId, Environment, Mode, Origin, Phase, Trigger},
-    pipeline::{self, Goal, PipelineError, SupplyError},
+    pipeline::{self, Goal, PipelineError, SupplyError, ThawError},
 };
 
 pub(super) async fn deploy(
@@ -54,8 +54,15 @@ pub(super) async fn deploy(
             Ok(Reply::Cancelling(Box::new(ticket)))
         }
         DeployAction::Unfreeze => {
-            let cleared = control.pipeline().thaw(environment.id, caller.name());
-            match cleared.map_err(|error| CommandError::internal(&error))? {
+            let cleared = control.pipeline().thaw(&environment, &caller.name()).await;
+            let cleared = cleared.map_err(|error| match error {
+                ThawError::NotNow(why) => of_pipeline(&why),
+                ThawError::Record(why) => {
+                    CommandError::internal(&why).hint("mend the record, or put its directory somewhere else; then run this again")
+                }
+                ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
+            })?;
+            match cleared {
                 0 => Err(not_found(format!("{} is not frozen", environment.title()))),
                 _ => Ok(Reply::Done(format!("{} can be deployed again", environment.title()))),
             }
@@ -117,7 +124,7 @@ pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
         PipelineError::NoEnvironment(_) => not_found(error.to_string()),
         PipelineError::Frozen { environment, .. } => refused(error.to_string())
             .hint(format!("look at the server, put right what is named, then run `larder deploy {environment} --unfreeze`")),
-        PipelineError::Stopping => refused(error.to_string()),
+        PipelineError::Stopping | PipelineError::Recovering(_) | PipelineError::Busy { .. } => refused(error.to_string()),
         PipelineError::Record { .. } => CommandError::internal(error),
     }
 }

@@ -35,14 +35,10 @@ fn of(control: &Control, environment: &Environment) -> EnvironmentStatus {
     let live = pipeline.live(environment.id);
     let history = pipeline.history(environment.id);
     let (running, waiting) = pipeline.under_way(environment.id);
-    let (state, note) = match (history.stuck(), &running, &live) {
-        (Some(stuck), ..) => (
+    let (state, note) = match (history.frozen(), &running, &live) {
+        (Some((deployment, _)), ..) => (
             "frozen",
-            Some(format!(
-                "deployment {} got stuck; `larder deploy {} --unfreeze` after looking",
-                stuck.deployment,
-                environment.title()
-            )),
+            Some(format!("deployment {deployment} got stuck; `larder deploy {} --unfreeze` after looking", environment.title())),
         ),
         (None, Some(ticket), _) => {
             let queue = if waiting.is_some() { ", another waits" } else { "" };
@@ -116,8 +112,8 @@ pub(super) async fn doctor(control: &Control) -> Result<Reply, CommandError> {
     checks.extend(["git", "bash", "tar", "zstd", "node", "npm", "python3", "php", "ruby", "go", "cargo", "java"].map(program));
     checks.extend(layout(control, standing.system));
     for environment in control.0.registry.read().projects.iter().flat_map(|project| &project.environments) {
-        if let Some(stuck) = control.pipeline().history(environment.id).stuck() {
-            let finding = format!("frozen by deployment {}", stuck.deployment);
+        if let Some((deployment, why)) = control.pipeline().history(environment.id).frozen() {
+            let finding = format!("frozen by deployment {deployment}: {why}");
             checks.push(Check { what: environment.title(), grade: Grade::Bad, finding });
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     control::{CommandError, Control, Kind, ProcessRow, Reply, Target, reply::LogFollower},
     host::launch::Stdio,
     model::Environment,
-    pipeline::Summary,
+    pipeline::{PipelineError, RestartError, Summary},
     runtime::{Boot, LogLine, Logs, RunJob, tail},
 };
 
@@ -80,11 +80,13 @@ pub(super) async fn restart(control: &Control, target: &Target) -> Result<Reply,
 }
 
 async fn apply(control: &Control, environment: &Environment) -> Result<(), CommandError> {
-    if let (Some(running), _) = control.pipeline().under_way(environment.id) {
-        return Err(super::refused(format!("{} is being deployed ({})", environment.title(), running.deployment))
-            .hint("the new numbers count from the next deployment on"));
-    }
-    control.pipeline().restart(environment).await.map_err(|why| CommandError::new(Kind::Deployment, why))
+    control.pipeline().restart(environment).await.map_err(|error| match error {
+        RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
+            super::deployments::of_pipeline(&why).hint("the new numbers count from the next deployment on")
+        }
+        RestartError::NotNow(why) => super::deployments::of_pipeline(&why),
+        RestartError::Failed(why) => CommandError::new(Kind::Deployment, why),
+    })
 }
 
 pub(super) fn logs(

@@ -71,11 +71,15 @@ async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandE
 /// what to say.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
-    control.pipeline().detach(environment);
     let only = project.environments.len() == 1;
     let launcher = &control.pipeline().services().launcher;
-    if let Err(left) = launcher.unregister(project.id, (!only).then_some(environment.id)).await {
-        tracing::error!(environment = environment.title(), error = chain(&left), "could not be taken back");
+    let detached = control.pipeline().detach(std::slice::from_ref(environment)).await.map_err(|error| chain(&error));
+    let left = match detached {
+        Ok(()) => launcher.unregister(project.id, (!only).then_some(environment.id)).await.map_err(|error| chain(&error)),
+        busy => busy,
+    };
+    if let Err(left) = left {
+        tracing::error!(environment = environment.title(), error = left, "could not be taken back");
         return error.hint(match only {
             true => format!("it stays in the list: `larder project destroy {0} --confirm {0}` removes it", project.name),
             false => format!("{} stays in the list; the next start of the server prepares it again", environment.title()),
@@ -214,15 +218,9 @@ pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Optio
         return Err(CommandError::new(Kind::Usage, format!("this deletes {name}: its code, releases, data and records"))
             .hint(format!("`larder project destroy {name} --confirm {name}` does it")));
     }
-    for environment in &project.environments {
-        if let (Some(running), _) = control.pipeline().under_way(environment.id) {
-            return Err(refused(format!("{} is being deployed ({})", environment.title(), running.deployment))
-                .hint(format!("wait for it, or run `larder deploy {} --cancel`", environment.target())));
-        }
-    }
-    for environment in &project.environments {
-        control.pipeline().detach(environment);
-    }
+    control.pipeline().detach(&project.environments).await.map_err(|busy| {
+        super::deployments::of_pipeline(&busy).hint(format!("wait for it, or run `larder deploy {name} --cancel`"))
+    })?;
     let services = control.pipeline().services();
     for environment in &project.environments {
         let stopped = services.runtime.stop_where(environment.id, std::time::Duration::from_secs(10), |_| true).await;

@@ -122,6 +122,8 @@ pub(super) async fn pin(
     wanted: bool,
 ) -> Result<Reply, CommandError> {
     let environment = control.environment(target)?;
+    // What is found now must still be there when it is pinned.
+    let _settled = control.pipeline().settled(environment.id).await;
     let known = named(&known(control, &environment).await?, name, &environment)?;
     let paths = control.0.root.environment(&environment.project, &environment.name);
     if wanted && known.archive_bytes.is_none() {

@@ -1,7 +1,7 @@
 //! Which entries a release may have.
 
 use super::{ArchiveError, BadPath, MAX_FILE};
-use crate::model::{Entry, EntryKind};
+use crate::model::{Entry, EntryKind, bounded::ENTRIES};
 
 /// How much an archive may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -21,7 +21,7 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { entries: 1_000_000, bytes: 32 << 30, ratio: 1000 }
+        Limits { entries: ENTRIES as u64, bytes: 32 << 30, ratio: 1000 }
     }
 }
 

@@ -40,7 +40,7 @@ impl Table {
         self.places.register(registration).map_err(text)
     }
 
-    /// Puts an area aside and makes a new one.
+    /// Puts an area aside and makes a new one. Whoever keeps a slot up ends first, tasks that people have left open are ended here.
     pub fn fresh(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
         self.ordered = Instant::now();
         let (path, user) = area_path(&self.registry, env, area, release, slot)?;
@@ -54,8 +54,12 @@ impl Table {
             (_, Role::Sweep(swept)) => swept == area,
             _ => false,
         };
-        // One that was killed and is on its way out keeps what it had, under the new name; it is in nobody's way.
-        let going = |entry: &Entry| !entry.kept() && entry.stopping.is_some();
+        if area == Area::Slot {
+            self.end_tasks(env, slot);
+        }
+        // One that was killed and is on its way out keeps what it had, under the new name; it is in nobody's way. But those of a
+        // slot share an overlay: as long as it is mounted, whoever starts next would get it, with what was put aside.
+        let going = |entry: &Entry| !entry.kept() && entry.stopping.is_some() && area != Area::Slot;
         let user_of = |entry: &&Entry| {
             entry.sweep.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
@@ -69,6 +73,21 @@ impl Table {
             Area::Build | Area::Slot => self.places.make_scratch(&path, user).map_err(text),
             Area::Cache | Area::Source => self.places.make(&path, user, 0o755).map_err(text),
             Area::Tree => Ok(()),
+        }
+    }
+
+    /// Kills the tasks in a slot. They are somebody's `larder run`, and would keep the slot from being emptied for as long as they
+    /// please; whoever asks for that asks again until they are gone.
+    fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
+        let tasks = self.entries.values_mut().filter(|entry| {
+            let launch = &entry.launch;
+            entry.sweep.is_none() && launch.role == Role::Task && launch.environment == Some(env) && launch.slot == slot
+        });
+        for entry in tasks.filter(|entry| entry.stopping.is_none()) {
+            if let Some(live) = &entry.live {
+                live.process.kill();
+                entry.stopping = Some(Instant::now() + Duration::from_secs(1));
+            }
         }
     }
 

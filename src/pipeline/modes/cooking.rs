@@ -3,7 +3,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{build, bundle, deploy, gather, post_deploy, pre_install, script::Script},
+        phases::{build, bundle, deploy, gather, post_deploy, post_install, pre_install, script::Script},
         step::Step,
     },
 };
@@ -33,5 +33,6 @@ pub fn steps() -> Vec<Box<dyn Step>> {
         Box::new(post_deploy::First),
         Box::new(Script(Phase::PostDeploy)),
         Box::new(Script(Phase::PostInstall)),
+        Box::new(post_install::Alive),
     ]
 }

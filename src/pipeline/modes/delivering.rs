@@ -4,7 +4,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{deliver, deploy, gather, post_deploy, pre_install, script::Script},
+        phases::{deliver, deploy, gather, post_deploy, post_install, pre_install, script::Script},
         step::Step,
     },
 };
@@ -31,5 +31,6 @@ pub fn steps() -> Vec<Box<dyn Step>> {
         Box::new(post_deploy::First),
         Box::new(Script(Phase::PostDeploy)),
         Box::new(Script(Phase::PostInstall)),
+        Box::new(post_install::Alive),
     ]
 }

@@ -4,7 +4,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{deliver, deploy, post_deploy, pre_install, script::Script},
+        phases::{deliver, deploy, post_deploy, post_install, pre_install, script::Script},
         step::Step,
     },
 };
@@ -24,5 +24,6 @@ pub fn steps() -> Vec<Box<dyn Step>> {
         Box::new(post_deploy::Smoke),
         Box::new(Script(Phase::PostDeploy)),
         Box::new(Script(Phase::PostInstall)),
+        Box::new(post_install::Alive),
     ]
 }

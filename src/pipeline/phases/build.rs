@@ -9,7 +9,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output,
-        step::{Failure, Step, Work},
+        step::{Admission, Failure, Step, Work},
     },
 };
 
@@ -33,17 +33,24 @@ impl Step for Compile {
         false
     }
 
-    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+    fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
         Box::pin(async {
-            let services = deployment.services.clone();
             // Builds hurt the sites that are served from the same machine; so few run at a time.
-            let _permit = match services.builds.try_acquire() {
+            let builds = &deployment.services.builds;
+            let permit = match builds.clone().try_acquire_owned() {
                 Ok(permit) => permit,
                 Err(_) => {
                     deployment.transcript.detail("waiting for another build on this server");
-                    services.builds.acquire().await.map_err(|error| Failure::host(&error))?
+                    builds.clone().acquire_owned().await.map_err(|error| Failure::host(&error))?
                 }
             };
+            Ok(vec![Box::new(permit) as Box<dyn Send>])
+        })
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let services = deployment.services.clone();
             let settings = deployment.settings();
             if !settings.build.cache {
                 let environment = &deployment.order.environment;

@@ -72,6 +72,7 @@ impl Step for Archive {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            deployment.is_not_current()?;
             let paths = &deployment.paths;
             // The manifest first: it is what makes a release exist.
             for path in [paths.manifest(deployment.order.release), paths.archive(deployment.order.release)] {

@@ -7,5 +7,6 @@ pub mod deliver;
 pub mod deploy;
 pub mod gather;
 pub mod post_deploy;
+pub mod post_install;
 pub mod pre_install;
 pub mod script;

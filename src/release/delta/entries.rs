@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     host::archive::{Limits, check_entries},
-    model::{Digest, Entry, EntryKind, Manifest},
+    model::{Digest, Entry, EntryKind, Manifest, bounded},
     release::{ReleaseError, tree},
 };
 
@@ -37,18 +37,24 @@ struct Columns {
     /// The new manifest without entries and frames, as JSON.
     head: Vec<u8>,
     /// What each change is: one action and one kind, or'ed.
+    #[serde(deserialize_with = "bounded::changes")]
     changes: Vec<u8>,
     /// How many old entries stay as they are before each change.
+    #[serde(deserialize_with = "bounded::changes")]
     skips: Vec<u32>,
     /// Of an added path: how many bytes it shares with the path before it in the new list, and how many it has of its own.
+    #[serde(deserialize_with = "bounded::entries")]
     shared: Vec<(u32, u32)>,
     /// Those of their own, one behind the other.
     names: String,
     /// The sizes of files; where a file was one before, what the size grew by.
+    #[serde(deserialize_with = "bounded::entries")]
     sizes: Vec<i64>,
     /// Which old entry has the same content.
+    #[serde(deserialize_with = "bounded::entries")]
     known: Vec<u32>,
     /// What links point to.
+    #[serde(deserialize_with = "bounded::entries")]
     targets: Vec<String>,
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONTEXT, PART, REFERENCE, entries::Contents, format, refused};
 use crate::{
-    model::{Entry, EntryKind},
+    model::{Entry, EntryKind, bounded},
     release::ReleaseError,
 };
 
@@ -41,6 +41,11 @@ pub(super) struct Group {
     /// One patch; or several, if there is one member.
     pub parts: Vec<Part>,
 }
+
+/// All of them; every group has a file of its own, so there are no more than entries.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Groups(#[serde(deserialize_with = "bounded::entries")] Vec<Group>);
 
 /// A new file: the start of its base, what patches give, the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +144,7 @@ pub(super) fn decode(
     bytes: u64,
 ) -> Result<Vec<Resolved>, ReleaseError> {
     let contradiction = || refused("its list of patches contradicts itself");
-    let groups: Vec<Group> = format::decode(list, "list of patches")?;
+    let Groups(groups) = format::decode(list, "list of patches")?;
     let end = at.checked_add(bytes).ok_or_else(contradiction)?;
     let mut seen = vec![false; wanted.entries.len()];
     let mut resolved = Vec::with_capacity(groups.len());

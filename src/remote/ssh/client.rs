@@ -35,6 +35,9 @@ const COMMAND_MAX: usize = 1024;
 /// How much of what it says beside its output is kept, in bytes.
 const WORDS_MAX: usize = 4096;
 
+/// How much it may say beside what was asked for, in bytes.
+const NOISE_MAX: usize = 64 * 1024;
+
 static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     Arc::new(client::Config {
         preferred: Preferred {
@@ -171,6 +174,7 @@ impl Server {
             words: String::new(),
             code: None,
             began: false,
+            noise: 0,
         })
     }
 
@@ -202,6 +206,8 @@ pub struct Exec {
     words: String,
     code: Option<u32>,
     began: bool,
+    /// How much came beside the standard output where nobody wants that, in bytes.
+    noise: usize,
 }
 
 impl std::fmt::Debug for Exec {
@@ -241,6 +247,22 @@ impl Exec {
         }
     }
 
+    /// The next piece of its standard output, for whoever passes nothing else on. What it says besides has to end some time.
+    pub async fn next_out(&mut self) -> Result<Option<Bytes>, RemoteError> {
+        while let Some(piece) = self.next().await? {
+            match piece {
+                Output::Out(data) => return Ok(Some(data)),
+                Output::Err(data) => {
+                    self.noise = self.noise.saturating_add(data.len());
+                    if self.noise > NOISE_MAX {
+                        return Err(self.lost("it says more and more, and none of it is what was asked for"));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// How it ended; nothing before its end.
     pub fn code(&self) -> Option<u32> {
         self.code
@@ -266,13 +288,11 @@ impl Exec {
     /// All of its standard output, at most `limit` bytes, and an error unless it succeeded.
     pub async fn output(mut self, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
         let mut bytes = Vec::new();
-        while let Some(piece) = self.next().await? {
-            if let Output::Out(data) = piece {
-                if (bytes.len() as u64).saturating_add(data.len() as u64) > limit {
-                    return Err(RemoteError::TooLarge { place: self.place.clone(), what: what.to_owned(), limit });
-                }
-                bytes.extend_from_slice(&data);
+        while let Some(data) = self.next_out().await? {
+            if (bytes.len() as u64).saturating_add(data.len() as u64) > limit {
+                return Err(RemoteError::TooLarge { place: self.place.clone(), what: what.to_owned(), limit });
             }
+            bytes.extend_from_slice(&data);
         }
         match self.refusal(what) {
             None => Ok(bytes),

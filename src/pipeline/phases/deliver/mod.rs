@@ -5,16 +5,22 @@ mod near;
 mod proof;
 mod recall;
 
+use std::time::Duration;
+
 pub use self::{proof::Proof, recall::Recall};
 
 use crate::{
     model::{Manifest, Origin, Phase},
     pipeline::{
         context::Deployment,
+        runner::seconds,
         step::{Failure, Step, Work, chain},
     },
     release::{ReleaseError, store, trust::Expectation},
 };
+
+/// How long a release may take to come.
+const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Sees that the release is in the environment's own store, and is what it says: from there on nobody else is needed.
 pub struct Deliverable;
@@ -30,6 +36,12 @@ impl Step for Deliverable {
 
     fn about(&self) -> &'static str {
         "find the deliverable, pull what is missing of it, check signature and digests"
+    }
+
+    fn limit(&self, _: &Deployment) -> (Duration, Failure) {
+        // The recipe is not known yet, and the line to the other place is not the project's. A transfer that stands still ends sooner.
+        let why = format!("took longer than {}", seconds(LIMIT));
+        (LIMIT, Failure::nobody(why).hint("what has arrived is kept: the next attempt goes on where this one ended"))
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -54,6 +54,7 @@ impl Step for Install {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            deployment.is_not_current()?;
             match deployment.order.again {
                 true => Ok(()),
                 false => bundle::remove_tree(deployment, deployment.order.release).await,
@@ -71,6 +72,10 @@ const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 /// What an installation failed of. A release that was brought here and is no good does not stay.
 fn forget(deployment: &Deployment, error: ReleaseError) -> Failure {
     let (paths, order) = (&deployment.paths, &deployment.order);
+    if matches!(error, ReleaseError::Failed { .. }) {
+        // A full disk, for instance, says nothing about the release.
+        return bundle::failure(error);
+    }
     let release = order.release;
     if !paths.archive(release).is_file() && paths.delta(release).is_file() {
         deployment.transcript.error("It came as a delta, which is thrown away; the next attempt brings the whole archive.");

@@ -6,7 +6,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         drift,
-        step::{Failure, Step, Work},
+        step::{Admission, Failure, Step, Work},
     },
     runtime::{Label, RunJob},
 };
@@ -32,11 +32,13 @@ impl Step for Slot {
         !deployment.settings().data.is_empty()
     }
 
+    fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
+        // Requests of the release before last may still be answered there.
+        Box::pin(async { Ok(vec![Box::new(deployment.idle_slot.clone().lock_owned().await) as Box<dyn Send>]) })
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let idle = deployment.idle_slot.clone();
-            // Requests of the release before last may still be answered there.
-            let _emptied = idle.lock().await;
             empty(deployment).await?;
             deployment.facts.processes = processes::processes(deployment)?;
             deployment.facts.env = processes::environment(deployment);
@@ -46,7 +48,13 @@ impl Step for Slot {
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async { empty(deployment).await })
+        Box::pin(async {
+            // Like the tree, it stays while `current` names it.
+            deployment.is_not_current()?;
+            let idle = deployment.idle_slot.clone();
+            let _emptied = idle.lock().await;
+            empty(deployment).await
+        })
     }
 }
 

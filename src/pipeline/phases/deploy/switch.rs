@@ -8,7 +8,7 @@ use crate::{
     model::{Live, Phase, Slot},
     pipeline::{
         context::{Deployment, Services},
-        runner,
+        fault, runner,
         step::{Failure, Step, Work},
     },
     proxy::State,
@@ -31,11 +31,17 @@ impl Step for Switch {
         "point `current`, the branch and the front door at the new release"
     }
 
+    fn interruptible(&self) -> bool {
+        // A git that is killed while it moves the branch leaves its lock, and then the branch cannot be put back either.
+        false
+    }
+
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let order = &deployment.order;
             let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
+            fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
             // After the ref, which brings the links along on most file systems: then this waits for next to nothing.
             sync(deployment).map_err(|error| Failure::host(&error))?;
@@ -56,25 +62,39 @@ impl Step for Switch {
         Box::pin(async {
             let previous = deployment.order.previous.clone();
             let route = deployment.services.route(&deployment.order.environment);
-            match (&previous, deployment.retired.take()) {
+            let new = match (&previous, deployment.retired.take()) {
                 // What the old release still answers goes on.
-                (_, Some(retired)) => drop(route.switch(retired.target())),
+                (_, Some(retired)) => route.switch(retired.target()),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
-                    if addresses.is_empty() {
-                        // After a restart of everything its processes are gone; whoever recovers us boots them next.
-                        drop(route.set(State::Starting));
-                    }
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
-                    if !there && !addresses.is_empty() {
-                        drop(route.switch(deployment.services.target(&deployment.order.environment, addresses)));
+                    match addresses.is_empty() {
+                        // After a restart of everything its processes are gone; whoever recovers us boots them next.
+                        true => route.set(State::Starting),
+                        false if there => None,
+                        false => route.switch(deployment.services.target(&deployment.order.environment, addresses)),
                     }
                 }
-                (None, None) => drop(route.set(State::Empty)),
+                (None, None) => route.set(State::Empty),
+            };
+            let settings = previous.as_ref().map(|_| deployment.before.clone().unwrap_or_default());
+            deployment.services.open_domains(&deployment.order.environment, &settings.unwrap_or_default());
+            // The links first, and one whatever becomes of the other: what `current` names must never be removed, and the steps that
+            // would do that are undone next.
+            let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
+            let moved = move_ref(deployment, previous.as_ref()).await;
+            let synced = sync(deployment).map_err(|error| Failure::host(&error));
+            if let Some(new) = new {
+                // What the new release has begun to answer it may finish: the next undo stops it.
+                let report = new.drain(deployment.settings().drain.get()).await;
+                if report.cut > 0 {
+                    tracing::warn!(
+                        cut = report.cut,
+                        "requests of a release that was taken back were still running at the drain limit"
+                    );
+                }
             }
-            move_ref(deployment, previous.as_ref()).await?;
-            links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error))?;
-            sync(deployment).map_err(|error| Failure::host(&error))
+            Failure::all([linked, moved, synced])
         })
     }
 }

@@ -55,7 +55,7 @@ impl Logs {
 /// Run a command in the live release.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The command sees the live release at /app with its configuration; what it changes there is seen by the processes of the slot, and gone with the next release. Its exit status is that of the command.\n\nExample: larder run shop -- python manage.py migrate"
+    after_help = "The command sees the live release at /app with its configuration; what it changes there is seen by the processes of the slot, and gone with the next release. Its exit status is that of the command. One that is left open is ended when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
 )]
 pub struct Run {
     /// The project, or PROJECT/ENVIRONMENT

@@ -1,0 +1,66 @@
+//! Lists that somebody else wrote, read with an eye on their length: what is short as bytes can be long in memory.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+
+/// The most entries of a release, and so of every list that has something for each of them.
+pub const ENTRIES: usize = 1_000_000;
+
+/// For `deserialize_with`: a list of at most [`ENTRIES`] things.
+pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+    input.deserialize_seq(AtMost(ENTRIES, PhantomData))
+}
+
+/// The same for a list of what becomes of the entries of one release in another: all may go, and as many others come.
+pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+    input.deserialize_seq(AtMost(2 * ENTRIES, PhantomData))
+}
+
+struct AtMost<T>(usize, PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for AtMost<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {}", self.0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        // What the list says of its own length is only believed as far as it costs nothing.
+        let mut read = Vec::with_capacity(list.size_hint().unwrap_or_default().min(1024));
+        while let Some(one) = list.next_element()? {
+            if read.len() >= self.0 {
+                return Err(A::Error::custom(format!("a list has more than {} entries", self.0)));
+            }
+            read.push(one);
+        }
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct List {
+        #[serde(deserialize_with = "entries")]
+        list: Vec<u8>,
+    }
+
+    #[test]
+    fn a_list_ends_where_no_release_goes_on() {
+        let json = |count: usize| format!("{{\"list\":[{}]}}", vec!["1"; count].join(","));
+        assert_eq!(serde_json::from_str::<List>(&json(ENTRIES)).unwrap().list.len(), ENTRIES);
+        let error = serde_json::from_str::<List>(&json(ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
+        assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
+        // Also where the list itself says how long it is.
+        let binary = |count: usize| postcard::to_stdvec(&vec![1_u8; count]).unwrap();
+        assert!(postcard::from_bytes::<List>(&binary(ENTRIES)).is_ok());
+        assert!(postcard::from_bytes::<List>(&binary(ENTRIES + 1)).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! What freezes an environment, what goes on meanwhile, and how it is released.
+
+use std::{fs, thread};
+
+use crate::harness::{Repo, World, in_one_mode, state::names, until};
+
+in_one_mode!(
+    a_branch_that_cannot_be_put_back_costs_no_tree,
+    a_record_without_an_end_is_ended_before_anything_else,
+    a_record_that_cannot_be_read_freezes,
+    a_record_that_cannot_be_written_is_no_silence
+);
+
+/// The undo of the switch fails half-way: what `current` names stays complete, and what was live before goes on.
+fn a_branch_that_cannot_be_put_back_costs_no_tree(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.program(".larder/post_install", "#!/bin/sh\nsleep 2\nexit 1\n").page("version two");
+    let lock = world.root().join("projects/shop/git/project.git/refs/heads/main.lock");
+    thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        let switched = |event: &serde_json::Value| event["step"] == "deploy.switch" && event["event"] == "succeeded";
+        until("it has switched", || world.journals("shop").get(1).is_some_and(|second| second.iter().any(switched)));
+        fs::write(&lock, "").unwrap();
+        push.join().unwrap().rejected_with("frozen");
+    });
+    assert_eq!(world.outcomes("shop").last().unwrap().as_deref(), Some("stuck"));
+    world.serves("shop", "version one");
+    let current =
+        world.environment("shop").join("deploy").join(fs::read_link(world.environment("shop").join("deploy/current")).unwrap());
+    assert!(current.join("index.html").is_file(), "current names what is not there");
+    assert!(fs::read_to_string(current.join("index.html")).unwrap().contains("version one"));
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(3).says("main.lock");
+    fs::remove_file(&lock).unwrap();
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+    world.is_consistent("shop");
+    repo.remove(".larder/post_install").commit("mended");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+/// The end of a stuck deployment did not get onto the disk. Were it only cleared, the next start would unwind it over what is live
+/// by then.
+fn a_record_without_an_end_is_ended_before_anything_else(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.page("version two");
+    world.restart(&[("FAILPOINTS", "step.post_deploy.smoke=1*return;undo.deploy.switch=1*return")]);
+    repo.push().rejected_with("frozen");
+    let deployments = world.environment("shop").join("deployments");
+    let journal = names(&deployments).into_iter().map(|name| deployments.join(name).join("journal.jsonl"));
+    let stuck = journal.into_iter().find(|path| fs::read_to_string(path).unwrap().contains("\"stuck\"")).unwrap();
+    let text = fs::read_to_string(&stuck).unwrap();
+    let cut = text.trim_end().rfind('\n').unwrap() + 1;
+    fs::OpenOptions::new().write(true).open(&stuck).unwrap().set_len(cut as u64).unwrap();
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+    let commit = repo.page("version three");
+    repo.push().accepted();
+    world.restart(&[]);
+    world.serves("shop", "version three");
+    assert_eq!(repo.live(), Some(commit));
+    world.is_consistent("shop");
+}
+
+/// What is live stays as it is until somebody has looked.
+fn a_record_that_cannot_be_read_freezes(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let application = world.application("shop");
+    let deployments = world.environment("shop").join("deployments");
+    let journal = deployments.join(names(&deployments).remove(0)).join("journal.jsonl");
+    let text = fs::read(&journal).unwrap();
+    fs::write(&journal, [b"garbage\n", &text[..]].concat()).unwrap();
+    world.kill9_server();
+    world.serves("shop", "version one");
+    assert_eq!(world.application("shop"), application, "the application was touched");
+    repo.page("version two");
+    repo.push().rejected_with("is frozen");
+    assert!(world.larder(&["status"]).ok().contains("frozen"));
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(70).says(":1:");
+    fs::write(&journal, &text).unwrap();
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+    world.serves("shop", "version one");
+    repo.push().accepted().says("v2 is live");
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+fn a_record_that_cannot_be_written_is_no_silence(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "record.opened=1*return;record.ended=1*return")]);
+    let commit = repo.page("version two");
+    // Nothing was begun, so there is nothing to look at.
+    repo.push().rejected_with("could not be written").says("Nothing was changed");
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(4);
+    // It serves, but nobody could promise that it does so after a power cut.
+    repo.push().rejected_with("frozen");
+    assert!(world.larder(&["status"]).ok().contains("frozen"));
+    repo.push_as(&["HEAD:refs/heads/main", "--force"]);
+    world.larder(&["deploy", "shop"]).exits(3).says("frozen");
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+    world.serves("shop", "version two");
+    assert_eq!(repo.live(), Some(commit));
+    world.restart(&[]);
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+    repo.page("version three");
+    repo.push().accepted().says("v3 is live");
+}
