@@ -53,7 +53,7 @@ pub fn undo_fails(name: &str) -> bool {
 
 /// Whether taking an environment into service was told to fail.
 pub fn attach_fails() -> bool {
-    fail::fail_point!("attach", |_| true);
+    fail::fail_point!("attach-fails", |_| true);
     false
 }
 

@@ -166,13 +166,13 @@ fn a_branch_that_was_stored_before_it_deploys(world: &World) {
 }
 
 fn what_could_not_be_made_leaves_no_name_behind(world: &World) {
-    world.restart(&[("FAILPOINTS", "attach=1*return")]);
+    world.restart(&[("FAILPOINTS", "attach-fails=1*return")]);
     world.larder(&["project", "create", "shop"]).exits(70);
     world.larder(&["project", "list"]).keeps_quiet_about("shop");
     assert!(!world.root().join("projects/shop").exists());
     world.project("shop");
     // The same for an environment of a project that is there; the project stays as it is.
-    world.restart(&[("FAILPOINTS", "attach=1*off->1*return")]);
+    world.restart(&[("FAILPOINTS", "attach-fails=1*off->1*return")]);
     let staging = ["project", "create", "shop", "--env", "staging", "--branch", "next"];
     world.larder(&staging).exits(70);
     world.larder(&["project", "list"]).keeps_quiet_about("staging").says("shop/production");
