@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+mod java;
 mod node;
 mod php;
 mod python;
@@ -79,10 +80,25 @@ impl Project {
     /// Compiles with these variables; what it printed.
     #[track_caller]
     fn compiled(&self, pack: &str, variables: &[(&str, &str)]) -> String {
+        let (good, text) = self.compile(pack, variables);
+        assert!(good, "{pack}: {text}");
+        text
+    }
+
+    /// Compiles with these variables, which must fail; the reason that it gave.
+    #[track_caller]
+    fn refused(&self, pack: &str, variables: &[(&str, &str)]) -> String {
+        let (good, text) = self.compile(pack, variables);
+        assert!(!good, "{pack}: {text}");
+        text.lines().rev().find_map(|line| line.strip_prefix(" !     ")).unwrap_or_else(|| panic!("{pack}: {text}")).to_owned()
+    }
+
+    fn compile(&self, pack: &str, variables: &[(&str, &str)]) -> (bool, String) {
         let mut command = self.command(&format!("{pack}/bin/compile"));
         command.arg(self.temp.path().join("cache"));
+        let directory = self.temp.path().join("env");
+        let _ = fs::remove_dir_all(&directory);
         if !variables.is_empty() {
-            let directory = self.temp.path().join("env");
             fs::create_dir_all(&directory).unwrap();
             for (name, value) in variables {
                 fs::write(directory.join(name), value).unwrap();
@@ -91,8 +107,7 @@ impl Project {
         }
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{pack}: {text}");
-        text
+        (output.status.success(), text)
     }
 
     fn web(&self, pack: &str) -> Option<String> {

@@ -1,0 +1,75 @@
+//! Java: what Maven is told, and where its settings come from.
+
+use std::fs;
+
+use super::Project;
+
+/// A project that Maven builds, on a server whose Maven says what it was given.
+fn maven(files: &[(&str, &str)]) -> Project {
+    let project = Project::new(files);
+    project.write("pom.xml", "<project/>").program("java", "").program("javac", "");
+    project.program("mvn", "echo \"options=[${MAVEN_OPTS-}]\"\nif [ \"$1\" = -s ]; then cat \"$2\"; fi");
+    project
+}
+
+fn words(project: &Project) -> String {
+    project.calls().into_iter().rfind(|call| call.starts_with("mvn ")).unwrap()
+}
+
+#[test]
+fn maven_settings_are_those_of_the_path_else_the_address_else_the_file_in_the_root() {
+    let project = maven(&[("settings.xml", "the root's\n"), ("ci/company settings.xml", "the company's\n")]);
+    project.program("curl", "while [ \"$1\" != -o ]; do shift; done\necho \"downloaded from $4\" >\"$2\"");
+    let address = ("MAVEN_SETTINGS_URL", "https://user:secret@maven.example/settings.xml");
+    let path = ("MAVEN_SETTINGS_PATH", "ci/company settings.xml");
+
+    assert!(project.compiled("java", &[]).contains("       the root's\n"));
+    let output = project.compiled("java", &[address]);
+    assert!(output.contains("       downloaded from https://user:secret@maven.example/settings.xml\n"), "{output}");
+    // What the build itself says does not give the password away.
+    assert!(output.contains("settings: downloaded from MAVEN_SETTINGS_URL\n"), "{output}");
+    assert!(project.compiled("java", &[address, path]).contains("       the company's\n"));
+    // Such a file often holds a password: nothing of it is kept.
+    for entry in fs::read_dir(project.temp.path().join("cache")).unwrap() {
+        assert_eq!(entry.unwrap().file_name(), "home");
+    }
+    let none = maven(&[]);
+    none.compiled("java", &[]);
+    assert!(words(&none).starts_with("mvn -B "), "{}", words(&none));
+}
+
+#[test]
+fn settings_that_are_not_there_are_the_reason() {
+    let project = maven(&[]);
+    let why = project.refused("java", &[("MAVEN_SETTINGS_PATH", "ci/settings.xml")]);
+    assert_eq!(why, "MAVEN_SETTINGS_PATH: there is no file ci/settings.xml (it is looked for from the root of the project)");
+    for (says, reason) in [
+        ("curl: (22) The requested URL returned error: 404", "curl: (22) The requested URL returned error: 404"),
+        ("curl: (6) Could not resolve host: maven.example", "maven.example cannot be reached from this server"),
+    ] {
+        let project = maven(&[]);
+        project.program("curl", &format!("echo '{says}' >&2; exit 22"));
+        let why = project.refused("java", &[("MAVEN_SETTINGS_URL", "https://maven.example/settings.xml")]);
+        assert_eq!(why, format!("MAVEN_SETTINGS_URL: {reason}"));
+        assert!(project.calls().iter().all(|call| !call.starts_with("mvn ")));
+    }
+}
+
+#[test]
+fn maven_has_the_goals_and_options_of_the_project_and_so_has_its_java() {
+    let project = maven(&[]);
+    let output = project.compiled("java", &[]);
+    assert!(output.contains("options=[]\n"), "{output}");
+    assert!(words(&project).ends_with(" -DskipTests package"), "{}", words(&project));
+    let output = project.compiled(
+        "java",
+        &[
+            ("MAVEN_CUSTOM_GOALS", "clean verify"),
+            ("MAVEN_CUSTOM_OPTS", "-Pproduction -DskipITs"),
+            ("MAVEN_JAVA_OPTS", "-Xmx200m"),
+            ("MAVEN_OPTS", "-Dfirst=1"),
+        ],
+    );
+    assert!(output.contains("options=[-Dfirst=1 -Xmx200m]\n"), "{output}");
+    assert!(words(&project).ends_with(" -Pproduction -DskipITs clean verify"), "{}", words(&project));
+}
