@@ -116,6 +116,7 @@ why() {
   sed -e "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g" "$TMP/output" | sed -n \
     -e '/^npm \(error\|ERR!\) \(code\|errno\|syscall\|path\|command\|type\|cwd\|workspace\|location\|A complete log\|Exit handler\)/d' \
     -e 's/^npm \(error\|ERR!\) \([^ ].*\)/\2/p' \
+    -e 's/^Error: No compatible signature found in package metadata.*/the registry gives no signatures, which corepack asks for: put the hash into packageManager (corepack use does), or set COREPACK_INTEGRITY_KEYS=0/p' \
     -e '/([0-9,]*): error TS[0-9]*: /p' \
     -e 's/^[^ ]*sh: \(line \)\{0,1\}[0-9]*:\{0,1\} *\(.*not found\)$/\2/p' \
     -e 's/^ *\([A-Za-z.]*\(Error\|Exception\): .*\)/\1/p' \

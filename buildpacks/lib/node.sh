@@ -21,6 +21,7 @@ node_prepare() {
   COREPACK_DEFAULT_TO_LATEST=0
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
   export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST
+  case "${PNPM:-} ${YARN:-}" in *corepack*) node_corepack_registry ;; esac
   case $TOOL in
     yarn1)
       YARN_CACHE_FOLDER=$CACHE_DIR/yarn
@@ -30,6 +31,21 @@ node_prepare() {
       # Without node_modules, what is installed would be in a cache that no process sees.
       YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
       export YARN_NODE_LINKER
+      ;;
+  esac
+}
+
+# node_corepack_registry: corepack does not read npm's settings. Where npm is configured for another registry than the public one, the
+# public one is most likely out of reach, for pnpm and yarn themselves too.
+node_corepack_registry() {
+  [ -z "${COREPACK_NPM_REGISTRY:-}" ] || return 0
+  _registry=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}
+  if has npm; then _registry=$(npm config get registry 2>/dev/null) || return 0; fi
+  case $_registry in
+    https://registry.npmjs.org | https://registry.npmjs.org/) ;;
+    http://* | https://*)
+      COREPACK_NPM_REGISTRY=${_registry%/}
+      export COREPACK_NPM_REGISTRY
       ;;
   esac
 }

@@ -197,6 +197,12 @@ fn the_cause_of_a_failure_is_found_in_the_output_of_tools() {
         ("sh: 1: gulp: not found\n", "gulp: not found".into()),
         ("/bin/bash: line 1: vite: command not found\n", "vite: command not found".into()),
         ("a\nsrc/x.ts(1,7): error TS2304: Cannot find name 'y'.\n", "src/x.ts(1,7): error TS2304: Cannot find name 'y'.".into()),
+        (
+            "          throw new Error(`No compatible\n\nError: No compatible signature found in package metadata\n",
+            "the registry gives no signatures, which corepack asks for: put the hash into packageManager (corepack use does), or set \
+             COREPACK_INTEGRITY_KEYS=0"
+                .into(),
+        ),
         ("    throw new Error(\n\nError: Cannot find module '/app/x'\n    at y\n", "Error: Cannot find module 'x'".into()),
         (
             "Traceback (most recent call last):\n  File \"x\"\nModuleNotFoundError: No module named 'y'\n",

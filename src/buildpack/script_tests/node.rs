@@ -117,3 +117,21 @@ fn another_version_of_node_than_the_project_asks_for_is_named() {
     }
     assert!(fits("null") && fits("{}"));
 }
+
+#[test]
+fn corepack_asks_the_registry_that_npm_is_configured_with() {
+    let package = r#"{"dependencies":{"x":"1"},"packageManager":"pnpm@9.1.0"}"#;
+    let asked = |npm: &str, variables: &[(&str, &str)]| {
+        let project = Project::new(&[("package.json", package), ("pnpm-lock.yaml", "")]);
+        project.program("node", NODE).program("npm", npm).program("corepack", "echo \"from ${COREPACK_NPM_REGISTRY-nowhere}\"");
+        let output = project.compiled("node", variables);
+        output.lines().find_map(|line| line.trim().strip_prefix("from ")).unwrap().to_owned()
+    };
+    let mirror = "echo https://npm.example/mirror/";
+    assert_eq!(asked(mirror, &[]), "https://npm.example/mirror");
+    assert_eq!(asked(mirror, &[("COREPACK_NPM_REGISTRY", "https://other.example")]), "https://other.example");
+    // The public one: what corepack itself does then is best, such as taking yarn from where yarn is published.
+    assert_eq!(asked("echo https://registry.npmjs.org/", &[]), "nowhere");
+    assert_eq!(asked("echo undefined", &[]), "nowhere");
+    assert_eq!(asked("exit 1", &[]), "nowhere");
+}
