@@ -21,6 +21,7 @@ mod keeper;
 mod keeper_bounds;
 mod libraries;
 mod machines;
+mod mirrors;
 mod neighbours;
 mod places;
 mod plan;

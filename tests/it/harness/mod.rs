@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod faults;
+pub mod files;
 pub mod git;
 pub mod http;
 pub mod link;
@@ -16,7 +17,11 @@ pub mod world;
 
 use std::time::{Duration, Instant};
 
-pub use self::{git::Repo, machine::Machine, world::World};
+pub use self::{
+    git::{Push, Repo},
+    machine::Machine,
+    world::World,
+};
 
 /// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
 #[track_caller]

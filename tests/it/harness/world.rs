@@ -122,6 +122,13 @@ impl World {
         self.server.read().is_some()
     }
 
+    /// Adds lines to the server file and restarts the server, which reads it at its start only.
+    pub fn add_settings(&self, lines: &str) {
+        let file = self.root().join("larder.yml");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + lines).unwrap();
+        self.restart(&[]);
+    }
+
     /// Stops the server gracefully.
     pub fn stop(&self) {
         self.server.write().take().expect("it does not run").stop();
