@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes ARCHIVE.json, the manifest
+//! tool take-in ARCHIVE                                  checks the manifest and makes its index, as a server does with its releases
 //! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   on top of DEPLOY/NAME, if that is a spare
 //! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    from manifests and trees; the archives themselves may be missing
 //! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     the same as unpack, from a delta; also writes DELTA.json, the new manifest
@@ -22,10 +23,10 @@ use larder::{
         WorkerPaths,
         source::{self, SourceJob, SourceLimits, SourceReport},
     },
-    model::{Mode, ReleaseId},
+    model::{Digest, Mode, ReleaseId},
     release::{
         bundle::{self, BundleJob, Head},
-        delta,
+        delta, index,
         install::{self, Content, UnpackJob},
         pack::{self, DeltaJob, Origin},
         store,
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         [verb, tree, archive] if verb.as_os_str() == "bundle" => bundle(tree, archive, None),
         [verb, tree, archive, previous] if verb.as_os_str() == "bundle" => bundle(tree, archive, Some(previous)),
+        [verb, archive] if verb.as_os_str() == "take-in" => take_in(archive),
         [verb, archive, deploy, name] if verb.as_os_str() == "unpack" => unpack(archive, deploy, name, None),
         [verb, archive, deploy, name, previous, older] if verb.as_os_str() == "unpack" => {
             unpack(archive, deploy, name, Some((previous, older)))
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
         [verb, older, old, newer, new, out] if verb.as_os_str() == "delta" => delta((older, old), (newer, new), out),
         [verb, delta, deploy, name, older, old] if verb.as_os_str() == "patch" => patch(delta, deploy, name, older, old),
         [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
-        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES PLACE COMMIT".into()),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | take-in ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES PLACE COMMIT".into()),
     };
     match outcome {
         Ok(line) => {
@@ -70,6 +72,10 @@ fn manifest_of(archive: &Path) -> PathBuf {
     let mut path = archive.as_os_str().to_owned();
     path.push(".json");
     path.into()
+}
+
+fn take_in(archive: &Path) -> Outcome {
+    Ok(format!("{} entries", store::read(&manifest_of(archive))?.entries.len()))
 }
 
 fn text(word: &Path) -> Result<&str, Box<dyn Error>> {
@@ -95,7 +101,8 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
         processes: Vec::new(),
         created,
     };
-    let before = previous.map(|path| Ok::<_, io::Error>((File::open(path)?, File::open(manifest_of(path))?))).transpose()?;
+    let before =
+        previous.map(|path| Ok::<_, Box<dyn Error>>((File::open(path)?, index::open(&manifest_of(path))?))).transpose()?;
     let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX };
     let places = bundle::Places { app: tree.into(), source: None, upper: None };
     let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
@@ -106,18 +113,29 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
 
 fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &Path)>) -> Outcome {
     let tree = deploy.join(name);
-    // A tree that is there already is a spare: what an earlier run of ours left, equal to the previous release.
-    let spare = previous.is_some() && tree.is_dir();
-    if !spare {
-        std::fs::create_dir(&tree)?;
-    }
-    let manifest = previous.map(|(path, _)| File::open(manifest_of(path))).transpose()?;
+    let spare = seal_of(&tree)?;
+    let manifest = previous.map(|(path, _)| index::open(&manifest_of(path))).transpose()?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
-    let job = UnpackJob { previous: older, content: Content::Archive, spare, threads: threads(), limits: Default::default() };
+    // The same release again: that is how a spare is made.
+    let content = if previous.is_some_and(|(path, _)| path == archive) { Content::Previous } else { Content::Archive };
+    let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
     let places = install::Places { tree, deploy: deploy.into() };
-    let report = install::work(&job, &places, &File::open(archive)?, &File::open(manifest_of(archive))?, manifest.as_ref())
+    let report = install::work(&job, &places, &File::open(archive)?, &index::open(&manifest_of(archive))?, manifest.as_ref())
         .into_result()?;
+    if let Some(seal) = report.seal {
+        std::fs::write(deploy.join(format!("{}.seal", name.display())), seal.to_string())?;
+    }
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
+}
+
+/// A tree that is there already is a spare; a server remembers the seals of those. Another one is made.
+fn seal_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
+    if !tree.is_dir() {
+        std::fs::create_dir(tree)?;
+        return Ok(None);
+    }
+    let seal = std::fs::read_to_string(tree.with_extension("seal"))?;
+    Ok(Some(seal.parse()?))
 }
 
 fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path) -> Outcome {
@@ -127,7 +145,7 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
         threads: threads(),
     };
     let deploy = old.parent().ok_or("a tree has a name")?;
-    let files = [writable(out)?, File::open(manifest_of(older))?, File::open(manifest_of(newer))?];
+    let files = [writable(out)?, index::open(&manifest_of(older))?, index::open(&manifest_of(newer))?];
     let report = pack::delta(&job, deploy, &files).into_result()?;
     Ok(format!(
         "{} bytes, {} of them for the manifest, {} files of {} bytes",
@@ -137,19 +155,18 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
 
 fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> Outcome {
     let tree = deploy.join(name);
-    let spare = tree.is_dir();
-    if !spare {
-        std::fs::create_dir(&tree)?;
-    }
+    let spare = seal_of(&tree)?;
     // As a server does: the manifest first, since its signature comes before everything else.
     let file = File::open(delta)?;
     let manifest = delta::manifest(&file, &store::read(&manifest_of(older))?)?;
-    let written = writable(&manifest_of(delta))?;
-    pack::write_manifest(&manifest, &written)?;
+    let path = manifest_of(delta);
+    pack::write_manifest(&manifest, &writable(&path)?)?;
+    index::keep(&path, &manifest);
+    let written = index::open(&path)?;
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
     let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };
     let places = install::Places { tree, deploy: deploy.into() };
-    let older = File::open(manifest_of(older))?;
+    let older = index::open(&manifest_of(older))?;
     let report = install::work(&job, &places, &file, &written, Some(&older)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }

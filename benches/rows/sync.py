@@ -111,6 +111,8 @@ def install_ways(world, tree, live, ours, ways):
     first = release_id()
     world.run([ours, "bundle", live, older], timeout=900)
     world.run([ours, "bundle", tree, newer, older], timeout=900)
+    for archive in (older, newer):
+        world.run([ours, "take-in", archive])
     world.run([ours, "unpack", older, deploy, first], timeout=900)
     state = {}
 

@@ -135,6 +135,11 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
+    /// What is in the manifest of a release, once more, to be read quickly; there may be none.
+    pub fn index(&self, release: ReleaseId) -> PathBuf {
+        self.releases().join(format!("{release}.index"))
+    }
+
     /// What is known of how a release ran elsewhere.
     pub fn health(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.health.json"))

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeStruct};
 
 use super::{CommitId, Digest, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature, bounded};
 
@@ -85,14 +85,59 @@ pub struct Frame {
     pub digest: Digest,
 }
 
-/// A file, directory or symbolic link of a release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A file, directory or symbolic link of a release. In text a row of named fields, in other formats the path and what stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Relative path with `/`, without `.`, `..`, empty or trailing parts; UTF-8.
     pub path: String,
     /// What it is.
-    #[serde(flatten)]
     pub kind: EntryKind,
+}
+
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Entry { path, kind } = self;
+        if !to.is_human_readable() {
+            return (path, Plain::from(kind)).serialize(to);
+        }
+        // By hand for the same reason as below.
+        let mut row = to.serialize_struct("Entry", 5)?;
+        row.serialize_field("path", path)?;
+        match kind {
+            EntryKind::Dir => row.serialize_field("type", "dir")?,
+            EntryKind::File { size, digest, executable } => {
+                row.serialize_field("type", "file")?;
+                row.serialize_field("size", size)?;
+                row.serialize_field("digest", digest)?;
+                if *executable {
+                    row.serialize_field("executable", executable)?;
+                }
+            }
+            EntryKind::Link { target } => {
+                row.serialize_field("type", "link")?;
+                row.serialize_field("target", target)?;
+            }
+        }
+        row.end()
+    }
+}
+
+/// What an entry is, for formats without names.
+#[derive(Serialize, Deserialize)]
+enum Plain<'a> {
+    Dir,
+    File(u64, Digest, bool),
+    Link(Cow<'a, str>),
+}
+
+impl<'a> From<&'a EntryKind> for Plain<'a> {
+    fn from(kind: &'a EntryKind) -> Plain<'a> {
+        match kind {
+            EntryKind::Dir => Plain::Dir,
+            EntryKind::File { size, digest, executable } => Plain::File(*size, *digest, *executable),
+            EntryKind::Link { target } => Plain::Link(Cow::Borrowed(target)),
+        }
+    }
 }
 
 /// As a row of fields in any order: serde would keep the fields of a flattened enum in a buffer of their own first, and a manifest is
@@ -113,6 +158,15 @@ struct Row<'a> {
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Entry, D::Error> {
+        if !from.is_human_readable() {
+            let (path, kind) = <(String, Plain)>::deserialize(from)?;
+            let kind = match kind {
+                Plain::Dir => EntryKind::Dir,
+                Plain::File(size, digest, executable) => EntryKind::File { size, digest, executable },
+                Plain::Link(target) => EntryKind::Link { target: target.into_owned() },
+            };
+            return Ok(Entry { path, kind });
+        }
         let row = Row::deserialize(from)?;
         let missing = de::Error::missing_field;
         let kind = match row.kind.as_ref() {
@@ -130,8 +184,7 @@ impl<'de> Deserialize<'de> for Entry {
 }
 
 /// What an entry is. Owners, times and all mode bits but "executable" are normalised away.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     /// A directory, mode 0755.
     Dir,
@@ -142,7 +195,6 @@ pub enum EntryKind {
         /// Digest of the content.
         digest: Digest,
         /// Whether it may be executed.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         executable: bool,
     },
     /// A symbolic link.
@@ -241,6 +293,10 @@ mod tests {
             let text = serde_json::to_string(&entry).unwrap();
             assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry, "{text}");
             assert_eq!(serde_json::from_reader::<_, Entry>(text.as_bytes()).unwrap(), entry, "{text}");
+            let bytes = postcard::to_stdvec(&entry).unwrap();
+            assert_eq!(postcard::from_bytes::<Entry>(&bytes).unwrap(), entry);
+            assert!(bytes.len() < 64, "{bytes:?}");
+            assert!(postcard::from_bytes::<Entry>(&bytes[..bytes.len() - 1]).is_err());
         }
         let any_order = r#"{"target":"t","later":[1],"type":"link","path":"p"}"#;
         assert_eq!(serde_json::from_str::<Entry>(any_order).unwrap().kind, EntryKind::Link { target: "t".into() });

@@ -20,7 +20,7 @@ pub struct SourceList {
 
 impl SourceList {
     /// The version that this code writes and reads; another one means "export from scratch".
-    pub const FORMAT: u32 = 2;
+    pub const FORMAT: u32 = 3;
 }
 
 /// One exported file, directory or link.

@@ -144,13 +144,14 @@ async fn make_spare(deployment: &Deployment, lane: &Lane, live: &Live) {
     if lane.spare.take().is_some() {
         remove_spare(&deployment.services, &lane.environment).await;
     }
-    let copy = TreeCopy { name: ReleaseId::new(jiff::Timestamp::now()), of: live.release };
+    let (name, of) = (ReleaseId::new(jiff::Timestamp::now()), live.release);
     let made = async {
-        files::place_file(&spare_note(&deployment.paths), copy.name.to_string().as_bytes(), 0o644).map_err(|e| chain(&e))?;
-        release::spare(&bundle::context(deployment), copy.name, copy.of).await.map_err(|e| chain(&e))
+        files::place_file(&spare_note(&deployment.paths), name.to_string().as_bytes(), 0o644).map_err(|e| chain(&e))?;
+        let made = release::spare(&bundle::context(deployment), name, of).await.map_err(|e| chain(&e))?;
+        made.report.seal.ok_or_else(|| "its worker gave it no seal".to_owned())
     };
     match made.await {
-        Ok(_) => lane.spare.put(copy),
+        Ok(seal) => lane.spare.put(TreeCopy { name, of, seal }),
         Err(why) => {
             tracing::warn!(why, "no spare tree could be made");
             remove_spare(&deployment.services, &lane.environment).await;
@@ -206,7 +207,8 @@ async fn prune(deployment: &Deployment, lane: &Lane) {
         }
         let paths = &deployment.paths;
         // The manifest first: it is what makes a release exist.
-        for file in [paths.manifest(release), paths.archive(release), paths.health(release), paths.ran(release)] {
+        let [manifest, index, archive] = [paths.manifest(release), paths.index(release), paths.archive(release)];
+        for file in [manifest, index, archive, paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

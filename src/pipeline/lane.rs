@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{PipelineError, history::History, transcript::Transcript};
-use crate::model::{BranchName, CommitId, DeploymentId, Environment, Live, Origin, Outcome, ReleaseId, Trigger};
+use crate::model::{BranchName, CommitId, DeploymentId, Digest, Environment, Live, Origin, Outcome, ReleaseId, Trigger};
 
 /// What somebody wants deployed.
 #[derive(Debug, Clone)]
@@ -129,6 +129,8 @@ pub(super) struct TreeCopy {
     pub(super) name: ReleaseId,
     /// What it is a copy of.
     pub(super) of: ReleaseId,
+    /// Tells whether somebody has been in it.
+    pub(super) seal: Digest,
 }
 
 impl Spare {

@@ -170,7 +170,7 @@ fn bundle(
     let upper = places.upper.as_deref().filter(|upper| upper.is_dir()).map(Confined::open).transpose()?;
     let items = tree::listing(&app, source, upper.as_ref(), &mut warnings)?;
 
-    let before = previous.and_then(|(file, manifest)| match store::parse(manifest, Path::new("the previous manifest")) {
+    let before = previous.and_then(|(file, manifest)| match store::parse_known(manifest, Path::new("the previous manifest")) {
         Ok(manifest) => Some((file, manifest)),
         Err(e) => {
             warnings.add(format!("the previous release is not reused: {e}"));

@@ -9,6 +9,7 @@ use std::{
 use super::{
     ReleaseError,
     delta::{self, DeltaReport},
+    index,
     pack::{ArchiveJob, ArchiveReport, DeltaJob, Origin, PackJob},
     server::{Context, Files, blocking, lost, run},
     store,
@@ -107,7 +108,7 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
     for release in [from, to] {
-        extra.push(known(paths, release, &paths.manifest(release))?.into());
+        extra.push(known_manifest(paths, release)?.into());
     }
     let mut origin = |release: ReleaseId| {
         let tree = installed(paths, release).then_some(release);
@@ -137,10 +138,19 @@ pub(super) fn installed(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
 
 /// Opens a file of a release; that there is none is said of the release.
 pub(super) fn known(paths: &EnvironmentPaths, release: ReleaseId, path: &Path) -> Result<File, ReleaseError> {
-    open_regular(path).map_err(|e| match e.kind() {
+    open_regular(path).map_err(|e| unknown(paths, release, e))
+}
+
+/// The same of its manifest, or the index of that.
+pub(super) fn known_manifest(paths: &EnvironmentPaths, release: ReleaseId) -> Result<File, ReleaseError> {
+    index::open(&paths.manifest(release)).map_err(|e| unknown(paths, release, e))
+}
+
+fn unknown(paths: &EnvironmentPaths, release: ReleaseId, error: FileError) -> ReleaseError {
+    match error.kind() {
         std::io::ErrorKind::NotFound => ReleaseError::Unknown { release, path: paths.releases() },
-        _ => e.into(),
-    })
+        _ => error.into(),
+    }
 }
 
 /// Makes `<release>.tar.zst` again from the installed tree of a release that came as a delta; afterwards its manifest lists the frames
@@ -152,16 +162,15 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
     let opened = {
         let files = files.clone();
         blocking(move || {
-            let manifest = known(&paths, release, &files.manifest)?;
+            let manifest = known_manifest(&paths, release)?;
             if open_regular(&files.archive).is_ok() {
                 // A power cut may have come before this.
                 remove_if_present(&paths.delta(release))?;
-                return Ok(Err(store::parse(&manifest, &files.manifest)?));
+                return Ok(Err(store::parse_known(&manifest, &files.manifest)?));
             }
             let base = open_regular(&paths.delta(release)).ok().and_then(|delta| delta::base_of(&delta).ok());
-            let before = base.and_then(|(base, _)| {
-                Some((open_regular(&paths.archive(base)).ok()?, open_regular(&paths.manifest(base)).ok()?))
-            });
+            let before = base
+                .and_then(|(base, _)| Some((open_regular(&paths.archive(base)).ok()?, index::open(&paths.manifest(base)).ok()?)));
             for path in [&files.new_archive, &files.new_manifest] {
                 remove_if_present(path)?;
             }
@@ -197,7 +206,7 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
 /// Checks what the worker wrote and gives it its names. At every moment there is either the delta or the archive, and a manifest that
 /// is good for both.
 fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Path) -> Result<Manifest, ReleaseError> {
-    let mut known = store::parse(known, &files.manifest)?;
+    let mut known = store::parse_known(known, &files.manifest)?;
     let manifest = store::parse(written, &files.new_manifest)?;
     known.archive.frames.clone_from(&manifest.archive.frames);
     if known != manifest {
@@ -211,6 +220,7 @@ fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Pat
     written.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
     rename_over(&files.new_archive, &files.archive)?;
+    index::keep(&files.manifest, &manifest);
     remove_if_present(delta)?;
     Ok(manifest)
 }

@@ -14,6 +14,7 @@ pub mod delta;
 pub mod drift;
 mod error;
 mod ignored;
+pub mod index;
 pub mod install;
 pub mod pack;
 mod promotion;
@@ -36,6 +37,18 @@ pub use signing::{SigningKey, SigningKeyError, verify_signature};
 pub use take_in::{Body, Incoming, Look, MAX_RECORD, admit_manifest, known_record, take_in, take_record, verify_archive};
 pub use tree::{digest, listing};
 pub use verify::{Difference, verify};
+
+/// Does both at a time. A panic in one of them goes on here.
+fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        match one.join() {
+            Ok(one) => (one, other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
 
 /// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
 fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {

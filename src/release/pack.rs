@@ -1,10 +1,6 @@
 //! The worker that reads installed trees: into deltas for other servers, and into the archive that came as a delta.
 
-use std::{
-    fs::File,
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{fs::File, io::Write, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +84,11 @@ fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, Re
         match made {
             Err(ReleaseError::Damaged { release, .. }) if release == old.release && old_place.turn() => {}
             Err(ReleaseError::Damaged { release, .. }) if release == new.release && new_place.turn() => {}
-            made => return made,
+            made => {
+                // The process ends next, and nobody has to wait until a hundred thousand strings are freed.
+                std::mem::forget((old, new));
+                return made;
+            }
         }
     }
 }
@@ -134,11 +134,11 @@ pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Answer<Archiv
 
 fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveReport, ReleaseError> {
     let [out, out_manifest, manifest, rest @ ..] = files else { return Err(missing()) };
-    let mut manifest = store::parse(manifest, Path::new("the manifest"))?;
+    let mut manifest = store::parse_known(manifest, Path::new("the manifest"))?;
     // Reuse is worth having, never worth failing for.
     let previous = match rest {
         [archive, older] if job.previous => {
-            store::parse(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
+            store::parse_known(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
         }
         _ => None,
     };
@@ -158,9 +158,9 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 /// Writes a manifest as it stands beside an archive.
 pub fn write_manifest(manifest: &Manifest, to: &File) -> Result<(), ReleaseError> {
     let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
-    let mut out = BufWriter::new(to);
-    serde_json::to_writer(&mut out, manifest).map_err(|e| failed(e.into()))?;
-    out.write_all(b"\n").and_then(|()| out.flush()).map_err(failed)
+    let mut text = serde_json::to_vec(manifest).map_err(|e| failed(e.into()))?;
+    text.push(b'\n');
+    (&mut &*to).write_all(&text).map_err(failed)
 }
 
 fn missing() -> ReleaseError {

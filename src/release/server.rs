@@ -9,9 +9,10 @@ use std::{
 use super::{
     ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport, Head},
-    deliver::{installed, known},
+    deliver::{installed, known, known_manifest},
     delta,
     error::Answer,
+    index,
     install::{Content, UnpackJob, UnpackReport},
     store,
 };
@@ -22,7 +23,7 @@ use crate::{
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
     },
-    model::{EnvId, Exit, Launch, LimitClass, Manifest, ProjectId, ReleaseId, Role, Supervision},
+    model::{Digest, EnvId, Exit, Launch, LimitClass, Manifest, ProjectId, ReleaseId, Role, Supervision},
 };
 
 /// The largest report of a worker, in bytes.
@@ -75,7 +76,7 @@ pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseI
         let files = files.clone();
         blocking(move || {
             // Reuse is worth having, never worth failing for.
-            let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, open_regular(&files.manifest).ok()?)));
+            let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, index::open(&files.manifest).ok()?)));
             for path in [&files.new_archive, &files.new_manifest] {
                 remove_if_present(path)?;
             }
@@ -133,6 +134,7 @@ fn keep(
     remove_if_present(&files.manifest)?;
     std::fs::rename(&files.new_archive, &files.archive).map_err(|e| lost(&files.archive, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
+    index::keep(&files.manifest, &parsed);
     Ok(Bundled { manifest: parsed, report })
 }
 
@@ -158,13 +160,13 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
 }
 
 /// Installs a release of `releases/` into `deploy/<release>`, which the keeper has made for the unpack user: from its archive, else from
-/// its delta if the release that it starts from is installed. `previous` is an installed release that may share files. `spare` says that [`spare`] has filled that directory with a copy of `previous`;
-/// a repeated attempt must not say so again. May be repeated.
+/// its delta if the release that it starts from is installed. `previous` is an installed release that may share files. `spare` is the
+/// seal that [`spare`] reported when it filled that directory with a copy of `previous`; a repeated attempt must not give it again. May be repeated.
 pub async fn install(
     context: &Context<'_>,
     release: ReleaseId,
     previous: Option<ReleaseId>,
-    spare: bool,
+    spare: Option<Digest>,
 ) -> Result<Installed, ReleaseError> {
     unpack(context, release, release, previous, spare).await
 }
@@ -172,7 +174,7 @@ pub async fn install(
 /// Fills `deploy/<next>` with a copy of the installed release `live`, by hard links: work that the next installation is spared.
 /// `next` is the id that the next release will get. Nobody waits for this, and nothing is lost if it fails or never runs.
 pub async fn spare(context: &Context<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
-    unpack(context, next, live, Some(live), false).await
+    unpack(context, next, live, Some(live), None).await
 }
 
 /// Puts the content of `release` into the tree of `tree`.
@@ -181,20 +183,20 @@ async fn unpack(
     tree: ReleaseId,
     release: ReleaseId,
     previous: Option<ReleaseId>,
-    spare: bool,
+    spare: Option<Digest>,
 ) -> Result<Installed, ReleaseError> {
     let deploy = context.paths.deploy();
     let paths = context.paths.clone();
     let (manifest, content, file, before) = blocking(move || {
-        let manifest = known(&paths, release, &paths.manifest(release))?;
+        let manifest = known_manifest(&paths, release)?;
         let (content, file, previous) = content(&paths, release, previous)?;
-        let before = previous.and_then(|id| Some((id, open_regular(&paths.manifest(id)).ok()?)));
+        let before = previous.and_then(|id| Some((id, index::open(&paths.manifest(id)).ok()?)));
         Ok((manifest, content, file, before))
     })
     .await?;
     let base = before.as_ref().map(|(id, _)| *id);
     // A spare is a copy of what the caller named, which may not be what a delta starts from.
-    let spare = spare && base == previous;
+    let spare = spare.filter(|_| base == previous);
     let job = UnpackJob { previous: base, content, spare, threads: context.threads, limits: Limits::default() };
     let file = match file {
         Some(file) => OwnedFd::from(file),

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::{
     Context, Refusal, ReleaseError,
     check::{self, Verdict, VerifyJob},
-    delta,
+    delta, index,
     server::{blocking, lost, run},
     store,
     trust::{self, Accepted, Expectation},
@@ -213,5 +213,6 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest) -> Result<(
         Body::Delta(path) => rename_over(path, &paths.delta(release))?,
     }
     rename_over(&described, &paths.manifest(release))?;
+    index::keep(&paths.manifest(release), manifest);
     Ok(())
 }

@@ -64,7 +64,16 @@ fn install_at(
     made: &Made,
     previous: Option<(ReleaseId, &Made)>,
 ) -> Result<UnpackReport, ReleaseError> {
-    let spare = deploy.join("spare").exists();
+    install_on(deploy, name, made, previous, None)
+}
+
+fn install_on(
+    deploy: &Path,
+    name: ReleaseId,
+    made: &Made,
+    previous: Option<(ReleaseId, &Made)>,
+    spare: Option<Digest>,
+) -> Result<UnpackReport, ReleaseError> {
     let job = UnpackJob {
         previous: previous.map(|(id, _)| id),
         content: Content::Archive,
@@ -225,8 +234,9 @@ fn a_spare_takes_the_difference_only() {
     let old = bundle_dir(&app, None).unwrap();
     let (first, second) = (old.parsed.release, ReleaseId::new(jiff::Timestamp::UNIX_EPOCH));
     install_at(&deploy, first, &old, None).unwrap();
-    let spare = install_at(&deploy, second, &old, Some((first, &old))).unwrap();
+    let spare = install_at(&deploy, second, &old, Some((old.parsed.release, &old))).unwrap();
     assert_eq!((spare.linked, spare.unpacked), (7, 0));
+    assert!(spare.seal.is_some());
 
     put(&app, "edited", "EDITED");
     for path in ["gone", "to-file"] {
@@ -240,15 +250,15 @@ fn a_spare_takes_the_difference_only() {
     symlink("kept/a", app.join("to-link")).unwrap();
     symlink("kept/b", app.join("link")).unwrap();
     let new = bundle_dir(&app, Some(&old)).unwrap();
-    std::fs::write(deploy.join("spare"), "").unwrap(); // tells install_at to say so
-    let report = install_at(&deploy, second, &new, Some((first, &old))).unwrap();
+    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.seal).unwrap();
     assert_eq!((report.linked, report.unpacked), (2, 3));
+    assert_eq!(report.seal, None);
     let tree = deploy.join(second.to_string());
     assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
     assert_eq!(verify(&deploy.join(first.to_string()), &old.parsed).unwrap(), []);
     // What is not the spare that it is said to be is cleared first.
     put(&tree, "kept/more", "x");
-    let report = install_at(&deploy, second, &new, Some((first, &old))).unwrap();
+    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.seal).unwrap();
     assert_eq!((report.linked, report.unpacked), (2, 3));
     assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
 }

@@ -21,27 +21,37 @@ use crate::{
 /// executable file, `l`), the path's length (u32, little-endian), the path, and then for a file its size (u64, little-endian) and
 /// the 32 bytes of its digest, for a link the length (u32, little-endian) and bytes of its target.
 pub fn digest(entries: &[Entry]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
+    // Given to the hasher in large pieces: then it takes many of its chunks at a time.
+    const PIECE: usize = 64 << 10;
+    let (mut hasher, mut piece) = (blake3::Hasher::new(), Vec::with_capacity(2 * PIECE));
     let length = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
     for Entry { path, kind } in entries {
+        if piece.len() >= PIECE {
+            hasher.update(&piece);
+            piece.clear();
+        }
         let letter = match kind {
             EntryKind::Dir => b"d",
             EntryKind::File { executable: false, .. } => b"f",
             EntryKind::File { executable: true, .. } => b"x",
             EntryKind::Link { .. } => b"l",
         };
-        hasher.update(letter).update(&length(path)).update(path.as_bytes());
+        piece.extend_from_slice(letter);
+        piece.extend_from_slice(&length(path));
+        piece.extend_from_slice(path.as_bytes());
         match kind {
             EntryKind::Dir => {}
             EntryKind::File { size, digest, .. } => {
-                hasher.update(&size.to_le_bytes()).update(digest.as_bytes());
+                piece.extend_from_slice(&size.to_le_bytes());
+                piece.extend_from_slice(digest.as_bytes());
             }
             EntryKind::Link { target } => {
-                hasher.update(&length(target)).update(target.as_bytes());
+                piece.extend_from_slice(&length(target));
+                piece.extend_from_slice(target.as_bytes());
             }
         }
     }
-    hasher.finalize().into()
+    hasher.update(&piece).finalize().into()
 }
 
 /// What a built tree holds: `app` is the tree itself; with `source` (the list of what was exported) and `upper` (the overlay's

@@ -100,7 +100,7 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
             fs::copy(&path, production.releases().join(path.file_name().unwrap())).unwrap();
         }
         for side in [&cook_side, &serve_side] {
-            release::install(side, old.release, None, false).await.unwrap();
+            release::install(side, old.release, None, None).await.unwrap();
         }
         let path = release::make_delta(&cook_side, old.release, new.release).await.unwrap();
         let first = fs::read(&path).unwrap();
@@ -110,7 +110,7 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "it was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
         // From trees, from archives, and from the archive of a tree that is damaged: the same bytes.
-        release::install(&cook_side, new.release, Some(old.release), false).await.unwrap();
+        release::install(&cook_side, new.release, Some(old.release), None).await.unwrap();
         fs::remove_file(staging.tree(new.release).join("d3/3")).unwrap();
         fs::remove_file(&path).unwrap();
         release::make_delta(&cook_side, old.release, new.release).await.unwrap();
@@ -124,8 +124,8 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
         // On the other side, on a spare, as a deployment does; the id of the spare is that of the release to come.
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
-        release::spare(&serve_side, new.release, old.release).await.unwrap();
-        let installed = release::install(&serve_side, new.release, Some(old.release), true).await.unwrap();
+        let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.seal;
+        let installed = release::install(&serve_side, new.release, Some(old.release), seal).await.unwrap();
         assert_eq!((installed.report.linked, installed.report.unpacked), (198, 2));
         assert_eq!(release::verify(&production.tree(new.release), &new).unwrap(), []);
         // A spare of a release without an archive is a copy of its tree.
@@ -160,7 +160,7 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
             if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
         }
         receive(&production, &path, &old);
-        let refused = release::install(&serve_side, new.release, None, false).await.unwrap_err();
+        let refused = release::install(&serve_side, new.release, None, None).await.unwrap_err();
         assert!(matches!(refused, ReleaseError::Unknown { .. }), "{refused}");
     }
 }

@@ -1,5 +1,7 @@
 //! Which entries a release may have.
 
+use std::cmp::Ordering;
+
 use super::{ArchiveError, BadPath, MAX_FILE};
 use crate::model::{Entry, EntryKind, bounded::ENTRIES};
 
@@ -31,11 +33,12 @@ pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
     if path.starts_with('/') {
         return Err(BadPath::Absolute);
     }
-    for part in path.split('/') {
+    // By bytes: parts are so short that a search for characters would take longer to begin than to end.
+    for part in path.as_bytes().split(|byte| *byte == b'/') {
         match part {
-            "" => return Err(BadPath::EmptyPart),
-            "." => return Err(BadPath::Here),
-            ".." => return Err(BadPath::Parent),
+            b"" => return Err(BadPath::EmptyPart),
+            b"." => return Err(BadPath::Here),
+            b".." => return Err(BadPath::Parent),
             _ if part.len() > 255 => return Err(BadPath::LongPart),
             _ => {}
         }
@@ -49,8 +52,8 @@ pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
 }
 
 fn plain(path: &[u8]) -> Result<&str, BadPath> {
-    // Nearly all are printable ASCII, which one look tells.
-    let ordinary = path.iter().all(|byte| (b' '..=b'~').contains(byte));
+    // Nearly all are printable ASCII, which one look tells; without an early end, since that takes many bytes at a time.
+    let ordinary = path.iter().fold(true, |ordinary, byte| ordinary & (b' '..=b'~').contains(byte));
     if !ordinary && path.contains(&0) {
         return Err(BadPath::Nul);
     }
@@ -78,18 +81,21 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
     let mut open: Vec<&str> = Vec::new(); // the directories around the entry at hand
     for (index, Entry { path, kind }) in entries.iter().enumerate() {
         check_path(path.as_bytes()).map_err(|why| ArchiveError::Path { path: path.clone(), why })?;
-        match last {
-            Some(last) if last == path => return Err(ArchiveError::Duplicate { path: path.clone() }),
-            Some(last) if last > path.as_str() => return Err(ArchiveError::Unsorted { path: path.clone() }),
-            _ => last = Some(path),
+        match last.map(|last| last.cmp(path.as_str())) {
+            Some(Ordering::Equal) => return Err(ArchiveError::Duplicate { path: path.clone() }),
+            Some(Ordering::Greater) => return Err(ArchiveError::Unsorted { path: path.clone() }),
+            Some(Ordering::Less) | None => last = Some(path),
         }
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        // Other names may stand between a directory and what it holds ("a", "a-b", "a/c"), but never the other way round.
-        while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
-            open.pop();
-        }
-        if !parent.is_empty() && !open.contains(&parent) {
-            return Err(orphan(entries.get(..index).unwrap_or_default(), path, parent));
+        let parent = path.bytes().rposition(|byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default();
+        // Mostly that of the entry before, or that entry itself.
+        if open.last() != Some(&parent) {
+            // Other names may stand between a directory and what it holds ("a", "a-b", "a/c"), but never the other way round.
+            while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
+                open.pop();
+            }
+            if !parent.is_empty() && !open.contains(&parent) {
+                return Err(orphan(entries.get(..index).unwrap_or_default(), path, parent));
+            }
         }
         match kind {
             EntryKind::Dir => open.push(path),

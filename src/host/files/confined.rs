@@ -100,6 +100,11 @@ impl Confined {
         Ok(())
     }
 
+    /// What it is itself.
+    pub fn stat(&self) -> Result<Stat, FileError> {
+        rustix::fs::fstat(&self.fd).map_err(|e| FileError::io("look at", &self.path, e))
+    }
+
     /// Writes everything of its file system to the disk.
     pub fn sync_file_system(&self) -> Result<(), FileError> {
         rustix::fs::syncfs(&self.fd).map_err(|e| FileError::io("sync the file system of", &self.path, e))
@@ -140,12 +145,17 @@ impl Cursor<'_> {
         };
         if !rest.is_empty() {
             let fd = open_beneath(from, OsStr::from_bytes(rest), OFlags::PATH | OFlags::DIRECTORY)?;
-            if self.open.len() == Self::DEPTH {
-                self.open.remove(0);
-            }
-            self.open.push((path.to_owned(), fd));
+            self.keep(path, fd);
         }
         Ok(self.open.last().map_or(self.root.fd.as_fd(), |(_, fd)| fd.as_fd()))
+    }
+
+    /// Keeps the directory at `path` open, which was reached from the last one of those that are open or from the root.
+    fn keep(&mut self, path: &OsStr, fd: OwnedFd) {
+        if self.open.len() == Self::DEPTH {
+            self.open.remove(0);
+        }
+        self.open.push((path.to_owned(), fd));
     }
 
     /// An error about a path below, for what is done to a file after it was opened here.
@@ -177,7 +187,7 @@ impl Cursor<'_> {
         act(directory, name).map_err(wrong)
     }
 
-    /// How many names the directory at `relative` has; the empty path is the root.
+    /// How many names the directory at `relative` has; the empty path is the root. It stays open for what is done in it next.
     pub fn count_names(&mut self, relative: impl AsRef<OsStr>) -> Result<usize, FileError> {
         let relative = relative.as_ref();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -188,12 +198,23 @@ impl Cursor<'_> {
             self.at("open the directory", relative, |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty()))?
         };
         let mut buffer = Vec::with_capacity(16 << 10);
-        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut entries = RawDir::new(&fd, buffer.spare_capacity_mut());
         let mut count = 0_usize;
         let wrong = |e: Errno| FileError::io("list the directory", self.root.shown(relative), e);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(wrong)?;
             count = count.saturating_add(usize::from(!matches!(entry.file_name().to_bytes(), b"." | b"..")));
+        }
+        if !relative.is_empty() {
+            // In the root itself, nothing was closed on the way there.
+            let is_above = |open: &OsStr| {
+                let rest = relative.as_bytes().strip_prefix(open.as_bytes());
+                rest.is_some_and(|rest| rest.starts_with(b"/"))
+            };
+            while self.open.last().is_some_and(|(open, _)| !is_above(open)) {
+                self.open.pop();
+            }
+            self.keep(relative, fd);
         }
         Ok(count)
     }
@@ -350,6 +371,13 @@ mod tests {
         let counts = ["", "d", "d/d", "d/d/d", "dd"].map(|path| cursor.count_names(path).unwrap());
         assert_eq!(counts, [2, 3, 2, 3, 1]);
         cursor.stat("dd/file").unwrap();
+        // A directory that was counted stays open, and no other is taken for it.
+        cursor.stat("d/d/d/other").unwrap();
+        for _ in 0..2 {
+            assert_eq!(cursor.count_names("dd").unwrap(), 1);
+            cursor.stat("dd/file").unwrap();
+            cursor.stat("d/other").unwrap();
+        }
         cursor.remove("dd/file").unwrap();
         cursor.remove_dir("dd").unwrap();
         cursor.create_dir("dd", 0o755).unwrap();

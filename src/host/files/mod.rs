@@ -62,23 +62,30 @@ impl FileError {
 
 /// Replaces `path` by a file with these bytes and mode: afterwards there is the old file or the new one, whole, whatever happens.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    place(path, bytes, mode, File::sync_all)?;
+    place(path, &[bytes], mode, File::sync_all)?;
     sync_dir(parent(path))
 }
 
 /// The same without waiting for the disk: the name is durable once its directory is [committed](durable::commit), and no name
 /// ever stands for half a file.
 pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    place(path, bytes, mode, durable::write_out)
+    place(path, &[bytes], mode, durable::write_out)
 }
 
-fn place(path: &Path, bytes: &[u8], mode: u32, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
+/// The same for what can be told from half a file by itself and can be made again: after a power cut it may be anything.
+pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
+    place(path, parts, mode, |_| Ok(()))
+}
+
+fn place(path: &Path, parts: &[&[u8]], mode: u32, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
     let directory = parent(path);
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(directory)
         .map_err(|e| FileError::io("create a file beside", path, e))?;
-    temporary.write_all(bytes).map_err(|e| FileError::io("write", path, e))?;
+    for part in parts {
+        temporary.write_all(part).map_err(|e| FileError::io("write", path, e))?;
+    }
     let permissions = std::fs::Permissions::from_mode(mode);
     temporary.as_file().set_permissions(permissions).map_err(|e| FileError::io("set the mode of", path, e))?;
     sync(temporary.as_file()).map_err(|e| FileError::io("sync", path, e))?;

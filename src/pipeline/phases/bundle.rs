@@ -75,7 +75,8 @@ impl Step for Archive {
             deployment.is_not_current()?;
             let paths = &deployment.paths;
             // The manifest first: it is what makes a release exist.
-            for path in [paths.manifest(deployment.order.release), paths.archive(deployment.order.release)] {
+            let release = deployment.order.release;
+            for path in [paths.manifest(release), paths.index(release), paths.archive(release)] {
                 files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
             }
             Ok(())

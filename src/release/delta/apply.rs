@@ -1,9 +1,9 @@
 //! Applies a delta: the new files from patches and from an installed tree of the old release.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
 use super::{
-    Source,
+    Source, copies,
     entries::{self, Contents},
     format::{self, Outline},
     groups::{self, Part, Resolved, Wanted},
@@ -90,7 +90,8 @@ impl<'a> Delta<'a> {
 
     /// The memory that applying needs; one per thread.
     pub fn reader(&self) -> GroupReader<'_> {
-        GroupReader { old: self.store.reader(), reference: Vec::new(), packed: Vec::new(), text: Vec::new(), buffer: Vec::new() }
+        let [reference, packed, told, text, buffer] = [const { Vec::new() }; 5];
+        GroupReader { old: self.store.reader(), reference, packed, told, text, buffer }
     }
 
     /// Gives the files of one group to `sink`, each held to its digest.
@@ -135,19 +136,55 @@ impl<'a> Delta<'a> {
         reader: &mut GroupReader<'_>,
         sink: &mut impl Sink,
     ) -> Result<(), ReleaseError> {
+        if group.parts.len() > 1 {
+            return self.write(file, reader, sink, |_, give| self.ahead(file, group, give));
+        }
         self.write(file, reader, sink, |reader, give| {
-            let mut at = group.at;
-            for part in &group.parts {
-                reader.reference.clear();
-                if let (Some((index, _)), 1..) = (file.base, part.reference) {
-                    reader.old.open(index)?.append(part.from, part.reference, &mut reader.reference)?;
+            let Some(part) = group.parts.first() else { return Ok(()) };
+            self.part(file, part, group.at, reader)?;
+            give(&reader.text)
+        })
+    }
+
+    /// Gives what the parts of a large file hold, each unpacked while the one before is checked and written.
+    fn ahead(
+        &self,
+        file: &groups::File,
+        group: &Resolved,
+        give: &mut dyn FnMut(&[u8]) -> Result<(), ReleaseError>,
+    ) -> Result<(), ReleaseError> {
+        std::thread::scope(|scope| {
+            let (send, texts) = mpsc::sync_channel(1);
+            let (give_back, used) = mpsc::channel();
+            scope.spawn(move || {
+                let (mut reader, mut at) = (self.reader(), group.at);
+                for part in &group.parts {
+                    reader.text = used.try_recv().unwrap_or_default();
+                    let text = self.part(file, part, at, &mut reader).map(|()| std::mem::take(&mut reader.text));
+                    let failed = text.is_err();
+                    // Nobody waits for it where it could not be written.
+                    if send.send(text).is_err() || failed {
+                        return;
+                    }
+                    at += u64::from(part.packed);
                 }
-                self.unpack(part, at, reader)?;
-                give(&reader.text)?;
-                at += u64::from(part.packed);
+            });
+            for text in texts {
+                let text = text?;
+                give(&text)?;
+                let _ = give_back.send(text);
             }
             Ok(())
         })
+    }
+
+    /// Unpacks a part to `reader.text`.
+    fn part(&self, file: &groups::File, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), ReleaseError> {
+        reader.reference.clear();
+        if let (Some((index, _)), 1..) = (file.base, part.reference) {
+            reader.old.open(index)?.append(part.from, part.reference, &mut reader.reference)?;
+        }
+        self.unpack(part, at, reader)
     }
 
     /// Start, middle, end.
@@ -190,7 +227,13 @@ impl<'a> Delta<'a> {
         if *Digest::of(&reader.packed).as_bytes() != part.digest {
             return Err(refused("one of its patches is damaged"));
         }
-        archive::unpack(&reader.reference, &reader.packed, part.raw as usize, &mut reader.text).map_err(format::accepted)
+        let GroupReader { reference, packed, told, text, .. } = reader;
+        if part.told == 0 {
+            return archive::unpack(reference, packed, part.raw as usize, text).map_err(format::accepted);
+        }
+        archive::unpack(&[], packed, part.told as usize, told).map_err(format::accepted)?;
+        let wrong = || format::accepted(ArchiveError::Patch { why: "it tells something else than it says" });
+        copies::copy(reference, told, part.raw as usize, text).ok_or_else(wrong)
     }
 
     /// What is to be said of an old file that is not as it should be.
@@ -204,6 +247,7 @@ pub struct GroupReader<'a> {
     old: Reader<'a>,
     reference: Vec<u8>,
     packed: Vec<u8>,
+    told: Vec<u8>,
     text: Vec<u8>,
     buffer: Vec<u8>,
 }

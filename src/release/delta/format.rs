@@ -15,7 +15,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"larder\x00\xdd";
 
 /// The version of the format that is written, and the newest that is read.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Magic, format, length of the outline, its digest.
 const HEAD: usize = 8 + 4 + 4 + 32;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTEXT, PART, REFERENCE, entries::Contents, format, refused};
+use super::{CONTEXT, PART, REFERENCE, TOLD, entries::Contents, format, refused};
 use crate::{
     model::{Entry, EntryKind, bounded},
     release::ReleaseError,
@@ -67,6 +67,8 @@ pub(super) struct Part {
     pub packed: u32,
     /// How many bytes it gives.
     pub raw: u32,
+    /// If it is told by copies (`copies.rs`): how many bytes it has unpacked. Otherwise 0, and it is packed with the help of the reference.
+    pub told: u32,
     /// The digest of its bytes in the delta.
     pub digest: [u8; 32],
     /// Where in the base the reference begins; 0 where there are several members, since then a rule says it.
@@ -199,7 +201,8 @@ fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<F
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();
-    let small = |part: &Part| u64::from(part.raw) <= PART && u64::from(part.packed) <= PART + (1 << 20);
+    let small =
+        |part: &Part| u64::from(part.raw) <= PART && u64::from(part.told) <= TOLD && u64::from(part.packed) <= PART + (1 << 20);
     if middles != raw || !parts.iter().all(small) {
         return None;
     }
@@ -209,6 +212,6 @@ fn check(members: &[File], parts: &[Part]) -> Option<()> {
         return parts.iter().all(|part| inside(part) && part.reference <= REFERENCE).then_some(());
     }
     let pieces = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.piece().1))?;
-    let by_rule = |part: &Part| part.from == 0 && part.reference == 0;
+    let by_rule = |part: &Part| part.from == 0 && part.reference == 0 && part.told == 0;
     (members.len() > 1 && parts.len() == 1 && parts.iter().all(by_rule) && pieces <= REFERENCE).then_some(())
 }

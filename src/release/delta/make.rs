@@ -5,7 +5,9 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    PART, REFERENCE, SMALL, Source, entries,
+    PART, REFERENCE, SMALL, Source,
+    copies::{Finder, common_end, common_start},
+    entries,
     format::{self, Outline},
     groups::{self, Group, Member, Part, Wanted},
     relatives,
@@ -54,7 +56,7 @@ pub fn make(
     let pairs = pairs(old, new, &wanted);
     let bases: Vec<usize> = pairs.iter().filter_map(|pair| pair.file.base.map(|(index, _)| index)).collect();
     let stores = (Store::open(old_files, old, &bases, threads)?, Store::open(new_files, new, &wanted.entries, threads)?);
-    let plan = plan(pairs, &stores, threads)?;
+    let plan = plan(pairs);
     let mut groups: Vec<Group> = Vec::new();
     let mut at = first;
     pool::ordered(
@@ -63,14 +65,19 @@ pub fn make(
         || Ok(Worker::new(&stores)),
         |worker, index| match plan.tasks.get(index) {
             Some(Task::Batch(range)) => worker.batch(plan.small.get(range.clone()).unwrap_or_default()).map(Made::Batch),
+            Some(Task::Verify { large, base }) => {
+                let file = plan.large.get(*large).map(|pair| pair.file).ok_or_else(|| super::refused("a file was lost"))?;
+                worker.verify(&file, *base).map(|()| Made::Nothing)
+            }
             Some(Task::Part { large, range, first }) => {
                 let pair = plan.large.get(*large).ok_or_else(|| super::refused("a file was lost"))?;
                 worker.part(pair, range).map(|made| Made::Part { pair: *pair, first: *first, made })
             }
-            None => Ok(Made::Batch((Vec::new(), None))),
+            None => Ok(Made::Nothing),
         },
         |_, made| {
             let made = match made {
+                Made::Nothing => None,
                 Made::Batch((pairs, Some(made))) => {
                     groups.push(Group { members: members(old, new, &pairs), parts: vec![made.part] });
                     Some(made)
@@ -135,14 +142,16 @@ struct Plan {
 enum Task {
     /// Several of the small ones.
     Batch(Range<usize>),
+    /// A large one, or its base, is read through to see whether it is what its manifest says.
+    Verify { large: usize, base: bool },
     /// Bytes of a large one.
     Part { large: usize, range: Range<u64>, first: bool },
 }
 
-/// Says who is patched with whom: a matter of sizes alone, but for what large files share with their bases at both ends.
-fn plan(pairs: Vec<Pair>, stores: &(Store<'_>, Store<'_>), threads: usize) -> Result<Plan, ReleaseError> {
+/// Says who is patched with whom: a matter of sizes alone.
+fn plan(pairs: Vec<Pair>) -> Plan {
     let is_small = |pair: &Pair| pair.file.size <= SMALL && pair.file.base.is_none_or(|(_, size)| size <= SMALL);
-    let (small, mut large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);
+    let (small, large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);
     let mut tasks = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, pair) in small.iter().enumerate() {
@@ -156,28 +165,16 @@ fn plan(pairs: Vec<Pair>, stores: &(Store<'_>, Store<'_>), threads: usize) -> Re
     if start < small.len() {
         tasks.push(Task::Batch(start..small.len()));
     }
-    let mut looked_at = Vec::with_capacity(large.len());
-    pool::ordered(
-        large.len(),
-        threads,
-        || Ok(Worker::new(stores)),
-        |worker, index| large.get(index).map(|pair| worker.ends(pair)).transpose(),
-        |_, pair| {
-            looked_at.extend(pair);
-            Ok::<(), ReleaseError>(())
-        },
-    )?;
-    large = looked_at;
     for (index, pair) in large.iter().enumerate() {
-        let (mut at, end) = (pair.file.head, pair.file.size - pair.file.tail);
-        let mut first = true;
-        while at < end || first {
-            let next = end.min(at + PART);
-            tasks.push(Task::Part { large: index, range: at..next, first });
-            (at, first) = (next, false);
+        tasks.push(Task::Verify { large: index, base: false });
+        if pair.file.base.is_some() {
+            tasks.push(Task::Verify { large: index, base: true });
+        }
+        for at in (0..pair.file.size).step_by(PART as usize) {
+            tasks.push(Task::Part { large: index, range: at..pair.file.size.min(at + PART), first: at == 0 });
         }
     }
-    Ok(Plan { small, large, tasks })
+    Plan { small, large, tasks }
 }
 
 /// A patch, with what the list says of it.
@@ -187,6 +184,7 @@ struct Patch {
 }
 
 enum Made {
+    Nothing,
     Batch((Vec<Pair>, Option<Patch>)),
     Part { pair: Pair, first: bool, made: Option<Patch> },
 }
@@ -199,12 +197,13 @@ struct Worker<'a> {
     is: Vec<u8>,
     both: Vec<u8>,
     text: Vec<u8>,
+    finder: Finder,
 }
 
 impl<'a> Worker<'a> {
     fn new((old, new): &'a (Store<'_>, Store<'_>)) -> Worker<'a> {
         let (old, new) = (old.reader(), new.reader());
-        Worker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new() }
+        Worker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new(), finder: Finder::default() }
     }
 
     /// The middles of small files against the middles of their bases.
@@ -221,7 +220,9 @@ impl<'a> Worker<'a> {
             }
             file.head = common_start(&self.was, &self.is) as u64;
             let left = self.was.len().min(self.is.len()) - file.head as usize;
-            file.tail = common_end(&self.was, &self.is, left) as u64;
+            let last = |bytes: &[u8]| (bytes.len() - left) as u64;
+            file.tail =
+                common_end(part(&self.was, last(&self.was), left as u64), part(&self.is, last(&self.is), left as u64)) as u64;
             let (from, count) = file.piece();
             self.both.extend_from_slice(part(&self.was, from, count));
             self.text.extend_from_slice(part(&self.is, file.head, file.middle()));
@@ -235,61 +236,31 @@ impl<'a> Worker<'a> {
         Ok((done, Some(self.pack_always(0, 0)?)))
     }
 
-    /// What a large file and its base have in common at both ends.
-    fn ends(&mut self, pair: &Pair) -> Result<Pair, ReleaseError> {
-        let mut file = pair.file;
-        let new = self.new.open(file.entry)?;
-        new.verify(&mut self.is)?;
-        let Some((index, size)) = file.base else { return Ok(*pair) };
-        let old = self.old.open(index)?;
-        old.verify(&mut self.was)?;
-        let shorter = size.min(file.size);
-        let step = |done: u64| (shorter - done).min(super::source::CHUNK as u64);
-        while file.head < shorter {
-            let count = step(file.head);
-            self.read_both(&new, file.head, &old, file.head, count)?;
-            let same = common_start(&self.was, &self.is) as u64;
-            file.head += same;
-            if same < count {
-                break;
-            }
-        }
-        while file.head + file.tail < shorter {
-            let count = step(file.head + file.tail);
-            self.read_both(&new, file.size - file.tail - count, &old, size - file.tail - count, count)?;
-            let same = common_end(&self.was, &self.is, count as usize) as u64;
-            file.tail += same;
-            if same < count {
-                break;
-            }
-        }
-        Ok(Pair { file, ..*pair })
+    fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), ReleaseError> {
+        let content = match file.base {
+            Some((index, _)) if base => self.old.open(index)?,
+            _ => self.new.open(file.entry)?,
+        };
+        content.verify(&mut self.is)
     }
 
-    fn read_both(
-        &mut self,
-        new: &super::source::Content<'_>,
-        new_at: u64,
-        old: &super::source::Content<'_>,
-        old_at: u64,
-        count: u64,
-    ) -> Result<(), ReleaseError> {
-        self.is.clear();
-        new.append(new_at, count, &mut self.is)?;
-        self.was.clear();
-        old.append(old_at, count, &mut self.was)
-    }
-
-    /// A part of a large file against the neighbourhood of the same place in its base.
+    /// A part of a large file, told by the neighbourhood of the same place in its base.
     fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, ReleaseError> {
         let (from, reference) = neighbourhood(&pair.file, range);
-        self.both.clear();
         self.text.clear();
-        if let Some((index, _)) = pair.file.base {
-            self.old.open(index)?.append(from, reference, &mut self.both)?;
-        }
         self.new.open(pair.file.entry)?.append(range.start, range.end - range.start, &mut self.text)?;
-        self.pack(from, reference)
+        let Some((index, _)) = pair.file.base.filter(|_| reference > 0) else {
+            self.both.clear();
+            return self.pack(0, 0);
+        };
+        self.was.clear();
+        self.old.open(index)?.append(from, reference, &mut self.was)?;
+        let shift = range.start.cast_signed() - from.cast_signed();
+        let told = self.finder.tell(&self.was, &self.text, shift).map_err(|e| super::refused(e.to_string()))?;
+        let packed = archive::pack(&told, 0, if told.len() > LITTLE { 1 } else { 9 }).map_err(format::written)?;
+        let (raw, told) = (self.text.len() as u32, told.len() as u32);
+        let digest = *Digest::of(&packed).as_bytes();
+        Ok(Some(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed }))
     }
 
     /// Packs `self.text` with the reference in `self.both`; nothing needs no patch.
@@ -300,38 +271,31 @@ impl<'a> Worker<'a> {
     fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
         let before = self.both.len();
         self.both.append(&mut self.text);
-        let packed = archive::pack(&self.both, before, level(before, self.both.len())).map_err(format::written)?;
+        let packed = archive::pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
         let raw = (self.both.len() - before) as u32;
         let digest = *Digest::of(&packed).as_bytes();
-        Ok(Patch { part: Part { packed: packed.len() as u32, raw, digest, from, reference }, packed })
+        Ok(Patch { part: Part { packed: packed.len() as u32, told: 0, raw, digest, from, reference }, packed })
     }
 }
 
 /// The most effort that costs hardly any time, by the size of reference and text together.
-fn level(reference: usize, both: usize) -> i32 {
+fn level(both: usize) -> i32 {
     match both {
         0..=0x8_0000 => 12,
         0x8_0001..=0x20_0000 => 9,
-        // What a large file has in common with its base, the search for long matches finds; the lowest level then gives fewer bytes
-        // than higher ones, whose short matches cut the long ones up, and takes half the time.
-        _ if reference > LARGE => 1,
         _ => 3,
     }
 }
 
-/// From this size of a reference on, in bytes, long matches are what counts.
-const LARGE: usize = 8 << 20;
+/// Up to so many bytes that tell a part are worth some effort.
+const LITTLE: usize = 1 << 20;
 
-/// Where in the base to look for a part: the whole middle if it is small enough, else as much around the same place as may be held.
+/// Where in the base to look for a part: all of it if it is small enough, else as much around the same place as may be held.
 fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
-    let (from, count) = file.piece();
-    if count <= REFERENCE {
-        return (from, count);
-    }
-    let middle = u128::from(file.middle().max(1));
-    let place = u128::from(range.start + (range.end - range.start) / 2 - file.head) * u128::from(count) / middle;
-    let start = (place as u64).saturating_sub(REFERENCE / 2).min(count - REFERENCE);
-    (from + start, REFERENCE)
+    let Some((_, size)) = file.base else { return (0, 0) };
+    let middle = range.start + (range.end - range.start) / 2;
+    let place = u128::from(middle) * u128::from(size) / u128::from(file.size.max(1));
+    ((place as u64).saturating_sub(REFERENCE / 2).min(size.saturating_sub(REFERENCE)), size.min(REFERENCE))
 }
 
 /// The members as the list has them.
@@ -353,22 +317,4 @@ fn members(old: &Manifest, new: &Manifest, pairs: &[Pair]) -> Vec<Member> {
 
 fn part(bytes: &[u8], from: u64, count: u64) -> &[u8] {
     bytes.get(from as usize..(from + count) as usize).unwrap_or_default()
-}
-
-/// Compared block by block first, which is as fast as memory is.
-const BLOCK: usize = 512;
-
-fn common_start(one: &[u8], other: &[u8]) -> usize {
-    let blocks = one.chunks_exact(BLOCK).zip(other.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count() * BLOCK;
-    let rest = one.iter().skip(blocks).zip(other.iter().skip(blocks));
-    blocks + rest.take_while(|(a, b)| a == b).count()
-}
-
-/// At most `limit`.
-fn common_end(one: &[u8], other: &[u8], limit: usize) -> usize {
-    let last = |bytes: &[u8]| bytes.len() - limit;
-    let (one, other) = (one.get(last(one)..).unwrap_or_default(), other.get(last(other)..).unwrap_or_default());
-    let blocks = one.rchunks_exact(BLOCK).zip(other.rchunks_exact(BLOCK)).take_while(|(a, b)| a == b).count() * BLOCK;
-    let rest = one.iter().rev().skip(blocks).zip(other.iter().rev().skip(blocks));
-    blocks + rest.take_while(|(a, b)| a == b).count()
 }

@@ -7,15 +7,16 @@
 //! 2. the difference of the two manifests (`entries.rs`), from which [`manifest()`] rebuilds the new one, so that its signature can
 //!    be checked before anything else is done. Only [`ArchiveInfo::frames`](crate::model::ArchiveInfo) stays behind: whoever packs
 //!    the installed tree again finds the same frames;
-//! 3. patches, and at the end the list of them (`groups.rs`). What both ends of a changed file share with its old version is not in any patch; the
-//!    middles of many small files make one patch against the middles of their old versions, a large file is cut into parts, each
-//!    a patch against the neighbourhood of the same place in its old version.
+//! 3. patches, and at the end the list of them (`groups.rs`). What both ends of a changed small file share with its old version is not
+//!    in any patch; the middles of many make one patch against the middles of their old versions. A large file is cut into parts, each
+//!    told by copies out of the neighbourhood of the same place in its old version (`copies.rs`).
 //!
 //! Files whose content the old release holds anywhere, empty files and second copies need nothing but their manifest entry.
 //!
 //! *Memory*: [`memory`] says the bound. It depends on the number of threads and of entries, not on the bytes of a release.
 
 mod apply;
+mod copies;
 mod entries;
 mod format;
 mod groups;
@@ -42,6 +43,9 @@ const SMALL: u64 = 4 << 20;
 /// The most bytes of a large file that make one part.
 const PART: u64 = 16 << 20;
 
+/// The most bytes that tell a part by copies: all of it is new, and something to say so.
+const TOLD: u64 = PART + (1 << 20);
+
 /// How many bytes of the old version a part may refer to.
 const REFERENCE: u64 = 24 << 20;
 
@@ -59,8 +63,9 @@ pub fn manifest(delta: &File, old: &Manifest) -> Result<Manifest, ReleaseError> 
 /// The most memory that making or applying a delta takes with `threads` threads, in bytes, for what depends on contents; manifests
 /// come on top, with about 300 bytes for each entry of both.
 pub fn memory(threads: usize) -> u64 {
-    // Each thread holds a reference, a text and its patch, and zstd's tables; three finished patches per thread wait for their turn.
-    let each = REFERENCE + PART + PART + (24 << 20) + 3 * PART;
+    // Each thread holds a reference, a text, what tells it and its patch, and tables; three finished patches per thread wait for their
+    // turn.
+    let each = REFERENCE + PART + TOLD + PART + (24 << 20) + 3 * PART;
     threads as u64 * each
 }
 

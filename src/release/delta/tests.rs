@@ -134,10 +134,9 @@ impl World {
         let _ = std::fs::create_dir(&tree);
         let places = install::Places { tree, deploy: self.dir.path().into() };
         let previous = Some(self.old.manifest.release);
-        if spare {
-            let job = UnpackJob { previous, content: Content::Archive, spare: false, threads: 2, limits: Limits::default() };
-            done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)))?;
-        }
+        let job = UnpackJob { previous, content: Content::Archive, spare: None, threads: 2, limits: Limits::default() };
+        let copy = || done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)));
+        let spare = if spare { copy()?.seal } else { None };
         let job = UnpackJob { previous, content: Content::Delta, spare, threads: 2, limits: Limits::default() };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
         assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "it said that it was well");
@@ -312,7 +311,7 @@ fn what_does_not_belong_together_is_refused() {
     newer[8] = 9;
     assert!(
         refused(manifest(&file_with(&newer), &world.old.manifest))
-            .contains("it has the format 9, this larder reads 1; update larder")
+            .contains("it has the format 9, this larder reads 2; update larder")
     );
     assert!(
         refused(manifest(&file_with(b"PK\x03\x04 something else, but long enough to be looked at"), &world.old.manifest))

@@ -199,7 +199,7 @@ impl Places {
 /// Does the work of a look.
 pub fn look_work(job: &LookJob, places: &Places, manifest: &File, save: Option<(&File, &File)>) -> Answer<LookReport> {
     let done = || -> Result<LookReport, ReleaseError> {
-        let manifest = store::parse(manifest, std::path::Path::new("the manifest"))?;
+        let manifest = store::parse_known(manifest, std::path::Path::new("the manifest"))?;
         match job {
             LookJob::Tree => {
                 let found = verify(&places.tree, &manifest)?;

@@ -4,12 +4,9 @@ use std::{fs::File, os::fd::OwnedFd, path::Path};
 
 use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, ReleaseError, patches::Patches, store};
 use crate::{
-    host::{
-        files::{FileError, open_regular},
-        launch::Stdio,
-    },
+    host::{files::FileError, launch::Stdio},
     model::{Launch, LimitClass, ReleaseId, Role, Slot, Supervision, UserName},
-    release::{Context, error::Answer},
+    release::{Context, error::Answer, index},
 };
 
 /// The largest report of a worker, in bytes.
@@ -54,7 +51,7 @@ pub async fn save(place: &Place<'_>, by: Option<UserName>) -> Result<(Drift, Opt
         let patches = patches.clone();
         blocking(move || {
             let manifest = store::read(&path)?;
-            Ok((patches.begin()?, open_regular(&path)?, (manifest.release, manifest.commit, manifest.tree)))
+            Ok((patches.begin()?, index::open(&path)?, (manifest.release, manifest.commit, manifest.tree)))
         })
         .await?
     };
@@ -94,7 +91,7 @@ pub async fn apply(place: &Place<'_>, patch: &Patch) -> Result<Applied, ReleaseE
 
 async fn manifest(context: &Context<'_>, release: ReleaseId) -> Result<File, ReleaseError> {
     let path = context.paths.manifest(release);
-    blocking(move || Ok(open_regular(&path)?)).await
+    blocking(move || Ok(index::open(&path)?)).await
 }
 
 async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(

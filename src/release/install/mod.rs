@@ -6,6 +6,7 @@
 //! A *spare* is an installed copy of the live release, made in advance under the id of a release to come: installing a release
 //! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
 
+mod seal;
 mod shared;
 mod target;
 mod writer;
@@ -18,10 +19,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use self::target::{Base, Target};
-use super::{Answer, ReleaseError, delta::Delta, store, verify};
+use super::{Answer, ReleaseError, both, delta::Delta, store, verify};
 use crate::{
     host::{archive::Limits, files::Confined},
-    model::{ArchiveInfo, Entry, Manifest, ReleaseId},
+    model::{ArchiveInfo, Digest, Entry, Manifest, ReleaseId},
 };
 
 /// Where the content of a release comes from, besides what it shares with the previous one.
@@ -42,9 +43,9 @@ pub struct UnpackJob {
     pub previous: Option<ReleaseId>,
     /// What descriptor 5 is.
     pub content: Content,
-    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported
-    /// success, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
-    pub spare: bool,
+    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported success
+    /// and this seal, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
+    pub spare: Option<Digest>,
     /// How many threads link and write.
     pub threads: usize,
     /// What the archive may hold.
@@ -62,6 +63,8 @@ pub struct UnpackReport {
     pub unpacked: u64,
     /// How many bytes those have.
     pub bytes: u64,
+    /// Of a copy of the previous release: what tells later whether somebody has been in it.
+    pub seal: Option<Digest>,
 }
 
 impl UnpackReport {
@@ -106,7 +109,7 @@ fn install(
             let (manifest, previous) = store::parse_both((manifest, path), (file, Path::new("the previous manifest")));
             (manifest?, previous.ok())
         }
-        None => (store::parse(manifest, path)?, None),
+        None => (store::parse_known(manifest, path)?, None),
     };
     let tree = Confined::open(&places.tree)?;
     // A previous release that is damaged or gone costs time, not the deployment.
@@ -117,29 +120,46 @@ fn install(
         _ => None,
     };
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    let spare = job.spare && is_spare(&places.tree, base, job.threads)?;
+    // To look at a tree is mostly the kernel's work, to look at a delta is our own: one fills the pauses of the other.
+    let (delta, spare) = both(
+        || match &before {
+            Some((previous, base)) if job.content == Content::Delta => Some(Delta::open(archive, previous, base, &manifest)),
+            _ => None,
+        },
+        || match (job.spare, base) {
+            (Some(seal), Some(base)) => is_spare(places, &tree, seal, base, job.threads),
+            _ => Ok(false),
+        },
+    );
+    let (delta, spare) = (delta.transpose()?, spare?);
     let target = Target { tree: &tree, base, spare, threads: job.threads };
-    let report = match (job.content, &before) {
-        (Content::Archive, _) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
-        (Content::Delta, Some((previous, base))) => {
-            target.fill_by_delta(&Delta::open(archive, previous, base, &manifest)?, &manifest.entries)
-        }
-        (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => {
+    let report = match (job.content, &before, &delta) {
+        (Content::Archive, ..) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
+        (Content::Delta, _, Some(delta)) => target.fill_by_delta(delta, &manifest.entries),
+        (Content::Previous, Some((previous, base)), _) if previous.entries == manifest.entries => {
             target.fill_by_copy(base, &manifest.entries)
         }
         _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
     };
+    let report = match report {
+        Ok(report) if job.previous == Some(manifest.release) => seal::seal(&tree, &manifest.entries, job.threads)
+            .map(|seal| UnpackReport { seal: Some(seal), ..report })
+            .map_err(Into::into),
+        report => report,
+    };
     // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
+    drop(delta);
     std::mem::forget((manifest, before.map(|(previous, _)| previous)));
     report
 }
 
-/// Looks again whether a spare tree is what it is said to be, all but reading the files.
-fn is_spare(tree: &Path, base: Option<Base<'_>>, threads: usize) -> Result<bool, ReleaseError> {
-    match base {
-        Some(base) => Ok(verify::compare(tree, base.entries, threads, false)?.is_empty()),
-        None => Ok(false),
+/// Looks again whether a spare tree is what it is said to be: by its seal, or if that does not hold, at all but what is in its files.
+fn is_spare(places: &Places, tree: &Confined, seal: Digest, base: Base<'_>, threads: usize) -> Result<bool, ReleaseError> {
+    // A directory that is missing has no seal.
+    if seal::seal(tree, base.entries, threads).is_ok_and(|found| found == seal) {
+        return Ok(true);
     }
+    Ok(verify::compare(&places.tree, base.entries, threads, false)?.is_empty())
 }
 
 /// Unpacks an archive into an empty directory, without any previous release: for measurements and tools.

@@ -7,7 +7,7 @@ use crate::{
         files::{self, FileError},
         root::EnvironmentPaths,
     },
-    model::{Origin, Phase, ReleaseId},
+    model::{Digest, Origin, Phase, ReleaseId},
     pipeline::{
         context::Deployment,
         phases::bundle,
@@ -98,7 +98,7 @@ fn forget(deployment: &Deployment, error: ReleaseError) -> Failure {
 
 /// Removes a release from the store; first what makes it exist.
 fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
-    for path in [paths.manifest(release), content, paths.health(release)] {
+    for path in [paths.manifest(release), paths.index(release), content, paths.health(release)] {
         put_away(files::remove_if_present(&path));
     }
 }
@@ -115,20 +115,20 @@ pub fn distrusts_deltas(paths: &EnvironmentPaths) -> bool {
     marked.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DISTRUST_FOR))
 }
 
-/// Makes the spare tree the one to install to, if there is one of the live release. It is taken in any case: where this step is
-/// done again, the tree is no copy any more.
-async fn spare(deployment: &Deployment) -> bool {
+/// Makes the spare tree the one to install to, if there is one of the live release, and gives its seal. It is taken in any case: where
+/// this step is done again, the tree is no copy any more.
+async fn spare(deployment: &Deployment) -> Option<Digest> {
     let order = &deployment.order;
-    let Some(copy) = deployment.spare.take() else { return false };
+    let copy = deployment.spare.take()?;
     let launcher = &deployment.services.launcher;
     if Some(copy.of) == deployment.previous_release()
         && launcher.adopt(order.environment.id, copy.name, order.release).await.is_ok()
     {
-        return true;
+        return Some(copy.seal);
     }
     // Removed in the background.
     if let Err(failure) = bundle::remove_tree(deployment, copy.name).await {
         tracing::warn!(why = failure.why, "a spare tree could not be removed");
     }
-    false
+    None
 }

@@ -1,0 +1,263 @@
+//! A long text told by what an older version of it has: copies, and what is new between them.
+//!
+//! Programs of two versions are mostly the same runs of bytes at slightly other places. A run is looked for where the last one would
+//! go on, which is nearly always right; else among marks that stand in the older version at regular distances. What is found is
+//! extended in both directions as far as both texts are equal, so that marks need not be dense, and only what is new is looked
+//! at byte by byte.
+
+use serde::{Deserialize, Serialize};
+
+/// The fewest bytes that are worth a copy: as many as are compared at once.
+const WINDOW: usize = 32;
+
+/// How far marks are from each other in the older version, in bytes.
+const DISTANCE: usize = 64;
+
+/// How far one goes on in the text where nothing was found. No divisor of it is one of [`DISTANCE`], so that every mark is met.
+const STEP: usize = 3;
+
+/// What is new, then a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Copy {
+    /// How many new bytes come before it.
+    own: u32,
+    /// How many bytes it has.
+    length: u32,
+    /// How much further on it begins in the older version than the copy before would have gone on; for the first, than the text.
+    moved: i32,
+}
+
+/// All of it. What is new behind the last copy is the rest of `own`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told<'a> {
+    copies: Vec<Copy>,
+    own: &'a [u8],
+}
+
+/// What finds copies: its memory can be used again.
+#[derive(Debug, Default)]
+pub(super) struct Finder {
+    /// By hash: the higher bits of the hash that are not the index of a mark, and the index plus one; 0 for none.
+    marks: Vec<u32>,
+}
+
+impl Finder {
+    /// Tells `text` by what `old` has. `shift` is how much further on in `old` one would look for the start of the text. The same for
+    /// the same arguments every time.
+    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Result<Vec<u8>, postcard::Error> {
+        let marks = Marks::set(&mut self.marks, old);
+        let (mut copies, mut own) = (Vec::new(), Vec::new());
+        // `told`: how much of the text is told already. `shift`: where the copy at hand goes on, `before`: where the last told one did.
+        let (mut at, mut told, mut shift, mut before) = (0, 0, shift, 0);
+        while let Some(window) = window(text, at) {
+            let here = |from: usize| self::window(old, from) == Some(window);
+            let same = moved(at, shift).filter(|from| here(*from));
+            let Some(from) = same.or_else(|| marks.find(window).filter(|from| here(*from))) else {
+                at += STEP;
+                continue;
+            };
+            let ahead = common_start(part(text, at, text.len()), part(old, from, old.len()));
+            let behind = common_end(part(text, told, at), part(old, 0, from));
+            own.extend_from_slice(part(text, told, at - behind));
+            shift = from as i64 - at as i64;
+            copies.push(Copy {
+                own: (at - behind - told) as u32,
+                length: (behind + ahead) as u32,
+                moved: (shift - before) as i32,
+            });
+            before = shift;
+            at += ahead;
+            told = at;
+        }
+        own.extend_from_slice(part(text, told, text.len()));
+        postcard::to_stdvec(&Told { copies, own: &own })
+    }
+}
+
+/// Replaces `into` by the text of `length` bytes that `told` and `old` give. Nothing if they do not give that.
+pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
+    let Told { copies, mut own } = postcard::from_bytes(told).ok()?;
+    into.clear();
+    into.reserve(length);
+    let mut shift = 0_i64;
+    let give = |part: &[u8], into: &mut Vec<u8>| {
+        into.extend_from_slice(part);
+        (into.len() <= length).then_some(())
+    };
+    for copy in copies {
+        let (new, left) = own.split_at_checked(copy.own as usize)?;
+        give(new, into)?;
+        own = left;
+        shift += i64::from(copy.moved);
+        let from = moved(into.len(), shift)?;
+        give(old.get(from..from.checked_add(copy.length as usize)?)?, into)?;
+    }
+    give(own, into)?;
+    (into.len() == length).then_some(())
+}
+
+/// How many bytes are compared at once, as long as they are equal.
+const BLOCK: usize = 32;
+
+/// How many bytes at their start two texts have in common.
+pub(super) fn common_start(one: &[u8], other: &[u8]) -> usize {
+    let blocks = one.as_chunks::<BLOCK>().0.iter().zip(other.as_chunks::<BLOCK>().0);
+    let whole = blocks.take_while(|(one, other)| one == other).count() * BLOCK;
+    let rest = one.iter().skip(whole).zip(other.iter().skip(whole));
+    whole + rest.take_while(|(one, other)| one == other).count()
+}
+
+/// How many bytes at their end.
+pub(super) fn common_end(one: &[u8], other: &[u8]) -> usize {
+    let blocks = one.as_rchunks::<BLOCK>().1.iter().rev().zip(other.as_rchunks::<BLOCK>().1.iter().rev());
+    let whole = blocks.take_while(|(one, other)| one == other).count() * BLOCK;
+    let rest = one.iter().rev().skip(whole).zip(other.iter().rev().skip(whole));
+    whole + rest.take_while(|(one, other)| one == other).count()
+}
+
+/// Marks in the older version.
+struct Marks<'a> {
+    table: &'a [u32],
+    /// How many bits of the hash are the index into the table; the highest.
+    index: u32,
+    /// How many bits of a mark say where it is; the lowest.
+    place: u32,
+}
+
+impl<'a> Marks<'a> {
+    fn set(table: &'a mut Vec<u32>, old: &[u8]) -> Marks<'a> {
+        let bits = |count: usize| count.next_power_of_two().trailing_zeros().clamp(1, 31);
+        let count = old.len() / DISTANCE;
+        // Twice as many places as marks: then a mark is mostly alone, and the table stays in the processor's cache.
+        let (index, place) = (bits(2 * count), bits(count + 2));
+        table.clear();
+        table.resize(1 << index, 0);
+        for (number, piece) in (1_u32..).zip(old.chunks_exact(DISTANCE)) {
+            let Some(window) = piece.first_chunk() else { continue };
+            let hash = hash(window);
+            if let Some(mark) = table.get_mut((hash >> (32 - index)) as usize) {
+                *mark = hash << place | number;
+            }
+        }
+        Marks { table, index, place }
+    }
+
+    /// Where a mark with the hash of this window stands.
+    fn find(&self, window: &[u8; WINDOW]) -> Option<usize> {
+        let hash = hash(window);
+        let mark = *self.table.get((hash >> (32 - self.index)) as usize)?;
+        let number = mark & !(u32::MAX << self.place);
+        (mark == hash << self.place | number).then_some((number as usize).checked_sub(1)? * DISTANCE)
+    }
+}
+
+fn hash(window: &[u8; WINDOW]) -> u32 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let words = window.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+    (words.fold(FACTOR, |hash, word| (hash.rotate_left(29) ^ word).wrapping_mul(FACTOR)) >> 32) as u32
+}
+
+fn window(bytes: &[u8], at: usize) -> Option<&[u8; WINDOW]> {
+    bytes.get(at..)?.first_chunk()
+}
+
+fn part(bytes: &[u8], from: usize, to: usize) -> &[u8] {
+    bytes.get(from..to).unwrap_or_default()
+}
+
+fn moved(at: usize, shift: i64) -> Option<usize> {
+    usize::try_from(i64::try_from(at).ok()?.checked_add(shift)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(seed: u64, size: usize) -> Vec<u8> {
+        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let mut bytes = vec![0; size];
+        reader.fill(&mut bytes);
+        bytes
+    }
+
+    fn told(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
+        let told = Finder::default().tell(old, text, shift).unwrap();
+        let mut back = vec![7];
+        assert_eq!(copy(old, &told, text.len(), &mut back), Some(()));
+        assert!(back == text);
+        told
+    }
+
+    #[test]
+    fn what_was_moved_costs_a_few_bytes() {
+        let old = noise(1, 1 << 20);
+        assert!(told(&old, &old, 0).len() < 16);
+        // Something in between, something gone, something elsewhere.
+        let text = [&old[..300_000], b"new", &old[300_000..500_000], &old[500_007..900_000], &old[100_000..200_000]].concat();
+        for shift in [0, 5, -5, 1 << 40, i64::MIN] {
+            let told = told(&old, &text, shift);
+            assert!(told.len() < 600, "{} bytes at {shift}", told.len());
+        }
+        let other = noise(2, 1 << 20);
+        let told = told(&old, &other, 0);
+        assert!(told.len() < other.len() + 16, "{}", told.len());
+    }
+
+    #[test]
+    fn every_few_bytes_something_new() {
+        let old = noise(3, 200_000);
+        let mut text = old.clone();
+        text.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
+        // A copy has at most five bytes, and one byte is new.
+        assert!(told(&old, &text, 0).len() < 2000 * 7);
+    }
+
+    #[test]
+    fn short_texts_and_none() {
+        let old = noise(4, 100);
+        for old in [&old[..], &old[..31], &old[..64], &[]] {
+            for text in [&old[..], &noise(4, 100)[..], &noise(5, 33), &[], b"x", &[0; 5000]] {
+                told(old, text, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_gives_something_else_is_refused() {
+        let old = noise(6, 1000);
+        let encode = |copies: &[Copy], own: &[u8]| postcard::to_stdvec(&Told { copies: copies.to_vec(), own }).unwrap();
+        let mut into = Vec::new();
+        let whole = Copy { own: 0, length: 1000, moved: 0 };
+        assert!(copy(&old, &encode(&[whole], b""), 1000, &mut into).is_some());
+        for (bad, own, length) in [
+            (whole, &b""[..], 999),
+            (whole, b"", 1001),
+            (whole, b"x", 1000),
+            (Copy { length: 1001, ..whole }, b"", 1001),
+            (Copy { moved: 1, ..whole }, b"", 1000),
+            (Copy { moved: -1, ..whole }, b"", 1000),
+            (Copy { own: 1, ..whole }, b"", 1001),
+            (Copy { length: u32::MAX, moved: i32::MAX, ..whole }, b"", 1000),
+        ] {
+            assert!(copy(&old, &encode(&[bad], own), length, &mut into).is_none(), "{bad:?}");
+        }
+        assert!(copy(&old, &[], 0, &mut into).is_none() && copy(&old, &[255; 40], 1000, &mut into).is_none());
+        // Little that asks for much stops at what was said.
+        let many = vec![Copy { own: 0, length: 1000, moved: -1000 }; 1000];
+        assert!(copy(&old, &encode(&many, b""), 5000, &mut into).is_none() && into.len() <= 6000);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back(seed in any::<u64>(), cuts in prop::collection::vec((0usize..4000, 0usize..4000, prop::collection::vec(any::<u8>(), 0..50)), 0..20), shift in any::<i64>()) {
+            let old = noise(seed, 4000);
+            let mut text = Vec::new();
+            for (from, to, new) in cuts {
+                text.extend_from_slice(&old[from.min(to)..from.max(to)]);
+                text.extend(new);
+            }
+            told(&old, &text, shift);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The seal of a spare: whether anybody has been in it since it was made, told without looking at its files.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{
+    host::files::{Confined, FileError},
+    model::{Digest, Entry, EntryKind},
+    release::each_thread,
+};
+
+/// How many directories a thread takes at a time.
+const PART: usize = 256;
+
+/// What all directories of a tree look like: nothing in them gets a name, loses it or is replaced without their times changing, and
+/// the time of that change is nobody's to choose. Of the root, which gets another name when the spare is put to use, the time of its
+/// names only. What is in files is not looked at; those are the live release's own, or nobody's who could write them.
+pub(super) fn seal(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
+    let directories: Vec<&str> =
+        entries.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.path.as_str()).collect();
+    let parts: Vec<&[&str]> = directories.chunks(PART).collect();
+    let next = AtomicUsize::new(0);
+    let seen = each_thread(threads.min(parts.len()), || {
+        let (mut cursor, mut seen) = (tree.cursor(), Vec::new());
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(index) else { return Ok(seen) };
+            let mut hasher = blake3::Hasher::new();
+            for path in *part {
+                let stat = cursor.stat(path)?;
+                hasher.update(&stat.st_ino.to_le_bytes()).update(&stat.st_mode.to_le_bytes());
+                hasher.update(&stat.st_ctime.to_le_bytes()).update(&stat.st_ctime_nsec.to_le_bytes());
+            }
+            seen.push((index, Digest::from(hasher.finalize())));
+        }
+    });
+    let mut seen = seen.into_iter().collect::<Result<Vec<_>, FileError>>()?.concat();
+    seen.sort_unstable();
+    let root = tree.stat()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&root.st_ino.to_le_bytes()).update(&root.st_mtime.to_le_bytes()).update(&root.st_mtime_nsec.to_le_bytes());
+    for (_, digest) in seen {
+        hasher.update(digest.as_bytes());
+    }
+    Ok(hasher.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    #[test]
+    fn a_seal_breaks_where_a_name_comes_goes_or_stands_for_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("tree");
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        for path in ["top", "a/f", "a/b/g"] {
+            fs::write(root.join(path), path).unwrap();
+        }
+        let entries = ["a", "a/b"].map(|path| Entry { path: path.into(), kind: EntryKind::Dir });
+        let now = || seal(&Confined::open(&root).unwrap(), &entries, 2).unwrap();
+        let mut before = now();
+        assert_eq!(before, now());
+        let mut broken = |what: &str, act: &dyn Fn()| {
+            // File systems count time in steps.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            act();
+            assert_ne!(before, now(), "{what}");
+            before = now();
+        };
+        broken("a new file", &|| fs::write(root.join("a/b/new"), "").unwrap());
+        broken("a file that is gone", &|| fs::remove_file(root.join("a/b/new")).unwrap());
+        broken("a file in the root", &|| fs::write(root.join("new"), "").unwrap());
+        broken("a file that was replaced", &|| fs::rename(root.join("new"), root.join("a/f")).unwrap());
+        broken("a link", &|| symlink("f", root.join("a/l")).unwrap());
+        broken("a mode", &|| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(root.join("a/b"), mode).unwrap();
+        });
+        broken("a time that was put back", &|| {
+            let found = fs::metadata(root.join("a/b")).unwrap();
+            fs::write(root.join("a/b/h"), "").unwrap();
+            fs::File::open(root.join("a/b")).unwrap().set_modified(found.modified().unwrap()).unwrap();
+        });
+        // The root gets its name before the seal is looked at.
+        fs::rename(&root, dir.path().join("named")).unwrap();
+        let tree = Confined::open(&dir.path().join("named")).unwrap();
+        assert_eq!(before, seal(&tree, &entries, 1).unwrap());
+        fs::remove_dir_all(dir.path().join("named/a/b")).unwrap();
+        assert!(seal(&tree, &entries, 2).is_err());
+    }
+}
