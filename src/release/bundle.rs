@@ -168,7 +168,7 @@ fn bundle(
     let source = places.source.as_deref().and_then(|source| source_list(source, &mut warnings));
     // In plain mode there is no overlay, and then no such directory.
     let upper = places.upper.as_deref().filter(|upper| upper.is_dir()).map(Confined::open).transpose()?;
-    let items = tree::listing(&app, source, upper.as_ref(), &mut warnings)?;
+    let items = tree::listing(&app, source, upper.as_ref(), job.threads, &mut warnings)?;
 
     let before = previous.and_then(|(file, manifest)| match store::parse_known(manifest, Path::new("the previous manifest")) {
         Ok(manifest) => Some((file, manifest)),
@@ -184,11 +184,11 @@ fn bundle(
         before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
     let copied = written.copied as u64;
     let result = job.head.manifest(written);
-    let mut out = BufWriter::new(manifest);
+    let mut out = BufWriter::with_capacity(1 << 18, manifest);
     let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
     serde_json::to_writer(&mut out, &result).map_err(|e| failed(e.into()))?;
     out.write_all(b"\n").and_then(|()| out.flush()).map_err(failed)?;
-    Ok(BundleReport {
+    let report = BundleReport {
         tree: result.tree,
         archive: result.archive.digest,
         archive_bytes: result.archive.bytes,
@@ -197,7 +197,10 @@ fn bundle(
         changed: changed as u64,
         frames: (result.archive.frames.len() as u64, copied),
         warnings: warnings.into_lines(),
-    })
+    };
+    // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
+    std::mem::forget((result, items, before));
+    Ok(report)
 }
 
 fn unfit_or_written(source: ArchiveError) -> ReleaseError {
@@ -223,7 +226,7 @@ fn source_list(source: &Path, warnings: &mut tree::Warnings) -> Option<SourceLis
 /// Archives a directory as it is, without any list: for measurements and tools.
 pub fn tree_to_archive(dir: &Path, out: &File, threads: usize) -> Result<(Vec<crate::model::Entry>, ArchiveInfo), ReleaseError> {
     let root = Confined::open(dir)?;
-    let items = tree::listing(&root, None, None, &mut tree::Warnings::default())?;
+    let items = tree::listing(&root, None, None, threads, &mut tree::Warnings::default())?;
     let written = archive::write(&root, &items, None, out, threads, u64::MAX).map_err(unfit_or_written)?;
     Ok((written.entries, written.info))
 }

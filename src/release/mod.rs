@@ -26,6 +26,7 @@ mod take_in;
 mod tree;
 pub mod trust;
 mod verify;
+mod walk;
 
 pub use changes::{Change, Way, changes};
 pub use deliver::{make_delta, rebuild};

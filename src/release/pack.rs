@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     host::{
-        archive::{self, Item, Previous},
+        archive::{self, ArchiveError, Item, Previous},
         files::Confined,
     },
     model::{Manifest, ReleaseId},
@@ -145,8 +145,12 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let tree = Confined::open(deploy)?.open_dir(job.release.to_string())?;
     let items: Vec<Item> = manifest.entries.iter().map(Item::from).collect();
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
-    let written = archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes)
-        .map_err(|source| ReleaseError::Archive { doing: "written", source })?;
+    let written =
+        archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes).map_err(|source| match source {
+            // The limit is the size that it must have.
+            ArchiveError::TooLarge { .. } => ReleaseError::OtherBytes { release: job.release },
+            source => ReleaseError::Archive { doing: "written", source },
+        })?;
     if (written.info.digest, written.info.bytes) != (manifest.archive.digest, manifest.archive.bytes) {
         return Err(ReleaseError::OtherBytes { release: job.release });
     }

@@ -324,7 +324,7 @@ fn larderignore_keeps_files_out() {
 /// The list that an exporter would have written for `dir`.
 fn source_list(dir: &Path) -> SourceList {
     let root = Confined::open(dir).unwrap();
-    let items = tree::listing(&root, None, None, &mut tree::Warnings::default()).unwrap();
+    let items = tree::listing(&root, None, None, 2, &mut tree::Warnings::default()).unwrap();
     let entry = |item: crate::host::archive::Item| SourceEntry {
         kind: match item.kind {
             ItemKind::Dir => SourceKind::Dir,

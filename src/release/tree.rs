@@ -8,7 +8,7 @@ use std::{
 
 use rustix::fs::{FileType, Stat};
 
-use super::{ReleaseError, ignored};
+use super::{ReleaseError, ignored, walk};
 use crate::{
     host::{
         archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target},
@@ -56,20 +56,17 @@ pub fn digest(entries: &[Entry]) -> Digest {
 
 /// What a built tree holds: `app` is the tree itself; with `source` (the list of what was exported) and `upper` (the overlay's
 /// upper directory) only the directories that the build changed are looked into, and digests of exported files are taken from
-/// the list. `.larderignore` is applied. What is dropped is said in `warnings`.
+/// the list. `.larderignore` is applied. What is dropped is said in `warnings`. Without a list, `threads` threads look.
 pub fn listing(
     app: &Confined,
     source: Option<SourceList>,
     upper: Option<&Confined>,
+    threads: usize,
     warnings: &mut Warnings,
 ) -> Result<Vec<Item>, ReleaseError> {
     let mut items = match (source, upper) {
         (Some(source), Some(upper)) => merged(app, source, upper, warnings)?,
-        _ => {
-            let mut found = BTreeMap::new();
-            walk(app, OsString::new(), &mut found, warnings)?;
-            found.into_iter().map(|(path, kind)| Item { path, kind }).collect()
-        }
+        _ => walk::walk(app, OsString::new(), 0, threads, warnings)?,
     };
     ignored::apply(app, &mut items)?;
     Ok(items)
@@ -85,6 +82,12 @@ impl Warnings {
     /// Adds a line.
     pub fn add(&mut self, line: String) {
         if self.0.len() < Self::MAX { self.0.push(line) } else { self.1 += 1 }
+    }
+
+    /// Takes over what another one holds.
+    pub(super) fn take(&mut self, other: Warnings) {
+        other.0.into_iter().for_each(|line| self.add(line));
+        self.1 += other.1;
     }
 
     /// All lines, and one that counts the rest.
@@ -145,14 +148,14 @@ fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut W
                 }
             }
         }
-        few_enough(&found)?;
+        few_enough(found.len() as u64)?;
     }
     Ok(found.into_iter().map(|(path, kind)| Item { path, kind }).collect())
 }
 
 /// Asked after every directory, so that a build's million of files costs no more than that.
-fn few_enough(found: &Found) -> Result<(), ReleaseError> {
-    let (count, limit) = (found.len() as u64, Limits::default().entries);
+pub(super) fn few_enough(count: u64) -> Result<(), ReleaseError> {
+    let limit = Limits::default().entries;
     if count <= limit {
         return Ok(());
     }
@@ -202,25 +205,11 @@ fn forget(found: &mut Found, path: &str) {
 }
 
 fn walk(app: &Confined, from: OsString, found: &mut Found, warnings: &mut Warnings) -> Result<(), ReleaseError> {
-    let mut pending = vec![from];
-    while let Some(directory) = pending.pop() {
-        let view = app.open_dir(&directory)?;
-        let mut here = view.cursor();
-        for name in view.names()? {
-            let path = checked(&directory, &name)?;
-            let stat = here.stat(&name)?;
-            let Some(kind) = classify(&path, &stat, &mut here, &name, warnings)? else { continue };
-            if kind == ItemKind::Dir {
-                pending.push(path.clone().into());
-            }
-            found.insert(path, kind);
-        }
-        few_enough(found)?;
-    }
+    found.extend(walk::walk(app, from, found.len() as u64, 1, warnings)?.into_iter().map(|item| (item.path, item.kind)));
     Ok(())
 }
 
-fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
+pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
     let mut path = directory.to_owned();
     if !path.is_empty() {
         path.push("/");
@@ -239,7 +228,7 @@ fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
 }
 
 /// What a file of the tree becomes in the release; `None` for what is left out.
-fn classify(
+pub(super) fn classify(
     path: &str,
     stat: &Stat,
     here: &mut Cursor<'_>,

@@ -1,8 +1,11 @@
 //! The exact tar header of an entry: a pure function, so that a reader can compare instead of believing.
 
+use std::{borrow::Cow, sync::LazyLock};
+
 use tar::{EntryType, Header};
 
 use super::{ItemKind, MTIME};
+use crate::model::EntryKind;
 
 /// tar's unit.
 pub(super) const BLOCK: u64 = 512;
@@ -10,14 +13,40 @@ pub(super) const BLOCK: u64 = 512;
 /// The two empty blocks at the end of a tar.
 pub(super) const END: usize = 1024;
 
-/// The header blocks of an entry, with a PAX header in front where names do not fit.
-pub(super) fn encode(path: &str, kind: &ItemKind, into: &mut Vec<u8>) {
-    let (name, entry_type, mode, size, target) = match kind {
-        ItemKind::Dir => (format!("{path}/"), EntryType::Directory, 0o755, 0, None),
-        ItemKind::File { size, executable, .. } => {
-            (path.to_owned(), EntryType::Regular, if *executable { 0o755 } else { 0o644 }, *size, None)
+/// What a header says of an entry, besides its path.
+#[derive(Clone, Copy)]
+pub(super) enum Shape<'a> {
+    Dir,
+    File { size: u64, executable: bool },
+    Link { target: &'a str },
+}
+
+impl<'a> From<&'a ItemKind> for Shape<'a> {
+    fn from(kind: &'a ItemKind) -> Shape<'a> {
+        match kind {
+            ItemKind::Dir => Shape::Dir,
+            ItemKind::File { size, executable, .. } => Shape::File { size: *size, executable: *executable },
+            ItemKind::Link { target } => Shape::Link { target },
         }
-        ItemKind::Link { target } => (path.to_owned(), EntryType::Symlink, 0o777, 0, Some(target.as_str())),
+    }
+}
+
+impl<'a> From<&'a EntryKind> for Shape<'a> {
+    fn from(kind: &'a EntryKind) -> Shape<'a> {
+        match kind {
+            EntryKind::Dir => Shape::Dir,
+            EntryKind::File { size, executable, .. } => Shape::File { size: *size, executable: *executable },
+            EntryKind::Link { target } => Shape::Link { target },
+        }
+    }
+}
+
+/// The header blocks of an entry, with a PAX header in front where names do not fit.
+pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec<u8>) {
+    let (name, base, size, target) = match shape.into() {
+        Shape::Dir => (Cow::Owned(format!("{path}/")), &BASES.dir, 0, None),
+        Shape::File { size, executable } => (path.into(), if executable { &BASES.executable } else { &BASES.file }, size, None),
+        Shape::Link { target } => (path.into(), &BASES.link, 0, Some(target)),
     };
     let place = place(&name);
     let long_target = target.filter(|t| t.len() > 100);
@@ -29,27 +58,28 @@ pub(super) fn encode(path: &str, kind: &ItemKind, into: &mut Vec<u8>) {
         record("linkpath", target, &mut records);
     }
     if !records.is_empty() {
-        put(into, ("", "pax"), EntryType::XHeader, 0o644, records.len() as u64, "");
+        put(into, ("", "pax"), &BASES.pax, records.len() as u64, "");
         into.extend_from_slice(&records);
         pad(into, records.len() as u64);
     }
     let short_target = if long_target.is_some() { "" } else { target.unwrap_or("") };
-    put(into, place.unwrap_or(("", "long")), entry_type, mode, size, short_target);
+    put(into, place.unwrap_or(("", "long")), base, size, short_target);
 }
 
 /// How many bytes an entry takes in the tar: headers, content and padding.
-pub(super) fn span(path: &str, kind: &ItemKind) -> u64 {
-    let name = path.len() + usize::from(matches!(kind, ItemKind::Dir));
-    let (size, target) = match kind {
-        ItemKind::Dir => (0, 0),
-        ItemKind::File { size, .. } => (*size, 0),
-        ItemKind::Link { target } => (0, target.len()),
+pub(super) fn span<'a>(path: &str, shape: impl Into<Shape<'a>>) -> u64 {
+    let shape = shape.into();
+    let name = path.len() + usize::from(matches!(shape, Shape::Dir));
+    let (size, target) = match shape {
+        Shape::Dir => (0, 0),
+        Shape::File { size, .. } => (size, 0),
+        Shape::Link { target } => (0, target.len()),
     };
     if name <= 100 && target <= 100 {
         return BLOCK + padded(size);
     }
     let mut header = Vec::new();
-    encode(path, kind, &mut header);
+    encode(path, shape, &mut header);
     header.len() as u64 + padded(size)
 }
 
@@ -85,21 +115,60 @@ fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     into.extend_from_slice(format!("{} {key}={value}\n", rest + digits).as_bytes());
 }
 
-fn put(into: &mut Vec<u8>, (prefix, name): (&str, &str), entry_type: EntryType, mode: u32, size: u64, target: &str) {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(entry_type);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_size(size);
-    header.set_mtime(MTIME);
+/// What all headers of a kind have in common, made once: a release has many.
+struct Bases {
+    dir: Header,
+    file: Header,
+    executable: Header,
+    link: Header,
+    pax: Header,
+}
+
+static BASES: LazyLock<Bases> = LazyLock::new(|| {
+    let base = |entry_type, mode| {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(entry_type);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_mtime(MTIME);
+        header
+    };
+    Bases {
+        dir: base(EntryType::Directory, 0o755),
+        file: base(EntryType::Regular, 0o644),
+        executable: base(EntryType::Regular, 0o755),
+        link: base(EntryType::Symlink, 0o777),
+        pax: base(EntryType::XHeader, 0o644),
+    }
+});
+
+fn put(into: &mut Vec<u8>, (prefix, name): (&str, &str), base: &Header, size: u64, target: &str) {
+    let mut header = base.clone();
     if let Some(ustar) = header.as_ustar_mut() {
         copy(&mut ustar.prefix, prefix);
         copy(&mut ustar.name, name);
         copy(&mut ustar.linkname, target);
+        octal(&mut ustar.size, size);
+        // The sum counts its own field as spaces.
+        ustar.cksum = [b' '; 8];
     }
-    header.set_cksum();
+    let sum = header.as_bytes().iter().map(|byte| u64::from(*byte)).sum();
+    if let Some(ustar) = header.as_ustar_mut() {
+        octal(&mut ustar.cksum, sum);
+    }
     into.extend_from_slice(header.as_bytes());
+}
+
+/// A number in all digits of a field but for the last byte, which is 0.
+fn octal(field: &mut [u8], mut number: u64) {
+    let Some((end, digits)) = field.split_last_mut() else { return };
+    *end = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number & 7) as u8;
+        number >>= 3;
+    }
 }
 
 fn copy(field: &mut [u8], text: &str) {

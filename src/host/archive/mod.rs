@@ -11,18 +11,25 @@
 //!   therefore cannot be created.
 //! - *A patch* is one plain zstd frame whose text may refer to another that both sides hold (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
-//!   holds one frame raw and compressed, and at most two finished frames per thread wait for their turn: 33 MiB per thread,
-//!   and about 100 MiB more while a larger file is compressed.
+//!   holds one frame raw, and at most three frames per thread are in the making or wait for their turn, in buffers that are used
+//!   again: 33 MiB per thread and 8 more, and about 100 MiB while a larger file is compressed. A reader holds one frame raw and
+//!   compressed per thread.
+//! - *Versions*: what compresses the same content differently makes other archives of the same tree (`settings.rs`). Frames of such an
+//!   archive are not copied, and packing an installed release again is refused if it does not give the bytes of its manifest.
 
+mod compress;
 pub mod container;
 mod diagnose;
 mod error;
 mod frames;
 mod header;
+mod output;
 mod patch;
 pub mod pool;
 mod reader;
+mod reuse;
 mod rules;
+mod settings;
 mod writer;
 
 pub use error::{ArchiveError, BadPath};

@@ -10,7 +10,7 @@ use std::{
 
 use zstd::{bulk::Decompressor, zstd_safe};
 
-use super::{ArchiveError, ArchiveInfoExt, CHUNK, Item, Limits, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
+use super::{ArchiveError, ArchiveInfoExt, CHUNK, Limits, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
 use crate::model::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
 /// Frames up to this size after decompression are held, larger ones streamed.
@@ -44,8 +44,8 @@ impl<'a> Archive<'a> {
         for (index, frame) in info.frames.iter().enumerate() {
             let end = at.saturating_add(frame.entries as usize);
             let part = entries.get(at..end).ok_or_else(|| contradiction("its frames hold more entries than it lists"))?;
-            let items: Vec<Item> = part.iter().map(Item::from).collect();
-            if frame.raw != frames::raw_size(&items, index + 1 == info.frames.len()) {
+            let parts = part.iter().map(|entry| (entry.path.as_str(), (&entry.kind).into()));
+            if frame.raw != frames::raw_size(parts, index + 1 == info.frames.len()) {
                 return Err(contradiction("the size of a frame is not that of its entries"));
             }
             if frame.offset != offset || frame.bytes == 0 {
@@ -81,6 +81,11 @@ impl<'a> Archive<'a> {
     /// Which entries each frame holds.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
         self.frames.iter().map(|(_, range)| range.clone())
+    }
+
+    /// The bytes of a frame before compression.
+    pub fn raw(&self, frame: usize) -> u64 {
+        self.frames.get(frame).map_or(0, |(info, _)| info.raw)
     }
 
     /// Reads one frame and gives its files to `sink`. Every byte of it is checked, wanted or not.
@@ -160,14 +165,19 @@ impl<'a> Archive<'a> {
         let mut expected = Vec::new();
         for index in range {
             let Some(entry) = self.entries.get(index) else { return Err(ArchiveError::Trailing { frame }) };
-            let item = Item::from(entry);
             expected.clear();
-            header::encode(&item.path, &item.kind, &mut expected);
+            header::encode(&entry.path, &entry.kind, &mut expected);
             let found = content.take(expected.len()).map_err(failed)?;
             if found != expected {
                 return Err(self.diagnose(found, index, entry));
             }
             let EntryKind::File { size, digest, .. } = &entry.kind else { continue };
+            if let Content::Held(_) = content {
+                let found = content.take(usize::try_from(*size).unwrap_or(usize::MAX)).map_err(failed)?;
+                give(found, index, entry, (*size, digest), sink)?;
+                content.zeros((header::padded(*size) - size) as usize, frame)?;
+                continue;
+            }
             let wanted = sink.begin(index, entry)?;
             let mut hasher = blake3::Hasher::new();
             let mut left = *size;
@@ -200,6 +210,29 @@ impl<'a> Archive<'a> {
         let names: HashSet<&str> = self.entries.iter().map(|entry| entry.path.as_str()).collect();
         diagnose::why(found, entry, self.entries.get(..index).unwrap_or_default(), |path| names.contains(path))
     }
+}
+
+/// Gives a file that is there as a whole to `sink`, once it is known to be right.
+fn give(
+    content: &[u8],
+    index: usize,
+    entry: &Entry,
+    (size, digest): (u64, &Digest),
+    sink: &mut impl Sink,
+) -> Result<(), ArchiveError> {
+    if (content.len() as u64) < size {
+        return Err(ArchiveError::Missing { path: entry.path.clone() });
+    }
+    if Digest::of(content) != *digest {
+        return Err(ArchiveError::Digest { path: entry.path.clone() });
+    }
+    if sink.begin(index, entry)? {
+        if !content.is_empty() {
+            sink.data(content)?;
+        }
+        sink.end()?;
+    }
+    Ok(())
 }
 
 /// The memory that reading needs; one per thread.

@@ -298,7 +298,7 @@ fn file_entry(path: &str, content: &[u8]) -> Entry {
 }
 
 fn raw(entries: &[Entry]) -> u64 {
-    frames::raw_size(&entries.iter().map(Item::from).collect::<Vec<_>>(), true)
+    frames::raw_size(frames::parts(&entries.iter().map(Item::from).collect::<Vec<_>>()), true)
 }
 
 fn hostile(entries: &[Entry], mut tar: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {

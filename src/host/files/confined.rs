@@ -44,7 +44,7 @@ impl Confined {
 
     /// A way through the tree that keeps the last directories open, for many operations in path order. One per thread.
     pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { root: self, open: Vec::new() }
+        Cursor { root: self, open: Vec::new(), exact: (OsString::new(), [0; 2]) }
     }
 
     /// A directory below it; the empty path is the directory itself.
@@ -123,6 +123,8 @@ pub struct Cursor<'a> {
     root: &'a Confined,
     /// Each directory is below the one before it: in path order one comes back to those above.
     open: Vec<(OsString, OwnedFd)>,
+    /// Modes that files get exactly as asked for in this directory, as was seen: neither the umask nor an ACL takes from them.
+    exact: (OsString, [u32; 2]),
 }
 
 impl Cursor<'_> {
@@ -228,11 +230,25 @@ impl Cursor<'_> {
     /// Creates a file that must not exist; its mode is exactly `mode`, whatever the umask.
     pub fn create(&mut self, relative: impl AsRef<OsStr>, mode: u32) -> Result<File, FileError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.at("create", relative.as_ref(), |dir, name| {
-            let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))?;
-            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-            Ok(File::from(fd))
-        })
+        let relative = relative.as_ref();
+        let file = self.at("create", relative, |dir, name| {
+            rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode)).map(File::from)
+        })?;
+        let bytes = relative.as_bytes();
+        let parent = bytes.iter().rposition(|c| *c == b'/').and_then(|slash| bytes.get(..slash)).unwrap_or_default();
+        if self.exact.0.as_bytes() == parent && self.exact.1.contains(&mode) {
+            return Ok(file);
+        }
+        let wrong = |e: Errno| FileError::io("create", self.root.shown(relative), e);
+        if rustix::fs::fstat(&file).map_err(wrong)?.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(wrong)?;
+            return Ok(file);
+        }
+        match &mut self.exact {
+            (seen, [last, before]) if seen.as_bytes() == parent => (*last, *before) = (mode, *last),
+            exact => *exact = (OsStr::from_bytes(parent).to_owned(), [mode; 2]),
+        }
+        Ok(file)
     }
 
     /// Creates a directory that must not exist; its mode is exactly `mode`.

@@ -11,27 +11,53 @@ use crate::{
     release::{ReleaseError, each_thread},
 };
 
-/// Makes the directories that are not `there` yet.
-pub(super) fn make_directories(tree: &Confined, entries: &[Entry], there: &[bool]) -> Result<(), ReleaseError> {
-    let mut cursor = tree.cursor();
+/// With fewer directories than this at one depth, a thread of its own costs more than it helps.
+const WORTH_A_THREAD: usize = 64;
+
+/// Makes the directories that are not `there` yet: one depth after the other, those of the same depth in `threads` threads.
+pub(super) fn make_directories(tree: &Confined, entries: &[Entry], there: &[bool], threads: usize) -> Result<(), ReleaseError> {
+    let mut depths: Vec<Vec<&str>> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         if entry.kind == EntryKind::Dir && there.get(index) != Some(&true) {
-            cursor.create_dir(&entry.path, 0o755)?;
+            let depth = entry.path.bytes().filter(|byte| *byte == b'/').count();
+            if depths.len() <= depth {
+                depths.resize(depth + 1, Vec::new());
+            }
+            if let Some(paths) = depths.get_mut(depth) {
+                paths.push(&entry.path);
+            }
         }
+    }
+    for paths in &depths {
+        let next = AtomicUsize::new(0);
+        let parts: Vec<_> = paths.chunks(WORTH_A_THREAD).collect();
+        let results = each_thread(threads.min(parts.len()), || {
+            let mut cursor = tree.cursor();
+            while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                part.iter().try_for_each(|path| cursor.create_dir(path, 0o755))?;
+            }
+            Ok::<(), ReleaseError>(())
+        });
+        results.into_iter().collect::<Result<(), _>>()?;
     }
     Ok(())
 }
 
 /// Turns a spare tree of `old` into the common part of `old` and `new`, with the directories of `new`. Says which entries of
 /// `new` are there, and which of those are files.
-pub(super) fn clear_changed(tree: &Confined, old: &[Entry], new: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
+pub(super) fn clear_changed(
+    tree: &Confined,
+    old: &[Entry],
+    new: &[Entry],
+    threads: usize,
+) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
     let mut cursor = tree.cursor();
     let (gone, there) = compared(old, new);
     // Backwards: what a directory holds goes before the directory.
     for entry in gone.into_iter().rev() {
         if entry.kind == EntryKind::Dir { cursor.remove_dir(&entry.path)? } else { cursor.remove(&entry.path)? }
     }
-    make_directories(tree, new, &there)?;
+    make_directories(tree, new, &there, threads)?;
     let is_file = |entry: &Entry| matches!(entry.kind, EntryKind::File { .. });
     let linked = new.iter().zip(&there).map(|(entry, there)| AtomicBool::new(*there && is_file(entry))).collect();
     Ok((there, linked))

@@ -1,6 +1,7 @@
 //! Filling a tree.
 
 use std::{
+    cmp::Reverse,
     fs::File,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
@@ -76,10 +77,10 @@ impl Target<'_> {
     /// Directories and shared files. Says which entries of a spare stay, and which files need not be written.
     fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
         if let (Some(base), true) = (self.base, self.spare) {
-            return clear_changed(self.tree, base.entries, entries);
+            return clear_changed(self.tree, base.entries, entries, self.threads);
         }
         self.tree.clear()?;
-        make_directories(self.tree, entries, &[])?;
+        make_directories(self.tree, entries, &[], self.threads)?;
         let linked = match self.base {
             Some(base) => share(self.tree, base, entries, self.threads)?,
             None => Vec::new(),
@@ -182,8 +183,10 @@ impl Target<'_> {
             let mut part = entries.iter().enumerate().skip(range.start).take(range.len());
             part.any(|(index, entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index))
         };
-        let frames: Vec<usize> =
+        let mut frames: Vec<usize> =
             archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
+        // The largest first, so that no thread is still busy with one when all others have nothing left to do.
+        frames.sort_by_key(|frame| Reverse(archive.raw(*frame)));
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(frames.len()), || {
             let mut reader = FrameReader::new()?;

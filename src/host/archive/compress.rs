@@ -1,0 +1,189 @@
+//! Reading files into frames, and compressing them.
+
+use std::fs::File;
+
+use parking_lot::Mutex;
+use rustix::{buffer::spare_capacity, io::Errno};
+use zstd::bulk::Compressor;
+
+use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::Candidate, settings};
+use crate::{
+    host::files::{Confined, Cursor},
+    model::{Digest, Frame},
+};
+
+/// A frame to make.
+pub(super) struct Task<'a> {
+    pub(super) items: &'a [Item],
+    pub(super) last: bool,
+    pub(super) candidate: Option<Candidate<'a>>,
+    pub(super) raw: u64,
+}
+
+/// What became of a task.
+pub(super) enum Made<'a> {
+    Copy {
+        frame: Frame,
+        digests: Vec<Option<Digest>>,
+    },
+    New {
+        frame: Frame,
+        bytes: Vec<u8>,
+        digests: Vec<Option<Digest>>,
+    },
+    /// Too large to be held: the consumer streams it when its turn comes.
+    Large {
+        task: Task<'a>,
+        digest: Option<Digest>,
+    },
+}
+
+/// Reads and compresses frames; one per thread.
+pub(super) struct Worker<'a> {
+    cursor: Cursor<'a>,
+    compressor: Compressor<'static>,
+    raw: Vec<u8>,
+    /// Memory for compressed frames, back from where it was used.
+    spare: &'a Spare,
+}
+
+/// Buffers that wait to be used again: fresh ones cost as much as filling them.
+#[derive(Default)]
+pub(super) struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().pop().unwrap_or_default()
+    }
+
+    /// Gives a buffer back.
+    pub(super) fn put(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.0.lock().push(buffer);
+    }
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(root: &'a Confined, spare: &'a Spare) -> Result<Worker<'a>, ArchiveError> {
+        Ok(Worker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
+    }
+
+    /// Does a task.
+    pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<Made<'t>, ArchiveError> {
+        let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
+        if let Some(same) = &task.candidate
+            && !task.items.iter().any(unknown)
+        {
+            return Ok(Made::Copy { frame: same.frame, digests: same.digests() });
+        }
+        if task.raw > frames::MAX + header::END as u64 {
+            // One file. Whether it changed must be known before it is compressed, not after.
+            let digest = match (&task.candidate, task.items.iter().find(|item| unknown(item))) {
+                (Some(_), Some(item)) => Some(hash(&mut self.cursor, item)?),
+                _ => None,
+            };
+            return match task.candidate {
+                Some(same) if same.digests().contains(&digest) => Ok(Made::Copy { frame: same.frame, digests: same.digests() }),
+                _ => Ok(Made::Large { task, digest }),
+            };
+        }
+        let digests = self.read(&task)?;
+        if let Some(same) = &task.candidate
+            && same.digests() == digests
+        {
+            return Ok(Made::Copy { frame: same.frame, digests });
+        }
+        settings::tune(&mut self.compressor, task.raw)?;
+        let mut bytes = self.spare.take();
+        bytes.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
+        self.compressor.compress_to_buffer(&self.raw, &mut bytes).map_err(|source| ArchiveError::Compress {
+            path: task.items.first().map(|item| item.path.clone()).unwrap_or_default(),
+            source,
+        })?;
+        let frame =
+            Frame { offset: 0, bytes: bytes.len() as u64, raw: task.raw, entries: count(task.items), digest: Digest::of(&bytes) };
+        Ok(Made::New { frame, bytes, digests })
+    }
+
+    /// Fills `self.raw` with the tar of the task's items.
+    fn read(&mut self, task: &Task<'_>) -> Result<Vec<Option<Digest>>, ArchiveError> {
+        self.raw.clear();
+        // One more, so that there is always room to see that a file goes on.
+        self.raw.reserve(usize::try_from(task.raw).unwrap_or_default().saturating_add(1));
+        let mut digests = Vec::with_capacity(task.items.len());
+        for item in task.items {
+            header::encode(&item.path, &item.kind, &mut self.raw);
+            let ItemKind::File { size, digest: known, .. } = &item.kind else {
+                digests.push(None);
+                continue;
+            };
+            let digest = self.content(item, *size)?;
+            held(item, known.as_ref(), &digest)?;
+            digests.push(Some(digest));
+            header::pad(&mut self.raw, *size);
+        }
+        if task.last {
+            self.raw.resize(self.raw.len() + header::END, 0);
+        }
+        Ok(digests)
+    }
+
+    /// Appends the content of a file to `self.raw`. A file of another size than was listed has changed, whatever it is now.
+    fn content(&mut self, item: &Item, size: u64) -> Result<Digest, ArchiveError> {
+        checked(item)?;
+        let changed = || ArchiveError::Changed { path: item.path.clone() };
+        let start = self.raw.len();
+        let end = usize::try_from(size).ok().and_then(|size| start.checked_add(size)).ok_or_else(changed)?;
+        let file = self.cursor.open(&item.path)?;
+        loop {
+            match rustix::io::read(&file, spare_capacity(&mut self.raw)) {
+                Ok(0) if self.raw.len() < end => return Err(changed()),
+                Ok(_) if self.raw.len() >= end => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(reading(&self.cursor, item, e.into())),
+            }
+        }
+        if self.raw.len() > end {
+            return Err(changed());
+        }
+        Ok(Digest::of(self.raw.get(start..).unwrap_or_default()))
+    }
+}
+
+/// Opens the file of an item and makes sure that it is the one that was listed.
+pub(super) fn open(cursor: &mut Cursor<'_>, item: &Item) -> Result<File, ArchiveError> {
+    checked(item)?;
+    let file = cursor.open(&item.path)?;
+    let metadata = file.metadata().map_err(|e| reading(cursor, item, e))?;
+    let ItemKind::File { size, .. } = &item.kind else { return Err(ArchiveError::Changed { path: item.path.clone() }) };
+    if metadata.is_file() && metadata.len() == *size { Ok(file) } else { Err(ArchiveError::Changed { path: item.path.clone() }) }
+}
+
+fn checked(item: &Item) -> Result<(), ArchiveError> {
+    check_path(item.path.as_bytes()).map(drop).map_err(|why| ArchiveError::Path { path: item.path.clone(), why })
+}
+
+pub(super) fn reading(cursor: &Cursor<'_>, item: &Item, e: std::io::Error) -> ArchiveError {
+    match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => ArchiveError::Changed { path: item.path.clone() },
+        _ => cursor.failed("read", &item.path, e).into(),
+    }
+}
+
+pub(super) fn held(item: &Item, known: Option<&Digest>, found: &Digest) -> Result<(), ArchiveError> {
+    match known {
+        Some(known) if known != found => Err(ArchiveError::Changed { path: item.path.clone() }),
+        _ => Ok(()),
+    }
+}
+
+fn hash(cursor: &mut Cursor<'_>, item: &Item) -> Result<Digest, ArchiveError> {
+    let file = open(cursor, item)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).map_err(|e| reading(cursor, item, e))?;
+    Ok(hasher.finalize().into())
+}
+
+fn count(items: &[Item]) -> u32 {
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,72 @@
+//! What can be copied from the previous archive.
+
+use std::{collections::HashMap, ops::Range};
+
+use super::{Item, ItemKind, Previous, settings};
+use crate::model::{Digest, Entry, EntryKind, Frame};
+
+/// The frames of the previous archive, by their first entry.
+pub(super) struct Reuse<'a> {
+    items: &'a [Item],
+    by_first: HashMap<&'a str, (Frame, &'a [Entry], bool)>,
+}
+
+/// A frame of the previous archive that has the same paths, kinds, modes and sizes.
+#[derive(Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub(super) frame: Frame,
+    entries: &'a [Entry],
+}
+
+impl<'a> Reuse<'a> {
+    pub(super) fn new(previous: Previous<'a>, items: &'a [Item]) -> Option<Reuse<'a>> {
+        let found = previous.file.metadata().ok()?.len();
+        if found != previous.info.bytes {
+            return None; // cut off or overwritten: not worth copying from
+        }
+        if !settings::made_here(previous.file) {
+            return None; // the same content would have other bytes today
+        }
+        let mut by_first = HashMap::new();
+        let (mut at, count) = (0usize, previous.info.frames.len());
+        for (index, frame) in previous.info.frames.iter().enumerate() {
+            let end = at.checked_add(frame.entries as usize)?;
+            let entries = previous.entries.get(at..end)?;
+            at = end;
+            if let Some(first) = entries.first() {
+                by_first.insert(first.path.as_str(), (*frame, entries, index + 1 == count));
+            }
+        }
+        Some(Reuse { items, by_first })
+    }
+
+    pub(super) fn candidate(&self, range: Range<usize>, last: bool) -> Option<Candidate<'a>> {
+        let items = self.items.get(range)?;
+        let (frame, entries, was_last) = self.by_first.get(items.first()?.path.as_str())?;
+        let same = *was_last == last && entries.len() == items.len();
+        let same = same && items.iter().zip(*entries).all(|(item, entry)| may_be(item, entry));
+        same.then_some(Candidate { frame: *frame, entries })
+    }
+}
+
+/// Whether an item can still turn out to be this entry.
+fn may_be(item: &Item, entry: &Entry) -> bool {
+    item.path == entry.path
+        && match (&item.kind, &entry.kind) {
+            (ItemKind::Dir, EntryKind::Dir) => true,
+            (ItemKind::Link { target: a }, EntryKind::Link { target: b }) => a == b,
+            (ItemKind::File { size: a, digest, executable: x }, EntryKind::File { size: b, digest: known, executable: y }) => {
+                a == b && x == y && digest.is_none_or(|digest| digest == *known)
+            }
+            _ => false,
+        }
+}
+
+impl Candidate<'_> {
+    pub(super) fn digests(&self) -> Vec<Option<Digest>> {
+        self.entries
+            .iter()
+            .map(|entry| if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None })
+            .collect()
+    }
+}
