@@ -88,10 +88,12 @@ fn writable(path: &Path) -> io::Result<File> {
 
 fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
     let created = jiff::Timestamp::now();
+    // Installed trees have the names of their releases.
+    let named = tree.file_name().and_then(|name| name.to_str()?.parse().ok());
     let head = Head {
         project: "bench".parse()?,
         environment: "staging".parse()?,
-        release: ReleaseId::new(created),
+        release: named.unwrap_or_else(|| ReleaseId::new(created)),
         commit: "0123456789abcdef0123456789abcdef01234567".parse()?,
         source: None,
         build: 1,

@@ -1,5 +1,6 @@
 """Bringing a new version of a large tree to where it runs: rsync, copies, links; ours by a known list of changes."""
 
+import json
 import random
 import shutil
 import time
@@ -108,8 +109,8 @@ def install_ways(world, tree, live, ours, ways):
     """The two versions as two archives: the second is installed beside the first, or on a spare copy of the first."""
     deploy = world.path("deploy")
     older, newer = deploy / "old.tar.zst", deploy / "new.tar.zst"
-    first = release_id()
     world.run([ours, "bundle", live, older], timeout=900)
+    first = json.loads((deploy / "old.tar.zst.json").read_text())["release"]
     world.run([ours, "bundle", tree, newer, older], timeout=900)
     for archive in (older, newer):
         world.run([ours, "take-in", archive])

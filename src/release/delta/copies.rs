@@ -5,16 +5,21 @@
 //! extended in both directions as far as both texts are equal, so that marks need not be dense, and only what is new is looked
 //! at byte by byte.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// The fewest bytes that are worth a copy: as many as are compared at once.
 const WINDOW: usize = 32;
 
-/// How far marks are from each other in the older version, in bytes.
-const DISTANCE: usize = 64;
+/// How far marks are from each other in the older version, in bytes: so far that all of them stay in the processor's cache.
+const DISTANCE: usize = 128;
 
 /// How far one goes on in the text where nothing was found. No divisor of it is one of [`DISTANCE`], so that every mark is met.
 const STEP: usize = 3;
+
+/// After so many steps in vain one goes on faster, since what is new is mostly new for a while. As power of two.
+const PATIENCE: u32 = 5;
 
 /// What is new, then a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,20 +47,23 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// Tells `text` by what `old` has. `shift` is how much further on in `old` one would look for the start of the text. The same for
-    /// the same arguments every time.
-    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Result<Vec<u8>, postcard::Error> {
+    /// Tells `text` by what `old` has, and says which range of `old` that takes; [`copy`] wants no more than that. `shift` is how much
+    /// further on in `old` one would look for the start of the text. The same for the same arguments every time.
+    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Result<(Vec<u8>, Range<usize>), postcard::Error> {
         let marks = Marks::set(&mut self.marks, old);
-        let (mut copies, mut own) = (Vec::new(), Vec::new());
+        let (mut copies, mut own) = (Vec::<Copy>::new(), Vec::new());
+        let (mut taken, mut vain) = (old.len()..0, 0_usize);
         // `told`: how much of the text is told already. `shift`: where the copy at hand goes on, `before`: where the last told one did.
         let (mut at, mut told, mut shift, mut before) = (0, 0, shift, 0);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);
             let same = moved(at, shift).filter(|from| here(*from));
             let Some(from) = same.or_else(|| marks.find(window).filter(|from| here(*from))) else {
-                at += STEP;
+                at += STEP + (vain >> PATIENCE);
+                vain += 1;
                 continue;
             };
+            vain = 0;
             let ahead = common_start(part(text, at, text.len()), part(old, from, old.len()));
             let behind = common_end(part(text, told, at), part(old, 0, from));
             own.extend_from_slice(part(text, told, at - behind));
@@ -65,16 +73,21 @@ impl Finder {
                 length: (behind + ahead) as u32,
                 moved: (shift - before) as i32,
             });
+            taken = taken.start.min(from - behind)..taken.end.max(from + ahead);
             before = shift;
             at += ahead;
             told = at;
         }
         own.extend_from_slice(part(text, told, text.len()));
-        postcard::to_stdvec(&Told { copies, own: &own })
+        match copies.first_mut() {
+            Some(first) => first.moved -= taken.start as i32,
+            None => taken = 0..0,
+        }
+        Ok((postcard::to_stdvec(&Told { copies, own: &own })?, taken))
     }
 }
 
-/// Replaces `into` by the text of `length` bytes that `told` and `old` give. Nothing if they do not give that.
+/// Replaces `into` by the text of `length` bytes that `told` and the range of the older version that it takes give. Nothing if they do not give that.
 pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
     let Told { copies, mut own } = postcard::from_bytes(told).ok()?;
     into.clear();
@@ -182,9 +195,9 @@ mod tests {
     }
 
     fn told(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
-        let told = Finder::default().tell(old, text, shift).unwrap();
+        let (told, taken) = Finder::default().tell(old, text, shift).unwrap();
         let mut back = vec![7];
-        assert_eq!(copy(old, &told, text.len(), &mut back), Some(()));
+        assert_eq!(copy(&old[taken], &told, text.len(), &mut back), Some(()));
         assert!(back == text);
         told
     }

@@ -256,8 +256,9 @@ impl<'a> Worker<'a> {
         self.was.clear();
         self.old.open(index)?.append(from, reference, &mut self.was)?;
         let shift = range.start.cast_signed() - from.cast_signed();
-        let told = self.finder.tell(&self.was, &self.text, shift).map_err(|e| super::refused(e.to_string()))?;
-        let packed = archive::pack(&told, 0, if told.len() > LITTLE { 1 } else { 9 }).map_err(format::written)?;
+        let (told, taken) = self.finder.tell(&self.was, &self.text, shift).map_err(|e| super::refused(e.to_string()))?;
+        let packed = archive::pack(&told, 0, if told.len() > LITTLE { -1 } else { 9 }).map_err(format::written)?;
+        let (from, reference) = (from + taken.start as u64, taken.len() as u64);
         let (raw, told) = (self.text.len() as u32, told.len() as u32);
         let digest = *Digest::of(&packed).as_bytes();
         Ok(Some(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed }))
@@ -283,7 +284,8 @@ fn level(both: usize) -> i32 {
     match both {
         0..=0x8_0000 => 12,
         0x8_0001..=0x20_0000 => 9,
-        _ => 3,
+        // Here zstd's search for long matches finds what both have in common; short ones would only cut those up.
+        _ => 1,
     }
 }
 

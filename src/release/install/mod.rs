@@ -148,7 +148,7 @@ fn install(
         report => report,
     };
     // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
-    drop(delta);
+    std::mem::forget(delta);
     std::mem::forget((manifest, before.map(|(previous, _)| previous)));
     report
 }
