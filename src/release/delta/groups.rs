@@ -175,7 +175,7 @@ pub(super) fn decode(
     Ok(resolved)
 }
 
-fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
+pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
     let new_size = size(new.get(entry))?;
     let base = match member.base {
         0 => None,

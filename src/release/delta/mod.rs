@@ -17,6 +17,10 @@
 
 mod apply;
 mod entries;
+#[cfg(any(test, fuzzing))]
+pub mod forge;
+#[cfg(test)]
+mod forge_tests;
 mod format;
 mod groups;
 mod make;
