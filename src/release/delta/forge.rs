@@ -105,7 +105,7 @@ impl Forged {
 
     /// Makes groups and patches fit each other and the files that are wanted.
     fn fit_groups(&mut self, old: &[Entry], new: &[Entry]) -> Option<()> {
-        let wanted = Wanted::of(new, &entries::contents(old));
+        let wanted = Wanted::of(new, old, &entries::contents(old)).ok()?;
         let mut groups: Vec<Group> = format::decode(&self.groups, "groups").ok()?;
         let mut seen = vec![false; wanted.entries.len()];
         for group in &mut groups {

@@ -155,6 +155,25 @@ fn the_seeds_of_the_fuzzer_are_deltas_that_arrive() {
     }
 }
 
+/// What is copied from the old release, or from another new file, has the size that its digest has elsewhere.
+#[test]
+fn a_size_that_the_same_content_does_not_have_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = plant(directory.path()).unwrap();
+    let seed = Forged::of(&fs::read(Path::new(SEEDS).join("many")).unwrap());
+    let columns: Columns = format::decode(&seed.columns, "columns").unwrap();
+    assert_eq!((columns.sizes.len(), columns.known.len()), (6, 1));
+    for (path, at) in [("b/copy", 1), ("c/twice", 5)] {
+        for more in [-1, 1] {
+            let mut columns: Columns = format::decode(&seed.columns, "columns").unwrap();
+            columns.sizes[at] += more;
+            let lie = Forged { mode: FIT_GROUPS, columns: postcard::to_stdvec(&columns).unwrap(), ..seed.clone() };
+            let why = applied(&lie.delta(&old).unwrap(), &old, directory.path()).unwrap_err().to_string();
+            assert!(why.contains(&format!("{path:?} has not the size")), "{why}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 

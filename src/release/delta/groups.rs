@@ -18,19 +18,23 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub fn of(new: &[Entry], known: &Contents) -> Wanted {
+    /// Refuses two sizes for the same content: what is copied is only held to its digest.
+    pub fn of(new: &[Entry], old: &[Entry], known: &Contents) -> Result<Wanted, ReleaseError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         for (index, entry) in new.iter().enumerate() {
-            if let EntryKind::File { size: 1.., digest, .. } = &entry.kind
-                && !known.contains_key(digest)
-            {
-                by_digest.entry(*digest).or_insert_with(|| {
+            let EntryKind::File { size: 1.., digest, .. } = &entry.kind else { continue };
+            let same = match known.get(digest) {
+                Some(known) => old.get(*known),
+                None => new.get(*by_digest.entry(*digest).or_insert_with(|| {
                     entries.push(index);
                     index
-                });
+                })),
+            };
+            if size(same) != size(Some(entry)) {
+                return Err(refused(format!("{:?} has not the size that its content has elsewhere", entry.path)));
             }
         }
-        Wanted { entries, by_digest }
+        Ok(Wanted { entries, by_digest })
     }
 }
 
