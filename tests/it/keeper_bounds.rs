@@ -2,17 +2,25 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::Path,
-    process::{Command, Stdio as Std},
+    process::{self, Command, Stdio as Std},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use larder::{
-    host::launch::Stdio,
-    model::{Area, Role, Slot, StopSignal},
+    buildpack::{BuildJob, BuildStep},
+    host::{
+        launch::{Child, Stdio},
+        root::Root,
+    },
+    model::{Area, Phase, Role, Slot, StopSignal, Supervision},
 };
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal, geteuid, kill_process},
+};
 
 use crate::keeper::{ENV, NOBODY, World, grounds, job, keep, namespaces, read_line};
 
@@ -44,23 +52,138 @@ async fn a_process_can_open_its_output_again() {
     }
 }
 
-/// What has just been killed still holds its overlay for a moment; the next process must not get into it.
+/// A process that has been killed and cannot end: its namespace has a member whose parent is outside and does not collect it.
+struct Lingering(process::Child);
+
+impl Lingering {
+    /// Finds the namespace by a `sleep` in it; none where processes share that of this test.
+    fn with(seconds: &str) -> Option<Lingering> {
+        let line = format!("sleep\0{seconds}\0");
+        let named = |path: &Path| fs::read_to_string(path.join("cmdline")).is_ok_and(|found| found == line);
+        let sleep = || fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).find(|path| named(path));
+        let sleep = until("the sleep", sleep);
+        let namespace = |path: &Path| fs::read_link(path.join("ns/pid")).ok();
+        let inside = namespace(&sleep);
+        if inside == namespace(Path::new("/proc/self")) {
+            return None;
+        }
+        let mut command = Command::new("nsenter");
+        if !geteuid().is_root() {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        command.args(["--pid", "--target"]).arg(sleep.file_name().unwrap());
+        let nsenter = command.args(["sleep", "1000"]).stdin(Std::null()).spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", nsenter.id());
+        let is_in = |child: &str| namespace(&Path::new("/proc").join(child)) == inside;
+        until("the member", || fs::read_to_string(&children).unwrap().split_whitespace().any(is_in).then_some(()));
+        kill_process(Pid::from_child(&nsenter), Signal::STOP).unwrap();
+        Some(Lingering(nsenter))
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::CONT).unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// How long a process sleeps that can be told from all others by it.
+fn some_seconds() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("1000.{}0{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whether its end has been told by now.
+async fn is_gone(child: &mut Child) -> bool {
+    tokio::time::timeout(Duration::ZERO, child.wait()).await.is_ok()
+}
+
+/// What has been killed still holds its overlay until it is gone. A slot waits for it: the next process finds nothing of the old one's.
 #[tokio::test]
-async fn a_new_slot_is_not_the_old_ones_overlay() {
+async fn a_slot_is_emptied_when_what_was_killed_in_it_has_gone() {
     for ground in grounds() {
         let world = World::new(ground).await;
-        for round in 0..5 {
-            // Slow to go: it has much memory to give back.
-            let line =
-                "echo x > old; head -c 300000000 /dev/zero | tail -c 300000000 > /dev/null & sleep 0.3; echo up; sleep 1000";
-            let (child, output) = world.task(line).await;
-            assert_eq!(read_line(&output).await, "up");
-            drop(child); // kills it, and waits for nothing
-            while world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.is_err() {}
-            let (exit, text) = world.run("test ! -e old && echo y > new && cat new").await;
-            assert!(exit.success() && text == "y\n", "round {round}: {exit} {text}");
-            assert!(world.env().join("slots/blue/upper/new").exists(), "it lies in the slot that there is now");
+        let seconds = some_seconds();
+        let (mut child, output) = world.task(&format!("echo x > old; echo up; exec sleep {seconds}")).await;
+        assert_eq!(read_line(&output).await, "up");
+        let lingering = Lingering::with(&seconds);
+        assert_eq!(lingering.is_some(), namespaces(&world).await);
+        child.kill().await.unwrap(); // waits for nothing
+        let fresh = || world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue));
+        if let Some(lingering) = lingering {
+            let emptied = tokio::time::timeout(Duration::from_millis(300), fresh()).await;
+            assert!(emptied.is_err() && !is_gone(&mut child).await, "{emptied:?}");
+            drop(lingering);
         }
+        fresh().await.unwrap();
+        assert!(is_gone(&mut child).await);
+        let (exit, text) = world.run("test ! -e old && echo y > new && cat new").await;
+        assert!(exit.success() && text == "y\n", "{exit} {text}");
+        assert!(world.env().join("slots/blue/upper/new").exists(), "it lies in the slot that there is now");
+    }
+}
+
+/// Other areas do not wait: a build that was killed keeps its overlay, of directories with other names; the next one gets its own.
+#[tokio::test]
+async fn a_new_build_is_not_in_the_old_ones_overlay() {
+    for (ground, area) in grounds().into_iter().flat_map(|ground| [(ground, Area::Build), (ground, Area::Source)]) {
+        let world = World::new(ground).await;
+        if area == Area::Source && world.launcher.standing().await.unwrap().overlay.is_err() {
+            continue; // what is built is a copy there, and only made anew with its own area
+        }
+        let seconds = some_seconds();
+        let script =
+            |name| format!("#!/bin/sh\ntest -e {name} && echo not alone\necho x > {name}\necho {name}\nexec sleep {seconds}\n");
+        source_with(&world, Phase::Build, &script("one")).await;
+        world.launcher.fresh(ENV, Area::Build, None, None).await.unwrap();
+        let mut old = start_build(&world, "one").await;
+        let lingering = Lingering::with(&seconds);
+        assert_eq!(lingering.is_some(), namespaces(&world).await);
+        old.kill().await.unwrap(); // waits for nothing
+        let _new = if area == Area::Build {
+            world.launcher.fresh(ENV, Area::Build, None, None).await.unwrap();
+            start_build(&world, "one").await
+        } else {
+            source_with(&world, Phase::Build, &script("two")).await;
+            start_build(&world, "two").await
+        };
+        assert!(lingering.is_none() || !is_gone(&mut old).await, "it had gone: nothing was tried");
+    }
+}
+
+/// Starts a build whose script says `word`.
+async fn start_build(world: &World, word: &str) -> Child {
+    // Builds see them.
+    fs::create_dir_all(Root::new(&world.root).lib().join("buildpacks")).unwrap();
+    let job = BuildJob {
+        steps: vec![BuildStep::Script(Phase::Build)],
+        buildpacks: Vec::new(),
+        configuration: Vec::new(),
+        environment: Vec::new(),
+        variables: "{}".to_owned(),
+        memory: None,
+        local_git: false,
+    };
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let stdio = Stdio { stdout: Some(write), ..Stdio::default() };
+    let child = world.launcher.launch(world.launch(Role::Build, Supervision::Once), &job, stdio).await.unwrap();
+    assert_eq!(read_line(&read).await, "-----> Running .larder/build");
+    assert_eq!(read_line(&read).await, word);
+    child
+}
+
+/// Lays down a source whose only file is the script of a phase.
+async fn source_with(world: &World, phase: Phase, script: &str) {
+    world.launcher.fresh(ENV, Area::Source, None, None).await.unwrap();
+    let source = world.env().join("project");
+    let path = source.join("tree/.larder").join(phase.to_string());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let owner = fs::metadata(&source).unwrap().uid();
+    for path in [source.join("tree"), source.join("tree/.larder"), path] {
+        chown(&path, Some(owner), Some(owner)).unwrap();
     }
 }
 
@@ -134,9 +257,17 @@ fn the_umask_at_the_start_does_not_matter() {
 }
 
 fn wait_for(path: &Path) {
+    until(&path.display().to_string(), || path.exists().then_some(()));
+}
+
+/// Asks until there is an answer.
+fn until<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < end, "{} does not appear", path.display());
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{what} does not appear");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -53,7 +53,7 @@ impl<'a> Delta<'a> {
             return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.release)));
         }
         let known = entries::contents(&old.entries);
-        let wanted = Wanted::of(&new.entries, &known);
+        let wanted = Wanted::of(&new.entries, &old.entries, &known)?;
         let list = outline.read_groups(file)?;
         let groups = groups::decode(&list, &old.entries, &new.entries, &wanted, outline.patches_at(), outline.patches)?;
         let store = Store::open(Source::Tree(base), old, &[], 1)?;

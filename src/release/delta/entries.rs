@@ -18,44 +18,44 @@ use crate::{
 const MAX_PATHS: usize = 256 << 20;
 
 /// What happens to the entry that the old list has here, or comes before it.
-const REMOVE: u8 = 0;
-const CHANGE: u8 = 1;
-const ADD: u8 = 2;
-const ACTION: u8 = 3;
+pub(super) const REMOVE: u8 = 0;
+pub(super) const CHANGE: u8 = 1;
+pub(super) const ADD: u8 = 2;
+pub(super) const ACTION: u8 = 3;
 /// What the new entry is.
 const DIR: u8 = 0 << 2;
-const PLAIN: u8 = 1 << 2;
-const EXECUTABLE: u8 = 2 << 2;
-const LINK: u8 = 3 << 2;
-const KIND: u8 = 3 << 2;
+pub(super) const PLAIN: u8 = 1 << 2;
+pub(super) const EXECUTABLE: u8 = 2 << 2;
+pub(super) const LINK: u8 = 3 << 2;
+pub(super) const KIND: u8 = 3 << 2;
 /// Whether the old release has a file of this content.
-const KNOWN: u8 = 1 << 4;
+pub(super) const KNOWN: u8 = 1 << 4;
 
 /// One column for each thing that has to be said; each is read from its front as the changes need it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Columns {
+pub(super) struct Columns {
     /// The new manifest without entries and frames, as JSON.
-    head: Vec<u8>,
+    pub head: Vec<u8>,
     /// What each change is: one action and one kind, or'ed.
     #[serde(deserialize_with = "bounded::changes")]
-    changes: Vec<u8>,
+    pub changes: Vec<u8>,
     /// How many old entries stay as they are before each change.
     #[serde(deserialize_with = "bounded::changes")]
-    skips: Vec<u32>,
+    pub skips: Vec<u32>,
     /// Of an added path: how many bytes it shares with the path before it in the new list, and how many it has of its own.
     #[serde(deserialize_with = "bounded::entries")]
-    shared: Vec<(u32, u32)>,
+    pub shared: Vec<(u32, u32)>,
     /// Those of their own, one behind the other.
-    names: String,
+    pub names: String,
     /// The sizes of files; where a file was one before, what the size grew by.
     #[serde(deserialize_with = "bounded::entries")]
-    sizes: Vec<i64>,
+    pub sizes: Vec<i64>,
     /// Which old entry has the same content.
     #[serde(deserialize_with = "bounded::entries")]
-    known: Vec<u32>,
+    pub known: Vec<u32>,
     /// What links point to.
     #[serde(deserialize_with = "bounded::entries")]
-    targets: Vec<String>,
+    pub targets: Vec<String>,
 }
 
 /// The fields of a manifest without what is told in other ways.
@@ -119,7 +119,7 @@ pub(super) fn encode(old: &Manifest, new: &Manifest, known: &Contents) -> Result
         before = &is.path;
     }
     let raw = postcard::to_stdvec(&columns).map_err(|e| refused(e.to_string()))?;
-    let of_digests = Section { bytes: digests.len() as u64, raw: digests.len() as u64, digest: *Digest::of(&digests).as_bytes() };
+    let of_digests = format::plain(&digests);
     Ok([format::pack(raw, &head(old)?)?, (digests, of_digests)])
 }
 
@@ -169,10 +169,11 @@ fn size_of(entry: Option<&Entry>) -> i64 {
 /// Rebuilds the new manifest; every column must be used up, and the tree digest right.
 pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<Manifest, ReleaseError> {
     let columns = outline.read_columns(delta, &head(old)?)?;
-    let columns: Columns = format::decode(&columns, "entries")?;
+    let mut columns: Columns = format::decode(&columns, "entries")?;
     let digests = outline.read_digests(delta)?;
+    let head = std::mem::take(&mut columns.head);
     let mut manifest: Manifest =
-        serde_json::from_slice(&columns.head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
+        serde_json::from_slice(&head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
     if manifest.format > Manifest::FORMAT {
         let (found, known) = (manifest.format, Manifest::FORMAT);
         return Err(refused(format!("its manifest has the format {found}, this larder reads {known}; update larder")));
@@ -183,17 +184,27 @@ pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<
     if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
         return Err(refused("its manifest lists entries twice"));
     }
+    manifest.entries = entries(columns, &digests, &old.entries)?;
+    check_entries(&manifest.entries, &Limits::default()).map_err(format::accepted)?;
+    if tree::digest(&manifest.entries) != manifest.tree {
+        return Err(refused("its tree digest is not that of its entries"));
+    }
+    Ok(manifest)
+}
+
+/// The new list of entries.
+pub(super) fn entries(columns: Columns, digests: &[u8], old: &[Entry]) -> Result<Vec<Entry>, ReleaseError> {
     let mut reader = Reader {
-        old: &old.entries,
+        old,
         at: 0,
         paths: 0,
-        new: Vec::with_capacity(old.entries.len()),
+        new: Vec::with_capacity(old.len()),
         shared: columns.shared.iter(),
         names: &columns.names,
         sizes: columns.sizes.iter(),
         known: columns.known.iter(),
         targets: columns.targets.into_iter(),
-        digests: &digests,
+        digests,
     };
     if columns.skips.len() != columns.changes.len() {
         return Err(contradiction());
@@ -202,13 +213,8 @@ pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<
         reader.keep(*skip as usize)?;
         reader.change(*what).ok_or_else(contradiction)?;
     }
-    reader.keep(old.entries.len().saturating_sub(reader.at))?;
-    manifest.entries = reader.finish()?;
-    check_entries(&manifest.entries, &Limits::default()).map_err(format::accepted)?;
-    if tree::digest(&manifest.entries) != manifest.tree {
-        return Err(refused("its tree digest is not that of its entries"));
-    }
-    Ok(manifest)
+    reader.keep(old.len().saturating_sub(reader.at))?;
+    reader.finish()
 }
 
 fn contradiction() -> ReleaseError {

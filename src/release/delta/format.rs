@@ -171,8 +171,13 @@ pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section),
     both.extend_from_slice(&raw);
     drop(raw);
     let packed = archive::pack(&both, reference.len(), level).map_err(written)?;
-    let section = Section { bytes: packed.len() as u64, raw: text, digest: *Digest::of(&packed).as_bytes() };
+    let section = Section { raw: text, ..plain(&packed) };
     Ok((packed, section))
+}
+
+/// What the outline says of a section that is not packed.
+pub(super) fn plain(bytes: &[u8]) -> Section {
+    Section { bytes: bytes.len() as u64, raw: bytes.len() as u64, digest: *Digest::of(bytes).as_bytes() }
 }
 
 fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], what: &str) -> Result<Vec<u8>, ReleaseError> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTEXT, PART, REFERENCE, TOLD, entries::Contents, format, refused};
+use super::{CONTEXT, PART, REFERENCE, TOLD, entries::Contents, refused};
 use crate::{
     model::{Entry, EntryKind, bounded},
     release::ReleaseError,
@@ -18,34 +18,35 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub fn of(new: &[Entry], known: &Contents) -> Wanted {
+    /// Refuses two sizes for the same content: what is copied is only held to its digest.
+    pub fn of(new: &[Entry], old: &[Entry], known: &Contents) -> Result<Wanted, ReleaseError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         for (index, entry) in new.iter().enumerate() {
-            if let EntryKind::File { size: 1.., digest, .. } = &entry.kind
-                && !known.contains_key(digest)
-            {
-                by_digest.entry(*digest).or_insert_with(|| {
+            let EntryKind::File { size: 1.., digest, .. } = &entry.kind else { continue };
+            let same = match known.get(digest) {
+                Some(known) => old.get(*known),
+                None => new.get(*by_digest.entry(*digest).or_insert_with(|| {
                     entries.push(index);
                     index
-                });
+                })),
+            };
+            if size(same) != size(Some(entry)) {
+                return Err(refused(format!("{:?} has not the size that its content has elsewhere", entry.path)));
             }
         }
-        Wanted { entries, by_digest }
+        Ok(Wanted { entries, by_digest })
     }
 }
 
 /// One or more files that are patched together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Group {
+    #[serde(deserialize_with = "bounded::entries")]
     pub members: Vec<Member>,
     /// One patch; or several, if there is one member.
+    #[serde(deserialize_with = "bounded::entries")]
     pub parts: Vec<Part>,
 }
-
-/// All of them; every group has a file of its own, so there are no more than entries.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Groups(#[serde(deserialize_with = "bounded::entries")] Vec<Group>);
 
 /// A new file: the start of its base, what patches give, the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,11 +147,15 @@ pub(super) fn decode(
     bytes: u64,
 ) -> Result<Vec<Resolved>, ReleaseError> {
     let contradiction = || refused("its list of patches contradicts itself");
-    let Groups(groups) = format::decode(list, "list of patches")?;
+    let unreadable = |e: postcard::Error| refused(format!("its list of patches cannot be read: {e}"));
+    let (count, mut list) = postcard::take_from_bytes::<u64>(list).map_err(unreadable)?;
     let end = at.checked_add(bytes).ok_or_else(contradiction)?;
     let mut seen = vec![false; wanted.entries.len()];
-    let mut resolved = Vec::with_capacity(groups.len());
-    for group in groups {
+    let mut resolved = Vec::new();
+    for _ in 0..count {
+        // One at a time: a short list can name files without end, but each that is named again is refused before more are read.
+        let (group, rest) = postcard::take_from_bytes::<Group>(list).map_err(unreadable)?;
+        list = rest;
         let mut members = Vec::with_capacity(group.members.len());
         let mut next = 0usize;
         for member in &group.members {
@@ -170,13 +175,13 @@ pub(super) fn decode(
         }
         resolved.push(Resolved { members, parts: group.parts, at: start });
     }
-    if at != end || seen.contains(&false) {
+    if at != end || seen.contains(&false) || !list.is_empty() {
         return Err(contradiction());
     }
     Ok(resolved)
 }
 
-fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
+pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
     let new_size = size(new.get(entry))?;
     let base = match member.base {
         0 => None,

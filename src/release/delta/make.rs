@@ -43,7 +43,7 @@ pub fn make(
     threads: usize,
 ) -> Result<DeltaReport, ReleaseError> {
     let known = entries::contents(&old.entries);
-    let wanted = Wanted::of(&new.entries, &known);
+    let wanted = Wanted::of(&new.entries, &old.entries, &known)?;
     let [(columns, of_columns), (digests, of_digests)] = entries::encode(old, new, &known)?;
     drop(known);
     let mut outline = Outline::new(old, new, of_columns, of_digests);

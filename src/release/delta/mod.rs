@@ -18,6 +18,10 @@
 mod apply;
 mod copies;
 mod entries;
+#[cfg(any(test, fuzzing))]
+pub mod forge;
+#[cfg(test)]
+mod forge_tests;
 mod format;
 mod groups;
 mod make;

@@ -407,6 +407,27 @@ fn a_list_of_patches_that_lies_is_refused() {
     assert!(refused.contains("content of \"a\"") || refused.contains("patch"), "{refused}");
 }
 
+/// A member takes four bytes in the list and many more in memory.
+#[test]
+fn a_list_of_patches_without_end_is_not_read_to_its_end() {
+    let world = changed();
+    let refused = |list: Vec<u8>| world.apply(&with_groups(&world, list), false).unwrap_err().to_string();
+    let member = groups::Member { skip: 0, base: 0, head: 0, tail: 0 };
+    let endless = groups::Group { members: vec![member; 1_000_001], parts: Vec::new() };
+    let why = refused(groups::encode(&[endless]).unwrap());
+    assert!(why.contains("cannot be read"), "{why}");
+    // The second group has what the first one has; what comes after it is no group at all.
+    let good: Vec<groups::Group> =
+        format::decode(&Outline::read(&world.delta).unwrap().read_groups(&world.delta).unwrap(), "list").unwrap();
+    let mut list = groups::encode(&[good[0].clone(), good[0].clone()]).unwrap();
+    list[0] = 100;
+    let why = refused(list.clone());
+    assert!(why.contains("contradicts itself"), "{why}");
+    list[0] = 1;
+    let why = refused(list);
+    assert!(why.contains("contradicts itself"), "{why}");
+}
+
 fn nodes() -> impl Strategy<Value = Tree> {
     let name = prop::sample::select(vec!["a", "b", "c", "d/e", "d/f", "d/g/h", "i", "i-1.2.js", "i-1.3.js", "k"]);
     let text = prop_oneof![

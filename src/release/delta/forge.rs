@@ -1,0 +1,236 @@
+//! Deltas as somebody makes them who knows the format: whatever their sections hold, sizes and digests are right. For the fuzzer, whose
+//! inputs would otherwise all end at the first digest, and for tests.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use super::{
+    entries::{self, ACTION, ADD, Columns, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE},
+    format::{self, Outline},
+    groups::{self, Group, Member, Part, Wanted},
+};
+use crate::{
+    host::archive,
+    model::{Digest, Entry, Manifest},
+    release::{
+        ReleaseError,
+        bundle::{self, BundleJob, Head, Places},
+        store, tree,
+    },
+};
+
+/// In the mode: lists of changes get the lengths that they need, and a tree digest that is right.
+pub const FIT_ENTRIES: u8 = 1;
+/// In the mode: every patch is as long as it should be and has the digest that it should have, and no file is left without one.
+pub const FIT_GROUPS: u8 = 2;
+/// In the mode, beside [`FIT_GROUPS`]: patches are given as what they unpack to.
+pub const TEXTS: u8 = 4;
+
+/// The most bytes of a text that are made up.
+const MADE_UP: usize = 64 << 10;
+
+/// What a forged delta is made of; as bytes: the mode, the lengths of the lists as u16, the lists, the patches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forged {
+    /// What is put right; see the constants.
+    pub mode: u8,
+    /// The changes of entries, as they are before they are packed. Without a head they get one.
+    pub columns: Vec<u8>,
+    /// The digests of changed files.
+    pub digests: Vec<u8>,
+    /// The list of groups, as it is before it is packed.
+    pub groups: Vec<u8>,
+    /// The patches, one behind the other.
+    pub patches: Vec<u8>,
+}
+
+impl Forged {
+    /// Any bytes are one.
+    pub fn of(bytes: &[u8]) -> Forged {
+        let (head, mut rest) = bytes.split_at_checked(7).unwrap_or_default();
+        let mut next = |at: usize| {
+            let length = head.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |two| u16::from_le_bytes(*two));
+            let (part, left) = rest.split_at(rest.len().min(length.into()));
+            rest = left;
+            part.to_vec()
+        };
+        let (columns, digests, groups) = (next(1), next(3), next(5));
+        Forged { mode: head.first().copied().unwrap_or_default(), columns, digests, groups, patches: rest.to_vec() }
+    }
+
+    /// The bytes of which [`Forged::of`] makes the same again.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![self.mode];
+        let lists = [&self.columns, &self.digests, &self.groups];
+        bytes.extend(lists.iter().flat_map(|list| u16::try_from(list.len()).unwrap_or(u16::MAX).to_le_bytes()));
+        bytes.extend(lists.into_iter().chain([&self.patches]).flatten());
+        bytes
+    }
+
+    /// The file, as a delta from `old`.
+    pub fn delta(mut self, old: &Manifest) -> Result<Vec<u8>, ReleaseError> {
+        let mut new = old.without_entries();
+        if let Some(entries) = self.fit_entries(old, &mut new)
+            && self.mode & FIT_GROUPS != 0
+        {
+            self.fit_groups(&old.entries, &entries);
+        }
+        let [columns, groups] = [(self.columns, entries::head(old)?), (self.groups, Vec::new())]
+            .map(|(list, reference)| format::pack(list, &reference));
+        let ((columns, of_columns), (groups, of_groups)) = (columns?, groups?);
+        let mut outline = Outline::new(old, &new, of_columns, format::plain(&self.digests));
+        (outline.patches, outline.groups) = (self.patches.len() as u64, of_groups);
+        Ok([outline.bytes()?, columns, self.digests, self.patches, groups].concat())
+    }
+
+    /// Puts the head of the columns right, and in `new` what the outline says of it; gives the new entries, if they can be read.
+    fn fit_entries(&mut self, old: &Manifest, new: &mut Manifest) -> Option<Vec<Entry>> {
+        let mut columns: Columns = format::decode(&self.columns, "entries").ok()?;
+        if self.mode & FIT_ENTRIES != 0 {
+            fit(&mut columns, &mut self.digests, &old.entries);
+        }
+        if !columns.head.is_empty() {
+            *new = serde_json::from_slice(&columns.head).ok()?;
+        }
+        let head = std::mem::take(&mut columns.head);
+        let again = postcard::to_stdvec(&columns).ok()?;
+        let entries = entries::entries(columns, &self.digests, &old.entries).ok();
+        if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
+            new.tree = entries.as_deref().map_or(new.tree, tree::digest);
+            // All but the head is the same: it comes first, and was empty.
+            let head = postcard::to_stdvec(&entries::head(new).ok()?).ok()?;
+            self.columns = [&head, again.get(1..)?].concat();
+        }
+        entries
+    }
+
+    /// Makes groups and patches fit each other and the files that are wanted.
+    fn fit_groups(&mut self, old: &[Entry], new: &[Entry]) -> Option<()> {
+        let wanted = Wanted::of(new, old, &entries::contents(old)).ok()?;
+        let mut groups: Vec<Group> = format::decode(&self.groups, "groups").ok()?;
+        let mut seen = vec![false; wanted.entries.len()];
+        for group in &mut groups {
+            let (mut next, mut middles) = (0usize, 0u64);
+            for member in &group.members {
+                next = next.checked_add(member.skip as usize)?;
+                *seen.get_mut(next)? = true;
+                middles = middles.checked_add(groups::file(member, *wanted.entries.get(next)?, old, new)?.middle())?;
+                next += 1;
+            }
+            if let Some((last, parts)) = group.parts.split_last_mut() {
+                let others = parts.iter().map(|part| u64::from(part.raw)).sum();
+                last.raw = u32::try_from(middles.saturating_sub(others)).ok()?;
+            }
+        }
+        for (skip, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
+            let size = groups::size(new.get(*wanted.entries.get(skip)?))?;
+            let member = Member { skip: u32::try_from(skip).ok()?, base: 0, head: 0, tail: 0 };
+            let raw = u32::try_from(size).ok()?;
+            groups.push(Group {
+                members: vec![member],
+                parts: vec![Part { packed: 30, raw, told: 0, digest: [0; 32], from: 0, reference: 0 }],
+            });
+        }
+        let (given, mut patches) = (std::mem::take(&mut self.patches), Vec::new());
+        let mut left = given.as_slice();
+        for part in groups.iter_mut().flat_map(|group| &mut group.parts) {
+            let length = if self.mode & TEXTS == 0 { part.packed } else { part.raw } as usize;
+            let (taken, rest) = left.split_at(length.min(left.len()));
+            left = rest;
+            let mut patch = taken.to_vec();
+            if self.mode & TEXTS != 0 {
+                patch.resize(length.min(MADE_UP).max(patch.len()), 0);
+                patch = archive::pack(&patch, 0, 1).ok()?;
+            }
+            part.packed = u32::try_from(patch.len()).ok()?;
+            part.digest = *Digest::of(&patch).as_bytes();
+            patches.append(&mut patch);
+        }
+        self.patches = patches;
+        self.groups = groups::encode(&groups).ok()?;
+        Some(())
+    }
+}
+
+/// Gives every column the length that the changes need, and lets them say only what can be meant.
+fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
+    columns.skips.resize(columns.changes.len(), 0);
+    // Of each file, how large it was before and whether its content is known.
+    let (mut files, mut added, mut links, mut at) = (Vec::new(), 0, 0, 0);
+    for (change, skip) in columns.changes.iter_mut().zip(&mut columns.skips) {
+        *skip = (*skip).min((old.len() - at) as u32);
+        at += *skip as usize;
+        let was = old.get(at);
+        let action = if was.is_none() { ADD } else { (*change & ACTION).min(ADD) };
+        let kind = *change & KIND;
+        let is_file = kind == PLAIN || kind == EXECUTABLE;
+        *change = match action {
+            REMOVE => REMOVE,
+            _ if is_file => action | kind | *change & KNOWN,
+            _ => action | kind,
+        };
+        at += usize::from(action != ADD);
+        added += usize::from(action == ADD);
+        links += usize::from(*change & KIND == LINK);
+        if action != REMOVE && is_file {
+            let before = groups::size(was.filter(|_| action != ADD)).unwrap_or_default();
+            files.push((before.cast_signed(), *change & KNOWN != 0));
+        }
+    }
+    columns.shared.resize(added, (0, 1));
+    let mut names = 0;
+    for (_, own) in &mut columns.shared {
+        *own = if names < MADE_UP { (*own).min(300) } else { 0 };
+        names += *own as usize;
+    }
+    while columns.names.len() < names {
+        columns.names.push('z');
+    }
+    if columns.names.is_char_boundary(names) {
+        columns.names.truncate(names);
+    }
+    let known = files.iter().filter(|(_, known)| *known).count();
+    digests.resize((files.len() - known) * 32, 0);
+    columns.targets.resize(links, "z".to_owned());
+    columns.sizes.resize(files.len(), 5);
+    columns.known.resize(known, 0);
+    let same = columns.sizes.iter_mut().zip(&files).filter(|(_, (_, known))| *known);
+    for (index, (size, (before, _))) in columns.known.iter_mut().zip(same) {
+        // The next one that is a file.
+        let found = (0..).zip(old).cycle().skip(*index as usize % old.len().max(1)).take(old.len());
+        let found = found.filter_map(|(n, entry)| Some((n, groups::size(Some(entry))?))).next();
+        if let Some((n, bytes)) = found {
+            (*index, *size) = (n, bytes.cast_signed() - before);
+        }
+    }
+}
+
+/// Writes the small tree that seeds start from to an empty directory, and gives the manifest of it.
+pub fn plant(directory: &Path) -> Result<Manifest, ReleaseError> {
+    let lines = |count: usize| (0..count).map(|line| format!("{line}: {}\n", line * line)).collect::<String>();
+    let mut noise = vec![0; 5000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let write = |path: &str, content: &[u8]| fs::write(directory.join(path), content);
+    let written = fs::create_dir(directory.join("a"))
+        .and_then(|()| fs::create_dir(directory.join("b")))
+        .and_then(|()| write("a/edited", lines(60).as_bytes()))
+        .and_then(|()| write("a/gone", b"gone"))
+        .and_then(|()| write("a/same", lines(3).as_bytes()))
+        .and_then(|()| write("b/noise", &noise))
+        .and_then(|()| write("b/tool", b"#!/bin/sh\n"))
+        .and_then(|()| fs::set_permissions(directory.join("b/tool"), fs::Permissions::from_mode(0o755)))
+        .and_then(|()| write("empty", b""))
+        .and_then(|()| std::os::unix::fs::symlink("a/same", directory.join("link")));
+    written.map_err(|e| format::failed("write", e))?;
+    bundled(directory)
+}
+
+/// The manifest of a tree; all else in it is that of the seed for manifests.
+pub fn bundled(tree: &Path) -> Result<Manifest, ReleaseError> {
+    let small = store::from_bytes(include_bytes!("../../../fuzz/seeds/manifest/small"), Path::new("small"))?;
+    let file = || tempfile::tempfile().map_err(|e| format::failed("write", e));
+    let (archive, manifest) = (file()?, file()?);
+    let job = BundleJob { head: Head::of(&small), previous: false, threads: 1, limit: u64::MAX };
+    let places = Places { app: tree.to_owned(), source: None, upper: None };
+    bundle::work(job, &places, &archive, &manifest, None).into_result()?;
+    store::parse(&manifest, Path::new("bundled"))
+}
