@@ -9,13 +9,19 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::refused;
+use crate::release::ReleaseError;
+
 /// The fewest bytes that are worth a copy: as many as are compared at once.
 const WINDOW: usize = 32;
 
-/// How far marks are from each other in the older version, in bytes: so far that all of them stay in the processor's cache.
-const DISTANCE: usize = 128;
+/// How far marks are from each other, in bytes, in an older version of up to so many: as near as they can be while all of them stay in the
+/// processor's cache.
+const NEAR: usize = 32;
+const FAR: usize = 128;
+const SHORT: usize = 8 << 20;
 
-/// How far one goes on in the text where nothing was found. No divisor of it is one of [`DISTANCE`], so that every mark is met.
+/// How far one goes on in the text where nothing was found. No divisor of it is one of those distances, so that every mark is met.
 const STEP: usize = 3;
 
 /// After so many steps in vain one goes on faster, since what is new is mostly new for a while. As power of two.
@@ -32,29 +38,53 @@ struct Copy {
     moved: i32,
 }
 
-/// All of it. What is new behind the last copy is the rest of `own`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Told<'a> {
+/// A text, told: what is new in it, one behind the other, and the copies. What is left of the new bytes stands behind the last copy.
+#[derive(Debug)]
+pub(super) struct Told {
+    own: Vec<u8>,
     copies: Vec<Copy>,
-    own: &'a [u8],
+    taken: Range<usize>,
+}
+
+impl Told {
+    /// Which range of the older version the copies take. From now on they want no more than that.
+    pub fn narrow(&mut self) -> Range<usize> {
+        let taken = self.taken.clone();
+        if let Some(first) = self.copies.first_mut() {
+            first.moved -= taken.start as i32;
+        }
+        self.taken = 0..taken.len();
+        taken
+    }
+
+    /// As it is written: how many bytes are new, those, and the copies.
+    pub fn bytes(&self) -> Result<Vec<u8>, ReleaseError> {
+        let mut bytes = Vec::with_capacity(self.own.len() + 6 * self.copies.len() + 8);
+        let told = |e: postcard::Error| refused(e.to_string());
+        bytes = postcard::to_extend(&(self.own.len() as u32), bytes).map_err(told)?;
+        bytes.extend_from_slice(&self.own);
+        for copy in &self.copies {
+            bytes = postcard::to_extend(copy, bytes).map_err(told)?;
+        }
+        Ok(bytes)
+    }
 }
 
 /// What finds copies: its memory can be used again.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
-    /// By hash: the higher bits of the hash that are not the index of a mark, and the index plus one; 0 for none.
+    /// By hash: the bits of the hash that are not the index of a mark, above the number of the mark; 0 for none.
     marks: Vec<u32>,
 }
 
 impl Finder {
-    /// Tells `text` by what `old` has, and says which range of `old` that takes; [`copy`] wants no more than that. `shift` is how much
-    /// further on in `old` one would look for the start of the text. The same for the same arguments every time.
-    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Result<(Vec<u8>, Range<usize>), postcard::Error> {
+    /// Tells `text` by what `old` has. `shift` is how much further on in `old` one would look for the start of the text. The same for
+    /// the same arguments every time.
+    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Told {
         let marks = Marks::set(&mut self.marks, old);
-        let (mut copies, mut own) = (Vec::<Copy>::new(), Vec::new());
-        let (mut taken, mut vain) = (old.len()..0, 0_usize);
+        let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
         // `told`: how much of the text is told already. `shift`: where the copy at hand goes on, `before`: where the last told one did.
-        let (mut at, mut told, mut shift, mut before) = (0, 0, shift, 0);
+        let (mut at, mut told, mut shift, mut before, mut vain) = (0, 0, shift, 0, 0_usize);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);
             let same = moved(at, shift).filter(|from| here(*from));
@@ -63,33 +93,26 @@ impl Finder {
                 vain += 1;
                 continue;
             };
-            vain = 0;
             let ahead = common_start(part(text, at, text.len()), part(old, from, old.len()));
             let behind = common_end(part(text, told, at), part(old, 0, from));
             own.extend_from_slice(part(text, told, at - behind));
             shift = from as i64 - at as i64;
-            copies.push(Copy {
-                own: (at - behind - told) as u32,
-                length: (behind + ahead) as u32,
-                moved: (shift - before) as i32,
-            });
+            let (before_it, length) = ((at - behind - told) as u32, (behind + ahead) as u32);
+            copies.push(Copy { own: before_it, length, moved: (shift - before) as i32 });
             taken = taken.start.min(from - behind)..taken.end.max(from + ahead);
-            before = shift;
+            (before, vain) = (shift, 0);
             at += ahead;
             told = at;
         }
         own.extend_from_slice(part(text, told, text.len()));
-        match copies.first_mut() {
-            Some(first) => first.moved -= taken.start as i32,
-            None => taken = 0..0,
-        }
-        Ok((postcard::to_stdvec(&Told { copies, own: &own })?, taken))
+        Told { own, taken: if copies.is_empty() { 0..0 } else { taken }, copies }
     }
 }
 
-/// Replaces `into` by the text of `length` bytes that `told` and the range of the older version that it takes give. Nothing if they do not give that.
+/// Replaces `into` by the text of `length` bytes that `told` and the older version give. Nothing if they do not give that.
 pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
-    let Told { copies, mut own } = postcard::from_bytes(told).ok()?;
+    let (count, rest) = postcard::take_from_bytes::<u32>(told).ok()?;
+    let (mut own, mut copies) = rest.split_at_checked(count as usize)?;
     into.clear();
     into.reserve(length);
     let mut shift = 0_i64;
@@ -97,7 +120,9 @@ pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -
         into.extend_from_slice(part);
         (into.len() <= length).then_some(())
     };
-    for copy in copies {
+    while !copies.is_empty() {
+        let (copy, others) = postcard::take_from_bytes::<Copy>(copies).ok()?;
+        copies = others;
         let (new, left) = own.split_at_checked(copy.own as usize)?;
         give(new, into)?;
         own = left;
@@ -135,24 +160,26 @@ struct Marks<'a> {
     index: u32,
     /// How many bits of a mark say where it is; the lowest.
     place: u32,
+    distance: usize,
 }
 
 impl<'a> Marks<'a> {
     fn set(table: &'a mut Vec<u32>, old: &[u8]) -> Marks<'a> {
         let bits = |count: usize| count.next_power_of_two().trailing_zeros().clamp(1, 31);
-        let count = old.len() / DISTANCE;
+        let distance = if old.len() > SHORT { FAR } else { NEAR };
+        let count = old.len() / distance;
         // Twice as many places as marks: then a mark is mostly alone, and the table stays in the processor's cache.
         let (index, place) = (bits(2 * count), bits(count + 2));
         table.clear();
         table.resize(1 << index, 0);
-        for (number, piece) in (1_u32..).zip(old.chunks_exact(DISTANCE)) {
+        for (number, piece) in (1_u32..).zip(old.chunks_exact(distance)) {
             let Some(window) = piece.first_chunk() else { continue };
             let hash = hash(window);
             if let Some(mark) = table.get_mut((hash >> (32 - index)) as usize) {
                 *mark = hash << place | number;
             }
         }
-        Marks { table, index, place }
+        Marks { table, index, place, distance }
     }
 
     /// Where a mark with the hash of this window stands.
@@ -160,7 +187,7 @@ impl<'a> Marks<'a> {
         let hash = hash(window);
         let mark = *self.table.get((hash >> (32 - self.index)) as usize)?;
         let number = mark & !(u32::MAX << self.place);
-        (mark == hash << self.place | number).then_some((number as usize).checked_sub(1)? * DISTANCE)
+        (mark == hash << self.place | number).then_some((number as usize).checked_sub(1)? * self.distance)
     }
 }
 
@@ -195,11 +222,15 @@ mod tests {
     }
 
     fn told(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
-        let (told, taken) = Finder::default().tell(old, text, shift).unwrap();
-        let mut back = vec![7];
-        assert_eq!(copy(&old[taken], &told, text.len(), &mut back), Some(()));
-        assert!(back == text);
-        told
+        let mut told = Finder::default().tell(old, text, shift);
+        let (whole, taken) = (told.bytes().unwrap(), told.narrow());
+        let narrow = told.bytes().unwrap();
+        for (old, told) in [(old, &whole), (&old[taken], &narrow)] {
+            let mut back = vec![7];
+            assert_eq!(copy(old, told, text.len(), &mut back), Some(()));
+            assert!(back == text);
+        }
+        narrow
     }
 
     #[test]
@@ -239,7 +270,8 @@ mod tests {
     #[test]
     fn what_gives_something_else_is_refused() {
         let old = noise(6, 1000);
-        let encode = |copies: &[Copy], own: &[u8]| postcard::to_stdvec(&Told { copies: copies.to_vec(), own }).unwrap();
+        let encode =
+            |copies: &[Copy], own: &[u8]| Told { copies: copies.to_vec(), own: own.to_vec(), taken: 0..0 }.bytes().unwrap();
         let mut into = Vec::new();
         let whole = Copy { own: 0, length: 1000, moved: 0 };
         assert!(copy(&old, &encode(&[whole], b""), 1000, &mut into).is_some());

@@ -217,6 +217,6 @@ fn check(members: &[File], parts: &[Part]) -> Option<()> {
         return parts.iter().all(|part| inside(part) && part.reference <= REFERENCE).then_some(());
     }
     let pieces = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.piece().1))?;
-    let by_rule = |part: &Part| part.from == 0 && part.reference == 0 && part.told == 0;
+    let by_rule = |part: &Part| part.from == 0 && part.reference == 0;
     (members.len() > 1 && parts.len() == 1 && parts.iter().all(by_rule) && pieces <= REFERENCE).then_some(())
 }

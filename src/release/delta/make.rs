@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     PART, REFERENCE, SMALL, Source,
-    copies::{Finder, common_end, common_start},
+    copies::{Finder, Told, common_end, common_start},
     entries,
     format::{self, Outline},
     groups::{self, Group, Member, Part, Wanted},
@@ -183,6 +183,17 @@ struct Patch {
     packed: Vec<u8>,
 }
 
+impl Patch {
+    /// A text of `raw` bytes that is told by copies.
+    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
+        let bytes = told.bytes()?;
+        let packed = archive::pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
+        let digest = *Digest::of(&packed).as_bytes();
+        let (told, raw) = (bytes.len() as u32, raw as u32);
+        Ok(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
+    }
+}
+
 enum Made {
     Nothing,
     Batch((Vec<Pair>, Option<Patch>)),
@@ -256,12 +267,10 @@ impl<'a> Worker<'a> {
         self.was.clear();
         self.old.open(index)?.append(from, reference, &mut self.was)?;
         let shift = range.start.cast_signed() - from.cast_signed();
-        let (told, taken) = self.finder.tell(&self.was, &self.text, shift).map_err(|e| super::refused(e.to_string()))?;
-        let packed = archive::pack(&told, 0, if told.len() > LITTLE { -1 } else { 9 }).map_err(format::written)?;
+        let mut told = self.finder.tell(&self.was, &self.text, shift);
+        let taken = told.narrow();
         let (from, reference) = (from + taken.start as u64, taken.len() as u64);
-        let (raw, told) = (self.text.len() as u32, told.len() as u32);
-        let digest = *Digest::of(&packed).as_bytes();
-        Ok(Some(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed }))
+        Patch::told(&told, self.text.len(), from, reference).map(Some)
     }
 
     /// Packs `self.text` with the reference in `self.both`; nothing needs no patch.
@@ -271,6 +280,9 @@ impl<'a> Worker<'a> {
 
     fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
         let before = self.both.len();
+        if before > 0 && before + self.text.len() > MUCH {
+            return Patch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
+        }
         self.both.append(&mut self.text);
         let packed = archive::pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
         let raw = (self.both.len() - before) as u32;
@@ -283,13 +295,15 @@ impl<'a> Worker<'a> {
 fn level(both: usize) -> i32 {
     match both {
         0..=0x8_0000 => 12,
-        0x8_0001..=0x20_0000 => 9,
-        // Here zstd's search for long matches finds what both have in common; short ones would only cut those up.
-        _ => 1,
+        0x8_0001..=MUCH => 9,
+        _ => 3,
     }
 }
 
-/// Up to so many bytes that tell a part are worth some effort.
+/// From so many bytes of reference and text together on, telling takes so much less time than packing that it may take more bytes.
+const MUCH: usize = 2 << 20;
+
+/// Up to so many bytes that tell a text are worth some effort.
 const LITTLE: usize = 1 << 20;
 
 /// Where in the base to look for a part: all of it if it is small enough, else as much around the same place as may be held.

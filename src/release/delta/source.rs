@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
+    io::{Read, Seek, SeekFrom},
     os::unix::fs::FileExt,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -190,9 +191,20 @@ impl Content<'_> {
 
     /// Appends `count` bytes from `from` on to `into`.
     pub fn append(&self, from: u64, count: u64, into: &mut Vec<u8>) -> Result<(), ReleaseError> {
-        let start = into.len();
-        into.resize(start + count as usize, 0);
-        self.read(from, into.get_mut(start..).unwrap_or_default())
+        let Bytes::Own(file) = &self.bytes else {
+            let start = into.len();
+            into.resize(start + count as usize, 0);
+            return self.read(from, into.get_mut(start..).unwrap_or_default());
+        };
+        // Into fresh memory, which need not be filled with zeros first. Nobody else moves the position of this file.
+        into.reserve(count as usize);
+        let mut file: &File = file;
+        let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(count).read_to_end(into));
+        match read {
+            Ok(read) if read as u64 == count => Ok(()),
+            Ok(_) => Err(self.damaged()),
+            Err(e) => Err(crate::host::files::FileError::io("read", &self.entry.path, e).into()),
+        }
     }
 
     /// Gives `count` bytes from `from` on to `act`, in pieces.
