@@ -66,12 +66,18 @@ fn question(address: SocketAddr) -> Vec<u8> {
     message
 }
 
-/// The same from the lists of all sockets.
+/// The same from the lists of all sockets. They come in pieces, and between two of those a socket may be passed over because another one
+/// has gone: so nobody is found there only if nobody is found again and again.
 fn look(address: SocketAddr) -> io::Result<Option<u32>> {
-    let old = fs::read_to_string("/proc/net/tcp")?;
-    // Where there is no IPv6, there is no such list.
-    let new = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-    Ok(listed(&format!("{old}{new}"), address))
+    for _ in 0..3 {
+        let old = fs::read_to_string("/proc/net/tcp")?;
+        // Where there is no IPv6, there is no such list.
+        let new = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+        if let Some(user) = listed(&format!("{old}{new}"), address) {
+            return Ok(Some(user));
+        }
+    }
+    Ok(None)
 }
 
 fn listed(lists: &str, address: SocketAddr) -> Option<u32> {
