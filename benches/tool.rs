@@ -162,8 +162,9 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let file = File::open(delta)?;
     let manifest = delta::manifest(&file, &store::read(&manifest_of(older))?)?;
     let path = manifest_of(delta);
-    pack::write_manifest(&manifest, &writable(&path)?)?;
-    index::keep(&path, &manifest);
+    let written = writable(&path)?;
+    pack::write_manifest(&manifest, &written)?;
+    index::keep(&path, index::identity(&written), &manifest);
     let written = index::open(&path)?;
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
     let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };

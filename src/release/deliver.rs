@@ -220,7 +220,7 @@ fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Pat
     written.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
     rename_over(&files.new_archive, &files.archive)?;
-    index::keep(&files.manifest, &manifest);
+    index::keep(&files.manifest, index::identity(written), &manifest);
     remove_if_present(delta)?;
     Ok(manifest)
 }

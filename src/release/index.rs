@@ -29,9 +29,10 @@ const MAGIC: &[u8] = b"larder-1";
 
 /// The file of a manifest: inode, size, and the times of the last changes to its content and to itself, in seconds and nanoseconds.
 /// The last cannot be chosen, and changes with everything else.
-type Identity = [u8; 48];
+pub type Identity = [u8; 48];
 
-fn identity(manifest: &File) -> io::Result<Identity> {
+/// Says which file a manifest is, before it is read or after it has got its name.
+pub fn identity(manifest: &File) -> io::Result<Identity> {
     let found = manifest.metadata()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i64::cast_unsigned);
     let mut identity = [0; 48];
@@ -66,20 +67,20 @@ pub fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!("{}.index", name.strip_suffix(SUFFIX).unwrap_or(name)))
 }
 
-/// Writes the index of `manifest`, which has been read from its file at `path` and checked, beside that. That it cannot be written costs
+/// Writes the index of `manifest`, which has been read from that file and checked, beside its name `path`. That it cannot be written costs
 /// time later, nothing else. Whoever gives the file another name, owner or mode afterwards makes it worthless.
-pub fn keep(path: &Path, manifest: &Manifest) {
-    if let Err(error) = write(path, manifest) {
+pub fn keep(path: &Path, file: io::Result<Identity>, manifest: &Manifest) {
+    if let Err(error) = write(path, file, manifest) {
         tracing::warn!(path = %path.display(), %error, "a manifest stays without an index");
     }
 }
 
-fn write(path: &Path, manifest: &Manifest) -> Result<(), ReleaseError> {
+fn write(path: &Path, file: io::Result<Identity>, manifest: &Manifest) -> Result<(), ReleaseError> {
     let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
     let head = serde_json::to_vec(&manifest.without_entries()).map_err(|e| wrong(e.to_string()))?;
     let content = Content { head, frames: &manifest.archive.frames, entries: &manifest.entries };
     let content = postcard::to_stdvec(&content).map_err(|e| wrong(e.to_string()))?;
-    let file = identity(&open_regular(path)?).map_err(|e| wrong(e.to_string()))?;
+    let file = file.map_err(|e| wrong(e.to_string()))?;
     let digest = Digest::of(&content);
     let parts = [MAGIC, &file, digest.as_bytes(), &content];
     Ok(place_unsynced(&beside(path), &parts, 0o640)?)
@@ -190,7 +191,7 @@ mod tests {
             },
         ];
         for change in changes {
-            write(&path, &other).unwrap();
+            write(&path, identity(&File::open(&path).unwrap()), &other).unwrap();
             assert_eq!(known(&path).as_ref(), Some(&other));
             // File systems count time in steps.
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -202,7 +203,7 @@ mod tests {
     #[test]
     fn a_damaged_index_is_passed_over() {
         let (text, right, _dir, path) = placed();
-        write(&path, &right).unwrap();
+        write(&path, identity(&File::open(&path).unwrap()), &right).unwrap();
         let good = std::fs::read(beside(&path)).unwrap();
         let bad = [0, 7, 8, 55, 56, 87, 88, good.len() / 2, good.len() - 1].map(|at| {
             let mut bad = good.clone();

@@ -134,7 +134,7 @@ fn keep(
     remove_if_present(&files.manifest)?;
     std::fs::rename(&files.new_archive, &files.archive).map_err(|e| lost(&files.archive, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
-    index::keep(&files.manifest, &parsed);
+    index::keep(&files.manifest, index::identity(manifest), &parsed);
     Ok(Bundled { manifest: parsed, report })
 }
 

@@ -43,8 +43,9 @@ pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     if let Some(manifest) = index::of(path, &file) {
         return Ok(manifest);
     }
+    let known = index::identity(&file);
     let manifest = parse(&file, path)?;
-    index::keep(path, &manifest);
+    index::keep(path, known, &manifest);
     Ok(manifest)
 }
 

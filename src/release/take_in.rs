@@ -213,6 +213,6 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest) -> Result<(
         Body::Delta(path) => rename_over(path, &paths.delta(release))?,
     }
     rename_over(&described, &paths.manifest(release))?;
-    index::keep(&paths.manifest(release), manifest);
+    index::keep(&paths.manifest(release), index::identity(&file), manifest);
     Ok(())
 }
