@@ -174,7 +174,7 @@ pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<
     let head = std::mem::take(&mut columns.head);
     let mut manifest: Manifest =
         serde_json::from_slice(&head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
-    if manifest.format > Manifest::FORMAT {
+    if manifest.format != Manifest::FORMAT {
         let (found, known) = (manifest.format, Manifest::FORMAT);
         return Err(refused(format!("its manifest has the format {found}, this larder reads {known}; update larder")));
     }

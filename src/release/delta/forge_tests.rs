@@ -155,6 +155,22 @@ fn the_seeds_of_the_fuzzer_are_deltas_that_arrive() {
     }
 }
 
+/// As of a manifest that comes alone: what is written down in the end has to be read again.
+#[test]
+fn a_manifest_of_another_format_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = plant(directory.path()).unwrap();
+    let seed = Forged::of(&fs::read(Path::new(SEEDS).join("one-with-head")).unwrap());
+    for format in [0, 2] {
+        let mut columns: Columns = format::decode(&seed.columns, "columns").unwrap();
+        let head = String::from_utf8(columns.head).unwrap();
+        columns.head = head.replacen("\"format\":1", &format!("\"format\":{format}"), 1).into_bytes();
+        let lie = Forged { columns: postcard::to_stdvec(&columns).unwrap(), ..seed.clone() };
+        let why = applied(&lie.delta(&old).unwrap(), &old, directory.path()).unwrap_err().to_string();
+        assert!(why.contains(&format!("its manifest has the format {format}")), "{why}");
+    }
+}
+
 /// What is copied from the old release, or from another new file, has the size that its digest has elsewhere.
 #[test]
 fn a_size_that_the_same_content_does_not_have_is_refused() {
