@@ -54,7 +54,7 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     let stays = |name: &str| name.starts_with(&release);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
     attempt.fails_once_at_each(&steps);
-    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+    assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.serves("staging--shop", "version two");
     let outcomes = world.outcomes("shop");
@@ -67,7 +67,7 @@ fn every_step_runs_twice(world: &World) {
     world.restart(&[("FAILPOINTS", "twice=return")]);
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
-    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+    assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     until("the old release has retired", || world.ports("shop").len() == 1);
     world.is_consistent("shop");
@@ -115,7 +115,7 @@ fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
     attempt.fails_once_at_each(&fetching);
     assert!(deltas.get() > 4, "it did not come as a delta");
     complete();
-    assert_eq!(stored(world, &release), [".health.json", ".manifest.json", ".tar.zst"]);
+    assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
 
     cook("version 3");
     world.restart(&[("FAILPOINTS", "twice=return")]);
