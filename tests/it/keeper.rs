@@ -511,9 +511,11 @@ async fn all_of_an_application_is_asked_to_end() {
     for ground in grounds() {
         let world = World::new(ground).await;
         for (stop, name) in [(StopSignal::Term, "TERM"), (StopSignal::Int, "INT"), (StopSignal::Quit, "QUIT")] {
-            // The shell in front dies at once; what it has started takes its time.
-            let inner = format!("trap 'sleep 0.2; echo finished; exit 0' {name}; echo up; while :; do sleep 0.05; done");
-            let line = format!("bash -c \"{inner}\" && echo never");
+            // The shell in front dies at once; what it has started takes its time. No shell that waits for another program: if that
+            // ends by itself in the same moment, an INT is forgotten.
+            let takes_time =
+                format!("$SIG{{{name}}} = sub {{ select undef, undef, undef, 0.2; print qq(finished\\n); exit 0 }};");
+            let line = format!("perl -e '$| = 1; {takes_time} print qq(up\\n); sleep 1 while 1' && echo never");
             let launch = world.launch(Role::Run, keep(b"", stop));
             let mut child = world.launcher.launch(launch, &job(&line), Stdio::default()).await.unwrap();
             let output = child.output().unwrap();
