@@ -43,8 +43,8 @@ use crate::{
     },
 };
 
-/// How long the front door stays shut after a start while environments are recovered: their visitors wait in the backlog instead
-/// of reading an error.
+/// How long visitors wait after a start while environments are recovered, instead of reading an error. Those of an environment that
+/// is there already do not.
 const OPENING: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for deployments, and for what ssh clients have begun; the next server takes over what is not done by then.
@@ -124,15 +124,18 @@ async fn run(root: Root) -> Result<(), ServerError> {
 
     follow_processes(&services, &pipeline, &environments).await?;
     pipeline.await_all(&environments);
-    let opened = open_environments(&pipeline, environments);
-    let attached = tokio::time::timeout(OPENING, opened).await;
     let proxy = services.proxy.clone();
-    // Deployments that finish during a stop look at their pages through the front door, and visitors need not wait until they have.
+    // Before anything is recovered: a deployment that goes on looks at its pages through the front door. And one that finishes during
+    // a stop does so as well, which visitors need not wait for.
+    let opening = proxy.opening();
     let shut = CancellationToken::new();
     let front_door = tokio::spawn({
         let (listener, shut) = (inherited.http, shut.clone());
         async move { proxy.serve(listener, shut).await }
     });
+    let opened = open_environments(&pipeline, environments);
+    let attached = tokio::time::timeout(OPENING, opened).await;
+    drop(opening);
     if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
         tracing::warn!(still_opening);
     }

@@ -24,7 +24,10 @@ mod tunnel;
 use std::{
     collections::HashMap,
     net::{IpAddr, TcpListener},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -129,7 +132,37 @@ struct Inner {
     ids: headers::RequestIds,
     counts: access::ProxyCounts,
     log: RwLock<Option<mpsc::Sender<AccessLine>>>,
-    missed: std::sync::atomic::AtomicU64,
+    missed: AtomicU64,
+    opening: RwLock<Option<Arc<Threshold>>>,
+}
+
+/// Where requests wait while routes are being opened.
+#[derive(Default)]
+struct Threshold {
+    opened: CancellationToken,
+    waiting: AtomicUsize,
+}
+
+/// While it lives, requests that nobody can answer yet wait; those that lead to a live target pass. Dropping it lets all of them go,
+/// to whatever their hosts lead to by then.
+#[must_use = "the opening ends when it is dropped"]
+pub struct Opening {
+    inner: Arc<Inner>,
+    threshold: Arc<Threshold>,
+}
+
+impl Opening {
+    /// Requests that wait for its end.
+    pub fn waiting(&self) -> usize {
+        self.threshold.waiting.load(SeqCst)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        *self.inner.opening.write() = None;
+        self.threshold.opened.cancel();
+    }
 }
 
 impl Proxy {
@@ -143,7 +176,8 @@ impl Proxy {
                 ids: headers::RequestIds::new(),
                 counts: access::ProxyCounts::default(),
                 log: RwLock::new(None),
-                missed: std::sync::atomic::AtomicU64::new(0),
+                missed: AtomicU64::new(0),
+                opening: RwLock::new(None),
             }),
         }
     }
@@ -151,6 +185,14 @@ impl Proxy {
     /// Accepts connections until `shutdown`, then lets what is under way finish, up to `shutdown_limit`.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ProxyError> {
         listen::serve(self.inner.clone(), listener, shutdown).await
+    }
+
+    /// Begins an opening, at a start for example, when routes are still being set and targets found. Whoever calls ends it soon:
+    /// requests wait for it without a limit of their own. More of them than may wait in a hold are answered at once.
+    pub fn opening(&self) -> Opening {
+        let threshold = Arc::<Threshold>::default();
+        *self.inner.opening.write() = Some(threshold.clone());
+        Opening { inner: self.inner.clone(), threshold }
     }
 
     /// Sends the requests for `host` to `route`, from the next request on; returns the route that had the host before.

@@ -12,13 +12,14 @@ use hyper::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    Inner,
     access::{Head, Ticket},
     body::{Answer, Download, Progress, Upload},
     headers::{self, Origin, REQUEST_ID},
     host,
     listen::Connection,
     pages::Page,
-    route::Route,
+    route::{Place, Route},
     target::{Lease, MAX_IDLE_AGE},
     tunnel,
 };
@@ -42,8 +43,7 @@ pub(super) async fn answer(connection: Arc<Connection>, mut request: Request<Inc
             return Ok(render(&connection, &page, request.headers(), None));
         }
     };
-    let route = proxy.routes.read().get(name.as_str()).cloned();
-    let Some(route) = route else {
+    let Some(route) = find(proxy, &name).await else {
         proxy.counts.unknown_host.fetch_add(1, Relaxed);
         return Ok(render(&connection, &Page::UnknownHost, request.headers(), None));
     };
@@ -90,6 +90,21 @@ pub(super) async fn answer(connection: Arc<Connection>, mut request: Request<Inc
             Ok(render_for(&connection, &page, &wishes, id.as_ref(), Some(ticket)))
         }
     }
+}
+
+/// The route of a host. During an opening, whoever finds none that is live waits for the end of it.
+async fn find(proxy: &Inner, host: &str) -> Option<Arc<Route>> {
+    let now = || proxy.routes.read().get(host).cloned();
+    let found = now();
+    let threshold = proxy.opening.read().clone();
+    if let Some(threshold) = threshold
+        && !found.as_ref().is_some_and(|route| route.is_live())
+        && let Some(_place) = Place::take(&threshold.waiting, proxy.settings.max_waiting)
+    {
+        threshold.opened.cancelled().await;
+        return now();
+    }
+    found
 }
 
 /// Reads a request's address in the one way that counts, and brings it into origin form. Returns the key of its route and the port.

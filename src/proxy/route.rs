@@ -87,6 +87,11 @@ impl Route {
         self.inside.read().state.clone()
     }
 
+    /// Whether there is a target that requests are sent to.
+    pub fn is_live(&self) -> bool {
+        matches!(self.inside.read().state, State::Live(_))
+    }
+
     /// Sends every request from the next one on to `new`. Takes the same time whatever is under way; the target that was live before
     /// is returned, to be drained.
     pub fn switch(&self, new: Target) -> Option<Retired> {
@@ -201,10 +206,10 @@ impl Drop for Hold {
 }
 
 /// A place among the waiting; given up also when the client leaves.
-struct Place<'a>(&'a AtomicUsize);
+pub(super) struct Place<'a>(&'a AtomicUsize);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
+    pub fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
         let place = Self(waiting);
         (waiting.fetch_add(1, SeqCst) < max).then_some(place)
     }

@@ -71,6 +71,35 @@ async fn each_state_has_its_page() {
 }
 
 #[tokio::test]
+async fn while_routes_are_being_opened_only_who_finds_nobody_waits() {
+    let (front, route) = Front::with_route(quick()).await;
+    let opening = front.proxy.opening();
+    let (blue, green) = (App::start("blue").await, App::start("green").await);
+    let ask = |host: &'static str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let address = front.address;
+        tokio::spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            read_all(&mut stream).await
+        })
+    };
+    let early = [ask("shop"), ask("late"), ask("nobody")];
+    until(|| opening.waiting() == 3).await;
+    route.switch(blue.target());
+    assert!(front.get("/").await.ends_with("blue"));
+    let late = Route::new("late/production");
+    late.switch(green.target());
+    front.proxy.set_route("late", late).unwrap();
+    assert_eq!(opening.waiting(), 3);
+    drop(opening);
+    let [shop, late, nobody] = early;
+    let (shop, late, nobody) = (shop.await.unwrap(), late.await.unwrap(), nobody.await.unwrap());
+    assert!(shop.ends_with("blue") && late.ends_with("green"), "{shop}\n{late}");
+    assert!(nobody.starts_with("HTTP/1.1 404"), "{nobody}");
+}
+
+#[tokio::test]
 async fn what_can_be_read_in_two_ways_is_refused_or_read_in_one() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;

@@ -221,7 +221,8 @@ impl Deadly<'_> {
             until("a server is ready again and stays", || {
                 let died = self.deaths();
                 let ready = self.world.with(|server| server.ready()) > ready;
-                ready && self.world.larder(&["status"]).status == 0 && self.deaths() == died
+                let recovered = ready && self.world.larder(&["status"]).status == 0 && self.world.has_ended("shop");
+                recovered && self.deaths() == died
             });
         }
         push
@@ -232,8 +233,12 @@ impl Deadly<'_> {
         let mut seen = self.deaths();
         thread::scope(|scope| {
             let push = scope.spawn(|| self.repo.push());
-            while !push.is_finished() || self.deaths() > seen {
+            let mut last = Instant::now();
+            // It is ready before all is recovered if that takes long, and can meet the next event after that.
+            while !push.is_finished() || !self.world.has_ended("shop") || self.deaths() > seen {
+                assert!(last.elapsed() < Duration::from_secs(60), "neither an end nor a death for a minute");
                 if self.deaths() > seen {
+                    last = Instant::now();
                     self.world.kill9_all();
                     loop {
                         seen = self.deaths();
