@@ -23,10 +23,13 @@ use larder::{
         WorkerPaths,
         source::{self, SourceJob, SourceLimits, SourceReport},
     },
+    host::files::FileError,
     model::{Digest, Mode, ReleaseId},
     release::{
         bundle::{self, BundleJob, Head},
-        delta, index,
+        delta,
+        forms::Forms,
+        index,
         install::{self, Content, UnpackJob},
         pack::{self, DeltaJob, Origin},
         store,
@@ -140,6 +143,18 @@ fn seal_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
     Ok(Some(seal.parse()?))
 }
 
+/// Each is read to see whether it is whole.
+fn open_both(one: &Path, other: &Path) -> (Result<File, FileError>, Result<File, FileError>) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| index::open(one));
+        let other = index::open(other);
+        match one.join() {
+            Ok(one) => (one, other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path) -> Outcome {
     let job = DeltaJob {
         old: Origin { tree: Some(text(old)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
@@ -147,7 +162,8 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
         threads: threads(),
     };
     let deploy = old.parent().ok_or("a tree has a name")?;
-    let files = [writable(out)?, index::open(&manifest_of(older))?, index::open(&manifest_of(newer))?];
+    let (of_old, of_new) = open_both(&manifest_of(older), &manifest_of(newer));
+    let files = [writable(out)?, of_old?, of_new?];
     let report = pack::delta(&job, deploy, &files).into_result()?;
     Ok(format!(
         "{} bytes, {} of them for the manifest, {} files of {} bytes",
@@ -160,17 +176,20 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let spare = seal_of(&tree)?;
     // As a server does: the manifest first, since its signature comes before everything else.
     let file = File::open(delta)?;
-    let manifest = delta::manifest(&file, &store::read(&manifest_of(older))?)?;
+    let manifest = delta::manifest(&file, store::read(&manifest_of(older))?)?;
     let path = manifest_of(delta);
     let written = writable(&path)?;
-    pack::write_manifest(&manifest, &written)?;
-    index::keep(&path, index::identity(&written), &manifest);
-    let written = index::open(&path)?;
+    let forms = Forms::of(&manifest, threads())?;
+    (&mut &written).write_all(&forms.text)?;
+    forms.keep_index(&path, index::identity(&written));
+    // A server frees it while the worker works.
+    std::mem::forget(manifest);
+    let (written, of_old) = open_both(&path, &manifest_of(older));
+    let (written, of_old) = (written?, of_old?);
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
     let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };
     let places = install::Places { tree, deploy: deploy.into() };
-    let older = index::open(&manifest_of(older))?;
-    let report = install::work(&job, &places, &file, &written, Some(&older)).into_result()?;
+    let report = install::work(&job, &places, &file, &written, Some(&of_old)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }
 

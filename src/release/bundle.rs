@@ -2,14 +2,13 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, changes, store, tree};
+use super::{Answer, ReleaseError, changes, forms, store, tree};
 use crate::{
     host::{
         archive::{self, ArchiveError, Previous, Written},
@@ -184,10 +183,7 @@ fn bundle(
         before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
     let copied = written.copied as u64;
     let result = job.head.manifest(written);
-    let mut out = BufWriter::with_capacity(1 << 18, manifest);
-    let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
-    serde_json::to_writer(&mut out, &result).map_err(|e| failed(e.into()))?;
-    out.write_all(b"\n").and_then(|()| out.flush()).map_err(failed)?;
+    forms::write(&result, job.threads, manifest)?;
     let report = BundleReport {
         tree: result.tree,
         archive: result.archive.digest,

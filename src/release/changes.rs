@@ -55,6 +55,23 @@ pub(super) fn between<'e>(before: &'e [Entry], after: &'e [Entry]) -> Between<'e
     Between { old: before.iter().peekable(), new: after.iter().peekable() }
 }
 
+/// Which entries of `old`, by index, the new list does not have as they are, and of each in `new` whether the old list has it. Both are
+/// sorted.
+pub(super) fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
+    let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
+    let mut old = old.iter().enumerate().peekable();
+    for entry in new {
+        while let Some((index, _)) = old.next_if(|(_, old)| old.path < entry.path) {
+            gone.push(index);
+        }
+        let same = old.next_if(|(_, old)| old.path == entry.path);
+        there.push(same.is_some_and(|(_, old)| old.kind == entry.kind));
+        gone.extend(same.filter(|(_, old)| old.kind != entry.kind).map(|(index, _)| index));
+    }
+    gone.extend(old.map(|(index, _)| index));
+    (gone, there)
+}
+
 /// See [`between`].
 pub(super) struct Between<'e> {
     old: Peekable<Iter<'e, Entry>>,

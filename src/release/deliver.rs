@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ReleaseError,
+    ReleaseError, both,
     delta::{self, DeltaReport},
     index,
     pack::{ArchiveJob, ArchiveReport, DeltaJob, Origin, PackJob},
@@ -107,9 +107,9 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     room(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
-    for release in [from, to] {
-        extra.push(known_manifest(paths, release)?.into());
-    }
+    // Each is read to see whether it is whole.
+    let (of_old, of_new) = both(|| known_manifest(paths, from), || known_manifest(paths, to));
+    extra.extend([of_old?.into(), of_new?.into()]);
     let mut origin = |release: ReleaseId| {
         let tree = installed(paths, release).then_some(release);
         let archive = match open_regular(&paths.archive(release)) {

@@ -70,19 +70,28 @@ pub fn beside(path: &Path) -> PathBuf {
 /// Writes the index of `manifest`, which has been read from that file and checked, beside its name `path`. That it cannot be written costs
 /// time later, nothing else. Whoever gives the file another name, owner or mode afterwards makes it worthless.
 pub fn keep(path: &Path, file: io::Result<Identity>, manifest: &Manifest) {
-    if let Err(error) = write(path, file, manifest) {
+    keep_content(path, file, content_of(manifest));
+}
+
+/// The same, where [`content_of`] was called before.
+pub(super) fn keep_content(path: &Path, file: io::Result<Identity>, content: Result<Vec<u8>, ReleaseError>) {
+    if let Err(error) = content.and_then(|content| write(path, file, &content)) {
         tracing::warn!(path = %path.display(), %error, "a manifest stays without an index");
     }
 }
 
-fn write(path: &Path, file: io::Result<Identity>, manifest: &Manifest) -> Result<(), ReleaseError> {
-    let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
+/// What stands behind the digest of an index.
+pub(super) fn content_of(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
+    let wrong = |why: String| ReleaseError::Manifest { path: "the new manifest".into(), why };
     let head = serde_json::to_vec(&manifest.without_entries()).map_err(|e| wrong(e.to_string()))?;
     let content = Content { head, frames: &manifest.archive.frames, entries: &manifest.entries };
-    let content = postcard::to_stdvec(&content).map_err(|e| wrong(e.to_string()))?;
-    let file = file.map_err(|e| wrong(e.to_string()))?;
-    let digest = Digest::of(&content);
-    let parts = [MAGIC, &file, digest.as_bytes(), &content];
+    postcard::to_stdvec(&content).map_err(|e| wrong(e.to_string()))
+}
+
+fn write(path: &Path, file: io::Result<Identity>, content: &[u8]) -> Result<(), ReleaseError> {
+    let file = file.map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })?;
+    let digest = Digest::of(content);
+    let parts = [MAGIC, &file, digest.as_bytes(), content];
     Ok(place_unsynced(&beside(path), &parts, 0o640)?)
 }
 
@@ -191,7 +200,7 @@ mod tests {
             },
         ];
         for change in changes {
-            write(&path, identity(&File::open(&path).unwrap()), &other).unwrap();
+            write(&path, identity(&File::open(&path).unwrap()), &content_of(&other).unwrap()).unwrap();
             assert_eq!(known(&path).as_ref(), Some(&other));
             // File systems count time in steps.
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -203,7 +212,7 @@ mod tests {
     #[test]
     fn a_damaged_index_is_passed_over() {
         let (text, right, _dir, path) = placed();
-        write(&path, identity(&File::open(&path).unwrap()), &right).unwrap();
+        write(&path, identity(&File::open(&path).unwrap()), &content_of(&right).unwrap()).unwrap();
         let good = std::fs::read(beside(&path)).unwrap();
         let bad = [0, 7, 8, 55, 56, 87, 88, good.len() / 2, good.len() - 1].map(|at| {
             let mut bad = good.clone();

@@ -13,6 +13,7 @@ mod deliver;
 pub mod delta;
 pub mod drift;
 mod error;
+pub mod forms;
 mod ignored;
 pub mod index;
 pub mod install;
@@ -27,6 +28,8 @@ mod tree;
 pub mod trust;
 mod verify;
 mod walk;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use changes::{Change, Way, changes};
 pub use deliver::{make_delta, rebuild};
@@ -64,6 +67,31 @@ fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
         }
         results
     })
+}
+
+/// Calls `act` with each of `items` in up to `threads` threads, each with a `state` of its own; in no particular order. Ends soon after
+/// the first error.
+fn for_each<T: Sync, S, E: Send>(
+    items: &[T],
+    threads: usize,
+    state: impl Fn() -> S + Sync,
+    act: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    // What one thread takes at a time; for less, another one costs more than it helps.
+    const PART: usize = 64;
+    let parts: Vec<&[T]> = items.chunks(PART).collect();
+    let next = AtomicUsize::new(0);
+    let results = each_thread(threads.min(parts.len()), || {
+        let mut state = state();
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = part.iter().try_for_each(|item| act(&mut state, item)) {
+                next.store(parts.len(), Ordering::Relaxed); // the others need not go on
+                return Err(e);
+            }
+        }
+        Ok(())
+    });
+    results.into_iter().collect()
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
 //! The worker that reads installed trees: into deltas for other servers, and into the archive that came as a delta.
 
-use std::{fs::File, io::Write, path::Path};
+use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, ReleaseError,
     delta::{self, DeltaReport, Source},
-    store,
+    forms, store,
 };
 use crate::{
     host::{
         archive::{self, ArchiveError, Item, Previous},
         files::Confined,
     },
-    model::{Manifest, ReleaseId},
+    model::ReleaseId,
 };
 
 /// What there is to do.
@@ -155,16 +155,8 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
         return Err(ReleaseError::OtherBytes { release: job.release });
     }
     manifest.archive = written.info;
-    write_manifest(&manifest, out_manifest)?;
+    forms::write(&manifest, job.threads, out_manifest)?;
     Ok(ArchiveReport { bytes: manifest.archive.bytes, frames: (manifest.archive.frames.len() as u64, written.copied as u64) })
-}
-
-/// Writes a manifest as it stands beside an archive.
-pub fn write_manifest(manifest: &Manifest, to: &File) -> Result<(), ReleaseError> {
-    let failed = |e: std::io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
-    let mut text = serde_json::to_vec(manifest).map_err(|e| failed(e.into()))?;
-    text.push(b'\n');
-    (&mut &*to).write_all(&text).map_err(failed)
 }
 
 fn missing() -> ReleaseError {

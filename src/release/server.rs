@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ReleaseError, SigningKey,
+    ReleaseError, SigningKey, both,
     bundle::{BundleJob, BundleReport, Head},
     deliver::{installed, known, known_manifest},
     delta,
@@ -188,10 +188,10 @@ async fn unpack(
     let deploy = context.paths.deploy();
     let paths = context.paths.clone();
     let (manifest, content, file, before) = blocking(move || {
-        let manifest = known_manifest(&paths, release)?;
         let (content, file, previous) = content(&paths, release, previous)?;
-        let before = previous.and_then(|id| Some((id, index::open(&paths.manifest(id)).ok()?)));
-        Ok((manifest, content, file, before))
+        let before = || previous.and_then(|id| Some((id, index::open(&paths.manifest(id)).ok()?)));
+        let (manifest, before) = both(|| known_manifest(&paths, release), before);
+        Ok((manifest?, content, file, before))
     })
     .await?;
     let base = before.as_ref().map(|(id, _)| *id);

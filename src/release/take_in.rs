@@ -11,7 +11,9 @@ use parking_lot::Mutex;
 use super::{
     Context, Refusal, ReleaseError,
     check::{self, Verdict, VerifyJob},
-    delta, index,
+    delta,
+    forms::Forms,
+    index,
     server::{blocking, lost, run},
     store,
     trust::{self, Accepted, Expectation},
@@ -94,9 +96,9 @@ pub async fn take_in(
         }
         (Body::Delta(_), _) => {}
     }
-    let paths = context.paths.clone();
+    let (paths, threads) = (context.paths.clone(), context.threads);
     blocking(move || {
-        place(&paths, &incoming.body, &manifest)?;
+        place(&paths, &incoming.body, &manifest, threads)?;
         if let Some(record) = &incoming.record
             && let Err(error) = take_record(&paths, record, &manifest, &trust)
         {
@@ -154,7 +156,7 @@ fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[P
         Body::Delta(path) => {
             let delta = open_regular(path)?;
             let (base, _) = delta::base_of(&delta)?;
-            believe(paths, delta::manifest(&delta, &store::read(&paths.manifest(base))?)?, expect, trust)
+            believe(paths, delta::manifest(&delta, store::read(&paths.manifest(base))?)?, expect, trust)
         }
     }
 }
@@ -187,15 +189,14 @@ fn believe(
 static ACCEPTED: Mutex<()> = Mutex::new(());
 
 /// Gives what was checked its name, with a manifest that says what was checked and nothing else.
-fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest) -> Result<(), ReleaseError> {
+fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: usize) -> Result<(), ReleaseError> {
     let release = manifest.release;
     let described = paths.releases().join(format!(".new-{release}.manifest.json"));
     remove_if_present(&described)?;
     let mut file = create_new(&described, 0o640)?;
-    let mut text = serde_json::to_vec(manifest)
+    let forms = Forms::of(manifest, threads)
         .map_err(|error| ReleaseError::Manifest { path: described.clone(), why: error.to_string() })?;
-    text.push(b'\n');
-    std::io::Write::write_all(&mut file, &text).map_err(|error| lost(&described, error))?;
+    std::io::Write::write_all(&mut file, &forms.text).map_err(|error| lost(&described, error))?;
     let content = open_regular(body.path())?;
     durable::begin(&content);
     durable::begin(&file);
@@ -213,6 +214,6 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest) -> Result<(
         Body::Delta(path) => rename_over(path, &paths.delta(release))?,
     }
     rename_over(&described, &paths.manifest(release))?;
-    index::keep(&paths.manifest(release), index::identity(&file), manifest);
+    forms.keep_index(&paths.manifest(release), index::identity(&file));
     Ok(())
 }

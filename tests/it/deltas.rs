@@ -64,7 +64,7 @@ fn receive(paths: &EnvironmentPaths, from: &Path, old: &Manifest) -> Manifest {
     let file = File::open(from).unwrap();
     let (base, release) = delta::base_of(&file).unwrap();
     assert_eq!(base, old.release);
-    let manifest = delta::manifest(&file, old).unwrap();
+    let manifest = delta::manifest(&file, old.clone()).unwrap();
     fs::copy(from, paths.delta(release)).unwrap();
     fs::write(paths.manifest(release), serde_json::to_vec(&manifest).unwrap()).unwrap();
     manifest

@@ -247,7 +247,7 @@ fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
     assert!(pulled.fetched < (1 << 20) + 100_000, "{}", pulled.fetched);
     let old = larder::release::store::read(&puller.paths.manifest(first.release)).unwrap();
     let delta = fs::File::open(pulled.delta().unwrap()).unwrap();
-    let manifest = larder::release::delta::manifest(&delta, &old).unwrap();
+    let manifest = larder::release::delta::manifest(&delta, old).unwrap();
     assert_eq!((manifest.release, manifest.tree), (second.release, second.tree));
     // What was said of the first release is signed by whoever has run it.
     let record: serde_json::Value = serde_json::from_slice(&fs::read(pulled.health().unwrap()).unwrap()).unwrap();

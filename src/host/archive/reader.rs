@@ -18,7 +18,8 @@ const HELD: u64 = 16 << 20;
 
 /// Takes the files of a frame, one after another.
 pub trait Sink {
-    /// Whether the content of this entry is wanted. Content that is not is checked all the same.
+    /// Whether the content of this entry is wanted. Of content that is not, nobody sees whether it has the digest of the manifest; the
+    /// frame that it stands in has its own.
     fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError>;
     /// A part of the content.
     fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError>;
@@ -88,7 +89,8 @@ impl<'a> Archive<'a> {
         self.frames.get(frame).map_or(0, |(info, _)| info.raw)
     }
 
-    /// Reads one frame and gives its files to `sink`. Every byte of it is checked, wanted or not.
+    /// Reads one frame and gives its files to `sink`: those that are wanted, each held to its digest. All else in the frame has to be
+    /// where and what the manifest says, but for the content of other files.
     pub fn read(&self, frame: usize, reader: &mut FrameReader, sink: &mut impl Sink) -> Result<(), ArchiveError> {
         let Some((info, range)) = self.frames.get(frame) else {
             return Err(ArchiveError::Frame { frame, why: "there is no such frame" });
@@ -186,16 +188,16 @@ impl<'a> Archive<'a> {
                 if part.is_empty() {
                     return Err(ArchiveError::Missing { path: entry.path.clone() });
                 }
-                hasher.update(part);
+                left -= part.len() as u64;
                 if wanted {
+                    hasher.update(part);
                     sink.data(part)?;
                 }
-                left -= part.len() as u64;
-            }
-            if Digest::from(hasher.finalize()) != *digest {
-                return Err(ArchiveError::Digest { path: entry.path.clone() });
             }
             if wanted {
+                if Digest::from(hasher.finalize()) != *digest {
+                    return Err(ArchiveError::Digest { path: entry.path.clone() });
+                }
                 sink.end()?;
             }
             content.zeros((header::padded(*size) - size) as usize, frame)?;
@@ -212,7 +214,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Gives a file that is there as a whole to `sink`, once it is known to be right.
+/// Gives a file that is there as a whole to `sink`, if that wants it and it is right.
 fn give(
     content: &[u8],
     index: usize,
@@ -223,16 +225,16 @@ fn give(
     if (content.len() as u64) < size {
         return Err(ArchiveError::Missing { path: entry.path.clone() });
     }
+    if !sink.begin(index, entry)? {
+        return Ok(());
+    }
     if Digest::of(content) != *digest {
         return Err(ArchiveError::Digest { path: entry.path.clone() });
     }
-    if sink.begin(index, entry)? {
-        if !content.is_empty() {
-            sink.data(content)?;
-        }
-        sink.end()?;
+    if !content.is_empty() {
+        sink.data(content)?;
     }
-    Ok(())
+    sink.end()
 }
 
 /// The memory that reading needs; one per thread.

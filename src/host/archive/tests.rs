@@ -307,18 +307,23 @@ fn hostile(entries: &[Entry], mut tar: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>
 }
 
 fn hostile_frame(entries: &[Entry], packed: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
+    let (file, info) = in_one_frame(entries, &packed);
+    read(&file, entries, &info)
+}
+
+fn in_one_frame(entries: &[Entry], packed: &[u8]) -> (File, ArchiveInfo) {
     let frame = Frame {
         offset: 0,
         bytes: packed.len() as u64,
         raw: raw(entries),
         entries: entries.len() as u32,
-        digest: Digest::of(&packed),
+        digest: Digest::of(packed),
     };
     let info = ArchiveInfo::of_frames(vec![frame]);
     let file = tempfile::tempfile().unwrap();
-    file.write_all_at(&packed, 0).unwrap();
+    file.write_all_at(packed, 0).unwrap();
     file.write_all_at(&info.seek_table(), packed.len() as u64).unwrap();
-    read(&file, entries, &info)
+    (file, info)
 }
 
 fn raw_header(name: &[u8], kind: u8, mode: u32, size: u64, link: &[u8]) -> Vec<u8> {
@@ -419,6 +424,49 @@ fn pax_records_that_we_do_not_write_are_refused() {
     assert!(matches!(refuse(b"99999999999999999999 path=x\n"), E::PaxMalformed));
     assert!(matches!(refuse(b"garbage"), E::PaxMalformed));
     assert!(matches!(refuse(b"13 path=/etc\n"), E::Path { why: BadPath::Absolute, .. }));
+}
+
+/// Wants one file only.
+struct Picky(&'static str, Collect);
+
+impl Sink for Picky {
+    fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError> {
+        Ok(entry.path == self.0 && self.1.begin(index, entry)?)
+    }
+    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
+        self.1.data(part)
+    }
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        self.1.end()
+    }
+}
+
+#[test]
+fn what_nobody_wants_may_have_another_content_but_no_other_place() {
+    let large = text(1, 20 << 20);
+    // Held as a whole, and streamed.
+    for content in [&b"abc"[..], &large] {
+        let honest = file_entry("f", content);
+        let mut lie = file_entry("g", content);
+        let EntryKind::File { digest, .. } = &mut lie.kind else { unreachable!() };
+        *digest = Digest::of(b"something else");
+        let entries = [honest, lie];
+        let tar = |second: &[u8]| {
+            let part = |name: &[u8]| with_body(raw_header(name, b'0', 0o644, content.len() as u64, b""), content);
+            let mut tar = [part(b"f"), part(second)].concat();
+            tar.resize(raw(&entries) as usize, 0);
+            zstd::bulk::compress(&tar, 3).unwrap()
+        };
+        let pick = |packed: &[u8], wanted| {
+            let (file, info) = in_one_frame(&entries, packed);
+            let archive = Archive::open(&file, &entries, &info, &Limits::default()).unwrap();
+            let mut picky = Picky(wanted, Collect::default());
+            archive.read(0, &mut FrameReader::new().unwrap(), &mut picky).map(|()| picky.1.files)
+        };
+        assert!(pick(&tar(b"g"), "f").unwrap() == [("f".to_owned(), content.to_vec())]);
+        assert!(matches!(pick(&tar(b"g"), "g").unwrap_err(), ArchiveError::Digest { path } if path == "g"));
+        assert!(matches!(pick(&tar(b"h"), "f").unwrap_err(), ArchiveError::NotInManifest { .. } | ArchiveError::Missing { .. }));
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::{
         files::Confined,
     },
     model::{Digest, Entry, EntryKind, Manifest},
-    release::ReleaseError,
+    release::{ReleaseError, changes::compared},
 };
 
 /// A delta whose outline and list of patches have been checked, beside the tree that it starts from.
@@ -52,8 +52,9 @@ impl<'a> Delta<'a> {
         if (outline.target, &outline.target_tree) != (new.release, new.tree.as_bytes()) {
             return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.release)));
         }
-        let known = entries::contents(&old.entries);
-        let wanted = Wanted::of(&new.entries, &old.entries, &known)?;
+        let (_, there) = compared(&old.entries, &new.entries);
+        let known = entries::contents(&old.entries, &new.entries, &there);
+        let wanted = Wanted::of(&new.entries, &old.entries, &there, &known)?;
         let list = outline.read_groups(file)?;
         let groups = groups::decode(&list, &old.entries, &new.entries, &wanted, outline.patches_at(), outline.patches)?;
         let store = Store::open(Source::Tree(base), old, &[], 1)?;
@@ -71,12 +72,14 @@ impl<'a> Delta<'a> {
 
     /// Where the content of the new entry with this index comes from.
     pub fn origin(&self, index: usize) -> From {
-        match self.new.get(index).map(|entry| &entry.kind) {
-            Some(EntryKind::File { size: 1.., digest, .. }) => {
+        match self.new.get(index) {
+            Some(Entry { path, kind: EntryKind::File { size: 1.., digest, .. } }) => {
                 match (self.known.get(digest), self.wanted.by_digest.get(digest)) {
                     (Some(old), _) => From::Old(*old),
                     (None, Some(first)) if *first != index => From::New(*first),
-                    _ => From::Patch,
+                    (None, Some(_)) => From::Patch,
+                    // The old release has this very entry.
+                    (None, None) => groups::find(&self.old.entries, path).map_or(From::Patch, From::Old),
                 }
             }
             _ => From::Nowhere,

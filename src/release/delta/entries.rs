@@ -11,7 +11,7 @@ use super::{
 use crate::{
     host::archive::{Limits, check_entries},
     model::{Digest, Entry, EntryKind, Manifest, bounded},
-    release::{ReleaseError, tree},
+    release::{ReleaseError, both, tree},
 };
 
 /// The most bytes that all paths of a manifest may have together.
@@ -66,14 +66,21 @@ pub(super) fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
 /// Indices of entries by what they hold.
 pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
 
-/// Where the old release has which content. The first of several.
-pub(super) fn contents(entries: &[Entry]) -> Contents {
-    let mut found = Contents::with_capacity_and_hasher(entries.len(), Default::default());
-    for (index, entry) in entries.iter().enumerate() {
-        if let EntryKind::File { digest, .. } = &entry.kind {
-            found.entry(*digest).or_insert(index);
+/// Where the old release has the content of files that the new one does not have from it as they are: the first of several places.
+pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents {
+    const NOWHERE: usize = usize::MAX;
+    let digest = |entry: &Entry| if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None };
+    let changed = new.iter().zip(there).filter(|(_, there)| !**there).filter_map(|(entry, _)| digest(entry));
+    let mut found: Contents = changed.map(|digest| (digest, NOWHERE)).collect();
+    if found.is_empty() {
+        return found;
+    }
+    for (index, entry) in old.iter().enumerate() {
+        if let Some(place) = digest(entry).and_then(|digest| found.get_mut(&digest)) {
+            *place = index.min(*place);
         }
     }
+    found.retain(|_, place| *place != NOWHERE);
     found
 }
 
@@ -167,8 +174,8 @@ fn size_of(entry: Option<&Entry>) -> i64 {
 }
 
 /// Rebuilds the new manifest; every column must be used up, and the tree digest right.
-pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<Manifest, ReleaseError> {
-    let columns = outline.read_columns(delta, &head(old)?)?;
+pub(super) fn decode(delta: &File, outline: &Outline, old: Manifest) -> Result<Manifest, ReleaseError> {
+    let columns = outline.read_columns(delta, &head(&old)?)?;
     let mut columns: Columns = format::decode(&columns, "entries")?;
     let digests = outline.read_digests(delta)?;
     let head = std::mem::take(&mut columns.head);
@@ -184,21 +191,23 @@ pub(super) fn decode(delta: &File, outline: &Outline, old: &Manifest) -> Result<
     if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
         return Err(refused("its manifest lists entries twice"));
     }
-    manifest.entries = entries(columns, &digests, &old.entries)?;
-    check_entries(&manifest.entries, &Limits::default()).map_err(format::accepted)?;
-    if tree::digest(&manifest.entries) != manifest.tree {
+    manifest.entries = entries(columns, &digests, old.entries)?;
+    let entries = &manifest.entries;
+    let (checked, digest) = both(|| check_entries(entries, &Limits::default()), || tree::digest(entries));
+    checked.map_err(format::accepted)?;
+    if digest != manifest.tree {
         return Err(refused("its tree digest is not that of its entries"));
     }
     Ok(manifest)
 }
 
-/// The new list of entries.
-pub(super) fn entries(columns: Columns, digests: &[u8], old: &[Entry]) -> Result<Vec<Entry>, ReleaseError> {
+/// The new list of entries, made of the old one.
+pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Result<Vec<Entry>, ReleaseError> {
     let mut reader = Reader {
-        old,
         at: 0,
         paths: 0,
         new: Vec::with_capacity(old.len()),
+        old,
         shared: columns.shared.iter(),
         names: &columns.names,
         sizes: columns.sizes.iter(),
@@ -213,7 +222,7 @@ pub(super) fn entries(columns: Columns, digests: &[u8], old: &[Entry]) -> Result
         reader.keep(*skip as usize)?;
         reader.change(*what).ok_or_else(contradiction)?;
     }
-    reader.keep(old.len().saturating_sub(reader.at))?;
+    reader.keep(reader.old.len().saturating_sub(reader.at))?;
     reader.finish()
 }
 
@@ -223,7 +232,8 @@ fn contradiction() -> ReleaseError {
 
 /// What is left of each column, and the new list as far as it is known.
 struct Reader<'a> {
-    old: &'a [Entry],
+    /// Those before `at` have given their paths away.
+    old: Vec<Entry>,
     at: usize,
     paths: usize,
     new: Vec<Entry>,
@@ -239,7 +249,8 @@ impl Reader<'_> {
     /// Takes over old entries as they are.
     fn keep(&mut self, count: usize) -> Result<(), ReleaseError> {
         let end = self.at.checked_add(count).ok_or_else(contradiction)?;
-        self.new.extend_from_slice(self.old.get(self.at..end).ok_or_else(contradiction)?);
+        let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
+        self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
         self.at = end;
         // What is refused in the end anyway need not fill the memory before.
         if self.new.len() as u64 > Limits::default().entries {
@@ -250,14 +261,17 @@ impl Reader<'_> {
 
     fn change(&mut self, what: u8) -> Option<()> {
         let action = what & ACTION;
-        let was = self.old.get(self.at).filter(|_| action != ADD);
-        if action != ADD {
-            was?;
-            self.at += 1;
-        }
+        let mut before = 0;
         let path = match action {
-            REMOVE => return (what == REMOVE).then_some(()),
-            CHANGE => was?.path.clone(),
+            REMOVE | CHANGE => {
+                let was = self.old.get_mut(self.at)?;
+                self.at += 1;
+                if action == REMOVE {
+                    return (what == REMOVE).then_some(());
+                }
+                before = size_of(Some(was));
+                std::mem::take(&mut was.path)
+            }
             ADD => self.path()?,
             _ => return None,
         };
@@ -268,7 +282,7 @@ impl Reader<'_> {
             DIR => EntryKind::Dir,
             LINK => EntryKind::Link { target: self.targets.next()? },
             file if file & KIND == PLAIN || file & KIND == EXECUTABLE => {
-                let size = size_of(was).checked_add(*self.sizes.next()?)?;
+                let size = before.checked_add(*self.sizes.next()?)?;
                 EntryKind::File {
                     size: u64::try_from(size).ok()?,
                     digest: self.digest(file & KNOWN != 0)?,

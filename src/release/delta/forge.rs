@@ -14,6 +14,7 @@ use crate::{
     release::{
         ReleaseError,
         bundle::{self, BundleJob, Head, Places},
+        changes::compared,
         store, tree,
     },
 };
@@ -93,7 +94,7 @@ impl Forged {
         }
         let head = std::mem::take(&mut columns.head);
         let again = postcard::to_stdvec(&columns).ok()?;
-        let entries = entries::entries(columns, &self.digests, &old.entries).ok();
+        let entries = entries::entries(columns, &self.digests, old.entries.clone()).ok();
         if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
             new.tree = entries.as_deref().map_or(new.tree, tree::digest);
             // All but the head is the same: it comes first, and was empty.
@@ -105,7 +106,8 @@ impl Forged {
 
     /// Makes groups and patches fit each other and the files that are wanted.
     fn fit_groups(&mut self, old: &[Entry], new: &[Entry]) -> Option<()> {
-        let wanted = Wanted::of(new, old, &entries::contents(old)).ok()?;
+        let (_, there) = compared(old, new);
+        let wanted = Wanted::of(new, old, &there, &entries::contents(old, new, &there)).ok()?;
         let mut groups: Vec<Group> = format::decode(&self.groups, "groups").ok()?;
         let mut seen = vec![false; wanted.entries.len()];
         for group in &mut groups {

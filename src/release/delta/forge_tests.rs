@@ -94,7 +94,7 @@ fn file_with(bytes: &[u8]) -> File {
 /// The entries that the delta leads to, and the files that it has patches for.
 fn applied(bytes: &[u8], old: &Manifest, tree: &Path) -> Result<(Manifest, BTreeMap<String, Vec<u8>>), ReleaseError> {
     let (file, tree) = (file_with(bytes), Confined::open(tree)?);
-    let new = manifest(&file, old)?;
+    let new = manifest(&file, old.clone())?;
     let delta = Delta::open(&file, old, &tree, &new)?;
     let (mut reader, mut kept) = (delta.reader(), Kept::default());
     for group in delta.groups() {

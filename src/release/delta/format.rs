@@ -161,8 +161,12 @@ pub fn base_of(delta: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
 
 /// A packed section, and what the outline says of it.
 pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), ReleaseError> {
-    // The most effort where it costs no time.
-    let level = if raw.len() <= 256 << 10 { 19 } else { 6 };
+    // The most effort that costs hardly any time.
+    let level = match raw.len() {
+        0..=0x8000 => 19,
+        0x8001..=0x4_0000 => 9,
+        _ => 6,
+    };
     let text = raw.len() as u64;
     if text > MAX_SECTION {
         return Err(refused(format!("the lists of what changed have {text} bytes; fetch the whole archive instead")));

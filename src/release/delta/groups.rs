@@ -18,10 +18,12 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Refuses two sizes for the same content: what is copied is only held to its digest.
-    pub fn of(new: &[Entry], old: &[Entry], known: &Contents) -> Result<Wanted, ReleaseError> {
+    /// `there` says which new entries the old list has as they are. Refuses two sizes for the same content: what is copied is only held
+    /// to its digest.
+    pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, ReleaseError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
-        for (index, entry) in new.iter().enumerate() {
+        let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);
+        for ((index, entry), _) in changed {
             let EntryKind::File { size: 1.., digest, .. } = &entry.kind else { continue };
             let same = match known.get(digest) {
                 Some(known) => old.get(*known),

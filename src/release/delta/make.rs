@@ -5,7 +5,7 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    PART, REFERENCE, SMALL, Source,
+    GROUP, PART, REFERENCE, SMALL, Source,
     copies::{Finder, Told, common_end, common_start},
     entries,
     format::{self, Outline},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     host::archive::{self, pool},
     model::{Digest, Manifest},
-    release::ReleaseError,
+    release::{ReleaseError, both, changes::compared},
 };
 
 /// What came out.
@@ -42,10 +42,11 @@ pub fn make(
     out: &File,
     threads: usize,
 ) -> Result<DeltaReport, ReleaseError> {
-    let known = entries::contents(&old.entries);
-    let wanted = Wanted::of(&new.entries, &old.entries, &known)?;
-    let [(columns, of_columns), (digests, of_digests)] = entries::encode(old, new, &known)?;
-    drop(known);
+    let (gone, there) = compared(&old.entries, &new.entries);
+    let known = entries::contents(&old.entries, &new.entries, &there);
+    let wanted = Wanted::of(&new.entries, &old.entries, &there, &known)?;
+    let (sections, pairs) = both(|| entries::encode(old, new, &known), || pairs(old, new, &gone, &wanted));
+    let [(columns, of_columns), (digests, of_digests)] = sections?;
     let mut outline = Outline::new(old, new, of_columns, of_digests);
     let put = |bytes: &[u8], at: u64| out.write_all_at(bytes, at).map_err(|e| format::failed("write", e));
     let start = outline.bytes()?.len() as u64;
@@ -53,7 +54,6 @@ pub fn make(
     put(&digests, start + of_columns.bytes)?;
     let first = start + of_columns.bytes + of_digests.bytes;
 
-    let pairs = pairs(old, new, &wanted);
     let bases: Vec<usize> = pairs.iter().filter_map(|pair| pair.file.base.map(|(index, _)| index)).collect();
     let stores = (Store::open(old_files, old, &bases, threads)?, Store::open(new_files, new, &wanted.entries, threads)?);
     let plan = plan(pairs);
@@ -122,8 +122,8 @@ struct Pair {
     file: groups::File,
 }
 
-fn pairs(old: &Manifest, new: &Manifest, wanted: &Wanted) -> Vec<Pair> {
-    let bases = relatives::of(&old.entries, &new.entries, &wanted.entries);
+fn pairs(old: &Manifest, new: &Manifest, gone: &[usize], wanted: &Wanted) -> Vec<Pair> {
+    let bases = relatives::of(&old.entries, &new.entries, gone, &wanted.entries);
     let mut pairs = Vec::with_capacity(wanted.entries.len());
     for (place, (entry, base)) in wanted.entries.iter().zip(bases).enumerate() {
         let size = groups::size(new.entries.get(*entry)).unwrap_or(0);
@@ -156,7 +156,7 @@ fn plan(pairs: Vec<Pair>) -> Plan {
     let (mut start, mut bytes) = (0, 0);
     for (at, pair) in small.iter().enumerate() {
         let weight = pair.file.size.max(pair.file.base.map_or(0, |(_, size)| size));
-        if bytes > 0 && bytes + weight > SMALL {
+        if bytes > 0 && bytes + weight > GROUP {
             tasks.push(Task::Batch(start..at));
             (start, bytes) = (at, 0);
         }
@@ -301,7 +301,7 @@ fn level(both: usize) -> i32 {
 }
 
 /// From so many bytes of reference and text together on, telling takes so much less time than packing that it may take more bytes.
-const MUCH: usize = 2 << 20;
+const MUCH: usize = 1 << 20;
 
 /// Up to so many bytes that tell a text are worth some effort.
 const LITTLE: usize = 1 << 20;

@@ -41,8 +41,12 @@ use crate::model::Manifest;
 /// The file name's ending, as `.tar.zst` is that of an archive.
 pub const SUFFIX: &str = ".delta";
 
-/// Files up to this size, old and new, are patched together with others; larger ones by parts. Also the size of such a group.
+/// Files up to this size, old and new, are patched together with others; larger ones by parts.
 const SMALL: u64 = 4 << 20;
+
+/// The bytes of files that are patched together, old or new, unless a single one has more. Less would compress worse, more would leave a
+/// thread alone with the last ones.
+const GROUP: u64 = 2 << 20;
 
 /// The most bytes of a large file that make one part.
 const PART: u64 = 16 << 20;
@@ -58,9 +62,9 @@ const CONTEXT: u64 = 256;
 
 /// The new manifest that `delta` leads to from `old`: complete but for `archive.frames`, which are empty. Its entries are those of
 /// its tree digest; whether its signature is right, the caller has to ask.
-pub fn manifest(delta: &File, old: &Manifest) -> Result<Manifest, ReleaseError> {
+pub fn manifest(delta: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let outline = format::Outline::read(delta)?;
-    outline.starts_from(old)?;
+    outline.starts_from(&old)?;
     entries::decode(delta, &outline, old)
 }
 

@@ -1,6 +1,6 @@
 //! Which old file a new one most likely comes from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::groups;
 use crate::model::{Entry, EntryKind};
@@ -8,9 +8,9 @@ use crate::model::{Entry, EntryKind};
 /// Siblings above this size, in bytes, are no help for a file that nothing else is known of.
 const SIBLING: u64 = 64 << 10;
 
-/// For each of `wanted`, indices of new files, the index of an old one: the one with its path; else one that is gone now and had the
+/// For each of `wanted`, indices of new files, where `gone` are the indices of old entries that are not there any more as they are, the index of an old one: the one with its path; else one that is gone now and had the
 /// same path but for versions and hashes in it, or the same name; else a small one in the same directory of the same kind.
-pub(super) fn of(old: &[Entry], new: &[Entry], wanted: &[usize]) -> Vec<Option<usize>> {
+pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());
     let mut found = Vec::with_capacity(wanted.len());
@@ -20,7 +20,7 @@ pub(super) fn of(old: &[Entry], new: &[Entry], wanted: &[usize]) -> Vec<Option<u
             continue;
         };
         let base = by_path(&entry.path).or_else(|| {
-            let gone = candidates.get_or_insert_with(|| Gone::of(old, new));
+            let gone = candidates.get_or_insert_with(|| Gone::of(old, new, gone));
             gone.like(&entry.path, old).or_else(|| sibling(&entry.path, old))
         });
         let size = |entry: Option<&Entry>| groups::size(entry).unwrap_or(0);
@@ -41,16 +41,17 @@ struct Gone<'a> {
 }
 
 impl<'a> Gone<'a> {
-    fn of(old: &'a [Entry], new: &[Entry]) -> Gone<'a> {
-        let still: HashSet<&str> = new.iter().map(|entry| entry.path.as_str()).collect();
-        let mut gone = Gone { by_shape: HashMap::new(), by_name: HashMap::new() };
-        for (index, entry) in old.iter().enumerate() {
-            if matches!(entry.kind, EntryKind::File { size: 1.., .. }) && !still.contains(entry.path.as_str()) {
-                gone.by_shape.entry(shape(&entry.path)).or_insert(index);
-                gone.by_name.entry(name(&entry.path)).or_default().push(index);
+    fn of(old: &'a [Entry], new: &[Entry], gone: &[usize]) -> Gone<'a> {
+        let mut found = Gone { by_shape: HashMap::new(), by_name: HashMap::new() };
+        for index in gone {
+            let Some(Entry { path, kind: EntryKind::File { size: 1.., .. } }) = old.get(*index) else { continue };
+            // Something else may have its path now.
+            if groups::find(new, path).is_none() {
+                found.by_shape.entry(shape(path)).or_insert(*index);
+                found.by_name.entry(name(path)).or_default().push(*index);
             }
         }
-        gone
+        found
     }
 
     fn like(&self, path: &str, old: &[Entry]) -> Option<usize> {
@@ -102,7 +103,7 @@ fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Digest;
+    use crate::{model::Digest, release::changes::compared};
 
     fn files(paths: &[&str]) -> Vec<Entry> {
         let kind = |path: &str| EntryKind::File { size: 10, digest: Digest::of(path.as_bytes()), executable: false };
@@ -124,7 +125,8 @@ mod tests {
             "q.rs",
         ]);
         let wanted: Vec<usize> = (0..new.len()).collect();
-        let found = of(&old, &new, &wanted);
+        let (gone, _) = compared(&old, &new);
+        let found = of(&old, &new, &gone, &wanted);
         let named = |path: &str| {
             let index = new.iter().position(|entry| entry.path == path).unwrap();
             found[index].map(|base| old[base].path.as_str())

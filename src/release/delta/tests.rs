@@ -125,7 +125,7 @@ impl World {
 
     /// Applies it where `old` is installed; on a spare copy of it, if asked for.
     fn apply(&self, delta: &File, spare: bool) -> Result<UnpackReport, ReleaseError> {
-        let manifest = manifest(delta, &self.old.manifest)?;
+        let manifest = manifest(delta, self.old.manifest.clone())?;
         self.install(delta, &manifest, spare)
     }
 
@@ -159,7 +159,7 @@ fn done(answer: Answer<UnpackReport>) -> Result<UnpackReport, ReleaseError> {
 /// Everything that must hold for any two trees.
 fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
     let world = World::new(old, new);
-    let told = manifest(&world.delta, &world.old.manifest).unwrap();
+    let told = manifest(&world.delta, world.old.manifest.clone()).unwrap();
     let mut expected = world.new.manifest.clone();
     expected.archive.frames.clear();
     assert_eq!(told, expected);
@@ -233,6 +233,19 @@ fn every_kind_of_change_arrives() {
 }
 
 #[test]
+fn what_did_not_change_and_cannot_be_linked_is_copied() {
+    let old = tree(&[("a", file("the same")), ("b", file("the same")), ("c", file("also the same")), ("d", file("before"))]);
+    let new = tree(&[("a", file("the same")), ("c", file("also the same")), ("d", file("after")), ("e", file("the same"))]);
+    let world = World::new(&old, &new);
+    // A link would have this mode as well.
+    for path in ["a", "c"] {
+        std::fs::set_permissions(world.old.tree.join(path), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let report = world.apply(&world.delta, false).unwrap();
+    assert_eq!((report.linked, report.unpacked), (0, 4));
+}
+
+#[test]
 fn small_edits_cost_what_they_are() {
     let text = |seed: u64, edited: bool| {
         let mut lines: Vec<String> =
@@ -290,11 +303,11 @@ fn no_byte_can_be_changed_and_none_be_missing() {
     }
     for percent in 0..100 {
         let cut = file_with(&bytes[..bytes.len() * percent / 100]);
-        let refused = manifest(&cut, &world.old.manifest).unwrap_err().to_string();
+        let refused = manifest(&cut, world.old.manifest.clone()).unwrap_err().to_string();
         assert!(refused.contains("cut off"), "{refused}");
         assert!(world.install(&cut, &world.new.manifest, false).is_err());
     }
-    let refused = manifest(&file_with(&[&bytes[..], b"x"].concat()), &world.old.manifest).unwrap_err().to_string();
+    let refused = manifest(&file_with(&[&bytes[..], b"x"].concat()), world.old.manifest.clone()).unwrap_err().to_string();
     assert!(refused.contains("something follows"), "{refused}");
     world.apply(&file_with(&bytes), false).unwrap();
 }
@@ -305,21 +318,21 @@ fn what_does_not_belong_together_is_refused() {
     let refused = |result: Result<Manifest, ReleaseError>| result.unwrap_err().to_string();
     let mut other = world.old.manifest.clone();
     other.release = ReleaseId::new(jiff::Timestamp::UNIX_EPOCH);
-    assert!(refused(manifest(&world.delta, &other)).contains("it starts from release"));
-    assert!(refused(manifest(&world.delta, &world.new.manifest)).contains("it starts from release"));
+    assert!(refused(manifest(&world.delta, other.clone())).contains("it starts from release"));
+    assert!(refused(manifest(&world.delta, world.new.manifest.clone())).contains("it starts from release"));
     let mut newer = bytes_of(&world.delta);
     newer[8] = 9;
     assert!(
-        refused(manifest(&file_with(&newer), &world.old.manifest))
+        refused(manifest(&file_with(&newer), world.old.manifest.clone()))
             .contains("it has the format 9, this larder reads 2; update larder")
     );
     assert!(
-        refused(manifest(&file_with(b"PK\x03\x04 something else, but long enough to be looked at"), &world.old.manifest))
+        refused(manifest(&file_with(b"PK\x03\x04 something else, but long enough to be looked at"), world.old.manifest.clone()))
             .contains("not a delta")
     );
-    assert!(refused(manifest(&file_with(b""), &world.old.manifest)).contains("cut off"));
+    assert!(refused(manifest(&file_with(b""), world.old.manifest.clone())).contains("cut off"));
     // A manifest of another release does not go with it.
-    let mut told = manifest(&world.delta, &world.old.manifest).unwrap();
+    let mut told = manifest(&world.delta, world.old.manifest.clone()).unwrap();
     told.release = other.release;
     assert!(world.install(&world.delta, &told, false).unwrap_err().to_string().contains("it leads to release"));
     // Nor does a release that is not installed.
@@ -472,7 +485,7 @@ proptest! {
         list[at] = to;
         let lie = if columns { with_columns(&world, list) } else { with_groups(&world, list) };
         // The manifest's other fields are what its signature is for; the entries must be those of the tree digest.
-        if let Ok(told) = manifest(&lie, &world.old.manifest) {
+        if let Ok(told) = manifest(&lie, world.old.manifest.clone()) {
             prop_assert_eq!(crate::release::digest(&told.entries), told.tree);
             let same = told.entries == world.new.manifest.entries;
             let _ = world.install(&lie, &told, false).map(|_| assert!(same));
@@ -483,8 +496,8 @@ proptest! {
     fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let dir = tempfile::tempdir().unwrap();
         let world = release(dir.path(), &Tree::new(), "old", 1000).manifest;
-        prop_assert!(manifest(&file_with(&bytes), &world).is_err());
+        prop_assert!(manifest(&file_with(&bytes), world.clone()).is_err());
         let head = [&b"larder\x00\xdd\x01\x00\x00\x00"[..], &bytes].concat();
-        prop_assert!(manifest(&file_with(&head), &world).is_err());
+        prop_assert!(manifest(&file_with(&head), world.clone()).is_err());
     }
 }

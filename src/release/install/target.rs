@@ -20,9 +20,12 @@ use crate::{
     release::{
         ReleaseError,
         delta::{Delta, From},
-        each_thread,
+        each_thread, for_each,
     },
 };
+
+/// To copy fewer files than this, a thread of its own costs more than it helps.
+const WORTH_A_THREAD: usize = 16;
 
 /// An installed tree that may share files.
 #[derive(Clone, Copy)]
@@ -116,20 +119,23 @@ impl Target<'_> {
     /// Links files whose content stood elsewhere in the previous release, and says so in `linked`.
     fn link_moved(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<(), ReleaseError> {
         let Some(base) = self.base else { return Ok(()) };
-        let (mut from, mut to) = (base.tree.cursor(), self.tree.cursor());
-        for (index, (entry, linked)) in entries.iter().zip(linked).enumerate() {
-            let EntryKind::File { size, executable, .. } = &entry.kind else { continue };
-            if linked.load(Ordering::Relaxed) {
-                continue;
-            }
-            if let From::Old(old) = delta.origin(index)
-                && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
-                && was == executable
-            {
-                linked.store(share_one(&mut from, &mut to, path, &entry.path, *size, *executable)?, Ordering::Relaxed);
-            }
-        }
-        Ok(())
+        let places = entries.iter().zip(linked).enumerate();
+        let left: Vec<_> = places.filter(|(_, (_, linked))| !linked.load(Ordering::Relaxed)).collect();
+        for_each(
+            &left,
+            self.threads,
+            || (base.tree.cursor(), self.tree.cursor()),
+            |(from, to), (index, (entry, linked))| {
+                if let EntryKind::File { size, executable, .. } = &entry.kind
+                    && let From::Old(old) = delta.origin(*index)
+                    && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
+                    && was == executable
+                {
+                    linked.store(share_one(from, to, path, &entry.path, *size, *executable)?, Ordering::Relaxed);
+                }
+                Ok(())
+            },
+        )
     }
 
     /// Writes the files that are not `linked`, from patches and copies.
@@ -137,8 +143,9 @@ impl Target<'_> {
         let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
         let groups = delta.groups();
         let is_left = |(index, entry): &(usize, &Entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(*index);
-        let left = || entries.iter().enumerate().filter(is_left).map(|(index, entry)| (index, entry, delta.origin(index)));
-        let copies: Vec<_> = left().filter(|(.., from)| matches!(from, From::Nowhere | From::Old(_))).collect();
+        let left = entries.iter().enumerate().filter(is_left).map(|(index, entry)| (index, entry, delta.origin(index)));
+        let left = left.filter(|(.., from)| *from != From::Patch);
+        let (second, copies): (Vec<_>, Vec<_>) = left.partition(|(.., from)| matches!(from, From::New(_)));
         let (next, next_copy) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let counted = each_thread(self.threads.min(groups.len().max(copies.len())), || {
             let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
@@ -157,22 +164,24 @@ impl Target<'_> {
             writer.write_out().map_err(refused)?;
             Ok(writer.report)
         });
+        // Second copies, of what is there by now.
+        let next = AtomicUsize::new(0);
+        let counted_again = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || {
+            let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
+            while let Some((index, entry, origin)) = second.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let From::New(first) = origin
+                    && let Some(first) = entries.get(*first)
+                {
+                    again(&mut from, &first.path, *index, entry, &mut writer)?;
+                }
+            }
+            writer.write_out().map_err(refused)?;
+            Ok(writer.report)
+        });
         let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
-        for part in counted {
+        for part in counted.into_iter().chain(counted_again) {
             report.add(&part?);
         }
-        // Second copies, of what is there by now.
-        let mut writer = Writer::new(self.tree.cursor(), &is_linked);
-        let mut from = self.tree.cursor();
-        for (index, entry, origin) in left() {
-            if let From::New(first) = origin
-                && let Some(first) = entries.get(first)
-            {
-                again(&mut from, &first.path, index, entry, &mut writer)?;
-            }
-        }
-        writer.write_out().map_err(refused)?;
-        report.add(&writer.report);
         Ok(report)
     }
 
