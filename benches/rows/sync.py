@@ -19,6 +19,7 @@ CHECKOUT = "git checkout -f"
 EXPORT = f"{OURS}, export of the commit"
 INSTALL = f"{OURS}, install from the archive, unchanged files shared"
 SPARE = f"{OURS}, install from the archive on a spare tree"
+DELTA = f"{OURS}, install from a delta on a spare tree"
 TARGETS = {0: "≤ 0.35x", 1: "≤ 0.35x", 100: "≤ 0.30x"}
 
 
@@ -106,7 +107,8 @@ def git_ways(world, tree, live, ours, ways):
 
 
 def install_ways(world, tree, live, ours, ways):
-    """The two versions as two archives: the second is installed beside the first, or on a spare copy of the first."""
+    """The two versions as two archives: the second is installed beside the first, or on a spare copy of the first; or by what makes the
+    second of the first."""
     deploy = world.path("deploy")
     older, newer = deploy / "old.tar.zst", deploy / "new.tar.zst"
     world.run([ours, "bundle", live, older], timeout=900)
@@ -114,7 +116,11 @@ def install_ways(world, tree, live, ours, ways):
     world.run([ours, "bundle", tree, newer, older], timeout=900)
     for archive in (older, newer):
         world.run([ours, "take-in", archive])
+    second = json.loads((deploy / "new.tar.zst.json").read_text())["release"]
     world.run([ours, "unpack", older, deploy, first], timeout=900)
+    world.run([ours, "unpack", newer, deploy, second, older, first], timeout=900)
+    world.run([ours, "delta", older, deploy / first, newer, deploy / second, deploy / "delta"], timeout=900)
+    shutil.rmtree(deploy / second)
     state = {}
 
     def clear():
@@ -131,6 +137,7 @@ def install_ways(world, tree, live, ours, ways):
 
     ways[INSTALL] = (clear, install)
     ways[SPARE] = (spare, install)
+    ways[DELTA] = (spare, lambda: world.run([ours, "patch", deploy / "delta", deploy, state["name"], older, first], timeout=900))
 
 
 def release_id():

@@ -73,8 +73,9 @@ impl<'a> Worker<'a> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
             && !task.items.iter().any(unknown)
+            && let Some(frame) = same.intact(&mut self.raw)
         {
-            return Ok(Made::Copy { frame: same.frame, digests: same.digests() });
+            return Ok(Made::Copy { frame, digests: same.digests() });
         }
         if task.raw > frames::MAX + header::END as u64 {
             // One file. Whether it changed must be known before it is compressed, not after.
@@ -82,19 +83,23 @@ impl<'a> Worker<'a> {
                 (Some(_), Some(item)) => Some(hash(&mut self.cursor, item)?),
                 _ => None,
             };
-            return match task.candidate {
-                Some(same) if same.digests().contains(&digest) => Ok(Made::Copy { frame: same.frame, digests: same.digests() }),
-                _ => Ok(Made::Large { task, digest }),
-            };
+            if let Some(same) = task.candidate.filter(|same| digest.is_some() && same.digests().contains(&digest))
+                && let Some(frame) = same.intact(&mut self.raw)
+            {
+                return Ok(Made::Copy { frame, digests: same.digests() });
+            }
+            return Ok(Made::Large { task, digest });
         }
         let digests = self.read(&task)?;
-        if let Some(same) = &task.candidate
-            && same.digests() == digests
-        {
-            return Ok(Made::Copy { frame: same.frame, digests });
-        }
-        settings::tune(&mut self.compressor, task.raw)?;
         let mut bytes = self.spare.take();
+        if let Some(same) = task.candidate.filter(|same| same.digests() == digests)
+            && let Some(frame) = same.intact(&mut bytes)
+        {
+            self.spare.put(bytes);
+            return Ok(Made::Copy { frame, digests });
+        }
+        bytes.clear();
+        settings::tune(&mut self.compressor, task.raw)?;
         bytes.reserve(zstd::zstd_safe::compress_bound(self.raw.len()));
         self.compressor.compress_to_buffer(&self.raw, &mut bytes).map_err(|source| ArchiveError::Compress {
             path: task.items.first().map(|item| item.path.clone()).unwrap_or_default(),

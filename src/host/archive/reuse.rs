@@ -1,20 +1,22 @@
 //! What can be copied from the previous archive.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, fs::File, ops::Range, os::unix::fs::FileExt};
 
-use super::{Item, ItemKind, Previous, settings};
+use super::{CHUNK, Item, ItemKind, Previous, settings};
 use crate::model::{Digest, Entry, EntryKind, Frame};
 
 /// The frames of the previous archive, by their first entry.
 pub(super) struct Reuse<'a> {
     items: &'a [Item],
+    file: &'a File,
     by_first: HashMap<&'a str, (Frame, &'a [Entry], bool)>,
 }
 
 /// A frame of the previous archive that has the same paths, kinds, modes and sizes.
 #[derive(Clone, Copy)]
 pub(super) struct Candidate<'a> {
-    pub(super) frame: Frame,
+    frame: Frame,
+    file: &'a File,
     entries: &'a [Entry],
 }
 
@@ -37,7 +39,7 @@ impl<'a> Reuse<'a> {
                 by_first.insert(first.path.as_str(), (*frame, entries, index + 1 == count));
             }
         }
-        Some(Reuse { items, by_first })
+        Some(Reuse { items, file: previous.file, by_first })
     }
 
     pub(super) fn candidate(&self, range: Range<usize>, last: bool) -> Option<Candidate<'a>> {
@@ -45,7 +47,7 @@ impl<'a> Reuse<'a> {
         let (frame, entries, was_last) = self.by_first.get(items.first()?.path.as_str())?;
         let same = *was_last == last && entries.len() == items.len();
         let same = same && items.iter().zip(*entries).all(|(item, entry)| may_be(item, entry));
-        same.then_some(Candidate { frame: *frame, entries })
+        same.then_some(Candidate { frame: *frame, file: self.file, entries })
     }
 }
 
@@ -63,6 +65,19 @@ fn may_be(item: &Item, entry: &Entry) -> bool {
 }
 
 impl Candidate<'_> {
+    /// The frame, if its bytes are what they were when it was written: what a disk has lost since must not get into another archive.
+    /// `buffer` is overwritten.
+    pub(super) fn intact(&self, buffer: &mut Vec<u8>) -> Option<Frame> {
+        let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
+        while done < self.frame.bytes {
+            buffer.resize(usize::try_from(self.frame.bytes - done).unwrap_or(usize::MAX).min(CHUNK), 0);
+            self.file.read_exact_at(buffer, self.frame.offset.checked_add(done)?).ok()?;
+            hasher.update(buffer);
+            done += buffer.len() as u64;
+        }
+        (Digest::from(hasher.finalize()) == self.frame.digest).then_some(self.frame)
+    }
+
     pub(super) fn digests(&self) -> Vec<Option<Digest>> {
         self.entries
             .iter()

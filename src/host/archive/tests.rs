@@ -145,6 +145,29 @@ fn an_edit_changes_one_frame_and_reuse_changes_no_byte() {
 }
 
 #[test]
+fn a_frame_that_the_disk_has_damaged_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut items = tree(dir.path(), 600);
+    std::fs::write(dir.path().join("large"), text(7, 9 << 20)).unwrap();
+    items.push(item("large", ItemKind::File { size: 9 << 20, digest: None, executable: false }));
+    items.sort_by(|a, b| a.path.cmp(&b.path));
+    let (file, first) = make(dir.path(), &items, None, 2);
+    let fresh = bytes(&file);
+    let known: Vec<Item> = first.entries.iter().map(Item::from).collect();
+    let large = first.info.frames.iter().position(|frame| frame.raw > 9 << 20).unwrap();
+    for damaged in [0, large] {
+        let place = first.info.frames[damaged].offset + 1000;
+        file.write_all_at(&[fresh[place as usize] ^ 1], place).unwrap();
+        for items in [&items, &known] {
+            let (repaired, again) = make(dir.path(), items, Some((&file, &first)), 2);
+            assert_eq!(again.copied, first.info.frames.len() - 1, "frame {damaged}");
+            assert!(bytes(&repaired) == fresh, "frame {damaged}");
+        }
+        file.write_all_at(&fresh, 0).unwrap();
+    }
+}
+
+#[test]
 fn large_files_are_streamed_to_the_same_bytes_whatever_the_threads() {
     let dir = tempfile::tempdir().unwrap();
     let content = text(9, 21_000_000);

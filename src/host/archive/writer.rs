@@ -58,7 +58,7 @@ impl From<&Entry> for Item {
     }
 }
 
-/// An archive whose unchanged frames may be copied. Their digests are checked when they are read, not when they are copied.
+/// An archive whose unchanged frames may be copied, those of them that have their digests still.
 #[derive(Debug, Clone, Copy)]
 pub struct Previous<'a> {
     /// The archive.
