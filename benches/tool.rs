@@ -119,14 +119,19 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
 fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &Path)>) -> Outcome {
     let tree = deploy.join(name);
     let spare = seal_of(&tree)?;
-    let manifest = previous.map(|(path, _)| index::open(&manifest_of(path))).transpose()?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
     // The same release again: that is how a spare is made.
     let content = if previous.is_some_and(|(path, _)| path == archive) { Content::Previous } else { Content::Archive };
     let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
     let places = install::Places { tree, deploy: deploy.into() };
-    let report = install::work(&job, &places, &File::open(archive)?, &index::open(&manifest_of(archive))?, manifest.as_ref())
-        .into_result()?;
+    let (manifest, before) = match previous {
+        Some((path, _)) => {
+            let (manifest, before) = open_both(&manifest_of(archive), &manifest_of(path));
+            (manifest?, Some(before?))
+        }
+        None => (index::open(&manifest_of(archive))?, None),
+    };
+    let report = install::work(&job, &places, &File::open(archive)?, &manifest, before.as_ref()).into_result()?;
     if let Some(seal) = report.seal {
         std::fs::write(deploy.join(format!("{}.seal", name.display())), seal.to_string())?;
     }

@@ -18,10 +18,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::target::{Base, Target};
+use self::{
+    target::{Base, Target},
+    writer::refused,
+};
 use super::{Answer, ReleaseError, both, delta::Delta, store, verify};
 use crate::{
-    host::{archive::Limits, files::Confined},
+    host::{
+        archive::{Archive, Limits},
+        files::Confined,
+    },
     model::{ArchiveInfo, Digest, Entry, Manifest, ReleaseId},
 };
 
@@ -120,26 +126,30 @@ fn install(
         _ => None,
     };
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    // To look at a tree is mostly the kernel's work, to look at a delta is our own: one fills the pauses of the other.
-    let (delta, spare) = both(
-        || match &before {
-            Some((previous, base)) if job.content == Content::Delta => Some(Delta::open(archive, previous, base, &manifest)),
-            _ => None,
+    // To look at a tree is mostly the kernel's work, to look at lists is our own: one fills the pauses of the other.
+    let (opened, spare) = both(
+        || match (job.content, &before) {
+            (Content::Archive, _) => {
+                let opened = Archive::open(archive, &manifest.entries, &manifest.archive, &job.limits);
+                opened.map(Opened::Archive).map_err(refused)
+            }
+            (Content::Delta, Some((previous, base))) => {
+                Delta::open(archive, previous, base, &manifest).map(|delta| Opened::Delta(Box::new(delta)))
+            }
+            (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => Ok(Opened::Previous(base)),
+            _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
         },
         || match (job.spare, base) {
             (Some(seal), Some(base)) => is_spare(places, &tree, seal, base, job.threads),
             _ => Ok(false),
         },
     );
-    let (delta, spare) = (delta.transpose()?, spare?);
+    let (opened, spare) = (opened?, spare?);
     let target = Target { tree: &tree, base, spare, threads: job.threads };
-    let report = match (job.content, &before, &delta) {
-        (Content::Archive, ..) => target.fill(archive, &manifest.entries, &manifest.archive, &job.limits),
-        (Content::Delta, _, Some(delta)) => target.fill_by_delta(delta, &manifest.entries),
-        (Content::Previous, Some((previous, base)), _) if previous.entries == manifest.entries => {
-            target.fill_by_copy(base, &manifest.entries)
-        }
-        _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
+    let report = match &opened {
+        Opened::Archive(archive) => target.fill(archive, &manifest.entries),
+        Opened::Delta(delta) => target.fill_by_delta(delta, &manifest.entries),
+        Opened::Previous(base) => target.fill_by_copy(base, &manifest.entries),
     };
     let report = match report {
         Ok(report) if job.previous == Some(manifest.release) => seal::seal(&tree, &manifest.entries, job.threads)
@@ -148,9 +158,16 @@ fn install(
         report => report,
     };
     // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
-    std::mem::forget(delta);
+    std::mem::forget(opened);
     std::mem::forget((manifest, before.map(|(previous, _)| previous)));
     report
+}
+
+/// Where the content of the release comes from, looked at as far as possible without reading that.
+enum Opened<'a> {
+    Archive(Archive<'a>),
+    Delta(Box<Delta<'a>>),
+    Previous(&'a Confined),
 }
 
 /// Looks again whether a spare tree is what it is said to be: by its seal, or if that does not hold, at all but what is in its files.
@@ -171,7 +188,8 @@ pub fn archive_to_tree(
     threads: usize,
 ) -> Result<UnpackReport, ReleaseError> {
     let tree = Confined::open(dir)?;
-    Target { tree: &tree, base: None, spare: false, threads }.fill(archive, entries, info, &Limits::default())
+    let archive = Archive::open(archive, entries, info, &Limits::default()).map_err(refused)?;
+    Target { tree: &tree, base: None, spare: false, threads }.fill(&archive, entries)
 }
 
 /// Installs `manifest` from `archive` into the directory `dir`, sharing files with an installed tree of `previous`.
@@ -185,5 +203,6 @@ pub fn archive_to_tree_with(
     let base = previous.map(|(manifest, tree)| Confined::open(tree).map(|tree| (manifest, tree))).transpose()?;
     let base = base.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
     let tree = Confined::open(dir)?;
-    Target { tree: &tree, base, spare: false, threads }.fill(archive, &manifest.entries, &manifest.archive, &Limits::default())
+    let archive = Archive::open(archive, &manifest.entries, &manifest.archive, &Limits::default()).map_err(refused)?;
+    Target { tree: &tree, base, spare: false, threads }.fill(&archive, &manifest.entries)
 }

@@ -2,7 +2,6 @@
 
 use std::{
     cmp::Reverse,
-    fs::File,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
@@ -13,10 +12,10 @@ use super::{
 };
 use crate::{
     host::{
-        archive::{Archive, ArchiveError, FrameReader, Limits},
+        archive::{Archive, ArchiveError, FrameReader},
         files::{Confined, FileError, durable},
     },
-    model::{ArchiveInfo, Entry, EntryKind},
+    model::{Entry, EntryKind},
     release::{
         ReleaseError,
         delta::{Delta, From},
@@ -43,16 +42,9 @@ pub(super) struct Target<'a> {
 }
 
 impl Target<'_> {
-    pub(super) fn fill(
-        &self,
-        file: &File,
-        entries: &[Entry],
-        info: &ArchiveInfo,
-        limits: &Limits,
-    ) -> Result<UnpackReport, ReleaseError> {
-        let archive = Archive::open(file, entries, info, limits).map_err(refused)?;
+    pub(super) fn fill(&self, archive: &Archive<'_>, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
         let (there, linked) = self.prepare(entries)?;
-        let report = self.unpack(&archive, entries, &linked).map_err(refused)?;
+        let report = self.unpack(archive, entries, &linked).map_err(refused)?;
         self.finish(entries, &there, &linked, report)
     }
 
