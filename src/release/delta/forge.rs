@@ -7,6 +7,7 @@ use super::{
     entries::{self, ACTION, ADD, Columns, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE},
     format::{self, Outline},
     groups::{self, Group, Member, Part, Wanted},
+    rebuild,
 };
 use crate::{
     host::archive,
@@ -94,7 +95,7 @@ impl Forged {
         }
         let head = std::mem::take(&mut columns.head);
         let again = postcard::to_stdvec(&columns).ok()?;
-        let entries = entries::entries(columns, &self.digests, old.entries.clone()).ok();
+        let entries = rebuild::entries(columns, &self.digests, old.entries.clone()).ok();
         if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
             new.tree = entries.as_deref().map_or(new.tree, tree::digest);
             // All but the head is the same: it comes first, and was empty.

@@ -4,12 +4,12 @@
 //! the same bytes with the same version of larder. It holds, one behind the other,
 //!
 //! 1. an outline (`format.rs`): which release it starts from, which it leads to, and the sizes and digests of what follows;
-//! 2. the difference of the two manifests (`entries.rs`), from which [`manifest()`] rebuilds the new one, so that its signature can
-//!    be checked before anything else is done. Only [`ArchiveInfo::frames`](crate::model::ArchiveInfo) stays behind: whoever packs
-//!    the installed tree again finds the same frames;
-//! 3. patches, and at the end the list of them (`groups.rs`). What both ends of a changed small file share with its old version is not
-//!    in any patch; the middles of many make one patch against the middles of their old versions. A large file is cut into parts, each
-//!    told by copies out of the neighbourhood of the same place in its old version (`copies.rs`).
+//! 2. the difference of the two manifests (`entries.rs`), from which [`manifest()`] rebuilds the new one (`rebuild.rs`), so that its
+//!    signature can be checked before anything else is done. Only [`ArchiveInfo::frames`](crate::model::ArchiveInfo) stays behind:
+//!    whoever packs the installed tree again finds the same frames;
+//! 3. patches (`texts.rs`), and at the end the list of them (`groups.rs`). What both ends of a changed small file share with its old
+//!    version is not in any patch; the middles of many make one patch against the middles of their old versions. A large file is cut
+//!    into parts, each told by copies out of the neighbourhood of the same place in its old version (`copies.rs`).
 //!
 //! Files whose content the old release holds anywhere, empty files and second copies need nothing but their manifest entry.
 //!
@@ -25,8 +25,10 @@ mod forge_tests;
 mod format;
 mod groups;
 mod make;
+mod rebuild;
 mod relatives;
 mod source;
+mod texts;
 
 pub use apply::{Delta, From, GroupReader};
 pub use format::base_of;
@@ -65,7 +67,7 @@ const CONTEXT: u64 = 256;
 pub fn manifest(delta: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let outline = format::Outline::read(delta)?;
     outline.starts_from(&old)?;
-    entries::decode(delta, &outline, old)
+    rebuild::manifest(delta, &outline, old)
 }
 
 /// The most memory that making or applying a delta takes with `threads` threads, in bytes, for what depends on contents; manifests

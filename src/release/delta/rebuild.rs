@@ -1,0 +1,169 @@
+//! The new manifest, rebuilt from the old one and the columns that tell the difference.
+
+use std::fs::File;
+
+use super::{
+    entries::{ACTION, ADD, CHANGE, Columns, DIR, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE, head, size_of},
+    format::{self, Outline},
+    refused,
+};
+use crate::{
+    host::archive::{Limits, check_entries},
+    model::{Digest, Entry, EntryKind, Manifest},
+    release::{ReleaseError, both, tree},
+};
+
+/// The most bytes that all paths of a manifest may have together.
+const MAX_PATHS: usize = 256 << 20;
+
+/// Rebuilds the new manifest; every column must be used up, and the tree digest right.
+pub(super) fn manifest(delta: &File, outline: &Outline, old: Manifest) -> Result<Manifest, ReleaseError> {
+    let columns = outline.read_columns(delta, &head(&old)?)?;
+    let mut columns: Columns = format::decode(&columns, "entries")?;
+    let digests = outline.read_digests(delta)?;
+    let head = std::mem::take(&mut columns.head);
+    let mut manifest: Manifest =
+        serde_json::from_slice(&head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
+    if manifest.format != Manifest::FORMAT {
+        let (found, known) = (manifest.format, Manifest::FORMAT);
+        return Err(refused(format!("its manifest has the format {found}, this larder reads {known}; update larder")));
+    }
+    if manifest.release != outline.target || manifest.tree.as_bytes() != &outline.target_tree {
+        return Err(refused("its manifest is of another release than its outline"));
+    }
+    if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
+        return Err(refused("its manifest lists entries twice"));
+    }
+    manifest.entries = entries(columns, &digests, old.entries)?;
+    let entries = &manifest.entries;
+    let (checked, digest) = both(|| check_entries(entries, &Limits::default()), || tree::digest(entries));
+    checked.map_err(format::accepted)?;
+    if digest != manifest.tree {
+        return Err(refused("its tree digest is not that of its entries"));
+    }
+    Ok(manifest)
+}
+
+/// The new list of entries, made of the old one.
+pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Result<Vec<Entry>, ReleaseError> {
+    let mut reader = Reader {
+        at: 0,
+        paths: 0,
+        new: Vec::with_capacity(old.len()),
+        old,
+        shared: columns.shared.iter(),
+        names: &columns.names,
+        sizes: columns.sizes.iter(),
+        known: columns.known.iter(),
+        targets: columns.targets.into_iter(),
+        digests,
+    };
+    if columns.skips.len() != columns.changes.len() {
+        return Err(contradiction());
+    }
+    for (what, skip) in columns.changes.iter().zip(&columns.skips) {
+        reader.keep(*skip as usize)?;
+        reader.change(*what).ok_or_else(contradiction)?;
+    }
+    reader.keep(reader.old.len().saturating_sub(reader.at))?;
+    reader.finish()
+}
+
+fn contradiction() -> ReleaseError {
+    refused("its list of entries contradicts itself")
+}
+
+/// What is left of each column, and the new list as far as it is known.
+struct Reader<'a> {
+    /// Those before `at` have given their paths away.
+    old: Vec<Entry>,
+    at: usize,
+    paths: usize,
+    new: Vec<Entry>,
+    shared: std::slice::Iter<'a, (u32, u32)>,
+    names: &'a str,
+    sizes: std::slice::Iter<'a, i64>,
+    known: std::slice::Iter<'a, u32>,
+    targets: std::vec::IntoIter<String>,
+    digests: &'a [u8],
+}
+
+impl Reader<'_> {
+    /// Takes over old entries as they are.
+    fn keep(&mut self, count: usize) -> Result<(), ReleaseError> {
+        let end = self.at.checked_add(count).ok_or_else(contradiction)?;
+        let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
+        self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
+        self.at = end;
+        // What is refused in the end anyway need not fill the memory before.
+        if self.new.len() as u64 > Limits::default().entries {
+            return Err(refused("it has more entries than a release may have"));
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, what: u8) -> Option<()> {
+        let action = what & ACTION;
+        let mut before = 0;
+        let path = match action {
+            REMOVE | CHANGE => {
+                let was = self.old.get_mut(self.at)?;
+                self.at += 1;
+                if action == REMOVE {
+                    return (what == REMOVE).then_some(());
+                }
+                before = size_of(Some(was));
+                std::mem::take(&mut was.path)
+            }
+            ADD => self.path()?,
+            _ => return None,
+        };
+        if what & !(ACTION | KIND | KNOWN) != 0 {
+            return None;
+        }
+        let kind = match what & (KIND | KNOWN) {
+            DIR => EntryKind::Dir,
+            LINK => EntryKind::Link { target: self.targets.next()? },
+            file if file & KIND == PLAIN || file & KIND == EXECUTABLE => {
+                let size = before.checked_add(*self.sizes.next()?)?;
+                EntryKind::File {
+                    size: u64::try_from(size).ok()?,
+                    digest: self.digest(file & KNOWN != 0)?,
+                    executable: file & KIND == EXECUTABLE,
+                }
+            }
+            _ => return None,
+        };
+        self.new.push(Entry { path, kind });
+        Some(())
+    }
+
+    fn path(&mut self) -> Option<String> {
+        let (shared, own) = self.shared.next()?;
+        let (name, rest) = self.names.split_at_checked(*own as usize)?;
+        self.names = rest;
+        let before = self.new.last().map_or("", |entry| entry.path.as_str()).get(..*shared as usize)?;
+        self.paths += before.len() + name.len();
+        (self.paths <= MAX_PATHS).then(|| format!("{before}{name}"))
+    }
+
+    fn digest(&mut self, known: bool) -> Option<Digest> {
+        if known {
+            let entry = self.old.get(*self.known.next()? as usize)?;
+            return if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None };
+        }
+        let (digest, rest) = self.digests.split_first_chunk::<32>()?;
+        self.digests = rest;
+        Some(Digest::from(*digest))
+    }
+
+    fn finish(self) -> Result<Vec<Entry>, ReleaseError> {
+        let used_up = self.shared.as_slice().is_empty()
+            && self.names.is_empty()
+            && self.sizes.as_slice().is_empty()
+            && self.known.as_slice().is_empty()
+            && self.targets.as_slice().is_empty()
+            && self.digests.is_empty();
+        if used_up { Ok(self.new) } else { Err(contradiction()) }
+    }
+}

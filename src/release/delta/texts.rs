@@ -1,0 +1,154 @@
+//! What one thread makes of changed files: patches.
+
+use std::ops::Range;
+
+use super::{
+    REFERENCE,
+    copies::{Finder, Told, common_end, common_start},
+    format,
+    groups::{self, Part},
+    source::{Reader, Store},
+};
+use crate::{host::archive, model::Digest, release::ReleaseError};
+
+/// A wanted file, where it stands in the list of them, and its base.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    pub place: usize,
+    pub file: groups::File,
+}
+
+/// A patch, with what the list says of it.
+pub(super) struct Patch {
+    pub part: Part,
+    pub packed: Vec<u8>,
+}
+
+impl Patch {
+    /// A text of `raw` bytes that is told by copies.
+    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
+        let bytes = told.bytes()?;
+        let packed = archive::pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
+        let digest = *Digest::of(&packed).as_bytes();
+        let (told, raw) = (bytes.len() as u32, raw as u32);
+        Ok(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
+    }
+}
+
+/// One thread's memory.
+pub(super) struct Worker<'a> {
+    old: Reader<'a>,
+    new: Reader<'a>,
+    was: Vec<u8>,
+    is: Vec<u8>,
+    both: Vec<u8>,
+    text: Vec<u8>,
+    finder: Finder,
+}
+
+impl<'a> Worker<'a> {
+    pub fn new((old, new): &'a (Store<'_>, Store<'_>)) -> Worker<'a> {
+        let (old, new) = (old.reader(), new.reader());
+        Worker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new(), finder: Finder::default() }
+    }
+
+    /// The middles of small files against the middles of their bases.
+    pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<Patch>), ReleaseError> {
+        self.both.clear();
+        self.text.clear();
+        let mut done = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let mut file = pair.file;
+            self.new.open(file.entry)?.whole(&mut self.is)?;
+            match file.base {
+                Some((index, _)) => self.old.open(index)?.whole(&mut self.was)?,
+                None => self.was.clear(),
+            }
+            file.head = common_start(&self.was, &self.is) as u64;
+            let left = self.was.len().min(self.is.len()) - file.head as usize;
+            let last = |bytes: &[u8]| (bytes.len() - left) as u64;
+            file.tail =
+                common_end(part(&self.was, last(&self.was), left as u64), part(&self.is, last(&self.is), left as u64)) as u64;
+            let (from, count) = file.piece();
+            self.both.extend_from_slice(part(&self.was, from, count));
+            self.text.extend_from_slice(part(&self.is, file.head, file.middle()));
+            done.push(Pair { file, ..*pair });
+        }
+        if let [pair] = done.as_mut_slice() {
+            // Alone, its reference has to be told.
+            let (from, reference) = pair.file.piece();
+            return Ok((done, self.pack(from, reference)?));
+        }
+        Ok((done, Some(self.pack_always(0, 0)?)))
+    }
+
+    pub fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), ReleaseError> {
+        let content = match file.base {
+            Some((index, _)) if base => self.old.open(index)?,
+            _ => self.new.open(file.entry)?,
+        };
+        content.verify(&mut self.is)
+    }
+
+    /// A part of a large file, told by the neighbourhood of the same place in its base.
+    pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, ReleaseError> {
+        let (from, reference) = neighbourhood(&pair.file, range);
+        self.text.clear();
+        self.new.open(pair.file.entry)?.append(range.start, range.end - range.start, &mut self.text)?;
+        let Some((index, _)) = pair.file.base.filter(|_| reference > 0) else {
+            self.both.clear();
+            return self.pack(0, 0);
+        };
+        self.was.clear();
+        self.old.open(index)?.append(from, reference, &mut self.was)?;
+        let shift = range.start.cast_signed() - from.cast_signed();
+        let mut told = self.finder.tell(&self.was, &self.text, shift);
+        let taken = told.narrow();
+        let (from, reference) = (from + taken.start as u64, taken.len() as u64);
+        Patch::told(&told, self.text.len(), from, reference).map(Some)
+    }
+
+    /// Packs `self.text` with the reference in `self.both`; nothing needs no patch.
+    fn pack(&mut self, from: u64, reference: u64) -> Result<Option<Patch>, ReleaseError> {
+        if self.text.is_empty() { Ok(None) } else { self.pack_always(from, reference).map(Some) }
+    }
+
+    fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
+        let before = self.both.len();
+        if before > 0 && before + self.text.len() > MUCH {
+            return Patch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
+        }
+        self.both.append(&mut self.text);
+        let packed = archive::pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
+        let raw = (self.both.len() - before) as u32;
+        let digest = *Digest::of(&packed).as_bytes();
+        Ok(Patch { part: Part { packed: packed.len() as u32, told: 0, raw, digest, from, reference }, packed })
+    }
+}
+
+/// The most effort that costs hardly any time, by the size of reference and text together.
+fn level(both: usize) -> i32 {
+    match both {
+        0..=0x8_0000 => 12,
+        0x8_0001..=MUCH => 9,
+        _ => 3,
+    }
+}
+
+/// From so many bytes of reference and text together on, telling takes so much less time than packing that it may take more bytes.
+const MUCH: usize = 1 << 20;
+
+/// Up to so many bytes that tell a text are worth some effort.
+const LITTLE: usize = 1 << 20;
+
+/// Where in the base to look for a part: all of it if it is small enough, else as much around the same place as may be held.
+fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
+    let Some((_, size)) = file.base else { return (0, 0) };
+    let middle = range.start + (range.end - range.start) / 2;
+    let place = u128::from(middle) * u128::from(size) / u128::from(file.size.max(1));
+    ((place as u64).saturating_sub(REFERENCE / 2).min(size.saturating_sub(REFERENCE)), size.min(REFERENCE))
+}
+
+fn part(bytes: &[u8], from: u64, count: u64) -> &[u8] {
+    bytes.get(from as usize..(from + count) as usize).unwrap_or_default()
+}
