@@ -77,6 +77,9 @@ impl Lingering {
         let is_in = |child: &str| namespace(&Path::new("/proc").join(child)) == inside;
         until("the member", || fs::read_to_string(&children).unwrap().split_whitespace().any(is_in).then_some(()));
         kill_process(Pid::from_child(&nsenter), Signal::STOP).unwrap();
+        // It only stops when it gets to run, and until then it would still collect the member.
+        let status = format!("/proc/{}/status", nsenter.id());
+        until("the stop", || fs::read_to_string(&status).unwrap().contains("\nState:\tT").then_some(()));
         Some(Lingering(nsenter))
     }
 }
