@@ -327,7 +327,7 @@ fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
 /// Somebody cancels in the middle of the switch. A git that is killed there would leave its lock, and nothing could be put back.
 fn a_switch_is_not_cut_in_the_middle(world: &World) {
     let (repo, one) = live_site(world);
-    world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(3000)")]);
+    world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(5000)")]);
     repo.page("version two");
     let happened = |word: &str| {
         let is_it = |event: &serde_json::Value| event["step"] == "deploy.switch" && event["event"] == word;

@@ -1,6 +1,6 @@
 //! What is known of releases: names, numbers of builds, comparisons, and which of them stay.
 
-use crate::harness::{Repo, World, in_one_mode, state::names, within};
+use crate::harness::{Repo, World, in_one_mode, state::names, until};
 
 in_one_mode!(
     build_numbers_rise_over_all_environments,
@@ -121,8 +121,7 @@ fn pinned_releases_stay(world: &World) {
         repo.page(page);
         repo.push().accepted();
     }
-    let wait = std::time::Duration::from_secs(10);
-    assert!(within(wait, || releases_on_disk(world) == 3), "v1, v3 and v4 stay");
+    until("only v1, v3 and v4 are left", || releases_on_disk(world) == 3);
     let rows = world.larder(&["releases", "shop", "--json"]).json();
     let kept: Vec<_> = rows.as_array().unwrap().iter().map(|row| !row["archive_bytes"].is_null()).collect();
     assert_eq!(kept, [true, true, false, true], "{rows}");
@@ -133,7 +132,7 @@ fn pinned_releases_stay(world: &World) {
     world.larder(&["release", "unpin", "shop", "v1"]).exits(0);
     repo.page("five");
     repo.push().accepted();
-    assert!(within(wait, || releases_on_disk(world) == 2), "v4 and v5 stay");
+    until("only v4 and v5 are left", || releases_on_disk(world) == 2);
     world.is_consistent("shop");
 }
 
@@ -149,7 +148,7 @@ fn what_does_not_fit_goes(world: &World) {
         repo.write("noise", bytes).page(&page.to_string());
         repo.push().accepted();
     }
-    assert!(within(std::time::Duration::from_secs(10), || releases_on_disk(world) == 2), "two fit, and two must stay anyway");
+    until("two are left: two fit, and two must stay anyway", || releases_on_disk(world) == 2);
     world.is_consistent("shop");
 }
 
@@ -162,14 +161,14 @@ fn a_late_chore_knows_what_is_live_by_then(world: &World) {
         repo.page(page);
         repo.push().accepted();
     }
-    assert!(within(std::time::Duration::from_secs(10), || releases_on_disk(world) == 2), "v2 and v3 stay");
+    until("only v2 and v3 are left", || releases_on_disk(world) == 2);
     world.restart(&[("FAILPOINTS", "chores.prune=3*sleep(4000)")]);
     let mut commits = Vec::new();
     for page in ["four", "five"] {
         commits.push(repo.page(page));
         repo.push().accepted();
     }
-    assert!(within(std::time::Duration::from_secs(15), || releases_on_disk(world) == 2), "v4 and v5 stay");
+    until("only v4 and v5 are left", || releases_on_disk(world) == 2);
     world.is_consistent("shop");
     assert_eq!(repo.live(), commits.pop());
     world.larder(&["rollback", "shop"]).exits(0);

@@ -26,7 +26,7 @@ pub use self::{
 /// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
 #[track_caller]
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
-    assert!(within(Duration::from_secs(30), condition), "waited 30 s in vain until {what}");
+    assert!(within(Duration::from_secs(60), condition), "waited a minute in vain until {what}");
 }
 
 /// Whether `condition` comes true within `limit`.

@@ -167,7 +167,7 @@ impl World {
             archives == all("releases", ".manifest.json") && fits(&all("deploy", ""), &archives)
         };
         let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
-        assert!(super::within(std::time::Duration::from_secs(5), alike), "trees and archives differ: {:#?}", listing());
+        assert!(super::within(std::time::Duration::from_secs(30), alike), "trees and archives differ: {:#?}", listing());
         assert!(names(&top).iter().all(|name| !name.starts_with('.')), "half-written files: {:?}", names(&top));
     }
 }
