@@ -66,6 +66,8 @@ pub enum DeployAction {
     Start {
         /// Which.
         reference: Option<String>,
+        /// The phases that are only tried, to be put back whatever comes of them; none to go live.
+        trial: Vec<Phase>,
     },
     /// Deploy the commit of the last deployment that failed again.
     Retry,

@@ -128,6 +128,8 @@ pub enum Outcome {
         /// Why.
         fault: Fault,
     },
+    /// What was to be tried went well, and was put back.
+    Tried,
     /// It failed, and putting back failed too. The environment is frozen until a person has looked.
     Stuck {
         /// Why it failed in the first place.
@@ -174,6 +176,9 @@ pub enum Event {
         /// Why the promotion policy does not count this time, in the words of whoever decided that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         overriding: Option<String>,
+        /// The phases that are only tried, to be put back whatever comes of them; none for a deployment that shall go live.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        trial: Vec<Phase>,
     },
     /// A step began.
     Started {

@@ -169,9 +169,17 @@ pub struct Order {
     pub slot: Slot,
     /// What serves meanwhile.
     pub previous: Option<Live>,
+    /// The phases that are only tried; none for a deployment that shall go live.
+    pub trial: Vec<Phase>,
 }
 
 impl Order {
+    /// The phases that are only tried, in words; nothing for a deployment that shall go live.
+    pub fn trial(&self) -> Option<String> {
+        let phases: Vec<_> = self.trial.iter().map(|phase| phase.as_str()).collect();
+        (!phases.is_empty()).then(|| phases.join(", "))
+    }
+
     /// As the journal keeps it.
     pub fn opened(&self, plan: Vec<String>) -> Event {
         Event::Opened {
@@ -188,6 +196,7 @@ impl Order {
             again: self.again,
             recorded: self.recorded,
             overriding: self.overriding.clone(),
+            trial: self.trial.clone(),
         }
     }
 
@@ -207,6 +216,7 @@ impl Order {
             again,
             recorded,
             overriding,
+            trial,
         } = event
         else {
             return None;
@@ -225,6 +235,7 @@ impl Order {
             number: *number,
             slot: *slot,
             previous: previous.clone(),
+            trial: trial.clone(),
         })
     }
 }

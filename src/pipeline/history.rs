@@ -46,6 +46,8 @@ pub struct Summary {
     pub outcome: Option<Outcome>,
     /// Whether a person has released the environment after it got stuck.
     pub cleared: bool,
+    /// Whether it was only a trial.
+    pub trial: bool,
     /// What served when it began.
     #[serde(skip)]
     pub previous: Option<Live>,
@@ -55,7 +57,8 @@ impl Summary {
     /// What a journal says; nothing where it was cut before its first event.
     pub fn of(story: &Story) -> Option<Summary> {
         let record = story.opened.as_ref()?;
-        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, .. } = &record.event else {
+        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, trial, .. } = &record.event
+        else {
             return None;
         };
         Some(Summary {
@@ -72,6 +75,7 @@ impl Summary {
             ended: story.ended.as_ref().map(|(at, _)| *at),
             outcome: story.ended.as_ref().map(|(_, outcome)| outcome.clone()),
             cleared: story.cleared,
+            trial: !trial.is_empty(),
             previous: previous.clone(),
         })
     }
@@ -140,6 +144,11 @@ impl History {
         let by_name = |summary: &&Summary| Some(summary.number) == number || Some(summary.release) == id;
         let by_commit = |summary: &&Summary| digits && summary.commit.as_str().starts_with(&commit);
         self.releases().rev().find(by_name).or_else(|| self.releases().rev().find(by_commit))
+    }
+
+    /// The last deployment that should have gone live, if it did not.
+    pub fn last_failed(&self) -> Option<&Summary> {
+        self.deployments.iter().rev().find(|summary| !summary.trial).filter(|summary| !summary.went_live())
     }
 
     /// The number for the next release. A failed deployment uses none up.
@@ -249,6 +258,7 @@ mod tests {
             ended: Some(opened),
             outcome: outcome.then_some(Outcome::Live { release, number }),
             cleared: false,
+            trial: false,
             previous: None,
         }
     }

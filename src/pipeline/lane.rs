@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{PipelineError, history::History, transcript::Transcript};
-use crate::model::{BranchName, CommitId, DeploymentId, Digest, Environment, Live, Origin, Outcome, ReleaseId, Trigger};
+use crate::model::{BranchName, CommitId, DeploymentId, Digest, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
 
 /// What somebody wants deployed.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Request {
     pub tags: Vec<(String, CommitId)>,
     /// What becomes live.
     pub goal: Goal,
+    /// The phases that are only tried, to be put back whatever comes of them; none for what shall go live.
+    pub trial: Vec<Phase>,
 }
 
 /// What shall become live.
@@ -94,6 +96,8 @@ pub(super) enum Entered {
     First(Pending),
     /// It waits, and took the place of the one that waited before.
     Waits(Option<Pending>),
+    /// It is a trial, which takes nobody's place, and another deployment is under way.
+    Busy(DeploymentId),
     /// The environment is being removed.
     Closed,
 }
@@ -164,9 +168,13 @@ impl Lane {
         if state.closed {
             return Entered::Closed;
         }
-        if state.running.is_none() {
-            state.running = Some(pending.ticket.clone());
-            return Entered::First(pending);
+        match &state.running {
+            None => {
+                state.running = Some(pending.ticket.clone());
+                return Entered::First(pending);
+            }
+            Some(running) if !pending.ticket.request.trial.is_empty() => return Entered::Busy(running.deployment),
+            Some(_) => {}
         }
         Entered::Waits(state.waiting.replace(pending))
     }

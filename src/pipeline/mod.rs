@@ -231,6 +231,10 @@ impl Pipeline {
                 }
                 ticket.transcript.title("Another deployment is under way; this one waits for it");
             }
+            Entered::Busy(running) => {
+                never_began(deployment);
+                return Err(lane.busy(Some(running)));
+            }
             Entered::Closed => {
                 never_began(deployment);
                 return Err(PipelineError::NoEnvironment(ticket.request.environment.title()));
@@ -260,7 +264,7 @@ impl Pipeline {
         let Pending { ticket, verdict } = pending;
         let work = lane.work.clone().lock_owned().await;
         let order = self.order(lane, &ticket).await;
-        let plan = modes::plan(order.environment.mode, &order.origin);
+        let plan = modes::plan(order.environment.mode, &order.origin).only(&order.trial);
         let services = self.0.services.clone();
         let mut deployment =
             Deployment::new(order, services, ticket.transcript.clone(), ticket.cancel.clone(), lane.idle_slot.clone());
@@ -270,6 +274,9 @@ impl Pipeline {
         deployment.tags = ticket.request.tags.clone();
         deployment.before = deployment.order.previous.as_ref().map(|live| self.settings_of(&deployment.order.environment, live));
         deployment.spare = lane.spare.clone();
+        if let Some(phases) = deployment.order.trial() {
+            ticket.transcript.title(&format!("A trial of {phases}: nothing goes live"));
+        }
         let outcome = self.journey(&plan, &mut deployment, lane).await;
         let live = lane.state.lock().live.clone();
         if let (Outcome::Live { .. }, Some(live)) = (&outcome, live) {
@@ -336,6 +343,7 @@ impl Pipeline {
             number: state.history.next_number(),
             slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
             previous,
+            trial: request.trial.clone(),
         }
     }
 

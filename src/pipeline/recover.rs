@@ -121,7 +121,7 @@ impl Pipeline {
     async fn finish_or_unwind(&self, lane: &Lane, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(lane, id)?;
         journal.append(Event::Recovered)?;
-        let plan = modes::plan(lane.environment.mode, &deployment.order.origin);
+        let plan = modes::plan(lane.environment.mode, &deployment.order.origin).only(&deployment.order.trial);
         let undoing = journal.story().steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone));
         let failed = journal.story().fault.is_some();
         let serves = journal.story().status(POINT_OF_FINISHING) == Status::Done;

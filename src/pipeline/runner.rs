@@ -1,4 +1,4 @@
-//! The only loop that walks a plan.
+//! The only loop that walks a plan, and the only one that walks it back.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,17 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
     }
     clock.leave(deployment);
     let order = &deployment.order;
-    Ok(Outcome::Live { release: order.release, number: order.number })
+    if order.trial.is_empty() {
+        return Ok(Outcome::Live { release: order.release, number: order.number });
+    }
+    let (_, broken) = put_back(plan, deployment, journal).await?;
+    Ok(match broken {
+        None => Outcome::Tried,
+        Some(undo) => {
+            let phase = plan.steps().last().map_or(Phase::Gather, Step::phase);
+            Outcome::Stuck { fault: Failure::nobody("it was only a trial").in_phase(phase), undo }
+        }
+    })
 }
 
 /// Runs what waits for the disk without keeping the tasks of this thread waiting.
@@ -111,13 +121,27 @@ async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     }
 }
 
-/// Puts back, in reverse order, every step that was begun and not yet put back.
+/// Puts back what a deployment that failed has done.
 pub async fn unwind(
     plan: &Plan,
     deployment: &mut Deployment,
     journal: &mut Journal,
     fault: Fault,
 ) -> Result<Outcome, JournalError> {
+    Ok(match put_back(plan, deployment, journal).await? {
+        (_, Some(undo)) => Outcome::Stuck { fault, undo },
+        (true, None) => Outcome::RolledBack { fault },
+        (false, None) => Outcome::Refused { fault },
+    })
+}
+
+/// Puts back, in reverse order, every step that was begun and not yet put back. Gives whether anything had been changed, and what
+/// could not be put back.
+async fn put_back(
+    plan: &Plan,
+    deployment: &mut Deployment,
+    journal: &mut Journal,
+) -> Result<(bool, Option<String>), JournalError> {
     let mut changed = false;
     let mut broken = None;
     for step in plan.steps().rev() {
@@ -140,11 +164,7 @@ pub async fn unwind(
             }
         }
     }
-    Ok(match broken {
-        Some(undo) => Outcome::Stuck { fault, undo },
-        None if changed => Outcome::RolledBack { fault },
-        None => Outcome::Refused { fault },
-    })
+    Ok((changed, broken))
 }
 
 /// Why a deployment was not even begun, whose record could not be.

@@ -16,6 +16,7 @@ pub fn reason(outcome: &Outcome, previous: Option<&Live>) -> Option<String> {
     };
     match outcome {
         Outcome::Live { .. } => None,
+        Outcome::Tried => Some(format!("it was only a trial; {still}")),
         Outcome::Refused { fault } | Outcome::RolledBack { fault } => Some(format!("{fault}; {still}")),
         Outcome::Stuck { fault, undo } => Some(format!("{fault}; putting back failed, the environment is frozen: {undo}")),
     }
@@ -43,6 +44,11 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
                 transcript.detail(&format!("to go back to {0}: larder rollback {target} {0}", previous.number));
             }
         }
+        Outcome::Tried => {
+            let still = order.previous.as_ref().map_or(String::from("nothing is"), |live| format!("{} is still", live.number));
+            let phases = order.trial().unwrap_or_default();
+            transcript.title(&format!("{phases} went well. It was a trial, and was put back: {still} live."));
+        }
         Outcome::Refused { .. } | Outcome::RolledBack { .. } => {
             let changed =
                 if matches!(outcome, Outcome::Refused { .. }) { "Nothing was changed" } else { "Everything was put back" };
@@ -50,10 +56,12 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
                 Some(live) => transcript.error(&format!("{changed}. {} is still live.", live.number)),
                 None => transcript.error(&format!("{changed}. Nothing is live in {} yet.", order.environment.title())),
             }
-            transcript.error(&format!(
-                "To try the same commit again: push again, or `larder deploy {} --retry`.",
-                order.environment.target()
-            ));
+            if order.trial().is_none() {
+                transcript.error(&format!(
+                    "To try the same commit again: push again, or `larder deploy {} --retry`.",
+                    order.environment.target()
+                ));
+            }
         }
         Outcome::Stuck { undo, .. } => {
             transcript.error(&format!("{} is frozen: {undo}", order.environment.title()));

@@ -280,7 +280,16 @@ impl Pushes {
                     }
                 };
                 let tags = coming(session);
-                let request = Request { trigger, environment: *environment, branch, commit, seen: Some(seen), tags, goal };
+                let request = Request {
+                    trigger,
+                    environment: *environment,
+                    branch,
+                    commit,
+                    seen: Some(seen),
+                    tags,
+                    goal,
+                    trial: Vec::new(),
+                };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,

@@ -19,7 +19,7 @@ fn the_server_dies_at_every_event_of_a_delivery() {
 }
 
 /// The project with staging and production on one server; version one serves in both, version two on staging alone.
-fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, String) {
+pub fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, String) {
     pair(world);
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", recipe);
@@ -39,7 +39,7 @@ fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, Str
 }
 
 /// The files that a release has in production's store.
-fn stored(world: &World, release: &str) -> Vec<String> {
+pub fn stored(world: &World, release: &str) -> Vec<String> {
     let names = names(&world.environment("shop").join("releases"));
     names.into_iter().filter_map(|name| Some(name.strip_prefix(release)?.to_owned())).collect()
 }

@@ -16,7 +16,8 @@ pub(super) async fn deploy(
 ) -> Result<Reply, CommandError> {
     let environment = control.environment(target)?;
     match action {
-        DeployAction::Start { reference } => {
+        DeployAction::Start { reference, trial } => {
+            let trial = trial_of(trial)?;
             let live = control.pipeline().live(environment.id);
             let (commit, goal) = match (reference, live) {
                 // What does not build deploys again the very release that is live.
@@ -30,17 +31,18 @@ pub(super) async fn deploy(
                     (commit, goal)
                 }
             };
-            submit(control, Trigger::Redeploy { by: caller.name() }, environment, commit, goal)
+            let request = wanted(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
+            submit(control, pipeline::Request { trial, ..request })
         }
         DeployAction::Retry => {
             let history = control.pipeline().history(environment.id);
-            let failed = history.deployments.last().filter(|summary| !summary.went_live());
-            let failed = failed.ok_or_else(|| {
+            let failed = history.last_failed().ok_or_else(|| {
                 refused(format!("the last deployment of {} did not fail", environment.title()))
                     .hint(format!("`larder deploy {target}` deploys the live commit again"))
             })?;
             let goal = goal(control, &environment, &failed.commit).await?;
-            submit(control, Trigger::Redeploy { by: caller.name() }, environment, failed.commit.clone(), goal)
+            let trigger = Trigger::Redeploy { by: caller.name() };
+            submit(control, wanted(trigger, environment, failed.commit.clone(), goal))
         }
         DeployAction::Follow => follow(control, &environment),
         DeployAction::Cancel => {
@@ -81,7 +83,7 @@ pub(super) async fn rollback(
     let release = tagged(control, &environment, release).await;
     let (release, commit) = control.pipeline().past(environment.id, release.as_deref()).map_err(|error| of_supply(&error))?;
     let goal = Goal::Release { release, origin: Origin::Past, newest: false, overriding: None };
-    submit(control, Trigger::Rollback { by: caller.name() }, environment, commit, goal)
+    submit(control, wanted(Trigger::Rollback { by: caller.name() }, environment, commit, goal))
 }
 
 /// The id of the release that has this tag now; any other name stays as it is.
@@ -105,16 +107,29 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     error.hints().into_iter().fold(shown, CommandError::hint)
 }
 
-pub(super) fn submit(
-    control: &Control,
-    trigger: Trigger,
-    environment: Environment,
-    commit: CommitId,
-    goal: Goal,
-) -> Result<Reply, CommandError> {
+/// A deployment that nobody has pushed.
+pub(super) fn wanted(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
     let branch = environment.branch.clone();
-    let tags = Vec::new();
-    let ticket = control.pipeline().submit(pipeline::Request { trigger, environment, branch, commit, seen: None, tags, goal });
+    pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, trial: Vec::new() }
+}
+
+/// The phases that are tried where `asked` are asked for: each with what it cannot do without. None for none.
+fn trial_of(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
+    if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
+        return Err(CommandError::new(Kind::Usage, format!("{late} cannot be tried: it changes what is live"))
+            .hint("--only takes phases from gather to bundle; without it, all are run and the release goes live"));
+    }
+    let needs = |phase: Phase| match phase {
+        Phase::Gather => true,
+        Phase::Build => asked.iter().any(|later| *later > Phase::Build),
+        _ => false,
+    };
+    let wanted = |phase: &Phase| asked.contains(phase) || needs(*phase);
+    Ok(if asked.is_empty() { asked } else { Phase::ALL.into_iter().filter(wanted).collect() })
+}
+
+pub(super) fn submit(control: &Control, request: pipeline::Request) -> Result<Reply, CommandError> {
+    let ticket = control.pipeline().submit(request);
     ticket.map(|ticket| Reply::Ticket(Box::new(ticket))).map_err(|error| of_pipeline(&error))
 }
 

@@ -48,7 +48,7 @@ fn of(control: &Control, environment: &Environment) -> EnvironmentStatus {
             let instances = pipeline.services().runtime.instances(environment.id, Some(live.slot));
             let ends = instances.iter().find(|instance| instance.exits.borrow().count > 0);
             let ends = ends.map(|instance| format!("{} ended {} times", instance.label.name(), instance.exits.borrow().count));
-            let failed = history.deployments.last().filter(|last| !last.went_live());
+            let failed = history.last_failed();
             ("live", ends.or(failed.map(|last| format!("the last deployment, of {}, failed", last.commit.short()))))
         }
         (None, None, None) => ("empty", None),

@@ -1,7 +1,7 @@
 //! Releases that go from where they were cooked to where they serve.
 
 use super::{
-    deployments::{of_supply, submit, tagged},
+    deployments::{of_supply, submit, tagged, wanted},
     not_found, refused,
 };
 use crate::{
@@ -39,7 +39,7 @@ pub(super) async fn pull(
     let newest = release.is_none();
     let Candidate { release, commit, origin, .. } = found;
     let goal = Goal::Release { release, origin, newest, overriding };
-    submit(control, Trigger::Pull { by: caller.name() }, environment, commit, goal)
+    submit(control, wanted(Trigger::Pull { by: caller.name() }, environment, commit, goal))
 }
 
 /// Has somebody else bring a release that was cooked here.
@@ -93,7 +93,7 @@ pub(super) async fn promote(
     }
     let origin = Origin::Environment(environment.name.clone());
     let goal = Goal::Release { release: found.release, origin, newest: false, overriding };
-    submit(control, Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal)
+    submit(control, wanted(Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal))
 }
 
 /// Puts a release into a shared place, where nobody can be told to pull it.

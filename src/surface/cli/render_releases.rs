@@ -112,6 +112,7 @@ fn deployed(summary: &Summary) -> String {
     let end = match &summary.outcome {
         None => String::from("under way"),
         Some(Outcome::Live { number, .. }) => format!("went live as {number} in {}", summary.slot),
+        Some(Outcome::Tried) => String::from("tried and put back"),
         Some(Outcome::Refused { fault }) => format!("refused ({fault})"),
         Some(Outcome::RolledBack { fault }) => format!("put back ({fault})"),
         Some(Outcome::Stuck { fault, .. }) => format!("stuck ({fault})"),

@@ -95,12 +95,12 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
     }
     match reply {
         Reply::Ticket(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
-            Some(Outcome::Live { .. }) => 0,
+            Some(Outcome::Live { .. } | Outcome::Tried) => 0,
             _ => Kind::Deployment.exit_code(),
         }),
         // Success is that it was put back.
         Reply::Cancelling(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
-            Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => 0,
+            Some(Outcome::Refused { .. } | Outcome::RolledBack { .. } | Outcome::Tried) => 0,
             _ => Kind::Deployment.exit_code(),
         }),
         Reply::Relay(exec) => relay(&mut screen, *exec, &gone).await,
@@ -109,7 +109,8 @@ async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
             if !json {
                 screen.out(&sanitise_text(&render::past(&summary))).await?;
             }
-            Ok(if summary.went_live() { 0 } else { Kind::Deployment.exit_code() })
+            let well = summary.went_live() || summary.outcome == Some(Outcome::Tried);
+            Ok(if well { 0 } else { Kind::Deployment.exit_code() })
         }
         _ => Ok(0),
     }

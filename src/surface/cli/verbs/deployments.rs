@@ -9,13 +9,16 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop looking (Ctrl-C); only --cancel ends it.\n\nExit status: 0 the deployment is live (with --cancel: it was put back), 1 it failed, 3 it was refused, 4 there is no such thing."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop looking (Ctrl-C); only --cancel ends it.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was put back; with --only: all went well), 1 it failed, 3 it was refused, 4 there is no such thing."
 )]
 pub struct Deploy {
     #[command(flatten)]
     on: On,
     #[command(flatten)]
     action: Action,
+    /// Only try these phases, up to bundle, with commas between them; then put everything back. What they need comes along
+    #[arg(long, value_name = "PHASE", value_delimiter = ',', conflicts_with_all = ["retry", "follow", "cancel", "unfreeze"])]
+    only: Vec<Phase>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +48,7 @@ impl Deploy {
             Action { follow: true, .. } => DeployAction::Follow,
             Action { cancel: true, .. } => DeployAction::Cancel,
             Action { unfreeze: true, .. } => DeployAction::Unfreeze,
-            Action { reference, .. } => DeployAction::Start { reference },
+            Action { reference, .. } => DeployAction::Start { reference, trial: self.only },
         };
         Ok(Request::Deploy { target: self.on.get()?, action })
     }
