@@ -127,6 +127,8 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
     let addresses = web_addresses(&instances);
     if !addresses.is_empty() {
         drop(route.switch(services.target(&environment, addresses)));
+    } else if !processes::any_web(deployment) {
+        drop(route.set(State::Stopped));
     }
     healthy
 }

@@ -80,7 +80,7 @@ impl Page {
             Self::Empty => "The application appears with the first push that succeeds.",
             Self::Starting => "It will answer as soon as it is ready. Try again in a few seconds.",
             Self::Failed(_) => "Its owner finds the reason in the application's log: larder logs.",
-            Self::Stopped => "Its owner stopped it. It is served again when it is started.",
+            Self::Stopped => "No web process of it runs now, as its owner wants it. It answers again when one is started.",
             Self::Maintenance => "An upgrade is under way. Nothing is lost; try again in a few seconds.",
             Self::BadGateway => {
                 "It refused or broke off the connection. Its owner finds more in the application's log: larder logs."

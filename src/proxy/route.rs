@@ -30,7 +30,7 @@ pub enum State {
     Live(Target),
     /// It does not run, for this reason.
     Failed(String),
-    /// A person stopped it.
+    /// No web process of it runs, and none is meant to.
     Stopped,
 }
 

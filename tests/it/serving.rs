@@ -12,6 +12,7 @@ use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, 
 in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
 in_one_mode!(
     processes_are_scaled_and_restarted,
+    who_wants_no_web_process_has_none,
     each_instance_gets_its_share,
     commands_run_in_the_live_release,
     an_open_command_is_in_nobodys_way,
@@ -120,6 +121,40 @@ fn processes_are_scaled_and_restarted(world: &World) {
     assert!(!after.is_empty() && before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
     world.larder(&["ps", "shop", "--scale", "web=1", "--scale", "clock=0"]).exits(0);
     assert_eq!(processes(), ["web.1"]);
+    world.serves("shop", "version two");
+}
+
+/// No web process is an answer, too: visitors are told, and nobody is led to what has retired.
+fn who_wants_no_web_process_has_none(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\nclock: while :; do sleep 1; done\n").write("serve.sh", SERVE);
+    repo.write("larder.yml", "scale: {clock: 1}\n").page("version one");
+    repo.push().accepted();
+    let stopped = || {
+        let page = world.get("shop", "/");
+        assert_eq!(page.status, 503, "{page:?}");
+        page.holds("The application is stopped");
+    };
+    world.larder(&["ps", "shop", "--scale", "web=0"]).exits(0);
+    stopped();
+    world.larder(&["ps", "shop"]).says("clock.1").keeps_quiet_about("web.1");
+    repo.page("version two");
+    repo.push().accepted();
+    stopped();
+    world.restart(&[]);
+    stopped();
+    repo.write("larder.yml", "scale: {clock: 1}\nsmoke: [/]\n").page("version three");
+    repo.push().rejected_with("smoke check / answered 503").says("--scale web=1");
+    stopped();
+    world.larder(&["ps", "shop", "--scale", "web=1"]).exits(0);
+    world.serves("shop", "version two");
+    // A release that has none takes the place of one that has.
+    repo.write("Procfile", "clock: while :; do sleep 1; done\n").write("larder.yml", "buildpack: procfile\nscale: {clock: 1}\n");
+    repo.commit("no web");
+    repo.push().accepted();
+    stopped();
+    world.larder(&["rollback", "shop"]).exits(0);
     world.serves("shop", "version two");
 }
 

@@ -108,7 +108,11 @@ impl Step for Smoke {
                 let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
                     let (status, wanted) = (status.as_u16(), smoke.status);
-                    return Err(Failure::pusher(format!("smoke check {path} answered {status} and not {wanted}")));
+                    let failure = Failure::pusher(format!("smoke check {path} answered {status} and not {wanted}"));
+                    return Err(match processes::any_web(deployment) {
+                        true => failure,
+                        false => failure.hint("no web process runs here; `larder ps --scale web=1` wants one again"),
+                    });
                 }
                 let Some(text) = &smoke.contains else { continue };
                 if !page.windows(text.len()).any(|window| window == text.as_bytes()) {

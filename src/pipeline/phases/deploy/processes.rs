@@ -100,6 +100,11 @@ pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Bo
     }
 }
 
+/// Whether any process of the release answers requests. None does where there is no `web`, or the operator wants none of it.
+pub fn any_web(deployment: &Deployment) -> bool {
+    deployment.facts.processes.iter().any(|process| process.kind.is_web() && process.count > 0)
+}
+
 /// A command of the release, to be completed.
 pub fn job(deployment: &Deployment) -> RunJob {
     RunJob {

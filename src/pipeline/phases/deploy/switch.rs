@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
+use super::processes;
 use crate::{
     git::{Expected, Kept, MoveRef},
     host::files::{self, durable},
@@ -48,11 +49,15 @@ impl Step for Switch {
             let addresses = addresses(deployment, order.slot);
             let route = deployment.services.route(&order.environment);
             let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
-            if !there && !addresses.is_empty() {
-                let retired = route.switch(deployment.services.target(&order.environment, addresses));
-                // Where this step runs twice, the first switch is the one that has requests left to drain.
-                deployment.retired = deployment.retired.take().or(retired);
-            }
+            let retired = match addresses.is_empty() {
+                // Where it has web processes, they were lost with a server; whoever goes on after a restart boots them next.
+                true if processes::any_web(deployment) => None,
+                true => route.set(State::Stopped),
+                false if there => None,
+                false => route.switch(deployment.services.target(&order.environment, addresses)),
+            };
+            // Where this step runs twice, the first switch is the one that has requests left to drain.
+            deployment.retired = deployment.retired.take().or(retired);
             deployment.services.open_domains(&deployment.order.environment, &deployment.settings());
             Ok(())
         })
@@ -69,8 +74,9 @@ impl Step for Switch {
                     let addresses = addresses(deployment, live.slot);
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
                     match addresses.is_empty() {
-                        // After a restart of everything its processes are gone; whoever recovers us boots them next.
-                        true => route.set(State::Starting),
+                        // It has no web process; or all are gone after a restart, and whoever recovers us boots them next.
+                        true if matches!(route.state(), State::Starting) => None,
+                        true => route.set(State::Stopped),
                         false if there => None,
                         false => route.switch(deployment.services.target(&deployment.order.environment, addresses)),
                     }
