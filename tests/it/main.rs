@@ -40,6 +40,7 @@ mod rollback;
 mod roundabout;
 mod serving;
 mod shared;
+mod streams;
 mod trials;
 mod unwind;
 mod verdicts;

@@ -1,6 +1,12 @@
 //! Everything else that one can push, and what becomes of it.
 
-use std::{fs, os::unix::process::CommandExt, process::Stdio, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -182,8 +188,12 @@ fn waits(world: &World) {
 
 /// Starts a push, and gives it a signal as soon as the build runs: to git, its ssh and whatever is between, as Ctrl-C does.
 fn interrupted(repo: &Repo<'_>, world: &World, signal: Signal) {
-    let mut push = repo.command();
-    push.args(["push", &repo.url(), "HEAD:refs/heads/main"]).process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+    let git = repo.command();
+    // Whoever runs the tests in the background lets them, and all that they start, ignore interrupts.
+    let mut push = Command::new("env");
+    push.env_clear().envs(git.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(repo.path());
+    push.arg("--default-signal").arg(git.get_program()).args(["push", &repo.url(), "HEAD:refs/heads/main"]);
+    push.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
     let mut push = push.spawn().unwrap();
     waits(world);
     let members = || {

@@ -7,6 +7,7 @@ in_one_mode!(
     a_tag_names_the_release_of_its_commit,
     two_releases_are_compared,
     pinned_releases_stay,
+    a_pin_comes_in_time_until_the_removal_begins,
     what_does_not_fit_goes,
     a_late_chore_knows_what_is_live_by_then,
 );
@@ -133,6 +134,28 @@ fn pinned_releases_stay(world: &World) {
     repo.page("five");
     repo.push().accepted();
     until("only v4 and v5 are left", || releases_on_disk(world) == 2);
+    world.is_consistent("shop");
+}
+
+/// Old releases wait a moment for their removal; whoever pins one meanwhile keeps it.
+fn a_pin_comes_in_time_until_the_removal_begins(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 2}\n");
+    for page in ["one", "two"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    world.restart(&[("FAILPOINTS", "chores.prune=1*sleep(5000)")]);
+    repo.page("three");
+    repo.push().accepted();
+    assert_eq!(releases_on_disk(world), 3);
+    world.larder(&["release", "pin", "shop", "v1"]).exits(0).says("stays until it is unpinned");
+    repo.page("four");
+    repo.push().accepted();
+    until("only v1, v3 and v4 are left", || releases_on_disk(world) == 3);
+    world.larder(&["release", "show", "shop", "v1"]).exits(0).keeps_quiet_about("pruned");
+    world.larder(&["release", "show", "shop", "v2"]).exits(0).says("pruned");
     world.is_consistent("shop");
 }
 

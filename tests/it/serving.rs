@@ -1,13 +1,11 @@
 //! What runs: processes, their logs, their data, and the front door before them.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::{BufRead, BufReader, Write},
     process::Stdio,
-    time::Duration,
 };
 
-use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, installed, processes, until};
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, until};
 
 in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
 in_one_mode!(
@@ -18,8 +16,6 @@ in_one_mode!(
     an_open_command_is_in_nobodys_way,
     a_release_command_is_seen_and_decides,
     phase_scripts_hand_variables_on,
-    answers_are_passed_on_as_they_come,
-    connections_can_be_upgraded,
     logs_can_be_read_and_followed,
     a_crashed_process_starts_again,
     each_process_has_its_own_time_to_stop,
@@ -298,102 +294,6 @@ fn phase_scripts_hand_variables_on(world: &World) {
     repo.push().accepted().says("git update-index --chmod=+x .larder/configure");
 }
 
-/// An application that sends a piece, and the next one only when the visitor has seen it; and that speaks another protocol
-/// after an upgrade.
-const PYTHON: &str = r#"
-import http.server, os, threading
-seen = threading.Event()
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        if self.headers.get("Upgrade"):
-            self.send_response(101)
-            self.send_header("Connection", "Upgrade")
-            self.send_header("Upgrade", "shout")
-            self.end_headers()
-            for line in self.rfile:
-                self.wfile.write(line.upper())
-                self.wfile.flush()
-            self.close_connection = True
-        elif self.path == "/seen":
-            seen.set()
-            self.answer(b"noted")
-        elif self.path == "/stream":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.chunk(b"first\n")
-            seen.wait(20)
-            self.chunk(b"second\n")
-            self.chunk(b"")
-        else:
-            self.answer(b"here")
-    def chunk(self, data):
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        self.wfile.flush()
-    def answer(self, data):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
-"#;
-
-fn python_application(world: &World) -> bool {
-    if installed("python3").is_none() {
-        return false;
-    }
-    world.project("shop");
-    let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec python3 server.py\n").write("server.py", PYTHON);
-    // No dependency, so nothing has to be fetched.
-    repo.write("larder.yml", "buildpack: procfile\n");
-    repo.commit("streams");
-    repo.push().accepted();
-    true
-}
-
-fn connection(world: &World, text: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(("127.0.0.1", world.http_port())).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    stream.write_all(text.as_bytes()).unwrap();
-    stream
-}
-
-fn answers_are_passed_on_as_they_come(world: &World) {
-    if !python_application(world) {
-        return;
-    }
-    let stream = connection(world, "GET /stream HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n\r\n");
-    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line == "first"), "the first piece was held back");
-    world.get("shop", "/seen").holds("noted");
-    assert!(lines.any(|line| line == "second"));
-}
-
-fn connections_can_be_upgraded(world: &World) {
-    if !python_application(world) {
-        return;
-    }
-    let mut stream = connection(world, "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n");
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
-    }
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    for word in ["hello", "again"] {
-        stream.write_all(format!("{word}\n").as_bytes()).unwrap();
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), word.to_uppercase());
-    }
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut rest = Vec::new();
-    reader.read_to_end(&mut rest).unwrap();
-    assert!(rest.is_empty());
-}
-
 fn each_process_has_its_own_time_to_stop(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -436,7 +336,7 @@ fn logs_can_be_read_and_followed(world: &World) {
     let mut follow = world.larder_command();
     follow.args(["logs", "shop", "--follow", "-n", "0"]).stdout(std::process::Stdio::piped());
     let mut follow = follow.spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(follow.stdout.take().unwrap()));
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
     world.larder(&["restart", "shop"]).exits(0);
     let seen = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("the first word")));
     assert!(seen.is_some(), "the new line was never shown");
