@@ -100,7 +100,7 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
             for c in rest.by_ref() {
                 match c {
                     '0'..='9' | ';' | ':' if parameters.len() < 32 => parameters.push(c),
-                    'm' => return Some(parameters),
+                    'm' => return shown(&parameters),
                     // The rest of a sequence that is not about colours: ends with a letter or a few other characters.
                     _ => {
                         if !('\u{40}'..='\u{7e}').contains(&c) {
@@ -129,6 +129,30 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     }
 }
 
+/// These parameters without the one that hides text (8); nothing if none is left. In an extended colour, as in `38;5;8`, it is a shade.
+fn shown(parameters: &str) -> Option<String> {
+    let number = |parameter: &str| parameter.trim_start_matches('0').to_owned();
+    let mut kept = Vec::new();
+    let mut rest = parameters.split(';');
+    while let Some(parameter) = rest.next() {
+        match number(parameter).as_str() {
+            "38" | "48" | "58" => {
+                let shades = match rest.next().map(number).as_deref() {
+                    Some("5") => 1,
+                    Some("2") => 3,
+                    // No terminal agrees with another on what follows.
+                    _ => break,
+                };
+                kept.extend([parameter, if shades == 1 { "5" } else { "2" }]);
+                kept.extend(rest.by_ref().take(shades));
+            }
+            hides if hides == "8" || hides.starts_with("8:") => {}
+            _ => kept.push(parameter),
+        }
+    }
+    (!kept.is_empty()).then(|| kept.join(";"))
+}
+
 /// Control characters, and the marks that make text read in another order than it is written.
 fn is_unprintable(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
@@ -142,6 +166,17 @@ mod tests {
     fn colours_stay_and_are_closed() {
         assert_eq!(sanitise_line("\u{1b}[31mred"), "\u{1b}[31mred\u{1b}[0m");
         assert_eq!(sanitise_line("\u{1b}[1;32mok\u{1b}[0m done\n"), "\u{1b}[1;32mok\u{1b}[0m done");
+        for (given, shown) in [
+            ("1;8;31", "1;31"),
+            ("38;5;8", "38;5;8"),
+            ("38;2;8;8;8;8", "38;2;8;8;8"),
+            ("1;48;5;8;8;4", "1;48;5;8;4"),
+            ("38:5:8", "38:5:8"),
+            ("38;5", "38;5"),
+        ] {
+            assert_eq!(sanitise_line(&format!("\u{1b}[{given}mx")), format!("\u{1b}[{shown}mx\u{1b}[0m"), "{given}");
+        }
+        assert_eq!(sanitise_line("\u{1b}[mx"), "\u{1b}[mx");
     }
 
     #[test]
@@ -160,6 +195,9 @@ mod tests {
             ("a\tb", "a\tb"),
             ("a\u{1b}", "a"),
             ("a\u{1b}[", "a"),
+            ("a\u{1b}[8mb", "ab"),
+            ("a\u{1b}[08;08mb", "ab"),
+            ("a\u{1b}[38;8mb", "ab"),
         ] {
             assert_eq!(sanitise_line(given), clean, "{given:?}");
         }
