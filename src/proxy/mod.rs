@@ -6,6 +6,8 @@
 
 mod access;
 mod body;
+#[cfg(test)]
+mod bounds_tests;
 mod headers;
 mod host;
 mod io;
@@ -14,6 +16,8 @@ mod pages;
 mod probe;
 mod relay;
 mod route;
+#[cfg(test)]
+mod switch_tests;
 mod target;
 #[cfg(test)]
 mod testing;

@@ -252,3 +252,23 @@ pub async fn until(mut check: impl FnMut() -> bool) {
     };
     tokio::time::timeout(LONG, polling).await.expect("it never became true");
 }
+
+pub(super) fn quick() -> ProxySettings {
+    ProxySettings { connect_patience: Duration::from_millis(100), ..ProxySettings::default() }
+}
+
+pub(super) async fn socket(front: &Front) -> TcpStream {
+    let mut socket = TcpStream::connect(front.address).await.unwrap();
+    let request = "GET /socket HTTP/1.1\r\nHost: shop\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let head = read_until(&mut socket, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101") && head.to_lowercase().contains("upgrade: websocket"), "{head}");
+    socket
+}
+
+pub(super) async fn echo(socket: &mut TcpStream, text: &str) {
+    socket.write_all(text.as_bytes()).await.unwrap();
+    let mut back = vec![0; text.len()];
+    tokio::time::timeout(LONG, socket.read_exact(&mut back)).await.unwrap().unwrap();
+    assert_eq!(back, text.as_bytes());
+}

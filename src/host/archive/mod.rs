@@ -55,4 +55,6 @@ const WINDOW_LOG_MAX: u32 = 27;
 const CHUNK: usize = 1 << 20;
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;

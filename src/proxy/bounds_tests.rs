@@ -1,0 +1,255 @@
+//! Limits: of answers, of patience, of connections, and at a stop.
+
+use std::time::Duration;
+
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
+
+use super::{testing::*, *};
+
+#[tokio::test]
+async fn bad_answers_of_an_application_are_bounded_and_said() {
+    let settings = ProxySettings { response_timeout: Duration::from_secs(1), ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    let endless = [b"HTTP/1.1 200 OK\r\nX-Big: ".to_vec(), vec![b'a'; 4 << 20]].concat();
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: 1\r\n".repeat(10_000)).into_bytes();
+    let table: Vec<(Option<Vec<u8>>, &str)> = vec![
+        (None, "504"),
+        (Some(Vec::new()), "502"),
+        (Some(endless), "502"),
+        (Some(many), "502"),
+        (Some(b"nonsense\r\n\r\n".to_vec()), "502"),
+        (Some(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab".to_vec()), "502"),
+        (Some(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".to_vec()), "502"),
+    ];
+    for (number, (answer, status)) in table.into_iter().enumerate() {
+        route.switch(Target::new(vec![scripted(answer).await]));
+        let answer = front.get("/").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{number}: {answer}");
+    }
+    // Interim answers are no answers.
+    let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000);
+    route.switch(Target::new(vec![
+        scripted(Some([interim, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()].concat())).await,
+    ]));
+    assert!(front.get("/").await.ends_with("ok"));
+    // Bytes beyond the length belong to nobody.
+    route.switch(Target::new(vec![
+        scripted(Some(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\nevil".to_vec())).await,
+    ]));
+    for _ in 0..5 {
+        let answer = front.get("/").await;
+        assert!(answer.ends_with("ok") && !answer.contains("evil"), "{answer}");
+    }
+    // A body that ends too early ends the client's connection too.
+    route.switch(Target::new(vec![scripted(Some(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort".to_vec())).await]));
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    let cut = read_all(&mut stream).await;
+    assert!(cut.contains("content-length: 9"), "{cut}");
+    route.switch(Target::new(vec![
+        scripted(Some(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n".to_vec())).await,
+    ]));
+    let mut stream = TcpStream::connect(front.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    assert!(!read_all(&mut stream).await.ends_with("0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn slow_clients_are_let_go() {
+    let settings =
+        ProxySettings { header_timeout: Duration::from_millis(500), stall_timeout: Duration::from_millis(500), ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    // A head that never ends, and a body that stops.
+    let mut head = TcpStream::connect(front.address).await.unwrap();
+    head.write_all(b"GET / HTTP/1.1\r\nHost: sh").await.unwrap();
+    assert!(!read_all(&mut head).await.contains("200"));
+    let mut body = TcpStream::connect(front.address).await.unwrap();
+    body.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n\r\nab").await.unwrap();
+    let answer = read_all(&mut body).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    // A client that asks for much and takes nothing.
+    let before = route.stats().requests;
+    let mut greedy = TcpStream::connect(front.address).await.unwrap();
+    greedy.write_all(b"GET /big HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    until(|| route.stats().requests == before + 1).await;
+    assert!(route.stats().bytes_out < 32 << 20);
+    assert_eq!(route.stats().in_flight, 0);
+    drop(greedy);
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(front.address).await.unwrap();
+        stream.write_all(b"POST /status/404 HTTP/1.1\r\nHost: shop\r\nContent-Length: 50\r\n\r\nhello").await.unwrap();
+        assert!(read_until(&mut stream, "none").await.starts_with("HTTP/1.1 404"));
+        // The connection to the application still waits for 45 bytes; the next request must not become them.
+        assert!(front.get("/").await.ends_with("blue"));
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_the_application_does_not_take_ends() {
+    let settings = ProxySettings { stall_timeout: Duration::from_millis(500), response_timeout: LONG * 9, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    route.switch(Target::new(vec![scripted(None).await]));
+    let mut hung = TcpStream::connect(front.address).await.unwrap();
+    hung.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let (mut answer, mut body) = hung.split();
+    let upload = async {
+        // Until the connection breaks off.
+        while body.write_all(&[0; 64 * 1024]).await.is_ok() {}
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
+        () = upload => {}
+    }
+    // Somebody who has left by then costs nothing for longer than that either.
+    let mut left = TcpStream::connect(front.address).await.unwrap();
+    left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
+    let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+    let _ = tokio::time::timeout(Duration::from_millis(200), filled).await;
+    drop(left);
+    until(|| route.stats().in_flight == 0).await;
+    // A client that sends slowly, but sends, is not cut by that.
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut slow = TcpStream::connect(front.address).await.unwrap();
+    slow.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 5\r\nConnection: close\r\n\r\n").await.unwrap();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        slow.write_all(b"x").await.unwrap();
+    }
+    assert!(read_all(&mut slow).await.ends_with("blue took 5"));
+}
+
+#[tokio::test]
+async fn connections_have_a_limit_that_is_said() {
+    let (front, route) = Front::with_route(ProxySettings { max_connections_per_peer: 2, ..quick() }).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let first = socket(&front).await;
+    let mut second = socket(&front).await;
+    let answer = front.get("/").await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    until(|| front.proxy.stats().turned_away >= 1).await;
+    echo(&mut second, "still here").await;
+    drop(first);
+    // A place becomes free when the tunnel has ended, not when HTTP has.
+    until(|| front.proxy.stats().open == 1).await;
+    assert!(front.get("/").await.ends_with("blue"));
+}
+
+#[tokio::test]
+async fn visitors_behind_a_trusted_proxy_are_told_apart() {
+    let trusted = vec!["127.0.0.1".parse().unwrap()];
+    let settings = ProxySettings { max_connections_per_peer: 1, trusted, scheme: Scheme::Https, ..quick() };
+    let (front, route) = Front::with_route(settings).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let (sender, mut lines) = mpsc::channel(8);
+    front.proxy.access_log(sender);
+    let ask = async |visitor: &str, path: &str| {
+        let mut stream = TcpStream::connect(front.address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: shop\r\nX-Forwarded-For: 8.8.8.8, {visitor}\r\nX-Real-IP: 8.8.8.8\r\n");
+        stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+    };
+    let mut first = ask("192.0.2.1", "/events").await;
+    assert!(read_until(&mut first, "data: blue").await.starts_with("HTTP/1.1 200"));
+    let second = read_all(&mut ask("192.0.2.1", "/").await).await;
+    assert!(second.starts_with("HTTP/1.1 503") && second.contains("Too many requests"), "{second}");
+    let other = read_all(&mut ask("192.0.2.2", "/headers").await).await;
+    for line in ["x-real-ip=192.0.2.2", "x-forwarded-for=8.8.8.8, 192.0.2.2, 127.0.0.1", "x-forwarded-proto=https"] {
+        assert!(other.contains(line), "{line} is not in {other}");
+    }
+    assert!(other.contains("x-forwarded-port=443"), "{other}");
+    assert_eq!(lines.recv().await.unwrap().peer, "192.0.2.2".parse::<IpAddr>().unwrap());
+    drop(first);
+    until(|| route.stats().in_flight == 0).await;
+    assert!(read_all(&mut ask("192.0.2.1", "/").await).await.ends_with("blue"));
+    // A proxy that says nothing about its visitors does not become one that is counted.
+    let (silent, also) = (front.get("/events"), front.get("/"));
+    tokio::pin!(silent);
+    tokio::select! { _ = &mut silent => panic!("it goes on for ever"), answer = also => assert!(answer.ends_with("blue"), "{answer}") }
+}
+
+#[tokio::test]
+async fn the_access_log_never_waits_and_says_what_it_lost() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let (sender, mut lines) = mpsc::channel(1);
+    front.proxy.access_log(sender);
+    for number in 0..4 {
+        front.get(&format!("/{number}")).await;
+    }
+    until(|| route.stats().requests == 4).await;
+    let line = lines.recv().await.unwrap();
+    assert_eq!((line.path.as_str(), line.status, line.bytes_out, line.missed), ("/0", 200, 4, 0));
+    assert_eq!((&*line.route, line.host.as_str()), ("shop/production", "shop"));
+    front.get("/status/404").await;
+    let line = lines.recv().await.unwrap();
+    assert_eq!((line.path.as_str(), line.status, line.missed), ("/status/404", 404, 3));
+    assert_eq!(route.stats().classes, [0, 4, 0, 1, 0]);
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_finish_up_to_the_limit() {
+    let settings = ProxySettings { shutdown_limit: Duration::from_millis(200), ..quick() };
+    let (mut front, route) = Front::with_route(settings).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut tunnel = socket(&front).await;
+    let mut idle = TcpStream::connect(front.address).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut idle, "blue").await;
+    front.shutdown.cancel();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
+    assert_eq!(read_all(&mut tunnel).await, "");
+    assert_eq!(read_all(&mut idle).await, "");
+    assert!(TcpStream::connect(front.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_tunnels_as_long_as_for_requests() {
+    let (mut front, route) = Front::with_route(ProxySettings { shutdown_limit: LONG, ..quick() }).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut tunnel = socket(&front).await;
+    let mut request = TcpStream::connect(front.address).await.unwrap();
+    request.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut request, "data: blue").await;
+    let begun = std::time::Instant::now();
+    front.shutdown.cancel();
+    assert_eq!(read_all(&mut tunnel).await, "");
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    app.tick.send(()).unwrap();
+    read_until(&mut request, "data: blue").await;
+    assert!(!front.serving.is_finished());
+    app.kill();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
+}
+
+#[tokio::test]
+async fn probes_tell_what_they_met() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    assert_eq!(probe(front.address, "/", "shop", LONG).await.unwrap(), 200);
+    assert_eq!(probe(front.address, "/status/404", "shop", LONG).await.unwrap(), 404);
+    assert!(matches!(probe(app.address, "no slash", "shop", LONG).await, Err(ProbeError::Request { .. })));
+    assert!(matches!(probe(app.address, "/", "a\r\nb: c", LONG).await, Err(ProbeError::Request { .. })));
+    let silent = scripted(None).await;
+    assert!(matches!(probe(silent, "/", "shop", Duration::from_millis(20)).await, Err(ProbeError::Timeout { .. })));
+    let closing = scripted(Some(Vec::new())).await;
+    assert!(matches!(probe(closing, "/", "shop", LONG).await, Err(ProbeError::Exchange { .. })));
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(matches!(probe(gone, "/", "shop", LONG).await, Err(ProbeError::Connect { .. })));
+}
