@@ -16,7 +16,7 @@ use larder::{
     },
 };
 
-use crate::keeper::{World, grounds};
+use crate::keeper_world::{World, grounds};
 
 /// One of both environments that the world has.
 fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> Context<'a> {

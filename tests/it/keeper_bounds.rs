@@ -22,7 +22,7 @@ use rustix::{
     process::{Pid, Signal, geteuid, kill_process},
 };
 
-use crate::keeper::{ENV, NOBODY, World, grounds, job, keep, namespaces, read_line};
+use crate::keeper_world::{ENV, NOBODY, World, grounds, job, keep, namespaces, read_line};
 
 #[tokio::test]
 async fn a_root_below_a_directory_that_workers_see_is_hidden() {

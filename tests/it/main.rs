@@ -19,6 +19,7 @@ mod harness;
 mod hostile;
 mod keeper;
 mod keeper_bounds;
+mod keeper_world;
 mod libraries;
 mod machines;
 mod mirrors;

@@ -156,9 +156,13 @@ impl Target<'_> {
             writer.write_out().map_err(refused)?;
             Ok(writer.report)
         });
+        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
+        for part in counted {
+            report.add(&part?);
+        }
         // Second copies, of what is there by now.
         let next = AtomicUsize::new(0);
-        let counted_again = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || {
+        let counted = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || -> Result<_, ReleaseError> {
             let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
             while let Some((index, entry, origin)) = second.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let From::New(first) = origin
@@ -170,8 +174,7 @@ impl Target<'_> {
             writer.write_out().map_err(refused)?;
             Ok(writer.report)
         });
-        let mut report = UnpackReport { entries: entries.len() as u64, ..UnpackReport::default() };
-        for part in counted.into_iter().chain(counted_again) {
+        for part in counted {
             report.add(&part?);
         }
         Ok(report)
