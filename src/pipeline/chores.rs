@@ -9,6 +9,7 @@ use super::{
     context::{Deployment, Services},
     drift, fault,
     history::History,
+    journal::Story,
     lane::{Lane, TreeCopy},
     phases::{bundle, post_install},
     pins::Pins,
@@ -190,7 +191,16 @@ async fn prune(deployment: &Deployment, lane: &Lane) {
             return;
         }
     };
-    let settings = deployment.settings();
+    // What is live says what stays: not a recipe that failed or was only tried, and not its absence.
+    let made = history.of_release(live.release).map(|summary| Story::read(&deployment.paths.deployment(summary.deployment)));
+    let settings = match made {
+        Some(Ok(story)) => story.facts.settings.unwrap_or_default(),
+        Some(Err(error)) => {
+            tracing::error!(error = chain(&error), "nothing is pruned, because the record of what is live cannot be read");
+            return;
+        }
+        None => return,
+    };
     let keep = Keep {
         releases: settings.keep_releases.unwrap_or(services.config.keep.releases).into(),
         age: settings.keep_age.or(services.config.keep.age).map(Age::get),

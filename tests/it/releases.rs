@@ -8,6 +8,7 @@ in_one_mode!(
     two_releases_are_compared,
     pinned_releases_stay,
     a_pin_comes_in_time_until_the_removal_begins,
+    what_is_live_says_what_stays,
     what_does_not_fit_goes,
     a_late_chore_knows_what_is_live_by_then,
 );
@@ -156,6 +157,38 @@ fn a_pin_comes_in_time_until_the_removal_begins(world: &World) {
     until("only v1, v3 and v4 are left", || releases_on_disk(world) == 3);
     world.larder(&["release", "show", "shop", "v1"]).exits(0).keeps_quiet_about("pruned");
     world.larder(&["release", "show", "shop", "v2"]).exits(0).says("pruned");
+    world.is_consistent("shop");
+}
+
+/// A recipe that failed, or was only tried, removes nothing.
+fn what_is_live_says_what_stays(world: &World) {
+    world.add_settings("keep: {releases: 2}\n");
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 10}\n");
+    for page in ["one", "two", "three", "four"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    let pruned = || std::thread::sleep(std::time::Duration::from_millis(700));
+    // One that wants to keep less is tried, and fails.
+    repo.write("larder.yml", "keep: {releases: 2}\n").program(".larder/build", "#!/bin/sh\nexit 1\n");
+    repo.page("five");
+    repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
+    world.larder(&["deploy", "shop", "--ref", "topic", "--only", "pre_install"]).exits(0);
+    pruned();
+    repo.push().rejected_with("build: ");
+    pruned();
+    // One fails before its recipe is read.
+    world.restart(&[("FAILPOINTS", "step.gather.source=1*return")]);
+    repo.push().rejected_with("told to fail");
+    pruned();
+    assert_eq!(releases_on_disk(world), 4);
+    // When it is live, it counts.
+    world.restart(&[]);
+    repo.remove(".larder/build").page("six");
+    repo.push().accepted();
+    until("two are left", || releases_on_disk(world) == 2);
     world.is_consistent("shop");
 }
 
