@@ -270,6 +270,8 @@ pub struct Deployment {
     pub idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// What the switch replaced, to be drained. It does not survive the server, and need not: neither do the requests.
     pub retired: Option<Retired>,
+    /// What visitors read before the switch, where nothing answered them. As little as the above does it survive the server.
+    pub read: Option<State>,
     /// A copy of a tree that the installation may begin with.
     pub(super) spare: Spare,
     /// How many entries the installed tree has, once it is installed.
@@ -301,6 +303,7 @@ impl Deployment {
             before: None,
             idle_slot,
             retired: None,
+            read: None,
             spare: Spare::default(),
             entries: 0,
         }

@@ -11,6 +11,7 @@ in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_i
 in_one_mode!(
     processes_are_scaled_and_restarted,
     who_wants_no_web_process_has_none,
+    what_did_not_start_is_still_said_to_have_failed_after_an_undo,
     each_instance_gets_its_share,
     commands_run_in_the_live_release,
     an_open_command_is_in_nobodys_way,
@@ -152,6 +153,30 @@ fn who_wants_no_web_process_has_none(world: &World) {
     stopped();
     world.larder(&["rollback", "shop"]).exits(0);
     world.serves("shop", "version two");
+}
+
+/// The installed tree is gone, so it cannot start again; and the release that would have been the remedy is no good either.
+fn what_did_not_start_is_still_said_to_have_failed_after_an_undo(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let deploy = world.environment("shop").join("deploy");
+    let live = std::fs::canonicalize(deploy.join("current")).unwrap();
+    let lost = world.directory().join("lost");
+    std::fs::rename(&live, &lost).unwrap();
+    let failed = || {
+        let page = world.get("shop", "/");
+        assert_eq!(page.status, 503, "{page:?}");
+        page.holds("The application failed to start");
+    };
+    assert_ne!(world.larder(&["restart", "shop"]).status, 0);
+    failed();
+    repo.program(".larder/post_deploy", "#!/bin/sh\necho no good\nexit 1\n").page("version two");
+    repo.push().rejected_with("post_deploy: ");
+    failed();
+    std::fs::rename(&lost, &live).unwrap();
+    world.larder(&["restart", "shop"]).exits(0);
+    world.serves("shop", "version one");
 }
 
 fn each_instance_gets_its_share(world: &World) {

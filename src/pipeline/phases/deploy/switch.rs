@@ -48,7 +48,11 @@ impl Step for Switch {
             sync(deployment).map_err(|error| Failure::host(&error))?;
             let addresses = addresses(deployment, order.slot);
             let route = deployment.services.route(&order.environment);
-            let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
+            let state = route.state();
+            let there = matches!(&state, State::Live(target) if target.addresses() == addresses);
+            if matches!(state, State::Failed(_) | State::Stopped) {
+                deployment.read = Some(state);
+            }
             let retired = match addresses.is_empty() {
                 // Where it has web processes, they were lost with a server; whoever goes on after a restart boots them next.
                 true if processes::any_web(deployment) => None,
@@ -76,7 +80,8 @@ impl Step for Switch {
                     match addresses.is_empty() {
                         // It has no web process; or all are gone after a restart, and whoever recovers us boots them next.
                         true if matches!(route.state(), State::Starting) => None,
-                        true => route.set(State::Stopped),
+                        // Or it did not start, and the reason is still the same.
+                        true => route.set(deployment.read.take().unwrap_or(State::Stopped)),
                         false if there => None,
                         false => route.switch(deployment.services.target(&deployment.order.environment, addresses)),
                     }
