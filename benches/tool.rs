@@ -14,8 +14,9 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use larder::{
@@ -23,7 +24,7 @@ use larder::{
         WorkerPaths,
         source::{self, SourceJob, SourceLimits, SourceReport},
     },
-    host::files::FileError,
+    host::{files::FileError, launch::LARGE_PAGES},
     model::{Digest, Mode, ReleaseId},
     release::{
         bundle::{self, BundleJob, Head},
@@ -39,6 +40,10 @@ use larder::{
 type Outcome = Result<String, Box<dyn Error>>;
 
 fn main() -> ExitCode {
+    if let Err(error) = as_a_worker() {
+        let _ = writeln!(io::stderr(), "tool: {error}");
+        return ExitCode::FAILURE;
+    }
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let words: Vec<&Path> = words.iter().map(Path::new).collect();
     let outcome = match words.as_slice() {
@@ -64,6 +69,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts once more with what the keeper tells a worker's C library, which reads it at its start and never again.
+fn as_a_worker() -> io::Result<()> {
+    let (name, value) = LARGE_PAGES;
+    if std::env::var_os(name).is_some() {
+        return Ok(());
+    }
+    Err(Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(name, value).exec())
 }
 
 fn threads() -> usize {

@@ -38,6 +38,13 @@ pub enum Role {
     Pack,
 }
 
+impl Role {
+    /// Whether it holds whole frames of archives in memory.
+    pub fn packs(self) -> bool {
+        matches!(self, Role::Bundle | Role::Unpack | Role::Verify | Role::Pack)
+    }
+}
+
 /// A part of an environment's directory that belongs to one of its own users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Area {

@@ -65,9 +65,17 @@ pub struct ArchiveInfo {
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
+    /// By which settings it was compressed: other ones give other bytes for the same tree. 0 for those from before they had numbers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub settings: u32,
     /// The frames in file order.
     #[serde(deserialize_with = "bounded::entries")]
     pub frames: Vec<Frame>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A part of an archive that can be read by itself.
@@ -224,7 +232,7 @@ impl Manifest {
             processes: self.processes.clone(),
             created: self.created,
             tree: self.tree,
-            archive: ArchiveInfo { digest: self.archive.digest, bytes: self.archive.bytes, frames: Vec::new() },
+            archive: ArchiveInfo { frames: Vec::new(), ..self.archive },
             entries: Vec::new(),
             signature: self.signature,
         }

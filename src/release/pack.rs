@@ -135,6 +135,9 @@ pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Answer<Archiv
 fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveReport, ReleaseError> {
     let [out, out_manifest, manifest, rest @ ..] = files else { return Err(missing()) };
     let mut manifest = store::parse_known(manifest, Path::new("the manifest"))?;
+    if !archive::compresses_like(&manifest.archive) {
+        return Err(ReleaseError::OtherBytes { release: job.release });
+    }
     // Reuse is worth having, never worth failing for.
     let previous = match rest {
         [archive, older] if job.previous => {

@@ -141,12 +141,15 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
         assert!(refused.contains("\"new\" changed"), "{refused}");
         assert_eq!(names(&production.releases()), before);
         fs::write(&edited, text).unwrap();
-        let mut other = told.clone();
-        other.archive.bytes += 1;
-        fs::write(production.manifest(new.release), serde_json::to_vec(&other).unwrap()).unwrap();
-        let refused = release::rebuild(&serve_side, new.release).await.unwrap_err().to_string();
-        assert!(refused.contains("gives other bytes than the archive that its manifest names"), "{refused}");
-        assert_eq!(names(&production.releases()), before);
+        let (mut larger, mut otherwise) = (told.clone(), told.clone());
+        larger.archive.bytes += 1;
+        otherwise.archive.settings += 1;
+        for other in [larger, otherwise] {
+            fs::write(production.manifest(new.release), serde_json::to_vec(&other).unwrap()).unwrap();
+            let refused = release::rebuild(&serve_side, new.release).await.unwrap_err().to_string();
+            assert!(refused.contains("gives other bytes than the archive that its manifest names"), "{refused}");
+            assert_eq!(names(&production.releases()), before);
+        }
         fs::write(production.manifest(new.release), serde_json::to_vec(&told).unwrap()).unwrap();
         for _ in 0..2 {
             assert_eq!(release::rebuild(&serve_side, new.release).await.unwrap(), new);

@@ -65,7 +65,7 @@ pub(super) fn parts(items: &[Item]) -> impl Iterator<Item = (&str, header::Shape
 
 /// What can be computed from the frames of an archive.
 pub trait ArchiveInfoExt {
-    /// The description of an archive with these frames.
+    /// The description of an archive with these frames, by settings without a number.
     fn of_frames(frames: Vec<Frame>) -> ArchiveInfo;
     /// The seek table that ends it, a skippable frame.
     fn seek_table(&self) -> Vec<u8>;
@@ -78,7 +78,7 @@ impl ArchiveInfoExt for ArchiveInfo {
             hasher.update(frame.digest.as_bytes());
         }
         let data: u64 = frames.iter().map(|frame| frame.bytes).sum();
-        let mut info = ArchiveInfo { digest: Digest::from(hasher.finalize()), bytes: 0, frames };
+        let mut info = ArchiveInfo { digest: Digest::from(hasher.finalize()), bytes: 0, settings: 0, frames };
         info.bytes = data + info.seek_table().len() as u64;
         info
     }

@@ -12,7 +12,7 @@
 //! - *A patch* is one plain zstd frame whose text may refer to another that both sides hold (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
 //!   holds one frame raw, and at most three frames per thread are in the making or wait for their turn, in buffers that are used
-//!   again: 33 MiB per thread and 8 more, and about 100 MiB while a larger file is compressed. A reader holds one frame raw and
+//!   again: 33 MiB per thread and 8 more, and about 100 MiB from the first larger file on. A reader holds one frame raw and
 //!   compressed per thread.
 //! - *Versions*: what compresses the same content differently makes other archives of the same tree (`settings.rs`). Frames of such an
 //!   archive are not copied, and packing an installed release again is refused if it does not give the bytes of its manifest.
@@ -37,6 +37,7 @@ pub use frames::{ArchiveInfoExt, plan};
 pub use patch::{pack, unpack};
 pub use reader::{Archive, FrameReader, Sink};
 pub use rules::{Limits, check_entries, check_path, check_target};
+pub use settings::compresses_like;
 pub use writer::{Item, ItemKind, Previous, Written, write};
 
 /// The time of every entry, 2000-01-01: late enough for tools that dislike 1970.

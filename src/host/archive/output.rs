@@ -6,8 +6,10 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use zstd::{stream::write::Encoder, zstd_safe::CCtx};
+
 use super::{
-    ArchiveError, ArchiveInfoExt, CHUNK, ItemKind, LEVEL,
+    ArchiveError, ArchiveInfoExt, CHUNK, ItemKind,
     compress::{Task, held, open, reading},
     header, settings,
 };
@@ -25,6 +27,9 @@ pub(super) struct Output<'a> {
     /// Where from and how much; the destination ends at `at`.
     pub(super) copy: Option<(u64, u64)>,
     pub(super) frames: Vec<Frame>,
+    /// What compresses large files, one after another: it keeps its threads, and tens of megabytes of memory that would cost as much
+    /// to get again as to fill.
+    pub(super) large: CCtx<'static>,
 }
 
 impl Output<'_> {
@@ -78,7 +83,7 @@ impl Output<'_> {
             _ => ArchiveError::Compress { path: item.path.clone(), source },
         };
         let sink = Appender { out: self.out, at: self.at, limit, hasher: blake3::Hasher::new() };
-        let mut encoder = zstd::stream::write::Encoder::new(sink, LEVEL).map_err(wrong)?;
+        let mut encoder = Encoder::with_context(sink, &mut self.large);
         settings::stream(&mut encoder, task.raw, threads).map_err(wrong)?;
 
         let mut blocks = Vec::new();
@@ -113,7 +118,7 @@ impl Output<'_> {
 
     pub(super) fn finish(mut self) -> Result<ArchiveInfo, ArchiveError> {
         self.flush()?;
-        let info = ArchiveInfo::of_frames(self.frames);
+        let info = ArchiveInfo { settings: settings::NUMBER, ..ArchiveInfo::of_frames(self.frames) };
         self.out.write_all_at(&info.seek_table(), self.at).map_err(|e| ArchiveError::io("write", e))?;
         self.out.set_len(info.bytes).map_err(|e| ArchiveError::io("write", e))?;
         Ok(info)

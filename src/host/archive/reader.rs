@@ -63,7 +63,7 @@ impl<'a> Archive<'a> {
         if raw_total > Limits::RATIO_FROM && raw_total / info.bytes.max(1) >= limits.ratio {
             return Err(ArchiveError::Ratio { raw: raw_total, bytes: info.bytes, limit: limits.ratio });
         }
-        if *info != ArchiveInfo::of_frames(info.frames.clone()) {
+        if *info != (ArchiveInfo { settings: info.settings, ..ArchiveInfo::of_frames(info.frames.clone()) }) {
             return Err(contradiction("the digest or size of the archive is not that of its frames"));
         }
         let found = file.metadata().map_err(|e| ArchiveError::io("look at", e))?.len();

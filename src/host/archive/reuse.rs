@@ -26,7 +26,7 @@ impl<'a> Reuse<'a> {
         if found != previous.info.bytes {
             return None; // cut off or overwritten: not worth copying from
         }
-        if !settings::made_here(previous.file) {
+        if !settings::compresses_like(previous.info) {
             return None; // the same content would have other bytes today
         }
         let mut by_first = HashMap::new();

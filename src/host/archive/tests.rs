@@ -138,6 +138,11 @@ fn an_edit_changes_one_frame_and_reuse_changes_no_byte() {
     assert_eq!(all.copied, with.info.frames.len());
     // A cut-off previous archive is not copied from.
     std::fs::write(dir.path().join("d/f00001"), text(1, 7919)).unwrap();
+    let info = ArchiveInfo { settings: with.info.settings + 1, ..with.info.clone() };
+    let other = Written { info, entries: with.entries.clone(), copied: 0 };
+    let (repaired, all) = make(dir.path(), &known, Some((&copied, &other)), 2);
+    assert_eq!(all.copied, 0, "copied from what was compressed in another way");
+    assert!(bytes(&repaired) == bytes(&fresh));
     copied.set_len(with.info.bytes - 1).unwrap();
     let (repaired, all) = make(dir.path(), &known, Some((&copied, &with)), 2);
     assert_eq!(all.copied, 0);
@@ -189,6 +194,25 @@ fn large_files_are_streamed_to_the_same_bytes_whatever_the_threads() {
     one.write_all_at(&[byte[0] ^ 4], frame.bytes / 2).unwrap();
     let refused = read(&one, &written.entries, &written.info).unwrap_err();
     assert!(matches!(refused, ArchiveError::FrameDigest { frame: 0 }), "{refused}");
+}
+
+#[test]
+fn the_bytes_of_archives_change_with_the_number_of_the_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut items = tree(dir.path(), 100);
+    let large = text(5, 9 << 20);
+    std::fs::write(dir.path().join("z"), &large).unwrap();
+    items.push(item("z", ItemKind::File { size: large.len() as u64, digest: None, executable: false }));
+    let (_, written) = make(dir.path(), &items, None, 2);
+    let frames = &written.info.frames;
+    assert!(frames.iter().any(|frame| frame.raw < 8 << 20) && frames.iter().any(|frame| frame.raw > 8 << 20), "{frames:?}");
+    let known = (1, "f2b963b5f0ff83d0ea028b9b843ef883b6cc97376d513bedaf128cfd202a9b68");
+    let found = written.info.digest.to_string();
+    assert_eq!(
+        (written.info.settings, found.as_str()),
+        known,
+        "if the digest is another one, the number in settings.rs has to be, too"
+    );
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use zstd::zstd_safe::CCtx;
+
 use super::{
     ArchiveError, Limits, check_entries,
     compress::{Made, Spare, Task, Worker},
@@ -92,7 +94,8 @@ pub fn write(
 ) -> Result<Written, ArchiveError> {
     let plan = frames::plan(items);
     let reuse = previous.and_then(|previous| Reuse::new(previous, items));
-    let mut output = Output { out, previous: previous.map(|p| p.file), at: 0, limit, copy: None, frames: Vec::new() };
+    let mut output =
+        Output { out, previous: previous.map(|p| p.file), at: 0, limit, copy: None, frames: Vec::new(), large: CCtx::create() };
     let mut digests: Vec<Option<Digest>> = Vec::with_capacity(items.len());
     let mut copied = 0;
     let spare = Spare::default();

@@ -21,6 +21,10 @@ pub use wire::Event;
 
 use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName, UserNumbers};
 
+/// What tells the C library of workers with buffers of many megabytes to ask for large pages, as a variable and its value: on a virtual
+/// machine, each fault of a small one costs about as much as compressing a kilobyte. Where it is not glibc, it means nothing.
+pub const LARGE_PAGES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+
 /// Why the keeper did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {

@@ -21,7 +21,10 @@ use super::{
     Table,
     entry::{Entry, Live},
 };
-use crate::model::{LimitClass, ProcessId, Role};
+use crate::{
+    host::launch::LARGE_PAGES,
+    model::{LimitClass, ProcessId, Role},
+};
 
 impl Table {
     /// Everything between an entry and its process.
@@ -130,6 +133,9 @@ impl Table {
             ("LARDER_BIN", binary.into()),
             ("LARDER_EXTRA", entry.extra.len().to_string().into()),
         ];
+        if entry.launch.role.packs() {
+            all.push((LARGE_PAGES.0.into(), LARGE_PAGES.1.into()));
+        }
         all.extend(fixed.into_iter().chain(variables).map(|(name, value)| (name.into(), value)));
         all
     }

@@ -49,7 +49,7 @@ impl Outline {
             }
             at = at.checked_add(frame.bytes).ok_or("its frames are larger than any file")?;
         }
-        let follows = ArchiveInfo::of_frames(self.archive.frames.clone());
+        let follows = ArchiveInfo { settings: self.archive.settings, ..ArchiveInfo::of_frames(self.archive.frames.clone()) };
         if follows != self.archive || self.archive.bytes != offer.archive_bytes {
             return Err(String::from("digest and size of its archive do not follow from its frames"));
         }
