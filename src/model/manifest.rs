@@ -260,6 +260,8 @@ impl Manifest {
             tree: Digest,
             archive: Digest,
             archive_bytes: u64,
+            #[serde(skip_serializing_if = "is_zero")]
+            archive_settings: u32,
         }
         let statement = Statement {
             larder: "release manifest",
@@ -278,6 +280,7 @@ impl Manifest {
             tree: self.tree,
             archive: self.archive.digest,
             archive_bytes: self.archive.bytes,
+            archive_settings: self.archive.settings,
         };
         // Strings and numbers only: nothing in it can fail to become text.
         serde_json::to_vec(&statement).unwrap_or_default()
