@@ -114,7 +114,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         signing: signing.public(),
         pull: Some(pull_key.line()),
     };
-    let users = launcher.standing().await.map_err(ServerError::Keeper)?.users;
+    let users = launcher.capabilities().await.map_err(ServerError::Keeper)?.users;
     let services = services(root.clone(), config, launcher.clone(), users, signing, &inherited, pull_key)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
@@ -348,7 +348,7 @@ impl Desk for FrontDesk {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
         let user = self.control.user_of_key(&key.fingerprint_sha256)?;
         // Whoever logs in wants something that takes a process, nearly always.
-        self.control.pipeline().services().launcher.soon();
+        self.control.pipeline().services().launcher.prewarm();
         Some(Identity { user })
     }
 

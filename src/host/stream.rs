@@ -16,7 +16,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use tokio_util::sync::CancellationToken;
 
 /// How long a transfer may stand still before it is given up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TRANSFER_IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// How much of a file is read at once.
 const PIECE: u64 = 256 * 1024;
 /// How often somebody who waits for input looks whether it is still wanted.

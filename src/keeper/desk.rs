@@ -276,18 +276,20 @@ impl Desk {
         let done = |result: Result<(), String>| result.map_or_else(Reply::Refused, |()| Reply::Done);
         let reply = match body {
             Request::Launch { launch, given } => return self.table.launch(seq, launch, given, descriptors),
-            Request::Kept { after } => match self.table.kept(after) {
-                Some((id, launch, output)) => return self.reply(seq, Reply::Kept(Some((id, launch))), Some(output)),
-                None => Reply::Kept(None),
+            Request::Supervised { after } => match self.table.supervised(after) {
+                Some((id, launch, output)) => return self.reply(seq, Reply::Supervised(Some((id, launch))), Some(output)),
+                None => Reply::Supervised(None),
             },
             Request::Register(registration) => done(self.table.register(&registration)),
             Request::Unregister { project, environment } => done(self.table.unregister(project, environment)),
             Request::End { id, now } => done(self.table.end(id, now)),
             Request::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()))),
-            Request::Fresh { environment, area, release, slot } => done(self.table.fresh(environment, area, release, slot)),
-            Request::Adopt { environment, from, to } => done(self.table.adopt(environment, from, to)),
-            Request::Soon => return self.table.soon(),
-            Request::Standing => Reply::Standing(self.table.standing()),
+            Request::ResetArea { environment, area, release, slot } => {
+                done(self.table.reset_area(environment, area, release, slot))
+            }
+            Request::RenameTree { environment, from, to } => done(self.table.rename_tree(environment, from, to)),
+            Request::Prewarm => return self.table.prewarm(),
+            Request::Capabilities => Reply::Capabilities(self.table.capabilities()),
         };
         // Number 0: nobody waits for the answer.
         if seq != 0 {

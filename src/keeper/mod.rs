@@ -277,7 +277,7 @@ fn listener(address: SocketAddr, both: bool) -> io::Result<OwnedFd> {
 }
 
 /// Who may have left something in what was put aside, in the order in which they delete it.
-fn heirs(env: crate::model::EnvId, users: &Users) -> Vec<User> {
+fn cleanup_users(env: crate::model::EnvId, users: &Users) -> Vec<User> {
     match users.system() {
         true => vec![User::Build(env), User::Unpack(env), User::Run(env), User::Git, User::Server],
         false => vec![User::Keeper],

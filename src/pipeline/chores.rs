@@ -164,7 +164,7 @@ async fn make_spare(deployment: &Deployment, lane: &Lane, live: &Live) {
 pub(super) async fn remove_spare(services: &Services, environment: &Environment) {
     let note = spare_note(&services.root.environment(&environment.project, &environment.name));
     let Some(name) = fs::read_to_string(&note).ok().and_then(|name| name.parse::<ReleaseId>().ok()) else { return };
-    if let Err(error) = services.launcher.fresh(environment.id, Area::Tree, Some(name), None).await {
+    if let Err(error) = services.launcher.reset_area(environment.id, Area::Tree, Some(name), None).await {
         tracing::warn!(error = chain(&error), "a spare tree could not be removed");
         return;
     }
@@ -211,7 +211,7 @@ async fn prune(deployment: &Deployment, lane: &Lane) {
     let mut forget = Vec::new();
     for release in doomed {
         let environment = deployment.order.environment.id;
-        if let Err(error) = services.launcher.fresh(environment, Area::Tree, Some(release), None).await {
+        if let Err(error) = services.launcher.reset_area(environment, Area::Tree, Some(release), None).await {
             tracing::error!(%release, error = chain(&error), "an old release could not be removed");
             continue;
         }

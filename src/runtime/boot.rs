@@ -141,7 +141,7 @@ impl Runtime {
     /// nothing for an environment that is gone, whose processes are then stopped.
     pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
         let mut adopted = 0_usize;
-        for kept in self.0.launcher.kept().await? {
+        for kept in self.0.launcher.supervised().await? {
             let known = Label::from_bytes(&kept.label).and_then(|label| logs(&label).map(|logs| (label, logs)));
             let Some((label, logs)) = known else {
                 self.0.launcher.stop(kept.id, std::time::Duration::ZERO).await?;

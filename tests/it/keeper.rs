@@ -104,7 +104,7 @@ async fn kept_processes_outlive_the_server_and_start_again() {
 
         world.replace_server();
         assert_eq!(read_all(once).await, "", "what was started once ends with the server");
-        let kept = world.launcher.kept().await.unwrap();
+        let kept = world.launcher.supervised().await.unwrap();
         assert_eq!(kept.len(), 1);
         assert_eq!((kept[0].id, kept[0].label.as_slice(), &kept[0].launch), (id, b"web.1".as_slice(), &launch));
 
@@ -118,11 +118,11 @@ async fn kept_processes_outlive_the_server_and_start_again() {
         let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
         assert_eq!(event, Event::Restarted { id, restarts: 1 });
 
-        let refused = world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await;
+        let refused = world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await;
         assert!(matches!(refused, Err(LaunchError::Refused { .. })), "{refused:?}");
         world.launcher.stop(id, Duration::from_secs(5)).await.unwrap();
         tokio::time::timeout(PATIENCE, world.launcher.ended(id)).await.unwrap().unwrap();
-        assert_eq!(world.launcher.kept().await.unwrap().len(), 0);
+        assert_eq!(world.launcher.supervised().await.unwrap().len(), 0);
     }
 }
 
@@ -132,12 +132,12 @@ async fn areas_are_emptied_and_environments_removed() {
         let world = World::new(ground).await;
         let (exit, text) = world.run("mkdir -p a/b && touch a/b/c && chmod 000 a").await;
         assert!(exit.success(), "{text}");
-        world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
+        world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
         assert_eq!(fs::read_dir(world.env().join("slots/blue/upper")).unwrap().count(), 0);
         // A task that somebody has left open does not keep a slot from being emptied, and what starts next gets the new one.
         let (mut open, output) = world.task("touch left; echo up; sleep 1000").await;
         assert_eq!(read_line(&output).await, "up");
-        world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
+        world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
         assert!(!tokio::time::timeout(PATIENCE, open.wait()).await.unwrap().unwrap().success());
         let (exit, text) = world.run("ls left").await;
         assert!(!exit.success(), "{text}");
@@ -177,7 +177,7 @@ async fn everything_dies_with_the_keeper() {
         assert!(matches!(child.wait().await, Err(LaunchError::Gone)));
         let mut byte = [0];
         assert_eq!(world.server.read(&mut byte).unwrap_or(0), 0);
-        assert!(world.launcher.standing().await.is_err());
+        assert!(world.launcher.capabilities().await.is_err());
         let _ = test_kill_process(Pid::from_raw(world.server_id).unwrap());
 
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -257,7 +257,7 @@ async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
         assert!(path.ends_with(&format!(":{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tool.display())));
         assert!(Path::new(path.split(':').next().unwrap()).is_absolute());
         // Only a mount of its own leads past a home that nobody may enter.
-        let closed = ground.system && world.launcher.standing().await.unwrap().namespaces.is_err();
+        let closed = ground.system && world.launcher.capabilities().await.unwrap().namespaces.is_err();
         assert_eq!(lines.next(), Some(if closed { "closed" } else { "hello" }));
         for line in lines {
             let name = line.split('=').next().unwrap();
@@ -275,7 +275,7 @@ async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
 async fn a_build_stays_within_its_limits() {
     for ground in grounds() {
         let world = World::new(ground).await;
-        let cgroup = world.launcher.standing().await.unwrap().cgroup;
+        let cgroup = world.launcher.capabilities().await.unwrap().cgroup;
         let run = async |line: &str| {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
             let stdio = Stdio { stdout: Some(write), ..Stdio::default() };
@@ -316,7 +316,7 @@ async fn the_server_is_renewed_without_touching_applications() {
             assert_ne!(old, world.server_id);
         }
         world.replace_server();
-        let kept = world.launcher.kept().await.unwrap();
+        let kept = world.launcher.supervised().await.unwrap();
         assert_eq!(kept.iter().map(|kept| kept.id).collect::<Vec<_>>(), [id]);
         world.launcher.stop(id, PATIENCE).await.unwrap();
         tokio::time::timeout(PATIENCE, world.launcher.ended(id)).await.unwrap().unwrap();

@@ -113,7 +113,7 @@ async fn a_slot_is_emptied_when_what_was_killed_in_it_has_gone() {
         let lingering = Lingering::with(&seconds);
         assert_eq!(lingering.is_some(), namespaces(&world).await);
         child.kill().await.unwrap(); // waits for nothing
-        let fresh = || world.launcher.fresh(ENV, Area::Slot, None, Some(Slot::Blue));
+        let fresh = || world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue));
         if let Some(lingering) = lingering {
             let emptied = tokio::time::timeout(Duration::from_millis(300), fresh()).await;
             assert!(emptied.is_err() && !is_gone(&mut child).await, "{emptied:?}");
@@ -132,20 +132,20 @@ async fn a_slot_is_emptied_when_what_was_killed_in_it_has_gone() {
 async fn a_new_build_is_not_in_the_old_ones_overlay() {
     for (ground, area) in grounds().into_iter().flat_map(|ground| [(ground, Area::Build), (ground, Area::Source)]) {
         let world = World::new(ground).await;
-        if area == Area::Source && world.launcher.standing().await.unwrap().overlay.is_err() {
+        if area == Area::Source && world.launcher.capabilities().await.unwrap().overlay.is_err() {
             continue; // what is built is a copy there, and only made anew with its own area
         }
         let seconds = some_seconds();
         let script =
             |name| format!("#!/bin/sh\ntest -e {name} && echo not alone\necho x > {name}\necho {name}\nexec sleep {seconds}\n");
         source_with(&world, Phase::Build, &script("one")).await;
-        world.launcher.fresh(ENV, Area::Build, None, None).await.unwrap();
+        world.launcher.reset_area(ENV, Area::Build, None, None).await.unwrap();
         let mut old = start_build(&world, "one").await;
         let lingering = Lingering::with(&seconds);
         assert_eq!(lingering.is_some(), namespaces(&world).await);
         old.kill().await.unwrap(); // waits for nothing
         let _new = if area == Area::Build {
-            world.launcher.fresh(ENV, Area::Build, None, None).await.unwrap();
+            world.launcher.reset_area(ENV, Area::Build, None, None).await.unwrap();
             start_build(&world, "one").await
         } else {
             source_with(&world, Phase::Build, &script("two")).await;
@@ -178,7 +178,7 @@ async fn start_build(world: &World, word: &str) -> Child {
 
 /// Lays down a source whose only file is the script of a phase.
 async fn source_with(world: &World, phase: Phase, script: &str) {
-    world.launcher.fresh(ENV, Area::Source, None, None).await.unwrap();
+    world.launcher.reset_area(ENV, Area::Source, None, None).await.unwrap();
     let source = world.env().join("project");
     let path = source.join("tree/.larder").join(phase.to_string());
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -304,7 +304,7 @@ pub fn grounds() -> Vec<Ground> {
 }
 
 pub async fn namespaces(world: &World) -> bool {
-    let standing = world.launcher.standing().await.unwrap();
+    let standing = world.launcher.capabilities().await.unwrap();
     eprintln!("{standing:?}");
     assert_eq!(standing.system, world.ground.system);
     assert!(world.ground.without == "nothing" || standing.overlay.is_err());

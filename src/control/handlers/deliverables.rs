@@ -23,7 +23,7 @@ use crate::{
     host::{
         files,
         root::EnvironmentPaths,
-        stream::{Outlet, PATIENCE},
+        stream::{Outlet, TRANSFER_IDLE_LIMIT},
     },
     model::{CommitId, Digest, Environment, EnvironmentName, ProjectName, ReleaseId},
     pipeline::Summary,
@@ -334,7 +334,7 @@ fn unsent(path: &Path, error: &io::Error) -> CommandError {
 fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Output = io::Result<()>>)> {
     let (reader, writer) = io::pipe()?;
     let mut from = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
-    let mut output = Outlet::within(output, PATIENCE)?;
+    let mut output = Outlet::within(output, TRANSFER_IDLE_LIMIT)?;
     let passing = async move {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mut piece = vec![0; PIECE];
@@ -353,7 +353,7 @@ fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Out
 
 /// Writes parts of a file. No thread waits for a slow reader, and one that takes nothing at all is not waited for.
 async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
-    let mut output = Outlet::within(output, PATIENCE)?;
+    let mut output = Outlet::within(output, TRANSFER_IDLE_LIMIT)?;
     for part in parts {
         // A part that goes beyond the end ends there.
         let end = part.end.min(file.metadata()?.len());

@@ -16,7 +16,7 @@ use crate::{
         archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, after_all, after_part, before_part},
         files,
         root::EnvironmentPaths,
-        stream::{Inlet, Outlet, PATIENCE},
+        stream::{Inlet, Outlet, TRANSFER_IDLE_LIMIT},
     },
     model::{Environment, Manifest, PublicKey},
     release::{
@@ -80,7 +80,7 @@ pub(super) async fn export(control: &Control, target: &Target, name: &str) -> Re
 }
 
 async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: OwnedFd) -> io::Result<()> {
-    let mut out = Outlet::within(out, PATIENCE)?;
+    let mut out = Outlet::within(out, TRANSFER_IDLE_LIMIT)?;
     let size = manifest.metadata()?.len();
     out.write(&before_part(MANIFEST, size)).await?;
     out.write_from(manifest, size).await?;
@@ -139,7 +139,7 @@ fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a Envir
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
     let unwanted = CancellationToken::new();
     let _guard = unwanted.clone().drop_guard();
-    let input = Inlet::new(input, PATIENCE, unwanted);
+    let input = Inlet::new(input, TRANSFER_IDLE_LIMIT, unwanted);
     let (tell, told) = tokio::sync::oneshot::channel();
     let reading = move || drop(tell.send(arriving.read(input)));
     let thread = std::thread::Builder::new().name(String::from("import")).spawn(reading);

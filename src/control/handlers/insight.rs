@@ -5,7 +5,7 @@ use crate::{
     control::{Caller, Check, CommandError, Control, Grade, Reply, StatusReport},
     host::{
         files,
-        launch::{Cgroups, Standing},
+        launch::{Capabilities, Cgroups},
     },
     layout::{Layout, Viewer},
     model::Environment,
@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) async fn status(control: &Control, caller: &Caller) -> Result<Reply, CommandError> {
     let services = control.pipeline().services();
-    let standing = services.launcher.standing().await.map_err(|error| CommandError::internal(&error))?;
+    let standing = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
     let names = control.names(caller);
     let projects = control.0.registry.read().projects.clone();
     let visible = projects.into_iter().filter(|project| names.contains(&project.name));
@@ -65,7 +65,7 @@ fn of(control: &Control, environment: &Environment) -> EnvironmentStatus {
 }
 
 /// What protects projects from each other here.
-fn protection(standing: &Standing) -> Vec<String> {
+fn protection(standing: &Capabilities) -> Vec<String> {
     let mut lines = Vec::new();
     if standing.system {
         lines.push(String::from("every environment has users of its own"));
@@ -92,7 +92,7 @@ fn protection(standing: &Standing) -> Vec<String> {
 
 pub(super) async fn doctor(control: &Control) -> Result<Reply, CommandError> {
     let services = control.pipeline().services();
-    let standing = services.launcher.standing().await.map_err(|error| CommandError::internal(&error))?;
+    let standing = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
     let mut checks = vec![disk(control)];
     let good = |what: &str, finding: &str| Check { what: what.to_owned(), grade: Grade::Good, finding: finding.to_owned() };
     let warn = |what: &str, finding: String| Check { what: what.to_owned(), grade: Grade::Warning, finding };

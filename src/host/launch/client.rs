@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Child, Event, Kept, LaunchError, Registration, Standing, Stdio,
+    Capabilities, Child, Event, LaunchError, Registration, Stdio, SupervisedProcess,
     child::wait,
     inherited::take,
     job::sealed,
@@ -116,15 +116,15 @@ impl Launcher {
     }
 
     /// The processes that outlived the previous server.
-    pub async fn kept(&self) -> Result<Vec<Kept>, LaunchError> {
+    pub async fn supervised(&self) -> Result<Vec<SupervisedProcess>, LaunchError> {
         let doing = "list the kept processes";
-        let mut all: Vec<Kept> = Vec::new();
+        let mut all: Vec<SupervisedProcess> = Vec::new();
         loop {
             let after = all.last().map(|kept| kept.id);
-            let (reply, descriptors) = self.ask(doing, &Request::Kept { after }, &[]).await?;
+            let (reply, descriptors) = self.ask(doing, &Request::Supervised { after }, &[]).await?;
             let (id, launch) = match reply {
-                Reply::Kept(Some(kept)) => kept,
-                Reply::Kept(None) => return Ok(all),
+                Reply::Supervised(Some(kept)) => kept,
+                Reply::Supervised(None) => return Ok(all),
                 other => return Err(unexpected(doing, &other)),
             };
             let label = match &launch.supervision {
@@ -132,7 +132,7 @@ impl Launcher {
                 Supervision::Once => Vec::new(),
             };
             match descriptors.into_iter().next() {
-                Some(output) => all.push(Kept { id, label, launch, output }),
+                Some(output) => all.push(SupervisedProcess { id, label, launch, output }),
                 None => return Err(LaunchError::Refused { doing, why: "its output did not come along".to_owned() }),
             }
         }
@@ -166,14 +166,14 @@ impl Launcher {
 
     /// Puts an area aside, to be deleted in the background, and leaves an empty one (none for a tree). Costs the same whatever
     /// is in it. Refused while a process uses the area.
-    pub async fn fresh(
+    pub async fn reset_area(
         &self,
         environment: EnvId,
         area: Area,
         release: Option<ReleaseId>,
         slot: Option<Slot>,
     ) -> Result<(), LaunchError> {
-        let request = Request::Fresh { environment, area, release, slot };
+        let request = Request::ResetArea { environment, area, release, slot };
         let mut pause = Duration::from_millis(1);
         loop {
             match self.done("empty an area", &request).await {
@@ -188,20 +188,20 @@ impl Launcher {
     }
 
     /// Gives the installed tree of `from` the name of `to`, which must have none.
-    pub async fn adopt(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
-        self.done("rename a tree", &Request::Adopt { environment, from, to }).await
+    pub async fn rename_tree(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
+        self.done("rename a tree", &Request::RenameTree { environment, from, to }).await
     }
 
     /// Says that orders to start processes will come soon, so that they take less time. Nobody waits for this.
-    pub fn soon(&self) {
-        self.tell(&Request::Soon);
+    pub fn prewarm(&self) {
+        self.tell(&Request::Prewarm);
     }
 
     /// What is in force on this machine.
-    pub async fn standing(&self) -> Result<Standing, LaunchError> {
+    pub async fn capabilities(&self) -> Result<Capabilities, LaunchError> {
         let doing = "say what is in force";
-        match self.ask(doing, &Request::Standing, &[]).await?.0 {
-            Reply::Standing(standing) => Ok(standing),
+        match self.ask(doing, &Request::Capabilities, &[]).await?.0 {
+            Reply::Capabilities(standing) => Ok(standing),
             other => Err(unexpected(doing, &other)),
         }
     }

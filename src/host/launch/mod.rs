@@ -63,7 +63,7 @@ pub struct Stdio {
 
 /// A process that the keeper keeps running, as it reports it to a server that has just started.
 #[derive(Debug)]
-pub struct Kept {
+pub struct SupervisedProcess {
     /// Its number; stays the same over its restarts.
     pub id: ProcessId,
     /// What the server called it.
@@ -85,7 +85,7 @@ pub struct Registration {
 
 /// What is in force on this machine, for `larder status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct Capabilities {
     /// Whether every project has users of its own (the keeper is root), or everything runs as one user.
     pub system: bool,
     /// The numbers of those users.

@@ -12,7 +12,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Registration, Standing};
+use super::{Capabilities, Registration};
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot};
 
 /// The most bytes of one message.
@@ -59,7 +59,7 @@ pub enum Request {
         given: Given,
     },
     /// The first kept process with a number above `after`.
-    Kept {
+    Supervised {
         /// The one that was told last.
         after: Option<ProcessId>,
     },
@@ -87,7 +87,7 @@ pub enum Request {
         grace: u32,
     },
     /// Put an area aside, to be deleted in the background, and make an empty one.
-    Fresh {
+    ResetArea {
         /// The environment.
         environment: EnvId,
         /// Which part of it.
@@ -98,9 +98,9 @@ pub enum Request {
         slot: Option<Slot>,
     },
     /// What is in force on this machine.
-    Standing,
+    Capabilities,
     /// Give an installed tree the name of another release, which must have no tree.
-    Adopt {
+    RenameTree {
         /// The environment.
         environment: EnvId,
         /// The name that it has.
@@ -109,7 +109,7 @@ pub enum Request {
         to: ReleaseId,
     },
     /// Orders to start processes will come soon: time to get ready for them.
-    Soon,
+    Prewarm,
 }
 
 /// What the keeper answers or reports.
@@ -125,9 +125,9 @@ pub enum Reply {
         writable: bool,
     },
     /// One kept process, with the read end of its output, or none.
-    Kept(Option<(ProcessId, Launch)>),
+    Supervised(Option<(ProcessId, Launch)>),
     /// What is in force.
-    Standing(Standing),
+    Capabilities(Capabilities),
     /// Refused or failed, and why.
     Refused(String),
     /// Not an answer: something happened.
@@ -210,10 +210,10 @@ mod tests {
 
     #[test]
     fn frames_round_trip_and_refuse_trailing_bytes() {
-        let frame = Frame { seq: 7, body: Request::Kept { after: Some(ProcessId(3)) } };
+        let frame = Frame { seq: 7, body: Request::Supervised { after: Some(ProcessId(3)) } };
         let mut bytes = encode(&frame).unwrap();
         let back: Frame<Request> = decode(&bytes).unwrap();
-        assert!(back.seq == 7 && matches!(back.body, Request::Kept { after: Some(ProcessId(3)) }));
+        assert!(back.seq == 7 && matches!(back.body, Request::Supervised { after: Some(ProcessId(3)) }));
         bytes.push(0);
         assert!(decode::<Request>(&bytes).is_err());
     }

@@ -41,7 +41,7 @@ impl Table {
     }
 
     /// Puts an area aside and makes a new one. Whoever keeps a slot up ends first, tasks that people have left open are ended here.
-    pub fn fresh(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
+    pub fn reset_area(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
         self.ordered = Instant::now();
         let (path, user) = area_path(&self.registry, env, area, release, slot)?;
         let uses = |launch: &Launch| match (area, launch.role) {
@@ -92,7 +92,7 @@ impl Table {
     }
 
     /// Gives an installed tree another name.
-    pub fn adopt(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
+    pub fn rename_tree(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
         let (_, project, name) = self.registry.environment(env)?;
         let paths = relative().environment(project, name);
         self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
@@ -134,13 +134,13 @@ impl Table {
     }
 
     /// Has the next heir delete what is aside; after the last one removes the rest.
-    pub(super) fn sweep(&mut self, aside: Aside, heirs: VecDeque<User>) {
+    pub(super) fn sweep(&mut self, aside: Aside, cleanup_users: VecDeque<User>) {
         if self.places.remove_aside(&aside).is_ok() {
             return;
         }
         let name = aside.name.clone();
         let Ok(nothing) = self.nothing.try_clone() else { return };
-        let Some(entry) = Entry::sweep(aside, heirs, nothing) else {
+        let Some(entry) = Entry::sweep(aside, cleanup_users, nothing) else {
             return tracing::warn!(name, "something put aside cannot be deleted; the next start tries again");
         };
         if let Err(why) = self.begin(entry) {

@@ -163,9 +163,9 @@ impl Entry {
         Ok(entry)
     }
 
-    /// The first of `heirs` deletes what is aside; `nothing` stands for the job that it does not have.
-    pub fn sweep(aside: Aside, mut heirs: VecDeque<User>, nothing: OwnedFd) -> Option<Entry> {
-        let assignment = Assignment::sweep_aside(&aside.name, heirs.pop_front()?);
+    /// The first of `cleanup_users` deletes what is aside; `nothing` stands for the job that it does not have.
+    pub fn sweep(aside: Aside, mut cleanup_users: VecDeque<User>, nothing: OwnedFd) -> Option<Entry> {
+        let assignment = Assignment::sweep_aside(&aside.name, cleanup_users.pop_front()?);
         let launch = Launch {
             role: Role::Sweep(Area::Tree),
             project: ProjectId(0),
@@ -175,7 +175,7 @@ impl Entry {
             limits: LimitClass::Build { memory: None },
             supervision: Supervision::Once,
         };
-        Some(Entry { sweep: Some((aside, heirs)), ..Entry::new(launch, assignment, nothing) })
+        Some(Entry { sweep: Some((aside, cleanup_users)), ..Entry::new(launch, assignment, nothing) })
     }
 
     /// Whether it is started again when it ends.

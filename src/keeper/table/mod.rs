@@ -30,7 +30,7 @@ use super::{
     users::Users,
 };
 use crate::{
-    host::launch::{Cgroups, Event, Standing, wire::Given},
+    host::launch::{Capabilities, Cgroups, Event, wire::Given},
     model::{Exit, Launch, LimitClass, ProcessId, StopSignal},
 };
 use entry::Entry;
@@ -113,8 +113,8 @@ impl Table {
     }
 
     /// What is in force.
-    pub fn standing(&self) -> Standing {
-        Standing {
+    pub fn capabilities(&self) -> Capabilities {
+        Capabilities {
             system: self.users.system(),
             users: self.users.of_environments(),
             namespaces: self.base.as_ref().map(drop).map_err(Clone::clone),
@@ -130,7 +130,7 @@ impl Table {
     }
 
     /// Orders to start processes will come soon.
-    pub fn soon(&mut self) {
+    pub fn prewarm(&mut self) {
         self.pace.tell();
     }
 
@@ -221,8 +221,8 @@ impl Table {
         }
         if !last {
             entry.again = Some(Instant::now() + entry.pause.after(live.since.elapsed()));
-        } else if let Some((aside, heirs)) = self.entries.remove(&id).and_then(|entry| entry.sweep) {
-            self.sweep(aside, heirs);
+        } else if let Some((aside, cleanup_users)) = self.entries.remove(&id).and_then(|entry| entry.sweep) {
+            self.sweep(aside, cleanup_users);
         }
     }
 
@@ -267,8 +267,8 @@ impl Table {
         if self.sweep_due().is_some_and(|at| at <= now)
             && let Some(aside) = self.sweeps.pop_front()
         {
-            let heirs = super::heirs(aside.env, &self.users).into();
-            self.sweep(aside, heirs);
+            let cleanup_users = super::cleanup_users(aside.env, &self.users).into();
+            self.sweep(aside, cleanup_users);
         }
     }
 
@@ -328,7 +328,7 @@ impl Table {
     }
 
     /// The first kept process after `after`.
-    pub fn kept(&self, after: Option<ProcessId>) -> Option<(ProcessId, Launch, OwnedFd)> {
+    pub fn supervised(&self, after: Option<ProcessId>) -> Option<(ProcessId, Launch, OwnedFd)> {
         let later = self.entries.iter().filter(|(id, entry)| after.is_none_or(|after| **id > after) && entry.stopping.is_none());
         later.filter_map(|(id, entry)| Some((*id, entry.launch.clone(), entry.output.as_ref()?.0.try_clone().ok()?))).next()
     }

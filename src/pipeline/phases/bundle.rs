@@ -97,6 +97,6 @@ pub(super) fn failure(error: ReleaseError) -> Failure {
 /// Removes the installed tree of a release in the background.
 pub(super) async fn remove_tree(deployment: &Deployment, release: ReleaseId) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
-    let removed = deployment.services.launcher.fresh(environment, crate::model::Area::Tree, Some(release), None).await;
+    let removed = deployment.services.launcher.reset_area(environment, crate::model::Area::Tree, Some(release), None).await;
     removed.map_err(|error| Failure::host(&error))
 }

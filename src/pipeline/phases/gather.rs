@@ -206,7 +206,7 @@ impl Step for Layer {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let environment = deployment.order.environment.id;
-            let fresh = deployment.services.launcher.fresh(environment, Area::Build, None, None).await;
+            let fresh = deployment.services.launcher.reset_area(environment, Area::Build, None, None).await;
             fresh.map_err(|error| Failure { blame: Blame::Host, ..Failure::host(&error) })
         })
     }

@@ -122,7 +122,7 @@ async fn spare(deployment: &Deployment) -> Option<Digest> {
     let copy = deployment.spare.take()?;
     let launcher = &deployment.services.launcher;
     if Some(copy.of) == deployment.previous_release()
-        && launcher.adopt(order.environment.id, copy.name, order.release).await.is_ok()
+        && launcher.rename_tree(order.environment.id, copy.name, order.release).await.is_ok()
     {
         return Some(copy.seal);
     }

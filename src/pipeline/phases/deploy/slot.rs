@@ -68,7 +68,7 @@ pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     // Whoever looks at it would keep what it had.
     let _unwatched = deployment.services.drift.hold(environment).await;
     deployment.services.drift.forget(environment, slot);
-    let fresh = deployment.services.launcher.fresh(environment, Area::Slot, None, Some(slot)).await;
+    let fresh = deployment.services.launcher.reset_area(environment, Area::Slot, None, Some(slot)).await;
     fresh.map_err(|error| Failure::host(&error))
 }
 
