@@ -9,9 +9,8 @@
 
 use std::io::Write;
 
-use larder::{
-    host::archive::{Archive, ArchiveError, ArchiveInfoExt, FrameReader, Limits, Sink, check_path},
-    model::{ArchiveInfo, Digest, Entry, EntryKind, Frame},
+use larder_archive::{
+    Archive, ArchiveError, ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, Frame, FrameReader, Limits, Sink, check_path,
 };
 use libfuzzer_sys::fuzz_target;
 

@@ -6,10 +6,6 @@
 use std::{fs::File, os::unix::fs::FileExt, sync::LazyLock};
 
 use larder::{
-    host::{
-        archive::{ArchiveError, Sink, check_path},
-        files::Confined,
-    },
     model::{Digest, Entry, EntryKind, Manifest},
     release::{
         self, ReleaseError,
@@ -17,6 +13,7 @@ use larder::{
         store,
     },
 };
+use larder_archive::{ArchiveError, Confined, Sink, check_path};
 use libfuzzer_sys::fuzz_target;
 
 /// What deltas start from.

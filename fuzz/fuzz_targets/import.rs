@@ -3,10 +3,8 @@
 
 #![no_main]
 
-use larder::{
-    host::archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST},
-    release::trust::{read_manifest, read_record},
-};
+use larder::release::trust::{read_manifest, read_record};
+use larder_archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,6 +1,5 @@
-//! The ground: files, archives, the launcher of workers, the clock. The only room that touches the operating system directly.
+//! Files, sockets, streams, the launcher of workers: the only module that touches the operating system directly.
 
-pub mod archive;
 pub mod files;
 pub mod launch;
 pub mod root;

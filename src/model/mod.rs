@@ -3,9 +3,7 @@
 //! A value of one of these types has been checked once, at the door; no other room checks it again.
 
 mod access;
-pub mod bounded;
 mod checked;
-mod digest;
 mod environment;
 mod event;
 mod health;
@@ -24,13 +22,13 @@ mod text;
 
 pub use access::Access;
 pub(crate) use checked::{checked_text, text_form};
-pub use digest::Digest;
 pub use environment::{Environment, Live, Project, Strategy};
 pub use event::{Blame, Event, Fault, Origin, Outcome, Record, Status, Trigger};
 pub use health::{Check, HealthRecord, Period, Restart};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
+pub use larder_archive::{ArchiveInfo, Digest, Entry, EntryKind, Frame, bounded};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
-pub use manifest::{ArchiveInfo, BuildpackUse, Entry, EntryKind, Frame, Manifest};
+pub use manifest::{BuildpackUse, Manifest};
 pub use mode::Mode;
 pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UserName};
 pub use phase::Phase;

@@ -6,14 +6,12 @@ use std::{
 };
 
 use jiff::Timestamp;
+use larder_archive::{self as archive, ArchiveError, Previous, Written};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, ReleaseError, changes, forms, store, tree};
 use crate::{
-    host::{
-        archive::{self, ArchiveError, Previous, Written},
-        files::{Confined, read_limited},
-    },
+    host::files::{Confined, read_limited},
     model::{
         ArchiveInfo, BuildpackUse, CommitId, Digest, EntryKind, EnvironmentName, Manifest, Mode, ProcessType, ProjectName,
         ReleaseId, SourceList,

@@ -8,13 +8,11 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Refusal, ReleaseError, each_thread, store};
-use crate::{
-    host::archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
-    model::{Digest, Entry, Manifest},
-};
+use crate::model::{Digest, Entry, Manifest};
 
 /// The job. Descriptors: 5 archive, 6 manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

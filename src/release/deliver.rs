@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_archive::{Archive, Limits};
+
 use super::{
     ReleaseError, both,
     delta::{self, DeltaReport},
@@ -16,7 +18,6 @@ use super::{
 };
 use crate::{
     host::{
-        archive::{Archive, Limits},
         files::{FileError, create_new, durable, free_space, open_regular, remove_if_present, rename_over, sync_dir},
         root::EnvironmentPaths,
     },

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use larder_archive::ArchiveError;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use crate::{
-    host::{archive::ArchiveError, files::FileError, launch::LaunchError},
+    host::{files::FileError, launch::LaunchError},
     model::{Exit, ReleaseId},
 };
 

@@ -8,11 +8,13 @@ use std::{
     path::Path,
 };
 
+use larder_archive::pool;
+
 use super::{
     ReleaseError, both,
     index::{self, Identity},
 };
-use crate::{host::archive::pool, model::Manifest};
+use crate::model::Manifest;
 
 /// How many entries a thread writes at a time; for fewer, another one costs more than it helps.
 const PART: usize = 2048;

@@ -1,12 +1,10 @@
 //! `.larderignore`: what stays out of a release, in gitignore's syntax.
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use larder_archive::{Item, ItemKind};
 
 use super::ReleaseError;
-use crate::host::{
-    archive::{Item, ItemKind},
-    files::{Confined, read_file_limited},
-};
+use crate::host::files::{Confined, read_file_limited};
 
 /// The file's name, at the top of the tree.
 pub(super) const NAME: &str = ".larderignore";

@@ -2,6 +2,7 @@
 
 use std::{fs::File, path::Path};
 
+use larder_archive::{self as archive, ArchiveError, Item, Previous};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -9,13 +10,7 @@ use super::{
     delta::{self, DeltaReport, Source},
     forms, store,
 };
-use crate::{
-    host::{
-        archive::{self, ArchiveError, Item, Previous},
-        files::Confined,
-    },
-    model::ReleaseId,
-};
+use crate::{host::files::Confined, model::ReleaseId};
 
 /// What there is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

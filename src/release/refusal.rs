@@ -1,11 +1,9 @@
 //! Why a deliverable from elsewhere is not accepted: one reason each, in words that say what to do.
 
+use larder_archive::ArchiveError;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    host::archive::ArchiveError,
-    model::{CommitId, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId},
-};
+use crate::model::{CommitId, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId};
 
 /// See the module. Nothing of what is refused is installed, and nothing of it stays.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_archive::Limits;
+
 use super::{
     ReleaseError, SigningKey, both,
     bundle::{BundleJob, BundleReport, Head},
@@ -18,7 +20,6 @@ use super::{
 };
 use crate::{
     host::{
-        archive::Limits,
         files::{FileError, create_new, durable, open_regular, remove_if_present, rename_over, sync_dir},
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
@@ -122,7 +123,7 @@ fn keep(
     if (parsed.tree, parsed.archive.digest, parsed.archive.bytes) != (report.tree, report.archive, report.archive_bytes) {
         return Err(wrong("it differs from what its worker reported"));
     }
-    crate::host::archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
+    larder_archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     sign(&mut parsed, manifest, files, signing)?;
     // Both begin before the first is waited for, so that the file system has one commit to make.

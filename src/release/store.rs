@@ -9,11 +9,11 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
+use larder_archive::{Limits, check_entries};
 
 use super::{ReleaseError, both, bundle::Head, index, tree};
 use crate::{
     host::{
-        archive::{Limits, check_entries},
         files::{Confined, FileError, open_regular, remove_if_present},
         root::EnvironmentPaths,
     },

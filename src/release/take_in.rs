@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_archive::Limits;
 use parking_lot::Mutex;
 
 use super::{
@@ -20,7 +21,6 @@ use super::{
 };
 use crate::{
     host::{
-        archive::Limits,
         files::{create_new, durable, open_regular, read_limited, remove_if_present, rename_over, write_atomic},
         root::EnvironmentPaths,
     },

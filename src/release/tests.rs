@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use larder_archive::{ItemKind, Limits};
 use proptest::prelude::*;
 
 use super::{
@@ -16,7 +17,6 @@ use super::{
     verify::{self, verify},
 };
 use crate::{
-    host::archive::{ItemKind, Limits},
     host::files::Confined,
     model::{Digest, EntryKind, Manifest, Mode, ReleaseId, SourceEntry, SourceKind, SourceList},
 };
@@ -325,7 +325,7 @@ fn larderignore_keeps_files_out() {
 fn source_list(dir: &Path) -> SourceList {
     let root = Confined::open(dir).unwrap();
     let items = tree::listing(&root, None, None, 2, &mut tree::Warnings::default()).unwrap();
-    let entry = |item: crate::host::archive::Item| SourceEntry {
+    let entry = |item: larder_archive::Item| SourceEntry {
         kind: match item.kind {
             ItemKind::Dir => SourceKind::Dir,
             ItemKind::File { size, executable, .. } => SourceKind::File {
@@ -438,7 +438,7 @@ fn manifests_are_checked_when_they_are_read() {
 
 #[test]
 fn answers_carry_the_whole_chain() {
-    let e = ReleaseError::Archive { doing: "accepted", source: crate::host::archive::ArchiveError::SeekTable };
+    let e = ReleaseError::Archive { doing: "accepted", source: larder_archive::ArchiveError::SeekTable };
     let Answer::<()>::Refused(why) = Answer::from(Err(e)) else { panic!() };
     assert_eq!(why, "the release archive cannot be accepted: the archive's seek table differs from its manifest");
 }

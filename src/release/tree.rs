@@ -6,14 +6,12 @@ use std::{
     os::unix::ffi::OsStrExt,
 };
 
+use larder_archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target};
 use rustix::fs::{FileType, Stat};
 
 use super::{ReleaseError, ignored, walk};
 use crate::{
-    host::{
-        archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target},
-        files::{Confined, Cursor},
-    },
+    host::files::{Confined, Cursor},
     model::{Digest, Entry, EntryKind, SourceEntry, SourceKind, SourceList},
 };
 

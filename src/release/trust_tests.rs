@@ -2,16 +2,15 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
+use larder_archive::{ArchiveInfoExt, Limits};
+
 use super::{
     Refusal, SigningKey, check, store,
     tests::{Made, bundle_dir, put},
     tree,
     trust::{Accepted, Expectation, accept, accept_record, read_manifest, read_record},
 };
-use crate::{
-    host::archive::{ArchiveInfoExt, Limits},
-    model::{ArchiveInfo, Digest, EntryKind, HealthRecord, Manifest, PublicKey, ReleaseId, ReleaseNumber},
-};
+use crate::model::{ArchiveInfo, Digest, EntryKind, HealthRecord, Manifest, PublicKey, ReleaseId, ReleaseNumber};
 
 fn key() -> SigningKey {
     SigningKey::ephemeral().unwrap()

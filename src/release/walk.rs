@@ -5,16 +5,14 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use larder_archive::{Item, ItemKind};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
     ReleaseError, each_thread,
     tree::{Warnings, checked, classify, few_enough},
 };
-use crate::host::{
-    archive::{Item, ItemKind},
-    files::Confined,
-};
+use crate::host::files::Confined;
 
 /// With fewer directories than this to look into, another thread costs more than it helps.
 const WORTH_A_THREAD: usize = 16;

@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
+use larder_archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, after_all, after_part, before_part};
 use tokio_util::sync::CancellationToken;
 
 use super::{refused, releases};
 use crate::{
     control::{CommandError, Control, Kind, Reply, SendFuture, TakeFuture, Target},
     host::{
-        archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, after_all, after_part, before_part},
         files,
         root::EnvironmentPaths,
         stream::{Inlet, Outlet, TRANSFER_IDLE_LIMIT},

@@ -4,61 +4,16 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
 
-mod confined;
 pub mod durable;
 mod private;
 
-pub use confined::{Confined, Cursor};
+pub use larder_archive::{Confined, Cursor, FileError};
 pub use private::{PrivateError, make_private, read_private};
-
-/// Why something could not be done to a file.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// The operating system refused.
-    #[error("cannot {doing} {}", path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// It is larger than its reader allows.
-    #[error("{} is larger than the {limit} bytes allowed here", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// It is a directory, link, socket or device.
-    #[error("{} is not a regular file", path.display())]
-    NotRegular {
-        /// The path.
-        path: PathBuf,
-    },
-}
-
-impl FileError {
-    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> FileError {
-        FileError::Io { doing, path: path.into(), source: source.into() }
-    }
-
-    /// The kind of the operating system's refusal, `Other` for refusals of our own.
-    pub fn kind(&self) -> io::ErrorKind {
-        match self {
-            FileError::Io { source, .. } => source.kind(),
-            FileError::TooLarge { .. } | FileError::NotRegular { .. } => io::ErrorKind::Other,
-        }
-    }
-}
 
 /// Replaces `path` by a file with these bytes and mode: afterwards there is the old file or the new one, whole, whatever happens.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {

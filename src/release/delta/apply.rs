@@ -2,6 +2,8 @@
 
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
+use larder_archive::{self as archive, ArchiveError, Sink};
+
 use super::{
     Source, copies,
     entries::{self, Contents},
@@ -11,10 +13,7 @@ use super::{
     source::{Reader, Store, damaged},
 };
 use crate::{
-    host::{
-        archive::{self, ArchiveError, Sink},
-        files::Confined,
-    },
+    host::files::Confined,
     model::{Digest, Entry, EntryKind, Manifest},
     release::{ReleaseError, changes::compared},
 };

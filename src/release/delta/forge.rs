@@ -3,6 +3,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use larder_archive as archive;
+
 use super::{
     entries::{self, ACTION, ADD, Columns, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE},
     format::{self, Outline},
@@ -10,7 +12,6 @@ use super::{
     rebuild,
 };
 use crate::{
-    host::archive,
     model::{Digest, Entry, Manifest},
     release::{
         ReleaseError,

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use larder_archive::{ArchiveError, Sink};
 use proptest::prelude::*;
 
 use super::{
@@ -18,10 +19,7 @@ use super::{
     make, manifest,
 };
 use crate::{
-    host::{
-        archive::{ArchiveError, Sink},
-        files::Confined,
-    },
+    host::files::Confined,
     model::{Entry, Manifest},
     release::ReleaseError,
 };

@@ -2,11 +2,12 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
+use larder_archive as archive;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::refused;
 use crate::{
-    host::{archive, files::FileError},
+    host::files::FileError,
     model::{Digest, Manifest, ReleaseId},
     release::ReleaseError,
 };

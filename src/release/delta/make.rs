@@ -2,6 +2,7 @@
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
+use larder_archive::pool;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +14,6 @@ use super::{
     texts::{Pair, Patch, Worker},
 };
 use crate::{
-    host::archive::pool,
     model::Manifest,
     release::{ReleaseError, both, changes::compared},
 };

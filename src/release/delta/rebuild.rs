@@ -2,13 +2,14 @@
 
 use std::fs::File;
 
+use larder_archive::{Limits, check_entries};
+
 use super::{
     entries::{ACTION, ADD, CHANGE, Columns, DIR, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE, head, size_of},
     format::{self, Outline},
     refused,
 };
 use crate::{
-    host::archive::{Limits, check_entries},
     model::{Digest, Entry, EntryKind, Manifest},
     release::{ReleaseError, both, tree},
 };

@@ -8,12 +8,11 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
+
 use super::{format, groups};
 use crate::{
-    host::{
-        archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
-        files::{Confined, Cursor},
-    },
+    host::files::{Confined, Cursor},
     model::{Digest, Entry, EntryKind, Manifest, ReleaseId},
     release::{ReleaseError, each_thread},
 };

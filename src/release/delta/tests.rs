@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_archive::Limits;
 use proptest::prelude::*;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     groups, make, manifest,
 };
 use crate::{
-    host::{archive::Limits, files::Confined},
+    host::files::Confined,
     model::{Manifest, ReleaseId},
     release::{
         Answer, ReleaseError,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use larder_archive as archive;
+
 use super::{
     REFERENCE,
     copies::{Finder, Told, common_end, common_start},
@@ -9,7 +11,7 @@ use super::{
     groups::{self, Part},
     source::{Reader, Store},
 };
-use crate::{host::archive, model::Digest, release::ReleaseError};
+use crate::{model::Digest, release::ReleaseError};
 
 /// A wanted file, where it stands in the list of them, and its base.
 #[derive(Debug, Clone, Copy)]

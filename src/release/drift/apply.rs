@@ -9,15 +9,13 @@ use std::{
     os::unix::fs::{FileExt, PermissionsExt},
 };
 
+use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Drifted, Kept, Places, ReleaseError, Thing, Way, look::hash, save::text, whole};
 use crate::{
-    host::{
-        archive::{Archive, ArchiveError, FrameReader, Limits, Sink},
-        files::{Confined, Cursor, FileError},
-    },
+    host::files::{Confined, Cursor, FileError},
     model::{ArchiveInfo, Entry},
 };
 

@@ -6,14 +6,12 @@ use std::{
     io::Read,
 };
 
+use larder_archive::{check_path, check_target};
 use rustix::fs::{FileType, Stat};
 
 use super::{Drift, Drifted, Kept, MOST, ReleaseError, Thing, Way, noise::Rules};
 use crate::{
-    host::{
-        archive::{check_path, check_target},
-        files::{Confined, Cursor, FileError},
-    },
+    host::files::{Confined, Cursor, FileError},
     model::{Entry, EntryKind},
 };
 

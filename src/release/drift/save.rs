@@ -5,12 +5,11 @@ use std::{
     io::{Read, Write},
 };
 
+use larder_archive::{self as archive, Item};
+
 use super::{Drift, Drifted, Kept, ReleaseError, Thing, whole};
 use crate::{
-    host::{
-        archive::{self, Item},
-        files::{Confined, FileError},
-    },
+    host::files::{Confined, FileError},
     model::{ArchiveInfo, Digest},
 };
 

@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_archive::{Archive, Limits};
 use serde::{Deserialize, Serialize};
 
 use self::{
@@ -24,10 +25,7 @@ use self::{
 };
 use super::{Answer, ReleaseError, both, delta::Delta, store, verify};
 use crate::{
-    host::{
-        archive::{Archive, Limits},
-        files::Confined,
-    },
+    host::files::Confined,
     model::{ArchiveInfo, Digest, Entry, Manifest, ReleaseId},
 };
 

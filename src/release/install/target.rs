@@ -5,16 +5,15 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use larder_archive::{Archive, ArchiveError, FrameReader};
+
 use super::{
     UnpackReport,
     shared::{clear_changed, make_directories, share, share_one},
     writer::{BY_ITSELF, Writer, again, empty, refused},
 };
 use crate::{
-    host::{
-        archive::{Archive, ArchiveError, FrameReader},
-        files::{Confined, FileError, durable},
-    },
+    host::files::{Confined, FileError, durable},
     model::{Entry, EntryKind},
     release::{
         ReleaseError,

@@ -5,12 +5,11 @@ use std::{
     io::{Read, Write},
 };
 
+use larder_archive::{ArchiveError, Sink};
+
 use super::UnpackReport;
 use crate::{
-    host::{
-        archive::{ArchiveError, Sink},
-        files::{Cursor, durable},
-    },
+    host::files::{Cursor, durable},
     model::{Digest, Entry, EntryKind},
     release::ReleaseError,
 };

@@ -2,14 +2,12 @@
 
 use std::{collections::HashMap, fs::File, io::BufReader, os::unix::fs::FileExt, path::Path, path::PathBuf, sync::Arc};
 
+use larder_archive::ArchiveInfoExt;
 use serde::Deserialize;
 
 use super::fill::Piece;
 use crate::{
-    host::{
-        archive::ArchiveInfoExt,
-        files::{FileError, open_regular},
-    },
+    host::files::{FileError, open_regular},
     model::{ArchiveInfo, CommitId, Digest, EnvironmentName, ProjectName, ReleaseId},
     remote::{Offer, RemoteError},
 };

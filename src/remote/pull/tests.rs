@@ -3,11 +3,12 @@
 use std::os::unix::fs::FileExt;
 
 use jiff::Timestamp;
+use larder_archive::ArchiveInfoExt;
 use parking_lot::Mutex;
 
 use super::*;
 use crate::{
-    host::{archive::ArchiveInfoExt, root::Root},
+    host::root::Root,
     model::{ArchiveInfo, Digest, Frame, Remote},
     remote::{Limits, Places, Share, publish, ssh::PullKey},
 };

@@ -1,8 +1,6 @@
 //! Why an archive was not written or not accepted. Refusals concern the archive as a whole: nothing is ever skipped.
 
-use std::{fmt, io};
-
-use crate::host::files::FileError;
+use std::{fmt, io, path::PathBuf};
 
 /// What is wrong with a path or with the target of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -355,5 +353,50 @@ pub enum ArchiveError {
 impl ArchiveError {
     pub(super) fn io(doing: &'static str, source: impl Into<io::Error>) -> ArchiveError {
         ArchiveError::Io { doing, source: source.into() }
+    }
+}
+
+/// Why something could not be done to a file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The operating system refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is larger than its reader allows.
+    #[error("{} is larger than the {limit} bytes allowed here", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// It is a directory, link, socket or device.
+    #[error("{} is not a regular file", path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+impl FileError {
+    /// An error of the operating system.
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> FileError {
+        FileError::Io { doing, path: path.into(), source: source.into() }
+    }
+
+    /// The kind of the operating system's refusal, `Other` for refusals of our own.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            FileError::Io { source, .. } => source.kind(),
+            FileError::TooLarge { .. } | FileError::NotRegular { .. } => io::ErrorKind::Other,
+        }
     }
 }

@@ -8,10 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::{
-    host::files::Confined,
-    model::{ArchiveInfo, Digest, Entry, EntryKind},
-};
+use crate::{ArchiveInfo, Confined, Digest, Entry, EntryKind};
 
 /// Collects what it is given.
 #[derive(Default)]

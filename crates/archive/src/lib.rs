@@ -17,9 +17,13 @@
 //! - *Versions*: what compresses the same content differently makes other archives of the same tree (`settings.rs`). Frames of such an
 //!   archive are not copied, and packing an installed release again is refused if it does not give the bytes of its manifest.
 
+pub mod bounded;
 mod compress;
+mod confined;
 pub mod container;
 mod diagnose;
+mod digest;
+mod entry;
 mod error;
 mod frames;
 mod header;
@@ -32,7 +36,10 @@ mod rules;
 mod settings;
 mod writer;
 
-pub use error::{ArchiveError, BadPath};
+pub use confined::{Confined, Cursor};
+pub use digest::Digest;
+pub use entry::{ArchiveInfo, Entry, EntryKind, Frame};
+pub use error::{ArchiveError, BadPath, FileError};
 pub use frames::{ArchiveInfoExt, plan};
 pub use patch::{pack, unpack};
 pub use reader::{Archive, FrameReader, Sink};

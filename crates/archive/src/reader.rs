@@ -11,7 +11,7 @@ use std::{
 use zstd::{bulk::Decompressor, zstd_safe};
 
 use super::{ArchiveError, ArchiveInfoExt, CHUNK, Limits, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
-use crate::model::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
+use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
 /// Frames up to this size after decompression are held, larger ones streamed.
 const HELD: u64 = 16 << 20;

@@ -6,7 +6,7 @@ use super::{
     tests::{Collect, make, read, text, tree},
     *,
 };
-use crate::model::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
+use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
 fn file_entry(path: &str, content: &[u8]) -> Entry {
     Entry {

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{Item, header};
-use crate::model::{ArchiveInfo, Digest, Frame};
+use crate::{ArchiveInfo, Digest, Frame};
 
 /// The mean size of a frame in bytes. Smaller ones make an edit cheaper to bundle, larger ones compress better.
 const TARGET: u64 = 4 << 20;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::LazyLock};
 use tar::{EntryType, Header};
 
 use super::{ItemKind, MTIME};
-use crate::model::EntryKind;
+use crate::EntryKind;
 
 /// tar's unit.
 pub(super) const BLOCK: u64 = 512;

@@ -12,10 +12,7 @@ use super::{
     pool,
     reuse::Reuse,
 };
-use crate::{
-    host::files::Confined,
-    model::{ArchiveInfo, Digest, Entry, EntryKind},
-};
+use crate::{ArchiveInfo, Confined, Digest, Entry, EntryKind};
 
 /// Something to be archived; what is not known of a file is found out while it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,7 @@ use super::{
     compress::{Task, held, open, reading},
     header, settings,
 };
-use crate::{
-    host::files::Confined,
-    model::{ArchiveInfo, Digest, Frame},
-};
+use crate::{ArchiveInfo, Confined, Digest, Frame};
 
 /// The end of the file that grows, and a copy that may still grow.
 pub(super) struct Output<'a> {

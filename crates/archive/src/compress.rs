@@ -7,10 +7,7 @@ use rustix::{buffer::spare_capacity, io::Errno};
 use zstd::bulk::Compressor;
 
 use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::Candidate, settings};
-use crate::{
-    host::files::{Confined, Cursor},
-    model::{Digest, Frame},
-};
+use crate::{Confined, Cursor, Digest, Frame};
 
 /// A frame to make.
 pub(super) struct Task<'a> {

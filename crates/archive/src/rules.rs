@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{ArchiveError, BadPath, MAX_FILE};
-use crate::model::{Entry, EntryKind, bounded::ENTRIES};
+use crate::{Entry, EntryKind, bounded::ENTRIES};
 
 /// How much an archive may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -143,7 +143,7 @@ fn may_come_later(path: &str, dir: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Digest;
+    use crate::Digest;
 
     fn file(path: &str) -> Entry {
         Entry { path: path.into(), kind: EntryKind::File { size: 1, digest: Digest::of(b"x"), executable: false } }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs::File, ops::Range, os::unix::fs::FileExt};
 
 use super::{CHUNK, Item, ItemKind, Previous, settings};
-use crate::model::{Digest, Entry, EntryKind, Frame};
+use crate::{Digest, Entry, EntryKind, Frame};
 
 /// The frames of the previous archive, by their first entry.
 pub(super) struct Reuse<'a> {

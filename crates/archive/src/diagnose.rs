@@ -4,7 +4,7 @@
 use tar::Header;
 
 use super::{ArchiveError, check_path, check_target, header};
-use crate::model::{Entry, EntryKind};
+use crate::{Entry, EntryKind};
 
 /// Why `found`, which stands where the header of `expected` should, is refused. `known` tells whether the manifest has a path.
 pub(super) fn why(found: &[u8], expected: &Entry, done: &[Entry], known: impl Fn(&str) -> bool) -> ArchiveError {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use zstd::{bulk::Compressor, stream::write::Encoder, zstd_safe::CParameter};
 
 use super::{ArchiveError, LEVEL, frames};
-use crate::model::ArchiveInfo;
+use crate::ArchiveInfo;
 
 /// Stands in the manifest of each archive that is compressed like this.
 pub(super) const NUMBER: u32 = 1;
