@@ -1,11 +1,14 @@
-//! `app.json`, Heroku's description of an application. Keys that larder does not know are somebody else's and are left alone.
+//! `app.json`, the description of an application that Heroku and Dokku read.
+//!
+//! larder uses some of its keys. Keys that only describe the application are ignored; keys that change a deployment on Heroku or
+//! Dokku, and have no effect here, become warnings.
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::{
     error::{ConfigError, shown},
-    recipe_read::MOST_INSTANCES,
+    process::MAX_INSTANCES,
     settings::RequiredVariable,
     value::{BuildpackRef, CommandLine, HttpPath, VariableName},
     yaml::{self, Limits},
@@ -13,15 +16,19 @@ use super::{
 use crate::model::ProcessType;
 
 const FILE: &str = "app.json";
+/// The buildpacks of one project.
+const MAX_BUILDPACKS: usize = 32;
+/// The unused keys that are named; more would be noise.
+const MAX_WARNINGS: usize = 10;
 
-/// What larder takes from an `app.json`.
+/// The values of an `app.json` that larder uses.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AppJson {
     /// `buildpacks[].url`.
     pub buildpacks: Vec<BuildpackRef>,
     /// `env` entries with a value.
     pub env: IndexMap<VariableName, String>,
-    /// `env` entries without one.
+    /// `env` entries without a value.
     pub required: Vec<RequiredVariable>,
     /// `formation.<type>.quantity`.
     pub formation: IndexMap<ProcessType, u16>,
@@ -29,6 +36,8 @@ pub struct AppJson {
     pub postdeploy: Option<CommandLine>,
     /// The path of the first `healthchecks.web` entry with one.
     pub health_path: Option<HttpPath>,
+    /// Keys that would change the deployment elsewhere, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Collects problems, each at a JSON pointer.
@@ -66,7 +75,7 @@ impl Problems {
 }
 
 impl AppJson {
-    /// Reads the file; all its problems are reported together.
+    /// Parses the file. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<AppJson, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
         let value: Value = serde_json::from_str(text).map_err(|error| vec![syntax(&error)])?;
@@ -86,8 +95,12 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
     let mut app = AppJson::default();
     match top.get("buildpacks") {
         None | Some(Value::Null) => {}
-        Some(Value::Array(list)) if list.len() > 32 => {
-            problems.add("/buildpacks", &format!("this list has {} items", list.len()), "at most 32 buildpacks");
+        Some(Value::Array(list)) if list.len() > MAX_BUILDPACKS => {
+            problems.add(
+                "/buildpacks",
+                &format!("this list has {} items", list.len()),
+                &format!("at most {MAX_BUILDPACKS} buildpacks"),
+            );
         }
         Some(Value::Array(list)) => {
             for (index, item) in list.iter().enumerate() {
@@ -120,7 +133,72 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
             other => problems.add("/healthchecks/web", &described(other), "a list [...]"),
         }
     }
+    app.warnings = unused(top);
     app
+}
+
+/// Names the keys that change a deployment on Heroku or Dokku and have no effect here.
+fn unused(top: &Map<String, Value>) -> Vec<String> {
+    let object = |key: &str| top.get(key).and_then(Value::as_object);
+    let is_set = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    };
+    let mut found = Vec::new();
+    for (name, script) in object("scripts").into_iter().flatten().filter(|(_, script)| is_set(script)) {
+        let nested =
+            script.as_object().into_iter().flatten().map(|(inner, _)| (format!("scripts.{name}.{inner}"), inner.as_str()));
+        match name.as_str() {
+            "postdeploy" => {}
+            // Heroku CI runs these, not a deployment.
+            "test" | "test-setup" => {}
+            _ if script.is_object() => found.extend(nested.map(|(key, inner)| (key, script_remedy(inner)))),
+            _ => found.push((format!("scripts.{name}"), script_remedy(name))),
+        }
+    }
+    for (name, entry) in object("formation").into_iter().flatten() {
+        for key in ["autoscaling", "max_parallel"].into_iter().filter(|key| entry.get(key).is_some_and(is_set)) {
+            found.push((format!("formation.{name}.{key}"), "use `scale` in larder.yml"));
+        }
+    }
+    for (name, _) in object("healthchecks").into_iter().flatten().filter(|(name, checks)| *name != "web" && is_set(checks)) {
+        found.push((format!("healthchecks.{name}"), "only processes of the type web are checked"));
+    }
+    for check in object("healthchecks").and_then(|checks| checks.get("web")?.as_array()).into_iter().flatten() {
+        for key in
+            ["command", "content", "port", "uptime", "listening"].into_iter().filter(|key| check.get(key).is_some_and(is_set))
+        {
+            found.push((format!("healthchecks.web[].{key}"), "use `health` in larder.yml"));
+        }
+    }
+    for (key, remedy) in [
+        ("addons", "install the service on the server and set its address under `env`"),
+        ("cron", "use a worker process or the server's cron"),
+    ] {
+        if top.get(key).is_some_and(is_set) {
+            found.push((key.to_owned(), remedy));
+        }
+    }
+    let line = |(key, remedy): (String, &str)| {
+        let key: String = key.chars().filter(|c| !c.is_control()).take(80).collect();
+        format!("{FILE}: {key} has no effect; {remedy}")
+    };
+    let mut warnings: Vec<_> = found.into_iter().map(line).collect();
+    warnings.dedup();
+    warnings.truncate(MAX_WARNINGS);
+    warnings
+}
+
+/// Returns the replacement for a script of `app.json`.
+fn script_remedy(name: &str) -> &'static str {
+    match name {
+        "predeploy" => "use .larder/pre_install, or `release` in larder.yml",
+        "postdeploy" => "use .larder/post_deploy, or scripts.postdeploy, which runs once",
+        _ => "use a script of a phase, .larder/<phase>",
+    }
 }
 
 fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Value) {
@@ -130,27 +208,19 @@ fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Valu
         Err(why) => return problems.add(&pointer, &why, "another name"),
     };
     let expected = "text, or an object such as {\"value\": \"text\"}";
-    let text = |value: &Value| match value {
-        Value::String(text) if !text.contains('\0') => Some(text.clone()),
-        _ => None,
-    };
-    let entry = match value {
-        Value::String(_) => {
-            match text(value) {
-                Some(text) => drop(app.env.insert(variable, text)),
-                None => problems.add(&pointer, "the value has a NUL character", expected),
-            }
-            return;
+    let Value::Object(entry) = value else {
+        match plain(value) {
+            Ok(text) => drop(app.env.insert(variable, text)),
+            Err(why) => problems.add(&pointer, &why, expected),
         }
-        Value::Object(entry) => entry,
-        other => return problems.add(&pointer, &described(other), expected),
+        return;
     };
     match entry.get("value") {
         None | Some(Value::Null) => {}
         Some(value) => {
-            match text(value) {
-                Some(text) => drop(app.env.insert(variable, text)),
-                None => problems.add(&format!("{pointer}/value"), &described(value), "text without NUL characters"),
+            match plain(value) {
+                Ok(text) => drop(app.env.insert(variable, text)),
+                Err(why) => problems.add(&format!("{pointer}/value"), &why, "text without NUL characters"),
             }
             return;
         }
@@ -172,6 +242,19 @@ fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Valu
     }
 }
 
+/// Returns the value of a variable as text. Whole numbers and booleans stand for the text that they are written as. A fraction does
+/// not: JSON does not keep its digits, so `1.10` would become `1.1`.
+fn plain(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) if text.contains('\0') => Err("the value has a NUL character".to_owned()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Bool(value) => Ok(value.to_string()),
+        Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
+        Value::Number(number) => Err(format!("this is the number {number}, whose digits JSON does not keep")),
+        other => Err(described(other)),
+    }
+}
+
 fn formation(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Value) {
     let pointer = format!("/formation/{}", escaped(name));
     let process = match name.parse::<ProcessType>() {
@@ -182,10 +265,10 @@ fn formation(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Val
     match entry.get("quantity") {
         None | Some(Value::Null) => {}
         Some(quantity) => {
-            match quantity.as_u64().filter(|quantity| *quantity <= MOST_INSTANCES).and_then(|n| u16::try_from(n).ok()) {
+            match quantity.as_u64().filter(|quantity| *quantity <= MAX_INSTANCES).and_then(|n| u16::try_from(n).ok()) {
                 Some(quantity) => drop(app.formation.insert(process, quantity)),
                 None => {
-                    let expected = format!("a whole number from 0 to {MOST_INSTANCES}");
+                    let expected = format!("a whole number from 0 to {MAX_INSTANCES}");
                     problems.add(&format!("{pointer}/quantity"), &described(quantity), &expected);
                 }
             }
@@ -204,7 +287,7 @@ fn described(value: &Value) -> String {
     }
 }
 
-/// A name as part of a pointer, on one line.
+/// Renders a name as part of a JSON pointer, on one line.
 fn escaped(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(60).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
@@ -228,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn herokus_example_is_understood() {
+    fn heroku_example_gives_every_used_key() {
         let app = AppJson::parse(
             br#"{"name": "Small App", "keywords": ["x"], "stack": "heroku-24", "addons": ["openredis"],
                 "scripts": {"postdeploy": "bundle exec rake bootstrap"},
@@ -248,14 +331,48 @@ mod tests {
     }
 
     #[test]
-    fn wrong_types_are_named_by_their_pointer() {
+    fn value_of_wrong_type_is_named_by_its_pointer() {
         let problems =
-            AppJson::parse(br#"{"env": {"A": 5}, "formation": {"web": {"quantity": -1}}, "buildpacks": "x"}"#).unwrap_err();
+            AppJson::parse(br#"{"env": {"A": [5]}, "formation": {"web": {"quantity": -1}}, "buildpacks": "x"}"#).unwrap_err();
         let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         for pointer in ["/env/A:", "/formation/web/quantity:", "/buildpacks:"] {
             assert!(all.contains(pointer), "{all}");
         }
         assert_eq!(AppJson::parse(b"{\n,}").unwrap_err()[0].line, Some(2));
         assert!(AppJson::parse("[".repeat(30_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn number_or_boolean_in_env_becomes_text() {
+        let app = AppJson::parse(br#"{"env": {"A": 5, "B": {"value": true}, "C": -1}}"#).unwrap();
+        assert_eq!(app.env.values().collect::<Vec<_>>(), ["5", "true", "-1"]);
+        let problems = AppJson::parse(br#"{"env": {"A": 1.10}}"#).unwrap_err();
+        assert!(problems[0].to_string().contains("/env/A: this is the number 1.1, whose digits"), "{}", problems[0]);
+    }
+
+    #[test]
+    fn key_that_changes_deployments_elsewhere_becomes_a_warning() {
+        let app = AppJson::parse(
+            br#"{"name": "x", "repository": "https://example.com", "stack": "heroku-24", "environments": {"test": {}}, "addons": ["redis"],
+                "scripts": {"postdeploy": "a", "dokku": {"predeploy": "b", "postdeploy": "c"}, "pr-predestroy": "d", "test": "e"},
+                "cron": [{"command": "f", "schedule": "@daily"}], "formation": {"web": {"quantity": 1, "autoscaling": {"max_quantity": 9}}},
+                "healthchecks": {"worker": [{"type": "startup", "command": ["g"]}], "web": [{"path": "/up", "content": "ok"}]}}"#,
+        )
+        .unwrap();
+        let keys: Vec<_> = app.warnings.iter().map(|line| line.split(' ').nth(1).unwrap()).collect();
+        assert_eq!(
+            keys,
+            [
+                "scripts.dokku.postdeploy",
+                "scripts.dokku.predeploy",
+                "scripts.pr-predestroy",
+                "formation.web.autoscaling",
+                "healthchecks.worker",
+                "healthchecks.web[].content",
+                "addons",
+                "cron"
+            ]
+        );
+        assert!(AppJson::parse(br#"{"scripts": {"postdeploy": "a"}, "addons": [], "cron": null}"#).unwrap().warnings.is_empty());
     }
 }

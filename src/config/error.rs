@@ -1,50 +1,50 @@
-//! What is wrong with a configuration file: where, what, what was expected and what to do.
+//! Problems of configuration files: the position, the problem, the expected value and a hint.
 
 use std::fmt;
 
-/// A problem in a configuration file; one line for people.
+/// A problem in a configuration file, displayed as one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// The file as its author knows it, such as `larder.yml`.
+    /// The file, such as `larder.yml`.
     pub file: String,
-    /// The line, from 1, where one is known.
+    /// The line, counted from 1, if it is known.
     pub line: Option<u32>,
-    /// The column in characters, from 1, where one is known.
+    /// The column in characters, counted from 1, if it is known.
     pub column: Option<u32>,
-    /// What is wrong.
+    /// The problem, with the value seen.
     pub problem: String,
-    /// What would have been right, with an example.
+    /// The expected value, with an example.
     pub expected: Option<String>,
-    /// What to do next.
+    /// The remedy, as an instruction.
     pub hint: Option<String>,
 }
 
 impl ConfigError {
-    /// A problem of a file as a whole.
+    /// Creates a problem of a file as a whole.
     pub fn new(file: &str, problem: impl Into<String>) -> ConfigError {
         ConfigError { file: file.to_owned(), line: None, column: None, problem: problem.into(), expected: None, hint: None }
     }
 
-    /// The same problem, at a line and column.
+    /// Sets the line and column.
     pub fn at(mut self, line: u32, column: u32) -> ConfigError {
         self.line = Some(line);
         self.column = Some(column);
         self
     }
 
-    /// The same problem, at a line.
+    /// Sets the line.
     pub fn at_line(mut self, line: u32) -> ConfigError {
         self.line = Some(line);
         self
     }
 
-    /// The same problem, with what would have been right.
+    /// Sets the expected value.
     pub fn expected(mut self, expected: impl Into<String>) -> ConfigError {
         self.expected = Some(expected.into());
         self
     }
 
-    /// The same problem, with what to do next.
+    /// Sets the remedy.
     pub fn hint(mut self, hint: impl Into<String>) -> ConfigError {
         self.hint = Some(hint.into());
         self
@@ -68,17 +68,17 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Text of a file as it is shown in an error: quoted, escaped, one line, and not long.
+/// Renders text of a file for an error: quoted, escaped, on one line, shortened.
 pub(super) fn shown(text: &str) -> String {
-    const LONGEST: usize = 60;
-    if text.chars().count() <= LONGEST {
+    const MAX_CHARS: usize = 60;
+    if text.chars().count() <= MAX_CHARS {
         return format!("{text:?}");
     }
-    let start: String = text.chars().take(LONGEST).collect();
+    let start: String = text.chars().take(MAX_CHARS).collect();
     format!("{:?}...", start)
 }
 
-/// What to say of an unknown word: the known one that was probably meant, else all known ones.
+/// Returns a hint for an unknown word: the known word that is most similar, else all known words.
 pub(super) fn did_you_mean(given: &str, known: &[&str]) -> String {
     // Longer words than any known one are not compared: the time would grow with the product of the lengths.
     let near = (given.len() <= 64)
@@ -101,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_offered_and_otherwise_all_of_them() {
+    fn unknown_word_is_answered_with_the_nearest_or_all_known_words() {
         assert_eq!(did_you_mean("buidpacks", &["build", "buildpacks"]), "did you mean \"buildpacks\"?");
         assert_eq!(did_you_mean("xyz", &["env", "data"]), "the known ones are env, data");
         assert!(did_you_mean(&"x".repeat(100_000), &["env"]).starts_with("the known ones"));
     }
 
     #[test]
-    fn an_error_is_one_line_whatever_the_file_says() {
+    fn text_of_a_file_is_shown_on_one_short_line() {
         let text = shown(&"a\n\u{1b}[31m".repeat(1000));
         assert!(!text.contains('\n') && !text.contains('\u{1b}') && text.len() < 800, "{text}");
     }

@@ -1,18 +1,19 @@
-//! The server file, the recipe, the Procfile and app.json. The only room that parses YAML.
+//! The server file, the recipe, the Procfile and app.json. The only module that parses YAML.
 //!
-//! Everything here is a pure function of bytes. Every error is one line: file, line, what is wrong, what was expected, what to do.
+//! Everything here is a pure function of bytes, except that [`ServerConfig::load`] reads its file. Every error is one line: file,
+//! line, problem, expected value, hint. Read [`project`] first: it merges all files into [`Settings`].
 
-mod age;
 mod app_json;
-mod buildpacks_file;
 mod error;
-mod http;
+mod health;
+mod keys;
+mod policy;
+mod process;
 mod procfile;
 pub mod project;
-mod promote;
+mod quantity;
 mod reader;
 mod recipe;
-mod recipe_read;
 mod server;
 mod settings;
 mod value;
@@ -22,16 +23,15 @@ pub mod yaml;
 mod tests;
 
 pub use crate::model::{StopSignal, Strategy};
-pub use age::Age;
 pub use app_json::AppJson;
 pub use error::ConfigError;
-pub use http::{HttpConfig, HttpScheme};
+pub use health::{Health, HealthCheck, Smoke};
+pub use policy::{DriftPolicy, Promote, PromoteCheck, Retention};
+pub use process::{ProcessSpec, ProcessTuning, Stop};
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};
-pub use promote::{Promote, PromoteCheck};
+pub use quantity::{Age, ByteSize, StatusRange, TimeSpan};
 pub use recipe::Recipe;
-pub use server::{BuildsConfig, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
-pub use settings::{
-    BuildSettings, DriftPolicy, Health, HealthCheck, ProcessSpec, ProcessTuning, RequiredVariable, Settings, Smoke, Stop,
-};
-pub use value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
+pub use server::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
+pub use settings::{BuildSettings, RequiredVariable, Settings};
+pub use value::{BuildpackRef, CommandLine, Domain, HttpPath, RelativePath, VariableName};

@@ -1,37 +1,36 @@
-//! `Procfile`: one `type: command` per line.
+//! Files with one entry per line: the `Procfile` (`type: command`) and `.buildpacks`.
 
 use indexmap::IndexMap;
 
 use super::{
     error::{ConfigError, shown},
-    value::CommandLine,
+    value::{BuildpackRef, CommandLine},
     yaml::{self, Limits},
 };
 use crate::model::ProcessType;
 
 const FILE: &str = "Procfile";
 const EXPECTED: &str = "a line such as `web: python app.py`";
-/// How many processes a project may have.
-const MOST_PROCESSES: usize = 100;
+const BUILDPACKS_FILE: &str = ".buildpacks";
+/// The processes of one project.
+const MAX_PROCESSES: usize = 100;
+/// The buildpacks of one project.
+const MAX_BUILDPACKS: usize = 32;
 
-/// The processes of a Procfile, in its order; `release` among them.
+/// The processes of a Procfile in the order of the file, `release` among them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Procfile {
-    /// The command of each process.
+    /// The command of each process type.
     pub processes: IndexMap<ProcessType, CommandLine>,
 }
 
 impl Procfile {
-    /// Reads a Procfile; all its problems are reported together.
+    /// Parses a Procfile. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Procfile, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
         let mut lines: IndexMap<ProcessType, (u32, CommandLine)> = IndexMap::new();
         let mut problems = Vec::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
+        for (number, line) in entries(text) {
             match parse_line(line) {
                 Ok((process, command)) => {
                     if let Some((first, _)) = lines.get(&process) {
@@ -47,8 +46,8 @@ impl Procfile {
             if problems.len() >= 20 {
                 break;
             }
-            if lines.len() > MOST_PROCESSES {
-                let problem = format!("there are more than {MOST_PROCESSES} processes");
+            if lines.len() > MAX_PROCESSES {
+                let problem = format!("there are more than {MAX_PROCESSES} processes");
                 problems.push(ConfigError::new(FILE, problem).at_line(number).hint("start some of them from one command"));
                 break;
             }
@@ -58,6 +57,32 @@ impl Procfile {
         }
         Ok(Procfile { processes: lines.into_iter().map(|(process, (_, command))| (process, command)).collect() })
     }
+}
+
+/// Parses `.buildpacks`: a name, a directory or a pinned address per line. All its problems are reported together.
+pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<ConfigError>> {
+    let text = yaml::utf8(BUILDPACKS_FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
+    let mut buildpacks = Vec::new();
+    let mut problems = Vec::new();
+    for (number, line) in entries(text) {
+        match line.parse::<BuildpackRef>() {
+            Ok(buildpack) => buildpacks.push(buildpack),
+            Err(why) => {
+                problems.push(ConfigError::new(BUILDPACKS_FILE, why).at_line(number).expected(BuildpackRef::EXPECTED));
+            }
+        }
+        if buildpacks.len() > MAX_BUILDPACKS || problems.len() >= 20 {
+            let expected = format!("at most {MAX_BUILDPACKS} buildpacks");
+            problems.push(ConfigError::new(BUILDPACKS_FILE, "there are too many lines").at_line(number).expected(expected));
+            break;
+        }
+    }
+    if problems.is_empty() { Ok(buildpacks) } else { Err(problems) }
+}
+
+/// Returns the lines of a file with their numbers, without comments and blank lines.
+fn entries(text: &str) -> impl Iterator<Item = (u32, &str)> {
+    (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn parse_line(line: &str) -> Result<(ProcessType, CommandLine), ConfigError> {
@@ -81,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_blank_lines_and_windows_line_ends_are_fine_and_order_is_kept() {
+    fn procfile_with_comments_and_crlf_keeps_its_order() {
         let procfile =
             Procfile::parse(b"\xef\xbb\xbf# ours\r\nweb: bin/web -p $PORT\r\n\r\nworker : a:b # c\r\nrelease: x").unwrap();
         let found: Vec<_> = procfile.processes.iter().map(|(name, command)| (name.as_str(), command.as_str())).collect();
@@ -90,9 +115,15 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_reported() {
+    fn procfile_with_bad_lines_reports_each_of_them() {
         let problems = Procfile::parse(b"web: a\nweb: b\njust a command\n2x: c\nworker:\nx: a\0b\n").unwrap_err();
         let lines: Vec<_> = problems.iter().map(|problem| problem.line.unwrap()).collect();
         assert_eq!(lines, [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn buildpacks_file_has_one_buildpack_per_line() {
+        assert_eq!(parse_buildpacks(b"# first\r\nnode\r\n\r\nheroku/python").unwrap().len(), 2);
+        assert_eq!(parse_buildpacks(b"node\ngit@host:x\n").unwrap_err()[0].line, Some(2));
     }
 }

@@ -1,18 +1,21 @@
-//! All files of a repository together. What the recipe says counts before the Procfile, that before `.buildpacks` and `app.json`,
-//! and those before what buildpacks bring along.
+//! All configuration files of a project, merged. The recipe counts before the Procfile, the Procfile before `.buildpacks` and
+//! `app.json`, and those before the defaults of buildpacks. The server file completes and limits the result.
 
 use super::{
     app_json::AppJson,
-    buildpacks_file,
     error::ConfigError,
-    procfile::Procfile,
+    health::{GOOD, HealthCheck},
+    policy::{DriftPolicy, Retention},
+    process::{ProcessSpec, ProcessTuning},
+    procfile::{Procfile, parse_buildpacks},
     recipe::Recipe,
-    settings::{HealthCheck, ProcessSpec, ProcessTuning, Settings},
+    server::ServerConfig,
+    settings::Settings,
     value::BuildpackRef,
 };
-use crate::model::EnvironmentName;
+use crate::model::{EnvironmentName, Phase};
 
-/// The raw files, as they are in the commit; one that is not there is `None`.
+/// The raw files of a commit; a missing file is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProjectFiles {
     /// `larder.yml`.
@@ -26,7 +29,7 @@ pub struct ProjectFiles {
 }
 
 impl ProjectFiles {
-    /// The files by their path in the repository, in the order in which they count.
+    /// Returns the files by their path in the repository, in the order of precedence.
     pub fn by_path(&mut self) -> [(&'static str, &mut Option<Vec<u8>>); 4] {
         [
             ("larder.yml", &mut self.recipe),
@@ -37,7 +40,7 @@ impl ProjectFiles {
     }
 }
 
-/// The files, read and checked.
+/// The parsed files.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProjectConfig {
     /// `larder.yml`.
@@ -50,14 +53,14 @@ pub struct ProjectConfig {
     pub buildpacks: Vec<BuildpackRef>,
 }
 
-/// Reads all files; the problems of all of them are reported together.
+/// Reads all files. The problems of all of them are reported together.
 pub fn load(files: &ProjectFiles) -> Result<ProjectConfig, Vec<ConfigError>> {
     let mut problems = Vec::new();
     let config = ProjectConfig {
         recipe: read(&files.recipe, Recipe::parse, &mut problems),
         procfile: read(&files.procfile, Procfile::parse, &mut problems),
         app_json: read(&files.app_json, AppJson::parse, &mut problems),
-        buildpacks: read(&files.buildpacks, buildpacks_file::parse, &mut problems),
+        buildpacks: read(&files.buildpacks, parse_buildpacks, &mut problems),
     };
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
@@ -75,7 +78,7 @@ fn read<T: Default>(
 }
 
 impl ProjectConfig {
-    /// The settings of an environment.
+    /// Returns the settings of an environment, before the server file.
     pub fn settings(&self, environment: &EnvironmentName) -> Settings {
         let mut settings = Settings::default();
         let app = &self.app_json;
@@ -84,7 +87,7 @@ impl ProjectConfig {
         settings.required = app.required.clone();
         settings.postdeploy = app.postdeploy.clone();
         if let Some(path) = app.health_path.clone() {
-            settings.health.check = HealthCheck::Http { path, status: Settings::GOOD };
+            settings.health.check = HealthCheck::Http { path, status: GOOD };
         }
         for (process, command) in &self.procfile.processes {
             if process.is_release() {
@@ -100,7 +103,48 @@ impl ProjectConfig {
                 None => drop(settings.unnamed.insert(process.clone(), tuning)),
             }
         }
-        self.recipe.apply(environment, &mut settings);
-        settings
+        self.recipe.apply(environment, settings)
+    }
+
+    /// Returns the keys that larder does not use although they change deployments elsewhere, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.app_json.warnings
+    }
+}
+
+impl Settings {
+    /// Completes and limits the settings by the server file: variables that the project does not set, limits of builds and the
+    /// promotion policy. All of it belongs to one deployment. Values of the operator that count at any later time (retention, drift)
+    /// are not stored; [`Settings::retention`] and [`Settings::drift_policy`] read them when they are needed.
+    pub fn on_server(mut self, server: &ServerConfig) -> Settings {
+        for (name, value) in &server.env {
+            if !self.env.contains_key(name) {
+                self.env.insert(name.clone(), value.clone());
+            }
+        }
+        self.required.retain(|required| !server.env.contains_key(&required.name));
+        let limit = server.builds.memory;
+        self.build.memory = Some(self.build.memory.map_or(limit, |asked| asked.min(limit)));
+        let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
+        self.timeouts.insert(Phase::Build, timeout);
+        // A project can ask for more proof than the operator, not for less.
+        self.promote = self.promote.and(&server.promote);
+        self
+    }
+
+    /// Returns the retention limits under the server's current file: the recipe's number and age before the server's, and the
+    /// smaller amount of disk space.
+    pub fn retention(&self, server: &ServerConfig) -> Retention {
+        Retention {
+            releases: self.keep_releases.unwrap_or(server.keep.releases),
+            age: self.keep_age.or(server.keep.age),
+            // The disk is the operator's: a project can ask for less of it, not for more.
+            bytes: self.keep_bytes.into_iter().chain(server.keep.bytes).min(),
+        }
+    }
+
+    /// Returns the policy on drift under the server's current file: the recipe's, else the server's.
+    pub fn drift_policy(&self, server: &ServerConfig) -> DriftPolicy {
+        self.drift.or(server.drift).unwrap_or_default()
     }
 }

@@ -1,27 +1,33 @@
-//! Reading known keys out of a tree, collecting every problem on the way.
+//! Reads known keys from a YAML tree and collects every problem; [`Reader`] is the type to read first.
+
+use indexmap::IndexMap;
 
 use super::{
     error::{ConfigError, did_you_mean, shown},
+    quantity::{Age, ByteSize, StatusRange, TimeSpan},
+    value::{CommandLine, HttpPath, VariableName},
     yaml::{Node, Value},
 };
 
-/// How many problems of one file are reported; the rest would be noise.
-const MOST_PROBLEMS: usize = 20;
+/// The problems of one file that are reported; more would be noise.
+const MAX_PROBLEMS: usize = 20;
+/// The items of a list.
+const MAX_ITEMS: usize = 256;
 
-/// Collects the problems of one file.
+/// Reads values of one file and collects its problems.
 pub(super) struct Reader<'f> {
     file: &'f str,
     problems: Vec<ConfigError>,
 }
 
-/// The pairs of a mapping whose keys have all been found known.
+/// The pairs of a mapping whose keys are known.
 #[derive(Default)]
 pub(super) struct Section<'n> {
     pairs: Vec<(&'n str, &'n Node)>,
 }
 
 impl<'n> Section<'n> {
-    /// The value of a key; a key with nothing behind it counts as absent.
+    /// Returns the value of a key. A key without a value counts as absent.
     pub fn get(&self, key: &str) -> Option<&'n Node> {
         self.pairs.iter().find(|(name, node)| *name == key && node.value != Value::Null).map(|(_, node)| *node)
     }
@@ -32,17 +38,17 @@ impl<'f> Reader<'f> {
         Reader { file, problems: Vec::new() }
     }
 
-    /// The value, if there was no problem; else all problems in the order of the file.
+    /// Returns the value if there was no problem, else the problems in the order of the file.
     pub fn finish<T>(mut self, value: T) -> Result<T, Vec<ConfigError>> {
         if self.problems.is_empty() {
             return Ok(value);
         }
         self.problems.sort_by_key(|problem| (problem.line, problem.column));
-        self.problems.truncate(MOST_PROBLEMS);
+        self.problems.truncate(MAX_PROBLEMS);
         Err(self.problems)
     }
 
-    /// Notes a problem at a node.
+    /// Records a problem at a node.
     pub fn problem(&mut self, node: &Node, problem: impl Into<String>) -> &mut ConfigError {
         self.problems.push(ConfigError::new(self.file, problem).at(node.at.line, node.at.column));
         let last = self.problems.len() - 1;
@@ -50,13 +56,13 @@ impl<'f> Reader<'f> {
         &mut self.problems[last]
     }
 
-    /// Notes that a value is not what its key takes.
+    /// Records that a value does not fit its key.
     pub fn mismatch(&mut self, node: &Node, key: &str, expected: &str) {
         let problem = format!("{key} is {}", node.described());
         self.problem(node, problem).expected = Some(expected.to_owned());
     }
 
-    /// The pairs of a mapping, in order.
+    /// Returns the pairs of a mapping, in order.
     pub fn pairs<'n>(&mut self, node: &'n Node, key: &str, expected: &str) -> Vec<(&'n str, &'n Node, &'n Node)> {
         match &node.value {
             Value::Null => Vec::new(),
@@ -68,7 +74,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// The pairs of a mapping with a fixed set of keys.
+    /// Returns the pairs of a mapping with a fixed set of keys. An unknown key is a problem.
     pub fn section<'n>(&mut self, node: &'n Node, key: &str, known: &[&str], example: &str) -> Section<'n> {
         let mut section = Section::default();
         for (name, at, value) in self.pairs(node, key, &format!("a mapping, such as {example}")) {
@@ -82,7 +88,7 @@ impl<'f> Reader<'f> {
         section
     }
 
-    /// The items of a list.
+    /// Returns the items of a list.
     pub fn list<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
         match &node.value {
             Value::List(items) => items,
@@ -93,7 +99,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// A scalar, checked by `parse`, whose error says why the text will not do.
+    /// Reads a scalar with `parse`, whose error says what is wrong with the text.
     pub fn value<T>(
         &mut self,
         node: &Node,
@@ -115,7 +121,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// One of a few words.
+    /// Reads one of a few words.
     pub fn choice<T: Copy>(&mut self, node: &Node, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let Some(text) = node.text() else {
@@ -129,7 +135,7 @@ impl<'f> Reader<'f> {
         found
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub fn boolean(&mut self, node: &Node, key: &str) -> Option<bool> {
         match node.text() {
             Some("true") => Some(true),
@@ -141,10 +147,10 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// A whole number within bounds.
+    /// Reads a whole number within bounds, both included.
     pub fn number(&mut self, node: &Node, key: &str, from: u64, to: u64) -> Option<u64> {
         let number = node.text().and_then(|text| {
-            // `parse` would also take "+5".
+            // `parse` would also accept "+5".
             text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten()
         });
         match number {
@@ -154,5 +160,74 @@ impl<'f> Reader<'f> {
                 None
             }
         }
+    }
+
+    /// Reads a list of a limited number of items.
+    pub fn bounded<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
+        let list = self.list(node, key, example);
+        if list.len() > MAX_ITEMS {
+            self.problem(node, format!("{key} has {} items", list.len())).expected = Some(format!("at most {MAX_ITEMS}"));
+        }
+        list
+    }
+
+    /// Reads a list, item by item. Items with problems are left out.
+    pub fn items<T>(&mut self, node: &Node, key: &str, example: &str, read: impl Fn(&mut Self, &Node) -> Option<T>) -> Vec<T> {
+        self.bounded(node, key, example).iter().filter_map(|node| read(self, node)).collect()
+    }
+
+    pub fn command(&mut self, node: &Node, key: &str) -> Option<CommandLine> {
+        self.value(node, key, "a command such as \"python app.py\"", str::parse)
+    }
+
+    pub fn time(&mut self, node: &Node, key: &str) -> Option<TimeSpan> {
+        self.value(node, key, TimeSpan::EXPECTED, str::parse)
+    }
+
+    pub fn age(&mut self, node: &Node, key: &str) -> Option<Age> {
+        self.value(node, key, Age::EXPECTED, str::parse)
+    }
+
+    pub fn size(&mut self, node: &Node, key: &str) -> Option<ByteSize> {
+        self.value(node, key, ByteSize::EXPECTED, str::parse)
+    }
+
+    pub fn path(&mut self, node: &Node, key: &str) -> Option<HttpPath> {
+        self.value(node, key, "a path such as /healthz", str::parse)
+    }
+
+    pub fn status(&mut self, node: &Node, key: &str) -> Option<StatusRange> {
+        self.value(node, key, "a status such as 200, or a range such as 200-399", str::parse)
+    }
+
+    /// Reads environment variables. Values are text; numbers and booleans stand for the text that they are written as.
+    pub fn env(&mut self, node: &Node, key: &str) -> IndexMap<VariableName, String> {
+        const MAX_BYTES: usize = 32 * 1024;
+        let mut variables = IndexMap::new();
+        for (name, at, value) in self.pairs(node, key, "a mapping, such as {LOG_LEVEL: debug}") {
+            let name = match name.parse::<VariableName>() {
+                Ok(name) => name,
+                Err(why) => {
+                    self.problem(at, format!("{key}: {why}")).hint = Some("choose another name".to_owned());
+                    continue;
+                }
+            };
+            let key = format!("{key}.{name}");
+            if value.value == Value::Null {
+                self.problem(at, format!("{key} has no value")).hint = Some("write \"\" for an empty value".to_owned());
+                continue;
+            }
+            let checked = self.value(value, &key, "text, such as debug or \"on\"", |text| {
+                if text.contains('\0') {
+                    return Err("the value has a NUL character".to_owned());
+                }
+                if text.len() > MAX_BYTES {
+                    return Err(format!("the value has {} bytes; at most {MAX_BYTES} are allowed", text.len()));
+                }
+                Ok(text.to_owned())
+            });
+            variables.extend(checked.map(|value| (name, value)));
+        }
+        variables
     }
 }

@@ -1,98 +1,127 @@
-//! `<root>/larder.yml`: what the operator says about this server. Every key is optional, and so is the file.
+//! The server file, `<root>/larder.yml`: the operator's settings. Every key is optional, and so is the file.
+//!
+//! To add a key: a field of [`ServerConfig`] with its default, a row of [`KEYS`], and the code that uses the field. The reference in
+//! `docs/server-file.md` is rendered from the table (`LARDER_BLESS=1 cargo test --lib config`).
 
-use std::{net::SocketAddr, path::Path, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use indexmap::IndexMap;
 
 use super::{
-    age::Age,
     error::{ConfigError, shown},
-    http::{self, HttpConfig, HttpScheme},
-    promote::{self, Promote},
-    reader::{Reader, Section},
-    recipe_read,
-    settings::DriftPolicy,
-    value::{ByteSize, Domain, TimeSpan, VariableName},
+    keys::{
+        self,
+        Fallback::{Is, Says, Unstated},
+        Key, Place,
+    },
+    policy::{self, DriftPolicy, PROMOTE_KEYS, Promote},
+    quantity::{Age, ByteSize, TimeSpan},
+    reader::Reader,
+    value::{Domain, VariableName, host_path},
     yaml::{self, Limits, Node},
 };
 
-/// How the file is called in errors that have no path.
+/// The name of the file in errors without a path.
 const FILE: &str = "larder.yml";
-
-pub(super) const TOP: [&str; 13] =
-    ["domain", "ssh", "http", "builds", "limits", "deployments", "ports", "paths", "keep", "promote", "drift", "log", "env"];
-pub(super) const SSH: [&str; 2] = ["listen", "profile"];
-pub(super) const BUILDS: [&str; 4] = ["parallel", "memory", "pids", "timeout"];
-pub(super) const LIMITS: [&str; 7] =
-    ["push_bytes", "tree_entries", "tree_bytes", "file_bytes", "refs_per_push", "archive_bytes", "disk_reserve"];
-pub(super) const DEPLOYMENTS: [&str; 1] = ["parallel"];
-pub(super) const PORTS: [&str; 2] = ["from", "to"];
-pub(super) const KEEP: [&str; 4] = ["releases", "age", "bytes", "deployments"];
-pub(super) const LOG: [&str; 2] = ["max_bytes", "keep"];
 
 /// The settings of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
-    /// The domain below which projects appear.
+    /// The domain below which projects get their host names.
     pub domain: Domain,
-    /// The SSH service.
+    /// Settings of the SSH service.
     pub ssh: SshConfig,
-    /// The HTTP front door.
+    /// Settings of the HTTP proxy.
     pub http: HttpConfig,
-    /// Builds.
+    /// Limits of builds.
     pub builds: BuildsConfig,
-    /// What a push and a release may hold.
+    /// Limits of a push and a release.
     pub limits: PushLimits,
-    /// How many deployments run at the same time, each of another environment.
+    /// The number of deployments that run at the same time, each in another environment.
     pub deployments_parallel: u16,
-    /// The ports that applications get, from and to, both included.
+    /// The ports for applications, from and to, both included.
     pub ports: (u16, u16),
     /// Further directories of the host that sandboxes see, read-only.
     pub paths: Vec<PathBuf>,
-    /// How much is kept.
+    /// Retention limits.
     pub keep: KeepConfig,
-    /// What a release must have gone through elsewhere before any environment of this server takes it.
+    /// The conditions that a release from elsewhere must meet in any environment of this server.
     pub promote: Promote,
-    /// What deployments do about files that were changed by hand, where the recipe does not say.
+    /// The reaction to files that were changed by hand, for recipes that do not set one.
     pub drift: Option<DriftPolicy>,
-    /// Process logs.
+    /// Limits of process logs.
     pub log: LogConfig,
-    /// Configuration variables that every project gets, unless it sets them itself.
+    /// Configuration variables for every project that does not set them itself.
     pub env: IndexMap<VariableName, String>,
 }
 
-/// The SSH service.
+/// Settings of the SSH service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshConfig {
-    /// Where it listens.
+    /// The address to listen on; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// The algorithms that it offers.
+    /// The algorithms that the service offers.
     pub profile: SshProfile,
 }
 
-/// Which algorithms SSH offers.
+/// A set of SSH algorithms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SshProfile {
-    /// What every maintained client has.
+    /// Algorithms that every maintained client supports.
     Default,
-    /// Only key exchanges that also resist quantum computers; shuts out clients older than 2024.
+    /// Only key exchanges that also resist quantum computers. Clients older than 2024 cannot connect.
     Strict,
 }
 
-/// Builds.
+/// Settings of the HTTP proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// The address to listen on; port 0 picks a free port.
+    pub listen: SocketAddr,
+    /// The addresses of TLS proxies whose forwarding headers are trusted.
+    pub trusted: Vec<IpAddr>,
+    /// The scheme that visitors use.
+    pub scheme: HttpScheme,
+}
+
+/// The scheme that visitors use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpScheme {
+    /// Plain HTTP to larder's own proxy.
+    Http,
+    /// HTTPS on the default port, which a TLS proxy in front of larder terminates.
+    Https,
+}
+
+impl HttpConfig {
+    /// Returns the address of `host` as visitors write it, if the proxy listens on `port`.
+    pub fn url(&self, host: &str, port: u16) -> String {
+        match (self.scheme, port) {
+            (HttpScheme::Https, _) => format!("https://{host}"),
+            (HttpScheme::Http, 80) => format!("http://{host}"),
+            (HttpScheme::Http, port) => format!("http://{host}:{port}"),
+        }
+    }
+}
+
+/// Limits of builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildsConfig {
-    /// How many run at the same time.
+    /// The number of builds that run at the same time.
     pub parallel: u16,
-    /// The memory of one.
+    /// The memory of one build.
     pub memory: ByteSize,
-    /// How many processes and threads one may have.
+    /// The processes and threads of one build.
     pub pids: u32,
-    /// How long one may take at most, whatever its recipe says.
+    /// The time limit of one build. A recipe cannot exceed it.
     pub timeout: TimeSpan,
 }
 
-/// What a push and a release may hold.
+/// Limits of a push and a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushLimits {
     /// The compressed size of one push.
@@ -107,29 +136,29 @@ pub struct PushLimits {
     pub refs_per_push: u32,
     /// The size of one release archive.
     pub archive_bytes: ByteSize,
-    /// The free disk space below which nothing is accepted.
+    /// The free disk space below which pushes are refused.
     pub disk_reserve: ByteSize,
 }
 
-/// How much is kept.
+/// Retention limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepConfig {
-    /// Releases per environment, where the recipe does not say.
+    /// The releases per environment, for recipes that do not set a number.
     pub releases: u16,
-    /// The age beyond which releases go, where the recipe does not say; nothing: none goes for its age.
+    /// The age beyond which releases are pruned, for recipes that do not set one.
     pub age: Option<Age>,
-    /// How much disk the archives of an environment may take, whatever its recipe says; nothing: any.
+    /// The disk space of the archives of one environment. A recipe cannot exceed it.
     pub bytes: Option<ByteSize>,
-    /// Records of deployments per environment.
+    /// The records of deployments per environment.
     pub deployments: u32,
 }
 
-/// Process logs.
+/// Limits of process logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogConfig {
-    /// The size at which a log is rotated.
+    /// The size in bytes at which a log is rotated.
     pub max_bytes: ByteSize,
-    /// How many rotated logs are kept.
+    /// The number of rotated logs that are kept.
     pub keep: u16,
 }
 
@@ -163,106 +192,268 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// Reads the server file; one that is not there means the defaults.
+    /// Reads the server file. A missing file means the defaults.
     pub fn load(path: &Path) -> Result<ServerConfig, Vec<ConfigError>> {
         use std::io::Read;
         let name = path.display().to_string();
-        let unreadable = |error: std::io::Error| vec![ConfigError::new(&name, format!("the file cannot be read: {error}"))];
+        let unreadable = |error: std::io::Error| vec![ConfigError::new(&name, format!("cannot read the file: {error}"))];
         let file = match std::fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ServerConfig::default()),
             Err(error) => return Err(unreadable(error)),
         };
         let mut bytes = Vec::new();
-        // One byte more than allowed, so that the parser sees that there is too much.
-        let most = u64::try_from(Limits::SERVER.bytes).unwrap_or(u64::MAX).saturating_add(1);
-        file.take(most).read_to_end(&mut bytes).map_err(unreadable)?;
+        // One byte more than allowed, so that the parser reports the excess.
+        let limit = u64::try_from(Limits::SERVER.bytes).unwrap_or(u64::MAX).saturating_add(1);
+        file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
         ServerConfig::parse(&name, &bytes)
     }
 
-    /// Reads the text of a server file; all its problems are reported together.
+    /// Parses the text of a server file. All its problems are reported together.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
         let root = yaml::parse_tree(file, bytes, Limits::SERVER).map_err(|error| vec![error])?;
         let mut reader = Reader::new(file);
-        let config = read(&mut reader, &root);
+        let mut config = ServerConfig::default();
+        let place = Place { name: "the file", prefix: "", example: "{domain: example.com}" };
+        keys::read(&mut reader, &root, &place, KEYS, &mut config);
+        check_ports(&mut reader, &root, config.ports);
         reader.finish(config)
     }
 }
 
-fn read(reader: &mut Reader, root: &Node) -> ServerConfig {
-    let mut config = ServerConfig::default();
-    let top = reader.section(root, "the file", &TOP, "{domain: example.com}");
-    if let Some(node) = top.get("domain") {
-        let expected = "a host name such as example.com";
-        set(&mut config.domain, reader.value(node, "domain", expected, str::parse));
-    }
-    if let Some(ssh) = sub(reader, &top, "ssh", &SSH, "{listen: \"0.0.0.0:2222\"}") {
-        let profiles = [("default", SshProfile::Default), ("strict", SshProfile::Strict)];
-        set(&mut config.ssh.profile, ssh.get("profile").and_then(|node| reader.choice(node, "ssh.profile", &profiles)));
-        set(&mut config.ssh.listen, address(reader, &ssh, "ssh.listen"));
-    }
-    if let Some(node) = top.get("http") {
-        http::read(reader, node, &mut config.http);
-    }
-    if let Some(builds) = sub(reader, &top, "builds", &BUILDS, "{parallel: 1, memory: 2G}") {
-        number(reader, &builds, "builds.parallel", 1..=64, &mut config.builds.parallel);
-        bytes(reader, &builds, "builds.memory", &mut config.builds.memory);
-        number(reader, &builds, "builds.pids", 16..=1_000_000, &mut config.builds.pids);
-        time(reader, &builds, "builds.timeout", &mut config.builds.timeout);
-    }
-    if let Some(limits) = sub(reader, &top, "limits", &LIMITS, "{push_bytes: 512M}") {
-        let to = &mut config.limits;
-        bytes(reader, &limits, "limits.push_bytes", &mut to.push_bytes);
-        number(reader, &limits, "limits.tree_entries", 1..=10_000_000, &mut to.tree_entries);
-        bytes(reader, &limits, "limits.tree_bytes", &mut to.tree_bytes);
-        bytes(reader, &limits, "limits.file_bytes", &mut to.file_bytes);
-        // git's hooks hand on 2000 at most.
-        number(reader, &limits, "limits.refs_per_push", 1..=2_000, &mut to.refs_per_push);
-        bytes(reader, &limits, "limits.archive_bytes", &mut to.archive_bytes);
-        bytes(reader, &limits, "limits.disk_reserve", &mut to.disk_reserve);
-    }
-    if let Some(deployments) = sub(reader, &top, "deployments", &DEPLOYMENTS, "{parallel: 4}") {
-        number(reader, &deployments, "deployments.parallel", 1..=64, &mut config.deployments_parallel);
-    }
-    if let Some(ports) = sub(reader, &top, "ports", &PORTS, "{from: 20000, to: 29999}") {
-        number(reader, &ports, "ports.from", 1024..=65_535, &mut config.ports.0);
-        number(reader, &ports, "ports.to", 1024..=65_535, &mut config.ports.1);
-        let (from, to) = config.ports;
-        if let Some(node) = top.get("ports").filter(|_| to < from.saturating_add(9)) {
-            reader.problem(node, format!("ports: there are fewer than ten from {from} to {to}")).expected =
-                Some("a larger range, such as {from: 20000, to: 29999}".to_owned());
-        }
-    }
-    if let Some(node) = top.get("paths") {
-        for node in reader.list(node, "paths", "[/opt/node]") {
-            config.paths.extend(reader.value(node, "paths", "an absolute directory such as /opt/node", host_path));
-        }
-    }
-    if let Some(keep) = sub(reader, &top, "keep", &KEEP, "{releases: 10}") {
-        // The live release and the one before it are never pruned.
-        number(reader, &keep, "keep.releases", 2..=1000, &mut config.keep.releases);
-        config.keep.age = keep.get("age").and_then(|node| recipe_read::age(reader, node, "keep.age"));
-        config.keep.bytes = keep.get("bytes").and_then(|node| recipe_read::size(reader, node, "keep.bytes"));
-        number(reader, &keep, "keep.deployments", 10..=100_000, &mut config.keep.deployments);
-    }
-    if let Some(node) = top.get("promote") {
-        promote::read(reader, node).apply(&mut config.promote);
-    }
-    config.drift = top.get("drift").and_then(|node| reader.choice(node, "drift", &DriftPolicy::WORDS));
-    if let Some(log) = sub(reader, &top, "log", &LOG, "{max_bytes: 10M, keep: 5}") {
-        bytes(reader, &log, "log.max_bytes", &mut config.log.max_bytes);
-        number(reader, &log, "log.keep", 0..=100, &mut config.log.keep);
-    }
-    if let Some(node) = top.get("env") {
-        config.env = recipe_read::env(reader, node, "env");
-    }
-    config
-}
+/// The keys of the server file.
+pub(super) const KEYS: &[Key<ServerConfig>] = &[
+    Key::value(
+        "domain",
+        "Projects get the host name <project>.<domain>; point *.<domain> here.",
+        Unstated,
+        "localhost",
+        |reader, node, key, config| {
+            set(&mut config.domain, reader.value(node, key, "a host name such as example.com", str::parse))
+        },
+    ),
+    Key::section("ssh", "", "{listen: \"0.0.0.0:2222\"}", SSH_KEYS),
+    Key::section("http", "", "{listen: \"0.0.0.0:8080\"}", HTTP_KEYS),
+    Key::section("builds", "", "{parallel: 1, memory: 2G}", BUILDS_KEYS),
+    Key::section(
+        "limits",
+        "Limits of a push and a release. A push beyond a limit is refused, with the value seen.",
+        "{push_bytes: 512M}",
+        LIMITS_KEYS,
+    ),
+    Key::section("deployments", "", "{parallel: 4}", DEPLOYMENTS_KEYS),
+    Key::section("ports", "The local ports for applications, both ends included.", "{from: 20000, to: 29999}", PORTS_KEYS),
+    Key::value(
+        "paths",
+        "Further directories of the host that sandboxes see, read-only, such as language runtimes; programs are found in their `bin`.",
+        Unstated,
+        "\n- /opt/node",
+        |reader, node, key, config| {
+            for node in reader.list(node, key, "[/opt/node]") {
+                config.paths.extend(reader.value(node, key, "an absolute directory such as /opt/node", host_path));
+            }
+        },
+    ),
+    Key::section(
+        "keep",
+        "Retention limits per environment. A release beyond any of them is pruned, except the live one, its predecessor and pinned ones.",
+        "{releases: 10}",
+        KEEP_KEYS,
+    ),
+    Key::custom(
+        "promote",
+        "The conditions that a release must have met elsewhere before an environment of this server accepts it; a recipe can ask for more.",
+        Says("none"),
+        || keys::render(PROMOTE_KEYS),
+        |reader, node, key, config| policy::read_promote(reader, node, key, &mut config.promote),
+    ),
+    Key::value(
+        "drift",
+        "The reaction to files that were changed by hand, for recipes that do not set one: keep, refuse or reapply.",
+        Says("keep"),
+        "keep",
+        |reader, node, key, config| config.drift = reader.choice(node, key, &DriftPolicy::WORDS),
+    ),
+    Key::section(
+        "log",
+        "Process logs: the size at which one is rotated, and the number of old ones.",
+        "{max_bytes: 10M, keep: 5}",
+        LOG_KEYS,
+    ),
+    Key::custom(
+        "env",
+        "Variables for every project that does not set them itself.",
+        Unstated,
+        || "HTTPS_PROXY: http://proxy.example.com:3128".to_owned(),
+        |reader, node, key, config| config.env = reader.env(node, key),
+    ),
+];
 
-fn sub<'n>(reader: &mut Reader, top: &Section<'n>, key: &str, known: &[&str], example: &str) -> Option<Section<'n>> {
-    top.get(key).map(|node| reader.section(node, key, known, example))
-}
+const SSH_KEYS: &[Key<ServerConfig>] = &[
+    Key::value(
+        "listen",
+        "Address and port; port 0 picks a free one. `larder serve --ssh` takes precedence.",
+        Unstated,
+        "0.0.0.0:2222",
+        |reader, node, key, config| set(&mut config.ssh.listen, address(reader, node, key)),
+    ),
+    Key::value(
+        "profile",
+        "default: algorithms that every maintained client supports. \
+         strict: only key exchanges that also resist quantum computers.",
+        Unstated,
+        "default",
+        |reader, node, key, config| {
+            const PROFILES: [(&str, SshProfile); 2] = [("default", SshProfile::Default), ("strict", SshProfile::Strict)];
+            set(&mut config.ssh.profile, reader.choice(node, key, &PROFILES));
+        },
+    ),
+];
+
+const HTTP_KEYS: &[Key<ServerConfig>] = &[
+    Key::value(
+        "listen",
+        "Address and port; port 0 picks a free one. `larder serve --http` takes precedence.",
+        Unstated,
+        "0.0.0.0:8080",
+        |reader, node, key, config| set(&mut config.http.listen, address(reader, node, key)),
+    ),
+    Key::value(
+        "trusted",
+        "The addresses of TLS proxies in front of larder, such as [127.0.0.1, \"::1\"], whose forwarding headers are trusted.",
+        Unstated,
+        "[]",
+        |reader, node, key, config| {
+            let expected = "the address of a proxy, such as 127.0.0.1 or \"::1\"";
+            for node in reader.list(node, key, "[127.0.0.1, \"::1\"]") {
+                // The proxy compares canonical addresses.
+                config.http.trusted.extend(reader.value(node, key, expected, |text| {
+                    let ip = text.parse::<IpAddr>().map_err(|_| format!("{} is not an address", shown(text)))?;
+                    Ok(ip.to_canonical())
+                }));
+            }
+        },
+    ),
+    Key::value(
+        "scheme",
+        "The scheme that visitors use: http, or https behind such a proxy.",
+        Unstated,
+        "http",
+        |reader, node, key, config| {
+            const SCHEMES: [(&str, HttpScheme); 2] = [("http", HttpScheme::Http), ("https", HttpScheme::Https)];
+            set(&mut config.http.scheme, reader.choice(node, key, &SCHEMES));
+        },
+    ),
+];
+
+const BUILDS_KEYS: &[Key<ServerConfig>] = &[
+    Key::value("parallel", "The builds that run at the same time; others wait.", Unstated, "1", |reader, node, key, config| {
+        set(&mut config.builds.parallel, number(reader, node, key, 1..=64));
+    }),
+    Key::value("memory", "The memory of one build. A recipe cannot exceed it.", Unstated, "2G", |reader, node, key, config| {
+        set(&mut config.builds.memory, bytes(reader, node, key));
+    }),
+    Key::value("pids", "The processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
+        set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
+    }),
+    Key::value(
+        "timeout",
+        "The time limit of one build. A recipe cannot exceed it.",
+        Unstated,
+        "1h",
+        |reader, node, key, config| {
+            set(&mut config.builds.timeout, reader.time(node, key));
+        },
+    ),
+];
+
+const LIMITS_KEYS: &[Key<ServerConfig>] = &[
+    Key::value("push_bytes", "The compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
+        set(&mut config.limits.push_bytes, bytes(reader, node, key));
+    }),
+    Key::value("tree_entries", "The files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
+        set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
+    }),
+    Key::value("tree_bytes", "The sum of the sizes of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
+        set(&mut config.limits.tree_bytes, bytes(reader, node, key));
+    }),
+    Key::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
+        set(&mut config.limits.file_bytes, bytes(reader, node, key));
+    }),
+    // git passes at most 2000 refs to a hook.
+    Key::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
+        set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
+    }),
+    Key::value("archive_bytes", "The size of one release archive.", Unstated, "4G", |reader, node, key, config| {
+        set(&mut config.limits.archive_bytes, bytes(reader, node, key));
+    }),
+    Key::value(
+        "disk_reserve",
+        "Pushes are refused, before anything is written, while less disk than this is free.",
+        Unstated,
+        "512M",
+        |reader, node, key, config| set(&mut config.limits.disk_reserve, bytes(reader, node, key)),
+    ),
+];
+
+const DEPLOYMENTS_KEYS: &[Key<ServerConfig>] = &[Key::value(
+    "parallel",
+    "The deployments that run at the same time. One environment never has more than one.",
+    Unstated,
+    "4",
+    |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),
+)];
+
+const PORTS_KEYS: &[Key<ServerConfig>] = &[
+    Key::value("from", "", Unstated, "20000", |reader, node, key, config| {
+        set(&mut config.ports.0, number(reader, node, key, 1024..=65_535));
+    }),
+    Key::value("to", "", Unstated, "29999", |reader, node, key, config| {
+        set(&mut config.ports.1, number(reader, node, key, 1024..=65_535));
+    }),
+];
+
+const KEEP_KEYS: &[Key<ServerConfig>] = &[
+    // The live release and its predecessor are never pruned.
+    Key::value(
+        "releases",
+        "The releases that stay, for recipes that do not set a number.",
+        Unstated,
+        "10",
+        |reader, node, key, config| {
+            set(&mut config.keep.releases, number(reader, node, key, 2..=1000));
+        },
+    ),
+    Key::value(
+        "age",
+        "Older releases are pruned, for recipes that do not set an age.",
+        Says("no limit"),
+        "1y",
+        |reader, node, key, config| {
+            config.keep.age = reader.age(node, key);
+        },
+    ),
+    Key::value(
+        "bytes",
+        "The disk space of the archives; the oldest are pruned first. A recipe cannot exceed it.",
+        Says("no limit"),
+        "20G",
+        |reader, node, key, config| config.keep.bytes = reader.size(node, key),
+    ),
+    Key::value("deployments", "The records and logs of deployments that stay.", Is("200"), "200", |reader, node, key, config| {
+        set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000));
+    }),
+];
+
+const LOG_KEYS: &[Key<ServerConfig>] = &[
+    Key::value("max_bytes", "", Unstated, "10M", |reader, node, key, config| {
+        set(&mut config.log.max_bytes, bytes(reader, node, key));
+    }),
+    Key::value("keep", "", Unstated, "5", |reader, node, key, config| {
+        set(&mut config.log.keep, number(reader, node, key, 0..=100));
+    }),
+];
 
 fn set<T>(target: &mut T, value: Option<T>) {
     if let Some(value) = value {
@@ -270,66 +461,28 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-/// The last part of a key such as `ssh.listen`.
-fn last(key: &str) -> &str {
-    key.rsplit('.').next().unwrap_or(key)
-}
-
-pub(super) fn address(reader: &mut Reader, section: &Section, key: &str) -> Option<SocketAddr> {
-    let node = section.get(last(key))?;
+fn address(reader: &mut Reader, node: &Node, key: &str) -> Option<SocketAddr> {
     reader.value(node, key, "an address and a port such as \"0.0.0.0:2222\" or \"[::]:2222\"", |text| {
         text.parse().map_err(|_| format!("{} is not an address with a port", shown(text)))
     })
 }
 
-fn number<T: TryFrom<u64>>(
-    reader: &mut Reader,
-    section: &Section,
-    key: &str,
-    range: std::ops::RangeInclusive<u64>,
-    target: &mut T,
-) {
-    if let Some(node) = section.get(last(key)) {
-        let number = reader.number(node, key, *range.start(), *range.end());
-        set(target, number.and_then(|number| T::try_from(number).ok()));
-    }
+fn number<T: TryFrom<u64>>(reader: &mut Reader, node: &Node, key: &str, range: RangeInclusive<u64>) -> Option<T> {
+    reader.number(node, key, *range.start(), *range.end()).and_then(|number| T::try_from(number).ok())
 }
 
-fn bytes(reader: &mut Reader, section: &Section, key: &str, target: &mut ByteSize) {
-    if let Some(node) = section.get(last(key)) {
-        let size = recipe_read::size(reader, node, key);
-        if size.is_some_and(|size| size.bytes() < 1024) {
-            reader.mismatch(node, key, "at least 1K");
-        }
-        set(target, size);
+fn bytes(reader: &mut Reader, node: &Node, key: &str) -> Option<ByteSize> {
+    let size = reader.size(node, key)?;
+    if size.bytes() < 1024 {
+        reader.mismatch(node, key, "at least 1K");
     }
+    Some(size)
 }
 
-fn time(reader: &mut Reader, section: &Section, key: &str, target: &mut TimeSpan) {
-    if let Some(node) = section.get(last(key)) {
-        set(target, recipe_read::time(reader, node, key));
+fn check_ports(reader: &mut Reader, root: &Node, (from, to): (u16, u16)) {
+    const MIN_PORTS: u16 = 10;
+    if let Some(node) = root.child("ports").filter(|_| to < from.saturating_add(MIN_PORTS - 1)) {
+        reader.problem(node, format!("ports: there are fewer than ten from {from} to {to}")).expected =
+            Some("a larger range, such as {from: 20000, to: 29999}".to_owned());
     }
-}
-
-/// A directory of the host. The system's own places are either visible anyway or never meant to be.
-fn host_path(text: &str) -> Result<PathBuf, String> {
-    let parts: Vec<&str> = text.split('/').skip(1).collect();
-    let clean = text.starts_with('/')
-        && text.len() <= 1024
-        && !text.chars().any(char::is_control)
-        && parts.iter().all(|part| !matches!(*part, "" | "." | ".."));
-    if !clean {
-        return Err(format!("{} is not an absolute path without \".\", \"..\" and empty parts", shown(text)));
-    }
-    // Below /root may be the languages of an operator who installed them as root.
-    if matches!(parts.as_slice(), ["proc" | "sys" | "dev" | "run" | "boot", ..] | ["root"]) {
-        return Err(format!("{} must not be visible in sandboxes", shown(text)));
-    }
-    // What a sandbox has of its own would lie over it.
-    const OWN: [&str; 13] =
-        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
-    if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
-        return Err(format!("{} would be hidden: every sandbox has a directory of its own there", shown(text)));
-    }
-    Ok(PathBuf::from(text))
 }

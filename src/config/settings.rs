@@ -1,241 +1,115 @@
-//! What a deployment works with: every setting of one environment, merged and with defaults filled in.
+//! The settings of one environment, merged and complete, and [`KEYS`], the table of the recipe's keys.
+//!
+//! To add a key: a field of [`Settings`] with its default, a row of [`KEYS`], and the code that uses the field. The reference in
+//! `docs/recipe.md` is rendered from the table (`LARDER_BLESS=1 cargo test --lib config`).
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::age::Age;
-use super::promote::Promote;
-use super::server::ServerConfig;
-use super::value::{BuildpackRef, ByteSize, CommandLine, Domain, HttpPath, RelativePath, StatusRange, TimeSpan, VariableName};
+use super::{
+    health::{self, Health, HealthCheck, HealthOverrides, Smoke},
+    keys::{
+        self,
+        Fallback::{self, Is, Says, Unstated},
+        Key,
+    },
+    policy::{self, DriftPolicy, PROMOTE_KEYS, Promote},
+    process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
+    quantity::{Age, ByteSize, TimeSpan},
+    reader::Reader,
+    value::{BuildpackRef, CommandLine, Domain, RelativePath, VariableName},
+    yaml::Node,
+};
 use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 
-/// What a deployment does about files that were changed by hand in what is live.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DriftPolicy {
-    /// It says so, keeps them as a patch, and goes on without them.
-    #[default]
-    Keep,
-    /// It is refused until somebody has looked and kept them.
-    Refuse,
-    /// It keeps them as a patch and puts that onto the new release; it fails if that does not fit.
-    Reapply,
-}
-
-impl DriftPolicy {
-    /// Every policy with its word.
-    pub const WORDS: [(&'static str, DriftPolicy); 3] =
-        [("keep", DriftPolicy::Keep), ("refuse", DriftPolicy::Refuse), ("reapply", DriftPolicy::Reapply)];
-}
-
-/// The settings of one environment.
+/// The settings of one environment. Journals keep them, so fields are only added with a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The buildpacks, in order; none means that they are detected.
+    /// The buildpacks, in order. None means that they are detected.
     pub buildpacks: Vec<BuildpackRef>,
-    /// How the build runs; its time limit is in [`Settings::timeouts`].
+    /// Settings of the build; its time limit is in [`Settings::timeouts`].
     pub build: BuildSettings,
-    /// The processes, in the order in which they were named.
+    /// The processes with a command, in the order of the files.
     pub processes: IndexMap<ProcessType, ProcessSpec>,
-    /// What files say of processes that none of them gives a command; a buildpack may, see [`Settings::with_defaults`].
+    /// Settings of processes for which no file has a command. A buildpack may have one, see [`Settings::with_defaults`].
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,
-    /// Runs once before the switch.
+    /// The command that runs once before the switch.
     pub release: Option<CommandLine>,
-    /// Paths of the application that persist; none is inside another.
+    /// Paths of the application that persist. None is inside another.
     pub data: Vec<RelativePath>,
-    /// Plain configuration variables.
+    /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
-    /// Variables that must have a value, which larder makes up if asked to; from `app.json`.
+    /// Variables that must have a value; from `app.json`.
     pub required: Vec<RequiredVariable>,
-    /// How a new release proves that it serves.
+    /// The check before the switch.
     pub health: Health,
-    /// How long each phase may take.
+    /// The time limit of each phase.
     pub timeouts: IndexMap<Phase, TimeSpan>,
-    /// The strategy, where the recipe names one; else the project's own counts.
+    /// The strategy of the recipe, if it has one. It replaces the environment's own.
     pub strategy: Option<Strategy>,
     /// Further host names.
     pub domains: Vec<Domain>,
-    /// How processes are stopped.
+    /// The way to stop processes.
     pub stop: Stop,
-    /// How long requests may still run in the old release after a switch.
+    /// The time that requests have to finish in the old release after a switch.
     pub drain: TimeSpan,
-    /// How many releases are kept, where the recipe says so; else see [`Settings::on_server`].
+    /// The recipe's own retention limit; see [`Settings::retention`].
     pub keep_releases: Option<u16>,
-    /// What a deployment does about files that were changed by hand.
+    /// The recipe's own policy on drift; see [`Settings::drift_policy`].
     #[serde(default)]
     pub drift: Option<DriftPolicy>,
-    /// Patterns, as in `.gitignore`, of files whose changes are to be expected.
+    /// Patterns, as in `.gitignore`, of files that the application changes itself.
     #[serde(default)]
     pub drift_ignore: Vec<String>,
-    /// The age beyond which releases go.
+    /// The recipe's own retention limit; see [`Settings::retention`].
     #[serde(default)]
     pub keep_age: Option<Age>,
-    /// How much disk the archives may take; above it the oldest releases go.
+    /// The recipe's own retention limit; see [`Settings::retention`].
     #[serde(default)]
     pub keep_bytes: Option<ByteSize>,
     /// Requests that must succeed after the switch.
     pub smoke: Vec<Smoke>,
-    /// What a release must have gone through elsewhere before it comes here.
+    /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: Promote,
-    /// Runs once, after the first deployment of the environment; from `app.json`.
+    /// The command that runs once, after the first deployment; from `app.json`.
     pub postdeploy: Option<CommandLine>,
 }
 
-/// How a build runs.
+/// Settings of the build.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BuildSettings {
     /// Variables that only the build sees.
     pub env: IndexMap<VariableName, String>,
-    /// Its memory; filled in and capped by [`Settings::on_server`].
+    /// The memory limit, completed and capped by [`Settings::on_server`].
     pub memory: Option<ByteSize>,
-    /// Whether buildpacks keep their cache between builds.
+    /// True if buildpacks keep their cache between builds.
     pub cache: bool,
-}
-
-/// A process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ProcessSpec {
-    /// What it runs.
-    pub command: CommandLine,
-    /// How many of it run.
-    pub scale: u16,
-    /// Its memory, if it is limited.
-    pub memory: Option<ByteSize>,
-    /// Variables that only this process sees.
-    pub env: IndexMap<VariableName, String>,
-    /// How it is stopped, where it differs from [`Settings::stop`].
-    pub stop: Option<Stop>,
-}
-
-/// What a file may say of a process besides its command.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct ProcessTuning {
-    /// How many of it run.
-    pub scale: Option<u16>,
-    /// Its memory.
-    pub memory: Option<ByteSize>,
-    /// Variables that only this process sees.
-    pub env: IndexMap<VariableName, String>,
-    /// How it is stopped.
-    pub stop: Option<Stop>,
-}
-
-impl ProcessSpec {
-    /// A process with nothing but a command.
-    pub(super) fn new(process: &ProcessType, command: CommandLine) -> ProcessSpec {
-        // One web process, and none of the others until somebody scales them: as on Heroku and Dokku.
-        ProcessSpec { command, scale: u16::from(process.is_web()), memory: None, env: IndexMap::new(), stop: None }
-    }
-
-    /// Lays `tuning` over it.
-    pub(super) fn tune(&mut self, tuning: ProcessTuning) {
-        self.scale = tuning.scale.unwrap_or(self.scale);
-        self.memory = tuning.memory.or(self.memory);
-        self.stop = tuning.stop.or(self.stop);
-        self.env.extend(tuning.env);
-    }
 }
 
 /// A variable that must have a value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequiredVariable {
-    /// Its name.
+    /// The name of the variable.
     pub name: VariableName,
-    /// Whether larder makes up a random value when there is none.
+    /// True if larder generates a random value when there is none.
     pub generate: bool,
-    /// What it is for, in the project's words.
+    /// The project's description of the variable.
     pub description: Option<String>,
 }
 
-/// How a new release proves that it serves.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Health {
-    /// What is asked.
-    pub check: HealthCheck,
-    /// How long it may take until the first success.
-    pub timeout: TimeSpan,
-    /// The pause between two attempts.
-    pub interval: TimeSpan,
-}
-
-/// What a health check asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HealthCheck {
-    /// A GET request.
-    Http {
-        /// Its path.
-        path: HttpPath,
-        /// The statuses that are good.
-        status: StatusRange,
-    },
-    /// The port accepts connections.
-    Tcp,
-    /// A command in the sandbox exits 0.
-    Command(CommandLine),
-    /// Nothing: the process runs.
-    None,
-}
-
-/// How a process is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stop {
-    /// The signal that asks it to end.
-    pub signal: StopSignal,
-    /// How long it may take before it is killed.
-    pub grace: TimeSpan,
-}
-
-/// A request that must succeed after the switch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Smoke {
-    /// Its path.
-    pub path: HttpPath,
-    /// The statuses that are good.
-    pub status: StatusRange,
-    /// Text that the answer must hold.
-    pub contains: Option<String>,
-}
-
 impl Settings {
-    /// The statuses that are good where nothing else is said.
-    pub const GOOD: StatusRange = StatusRange { from: 200, to: 399 };
-
-    /// How long a phase may take.
+    /// Returns the time limit of a phase.
     pub fn timeout(&self, phase: Phase) -> TimeSpan {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
     }
 
-    /// How a process is stopped: as the recipe says for it, else for all.
+    /// Returns the way to stop a process: its own, else the one for all.
     pub fn stop_of(&self, process: &ProcessType) -> Stop {
         self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
     }
 
-    /// The same under the rules of a server: its variables where the project sets none, its limits on builds, its number of
-    /// releases where the recipe names none.
-    pub fn on_server(mut self, server: &ServerConfig) -> Settings {
-        for (name, value) in &server.env {
-            if !self.env.contains_key(name) {
-                self.env.insert(name.clone(), value.clone());
-            }
-        }
-        self.required.retain(|required| !server.env.contains_key(&required.name));
-        let most = server.builds.memory;
-        self.build.memory = Some(self.build.memory.map_or(most, |asked| asked.min(most)));
-        let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
-        self.timeouts.insert(Phase::Build, timeout);
-        self.keep_releases.get_or_insert(server.keep.releases);
-        self.drift = self.drift.or(server.drift);
-        self.keep_age = self.keep_age.or(server.keep.age);
-        // The disk is the operator's: a project can ask for less of it, not for more.
-        self.keep_bytes = self.keep_bytes.into_iter().chain(server.keep.bytes).min();
-        // So is what may run: a project can ask for more proof, not for less.
-        self.promote = self.promote.and(&server.promote);
-        self
-    }
-
-    /// Adds what buildpacks bring along: processes (and the release command) that no file names. What is left in
-    /// [`Settings::unnamed`] after this has no command anywhere.
+    /// Adds the processes and the release command of buildpacks, unless a file has its own.
     pub fn with_defaults(mut self, defaults: Vec<(ProcessType, CommandLine)>) -> Settings {
         for (process, command) in defaults {
             if process.is_release() {
@@ -247,6 +121,12 @@ impl Settings {
             }
         }
         self
+    }
+
+    /// Returns a process that should run and has no command, neither from a file nor, after [`Settings::with_defaults`], from a
+    /// buildpack. A process that is scaled to zero needs none: a worker-only application says `web: 0`.
+    pub fn without_command(&self) -> Option<&ProcessType> {
+        self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
     }
 }
 
@@ -285,4 +165,315 @@ impl Default for Settings {
             postdeploy: None,
         }
     }
+}
+
+/// Settings while the levels of a recipe are merged into them. Keys whose parts depend on each other are collected first.
+pub(super) struct Draft {
+    settings: Settings,
+    health: HealthOverrides,
+    processes: IndexMap<ProcessType, ProcessOverrides>,
+    stop: StopOverrides,
+}
+
+impl Draft {
+    /// Starts from settings of other files.
+    pub fn new(settings: Settings) -> Draft {
+        let health = HealthOverrides::from_check(&settings.health.check);
+        Draft { settings, health, processes: IndexMap::new(), stop: StopOverrides::default() }
+    }
+
+    /// Completes the settings after the last level.
+    pub fn finish(self) -> Settings {
+        let mut settings = self.settings;
+        self.health.apply(&mut settings.health);
+        settings.stop = self.stop.over(settings.stop);
+        for (process, overrides) in self.processes {
+            let (command, tuning) = overrides.split(settings.stop);
+            match (settings.processes.get_mut(&process), command) {
+                (Some(spec), command) => {
+                    if let Some(command) = command {
+                        spec.command = command;
+                    }
+                    spec.tune(tuning);
+                }
+                (None, Some(command)) => {
+                    let mut spec = ProcessSpec::new(&process, command);
+                    spec.tune(settings.unnamed.shift_remove(&process).unwrap_or_default());
+                    spec.tune(tuning);
+                    settings.processes.insert(process, spec);
+                }
+                (None, None) => settings.unnamed.entry(process).or_default().tune(tuning),
+            }
+        }
+        settings
+    }
+}
+
+/// The keys of the recipe. Lists and single values replace those of the level before; mappings are merged key by key.
+pub(super) const KEYS: &[Key<Draft>] = &[
+    Key::value(
+        "buildpacks",
+        "The buildpacks, in the order in which they run: names, directories of the project (./tools/buildpack), or repositories \
+         pinned to a commit. Without this key, the file .buildpacks counts, then app.json, then the first buildpack that recognises the \
+         code. A single one may be written as `buildpack: python`.",
+        Unstated,
+        "\n- node\n- https://example.com/buildpacks/fonts.git#0123456789abcdef0123456789abcdef01234567",
+        |reader, node, key, draft| {
+            draft.settings.buildpacks = reader.items(node, key, "[node, python]", buildpack);
+        },
+    ),
+    Key::<Draft>::value("buildpack", "", Unstated, "python", |reader, node, _, draft| {
+        draft.settings.buildpacks = buildpack(reader, node).into_iter().collect();
+    })
+    .commented(),
+    Key::section("build", "", "{timeout: 20m, memory: 2G}", BUILD_KEYS),
+    Key::custom(
+        "processes",
+        "Processes. A command here replaces the Procfile's; other processes of the Procfile stay. Only `web` receives requests, on $PORT.",
+        Unstated,
+        process::processes_example,
+        |reader, node, key, draft| {
+            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: \"python app.py\"}") {
+                let Some(process) = process::process_type(reader, at, name) else { continue };
+                process::read_process(reader, node, &format!("{key}.{name}"), draft.processes.entry(process).or_default());
+            }
+        },
+    ),
+    Key::custom(
+        "scale",
+        "The same as processes.*.scale, for processes that the Procfile names.",
+        Unstated,
+        || "web: 2".to_owned(),
+        |reader, node, key, draft| {
+            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: 2, worker: 1}") {
+                let Some(process) = process::process_type(reader, at, name) else { continue };
+                let overrides = draft.processes.entry(process).or_default();
+                overrides.scale = process::instances(reader, node, &format!("{key}.{name}")).or(overrides.scale);
+            }
+        },
+    ),
+    Key::value(
+        "release",
+        "A command that runs once before the switch. If it fails, the deployment fails and the old release stays live.",
+        Says("the Procfile's `release`"),
+        "bin/migrate",
+        |reader, node, key, draft| {
+            let command = reader.command(node, key);
+            draft.settings.release = command.or_else(|| draft.settings.release.take());
+        },
+    ),
+    Key::value(
+        "data",
+        "Paths that persist between releases, relative to the application. None may be inside another.",
+        Unstated,
+        "\n- media\n- var/uploads",
+        |reader, node, key, draft| draft.settings.data = data(reader, node, key),
+    ),
+    Key::custom(
+        "env",
+        "Configuration variables. Do not put secrets here: this file is in the repository.\nPORT, HOME and LARDER_* are set by larder.",
+        Unstated,
+        || "LOG_LEVEL: info".to_owned(),
+        |reader, node, key, draft| {
+            draft.settings.env.extend(reader.env(node, key));
+            let Settings { env, required, .. } = &mut draft.settings;
+            required.retain(|required| !env.contains_key(&required.name));
+        },
+    ),
+    Key::custom(
+        "health",
+        "The check that a new release must pass before it receives requests. Without this key, its port must accept connections.",
+        Unstated,
+        || keys::render(health::HEALTH_KEYS),
+        |reader, node, key, draft| health::read_health(reader, node, key, &mut draft.health),
+    ),
+    Key::custom(
+        "timeouts",
+        "The time limit of each phase. `build` is the same as build.timeout, which is set above.",
+        Says("build 15m; post_build, bundle, deploy and post_deploy 10m; the others 5m"),
+        || {
+            let phases = Phase::ALL.into_iter().filter(|phase| *phase != Phase::Build);
+            phases.map(|phase| format!("{phase}: {}\n", default_timeout(phase))).collect()
+        },
+        |reader, node, key, draft| {
+            let section = reader.section(node, key, &Phase::ALL.map(Phase::as_str), "{build: 20m, deploy: 5m}");
+            for phase in Phase::ALL {
+                let time = section.get(phase.as_str()).and_then(|node| reader.time(node, &format!("{key}.{phase}")));
+                draft.settings.timeouts.extend(time.map(|time| (phase, time)));
+            }
+        },
+    ),
+    Key::value(
+        "strategy",
+        "blue-green: the new release boots beside the old one, then requests are switched to it.\n\
+         in-place: the old release stops first.",
+        Says("the strategy with which the environment was created"),
+        "blue-green",
+        |reader, node, key, draft| {
+            const STRATEGIES: [(&str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
+            draft.settings.strategy = reader.choice(node, key, &STRATEGIES).or(draft.settings.strategy);
+        },
+    ),
+    Key::value("domains", "Further host names.", Unstated, "\n- shop.example.com", |reader, node, key, draft| {
+        draft.settings.domains = reader.items(node, key, "[shop.example.com, www.example.com]", |reader, node| {
+            reader.value(node, key, "a host name such as shop.example.com", str::parse::<Domain>)
+        });
+    }),
+    Key::custom(
+        "stop",
+        "The signal that asks processes to exit (TERM, INT, QUIT, HUP, USR1, USR2 or WINCH), and the time until they are killed.",
+        Says("TERM, 10s"),
+        || keys::render(STOP_KEYS),
+        |reader, node, key, draft| process::read_stop(reader, node, key, &mut draft.stop),
+    ),
+    Key::value(
+        "drain",
+        "The time that requests have to finish in the old release after a switch.",
+        Is("30s"),
+        "30s",
+        |reader, node, key, draft| draft.settings.drain = reader.time(node, key).unwrap_or(draft.settings.drain),
+    ),
+    Key::custom(
+        "drift",
+        "The reaction to files of the live release that were changed by hand (`larder drift` shows them). \
+         keep: warn, keep the changes as a patch, and continue without them. \
+         refuse: fail until the changes are saved with `larder drift --save`. \
+         reapply: apply them to the new release, and fail if they do not apply. \
+         `drift: refuse` is short for `drift: {policy: refuse}`.",
+        Says("as in the server file, else keep"),
+        || keys::render(DRIFT_KEYS),
+        |reader, node, key, draft| match node.text() {
+            Some(_) => draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift),
+            None => {
+                let example = "{policy: reapply, ignore: [\"/uploads/\"]}";
+                keys::read_section(reader, node, key, example, DRIFT_KEYS, draft);
+            }
+        },
+    ),
+    Key::section("keep", "", "{releases: 10}", KEEP_KEYS),
+    Key::custom(
+        "smoke",
+        "Requests that must succeed after the switch. If one fails, the deployment is reverted.",
+        Unstated,
+        health::smoke_example,
+        |reader, node, key, draft| {
+            draft.settings.smoke = reader.items(node, key, "[/, /login]", |reader, node| health::read_smoke(reader, node, key));
+        },
+    ),
+    Key::custom(
+        "promote",
+        "The conditions that a release must have met where it ran before, so that an environment that pulls (`--mode final`) accepts it. \
+         The conditions of the server file apply as well.",
+        Says("none"),
+        || keys::render(PROMOTE_KEYS),
+        |reader, node, key, draft| policy::read_promote(reader, node, key, &mut draft.settings.promote),
+    ),
+    Key::custom(
+        ENVIRONMENTS,
+        "The same keys for single environments, merged over the ones above: lists and single values replace, mappings (env, processes, \
+         scale, timeouts) are merged key by key.",
+        Unstated,
+        || "staging:\n  env:\n    LOG_LEVEL: debug\n  scale:\n    web: 1".to_owned(),
+        // Read by the recipe: the levels have an order.
+        |_, _, _, _| {},
+    ),
+];
+
+/// The key that holds levels of the recipe. It is only allowed at the top.
+pub(super) const ENVIRONMENTS: &str = "environments";
+
+const BUILD_KEYS: &[Key<Draft>] = &[
+    Key::custom(
+        "env",
+        "Variables that only the build sees.",
+        Unstated,
+        || "NODE_ENV: production".to_owned(),
+        |reader, node, key, draft| draft.settings.build.env.extend(reader.env(node, key)),
+    ),
+    Key::value(
+        "timeout",
+        "The time limit of the build; the same as timeouts.build. The server file may allow less.",
+        Is("15m"),
+        "20m",
+        |reader, node, key, draft| {
+            draft.settings.timeouts.extend(reader.time(node, key).map(|time| (Phase::Build, time)));
+        },
+    ),
+    Key::value(
+        "memory",
+        "The memory limit of the build. The server file may allow less.",
+        Says("as in the server file"),
+        "2G",
+        |reader, node, key, draft| draft.settings.build.memory = reader.size(node, key).or(draft.settings.build.memory),
+    ),
+    Key::value(
+        "cache",
+        "false: buildpacks start every build with an empty cache.",
+        Is("true"),
+        "true",
+        |reader, node, key, draft| {
+            draft.settings.build.cache = reader.boolean(node, key).unwrap_or(draft.settings.build.cache);
+        },
+    ),
+];
+
+const DRIFT_KEYS: &[Key<Draft>] = &[
+    Key::value("policy", "", Unstated, "keep", |reader, node, key, draft| {
+        draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift);
+    }),
+    Key::value(
+        "ignore",
+        "Patterns, as in .gitignore, of files that the application itself writes into its own directory.",
+        Unstated,
+        "\n- /uploads/\n- \"*.sqlite3\"",
+        |reader, node, key, draft| {
+            let expected = "a pattern as in .gitignore, such as \"*.tmp\" or \"/uploads/\"";
+            draft.settings.drift_ignore = reader.items(node, key, "[\"*.tmp\", \"/uploads/\"]", |reader, node| {
+                reader.value(node, key, expected, |text| {
+                    let fits = !text.trim().is_empty() && text.len() <= 250 && !text.chars().any(char::is_control);
+                    let problem = "it is empty, longer than 250 bytes, or has control characters";
+                    if fits { Ok(text.to_owned()) } else { Err(problem.to_owned()) }
+                })
+            });
+        },
+    ),
+];
+
+const AS_SERVER: Fallback = Says("as in the server file");
+
+const KEEP_KEYS: &[Key<Draft>] = &[
+    Key::value("releases", "The number of releases that stay; at least 2.", AS_SERVER, "10", |reader, node, key, draft| {
+        let releases = reader.number(node, key, 2, 1000).and_then(|number| u16::try_from(number).ok());
+        draft.settings.keep_releases = releases.or(draft.settings.keep_releases);
+    }),
+    Key::value("age", "Older releases are pruned: 12h, 90d, 12w, 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
+        draft.settings.keep_age = reader.age(node, key).or(draft.settings.keep_age);
+    }),
+    Key::value(
+        "bytes",
+        "The disk space of their archives; the oldest are pruned first. Never more than the server file allows.",
+        AS_SERVER,
+        "2G",
+        |reader, node, key, draft| draft.settings.keep_bytes = reader.size(node, key).or(draft.settings.keep_bytes),
+    ),
+];
+
+fn buildpack(reader: &mut Reader, node: &Node) -> Option<BuildpackRef> {
+    reader.value(node, "buildpack", BuildpackRef::EXPECTED, str::parse)
+}
+
+fn data(reader: &mut Reader, node: &Node, key: &str) -> Vec<RelativePath> {
+    let mut paths: Vec<RelativePath> = Vec::new();
+    for node in reader.bounded(node, key, "[media, var/uploads]") {
+        let expected = "a path inside the application, such as media";
+        let Some(path) = reader.value(node, key, expected, str::parse::<RelativePath>) else { continue };
+        match paths.iter().find(|other| other.overlaps(&path)) {
+            Some(other) => {
+                let problem = format!("{key}: \"{path}\" and \"{other}\" overlap");
+                reader.problem(node, problem).hint = Some("keep the outer one".to_owned());
+            }
+            None => paths.push(path),
+        }
+    }
+    paths
 }

@@ -1,18 +1,35 @@
-//! The references are files that parse and hold every key; the fixtures are golden; nothing panics.
+//! Tests of all files together: references, precedence, golden errors, and arbitrary input.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use proptest::prelude::{Strategy as Generator, *};
 
 use super::{
-    http,
+    keys::{self, Fallback},
     project::{ProjectFiles, load},
-    promote, recipe_read, server, *,
+    server, settings, *,
 };
 use crate::model::{EnvironmentName, Phase};
 
-const RECIPE: &str = include_str!("reference/recipe.yml");
-const SERVER: &str = include_str!("reference/server.yml");
+const RECIPE_INTRODUCTION: &str = "\
+# larder.yml: a project's description of its own deployment, at the top of the repository.
+# Every key is optional, and so is the file. Write only what differs from the defaults.
+# Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
+";
+const SERVER_INTRODUCTION: &str = "\
+# larder.yml in the server's root: the operator's settings of this server.
+# Every key is optional, and so is the file. The values are the defaults, except those of `paths`, `keep.age`, `keep.bytes`,
+# `promote` and `env`, which are examples: their default is nothing.
+# Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
+";
+
+fn recipe_reference() -> String {
+    format!("{RECIPE_INTRODUCTION}{}", keys::render_file(settings::KEYS))
+}
+
+fn server_reference() -> String {
+    format!("{SERVER_INTRODUCTION}{}", keys::render_file(server::KEYS))
+}
 
 fn environment(name: &str) -> EnvironmentName {
     name.parse().unwrap()
@@ -27,27 +44,15 @@ fn settings(recipe: &str, procfile: &str) -> Settings {
     load(&files).unwrap().settings(&environment("production"))
 }
 
-/// All words in front of a colon, commented ones included.
-fn keys(text: &str) -> BTreeSet<&str> {
-    text.lines().filter_map(|line| line.trim_start_matches([' ', '#', '-']).split_once(':').map(|(key, _)| key.trim())).collect()
+/// Writes one value of a dotted key as a document.
+fn document(key: &str, value: &str) -> String {
+    let levels = key.split('.').enumerate().map(|(depth, name)| format!("{}{name}:", "  ".repeat(depth)));
+    format!("{} {value}\n", levels.collect::<Vec<_>>().join("\n"))
 }
 
 #[test]
-fn the_reference_recipe_parses_and_names_every_key() {
-    let recipe = Recipe::parse(RECIPE.as_bytes()).unwrap();
-    let found = keys(RECIPE);
-    let all = [&recipe_read::TOP[..], &recipe_read::BUILD, &recipe_read::PROCESS, &recipe_read::HEALTH, &recipe_read::STOP]
-        .concat()
-        .into_iter()
-        .chain(recipe_read::KEEP)
-        .chain(recipe_read::DRIFT)
-        .chain(recipe_read::SMOKE)
-        .chain(promote::PROMOTE)
-        .chain(Phase::ALL.map(Phase::as_str));
-    for key in all {
-        // The short form is shown inside a sentence.
-        assert!(found.contains(key) || (key == "buildpack" && RECIPE.contains("`buildpack: python`")), "{key} is missing");
-    }
+fn recipe_reference_is_a_valid_recipe() {
+    let recipe = Recipe::parse(recipe_reference().as_bytes()).unwrap();
     let staging = recipe.for_environment(&environment("staging"));
     assert_eq!(staging.env.get("LOG_LEVEL").unwrap(), "debug");
     assert_eq!(staging.processes.get("worker").unwrap().stop.unwrap().grace, TimeSpan::minutes(5));
@@ -56,19 +61,9 @@ fn the_reference_recipe_parses_and_names_every_key() {
 }
 
 #[test]
-fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
-    let mut config = ServerConfig::parse("larder.yml", SERVER.as_bytes()).unwrap();
-    let found = keys(SERVER);
-    let all = [&server::TOP[..], &server::SSH, &http::HTTP, &server::BUILDS, &server::LIMITS, &server::DEPLOYMENTS]
-        .concat()
-        .into_iter()
-        .chain(server::PORTS)
-        .chain(server::KEEP)
-        .chain(promote::PROMOTE)
-        .chain(server::LOG);
-    for key in all {
-        assert!(found.contains(key), "{key} is missing");
-    }
+fn server_reference_shows_the_defaults() {
+    let mut config = ServerConfig::parse("larder.yml", server_reference().as_bytes()).unwrap();
+    assert_eq!((config.paths.len(), config.env.len(), config.drift), (1, 1, Some(DriftPolicy::Keep)));
     config.paths.clear();
     config.env.clear();
     (config.keep.age, config.keep.bytes, config.drift) = (None, None, None);
@@ -76,14 +71,43 @@ fn the_reference_server_file_parses_names_every_key_and_shows_the_defaults() {
     assert_eq!(config, ServerConfig::default());
 }
 
+/// `Settings::default()` and `ServerConfig::default()` agree with the values that the tables state.
 #[test]
-fn the_documentation_shows_the_references_as_they_are() {
-    assert!(include_str!("../../docs/recipe.md").contains(&format!("```yaml\n{RECIPE}```")));
-    assert!(include_str!("../../docs/server-file.md").contains(&format!("```yaml\n{SERVER}```")));
+fn stated_defaults_are_the_defaults_in_code() {
+    let health = keys::rows(super::health::HEALTH_KEYS, "health.");
+    let mut seen = 0;
+    for (key, fallback) in keys::rows(settings::KEYS, "").into_iter().chain(health) {
+        let Fallback::Is(value) = fallback else { continue };
+        let recipe = Recipe::parse(document(&key, value).as_bytes()).unwrap();
+        assert_eq!(recipe.for_environment(&environment("production")), Settings::default(), "{key}: {value}");
+        seen += 1;
+    }
+    for (key, fallback) in keys::rows(server::KEYS, "") {
+        let Fallback::Is(value) = fallback else { continue };
+        assert_eq!(ServerConfig::parse("", document(&key, value).as_bytes()).unwrap(), ServerConfig::default(), "{key}: {value}");
+        seen += 1;
+    }
+    assert!(seen >= 7, "only {seen} defaults were found");
+}
+
+/// The pages below `docs/` contain the references. `LARDER_BLESS=1` writes them.
+#[test]
+fn documentation_contains_the_rendered_references() {
+    for (page, reference) in [("recipe.md", recipe_reference()), ("server-file.md", server_reference())] {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+        let text = fs::read_to_string(&path).unwrap();
+        let start = text.find("```yaml\n").unwrap() + "```yaml\n".len();
+        let end = start + text[start..].find("```").unwrap();
+        if std::env::var_os("LARDER_BLESS").is_some() {
+            fs::write(&path, format!("{}{reference}{}", &text[..start], &text[end..])).unwrap();
+        } else {
+            assert!(text[start..end] == reference, "docs/{page} is outdated: LARDER_BLESS=1 cargo test --lib config");
+        }
+    }
 }
 
 #[test]
-fn a_missing_server_file_means_the_defaults() {
+fn server_file_missing_means_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("larder.yml");
     assert_eq!(ServerConfig::load(&path).unwrap(), ServerConfig::default());
@@ -92,7 +116,7 @@ fn a_missing_server_file_means_the_defaults() {
 }
 
 #[test]
-fn the_recipe_counts_before_the_procfile_and_that_before_app_json_and_buildpacks() {
+fn recipe_takes_precedence_over_procfile_and_app_json() {
     let files = ProjectFiles {
         recipe: Some(b"processes: {web: a}\nscale: {clock: 3, other: 2}\nenv: {A: 1.10}\n".to_vec()),
         procfile: Some(b"web: b\nworker: c\nrelease: d\n".to_vec()),
@@ -119,7 +143,7 @@ fn the_recipe_counts_before_the_procfile_and_that_before_app_json_and_buildpacks
 }
 
 #[test]
-fn an_environment_replaces_lists_and_merges_mappings() {
+fn environment_replaces_lists_and_merges_mappings() {
     let recipe = Recipe::parse(
         b"data: [a]\nenv: {A: 1, B: 2}\nhealth: {command: check}\nenvironments: {staging: {data: [b], env: {B: 3}, health: {path: /up}}}",
     )
@@ -133,7 +157,7 @@ fn an_environment_replaces_lists_and_merges_mappings() {
 }
 
 #[test]
-fn defaults_are_filled_in() {
+fn empty_recipe_gives_the_defaults() {
     let settings = settings("", "web: a\nworker: b");
     assert_eq!(settings.processes.values().map(|spec| spec.scale).collect::<Vec<_>>(), [1, 0]);
     assert_eq!(settings.health.check, HealthCheck::Tcp);
@@ -142,33 +166,33 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
-fn a_server_caps_builds_and_fills_in_what_the_project_leaves_open() {
+fn server_file_limits_builds_and_completes_the_recipe() {
     let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7, age: 12w, bytes: 2G}\nenv: {A: server, B: server}\n";
     let server = ServerConfig::parse("larder.yml", server).unwrap();
     let settings = settings("build: {memory: 4G, timeout: 2h}\nenv: {A: project}\nkeep: {bytes: 1G}\n", "").on_server(&server);
     assert_eq!(settings.build.memory, Some("1G".parse().unwrap()));
     assert_eq!(settings.timeout(Phase::Build), TimeSpan::minutes(10));
-    assert_eq!(settings.keep_releases, Some(7));
-    assert_eq!(settings.keep_age, Some("84d".parse().unwrap()));
-    assert_eq!(settings.keep_bytes, Some("1G".parse().unwrap()), "less than the server gives, because the project asks for less");
+    let keep = settings.retention(&server);
+    assert_eq!((keep.releases, keep.age), (7, Some("84d".parse().unwrap())));
+    assert_eq!(keep.bytes, Some("1G".parse().unwrap()), "the project asks for less than the server allows");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["project", "server"]);
 }
 
 #[test]
-fn windows_line_ends_do_not_get_into_commands() {
+fn command_with_crlf_has_plain_line_ends() {
     let settings = settings("release: |\r\n  one\r\n  two\r\n", "web: a\r\n");
     assert_eq!(settings.release.unwrap().as_str(), "one\ntwo\n");
     assert_eq!(settings.processes.get("web").unwrap().command.as_str(), "a");
 }
 
 #[test]
-fn byte_order_marks_and_windows_line_ends_are_fine() {
+fn recipe_with_byte_order_mark_and_crlf_is_read() {
     let settings = settings("\u{feff}env:\r\n  A: x\r\n  B: \"y\"\r\n", "");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["x", "y"]);
 }
 
 #[test]
-fn typed_parsing_has_lines_and_suggestions() {
+fn typed_parsing_error_has_line_and_suggestion() {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]
@@ -195,7 +219,7 @@ fn typed_parsing_has_lines_and_suggestions() {
 }
 
 #[test]
-fn hostile_yaml_is_refused_quickly() {
+fn hostile_yaml_is_refused() {
     let deep_flow = "[".repeat(60_000);
     let deep_block: String = (0..300).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
     let bomb = format!("a: &a [x,x]\n{}", "b: [*a,*a]\n".repeat(20));
@@ -207,9 +231,9 @@ fn hostile_yaml_is_refused_quickly() {
     assert!(Recipe::parse(&vec![b'a'; 100 << 20]).is_err());
 }
 
-/// Each file of `tests/fixtures/invalid` has its errors beside it, in `<file>.errors`. `LARDER_BLESS=1` writes them.
+/// Each file in `tests/fixtures/invalid` has its expected errors in `<file>.errors`. `LARDER_BLESS=1` writes them.
 #[test]
-fn invalid_fixtures_give_their_golden_errors() {
+fn invalid_fixture_gives_its_golden_errors() {
     let mut seen = 0;
     for path in fixtures("invalid") {
         let errors = problems_of(&path).expect_err(&format!("{} is accepted", path.display()));
@@ -226,7 +250,7 @@ fn invalid_fixtures_give_their_golden_errors() {
 }
 
 #[test]
-fn valid_fixtures_are_accepted() {
+fn valid_fixture_is_accepted() {
     let mut seen = 0;
     for path in fixtures("valid") {
         if let Err(errors) = problems_of(&path) {
@@ -245,7 +269,7 @@ fn fixtures(kind: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// The kind of a fixture is the start of its name.
+/// Parses a fixture by the kind at the start of its name.
 fn problems_of(path: &std::path::Path) -> Result<(), Vec<ConfigError>> {
     let bytes = fs::read(path).unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -261,9 +285,12 @@ fn problems_of(path: &std::path::Path) -> Result<(), Vec<ConfigError>> {
     load(&files).map(drop)
 }
 
-/// Text that gets past the first few checks more often than noise does.
+/// Generates text that passes the first checks more often than noise does.
 fn almost_yaml() -> impl Generator<Value = String> {
-    let mut words: Vec<String> = recipe_read::TOP.iter().chain(&server::TOP).map(|word| (*word).to_owned()).collect();
+    let mut words: Vec<String> = {
+        let recipe = settings::KEYS.iter().map(|key| key.name);
+        recipe.chain(server::KEYS.iter().map(|key| key.name)).map(str::to_owned).collect()
+    };
     words.extend(
         [
             ": ", "\n", "\n  ", "- ", "[", "]", "{", "}", ", ", "\"", "'", "|\n", "&a ", "*a", "!t ", "1", "90s", "web",
@@ -319,11 +346,11 @@ proptest! {
 }
 
 #[test]
-fn a_promotion_policy_is_the_stricter_of_project_and_server() {
+fn promotion_policy_is_the_stricter_of_recipe_and_server_file() {
     let text = "promote: {min_healthy: 10m, checks: [smoke, tests]}\nenvironments: {production: {promote: {checks: [smoke], max_restarts: 3}}}\n";
     let own = settings(text, "").promote;
     assert_eq!((own.min_healthy, own.max_restarts), (Some(TimeSpan::minutes(10)), Some(3)));
-    assert_eq!(own.checks, [PromoteCheck::Smoke], "the environment's list takes the place of the other");
+    assert_eq!(own.checks, [PromoteCheck::Smoke], "the environment replaces the list");
     let server = ServerConfig::parse("larder.yml", b"promote: {min_healthy: 1h, checks: [health], max_restarts: 5}").unwrap();
     let both = settings(text, "").on_server(&server).promote;
     assert_eq!((both.min_healthy, both.max_restarts), (Some(TimeSpan::minutes(60)), Some(3)));
@@ -345,4 +372,73 @@ fn a_promotion_policy_is_the_stricter_of_project_and_server() {
             assert!(text.contains("larder.yml:1") && text.contains(hint), "{bad}: {text}");
         }
     }
+}
+
+fn with_app_json(recipe: &str, app_json: &str) -> Settings {
+    let files = ProjectFiles {
+        recipe: Some(recipe.as_bytes().to_vec()),
+        procfile: Some(b"worker: b\n".to_vec()),
+        app_json: Some(app_json.as_bytes().to_vec()),
+        ..ProjectFiles::default()
+    };
+    load(&files).unwrap().settings(&environment("production"))
+}
+
+#[test]
+fn health_status_alone_keeps_the_path_of_app_json() {
+    let app_json = r#"{"healthchecks": {"web": [{"path": "/up"}]}}"#;
+    let check = |recipe: &str| with_app_json(recipe, app_json).health.check;
+    let http = |path: &str, status: &str| HealthCheck::Http { path: path.parse().unwrap(), status: status.parse().unwrap() };
+    assert_eq!(check(""), http("/up", "200-399"));
+    assert_eq!(check("health: {status: 204}"), http("/up", "204"));
+    assert_eq!(check("health: {type: http, timeout: 5s}"), http("/up", "200-399"));
+    assert_eq!(check("health: {status: 204}\nenvironments: {production: {health: {path: /b}}}"), http("/b", "204"));
+    assert_eq!(check("health: {type: tcp}"), HealthCheck::Tcp);
+    assert_eq!(check("health: {type: none}"), HealthCheck::None);
+    assert_eq!(check("health: {command: x}"), HealthCheck::Command("x".parse().unwrap()));
+}
+
+/// A key that a level of the recipe sets changes only itself, in every mapping.
+#[test]
+fn partial_mapping_keeps_the_other_keys() {
+    let recipe = "stop: {grace: 1m, signal: INT}\nkeep: {releases: 5, age: 3d}\ndrift: {policy: refuse, ignore: [a]}\n\
+        build: {memory: 1G, cache: false, env: {A: x}}\npromote: {min_healthy: 1m, checks: [smoke]}\n\
+        processes: {worker: {command: w, memory: 64M, stop: {signal: HUP}}}\nhealth: {path: /a, timeout: 9s}\n\
+        environments: {production: {stop: {grace: 2m}, keep: {age: 4d}, drift: {ignore: [b]}, build: {timeout: 1m, env: {B: y}},\
+        promote: {max_restarts: 1}, processes: {worker: {scale: 3, stop: {grace: 5s}}}, health: {interval: 2s}}}\n";
+    let s = settings(recipe, "");
+    assert_eq!((s.stop.signal, s.stop.grace), (StopSignal::Int, TimeSpan::minutes(2)));
+    assert_eq!((s.keep_releases, s.keep_age), (Some(5), Some("4d".parse().unwrap())));
+    assert_eq!((s.drift, s.drift_ignore.as_slice()), (Some(DriftPolicy::Refuse), ["b".to_owned()].as_slice()));
+    assert_eq!((s.build.memory, s.build.cache, s.build.env.len()), (Some("1G".parse().unwrap()), false, 2));
+    assert_eq!((s.promote.min_healthy, s.promote.max_restarts), (Some(TimeSpan::minutes(1)), Some(1)));
+    assert_eq!(s.promote.checks, [PromoteCheck::Smoke]);
+    let worker = s.processes.get("worker").unwrap();
+    assert_eq!((worker.command.as_str(), worker.scale, worker.memory), ("w", 3, Some("64M".parse().unwrap())));
+    assert_eq!(worker.stop.map(|stop| (stop.signal, stop.grace)), Some((StopSignal::Hup, TimeSpan::seconds(5))));
+    assert_eq!((s.health.timeout, s.health.interval), (TimeSpan::seconds(9), TimeSpan::seconds(2)));
+    assert!(matches!(s.health.check, HealthCheck::Http { .. }));
+}
+
+/// Journals keep the settings of a deployment. A value of the operator that counts later must not be among them.
+#[test]
+fn stored_settings_follow_the_operators_new_values() {
+    let server = |text: &str| ServerConfig::parse("larder.yml", text.as_bytes()).unwrap();
+    let before = server("keep: {releases: 3, age: 1d, bytes: 1G}\ndrift: refuse\n");
+    let now = server("keep: {releases: 20, age: 2y, bytes: 5G}\ndrift: reapply\n");
+    let stored = serde_json::to_string(&settings("", "").on_server(&before)).unwrap();
+    let stored: Settings = serde_json::from_str(&stored).unwrap();
+    assert_eq!(stored.retention(&now), settings("", "").retention(&now));
+    assert_eq!(stored.drift_policy(&now), DriftPolicy::Reapply);
+    assert_eq!(settings("drift: keep\nkeep: {releases: 4}", "").on_server(&before).retention(&now).releases, 4);
+}
+
+#[test]
+fn process_scaled_to_zero_needs_no_command() {
+    let without = |recipe: &str, app_json: &str| with_app_json(recipe, app_json).without_command().map(ToString::to_string);
+    assert_eq!(without("", r#"{"formation": {"web": {"quantity": 0}}}"#), None);
+    assert_eq!(without("scale: {web: 0}", "{}"), None);
+    assert_eq!(without("", r#"{"formation": {"web": {"quantity": 1}}}"#), Some("web".to_owned()));
+    assert_eq!(without("scale: {web: 1}", r#"{"formation": {"web": {"quantity": 0}}}"#), Some("web".to_owned()));
+    assert_eq!(without("processes: {clock: {memory: 64M}}", "{}"), Some("clock".to_owned()));
 }

@@ -1,126 +1,11 @@
-//! The checked values of configuration files: durations, sizes, paths, hosts, names of variables, buildpacks.
+//! Names, paths and commands in configuration files, each checked when it is read.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::shown;
-use crate::model::{CommitId, checked_text, text_form};
-
-/// A span of time, written `500ms`, `90s`, `15m`, `1h` or `2d`; at most 30 days.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TimeSpan(Duration);
-
-impl TimeSpan {
-    /// What is expected, for errors.
-    pub(super) const EXPECTED: &'static str = "a duration such as 500ms, 90s, 15m or 1h";
-    const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
-
-    /// So many seconds.
-    pub const fn seconds(seconds: u64) -> TimeSpan {
-        TimeSpan(Duration::from_secs(seconds))
-    }
-
-    /// So many minutes.
-    pub const fn minutes(minutes: u64) -> TimeSpan {
-        TimeSpan(Duration::from_secs(minutes * 60))
-    }
-
-    /// The same for the clock.
-    pub const fn get(self) -> Duration {
-        self.0
-    }
-}
-
-impl FromStr for TimeSpan {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (number, unit) = number_and_unit(text);
-        let number: u64 = number.parse().map_err(|_| format!("{} is not a duration", shown(text)))?;
-        let milliseconds: u64 = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            "" => return Err(format!("{} has no unit", shown(text))),
-            other => return Err(format!("{} has the unknown unit {}", shown(text), shown(other))),
-        };
-        let span = number.checked_mul(milliseconds).map(Duration::from_millis).filter(|span| *span <= Self::LONGEST);
-        span.map(TimeSpan).ok_or_else(|| format!("{} is longer than 30 days", shown(text)))
-    }
-}
-
-impl fmt::Display for TimeSpan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let milliseconds = self.0.as_millis();
-        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-        match units.into_iter().find(|(unit, _)| milliseconds > 0 && milliseconds.is_multiple_of(*unit)) {
-            Some((unit, name)) => write!(f, "{}{name}", milliseconds / unit),
-            None => write!(f, "{milliseconds}ms"),
-        }
-    }
-}
-
-text_form!(TimeSpan, String);
-
-/// An amount of memory or disk, written `512K`, `64M`, `2G` or `1T` (powers of 1024), or as plain bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ByteSize(u64);
-
-impl ByteSize {
-    /// What is expected, for errors.
-    pub(super) const EXPECTED: &'static str = "a size such as 512M or 2G";
-
-    /// So many MiB.
-    pub const fn mebibytes(number: u64) -> ByteSize {
-        ByteSize(number << 20)
-    }
-
-    /// In bytes.
-    pub const fn bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl FromStr for ByteSize {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (number, unit) = number_and_unit(text);
-        let number: u64 = number.parse().map_err(|_| format!("{} is not a size", shown(text)))?;
-        let factor: u64 = match unit.to_ascii_uppercase().as_str() {
-            "" | "B" => 1,
-            "K" | "KB" | "KIB" => 1 << 10,
-            "M" | "MB" | "MIB" => 1 << 20,
-            "G" | "GB" | "GIB" => 1 << 30,
-            "T" | "TB" | "TIB" => 1 << 40,
-            _ => return Err(format!("{} has the unknown unit {}", shown(text), shown(unit))),
-        };
-        // Bounded so that sums of sizes cannot overflow and every figure fits the kernel's signed ones.
-        let bytes = number.checked_mul(factor).filter(|bytes| *bytes <= 1 << 50);
-        bytes.map(ByteSize).ok_or_else(|| format!("{} is more than 1024T", shown(text)))
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-        match units.into_iter().find(|(shift, _)| self.0 > 0 && self.0.is_multiple_of(1 << shift)) {
-            Some((shift, name)) => write!(f, "{}{name}", self.0 >> shift),
-            None => write!(f, "{}", self.0),
-        }
-    }
-}
-
-text_form!(ByteSize, String);
-
-fn number_and_unit(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(end).unwrap_or((text, ""));
-    (number, unit.trim_start_matches(' '))
-}
+use crate::model::{CommitId, checked_text};
 
 checked_text!(
     /// The name of an environment variable that a project may set.
@@ -135,7 +20,7 @@ checked_text!(
         if matches!(text, "PORT" | "HOME") || text.starts_with("LARDER_") {
             return Err(format!("the variable {text} is set by larder itself"));
         }
-        // These would also change the programs of larder that start the process.
+        // These variables would also affect the programs of larder that start the process.
         if text.starts_with("LD_") || matches!(text, "IFS" | "BASH_ENV" | "ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4") {
             return Err(format!("the variable {text} changes how every program starts and is not allowed"));
         }
@@ -171,7 +56,7 @@ checked_text!(
 );
 
 impl RelativePath {
-    /// Whether one of the two is, or lies inside, the other.
+    /// Returns true if the two paths are equal or one contains the other.
     pub fn overlaps(&self, other: &RelativePath) -> bool {
         let inside =
             |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -201,7 +86,7 @@ checked_text!(
 );
 
 impl Domain {
-    /// `localhost`, of which every sub-domain is this machine too.
+    /// Returns `localhost`. Its subdomains resolve to this machine as well (RFC 6761).
     pub fn localhost() -> Domain {
         Domain("localhost".to_owned())
     }
@@ -238,50 +123,10 @@ checked_text!(
     }
 );
 
-/// The range of HTTP statuses that count as healthy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct StatusRange {
-    /// The lowest.
-    pub from: u16,
-    /// The highest.
-    pub to: u16,
-}
-
-impl StatusRange {
-    /// Whether `status` is in it.
-    pub fn contains(self, status: u16) -> bool {
-        (self.from..=self.to).contains(&status)
-    }
-}
-
-impl FromStr for StatusRange {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let status = |text: &str| {
-            let text = text.trim();
-            (text.len() == 3).then(|| text.parse::<u16>().ok()).flatten().filter(|status| (100..=599).contains(status))
-        };
-        let (from, to) = text.split_once('-').unwrap_or((text, text));
-        match (status(from), status(to)) {
-            (Some(from), Some(to)) if from <= to => Ok(StatusRange { from, to }),
-            _ => Err(format!("{} is not a status or a range of them", shown(text))),
-        }
-    }
-}
-
-impl fmt::Display for StatusRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.from == self.to { write!(f, "{}", self.from) } else { write!(f, "{}-{}", self.from, self.to) }
-    }
-}
-
-text_form!(StatusRange, String);
-
 /// A buildpack that a project asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BuildpackRef {
-    /// One that larder brings along or the operator installed.
+    /// A buildpack that is part of larder or that the operator installed.
     Named(String),
     /// A directory of the project itself, relative to its top.
     Directory(RelativePath),
@@ -289,13 +134,13 @@ pub enum BuildpackRef {
     Git {
         /// An `https://` or `http://` address.
         url: String,
-        /// The commit after `#`; without one, the same push could be built by another program tomorrow.
+        /// The commit after `#`. It is required because a moving reference could build the same push differently tomorrow.
         commit: CommitId,
     },
 }
 
 impl BuildpackRef {
-    /// What is expected, for errors.
+    /// The expected form, for errors.
     pub(super) const EXPECTED: &'static str =
         "a name such as python, a directory such as ./tools/buildpack, or https://host/repository#commit";
 }
@@ -306,7 +151,7 @@ impl FromStr for BuildpackRef {
         if let Some(path) = text.strip_prefix("./") {
             return Ok(BuildpackRef::Directory(path.trim_end_matches('/').parse()?));
         }
-        // Heroku's own short names mean the language.
+        // Heroku's short names stand for languages.
         let name = text.strip_prefix("urn:buildpack:").unwrap_or(text);
         let name = match name.strip_prefix("heroku/").unwrap_or(name) {
             "nodejs" => "node",
@@ -343,30 +188,35 @@ impl fmt::Display for BuildpackRef {
     }
 }
 
+/// Checks a directory of the host. The system's own directories are visible anyway, or must never be.
+pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
+    let parts: Vec<&str> = text.split('/').skip(1).collect();
+    let clean = text.starts_with('/')
+        && text.len() <= 1024
+        && !text.chars().any(char::is_control)
+        && parts.iter().all(|part| !matches!(*part, "" | "." | ".."));
+    if !clean {
+        return Err(format!("{} is not an absolute path without \".\", \"..\" and empty parts", shown(text)));
+    }
+    // An operator may have installed language runtimes below /root.
+    if matches!(parts.as_slice(), ["proc" | "sys" | "dev" | "run" | "boot", ..] | ["root"]) {
+        return Err(format!("{} must not be visible in sandboxes", shown(text)));
+    }
+    // A sandbox mounts directories of its own there.
+    const OWN: [&str; 13] =
+        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
+    if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
+        return Err(format!("{} would be hidden: every sandbox has a directory of its own there", shown(text)));
+    }
+    Ok(PathBuf::from(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_round_trip() {
-        for text in ["500ms", "90s", "15m", "1h", "2d", "0ms"] {
-            assert_eq!(text.parse::<TimeSpan>().unwrap().to_string(), text);
-        }
-        for text in ["1", "512K", "64M", "2G", "1T", "0"] {
-            assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
-        }
-        assert_eq!("2 GiB".parse::<ByteSize>().unwrap().bytes(), 2 << 30);
-        assert_eq!("60s".parse::<TimeSpan>().unwrap(), TimeSpan::minutes(1));
-        for bad in ["", "s", "5", "5 weeks", "-5s", "99999999999999999999s", "40d", "1.5h", "5\u{20ac}"] {
-            assert!(bad.parse::<TimeSpan>().is_err(), "{bad}");
-        }
-        for bad in ["", "M", "-1", "5X", "99999999999999999999", "2048T", "1.5G"] {
-            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn reserved_and_dangerous_variables_are_refused() {
+    fn reserved_or_loader_variable_is_rejected() {
         for good in ["A", "_x", "DATABASE_URL", "PATH"] {
             assert!(good.parse::<VariableName>().is_ok(), "{good}");
         }
@@ -376,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_inside_the_application() {
+    fn path_that_leaves_the_application_is_rejected() {
         for good in ["media", "var/uploads", "a.b/.c"] {
             assert!(good.parse::<RelativePath>().is_ok(), "{good}");
         }
@@ -417,11 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_and_hosts() {
-        assert!("200-399".parse::<StatusRange>().unwrap().contains(302));
-        for bad in ["", "20", "399-200", "200-", "600", "+20"] {
-            assert!(bad.parse::<StatusRange>().is_err(), "{bad}");
-        }
+    fn host_name_with_upper_case_or_address_is_rejected() {
         for good in ["shop.example.com", "localhost", "a-b.c"] {
             assert!(good.parse::<Domain>().is_ok(), "{good}");
         }

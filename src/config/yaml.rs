@@ -1,4 +1,4 @@
-//! YAML within limits: size, depth, no aliases, no tags, no duplicate keys; every value knows its line.
+//! A YAML parser with limits: size, depth, no aliases, no tags, no duplicate keys. Every value has its line.
 //!
 //! The parser's events become a small tree of nodes first. The recipe and the server file are read from that tree, so that all
 //! their problems are reported at once; [`parse`] fills any other type through serde, after the tree has been checked.
@@ -8,37 +8,37 @@ use serde_yaml::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, 
 
 use super::error::{ConfigError, shown};
 
-/// How much a file may hold.
+/// The limits of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Size in bytes.
+    /// The size in bytes.
     pub bytes: usize,
-    /// How deep collections may be nested.
+    /// The levels of nested collections.
     pub depth: usize,
 }
 
 impl Limits {
-    /// A file that is pushed: 64 KiB.
+    /// The limits of a pushed file: 64 KiB.
     pub const RECIPE: Limits = Limits { bytes: 64 * 1024, depth: 32 };
-    /// A file that the operator wrote: 256 KiB.
+    /// The limits of a file of the operator: 256 KiB.
     pub const SERVER: Limits = Limits { bytes: 256 * 1024, depth: 32 };
 }
 
-/// A place in a file, from 1.
+/// A position in a file, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At {
     pub line: u32,
     pub column: u32,
 }
 
-/// A value with its place.
+/// A value with its position.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     pub at: At,
     pub value: Value,
 }
 
-/// A YAML value. Scalars stay text: what `1.10` means is decided by the key that it belongs to.
+/// A YAML value. Scalars stay text: the key decides what `1.10` means.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -47,8 +47,25 @@ pub(super) enum Value {
     Map(Vec<(Node, Node)>),
 }
 
+impl Default for Node {
+    fn default() -> Node {
+        Node { at: At { line: 1, column: 1 }, value: Value::Null }
+    }
+}
+
 impl Node {
-    /// The text of a scalar.
+    /// Returns the value of a mapping's key. A key without a value counts as absent.
+    pub fn child(&self, key: &str) -> Option<&Node> {
+        self.children().find(|(name, node)| *name == key && node.value != Value::Null).map(|(_, node)| node)
+    }
+
+    /// Returns the pairs of a mapping; nothing for other values.
+    pub fn children(&self) -> impl Iterator<Item = (&str, &Node)> {
+        let pairs: &[_] = if let Value::Map(pairs) = &self.value { pairs } else { &[] };
+        pairs.iter().filter_map(|(key, value)| Some((key.text()?, value)))
+    }
+
+    /// Returns the text of a scalar.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
@@ -56,7 +73,7 @@ impl Node {
         }
     }
 
-    /// What this is, for an error.
+    /// Describes the value for an error.
     pub fn described(&self) -> String {
         match &self.value {
             Value::Null => "nothing".to_owned(),
@@ -67,7 +84,7 @@ impl Node {
     }
 }
 
-/// Reads one YAML document into `T`. `file` is the name for errors.
+/// Parses one YAML document into `T`. `file` is its name in errors.
 pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: Limits) -> Result<T, ConfigError> {
     let text = utf8(file, bytes, limits)?;
     tree(file, text, limits)?;
@@ -79,12 +96,12 @@ pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: Limits) -> R
     serde_yaml::from_str_with_options(text, options).map_err(|error| typed_error(file, &error))
 }
 
-/// Reads one YAML document as a tree.
+/// Parses one YAML document into a tree.
 pub(super) fn parse_tree(file: &str, bytes: &[u8], limits: Limits) -> Result<Node, ConfigError> {
     tree(file, utf8(file, bytes, limits)?, limits)
 }
 
-/// The text of a file within its size; a byte order mark is dropped.
+/// Returns the text of a file within its size, without a byte order mark.
 pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: Limits) -> Result<&'a str, ConfigError> {
     if bytes.len() > limits.bytes {
         return Err(ConfigError::new(file, format!("the file has {} bytes", bytes.len()))
@@ -183,7 +200,7 @@ fn tree(file: &str, text: &str, limits: Limits) -> Result<Node, ConfigError> {
             },
         }
     }
-    Ok(root.unwrap_or(Node { at: At { line: 1, column: 1 }, value: Value::Null }))
+    Ok(root.unwrap_or_default())
 }
 
 fn no_duplicates(file: &str, pairs: Vec<(Node, Node)>) -> Result<Vec<(Node, Node)>, ConfigError> {

@@ -201,10 +201,11 @@ async fn prune(deployment: &Deployment, lane: &Lane) {
         }
         None => return,
     };
+    let retention = settings.retention(&services.config);
     let keep = Keep {
-        releases: settings.keep_releases.unwrap_or(services.config.keep.releases).into(),
-        age: settings.keep_age.or(services.config.keep.age).map(Age::get),
-        bytes: settings.keep_bytes.or(services.config.keep.bytes).map(ByteSize::bytes),
+        releases: retention.releases.into(),
+        age: retention.age.map(Age::get),
+        bytes: retention.bytes.map(ByteSize::bytes),
         now: jiff::Timestamp::now(),
     };
     let doomed = prune_plan(&prunable(deployment, lane, &history, &live), Some(live.release), previous, &pinned, &keep);

@@ -204,7 +204,7 @@ pub async fn decide(
     found: Result<Option<Drift>, ReleaseError>,
     settings: &Settings,
 ) -> Result<(), Failure> {
-    let policy = settings.drift.unwrap_or_default();
+    let policy = settings.drift_policy(&deployment.services.config);
     let environment = deployment.order.environment.clone();
     let title = environment.title();
     let Some(live) = deployment.order.previous.clone() else { return Ok(()) };
@@ -331,7 +331,7 @@ pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settin
 pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     let settings = deployment.settings();
     let patch = keep(deployment, live, &settings).await;
-    let wanted = settings.drift == Some(DriftPolicy::Reapply);
+    let wanted = settings.drift_policy(&deployment.services.config) == DriftPolicy::Reapply;
     deployment.facts.patch = patch.filter(|_| wanted).map(|patch| patch.id);
 }
 

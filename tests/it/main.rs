@@ -30,6 +30,7 @@ mod promotion;
 mod pulling;
 mod push;
 mod queue;
+mod recipe;
 mod recovery;
 mod refs;
 mod refusals;

@@ -72,6 +72,7 @@ impl Step for Source {
                 deployment.transcript.error(warning);
             }
             let config = recipe::load(source.files).map_err(|wrong| refused(deployment, &wrong))?;
+            config.warnings().iter().for_each(|warning| deployment.transcript.error(warning));
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);

@@ -71,8 +71,8 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
         return Err(Failure::pusher("nothing to run: there is no Procfile, and the buildpack gave no process")
             .hint("add a file named Procfile with a line such as `web: ./server --port $PORT`"));
     }
-    if let Some((process, _)) = settings.unnamed.first() {
-        return Err(Failure::pusher(format!("the process {process} is scaled but nothing says what it runs"))
+    if let Some(process) = settings.without_command() {
+        return Err(Failure::pusher(format!("the process {process} has no command"))
             .hint(format!("add a line `{process}: command` to the Procfile")));
     }
     Ok(processes)

@@ -1,0 +1,177 @@
+//! Tables of configuration keys. One row per key holds its name, reference text, default and reader; [`Key`] is the row.
+//!
+//! The recipe's table is [`super::settings::KEYS`], the server file's is [`super::server::KEYS`]. The reference pages below `docs/`
+//! are rendered from the same rows, and a test compares them.
+
+use super::{reader::Reader, yaml::Node};
+
+/// The default of a key, as the reference states it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fallback {
+    /// The reference states no default: the key groups others, or its absence means "nothing".
+    Unstated,
+    /// A value in YAML. A test reads it and compares the result with the default in code.
+    Is(&'static str),
+    /// A sentence, where the default is not a single value.
+    Says(&'static str),
+}
+
+/// Reads a value into `T` and merges it with what is there. The text is the key's full name, for errors.
+type Read<T> = fn(&mut Reader, &Node, &str, &mut T);
+
+/// The form of a key's value.
+enum Form<T: 'static> {
+    /// A scalar or a list, with an example for the reference. An example of several lines starts with a line break.
+    Value { example: &'static str, read: Read<T> },
+    /// A mapping with fixed keys, with an inline example for errors.
+    Section { example: &'static str, keys: &'static [Key<T>] },
+    /// Any other form, with a function that renders its example.
+    Custom { example: fn() -> String, read: Read<T> },
+}
+
+/// One configuration key that is read into `T`.
+pub(super) struct Key<T: 'static> {
+    pub name: &'static str,
+    /// Explains the key in the reference. Every line is a paragraph; lines are wrapped when they are rendered.
+    help: &'static str,
+    fallback: Fallback,
+    form: Form<T>,
+    is_commented: bool,
+}
+
+impl<T> Key<T> {
+    /// A key with a scalar or a list.
+    pub const fn value(
+        name: &'static str,
+        help: &'static str,
+        fallback: Fallback,
+        example: &'static str,
+        read: Read<T>,
+    ) -> Key<T> {
+        Key { name, help, fallback, form: Form::Value { example, read }, is_commented: false }
+    }
+
+    /// A key that groups others.
+    pub const fn section(name: &'static str, help: &'static str, example: &'static str, keys: &'static [Key<T>]) -> Key<T> {
+        Key { name, help, fallback: Fallback::Unstated, form: Form::Section { example, keys }, is_commented: false }
+    }
+
+    /// A key whose value has a form of its own.
+    pub const fn custom(
+        name: &'static str,
+        help: &'static str,
+        fallback: Fallback,
+        example: fn() -> String,
+        read: Read<T>,
+    ) -> Key<T> {
+        Key { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
+    }
+
+    /// Shows the key as a comment in the reference, because it excludes a key beside it.
+    pub const fn commented(self) -> Key<T> {
+        Key { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
+    }
+}
+
+/// A mapping and its names in errors.
+pub(super) struct Place<'p> {
+    /// The mapping itself, such as `the file` or `keep`.
+    pub name: &'p str,
+    /// The prefix of its keys, such as `keep`; empty at the top.
+    pub prefix: &'p str,
+    /// An inline example.
+    pub example: &'p str,
+}
+
+/// Reads a mapping by its table and merges every value into `target`. Unknown keys are problems.
+pub(super) fn read<T>(reader: &mut Reader, node: &Node, place: &Place, keys: &[Key<T>], target: &mut T) {
+    let known: Vec<_> = keys.iter().map(|key| key.name).collect();
+    let section = reader.section(node, place.name, &known, place.example);
+    for key in keys {
+        let Some(node) = section.get(key.name) else { continue };
+        let full = if place.prefix.is_empty() { key.name.to_owned() } else { format!("{}.{}", place.prefix, key.name) };
+        match key.form {
+            Form::Value { read, .. } | Form::Custom { read, .. } => read(reader, node, &full, target),
+            Form::Section { example, keys } => read_section(reader, node, &full, example, keys, target),
+        }
+    }
+}
+
+/// Reads the mapping of the key `name` by its table.
+pub(super) fn read_section<T>(reader: &mut Reader, node: &Node, name: &str, example: &str, keys: &[Key<T>], target: &mut T) {
+    read(reader, node, &Place { name, prefix: name, example }, keys, target);
+}
+
+/// Renders a table as YAML with comments: the reference.
+pub(super) fn render<T>(keys: &[Key<T>]) -> String {
+    const WIDTH: usize = 126;
+    let mut text = String::new();
+    for key in keys {
+        for paragraph in key.help.lines().map(str::to_owned).chain(default_sentence(key.fallback)) {
+            match (text.lines().last(), paragraph.strip_prefix("Default: ")) {
+                // The sentence on the default continues the paragraph before it.
+                (Some(last), Some(_)) if last.starts_with("# ") => {
+                    let last = last.to_owned();
+                    text.truncate(text.len() - last.len() - 1);
+                    wrap(&mut text, &format!("{} {paragraph}", &last.get(2..).unwrap_or_default()), WIDTH);
+                }
+                _ => wrap(&mut text, &paragraph, WIDTH),
+            }
+        }
+        let (value, nested) = match &key.form {
+            Form::Value { example, .. } => match example.strip_prefix('\n') {
+                Some(lines) => (String::new(), lines.to_owned()),
+                None => (format!(" {example}"), String::new()),
+            },
+            Form::Section { keys, .. } => (String::new(), render(keys)),
+            Form::Custom { example, .. } => (String::new(), example()),
+        };
+        let comment = if key.is_commented { "# " } else { "" };
+        text.push_str(&format!("{comment}{}:{value}\n", key.name));
+        nested.lines().for_each(|line| text.push_str(&if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") }));
+    }
+    text
+}
+
+/// Renders a table as the top of a file: a blank line between two keys.
+#[cfg(test)]
+pub(super) fn render_file<T>(keys: &[Key<T>]) -> String {
+    keys.iter().map(|key| format!("\n{}", render(std::slice::from_ref(key)))).collect()
+}
+
+fn default_sentence(fallback: Fallback) -> Option<String> {
+    match fallback {
+        Fallback::Unstated => None,
+        Fallback::Is(text) | Fallback::Says(text) => Some(format!("Default: {text}.")),
+    }
+}
+
+/// Appends a comment, broken between words so that no line exceeds `width`.
+fn wrap(text: &mut String, paragraph: &str, width: usize) {
+    let mut line = String::from("#");
+    for word in paragraph.split(' ') {
+        if line.chars().count() + 1 + word.chars().count() > width {
+            text.push_str(&line);
+            text.push('\n');
+            line = String::from("#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    text.push_str(&line);
+    text.push('\n');
+}
+
+/// Every row of a table with its full name and its stated default, sections included, for tests.
+#[cfg(test)]
+pub(super) fn rows<T>(keys: &'static [Key<T>], prefix: &str) -> Vec<(String, Fallback)> {
+    let mut rows = Vec::new();
+    for key in keys {
+        let full = format!("{prefix}{}", key.name);
+        if let Form::Section { keys, .. } = key.form {
+            rows.extend(self::rows(keys, &format!("{full}.")));
+        }
+        rows.push((full, key.fallback));
+    }
+    rows
+}

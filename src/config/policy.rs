@@ -1,0 +1,131 @@
+//! Rules that both the recipe and the server file can state: promotion, drift and retention. The server file limits or completes
+//! the recipe's.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    keys::{self, Fallback::Unstated, Key},
+    quantity::{Age, ByteSize, TimeSpan},
+    reader::Reader,
+    yaml::Node,
+};
+
+/// The reaction of a deployment to files of the live release that were changed by hand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriftPolicy {
+    /// The deployment warns, keeps the changes as a patch, and continues without them.
+    #[default]
+    Keep,
+    /// The deployment is refused until the changes are saved or discarded.
+    Refuse,
+    /// The deployment keeps the changes as a patch and applies it to the new release. It fails if the patch does not apply.
+    Reapply,
+}
+
+impl DriftPolicy {
+    /// Every policy with its word.
+    pub const WORDS: [(&'static str, DriftPolicy); 3] =
+        [("keep", DriftPolicy::Keep), ("refuse", DriftPolicy::Refuse), ("reapply", DriftPolicy::Reapply)];
+}
+
+/// The limits beyond which old releases of an environment are pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// The number of releases that stay.
+    pub releases: u16,
+    /// The age beyond which a release is pruned, if there is a limit.
+    pub age: Option<Age>,
+    /// The disk space that all archives of the environment may take, if there is a limit.
+    pub bytes: Option<ByteSize>,
+}
+
+/// The conditions that a release must have met where it ran before. The default accepts every release.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Promote {
+    /// The time that it must have served.
+    pub min_healthy: Option<TimeSpan>,
+    /// The checks that it must have passed.
+    pub checks: Vec<PromoteCheck>,
+    /// The number of its processes that may have exited unexpectedly.
+    pub max_restarts: Option<u32>,
+}
+
+/// A check whose result is part of a health record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromoteCheck {
+    /// The requests of `smoke:` succeeded.
+    Smoke,
+    /// The project's own tests, `.larder/post_build`, succeeded.
+    Tests,
+    /// The health check of the new processes succeeded.
+    Health,
+}
+
+impl PromoteCheck {
+    const WORDS: [(&'static str, PromoteCheck); 3] =
+        [("smoke", PromoteCheck::Smoke), ("tests", PromoteCheck::Tests), ("health", PromoteCheck::Health)];
+
+    /// Returns the name of the check in a health record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PromoteCheck::Smoke => "smoke",
+            PromoteCheck::Tests => "tests",
+            PromoteCheck::Health => "health",
+        }
+    }
+}
+
+impl Promote {
+    /// Returns true if every release is accepted.
+    pub fn is_empty(&self) -> bool {
+        *self == Promote::default()
+    }
+
+    /// Combines two policies: the stricter value of each condition, and the checks of both.
+    #[must_use]
+    pub fn and(mut self, other: &Promote) -> Promote {
+        self.min_healthy = self.min_healthy.max(other.min_healthy);
+        self.checks.extend(&other.checks);
+        self.checks.sort_unstable();
+        self.checks.dedup();
+        self.max_restarts = self.max_restarts.into_iter().chain(other.max_restarts).min();
+        self
+    }
+}
+
+/// The keys of `promote:`, which are the same in both files.
+pub(super) const PROMOTE_KEYS: &[Key<Promote>] = &[
+    Key::value("min_healthy", "The time that it has served there.", Unstated, "10m", |reader, node, key, promote| {
+        promote.min_healthy = reader.time(node, key).or(promote.min_healthy);
+    }),
+    Key::value(
+        "checks",
+        "The checks that it has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",
+        Unstated,
+        "[smoke]",
+        |reader, node, key, promote| {
+            let nodes = reader.list(node, key, "[smoke, tests]");
+            promote.checks = nodes.iter().filter_map(|node| reader.choice(node, key, &PromoteCheck::WORDS)).collect();
+            promote.checks.sort_unstable();
+            promote.checks.dedup();
+        },
+    ),
+    Key::value(
+        "max_restarts",
+        "The number of its processes that may have exited unexpectedly there.",
+        Unstated,
+        "3",
+        |reader, node, key, promote| {
+            let restarts = reader.number(node, key, 0, 100_000).and_then(|number| u32::try_from(number).ok());
+            promote.max_restarts = restarts.or(promote.max_restarts);
+        },
+    ),
+];
+
+/// Reads `promote:` over `promote`, key by key.
+pub(super) fn read_promote(reader: &mut Reader, node: &Node, key: &str, promote: &mut Promote) {
+    keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
+}

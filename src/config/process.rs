@@ -1,0 +1,194 @@
+//! Processes of a project: command, scale, limits and signals, with the keys of the recipe that set them.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    keys::{self, Fallback, Key},
+    quantity::{ByteSize, TimeSpan},
+    reader::Reader,
+    value::{CommandLine, VariableName},
+    yaml::Node,
+};
+use crate::model::{ProcessType, StopSignal};
+
+/// The instances of one process that may run.
+pub(super) const MAX_INSTANCES: u64 = 100;
+
+/// A process with a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The shell command that starts one instance.
+    pub command: CommandLine,
+    /// The number of instances.
+    pub scale: u16,
+    /// The memory limit of one instance, if there is one.
+    pub memory: Option<ByteSize>,
+    /// Variables that only this process sees.
+    pub env: IndexMap<VariableName, String>,
+    /// The way to stop it, where it differs from [`super::Settings::stop`].
+    pub stop: Option<Stop>,
+}
+
+/// The settings of a process besides its command; a value that is absent changes nothing.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ProcessTuning {
+    /// The number of instances.
+    pub scale: Option<u16>,
+    /// The memory limit of one instance.
+    pub memory: Option<ByteSize>,
+    /// Variables that only this process sees.
+    pub env: IndexMap<VariableName, String>,
+    /// The way to stop it.
+    pub stop: Option<Stop>,
+}
+
+impl ProcessSpec {
+    /// Creates a process from its command. One `web` runs, and none of the others until they are scaled, as on Heroku and Dokku.
+    pub(super) fn new(process: &ProcessType, command: CommandLine) -> ProcessSpec {
+        ProcessSpec { command, scale: u16::from(process.is_web()), memory: None, env: IndexMap::new(), stop: None }
+    }
+
+    /// Replaces what `tuning` sets.
+    pub(super) fn tune(&mut self, tuning: ProcessTuning) {
+        self.scale = tuning.scale.unwrap_or(self.scale);
+        self.memory = tuning.memory.or(self.memory);
+        self.stop = tuning.stop.or(self.stop);
+        self.env.extend(tuning.env);
+    }
+}
+
+impl ProcessTuning {
+    /// Replaces what `more` sets.
+    pub(super) fn tune(&mut self, more: ProcessTuning) {
+        self.scale = more.scale.or(self.scale);
+        self.memory = more.memory.or(self.memory);
+        self.stop = more.stop.or(self.stop);
+        self.env.extend(more.env);
+    }
+}
+
+/// The way to stop a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// The signal that asks the process to exit.
+    pub signal: StopSignal,
+    /// The time between that signal and SIGKILL.
+    pub grace: TimeSpan,
+}
+
+/// The keys of `stop:` that a recipe sets.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct StopOverrides {
+    signal: Option<StopSignal>,
+    grace: Option<TimeSpan>,
+}
+
+impl StopOverrides {
+    /// Returns `stop` with the values that are set here.
+    pub fn over(self, stop: Stop) -> Stop {
+        Stop { signal: self.signal.unwrap_or(stop.signal), grace: self.grace.unwrap_or(stop.grace) }
+    }
+}
+
+/// The keys of a process that the levels of a recipe set, merged.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct ProcessOverrides {
+    pub command: Option<CommandLine>,
+    pub scale: Option<u16>,
+    memory: Option<ByteSize>,
+    env: IndexMap<VariableName, String>,
+    stop: StopOverrides,
+}
+
+impl ProcessOverrides {
+    /// Splits the command from the rest. `stop` completes a partial `stop:`.
+    pub fn split(self, stop: Stop) -> (Option<CommandLine>, ProcessTuning) {
+        let stop = (self.stop != StopOverrides::default()).then(|| self.stop.over(stop));
+        (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop })
+    }
+}
+
+pub(super) const STOP_KEYS: &[Key<StopOverrides>] = &[
+    Key::value("signal", "", Fallback::Unstated, "TERM", |reader, node, key, stop| {
+        stop.signal = reader.choice(node, key, &StopSignal::WORDS).or(stop.signal);
+    }),
+    Key::value("grace", "", Fallback::Unstated, "10s", |reader, node, key, stop| {
+        stop.grace = reader.time(node, key).or(stop.grace);
+    }),
+];
+
+const PROCESS_KEYS: &[Key<ProcessOverrides>] = &[
+    Key::value("command", "", Fallback::Unstated, "bin/worker", |reader, node, key, process| {
+        process.command = reader.command(node, key).or_else(|| process.command.take());
+    }),
+    Key::value(
+        "scale",
+        "The number of instances, at most 100.",
+        Fallback::Says("one `web`, none of the others"),
+        "1",
+        |reader, node, key, process| process.scale = instances(reader, node, key).or(process.scale),
+    ),
+    Key::value(
+        "memory",
+        "The memory limit of one instance.",
+        Fallback::Says("no limit"),
+        "512M",
+        |reader, node, key, process| process.memory = reader.size(node, key).or(process.memory),
+    ),
+    Key::custom(
+        "env",
+        "Variables that only this process sees.",
+        Fallback::Unstated,
+        || "QUEUE: mail".to_owned(),
+        |reader, node, key, process| process.env.extend(reader.env(node, key)),
+    ),
+    Key::custom(
+        "stop",
+        "",
+        Fallback::Says("as `stop` below"),
+        || "grace: 5m".to_owned(),
+        |reader, node, key, process| read_stop(reader, node, key, &mut process.stop),
+    ),
+];
+
+/// Renders the example of `processes:` in the reference.
+pub(super) fn processes_example() -> String {
+    let worker: String = keys::render(PROCESS_KEYS).lines().map(|line| format!("  {line}\n")).collect();
+    format!("web: bin/web --port $PORT\nworker:\n{worker}")
+}
+
+/// Reads a process: a command, or a mapping of its keys.
+pub(super) fn read_process(reader: &mut Reader, node: &Node, key: &str, process: &mut ProcessOverrides) {
+    if node.text().is_some() {
+        process.command = reader.command(node, key).or_else(|| process.command.take());
+        return;
+    }
+    keys::read_section(reader, node, key, "{command: \"python app.py\", scale: 2}", PROCESS_KEYS, process);
+}
+
+/// Reads `stop:` over `stop`, key by key.
+pub(super) fn read_stop(reader: &mut Reader, node: &Node, key: &str, stop: &mut StopOverrides) {
+    keys::read_section(reader, node, key, "{grace: 10s, signal: TERM}", STOP_KEYS, stop);
+}
+
+/// Reads a number of instances.
+pub(super) fn instances(reader: &mut Reader, node: &Node, key: &str) -> Option<u16> {
+    reader.number(node, key, 0, MAX_INSTANCES).and_then(|number| u16::try_from(number).ok())
+}
+
+/// Reads the name of a process that can be scaled.
+pub(super) fn process_type(reader: &mut Reader, key: &Node, name: &str) -> Option<ProcessType> {
+    match name.parse::<ProcessType>() {
+        Ok(process) if process.is_release() => {
+            reader.problem(key, "release is not a process that keeps running").hint =
+                Some("write it as `release: command` at the top of the file".to_owned());
+            None
+        }
+        Ok(process) => Some(process),
+        Err(error) => {
+            reader.problem(key, error.to_string());
+            None
+        }
+    }
+}
