@@ -49,8 +49,8 @@ impl Site {
         let path = request.uri().path();
         let mut answer = match *request.method() {
             Method::GET | Method::HEAD => {
-                let found = self.find(path, request.uri().query(), request.headers());
-                found.unwrap_or_else(|_| text(StatusCode::SERVICE_UNAVAILABLE, "Please try again in a moment.\n"))
+                let found = self.find(path, request.uri().query(), request);
+                found.unwrap_or_else(|_| unavailable())
             }
             Method::OPTIONS => allow(StatusCode::NO_CONTENT),
             _ => allow(StatusCode::METHOD_NOT_ALLOWED),
@@ -74,7 +74,7 @@ impl Site {
         answer
     }
 
-    fn find(&self, path: &str, query: Option<&str>, headers: &HeaderMap) -> io::Result<Answer> {
+    fn find<B>(&self, path: &str, query: Option<&str>, request: &Request<B>) -> io::Result<Answer> {
         let Some(parts) = files::decode(path) else { return Ok(text(StatusCode::BAD_REQUEST, "This is not a path.\n")) };
         let name = parts.join("/");
         let with_slash = path.ends_with('/');
@@ -85,13 +85,13 @@ impl Site {
                 {
                     return Ok(moved(&clean, query));
                 }
-                return self.send(&name, opened, StatusCode::OK, headers);
+                return self.send(&name, opened, StatusCode::OK, request);
             }
             Some(Entry::Directory) => {
                 let index = if name.is_empty() { String::from("index.html") } else { format!("{name}/index.html") };
                 if let Some(opened) = self.directory.file(&index)? {
                     if with_slash || name.is_empty() {
-                        return self.send(&index, opened, StatusCode::OK, headers);
+                        return self.send(&index, opened, StatusCode::OK, request);
                     }
                     // Relative links of the page need the slash.
                     return Ok(moved(&format!("{}/", files::encode(&parts)), query));
@@ -102,28 +102,30 @@ impl Site {
         if !with_slash && !name.is_empty() {
             let page = format!("{name}.html");
             if let Some(opened) = self.directory.file(&page)? {
-                return self.send(&page, opened, StatusCode::OK, headers);
+                return self.send(&page, opened, StatusCode::OK, request);
             }
         }
         for (pattern, target) in &self.settings.routes {
             if matches(pattern, path)
                 && let Some(opened) = self.directory.file(target)?
             {
-                return self.send(target, opened, StatusCode::OK, headers);
+                return self.send(target, opened, StatusCode::OK, request);
             }
         }
         for page in [self.settings.error_page.as_deref(), Some("404.html")].into_iter().flatten() {
             if let Some(opened) = self.directory.file(page)? {
-                return self.send(page, opened, StatusCode::NOT_FOUND, headers);
+                return self.send(page, opened, StatusCode::NOT_FOUND, request);
             }
         }
         Ok(text(StatusCode::NOT_FOUND, "Not found\n"))
     }
 
     /// The file, a part of it, or the news that it has not changed.
-    fn send(&self, name: &str, opened: Opened, status: StatusCode, asked: &HeaderMap) -> io::Result<Answer> {
+    fn send<B>(&self, name: &str, opened: Opened, status: StatusCode, request: &Request<B>) -> io::Result<Answer> {
+        let asked = request.headers();
         let found = status == StatusCode::OK;
-        let ranged = found && asked.contains_key(header::RANGE);
+        // RFC 9110, section 14.2: Range is defined for GET alone.
+        let ranged = found && request.method() == Method::GET && asked.contains_key(header::RANGE);
         let mut opened = opened;
         let mut encoding = None;
         let mut varies = false;
@@ -151,8 +153,16 @@ impl Site {
         }
         if found && let Ok(tag) = HeaderValue::try_from(opened.tag.as_str()) {
             headers.insert(header::ETAG, tag);
-            if any_tag(asked, header::IF_NONE_MATCH, &opened.tag) {
+            // RFC 9110, section 13.2.2: If-Match comes before If-None-Match, and both before Range.
+            if asked.contains_key(header::IF_MATCH) && !any_tag(asked, header::IF_MATCH, &opened.tag, Comparison::Strong) {
                 headers.remove(header::CONTENT_TYPE);
+                headers.remove(header::CONTENT_ENCODING);
+                *answer.status_mut() = StatusCode::PRECONDITION_FAILED;
+                return Ok(answer);
+            }
+            if any_tag(asked, header::IF_NONE_MATCH, &opened.tag, Comparison::Weak) {
+                headers.remove(header::CONTENT_TYPE);
+                headers.remove(header::CONTENT_ENCODING);
                 *answer.status_mut() = StatusCode::NOT_MODIFIED;
                 return Ok(answer);
             }
@@ -195,7 +205,9 @@ enum Part {
 
 /// One range; several, and what is not understood, are answered with the whole file, as the standard allows.
 fn part(range: &str, total: u64) -> Part {
-    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else { return Part::Whole };
+    // RFC 9110, section 14.1: names of range units are case-insensitive.
+    let bytes = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));
+    let Some((first, last)) = bytes.and_then(|(_, range)| range.split_once('-')) else { return Part::Whole };
     let number = |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
     match (first.trim(), last.trim()) {
         ("", count) => match number(count) {
@@ -224,12 +236,22 @@ fn accepts(headers: &HeaderMap, word: &str) -> bool {
     })
 }
 
-fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str) -> bool {
+/// How entity tags are compared (RFC 9110, section 8.8.3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    /// A weak tag never matches.
+    Strong,
+    /// A weak tag matches a strong one with the same value.
+    Weak,
+}
+
+/// Returns whether a list of entity tags contains `tag` or is `*`.
+fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str, comparison: Comparison) -> bool {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     lists
         .flat_map(|list| list.split(','))
         .map(str::trim)
-        .any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == tag)
+        .any(|item| item == "*" || item == tag || (comparison == Comparison::Weak && item.strip_prefix("W/") == Some(tag)))
 }
 
 fn exact_tag(headers: &HeaderMap, tag: &str) -> bool {
@@ -257,6 +279,12 @@ fn moved(to: &str, query: Option<&str>) -> Answer {
     }
     // For ever is long for a site that changes with a push.
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer
+}
+
+fn unavailable() -> Answer {
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, "Please try again in a moment.\n");
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("3"));
     answer
 }
 

@@ -124,6 +124,38 @@ async fn parts_of_files() {
 }
 
 #[tokio::test]
+async fn if_match_with_another_tag_is_refused_with_412() {
+    let (_temp, site) = site(|_| {});
+    let tag = get(&site, "GET", "/about", &[]).await.1["etag"].to_str().unwrap().to_owned();
+    for (asked, status) in [
+        (tag.clone(), 200),
+        (format!("\"x\", {tag}"), 200),
+        (String::from("*"), 200),
+        (String::from("\"x\""), 412),
+        // The comparison is strong: a weak tag never matches.
+        (format!("W/{tag}"), 412),
+    ] {
+        let (answered, headers, _) = get(&site, "GET", "/about", &[("If-Match", &asked)]).await;
+        assert_eq!(answered.as_u16(), status, "{asked}");
+        assert_eq!(headers["etag"].to_str().unwrap(), tag, "{asked}");
+    }
+    // If-Match is evaluated before If-None-Match and before Range.
+    let asked = [("If-Match", "\"x\""), ("If-None-Match", tag.as_str()), ("Range", "bytes=0-0")];
+    assert_eq!(get(&site, "GET", "/about", &asked).await.0, 412);
+    // A precondition is ignored where the answer without it would be an error.
+    assert_eq!(get(&site, "GET", "/nowhere", &[("If-Match", "*")]).await.0, 404);
+}
+
+#[tokio::test]
+async fn range_is_ignored_for_head_and_its_unit_is_case_insensitive() {
+    let (_temp, site) = site(|_| {});
+    let (status, headers, _) = get(&site, "HEAD", "/large.bin", &[("Range", "bytes=0-9")]).await;
+    assert_eq!((status.as_u16(), headers["content-length"].to_str().unwrap()), (200, "200000"));
+    assert_eq!(get(&site, "HEAD", "/large.bin", &[("Range", "bytes=200000-")]).await.0, 200);
+    assert_eq!(get(&site, "GET", "/large.bin", &[("Range", "Bytes=0-9")]).await.0, 206);
+}
+
+#[tokio::test]
 async fn compressed_siblings_are_preferred_where_they_are_welcome() {
     let (_temp, site) = site(|_| {});
     for (asked, text, encoding) in
