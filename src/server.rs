@@ -127,7 +127,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let proxy = services.proxy.clone();
     // Before anything is recovered: a deployment that goes on looks at its pages through the front door. And one that finishes during
     // a stop does so as well, which visitors need not wait for.
-    let opening = proxy.opening();
+    let starting = proxy.close_startup_gate();
     let shut = CancellationToken::new();
     let front_door = tokio::spawn({
         let (listener, shut) = (inherited.http, shut.clone());
@@ -135,7 +135,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     });
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(OPENING, opened).await;
-    drop(opening);
+    drop(starting);
     if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
         tracing::warn!(still_opening);
     }

@@ -13,13 +13,12 @@ use crate::{
     host::{
         launch::Launcher,
         root::{EnvironmentPaths, Root},
-        sockets,
     },
     model::{
         BranchName, CommitId, DeploymentId, EnvId, Environment, Event, HealthRecord, Launch, LimitClass, Live, Origin, Phase,
         ReleaseId, ReleaseNumber, Role, Slot, Supervision, Trigger, UserNumbers,
     },
-    proxy::{Proxy, Retired, Route, State, Target},
+    proxy::{Connector, Proxy, Retired, Route, State, Target, TcpConnector},
     release::{self, SigningKey},
     remote::Places,
     runtime::Runtime,
@@ -91,14 +90,12 @@ impl Services {
 
     /// The web processes of an environment, as the front door sees them.
     pub fn target(&self, environment: &Environment, addresses: Vec<SocketAddr>) -> Target {
-        Target::owned(addresses, self.users.map(|users| users.run(environment.id)))
+        Target::new(addresses, self.connector(environment))
     }
 
-    /// Whether another project has taken `address`, which was given to this environment.
-    pub fn is_foreign(&self, environment: &Environment, address: SocketAddr) -> bool {
-        let Some(users) = self.users else { return false };
-        let own = |uid: Option<u32>| uid.is_none_or(|uid| uid == users.run(environment.id));
-        !sockets::listener(address).is_ok_and(own)
+    /// Connects to the processes of an environment, and to no others.
+    pub fn connector(&self, environment: &Environment) -> Arc<dyn Connector> {
+        Arc::new(TcpConnector::new(self.users.map(|users| users.run(environment.id))))
     }
 
     /// Who has `host`, if it is another environment than this one.

@@ -1,7 +1,7 @@
-//! What an application gets to see of a request's head, and a client of a response's.
+//! Rewrites the headers of requests for applications, and the headers of responses for clients.
 //!
-//! The framing headers are written anew on both sides by the HTTP library from its one reading of the message; what is left here are the
-//! headers that belong to one connection only, and those that say where a request came from.
+//! The HTTP library writes the framing headers of both sides itself, from its one interpretation of the message. This module handles
+//! the headers that belong to one connection only, and those that state the origin of a request.
 
 use std::{
     net::IpAddr,
@@ -13,7 +13,7 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 
-use super::Scheme;
+use super::settings::Scheme;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -22,7 +22,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Headers that end with the connection, in both directions.
+/// Hop-by-hop headers of both directions (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -33,12 +33,12 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Requests only: what is meant for us, and `Proxy`, which CGI applications would take for their own `HTTP_PROXY`.
+/// Request headers for the proxy itself; and `Proxy`, which CGI applications would read as their own `HTTP_PROXY` (CVE-2016-5385).
 const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
     [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
 
-/// Other headers that applications believe to come from a proxy. None is passed on: those that say something true are written by us, and
-/// a proxy that is trusted may well pass on what its visitors have sent.
+/// Other headers that applications take to come from a proxy. None is passed on: larder writes those that it can vouch for, and a trusted
+/// proxy may have passed on a visitor's own header.
 const FROM_PROXIES: [&str; 12] = [
     "forwarded",
     "x-real-ip",
@@ -54,23 +54,23 @@ const FROM_PROXIES: [&str; 12] = [
     "x-url-scheme",
 ];
 
-/// Where a request came from.
+/// The origin of a request.
 pub(super) struct Origin<'a> {
-    /// The address of the connection's other end.
+    /// The address of the connection's peer.
     pub peer: &'a HeaderValue,
-    /// The visitor's: the same, unless a trusted proxy says whom it speaks for.
+    /// The visitor's address: the peer's, unless a trusted proxy states another one.
     pub visitor: &'a HeaderValue,
-    /// Whether that is a proxy whose word is believed.
+    /// Set if the peer is a trusted proxy.
     pub trusted: bool,
-    /// What clients speak to us.
+    /// The scheme that clients use.
     pub scheme: Scheme,
-    /// The host as the client wrote it, with port.
+    /// The `Host` header as the client sent it.
     pub host: &'a HeaderValue,
-    /// The port in it.
+    /// The port in the `Host` header.
     pub port: Option<u16>,
 }
 
-/// Makes a client's headers fit for an application. `upgrade` is the protocol that is asked for, if one may be.
+/// Rewrites a client's headers for an application. `upgrade` is the protocol that the client may upgrade to.
 pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: Option<HeaderValue>, ids: &RequestIds) {
     remove_named_in_connection(headers);
     for name in HOP_BY_HOP.iter().chain(&NOT_FOR_APPLICATIONS) {
@@ -81,7 +81,7 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
         headers.remove(name);
     }
     let peer = origin.peer;
-    // The first in the chain is the client; without a trusted proxy that is the peer.
+    // The first address in the chain is the client's; without a trusted proxy, the client is the peer.
     let chain = if origin.trusted { joined(headers, &FORWARDED_FOR) } else { None };
     let chain = match chain {
         Some(chain) => append(&chain, peer).unwrap_or_else(|| peer.clone()),
@@ -108,9 +108,9 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
     }
 }
 
-/// Whom a trusted proxy speaks for, if it says so: the last address in `X-Forwarded-For` that is not another trusted proxy's, because
-/// what stands before it is what that visitor has sent. `X-Real-IP` counts only where there is no such address: many proxies pass on
-/// what a visitor has written there.
+/// Returns the visitor's address that a trusted proxy states: the last address in `X-Forwarded-For` that is not a trusted proxy's. The
+/// addresses before it were sent by the visitor and prove nothing. `X-Real-IP` is used only if there is no such address, because many
+/// proxies pass on a visitor's own `X-Real-IP`.
 pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr> {
     let chain = joined(headers, &FORWARDED_FOR).unwrap_or_default();
     let mut nearest = None;
@@ -124,14 +124,14 @@ pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr>
     nearest.or_else(|| address_of(headers.get(&REAL_IP)?.to_str().ok()?))
 }
 
-/// An address as proxies write it, some of them with a port.
+/// Parses an address as proxies write it, with or without a port.
 fn address_of(text: &str) -> Option<IpAddr> {
     let plain = text.parse::<IpAddr>().ok();
     let address = plain.or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()));
     address.map(|address| address.to_canonical())
 }
 
-/// Makes an application's headers fit for a client.
+/// Rewrites an application's headers for a client.
 pub(super) fn to_client(headers: &mut HeaderMap, upgraded: bool) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
@@ -151,8 +151,8 @@ pub(super) fn to_client(headers: &mut HeaderMap, upgraded: bool) {
     }
 }
 
-/// Whether one of the `Connection` headers has this option.
-pub(super) fn connection_says(headers: &HeaderMap, option: &str) -> bool {
+/// Returns whether one of the `Connection` headers has this option.
+pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
     headers
         .get_all(header::CONNECTION)
         .iter()
@@ -161,7 +161,7 @@ pub(super) fn connection_says(headers: &HeaderMap, option: &str) -> bool {
         .any(|word| word.trim().eq_ignore_ascii_case(option))
 }
 
-/// `Connection` may name further headers of this hop. It must not take away what others rely on.
+/// Removes the headers that `Connection` names as hop-by-hop, except those that the application relies on.
 fn remove_named_in_connection(headers: &mut HeaderMap) {
     if !headers.contains_key(header::CONNECTION) {
         return;
@@ -207,13 +207,13 @@ fn is_protected(name: &str) -> bool {
         )
 }
 
-/// Whether the application could take this header for one that a proxy has set.
+/// Returns whether an application could take this header for one that a proxy has set.
 fn is_spoof(name: &str, trusted: bool) -> bool {
     if name.starts_with("x-larder-") {
         return true;
     }
     if name.contains('_') {
-        // WSGI, Rack and CGI cannot tell `X_Forwarded_For` from `X-Forwarded-For`; nobody sends the first by accident.
+        // WSGI, Rack and CGI cannot distinguish `X_Forwarded_For` from `X-Forwarded-For`. No client sends the first by accident.
         let dashed = name.replace('_', "-");
         return is_protected(&dashed) || dashed.starts_with("x-larder-") || dashed == "proxy";
     }
@@ -221,7 +221,7 @@ fn is_spoof(name: &str, trusted: bool) -> bool {
     !believed && (name.starts_with("x-forwarded") || FROM_PROXIES.contains(&name))
 }
 
-/// The scheme that a trusted proxy says its visitor has used, if it says one.
+/// Returns the scheme that a trusted proxy states in `X-Forwarded-Proto`.
 fn forwarded_proto(headers: &HeaderMap) -> Option<&'static str> {
     let mut said = headers.get_all(&FORWARDED_PROTO).iter();
     match (said.next()?.as_bytes(), said.next()) {
@@ -240,7 +240,7 @@ fn append(chain: &str, peer: &HeaderValue) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("{chain}, {}", peer.to_str().ok()?)).ok()
 }
 
-/// An address as a header has it.
+/// Formats an address as a header value.
 pub(super) fn address_value(address: IpAddr) -> HeaderValue {
     HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
@@ -250,7 +250,7 @@ fn is_request_id(value: &HeaderValue) -> bool {
     (8..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
 }
 
-/// Makes ids for requests that came without: unique, not secret.
+/// Generates ids for requests that have none. Ids are unique, not secret.
 pub(super) struct RequestIds {
     process: u64,
     count: AtomicU64,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_cannot_say_where_a_request_came_from() {
+    fn untrusted_peer_cannot_set_forwarded_headers() {
         let seen = forward(
             &[
                 ("x-forwarded-for", "10.0.0.1"),
@@ -320,14 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_as_far_as_it_makes_sense() {
+    fn trusted_proxy_sets_address_and_scheme_only() {
         let given = [("x-forwarded-for", "198.51.100.1"), ("x-forwarded-proto", "https"), ("x-forwarded-port", "http")];
         let seen = forward(&given, true);
         assert_eq!(seen["x-forwarded-for"], "198.51.100.1, 192.0.2.7");
         assert_eq!(seen["x-forwarded-proto"], "https");
         assert_eq!(seen["x-forwarded-port"], "8080");
         assert_eq!(seen["x-real-ip"], "198.51.100.1");
-        // What it may only have passed on.
+        // Headers that the proxy may have passed on from its visitor.
         let given = [
             ("x-forwarded-host", "bank.example"),
             ("x-forwarded-prefix", "/x"),
@@ -342,11 +342,11 @@ mod tests {
     }
 
     #[test]
-    fn a_visitor_is_whom_the_nearest_trusted_proxy_names() {
+    fn visitor_is_last_untrusted_address_of_the_chain() {
         let ours: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()];
         for (given, found) in [
             (&[("x-forwarded-for", "198.51.100.1")][..], "198.51.100.1"),
-            // What the visitor wrote itself stands before what the proxy has added.
+            // The visitor's own entry comes before the one that the proxy has added.
             (&[("x-forwarded-for", "8.8.8.8, 198.51.100.1")], "198.51.100.1"),
             (&[("x-forwarded-for", "8.8.8.8"), ("x-forwarded-for", "198.51.100.1, 10.0.0.1")], "198.51.100.1"),
             (&[("x-forwarded-for", "8.8.8.8, nonsense, 10.0.0.1")], "10.0.0.1"),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_cannot_take_forwarded_headers_away() {
+    fn connection_header_cannot_remove_forwarded_headers() {
         let given = [
             ("connection", "close, X-Forwarded-For, x-forwarded-proto, X-Real-Ip, Host, Cookie, X-Hop, X-Request-Id"),
             ("x-forwarded-for", "198.51.100.1"),
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ill_formed_or_doubled_request_id_is_replaced() {
+    fn malformed_or_repeated_request_id_is_replaced() {
         for bad in [
             &[("x-request-id", "a b")][..],
             &[("x-request-id", "")],
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_has_one_length_and_keeps_no_secrets() {
+    fn response_has_one_length_and_no_internal_headers() {
         let mut map = headers(&[
             ("content-length", "3"),
             ("transfer-encoding", "chunked"),

@@ -1,17 +1,17 @@
-//! Hosts as clients write them: one strict reading, one normal form, so that no two parts of the way see two different hosts.
+//! Host names as clients write them: one strict parser and one normal form, so that every part of larder sees the same host.
 
 use std::{borrow::Cow, net::Ipv6Addr};
 
-/// A `Host` header or the authority of an absolute address, taken apart.
+/// The parts of a `Host` header or of the authority of an absolute URI.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Authority<'a> {
     /// Lower-case, without port and trailing dot; an IPv6 address in its shortest form and in brackets.
     pub host: Cow<'a, str>,
-    /// The port, if one was written.
+    /// The port, if there is one.
     pub port: Option<u16>,
 }
 
-/// Reads `text`; `None` if it is not exactly one host with at most one port.
+/// Parses `text`. Returns `None` if it is not exactly one host with at most one port.
 pub(super) fn parse(text: &str) -> Option<Authority<'_>> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, rest) = rest.split_once(']')?;
@@ -36,13 +36,13 @@ pub(super) fn parse(text: &str) -> Option<Authority<'_>> {
     Some(Authority { host, port })
 }
 
-/// The key under which a host is looked up.
+/// Returns the key under which the route of a host is stored.
 pub(super) fn normalise(text: &str) -> Option<Cow<'_, str>> {
     parse(text).map(|authority| authority.host)
 }
 
 fn port(digits: &str) -> Option<u16> {
-    // `u16::from_str` would take "+80".
+    // `u16::from_str` accepts "+80".
     if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) { None } else { digits.parse().ok() }
 }
 
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_host_has_one_key_however_it_is_written() {
+    fn host_has_one_normal_form() {
         for same in ["shop.localhost", "SHOP.localhost", "Shop.LocalHost.", "shop.localhost:8080", "shop.localhost.:80"] {
             assert_eq!(normalise(same).as_deref(), Some("shop.localhost"), "{same}");
         }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_no_host() {
+    fn ambiguous_host_is_rejected() {
         let long = "a".repeat(64);
         for bad in [
             "",

@@ -1,4 +1,4 @@
-//! The client's end of a connection, with an end to patience: a client that takes nothing must not hold a response for ever.
+//! Socket options, and time limits for peers that make no progress: a client that reads nothing must not hold a response for ever.
 
 use std::{
     future::Future,
@@ -16,17 +16,17 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Lets the kernel find out about peers that have vanished without a word, on connections that may be silent for long.
+/// Enables TCP keep-alive, so that the kernel notices vanished peers on connections that may be silent for long.
 pub(super) fn keep_alive(stream: &impl AsFd) {
     let set = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(60)))
         .and_then(|()| sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15)));
     if let Err(error) = set {
-        tracing::debug!(%error, "keep-alive cannot be set on a connection");
+        tracing::debug!(%error, "cannot set keep-alive on a connection");
     }
 }
 
-/// A deadline that is only armed while something does not move.
+/// A deadline that runs only while there is no progress.
 pub(super) struct Stall {
     limit: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -37,24 +37,24 @@ impl Stall {
         Self { limit, sleep: None }
     }
 
-    /// Something moved.
+    /// Records progress.
     pub fn clear(&mut self) {
         self.sleep = None;
     }
 
-    /// Nothing moves; ready when that has lasted too long.
+    /// Records that there is no progress. Ready when the limit has passed since the last progress.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit))).as_mut().poll(cx)
     }
 }
 
-/// A stream whose writes fail when the other side takes nothing for too long.
-pub(super) struct Patient {
+/// A stream whose writes fail if the peer reads nothing for too long.
+pub(super) struct PatientStream {
     stream: TcpStream,
     stall: Stall,
 }
 
-impl Patient {
+impl PatientStream {
     pub fn new(stream: TcpStream, limit: Duration) -> Self {
         Self { stream, stall: Stall::new(limit) }
     }
@@ -65,17 +65,17 @@ impl Patient {
             return written;
         }
         ready!(self.stall.poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of the response")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading the response")))
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for PatientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for PatientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.watch(cx, written)

@@ -1,13 +1,13 @@
-//! Limits: of answers, of patience, of connections, and at a stop.
+//! Limits of sizes, times and connections, the access log, and the graceful stop.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::mpsc};
 
 use super::{testing::*, *};
 
 #[tokio::test]
-async fn bad_answers_of_an_application_are_bounded_and_said() {
+async fn invalid_response_of_an_application_becomes_502_or_504() {
     let settings = ProxySettings { response_timeout: Duration::from_secs(1), ..quick() };
     let (front, route) = Front::with_route(settings).await;
     let endless = [b"HTTP/1.1 200 OK\r\nX-Big: ".to_vec(), vec![b'a'; 4 << 20]].concat();
@@ -22,46 +22,43 @@ async fn bad_answers_of_an_application_are_bounded_and_said() {
         (Some(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".to_vec()), "502"),
     ];
     for (number, (answer, status)) in table.into_iter().enumerate() {
-        route.switch(Target::new(vec![scripted(answer).await]));
+        route.switch(tcp(vec![scripted(answer).await]));
         let answer = front.get("/").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{number}: {answer}");
     }
-    // Interim answers are no answers.
+    // Interim responses are skipped.
     let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000);
-    route.switch(Target::new(vec![
-        scripted(Some([interim, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()].concat())).await,
-    ]));
+    route.switch(tcp(vec![scripted(Some([interim, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()].concat())).await]));
     assert!(front.get("/").await.ends_with("ok"));
-    // Bytes beyond the length belong to nobody.
-    route.switch(Target::new(vec![
+    // Bytes after the end of the body are dropped.
+    route.switch(tcp(vec![
         scripted(Some(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\nevil".to_vec())).await,
     ]));
     for _ in 0..5 {
         let answer = front.get("/").await;
         assert!(answer.ends_with("ok") && !answer.contains("evil"), "{answer}");
     }
-    // A body that ends too early ends the client's connection too.
-    route.switch(Target::new(vec![scripted(Some(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort".to_vec())).await]));
+    // A truncated body closes the client's connection.
+    route.switch(tcp(vec![scripted(Some(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort".to_vec())).await]));
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     let cut = read_all(&mut stream).await;
     assert!(cut.contains("content-length: 9"), "{cut}");
-    route.switch(Target::new(vec![
-        scripted(Some(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n".to_vec())).await,
-    ]));
+    route
+        .switch(tcp(vec![scripted(Some(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n".to_vec())).await]));
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     assert!(!read_all(&mut stream).await.ends_with("0\r\n\r\n"));
 }
 
 #[tokio::test]
-async fn slow_clients_are_let_go() {
+async fn stalled_client_is_disconnected() {
     let settings =
         ProxySettings { header_timeout: Duration::from_millis(500), stall_timeout: Duration::from_millis(500), ..quick() };
     let (front, route) = Front::with_route(settings).await;
     let app = App::start("blue").await;
     route.switch(app.target());
-    // A head that never ends, and a body that stops.
+    // A head without an end, and a body that stops.
     let mut head = TcpStream::connect(front.address).await.unwrap();
     head.write_all(b"GET / HTTP/1.1\r\nHost: sh").await.unwrap();
     assert!(!read_all(&mut head).await.contains("200"));
@@ -69,7 +66,7 @@ async fn slow_clients_are_let_go() {
     body.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n\r\nab").await.unwrap();
     let answer = read_all(&mut body).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    // A client that asks for much and takes nothing.
+    // A client that requests much and reads nothing.
     let before = route.stats().requests;
     let mut greedy = TcpStream::connect(front.address).await.unwrap();
     greedy.write_all(b"GET /big HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
@@ -80,7 +77,7 @@ async fn slow_clients_are_let_go() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
+async fn response_before_the_end_of_an_upload_reaches_the_client() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -94,15 +91,15 @@ async fn an_answer_before_the_end_of_an_upload_reaches_the_client() {
 }
 
 #[tokio::test]
-async fn an_upload_that_the_application_does_not_take_ends() {
+async fn upload_that_the_application_does_not_read_times_out() {
     let settings = ProxySettings { stall_timeout: Duration::from_millis(500), response_timeout: LONG * 9, ..quick() };
     let (front, route) = Front::with_route(settings).await;
-    route.switch(Target::new(vec![scripted(None).await]));
+    route.switch(tcp(vec![scripted(None).await]));
     let mut hung = TcpStream::connect(front.address).await.unwrap();
     hung.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let (mut answer, mut body) = hung.split();
     let upload = async {
-        // Until the connection breaks off.
+        // Until the connection is closed.
         while body.write_all(&[0; 64 * 1024]).await.is_ok() {}
         std::future::pending::<()>().await
     };
@@ -110,14 +107,14 @@ async fn an_upload_that_the_application_does_not_take_ends() {
         head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
         () = upload => {}
     }
-    // Somebody who has left by then costs nothing for longer than that either.
+    // The limit also ends the upload of a client that has disconnected meanwhile.
     let mut left = TcpStream::connect(front.address).await.unwrap();
     left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };
     let _ = tokio::time::timeout(Duration::from_millis(200), filled).await;
     drop(left);
     until(|| route.stats().in_flight == 0).await;
-    // A client that sends slowly, but sends, is not cut by that.
+    // A client that sends slowly is not cut.
     let app = App::start("blue").await;
     route.switch(app.target());
     let mut slow = TcpStream::connect(front.address).await.unwrap();
@@ -130,24 +127,26 @@ async fn an_upload_that_the_application_does_not_take_ends() {
 }
 
 #[tokio::test]
-async fn connections_have_a_limit_that_is_said() {
+async fn connections_above_the_limit_of_a_client_get_429() {
     let (front, route) = Front::with_route(ProxySettings { max_connections_per_peer: 2, ..quick() }).await;
     let app = App::start("blue").await;
     route.switch(app.target());
     let first = socket(&front).await;
     let mut second = socket(&front).await;
-    let answer = front.get("/").await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    // The answer comes before the request: nothing is sent that a closed connection could turn into a reset.
+    let answer = read_all(&mut TcpStream::connect(front.address).await.unwrap()).await;
+    assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
+    assert!(answer.contains("\r\nDate: "), "{answer}");
     until(|| front.proxy.stats().turned_away >= 1).await;
     echo(&mut second, "still here").await;
     drop(first);
-    // A place becomes free when the tunnel has ended, not when HTTP has.
+    // The permit is returned at the end of the tunnel, not at the end of HTTP.
     until(|| front.proxy.stats().open == 1).await;
     assert!(front.get("/").await.ends_with("blue"));
 }
 
 #[tokio::test]
-async fn visitors_behind_a_trusted_proxy_are_told_apart() {
+async fn visitors_behind_a_trusted_proxy_have_separate_limits() {
     let trusted = vec!["127.0.0.1".parse().unwrap()];
     let settings = ProxySettings { max_connections_per_peer: 1, trusted, scheme: Scheme::Https, ..quick() };
     let (front, route) = Front::with_route(settings).await;
@@ -164,7 +163,8 @@ async fn visitors_behind_a_trusted_proxy_are_told_apart() {
     let mut first = ask("192.0.2.1", "/events").await;
     assert!(read_until(&mut first, "data: blue").await.starts_with("HTTP/1.1 200"));
     let second = read_all(&mut ask("192.0.2.1", "/").await).await;
-    assert!(second.starts_with("HTTP/1.1 503") && second.contains("Too many requests"), "{second}");
+    assert!(second.starts_with("HTTP/1.1 429") && second.contains("Too many requests"), "{second}");
+    assert!(second.to_lowercase().contains("\r\nretry-after: 3\r\n"), "{second}");
     let other = read_all(&mut ask("192.0.2.2", "/headers").await).await;
     for line in ["x-real-ip=192.0.2.2", "x-forwarded-for=8.8.8.8, 192.0.2.2, 127.0.0.1", "x-forwarded-proto=https"] {
         assert!(other.contains(line), "{line} is not in {other}");
@@ -174,14 +174,14 @@ async fn visitors_behind_a_trusted_proxy_are_told_apart() {
     drop(first);
     until(|| route.stats().in_flight == 0).await;
     assert!(read_all(&mut ask("192.0.2.1", "/").await).await.ends_with("blue"));
-    // A proxy that says nothing about its visitors does not become one that is counted.
+    // The connections of a trusted proxy that states no visitor are not counted.
     let (silent, also) = (front.get("/events"), front.get("/"));
     tokio::pin!(silent);
-    tokio::select! { _ = &mut silent => panic!("it goes on for ever"), answer = also => assert!(answer.ends_with("blue"), "{answer}") }
+    tokio::select! { _ = &mut silent => panic!("the stream of events ended"), answer = also => assert!(answer.ends_with("blue"), "{answer}") }
 }
 
 #[tokio::test]
-async fn the_access_log_never_waits_and_says_what_it_lost() {
+async fn full_access_log_drops_lines_and_counts_them() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -201,7 +201,7 @@ async fn the_access_log_never_waits_and_says_what_it_lost() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_requests_finish_up_to_the_limit() {
+async fn stop_cuts_requests_at_the_limit() {
     let settings = ProxySettings { shutdown_limit: Duration::from_millis(200), ..quick() };
     let (mut front, route) = Front::with_route(settings).await;
     let app = App::start("blue").await;
@@ -211,14 +211,14 @@ async fn a_stop_lets_requests_finish_up_to_the_limit() {
     idle.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     read_until(&mut idle, "blue").await;
     front.shutdown.cancel();
-    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("the server did not stop").unwrap();
     assert_eq!(read_all(&mut tunnel).await, "");
     assert_eq!(read_all(&mut idle).await, "");
     assert!(TcpStream::connect(front.address).await.is_err());
 }
 
 #[tokio::test]
-async fn a_stop_does_not_wait_for_tunnels_as_long_as_for_requests() {
+async fn stop_cuts_tunnels_before_requests() {
     let (mut front, route) = Front::with_route(ProxySettings { shutdown_limit: LONG, ..quick() }).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -234,22 +234,31 @@ async fn a_stop_does_not_wait_for_tunnels_as_long_as_for_requests() {
     read_until(&mut request, "data: blue").await;
     assert!(!front.serving.is_finished());
     app.kill();
-    tokio::time::timeout(LONG, &mut front.serving).await.expect("it stops").unwrap();
+    tokio::time::timeout(LONG, &mut front.serving).await.expect("the server did not stop").unwrap();
 }
 
 #[tokio::test]
-async fn probes_tell_what_they_met() {
+async fn probe_distinguishes_its_failures() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
-    assert_eq!(probe(front.address, "/", "shop", LONG).await.unwrap(), 200);
-    assert_eq!(probe(front.address, "/status/404", "shop", LONG).await.unwrap(), 404);
-    assert!(matches!(probe(app.address, "no slash", "shop", LONG).await, Err(ProbeError::Request { .. })));
-    assert!(matches!(probe(app.address, "/", "a\r\nb: c", LONG).await, Err(ProbeError::Request { .. })));
+    assert_eq!(probe(&TcpConnector::default(), front.address, "/", "shop", LONG).await.unwrap(), 200);
+    assert_eq!(probe(&TcpConnector::default(), front.address, "/status/404", "shop", LONG).await.unwrap(), 404);
+    assert!(matches!(
+        probe(&TcpConnector::default(), app.address, "no slash", "shop", LONG).await,
+        Err(ProbeError::Request { .. })
+    ));
+    assert!(matches!(
+        probe(&TcpConnector::default(), app.address, "/", "a\r\nb: c", LONG).await,
+        Err(ProbeError::Request { .. })
+    ));
     let silent = scripted(None).await;
-    assert!(matches!(probe(silent, "/", "shop", Duration::from_millis(20)).await, Err(ProbeError::Timeout { .. })));
+    assert!(matches!(
+        probe(&TcpConnector::default(), silent, "/", "shop", Duration::from_millis(20)).await,
+        Err(ProbeError::Timeout { .. })
+    ));
     let closing = scripted(Some(Vec::new())).await;
-    assert!(matches!(probe(closing, "/", "shop", LONG).await, Err(ProbeError::Exchange { .. })));
+    assert!(matches!(probe(&TcpConnector::default(), closing, "/", "shop", LONG).await, Err(ProbeError::Exchange { .. })));
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    assert!(matches!(probe(gone, "/", "shop", LONG).await, Err(ProbeError::Connect { .. })));
+    assert!(matches!(probe(&TcpConnector::default(), gone, "/", "shop", LONG).await, Err(ProbeError::Connect(_))));
 }

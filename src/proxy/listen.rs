@@ -1,99 +1,66 @@
-//! Accepting connections inside limits; nothing that a client or the system does ends the loop.
+//! The accept loop: connection limits, and the graceful stop. No error of a client or of the system ends the loop.
 
 use std::{
-    collections::HashMap,
     io::{self, ErrorKind},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use hyper::{header::HeaderValue, server::conn::http1::Builder, service::service_fn};
+use hyper::{server::conn::http1::Builder, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Inner, ProxyError, io::Patient, relay};
+use super::{
+    clients::{Clients, Connection},
+    headers,
+    io::{PatientStream, keep_alive},
+    relay,
+    settings::ProxyError,
+    shared::Shared,
+};
 
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 33\r\nRetry-After: 5\r\nConnection: close\r\n\r\nToo many connections. Come back.\n";
-/// How long to wait when the system has nothing left to give us.
+/// The pause after the system has run out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// How long tunnels may go on after a stop. They do not end by themselves, and whoever has one can open it again.
+/// Time that tunnels get after a stop. They do not end by themselves, and clients can reopen them.
 const TUNNELS: Duration = Duration::from_secs(2);
+/// The value of `Retry-After` for a rejected connection, in seconds.
+const RETRY_AFTER: u8 = 5;
 
-/// What all requests of one client connection share; its end frees the connection's place.
-pub(super) struct Connection {
-    pub proxy: Arc<Inner>,
-    pub peer: IpAddr,
-    pub peer_value: HeaderValue,
-    pub trusted: bool,
-    pub tasks: TaskTracker,
-    /// Ends tunnels when the server stops.
-    pub hang_up: CancellationToken,
-    peers: Arc<Peers>,
-    /// The peer's own; a trusted one has none, but each of its visitors has for each request.
-    _place: Option<Place>,
+/// The reason why a connection is closed right after it was accepted.
+#[derive(Debug, Clone, Copy)]
+enum Rejection {
+    /// The proxy has too many connections.
+    Overloaded,
+    /// The client has too many connections.
+    TooManyRequests,
 }
 
-/// How many connections each client has; of those behind a trusted proxy, how many requests.
-#[derive(Default)]
-struct Peers {
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Peers {
-    fn enter(self: &Arc<Self>, peer: IpAddr, limit: usize) -> Option<Place> {
-        let mut open = self.open.lock();
-        let count = open.entry(peer).or_insert(0);
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(Place { peers: self.clone(), peer })
-    }
-}
-
-/// One of the places that a client may take at a time; free again when it is dropped.
-pub(super) struct Place {
-    peers: Arc<Peers>,
-    peer: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.peers.open.lock();
-        if let Some(count) = open.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.peer);
+impl Rejection {
+    /// The response as bytes. It is sent before the request is read, so that a rejected connection costs no task.
+    fn response(self) -> String {
+        let (status, text) = match self {
+            Self::Overloaded => ("503 Service Unavailable", "Too many connections. Try again in a few seconds.\n"),
+            Self::TooManyRequests => {
+                ("429 Too Many Requests", "Too many connections from this address. Try again in a few seconds.\n")
             }
-        }
-    }
-}
-
-impl Connection {
-    /// A place for one request of somebody for whom a trusted proxy speaks; nothing if that visitor has too many.
-    pub fn visit(&self, visitor: IpAddr) -> Option<Place> {
-        let place = self.peers.enter(visitor, self.proxy.settings.max_connections_per_peer);
-        if place.is_none() {
-            self.proxy.counts.turned_away.fetch_add(1, Relaxed);
-        }
-        place
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.proxy.counts.open.fetch_sub(1, Relaxed);
+        };
+        // RFC 9110, section 5.6.7: the format of dates.
+        let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+        let length = text.len();
+        format!(
+            "HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
+             Cache-Control: no-store\r\nRetry-After: {RETRY_AFTER}\r\nConnection: close\r\n\r\n{text}"
+        )
     }
 }
 
 pub(super) async fn serve(
-    proxy: Arc<Inner>,
+    proxy: Arc<Shared>,
     listener: std::net::TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
@@ -103,7 +70,7 @@ pub(super) async fn serve(
         .map_err(|source| ProxyError::Listener { source })?;
     let tasks = TaskTracker::new();
     let (hang_up, abort) = (CancellationToken::new(), CancellationToken::new());
-    let peers = Arc::new(Peers::default());
+    let clients = Arc::new(Clients::default());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -111,14 +78,14 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, address)) => match enter(&proxy, &peers, address, &tasks, &hang_up) {
-                Some(connection) => {
+            Ok((stream, address)) => match enter(&proxy, &clients, address, &tasks, &hang_up) {
+                Ok(connection) => {
                     tasks.spawn(attend(connection, stream, shutdown.clone(), abort.clone()));
                 }
-                None => {
+                Err(rejection) => {
                     proxy.counts.turned_away.fetch_add(1, Relaxed);
-                    // Whoever does not take this at once goes without.
-                    let _ = stream.try_write(BUSY);
+                    // A new connection has an empty send buffer, so this does not block; if it would, the client gets no response.
+                    let _ = stream.try_write(rejection.response().as_bytes());
                 }
             },
             Err(error) => pause_after(&error).await,
@@ -133,67 +100,71 @@ pub(super) async fn serve(
     }
     hang_up.cancel();
     if timeout(limit.saturating_sub(tunnels), tasks.wait()).await.is_err() {
-        tracing::warn!(left = tasks.len(), "connections are cut: they did not end within the time that a stop has");
+        tracing::warn!(left = tasks.len(), "connections cut at the shutdown limit");
         abort.cancel();
         tasks.wait().await;
     }
     Ok(())
 }
 
-/// One client that vanished between its call and our answer is nothing; no free descriptors is a reason to breathe, not to die.
+/// A client that disconnected before it was accepted is ignored. After any other error, such as too many open files, the loop pauses.
 async fn pause_after(error: &io::Error) {
     if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted) {
-        tracing::warn!(%error, "connections cannot be accepted for the moment");
+        tracing::warn!(%error, "cannot accept connections");
         sleep(EXHAUSTED_PAUSE).await;
     }
 }
 
+/// Counts a new connection and checks the limits.
 fn enter(
-    proxy: &Arc<Inner>,
-    peers: &Arc<Peers>,
+    proxy: &Arc<Shared>,
+    clients: &Arc<Clients>,
     address: SocketAddr,
     tasks: &TaskTracker,
     hang_up: &CancellationToken,
-) -> Option<Arc<Connection>> {
+) -> Result<Arc<Connection>, Rejection> {
     let settings = &proxy.settings;
     let peer = address.ip().to_canonical();
     let trusted = settings.trusted.contains(&peer);
     if proxy.counts.open.load(Relaxed) >= settings.max_connections {
-        return None;
+        return Err(Rejection::Overloaded);
     }
-    let place = if trusted { None } else { Some(peers.enter(peer, settings.max_connections_per_peer)?) };
+    let permit = if trusted {
+        None
+    } else {
+        Some(clients.enter(peer, settings.max_connections_per_peer).ok_or(Rejection::TooManyRequests)?)
+    };
     proxy.counts.open.fetch_add(1, Relaxed);
     proxy.counts.accepted.fetch_add(1, Relaxed);
-    let peer_value = super::headers::address_value(peer);
-    Some(Arc::new(Connection {
+    Ok(Arc::new(Connection {
         proxy: proxy.clone(),
         peer,
-        peer_value,
+        peer_value: headers::address_value(peer),
         trusted,
         tasks: tasks.clone(),
         hang_up: hang_up.clone(),
-        peers: peers.clone(),
-        _place: place,
+        clients: clients.clone(),
+        _permit: permit,
     }))
 }
 
 async fn attend(connection: Arc<Connection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {
     let settings = &connection.proxy.settings;
     let _ = stream.set_nodelay(true);
-    super::io::keep_alive(&stream);
+    keep_alive(&stream);
     let mut builder = Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(settings.header_timeout)
         .max_header_size(settings.max_header_size)
         .max_buf_size(settings.max_header_size.max(64 * 1024));
-    let stream = TokioIo::new(Patient::new(stream, settings.stall_timeout));
+    let stream = TokioIo::new(PatientStream::new(stream, settings.stall_timeout));
     let shared = connection.clone();
     let service = service_fn(move |request| relay::answer(shared.clone(), request));
     let serving = builder.serve_connection(stream, service).with_upgrades();
     tokio::pin!(serving);
     let stopping = tokio::select! {
-        // Errors here are clients that left or sent what is no HTTP; they have had their answer.
+        // An error here is a client that disconnected or sent no valid HTTP, which hyper has already answered.
         _ = serving.as_mut() => return,
         () = shutdown.cancelled() => true,
     };

@@ -1,4 +1,4 @@
-//! The pages that the front door answers with itself: small, readable, and silent about what else runs here.
+//! The proxy's own responses, in HTML, JSON or plain text. They reveal nothing about other applications of the server.
 
 use bytes::Bytes;
 use hyper::{
@@ -7,7 +7,10 @@ use hyper::{
 };
 use minijinja::{Environment, context};
 
-/// Why a request is not answered by an application.
+/// The methods that are forwarded to applications, for `Allow` (RFC 9110, section 15.5.6).
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// The reason why a request is not answered by an application.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Page {
     UnknownHost,
@@ -20,27 +23,28 @@ pub(super) enum Page {
     GatewayTimeout,
     BadRequest(&'static str),
     Method,
+    Expectation,
     UploadTimeout,
-    Crowded,
+    TooManyRequests,
 }
 
 impl Page {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance | Self::Crowded => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::UploadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
-    /// A word for programs.
-    fn word(&self) -> &'static str {
+    /// The value of `error` in the JSON form.
+    fn code(&self) -> &'static str {
         match self {
             Self::UnknownHost => "unknown_host",
             Self::Empty => "nothing_deployed",
@@ -52,14 +56,15 @@ impl Page {
             Self::GatewayTimeout => "timeout",
             Self::BadRequest(_) => "bad_request",
             Self::Method => "method_not_allowed",
+            Self::Expectation => "expectation_failed",
             Self::UploadTimeout => "upload_timeout",
-            Self::Crowded => "too_many_requests",
+            Self::TooManyRequests => "too_many_requests",
         }
     }
 
     fn title(&self) -> &'static str {
         match self {
-            Self::UnknownHost => "Nothing lives at this address",
+            Self::UnknownHost => "There is no application at this address",
             Self::Empty => "Nothing is deployed here yet",
             Self::Starting => "The application is starting",
             Self::Failed(_) => "The application failed to start",
@@ -68,53 +73,55 @@ impl Page {
             Self::BadGateway => "The application does not answer",
             Self::GatewayTimeout => "The application takes too long",
             Self::BadRequest(_) => "This request cannot be understood",
-            Self::Method => "This method is not served here",
+            Self::Method => "This method is not allowed",
+            Self::Expectation => "This expectation cannot be met",
             Self::UploadTimeout => "The request did not arrive in time",
-            Self::Crowded => "Too many requests at a time",
+            Self::TooManyRequests => "Too many requests",
         }
     }
 
     fn text(&self) -> &'static str {
         match self {
             Self::UnknownHost => "No application is served under this host name. Check the address for a typing error.",
-            Self::Empty => "The application appears with the first push that succeeds.",
-            Self::Starting => "It will answer as soon as it is ready. Try again in a few seconds.",
+            Self::Empty => "It appears here after the first successful push.",
+            Self::Starting => "It answers as soon as it is ready. Try again in a few seconds.",
             Self::Failed(_) => "Its owner finds the reason in the application's log: larder logs.",
-            Self::Stopped => "No web process of it runs now, as its owner wants it. It answers again when one is started.",
-            Self::Maintenance => "An upgrade is under way. Nothing is lost; try again in a few seconds.",
+            Self::Stopped => "Its owner has scaled it to zero web processes. It answers again when one is started.",
+            Self::Maintenance => "An upgrade is in progress. Nothing is lost; try again in a few seconds.",
             Self::BadGateway => {
-                "It refused or broke off the connection. Its owner finds more in the application's log: larder logs."
+                "It refused or closed the connection. Its owner finds more in the application's log: larder logs."
             }
-            Self::GatewayTimeout => "It was asked, but did not begin to answer in time.",
+            Self::GatewayTimeout => "It received the request, but did not begin to answer in time.",
             Self::BadRequest(why) => why,
-            Self::Method => "CONNECT and TRACE are not passed on.",
-            Self::UploadTimeout => "Its body stopped coming. Send it again.",
-            Self::Crowded => "Others from the same address are still under way. Try again in a few seconds.",
+            Self::Method => "CONNECT and TRACE are not forwarded.",
+            Self::Expectation => "The only supported expectation is 100-continue.",
+            Self::UploadTimeout => "The client stopped sending its body. Send the request again.",
+            Self::TooManyRequests => "Other requests from the same address are in flight. Try again in a few seconds.",
         }
     }
 
-    /// Seconds after which trying again makes sense.
+    /// The value of `Retry-After`, in seconds.
     fn retry_after(&self) -> Option<&'static str> {
         match self {
-            Self::Starting | Self::Maintenance | Self::Crowded => Some("3"),
+            Self::Starting | Self::Maintenance | Self::TooManyRequests => Some("3"),
             Self::BadGateway | Self::GatewayTimeout => Some("10"),
             Self::Empty | Self::Failed(_) | Self::Stopped => Some("60"),
             _ => None,
         }
     }
 
-    /// Whether the connection is of no further use: the rest of a request that was misunderstood must not become the next one.
+    /// Returns whether the connection must be closed: the rest of a rejected request must not be read as the next request.
     fn closes(&self) -> bool {
-        matches!(self, Self::BadRequest(_) | Self::Method | Self::UploadTimeout)
+        matches!(self, Self::BadRequest(_) | Self::Method | Self::Expectation | Self::UploadTimeout)
     }
 }
 
-/// The pages, ready to be filled in.
+/// Renders pages.
 pub(super) struct Pages {
     templates: Environment<'static>,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Html,
     Json,
@@ -122,7 +129,7 @@ enum Form {
 }
 
 impl Form {
-    /// What the client would rather read. Programs that say nothing get text.
+    /// The form that comes first in `Accept`. Plain text if none does.
     fn of(headers: &HeaderMap) -> Self {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let of = |part: &str| accept.find(part);
@@ -137,14 +144,14 @@ impl Form {
 impl Pages {
     pub fn new() -> Self {
         let mut templates = Environment::new();
-        // A template that does not parse shows in the test below; a page is then still answered, as text.
+        // A template that does not parse fails the tests below. In production, pages are then sent as text.
         if let Err(error) = templates.add_template("page.html", include_str!("pages/page.html")) {
-            tracing::error!(%error, "the template of the error pages is broken");
+            tracing::error!(%error, "cannot parse the template of the error pages");
         }
         Self { templates }
     }
 
-    /// The answer for `page` in the form that `headers` ask for. `reveal` shows the reason of a failure.
+    /// Renders `page` in the form that `headers` ask for. If `reveal` is set, the page shows the reason of a failure.
     pub fn answer(&self, page: &Page, headers: &HeaderMap, request_id: Option<&HeaderValue>, reveal: bool) -> Response<Bytes> {
         let status = page.status();
         let id = request_id.and_then(|id| id.to_str().ok());
@@ -158,7 +165,7 @@ impl Pages {
             (Some(html), _) => ("text/html; charset=utf-8", html),
             (None, Form::Json) => {
                 let body = serde_json::json!({
-                    "error": page.word(), "status": status.as_u16(), "title": page.title(), "text": page.text(), "detail": detail, "request_id": id,
+                    "error": page.code(), "status": status.as_u16(), "title": page.title(), "text": page.text(), "detail": detail, "request_id": id,
                 });
                 ("application/json", format!("{body}\n"))
             }
@@ -176,12 +183,23 @@ impl Pages {
         if let Some(seconds) = page.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
+        if *page == Page::Method {
+            headers.insert(header::ALLOW, HeaderValue::from_static(METHODS));
+        }
         if let Some(id) = request_id {
             headers.insert(super::headers::REQUEST_ID, id.clone());
         }
         if page.closes() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response
+    }
+
+    /// The response to an OPTIONS request whose last hop is the proxy.
+    pub fn options() -> Response<Bytes> {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
         response
     }
 
@@ -193,7 +211,7 @@ impl Pages {
             code => status.as_u16(), reason => status.canonical_reason(),
         };
         let rendered = self.templates.get_template("page.html").and_then(|template| template.render(values));
-        rendered.inspect_err(|error| tracing::error!(%error, "an error page cannot be rendered")).ok()
+        rendered.inspect_err(|error| tracing::error!(%error, "cannot render an error page")).ok()
     }
 }
 
@@ -210,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_a_program_and_a_terminal_each_get_their_form() {
+    fn page_form_follows_accept_header() {
         let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
         let (response, html) = render(&Page::Starting, browser, false);
         assert_eq!(response.status(), 503);
@@ -227,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_only_shown_where_that_was_asked_for_and_never_as_markup() {
+    fn failure_reason_is_shown_only_if_revealed_and_is_escaped() {
         let page = Page::Failed("<script>alert(1)</script>".into());
         let (_, closed) = render(&page, "text/html", false);
         assert!(!closed.contains("alert"), "{closed}");
@@ -236,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_renders_in_every_form() {
+    fn page_of_every_kind_renders_in_every_form() {
         let pages = [
             Page::UnknownHost,
             Page::Empty,
@@ -248,8 +266,9 @@ mod tests {
             Page::GatewayTimeout,
             Page::BadRequest("why"),
             Page::Method,
+            Page::Expectation,
             Page::UploadTimeout,
-            Page::Crowded,
+            Page::TooManyRequests,
         ];
         for page in pages {
             for accept in ["text/html", "application/json", "*/*"] {

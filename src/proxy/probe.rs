@@ -1,4 +1,4 @@
-//! One small GET, for checks: does this address answer, and with what?
+//! One small GET request, for health checks and smoke checks.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -6,69 +6,71 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode, client::conn::http1::Builder, header};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-/// Why there was no status.
+use super::connect::{ConnectError, Connector};
+
+/// The reason why a probe got no status.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The path or the host is not one that a request can carry.
-    #[error("cannot ask {host} for {path:?}: a path starts with / and has no spaces")]
+    /// A request cannot contain this path or host.
+    #[error("cannot request {path:?} of {host}: expected a path that starts with / and has no spaces")]
     Request {
         /// The path as it was given.
         path: String,
         /// The host as it was given.
         host: String,
-        /// What is wrong with it.
+        /// The part that is invalid.
         #[source]
         source: hyper::http::Error,
     },
-    /// Nobody accepts connections there.
-    #[error("cannot connect to {address}")]
-    Connect {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// There was a connection, but no response that makes sense.
+    /// There was no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// There was a connection, but no valid response.
     #[error("no valid HTTP response from {address} for {path}")]
     Exchange {
-        /// The address.
+        /// The address that was probed.
         address: SocketAddr,
-        /// The path.
+        /// The path that was requested.
         path: String,
-        /// What was wrong.
+        /// The protocol error.
         #[source]
         source: hyper::Error,
     },
-    /// It took too long.
+    /// The response did not arrive in time.
     #[error("no response from {address} for {path} within {limit:?}")]
     Timeout {
-        /// The address.
+        /// The address that was probed.
         address: SocketAddr,
-        /// The path.
+        /// The path that was requested.
         path: String,
-        /// The limit.
+        /// The time limit.
         limit: Duration,
     },
 }
 
-/// Asks `address` for `path` as `host`, on a connection of its own, and returns the status. Redirects are not followed, the body is not
-/// read; all of it within `limit`.
-pub async fn probe(address: SocketAddr, path: &str, host: &str, limit: Duration) -> Result<StatusCode, ProbeError> {
-    fetch(address, path, host, 0, limit).await.map(|(status, _)| status)
+/// Requests `path` of `host` from `address` on a new connection and returns the status, within `limit`. Does not follow redirects and
+/// does not read the body.
+pub async fn probe(
+    connector: &dyn Connector,
+    address: SocketAddr,
+    path: &str,
+    host: &str,
+    limit: Duration,
+) -> Result<StatusCode, ProbeError> {
+    fetch(connector, address, path, host, 0, limit).await.map(|(status, _)| status)
 }
 
-/// The same, with the body's first `wanted` bytes, or all of them if there are fewer.
+/// Like [`probe`], and returns the first `wanted` bytes of the body; fewer if the body is shorter.
 pub async fn fetch(
+    connector: &dyn Connector,
     address: SocketAddr,
     path: &str,
     host: &str,
     wanted: usize,
     limit: Duration,
 ) -> Result<(StatusCode, Vec<u8>), ProbeError> {
-    // What is no path would reach the other side as another request line.
+    // Text that is not a path would reach the other side as another request line.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
         .header(header::HOST, host)
@@ -78,7 +80,7 @@ pub async fn fetch(
         .body(Empty::<Bytes>::new())
         .map_err(|source| ProbeError::Request { path: path.to_owned(), host: host.to_owned(), source })?;
     let exchange = async {
-        let stream = TcpStream::connect(address).await.map_err(|source| ProbeError::Connect { address, source })?;
+        let stream = connector.connect(address).await?;
         let failed = |source| ProbeError::Exchange { address, path: path.to_owned(), source };
         let mut builder = Builder::new();
         builder.max_header_size(32 * 1024);
@@ -97,7 +99,7 @@ pub async fn fetch(
         tokio::pin!(answering);
         let response = tokio::select! {
             response = answering.as_mut() => response,
-            // The connection may end in the same moment as the response arrives; the response counts.
+            // The connection may end at the moment at which the response arrives; the response counts.
             _ = connection => answering.await,
         };
         response.map_err(failed)

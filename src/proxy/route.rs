@@ -1,7 +1,6 @@
-//! An environment's way in: its state, the switch from one target to the next, and holds.
+//! The way into one environment: its state, the switch from one target to the next, and holds.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -14,37 +13,38 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access::{RouteCounts, Stats},
+    counts::{RouteCounts, Stats},
     pages::Page,
-    target::{Retired, Seat, Target},
+    target::{InFlight, Retired, Target},
+    waiting::WaitPermit,
 };
 
-/// What an environment answers with.
+/// The state of an environment, as its visitors see it.
 #[derive(Clone)]
 pub enum State {
     /// No deployment has succeeded yet.
     Empty,
-    /// It is being started.
+    /// The processes are being started.
     Starting,
-    /// These instances answer.
+    /// Requests are sent to this target.
     Live(Target),
-    /// It does not run, for this reason.
+    /// The processes failed to start, for this reason.
     Failed(String),
-    /// No web process of it runs, and none is meant to.
+    /// No web process runs, and none is configured to run.
     Stopped,
 }
 
-/// The way in to one environment; several hosts may lead to it.
+/// The way into one environment. Several hosts may lead to it.
 pub struct Route {
     name: Arc<str>,
     inside: RwLock<Inside>,
     waiting: AtomicUsize,
-    pub(super) counts: RouteCounts,
+    pub(super) counts: Arc<RouteCounts>,
 }
 
 struct Inside {
     state: State,
-    /// Holds in force; requests wait for the newest.
+    /// Holds in force; requests wait for the newest one.
     holds: Vec<Arc<Held>>,
 }
 
@@ -53,7 +53,7 @@ struct Held {
     released: CancellationToken,
 }
 
-/// While it lives, requests wait. Dropping it lets them go, to whatever the route's state is by then.
+/// While it exists, the route's requests wait. Dropping it releases them; they are routed by the state of that moment.
 #[must_use = "a hold ends when it is dropped"]
 pub struct Hold {
     route: Arc<Route>,
@@ -61,84 +61,74 @@ pub struct Hold {
 }
 
 enum Admission {
-    Pass(Seat),
+    Pass(InFlight),
     Wait(Arc<Held>),
     Refuse(Page),
 }
 
 impl Route {
-    /// A route in the state [`State::Starting`]; the name is for logs and numbers, such as `shop/production`.
+    /// A route in the state [`State::Starting`]. The name is for logs and statistics, such as `shop/production`.
     pub fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
             inside: RwLock::new(Inside { state: State::Starting, holds: Vec::new() }),
             waiting: AtomicUsize::new(0),
-            counts: RouteCounts::default(),
+            counts: Arc::default(),
         })
     }
 
-    /// The name that it was made with.
+    /// The name that was given to [`Route::new`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The state now.
+    /// The current state.
     pub fn state(&self) -> State {
         self.inside.read().state.clone()
     }
 
-    /// Whether there is a target that requests are sent to.
+    /// Returns whether requests are sent to a target.
     pub fn is_live(&self) -> bool {
         matches!(self.inside.read().state, State::Live(_))
     }
 
-    /// Sends every request from the next one on to `new`. Takes the same time whatever is under way; the target that was live before
-    /// is returned, to be drained.
+    /// Sends every request from the next one on to `new`, in constant time. Returns the previous target, to be drained. If the live
+    /// target has the same instances, it stays in place with its requests in flight, and nothing is returned.
     pub fn switch(&self, new: Target) -> Option<Retired> {
         self.set(State::Live(new))
     }
 
-    /// Changes the state; if a target was live and is no longer, it is returned, to be drained.
+    /// Changes the state. If a target was live and is not any more, it is returned, to be drained.
     pub fn set(&self, state: State) -> Option<Retired> {
-        let (old, same) = {
+        let old = {
             let mut inside = self.inside.write();
-            let mut same = false;
             if let State::Live(new) = &state {
-                new.enlist();
-                same = matches!(&inside.state, State::Live(old) if old.is(new));
+                if matches!(&inside.state, State::Live(old) if old.is_same(new)) {
+                    return None;
+                }
+                new.activate();
             }
-            (std::mem::replace(&mut inside.state, state), same)
+            std::mem::replace(&mut inside.state, state)
         };
         match old {
-            State::Live(target) if !same => Some(target.retire()),
+            State::Live(target) => Some(target.retire()),
             _ => None,
         }
     }
 
-    /// Gives the live target other instances, as after a restart on another port or a change of scale. False if nothing is live.
-    pub fn retarget(&self, addresses: &[SocketAddr]) -> bool {
-        match &self.inside.read().state {
-            State::Live(target) => {
-                target.set_addresses(addresses);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Lets new requests wait until the returned guard is dropped. `limit` after now they get the maintenance page instead, until then.
+    /// Lets new requests wait until the returned guard is dropped. After `limit` they get the maintenance page instead.
     pub fn hold(self: &Arc<Self>, limit: Duration) -> Hold {
         let held = Arc::new(Held { deadline: Instant::now() + limit, released: CancellationToken::new() });
         self.inside.write().holds.push(held.clone());
         Hold { route: self.clone(), held }
     }
 
-    /// The traffic since the route was made.
+    /// The traffic since the route was created.
     pub fn stats(&self) -> Stats {
         self.counts.snapshot(self.waiting())
     }
 
-    /// Requests that wait in a hold.
+    /// The number of requests that wait in a hold.
     pub fn waiting(&self) -> usize {
         self.waiting.load(SeqCst)
     }
@@ -147,16 +137,16 @@ impl Route {
         self.name.clone()
     }
 
-    /// A seat at the live target, after waiting out a hold; or the page that says why there is none.
-    pub(super) async fn admit(&self, max_waiting: usize) -> Result<Seat, Page> {
-        let mut place = None;
+    /// Enters the live target, after waiting for the end of a hold. Fails with the page for the client if there is no live target.
+    pub(super) async fn admit(&self, max_waiting: usize) -> Result<InFlight, Page> {
+        let mut permit = None;
         loop {
             match self.ask() {
-                Admission::Pass(seat) => return Ok(seat),
+                Admission::Pass(in_flight) => return Ok(in_flight),
                 Admission::Refuse(page) => return Err(page),
                 Admission::Wait(held) => {
-                    if place.is_none() {
-                        place = Some(Place::take(&self.waiting, max_waiting).ok_or(Page::Maintenance)?);
+                    if permit.is_none() {
+                        permit = Some(WaitPermit::take(&self.waiting, max_waiting).ok_or(Page::Maintenance)?);
                     }
                     timeout_at(held.deadline, held.released.cancelled()).await.map_err(|_| Page::Maintenance)?;
                 }
@@ -170,8 +160,8 @@ impl Route {
             return Admission::Wait(held.clone());
         }
         match &inside.state {
-            // The seat is taken under the lock: a switch comes either before it, or drains it.
-            State::Live(target) => Admission::Pass(target.sit()),
+            // Entered under the lock: a switch either comes before, or its drain sees this request.
+            State::Live(target) => Admission::Pass(target.enter()),
             State::Empty => Admission::Refuse(Page::Empty),
             State::Starting => Admission::Refuse(Page::Starting),
             State::Failed(reason) => Admission::Refuse(Page::Failed(reason.clone())),
@@ -181,7 +171,7 @@ impl Route {
 }
 
 impl Hold {
-    /// Waits until no request and no tunnel is under way at the live target, at most `limit`; returns how many are left.
+    /// Waits until nothing is in flight at the live target, at most `limit`. Returns the number of requests and tunnels that are left.
     pub async fn settle(&self, limit: Duration) -> usize {
         match self.route.state() {
             State::Live(target) => target.settle(limit).await,
@@ -189,12 +179,12 @@ impl Hold {
         }
     }
 
-    /// Whether the limit has passed, so that clients see the maintenance page.
+    /// Returns whether the limit has passed, so that clients get the maintenance page.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.held.deadline
     }
 
-    /// Lets the waiting requests go.
+    /// Ends the hold: the waiting requests go on.
     pub fn release(self) {}
 }
 
@@ -202,21 +192,5 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.route.inside.write().holds.retain(|held| !Arc::ptr_eq(held, &self.held));
         self.held.released.cancel();
-    }
-}
-
-/// A place among the waiting; given up also when the client leaves.
-pub(super) struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    pub fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
-        let place = Self(waiting);
-        (waiting.fetch_add(1, SeqCst) < max).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
     }
 }

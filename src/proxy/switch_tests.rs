@@ -1,4 +1,4 @@
-//! What requests see of switches, holds and applications that die.
+//! Switches, drains, holds and retries, as clients see them.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use super::{testing::*, *};
 
 #[tokio::test]
-async fn a_switch_under_load_loses_nothing() {
+async fn switch_under_load_drops_no_request() {
     let (front, route) = Front::with_route(quick()).await;
     let front = Arc::new(front);
     let first = App::start("blue").await;
@@ -35,7 +35,7 @@ async fn a_switch_under_load_loses_nothing() {
             tokio::spawn(async move {
                 let mut kept = TcpStream::connect(front.address).await.unwrap();
                 while !stop.load(SeqCst) {
-                    // Half of them reuse a connection, half make a new one; some post.
+                    // A third each: GET on a new connection, GET and POST on a kept one.
                     let answer = match number % 3 {
                         0 => front.get("/").await,
                         1 => {
@@ -62,7 +62,7 @@ async fn a_switch_under_load_loses_nothing() {
         let retired = route.switch(next.target()).expect("something was live");
         let report = retired.drain(LONG).await;
         assert_eq!(report.cut, 0);
-        // What was drained may die at once.
+        // A drained target may be killed at once.
         live.kill();
         live = next;
         echo(&mut tunnel, "during").await;
@@ -77,7 +77,7 @@ async fn a_switch_under_load_loses_nothing() {
     assert!(read_until(&mut upload, "blue took 20").await.starts_with("HTTP/1.1 200"));
     assert_eq!(route.stats().classes[4], 0);
 
-    // The tunnel and the stream are still on the very first target; the limit cuts them, and says so.
+    // The tunnel and the stream are still on the first target. The drain limit cuts them, and the report says so.
     until(|| opening.in_flight() == 2).await;
     let report = opening.drain(Duration::from_millis(20)).await;
     assert_eq!(report, DrainReport { finished: 0, cut: 2 });
@@ -87,29 +87,28 @@ async fn a_switch_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_on_a_connection_that_just_died_goes_another_way() {
+async fn request_on_a_dead_idle_connection_is_retried_elsewhere() {
     let (front, route) = Front::with_route(quick()).await;
     for _ in 0..20 {
-        let old = App::start("blue").await;
-        route.switch(old.target());
+        let (old, new) = (App::start("blue").await, App::start("green").await);
+        route.switch(tcp(vec![old.address, new.address]));
         assert!(front.get("/").await.ends_with("blue"));
-        let new = App::start("green").await;
+        assert!(front.get("/").await.ends_with("green"));
         old.kill();
-        // Bound and never listening: another test must not get this port and answer in the dead one's place.
-        let seat = tokio::net::TcpSocket::new_v4().unwrap();
-        seat.set_reuseaddr(true).unwrap();
-        let _ = seat.bind(old.address);
-        // Same target, other instance, as after a restart: the kept connection is dead, and maybe not yet known to be.
-        assert!(route.retarget(&[old.address, new.address]));
+        // Bound and never listening, so that another test cannot get this port and answer in place of the killed application.
+        let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+        reserved.set_reuseaddr(true).unwrap();
+        let _ = reserved.bind(old.address);
+        // The next in turn is the killed instance. Its idle connection is closed, and the proxy may not know that yet.
         let answer = front.get("/").await;
         assert!(answer.ends_with("green"), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn only_a_request_that_may_run_twice_is_sent_twice() {
+async fn only_an_idempotent_request_is_retried() {
     let (front, route) = Front::with_route(quick()).await;
-    // Answers the first request of each connection, and closes at the second without a word.
+    // Answers the first request of each connection, and closes at the second without a response.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let counted = seen.clone();
@@ -125,22 +124,22 @@ async fn only_a_request_that_may_run_twice_is_sent_twice() {
             });
         }
     });
-    route.switch(Target::new(vec![address]));
+    route.switch(tcp(vec![address]));
     assert!(front.get("/").await.ends_with("ok"));
     assert!(front.get("/").await.ends_with("ok"), "the kept connection broke, a new one did not");
     assert_eq!((seen.load(SeqCst), route.stats().retried), (3, 1));
     let post = "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    // Refused if it met the kept connection; answered if that had idled for too long to be risked. Seen once in any case.
+    // Fails if it was sent on the kept connection; succeeds if that had idled for too long to be used. Sent once in both cases.
     front.raw(post).await;
     assert_eq!((seen.load(SeqCst), route.stats().retried), (4, 1));
 }
 
 #[tokio::test]
-async fn instances_take_turns_and_one_that_refuses_is_skipped() {
+async fn requests_are_balanced_and_a_refusing_instance_is_skipped() {
     let (front, route) = Front::with_route(quick()).await;
     let (one, two) = (App::start("one").await, App::start("two").await);
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    route.switch(Target::new(vec![one.address, gone, two.address]));
+    route.switch(tcp(vec![one.address, gone, two.address]));
     let mut seen = std::collections::BTreeMap::new();
     for _ in 0..12 {
         let answer = front.get("/").await;
@@ -151,7 +150,7 @@ async fn instances_take_turns_and_one_that_refuses_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_hold_keeps_requests_waiting_and_lets_them_go_to_the_new_target() {
+async fn held_requests_wait_and_reach_the_new_target() {
     let (front, route) = Front::with_route(ProxySettings { max_waiting: 3, ..quick() }).await;
     let (front, old, new) = (Arc::new(front), App::start("old").await, App::start("new").await);
     route.switch(old.target());
@@ -166,7 +165,6 @@ async fn a_hold_keeps_requests_waiting_and_lets_them_go_to_the_new_target() {
     until(|| route.waiting() == 3).await;
     let too_many = front.get("/").await;
     assert!(too_many.starts_with("HTTP/1.1 503") && too_many.to_lowercase().contains("retry-after: "), "{too_many}");
-    // A client that leaves gives up its place.
     assert_eq!(route.stats().in_flight, 3);
     let _ = route.switch(new.target());
     hold.release();
@@ -183,7 +181,7 @@ async fn a_hold_keeps_requests_waiting_and_lets_them_go_to_the_new_target() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_hold_gives_up_its_place() {
+async fn disconnected_client_returns_its_wait_permit() {
     let (front, route) = Front::with_route(quick()).await;
     let _hold = route.hold(LONG);
     let mut stream = TcpStream::connect(front.address).await.unwrap();
@@ -191,4 +189,37 @@ async fn a_client_that_leaves_a_hold_gives_up_its_place() {
     until(|| route.waiting() == 1).await;
     drop(stream);
     until(|| route.waiting() == 0 && route.stats().requests == 1).await;
+}
+
+#[tokio::test]
+async fn undone_switch_keeps_in_flight_requests_of_the_restored_target() {
+    let (front, route) = Front::with_route(quick()).await;
+    let (blue, green, later) = (App::start("blue").await, App::start("green").await, App::start("later").await);
+    route.switch(blue.target());
+    let mut events = TcpStream::connect(front.address).await.unwrap();
+    events.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut events, "data: blue\n\n\r\n").await;
+    let retired = route.switch(green.target()).expect("blue was live");
+    // The deployment of green failed: its switch is undone.
+    let taken_back = route.switch(retired.restore()).expect("green was live");
+    assert_eq!(taken_back.drain(LONG).await, DrainReport { finished: 0, cut: 0 });
+    assert!(front.get("/").await.ends_with("blue"));
+    // The next deployment must drain the request that has been in flight since before the first switch.
+    let retired = route.switch(later.target()).expect("blue was live again");
+    assert_eq!(retired.in_flight(), 1);
+    assert_eq!(retired.drain(Duration::from_millis(20)).await, DrainReport { finished: 0, cut: 1 });
+    assert!(!read_all(&mut events).await.ends_with("0\r\n\r\n"), "a cut stream must not look complete");
+}
+
+#[tokio::test]
+async fn switch_to_the_same_instances_keeps_their_requests_in_flight() {
+    let (front, route) = Front::with_route(quick()).await;
+    let (blue, green) = (App::start("blue").await, App::start("green").await);
+    route.switch(blue.target());
+    let mut events = TcpStream::connect(front.address).await.unwrap();
+    events.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut events, "data: blue\n\n\r\n").await;
+    // As when an environment whose processes run is served again.
+    assert!(route.switch(blue.target()).is_none());
+    assert_eq!(route.switch(green.target()).expect("blue was live").in_flight(), 1);
 }

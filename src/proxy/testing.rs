@@ -1,4 +1,4 @@
-//! Applications, clients and a front door for the tests of this room; all on loopback, port 0.
+//! Applications, clients and a proxy for the tests of this module; all on loopback, port 0.
 
 use std::{
     convert::Infallible,
@@ -26,9 +26,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Proxy, ProxySettings, Route, Target};
+use super::{Proxy, ProxySettings, Route, Target, TcpConnector};
 
-/// No test waits longer than this for anything; it is only reached by a failing test.
+/// The limit of every wait in these tests. Only a failing test reaches it.
 pub const LONG: Duration = Duration::from_secs(30);
 
 pub struct Front {
@@ -49,7 +49,7 @@ impl Front {
         Self { proxy, address, shutdown, serving }
     }
 
-    /// A front door with one route, `shop`.
+    /// A proxy with one route, `shop`.
     pub async fn with_route(settings: ProxySettings) -> (Self, Arc<Route>) {
         let front = Self::start(settings).await;
         let route = Route::new("shop/production");
@@ -61,7 +61,7 @@ impl Front {
         self.raw(&format!("GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")).await
     }
 
-    /// Sends bytes on a new connection and reads to its end.
+    /// Sends bytes on a new connection and reads until it is closed.
     pub async fn raw(&self, request: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let _ = stream.write_all(request.as_ref()).await;
@@ -79,7 +79,7 @@ pub async fn read_all(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let reading = async {
         let mut buffer = [0; 4096];
-        // A reset is an end as well.
+        // A reset ends the connection, too.
         while let Ok(count) = stream.read(&mut buffer).await {
             if count == 0 {
                 break;
@@ -87,7 +87,7 @@ pub async fn read_all(stream: &mut TcpStream) -> String {
             text.extend_from_slice(&buffer[..count]);
         }
     };
-    tokio::time::timeout(LONG, reading).await.expect("the connection stays open");
+    tokio::time::timeout(LONG, reading).await.expect("the connection was not closed");
     String::from_utf8_lossy(&text).into_owned()
 }
 
@@ -102,11 +102,11 @@ pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> Str
             text.push(byte[0].into());
         }
     };
-    tokio::time::timeout(LONG, reading).await.expect("nothing more comes");
+    tokio::time::timeout(LONG, reading).await.expect("the expected text did not arrive");
     text
 }
 
-/// An application in the style of those that get deployed: it answers with its name, streams, takes uploads and speaks WebSocket.
+/// An application that answers with its name, streams events, reads uploads and upgrades to WebSocket.
 pub struct App {
     pub address: SocketAddr,
     pub connections: Arc<AtomicUsize>,
@@ -147,10 +147,10 @@ impl App {
     }
 
     pub fn target(&self) -> Target {
-        Target::new(vec![self.address])
+        tcp(vec![self.address])
     }
 
-    /// Ends at once, as a killed process does.
+    /// Closes everything at once, as a killed process does.
     pub fn kill(&self) {
         self.stop.cancel();
     }
@@ -173,7 +173,7 @@ async fn answer(
     Ok(match request.uri().path() {
         "/events" => {
             let ticks = ticks.subscribe();
-            // Each tick is an event; the application's end is the stream's.
+            // Each tick is an event. The stream ends with the application.
             let events = futures_util::stream::unfold((ticks, true), move |(mut ticks, first)| async move {
                 if !first {
                     ticks.recv().await.ok()?;
@@ -220,7 +220,12 @@ async fn answer(
     })
 }
 
-/// An application that says exactly these bytes to each request's head, then closes; `None` keeps silent.
+/// The instances at these addresses, over plain TCP.
+pub fn tcp(addresses: Vec<SocketAddr>) -> Target {
+    Target::new(addresses, Arc::new(TcpConnector::default()))
+}
+
+/// An application that answers each request's head with exactly these bytes and closes; with `None` it never answers.
 pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -250,7 +255,7 @@ pub async fn until(mut check: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(LONG, polling).await.expect("it never became true");
+    tokio::time::timeout(LONG, polling).await.expect("the condition did not become true");
 }
 
 pub(super) fn quick() -> ProxySettings {

@@ -1,13 +1,15 @@
-//! The front door from outside: real sockets, raw bytes where the bytes matter.
+//! Routing, validation of requests and the headers of responses, over real sockets.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{testing::*, *};
 
 #[tokio::test]
-async fn a_request_finds_its_route_by_host_however_it_is_written() {
+async fn request_is_routed_by_host_in_any_spelling() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     assert!(route.switch(app.target()).is_none());
@@ -27,7 +29,7 @@ async fn a_request_finds_its_route_by_host_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn each_state_has_its_page() {
+async fn route_state_determines_the_page() {
     let (front, route) = Front::with_route(quick()).await;
     assert!(front.get("/").await.contains("is starting"));
     route.set(State::Failed("web exited 1".into()));
@@ -35,15 +37,15 @@ async fn each_state_has_its_page() {
     assert!(failed.starts_with("HTTP/1.1 503") && failed.contains("failed to start") && !failed.contains("exited"), "{failed}");
     route.set(State::Stopped);
     assert!(front.get("/").await.contains("is stopped"));
-    route.switch(Target::new(Vec::new()));
+    route.switch(tcp(Vec::new()));
     assert!(front.get("/").await.starts_with("HTTP/1.1 502"));
     assert_eq!(route.stats().classes, [0, 0, 0, 0, 4]);
 }
 
 #[tokio::test]
-async fn while_routes_are_being_opened_only_who_finds_nobody_waits() {
+async fn startup_gate_delays_only_requests_without_a_live_route() {
     let (front, route) = Front::with_route(quick()).await;
-    let opening = front.proxy.opening();
+    let gate = front.proxy.close_startup_gate();
     let (blue, green) = (App::start("blue").await, App::start("green").await);
     let ask = |host: &'static str| {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -55,14 +57,14 @@ async fn while_routes_are_being_opened_only_who_finds_nobody_waits() {
         })
     };
     let early = [ask("shop"), ask("late"), ask("nobody")];
-    until(|| opening.waiting() == 3).await;
+    until(|| gate.waiting() == 3).await;
     route.switch(blue.target());
     assert!(front.get("/").await.ends_with("blue"));
     let late = Route::new("late/production");
     late.switch(green.target());
     front.proxy.set_route("late", late).unwrap();
-    assert_eq!(opening.waiting(), 3);
-    drop(opening);
+    assert_eq!(gate.waiting(), 3);
+    drop(gate);
     let [shop, late, nobody] = early;
     let (shop, late, nobody) = (shop.await.unwrap(), late.await.unwrap(), nobody.await.unwrap());
     assert!(shop.ends_with("blue") && late.ends_with("green"), "{shop}\n{late}");
@@ -70,7 +72,7 @@ async fn while_routes_are_being_opened_only_who_finds_nobody_waits() {
 }
 
 #[tokio::test]
-async fn what_can_be_read_in_two_ways_is_refused_or_read_in_one() {
+async fn ambiguous_request_is_rejected() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -107,13 +109,13 @@ async fn what_can_be_read_in_two_ways_is_refused_or_read_in_one() {
     ];
     for request in refused {
         let answer = front.raw(&request).await;
-        // A connection that is closed with unread bytes may lose the answer on its way; it must never be a good one.
+        // Closing a connection with unread bytes may lose the response. A response that does arrive must be an error.
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"),
             "{request:.200} {answer}"
         );
     }
-    // The second request here exists only for a reader who believes the other length.
+    // The second request exists only for a parser that uses the other length.
     for lengths in ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"] {
         let smuggled = "GET /smuggled HTTP/1.1\r\nHost: shop\r\n\r\n";
         let answer = front.raw(format!("POST /upload HTTP/1.1\r\nHost: shop\r\n{lengths}\r\n\r\n0\r\n\r\n{smuggled}")).await;
@@ -123,7 +125,7 @@ async fn what_can_be_read_in_two_ways_is_refused_or_read_in_one() {
 }
 
 #[tokio::test]
-async fn an_application_sees_who_asked_and_not_what_the_client_claims() {
+async fn application_sees_the_peer_and_no_forged_headers() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -150,7 +152,7 @@ async fn an_application_sees_who_asked_and_not_what_the_client_claims() {
 }
 
 #[tokio::test]
-async fn uploads_stream_and_expect_continue_works() {
+async fn upload_with_expect_continue_is_streamed() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -191,4 +193,77 @@ async fn connections_are_kept_on_both_sides() {
     assert!(read_until(&mut stream, "blue").await.contains("content-length: 4"));
     assert_eq!(app.connections.load(SeqCst), 1);
     assert_eq!(front.proxy.stats().accepted, 1);
+}
+
+#[tokio::test]
+async fn refused_methods_and_expectations_get_the_status_and_headers_of_rfc_9110() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    for method in ["CONNECT", "TRACE"] {
+        let target = if method == "CONNECT" { "shop:80" } else { "/" };
+        let answer = front.raw(format!("{method} {target} HTTP/1.1\r\nHost: shop:80\r\n\r\n")).await.to_lowercase();
+        assert!(answer.starts_with("http/1.1 405"), "{answer}");
+        assert!(answer.contains("\r\nallow: get, head, post, put, patch, delete, options\r\n"), "{answer}");
+    }
+    let answer = front.raw("POST / HTTP/1.1\r\nHost: shop\r\nExpect: miracles\r\nContent-Length: 1\r\n\r\na").await;
+    assert!(answer.starts_with("HTTP/1.1 417"), "{answer}");
+    let answer = front.raw("GET * HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn options_with_max_forwards_is_counted_down_and_answered_at_zero() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let ask = async |left: &str| {
+        let request = format!("OPTIONS /headers HTTP/1.1\r\nHost: shop\r\nMax-Forwards: {left}\r\nConnection: close\r\n\r\n");
+        front.raw(request).await.to_lowercase()
+    };
+    let passed = ask("5").await;
+    assert!(passed.contains("options /headers\n") && passed.contains("max-forwards=4"), "{passed}");
+    let last = ask("0").await;
+    assert!(last.starts_with("http/1.1 204") && last.contains("\r\nallow: get, head,"), "{last}");
+}
+
+/// A connector for addresses that exist nowhere, as those in the network namespace of an environment: all lead to one listener.
+struct FakeConnector {
+    listener: SocketAddr,
+    asked: Mutex<Vec<SocketAddr>>,
+}
+
+impl Connector for FakeConnector {
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>> {
+        self.asked.lock().push(address);
+        let connected = TcpStream::connect(self.listener);
+        Box::pin(async move { connected.await.map_err(|source| ConnectError::Io { address, source }) })
+    }
+}
+
+#[tokio::test]
+async fn requests_and_probes_use_only_the_connector_of_their_target() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    // Reserved for documentation (RFC 5737): nothing can be reached there without the connector.
+    let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+    let connector = Arc::new(FakeConnector { listener: app.address, asked: Mutex::default() });
+    route.switch(Target::new(vec![address], connector.clone()));
+    assert!(front.get("/").await.ends_with("blue"));
+    let mut tunnel = socket(&front).await;
+    echo(&mut tunnel, "through the tunnel").await;
+    assert_eq!(probe(&*connector, address, "/status/404", "shop", LONG).await.unwrap(), 404);
+    assert!(!connector.is_foreign(address));
+    let asked = connector.asked.lock().clone();
+    assert!(asked.len() >= 2 && asked.iter().all(|asked| *asked == address), "{asked:?}");
+}
+
+#[tokio::test]
+async fn target_of_another_user_is_not_reached() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("foreign").await;
+    let other = rustix::process::geteuid().as_raw() + 1;
+    route.switch(Target::new(vec![app.address], Arc::new(TcpConnector::new(Some(other)))));
+    let answer = front.get("/").await;
+    assert!(answer.starts_with("HTTP/1.1 502") && !answer.contains("foreign"), "{answer}");
 }

@@ -391,7 +391,7 @@ fn hosts_that_lead_nowhere(world: &World) {
     let port = world.http_port();
     let unknown = http::get(port, "nowhere.localhost", "/").unwrap();
     assert_eq!(unknown.status, 404);
-    unknown.holds("Nothing lives at this address");
+    unknown.holds("There is no application at this address");
     let empty = world.get("shop", "/");
     assert!(matches!(empty.status, 404 | 502 | 503), "{empty:?}");
     assert!(!empty.body.is_empty());

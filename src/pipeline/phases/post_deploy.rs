@@ -9,7 +9,7 @@ use crate::{
         context::Deployment,
         step::{Failure, Step, Work},
     },
-    proxy::fetch,
+    proxy::{TcpConnector, fetch},
     runtime::Label,
 };
 
@@ -104,7 +104,7 @@ impl Step for Smoke {
             for smoke in deployment.settings().smoke {
                 let path = smoke.path.as_str();
                 let wanted = if smoke.contains.is_some() { PAGE } else { 0 };
-                let answer = fetch(services.http, path, host, wanted, Duration::from_secs(10)).await;
+                let answer = fetch(&TcpConnector::default(), services.http, path, host, wanted, Duration::from_secs(10)).await;
                 let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
                     let (status, wanted) = (status.as_u16(), smoke.status);

@@ -6,7 +6,7 @@ use super::processes;
 use crate::{
     config::{HealthCheck, Settings},
     host::launch::Stdio,
-    model::Phase,
+    model::{Environment, Phase},
     pipeline::{
         context::Deployment,
         runner::seconds,
@@ -104,24 +104,31 @@ fn unanswered(name: &str, settings: &Settings, limit: Duration, instance: &Insta
     }
 }
 
+/// The host that health checks ask for: the first domain of the project's own, if it has one, because many applications reject every
+/// other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
+fn health_host(environment: &Environment, settings: &Settings, domain: &str) -> String {
+    let own = settings.domains.first().map(|own| own.as_str().to_owned()).or_else(|| environment.domains.first().cloned());
+    own.or_else(|| environment.hosts(domain).into_iter().next()).unwrap_or_default()
+}
+
 /// Asks until the answer is good.
 async fn ask(deployment: &Deployment, settings: &Settings, instance: &Instance) {
     let Some(address) = instance.address() else { return };
-    let host = deployment.order.environment.hosts(deployment.services.config.domain.as_str()).into_iter().next();
-    let host = host.unwrap_or_default();
+    let host = health_host(&deployment.order.environment, settings, deployment.services.config.domain.as_str());
+    let connector = deployment.services.connector(&deployment.order.environment);
     let mut pause = FIRST_PAUSE;
     loop {
         let good = match &settings.health.check {
             HealthCheck::None => true,
-            HealthCheck::Tcp => tokio::net::TcpStream::connect(address).await.is_ok(),
+            HealthCheck::Tcp => connector.connect(address).await.is_ok(),
             HealthCheck::Http { path, status } => {
-                let answer = probe(address, path.as_str(), &host, Duration::from_secs(10)).await;
+                let answer = probe(&*connector, address, path.as_str(), &host, Duration::from_secs(10)).await;
                 answer.is_ok_and(|answer| status.contains(answer.as_u16()))
             }
             HealthCheck::Command(command) => command_succeeds(deployment, command.as_str(), address.port()).await,
         };
         // All projects share the machine's ports: one that another has taken meanwhile answers, too.
-        if good && !deployment.services.is_foreign(&deployment.order.environment, address) {
+        if good && !connector.is_foreign(address) {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -148,5 +155,21 @@ pub async fn show_log(deployment: &Deployment, process: &str) {
     let since = since.get(..19).unwrap_or_default();
     for line in lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)) {
         deployment.transcript.detail(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_check_asks_for_the_first_custom_domain() {
+        let mut environment = Environment::of_shop("production", "main");
+        let mut settings = Settings::default();
+        assert_eq!(health_host(&environment, &settings, "example.org"), "shop.example.org");
+        environment.domains = vec![String::from("stored.example.com")];
+        assert_eq!(health_host(&environment, &settings, "example.org"), "stored.example.com");
+        settings.domains = vec!["www.shop.example".parse().unwrap(), "other.example".parse().unwrap()];
+        assert_eq!(health_host(&environment, &settings, "example.org"), "www.shop.example");
     }
 }

@@ -73,7 +73,7 @@ impl Step for Switch {
             let route = deployment.services.route(&deployment.order.environment);
             let new = match (&previous, deployment.retired.take()) {
                 // What the old release still answers goes on.
-                (_, Some(retired)) => route.switch(retired.target()),
+                (_, Some(retired)) => route.switch(retired.restore()),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);

@@ -1,0 +1,81 @@
+//! The number of connections of each client address; for visitors behind a trusted proxy, the number of requests.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use hyper::header::HeaderValue;
+use parking_lot::Mutex;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::shared::Shared;
+
+/// The open connections by client address.
+#[derive(Default)]
+pub(super) struct Clients {
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Clients {
+    /// Counts one more for `client`, unless it has `limit` already.
+    pub fn enter(self: &Arc<Self>, client: IpAddr, limit: usize) -> Option<ClientPermit> {
+        let mut open = self.open.lock();
+        let count = open.entry(client).or_insert(0);
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(ClientPermit { clients: self.clone(), client })
+    }
+}
+
+/// The permit for one connection or request of a client, returned on drop.
+pub(super) struct ClientPermit {
+    clients: Arc<Clients>,
+    client: IpAddr,
+}
+
+impl Drop for ClientPermit {
+    fn drop(&mut self) {
+        let mut open = self.clients.open.lock();
+        if let Some(count) = open.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// The state that all requests of one client connection share. Its drop ends the connection's count.
+pub(super) struct Connection {
+    pub proxy: Arc<Shared>,
+    pub peer: IpAddr,
+    pub peer_value: HeaderValue,
+    pub trusted: bool,
+    pub tasks: TaskTracker,
+    /// Ends tunnels when the server stops.
+    pub hang_up: CancellationToken,
+    pub clients: Arc<Clients>,
+    /// `None` for a trusted proxy: its visitors take permits, one per request.
+    pub _permit: Option<ClientPermit>,
+}
+
+impl Connection {
+    /// Takes a permit for one request of a visitor behind a trusted proxy; `None` if the visitor has too many requests in flight.
+    pub fn visit(&self, visitor: IpAddr) -> Option<ClientPermit> {
+        let permit = self.clients.enter(visitor, self.proxy.settings.max_connections_per_peer);
+        if permit.is_none() {
+            self.proxy.counts.turned_away.fetch_add(1, Relaxed);
+        }
+        permit
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.proxy.counts.open.fetch_sub(1, Relaxed);
+    }
+}

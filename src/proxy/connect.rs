@@ -1,0 +1,122 @@
+//! Connections to the instances of an application.
+//!
+//! [`Connector`] is the only way to an upstream: requests, health checks and probes of instances use it. Today's implementation is
+//! [`TcpConnector`]. An environment with a network namespace of its own needs another one, whose sockets are made inside that namespace;
+//! nothing else in the proxy depends on how a connection was made.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+
+use crate::host::sockets;
+
+/// The reason why there is no connection to an instance.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The operating system could not connect, or could not tell who listens.
+    #[error("cannot connect to {address}")]
+    Io {
+        /// The address of the instance.
+        address: SocketAddr,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection was accepted by a process of another user.
+    #[error("cannot connect to {address}: {} listens there, expected user {expected}", user(*.seen))]
+    Foreign {
+        /// The address of the instance.
+        address: SocketAddr,
+        /// The user id of the listener; `None` if there is no listener any more.
+        seen: Option<u32>,
+        /// The user id of the environment's processes.
+        expected: u32,
+    },
+    /// The connection was not accepted in time.
+    #[error("cannot connect to {address}: not accepted within {limit:?}")]
+    Timeout {
+        /// The address of the instance.
+        address: SocketAddr,
+        /// The time limit.
+        limit: Duration,
+    },
+    /// There is no instance to connect to.
+    #[error("cannot connect: no instance is running")]
+    NoInstance,
+}
+
+fn user(uid: Option<u32>) -> String {
+    uid.map_or_else(|| String::from("no process"), |uid| format!("user {uid}"))
+}
+
+/// Connects to the instances of one environment.
+pub trait Connector: Send + Sync + 'static {
+    /// Opens a connection to the instance at `address`. The returned stream never leads to a process of another environment.
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>>;
+
+    /// Returns whether a process of another environment listens at `address`, or may listen there. Always `false` where addresses are
+    /// private to an environment.
+    fn is_foreign(&self, _address: SocketAddr) -> bool {
+        false
+    }
+}
+
+/// Connects over TCP to ports that all projects of this machine share.
+///
+/// While an application is down, any project can bind its port. If an owner is given, a connection is therefore only used if that user
+/// listens on the port. The kernel is asked after the connection was made, because the listener could change in between; the question
+/// takes some microseconds, and the connection is kept for many requests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpConnector {
+    owner: Option<u32>,
+}
+
+impl TcpConnector {
+    /// A connector to the processes of user `owner`; `None` accepts any listener, for servers on which all processes have one user.
+    pub fn new(owner: Option<u32>) -> Self {
+        Self { owner }
+    }
+}
+
+impl Connector for TcpConnector {
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>> {
+        Box::pin(async move {
+            let failed = |source| ConnectError::Io { address, source };
+            let stream = TcpStream::connect(address).await.map_err(failed)?;
+            if let Some(expected) = self.owner {
+                let seen = sockets::listener(address).map_err(failed)?;
+                if seen != Some(expected) {
+                    return Err(ConnectError::Foreign { address, seen, expected });
+                }
+            }
+            Ok(stream)
+        })
+    }
+
+    fn is_foreign(&self, address: SocketAddr) -> bool {
+        let Some(owner) = self.owner else { return false };
+        !sockets::listener(address).is_ok_and(|seen| seen.is_none_or(|uid| uid == owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tcp_connector_rejects_listener_of_another_user() {
+        let me = rustix::process::geteuid().as_raw();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        for connector in [TcpConnector::default(), TcpConnector::new(Some(me))] {
+            assert!(connector.connect(address).await.is_ok());
+            assert!(!connector.is_foreign(address));
+        }
+        let other = TcpConnector::new(Some(me + 1));
+        let error = other.connect(address).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Foreign { seen: Some(uid), .. } if uid == me), "{error}");
+        assert!(error.to_string().contains(&format!("user {me} listens there, expected user {}", me + 1)), "{error}");
+        assert!(other.is_foreign(address));
+    }
+}

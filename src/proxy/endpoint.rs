@@ -1,0 +1,133 @@
+//! One instance of an application: its idle connections, and new ones through the target's [`Connector`].
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    connect::{ConnectError, Connector},
+    io,
+    settings::ProxySettings,
+    upload::Upload,
+};
+
+/// Idle connections that are kept per instance.
+const MAX_IDLE: usize = 128;
+/// Age after which an idle connection is not used again: the application has probably closed it.
+pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
+/// Time after a refused connection during which an instance is tried only after all others.
+const REST: Duration = Duration::from_secs(1);
+/// Time that a connection may take to become ready again after its last response.
+const READY_WAIT: Duration = Duration::from_millis(100);
+
+pub(super) struct Endpoint {
+    pub address: SocketAddr,
+    pool: Mutex<Pool>,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<(SendRequest<Upload>, Instant)>,
+    /// The time of the last refused connection, until one succeeds.
+    refused: Option<Instant>,
+}
+
+impl Endpoint {
+    pub fn new(address: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { address, pool: Mutex::default() })
+    }
+
+    /// Returns whether the instance had refused a connection shortly before `now`.
+    pub fn was_resting(&self, now: Instant) -> bool {
+        self.pool.lock().refused.is_some_and(|refused| refused <= now && now < refused + REST)
+    }
+
+    /// Closes all idle connections.
+    pub fn clear(&self) {
+        self.pool.lock().idle.clear();
+    }
+
+    /// Keeps a connection for the next request. If the pool is full, the connection is closed.
+    pub fn give_back(&self, sender: SendRequest<Upload>) {
+        let mut pool = self.pool.lock();
+        if pool.idle.len() < MAX_IDLE {
+            pool.idle.push((sender, Instant::now()));
+        }
+    }
+
+    /// Takes an idle connection that has not idled for longer than `max_idle`.
+    pub async fn pooled(&self, max_idle: Duration) -> Option<SendRequest<Upload>> {
+        loop {
+            let mut sender = {
+                let idle = &mut self.pool.lock().idle;
+                let age = idle.last()?.1.elapsed();
+                if age > MAX_IDLE_AGE {
+                    // The other connections in the stack are older still.
+                    idle.clear();
+                }
+                if age > max_idle {
+                    return None;
+                }
+                idle.pop()?.0
+            };
+            if sender.is_ready() {
+                return Some(sender);
+            }
+            // Either its task has not yet noticed the end of the last response, or the connection is closed.
+            if let Ok(Ok(())) = timeout(READY_WAIT, sender.ready()).await {
+                return Some(sender);
+            }
+        }
+    }
+
+    /// Opens a connection and starts the task that drives it. The task ends with the connection or with `cut`.
+    pub async fn connect(
+        &self,
+        settings: &ProxySettings,
+        connector: &dyn Connector,
+        cut: &CancellationToken,
+    ) -> Result<SendRequest<Upload>, ConnectError> {
+        let address = self.address;
+        let failed = |source| ConnectError::Io { address, source };
+        let connected = async {
+            let stream = connector.connect(address).await?;
+            stream.set_nodelay(true).map_err(failed)?;
+            io::keep_alive(&stream);
+            let mut builder = Builder::new();
+            builder.max_header_size(settings.max_header_size).max_buf_size(settings.max_header_size.max(64 * 1024));
+            builder.handshake(TokioIo::new(stream)).await.map_err(|error| failed(std::io::Error::other(error)))
+        };
+        let limit = settings.connect_timeout;
+        let result = timeout(limit, connected).await.unwrap_or(Err(ConnectError::Timeout { address, limit }));
+        match result {
+            Ok((sender, connection)) => {
+                self.pool.lock().refused = None;
+                let cut = cut.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        // An error reaches the request in flight; between requests it only ends the connection.
+                        _ = connection.with_upgrades() => {}
+                        () = cut.cancelled() => {}
+                    }
+                });
+                Ok(sender)
+            }
+            Err(error) => {
+                let first = self.pool.lock().refused.replace(Instant::now()).is_none();
+                // Once per outage, not once per attempt.
+                if first && matches!(error, ConnectError::Foreign { .. }) {
+                    tracing::warn!(%address, %error, "application unreachable");
+                }
+                Err(error)
+            }
+        }
+    }
+}

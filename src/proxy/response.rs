@@ -1,0 +1,198 @@
+//! The response to a client: an application's response with its body, a page of the proxy, or a tunnel.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Response, StatusCode, Version,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::HeaderValue,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
+
+use super::{
+    access::RequestRecord,
+    clients::{ClientPermit, Connection},
+    headers,
+    pages::Page,
+    target::{InFlight, Lease},
+    upload::{BodyError, Progress},
+};
+
+/// Time in which both sides must leave HTTP after they have agreed to upgrade.
+const HANDOVER: Duration = Duration::from_secs(10);
+/// Size of a tunnel's buffer in each direction, in bytes.
+const BUFFER: usize = 16 * 1024;
+
+/// The values that live until the client has its whole response. In drop order: the record is written before the client's permit is
+/// returned.
+pub(super) struct Open {
+    pub record: RequestRecord,
+    /// The permit of a visitor behind a trusted proxy.
+    pub _permit: Option<ClientPermit>,
+}
+
+/// The body of a response to a client.
+pub(super) enum ResponseBody {
+    /// A page of the proxy.
+    Page(Full<Bytes>, Option<Open>),
+    /// The application's response.
+    Download(Download),
+}
+
+/// The body of an application's response.
+pub(super) struct Download {
+    inner: Incoming,
+    ended: bool,
+    open: Open,
+    lease: Option<Lease>,
+    upload: Option<Arc<Progress>>,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // The connection can be reused only if both directions have ended; otherwise dropping the lease closes it.
+        let uploaded = self.upload.as_ref().is_none_or(|upload| upload.is_done());
+        if uploaded
+            && (self.ended || self.inner.is_end_stream())
+            && let Some(lease) = self.lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let download = match self.get_mut() {
+            Self::Page(page, open) => {
+                return Pin::new(page).poll_frame(cx).map(|frame| {
+                    let frame = frame?.ok()?;
+                    if let (Some(open), Some(data)) = (open.as_mut(), frame.data_ref()) {
+                        open.record.bytes_out += data.len() as u64;
+                    }
+                    Some(Ok(frame))
+                });
+            }
+            Self::Download(download) => download,
+        };
+        match std::task::ready!(Pin::new(&mut download.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let Some(data) = frame.data_ref() else {
+                    download.ended = true;
+                    return Poll::Ready(None);
+                };
+                download.open.record.bytes_out += data.len() as u64;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                download.ended = true;
+                Poll::Ready(None)
+            }
+            // The server then closes the client's connection: a truncated response never looks complete.
+            Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Page(page, _) => page.is_end_stream(),
+            Self::Download(download) => download.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Page(page, _) => page.size_hint(),
+            Self::Download(download) => download.inner.size_hint(),
+        }
+    }
+}
+
+/// Turns an application's response into the client's.
+pub(super) fn deliver(
+    connection: &Arc<Connection>,
+    mut response: Response<Incoming>,
+    lease: Lease,
+    mut open: Open,
+    upload: Option<Arc<Progress>>,
+    on_upgrade: Option<OnUpgrade>,
+) -> Response<ResponseBody> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = on_upgrade else {
+            // The client has not asked for an upgrade.
+            return page(connection, &Page::BadGateway, &HeaderMap::new(), None, Some(open));
+        };
+        let application = hyper::upgrade::on(&mut response);
+        open.record.answered(response.status());
+        headers::to_client(response.headers_mut(), true);
+        tunnel(connection, client, application, lease.in_flight, open);
+        let (parts, _) = response.into_parts();
+        return Response::from_parts(parts, ResponseBody::Page(Full::default(), None));
+    }
+    open.record.answered(response.status());
+    headers::to_client(response.headers_mut(), false);
+    let (mut parts, body) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let download = Download { inner: body, ended: false, open, lease: Some(lease), upload };
+    Response::from_parts(parts, ResponseBody::Download(download))
+}
+
+/// Answers with a page of the proxy. `headers` are those of the request, for `Accept`; `id` is its request id.
+pub(super) fn page(
+    connection: &Connection,
+    page: &Page,
+    headers: &HeaderMap,
+    id: Option<&HeaderValue>,
+    open: Option<Open>,
+) -> Response<ResponseBody> {
+    let proxy = &connection.proxy;
+    with_body(proxy.pages.answer(page, headers, id, proxy.settings.reveal_reasons), open)
+}
+
+/// Sends a response of the proxy itself.
+pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Response<ResponseBody> {
+    if let Some(open) = &mut open {
+        open.record.answered(response.status());
+    }
+    response.map(|body| ResponseBody::Page(Full::new(body), open))
+}
+
+/// Starts a tunnel as a task that `serve` waits for. It copies bytes both ways until one side closes its connection, the target is cut,
+/// or the server stops.
+fn tunnel(connection: &Arc<Connection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
+    let hang_up = connection.hang_up.clone();
+    let kept = connection.clone();
+    connection.tasks.spawn(async move {
+        let _kept = kept;
+        let cut = in_flight.cut();
+        let carry = async {
+            let both = async { tokio::try_join!(client, application) };
+            let Ok(Ok((client, application))) = timeout(HANDOVER, both).await else { return };
+            let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
+            let route = open.record.route().clone();
+            // An error means that one side has closed its connection; dropping the streams closes the other side's.
+            if let Ok((up, down)) = copy_bidirectional_with_sizes(&mut client, &mut application, BUFFER, BUFFER).await {
+                route.counts.bytes_in.fetch_add(up, Relaxed);
+                open.record.bytes_out += down;
+            }
+        };
+        tokio::select! {
+            () = carry => {}
+            () = cut.cancelled() => {}
+            () = hang_up.cancelled() => {}
+        }
+    });
+}

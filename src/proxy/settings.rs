@@ -1,0 +1,83 @@
+//! Limits of the proxy and its errors.
+
+use std::{net::IpAddr, time::Duration};
+
+/// The reason why the proxy could not add a route or serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// A route was given a host that no request can carry.
+    #[error("cannot add a route for {host:?}: expected a host name or an address, such as shop.example.org")]
+    Host {
+        /// The host as it was given.
+        host: String,
+    },
+    /// Connections cannot be accepted on the inherited socket.
+    #[error("cannot serve HTTP on the inherited listening socket")]
+    Listener {
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Limits of the proxy. The defaults suit one server with some dozens of applications.
+#[derive(Debug, Clone)]
+pub struct ProxySettings {
+    /// Concurrent client connections, tunnels included. Further connections are answered with 503 and closed.
+    pub max_connections: usize,
+    /// Concurrent connections of one client address; further ones are answered with 429 and closed. Connections of trusted proxies are
+    /// not counted; instead, the concurrent requests of each visitor behind them are.
+    pub max_connections_per_peer: usize,
+    /// Size of a request's head and of a response's head, in bytes.
+    pub max_header_size: usize,
+    /// Time in which a client must send a request's head; also the time that a connection may idle between two requests.
+    pub header_timeout: Duration,
+    /// Time without progress after which a body is given up: the client sends nothing of a request or takes nothing of a response, or the
+    /// application takes nothing of a request.
+    pub stall_timeout: Duration,
+    /// Time in which one instance must accept a connection.
+    pub connect_timeout: Duration,
+    /// Time for which connections are retried while every instance refuses them, as during a restart, before the client gets an error.
+    pub connect_patience: Duration,
+    /// Time in which an application must send its response's head, counted from the end of the request.
+    pub response_timeout: Duration,
+    /// Requests of one route that may wait during a hold; further ones get the maintenance page at once.
+    pub max_waiting: usize,
+    /// Time in which requests and tunnels must finish after `serve` was told to stop.
+    pub shutdown_limit: Duration,
+    /// Addresses of other proxies in front of this one. Their statements about a visitor's address and scheme are believed.
+    pub trusted: Vec<IpAddr>,
+    /// The scheme that clients use, for `X-Forwarded-Proto`.
+    pub scheme: Scheme,
+    /// If set, the page of a failed application shows the reason. For trying out larder, not for the public.
+    pub reveal_reasons: bool,
+}
+
+/// The scheme under which clients reach the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain HTTP.
+    Http,
+    /// TLS, terminated by another proxy in front of larder.
+    Https,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            max_connections: 8192,
+            max_connections_per_peer: 1024,
+            max_header_size: 32 * 1024,
+            header_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(5),
+            connect_patience: Duration::from_secs(3),
+            response_timeout: Duration::from_secs(60),
+            max_waiting: 1000,
+            shutdown_limit: Duration::from_secs(30),
+            trusted: Vec::new(),
+            scheme: Scheme::Http,
+            reveal_reasons: false,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A request's body on its way to the application: counted, and watched for stalls on both sides.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use super::{counts::RouteCounts, io::Stall, pages::Page};
+
+/// The reason why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("the peer closed the connection before the end of the body")]
+    Broken(#[source] hyper::Error),
+    #[error("the client stopped sending the request's body")]
+    Stalled,
+}
+
+const SENDING: u8 = 0;
+const DONE: u8 = 1;
+const BROKEN: u8 = 2;
+const STALLED: u8 = 3;
+
+/// The progress of an upload, for the task that waits for the response.
+pub(super) struct Progress {
+    state: AtomicU8,
+    done: Notify,
+    started: Instant,
+    /// The time at which the application last took data, in milliseconds after `started`.
+    taken: AtomicU64,
+    /// Set while the next data has to come from the client.
+    client: AtomicBool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let (state, taken, client) = (AtomicU8::new(SENDING), AtomicU64::new(0), AtomicBool::new(false));
+        Self { state, done: Notify::new(), started: Instant::now(), taken, client }
+    }
+
+    /// Records that the application's connection can take more data; `answered` says whether the client had sent some.
+    fn asked(&self, answered: bool) {
+        self.client.store(!answered, SeqCst);
+        self.taken.store(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// Returns when the application has taken none of the available data for `limit`. Only this notices the stall: data that the
+    /// application does not take is not read from the client either, so a closed client connection is not noticed.
+    pub async fn untaken(&self, limit: Duration) {
+        loop {
+            let since = if self.client.load(SeqCst) {
+                Instant::now()
+            } else {
+                self.started + Duration::from_millis(self.taken.load(SeqCst))
+            };
+            let until = since + limit;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+
+    fn end(&self, state: u8) {
+        self.state.store(state, SeqCst);
+        self.done.notify_one();
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.state.load(SeqCst) == DONE
+    }
+
+    /// Returns the page that tells the client why its body was not complete; `None` if it is complete or still being sent.
+    pub fn failure(&self) -> Option<Page> {
+        match self.state.load(SeqCst) {
+            BROKEN => Some(Page::BadRequest("The request's body ends too early or is malformed.")),
+            STALLED => Some(Page::UploadTimeout),
+            _ => None,
+        }
+    }
+
+    /// Returns when the body has ended, complete or not.
+    pub async fn ended(&self) {
+        self.done.notified().await;
+    }
+}
+
+/// A request's body on its way to the application.
+pub(super) enum Upload {
+    Empty,
+    Streaming { inner: Incoming, progress: Arc<Progress>, stall: Stall, counts: Arc<RouteCounts> },
+}
+
+impl Upload {
+    /// Wraps a client's body. The progress is `None` if there is no body.
+    pub fn new(inner: Incoming, counts: &Arc<RouteCounts>, stall_timeout: Duration) -> (Self, Option<Arc<Progress>>) {
+        if inner.is_end_stream() {
+            return (Self::Empty, None);
+        }
+        let progress = Arc::new(Progress::new());
+        let stall = Stall::new(stall_timeout);
+        (Self::Streaming { inner, progress: progress.clone(), stall, counts: counts.clone() }, Some(progress))
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self::Streaming { inner, progress, stall, counts } = self.get_mut() else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *inner).poll_frame(cx);
+        progress.asked(polled.is_ready());
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                stall.clear();
+                let Some(data) = frame.data_ref() else {
+                    // Trailers are not passed on: applications merge them with headers that the proxy has checked.
+                    progress.end(DONE);
+                    return Poll::Ready(None);
+                };
+                counts.bytes_in.fetch_add(data.len() as u64, Relaxed);
+                if inner.is_end_stream() {
+                    progress.end(DONE);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                progress.end(DONE);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                progress.end(BROKEN);
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            Poll::Pending => {
+                if stall.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                progress.end(STALLED);
+                Poll::Ready(Some(Err(BodyError::Stalled)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streaming { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streaming { inner, .. } => inner.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Requests that wait: permits for those that a hold keeps back, and the gate that is closed while the server starts.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+/// The permit of one waiting request. It is also returned when the client disconnects.
+pub(super) struct WaitPermit<'a>(&'a AtomicUsize);
+
+impl<'a> WaitPermit<'a> {
+    /// Takes a permit, unless `max` requests wait already.
+    pub fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let permit = Self(waiting);
+        (waiting.fetch_add(1, SeqCst) < max).then_some(permit)
+    }
+}
+
+impl Drop for WaitPermit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// The current startup gate of a proxy, if one is closed.
+#[derive(Default)]
+pub(super) struct GateSlot {
+    closed: RwLock<Option<Arc<Gate>>>,
+}
+
+#[derive(Default)]
+pub(super) struct Gate {
+    opened: CancellationToken,
+    waiting: AtomicUsize,
+}
+
+impl GateSlot {
+    pub fn closed(&self) -> Option<Arc<Gate>> {
+        self.closed.read().clone()
+    }
+}
+
+impl Gate {
+    /// Waits until the gate opens. Returns `false` at once if `max` requests wait already.
+    pub async fn wait(&self, max: usize) -> bool {
+        let Some(_permit) = WaitPermit::take(&self.waiting, max) else { return false };
+        self.opened.cancelled().await;
+        true
+    }
+}
+
+/// A closed gate: while it exists, requests whose route is not live yet wait. Requests for live routes pass. Dropping it opens the gate,
+/// and the waiting requests are routed by the routes of that moment.
+#[must_use = "the gate opens when it is dropped"]
+pub struct StartupGate {
+    slot: Arc<GateSlot>,
+    gate: Arc<Gate>,
+}
+
+impl StartupGate {
+    pub(super) fn close(slot: &Arc<GateSlot>) -> Self {
+        let gate = Arc::<Gate>::default();
+        *slot.closed.write() = Some(gate.clone());
+        Self { slot: slot.clone(), gate }
+    }
+
+    /// The number of waiting requests.
+    pub fn waiting(&self) -> usize {
+        self.gate.waiting.load(SeqCst)
+    }
+}
+
+impl Drop for StartupGate {
+    fn drop(&mut self) {
+        *self.slot.closed.write() = None;
+        self.gate.opened.cancel();
+    }
+}
