@@ -14,7 +14,7 @@ use larder::{
     pipeline::chain,
     runtime::static_server,
     server,
-    surface::cli::{self, Cli, Command, Local, client, quickstart, session},
+    surface::cli::{self, Cli, Command, Local, client, quickstart},
     workers,
 };
 
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     run(cli, words).unwrap_or_else(|error| {
-        let _ = io::stderr().write_all(session::error_text(&error).as_bytes());
+        let _ = io::stderr().write_all(cli::error_text(&error).as_bytes());
         ExitCode::from(error.kind.exit_code())
     })
 }
@@ -72,9 +72,6 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         Command::Local(Local::Serve(args)) => larder::serve::main(root, args),
         Command::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
         Command::Local(Local::Server(_)) => server::main(root).map_err(|error| internal(&error)),
-        Command::Local(Local::Worker { role }) => Ok(workers::main(&role)),
-        Command::Local(Local::Hook { name }) => Ok(run_hook(&name)),
-        Command::Local(Local::StaticServer { args }) => Ok(static_server::main(args)),
         Command::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
         Command::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
     }

@@ -12,11 +12,11 @@ use crate::{
     host::root::Root,
     keeper::{self, KeeperError, LibFile},
     pipeline::chain,
-    surface::cli::serve::Args,
+    surface::cli::ServeArgs,
 };
 
 /// Runs `larder serve`.
-pub fn main(root: Root, args: Args) -> Result<ExitCode, CommandError> {
+pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     let config = ServerConfig::load(&root.server_file()).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
         CommandError::new(Kind::Configuration, lines.join("\n"))

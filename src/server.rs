@@ -36,8 +36,8 @@ use crate::{
     remote::{self, Places, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
-        cli::{session, session::Io, socket},
-        git::{Pushes, for_client},
+        cli::{self, session, session::Io, socket},
+        git::Pushes,
         shares::Shares,
         ssh::{self, Desk, ExecCall, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
     },
@@ -403,7 +403,7 @@ impl Desk for FrontDesk {
 async fn refuse(stderr: OwnedFd, error: &CommandError) -> u32 {
     // Whoever reads nothing need not know.
     if let Ok(mut stderr) = Outlet::within(stderr, WORDS) {
-        let _ = stderr.write(for_client(error).as_bytes()).await;
+        let _ = stderr.write(cli::error_text(error).as_bytes()).await;
     }
     u32::from(error.kind.exit_code())
 }

@@ -1,28 +1,27 @@
-//! Errors as a person meets them: what was wrong, what to do, and an exit code that scripts can rely on.
+//! Errors of requests: a message, hints, and a kind that becomes the exit status.
 
+use super::registry::Target;
 use crate::model::{Project, ProjectName};
 
-use super::request::Target;
-
-/// The kind of an error; it picks the exit code.
+/// The kind of an error. Its exit status is part of what scripts rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The deployment failed: 1.
     Deployment,
-    /// The command was typed wrong: 2.
+    /// The command line is wrong: 2.
     Usage,
-    /// The caller may not, or the thing is frozen or locked: 3.
+    /// The caller has no right to it, or the object is frozen or in use: 3.
     Refused,
-    /// There is no such thing: 4.
+    /// The object does not exist: 4.
     NotFound,
-    /// A file that somebody wrote is wrong: 5.
+    /// A configuration file is wrong: 5.
     Configuration,
-    /// Ours, or the machine's: 70.
+    /// A bug in larder or a failure of the machine: 70.
     Internal,
 }
 
 impl Kind {
-    /// The exit code.
+    /// The exit status.
     pub fn exit_code(self) -> u8 {
         match self {
             Kind::Deployment => 1,
@@ -35,30 +34,30 @@ impl Kind {
     }
 }
 
-/// An error with its hints.
+/// An error that a caller sees.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandError {
-    /// What kind it is.
+    /// The kind, which picks the exit status.
     pub kind: Kind,
-    /// What was being done, to what, and why it failed.
+    /// The failed action, its object and the cause, in one sentence.
     pub message: String,
-    /// What to do next.
+    /// Advice on what to do next, one line each.
     pub hints: Vec<String>,
 }
 
 impl CommandError {
-    /// An error of `kind`.
+    /// Makes an error without hints.
     pub fn new(kind: Kind, message: impl Into<String>) -> CommandError {
         CommandError { kind, message: message.into(), hints: Vec::new() }
     }
 
-    /// An error of ours or of the machine, with all its causes.
+    /// Makes an internal error from `error` and all its sources.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
         CommandError::new(Kind::Internal, crate::pipeline::chain(error))
     }
 
-    /// The same with a further hint.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> CommandError {
         self.hints.push(hint.into());
@@ -66,25 +65,40 @@ impl CommandError {
     }
 }
 
-/// The most similar of `known`, if one is similar enough to be what was meant.
-pub fn similar<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The word of `known` that is most similar to `given`, if one is similar enough to be a correction.
+pub(super) fn similar<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = known.map(|word| (strsim::jaro_winkler(given, word), word));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, word)| word)
 }
 
+pub(super) fn not_found(message: impl Into<String>) -> CommandError {
+    CommandError::new(Kind::NotFound, message)
+}
+
+pub(super) fn refused(message: impl Into<String>) -> CommandError {
+    CommandError::new(Kind::Refused, message)
+}
+
+pub(super) fn usage(message: impl Into<String>) -> CommandError {
+    CommandError::new(Kind::Usage, message)
+}
+
+/// Runs a blocking function on a thread that may block.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, CommandError> + Send + 'static,
+) -> Result<T, CommandError> {
+    tokio::task::spawn_blocking(act).await.map_err(|error| CommandError::internal(&error))?
+}
+
 pub(super) fn no_project(name: &ProjectName, known: &[ProjectName]) -> CommandError {
-    let error = CommandError::new(Kind::NotFound, format!("there is no project {name}"));
+    let error = not_found(format!("there is no project {name}"));
     match similar(name.as_str(), known.iter().map(ProjectName::as_str)) {
         Some(other) => error.hint(format!("did you mean {other}?")),
-        None => error.hint(format!("`larder project create {name} --mode cooking` makes it")),
+        None => error.hint(format!("create it with `larder project create {name} --mode cooking`")),
     }
 }
 
 pub(super) fn no_environment(project: &Project, target: &Target) -> CommandError {
     let names: Vec<_> = project.environments.iter().map(|environment| environment.name.to_string()).collect();
-    CommandError::new(Kind::NotFound, format!("there is no environment {target}")).hint(format!(
-        "{} has {}",
-        project.name,
-        names.join(", ")
-    ))
+    not_found(format!("there is no environment {target}")).hint(format!("{} has {}", project.name, names.join(", ")))
 }

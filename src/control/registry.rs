@@ -1,12 +1,12 @@
-//! Users, keys, projects and environments of this server; `state/registry.json`, written whole and atomically.
+//! The registry: users, keys, projects and environments of this server, stored as a whole in `state/registry.json`.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, fmt, io, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     host::files,
-    model::{Access, EnvId, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
+    model::{Access, EnvId, EnvironmentName, NameError, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
 };
 
 /// A public key that may log in.
@@ -18,74 +18,103 @@ pub struct Key {
     pub line: String,
 }
 
-/// Somebody who may log in.
+/// A person or machine that may log in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// The name.
+    /// The name, unique on this server.
     pub name: UserName,
-    /// Whether all rights on everything.
+    /// Grants every right on every project.
     pub admin: bool,
-    /// The keys.
+    /// The keys that log this user in.
     pub keys: Vec<Key>,
     /// Rights on single projects.
     #[serde(default)]
     pub access: BTreeMap<ProjectName, Access>,
 }
 
-/// A key whose deliverables a project accepts, wherever they come from.
+/// A signing key whose deliverables a project accepts from any source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustedKey {
-    /// For which project.
+    /// The project that accepts them.
     pub project: ProjectName,
-    /// The key.
+    /// The public half of the signing key.
     pub key: PublicKey,
-    /// What people call it.
+    /// A name for people, unique in the project.
     pub name: RemoteName,
 }
 
-/// Everything that the operator has set up.
+/// The project and environment that a caller names: `shop`, or `shop/staging`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The project.
+    pub project: ProjectName,
+    /// The environment; the project's default environment if absent.
+    pub environment: Option<EnvironmentName>,
+}
+
+impl FromStr for Target {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Target, NameError> {
+        let (project, environment) = match text.split_once('/') {
+            Some((project, environment)) => (project, Some(environment.parse()?)),
+            None => (text, None),
+        };
+        Ok(Target { project: project.parse()?, environment })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.environment {
+            Some(environment) => write!(f, "{}/{environment}", self.project),
+            None => self.project.fmt(f),
+        }
+    }
+}
+
+/// Users, projects and trusted keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
-    /// The users.
+    /// The users, in the order in which they were added.
     #[serde(default)]
     pub users: Vec<User>,
-    /// The projects.
+    /// The projects with their environments, in the order in which they were created.
     #[serde(default)]
     pub projects: Vec<Project>,
-    /// Whose deliverables are accepted, besides those of remotes.
+    /// Signing keys that projects trust, besides those of their remotes.
     #[serde(default)]
     pub trusted: Vec<TrustedKey>,
-    /// The last number that a project got.
+    /// The last project number that was given; numbers are never reused.
     #[serde(default)]
     pub last_project: u32,
-    /// The last number that an environment got.
+    /// The last environment number that was given; numbers are never reused.
     #[serde(default)]
     pub last_environment: u32,
 }
 
-/// A registry above this size is not ours.
+/// The largest registry that is read or written, in bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Registry {
-    /// Reads the registry at `path`; an empty one where there is none yet.
+    /// Reads the registry at `path`. Returns an empty registry if the file does not exist.
     pub fn load(path: &Path) -> io::Result<Registry> {
         let bytes = match files::read_limited(path, BYTES_MAX) {
             Ok(bytes) => bytes,
-            // This and nothing else: one that cannot be read now must not be replaced by an empty one.
+            // Only this error: a registry that cannot be read now must not be replaced by an empty one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
             Err(error) => return Err(io::Error::other(error)),
         };
         serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
     }
 
-    /// Writes it to `path`; when this returns, it survives a power failure.
+    /// Replaces the file at `path` atomically. The new registry survives a power failure once this returns.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
-        // The next start would not read it.
+        // The next start would refuse to read it.
         if bytes.len() as u64 > BYTES_MAX {
             return Err(io::Error::other(format!(
-                "{} would have {} bytes, and {BYTES_MAX} are allowed; remove users, keys or projects that nobody needs",
+                "cannot write {}: it would have {} bytes (at most {BYTES_MAX} are allowed); remove unused users, keys or projects",
                 path.display(),
                 bytes.len()
             )));
@@ -93,34 +122,34 @@ impl Registry {
         files::write_atomic(path, &bytes, 0o600).map_err(io::Error::other)
     }
 
-    /// A user.
+    /// The user with this name.
     pub fn user(&self, name: &UserName) -> Option<&User> {
         self.users.iter().find(|user| &user.name == name)
     }
 
-    /// A user, to change.
+    /// The user with this name, to be changed.
     pub fn user_mut(&mut self, name: &UserName) -> Option<&mut User> {
         self.users.iter_mut().find(|user| &user.name == name)
     }
 
-    /// The user of a key.
+    /// The user that a key logs in.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         let holds = |user: &&User| user.keys.iter().any(|key| key.fingerprint == fingerprint);
         self.users.iter().find(holds).map(|user| user.name.clone())
     }
 
-    /// A project.
+    /// The project with this name.
     pub fn project(&self, name: &ProjectName) -> Option<&Project> {
         self.projects.iter().find(|project| &project.name == name)
     }
 
-    /// A number that no project ever had.
+    /// Takes a number that no project has had before.
     pub fn next_project(&mut self) -> ProjectId {
         self.last_project = self.last_project.saturating_add(1);
         ProjectId(self.last_project)
     }
 
-    /// A number that no environment ever had.
+    /// Takes a number that no environment has had before.
     pub fn next_environment(&mut self) -> EnvId {
         self.last_environment = self.last_environment.saturating_add(1);
         EnvId(self.last_environment)
@@ -132,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_registry_survives_and_numbers_are_not_used_again() {
+    fn saved_registry_loads_and_does_not_reuse_numbers() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registry.json");
         let mut registry = Registry::load(&path).unwrap();
@@ -147,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_empty() {
+    fn unreadable_registry_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let loop_ = directory.path().join("loop");
         std::os::unix::fs::symlink(&loop_, &loop_).unwrap();
@@ -157,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_that_would_not_be_read() {
+    fn oversized_registry_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registry.json");
         let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(BYTES_MAX as usize) };
         let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
         let large = Registry { users: vec![user], ..Registry::default() };
-        assert!(large.save(&path).unwrap_err().to_string().contains("16777216 are allowed"));
+        assert!(large.save(&path).unwrap_err().to_string().contains("at most 16777216 are allowed"));
         assert!(!path.exists());
     }
 }

@@ -28,7 +28,6 @@ use crate::{
         Objection, Request, Ticket, chain,
         intake::{Fate, RefUpdate, fates, unstorable},
     },
-    surface::cli::session::error_text,
 };
 
 /// What a push is, for its hooks.
@@ -374,9 +373,4 @@ async fn explain(words: Option<OwnedFd>) {
     if !matches!(written.await, Ok(Ok(()))) {
         tracing::debug!("nobody was there to read an explanation");
     }
-}
-
-/// The words of an error for a client of git, which shows them as they are.
-pub fn for_client(error: &CommandError) -> String {
-    error_text(error)
 }

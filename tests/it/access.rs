@@ -15,6 +15,7 @@ in_one_mode!(
     verbs_say_the_same_everywhere,
     keys_come_and_go,
     a_private_key_is_no_public_key,
+    largest_accepted_rsa_key_can_be_added_over_ssh,
 );
 
 fn rights_are_what_they_say(world: &World) {
@@ -338,4 +339,15 @@ fn a_private_key_is_no_public_key(world: &World) {
     world.ssh("laptop", &["whoami"]).exits(255);
     let log = std::fs::read_to_string(world.directory().join("server.log")).unwrap();
     assert!(!log.contains(secret), "a private key is in the server's log");
+}
+
+/// Every key that is accepted fits into a command over ssh, with a long comment.
+fn largest_accepted_rsa_key_can_be_added_over_ssh(world: &World) {
+    let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat();
+    let modulus = [&[0][..], &[0xff; 1023], &[0xfd]].concat();
+    let blob = [field(b"ssh-rsa"), field(&[1, 0, 1]), field(&modulus)].concat();
+    let line = format!("ssh-rsa {} {}", data_encoding::BASE64.encode(&blob), "comment".repeat(200));
+    world.ssh("alice", &["key", "add", "alice", "--key", &format!("'{line}'")]).exits(0).says("SHA256:");
+    let users = world.larder(&["user", "list", "--json"]).json();
+    assert!(users[0]["keys"].as_array().unwrap().iter().any(|key| key["line"].as_str().unwrap().len() > 1300), "{users}");
 }

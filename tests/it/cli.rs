@@ -24,6 +24,8 @@ in_one_mode!(
     a_server_that_is_not_there,
     output_can_be_cut_short,
     one_command_too_many_is_told_so,
+    local_command_above_64_kib_is_carried_out,
+    logs_of_two_processes_are_merged_by_time_in_each_process_order,
     the_quickstart_ends_with_a_page,
 );
 
@@ -313,4 +315,40 @@ fn the_disk_is_as_the_layout_says(world: &World) {
     let releases = world.environment("shop").join("releases");
     fs::set_permissions(&releases, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     assert!(findings()[0].contains("production/releases has the mode 0777; run: chmod 0755"), "{:?}", findings());
+}
+
+/// A command line is sent to the server as one message of any length up to the limit, not only as far as one packet goes.
+fn local_command_above_64_kib_is_carried_out(world: &World) {
+    world.project("shop");
+    Repo::site(world, "shop", "version one").push().accepted();
+    for length in [40_000, 120_000] {
+        let word = "x".repeat(length);
+        let counted = world.larder(&["run", "shop", "--", "sh", "-c", "printf %s \"$1$1\" | wc -c", "sh", &word]);
+        assert_eq!(counted.ok().trim(), (2 * length).to_string());
+    }
+    // Above the limit, the sentence names both sizes.
+    let word = "x".repeat(120_000);
+    let words: Vec<&str> = ["run", "shop", "--", "true"].into_iter().chain(std::iter::repeat_n(word.as_str(), 9)).collect();
+    world.larder(&words).exits(2).says("at most 1048576 are accepted").keeps_quiet_about("reset");
+}
+
+fn logs_of_two_processes_are_merged_by_time_in_each_process_order(world: &World) {
+    world.project("shop");
+    Repo::site(world, "shop", "version one").push().accepted();
+    let directory = world.environment("shop").join("log");
+    let write = |process: &str, lines: &[(u32, &str)]| {
+        let line = |(millisecond, text): &(u32, &str)| format!("2099-01-01T00:00:00.{millisecond:03}Z {process} {text}\n");
+        fs::write(directory.join(format!("{process}.log")), lines.iter().map(line).collect::<String>()).unwrap();
+    };
+    write("trace.1", &[(1, "Traceback"), (1, "  in main"), (1, "  in call"), (1, "Error: it broke"), (3, "over")]);
+    write("queue.1", &[(1, "zeta"), (1, "alpha"), (2, "between")]);
+    let shown = world.larder(&["logs", "shop", "-n", "8"]);
+    let shown: Vec<&str> = shown.ok().lines().collect();
+    let of = |process: &str| -> Vec<&str> {
+        shown.iter().filter_map(|line| line.split_once(process).map(|(_, text)| text.trim_start_matches(".1 "))).collect()
+    };
+    assert_eq!(of("trace"), ["Traceback", "  in main", "  in call", "Error: it broke", "over"]);
+    assert_eq!(of("queue"), ["zeta", "alpha", "between"]);
+    let moments: Vec<&str> = shown.iter().filter_map(|line| line.split(' ').next()).collect();
+    assert!(moments.is_sorted(), "{shown:#?}");
 }

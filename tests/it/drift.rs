@@ -52,7 +52,7 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
     by_hand(world, HOTFIX);
     by_hand(world, "echo mine > media/file; mkdir -p tmp log; echo x > tmp/x; echo x > log/web.log; touch lib/data.bin");
     let drift = world.larder(&["drift", "shop"]);
-    drift.exits(0).says("4 changed by hand in v1 of shop/production, and 2 that are to be expected:");
+    drift.exits(0).says("4 changed by hand in v1 of shop/production, and 2 expected:");
     drift.says("changed  index.html").says("removed  lib/old.txt").says("changed  lib/data.bin").says("added    extra.txt");
     drift.says("[temporary]").says("[a log]").says("larder drift shop/production --save").keeps_quiet_about("media");
     world.larder(&["status"]).says("live: 4 changed by hand");
@@ -143,7 +143,7 @@ fn drift_can_be_refused(world: &World) {
     world.get("shop", "/").holds("FIXED");
     // Kept by itself already, but nobody has seen it.
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &Value::Null));
-    world.ssh("alice", &["drift", "shop", "--save"]).exits(0).says("Kept as patch");
+    world.ssh("alice", &["drift", "shop", "--save"]).exits(0).says("Saved as patch");
     repo.push().accepted().says("this release is without that");
     world.get("shop", "/").holds("one");
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &"alice".into()));
@@ -171,11 +171,7 @@ fn what_a_deployment_writes_itself_is_no_drift(world: &World) {
     repo.program(".larder/deploy", "#!/bin/sh\necho $$ > generated.txt\n").page("one");
     repo.push().accepted();
     until("the processes of before are known", || changes(world).is_empty());
-    world
-        .larder(&["drift", "shop"])
-        .says("but for 3 that are to be expected")
-        .says("generated.txt")
-        .says("[as it was when it went live]");
+    world.larder(&["drift", "shop"]).says("except for 3 expected").says("generated.txt").says("[as it was when it went live]");
     repo.commit("two");
     repo.push().accepted().0.keeps_quiet_about("by hand");
     // What somebody makes of it by hand is another thing.

@@ -282,7 +282,7 @@ fn an_old_build_is_not_taken_for_the_newest(world: &World) {
     assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
     // Older than what is live, it is not even begun.
     world.larder(&["rollback", "shop/production", &new.release.to_string()]).ok();
-    forge.pull().exits(3).says("is older than what is live");
+    forge.pull().exits(3).says("is older than the live one");
     pull(&middle).ok();
     assert_eq!(live_manifest(world, "production", "shop")["build"], 11);
 }

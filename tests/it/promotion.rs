@@ -95,7 +95,7 @@ fn what_was_not_cooked_is_refused_early(world: &World) {
     world.larder(&["promote", "shop", "v7", "--to", "production"]).exits(4).says("no release v7");
     world.larder(&["promote", "shop", "--to", "moon"]).exits(4).says("neither a remote nor another environment");
     world.larder(&["promote", "shop", "--to", "staging"]).exits(4);
-    world.larder(&["pull", "shop/staging"]).exits(3).says("makes its releases itself");
+    world.larder(&["pull", "shop/staging"]).exits(3).says("builds its own releases");
     let anyone: Output = world.larder(&["deploy", "shop/production"]);
     anyone.ok();
     world.serves("shop", "version one");

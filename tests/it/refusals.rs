@@ -98,13 +98,15 @@ fn every_release_is_signed_and_keys_are_trusted_by_name(world: &World) {
     world.larder(&["key", "show"]).says(&format!("signing key  {key}")).says("host key     ssh-ed25519 ").says("SHA256:");
 
     let other = key.replace(&key[10..14], "AAAA");
-    world.larder(&["key", "trust", "shop", &other, "--name", "lab"]).says(&format!("shop accepts what {other} has signed"));
+    world
+        .larder(&["key", "trust", "shop", &other, "--name", "lab"])
+        .says(&format!("shop accepts deliverables that {other} has signed"));
     world.larder(&["key", "trust", "shop", &other]).exits(3).says("trusts").says("already");
     world.larder(&["key", "trust", "blog", &other]).exits(4).says("there is no project blog");
     world.larder(&["key", "trust", "shop", "ed25519:xyz"]).exits(2).says("is not a signing key").says("larder key show");
     let rows = world.larder(&["key", "trust", "shop", "--json"]).json();
     assert_eq!((&rows[0]["key"], &rows[0]["name"]), (&other.as_str().into(), &"lab".into()));
-    world.larder(&["key", "untrust", "shop", &other]).says("accepts nothing more");
+    world.larder(&["key", "untrust", "shop", &other]).says("accepts no further deliverables");
     world.larder(&["key", "untrust", "shop", &other]).exits(4).says("does not trust");
     assert_eq!(world.larder(&["key", "trust", "shop", "--json"]).json(), Value::Array(Vec::new()));
 }

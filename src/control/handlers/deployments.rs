@@ -1,93 +1,197 @@
-//! Deployments without a push, and plans.
+//! Deployments that no push starts, rollbacks, and plans.
 
-use super::{not_found, refused};
+use serde::Serialize;
+
 use crate::{
-    control::{Caller, CommandError, Control, DeployAction, Kind, Reply, Target},
+    control::{
+        error::{CommandError, not_found, refused, usage},
+        registry::Target,
+        request::{Context, DeploymentGoal, Reply, Request, Stream},
+        state::Control,
+    },
     git::{GitError, GitFailure, Spec},
-    model::{CommitId, Environment, Mode, Origin, Phase, Trigger},
-    pipeline::{self, Goal, PipelineError, SupplyError, ThawError},
+    model::{Access, CommitId, Environment, Mode, Origin, Phase, ProjectName, Trigger},
+    pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
 
-pub(super) async fn deploy(
-    control: &Control,
-    caller: &Caller,
-    target: &Target,
-    action: DeployAction,
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    match action {
-        DeployAction::Start { reference, trial } => {
-            let trial = trial_of(trial)?;
-            let live = control.pipeline().live(environment.id);
-            let (commit, goal) = match (reference, live) {
-                // What does not build deploys again the very release that is live.
-                (None, Some(live)) if environment.mode == Mode::Final => {
-                    let goal = Goal::Release { release: live.release, origin: Origin::Past, newest: false, overriding: None };
-                    (live.commit, goal)
-                }
-                (reference, _) => {
-                    let commit = resolve(control, &environment, reference).await?;
-                    let goal = goal(control, &environment, &commit).await?;
-                    (commit, goal)
-                }
-            };
-            let request = wanted(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
-            submit(control, pipeline::Request { trial, ..request })
-        }
-        DeployAction::Retry => {
-            let history = control.pipeline().history(environment.id);
-            let failed = history.last_failed().ok_or_else(|| {
-                refused(format!("the last deployment of {} did not fail", environment.title()))
-                    .hint(format!("`larder deploy {target}` deploys the live commit again"))
-            })?;
-            let goal = goal(control, &environment, &failed.commit).await?;
-            let trigger = Trigger::Redeploy { by: caller.name() };
-            submit(control, wanted(trigger, environment, failed.commit.clone(), goal))
-        }
-        DeployAction::Follow => follow(control, &environment),
-        DeployAction::Cancel => {
-            let (running, waiting) = control.pipeline().under_way(environment.id);
-            // The one that waits only once the other one is on its way out.
-            let stoppable = running.clone().filter(|ticket| !ticket.cancel.is_cancelled());
-            let ticket = stoppable.or(waiting).or(running);
-            let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
-            tracing::warn!(deployment = %ticket.deployment, by = %caller, "cancelled");
-            ticket.cancel.cancel();
-            Ok(Reply::Cancelling(Box::new(ticket)))
-        }
-        DeployAction::Unfreeze => {
-            let cleared = control.pipeline().thaw(&environment, &caller.name()).await;
-            let cleared = cleared.map_err(|error| match error {
-                ThawError::NotNow(why) => of_pipeline(&why),
-                ThawError::Record(why) => {
-                    CommandError::internal(&why).hint("mend the record, or put its directory somewhere else; then run this again")
-                }
-                ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
-            })?;
-            match cleared {
-                0 => Err(not_found(format!("{} is not frozen", environment.title()))),
-                _ => Ok(Reply::Done(format!("{} can be deployed again", environment.title()))),
+/// Starts, follows or stops a deployment.
+#[derive(Debug)]
+pub struct Deploy {
+    /// The environment.
+    pub target: Target,
+    /// The action.
+    pub action: DeployAction,
+}
+
+/// An action of [`Deploy`].
+#[derive(Debug)]
+pub enum DeployAction {
+    /// Deploys a commit that the server has.
+    Start {
+        /// A branch, a tag or a commit; the live commit if absent.
+        reference: Option<String>,
+        /// The phases of a dry run, whose changes are reverted; empty to go live.
+        dry_run: Vec<Phase>,
+    },
+    /// Deploys the commit of the last deployment, which failed.
+    Retry,
+    /// Follows the deployment in flight, or shows the last one.
+    Follow,
+    /// Stops the deployment in flight and reverts its changes.
+    Cancel,
+    /// Allows deployments to a frozen environment again.
+    Unfreeze,
+}
+
+/// The answer to [`Deploy`] where no deployment is followed.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum DeployView {
+    /// The last deployment, which has ended.
+    Past {
+        /// Its summary.
+        deployment: Box<Summary>,
+        /// Its output.
+        transcript: String,
+    },
+    /// An environment that can be deployed again.
+    Unfrozen {
+        /// The environment, as `project/environment`.
+        environment: String,
+    },
+}
+
+impl Request for Deploy {
+    type View = DeployView;
+    const NAME: &'static str = "deploy";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        let needed = match self.action {
+            DeployAction::Follow => Access::View,
+            DeployAction::Start { .. } | DeployAction::Retry | DeployAction::Cancel => Access::Push,
+            DeployAction::Unfreeze => Access::Operate,
+        };
+        (Some(&self.target.project), needed)
+    }
+
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<DeployView>, CommandError> {
+        let Context { control, caller } = context;
+        let environment = control.environment(&self.target)?;
+        match self.action {
+            DeployAction::Start { reference, dry_run } => start(context, environment, reference, dry_run).await,
+            DeployAction::Retry => {
+                let history = control.pipeline().history(environment.id);
+                let failed = history.last_failed().ok_or_else(|| {
+                    refused(format!("the last deployment of {} did not fail", environment.title()))
+                        .hint(format!("deploy the live commit again with `larder deploy {}`", self.target))
+                })?;
+                let goal = goal(control, &environment, &failed.commit).await?;
+                let trigger = Trigger::Redeploy { by: caller.name() };
+                submit(control, deployment(trigger, environment, failed.commit.clone(), goal))
             }
+            DeployAction::Follow => follow(control, &environment),
+            DeployAction::Cancel => cancel(context, &environment),
+            DeployAction::Unfreeze => unfreeze(context, &environment).await,
         }
     }
 }
 
-/// Back to an older release: a new deployment, through the same steps.
-pub(super) async fn rollback(
-    control: &Control,
-    caller: &Caller,
-    target: &Target,
-    release: Option<String>,
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let release = tagged(control, &environment, release).await;
-    let (release, commit) = control.pipeline().past(environment.id, release.as_deref()).map_err(|error| of_supply(&error))?;
-    let goal = Goal::Release { release, origin: Origin::Past, newest: false, overriding: None };
-    submit(control, wanted(Trigger::Rollback { by: caller.name() }, environment, commit, goal))
+async fn start(
+    Context { control, caller }: &Context<'_>,
+    environment: Environment,
+    reference: Option<String>,
+    dry_run: Vec<Phase>,
+) -> Result<Reply<DeployView>, CommandError> {
+    let trial = dry_run_phases(dry_run)?;
+    let live = control.pipeline().live(environment.id);
+    let (commit, goal) = match (reference, live) {
+        // An environment that does not build deploys the very release that is live.
+        (None, Some(live)) if environment.mode == Mode::Final => {
+            let goal = Goal::Release { release: live.release, origin: Origin::Past, newest: false, overriding: None };
+            (live.commit, goal)
+        }
+        (reference, _) => {
+            let commit = resolve(control, &environment, reference).await?;
+            let goal = goal(control, &environment, &commit).await?;
+            (commit, goal)
+        }
+    };
+    let request = deployment(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
+    submit(control, pipeline::Request { trial, ..request })
 }
 
-/// The id of the release that has this tag now; any other name stays as it is.
-pub(super) async fn tagged(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
+fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
+    let (running, waiting) = control.pipeline().under_way(environment.id);
+    if let Some(ticket) = running.or(waiting) {
+        return Ok(Reply::Stream(Stream::deployment(ticket)));
+    }
+    let history = control.pipeline().history(environment.id);
+    let last = history.deployments.last().cloned();
+    let deployment = last.ok_or_else(|| not_found(format!("nothing was ever deployed to {}", environment.title())))?;
+    let paths = control.root().environment(&environment.project, &environment.name);
+    let transcript = std::fs::read(paths.deployment(deployment.deployment).join("log")).unwrap_or_default();
+    let transcript = String::from_utf8_lossy(&transcript).into_owned();
+    Ok(DeployView::Past { deployment: Box::new(deployment), transcript }.into())
+}
+
+fn cancel(Context { control, caller }: &Context<'_>, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
+    let (running, waiting) = control.pipeline().under_way(environment.id);
+    // The queued deployment is cancelled only if the running one is being cancelled already.
+    let stoppable = running.clone().filter(|ticket| !ticket.cancel.is_cancelled());
+    let ticket = stoppable.or(waiting).or(running);
+    let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
+    tracing::warn!(deployment = %ticket.deployment, by = %caller, "deployment cancelled");
+    ticket.cancel.cancel();
+    Ok(Reply::Stream(Stream::Deployment { ticket: Box::new(ticket), goal: DeploymentGoal::Reverted }))
+}
+
+async fn unfreeze(
+    Context { control, caller }: &Context<'_>,
+    environment: &Environment,
+) -> Result<Reply<DeployView>, CommandError> {
+    let cleared = control.pipeline().thaw(environment, &caller.name()).await;
+    let cleared = cleared.map_err(|error| match error {
+        ThawError::NotNow(why) => of_pipeline(&why),
+        ThawError::Record(why) => {
+            CommandError::internal(&why).hint("repair the record, or move its directory away; then run this again")
+        }
+        ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
+    })?;
+    match cleared {
+        0 => Err(not_found(format!("{} is not frozen", environment.title()))),
+        _ => Ok(DeployView::Unfrozen { environment: environment.title() }.into()),
+    }
+}
+
+/// Makes an older release live again, by a new deployment.
+#[derive(Debug)]
+pub struct Rollback {
+    /// The environment.
+    pub target: Target,
+    /// The release; if absent, the newest good one that is older than the live one.
+    pub release: Option<String>,
+}
+
+impl Request for Rollback {
+    type View = ();
+    const NAME: &'static str = "rollback";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<()>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let release = id_of_tag(control, &environment, self.release).await;
+        let past = control.pipeline().past(environment.id, release.as_deref());
+        let (release, commit) = past.map_err(|error| of_supply(&error))?;
+        let goal = Goal::Release { release, origin: Origin::Past, newest: false, overriding: None };
+        submit(control, deployment(Trigger::Rollback { by: caller.name() }, environment, commit, goal))
+    }
+}
+
+/// Returns the id of the release that has the tag `name` now, and any other name unchanged.
+pub(super) async fn id_of_tag(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
     let name = name?;
     let known = control.pipeline().releases(environment).await.unwrap_or_default();
     let found = known.iter().find(|known| known.number.is_some() && known.tags.contains(&name));
@@ -101,44 +205,45 @@ async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -
 pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     let shown = match error {
         SupplyError::None { .. } => not_found(error.to_string()),
-        SupplyError::Named(_) => refused(error.to_string()).hint("`larder releases` lists what there is"),
+        SupplyError::Named(_) => refused(error.to_string()).hint("`larder releases` lists the releases"),
         SupplyError::Host(_) => CommandError::internal(error),
     };
     error.hints().into_iter().fold(shown, CommandError::hint)
 }
 
-/// A deployment that nobody has pushed.
-pub(super) fn wanted(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
+/// A request to the pipeline that does not come from a push.
+pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
     let branch = environment.branch.clone();
     pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, trial: Vec::new() }
 }
 
-/// The phases that are tried where `asked` are asked for: each with what it cannot do without. None for none.
-fn trial_of(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
+/// Returns the phases of a dry run of `asked`: those asked for, and those that they depend on. Empty if none is asked for.
+fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
-        return Err(CommandError::new(Kind::Usage, format!("{late} cannot be tried: it changes what is live"))
-            .hint("--only takes phases from gather to bundle; without it, all are run and the release goes live"));
+        return Err(usage(format!("{late} cannot be tried: it changes what is live"))
+            .hint("--only takes phases from gather to bundle; without --only, all phases run and the release goes live"));
     }
-    let needs = |phase: Phase| match phase {
+    let depended_on = |phase: Phase| match phase {
         Phase::Gather => true,
         Phase::Build => asked.iter().any(|later| *later > Phase::Build),
         _ => false,
     };
-    let wanted = |phase: &Phase| asked.contains(phase) || needs(*phase);
+    let wanted = |phase: &Phase| asked.contains(phase) || depended_on(*phase);
     Ok(if asked.is_empty() { asked } else { Phase::ALL.into_iter().filter(wanted).collect() })
 }
 
-pub(super) fn submit(control: &Control, request: pipeline::Request) -> Result<Reply, CommandError> {
-    let ticket = control.pipeline().submit(request);
-    ticket.map(|ticket| Reply::Ticket(Box::new(ticket))).map_err(|error| of_pipeline(&error))
+/// Submits a deployment and follows it.
+pub(super) fn submit<V>(control: &Control, request: pipeline::Request) -> Result<Reply<V>, CommandError> {
+    let ticket = control.pipeline().submit(request).map_err(|error| of_pipeline(&error))?;
+    Ok(Reply::Stream(Stream::deployment(ticket)))
 }
 
-/// The error of a request that was not even queued.
+/// The error of a deployment that was not queued.
 pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
     match error {
         PipelineError::NoEnvironment(_) => not_found(error.to_string()),
         PipelineError::Frozen { environment, .. } => refused(error.to_string())
-            .hint(format!("look at the server, put right what is named, then run `larder deploy {environment} --unfreeze`")),
+            .hint(format!("look at the server, repair what is named, then run `larder deploy {environment} --unfreeze`")),
         PipelineError::Stopping | PipelineError::Recovering(_) | PipelineError::Busy { .. } => refused(error.to_string()),
         PipelineError::Record { .. } => CommandError::internal(error),
     }
@@ -163,34 +268,41 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
     })
 }
 
-fn follow(control: &Control, environment: &Environment) -> Result<Reply, CommandError> {
-    let (running, waiting) = control.pipeline().under_way(environment.id);
-    if let Some(ticket) = running.or(waiting) {
-        return Ok(Reply::Ticket(Box::new(ticket)));
-    }
-    let history = control.pipeline().history(environment.id);
-    let last = history.deployments.last().cloned();
-    let summary = last.ok_or_else(|| not_found(format!("nothing was ever deployed to {}", environment.title())))?;
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let transcript = std::fs::read(paths.deployment(summary.deployment).join("log")).unwrap_or_default();
-    let transcript = String::from_utf8_lossy(&transcript).into_owned();
-    Ok(Reply::Past { summary: Box::new(summary), transcript })
+/// Asks for the steps that a push would take.
+#[derive(Debug)]
+pub struct Plan {
+    /// The environment.
+    pub target: Target,
+    /// A branch, a tag or a commit that must exist.
+    pub reference: Option<String>,
+    /// Restricts the plan to these phases; empty for all.
+    pub only: Vec<Phase>,
 }
 
-pub(super) async fn plan(
-    control: &Control,
-    target: &Target,
-    reference: Option<String>,
-    only: &[Phase],
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    if reference.is_some() {
-        // A plan for something that is not there would be a promise about nothing.
-        resolve(control, &environment, reference).await?;
+/// The steps of a plan.
+#[derive(Debug, Serialize)]
+pub struct PlanView {
+    /// One line for each phase, followed by an indented line for each of its steps.
+    pub plan: Vec<String>,
+}
+
+impl Request for Plan {
+    type View = PlanView;
+    const NAME: &'static str = "plan";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
     }
-    let plan = control.pipeline().plan(&environment, only);
-    if plan.names().is_empty() {
-        return Err(CommandError::new(Kind::Usage, format!("no step of {} is in these phases", environment.title())));
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PlanView>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        if self.reference.is_some() {
+            resolve(control, &environment, self.reference).await?;
+        }
+        let plan = control.pipeline().plan(&environment, &self.only);
+        if plan.names().is_empty() {
+            return Err(usage(format!("no step of {} is in these phases", environment.title())));
+        }
+        Ok(PlanView { plan: plan.to_string().lines().map(str::to_owned).collect() }.into())
     }
-    Ok(Reply::Plan(plan.to_string()))
 }

@@ -1,67 +1,199 @@
-//! Drift and the patches that keep it.
+//! Drift, and the patches that keep it.
 
-use super::{not_found, refused};
+use jiff::Timestamp;
+use serde::Serialize;
+
 use crate::{
     control::{
-        Caller, CommandError, Control, DriftAction, DriftReport, PatchDetail, PatchRow, Reply, Target, TreeDifference, TreeReport,
+        error::{CommandError, not_found, refused, run_blocking},
+        registry::Target,
+        request::{Context, Reply, Request},
+        state::Control,
     },
-    model::Environment,
+    model::{Access, CommitId, Environment, Live, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_reason},
     pipeline::DriftError,
-    release::drift::Patch,
+    release::drift::{self, Patch},
 };
 
-/// So much of a patch's text is shown, bytes.
-const TEXT: u64 = 4 << 20;
+/// The largest part of a patch's text that is shown, in bytes.
+const TEXT_MAX: u64 = 4 << 20;
 
-pub(super) async fn drift(
-    control: &Control,
-    caller: &Caller,
-    target: &Target,
-    action: DriftAction,
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    match action {
-        DriftAction::Look { quick } => look(control, &environment, quick).await,
-        DriftAction::Save => save(control, caller, &environment).await,
-        DriftAction::Patches => Ok(Reply::Patches(patches(control, environment).await?)),
-        DriftAction::Show { patch } => {
-            let patch = named(control, &environment, patch).await?;
-            let patches = control.pipeline().patches(&environment);
-            let read = aside(move || Ok((patches.text(&patch, TEXT), patch))).await?;
-            let text = read.0.map_err(|error| CommandError::internal(&error))?;
-            Ok(Reply::Patch(Box::new(PatchDetail { patch: read.1, text })))
-        }
-        DriftAction::Drop { patch } => {
-            let patch = named(control, &environment, patch).await?;
-            let (patches, id) = (control.pipeline().patches(&environment), patch.id.clone());
-            aside(move || patches.drop(&patch).map_err(|error| CommandError::internal(&error))).await?;
-            Ok(Reply::Done(format!("the patch {id} of {} is gone", environment.title())))
-        }
+/// Compares the live files with their release, or manages patches.
+#[derive(Debug)]
+pub struct Drift {
+    /// The environment.
+    pub target: Target,
+    /// The action.
+    pub action: DriftAction,
+}
+
+/// An action of [`Drift`].
+#[derive(Debug)]
+pub enum DriftAction {
+    /// Shows the changes.
+    Show {
+        /// Compares the slot only, not every byte of the installed tree.
+        quick: bool,
+    },
+    /// Saves the changes as a patch.
+    Save,
+    /// Lists the patches.
+    Patches,
+    /// Shows a patch.
+    ShowPatch {
+        /// The id of the patch, or its beginning.
+        patch: String,
+    },
+    /// Deletes a patch.
+    DropPatch {
+        /// The id of the patch, or its beginning.
+        patch: String,
+    },
+}
+
+/// The answer to [`Drift`].
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum DriftView {
+    /// The changes.
+    Report(Box<DriftReport>),
+    /// The patches, newest first.
+    Patches(Vec<PatchRow>),
+    /// A patch.
+    Patch(Box<PatchDetail>),
+    /// A patch that was deleted.
+    Dropped {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The id of the patch.
+        dropped: String,
+    },
+}
+
+/// The difference between the live files and their release.
+#[derive(Debug, Clone, Serialize)]
+pub struct DriftReport {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The live release.
+    pub live: Live,
+    /// The changes in the slot.
+    #[serde(flatten)]
+    pub drift: drift::Drift,
+    /// The difference between the installed tree and its manifest; absent if they were not compared.
+    pub tree: Option<TreeReport>,
+    /// The id of the patch that was saved by this request.
+    pub patch: Option<String>,
+}
+
+/// The difference between an installed tree and its manifest.
+#[derive(Debug, Clone, Serialize)]
+pub struct TreeReport {
+    /// The first differences.
+    pub differences: Vec<TreeDifference>,
+    /// The number of further differences.
+    pub more: u64,
+}
+
+/// A path at which an installed tree differs from its manifest.
+#[derive(Debug, Clone, Serialize)]
+pub struct TreeDifference {
+    /// The path in the tree.
+    pub path: String,
+    /// The difference, for people.
+    pub what: String,
+}
+
+/// A patch in a list.
+#[derive(Debug, Clone, Serialize)]
+pub struct PatchRow {
+    /// The id.
+    pub id: String,
+    /// The release that was changed.
+    pub release: ReleaseId,
+    /// The number of that release, if there is still a record of it.
+    pub number: Option<ReleaseNumber>,
+    /// The commit of that release.
+    pub commit: CommitId,
+    /// The time at which the patch was saved.
+    pub created: Timestamp,
+    /// The user who saved it; absent if larder did.
+    pub by: Option<UserName>,
+    /// The number of changes in it.
+    pub changes: u64,
+}
+
+/// A patch with its text.
+#[derive(Debug, Clone, Serialize)]
+pub struct PatchDetail {
+    /// The patch.
+    #[serde(flatten)]
+    pub patch: Patch,
+    /// The changes of text files, as a unified diff.
+    pub text: String,
+}
+
+impl Request for Drift {
+    type View = DriftView;
+    const NAME: &'static str = "drift";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        let needed = match self.action {
+            DriftAction::Show { .. } | DriftAction::Patches => Access::View,
+            // A patch may contain more than the repository shows.
+            DriftAction::ShowPatch { .. } => Access::Push,
+            DriftAction::Save | DriftAction::DropPatch { .. } => Access::Operate,
+        };
+        (Some(&self.target.project), needed)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DriftView>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let view = match self.action {
+            DriftAction::Show { quick } => DriftView::Report(Box::new(show(control, &environment, quick).await?)),
+            DriftAction::Save => DriftView::Report(Box::new(save(control, caller.name(), &environment).await?)),
+            DriftAction::Patches => DriftView::Patches(patches(control, environment).await?),
+            DriftAction::ShowPatch { patch } => {
+                let patch = named(control, &environment, patch).await?;
+                let patches = control.pipeline().patches(&environment);
+                let detail = move || {
+                    let text = patches.text(&patch, TEXT_MAX).map_err(|error| CommandError::internal(&error))?;
+                    Ok(PatchDetail { patch, text })
+                };
+                DriftView::Patch(Box::new(run_blocking(detail).await?))
+            }
+            DriftAction::DropPatch { patch } => {
+                let patch = named(control, &environment, patch).await?;
+                let (patches, dropped) = (control.pipeline().patches(&environment), patch.id.clone());
+                run_blocking(move || patches.drop(&patch).map_err(|error| CommandError::internal(&error))).await?;
+                DriftView::Dropped { environment: environment.title(), dropped }
+            }
+        };
+        Ok(view.into())
     }
 }
 
-async fn look(control: &Control, environment: &Environment, quick: bool) -> Result<Reply, CommandError> {
+async fn show(control: &Control, environment: &Environment, quick: bool) -> Result<DriftReport, CommandError> {
     let pipeline = control.pipeline();
     let (live, drift) = pipeline.drift(environment).await.map_err(|error| of_drift(&error))?;
-    let tree = match quick {
-        true => None,
-        false => {
-            let (found, more) = pipeline.verify_live(environment).await.map_err(|error| of_drift(&error))?;
-            let differences = found.into_iter().map(|(path, what)| TreeDifference { path, what }).collect();
-            Some(TreeReport { differences, more })
-        }
+    let tree = if quick {
+        None
+    } else {
+        let (found, more) = pipeline.verify_live(environment).await.map_err(|error| of_drift(&error))?;
+        let differences = found.into_iter().map(|(path, what)| TreeDifference { path, what }).collect();
+        Some(TreeReport { differences, more })
     };
-    Ok(Reply::Drift(Box::new(DriftReport { environment: environment.title(), live, drift, tree, patch: None })))
+    Ok(DriftReport { environment: environment.title(), live, drift, tree, patch: None })
 }
 
-async fn save(control: &Control, caller: &Caller, environment: &Environment) -> Result<Reply, CommandError> {
-    let saved = control.pipeline().save_drift(environment, caller.name()).await;
+async fn save(control: &Control, by: UserName, environment: &Environment) -> Result<DriftReport, CommandError> {
+    let saved = control.pipeline().save_drift(environment, by).await;
     let (live, drift, patch) = saved.map_err(|error| of_drift(&error))?;
     let Some(patch) = patch else {
-        return Err(refused(format!("nothing in {} was changed by hand; there is nothing to keep", environment.title()))
-            .hint(format!("`larder drift {}` also shows what is to be expected, such as caches and logs", environment.title())));
+        return Err(refused(format!("cannot save a patch: nothing in {} was changed by hand", environment.title()))
+            .hint(format!("`larder drift {}` also shows expected changes, such as caches and logs", environment.title())));
     };
-    Ok(Reply::Drift(Box::new(DriftReport { environment: environment.title(), live, drift, tree: None, patch: Some(patch.id) })))
+    Ok(DriftReport { environment: environment.title(), live, drift, tree: None, patch: Some(patch.id) })
 }
 
 async fn patches(control: &Control, environment: Environment) -> Result<Vec<PatchRow>, CommandError> {
@@ -76,29 +208,24 @@ async fn patches(control: &Control, environment: Environment) -> Result<Vec<Patc
         created: patch.created,
         by: patch.by,
     };
-    aside(move || Ok(patches.list().into_iter().map(row).collect())).await
+    run_blocking(move || Ok(patches.list().into_iter().map(row).collect())).await
 }
 
 async fn named(control: &Control, environment: &Environment, name: String) -> Result<Patch, CommandError> {
     let patches = control.pipeline().patches(environment);
     let title = environment.title();
-    aside(move || {
+    run_blocking(move || {
         patches.find(&name).ok_or_else(|| {
-            not_found(format!("there is no patch {} in {title}", crate::model::sanitise_reason(&name)))
-                .hint(format!("`larder drift {title} --patches` lists them; four or more characters of an id are enough"))
+            not_found(format!("there is no patch {} in {title}", sanitise_reason(&name)))
+                .hint(format!("`larder drift {title} --patches` lists them; four characters of an id are enough"))
         })
     })
     .await
 }
 
-async fn aside<T: Send + 'static>(act: impl FnOnce() -> Result<T, CommandError> + Send + 'static) -> Result<T, CommandError> {
-    let cancelled = |error: tokio::task::JoinError| CommandError::internal(&error);
-    tokio::task::spawn_blocking(act).await.map_err(cancelled)?
-}
-
 fn of_drift(error: &DriftError) -> CommandError {
     match error {
-        DriftError::Nothing(_) => not_found(error.to_string()).hint("there is something to compare after the first push"),
+        DriftError::Nothing(_) => not_found(error.to_string()).hint("push first; then there is a release to compare with"),
         DriftError::Failed { .. } => CommandError::internal(error),
     }
 }

@@ -1,4 +1,4 @@
-//! A release in one file, out and in: for networks that do not touch.
+//! Releases in one file, for transfers between servers that cannot reach each other.
 
 use std::{
     fs::{self, File},
@@ -7,76 +7,84 @@ use std::{
     path::Path,
 };
 
+use futures_util::future::BoxFuture;
 use larder_archive::container::{ARCHIVE, Container, ContainerError, HEALTH, MANIFEST, after_all, after_part, before_part};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{refused, releases};
+use super::releases;
 use crate::{
-    control::{CommandError, Control, Kind, Reply, SendFuture, TakeFuture, Target},
+    control::{
+        error::{CommandError, Kind, not_found, refused, run_blocking},
+        registry::Target,
+        request::{Context, Reply, Request, Stream},
+        state::Control,
+    },
     host::{
         files,
         root::EnvironmentPaths,
         stream::{Inlet, Outlet, TRANSFER_IDLE_LIMIT},
     },
-    model::{Environment, Manifest, PublicKey},
+    model::{Access, CommitId, Environment, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId},
     release::{
         self, Body, Incoming, Look, MAX_RECORD, Refusal, ReleaseError, store,
         trust::{self, Accepted, Expectation},
     },
 };
 
-/// Refusals with their hints; everything else is the machine's.
-pub(super) fn of_release(error: &ReleaseError) -> CommandError {
-    match error {
-        ReleaseError::Rejected(refusal) => refused(refusal.to_string()).hint(refusal.hint()),
-        _ => CommandError::internal(error),
-    }
+/// Writes a release with its manifest and health record as one file.
+#[derive(Debug)]
+pub struct ReleaseExport {
+    /// The environment.
+    pub target: Target,
+    /// The release.
+    pub release: String,
 }
 
-fn unreadable(why: &ContainerError) -> CommandError {
-    match why {
-        ContainerError::Io(_) => CommandError::internal(why),
-        _ => {
-            let refusal = Refusal::Unreadable { what: "export".to_owned(), why: why.to_string() };
-            refused(refusal.to_string()).hint("`larder release export` makes such a file; make it again, or copy it again")
+impl Request for ReleaseExport {
+    type View = ();
+    const NAME: &'static str = "release export";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let all = releases::known(control, &environment).await?;
+        let known = releases::named(&all, &self.release, &environment)?;
+        let paths = control.root().environment(&environment.project, &environment.name);
+        if !paths.archive(known.release).is_file() && paths.delta(known.release).is_file() {
+            // The release came as a delta and is not packed yet.
+            let context = release_context(control, &environment, &paths);
+            release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
         }
-    }
-}
-
-pub(super) async fn export(control: &Control, target: &Target, name: &str) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let all = releases::known(control, &environment).await?;
-    let known = releases::named(&all, name, &environment)?;
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    if !paths.archive(known.release).is_file() && paths.delta(known.release).is_file() {
-        // It came as a difference to the one before.
-        let context = context(control, &environment, &paths);
-        release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
-    }
-    let pipeline = control.pipeline().clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        let release = known.release;
-        let gone = |error: files::FileError| match error.kind() {
-            io::ErrorKind::NotFound => super::not_found(format!("{} was pruned: its archive is gone", known.name())),
-            _ => CommandError::internal(&error),
+        let pipeline = control.pipeline().clone();
+        // Opened before the answer begins: a release that is pruned meanwhile can still be read to its end.
+        let opened = run_blocking(move || {
+            let release = known.release;
+            let gone = |error: files::FileError| match error.kind() {
+                io::ErrorKind::NotFound => not_found(format!("{} was pruned: its archive is gone", known.name())),
+                _ => CommandError::internal(&error),
+            };
+            let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;
+            let archive = files::open_regular(&paths.archive(release)).map_err(gone)?;
+            // The health record from here, else the one that came with the release.
+            let record = match pipeline.health(&environment, release) {
+                Some(record) => Some(serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?),
+                None => files::read_limited(&paths.health(release), MAX_RECORD).ok(),
+            };
+            Ok((manifest, record, archive))
+        });
+        let (manifest, record, archive) = opened.await?;
+        let send = move |output: OwnedFd| -> BoxFuture<'static, _> {
+            Box::pin(async move {
+                let written = write(manifest, record, archive, output).await;
+                written.map_err(|error| CommandError::new(Kind::Internal, format!("cannot send the release: {error}")))
+            })
         };
-        let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;
-        let archive = files::open_regular(&paths.archive(release)).map_err(gone)?;
-        // What happened to it here, else what is known of it from elsewhere.
-        let record = match pipeline.health(&environment, release) {
-            Some(record) => Some(serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?),
-            None => files::read_limited(&paths.health(release), MAX_RECORD).ok(),
-        };
-        Ok((manifest, record, archive))
-    });
-    let (manifest, record, archive) = opened.await.map_err(|error| CommandError::internal(&error))??;
-    let send = move |output: OwnedFd| -> SendFuture {
-        Box::pin(async move {
-            let written = write(manifest, record, archive, output).await;
-            written.map_err(|error| CommandError::new(Kind::Internal, format!("the release cannot be sent: {error}")))
-        })
-    };
-    Ok(Reply::Bytes(Box::new(send)))
+        Ok(Reply::Stream(Stream::Bytes(Box::new(send))))
+    }
 }
 
 async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: OwnedFd) -> io::Result<()> {
@@ -95,15 +103,48 @@ async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: Owne
     out.write(&[after_part(size), after_all()].concat()).await
 }
 
-pub(super) async fn import(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let control = control.clone();
-    let take = move |input: OwnedFd| -> TakeFuture { Box::pin(async move { take(&control, &environment, input).await }) };
-    Ok(Reply::Take(Box::new(take)))
+/// Accepts a release from a file that [`ReleaseExport`] wrote. Nothing is deployed.
+#[derive(Debug)]
+pub struct ReleaseImport {
+    /// The environment that gets the release.
+    pub target: Target,
 }
 
-async fn take(control: &Control, environment: &Environment, input: OwnedFd) -> Result<String, CommandError> {
-    let paths = control.0.root.environment(&environment.project, &environment.name);
+/// A release that was accepted.
+#[derive(Debug, Serialize)]
+pub struct Imported {
+    /// The environment that has the release now, as `project/environment`.
+    pub environment: String,
+    /// The id of the release.
+    pub release: ReleaseId,
+    /// The commit of the release.
+    pub commit: CommitId,
+    /// The build number of the release.
+    pub build: u64,
+    /// The environment that built the release.
+    pub from: EnvironmentName,
+}
+
+impl Request for ReleaseImport {
+    type View = Imported;
+    const NAME: &'static str = "release import";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Imported>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let control = Control::clone(control);
+        let accept = move |input: OwnedFd| -> BoxFuture<'static, _> {
+            Box::pin(async move { accept(&control, &environment, input).await })
+        };
+        Ok(Reply::Upload(Box::new(accept)))
+    }
+}
+
+async fn accept(control: &Control, environment: &Environment, input: OwnedFd) -> Result<Imported, CommandError> {
+    let paths = control.root().environment(&environment.project, &environment.name);
     let expect = Expectation::of(environment.project.clone());
     let trust = control.trusted(environment);
     let limits = control.pipeline().services().config.limits;
@@ -115,31 +156,47 @@ async fn take(control: &Control, environment: &Environment, input: OwnedFd) -> R
         reserve: limits.disk_reserve.bytes(),
     };
     let (directory, incoming) = arrive(arriving, input).await?;
-    let context = context(control, environment, &paths);
+    let context = release_context(control, environment, &paths);
     let manifest = release::take_in(&context, incoming, &expect, &trust, Look::Everything).await;
     drop(directory);
     let manifest = manifest.map_err(|error| of_release(&error))?;
-    Ok(format!(
-        "{} has release {} now: commit {}, build {}, from {}\nnothing was deployed; to do that, push {} or name the release in `larder pull`",
-        environment.title(),
-        manifest.release,
-        manifest.commit.short(),
-        manifest.build,
-        manifest.environment,
-        manifest.commit.short(),
-    ))
+    Ok(Imported {
+        environment: environment.title(),
+        release: manifest.release,
+        commit: manifest.commit,
+        build: manifest.build,
+        from: manifest.environment,
+    })
 }
 
-fn context<'a>(control: &'a Control, environment: &Environment, paths: &'a EnvironmentPaths) -> release::Context<'a> {
+/// The error of a release that was not accepted, with a hint; other errors are internal.
+fn of_release(error: &ReleaseError) -> CommandError {
+    match error {
+        ReleaseError::Rejected(refusal) => refused(refusal.to_string()).hint(refusal.hint()),
+        _ => CommandError::internal(error),
+    }
+}
+
+fn unreadable(why: &ContainerError) -> CommandError {
+    match why {
+        ContainerError::Io(_) => CommandError::internal(why),
+        _ => {
+            let refusal = Refusal::Unreadable { what: "export".to_owned(), why: why.to_string() };
+            refused(refusal.to_string()).hint("make the file again with `larder release export`, or copy it again")
+        }
+    }
+}
+
+fn release_context<'a>(control: &'a Control, environment: &Environment, paths: &'a EnvironmentPaths) -> release::Context<'a> {
     control.pipeline().services().release_context(environment, paths)
 }
 
-/// Has a thread of its own read what comes: it may come slowly, and then none of the runtime's threads should wait for it. It is not
-/// wanted any more when nobody waits for the answer.
+/// Reads a container on a thread of its own, because a slow client would occupy a thread of the runtime. Dropping the future ends the
+/// thread.
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
-    let unwanted = CancellationToken::new();
-    let _guard = unwanted.clone().drop_guard();
-    let input = Inlet::new(input, TRANSFER_IDLE_LIMIT, unwanted);
+    let cancelled = CancellationToken::new();
+    let _guard = cancelled.clone().drop_guard();
+    let input = Inlet::new(input, TRANSFER_IDLE_LIMIT, cancelled);
     let (tell, told) = tokio::sync::oneshot::channel();
     let reading = move || drop(tell.send(arriving.read(input)));
     let thread = std::thread::Builder::new().name(String::from("import")).spawn(reading);
@@ -147,7 +204,7 @@ async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir
     told.await.map_err(|error| CommandError::internal(&error))?
 }
 
-/// What has to be known to refuse as early as possible.
+/// The conditions that an arriving release is checked against while it is read.
 struct Arriving {
     paths: EnvironmentPaths,
     expect: Expectation,
@@ -157,11 +214,11 @@ struct Arriving {
 }
 
 impl Arriving {
-    /// Reads a container into a directory of its own, which goes with the value that stands for it.
+    /// Reads a container into a temporary directory, which is deleted with the returned value.
     fn read(&self, input: Inlet) -> Result<(tempfile::TempDir, Incoming), CommandError> {
         let incoming = self.paths.incoming();
         let failed = |path: &Path, error: io::Error| {
-            CommandError::new(Kind::Internal, format!("{} cannot be written: {error}", path.display()))
+            CommandError::new(Kind::Internal, format!("cannot write {}: {error}", path.display()))
         };
         fs::DirBuilder::new().recursive(true).mode(0o750).create(&incoming).map_err(|error| failed(&incoming, error))?;
         let directory = tempfile::Builder::new().prefix("import-").tempdir_in(&incoming);
@@ -171,7 +228,7 @@ impl Arriving {
         let mut from = Container::new(input);
         let bytes = part(&mut from, MANIFEST, store::MAX_MANIFEST)?;
         let bytes = bytes.ok_or_else(|| unreadable(&ContainerError::Strange("it does not begin with a manifest")))?;
-        let manifest = self.admit(&bytes)?;
+        let manifest = self.check(&bytes)?;
         write_file(&at(MANIFEST), &bytes).map_err(|error| failed(&at(MANIFEST), error))?;
         drop(bytes);
 
@@ -198,8 +255,8 @@ impl Arriving {
         Ok((directory, Incoming { body, record }))
     }
 
-    /// All that can be refused before the archive has come.
-    fn admit(&self, bytes: &[u8]) -> Result<Manifest, CommandError> {
+    /// Checks the manifest and the free disk space before the archive is read.
+    fn check(&self, bytes: &[u8]) -> Result<Manifest, CommandError> {
         let refusal = |refusal: Refusal| of_release(&refusal.into());
         let manifest = trust::read_manifest(bytes).map_err(refusal)?;
         let accepted = Accepted::load(&self.paths.accepted()).map_err(|error| of_release(&error))?;
@@ -217,7 +274,7 @@ impl Arriving {
     }
 }
 
-/// A small part, if it is there.
+/// Reads an optional part that fits into memory.
 fn part(from: &mut Container<Inlet>, name: &'static str, limit: u64) -> Result<Option<Vec<u8>>, CommandError> {
     let Some(size) = from.next(name, limit).map_err(|error| unreadable(&error))? else { return Ok(None) };
     let mut bytes = Vec::new();

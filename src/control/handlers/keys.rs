@@ -1,77 +1,248 @@
-//! Whose deliverables a project accepts.
+//! Keys: those that log users in, this server's own, and those whose deliverables a project accepts.
 
-use super::{not_found, refused};
+use serde::Serialize;
+
+use super::users::{ensure_key_is_free, no_user};
 use crate::{
-    control::{CommandError, Control, Reply, TrustRow, TrustedKey, error::no_project},
-    model::{ProjectName, PublicKey, RemoteName},
+    control::{
+        error::{CommandError, no_project, not_found, refused},
+        registry::{Key, Registry, TrustedKey},
+        request::{Context, Reply, Request},
+        state::{Control, ServerKeys},
+    },
+    model::{Access, ProjectName, PublicKey, RemoteName, UserName},
 };
 
-/// How many keys one project may trust.
-const MOST: usize = 64;
+/// The number of keys that one project may trust.
+const TRUSTED_MAX: usize = 64;
 
-pub(super) async fn trust(
-    control: &Control,
-    project: ProjectName,
-    key: Option<PublicKey>,
-    name: Option<RemoteName>,
-) -> Result<Reply, CommandError> {
-    let Some(key) = key else { return list(control, &project) };
-    let names = control.0.registry.read().projects.iter().map(|project| project.name.clone()).collect::<Vec<_>>();
-    let name = match name {
-        Some(name) => name,
-        None => "staging".parse().map_err(|error| CommandError::internal(&error))?,
-    };
-    let said = format!("{project} accepts what {key} has signed");
-    control
-        .change(|registry| {
-            if registry.project(&project).is_none() {
-                return Err(no_project(&project, &names));
-            }
-            let mine = registry.trusted.iter().filter(|trusted| trusted.project == project);
-            if mine.clone().any(|trusted| trusted.key == key) {
-                return Err(refused(format!("{project} trusts {key} already")));
-            }
-            if let Some(taken) = mine.clone().find(|trusted| trusted.name == name) {
-                return Err(refused(format!("{} is the name of another key that {project} trusts", taken.name))
-                    .hint("choose another --name"));
-            }
-            if mine.count() >= MOST {
-                return Err(refused(format!("{project} trusts {MOST} keys already")).hint("`larder key untrust` removes one"));
-            }
-            registry.trusted.push(TrustedKey { project, key, name });
-            Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(said))
+/// Adds a key to a user.
+#[derive(Debug)]
+pub struct KeyAdd {
+    /// The user.
+    pub name: UserName,
+    /// The key.
+    pub key: Key,
 }
 
-fn list(control: &Control, project: &ProjectName) -> Result<Reply, CommandError> {
-    let registry = control.0.registry.read();
+/// A key that was added.
+#[derive(Debug, Serialize)]
+pub struct KeyAdded {
+    /// The user.
+    pub name: UserName,
+    /// The fingerprint of the new key.
+    pub fingerprint: String,
+}
+
+impl Request for KeyAdd {
+    type View = KeyAdded;
+    const NAME: &'static str = "key add";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyAdded>, CommandError> {
+        let KeyAdd { name, key } = self;
+        let fingerprint = key.fingerprint.clone();
+        let add = |registry: &mut Registry| {
+            ensure_key_is_free(registry, &key)?;
+            let unknown = no_user(&registry.users, &name);
+            registry.user_mut(&name).ok_or(unknown)?.keys.push(key);
+            Ok(())
+        };
+        control.change(add).await?;
+        Ok(KeyAdded { name, fingerprint }.into())
+    }
+}
+
+/// Removes a key from the user that has it.
+#[derive(Debug)]
+pub struct KeyRemove {
+    /// The fingerprint of the key.
+    pub fingerprint: String,
+}
+
+/// A key that was removed.
+#[derive(Debug, Serialize)]
+pub struct KeyRemoved {
+    /// The user that had it.
+    pub name: UserName,
+    /// The fingerprint of the key.
+    pub fingerprint: String,
+}
+
+impl Request for KeyRemove {
+    type View = KeyRemoved;
+    const NAME: &'static str = "key remove";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyRemoved>, CommandError> {
+        let fingerprint = self.fingerprint;
+        let remove = |registry: &mut Registry| {
+            let owner = registry.user_of_key(&fingerprint);
+            let owner = owner.ok_or_else(|| not_found(format!("there is no key {fingerprint}")))?;
+            if let Some(user) = registry.user_mut(&owner) {
+                user.keys.retain(|key| key.fingerprint != fingerprint);
+            }
+            Ok(owner)
+        };
+        let name = control.change(remove).await?;
+        Ok(KeyRemoved { name, fingerprint }.into())
+    }
+}
+
+/// Shows this server's own public keys.
+#[derive(Debug)]
+pub struct KeyShow;
+
+impl Request for KeyShow {
+    type View = ServerKeys;
+    const NAME: &'static str = "key show";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ServerKeys>, CommandError> {
+        Ok(control.keys().clone().into())
+    }
+}
+
+/// Accepts deliverables that are signed by a key; without a key, lists the accepted ones.
+#[derive(Debug)]
+pub struct KeyTrust {
+    /// The project that accepts them.
+    pub project: ProjectName,
+    /// The key; absent to list the accepted keys.
+    pub key: Option<PublicKey>,
+    /// A name for the key; `staging` if absent.
+    pub name: Option<RemoteName>,
+}
+
+/// The answer to [`KeyTrust`].
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum KeyTrustView {
+    /// The accepted keys.
+    List(Vec<TrustRow>),
+    /// A key that is accepted from now on.
+    Trusted(TrustRow),
+}
+
+/// An accepted key.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrustRow {
+    /// The project, or `project/environment` for the key of a remote.
+    pub on: String,
+    /// The public half of the signing key.
+    pub key: PublicKey,
+    /// The name of the key, or of the remote.
+    pub name: String,
+}
+
+impl Request for KeyTrust {
+    type View = KeyTrustView;
+    const NAME: &'static str = "key trust";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        match &self.key {
+            // The trusted keys decide whose code runs here.
+            Some(_) => (None, Access::Admin),
+            None => (Some(&self.project), Access::View),
+        }
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyTrustView>, CommandError> {
+        let KeyTrust { project, key, name } = self;
+        let Some(key) = key else { return Ok(KeyTrustView::List(list(control, &project)?).into()) };
+        let name = match name {
+            Some(name) => name,
+            None => "staging".parse().map_err(|error| CommandError::internal(&error))?,
+        };
+        let row = TrustRow { on: project.to_string(), key, name: name.to_string() };
+        control.change(|registry| trust(registry, project, key, name)).await?;
+        Ok(KeyTrustView::Trusted(row).into())
+    }
+}
+
+fn trust(registry: &mut Registry, project: ProjectName, key: PublicKey, name: RemoteName) -> Result<(), CommandError> {
+    if registry.project(&project).is_none() {
+        let names: Vec<_> = registry.projects.iter().map(|project| project.name.clone()).collect();
+        return Err(no_project(&project, &names));
+    }
+    let known = registry.trusted.iter().filter(|trusted| trusted.project == project);
+    if known.clone().any(|trusted| trusted.key == key) {
+        return Err(refused(format!("{project} trusts {key} already")));
+    }
+    if let Some(taken) = known.clone().find(|trusted| trusted.name == name) {
+        return Err(
+            refused(format!("{} is the name of another key that {project} trusts", taken.name)).hint("choose another --name")
+        );
+    }
+    if known.count() >= TRUSTED_MAX {
+        return Err(refused(format!("{project} trusts {TRUSTED_MAX} keys already")).hint("remove one with `larder key untrust`"));
+    }
+    registry.trusted.push(TrustedKey { project, key, name });
+    Ok(())
+}
+
+fn list(control: &Control, project: &ProjectName) -> Result<Vec<TrustRow>, CommandError> {
+    let registry = control.registry();
     let known = registry.project(project).ok_or_else(|| no_project(project, &[]))?;
-    let mine = registry.trusted.iter().filter(|trusted| trusted.project == *project);
-    let mut rows: Vec<_> =
-        mine.map(|trusted| TrustRow { on: project.to_string(), key: trusted.key, name: trusted.name.to_string() }).collect();
+    let of_project = registry.trusted.iter().filter(|trusted| trusted.project == *project);
+    let row = |trusted: &TrustedKey| TrustRow { on: project.to_string(), key: trusted.key, name: trusted.name.to_string() };
+    let mut rows: Vec<_> = of_project.map(row).collect();
     for environment in &known.environments {
         for remote in &environment.remotes {
             let row = |key| TrustRow { on: environment.title(), key, name: remote.name.to_string() };
             rows.extend(remote.trust.iter().copied().map(row));
         }
     }
-    Ok(Reply::Trusted(rows))
+    Ok(rows)
 }
 
-pub(super) async fn untrust(control: &Control, project: ProjectName, key: PublicKey) -> Result<Reply, CommandError> {
-    let said = format!("{project} accepts nothing more that {key} has signed");
-    control
-        .change(|registry| {
+/// Stops accepting deliverables that are signed by a key. Releases that were accepted stay.
+#[derive(Debug)]
+pub struct KeyUntrust {
+    /// The project.
+    pub project: ProjectName,
+    /// The key.
+    pub key: PublicKey,
+}
+
+/// A key that is no longer accepted.
+#[derive(Debug, Serialize)]
+pub struct KeyUntrusted {
+    /// The project.
+    pub project: ProjectName,
+    /// The key.
+    pub key: PublicKey,
+}
+
+impl Request for KeyUntrust {
+    type View = KeyUntrusted;
+    const NAME: &'static str = "key untrust";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyUntrusted>, CommandError> {
+        let KeyUntrust { project, key } = self;
+        let untrust = |registry: &mut Registry| {
             let before = registry.trusted.len();
             registry.trusted.retain(|trusted| trusted.project != project || trusted.key != key);
             if registry.trusted.len() < before {
                 return Ok(());
             }
             Err(not_found(format!("{project} does not trust {key} by itself"))
-                .hint(format!("`larder key trust {project}` lists the keys; those of a remote go with the remote")))
-        })
-        .await?;
-    Ok(Reply::Done(said))
+                .hint(format!("`larder key trust {project}` lists the keys; the key of a remote is removed with the remote")))
+        };
+        control.change(untrust).await?;
+        Ok(KeyUntrusted { project, key }.into())
+    }
 }

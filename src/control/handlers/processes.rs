@@ -1,153 +1,221 @@
-//! Processes: listing, scaling, restarting, logs, and single commands.
+//! Processes: listing, scaling, restarting, and single commands.
 
-use super::not_found;
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use super::deployments::of_pipeline;
 use crate::{
-    control::{CommandError, Control, Kind, ProcessRow, Reply, Target, reply::LogFollower},
+    control::{
+        error::{CommandError, Kind, not_found, usage},
+        registry::Target,
+        request::{Context, Reply, Request, Stream},
+        state::Control,
+    },
     host::launch::Stdio,
-    model::Environment,
-    pipeline::{PipelineError, RestartError, Summary},
-    runtime::{Boot, LogLine, Logs, RunJob, tail},
+    model::{Access, Environment, ProjectName, ReleaseId, ReleaseNumber, Slot},
+    pipeline::{PipelineError, RestartError},
+    runtime::{Boot, RunJob},
 };
 
-/// The most of one process type.
+/// The largest number of processes of one type.
 const SCALE_MAX: u32 = 100;
 
-pub(super) fn ps(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let live = control.pipeline().live(environment.id);
-    let history = control.pipeline().history(environment.id);
-    let instances = control.pipeline().services().runtime.instances(environment.id, None);
-    let rows = instances.into_iter().map(|instance| {
-        let exits = *instance.exits.borrow();
-        let made = history.deployments.iter().find(|summary| summary.release == instance.label.release);
-        ProcessRow {
-            process: instance.label.name(),
-            slot: instance.label.slot,
-            release: instance.label.release,
-            number: made.map(|summary| summary.number),
-            port: instance.label.port,
-            restarts: exits.count,
-            last_exit: exits.last.map(|exit| exit.to_string()),
-            active: live.as_ref().is_some_and(|live| live.slot == instance.label.slot),
-        }
-    });
-    Ok(Reply::Processes(rows.collect()))
+/// Lists the processes of an environment.
+#[derive(Debug)]
+pub struct Ps {
+    /// The environment.
+    pub target: Target,
 }
 
-pub(super) async fn scale(control: &Control, target: &Target, scale: Vec<(String, u32)>) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    if let Some((process, count)) = scale.iter().find(|(_, count)| *count > SCALE_MAX) {
-        return Err(CommandError::new(Kind::Usage, format!("{process}={count}: at most {SCALE_MAX} of one type")));
-    }
-    if let Some(live) = control.pipeline().live(environment.id) {
-        let known = known_processes(control, &environment, live.release)?;
-        if let Some((process, _)) = scale.iter().find(|(process, _)| !known.contains(process)) {
-            return Err(
-                not_found(format!("the live release has no process {process}")).hint(format!("it has {}", known.join(", ")))
-            );
-        }
-    }
-    let changed = control
-        .change(|registry| {
-            let environments = registry.projects.iter_mut().flat_map(|project| &mut project.environments);
-            let found = environments.into_iter().find(|known| known.id == environment.id);
-            let found = found.ok_or_else(|| not_found(format!("there is no environment {target}")))?;
-            found.scale.extend(scale.iter().cloned());
-            Ok(found.clone())
-        })
-        .await?;
-    apply(control, &changed).await?;
-    let words: Vec<_> = scale.iter().map(|(process, count)| format!("{process}={count}")).collect();
-    Ok(Reply::Done(format!("{} runs {}", changed.title(), words.join(" "))))
+/// A process in a list.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProcessRow {
+    /// The name, such as `web.1`.
+    pub process: String,
+    /// The slot that it runs in.
+    pub slot: Slot,
+    /// The release that it runs.
+    pub release: ReleaseId,
+    /// The number of that release.
+    pub number: Option<ReleaseNumber>,
+    /// The port that it was told to listen on.
+    pub port: Option<u16>,
+    /// The number of restarts since this server started.
+    pub restarts: u32,
+    /// The last exit status or signal.
+    pub last_exit: Option<String>,
+    /// Set if its slot is live.
+    pub active: bool,
 }
 
-fn known_processes(
-    control: &Control,
-    environment: &Environment,
-    release: crate::model::ReleaseId,
-) -> Result<Vec<String>, CommandError> {
+impl Request for Ps {
+    type View = Vec<ProcessRow>;
+    const NAME: &'static str = "ps";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProcessRow>>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let live = control.pipeline().live(environment.id);
+        let history = control.pipeline().history(environment.id);
+        let instances = control.pipeline().services().runtime.instances(environment.id, None);
+        let rows = instances.into_iter().map(|instance| {
+            let exits = *instance.exits.borrow();
+            let made = history.deployments.iter().find(|summary| summary.release == instance.label.release);
+            ProcessRow {
+                process: instance.label.name(),
+                slot: instance.label.slot,
+                release: instance.label.release,
+                number: made.map(|summary| summary.number),
+                port: instance.label.port,
+                restarts: exits.count,
+                last_exit: exits.last.map(|exit| exit.to_string()),
+                active: live.as_ref().is_some_and(|live| live.slot == instance.label.slot),
+            }
+        });
+        Ok(rows.collect::<Vec<_>>().into())
+    }
+}
+
+/// Sets the number of processes of some types.
+#[derive(Debug)]
+pub struct Scale {
+    /// The environment.
+    pub target: Target,
+    /// Process types with their numbers.
+    pub scale: Vec<(String, u32)>,
+}
+
+/// The numbers that were set.
+#[derive(Debug, Serialize)]
+pub struct Scaled {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The process types that were named, with their numbers.
+    pub scale: IndexMap<String, u32>,
+}
+
+impl Request for Scale {
+    type View = Scaled;
+    const NAME: &'static str = "scale";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Scaled>, CommandError> {
+        let Scale { target, scale } = self;
+        let environment = control.environment(&target)?;
+        if let Some((process, count)) = scale.iter().find(|(_, count)| *count > SCALE_MAX) {
+            return Err(usage(format!("{process}={count}: at most {SCALE_MAX} of one type")));
+        }
+        if let Some(live) = control.pipeline().live(environment.id) {
+            let known = process_types(control, &environment, live.release)?;
+            if let Some((process, _)) = scale.iter().find(|(process, _)| !known.contains(process)) {
+                return Err(
+                    not_found(format!("the live release has no process {process}")).hint(format!("it has {}", known.join(", ")))
+                );
+            }
+        }
+        let set = |known: &mut Environment| {
+            known.scale.extend(scale.iter().cloned());
+            Ok(())
+        };
+        let changed = control.change_environment(&environment, set).await?;
+        restart(control, &changed).await?;
+        Ok(Scaled { environment: changed.title(), scale: scale.into_iter().collect() }.into())
+    }
+}
+
+fn process_types(control: &Control, environment: &Environment, release: ReleaseId) -> Result<Vec<String>, CommandError> {
     let facts = control.pipeline().facts(environment, release).map_err(|error| CommandError::internal(&error))?;
     Ok(facts.processes.iter().map(|process| process.kind.to_string()).collect())
 }
 
-pub(super) async fn restart(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    if control.pipeline().live(environment.id).is_none() {
-        return Err(not_found(format!("nothing is live in {}", environment.title())));
-    }
-    apply(control, &environment).await?;
-    Ok(Reply::Done(format!("{} was restarted", environment.title())))
+/// Restarts all processes of an environment.
+#[derive(Debug)]
+pub struct Restart {
+    /// The environment.
+    pub target: Target,
 }
 
-async fn apply(control: &Control, environment: &Environment) -> Result<(), CommandError> {
+/// An environment that was restarted.
+#[derive(Debug, Serialize)]
+pub struct Restarted {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+}
+
+impl Request for Restart {
+    type View = Restarted;
+    const NAME: &'static str = "restart";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Restarted>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        if control.pipeline().live(environment.id).is_none() {
+            return Err(not_found(format!("nothing is live in {}", environment.title())));
+        }
+        restart(control, &environment).await?;
+        Ok(Restarted { environment: environment.title() }.into())
+    }
+}
+
+async fn restart(control: &Control, environment: &Environment) -> Result<(), CommandError> {
     control.pipeline().restart(environment).await.map_err(|error| match error {
         RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
-            super::deployments::of_pipeline(&why).hint("the new numbers count from the next deployment on")
+            of_pipeline(&why).hint("new process numbers apply from the next deployment on")
         }
-        RestartError::NotNow(why) => super::deployments::of_pipeline(&why),
+        RestartError::NotNow(why) => of_pipeline(&why),
         RestartError::Failed(why) => CommandError::new(Kind::Deployment, why),
     })
 }
 
-pub(super) fn logs(
-    control: &Control,
-    target: &Target,
-    process: Option<String>,
-    count: usize,
-    follow: bool,
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let runtime = &control.pipeline().services().runtime;
-    // Subscribed before the past is read, so that no line falls between the two.
-    let coming = follow.then(|| runtime.logs().subscribe());
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let wanted =
-        move |name: &str| process.as_deref().is_none_or(|process| name == process || name.split('.').next() == Some(process));
-    let mut lines = Vec::new();
-    for name in log_names(&paths.log()).into_iter().filter(|name| wanted(name)) {
-        lines.extend(tail(&Logs::file(&paths.log(), &name), count).unwrap_or_default());
+/// Runs a command in the live release.
+#[derive(Debug)]
+pub struct Run {
+    /// The environment.
+    pub target: Target,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+}
+
+impl Request for Run {
+    type View = ();
+    const NAME: &'static str = "run";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
     }
-    // Every line begins with its moment.
-    lines.sort();
-    let surplus = lines.len().saturating_sub(count);
-    lines.drain(..surplus);
-    let follower = coming.map(|coming| {
-        let id = environment.id;
-        let wanted = Box::new(move |line: &LogLine| line.environment == id && wanted(&line.process));
-        Box::new(LogFollower { lines: coming, wanted })
-    });
-    Ok(Reply::Logs { lines, follow: follower })
-}
 
-fn log_names(directory: &std::path::Path) -> Vec<String> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(".log").map(str::to_owned)).collect()
-}
-
-pub(super) fn run(control: &Control, target: &Target, command: Vec<String>) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let live = control.pipeline().live(environment.id);
-    let live =
-        live.ok_or_else(|| not_found(format!("nothing is live in {}, so there is nothing to run in", environment.title())))?;
-    let history = control.pipeline().history(environment.id);
-    let made: Option<&Summary> = history.of_release(live.release);
-    made.ok_or_else(|| not_found(format!("there is no record of {}", live.number)))?;
-    let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
-    let mut words = command.into_iter();
-    let job = RunJob {
-        // The words are arguments; no shell reads them as a line.
-        command: String::new(),
-        arguments: words.by_ref().collect(),
-        env: facts.env.clone().into_iter().collect(),
-        variables: None,
-        links: Vec::new(),
-    };
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let boot =
-        Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs: paths.log() };
-    let runtime = control.pipeline().services().runtime.clone();
-    Ok(Reply::Run(Box::new(move |stdio: Stdio| {
-        Box::pin(async move { runtime.task(&boot, &job, stdio).await.map_err(|error| CommandError::internal(&error)) })
-    })))
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let live = control.pipeline().live(environment.id);
+        let live = live.ok_or_else(|| not_found(format!("cannot run a command: nothing is live in {}", environment.title())))?;
+        let history = control.pipeline().history(environment.id);
+        if history.of_release(live.release).is_none() {
+            return Err(not_found(format!("there is no record of {}", live.number)));
+        }
+        let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
+        let job = RunJob {
+            // The words are arguments; no shell parses them.
+            command: String::new(),
+            arguments: self.command,
+            env: facts.env.clone().into_iter().collect(),
+            variables: None,
+            links: Vec::new(),
+        };
+        let logs = control.root().environment(&environment.project, &environment.name).log();
+        let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };
+        let runtime = control.pipeline().services().runtime.clone();
+        let start = move |stdio: Stdio| -> futures_util::future::BoxFuture<'static, _> {
+            Box::pin(async move { runtime.task(&boot, &job, stdio).await.map_err(|error| CommandError::internal(&error)) })
+        };
+        Ok(Reply::Stream(Stream::Run(Box::new(start))))
+    }
 }

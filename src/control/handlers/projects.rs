@@ -1,33 +1,79 @@
-//! Projects and environments.
+//! Projects and environments: creating, listing and destroying them.
 
-use super::refused;
+use serde::Serialize;
+
+use super::deployments::of_pipeline;
 use crate::{
-    control::{Caller, CommandError, Control, Kind, ProjectSpec, Registry, Reply, error::no_project, reply::ProjectRow},
+    control::{
+        error::{CommandError, no_project, refused, usage},
+        registry::Registry,
+        request::{Context, Reply, Request},
+        state::Control,
+    },
     git::{Expected, GitError, GitFailure, MoveRef, Spec},
     host::launch::Registration,
-    model::{CommitId, Environment, Mode, Project, ProjectName, Strategy},
-    pipeline::chain,
+    model::{Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, Strategy},
+    pipeline::{LastLook, chain},
 };
 
-pub(super) async fn create(control: &Control, spec: ProjectSpec) -> Result<Reply, CommandError> {
-    available(&spec)?;
-    // One that cannot be prepared is taken back as if it had never been: nobody may have built on it meanwhile.
-    let _one_at_a_time = control.0.founding.lock().await;
-    let project = enter(control, spec).await?;
-    match prepare(control, &project).await {
-        Ok(unset) => {
-            let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
-            Ok(Reply::Created { project, ssh_port: control.pipeline().services().ssh.port(), url, unset })
+/// Creates an environment, and its project if that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProjectCreate {
+    /// The project.
+    pub project: ProjectName,
+    /// The name of the new environment.
+    pub environment: EnvironmentName,
+    /// The mode in which it deploys.
+    pub mode: Mode,
+    /// The branch that it deploys.
+    pub branch: BranchName,
+    /// Host names besides those made of project, environment and the server's domain.
+    pub domains: Vec<String>,
+    /// The way in which a new release replaces the old one.
+    pub strategy: Strategy,
+}
+
+/// An environment that was created.
+#[derive(Debug, Serialize)]
+pub struct ProjectCreated {
+    /// The project; its last environment is the new one.
+    pub project: Project,
+    /// The port of the SSH server.
+    pub ssh_port: u16,
+    /// The address of the new environment.
+    pub url: String,
+    /// The commit of the branch if it was stored before; the branch was deleted, because it will name the live commit.
+    pub unset: Option<CommitId>,
+}
+
+impl Request for ProjectCreate {
+    type View = ProjectCreated;
+    const NAME: &'static str = "project create";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
+        ensure_available(&self)?;
+        // Held until an environment that cannot be prepared is removed again: no other request may build on it meanwhile.
+        let _one_at_a_time = control.create_destroy_lock().await;
+        let project = enter(control, self).await?;
+        match prepare(control, &project).await {
+            Ok(unset) => {
+                let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
+                Ok(ProjectCreated { project, ssh_port: control.pipeline().services().ssh.port(), url, unset }.into())
+            }
+            Err(error) => Err(take_back(control, &project, error).await),
         }
-        Err(error) => Err(take_back(control, &project, error).await),
     }
 }
 
-/// Gives it its numbers, and writes it down.
-async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandError> {
-    let root = &control.0.root;
+/// Enters the environment in the registry, which gives it its numbers.
+async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, CommandError> {
+    let root = control.root();
     let domain = control.pipeline().services().config.domain.as_str();
-    let entered = control.change(|registry| {
+    let enter = |registry: &mut Registry| {
         let id = registry.next_environment();
         let known = registry.project(&spec.project).map(|project| project.id);
         let project_id = known.unwrap_or_else(|| registry.next_project());
@@ -36,14 +82,14 @@ async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandE
         }
         let project = registry.projects.iter_mut().find(|project| project.id == project_id);
         let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
-        clash(project, &spec)?;
-        let place = match known {
+        ensure_no_clash(project, &spec)?;
+        let directory = match known {
             Some(_) => root.environment(&spec.project, &spec.environment).path().to_owned(),
             None => root.project(&spec.project),
         };
-        // Whatever it is: taking back what could not be prepared would delete it.
-        if place.symlink_metadata().is_ok() {
-            return Err(refused(format!("{} is there already, and is not of this server", place.display()))
+        // Undoing a failed creation deletes the directory, so it must not hold anything else.
+        if directory.symlink_metadata().is_ok() {
+            return Err(refused(format!("{} is there already, and is not of this server", directory.display()))
                 .hint("move it away, or delete it, and try again"));
         }
         let environment = Environment {
@@ -61,14 +107,14 @@ async fn enter(control: &Control, spec: ProjectSpec) -> Result<Project, CommandE
         };
         project.environments.push(environment.clone());
         let project = project.clone();
-        one_host_each(registry, &environment, domain)?;
+        ensure_hosts_are_free(registry, &environment, domain)?;
         Ok(project)
-    });
-    entered.await
+    };
+    control.change(enter).await
 }
 
-/// What cannot be prepared does not stay in the list, nor its name with the keeper, who would give it to no other number. Returns
-/// what to say.
+/// Removes an environment that could not be prepared from the registry and from the keeper, which would give its name to no other
+/// number. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;
@@ -79,42 +125,44 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
         busy => busy,
     };
     if let Err(left) = left {
-        tracing::error!(environment = environment.title(), error = left, "could not be taken back");
+        tracing::error!(
+            environment = environment.title(),
+            error = left,
+            "cannot remove an environment that failed to be created"
+        );
         return error.hint(match only {
             true => format!("it stays in the list: `larder project destroy {0} --confirm {0}` removes it", project.name),
             false => format!("{} stays in the list; the next start of the server prepares it again", environment.title()),
         });
     }
-    let removed = control.change(|registry| {
+    let remove = |registry: &mut Registry| {
         if let Some(known) = registry.projects.iter_mut().find(|known| known.id == project.id) {
             known.environments.retain(|known| known.id != environment.id);
         }
         registry.projects.retain(|known| known.id != project.id || !known.environments.is_empty());
         Ok(())
-    });
-    match removed.await {
+    };
+    match control.change(remove).await {
         Ok(()) => error,
-        Err(also) => error.hint(format!("it stays in the list, because it could not be taken back: {also}")),
+        Err(also) => error.hint(format!("it stays in the list, because the registry cannot be written: {also}")),
     }
 }
 
-fn available(spec: &ProjectSpec) -> Result<(), CommandError> {
-    let missing = |what: String| Err(CommandError::new(Kind::Usage, what));
+fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
     match (spec.mode, spec.strategy) {
-        (Mode::Cooking, Strategy::BlueGreen) => Ok(()),
+        (Mode::Cooking | Mode::Final, Strategy::BlueGreen) => Ok(()),
         (Mode::Cooking | Mode::Final, Strategy::InPlace) => {
-            missing(String::from("the strategy in-place is not there in this version; use blue-green"))
+            Err(usage("the strategy in-place is not there in this version; use blue-green"))
         }
-        (Mode::Final, Strategy::BlueGreen) => Ok(()),
-        (mode, _) => missing(format!("the mode {mode} is not there in this version; use cooking or final")),
+        (mode, _) => Err(usage(format!("the mode {mode} is not there in this version; use cooking or final"))),
     }
 }
 
-fn clash(project: &Project, spec: &ProjectSpec) -> Result<(), CommandError> {
+fn ensure_no_clash(project: &Project, spec: &ProjectCreate) -> Result<(), CommandError> {
     for environment in &project.environments {
         if environment.name == spec.environment {
             return Err(refused(format!("{} exists already", environment.title()))
-                .hint("`larder project info NAME` shows it; `--env NAME` makes a further environment"));
+                .hint("`larder project info NAME` shows it; `--env NAME` creates a further environment"));
         }
         if environment.branch == spec.branch {
             return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch)).hint(
@@ -125,20 +173,20 @@ fn clash(project: &Project, spec: &ProjectSpec) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// A host name leads to one environment, whether it was given with `--domain` or is made of names.
-fn one_host_each(registry: &Registry, new: &Environment, domain: &str) -> Result<(), CommandError> {
+/// Returns an error if a host name of the new environment is one of another environment, given with `--domain` or made of names.
+fn ensure_hosts_are_free(registry: &Registry, new: &Environment, domain: &str) -> Result<(), CommandError> {
     let hosts = new.hosts(domain);
     let others = registry.projects.iter().flat_map(|project| &project.environments).filter(|other| other.id != new.id);
     for other in others {
         if let Some(taken) = other.hosts(domain).into_iter().find(|host| hosts.contains(host)) {
             return Err(refused(format!("the host name {taken} leads to another environment already"))
-                .hint("`larder project list` shows all that you may see; choose another name, or another --domain"));
+                .hint("choose another name, or another --domain; `larder project list` shows those that you may see"));
         }
     }
     Ok(())
 }
 
-/// Directories, repository, queue and route. Safe to repeat. Gives the commit that the branch named, if it was stored already.
+/// Creates directories, repository, queue and route. Safe to repeat. Returns the commit of the branch if it was stored before.
 async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
@@ -148,16 +196,16 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
         environment: Some((environment.id, environment.name.clone())),
     };
     services.launcher.register(registration).await.map_err(|error| internal(&error))?;
-    // What a clone checks out is the default environment's, whichever was made last.
+    // A clone checks out the branch of the default environment, whichever environment was created last.
     let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
     services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
     control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))?;
-    unset(control, environment).await.map_err(|error| internal(&error))
+    delete_stored_branch(control, environment).await.map_err(|error| internal(&error))
 }
 
-/// A deploy branch names what is live, and nothing is yet. If it was pushed before, when it was only stored, it is taken away: else
-/// the next push would have nothing to send, and git would not even ask. The objects stay.
-async fn unset(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
+/// Deletes the branch of a new environment if it was pushed, and only stored, before. A deploy branch names the live commit, and nothing
+/// is live yet; moreover git would not send the branch again, and the pusher could not deploy it. The objects stay.
+async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
     let commit = match repositories.resolve(environment.project_id, Spec::Branch(environment.branch.clone())).await {
         Ok(commit) => commit,
@@ -173,24 +221,64 @@ async fn unset(control: &Control, environment: &Environment) -> Result<Option<Co
     };
     match repositories.move_ref(environment.project_id, change).await {
         Ok(()) => Ok(Some(commit)),
-        // A push was faster: it is deployed as any other.
+        // A push has moved the branch meanwhile; it is deployed like any other.
         Err(GitError::Failure(GitFailure::Moved { .. })) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-pub(super) fn list(control: &Control, caller: &Caller) -> Reply {
-    let names = control.names(caller);
-    let projects = control.0.registry.read().projects.clone();
-    let visible = projects.into_iter().filter(|project| names.contains(&project.name));
-    Reply::Projects(visible.map(|project| row(control, project)).collect())
+/// Lists the projects that the caller may see.
+#[derive(Debug)]
+pub struct ProjectList;
+
+/// A project in a list. The vectors have one item for each environment, in their order.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProjectRow {
+    /// The project.
+    pub project: Project,
+    /// The live release of each environment.
+    pub live: Vec<Option<Live>>,
+    /// The addresses of each environment.
+    pub urls: Vec<Vec<String>>,
+    /// The result of the last comparison of each environment's live files with their release.
+    pub drift: Vec<Option<LastLook>>,
 }
 
-pub(super) async fn info(control: &Control, name: &ProjectName) -> Result<Reply, CommandError> {
-    let project = control.0.registry.read().project(name).cloned();
-    let project = project.ok_or_else(|| no_project(name, &[]))?;
-    control.pipeline().freshen_drift(&project.environments).await;
-    Ok(Reply::Projects(vec![row(control, project)]))
+impl Request for ProjectList {
+    type View = Vec<ProjectRow>;
+    const NAME: &'static str = "project list";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::View)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
+        let visible = control.visible(caller).into_iter();
+        Ok(visible.map(|project| row(control, project)).collect::<Vec<_>>().into())
+    }
+}
+
+/// Shows one project.
+#[derive(Debug)]
+pub struct ProjectInfo {
+    /// The project.
+    pub project: ProjectName,
+}
+
+impl Request for ProjectInfo {
+    type View = Vec<ProjectRow>;
+    const NAME: &'static str = "project info";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
+        let project = control.registry().project(&self.project).cloned();
+        let project = project.ok_or_else(|| no_project(&self.project, &[]))?;
+        control.pipeline().freshen_drift(&project.environments).await;
+        Ok(vec![row(control, project)].into())
+    }
 }
 
 fn row(control: &Control, project: Project) -> ProjectRow {
@@ -203,41 +291,66 @@ fn row(control: &Control, project: Project) -> ProjectRow {
 /// The addresses of each environment.
 fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
     let services = control.pipeline().services();
-    let of = |environment: &Environment| {
+    let of_environment = |environment: &Environment| {
         let hosts = environment.hosts(services.config.domain.as_str()).into_iter();
         hosts.map(|host| services.config.http.url(&host, services.http.port())).collect()
     };
-    project.environments.iter().map(of).collect()
+    project.environments.iter().map(of_environment).collect()
 }
 
-pub(super) async fn destroy(control: &Control, name: ProjectName, confirm: Option<String>) -> Result<Reply, CommandError> {
-    let _one_at_a_time = control.0.founding.lock().await;
-    let project = control.0.registry.read().project(&name).cloned();
-    let project = project.ok_or_else(|| no_project(&name, &[]))?;
-    if confirm.as_deref() != Some(name.as_str()) {
-        return Err(CommandError::new(Kind::Usage, format!("this deletes {name}: its code, releases, data and records"))
-            .hint(format!("`larder project destroy {name} --confirm {name}` does it")));
+/// Stops a project and deletes everything that belongs to it.
+#[derive(Debug)]
+pub struct ProjectDestroy {
+    /// The project.
+    pub project: ProjectName,
+    /// The name of the project once more, typed by the caller.
+    pub confirm: Option<String>,
+}
+
+/// A project that was destroyed.
+#[derive(Debug, Serialize)]
+pub struct ProjectDestroyed {
+    /// The project.
+    pub project: ProjectName,
+}
+
+impl Request for ProjectDestroy {
+    type View = ProjectDestroyed;
+    const NAME: &'static str = "project destroy";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
     }
-    control.pipeline().detach(&project.environments).await.map_err(|busy| {
-        super::deployments::of_pipeline(&busy).hint(format!("wait for it, or run `larder deploy {name} --cancel`"))
-    })?;
-    let services = control.pipeline().services();
-    for environment in &project.environments {
-        let stopped = services.runtime.stop_where(environment.id, std::time::Duration::from_secs(10), |_| true).await;
-        stopped.map_err(|error| CommandError::internal(&error))?;
-    }
-    services.launcher.unregister(project.id, None).await.map_err(|error| CommandError::internal(&error))?;
-    control
-        .change(|registry| {
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectDestroyed>, CommandError> {
+        let ProjectDestroy { project: name, confirm } = self;
+        let _one_at_a_time = control.create_destroy_lock().await;
+        let project = control.registry().project(&name).cloned();
+        let project = project.ok_or_else(|| no_project(&name, &[]))?;
+        if confirm.as_deref() != Some(name.as_str()) {
+            return Err(usage(format!("this deletes {name}: its code, releases, data and records"))
+                .hint(format!("confirm with `larder project destroy {name} --confirm {name}`")));
+        }
+        control.pipeline().detach(&project.environments).await.map_err(|busy| {
+            of_pipeline(&busy).hint(format!("wait for the deployment, or run `larder deploy {name} --cancel`"))
+        })?;
+        let services = control.pipeline().services();
+        for environment in &project.environments {
+            let stopped = services.runtime.stop_where(environment.id, std::time::Duration::from_secs(10), |_| true).await;
+            stopped.map_err(|error| CommandError::internal(&error))?;
+        }
+        services.launcher.unregister(project.id, None).await.map_err(|error| CommandError::internal(&error))?;
+        let remove = |registry: &mut Registry| {
             registry.projects.retain(|known| known.id != project.id);
             registry.trusted.retain(|trusted| trusted.project != name);
             for user in &mut registry.users {
                 user.access.remove(&name);
             }
             Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(format!("{name} is gone")))
+        };
+        control.change(remove).await?;
+        Ok(ProjectDestroyed { project: name }.into())
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_environments_have_the_same_host() {
+    fn host_name_of_another_environment_is_refused() {
         let environment = |id: u32, project: &str, domains: &[&str]| Environment {
             id: crate::model::EnvId(id),
             project: project.parse().unwrap(),
@@ -255,9 +368,9 @@ mod tests {
         let shop = environment(1, "shop", &["www.example.com", "blog.localhost"]);
         let project = Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()] };
         let registry = Registry { projects: vec![project], ..Registry::default() };
-        let taken = |new: Environment| one_host_each(&registry, &new, "localhost").map_err(|error| error.to_string());
+        let taken = |new: Environment| ensure_hosts_are_free(&registry, &new, "localhost").map_err(|error| error.to_string());
         assert!(taken(environment(2, "wiki", &["wiki.example.com"])).is_ok());
-        assert!(taken(shop).is_ok(), "it does not stand in its own way");
+        assert!(taken(shop).is_ok(), "an environment does not conflict with itself");
         assert!(taken(environment(2, "wiki", &["www.example.com"])).unwrap_err().contains("www.example.com"));
         assert!(taken(environment(2, "wiki", &["shop.localhost"])).unwrap_err().contains("shop.localhost"));
         assert!(taken(environment(2, "blog", &[])).unwrap_err().contains("blog.localhost"));

@@ -1,147 +1,211 @@
-//! Releases that go from where they were cooked to where they serve.
+//! Promotion: releases go from the environment that cooked them to the environment that serves them.
+
+use serde::Serialize;
 
 use super::{
-    deployments::{of_supply, submit, tagged, wanted},
-    not_found, refused,
+    deployments::{deployment, id_of_tag, of_supply, submit},
+    remotes::of_remote,
 };
 use crate::{
-    control::{Caller, CommandError, Control, Kind, Reply, Target},
-    model::{Environment, Mode, Origin, Remote, RemoteName, Trigger},
-    pipeline::{Candidate, Goal, Summary, chain},
-    remote::RemoteError,
+    control::{
+        error::{CommandError, not_found, refused, usage},
+        registry::Target,
+        request::{Context, Reply, Request, Stream},
+        state::Control,
+    },
+    model::{Access, CommitId, Environment, Mode, Origin, ProjectName, ReleaseNumber, Remote, RemoteName, Trigger},
+    pipeline::{Candidate, Goal, Summary},
 };
 
-/// Brings a release to an environment, from wherever it is.
-pub(super) async fn pull(
-    control: &Control,
-    caller: &Caller,
-    target: Target,
-    release: Option<&str>,
-    from: Option<&RemoteName>,
-    overriding: Option<String>,
-) -> Result<Reply, CommandError> {
-    let environment = meant(control, target, Mode::Final)?;
-    if environment.mode != Mode::Final {
-        return Err(refused(format!("{} is in mode {}: it makes its releases itself", environment.title(), environment.mode))
-            .hint("`larder project create NAME --mode final` makes an environment that serves what another one cooked"));
-    }
-    let found = control.pipeline().wanted(&environment, release, from).await.map_err(|error| of_supply(&error))?;
-    if let Some(live) = control.pipeline().live(environment.id) {
-        if live.release == found.release {
-            return Ok(Reply::Done(format!("{} is live already, as {}", found.title(), live.number)));
-        }
-        // Whoever holds back what is newer must not make "the newest" a way back.
-        if release.is_none() && found.release < live.release {
-            return Err(refused(format!("the newest that is on offer, {}, is older than what is live", found.title()))
-                .hint("name it to bring it all the same, or use `larder rollback`"));
-        }
-    }
-    let newest = release.is_none();
-    let Candidate { release, commit, origin, .. } = found;
-    let goal = Goal::Release { release, origin, newest, overriding };
-    submit(control, wanted(Trigger::Pull { by: caller.name() }, environment, commit, goal))
+/// Brings a release to an environment and makes it live.
+#[derive(Debug)]
+pub struct Pull {
+    /// The environment; if only a project is named, its environment of mode final.
+    pub target: Target,
+    /// The release; the newest if absent.
+    pub release: Option<String>,
+    /// Restricts the search to this remote.
+    pub from: Option<RemoteName>,
+    /// The reason to ignore the promotion policy, for the records.
+    pub overriding: Option<String>,
 }
 
-/// Has somebody else bring a release that was cooked here.
-pub(super) async fn promote(
-    control: &Control,
-    caller: &Caller,
-    target: Target,
-    release: Option<&str>,
-    to: &str,
-    overriding: Option<String>,
-) -> Result<Reply, CommandError> {
-    let environment = meant(control, target.clone(), Mode::Cooking)?;
-    let release = tagged(control, &environment, release.map(str::to_owned)).await;
-    let release = release.as_deref();
-    let history = control.pipeline().history(environment.id);
-    let live = control.pipeline().live(environment.id);
-    let found = match (release, &live) {
-        (Some(name), _) => history.named(name),
-        (None, Some(live)) => history.of_release(live.release),
-        (None, None) => None,
-    };
-    let found = found.ok_or_else(|| {
-        not_found(match release {
-            Some(name) => format!("{} has no release {name} that was ever live", environment.title()),
-            None => format!("nothing is live in {} yet", environment.title()),
-        })
-        .hint("`larder releases` lists what there is")
-    })?;
-    if let Some(remote) = environment.remotes.iter().find(|remote| remote.name.as_str() == to) {
-        let place = control.pipeline().services().places.open(remote, &environment.project).map_err(of_remote)?;
-        if !place.is_server() {
-            return share(control, &environment, found, remote, overriding.is_some()).await;
-        }
-        let mut words = vec![String::from("pull"), place.target(), found.release.to_string()];
-        if let Some(why) = overriding {
-            words.extend([String::from("--override"), why]);
-        }
-        return Ok(Reply::Relay(Box::new(place.exec(&words).await.map_err(of_remote)?)));
-    }
-    let sibling = Target { project: target.project, environment: to.parse().ok() };
-    let sibling = match sibling.environment {
-        Some(_) => control.environment(&sibling).ok(),
-        None => None,
-    };
-    let Some(sibling) = sibling.filter(|sibling| sibling.id != environment.id) else {
-        return Err(not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
-            .hint("`larder remote add` names another server, `larder project info` lists the environments here"));
-    };
-    if sibling.mode != Mode::Final {
-        return Err(refused(format!("{} is in mode {}: it makes its releases itself", sibling.title(), sibling.mode)));
-    }
-    let origin = Origin::Environment(environment.name.clone());
-    let goal = Goal::Release { release: found.release, origin, newest: false, overriding };
-    submit(control, wanted(Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal))
+/// The answer to [`Pull`] where nothing had to be deployed.
+#[derive(Debug, Serialize)]
+pub struct PullView {
+    /// The title of the release, which is live already.
+    pub release: String,
+    /// Its number here.
+    pub number: ReleaseNumber,
 }
 
-/// Puts a release into a shared place, where nobody can be told to pull it.
-async fn share(
+impl Request for Pull {
+    type View = PullView;
+    const NAME: &'static str = "pull";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<PullView>, CommandError> {
+        let Pull { target, release, from, overriding } = self;
+        let environment = environment_of_mode(control, &target, Mode::Final)?;
+        if environment.mode != Mode::Final {
+            return Err(builds_its_own(&environment)
+                .hint("create an environment that serves deliverables with `larder project create NAME --mode final`"));
+        }
+        let found = control.pipeline().wanted(&environment, release.as_deref(), from.as_ref()).await;
+        let found = found.map_err(|error| of_supply(&error))?;
+        if let Some(live) = control.pipeline().live(environment.id) {
+            if live.release == found.release {
+                return Ok(PullView { release: found.title(), number: live.number }.into());
+            }
+            // A server that withholds newer releases must not turn "the newest" into a rollback.
+            if release.is_none() && found.release < live.release {
+                return Err(refused(format!("the newest release on offer, {}, is older than the live one", found.title()))
+                    .hint("name the release to pull it all the same, or use `larder rollback`"));
+            }
+        }
+        let newest = release.is_none();
+        let Candidate { release, commit, origin, .. } = found;
+        let goal = Goal::Release { release, origin, newest, overriding };
+        submit(control, deployment(Trigger::Pull { by: caller.name() }, environment, commit, goal))
+    }
+}
+
+/// Has another environment or server pull a release that was cooked here.
+#[derive(Debug)]
+pub struct Promote {
+    /// The environment that cooked it; if only a project is named, its environment of mode cooking.
+    pub target: Target,
+    /// The release; the live one if absent.
+    pub release: Option<String>,
+    /// A remote of the environment, or another environment of the project on this server.
+    pub to: String,
+    /// The reason to ignore the promotion policy, for the records.
+    pub overriding: Option<String>,
+}
+
+/// A release that was published to a shared location.
+#[derive(Debug, Serialize)]
+pub struct Published {
+    /// The project.
+    pub project: ProjectName,
+    /// The number of the release.
+    pub number: ReleaseNumber,
+    /// The commit of the release.
+    pub commit: CommitId,
+    /// The remote that has it now.
+    pub remote: RemoteName,
+}
+
+impl Request for Promote {
+    type View = Published;
+    const NAME: &'static str = "promote";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Published>, CommandError> {
+        let Promote { target, release, to, overriding } = self;
+        let environment = environment_of_mode(control, &target, Mode::Cooking)?;
+        let release = id_of_tag(control, &environment, release).await;
+        let history = control.pipeline().history(environment.id);
+        let live = control.pipeline().live(environment.id);
+        let found = match (&release, &live) {
+            (Some(name), _) => history.named(name),
+            (None, Some(live)) => history.of_release(live.release),
+            (None, None) => None,
+        };
+        let found = found.ok_or_else(|| {
+            not_found(match &release {
+                Some(name) => format!("{} has no release {name} that was ever live", environment.title()),
+                None => format!("nothing is live in {} yet", environment.title()),
+            })
+            .hint("`larder releases` lists the releases")
+        })?;
+        if let Some(remote) = environment.remotes.iter().find(|remote| remote.name.as_str() == to) {
+            let place = control.pipeline().services().places.open(remote, &environment.project);
+            let place = place.map_err(|error| of_remote(&error))?;
+            if !place.is_server() {
+                return publish(control, &environment, found, remote, overriding.is_some()).await;
+            }
+            let mut words = vec![String::from("pull"), place.target(), found.release.to_string()];
+            if let Some(why) = overriding {
+                words.extend([String::from("--override"), why]);
+            }
+            let exec = place.exec(&words).await.map_err(|error| of_remote(&error))?;
+            return Ok(Reply::Stream(Stream::Relay(Box::new(exec))));
+        }
+        let sibling = sibling(control, &environment, &to)?;
+        let origin = Origin::Environment(environment.name.clone());
+        let goal = Goal::Release { release: found.release, origin, newest: false, overriding };
+        submit(control, deployment(Trigger::Pull { by: caller.name() }, sibling, found.commit.clone(), goal))
+    }
+}
+
+/// The other environment of the project that is named `to` and serves deliverables.
+fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
+    let unknown = || {
+        not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
+            .hint("`larder remote add` names another server, `larder project info` lists the environments here")
+    };
+    let name = to.parse().map_err(|_| unknown())?;
+    let target = Target { project: environment.project.clone(), environment: Some(name) };
+    let found = control.environment(&target).ok().filter(|found| found.id != environment.id).ok_or_else(unknown)?;
+    if found.mode == Mode::Final { Ok(found) } else { Err(builds_its_own(&found)) }
+}
+
+fn builds_its_own(environment: &Environment) -> CommandError {
+    refused(format!("{} is in mode {}: it builds its own releases", environment.title(), environment.mode))
+}
+
+/// Publishes a release to a shared location, which pulls nothing by itself.
+async fn publish(
     control: &Control,
     environment: &Environment,
     found: &Summary,
     remote: &Remote,
     overriding: bool,
-) -> Result<Reply, CommandError> {
+) -> Result<Reply<Published>, CommandError> {
     if !remote.publish {
-        let why = format!("{} is a place that {} does not publish to", remote.name, environment.title());
-        return Err(refused(why).hint(format!("`larder remote add {} NAME {} --publish`", environment.title(), remote.url)));
+        return Err(refused(format!("{} does not publish to the remote {}", environment.title(), remote.name)).hint(format!(
+            "`larder remote add {} NAME {} --publish`",
+            environment.title(),
+            remote.url
+        )));
     }
     if overriding {
-        let why = format!("nobody decides anything in {}", remote.name);
-        return Err(CommandError::new(Kind::Usage, why).hint("give --override to `larder pull` on the server that serves"));
+        return Err(usage(format!("--override has no effect on {}: no promotion policy applies there", remote.name))
+            .hint("give --override to `larder pull` on the server that serves"));
     }
     control.pipeline().publish(environment, found, remote).await.map_err(refused)?;
-    Ok(Reply::Done(format!(
-        "{} ({}) is in {} now, with how it has gone until now\non the server that serves: larder pull {} {}",
-        found.number,
-        found.commit.short(),
-        remote.name,
-        environment.project,
-        found.number
-    )))
+    let published = Published {
+        project: environment.project.clone(),
+        number: found.number,
+        commit: found.commit.clone(),
+        remote: remote.name.clone(),
+    };
+    Ok(published.into())
 }
 
-/// The environment that somebody means who names only the project: the one with the fitting mode, if there is exactly one.
-fn meant(control: &Control, target: Target, mode: Mode) -> Result<Environment, CommandError> {
-    let usual = control.environment(&target)?;
+/// The environment that a target names. If it names a project only and the default environment has another mode, the only environment
+/// of this mode.
+fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
+    let usual = control.environment(target)?;
     if target.environment.is_some() || usual.mode == mode {
         return Ok(usual);
     }
-    let fitting = control.environments(&target.project).into_iter().filter(|environment| environment.mode == mode);
-    let fitting: Vec<_> = fitting.collect();
+    let project = control.registry().project(&target.project).cloned();
+    let environments = project.into_iter().flat_map(|project| project.environments);
+    let fitting: Vec<_> = environments.filter(|environment| environment.mode == mode).collect();
     match fitting.as_slice() {
         [] => Ok(usual),
         [one] => Ok(one.clone()),
         several => {
             let names: Vec<_> = several.iter().map(Environment::title).collect();
-            Err(CommandError::new(Kind::Usage, format!("which one: {}?", names.join(" or "))))
+            Err(usage(format!("which one: {}?", names.join(" or "))))
         }
     }
-}
-
-fn of_remote(error: RemoteError) -> CommandError {
-    let hints = error.hints();
-    hints.into_iter().fold(refused(chain(&error)), CommandError::hint)
 }

@@ -1,109 +1,291 @@
-//! What is known of releases: the list, one of them, two compared, and those to keep.
+//! Releases: the list, one of them, two compared, and pins.
 
 use jiff::Timestamp;
+use serde::Serialize;
 
-use super::not_found;
+use super::deployments::of_pipeline;
 use crate::{
     control::{
-        Caller, CommandError, Control, Kind, ManifestBrief, ReleaseDetail, ReleaseDiff, Reply, Target, error::similar,
-        releases::CommitsBetween,
+        error::{CommandError, Kind, not_found, run_blocking, similar, usage},
+        registry::Target,
+        request::{Context, Reply, Request},
+        state::Control,
     },
-    model::{Environment, Manifest},
-    pipeline::{self, KnownRelease, NameError, Pin, Pins},
-    release::{self, ReleaseError, store},
+    git::LogEntry,
+    model::{Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName},
+    pipeline::{self, KnownRelease, NameError, Pin, Pins, Summary},
+    release::{self, Change, ReleaseError, store},
 };
 
-/// How many commits between two releases are listed.
-const COMMITS: usize = 50;
+/// The number of commits between two releases that are listed.
+const COMMITS_MAX: usize = 50;
 
-pub(super) async fn list(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    Ok(Reply::Releases(known(control, &environment).await?))
+/// Lists the releases of an environment.
+#[derive(Debug)]
+pub struct ReleaseList {
+    /// The environment.
+    pub target: Target,
 }
 
+impl Request for ReleaseList {
+    type View = Vec<KnownRelease>;
+    const NAME: &'static str = "releases";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<KnownRelease>>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        Ok(known(control, &environment).await?.into())
+    }
+}
+
+/// Returns the releases of an environment, newest first.
 pub(super) async fn known(control: &Control, environment: &Environment) -> Result<Vec<KnownRelease>, CommandError> {
-    control.pipeline().releases(environment).await.map_err(|error| super::deployments::of_pipeline(&error))
+    control.pipeline().releases(environment).await.map_err(|error| of_pipeline(&error))
 }
 
-/// The release that a person names.
+/// Returns the release that `text` names.
 pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment) -> Result<KnownRelease, CommandError> {
     match pipeline::find(all, text, environment) {
         Ok(found) => Ok(found.clone()),
         Err(error @ NameError::Ambiguous { .. }) => {
-            Err(CommandError::new(Kind::Usage, error.to_string()).hint("give its number, or more of its id"))
+            Err(usage(error.to_string()).hint("give its number, or more digits of its id"))
         }
         Err(error @ NameError::Unknown { .. }) => {
             let names: Vec<String> = all.iter().flat_map(|known| known.tags.iter().cloned().chain([known.name()])).collect();
             let error = not_found(error.to_string());
             Err(match similar(text, names.iter().map(String::as_str)) {
                 Some(other) => error.hint(format!("did you mean {other}?")),
-                None => error.hint(format!(
-                    "`larder releases {}` lists them; a number, a tag, an id or a commit names one",
-                    environment.title()
-                )),
+                None => error
+                    .hint(format!("`larder releases {}` lists them; name one by number, tag, id or commit", environment.title())),
             })
         }
     }
 }
 
-/// A manifest, read where it does not hold up others.
-async fn manifest(control: &Control, environment: &Environment, known: &KnownRelease) -> Result<Manifest, CommandError> {
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let path = paths.manifest(known.release);
-    let read = tokio::task::spawn_blocking(move || store::read(&path)).await.unwrap_or(Err(ReleaseError::Cancelled));
-    read.map_err(|error| match &error {
-        ReleaseError::File(file) if file.kind() == std::io::ErrorKind::NotFound => {
-            not_found(format!("{} of {} was pruned: its archive and manifest are gone", known.name(), environment.title()))
-                .hint("`larder release pin` keeps a release; `keep:` in larder.yml says how many there are")
-        }
-        _ => CommandError::internal(&error),
-    })
+/// Returns the release that `name` names; without a name, the live one, or the error that `missing` makes.
+fn named_or_live(
+    all: &[KnownRelease],
+    name: Option<&str>,
+    environment: &Environment,
+    missing: impl FnOnce() -> CommandError,
+) -> Result<KnownRelease, CommandError> {
+    match name {
+        Some(name) => named(all, name, environment),
+        None => all.iter().find(|known| known.live).cloned().ok_or_else(missing),
+    }
 }
 
-pub(super) async fn show(control: &Control, target: &Target, name: Option<&str>) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let all = known(control, &environment).await?;
-    let known = match name {
-        Some(name) => named(&all, name, &environment)?,
-        None => all.iter().find(|known| known.live).cloned().ok_or_else(|| {
+async fn manifest(control: &Control, environment: &Environment, known: &KnownRelease) -> Result<Manifest, CommandError> {
+    let path = control.root().environment(&environment.project, &environment.name).manifest(known.release);
+    let (name, title) = (known.name(), environment.title());
+    run_blocking(move || {
+        store::read(&path).map_err(|error| match &error {
+            ReleaseError::File(file) if file.kind() == std::io::ErrorKind::NotFound => {
+                not_found(format!("{name} of {title} was pruned: its archive and manifest are gone"))
+                    .hint("keep a release with `larder release pin`, or more releases with `keep:` in larder.yml")
+            }
+            _ => CommandError::internal(&error),
+        })
+    })
+    .await
+}
+
+/// Shows one release.
+#[derive(Debug)]
+pub struct ReleaseShow {
+    /// The environment.
+    pub target: Target,
+    /// The release; the live one if absent.
+    pub release: Option<String>,
+}
+
+/// Everything that is known of one release.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReleaseDetail {
+    /// The release as in a list.
+    #[serde(flatten)]
+    pub known: KnownRelease,
+    /// The manifest; absent if the release was pruned.
+    pub manifest: Option<ManifestBrief>,
+    /// The pin that keeps the release.
+    pub pin: Option<Pin>,
+    /// The deployments that built the release or made it live, oldest first.
+    pub deployments: Vec<Summary>,
+}
+
+/// A manifest without its entries.
+#[derive(Debug, Clone, Serialize)]
+pub struct ManifestBrief {
+    /// The version of the manifest format.
+    pub format: u32,
+    /// The project of the release.
+    pub project: ProjectName,
+    /// The environment that built the release.
+    pub environment: EnvironmentName,
+    /// The mode of that environment.
+    pub mode: Mode,
+    /// The build number.
+    pub build: u64,
+    /// The tag that the commit had at build time.
+    pub tag: Option<String>,
+    /// The time of the build.
+    pub created: Timestamp,
+    /// The digest of the tree.
+    pub tree: Digest,
+    /// The digest of the archive.
+    pub archive: Digest,
+    /// The size of the archive, in bytes.
+    pub archive_bytes: u64,
+    /// The number of entries in the tree: files, directories and symlinks.
+    pub entries: u64,
+    /// The number of files in the tree.
+    pub files: u64,
+    /// The size of all files together, in bytes.
+    pub bytes: u64,
+    /// The buildpacks that built the release.
+    pub buildpacks: Vec<BuildpackUse>,
+    /// The process types that buildpacks contributed, with their commands.
+    pub processes: Vec<(ProcessType, String)>,
+}
+
+impl From<&Manifest> for ManifestBrief {
+    fn from(manifest: &Manifest) -> ManifestBrief {
+        let sizes = manifest.entries.iter().filter_map(|entry| match &entry.kind {
+            EntryKind::File { size, .. } => Some(*size),
+            _ => None,
+        });
+        let (files, bytes) = sizes.fold((0_u64, 0_u64), |(files, bytes), size| (files + 1, bytes.saturating_add(size)));
+        ManifestBrief {
+            format: manifest.format,
+            project: manifest.project.clone(),
+            environment: manifest.environment.clone(),
+            mode: manifest.mode,
+            build: manifest.build,
+            tag: manifest.tag.clone(),
+            created: manifest.created,
+            tree: manifest.tree,
+            archive: manifest.archive.digest,
+            archive_bytes: manifest.archive.bytes,
+            entries: manifest.entries.len() as u64,
+            files,
+            bytes,
+            buildpacks: manifest.buildpacks.clone(),
+            processes: manifest.processes.clone(),
+        }
+    }
+}
+
+impl Request for ReleaseShow {
+    type View = ReleaseDetail;
+    const NAME: &'static str = "release show";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ReleaseDetail>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let known = named_or_live(&known(control, &environment).await?, self.release.as_deref(), &environment, || {
             not_found(format!("nothing is live in {} yet", environment.title()))
                 .hint("name a release, as in `larder release show shop v1`")
-        })?,
-    };
-    let manifest = match manifest(control, &environment, &known).await {
-        Ok(manifest) => Some(ManifestBrief::from(&manifest)),
-        Err(error) if error.kind == Kind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    let pins = Pins::read(&paths.pins()).map_err(|error| CommandError::internal(&error))?;
-    let history = control.pipeline().history(environment.id);
-    let deployments = history.deployments.into_iter().filter(|summary| summary.release == known.release).collect();
-    Ok(Reply::Release(Box::new(ReleaseDetail { pin: pins.get(known.release).cloned(), known, manifest, deployments })))
+        })?;
+        let manifest = match manifest(control, &environment, &known).await {
+            Ok(manifest) => Some(ManifestBrief::from(&manifest)),
+            Err(error) if error.kind == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let paths = control.root().environment(&environment.project, &environment.name);
+        let pins = Pins::read(&paths.pins()).map_err(|error| CommandError::internal(&error))?;
+        let history = control.pipeline().history(environment.id);
+        let deployments = history.deployments.into_iter().filter(|summary| summary.release == known.release).collect();
+        Ok(ReleaseDetail { pin: pins.get(known.release).cloned(), known, manifest, deployments }.into())
+    }
 }
 
-pub(super) async fn diff(control: &Control, target: &Target, from: &str, to: Option<&str>) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let all = known(control, &environment).await?;
-    let from = named(&all, from, &environment)?;
-    let to = match to {
-        Some(to) => named(&all, to, &environment)?,
-        None => all.iter().find(|known| known.live).cloned().ok_or_else(|| {
-            CommandError::new(Kind::Usage, "compare with which release?").hint("name two, as in `larder release diff shop v1 v2`")
-        })?,
-    };
-    let (before, after) = (manifest(control, &environment, &from).await?, manifest(control, &environment, &to).await?);
-    let compare = tokio::task::spawn_blocking(move || release::changes(&before.entries, &after.entries));
-    let files = compare.await.map_err(|_| CommandError::internal(&ReleaseError::Cancelled))?;
-    let commits = commits(control, &environment, &from, &to).await;
-    Ok(Reply::ReleaseDiff(Box::new(ReleaseDiff { from, to, files, commits })))
+/// Compares two releases.
+#[derive(Debug)]
+pub struct ReleaseDiff {
+    /// The environment.
+    pub target: Target,
+    /// The first release.
+    pub from: String,
+    /// The second release; the live one if absent.
+    pub to: Option<String>,
 }
 
-/// Nothing where the repository cannot tell: the files are what matters.
+/// The difference between two releases.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReleaseDiffView {
+    /// The first release.
+    pub from: KnownRelease,
+    /// The second release.
+    pub to: KnownRelease,
+    /// The files that differ, by path.
+    pub files: Vec<Change>,
+    /// The commits between them; absent if the repository no longer has both.
+    pub commits: Option<CommitsBetween>,
+}
+
+/// The commits between two releases.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommitsBetween {
+    /// Commits of the second release that the first does not have, newest first.
+    pub added: Vec<Commit>,
+    /// Commits of the first release that the second does not have, newest first.
+    pub removed: Vec<Commit>,
+    /// Set if there are more commits than are listed.
+    pub more: bool,
+}
+
+/// A commit in a list.
+#[derive(Debug, Clone, Serialize)]
+pub struct Commit {
+    /// The id.
+    pub commit: String,
+    /// The first line of the message.
+    pub subject: String,
+    /// The author's name.
+    pub author: String,
+    /// The commit time.
+    pub at: Option<Timestamp>,
+}
+
+impl From<LogEntry> for Commit {
+    fn from(entry: LogEntry) -> Commit {
+        let LogEntry { commit, subject, author, time } = entry;
+        Commit { commit: commit.to_string(), subject, author, at: Timestamp::from_second(time).ok() }
+    }
+}
+
+impl Request for ReleaseDiff {
+    type View = ReleaseDiffView;
+    const NAME: &'static str = "release diff";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ReleaseDiffView>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let all = known(control, &environment).await?;
+        let from = named(&all, &self.from, &environment)?;
+        let to = named_or_live(&all, self.to.as_deref(), &environment, || {
+            usage("compare with which release?").hint("name two, as in `larder release diff shop v1 v2`")
+        })?;
+        let (before, after) = (manifest(control, &environment, &from).await?, manifest(control, &environment, &to).await?);
+        let files = run_blocking(move || Ok(release::changes(&before.entries, &after.entries))).await?;
+        let commits = commits(control, &environment, &from, &to).await;
+        Ok(ReleaseDiffView { from, to, files, commits }.into())
+    }
+}
+
 async fn commits(control: &Control, environment: &Environment, from: &KnownRelease, to: &KnownRelease) -> Option<CommitsBetween> {
     let repositories = &control.pipeline().services().repositories;
     let log = |from: &KnownRelease, to: &KnownRelease| {
-        repositories.log(environment.project_id, Some(from.commit.clone()), to.commit.clone(), COMMITS)
+        repositories.log(environment.project_id, Some(from.commit.clone()), to.commit.clone(), COMMITS_MAX)
     };
     let (added, removed) = tokio::join!(log(from, to), log(to, from));
     let ((added, more), (removed, still_more)) = (added.ok()?, removed.ok()?);
@@ -114,30 +296,51 @@ async fn commits(control: &Control, environment: &Environment, from: &KnownRelea
     })
 }
 
-pub(super) async fn pin(
-    control: &Control,
-    caller: &Caller,
-    target: &Target,
-    name: &str,
-    wanted: bool,
-) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    // What is found now must still be there when it is pinned.
-    let _settled = control.pipeline().settled(environment.id).await;
-    let known = named(&known(control, &environment).await?, name, &environment)?;
-    let paths = control.0.root.environment(&environment.project, &environment.name);
-    if wanted && known.archive_bytes.is_none() {
-        return Err(not_found(format!("{} of {} was pruned; it is too late to pin it", known.name(), environment.title())));
+/// Keeps a release from being pruned, or stops keeping it.
+#[derive(Debug)]
+pub struct ReleasePin {
+    /// The environment.
+    pub target: Target,
+    /// The release.
+    pub release: String,
+    /// Set to keep the release.
+    pub pinned: bool,
+}
+
+/// The result of [`ReleasePin`].
+#[derive(Debug, Serialize)]
+pub struct ReleasePinned {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The name of the release.
+    pub release: String,
+    /// Set if the release is pinned now.
+    pub pinned: bool,
+    /// Set if the request changed that.
+    pub changed: bool,
+}
+
+impl Request for ReleasePin {
+    type View = ReleasePinned;
+    const NAME: &'static str = "release pin";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
     }
-    // The lock of the registry serves for this small file too: one change at a time.
-    let _one_at_a_time = control.0.change.lock().await;
-    let pin = wanted.then(|| Pin { by: caller.name(), at: Timestamp::now() });
-    let changed = Pins::change(&paths.pins(), known.release, pin).map_err(|error| CommandError::internal(&error))?;
-    let (name, title) = (known.name(), environment.title());
-    Ok(Reply::Done(match (wanted, changed) {
-        (true, true) => format!("{name} of {title} stays until it is unpinned"),
-        (true, false) => format!("{name} of {title} is pinned already"),
-        (false, true) => format!("{name} of {title} is pruned like any other from now on"),
-        (false, false) => format!("{name} of {title} was not pinned"),
-    }))
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ReleasePinned>, CommandError> {
+        let ReleasePin { target, release, pinned } = self;
+        let environment = control.environment(&target)?;
+        // Held so that the release is not pruned between the lookup and the pin.
+        let _settled = control.pipeline().settled(environment.id).await;
+        let known = named(&known(control, &environment).await?, &release, &environment)?;
+        let paths = control.root().environment(&environment.project, &environment.name);
+        if pinned && known.archive_bytes.is_none() {
+            return Err(not_found(format!("{} of {} was pruned; it is too late to pin it", known.name(), environment.title())));
+        }
+        let _one_at_a_time = control.change_lock().await;
+        let pin = pinned.then(|| Pin { by: caller.name(), at: Timestamp::now() });
+        let changed = Pins::change(&paths.pins(), known.release, pin).map_err(|error| CommandError::internal(&error))?;
+        Ok(ReleasePinned { environment: environment.title(), release: known.name(), pinned, changed }.into())
+    }
 }

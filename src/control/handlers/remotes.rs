@@ -1,18 +1,135 @@
-//! Places that deliverables are pulled from and published to.
+//! Remotes of an environment: other servers and shared locations that deliverables are pulled from or published to.
 
-use super::{not_found, refused};
+use serde::Serialize;
+
+use super::doctor::{Check, Grade};
 use crate::{
-    control::{Check, CommandError, Control, Grade, Kind, Reply, Target},
-    model::{Environment, PublicKey, Remote, RemoteName, sanitise_line},
+    control::{
+        error::{CommandError, Kind, not_found, refused, usage},
+        registry::Target,
+        request::{Context, Reply, Request},
+        state::Control,
+    },
+    model::{Access, Environment, ProjectName, PublicKey, Remote, RemoteName, sanitise_line},
+    pipeline::chain,
     remote::{Address, Place, RemoteError, ssh},
 };
 
-/// The most places of an environment.
-const REMOTES: usize = 16;
-/// The most bytes of another server's answer about its keys.
+/// The number of remotes that one environment may have.
+const REMOTES_MAX: usize = 16;
+/// The largest answer of another server about its keys, in bytes.
 const KEYS_BYTES: u64 = 64 << 10;
 
-/// An error of a place, as a person meets it.
+/// Lists the remotes of an environment.
+#[derive(Debug)]
+pub struct RemoteList {
+    /// The environment.
+    pub target: Target,
+}
+
+impl Request for RemoteList {
+    type View = Vec<Remote>;
+    const NAME: &'static str = "remote list";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::View)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Remote>>, CommandError> {
+        Ok(control.environment(&self.target)?.remotes.into())
+    }
+}
+
+/// Adds a remote to an environment.
+#[derive(Debug)]
+pub struct RemoteAdd {
+    /// The environment.
+    pub target: Target,
+    /// The remote. Its address and host key may be written in any accepted form.
+    pub remote: Remote,
+}
+
+/// A remote that was added.
+#[derive(Debug, Serialize)]
+pub struct RemoteAdded {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The name of the remote.
+    pub remote: RemoteName,
+    /// The number of deliverables on offer there; absent if none are pulled from there or if they cannot be listed.
+    pub offers: Option<usize>,
+    /// The reason why they cannot be listed.
+    pub problem: Option<RemoteProblem>,
+}
+
+/// The reason why a remote cannot be used.
+#[derive(Debug, Serialize)]
+pub struct RemoteProblem {
+    /// The error with its causes.
+    pub message: String,
+    /// Advice, one line each.
+    pub hints: Vec<String>,
+}
+
+impl Request for RemoteAdd {
+    type View = RemoteAdded;
+    const NAME: &'static str = "remote add";
+
+    // Remotes decide whose code runs here, and which machines this server connects to.
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<RemoteAdded>, CommandError> {
+        let RemoteAdd { target, mut remote } = self;
+        let environment = control.environment(&target)?;
+        let address: Address = remote.url.parse().map_err(|error| usage(format!("{error}")))?;
+        if environment.remotes.iter().any(|known| known.name == remote.name) {
+            return Err(refused(format!("{} has a remote {} already", environment.title(), remote.name))
+                .hint(format!("remove it first with `larder remote remove {target} {}`", remote.name)));
+        }
+        remote.url = address.to_string();
+        remote.host_key = remote.host_key.as_deref().map(ssh::host_key).transpose().map_err(|error| {
+            usage(error).hint("give one line such as `ssh-ed25519 AAAA...`, as `larder key show` prints it on the other server")
+        })?;
+        let is_server = matches!(address, Address::Ssh { .. });
+        match (is_server, &remote.host_key) {
+            (false, Some(_)) => return Err(usage("only a larder server, ssh://..., has a host key")),
+            (true, _) if remote.publish => {
+                return Err(usage("--publish is for directories and buckets; a larder server pulls by itself"));
+            }
+            (true, None) => return Err(introduce(control, &target, &environment, &remote).await),
+            (true, Some(_)) if remote.trust.is_empty() => {
+                return Err(introduce(control, &target, &environment, &remote).await);
+            }
+            (false, None) if remote.trust.is_empty() && !remote.publish => {
+                return Err(usage("this remote would have no effect: nothing is pulled from there or published there")
+                    .hint("give --trust KEY to pull deliverables that this key has signed, or --publish to publish"));
+            }
+            _ => {}
+        }
+        let place = open(control, &environment, &remote)?;
+        let add = |known: &mut Environment| {
+            if known.remotes.len() >= REMOTES_MAX {
+                return Err(refused(format!("{} has {REMOTES_MAX} remotes already", known.title())));
+            }
+            known.remotes.retain(|other| other.name != remote.name);
+            known.remotes.push(remote.clone());
+            Ok(())
+        };
+        control.change_environment(&environment, add).await?;
+        let (offers, problem) = match remote.trust.is_empty() {
+            true => (None, None),
+            false => match try_listing(&place).await {
+                Ok(offers) => (Some(offers), None),
+                Err(problem) => (None, Some(problem)),
+            },
+        };
+        Ok(RemoteAdded { environment: environment.title(), remote: remote.name, offers, problem }.into())
+    }
+}
+
+/// The error of a remote, with its hints.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
         RemoteError::Address(_) => Kind::Usage,
@@ -20,87 +137,21 @@ pub(super) fn of_remote(error: &RemoteError) -> CommandError {
         RemoteError::File(_) | RemoteError::GivenUp => Kind::Internal,
         _ => Kind::Refused,
     };
-    let hinted = error.hints().into_iter();
-    hinted.fold(CommandError::new(kind, crate::pipeline::chain(error)), CommandError::hint)
-}
-
-pub(super) fn list(control: &Control, target: &Target) -> Result<Reply, CommandError> {
-    Ok(Reply::Remotes(control.environment(target)?.remotes))
-}
-
-pub(super) async fn add(control: &Control, target: &Target, mut remote: Remote) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let usage = |why: String| CommandError::new(Kind::Usage, why);
-    let address: Address = remote.url.parse().map_err(|error| usage(format!("{error}")))?;
-    if environment.remotes.iter().any(|known| known.name == remote.name) {
-        return Err(refused(format!("{} has a remote {} already", environment.title(), remote.name))
-            .hint(format!("`larder remote remove {target} {}` forgets it", remote.name)));
-    }
-    remote.url = address.to_string();
-    remote.host_key = remote.host_key.as_deref().map(ssh::host_key).transpose().map_err(|error| {
-        usage(error).hint("it is one line such as `ssh-ed25519 AAAA...`; `larder key show` on the other server prints it")
-    })?;
-    let server = matches!(address, Address::Ssh { .. });
-    match (server, &remote.host_key) {
-        (false, Some(_)) => return Err(usage(String::from("only a larder server, ssh://..., has a host key"))),
-        (true, _) if remote.publish => {
-            return Err(usage(String::from("a larder server pulls for itself; --publish is for directories and buckets")));
-        }
-        (true, None) => return Err(introduce(control, target, &environment, &remote).await),
-        (true, Some(_)) if remote.trust.is_empty() => return Err(introduce(control, target, &environment, &remote).await),
-        (false, None) if remote.trust.is_empty() && !remote.publish => {
-            return Err(usage(String::from("nothing would be pulled from there, and nothing published"))
-                .hint("--trust KEY says whose deliverables are accepted, --publish that ours go there"));
-        }
-        _ => {}
-    }
-    let place = open(control, &environment, &remote)?;
-    control
-        .change(|registry| {
-            let projects = registry.projects.iter_mut().flat_map(|project| &mut project.environments);
-            let known = projects.into_iter().find(|known| known.id == environment.id);
-            let known = known.ok_or_else(|| not_found(format!("{} is gone", environment.title())))?;
-            if known.remotes.len() >= REMOTES {
-                return Err(refused(format!("{} has {REMOTES} remotes already", environment.title())));
-            }
-            known.remotes.retain(|other| other.name != remote.name);
-            known.remotes.push(remote.clone());
-            Ok(())
-        })
-        .await?;
-    let tried = if remote.trust.is_empty() { String::new() } else { format!("\n{}", tried(&place).await) };
-    Ok(Reply::Done(format!("{} has the remote {} now{tried}", environment.title(), remote.name)))
+    error.hints().into_iter().fold(CommandError::new(kind, chain(error)), CommandError::hint)
 }
 
 fn open(control: &Control, environment: &Environment, remote: &Remote) -> Result<Place, CommandError> {
     control.pipeline().services().places.open(remote, &environment.project).map_err(|error| of_remote(&error))
 }
 
-/// One line on whether a place can be used.
-async fn tried(place: &Place) -> String {
+/// Lists the deliverables of a remote, and returns their number.
+async fn try_listing(place: &Place) -> Result<usize, RemoteProblem> {
     let listed = place.list().await;
     place.leave().await;
-    match listed {
-        Ok(offers) => format!("it offers {}", count(offers.len())),
-        Err(error) => {
-            let mut text = format!("but it cannot be used yet: {}", crate::pipeline::chain(&error));
-            for hint in error.hints() {
-                text.push_str(&format!("\nhint: {hint}"));
-            }
-            text
-        }
-    }
+    listed.map(|offers| offers.len()).map_err(|error| RemoteProblem { message: chain(&error), hints: error.hints() })
 }
 
-fn count(offers: usize) -> String {
-    match offers {
-        0 => String::from("no deliverable yet"),
-        1 => String::from("one deliverable"),
-        more => format!("{more} deliverables"),
-    }
-}
-
-/// Looks at a server that is not trusted yet, and says what was seen and which command would trust it. Nothing is stored.
+/// Connects to a server that is not trusted yet. Returns an error that names its keys and the command that trusts them. Nothing is stored.
 async fn introduce(control: &Control, target: &Target, environment: &Environment, remote: &Remote) -> CommandError {
     let mut seen = remote.clone();
     if seen.host_key.is_none() {
@@ -111,8 +162,8 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
         match place.list().await {
             Err(RemoteError::Unpinned { line, .. }) => seen.host_key = Some(line),
             Err(error) => return of_remote(&error),
-            // It cannot be: without a pinned key nothing is asked.
-            Ok(_) => return CommandError::new(Kind::Internal, "a server was trusted without a key"),
+            // Unreachable: the client asks nothing of a server without a pinned key.
+            Ok(_) => return CommandError::new(Kind::Internal, "a server answered without a pinned host key"),
         }
     }
     let line = seen.host_key.clone().unwrap_or_default();
@@ -132,7 +183,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
         }
         (None, Ok(None)) => String::from("KEY"),
         (None, Err(why)) => {
-            error = error.hint(crate::pipeline::chain(&why));
+            error = error.hint(chain(&why));
             for hint in why.hints() {
                 error = error.hint(hint);
             }
@@ -145,14 +196,14 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
         .hint(format!("then run: larder remote add {target} {name} {} --host-key \"{line}\" --trust {key}", remote.url))
 }
 
-/// The key that a server says it signs with.
+/// Asks a server for its signing key.
 async fn signing_key(place: &Place) -> Result<Option<PublicKey>, RemoteError> {
     let words = ["key", "show", "--json"].map(str::to_owned);
     let answer = place.exec(&words).await?.output("keys", KEYS_BYTES).await;
     place.leave().await;
     match answer {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().and_then(|value| first_key(&value))),
-        // An older larder has no such verb.
+        // An older version does not know the command.
         Err(RemoteError::Refused { code: 2, .. }) => Ok(None),
         Err(error) => Err(error),
     }
@@ -167,19 +218,43 @@ fn first_key(value: &serde_json::Value) -> Option<PublicKey> {
     }
 }
 
-pub(super) async fn remove(control: &Control, target: &Target, name: &RemoteName) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    named(&environment, name)?;
-    control
-        .change(|registry| {
-            let environments = registry.projects.iter_mut().flat_map(|project| &mut project.environments);
-            for known in environments.filter(|known| known.id == environment.id) {
-                known.remotes.retain(|remote| remote.name != *name);
-            }
+/// Removes a remote from an environment. Releases that were pulled from it stay.
+#[derive(Debug)]
+pub struct RemoteRemove {
+    /// The environment.
+    pub target: Target,
+    /// The remote.
+    pub name: RemoteName,
+}
+
+/// A remote that was removed.
+#[derive(Debug, Serialize)]
+pub struct RemoteRemoved {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The name of the remote.
+    pub remote: RemoteName,
+}
+
+impl Request for RemoteRemove {
+    type View = RemoteRemoved;
+    const NAME: &'static str = "remote remove";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<RemoteRemoved>, CommandError> {
+        let RemoteRemove { target, name } = self;
+        let environment = control.environment(&target)?;
+        named(&environment, &name)?;
+        let remove = |known: &mut Environment| {
+            known.remotes.retain(|remote| remote.name != name);
             Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(format!("{} has no remote {name} any more", environment.title())))
+        };
+        control.change_environment(&environment, remove).await?;
+        Ok(RemoteRemoved { environment: environment.title(), remote: name }.into())
+    }
 }
 
 fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remote, CommandError> {
@@ -190,43 +265,72 @@ fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remo
     })
 }
 
-pub(super) async fn check(control: &Control, target: &Target, name: &RemoteName) -> Result<Reply, CommandError> {
-    let environment = control.environment(target)?;
-    let remote = named(&environment, name)?;
-    let good = |what: &str, finding: String| Check { what: what.to_owned(), grade: Grade::Good, finding };
-    let bad = |what: &str, finding: String| Check { what: what.to_owned(), grade: Grade::Bad, finding };
-    let place = open(control, &environment, remote)?;
-    let mut checks = Vec::new();
-    match place.list().await {
-        Ok(offers) => {
-            checks.push(good("reached", place.title().to_owned()));
-            if let Some(key) = &remote.host_key {
-                checks.push(good("host key", ssh::fingerprint(key)));
+/// Checks that a remote can be used.
+#[derive(Debug)]
+pub struct RemoteCheck {
+    /// The environment.
+    pub target: Target,
+    /// The remote.
+    pub name: RemoteName,
+}
+
+impl Request for RemoteCheck {
+    type View = Vec<Check>;
+    const NAME: &'static str = "remote check";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Check>>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let remote = named(&environment, &self.name)?;
+        let place = open(control, &environment, remote)?;
+        let mut checks = Vec::new();
+        match place.list().await {
+            Ok(offers) => {
+                checks.push(Check::new(Grade::Good, "reached", place.title()));
+                if let Some(key) = &remote.host_key {
+                    checks.push(Check::new(Grade::Good, "host key", ssh::fingerprint(key)));
+                }
+                let newest = offers
+                    .first()
+                    .map(|newest| format!(", the newest is {} of {}", sanitise_line(&newest.title()), newest.environment));
+                let finding = format!("it offers {}{}", count(offers.len()), newest.unwrap_or_default());
+                checks.push(Check::new(Grade::Good, "deliverables", finding));
             }
-            let newest = offers
-                .first()
-                .map(|newest| format!(", the newest is {} of {}", sanitise_line(&newest.title()), newest.environment));
-            checks.push(good("deliverables", format!("it offers {}{}", count(offers.len()), newest.unwrap_or_default())));
+            Err(error) => {
+                let hints: Vec<_> = error.hints().into_iter().map(|hint| format!("; {hint}")).collect();
+                checks.push(Check::new(Grade::Bad, "reached", format!("{}{}", chain(&error), hints.concat())));
+            }
         }
-        Err(error) => {
-            let hints: Vec<_> = error.hints().into_iter().map(|hint| format!("; {hint}")).collect();
-            checks.push(bad("reached", format!("{}{}", crate::pipeline::chain(&error), hints.concat())));
+        if remote.trust.is_empty() {
+            checks.push(Check::new(Grade::Warning, "trust", "no key: nothing is pulled from there"));
+        } else {
+            let keys: Vec<_> = remote.trust.iter().map(ToString::to_string).collect();
+            checks.push(Check::new(Grade::Good, "trust", keys.join(" ")));
         }
-    }
-    if remote.trust.is_empty() {
-        let finding = String::from("no key: nothing is pulled from there");
-        checks.push(Check { what: String::from("trust"), grade: Grade::Warning, finding });
-    } else {
-        let keys: Vec<_> = remote.trust.iter().map(ToString::to_string).collect();
-        checks.push(good("trust", keys.join(" ")));
-    }
-    if place.is_server() && !remote.trust.is_empty() {
-        match signing_key(&place).await {
-            Ok(Some(key)) if remote.trust.contains(&key) => checks.push(good("signing key", String::from("the trusted one"))),
-            Ok(Some(key)) => checks.push(bad("signing key", format!("it signs with {key}, which is not trusted here"))),
-            Ok(None) | Err(_) => {}
+        if place.is_server() && !remote.trust.is_empty() {
+            match signing_key(&place).await {
+                Ok(Some(key)) if remote.trust.contains(&key) => {
+                    checks.push(Check::new(Grade::Good, "signing key", "the trusted one"));
+                }
+                Ok(Some(key)) => {
+                    let finding = format!("it signs with {key}, which is not trusted here");
+                    checks.push(Check::new(Grade::Bad, "signing key", finding));
+                }
+                Ok(None) | Err(_) => {}
+            }
         }
+        place.leave().await;
+        Ok(checks.into())
     }
-    place.leave().await;
-    Ok(Reply::Checks(checks))
+}
+
+fn count(offers: usize) -> String {
+    match offers {
+        0 => String::from("no deliverable yet"),
+        1 => String::from("one deliverable"),
+        more => format!("{more} deliverables"),
+    }
 }

@@ -1,66 +1,183 @@
-//! Users, their keys and their rights.
+//! Users and their rights.
 
-use super::{not_found, refused};
+use indexmap::IndexMap;
+use serde::Serialize;
+
 use crate::{
-    control::{Caller, CommandError, Control, Key, Reply, User, error::similar},
+    control::{
+        error::{CommandError, not_found, refused, similar},
+        registry::{Key, Registry, User},
+        request::{Context, Reply, Request},
+    },
     model::{Access, ProjectName, UserName},
 };
 
-pub(super) fn whoami(control: &Control, caller: &Caller) -> Reply {
-    let projects = control.names(caller);
-    let access = projects.into_iter().map(|project| {
-        let access = control.access(caller, Some(&project));
-        (project, access)
-    });
-    Reply::Whoami { name: caller.name(), access: access.collect() }
+/// Asks for the caller's own name and rights.
+#[derive(Debug)]
+pub struct Whoami;
+
+/// A caller's name and rights.
+#[derive(Debug, Serialize)]
+pub struct WhoamiView {
+    /// The name in records.
+    pub name: UserName,
+    /// The right on each project that the caller may see.
+    pub access: IndexMap<ProjectName, Access>,
 }
 
-pub(super) fn list(control: &Control) -> Reply {
-    Reply::Users(control.0.registry.read().users.clone())
+impl Request for Whoami {
+    type View = WhoamiView;
+    const NAME: &'static str = "whoami";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::View)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<WhoamiView>, CommandError> {
+        let projects = control.names(caller).into_iter();
+        let access = projects.map(|project| {
+            let access = control.access(caller, Some(&project));
+            (project, access)
+        });
+        Ok(WhoamiView { name: caller.name(), access: access.collect() }.into())
+    }
 }
 
-pub(super) async fn add(control: &Control, name: UserName, admin: bool, keys: Vec<Key>) -> Result<Reply, CommandError> {
-    let said = format!("{name} may log in with {}", count(keys.len(), "key"));
-    control
-        .change(|registry| {
+/// Adds a user.
+#[derive(Debug)]
+pub struct UserAdd {
+    /// The name of the new user.
+    pub name: UserName,
+    /// Grants every right on every project.
+    pub admin: bool,
+    /// The first keys.
+    pub keys: Vec<Key>,
+}
+
+/// A user that was added.
+#[derive(Debug, Serialize)]
+pub struct UserAdded {
+    /// The new user.
+    pub name: UserName,
+    /// The number of keys that log it in.
+    pub keys: usize,
+}
+
+impl Request for UserAdd {
+    type View = UserAdded;
+    const NAME: &'static str = "user add";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserAdded>, CommandError> {
+        let UserAdd { name, admin, keys } = self;
+        let added = UserAdded { name: name.clone(), keys: keys.len() };
+        let add = |registry: &mut Registry| {
             if name == UserName::operator() {
-                return Err(refused("operator is what records call somebody on the server itself; choose another name"));
+                return Err(refused("cannot add the user operator: records use this name for the operator of the server")
+                    .hint("choose another name"));
             }
             if registry.user(&name).is_some() {
                 return Err(refused(format!("there is a user {name} already"))
-                    .hint(format!("`larder key add {name} --key-file FILE` gives it a further key")));
+                    .hint(format!("add a further key to it with `larder key add {name} --key-file FILE`")));
             }
             for key in &keys {
-                free(registry.user_of_key(&key.fingerprint), key)?;
+                ensure_key_is_free(registry, key)?;
             }
             registry.users.push(User { name, admin, keys, access: Default::default() });
             Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(said))
+        };
+        control.change(add).await?;
+        Ok(added.into())
+    }
 }
 
-pub(super) async fn remove(control: &Control, name: UserName) -> Result<Reply, CommandError> {
-    let said = format!("{name} may not log in any more");
-    control
-        .change(|registry| {
+/// Lists all users.
+#[derive(Debug)]
+pub struct UserList;
+
+impl Request for UserList {
+    type View = Vec<User>;
+    const NAME: &'static str = "user list";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<User>>, CommandError> {
+        Ok(control.registry().users.clone().into())
+    }
+}
+
+/// Removes a user with its keys and rights.
+#[derive(Debug)]
+pub struct UserRemove {
+    /// The user.
+    pub name: UserName,
+}
+
+/// A user that was removed.
+#[derive(Debug, Serialize)]
+pub struct UserRemoved {
+    /// The user.
+    pub name: UserName,
+}
+
+impl Request for UserRemove {
+    type View = UserRemoved;
+    const NAME: &'static str = "user remove";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserRemoved>, CommandError> {
+        let name = self.name;
+        let remove = |registry: &mut Registry| {
             let before = registry.users.len();
             registry.users.retain(|user| user.name != name);
             if registry.users.len() == before { Err(no_user(&registry.users, &name)) } else { Ok(()) }
-        })
-        .await?;
-    Ok(Reply::Done(said))
+        };
+        control.change(remove).await?;
+        Ok(UserRemoved { name }.into())
+    }
 }
 
-pub(super) async fn grant(
-    control: &Control,
-    name: UserName,
-    project: ProjectName,
-    access: Access,
-) -> Result<Reply, CommandError> {
-    let said = format!("{name} has the right {access} on {project}");
-    control
-        .change(|registry| {
+/// Gives a user a right on a project, in place of the one it had.
+#[derive(Debug)]
+pub struct UserGrant {
+    /// The user.
+    pub name: UserName,
+    /// The project.
+    pub project: ProjectName,
+    /// The right; [`Access::None`] takes the right away.
+    pub access: Access,
+}
+
+/// A right that was given.
+#[derive(Debug, Serialize)]
+pub struct UserGranted {
+    /// The user.
+    pub name: UserName,
+    /// The project.
+    pub project: ProjectName,
+    /// The right that the user has now.
+    pub access: Access,
+}
+
+impl Request for UserGrant {
+    type View = UserGranted;
+    const NAME: &'static str = "user grant";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserGranted>, CommandError> {
+        let UserGrant { name, project, access } = self;
+        let grant = |registry: &mut Registry| {
             if registry.project(&project).is_none() {
                 return Err(not_found(format!("there is no project {project}")));
             }
@@ -70,60 +187,29 @@ pub(super) async fn grant(
                 Access::None => drop(user.access.remove(&project)),
                 Access::Admin => {
                     return Err(refused("admin is a right on the whole server, not on one project")
-                        .hint("`larder user add NAME --admin` makes an administrator"));
+                        .hint("make an administrator with `larder user add NAME --admin`"));
                 }
-                access => drop(user.access.insert(project, access)),
+                access => drop(user.access.insert(project.clone(), access)),
             }
             Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(said))
+        };
+        control.change(grant).await?;
+        Ok(UserGranted { name, project, access }.into())
+    }
 }
 
-pub(super) async fn add_key(control: &Control, name: UserName, key: Key) -> Result<Reply, CommandError> {
-    let said = format!("{name} may log in with {}", key.fingerprint);
-    control
-        .change(|registry| {
-            free(registry.user_of_key(&key.fingerprint), &key)?;
-            let unknown = no_user(&registry.users, &name);
-            registry.user_mut(&name).ok_or(unknown)?.keys.push(key);
-            Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(said))
-}
-
-pub(super) async fn remove_key(control: &Control, fingerprint: String) -> Result<Reply, CommandError> {
-    let said = format!("nobody may log in with {fingerprint} any more");
-    control
-        .change(|registry| {
-            let owner = registry.user_of_key(&fingerprint);
-            let owner = owner.ok_or_else(|| not_found(format!("there is no key {fingerprint}")))?;
-            if let Some(user) = registry.user_mut(&owner) {
-                user.keys.retain(|key| key.fingerprint != fingerprint);
-            }
-            Ok(())
-        })
-        .await?;
-    Ok(Reply::Done(said))
-}
-
-/// A key leads to one user, or a log could not say who it was.
-fn free(owner: Option<UserName>, key: &Key) -> Result<(), CommandError> {
-    match owner {
+/// Returns an error if a user has the key. A key belongs to one user, or records could not name the pusher.
+pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), CommandError> {
+    match registry.user_of_key(&key.fingerprint) {
         Some(owner) => Err(refused(format!("the key {} is {owner}'s already", key.fingerprint))),
         None => Ok(()),
     }
 }
 
-fn no_user(users: &[User], name: &UserName) -> CommandError {
+pub(super) fn no_user(users: &[User], name: &UserName) -> CommandError {
     let error = not_found(format!("there is no user {name}"));
     match similar(name.as_str(), users.iter().map(|user| user.name.as_str())) {
         Some(other) => error.hint(format!("did you mean {other}?")),
-        None => error.hint("`larder user list` shows all"),
+        None => error.hint("`larder user list` lists all users"),
     }
-}
-
-fn count(number: usize, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }

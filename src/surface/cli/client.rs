@@ -1,15 +1,18 @@
-//! The local program's side of a verb.
+//! The local program's side of a command that the server carries out.
 
 use std::{fs, io, os::fd::AsFd, os::unix::process::CommandExt as _, process::Command};
 
-use super::{Cli, socket};
+use super::{
+    grammar::Cli,
+    socket::{self, CallError},
+};
 use crate::{
     control::{CommandError, Kind},
     host::root::Root,
     surface::ssh::{KeyError, keys},
 };
 
-/// Has the server do what `words` say; its output goes to our own descriptors.
+/// Has the server carry out `words` with the descriptors of this process. Returns the exit status.
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
     let words = inline_key_files(words)?;
     if let Some(remote) = &cli.remote {
@@ -17,22 +20,29 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
     }
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let code = socket::call(&root.control_socket(), words, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
-    code.map_err(|error| match error.kind() {
+    code.map_err(|error| unanswered(root, &error))
+}
+
+fn unanswered(root: &Root, error: &CallError) -> CommandError {
+    let CallError::Io(io_error) = error else { return CommandError::new(Kind::Usage, error.to_string()) };
+    match io_error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             CommandError::new(Kind::NotFound, format!("no larder serves {}", root.path().display()))
                 .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
                 .hint("to ask a server elsewhere: `larder -r REMOTE ...` with the name of a git remote")
         }
-        io::ErrorKind::PermissionDenied => {
-            CommandError::new(Kind::Refused, format!("you may not use the control socket {}", root.control_socket().display()))
-                .hint("only root and the account that larder runs as may; over ssh everybody has their own rights")
-        }
-        io::ErrorKind::UnexpectedEof => CommandError::new(Kind::Internal, "the server stopped before it had answered"),
-        _ => CommandError::internal(&error),
-    })
+        io::ErrorKind::PermissionDenied => CommandError::new(
+            Kind::Refused,
+            format!("you may not use the control socket {}", root.control_socket().display()),
+        )
+        .hint("use ssh, where every user has rights of their own; this socket is for root and the account that larder runs as"),
+        io::ErrorKind::UnexpectedEof => CommandError::new(Kind::Internal, "the server stopped before it answered"),
+        _ => CommandError::internal(io_error),
+    }
 }
 
-/// The server must not read files that a caller names: so they are read here, with the caller's own rights.
+/// Replaces `--key-file FILE` by `--key KEY`. Files are read here, with the caller's own rights: the server must not read files that a
+/// caller names.
 fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     let (ours, theirs) = words.split_at(own_words(&words));
     let mut inlined = Vec::with_capacity(words.len());
@@ -47,8 +57,8 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
             None => inlined.push(word.clone()),
             Some(file) => {
                 let text = fs::read_to_string(file)
-                    .map_err(|error| CommandError::new(Kind::NotFound, format!("the key file {file} cannot be read: {error}")))?;
-                // A secret does not leave the machine, not even to be refused.
+                    .map_err(|error| CommandError::new(Kind::NotFound, format!("cannot read the key file {file}: {error}")))?;
+                // A private key must not leave the machine, not even to be refused by the server.
                 if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
                     return Err(CommandError::new(Kind::Usage, format!("{file}: {error}")));
                 }
@@ -60,7 +70,7 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     Ok(inlined)
 }
 
-/// Where the words begin that are a project's own command, in which no option is ours: `--`, or what follows `run PROJECT`.
+/// Returns the index at which a project's own command begins, whose options are not larder's: at `--`, or after `run PROJECT`.
 fn own_words(words: &[String]) -> usize {
     let (mut verb, mut run, mut named) = (false, false, false);
     let mut at = 0;
@@ -82,7 +92,7 @@ fn own_words(words: &[String]) -> usize {
     words.len()
 }
 
-/// Becomes `ssh` to the server behind a git remote; returns only if that fails.
+/// Replaces this process by `ssh` to the server behind a git remote. Returns only if that fails.
 fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     let words: Vec<_> = without_remote(words);
     let asked = Command::new("git").args(["remote", "get-url", "--end-of-options", remote]).output();
@@ -103,11 +113,11 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
         ssh.arg("-p").arg(port);
     }
     let error = ssh.arg("--").arg(login).arg(quoted).exec();
-    CommandError::new(Kind::Internal, format!("ssh could not be started: {error}"))
+    CommandError::new(Kind::Internal, format!("cannot start ssh: {error}"))
 }
 
-/// `ssh://larder@host:2222/shop` is `larder@host` and `2222`. Where no port is named, the caller's own ssh configuration decides, as
-/// it does for git.
+/// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. Without a port, the caller's own ssh configuration decides, as it
+/// does for git.
 fn login_of(url: &str) -> Option<(String, Option<String>)> {
     let rest = url.strip_prefix("ssh://")?;
     let (authority, _) = rest.split_once('/')?;
@@ -115,13 +125,14 @@ fn login_of(url: &str) -> Option<(String, Option<String>)> {
         Some((login, port)) if port.bytes().all(|c| c.is_ascii_digit()) && !port.is_empty() => (login, Some(port)),
         _ => (authority, None),
     };
-    // The brackets of an address belong to the URL.
+    // The brackets around an IPv6 address are syntax of the URL.
     let (user, host) = login.rsplit_once('@').map_or((None, login), |(user, host)| (Some(user), host));
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let login = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));
     (!host.is_empty() && !login.starts_with('-')).then(|| (login, port.map(str::to_owned)))
 }
 
+/// Removes `--remote REMOTE` from the words.
 fn without_remote(words: &[String]) -> Vec<String> {
     let (ours, theirs) = words.split_at(own_words(words));
     let mut kept = Vec::new();
@@ -142,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_remote_names_login_and_port() {
+    fn ssh_url_is_split_into_login_and_port() {
         let login = |url: &str| login_of(url).map(|(login, port)| format!("{login} {}", port.as_deref().unwrap_or("-")));
         assert_eq!(login("ssh://larder@host:2222/shop").unwrap(), "larder@host 2222");
         assert_eq!(login("ssh://larder@host/shop").unwrap(), "larder@host -");
@@ -161,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn key_files_are_read_by_the_caller() {
+    fn key_file_is_inlined() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("key.pub");
         fs::write(&file, "ssh-ed25519 AAAA me\n").unwrap();
@@ -171,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_key_is_not_sent() {
+    fn private_key_file_is_refused_locally() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("key");
         fs::write(&file, "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n").unwrap();
@@ -180,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_options_of_a_project_s_command_are_its_own() {
+    fn options_of_a_project_command_are_left_alone() {
         for line in
             ["run shop -- tool --key-file x -r y", "run shop tool --key-file x -r y", "run -a shop tool --key-file x -r y"]
         {

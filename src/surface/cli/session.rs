@@ -1,65 +1,94 @@
-//! One verb, from its words to its exit code; the same for the control socket and for ssh.
+//! One command, from its words to its exit status; the same for the control socket and for ssh.
 
 use std::{io, os::fd::OwnedFd};
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cli, Command, parse, render, screen::Screen};
+use super::{
+    command::{Answer, Asked, Asking, Format, Outcome},
+    grammar::{Cli, Command, parse},
+    text,
+};
 use crate::{
-    control::{Caller, CommandError, Control, Kind, LogFollower, Reply, RunFuture, SendFuture, TakeFuture},
-    host::launch::Stdio,
-    model::{Access, Outcome, ProjectName, sanitise_bytes, sanitise_text},
+    control::{Caller, CommandError, Control, DeploymentGoal, Kind, LogFollower, Stream},
+    host::{launch::Stdio, stream::Outlet},
+    model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
     remote::ssh::{Exec, Output},
 };
 
-/// A longer line of another server is broken, in bytes.
+/// The length at which a line of another server is broken, in bytes.
 const LINE_MAX: usize = 16 << 10;
 
-/// The caller's side of a verb.
+/// The descriptors and the state of the caller of a command.
 #[derive(Debug)]
 pub struct Io {
-    /// Only `run` reads from it.
+    /// The standard input. Only `run` and `release import` read it.
     pub stdin: OwnedFd,
-    /// Answers.
+    /// The standard output.
     pub stdout: OwnedFd,
-    /// Errors.
+    /// The standard error.
     pub stderr: OwnedFd,
-    /// Whether the caller is known to look at a terminal that is not one of these descriptors.
+    /// Set if the output reaches a terminal although its descriptor is none, as over ssh.
     pub terminal: bool,
     /// Cancelled when the caller has gone.
     pub gone: CancellationToken,
 }
 
-/// Does what `words` say. Returns the exit code.
+/// The two output streams of a command. They are terminals, files or pipes of the caller, which may not read.
+#[derive(Debug)]
+pub struct Screen {
+    out: Outlet,
+    err: Outlet,
+}
+
+impl Screen {
+    /// Writes to these descriptors.
+    pub fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Screen> {
+        Ok(Screen { out: Outlet::new(stdout)?, err: Outlet::new(stderr)? })
+    }
+
+    async fn out(&mut self, text: &str) -> io::Result<()> {
+        self.out.write(text.as_bytes()).await
+    }
+
+    /// Writes to the standard error. Fails if it is closed.
+    pub async fn err(&mut self, text: &str) -> io::Result<()> {
+        self.err.write(text.as_bytes()).await
+    }
+
+    /// Writes an error with its hints. Returns its exit status.
+    pub async fn refuse(&mut self, error: &CommandError) -> io::Result<u8> {
+        self.err(&text::error(error)).await?;
+        Ok(error.kind.exit_code())
+    }
+}
+
+/// Carries out a command. Returns the exit status.
 pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -> u8 {
-    // An error here means that nobody is there to read any more.
+    // An error here means that the caller's output is closed.
     attempt(control, caller, words, io).await.unwrap_or(1)
 }
 
 async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
-    let Io { stdin, stdout, stderr, terminal, gone } = io;
-    let Asked { json, project, needed, reply } = match ask(control, caller, words).await {
-        Ok(asked) => asked,
-        Err(Stop::Clap(error)) => {
-            let mut screen = Screen::new(stdout, stderr)?;
-            let text = error.render().to_string();
-            if error.use_stderr() {
-                screen.err(&text).await?
-            } else {
-                screen.out(&text).await?
-            }
-            return Ok(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-        Err(Stop::Command(error)) => {
-            let mut screen = Screen::new(stdout, stderr)?;
-            return refuse(&mut screen, &error).await;
-        }
+    let Cli { json, command, .. } = match parse(words) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr)?).await,
     };
-    let answering = answer(reply, json, Io { stdin, stdout, stderr, terminal, gone: gone.clone() });
+    let asked = match command {
+        Command::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
+        Command::Local(_) => Err(CommandError::new(Kind::Usage, "this command runs on your own machine, not on the server")
+            .hint("`help` lists the commands of the server")),
+    };
+    let Asked { project, needed, outcome } = match asked {
+        Ok(asked) => asked,
+        Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
+    };
+    let gone = io.gone.clone();
+    let answering = conclude(outcome, io);
     tokio::pin!(answering);
-    // Whoever loses the right to it in the middle is cut off, as if they had gone away.
+    // A caller that loses the right meanwhile is treated as gone.
     tokio::select! {
         code = &mut answering => code,
         () = control.revoked(caller, project.as_ref(), needed) => {
@@ -69,148 +98,112 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     }
 }
 
-async fn answer(reply: Reply, json: bool, io: Io) -> io::Result<u8> {
+async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        screen.err(&text).await?
+    } else {
+        screen.out(&text).await?
+    }
+    Ok(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
     let Io { stdin, stdout, stderr, terminal, gone } = io;
-    if let Reply::Run(start) = reply {
-        return task(start, stdin, stdout, stderr, gone).await;
-    }
-    if let Reply::Take(take) = reply {
-        return taken(take, stdin, stdout, stderr, gone).await;
-    }
-    drop(stdin);
-    if let Reply::Bytes(send) = reply {
-        return bytes(send, stdout, stderr, gone).await;
-    }
-    // A patch is handed on as it is, to `git apply`; everything else is only looked at, and much of it comes from strangers.
-    let verbatim = matches!(reply, Reply::Patch(_)) && !terminal && !rustix::termios::isatty(&stdout);
-    let mut screen = Screen::new(stdout, stderr)?;
-    if json {
-        let value = render::value(&reply);
-        if !value.is_null() {
-            screen.out(&format!("{value:#}\n")).await?;
+    match outcome {
+        Outcome::Answer(answer) => {
+            drop(stdin);
+            write(answer, terminal, stdout, stderr).await
         }
-    } else {
-        let text = render::text(&reply);
-        if verbatim { screen.out(&text).await? } else { screen.out(&sanitise_text(&text)).await? }
-    }
-    match reply {
-        Reply::Ticket(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
-            Some(Outcome::Live { .. } | Outcome::Tried) => 0,
-            _ => Kind::Deployment.exit_code(),
-        }),
-        // Success is that it was put back.
-        Reply::Cancelling(ticket) => Ok(match follow(&mut screen, *ticket, &gone).await? {
-            Some(Outcome::Refused { .. } | Outcome::RolledBack { .. } | Outcome::Tried) => 0,
-            _ => Kind::Deployment.exit_code(),
-        }),
-        Reply::Relay(exec) => relay(&mut screen, *exec, &gone).await,
-        Reply::Logs { follow: Some(lines), .. } => logs(&mut screen, *lines, &gone).await,
-        Reply::Past { summary, .. } => {
-            if !json {
-                screen.out(&sanitise_text(&render::past(&summary))).await?;
+        Outcome::Upload(upload) => {
+            let answer = if rustix::termios::isatty(&stdin) {
+                Err(CommandError::new(Kind::Usage, "these bytes cannot come from a terminal")
+                    .hint("read them from a file: ... < FILE"))
+            } else {
+                tokio::select! {
+                    answer = upload(stdin) => answer,
+                    () = gone.cancelled() => return Ok(1),
+                }
+            };
+            match answer {
+                Ok(answer) => write(answer, terminal, stdout, stderr).await,
+                Err(error) => Screen::new(stdout, stderr)?.refuse(&error).await,
             }
-            let well = summary.went_live() || summary.outcome == Some(Outcome::Tried);
-            Ok(if well { 0 } else { Kind::Deployment.exit_code() })
         }
-        _ => Ok(0),
+        Outcome::Stream(Stream::Run(start)) => {
+            let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
+            let mut child = match start(stdio).await {
+                Ok(child) => child,
+                Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
+            };
+            // The caller sees the end of its output when the command closes it, not when this function returns.
+            drop(stderr);
+            let exit = tokio::select! {
+                exit = child.wait() => exit,
+                () = gone.cancelled() => {
+                    let _ = child.kill().await;
+                    child.wait().await
+                }
+            };
+            let exit = exit.map_err(io::Error::other)?;
+            let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
+            Ok(u8::try_from(code).unwrap_or(1))
+        }
+        Outcome::Stream(Stream::Bytes(send)) => {
+            drop(stdin);
+            if rustix::termios::isatty(&stdout) {
+                let error = CommandError::new(Kind::Usage, "these bytes are not for a terminal");
+                return Screen::new(stdout, stderr)?.refuse(&error.hint("write them to a file: ... > FILE")).await;
+            }
+            let sent = tokio::select! {
+                sent = send(stdout) => sent,
+                () = gone.cancelled() => return Ok(1),
+            };
+            match sent {
+                Ok(()) => Ok(0),
+                Err(error) => Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
+            }
+        }
+        Outcome::Stream(Stream::Deployment { ticket, goal }) => {
+            drop(stdin);
+            deployment(Screen::new(stdout, stderr)?, *ticket, goal, &gone).await
+        }
+        Outcome::Stream(Stream::Logs { past, follower }) => {
+            drop(stdin);
+            logs(Screen::new(stdout, stderr)?, past, *follower, &gone).await
+        }
+        Outcome::Stream(Stream::Relay(exec)) => {
+            drop(stdin);
+            relay(Screen::new(stdout, stderr)?, *exec, &gone).await
+        }
     }
 }
 
-/// Writes bytes that are nobody's to look at. A terminal gets none of them.
-async fn bytes(
-    send: Box<dyn FnOnce(OwnedFd) -> SendFuture + Send>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    gone: CancellationToken,
-) -> io::Result<u8> {
-    let mine = stderr.try_clone()?;
-    let sent = if rustix::termios::isatty(&stdout) {
-        Err(CommandError::new(Kind::Usage, "these bytes are not for a terminal").hint("send them to a file: ... > FILE"))
-    } else {
-        tokio::select! {
-            sent = send(stdout) => sent,
-            () = gone.cancelled() => return Ok(1),
-        }
+/// Writes an answer. Much of its text comes from repositories and processes, so control characters are removed, except from text for
+/// another program.
+async fn write(answer: Answer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
+    let unchanged = match answer.format {
+        Format::Json => true,
+        Format::Text => false,
+        Format::Verbatim => !terminal && !rustix::termios::isatty(&stdout),
     };
-    match sent {
-        Ok(()) => Ok(0),
-        Err(error) => refuse(&mut Screen::new(mine, stderr)?, &error).await,
-    }
-}
-
-/// Reads what the caller sends. There is nothing to send from a keyboard.
-async fn taken(
-    take: Box<dyn FnOnce(OwnedFd) -> TakeFuture + Send>,
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    gone: CancellationToken,
-) -> io::Result<u8> {
     let mut screen = Screen::new(stdout, stderr)?;
-    let done = if rustix::termios::isatty(&stdin) {
-        Err(CommandError::new(Kind::Usage, "these bytes do not come from a terminal").hint("read them from a file: ... < FILE"))
+    if unchanged {
+        screen.out(&answer.text).await?
     } else {
-        tokio::select! {
-            done = take(stdin) => done,
-            () = gone.cancelled() => return Ok(1),
-        }
-    };
-    match done {
-        Ok(what) => screen.out(&sanitise_text(&format!("{what}\n"))).await.map(|()| 0),
-        Err(error) => refuse(&mut screen, &error).await,
+        screen.out(&sanitise_text(&answer.text)).await?
     }
+    Ok(answer.code)
 }
 
-enum Stop {
-    Clap(Box<clap::Error>),
-    Command(CommandError),
-}
-
-/// An answer that is still to be given.
-struct Asked {
-    json: bool,
-    /// What the right that it needs is on.
-    project: Option<ProjectName>,
-    needed: Access,
-    reply: Reply,
-}
-
-async fn ask(control: &Control, caller: &Caller, words: &[String]) -> Result<Asked, Stop> {
-    let Cli { json, command, .. } = parse(words).map_err(|error| Stop::Clap(Box::new(error)))?;
-    let Command::Verb(verb) = command else {
-        return Err(Stop::Command(
-            CommandError::new(Kind::Usage, "this command runs on the machine itself, not in the server")
-                .hint("`help` lists what the server answers"),
-        ));
-    };
-    let request = verb.request().map_err(Stop::Command)?;
-    let (project, needed) = request.needs();
-    let project = project.cloned();
-    let reply = control.handle(caller, request).await.map_err(Stop::Command)?;
-    Ok(Asked { json, project, needed, reply })
-}
-
-/// Prints an error as all of larder's errors look.
-async fn refuse(screen: &mut Screen, error: &CommandError) -> io::Result<u8> {
-    screen.err(&error_text(error)).await?;
-    Ok(error.kind.exit_code())
-}
-
-/// `error: what`, and a line for each hint.
-pub fn error_text(error: &CommandError) -> String {
-    let mut text = format!("error: {error}\n");
-    for hint in &error.hints {
-        text.push_str(&format!("hint: {hint}\n"));
-    }
-    sanitise_text(&text)
-}
-
-/// Shows a deployment until it ends. A caller that goes away does not stop it.
-async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToken) -> io::Result<Option<Outcome>> {
+/// Shows a deployment until it ends. The deployment goes on if the caller goes away.
+async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal, gone: &CancellationToken) -> io::Result<u8> {
+    use model::Outcome;
+    let failed = Kind::Deployment.exit_code();
     let mut lines = ticket.transcript.follow()?;
     loop {
         let text = tokio::select! {
-            () = gone.cancelled() => return Ok(None),
+            () = gone.cancelled() => return Ok(failed),
             text = lines.next() => text,
         };
         match text {
@@ -218,12 +211,18 @@ async fn follow(screen: &mut Screen, mut ticket: Ticket, gone: &CancellationToke
             None => break,
         }
     }
-    Ok(ticket.outcome().await)
+    let reached = match ticket.outcome().await {
+        Some(Outcome::Tried) => true,
+        Some(Outcome::Live { .. }) => goal == DeploymentGoal::Live,
+        Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => goal == DeploymentGoal::Reverted,
+        Some(Outcome::Stuck { .. }) | None => false,
+    };
+    Ok(if reached { 0 } else { failed })
 }
 
-/// Passes on what another server says, line by line and without what a terminal would obey.
-async fn relay(screen: &mut Screen, mut exec: Exec, gone: &CancellationToken) -> io::Result<u8> {
-    let mut rest = [Vec::new(), Vec::new()];
+/// Writes the output of another server line by line, without control characters.
+async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> io::Result<u8> {
+    let mut unfinished = [Vec::new(), Vec::new()];
     loop {
         let piece = tokio::select! {
             () = gone.cancelled() => return Ok(0),
@@ -241,12 +240,12 @@ async fn relay(screen: &mut Screen, mut exec: Exec, gone: &CancellationToken) ->
                 return Ok(1);
             }
         };
-        let Some(held) = rest.get_mut(stream) else { continue };
+        let Some(held) = unfinished.get_mut(stream) else { continue };
         held.extend_from_slice(&bytes);
-        // A line without an end is not waited for without an end.
-        let whole = held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
-        let whole = if whole == 0 && held.len() > LINE_MAX { held.len() } else { whole };
-        let lines: Vec<u8> = held.drain(..whole).collect();
+        let complete = held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
+        // A line that grows too long is written in pieces, so that the buffer is bounded.
+        let complete = if complete == 0 && held.len() > LINE_MAX { held.len() } else { complete };
+        let lines: Vec<u8> = held.drain(..complete).collect();
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             let line = format!("{}\n", sanitise_bytes(line).trim_end());
             if stream == 0 { screen.out(&line).await? } else { screen.err(&line).await? }
@@ -255,7 +254,10 @@ async fn relay(screen: &mut Screen, mut exec: Exec, gone: &CancellationToken) ->
     Ok(exec.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-async fn logs(screen: &mut Screen, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {
+async fn logs(mut screen: Screen, past: Vec<String>, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {
+    for line in past {
+        screen.out(&sanitise_text(&format!("{line}\n"))).await?;
+    }
     loop {
         let line = tokio::select! {
             () = gone.cancelled() => return Ok(0),
@@ -268,34 +270,4 @@ async fn logs(screen: &mut Screen, mut follower: LogFollower, gone: &Cancellatio
             Err(RecvError::Closed) => return Ok(0),
         }
     }
-}
-
-/// Connects a command of the project to the caller. Ctrl-C and a lost connection end it.
-async fn task(
-    start: Box<dyn FnOnce(Stdio) -> RunFuture + Send>,
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    gone: CancellationToken,
-) -> io::Result<u8> {
-    let mine = stderr.try_clone()?;
-    let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
-    let mut child = match start(stdio).await {
-        Ok(child) => child,
-        Err(error) => {
-            let mut screen = Screen::new(mine.try_clone()?, mine)?;
-            return refuse(&mut screen, &error).await;
-        }
-    };
-    drop(mine);
-    let exit = tokio::select! {
-        exit = child.wait() => exit,
-        () = gone.cancelled() => {
-            let _ = child.kill().await;
-            child.wait().await
-        }
-    };
-    let exit = exit.map_err(io::Error::other)?;
-    let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
-    Ok(u8::try_from(code).unwrap_or(1))
 }

@@ -1,10 +1,10 @@
-//! The control socket: the local way to the desk.
+//! The control socket: the local program sends its words with its three standard descriptors, and gets back the exit status.
 //!
-//! A client sends one message with its words and its own standard descriptors; the verb's output goes straight to them. It gets
-//! back one byte, the exit code. Who may connect is a matter of the socket's file mode and of the peer's uid.
+//! A request is four bytes with the length of the message, big endian, then the message, [`Call`] as JSON. The descriptors travel with
+//! the first four bytes. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide who may connect.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -23,29 +23,33 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    screen::Screen,
-    session::{self, Io},
-};
+use super::session::{self, Io, Screen};
 use crate::control::{Caller, CommandError, Control, Kind};
 
-/// The most bytes of one command.
-const MESSAGE_MAX: usize = 64 * 1024;
-/// The most clients at the same time.
-const CLIENTS: usize = 64;
-/// How many more are told that there are too many.
-const TURNED_AWAY: usize = 16;
-/// How long a client may take to say what it wants.
-const QUESTION: Duration = Duration::from_secs(5);
+/// The largest message, in bytes.
+const MESSAGE_MAX: usize = 1 << 20;
+/// The number of clients that are served at the same time.
+const CLIENTS_MAX: usize = 64;
+/// The number of further clients that are told at the same time that there are too many.
+const REJECTIONS_MAX: usize = 16;
+/// The time that a client may take to send its message.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a client says.
+/// The message of a client.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Call {
-    /// The words of the command line, without the program.
-    pub words: Vec<String>,
+struct Call {
+    /// The words of the command line, without the program's name.
+    words: Vec<String>,
 }
 
-/// Opens the control socket at `path`: from then on clients can call, and wait until [`serve`] answers.
+/// The standard descriptors of a client.
+struct Descriptors {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// Opens the control socket at `path`. Clients can connect from then on, and wait until [`serve`] answers.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -56,9 +60,9 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers clients until `shutdown`. Root and the account that larder runs as may call.
+/// Serves clients until `shutdown`. Only root and the account that larder runs as are served.
 pub async fn serve(listener: UnixListener, control: Control, shutdown: CancellationToken) {
-    let (room, porch) = (Arc::new(Semaphore::new(CLIENTS)), Arc::new(Semaphore::new(TURNED_AWAY)));
+    let (clients, rejections) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Semaphore::new(REJECTIONS_MAX)));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -67,7 +71,7 @@ pub async fn serve(listener: UnixListener, control: Control, shutdown: Cancellat
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "the control socket could not accept a client");
+                tracing::warn!(%error, "cannot accept a client of the control socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -75,14 +79,14 @@ pub async fn serve(listener: UnixListener, control: Control, shutdown: Cancellat
         let uid = stream.peer_cred().map(|peer| peer.uid()).unwrap_or(u32::MAX);
         let own = rustix::process::geteuid().as_raw();
         if uid != own && uid != 0 {
-            tracing::warn!(uid, "a stranger called the control socket");
+            tracing::warn!(uid, "refused a client of the control socket with another uid");
             continue;
         }
-        let Ok(permit) = room.clone().try_acquire_owned() else {
-            tracing::warn!("too many clients at the control socket");
-            if let Ok(permit) = porch.clone().try_acquire_owned() {
+        let Ok(permit) = clients.clone().try_acquire_owned() else {
+            tracing::warn!("too many clients of the control socket");
+            if let Ok(permit) = rejections.clone().try_acquire_owned() {
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(QUESTION, turn_away(stream)).await;
+                    let _ = tokio::time::timeout(REQUEST_TIMEOUT, reject(stream)).await;
                     drop(permit);
                 });
             }
@@ -91,7 +95,7 @@ pub async fn serve(listener: UnixListener, control: Control, shutdown: Cancellat
         let control = control.clone();
         tokio::spawn(async move {
             if let Err(error) = answer(stream, control).await {
-                tracing::debug!(%error, "a client of the control socket went away");
+                tracing::debug!(%error, "a client of the control socket disconnected");
             }
             drop(permit);
         });
@@ -99,73 +103,111 @@ pub async fn serve(listener: UnixListener, control: Control, shutdown: Cancellat
 }
 
 async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
-    let (call, descriptors) = tokio::time::timeout(QUESTION, receive(&stream)).await??;
-    let mut descriptors = descriptors.into_iter();
-    let (Some(stdin), Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next(), descriptors.next()) else {
-        return Err(io::Error::other("a client must hand over its three standard descriptors"));
+    let (call, descriptors) = tokio::time::timeout(REQUEST_TIMEOUT, receive(&mut stream)).await??;
+    let Descriptors { stdin, stdout, stderr } = descriptors;
+    let call = match call {
+        Ok(call) => call,
+        Err(error) => {
+            let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
+            return stream.write_all(&[code]).await;
+        }
     };
     let gone = CancellationToken::new();
     let io = Io { stdin, stdout, stderr, terminal: false, gone: gone.clone() };
     let mut end = [0_u8; 1];
     let code = {
-        let verb = session::run(&control, &Caller::Operator, &call.words, io);
-        tokio::pin!(verb);
+        let running = session::run(&control, &Caller::Operator, &call.words, io);
+        tokio::pin!(running);
         tokio::select! {
-            code = &mut verb => code,
-            // A client says nothing more; anything that arrives, the end above all, means that it is gone.
+            code = &mut running => code,
+            // A client sends nothing after its message. Whatever arrives, usually the end of the stream, means that it is gone.
             _ = stream.read(&mut end) => {
                 gone.cancel();
-                verb.await
+                running.await
             }
         }
     };
     stream.write_all(&[code]).await
 }
 
-async fn turn_away(mut stream: UnixStream) -> io::Result<()> {
-    let (_, descriptors) = receive(&stream).await?;
-    let mut descriptors = descriptors.into_iter().skip(1);
-    let (Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next()) else { return Ok(()) };
-    let error = CommandError::new(Kind::Refused, format!("the server answers {CLIENTS} commands at the same time, and no more"))
-        .hint("end one of them, such as `larder logs --follow`, and try again");
-    Screen::new(stdout, stderr)?.err(&session::error_text(&error)).await?;
-    stream.write_all(&[error.kind.exit_code()]).await
+async fn reject(mut stream: UnixStream) -> io::Result<()> {
+    let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
+    let why = format!("the server carries out {CLIENTS_MAX} commands at the same time, and no more");
+    let error = CommandError::new(Kind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
+    let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
+    stream.write_all(&[code]).await
 }
 
-async fn receive(stream: &UnixStream) -> io::Result<(Call, Vec<OwnedFd>)> {
-    let mut buffer = vec![0; MESSAGE_MAX];
-    let (length, descriptors) = stream
-        .async_io(Interest::READABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let got = recvmsg(stream.as_fd(), &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-            let mut descriptors = Vec::new();
-            for message in ancillary.drain() {
-                if let RecvAncillaryMessage::ScmRights(rights) = message {
-                    descriptors.extend(rights);
-                }
+/// Receives a client's descriptors and message. The inner error is for the client.
+async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandError>, Descriptors)> {
+    let mut prefix = [0_u8; 4];
+    let (received, descriptors) = receive_descriptors(stream, &mut prefix).await?;
+    let mut descriptors = descriptors.into_iter();
+    let (Some(stdin), Some(stdout), Some(stderr)) = (descriptors.next(), descriptors.next(), descriptors.next()) else {
+        return Err(io::Error::other("a client must send its three standard descriptors"));
+    };
+    let descriptors = Descriptors { stdin, stdout, stderr };
+    stream.read_exact(prefix.get_mut(received..).unwrap_or_default()).await?;
+    let length = u32::from_be_bytes(prefix) as usize;
+    if length > MESSAGE_MAX {
+        let error = CommandError::new(Kind::Usage, format!("{}; or the program has another version", too_long(length)));
+        return Ok((Err(error), descriptors));
+    }
+    let mut message = Vec::new();
+    stream.take(length as u64).read_to_end(&mut message).await?;
+    if message.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((Ok(serde_json::from_slice(&message).map_err(io::Error::other)?), descriptors))
+}
+
+/// Receives bytes with the descriptors that travel with them. Returns the number of bytes.
+async fn receive_descriptors(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let receive = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let got = recvmsg(stream.as_fd(), &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let mut descriptors = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
             }
-            Ok((got.bytes, descriptors))
-        })
-        .await?;
-    let call = serde_json::from_slice(buffer.get(..length).unwrap_or_default()).map_err(io::Error::other)?;
-    Ok((call, descriptors))
+        }
+        Ok((got.bytes, descriptors))
+    };
+    stream.async_io(Interest::READABLE, receive).await
 }
 
-/// The client's side: sends the words and the descriptors, and waits for the exit code.
-pub fn call(path: &Path, words: Vec<String>, descriptors: [BorrowedFd<'_>; 3]) -> io::Result<u8> {
+fn too_long(length: usize) -> String {
+    format!("the command has {length} bytes; at most {MESSAGE_MAX} are accepted")
+}
+
+/// An error of the client's side.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The server cannot be reached, or ended before it answered.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The command is longer than the server accepts.
+    #[error("{}", too_long(*.0))]
+    TooLong(usize),
+}
+
+/// Has the server at `path` carry out a command. Returns the exit status.
+pub fn call(path: &Path, words: Vec<String>, descriptors: [BorrowedFd<'_>; 3]) -> Result<u8, CallError> {
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
     let message = serde_json::to_vec(&Call { words }).map_err(io::Error::other)?;
-    if message.len() > MESSAGE_MAX {
-        return Err(io::Error::other("the command is too long"));
-    }
+    let length = u32::try_from(message.len()).ok().filter(|length| *length as usize <= MESSAGE_MAX);
+    let prefix = length.ok_or(CallError::TooLong(message.len()))?.to_be_bytes();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(&stream, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let sent = sendmsg(&stream, &[IoSlice::new(&prefix)], &mut ancillary, SendFlags::NOSIGNAL).map_err(io::Error::from)?;
+    stream.write_all(prefix.get(sent..).unwrap_or_default())?;
+    stream.write_all(&message)?;
     let mut code = [0_u8; 1];
-    io::Read::read_exact(&mut stream, &mut code)?;
+    stream.read_exact(&mut code)?;
     let [code] = code;
     Ok(code)
 }

@@ -3,11 +3,12 @@
 //! Whatever looks like git must match one of the two services with exactly one project path, to the letter; everything else
 //! is words for larder's own verbs. Nothing here ever reaches a shell.
 
+use super::keys;
 use crate::model::{NameError, ProjectName};
 
-/// The longest exec request that is looked at, in bytes.
-pub const MAX_EXEC: usize = 1024;
-const MAX_WORDS: usize = 64;
+/// The longest exec request that is parsed, in bytes. Every key that is accepted fits, with the command around it.
+pub const MAX_EXEC: usize = 2 * keys::MAX_LINE;
+const MAX_WORDS: usize = 1024;
 
 /// One of git's two services; the right that it needs follows from it and from nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,9 @@ pub enum ExecError {
         /// What was asked for.
         given: String,
     },
+    /// A request of git-lfs, which makes them before each push of a clone that uses it.
+    #[error("git-lfs is not served here; keep the files in git itself: git lfs migrate export --everything --include='*'")]
+    Lfs,
     /// The argument of a git service is not exactly one project path.
     #[error("git asked for {given:?}; expected exactly one path such as '/shop' or '/shop/pillar'")]
     GitArgument {
@@ -82,7 +86,7 @@ pub enum ExecError {
         /// The command as given.
         given: String,
     },
-    /// More than 64 words.
+    /// More than [`MAX_WORDS`] words.
     #[error("the command has more than {MAX_WORDS} words")]
     TooManyWords,
 }
@@ -117,6 +121,7 @@ fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
     let service = match (rest.is_some(), service) {
         (true, "receive-pack") => GitService::ReceivePack,
         (true, "upload-pack") => GitService::UploadPack,
+        (true, "lfs-authenticate" | "lfs-transfer") => return Err(ExecError::Lfs),
         _ => return Err(ExecError::Service { given: clip(text.split('\'').next().unwrap_or(text).trim()) }),
     };
     let path = argument_of(argument).ok_or_else(|| ExecError::GitArgument { given: clip(argument) })?;
@@ -224,6 +229,10 @@ mod tests {
             let error = parse(text.as_bytes()).expect_err(text).to_string();
             assert!(!error.contains('\n') && error.len() < 300, "{error}");
         }
+        for text in ["git-lfs-authenticate '/shop' upload", "git-lfs-transfer shop.git upload"] {
+            let error = parse(text.as_bytes()).expect_err(text);
+            assert!(matches!(error, ExecError::Lfs) && error.to_string().contains("git lfs migrate export"), "{error}");
+        }
         assert!(matches!(parse(b"git-receive-pack 'a\0b'"), Err(ExecError::NotText)));
         assert!(matches!(parse(b"git-receive-pack '\xff'"), Err(ExecError::NotText)));
         assert!(matches!(parse(&vec![b'a'; 2 << 20]), Err(ExecError::TooLong { .. })));
@@ -239,7 +248,7 @@ mod tests {
         assert_eq!(parse(b"  ").unwrap(), ExecRequest::Shell);
         assert!(matches!(parse(b"config set 'A=b"), Err(ExecError::Quotes { .. })));
         assert!(matches!(parse(b"log \x1b[2J"), Err(ExecError::NotText)));
-        assert!(matches!(parse("a ".repeat(65).as_bytes()), Err(ExecError::TooManyWords)));
+        assert!(matches!(parse("a ".repeat(MAX_WORDS + 1).as_bytes()), Err(ExecError::TooManyWords)));
     }
 
     proptest! {

@@ -4,7 +4,8 @@ use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PublicKey, ssh_key::public::Ke
 
 const MIN_RSA_BITS: u32 = 2048;
 const MAX_RSA_BITS: u32 = 8192;
-const MAX_LINE: usize = 16 * 1024;
+/// The longest line that is parsed, in bytes: a key of [`MAX_RSA_BITS`] takes 1,420, the rest is for the comment.
+pub const MAX_LINE: usize = 16 * 1024;
 
 /// A public key as larder stores and shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

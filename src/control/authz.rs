@@ -1,19 +1,19 @@
-//! The only access decision.
+//! The access decision: the only place that knows which right a caller has.
 
 use std::fmt;
 
 use super::{
-    error::{CommandError, Kind},
+    error::{CommandError, not_found, refused},
     registry::Registry,
 };
 use crate::model::{Access, ProjectName, UserName};
 
-/// Who asks.
+/// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Somebody who may use the control socket on the server itself: root, or the account that larder runs as.
+    /// A process that may use the control socket: root, or the account that larder runs as.
     Operator,
-    /// Somebody whose SSH key was verified.
+    /// A user whose SSH key was verified.
     User(UserName),
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// What `caller` may do with `project`, or, without one, with the server as a whole.
+/// Returns the right that `caller` has on `project` or, without one, on the server as a whole.
 pub(super) fn access(registry: &Registry, caller: &Caller, project: Option<&ProjectName>) -> Access {
     let Caller::User(name) = caller else { return Access::Admin };
     let Some(user) = registry.user(name) else { return Access::None };
@@ -42,24 +42,30 @@ pub(super) fn access(registry: &Registry, caller: &Caller, project: Option<&Proj
     }
     match project {
         Some(project) => user.access.get(project).copied().unwrap_or(Access::None),
-        // Anybody known may ask the harmless questions; admin questions need more.
+        // Every known user may ask about the server; changing it needs the admin right.
         None => Access::View,
     }
 }
 
-/// The same words for a project that does not exist and one that the caller may not see.
-pub(super) fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: Access) -> CommandError {
+/// Returns an error unless `caller` has the right `needed`.
+pub(super) fn authorize(
+    registry: &Registry,
+    caller: &Caller,
+    project: Option<&ProjectName>,
+    needed: Access,
+) -> Result<(), CommandError> {
+    let has = access(registry, caller, project);
+    if has >= needed { Ok(()) } else { Err(refusal(caller, project, needed, has)) }
+}
+
+/// The refusal reads the same for a project that does not exist and for one that the caller may not see.
+fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: Access) -> CommandError {
     match project {
-        Some(project) if has == Access::None => {
-            CommandError::new(Kind::NotFound, format!("there is no project {project} that you may see"))
-                .hint(format!("an administrator can run `larder user grant {caller} {project} push`"))
-        }
-        Some(project) => CommandError::new(
-            Kind::Refused,
-            format!("{caller} may not do this with {project}: it needs the right to {}", verb(needed)),
-        )
-        .hint(format!("an administrator can run `larder user grant {caller} {project} {}`", needed)),
-        None => CommandError::new(Kind::Refused, format!("{caller} is not an administrator of this server")),
+        Some(project) if has == Access::None => not_found(format!("there is no project {project} that you may see"))
+            .hint(format!("an administrator can run `larder user grant {caller} {project} push`")),
+        Some(project) => refused(format!("{caller} may not do this with {project}: it needs the right to {}", verb(needed)))
+            .hint(format!("an administrator can run `larder user grant {caller} {project} {needed}`")),
+        None => refused(format!("{caller} is not an administrator of this server")),
     }
 }
 
@@ -75,7 +81,7 @@ fn verb(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::User;
+    use crate::control::{Kind, User};
 
     fn registry() -> Registry {
         let user = |name: &str, admin, access: &[(&str, Access)]| User {
@@ -88,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn rights_are_per_project_and_nobody_else_has_any() {
+    fn rights_apply_per_project_and_unknown_users_have_none() {
         let registry = registry();
         let shop = "shop".parse().unwrap();
         let blog = "blog".parse().unwrap();
@@ -101,9 +107,9 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_project_reads_like_one_that_is_not_there() {
+    fn hidden_project_reads_like_missing_project() {
         let caller = Caller::User("bob".parse().unwrap());
-        let error = refusal(&caller, Some(&"blog".parse().unwrap()), Access::View, Access::None);
+        let error = authorize(&registry(), &caller, Some(&"blog".parse().unwrap()), Access::View).unwrap_err();
         assert_eq!(error.kind, Kind::NotFound);
     }
 }

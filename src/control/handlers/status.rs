@@ -1,0 +1,148 @@
+//! `status`: the state of the server and of the environments that the caller may see.
+
+use serde::Serialize;
+
+use crate::{
+    control::{
+        error::CommandError,
+        request::{Context, Reply, Request},
+        state::Control,
+    },
+    host::{
+        files,
+        launch::{Capabilities, Cgroups},
+    },
+    model::{Access, Environment, Live, Mode, ProjectName},
+    pipeline::LastLook,
+};
+
+/// Asks for the state of the server and of the environments that the caller may see.
+#[derive(Debug)]
+pub struct Status;
+
+/// The state of the server and of the environments that the caller may see.
+#[derive(Debug, Clone, Serialize)]
+pub struct StatusReport {
+    /// The version of larder.
+    pub version: &'static str,
+    /// `system` or `rootless`.
+    pub mode: String,
+    /// The isolation of projects on this machine, one sentence each.
+    pub protection: Vec<String>,
+    /// The fingerprint of the SSH host key.
+    pub host_key: String,
+    /// Free disk space below the root, in bytes.
+    pub disk_free: u64,
+    /// The environments, project by project.
+    pub environments: Vec<EnvironmentStatus>,
+}
+
+/// The state of one environment.
+#[derive(Debug, Clone, Serialize)]
+pub struct EnvironmentStatus {
+    /// The name, as `project/environment`.
+    pub environment: String,
+    /// The mode in which it deploys.
+    pub mode: Mode,
+    /// The branch that it deploys.
+    pub branch: String,
+    /// The live release.
+    pub live: Option<Live>,
+    /// `live`, `empty`, `deploying` or `frozen`.
+    pub state: &'static str,
+    /// An explanation of the state, for people.
+    pub note: Option<String>,
+    /// The result of the last comparison of the live files with their release.
+    pub drift: Option<LastLook>,
+}
+
+impl Request for Status {
+    type View = StatusReport;
+    const NAME: &'static str = "status";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::View)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<StatusReport>, CommandError> {
+        let services = control.pipeline().services();
+        let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
+        let environments: Vec<_> = control.visible(caller).into_iter().flat_map(|project| project.environments).collect();
+        control.pipeline().freshen_drift(&environments).await;
+        let report = StatusReport {
+            version: env!("CARGO_PKG_VERSION"),
+            mode: String::from(if capabilities.system { "system" } else { "rootless" }),
+            protection: protection(&capabilities),
+            host_key: control.keys().fingerprint.clone(),
+            disk_free: files::free_space(control.root().path()).map_or(0, |free| free.bytes),
+            environments: environments.iter().map(|environment| environment_status(control, environment)).collect(),
+        };
+        Ok(report.into())
+    }
+}
+
+fn environment_status(control: &Control, environment: &Environment) -> EnvironmentStatus {
+    let pipeline = control.pipeline();
+    let live = pipeline.live(environment.id);
+    let history = pipeline.history(environment.id);
+    let (running, waiting) = pipeline.under_way(environment.id);
+    let (state, note) = match (history.frozen(), &running, &live) {
+        (Some((deployment, _)), ..) => {
+            let title = environment.title();
+            let note = format!("deployment {deployment} got stuck; `larder deploy {title} --unfreeze` after looking");
+            ("frozen", Some(note))
+        }
+        (None, Some(ticket), _) => {
+            let queue = if waiting.is_some() { ", another waits" } else { "" };
+            ("deploying", Some(format!("{}{queue}", ticket.request.commit.short())))
+        }
+        (None, None, Some(live)) => {
+            let instances = pipeline.services().runtime.instances(environment.id, Some(live.slot));
+            let restarted = instances.iter().map(|instance| (instance.label.name(), instance.exits.borrow().count));
+            let restarted = restarted.into_iter().find(|(_, count)| *count > 0);
+            let failed = history.last_failed();
+            let note = match (restarted, failed) {
+                (Some((name, 1)), _) => Some(format!("{name} exited once and was restarted")),
+                (Some((name, count)), _) => Some(format!("{name} exited {count} times and was restarted")),
+                (None, Some(last)) => Some(format!("the last deployment, of {}, failed", last.commit.short())),
+                (None, None) => None,
+            };
+            ("live", note)
+        }
+        (None, None, None) => ("empty", None),
+    };
+    EnvironmentStatus {
+        environment: environment.title(),
+        mode: environment.mode,
+        branch: environment.branch.to_string(),
+        live,
+        state,
+        note,
+        drift: pipeline.last_drift(environment.id),
+    }
+}
+
+/// Describes the isolation of projects on this machine.
+fn protection(capabilities: &Capabilities) -> Vec<String> {
+    let users = if capabilities.system {
+        "every environment has users of its own"
+    } else {
+        "projects are NOT isolated from each other or from your account: everything runs as one user"
+    };
+    let sandbox = match &capabilities.namespaces {
+        Ok(()) => String::from("builds and processes run in namespaces, at /app"),
+        Err(why) => {
+            format!("no namespaces ({why}): builds and processes run at their real paths, and releases are not relocatable")
+        }
+    };
+    let layers = match &capabilities.overlay {
+        Ok(()) => String::from("/app is writable and ephemeral"),
+        Err(why) => format!("/app is a copy of the release, made at the first start in a slot ({why})"),
+    };
+    let limits = match capabilities.cgroup {
+        Cgroups::V2 => "limits by cgroup v2",
+        Cgroups::V1 => "limits by cgroup v1",
+        Cgroups::None => "no cgroups: a build's memory is limited for each of its processes, an application's is not",
+    };
+    vec![users.to_owned(), sandbox, layers, limits.to_owned()]
+}

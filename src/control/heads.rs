@@ -1,0 +1,77 @@
+//! A cache of manifest heads: the fields of a manifest that an offer needs, with the manifest's own size and digest.
+
+use std::{
+    collections::HashMap,
+    io::{self, BufReader},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use super::error::CommandError;
+use crate::{
+    host::files,
+    model::{CommitId, Digest, EnvironmentName, ProjectName},
+    remote::Blob,
+};
+
+/// The number of heads that are remembered; beyond it, all are forgotten.
+const HEADS_MAX: usize = 4096;
+
+/// The fields of a manifest that an offer needs. They never change for a release. Entries and frames, which may be many, are skipped.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ManifestHead {
+    pub project: ProjectName,
+    pub environment: EnvironmentName,
+    pub commit: CommitId,
+    #[serde(default)]
+    pub source: Option<CommitId>,
+    pub build: u64,
+    #[serde(default)]
+    pub tag: Option<String>,
+    pub tree: Digest,
+    pub created: Timestamp,
+    pub archive: ArchiveHead,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ArchiveHead {
+    pub bytes: u64,
+}
+
+/// Heads of manifests by path, each with the size and digest of the manifest file. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, Arc<(ManifestHead, Blob)>>>>);
+
+impl ManifestHeads {
+    /// Returns the head of the manifest at `path`; reads the file on the first call only.
+    pub fn get(&self, path: &Path) -> Result<Arc<(ManifestHead, Blob)>, CommandError> {
+        if let Some(known) = self.0.lock().get(path) {
+            return Ok(Arc::clone(known));
+        }
+        let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
+        let head = serde_json::from_reader(BufReader::new(file)).map_err(|error| unreadable(path, io::Error::other(error)))?;
+        let known = Arc::new((head, digest(path)?));
+        let mut heads = self.0.lock();
+        if heads.len() >= HEADS_MAX {
+            heads.clear();
+        }
+        heads.insert(path.to_owned(), Arc::clone(&known));
+        Ok(known)
+    }
+}
+
+/// Returns the size and digest of a file.
+pub(super) fn digest(path: &Path) -> Result<Blob, CommandError> {
+    let file = files::open_regular(path).map_err(|error| CommandError::internal(&error))?;
+    let mut hasher = blake3::Hasher::new();
+    let bytes = io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut hasher).map_err(|error| unreadable(path, error))?;
+    Ok(Blob { bytes, digest: Digest::from(hasher.finalize()) })
+}
+
+fn unreadable(path: &Path, error: io::Error) -> CommandError {
+    CommandError::internal(&files::FileError::Io { doing: "read", path: path.to_owned(), source: error })
+}

@@ -1,0 +1,198 @@
+//! [`Control`]: the registry, the pipeline and the server's keys behind all requests, with the access checks on them.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use serde::Serialize;
+
+use super::{
+    authz::{self, Caller},
+    error::{self, CommandError},
+    heads::ManifestHeads,
+    registry::{Registry, Target},
+};
+use crate::{
+    host::root::Root,
+    model::{Access, Environment, Project, ProjectName, PublicKey, UserName},
+    pipeline::Pipeline,
+};
+
+/// The public halves of this server's own keys.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerKeys {
+    /// The SSH host key as in a `known_hosts` file, without the host.
+    pub host: String,
+    /// The fingerprint of the host key.
+    pub fingerprint: String,
+    /// The key that signs this server's deliverables.
+    pub signing: PublicKey,
+    /// The key that this server logs in with on servers that it pulls from; a line as in an `authorized_keys` file.
+    pub pull: Option<String>,
+}
+
+struct Shared {
+    root: Root,
+    pipeline: Pipeline,
+    registry: RwLock<Registry>,
+    /// Serialises changes of the registry, from reading it to having written it.
+    change_lock: tokio::sync::Mutex<()>,
+    /// Serialises the creation and removal of projects and environments, from the registry entry to the last directory.
+    create_destroy_lock: tokio::sync::Mutex<()>,
+    /// Notified after each change of the registry.
+    changed: tokio::sync::watch::Sender<()>,
+    keys: ServerKeys,
+    heads: ManifestHeads,
+}
+
+/// The state behind all requests; cheap to clone.
+#[derive(Clone)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// The control state over `registry`, which was loaded from `root`.
+    pub fn new(root: Root, pipeline: Pipeline, registry: Registry, keys: ServerKeys) -> Control {
+        Control(Arc::new(Shared {
+            root,
+            pipeline,
+            registry: RwLock::new(registry),
+            change_lock: tokio::sync::Mutex::default(),
+            create_destroy_lock: tokio::sync::Mutex::default(),
+            changed: tokio::sync::watch::Sender::new(()),
+            keys,
+            heads: ManifestHeads::default(),
+        }))
+    }
+
+    /// Returns an error unless `caller` has the right `needed` on `project` or, without one, on the server as a whole.
+    pub(super) fn authorize(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) -> Result<(), CommandError> {
+        authz::authorize(&self.0.registry.read(), caller, project, needed)
+    }
+
+    /// The right that `caller` has on `project` or, without one, on the server as a whole.
+    pub(super) fn access(&self, caller: &Caller, project: Option<&ProjectName>) -> Access {
+        authz::access(&self.0.registry.read(), caller, project)
+    }
+
+    /// The user that an SSH key belongs to. The caller of this function has verified the key.
+    pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
+        self.0.registry.read().user_of_key(fingerprint)
+    }
+
+    /// Notified after each change of users, keys and rights.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// Returns when `caller` has lost the right `needed`; never returns while the right lasts.
+    pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
+        let mut changes = self.0.changed.subscribe();
+        while self.access(caller, project) >= needed {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// A project, for a caller that has the right `needed` on it.
+    pub fn project(&self, caller: &Caller, name: &ProjectName, needed: Access) -> Result<Project, CommandError> {
+        self.authorize(caller, Some(name), needed)?;
+        let project = self.0.registry.read().project(name).cloned();
+        project.ok_or_else(|| error::no_project(name, &self.names(caller)))
+    }
+
+    /// The environment that a target names; the project's default environment if the target names none.
+    pub(super) fn environment(&self, target: &Target) -> Result<Environment, CommandError> {
+        let registry = self.0.registry.read();
+        let project = registry.project(&target.project).ok_or_else(|| error::no_project(&target.project, &[]))?;
+        let found = match &target.environment {
+            Some(name) => project.environments.iter().find(|environment| &environment.name == name),
+            None => project.environments.iter().find(|environment| environment.default).or(project.environments.first()),
+        };
+        found.cloned().ok_or_else(|| error::no_environment(project, target))
+    }
+
+    /// The names of the projects that a caller may see.
+    pub(super) fn names(&self, caller: &Caller) -> Vec<ProjectName> {
+        self.visible(caller).into_iter().map(|project| project.name).collect()
+    }
+
+    /// The projects that a caller may see.
+    pub(super) fn visible(&self, caller: &Caller) -> Vec<Project> {
+        let registry = self.0.registry.read();
+        let visible = |project: &&Project| authz::access(&registry, caller, Some(&project.name)) >= Access::View;
+        registry.projects.iter().filter(visible).cloned().collect()
+    }
+
+    /// The keys whose deliverables an environment accepts: those that its project trusts, those of its remotes, and this server's own.
+    pub fn trusted(&self, environment: &Environment) -> Vec<PublicKey> {
+        let registry = self.0.registry.read();
+        let of_project = registry.trusted.iter().filter(|trusted| trusted.project == environment.project);
+        let mut keys: Vec<_> = of_project.map(|trusted| trusted.key).collect();
+        keys.extend(environment.remotes.iter().flat_map(|remote| remote.trust.iter().copied()));
+        keys.push(self.0.keys.signing);
+        keys
+    }
+
+    /// The pipeline that deploys.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.0.pipeline
+    }
+
+    pub(super) fn root(&self) -> &Root {
+        &self.0.root
+    }
+
+    pub(super) fn keys(&self) -> &ServerKeys {
+        &self.0.keys
+    }
+
+    pub(super) fn heads(&self) -> &ManifestHeads {
+        &self.0.heads
+    }
+
+    /// Read access to the registry. Must not be held across an await.
+    pub(super) fn registry(&self) -> parking_lot::RwLockReadGuard<'_, Registry> {
+        self.0.registry.read()
+    }
+
+    /// The lock that creating and destroying projects and environments takes.
+    pub(super) async fn create_destroy_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.create_destroy_lock.lock().await
+    }
+
+    /// The lock that changes of the registry and of small files beside it take.
+    pub(super) async fn change_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.change_lock.lock().await
+    }
+
+    /// Changes the registry. The result of `change` is on disk before other requests see it.
+    pub(super) async fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Registry) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let _one_at_a_time = self.change_lock().await;
+        let mut next = self.registry().clone();
+        let result = change(&mut next)?;
+        let saved = next.save(&self.0.root.registry_file());
+        saved.map_err(|error| CommandError::internal(&error))?;
+        *self.0.registry.write() = next;
+        self.0.changed.send_replace(());
+        Ok(result)
+    }
+
+    /// Changes one environment in the registry and returns it as it is then.
+    pub(super) async fn change_environment(
+        &self,
+        environment: &Environment,
+        change: impl FnOnce(&mut Environment) -> Result<(), CommandError>,
+    ) -> Result<Environment, CommandError> {
+        self.change(|registry| {
+            let mut environments = registry.projects.iter_mut().flat_map(|project| &mut project.environments);
+            let known = environments.find(|known| known.id == environment.id);
+            let known = known.ok_or_else(|| error::not_found(format!("the environment {} is gone", environment.title())))?;
+            change(known)?;
+            Ok(known.clone())
+        })
+        .await
+    }
+}

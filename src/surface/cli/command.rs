@@ -1,0 +1,119 @@
+//! The [`Command`] trait of commands that the server carries out, and the path from parsed arguments to an answer.
+
+use serde_json::{Value, json};
+
+use crate::{
+    control::{Caller, CommandError, Control, Reply, Request, Stream, Upload},
+    model::{Access, ProjectName},
+};
+
+/// A command that the server carries out: the arguments that clap parsed, the request they stand for, and the text of its answer.
+pub(super) trait Command: Sized {
+    /// The request that the arguments stand for.
+    type Request: Request;
+
+    /// Makes the request. Returns an error for arguments that clap cannot check.
+    fn request(self) -> Result<Self::Request, CommandError>;
+
+    /// Renders the answer for people. `--json` prints the view itself.
+    fn show(view: &View<Self>) -> Shown;
+
+    /// The exit status that goes with an answer.
+    fn exit_code(_view: &View<Self>) -> u8 {
+        0
+    }
+}
+
+/// The view of a command's request.
+pub(super) type View<C> = <<C as Command>::Request as Request>::View;
+
+/// An answer for people.
+pub(super) enum Shown {
+    /// A listing or a page.
+    Page(String),
+    /// One sentence or two on what was changed. `--json` adds them to the view as `done`.
+    Done(String),
+    /// Text that another program reads, such as a patch. It is written unchanged, except to a terminal.
+    Verbatim(String),
+}
+
+/// An answer that is ready to be written.
+pub(super) struct Answer {
+    pub text: String,
+    pub format: Format,
+    /// The exit status.
+    pub code: u8,
+}
+
+/// The kind of an answer's text, which decides whether control characters are removed from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// JSON, which escapes them.
+    Json,
+    /// Text for people.
+    Text,
+    /// Text for another program.
+    Verbatim,
+}
+
+/// An answer, or the means to get it.
+pub(super) enum Outcome {
+    Answer(Answer),
+    Upload(Upload<Answer>),
+    Stream(Stream),
+}
+
+/// A request that was authorized, with its outcome so far.
+pub(super) struct Asked {
+    /// The project on which the request needs a right; the server as a whole if absent.
+    pub project: Option<ProjectName>,
+    /// The right that the request needs, for as long as its output goes on.
+    pub needed: Access,
+    pub outcome: Outcome,
+}
+
+/// The connection of commands to `control`, for one caller.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub control: &'a Control,
+    pub caller: &'a Caller,
+    /// Set if the answer is wanted as JSON.
+    pub json: bool,
+}
+
+impl Asking<'_> {
+    /// Has a command's request handled, and renders the answer.
+    pub async fn ask<C: Command + 'static>(self, command: C) -> Result<Asked, CommandError> {
+        let request = command.request()?;
+        let (project, needed) = request.needs();
+        let project = project.cloned();
+        let json = self.json;
+        let outcome = match self.control.handle(self.caller, request).await? {
+            Reply::View(view) => Outcome::Answer(render::<C>(&view, json)),
+            Reply::Upload(upload) => Outcome::Upload(Box::new(move |input| {
+                Box::pin(async move { upload(input).await.map(|view| render::<C>(&view, json)) })
+            })),
+            Reply::Stream(stream) => Outcome::Stream(stream),
+        };
+        Ok(Asked { project, needed, outcome })
+    }
+}
+
+fn render<C: Command>(view: &View<C>, json: bool) -> Answer {
+    let code = C::exit_code(view);
+    let shown = C::show(view);
+    if json {
+        // Serialising a view fails only for a map whose keys are not strings; no view has one.
+        let mut value = serde_json::to_value(view).unwrap_or_default();
+        if let (Shown::Done(done), Value::Object(fields)) = (&shown, &mut value) {
+            fields.insert(String::from("done"), json!(done.trim_end()));
+        }
+        return Answer { text: format!("{value:#}\n"), format: Format::Json, code };
+    }
+    let (text, format) = match shown {
+        Shown::Page(text) => (text, Format::Text),
+        Shown::Done(text) => (format!("{}\n", text.trim_end()), Format::Text),
+        Shown::Verbatim(text) => (text, Format::Verbatim),
+    };
+    Answer { text, format, code }
+}

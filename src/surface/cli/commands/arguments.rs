@@ -1,0 +1,82 @@
+//! Arguments that several commands share.
+
+use crate::{
+    control::{CommandError, Kind, Target},
+    model::sanitise_reason,
+};
+
+/// The environment that a command concerns.
+#[derive(Debug, clap::Args)]
+pub struct On {
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(value_name = "PROJECT")]
+    target: Option<Target>,
+    /// Project, as an option
+    #[arg(long, short = 'a', value_name = "PROJECT", conflicts_with = "target")]
+    app: Option<Target>,
+}
+
+impl On {
+    pub fn target(self) -> Result<Target, CommandError> {
+        let missing =
+            || CommandError::new(Kind::Usage, "which project?").hint("name it, as in `larder releases shop`, or `--app shop`");
+        self.target.or(self.app).ok_or_else(missing)
+    }
+}
+
+/// The environment that a command concerns, and perhaps one of its releases.
+#[derive(Debug, clap::Args)]
+pub struct OnRelease {
+    /// Project, or PROJECT/ENVIRONMENT; then a release: v41, its id, a tag, or the first digits of its commit
+    #[arg(value_names = ["PROJECT", "RELEASE"], num_args = 0..=2)]
+    words: Vec<String>,
+    /// Project, as an option
+    #[arg(long, short = 'a', value_name = "PROJECT")]
+    app: Option<Target>,
+}
+
+impl OnRelease {
+    pub fn target_and_release(self) -> Result<(Target, Option<String>), CommandError> {
+        let mut words = self.words.into_iter();
+        let target = match self.app {
+            Some(app) => Some(app),
+            None => {
+                let parse = |word: String| word.parse().map_err(|error| CommandError::new(Kind::Usage, format!("{error}")));
+                words.next().map(parse).transpose()?
+            }
+        };
+        let release = words.next();
+        if let Some(more) = words.next() {
+            return Err(CommandError::new(Kind::Usage, format!("{more:?} is one word too many after --app")));
+        }
+        Ok((On { target, app: None }.target()?, release))
+    }
+}
+
+/// A project with an optional environment, where it is always the first word.
+#[derive(Debug, clap::Args)]
+pub struct OnTarget {
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(value_name = "PROJECT")]
+    pub target: Target,
+}
+
+/// Parses the name of a release. Names appear in messages, so characters that a terminal would obey are refused here.
+pub fn release_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 250 || sanitise_reason(text) != text {
+        return Err(String::from("this is not the name of a release; releases are v1, v2, ..."));
+    }
+    Ok(text.to_owned())
+}
+
+/// Checks the reason given with `--override`, which is recorded as one line.
+pub fn override_reason(given: Option<String>) -> Result<Option<String>, CommandError> {
+    let wrong =
+        |why: &str| CommandError::new(Kind::Usage, format!("--override {why}")).hint("say in a few words why it cannot wait");
+    match given {
+        None => Ok(None),
+        Some(text) if text.trim().len() < 4 => Err(wrong("needs a reason")),
+        Some(text) if text.len() > 300 || text.chars().any(char::is_control) => Err(wrong("takes one line of at most 300 bytes")),
+        Some(text) => Ok(Some(text.trim().to_owned())),
+    }
+}

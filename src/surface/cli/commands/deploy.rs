@@ -1,0 +1,81 @@
+//! `larder deploy`.
+
+use super::{
+    super::{
+        command::{Command, Shown},
+        text,
+    },
+    arguments::On,
+};
+use crate::{
+    control::{self, CommandError, DeployAction, DeployView, Kind},
+    model::{Outcome, Phase},
+};
+
+/// Deploy without a push, follow a deployment, or stop it
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop following it (Ctrl-C); only --cancel ends it.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
+)]
+pub struct Deploy {
+    #[command(flatten)]
+    on: On,
+    #[command(flatten)]
+    action: Action,
+    /// Try only these phases, up to bundle, separated by commas, then revert all changes; phases that they need run too
+    #[arg(long, value_name = "PHASE", value_delimiter = ',', conflicts_with_all = ["retry", "follow", "cancel", "unfreeze"])]
+    only: Vec<Phase>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct Action {
+    /// Deploy this branch, tag or commit, which was pushed before; the deploy branch names it afterwards
+    #[arg(long = "ref", value_name = "REF")]
+    reference: Option<String>,
+    /// Deploy the commit of the last deployment, which failed, again
+    #[arg(long)]
+    retry: bool,
+    /// Show the deployment in flight, or the last one, from its beginning
+    #[arg(long)]
+    follow: bool,
+    /// Stop the deployment in flight and revert its changes; a queued deployment is next
+    #[arg(long)]
+    cancel: bool,
+    /// Allow deployments again after one got stuck and you have repaired the cause
+    #[arg(long)]
+    unfreeze: bool,
+}
+
+impl Command for Deploy {
+    type Request = control::Deploy;
+
+    fn request(self) -> Result<control::Deploy, CommandError> {
+        let action = match self.action {
+            Action { retry: true, .. } => DeployAction::Retry,
+            Action { follow: true, .. } => DeployAction::Follow,
+            Action { cancel: true, .. } => DeployAction::Cancel,
+            Action { unfreeze: true, .. } => DeployAction::Unfreeze,
+            Action { reference, .. } => DeployAction::Start { reference, dry_run: self.only },
+        };
+        Ok(control::Deploy { target: self.on.target()?, action })
+    }
+
+    fn show(view: &DeployView) -> Shown {
+        match view {
+            DeployView::Past { deployment, transcript } => {
+                let ended = deployment.ended.map(|ended| format!("(this deployment ended at {} UTC)\n", text::moment(ended)));
+                Shown::Page(format!("{transcript}{}", ended.unwrap_or_default()))
+            }
+            DeployView::Unfrozen { environment } => Shown::Done(format!("{environment} can be deployed again")),
+        }
+    }
+
+    fn exit_code(view: &DeployView) -> u8 {
+        match view {
+            DeployView::Past { deployment, .. } if deployment.went_live() || deployment.outcome == Some(Outcome::Tried) => 0,
+            DeployView::Past { .. } => Kind::Deployment.exit_code(),
+            DeployView::Unfrozen { .. } => 0,
+        }
+    }
+}

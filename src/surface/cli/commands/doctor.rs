@@ -1,0 +1,30 @@
+//! `larder doctor`.
+
+use super::super::command::{Command, Shown};
+use crate::control::{self, Check, CommandError, Grade};
+
+/// Check this machine's set-up: disk, sandbox, limits, missing languages
+#[derive(Debug, clap::Args)]
+pub struct Doctor {}
+
+impl Command for Doctor {
+    type Request = control::Doctor;
+
+    fn request(self) -> Result<control::Doctor, CommandError> {
+        Ok(control::Doctor)
+    }
+
+    fn show(checks: &Vec<Check>) -> Shown {
+        Shown::Page(checks.iter().map(line).collect())
+    }
+}
+
+/// A check as a line.
+pub(super) fn line(check: &Check) -> String {
+    let mark = match check.grade {
+        Grade::Good => "ok  ",
+        Grade::Warning => "warn",
+        Grade::Bad => "BAD ",
+    };
+    format!("{mark}  {}: {}\n", check.what, check.finding)
+}

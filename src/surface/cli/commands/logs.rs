@@ -1,0 +1,37 @@
+//! `larder logs`.
+
+use super::{
+    super::command::{Command, Shown},
+    arguments::On,
+};
+use crate::control::{self, CommandError};
+
+/// Show the output of processes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  larder logs shop\n  larder logs shop --follow --process worker")]
+pub struct Logs {
+    #[command(flatten)]
+    on: On,
+    /// Continue with new lines until Ctrl-C
+    #[arg(long, short = 'f', visible_short_alias = 't', visible_alias = "tail")]
+    follow: bool,
+    /// Number of past lines
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    lines: u16,
+    /// Only this process, such as `web` or `web.1`
+    #[arg(long, short = 'p', value_name = "PROCESS")]
+    process: Option<String>,
+}
+
+impl Command for Logs {
+    type Request = control::Logs;
+
+    fn request(self) -> Result<control::Logs, CommandError> {
+        let target = self.on.target()?;
+        Ok(control::Logs { target, process: self.process, lines: self.lines.into(), follow: self.follow })
+    }
+
+    fn show(lines: &Vec<String>) -> Shown {
+        Shown::Page(lines.iter().map(|line| format!("{line}\n")).collect())
+    }
+}

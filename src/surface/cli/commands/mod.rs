@@ -1,0 +1,98 @@
+//! The commands that the server carries out: one file each, with its arguments (their doc comments are the help), its request and the
+//! text of its answer. Short files stay separate, so that a command is found by its name. A noun with several verbs, such as `user add`
+//! and `user list`, is one file with one [`Command`](super::command::Command) for each verb.
+
+mod arguments;
+mod deliverable;
+mod deploy;
+mod doctor;
+mod drift;
+mod key;
+mod logs;
+mod plan;
+mod project;
+mod promote;
+mod ps;
+mod pull;
+mod release;
+mod remote;
+mod restart;
+mod rollback;
+mod run;
+mod status;
+mod user;
+mod whoami;
+
+use clap::Subcommand;
+
+use super::command::{Asked, Asking};
+use crate::control::CommandError;
+
+/// The registration of all commands that the server carries out, in the order of the help.
+///
+/// To add a command:
+/// 1. Write `control/handlers/NAME.rs`: a struct for the request, its view, and `impl Request`, which does not compile without the
+///    right that the request needs. Return data; write no text for people.
+/// 2. Name the module and its types in `control/handlers/mod.rs`.
+/// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. Its doc comment is the help: an imperative
+///    sentence, then a paragraph if needed, then examples.
+/// 4. Add it here: a `mod` line, a variant, and its arm in [`Verb::ask`].
+///
+/// Then run `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Whoami(whoami::Whoami),
+    #[command(subcommand)]
+    User(user::User),
+    #[command(subcommand)]
+    Key(key::Key),
+    #[command(subcommand)]
+    Project(project::Project),
+    Deploy(deploy::Deploy),
+    Rollback(rollback::Rollback),
+    Pull(pull::Pull),
+    Promote(promote::Promote),
+    Plan(plan::Plan),
+    Releases(release::List),
+    #[command(subcommand)]
+    Release(release::Release),
+    Drift(drift::Drift),
+    Ps(ps::Ps),
+    Restart(restart::Restart),
+    Logs(logs::Logs),
+    Run(run::Run),
+    #[command(subcommand)]
+    Remote(remote::Remote),
+    #[command(subcommand, hide = true)]
+    Deliverable(deliverable::Deliverable),
+    Status(status::Status),
+    Doctor(doctor::Doctor),
+}
+
+impl Verb {
+    /// Has the command's request handled.
+    pub(super) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
+        match self {
+            Verb::Whoami(command) => asking.ask(command).await,
+            Verb::User(noun) => noun.ask(asking).await,
+            Verb::Key(noun) => noun.ask(asking).await,
+            Verb::Project(noun) => noun.ask(asking).await,
+            Verb::Deploy(command) => asking.ask(command).await,
+            Verb::Rollback(command) => asking.ask(command).await,
+            Verb::Pull(command) => asking.ask(command).await,
+            Verb::Promote(command) => asking.ask(command).await,
+            Verb::Plan(command) => asking.ask(command).await,
+            Verb::Releases(command) => asking.ask(command).await,
+            Verb::Release(noun) => noun.ask(asking).await,
+            Verb::Drift(command) => asking.ask(command).await,
+            Verb::Ps(command) => command.ask(asking).await,
+            Verb::Restart(command) => asking.ask(command).await,
+            Verb::Logs(command) => asking.ask(command).await,
+            Verb::Run(command) => asking.ask(command).await,
+            Verb::Remote(noun) => noun.ask(asking).await,
+            Verb::Deliverable(noun) => noun.ask(asking).await,
+            Verb::Status(command) => asking.ask(command).await,
+            Verb::Doctor(command) => asking.ask(command).await,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `larder plan`.
+
+use super::{
+    super::command::{Command, Shown},
+    arguments::On,
+};
+use crate::{
+    control::{self, CommandError, PlanView},
+    model::Phase,
+};
+
+/// Print the steps that a push would take, without taking them
+#[derive(Debug, clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    on: On,
+    /// Branch, tag or commit that would be deployed; it must have been pushed
+    #[arg(value_name = "REF")]
+    reference: Option<String>,
+    /// Print only these phases, separated by commas, such as build,deploy
+    #[arg(long, value_name = "PHASE", value_delimiter = ',')]
+    only: Vec<Phase>,
+}
+
+impl Command for Plan {
+    type Request = control::Plan;
+
+    fn request(self) -> Result<control::Plan, CommandError> {
+        Ok(control::Plan { target: self.on.target()?, reference: self.reference, only: self.only })
+    }
+
+    fn show(view: &PlanView) -> Shown {
+        Shown::Page(view.plan.iter().map(|line| format!("{line}\n")).collect())
+    }
+}

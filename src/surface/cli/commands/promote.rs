@@ -1,0 +1,40 @@
+//! `larder promote`.
+
+use super::{
+    super::command::{Command, Shown},
+    arguments::{OnRelease, override_reason},
+};
+use crate::control::{self, CommandError, Published};
+
+/// Have another server or environment serve a release that was cooked here
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without RELEASE: the one that is live here. PROJECT alone means its environment of mode cooking.\n\nThis server only asks: the other one pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nTo a shared location the release is published with its health record, again if it is there already.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
+)]
+pub struct Promote {
+    #[command(flatten)]
+    on: OnRelease,
+    /// Remote of the project (`larder remote list`), or one of its environments on this server
+    #[arg(long, value_name = "REMOTE")]
+    to: String,
+    /// Go live although the promotion policy refuses, for this reason; the reason is recorded
+    #[arg(long = "override", value_name = "WHY")]
+    overriding: Option<String>,
+}
+
+impl Command for Promote {
+    type Request = control::Promote;
+
+    fn request(self) -> Result<control::Promote, CommandError> {
+        let (target, release) = self.on.target_and_release()?;
+        Ok(control::Promote { target, release, to: self.to, overriding: override_reason(self.overriding)? })
+    }
+
+    fn show(view: &Published) -> Shown {
+        let Published { project, number, commit, remote } = view;
+        let short = commit.short();
+        Shown::Done(format!(
+            "{number} ({short}) is in {remote} now, with its health record\non the server that serves: larder pull {project} {number}"
+        ))
+    }
+}

@@ -1,0 +1,26 @@
+//! `larder restart`.
+
+use super::{
+    super::command::{Command, Shown},
+    arguments::On,
+};
+use crate::control::{self, CommandError, Restarted};
+
+/// Restart all processes of an environment; it does not answer meanwhile
+#[derive(Debug, clap::Args)]
+pub struct Restart {
+    #[command(flatten)]
+    on: On,
+}
+
+impl Command for Restart {
+    type Request = control::Restart;
+
+    fn request(self) -> Result<control::Restart, CommandError> {
+        Ok(control::Restart { target: self.on.target()? })
+    }
+
+    fn show(view: &Restarted) -> Shown {
+        Shown::Done(format!("{} was restarted", view.environment))
+    }
+}

@@ -1,0 +1,42 @@
+//! `larder run`.
+
+use super::super::command::{Command, Shown};
+use crate::control::{self, CommandError, Kind, Target};
+
+/// Run a command in the live release
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The command sees the live release at /app with its configuration. The processes of the slot see its changes there, which are gone with the next release. The exit status is that of the command. A command that still runs is ended when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
+)]
+pub struct Run {
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(long, short = 'a', value_name = "PROJECT")]
+    app: Option<Target>,
+    /// Project (unless --app names it), then the command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "PROJECT COMMAND")]
+    words: Vec<String>,
+}
+
+impl Command for Run {
+    type Request = control::Run;
+
+    fn request(self) -> Result<control::Run, CommandError> {
+        let usage = |message: String| CommandError::new(Kind::Usage, message).hint("`larder run shop -- COMMAND ARGUMENT...`");
+        let mut words = self.words.into_iter().peekable();
+        let target = match self.app {
+            Some(target) => target,
+            None => words.next().unwrap_or_default().parse().map_err(|error| usage(format!("{error}")))?,
+        };
+        words.next_if_eq("--");
+        let command: Vec<_> = words.collect();
+        if command.is_empty() {
+            return Err(usage(String::from("which command?")));
+        }
+        Ok(control::Run { target, command })
+    }
+
+    // The answer is always the output of the command.
+    fn show((): &()) -> Shown {
+        Shown::Page(String::new())
+    }
+}

@@ -1,0 +1,39 @@
+//! `larder status`.
+
+use super::{
+    super::{
+        command::{Command, Shown},
+        text,
+    },
+    drift,
+};
+use crate::control::{self, CommandError, EnvironmentStatus, StatusReport};
+
+/// Show how projects are isolated here, and the state of all environments
+#[derive(Debug, clap::Args)]
+pub struct Status {}
+
+impl Command for Status {
+    type Request = control::Status;
+
+    fn request(self) -> Result<control::Status, CommandError> {
+        Ok(control::Status)
+    }
+
+    fn show(report: &StatusReport) -> Shown {
+        let mut text = format!("larder {} ({})\n", report.version, report.mode);
+        for line in &report.protection {
+            text.push_str(&format!("  {line}\n"));
+        }
+        text.push_str(&format!("  host key {}\n  {} MiB of disk free\n\n", report.host_key, report.disk_free >> 20));
+        let row = |one: &EnvironmentStatus| {
+            let drift = Some(drift::brief(one.drift.as_ref())).filter(|drift| !drift.is_empty());
+            let notes: Vec<&str> = one.note.iter().chain(&drift).map(String::as_str).collect();
+            let state = if notes.is_empty() { one.state.to_owned() } else { format!("{}: {}", one.state, notes.join("; ")) };
+            vec![one.environment.clone(), one.mode.to_string(), one.branch.clone(), text::live(one.live.as_ref()), state]
+        };
+        let header = ["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "STATE"];
+        text.push_str(&text::table(&header, report.environments.iter().map(row).collect()));
+        Shown::Page(text)
+    }
+}

@@ -1,0 +1,153 @@
+//! `larder user`.
+
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+
+use super::{
+    super::{
+        command::{Asked, Asking, Command, Shown},
+        text,
+    },
+    key::read_key,
+};
+use crate::{
+    control::{self, CommandError, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
+    model::{Access, ProjectName, UserName},
+};
+
+/// Manage the users of this server and their rights
+#[derive(Debug, Subcommand)]
+pub enum User {
+    Add(Add),
+    List(List),
+    Remove(Remove),
+    Grant(Grant),
+}
+
+impl User {
+    pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
+        match self {
+            User::Add(command) => asking.ask(command).await,
+            User::List(command) => asking.ask(command).await,
+            User::Remove(command) => asking.ask(command).await,
+            User::Grant(command) => asking.ask(command).await,
+        }
+    }
+}
+
+/// Add a user with an SSH key
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: larder user add alice --admin --key-file ~/.ssh/id_ed25519.pub")]
+pub struct Add {
+    /// Name of the user; no account on the machine is needed
+    name: UserName,
+    /// Give the user every right on this server
+    #[arg(long)]
+    admin: bool,
+    /// File with the public key, on the machine where you type this
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    key_file: Option<PathBuf>,
+    /// The public key itself, one line; over ssh, the only way to give one
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    key: Option<String>,
+}
+
+impl Command for Add {
+    type Request = UserAdd;
+
+    fn request(self) -> Result<UserAdd, CommandError> {
+        let keys = read_key(self.key_file, self.key)?.into_iter().collect();
+        Ok(UserAdd { name: self.name, admin: self.admin, keys })
+    }
+
+    fn show(view: &UserAdded) -> Shown {
+        Shown::Done(format!("{} may log in with {}", view.name, text::count(view.keys, "key")))
+    }
+}
+
+/// List all users with their rights and the fingerprints of their keys
+#[derive(Debug, clap::Args)]
+pub struct List {}
+
+impl Command for List {
+    type Request = UserList;
+
+    fn request(self) -> Result<UserList, CommandError> {
+        Ok(UserList)
+    }
+
+    fn show(users: &Vec<control::User>) -> Shown {
+        let row = |user: &control::User| {
+            let rights: Vec<_> = match user.admin {
+                true => vec![String::from("admin")],
+                false => user.access.iter().map(|(project, access)| format!("{project}:{access}")).collect(),
+            };
+            let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
+            vec![user.name.to_string(), rights.join(" "), keys.join(" ")]
+        };
+        Shown::Page(text::table(&["USER", "RIGHTS", "KEYS"], users.iter().map(row).collect()))
+    }
+}
+
+/// Remove a user with its keys and rights
+#[derive(Debug, clap::Args)]
+pub struct Remove {
+    /// Name of the user
+    name: UserName,
+}
+
+impl Command for Remove {
+    type Request = UserRemove;
+
+    fn request(self) -> Result<UserRemove, CommandError> {
+        Ok(UserRemove { name: self.name })
+    }
+
+    fn show(view: &UserRemoved) -> Shown {
+        Shown::Done(format!("{} may not log in any more", view.name))
+    }
+}
+
+/// Give a user a right on a project, or take it away
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: larder user grant bob shop push")]
+pub struct Grant {
+    /// Name of the user
+    name: UserName,
+    /// Project on which the right is given
+    project: ProjectName,
+    /// The right; it replaces the one before
+    access: Right,
+}
+
+/// A right on one project. Each includes the ones before it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Right {
+    /// No right: the project is not even shown
+    None,
+    /// See the state, releases and logs; clone the repository
+    View,
+    /// Push and deploy
+    Push,
+    /// Run commands, scale, restart
+    Operate,
+}
+
+impl Command for Grant {
+    type Request = UserGrant;
+
+    fn request(self) -> Result<UserGrant, CommandError> {
+        let access = match self.access {
+            Right::None => Access::None,
+            Right::View => Access::View,
+            Right::Push => Access::Push,
+            Right::Operate => Access::Operate,
+        };
+        Ok(UserGrant { name: self.name, project: self.project, access })
+    }
+
+    fn show(view: &UserGranted) -> Shown {
+        Shown::Done(format!("{} has the right {} on {}", view.name, view.access, view.project))
+    }
+}

@@ -1,0 +1,24 @@
+//! `larder whoami`.
+
+use super::super::{
+    command::{Command, Shown},
+    text,
+};
+use crate::control::{self, CommandError, WhoamiView};
+
+/// Show your user name and your right on each project
+#[derive(Debug, clap::Args)]
+pub struct Whoami {}
+
+impl Command for Whoami {
+    type Request = control::Whoami;
+
+    fn request(self) -> Result<control::Whoami, CommandError> {
+        Ok(control::Whoami)
+    }
+
+    fn show(view: &WhoamiView) -> Shown {
+        let rights = view.access.iter().map(|(project, access)| vec![project.to_string(), access.to_string()]);
+        Shown::Page(format!("{}\n{}", view.name, text::table(&["PROJECT", "RIGHT"], rights.collect())))
+    }
+}

@@ -1,0 +1,166 @@
+//! The grammar of the command line: global options, the commands that run locally, and the parser.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _};
+
+use super::{commands::Verb, quickstart};
+
+/// Push-to-deploy: staging cooks, the larder keeps, production serves
+///
+/// larder is a git server that builds what is pushed, keeps the result as a release, runs it, and rejects the push if the new code does
+/// not serve. Try `larder quickstart`. The same commands work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git
+/// remote (`larder -r prod status`).
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
+pub struct Cli {
+    /// Directory of the server
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "LARDER_ROOT",
+        value_name = "DIR",
+        help = "Directory of the server [default: /srv/larder]"
+    )]
+    pub root: Option<PathBuf>,
+    /// Ask the server behind this git remote, over ssh
+    #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "REMOTE")]
+    pub remote: Option<String>,
+    /// Print JSON instead of text
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// Command to carry out
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A command that the server carries out.
+    #[command(flatten)]
+    Verb(Verb),
+    /// A command that this process carries out.
+    #[command(flatten)]
+    Local(Local),
+}
+
+/// Commands that this process carries out.
+#[derive(Debug, Subcommand)]
+pub enum Local {
+    /// Serve an example project in a directory of its own, pushed through real ssh and git
+    Quickstart(quickstart::Args),
+    /// Run the server
+    Serve(ServeArgs),
+    /// Print completions for a shell: `larder completions bash > /etc/bash_completion.d/larder`
+    Completions {
+        /// Name of the shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page: `larder manual > /usr/share/man/man1/larder.1`
+    #[command(hide = true)]
+    Manual,
+    /// Run the server role; only the keeper starts it
+    #[command(hide = true)]
+    Server(ServeArgs),
+}
+
+/// The addresses to listen on. The server file supplies those that are absent.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(
+    after_help = "Settings that are not given here are read from DIR/larder.yml, if it exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets users of its own; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
+)]
+pub struct ServeArgs {
+    /// Address for ssh, where pushes arrive; port 0 picks a free port
+    #[arg(long, value_name = "ADDR", value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(address))]
+    pub ssh: Option<SocketAddr>,
+    /// Address for HTTP; port 0 picks a free port
+    #[arg(long, value_name = "ADDR", value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(address))]
+    pub http: Option<SocketAddr>,
+}
+
+/// Parses `127.0.0.1:2222`, `[::1]:2222`, or `:2222` for all addresses.
+fn address(text: String) -> Result<SocketAddr, String> {
+    let full = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}")).unwrap_or_else(|| text.clone());
+    full.parse().map_err(|_| format!("{text:?} is not an address; write HOST:PORT, such as 127.0.0.1:2222 or 0.0.0.0:22"))
+}
+
+/// Parses a command line without the program's name.
+pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once(String::from("larder")).chain(split_colons(words)))
+}
+
+/// Turns `project:create shop` into `project create shop`.
+fn split_colons(words: &[String]) -> Vec<String> {
+    let nouns: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let mut split = Vec::with_capacity(words.len());
+    let mut verb_seen = false;
+    for word in words {
+        match word.split_once(':') {
+            Some((noun, verb)) if !verb_seen && nouns.iter().any(|known| known == noun) => {
+                split.extend([noun.to_owned(), verb.to_owned()]);
+                verb_seen = true;
+            }
+            _ => {
+                verb_seen |= nouns.contains(word);
+                split.push(word.clone());
+            }
+        }
+    }
+    split
+}
+
+/// Writes completions for `shell`.
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    // Written to memory first, because the generator panics if it cannot write, as to a closed pipe.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
+    out.write_all(&text)
+}
+
+/// Writes the manual page.
+pub fn manual(out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).render(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_one_line_description() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.ends_with('.') && !about.contains('\n'), "{path}: {about:?}");
+            command.get_subcommands().for_each(|command| check(command, &path));
+        }
+        check(&Cli::command(), "");
+    }
+
+    #[test]
+    fn noun_and_verb_may_be_joined_by_a_colon() {
+        for line in
+            ["project:create shop --mode cooking", "project create shop --mode cooking", "--json project:list", "logs -a shop"]
+        {
+            assert!(parse(&words(line)).is_ok(), "{line}");
+        }
+        assert_eq!(split_colons(&words("run shop rake db:migrate")), words("run shop rake db:migrate"));
+    }
+
+    #[test]
+    fn misspelled_command_is_corrected() {
+        let error = parse(&words("projekt list")).unwrap_err().to_string();
+        assert!(error.contains("project"), "{error}");
+    }
+}

@@ -1,0 +1,59 @@
+//! Building blocks of text for people: tables, sizes, times, errors.
+
+use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use jiff::Timestamp;
+
+use crate::{
+    control::CommandError,
+    model::{Live, sanitise_text},
+};
+
+/// The number of files or changes that are shown; `--json` prints all.
+pub(super) const ROWS_MAX: usize = 500;
+
+/// Lays out rows in columns below a header; `none` without rows.
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    if rows.is_empty() {
+        return String::from("none\n");
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    let lines = table.to_string();
+    lines.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+/// A time in UTC, to the second.
+pub(super) fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// A size with a unit, in at most four digits.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match UNITS.iter().find(|(_, shift)| bytes >> shift >= 10) {
+        Some((unit, shift)) => format!("{} {unit}", bytes >> shift),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// A number with its noun: `1 key`, `2 keys`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The live release in an overview.
+pub(super) fn live(live: Option<&Live>) -> String {
+    live.map_or_else(|| String::from("-"), |live| format!("{} ({})", live.number, live.commit.short()))
+}
+
+/// An error as all of larder's errors look: `error: MESSAGE`, and a line `hint: ADVICE` for each hint.
+pub fn error(error: &CommandError) -> String {
+    let mut text = format!("error: {error}\n");
+    for hint in &error.hints {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    sanitise_text(&text)
+}
