@@ -10,7 +10,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -41,6 +41,8 @@ pub struct Push {
     failed: Arc<AtomicBool>,
     /// Set when the refs came before us; git refuses some by itself before that.
     decided: Arc<AtomicBool>,
+    /// The number of refs that pre-receive was asked about.
+    refs: Arc<AtomicUsize>,
     early: Arc<Mutex<Early>>,
 }
 
@@ -93,6 +95,7 @@ impl Pushes {
                 asked: asked.clone(),
                 failed: failed.clone(),
                 decided: decided.clone(),
+                refs: Arc::default(),
                 early: Arc::default(),
             })),
             Service::UploadPack => None,
@@ -118,11 +121,15 @@ impl Pushes {
                     .hint("a deployment that had begun goes on; ask an administrator"));
             }
         };
-        if pushing && asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed) {
+        let refused_by_git = asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed);
+        if refused_by_git {
             explain(words).await;
         }
+        let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
+        let refused = refused_by_git || turned_away || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
-        Ok(if code == 0 && failed.load(Ordering::Relaxed) { 1 } else { code })
+        // git's receive-pack exits 0 whatever becomes of the refs.
+        Ok(if code == 0 && refused { 1 } else { code })
     }
 
     /// Answers hooks until the listener ends.
@@ -180,7 +187,7 @@ impl Pushes {
         let limit = config.limits.refs_per_push as usize;
         let free = || files::free_space(self.control.pipeline().services().root.path()).map_or(u64::MAX, |free| free.bytes);
         let accepted = self.still(&session.ticket).and_then(|project| {
-            let count = session.request.refs.len();
+            let count = session.request.refs.len().saturating_add(session.request.bad_names);
             if count > limit {
                 return Err(format!("this push changes {count} refs, at most {limit} are allowed"));
             }
@@ -194,6 +201,7 @@ impl Pushes {
         match accepted {
             Ok(project) => {
                 session.ticket.asked.store(true, Ordering::Relaxed);
+                session.ticket.refs.store(session.request.refs.len(), Ordering::Relaxed);
                 if self.look_early(&session, &project) { session.discard().await } else { session.accept().await }
             }
             Err(reason) => {
@@ -214,6 +222,9 @@ impl Pushes {
         if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
             self.refuse_unstorable(&session, &updates, &mut fates).await;
         }
+        if atomic && session.request.bad_names > 0 {
+            fates.fill(refusal("another ref of this atomic push was refused"));
+        }
         apply_early(&session, &updates, &mut fates);
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
@@ -221,7 +232,10 @@ impl Pushes {
             let fate = self.still(&session.ticket).map_or_else(|why| refusal(&why), |_| fate);
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
         }
-        let refused = verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Refused { .. }));
+        // git refuses some refs by itself, between the two hooks.
+        let by_git = session.request.refs.len() < session.ticket.refs.load(Ordering::Relaxed);
+        let by_name = session.request.bad_names > 0;
+        let refused = by_git || by_name || verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Refused { .. }));
         if atomic && refused {
             for (_, verdict) in verdicts.iter_mut().filter(|(_, verdict)| matches!(verdict, Verdict::FallThrough)) {
                 *verdict = Verdict::Refused { reason: String::from("another ref of this atomic push was refused") };

@@ -1,10 +1,17 @@
 //! Other SSH clients than OpenSSH below git, and other kinds of clones: each must see the verdict.
 
-use std::process::Command;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 
 use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed, until};
 
-in_one_mode!(dropbear, putty, one_connection_for_everything, shallow_and_partial_clones_can_push);
+in_one_mode!(
+    dropbear,
+    putty,
+    one_connection_for_everything,
+    shallow_and_partial_clones_can_push,
+    refused_push_exits_1_on_the_ssh_channel,
+    one_bad_ref_is_refused_alone,
+);
 
 /// A good push and a bad one with `ssh` in place of OpenSSH; git must show both verdicts.
 fn verdicts_with(world: &World, variant: &str, ssh: &str) {
@@ -118,4 +125,65 @@ fn shallow_and_partial_clones_can_push(world: &World) {
         push.accepted();
         world.serves("shop", &page);
     }
+}
+
+/// Pushes, and gives git's view of it with the exit status that the server gave to the SSH channel.
+fn push_with_channel_status(world: &World, repo: &Repo<'_>, arguments: &[&OsStr]) -> (Push, String) {
+    let note = world.directory().join("home/channel-status");
+    let wrapper = world.directory().join("home/ssh-with-status");
+    let options = world.ssh_options("alice").join(" ");
+    let script = format!("#!/bin/sh\nssh {options} \"$@\"\nstatus=$?\necho $status > {}\nexit $status\n", note.display());
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = repo.command();
+    command.env_remove("GIT_SSH_COMMAND").env("GIT_SSH", &wrapper).arg("push").args(arguments);
+    let push = Push(Output::of(&mut command));
+    let status = std::fs::read_to_string(note).unwrap().trim().to_owned();
+    (push, status)
+}
+
+fn refused_push_exits_1_on_the_ssh_channel(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let url = repo.url();
+    let options: Vec<String> = (0..33).map(|number| format!("--push-option=o{number}")).collect();
+    let mut arguments: Vec<&OsStr> = options.iter().map(OsStr::new).collect();
+    arguments.extend([OsStr::new(&url), OsStr::new("HEAD:refs/heads/main")]);
+    let (push, status) = push_with_channel_status(world, &repo, &arguments);
+    push.rejected();
+    push.says("more than 32 options");
+    assert_eq!(status, "1");
+    let (push, status) = push_with_channel_status(world, &repo, &arguments[1..]);
+    push.accepted();
+    assert_eq!(status, "0");
+}
+
+/// Names that larder does not take are refused one by one; what was pushed beside them is deployed.
+fn one_bad_ref_is_refused_alone(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let url = repo.url();
+    let long = format!("refs/tags/{}", ["long"; 120].join("/"));
+    for name in [&b"refs/tags/caf\xe9"[..], long.as_bytes()] {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        let refspec = [b"HEAD:", name].concat();
+        repo.page(&shown);
+        let arguments = [OsStr::new(&url), OsStr::new("HEAD:refs/heads/main"), OsStr::from_bytes(&refspec)];
+        let (push, status) = push_with_channel_status(world, &repo, &arguments);
+        push.rejected_with("this ref name is not allowed here");
+        assert_eq!(status, "1", "{shown}");
+        assert_eq!(repo.live(), Some(repo.head()), "{shown}: the branch beside it was not deployed: {}", push.0);
+        assert_eq!(repo.ls_remote().len(), 2, "{shown}: only HEAD and the branch are there");
+    }
+    // Alone, too, and all of an atomic push.
+    let bad = OsStr::from_bytes(b"HEAD:refs/tags/caf\xe9");
+    let (push, status) = push_with_channel_status(world, &repo, &[OsStr::new(&url), bad]);
+    push.rejected_with("this ref name is not allowed here");
+    assert_eq!(status, "1");
+    let live = repo.head();
+    repo.page("another");
+    let arguments = [OsStr::new("--atomic"), OsStr::new(&url), OsStr::new("HEAD:refs/heads/main"), bad];
+    let (push, status) = push_with_channel_status(world, &repo, &arguments);
+    push.rejected();
+    assert_eq!((status.as_str(), repo.live()), ("1", Some(live)));
 }

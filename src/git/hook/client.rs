@@ -12,8 +12,8 @@ use std::{
 use super::{
     pktline, recipe,
     wire::{
-        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFNAME_LIMIT, REFS_LIMIT, RecipeFile, RefChange,
-        ServerFrame, VERSION, Verdict, read_frame, write_frame,
+        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFS_LIMIT, RecipeFile, RefChange, ServerFrame, VERSION,
+        Verdict, is_refname, read_frame, write_frame,
     },
 };
 use crate::{
@@ -47,10 +47,17 @@ enum HookError {
     TooManyOptions,
 }
 
+/// The longest line with a change of a ref, in bytes: git's own limit for a packet.
+const LINE_LIMIT: u64 = 65_520;
+/// The reason for a ref whose name larder does not accept.
+const BAD_NAME: &str = "this ref name is not allowed here: names are UTF-8 text of at most 512 bytes";
+
 /// What git asked.
 #[derive(Debug, Default)]
 struct Question {
     refs: Vec<RefChange>,
+    /// The names of further refs, which larder does not accept. They are refused one by one, without the daemon.
+    bad_names: Vec<Vec<u8>>,
     options: Vec<String>,
     atomic: bool,
     quarantine: Option<String>,
@@ -83,8 +90,7 @@ pub fn main(
 }
 
 fn pre_receive(stdin: &mut dyn Read, stderr: &mut dyn Write, env: &dyn Fn(&str) -> Option<OsString>) -> u8 {
-    let question = read_pre_receive(stdin, env);
-    match question.and_then(|question| ask(HookKind::PreReceive, &question, stderr, env)) {
+    match ask(HookKind::PreReceive, &read_pre_receive(stdin, env), stderr, env) {
         Ok(Answer::Verdicts(_)) => 0,
         Ok(Answer::Discard) => {
             // What cannot be removed now lies around like the objects of any refused push, until git packs the repository.
@@ -111,17 +117,21 @@ fn proc_receive(
     stderr: &mut dyn Write,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> u8 {
-    let question = match read_proc_receive(stdin, stdout) {
-        Ok(question) => question,
-        Err(error) => {
-            // The conversation with git itself is broken: git refuses the refs by itself when the hook fails.
-            say(stderr, &format!(" !     refused: {error}"));
-            return 1;
-        }
-    };
+    let question = read_proc_receive(stdin, stdout);
     let answer = ask(HookKind::ProcReceive, &question, stderr, env).unwrap_or_else(|error| Answer::Refused(error.to_string()));
+    let Ok(question) = question else {
+        // The conversation with git itself is broken: git refuses the refs by itself when the hook fails.
+        if let Answer::Refused(why) = answer {
+            say(stderr, &format!(" !     refused: {why}"));
+        }
+        return 1;
+    };
     let written = question.refs.iter().try_for_each(|change| write_verdict(stdout, &change.refname, &answer));
-    match written.and_then(|()| pktline::flush(stdout)) {
+    let refused = question
+        .bad_names
+        .iter()
+        .try_for_each(|name| pktline::write(stdout, &[b"ng ", name.as_slice(), b" ", BAD_NAME.as_bytes()].concat()));
+    match written.and(refused).and_then(|()| pktline::flush(stdout)) {
         Ok(()) => 0,
         Err(_) => 1,
     }
@@ -157,8 +167,8 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
     let mut lines = BufReader::new(stdin);
     loop {
         let mut line = Vec::new();
-        let limit = (REFNAME_LIMIT + 256) as u64;
-        let read = (&mut lines).take(limit).read_until(b'\n', &mut line).map_err(|error| HookError::Git(error.to_string()))?;
+        let read =
+            (&mut lines).take(LINE_LIMIT).read_until(b'\n', &mut line).map_err(|error| HookError::Git(error.to_string()))?;
         if read == 0 {
             break;
         }
@@ -224,19 +234,19 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Que
 }
 
 fn add_ref(question: &mut Question, line: &[u8]) -> Result<(), HookError> {
-    if question.refs.len() == REFS_LIMIT {
+    if question.refs.len().saturating_add(question.bad_names.len()) == REFS_LIMIT {
         return Err(HookError::TooManyRefs);
     }
     let wrong = || HookError::Git(format!("{:?} is not a change of a ref", sanitise_reason(&String::from_utf8_lossy(line))));
-    let text = std::str::from_utf8(line).map_err(|_| wrong())?;
-    let mut words = text.splitn(3, ' ');
+    let mut words = line.splitn(3, |byte| *byte == b' ');
     let mut word = || words.next().ok_or_else(wrong);
-    let (old, new, refname) = (word()?, word()?, word()?);
-    if refname.len() > REFNAME_LIMIT || !refname.starts_with("refs/") || refname.contains(|c: char| c.is_control() || c == ' ') {
-        return Err(wrong());
+    let (old, new, name) = (word()?, word()?, word()?);
+    let id = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(wrong);
+    let (old, new) = (id(old)?, id(new)?);
+    match std::str::from_utf8(name) {
+        Ok(refname) if is_refname(refname) => question.refs.push(RefChange { old, new, refname: refname.to_owned() }),
+        _ => question.bad_names.push(name.to_owned()),
     }
-    let id = |text: &str| text.parse().map_err(|_| wrong());
-    question.refs.push(RefChange { old: id(old)?, new: id(new)?, refname: refname.to_owned() });
     Ok(())
 }
 
@@ -248,10 +258,11 @@ fn add_option(question: &mut Question, option: String) -> Result<(), HookError> 
     Ok(())
 }
 
-/// Puts the question to the daemon, passes its lines on, and returns its answer.
+/// Sends the question to the daemon, writes the lines that it sends, and returns its answer. A question that could not be read is sent as
+/// a refusal, so that the daemon knows how the push ended.
 fn ask(
     kind: HookKind,
-    question: &Question,
+    question: &Result<Question, HookError>,
     stderr: &mut dyn Write,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Answer, HookError> {
@@ -265,18 +276,15 @@ fn ask(
     stream.set_read_timeout(Some(SILENCE)).map_err(HookError::Gone)?;
     let mut to = &stream;
     let mut put = |frame: ClientFrame| write_frame(&mut to, &frame).map_err(HookError::Gone);
+    let (atomic, quarantine) = match question {
+        Ok(question) => (question.atomic, question.quarantine.clone()),
+        Err(_) => (false, None),
+    };
     // A refused caller finds the answer waiting even when the daemon has already hung up on its question.
-    let asked = put(ClientFrame::Hello {
-        version: VERSION,
-        token,
-        kind,
-        atomic: question.atomic,
-        quarantine: question.quarantine.clone(),
-    })
-    .and_then(|()| question.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec()))))
-    .and_then(|()| question.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone()))))
-    .and_then(|()| question.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, &mut put)))
-    .and_then(|()| put(ClientFrame::Go));
+    let asked = put(ClientFrame::Hello { version: VERSION, token, kind, atomic, quarantine }).and_then(|()| match question {
+        Ok(question) => send_question(question, &mut put),
+        Err(error) => put(ClientFrame::Refuse(sanitise_reason(&error.to_string()))),
+    });
     let mut from = BufReader::new(&stream);
     let mut verdicts = Vec::new();
     loop {
@@ -290,6 +298,14 @@ fn ask(
             Err(error) => return Err(asked.err().unwrap_or(HookError::Gone(error))),
         }
     }
+}
+
+fn send_question(question: &Question, put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>) -> Result<(), HookError> {
+    question.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec())))?;
+    put(ClientFrame::BadNames(question.bad_names.len()))?;
+    question.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone())))?;
+    question.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, put))?;
+    put(ClientFrame::Go)
 }
 
 fn send_recipe(

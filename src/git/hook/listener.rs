@@ -25,8 +25,8 @@ use tokio::{
 use super::{
     registry::PushRegistry,
     wire::{
-        CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, RECIPE_BYTES, RECIPE_COMMITS, REFNAME_LIMIT, REFS_LIMIT,
-        RecipeFile, ServerFrame, VERSION, Verdict, receive, send,
+        CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, RECIPE_BYTES, RECIPE_COMMITS, REFS_LIMIT, RecipeFile,
+        ServerFrame, VERSION, Verdict, is_refname, receive, send,
     },
 };
 use crate::{
@@ -137,24 +137,22 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
     if version != VERSION {
         return Err(format!("the hook speaks version {version}, this server {VERSION}; restart the server after an upgrade"));
     }
-    let ticket = pushes.redeem(&token, kind).ok_or("this is not the token of a push under way")?;
+    let (ticket, redeemed) = pushes.redeem(&token, kind).ok_or("this is not the token of a push under way")?;
     let quarantine = quarantine.filter(|name| is_quarantine(name));
-    let mut request = HookRequest { kind, refs: Vec::new(), options: Vec::new(), atomic, quarantine, recipes: Vec::new() };
+    let mut request =
+        HookRequest { kind, refs: Vec::new(), bad_names: 0, options: Vec::new(), atomic, quarantine, recipes: Vec::new() };
     loop {
         match receive(from).await.map_err(odd)? {
             ClientFrame::Refs(refs) => {
                 if let Some(bad) = refs.iter().find(|change| !is_refname(&change.refname)) {
                     return Err(format!("{:?} is not the name of a ref", sanitise_reason(&bad.refname)));
                 }
-                // git refuses these too, but only after pre-receive has seen them.
-                if let Some(own) = refs.iter().find(|change| change.refname.starts_with("refs/larder/")) {
-                    return Err(format!("{} is kept by larder itself; push to a branch", sanitise_reason(&own.refname)));
-                }
                 request.refs.extend(refs);
                 if request.refs.len() > REFS_LIMIT {
                     return Err(format!("the push changes more than {REFS_LIMIT} refs; push them in smaller groups"));
                 }
             }
+            ClientFrame::BadNames(count) => request.bad_names = count,
             ClientFrame::Option(option) => {
                 request.options.push(option);
                 if request.options.len() > OPTIONS_LIMIT || request.options.iter().any(|option| option.len() > OPTION_LIMIT) {
@@ -162,7 +160,11 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
                 }
             }
             ClientFrame::Recipe { commit, file, part } => add_recipe(&mut request, commit, file, part)?,
-            ClientFrame::Go => return Ok((ticket, request)),
+            ClientFrame::Go => {
+                redeemed.keep();
+                return Ok((ticket, request));
+            }
+            ClientFrame::Refuse(why) => return Err(why),
             ClientFrame::Hello { .. } => return Err(String::from("the hook introduced itself twice")),
         }
     }
@@ -184,10 +186,6 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
         file.of(files).get_or_insert_default().extend(part);
     }
     Ok(())
-}
-
-fn is_refname(name: &str) -> bool {
-    name.len() <= REFNAME_LIMIT && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
 /// The directories that git makes for this have names like `tmp_objdir-incoming-AbCd12`, or `incoming-AbCd12` before 2.35.

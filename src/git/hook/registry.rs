@@ -1,6 +1,13 @@
 //! Push tokens: each push under way has one, it opens the hook socket for that push alone, and it dies with the push.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -45,6 +52,7 @@ pub(super) fn parse_token(text: &str) -> Option<[u8; 16]> {
 struct Pending<T> {
     ticket: T,
     seen: Vec<HookKind>,
+    turned_away: Arc<AtomicBool>,
 }
 
 type Table<T> = Arc<Mutex<HashMap<[u8; 16], Pending<T>>>>;
@@ -76,8 +84,10 @@ impl<T: Clone> PushRegistry<T> {
     /// A token for a push that begins. It is good for one call of each hook, until the returned value is dropped.
     pub fn issue(&self, ticket: T) -> PushTicket<T> {
         let token = PushToken::random();
-        self.table.lock().insert(token.0, Pending { ticket, seen: Vec::new() });
-        PushTicket { token, table: self.table.clone() }
+        let turned_away = Arc::new(AtomicBool::new(false));
+        let pending = Pending { ticket, seen: Vec::new(), turned_away: turned_away.clone() };
+        self.table.lock().insert(token.0, pending);
+        PushTicket { token, table: self.table.clone(), turned_away }
     }
 
     /// How many pushes are under way.
@@ -91,14 +101,14 @@ impl<T: Clone> PushRegistry<T> {
     }
 
     /// The ticket of a token, for one call of each hook.
-    pub(super) fn redeem(&self, token: &[u8; 16], kind: HookKind) -> Option<T> {
+    pub(super) fn redeem(&self, token: &[u8; 16], kind: HookKind) -> Option<(T, Redeemed)> {
         let mut table = self.table.lock();
         let pending = table.get_mut(token)?;
         if pending.seen.contains(&kind) {
             return None;
         }
         pending.seen.push(kind);
-        Some(pending.ticket.clone())
+        Some((pending.ticket.clone(), Redeemed { turned_away: Some(pending.turned_away.clone()) }))
     }
 }
 
@@ -107,9 +117,36 @@ impl<T: Clone> PushRegistry<T> {
 pub struct PushTicket<T> {
     token: PushToken,
     table: Table<T>,
+    turned_away: Arc<AtomicBool>,
+}
+
+/// A token that was redeemed. Unless it is kept, the hook is turned away, and its push is refused.
+#[derive(Debug)]
+pub(super) struct Redeemed {
+    turned_away: Option<Arc<AtomicBool>>,
+}
+
+impl Redeemed {
+    /// The hook's question was read.
+    pub(super) fn keep(mut self) {
+        self.turned_away = None;
+    }
+}
+
+impl Drop for Redeemed {
+    fn drop(&mut self) {
+        if let Some(turned_away) = &self.turned_away {
+            turned_away.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 impl<T> PushTicket<T> {
+    /// Returns true if a hook of this push was turned away, which refuses the push.
+    pub fn turned_away(&self) -> bool {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
     /// The token for the hooks' environment.
     pub fn token(&self) -> PushToken {
         self.token
@@ -131,11 +168,16 @@ mod tests {
         let registry = PushRegistry::new();
         let ticket = registry.issue("shop");
         let token = parse_token(&ticket.token().to_hex()).unwrap();
-        assert_eq!(registry.redeem(&token, HookKind::PreReceive), Some("shop"));
-        assert_eq!(registry.redeem(&token, HookKind::PreReceive), None, "replayed");
-        assert_eq!(registry.redeem(&token, HookKind::ProcReceive), Some("shop"));
+        let redeem = |kind| registry.redeem(&token, kind);
+        let (shop, redeemed) = redeem(HookKind::PreReceive).unwrap();
+        redeemed.keep();
+        assert_eq!(shop, "shop");
+        assert!(redeem(HookKind::PreReceive).is_none(), "replayed");
+        assert!(!ticket.turned_away());
+        assert!(redeem(HookKind::ProcReceive).is_some());
+        assert!(ticket.turned_away(), "its question was never read");
         drop(ticket);
-        assert_eq!(registry.redeem(&token, HookKind::ProcReceive), None);
+        assert!(redeem(HookKind::ProcReceive).is_none());
         assert!(registry.is_empty());
     }
 

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::{git::source::RecipeFiles, model::CommitId};
 
 /// The version of these messages; the hook of another version of larder is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The largest frame, in bytes.
 pub const FRAME_LIMIT: usize = 64 * 1024;
 /// The most refs that one push may change.
@@ -105,6 +105,8 @@ pub struct HookRequest {
     pub kind: HookKind,
     /// The refs to be changed.
     pub refs: Vec<RefChange>,
+    /// The number of further refs, whose names larder does not accept. The hook refuses each of them by itself.
+    pub bad_names: usize,
     /// The push options (`git push -o`), as given.
     pub options: Vec<String>,
     /// Whether the client wants all refs or none.
@@ -141,12 +143,16 @@ pub(super) enum ClientFrame {
     Hello { version: u32, token: [u8; 16], kind: HookKind, atomic: bool, quarantine: Option<String> },
     /// Some of the refs.
     Refs(Vec<RefChange>),
+    /// The number of refs whose names larder does not accept; they are not among the others.
+    BadNames(usize),
     /// A push option.
     Option(String),
     /// The next part of a file of a commit's recipe.
     Recipe { commit: CommitId, file: RecipeFile, part: Vec<u8> },
     /// That was all.
     Go,
+    /// The hook refuses the push as a whole, for this reason.
+    Refuse(String),
 }
 
 /// From daemon to hook.
@@ -164,6 +170,11 @@ pub(super) enum ServerFrame {
     Discard,
     /// The push as a whole is refused.
     Refused(String),
+}
+
+/// Returns true for ref names that larder accepts. Other names are refused one by one; they do not concern the refs beside them.
+pub(super) fn is_refname(name: &str) -> bool {
+    name.len() <= REFNAME_LIMIT && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
 /// Writes one frame, blocking.
