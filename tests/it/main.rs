@@ -20,6 +20,7 @@ mod hostile;
 mod keeper;
 mod keeper_bounds;
 mod keeper_world;
+mod language;
 mod libraries;
 mod machines;
 mod mirrors;

@@ -12,6 +12,7 @@ pub mod machine;
 pub mod output;
 pub mod processes;
 pub mod server;
+pub mod source;
 pub mod state;
 pub mod world;
 
