@@ -74,7 +74,7 @@ const BUCKETS: [&str; 8] = [
 fn brought_along() -> Vec<LibFile> {
     let hooks = git::embedded::HOOKS.iter();
     let hooks = hooks.map(|(name, bytes)| LibFile { path: Path::new("hooks").join(name), bytes, executable: true });
-    let packs = buildpack::embedded::FILES.iter().map(|file| LibFile {
+    let packs = buildpack::builtin::FILES.iter().map(|file| LibFile {
         path: Path::new("buildpacks").join(file.path),
         bytes: file.text.as_bytes(),
         executable: file.executable,

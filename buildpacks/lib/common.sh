@@ -1,12 +1,12 @@
-# What every compile script of larder's own buildpacks shares. Sourced, never run; plain POSIX sh.
+# Functions for the compile scripts of larder's own buildpacks. Sourced, never executed; plain POSIX sh. The caller sets `lib`.
 #
-# After `prepare "$@"`: BUILD_DIR and CACHE_DIR are absolute, configuration is in the environment, and HOME is a place where tools
-# may leave their litter. After `scratch` or `run` there is TMP, which is removed at the end. What needs no tool starts none.
+# After `prepare "$@"`, BUILD_DIR and CACHE_DIR are absolute, the configuration is in the environment, and HOME is a directory in the
+# cache for the files that tools leave there. After `scratch` or `run`, TMP is a directory that is removed at the end.
 
 LC_ALL=C.UTF-8
 export LC_ALL
 
-# Times inside generated files: the same source gives the same bytes.
+# The time that tools write into generated files: the same source gives the same bytes.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800}
 export SOURCE_DATE_EPOCH
 
@@ -14,7 +14,7 @@ title() { printf '%s %s\n' '----->' "$*"; }
 info() { printf '       %s\n' "$*"; }
 warn() { printf ' !     %s\n' "$*"; }
 
-# The last such line is the reason that larder puts into git's own rejected line.
+# fail MESSAGE: ends the build. larder puts the last ` !     ` line into git's rejected line.
 fail() {
   printf ' !     %s\n' "$*"
   exit 1
@@ -22,37 +22,41 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# need PROGRAM PACKAGE: says which Debian package is missing.
+# need PROGRAM PACKAGES: fails with the name of the Debian package if the program is missing.
 need() {
   has "$1" || fail "$1 is not installed on this server: apt-get install $2"
 }
 
 prepare() {
   [ $# -ge 2 ] || fail "usage: bin/compile BUILD_DIR CACHE_DIR [ENV_DIR]"
-  [ -d "$2" ] || mkdir -p "$2" || fail "the cache directory $2 cannot be made"
-  BUILD_DIR=$(cd -- "$1" && pwd) || fail "there is no directory $1"
-  CACHE_DIR=$(cd -- "$2" && pwd) || fail "there is no directory $2"
+  [ -d "$2" ] || mkdir -p "$2" || fail "cannot create the cache directory $2"
+  BUILD_DIR=$(cd -- "$1" && pwd) || fail "cannot enter the build directory $1"
+  CACHE_DIR=$(cd -- "$2" && pwd) || fail "cannot enter the cache directory $2"
   [ -z "${3:-}" ] || load_environment "$3"
   if [ "$BUILD_DIR" != /app ]; then
     warn "This build runs in $BUILD_DIR, not in /app: its result may not work at another path."
   fi
   TMP=
+  # Tools break their sentences at this width.
+  COLUMNS=400
+  THOR_COLUMNS=400
+  export COLUMNS THOR_COLUMNS
   HOME=$CACHE_DIR/home
   [ -d "$HOME" ] || mkdir -p "$HOME"
   export HOME
-  cd "$BUILD_DIR" || fail "there is no directory $BUILD_DIR"
-  # Output of tools passes a pipe; 4 is where it goes.
+  cd "$BUILD_DIR" || fail "cannot enter the build directory $BUILD_DIR"
+  # Descriptor 4 is the build's output; `run` uses descriptor 1 for a pipe.
   exec 4>&1
 }
 
-# scratch: makes TMP.
+# scratch: creates TMP.
 scratch() {
   [ -z "$TMP" ] || return 0
-  TMP=$(mktemp -d) || fail "no temporary directory can be made"
+  TMP=$(mktemp -d) || fail "cannot create a temporary directory"
   trap 'rm -rf "$TMP"' EXIT
 }
 
-# Heroku's ENV_DIR: one file per variable. Those that would change which programs run, or how, stay outside.
+# load_environment ENV_DIR: exports one variable per file, as on Heroku. Variables that change which programs run are skipped.
 load_environment() {
   for _file in "$1"/*; do
     [ -f "$_file" ] || continue
@@ -70,7 +74,7 @@ load_environment() {
   done
 }
 
-# run COMMAND...: indented output, a copy of it in $TMP/output, the command's own status.
+# run COMMAND...: runs it with indented output, copies the output to $TMP/output, and returns the command's status.
 run() {
   scratch
   _status=$({ {
@@ -80,91 +84,106 @@ run() {
   return "${_status:-1}"
 }
 
-# must WHAT COMMAND...: as run, or the build ends with "WHAT exited N" and what the output says about it.
+# must WHAT COMMAND...: runs the command as `run` does. If it fails, the build ends with "WHAT exited N" and the reason from its output.
 must() {
   _what=$1
   shift
   run "$@" || {
     _status=$?
-    _why=$(why)
-    fail "$_what exited $_status${_why:+: $_why}"
+    _reason=$(reason)
+    fail "$_what exited $_status${_reason:+: $_reason}"
   }
 }
 
-# unreachable: says which host the last run could not reach, if any.
-unreachable() {
-  _host=$(sed -n \
-    -e 's/.*getaddrinfo \(ENOTFOUND\|EAI_AGAIN\) \([A-Za-z0-9.-]*\).*/\2/p' \
-    -e 's/.*getaddrinfo for \([A-Za-z0-9.-]*\) failed.*/\1/p' \
-    -e 's/.*Could not resolve host: \([A-Za-z0-9.-]*\).*/\1/p' \
-    -e 's/.*Could not reach host \([A-Za-z0-9.-]*[A-Za-z0-9]\).*/\1/p' \
-    -e 's/.*Unknown host \([A-Za-z0-9.-]*\).*/\1/p' \
-    -e 's/.*UnknownHostException: \([A-Za-z0-9.-]*\).*/\1/p' \
-    -e 's/.*lookup \([A-Za-z0-9.-]*\) on [^ ]*: no such host.*/\1/p' \
-    -e "s/.*HTTPSConnection(host='\([A-Za-z0-9.-]*\)'.*Name or service not known.*/\1/p" "$TMP/output" | head -n 1)
-  [ -z "$_host" ] || echo "$_host cannot be reached from this server"
+# reason [RULES]: the cause of failure in the output of the last run, as one line; nothing if no rule of the table matches.
+# RULES limits the search to the rules of one group.
+reason() {
+  tail -c 1000000 "$TMP/output" | awk -v build_dir="$BUILD_DIR/" -f "$lib/plain.awk" >"$TMP/plain"
+  _group=
+  while IFS= read -r _rule; do
+    case $_rule in
+      '' | '#'*) continue ;;
+      '['*) _group=$_rule; continue ;;
+    esac
+    [ -z "${1:-}" ] || [ "$_group" = "[$1]" ] || continue
+    _found=$(sed -nE "$_rule;T;s/^[[:space:]]+//;s/[[:space:]]+\$//;/[^[:space:]:]/!d;p;q" "$TMP/plain" | cut -c1-240)
+    if [ -n "$_found" ]; then
+      printf '%s\n' "$_found"
+      return
+    fi
+  done <"$lib/reasons"
 }
 
-# why: the cause that the last run's output names, as one short line; nothing where it names none. First a host that could not be
-# reached, because what tools say after that is a consequence; then the first line that its tool marked as an error.
-why() {
-  _why=$(unreachable)
-  if [ -n "$_why" ]; then
-    echo "$_why"
-    return
-  fi
-  sed -e "s/$(printf '\033')\[[0-9;]*[A-Za-z]//g" "$TMP/output" | sed -n \
-    -e '/^npm \(error\|ERR!\) \(code\|errno\|syscall\|path\|command\|type\|cwd\|workspace\|location\|A complete log\|Exit handler\)/d' \
-    -e 's/^npm \(error\|ERR!\) \([^ ].*\)/\2/p' \
-    -e 's/^Error: No compatible signature found in package metadata.*/the registry gives no signatures, which corepack asks for: put the hash into packageManager (corepack use does), or set COREPACK_INTEGRITY_KEYS=0/p' \
-    -e '/([0-9,]*): error TS[0-9]*: /p' \
-    -e 's/^[^ ]*sh: \(line \)\{0,1\}[0-9]*:\{0,1\} *\(.*not found\)$/\2/p' \
-    -e 's/^ *\([A-Za-z.]*\(Error\|Exception\): .*\)/\1/p' \
-    -e 's/^\[ERROR\] *\([^ ].*\)/\1/p' \
-    -e 's/^ *\(error\|ERROR\|fatal\|FATAL\|Error\)\( [A-Z]*[0-9]*\)\{0,1\}: *\([^ ].*\)/\3/p' | head -n 1 | sed "s|$BUILD_DIR/||g" | cut -c1-160
+# one_of FILE...: sets CHOSEN to the first file that exists, or to nothing. Warns if there are several, since only one counts.
+one_of() {
+  CHOSEN=
+  for _file in "$@"; do
+    [ -f "$_file" ] || continue
+    if [ -z "$CHOSEN" ]; then
+      CHOSEN=$_file
+    else
+      warn "The project has both $CHOSEN and $_file: $CHOSEN counts. Remove the other file."
+    fi
+  done
 }
 
-# same_key NAME TEXT: whether the cache's part NAME was made from TEXT.
-same_key() {
-  [ -f "$CACHE_DIR/$1/key" ] || return 1
-  _key=
-  while IFS= read -r _line || [ -n "$_line" ]; do _key="$_key${_key:+
-}$_line"; done <"$CACHE_DIR/$1/key"
-  [ "$_key" = "$2" ]
+# Installed packages may come from the cache only if the key covers everything that went into them. The key covers lock files, other
+# named files, settings, programs, the machine, and these scripts. Packages from the project's own directories and install scripts can
+# depend on any file of the project; a buildpack that finds one of those calls neither `restore` nor `keep` and lets the tool install
+# from its own download cache.
+
+# cache_key SETTINGS WORD... -- FILE...: sets KEY. SETTINGS is an extended regular expression of the names of variables that the tool
+# reads; files that do not exist are skipped.
+cache_key() {
+  _settings=$1
+  shift
+  _words=
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    _words="$_words$1
+"
+    shift
+  done
+  [ $# = 0 ] || shift
+  for _file in "$0" "$lib"/*; do set -- "$@" "$_file"; done
+  KEY=$({
+    printf '%s %s\n%s' "$(uname -m)" "$BUILD_DIR" "$_words"
+    env -0 | LC_ALL=C sort -z | grep -zE "^($_settings)" | tr '\0' '\n'
+    sha256sum -- "$@" 2>/dev/null
+  } | sha256sum)
 }
 
-# restore NAME DIRECTORY: the kept copy becomes DIRECTORY.
+# identity PROGRAM: one word that changes when the program is replaced; cheaper than asking for its version.
+identity() { stat -Lc '%n:%s:%i:%Z' -- "$(command -v "$1")" 2>/dev/null || echo "$1"; }
+
+# restore NAME DIRECTORY: the copy that was kept under KEY becomes DIRECTORY; fails if there is none.
 restore() {
+  [ -f "$CACHE_DIR/$1/key" ] && IFS= read -r _key <"$CACHE_DIR/$1/key" && [ "$_key" = "$KEY" ] || return 1
   rm -rf "$2"
   cp -a --reflink=auto "$CACHE_DIR/$1/tree" "$2"
 }
 
-# keep NAME TEXT DIRECTORY: a copy of DIRECTORY under the key TEXT. The key comes last: without it the copy does not count.
+# keep NAME DIRECTORY: keeps a copy of DIRECTORY under KEY. The key file is written last: a copy without it is not used.
 keep() {
   mkdir -p "$CACHE_DIR/$1"
-  rm -rf "$CACHE_DIR/$1/key" "$CACHE_DIR/$1/tree"
-  if cp -a --reflink=auto "$3" "$CACHE_DIR/$1/tree"; then
-    printf '%s\n' "$2" >"$CACHE_DIR/$1/key"
+  forget "$1"
+  if cp -a --reflink=auto "$2" "$CACHE_DIR/$1/tree"; then
+    printf '%s\n' "$KEY" >"$CACHE_DIR/$1/key"
   else
     rm -rf "$CACHE_DIR/$1/tree"
-    warn "$3 could not be kept for the next build."
+    warn "cannot keep $2 for the next build"
   fi
 }
 
-# digest FILE...: one word for the contents of those that exist.
-digest() {
-  for _file in "$@"; do
-    [ -f "$_file" ] && sha256sum <"$_file"
-  done | sha256sum | cut -c1-64
-}
+# forget NAME: removes the copy.
+forget() { rm -rf "$CACHE_DIR/$1/key" "$CACHE_DIR/$1/tree"; }
 
-# profile NAME TEXT: a script that every process sources at its start.
+# profile NAME TEXT: writes a script that every process sources when it starts.
 profile() {
   mkdir -p .profile.d
   printf '%s\n' "$2" >".profile.d/$1.sh"
 }
 
-# export_for_next TEXT: what the next buildpack finds in its environment.
+# export_for_next TEXT: adds shell assignments for the buildpacks that run after this one.
 export_for_next() {
   if [ -n "${LARDER_EXPORT:-}" ]; then printf '%s\n' "$1" >>"$LARDER_EXPORT"; fi
 }

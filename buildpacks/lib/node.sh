@@ -1,14 +1,10 @@
 # Installing a Node project's packages: for the buildpacks node and static. Sourced after common.sh and look.sh.
 
-# node_prepare: what is needed before the first script of package.json runs.
+# node_prepare: reads package.json and chooses the package manager; needed before the first script of package.json runs.
 node_prepare() {
   need node nodejs
   NODE_VERSION=$(node --version)
-  read_text package.json
-  PACKAGE_JSON=$TEXT
-  node_tool
-  info "node $NODE_VERSION, $TOOL"
-  node_wanted
+  read_package package.json
 
   npm_config_cache=$CACHE_DIR/npm
   npm_config_fund=false
@@ -17,26 +13,39 @@ node_prepare() {
   npm_config_progress=false
   COREPACK_HOME=$CACHE_DIR/corepack
   COREPACK_ENABLE_DOWNLOAD_PROMPT=0
-  # The version that corepack knows, where package.json names none: not whatever is newest today.
+  # Without packageManager in package.json: the version that corepack knows, not the newest of today.
   COREPACK_DEFAULT_TO_LATEST=0
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
   export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST
-  case "${PNPM:-} ${YARN:-}" in *corepack*) node_corepack_registry ;; esac
+
+  node_tool
+  info "node $NODE_VERSION, $TOOL"
+  node_wanted
+  case $PROGRAM in corepack*) node_corepack_registry ;; esac
   case $TOOL in
+    pnpm)
+      # As variables, because `pnpm prune` has no option for the store. pnpm would also reuse what install scripts made of another state
+      # of the project. pnpm 11 reads the second spelling only.
+      npm_config_store_dir=$CACHE_DIR/pnpm
+      npm_config_side_effects_cache=false
+      pnpm_config_store_dir=$CACHE_DIR/pnpm
+      pnpm_config_side_effects_cache=false
+      export npm_config_store_dir npm_config_side_effects_cache pnpm_config_store_dir pnpm_config_side_effects_cache
+      ;;
     yarn1)
       YARN_CACHE_FOLDER=$CACHE_DIR/yarn
       export YARN_CACHE_FOLDER
       ;;
     yarn)
-      # Without node_modules, what is installed would be in a cache that no process sees.
+      # Without node_modules, the packages would be in a cache that no process sees.
       YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
       export YARN_NODE_LINKER
       ;;
   esac
 }
 
-# node_corepack_registry: corepack does not read npm's settings. Where npm is configured for another registry than the public one, the
-# public one is most likely out of reach, for pnpm and yarn themselves too.
+# node_corepack_registry: corepack does not read npm's settings. If npm is configured for a mirror, the public registry is most likely out of
+# reach for pnpm and yarn, too.
 node_corepack_registry() {
   [ -z "${COREPACK_NPM_REGISTRY:-}" ] || return 0
   _registry=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}
@@ -50,9 +59,9 @@ node_corepack_registry() {
   esac
 }
 
-# node_wanted: says so if package.json asks for another version of node. What cannot be read as a range asks for nothing.
+# node_wanted: warns if package.json asks for another version of node. A text that is no range of versions asks for nothing.
 node_wanted() {
-  case $PACKAGE_JSON in *'"engines"'*) ;; *) return 0 ;; esac
+  member engines node || return 0
   # shellcheck disable=SC2016 # JavaScript's
   _wanted=$(node -e '
     const wanted = String((JSON.parse(require("fs").readFileSync("package.json", "utf8")).engines || {}).node || "");
@@ -84,111 +93,171 @@ node_wanted() {
   [ -z "$_wanted" ] || warn "The project asks for node $_wanted; this server has $NODE_VERSION."
 }
 
-# node_install: the packages of package.json, the development ones included, in node_modules.
+# node_tool: sets TOOL, LOCK and PROGRAM by the lock files that exist. If there are several, packageManager in package.json decides.
+node_tool() {
+  _manager=
+  if member packageManager; then _manager=${VALUE%%+*}; fi
+  case $_manager in
+    npm@*) one_of npm-shrinkwrap.json package-lock.json pnpm-lock.yaml yarn.lock ;;
+    yarn@*) one_of yarn.lock pnpm-lock.yaml npm-shrinkwrap.json package-lock.json ;;
+    *) one_of pnpm-lock.yaml yarn.lock npm-shrinkwrap.json package-lock.json ;;
+  esac
+  LOCK=$CHOSEN
+  case $LOCK in
+    pnpm-lock.yaml) TOOL=pnpm ;;
+    yarn.lock)
+      TOOL=yarn1
+      if [ -f .yarnrc.yml ]; then TOOL=yarn; fi
+      case $_manager in yarn@[2-9]*) TOOL=yarn ;; esac
+      ;;
+    *) TOOL=npm ;;
+  esac
+  for _file in bun.lock bun.lockb deno.lock; do
+    if [ -f "$_file" ]; then warn "$_file is not used: this buildpack installs with npm, pnpm or yarn."; fi
+  done
+  _version=
+  case $_manager in
+    '' | "${TOOL%1}@"*) _version=${_manager#*@} ;;
+    *) warn "package.json asks for $_manager in packageManager, but the project has no lock file of it: ${TOOL%1} installs${LOCK:+ from $LOCK}." ;;
+  esac
+  node_program "${TOOL%1}" "$_version"
+}
+
+# node_program NAME VERSION: PROGRAM runs the package manager: the server's own if it has the version that packageManager asks for, else
+# corepack, which downloads that version.
+node_program() {
+  PROGRAM=
+  for _name in "$1" "$1pkg"; do
+    if has "$_name"; then PROGRAM=$_name; break; fi
+  done
+  case $1 in
+    npm) [ -n "$PROGRAM" ] || need npm npm ;;
+  esac
+  if [ -n "$2" ] && [ -n "$PROGRAM" ]; then
+    # Not in the project, where a shim of corepack, and yarn itself, look at package.json.
+    _have=$(cd / && "$PROGRAM" --version 2>/dev/null) || _have=
+    case $_have in
+      "$2" | "$2".*) return 0 ;;
+    esac
+    case $1 in
+      npm) _corepack=no ;;
+      *) case $2 in [0-9]*.[0-9]*.[0-9]*) _corepack=yes ;; *) _corepack=no ;; esac ;;
+    esac
+    if [ $_corepack = yes ] && has corepack; then
+      PROGRAM="corepack $1"
+    else
+      warn "package.json asks for $1 $2 in packageManager; this server has $1 ${_have:-of an unknown version}."
+    fi
+  elif [ -z "$PROGRAM" ]; then
+    has corepack || fail "$1 is not installed on this server: npm install --global $1, or install corepack"
+    PROGRAM="corepack $1"
+  fi
+}
+
+# node_install: installs the packages of package.json in node_modules, including the development packages.
 node_install() {
   if [ -d node_modules ] && [ -z "$LOCK" ]; then
-    info "node_modules is part of the source: used as it is"
+    info "node_modules is part of the source and is used unchanged"
     return
   fi
-  if ! node_has_dependencies && [ "$TOOL" = npm ]; then
+  if ! node_has_dependencies; then
     info "package.json names no packages"
     return
   fi
-
-  # The same packages as last time need no installation; but install scripts of the project itself must run each time.
-  _key=
-  if [ -n "$LOCK" ] && node_is_plain; then
-    _key="$NODE_VERSION $TOOL $(uname -m) $BUILD_DIR $(digest package.json "$LOCK" .npmrc .yarnrc .yarnrc.yml pnpm-workspace.yaml)"
-    if same_key node_modules "$_key"; then
-      restore node_modules node_modules && info "$LOCK is the same as last time: node_modules restored" && return
-    fi
-  fi
   case $TOOL in
-    npm)
-      if [ -n "$LOCK" ]; then
-        must "npm ci" npm ci --include=dev --no-audit --no-fund
-      else
-        warn "There is no package-lock.json: versions may change from build to build. Commit one (npm install makes it)."
-        must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
-      fi
-      ;;
-    # Without CI these two ask questions, but a project's own scripts may take it for something else: for them, warnings are errors then.
-    pnpm) must "pnpm install" env CI="${CI:-true}" $PNPM install --frozen-lockfile --prod=false --store-dir "$CACHE_DIR/pnpm" ;;
-    yarn1) must "yarn install" $YARN install --frozen-lockfile --production=false --non-interactive ;;
-    yarn) must "yarn install" env CI="${CI:-true}" $YARN install --immutable ;;
+    npm) node_install_npm ;;
+    # CI keeps pnpm and yarn from asking questions. Scripts of the project do not get it: many treat warnings as errors then.
+    pnpm) must "pnpm install" env CI="${CI:-true}" $PROGRAM install --frozen-lockfile --prod=false ;;
+    yarn1) node_install_yarn1 ;;
+    yarn) must "yarn install" env CI="${CI:-true}" $PROGRAM install --immutable ;;
   esac
-  if [ -n "$_key" ] && [ -d node_modules ]; then keep node_modules "$_key" node_modules; fi
 }
 
-# TOOL and LOCK, by the lock file that is there.
-node_tool() {
-  LOCK=
-  TOOL=npm
-  if [ -f pnpm-lock.yaml ]; then
-    LOCK=pnpm-lock.yaml TOOL=pnpm
-    if has pnpm; then PNPM=pnpm; elif has corepack; then PNPM="corepack pnpm"; else
-      fail "pnpm is not installed on this server: npm install --global pnpm, or corepack"
-    fi
-  elif [ -f yarn.lock ]; then
-    LOCK=yarn.lock TOOL=yarn1
-    if has yarn; then YARN=yarn; elif has yarnpkg; then YARN=yarnpkg; elif has corepack; then YARN="corepack yarn"; else
-      fail "yarn is not installed on this server: apt-get install yarnpkg, or npm install --global yarn"
-    fi
-    if [ -f .yarnrc.yml ]; then TOOL=yarn; fi
-    case $PACKAGE_JSON in *'"yarn@'[2-9]*) TOOL=yarn ;; esac
-  else
-    need npm npm
-    for _lock in npm-shrinkwrap.json package-lock.json; do
-      if [ -f "$_lock" ]; then LOCK=$_lock; break; fi
-    done
+# node_key: KEY for node_modules, if node_modules is the whole result of the installation and contains nothing of the project.
+node_key() {
+  [ -n "$LOCK" ] && [ ! -f pnpm-workspace.yaml ] && ! member workspaces && ! node_has_install_scripts || return 1
+  cache_key '(npm|NPM|yarn|YARN)_[A-Za-z]|NODE_' "$NODE_VERSION" "$(identity node)" "$(identity "${PROGRAM#corepack }")" -- \
+    package.json "$LOCK" .npmrc .yarnrc
+}
+
+# Install scripts of packages may read the project, as `prisma generate` does, so they run in every build: what is kept is the tree
+# without their results.
+node_install_npm() {
+  if [ -z "$LOCK" ]; then
+    warn "There is no package-lock.json: versions may change from build to build. Commit one (npm install creates it)."
+    must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
+    return
   fi
+  if grep -qE '"link": *true|": *"file:' "$LOCK" || ! node_key; then
+    must "npm ci" npm ci --include=dev --no-audit --no-fund
+    return
+  fi
+  if restore node_modules node_modules; then
+    info "$LOCK is unchanged: node_modules restored"
+  else
+    must "npm ci" npm ci --include=dev --no-audit --no-fund --ignore-scripts
+    [ ! -d node_modules ] || keep node_modules node_modules
+  fi
+  # The first version of the lock file does not say which packages have scripts.
+  if [ -d node_modules ] && grep -qE '"hasInstallScript": *true|"lockfileVersion": *1\b' "$LOCK"; then
+    # Optional packages may fail, which only a whole installation tolerates.
+    run npm rebuild --no-audit --no-fund || {
+      forget node_modules
+      must "npm ci" npm ci --include=dev --no-audit --no-fund
+    }
+  fi
+}
+
+# A yarn.lock does not say which packages have install scripts, and yarn 1 cannot run them on a restored tree: a tree with one is not kept.
+node_install_yarn1() {
+  _kept=no
+  if [ "$(grep -c '^  version ' "$LOCK")" = "$(grep -cE '^  resolved "(git\+)?(https?|ssh)://' "$LOCK")" ] && node_key; then
+    _kept=yes
+    if restore node_modules node_modules; then
+      info "$LOCK is unchanged: node_modules restored"
+      return
+    fi
+  fi
+  must "yarn install" $PROGRAM install --frozen-lockfile --production=false --non-interactive
+  if [ $_kept = yes ] && [ -d node_modules ] && ! node_tree_has_scripts; then keep node_modules node_modules; fi
+}
+
+node_tree_has_scripts() {
+  [ -z "$(find node_modules -name binding.gyp -print -quit)" ] || return 0
+  find node_modules -name package.json -type f -print0 | xargs -0 -r grep -lE '"(pre|post)?install"[[:space:]]*:' | grep -q .
 }
 
 node_has_dependencies() {
-  [ -n "$LOCK" ] && return
-  case $PACKAGE_JSON in
-    *'"dependencies"'* | *'"devDependencies"'* | *'"optionalDependencies"'* | *'"workspaces"'*) return 0 ;;
-  esac
-  TEXT=$PACKAGE_JSON
-  node_has_install_scripts
+  [ -z "$LOCK" ] || return 0
+  member dependencies || member devDependencies || member optionalDependencies || member workspaces || node_has_install_scripts
 }
 
 node_has_install_scripts() {
-  has_script preinstall || has_script install || has_script postinstall || has_script prepare
+  script preinstall || script install || script postinstall || script prepare
 }
 
-# Whether node_modules alone is the result of an installation.
-node_is_plain() {
-  [ "$TOOL" != yarn ] && [ ! -f pnpm-workspace.yaml ] || return 1
-  case $PACKAGE_JSON in *'"workspaces"'*) return 1 ;; esac
-  TEXT=$PACKAGE_JSON
-  ! node_has_install_scripts
-}
-
-# node_script NAME: runs it if package.json has it; says whether it was there.
+# node_script NAME: runs that script of package.json; fails if there is none.
 node_script() {
-  TEXT=$PACKAGE_JSON
-  has_script "$1" || return 1
+  script "$1" || return 1
   title "npm script $1"
   case $TOOL in
     npm) must "the script $1 of package.json" npm run --silent "$1" ;;
-    pnpm) must "the script $1 of package.json" $PNPM run "$1" ;;
-    *) must "the script $1 of package.json" $YARN run "$1" ;;
+    *) must "the script $1 of package.json" $PROGRAM run "$1" ;;
   esac
 }
 
-# node_prune: takes the development packages away, unless the project says by npm's or yarn's own word that it needs them.
+# node_prune: removes the development packages, unless the project says in npm's or yarn's own words that it needs them.
 node_prune() {
   if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ]; then return 0; fi
-  case $PACKAGE_JSON in *'"devDependencies"'*) ;; *) return 0 ;; esac
+  member devDependencies || [ -f pnpm-workspace.yaml ] || return 0
   [ -d node_modules ] || return 0
   title "Removing development packages"
   case $TOOL in
     npm) must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock ;;
-    pnpm) must "pnpm prune" env CI="${CI:-true}" $PNPM prune --prod --ignore-scripts --store-dir "$CACHE_DIR/pnpm" ;;
-    yarn1) must "yarn install --production" $YARN install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
-    yarn) run $YARN workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
+    pnpm) must "pnpm prune" env CI="${CI:-true}" $PROGRAM prune --prod --ignore-scripts ;;
+    yarn1) must "yarn install --production" $PROGRAM install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
+    yarn) run $PROGRAM workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
   esac
-  # A note of npm with times in it; nothing reads it in a release.
+  # Notes of the package managers, with times in them, that no process reads.
   rm -f node_modules/.package-lock.json node_modules/.yarn-integrity node_modules/.modules.yaml
 }

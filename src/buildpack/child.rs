@@ -1,5 +1,4 @@
-//! One script: started with an environment from zero, its output passed on as it comes, its last lines kept, and everything that
-//! it started ended with it.
+//! Runs one script: with an environment from zero, its output forwarded, its last lines kept, and its process group killed at the end.
 
 use std::{
     collections::VecDeque,
@@ -15,62 +14,59 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// How many of the last lines are kept for the report.
+/// The number of last lines that the report contains.
 const TAIL_LINES: usize = 20;
-/// Bytes that are kept of a line.
+/// The maximum length of such a line in bytes.
 const LINE: usize = 512;
-/// Bytes that are kept of an output that is a value.
+/// The maximum size of a captured stdout in bytes.
 pub(super) const VALUE: usize = 64 * 1024;
-/// How long output may still come after the script ended and its process group was killed.
+/// The time limit for remaining output after the script exited and its process group was killed.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Where a script's stdout goes.
+/// The destination of a script's stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capture {
-    /// To the build's output, with stderr.
+    /// The build's output, together with stderr.
     Nothing,
-    /// To the caller; stderr goes to the build's output.
+    /// The caller; stderr goes to the build's output.
     Stdout,
-    /// To the caller; stderr is kept for a failure only.
+    /// The caller; stderr is kept only for a failure.
     Quietly,
 }
 
-/// A script to run.
+/// A script with its arguments and environment.
 #[derive(Debug)]
-pub(super) struct Script<'a> {
-    /// The program.
+pub(super) struct ScriptCommand<'a> {
     pub program: &'a Path,
-    /// Its arguments.
     pub arguments: Vec<&'a OsStr>,
-    /// All of its environment.
+    /// The complete environment; nothing is inherited.
     pub environment: Vec<(OsString, OsString)>,
-    /// Its working directory.
+    /// The working directory.
     pub directory: &'a Path,
-    /// Files of shell assignments to source before it, in order.
+    /// Files of shell assignments that are sourced before the program starts, in order.
     pub exports: &'a [PathBuf],
-    /// What happens with its stdout.
     pub capture: Capture,
 }
 
-/// How it went.
+/// The end of a script.
 #[derive(Debug)]
-pub(super) struct Ended {
-    /// The exit status, if it ended by itself.
+pub(super) struct ScriptExit {
+    /// The exit status, unless a signal ended the script.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that ended the script.
     pub signal: Option<i32>,
-    /// Its stdout, where that was asked for; at most [`VALUE`] bytes.
+    /// The captured stdout; at most [`VALUE`] bytes.
     pub stdout: Vec<u8>,
-    /// Its last lines.
+    /// The last lines of the output.
     pub tail: Vec<String>,
 }
 
-impl Ended {
+impl ScriptExit {
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }
 
-    /// `exited 1`, or the signal.
+    /// Describes the status: `exited 1`, or the signal.
     pub fn how(&self) -> String {
         match (self.code, self.signal) {
             (Some(code), _) => format!("exited {code}"),
@@ -79,26 +75,39 @@ impl Ended {
         }
     }
 
-    /// Its own reason: the last line that it marked as an error.
+    /// Returns the script's own reason: the last line that it marked as an error.
     pub fn reason(&self) -> Option<String> {
-        let marked = self.tail.iter().rev().find_map(|line| line.trim_start().strip_prefix("! "));
-        marked.map(|line| line.trim().to_owned()).filter(|line| !line.is_empty())
+        let marked =
+            |line: &str| line.trim_start().strip_prefix("! ").map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let (number, found) = self.tail.iter().enumerate().rev().find_map(|(number, line)| Some((number, marked(line)?)))?;
+        Some(self.sentence(number, found))
     }
 
-    /// The last line that says something.
+    /// Returns the last line that is not blank.
     pub fn last_line(&self) -> Option<String> {
-        self.tail.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty()).map(str::to_owned)
+        let (number, line) = self.tail.iter().enumerate().rev().find(|(_, line)| !line.trim().is_empty())?;
+        Some(self.sentence(number, line.trim().to_owned()))
+    }
+
+    /// Completes a line that ends in a colon, which only announces the cause: by the line that follows, or else by removing the colon.
+    fn sentence(&self, number: usize, line: String) -> String {
+        let Some(start) = line.strip_suffix(':') else { return line };
+        let following = self.tail.iter().skip(number + 1).map(|line| line.trim().trim_start_matches("! ").trim());
+        match following.into_iter().find(|line| !line.is_empty()) {
+            Some(rest) => format!("{start}: {}", rest.trim_end_matches(':')),
+            None => start.to_owned(),
+        }
     }
 }
 
-/// Runs it to its end; `output` gets what it says.
-pub(super) fn run<W: Write + Send + 'static>(script: &Script<'_>, output: &Arc<Mutex<W>>) -> io::Result<Ended> {
+/// Runs the script to its end and writes its output to `output`.
+pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output: &Arc<Mutex<W>>) -> io::Result<ScriptExit> {
     let mut command = if script.exports.is_empty() {
         let mut command = Command::new(script.program);
         command.args(&script.arguments);
         command
     } else {
-        // Export files are shell; the program and its arguments are not.
+        // The shell reads the export files. It gets the program and its arguments as words, which it does not interpret.
         let mut command = Command::new(shell());
         command.args(["-c", "while [ \"$1\" != -- ]; do . \"$1\"; shift; done; shift; exec \"$@\"", "export"]);
         command.args(script.exports).arg("--").arg(script.program).args(&script.arguments);
@@ -118,7 +127,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &Script<'_>, output: &Arc<M
     };
     command.stderr(OwnedFd::from(writer));
     let spawned = command.spawn();
-    // The command holds write ends of the pipes; they must go, or there is no end of file.
+    // The command holds write ends of the pipes. Without dropping them, the readers would never see the end of file.
     drop(command);
     let mut child = spawned?;
 
@@ -128,7 +137,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &Script<'_>, output: &Arc<M
         let (tail, done) = (Arc::clone(&tail), done.clone());
         let output = (script.capture != Capture::Quietly).then(|| Arc::clone(output));
         thread::spawn(move || {
-            pass_on(reader, output.as_deref(), &tail);
+            forward(reader, output.as_deref(), &tail);
             let _ = done.send(());
         });
     }
@@ -143,10 +152,10 @@ pub(super) fn run<W: Write + Send + 'static>(script: &Script<'_>, output: &Arc<M
     }
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
-        // Waited for without being reaped: until then nobody else can have its number.
+        // The child is awaited without being reaped, so that no other process can have its id when the group is killed.
         use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
         while matches!(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Err(rustix::io::Errno::INTR)) {}
-        // What it left in the background would keep the pipe open, and has no business after it.
+        // Background processes would keep the pipe open.
         let _ = kill_process_group(pid, Signal::KILL);
     }
     let status = child.wait()?;
@@ -157,15 +166,15 @@ pub(super) fn run<W: Write + Send + 'static>(script: &Script<'_>, output: &Arc<M
     }
     let tail = tail.lock().lines();
     let stdout = std::mem::take(&mut *stdout.lock());
-    Ok(Ended { code: status.code(), signal: std::os::unix::process::ExitStatusExt::signal(&status), stdout, tail })
+    Ok(ScriptExit { code: status.code(), signal: std::os::unix::process::ExitStatusExt::signal(&status), stdout, tail })
 }
 
 fn shell() -> &'static str {
-    // Heroku sources these files with bash, and some rely on it.
+    // Heroku sources these files with bash, and some files depend on it.
     if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" }
 }
 
-fn pass_on<W: Write>(mut from: impl Read, output: Option<&Mutex<W>>, tail: &Mutex<Tail>) {
+fn forward<W: Write>(mut from: impl Read, output: Option<&Mutex<W>>, tail: &Mutex<Tail>) {
     let mut buffer = [0; 16 * 1024];
     loop {
         match from.read(&mut buffer) {
@@ -175,7 +184,7 @@ fn pass_on<W: Write>(mut from: impl Read, output: Option<&Mutex<W>>, tail: &Mute
                 tail.lock().push(bytes);
                 if let Some(output) = output {
                     let mut output = output.lock();
-                    // Nobody listens any more: the script still runs to its end.
+                    // The script runs to its end even if the reader is gone.
                     drop(output.write_all(bytes).and_then(|()| output.flush()));
                 }
             }
@@ -192,8 +201,8 @@ fn collect(mut from: impl Read, to: &Mutex<Vec<u8>>) {
             Ok(0) => return,
             Ok(count) => {
                 let mut to = to.lock();
-                let room = VALUE.saturating_sub(to.len());
-                to.extend(buffer.iter().take(count.min(room)));
+                let free = VALUE.saturating_sub(to.len());
+                to.extend(buffer.iter().take(count.min(free)));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
@@ -201,7 +210,7 @@ fn collect(mut from: impl Read, to: &Mutex<Vec<u8>>) {
     }
 }
 
-/// The last lines of an output, bounded in every direction.
+/// The last lines of an output, limited in number and length.
 #[derive(Debug, Default)]
 struct Tail {
     lines: VecDeque<String>,
@@ -236,7 +245,7 @@ impl Tail {
     }
 }
 
-/// Text without colours and other control sequences.
+/// Removes colours and other control sequences.
 fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars();
@@ -260,19 +269,25 @@ fn plain(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn shell_script(text: &str, capture: Capture) -> (Ended, String) {
+    fn shell_script(text: &str, capture: Capture) -> (ScriptExit, String) {
         let output = Arc::new(Mutex::new(Vec::new()));
         let arguments = vec![OsStr::new("-c"), OsStr::new(text)];
         let environment = vec![("PATH".into(), "/usr/bin:/bin".into())];
-        let script =
-            Script { program: Path::new("/bin/sh"), arguments, environment, directory: Path::new("/"), exports: &[], capture };
+        let script = ScriptCommand {
+            program: Path::new("/bin/sh"),
+            arguments,
+            environment,
+            directory: Path::new("/"),
+            exports: &[],
+            capture,
+        };
         let ended = run(&script, &output).unwrap();
         let text = String::from_utf8(output.lock().clone()).unwrap();
         (ended, text)
     }
 
     #[test]
-    fn output_keeps_its_order_and_the_reason_is_the_last_marked_line() {
+    fn output_order_is_kept_and_last_marked_line_is_reason() {
         let (ended, text) = shell_script(
             "echo one; echo two >&2; printf ' !     first\\n \\033[31m!     npm exited 1\\033[0m\\nend\\n'; exit 3",
             Capture::Nothing,
@@ -284,17 +299,26 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_bounded_and_does_not_mix_with_the_output() {
+    fn reason_that_ends_in_colon_is_completed() {
+        let (ended, _) =
+            shell_script("printf ' !     errors parsing go.mod:\\ngo.mod:3: unknown directive\\n'; exit 1", Capture::Nothing);
+        assert_eq!(ended.reason().as_deref(), Some("errors parsing go.mod: go.mod:3: unknown directive"));
+        let (ended, _) = shell_script("echo 'error during build:'; exit 1", Capture::Nothing);
+        assert_eq!(ended.last_line().as_deref(), Some("error during build"));
+    }
+
+    #[test]
+    fn captured_stdout_is_limited_and_separate_from_output() {
         let (ended, text) = shell_script("head -c 200000 /dev/zero; echo seen >&2", Capture::Stdout);
         assert_eq!((ended.stdout.len(), text.as_str()), (VALUE, "seen\n"));
     }
 
     #[test]
-    fn what_a_script_leaves_behind_is_ended() {
+    fn background_process_of_script_is_killed() {
         let (ended, text) = shell_script("sleep 1000 & echo $!", Capture::Nothing);
         assert!(ended.success());
         let path = format!("/proc/{}/stat", text.trim());
-        // Killed already; the kernel may still be taking it down, and whoever adopted it may not have reaped it.
+        // The kernel may still be removing the killed process, or its new parent may not have reaped it.
         let gone = |state: String| state.is_empty() || state.contains(") Z ") || state.contains(") X ");
         let ended = (0..2000).any(|_| {
             thread::sleep(Duration::from_millis(5));
@@ -304,14 +328,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_our_environment_reaches_a_script() {
+    fn script_environment_inherits_nothing() {
         let (_, text) = shell_script("env", Capture::Nothing);
         let names: Vec<&str> = text.lines().filter_map(|line| line.split('=').next()).collect();
         assert!(names.iter().all(|name| ["PATH", "PWD", "_", "SHLVL", "OLDPWD"].contains(name)), "{names:?}");
     }
 
     #[test]
-    fn endless_lines_are_cut() {
+    fn overlong_line_is_cut() {
         let mut tail = Tail::default();
         for _ in 0..100 {
             tail.push(&[b'x'; 10_000]);

@@ -1,9 +1,14 @@
-//! What holds for every buildpack of ours, the next one included.
+//! Rules that every built-in buildpack must keep, and the functions that they share.
 
-use std::{collections::BTreeSet, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::*;
-use crate::buildpack::REGISTRY;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -24,24 +29,25 @@ fn detects(pack: &str, project: &Path) -> bool {
 }
 
 #[test]
-fn every_file_of_the_folder_is_embedded() {
+fn folder_is_embedded_completely() {
     let there = files_below(&folder("buildpacks"));
     let embedded: BTreeSet<String> = FILES.iter().map(|file| file.path.to_owned()).collect();
-    assert_eq!(there, embedded, "src/buildpack/embedded.rs lists the files below buildpacks/");
+    assert_eq!(there, embedded);
     for file in FILES {
         let mode = fs::metadata(folder("buildpacks").join(file.path)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o111 != 0, file.executable, "{}", file.path);
+        assert_eq!(mode & 0o111 != 0, file.executable, "{}: programs stand below bin/, and nothing else does", file.path);
     }
-    assert!(FILES.windows(2).all(|pair| pair[0].path < pair[1].path), "sorted, each once");
+    assert!(FILES.windows(2).all(|pair| pair[0].path < pair[1].path));
 }
 
 #[test]
-fn every_buildpack_is_registered_whole_and_has_an_example() {
+fn every_pack_is_complete_and_has_an_example() {
     let folders = fs::read_dir(folder("buildpacks")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let folders: BTreeSet<String> = folders.filter(|name| name != "lib").collect();
-    let registered: BTreeSet<String> = REGISTRY.iter().map(|one| one.name.to_owned()).collect();
-    assert_eq!(folders, registered);
-    for name in &registered {
+    let packs: BTreeSet<String> = PACKS.iter().map(|pack| pack.name.to_owned()).collect();
+    assert_eq!(folders, packs, "each buildpack has a pack.yml with `order` and `signs`");
+    for name in &packs {
+        assert!(is_name(name), "{name}");
         for script in ["bin/detect", "bin/compile", "bin/release"] {
             let path = format!("{name}/{script}");
             let file = FILES.iter().find(|file| file.path == path).unwrap_or_else(|| panic!("{path} is missing"));
@@ -52,29 +58,35 @@ fn every_buildpack_is_registered_whole_and_has_an_example() {
 }
 
 #[test]
-fn every_script_is_posix_shell() {
-    for file in FILES.iter().filter(|file| !file.path.ends_with(".php")) {
+fn packs_are_asked_in_the_order_of_their_files() {
+    let names: Vec<&str> = PACKS.iter().map(|pack| pack.name).collect();
+    assert_eq!(names, ["ruby", "python", "php", "java", "go", "rust", "node", "static", "procfile"]);
+}
+
+#[test]
+fn every_script_is_valid_posix_shell() {
+    for file in FILES.iter().filter(|file| file.executable || file.path.ends_with(".sh")) {
         let output = Command::new("/bin/sh").arg("-n").arg(folder("buildpacks").join(file.path)).output().unwrap();
         assert!(output.status.success(), "{}: {}", file.path, String::from_utf8_lossy(&output.stderr));
     }
 }
 
 #[test]
-fn an_example_is_recognised_by_its_buildpack_and_no_other_takes_it() {
+fn every_example_is_accepted_by_its_own_pack_only() {
     for example in fs::read_dir(folder("examples")).unwrap().map(Result::unwrap) {
         let name = example.file_name().into_string().unwrap();
         let own = name.split('-').next().unwrap();
         let project = example.path();
-        let yes: Vec<&str> = REGISTRY.iter().map(|one| one.name).filter(|pack| detects(pack, &project)).collect();
-        assert_eq!(yes.first(), Some(&own), "examples/{name}: in the order of the registry {yes:?} say yes");
-        // A Procfile may stand in any project, and that buildpack is the last to be asked.
+        let yes: Vec<&str> = PACKS.iter().map(|pack| pack.name).filter(|pack| detects(pack, &project)).collect();
+        assert_eq!(yes.first(), Some(&own), "examples/{name}: in order {yes:?} say yes");
+        // Any project may have a Procfile, and the buildpack procfile is asked last.
         assert!(yes.iter().all(|pack| *pack == own || *pack == "procfile"), "examples/{name}: {yes:?} say yes");
     }
 }
 
 #[test]
-fn what_a_detect_script_looks_for_is_a_sign() {
-    for one in REGISTRY {
+fn files_of_detect_scripts_are_signs() {
+    for one in PACKS.iter() {
         let path = format!("{}/bin/detect", one.name);
         let script = FILES.iter().find(|file| file.path == path).unwrap().text;
         let code = script.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
@@ -85,14 +97,14 @@ fn what_a_detect_script_looks_for_is_a_sign() {
         let names =
             words.map(|word| word.trim_start_matches("1/").trim_start_matches('/')).filter(|word| looks_like_a_file(word));
         let named: BTreeSet<&str> = names.filter(|name| !name.ends_with("look.sh") && !name.starts_with('.')).collect();
-        let signs: BTreeSet<&str> = one.signs.iter().copied().collect();
+        let signs: BTreeSet<&str> = one.signs.iter().map(String::as_str).collect();
         assert!(named.is_subset(&signs), "{path} looks for {named:?}, its signs are {signs:?}");
         assert!(!signs.is_empty(), "{path}");
     }
 }
 
 #[test]
-fn front_ends_and_servers_are_told_apart() {
+fn front_end_package_is_static_and_server_package_is_node() {
     let cases: &[(&str, &str, &str)] = &[
         ("static", "", r#"{"scripts":{"build":"vite build"}}"#),
         ("static", "", "{\n \"scripts\": {\n  \"build\": \"x \\\"start\\\" }\",\n \"test\": \"start\"\n }, \"start\": \"1\"\n}"),
@@ -118,13 +130,13 @@ fn front_ends_and_servers_are_told_apart() {
         for pack in ["node", "static"] {
             assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
         }
-        // Beside another buildpack it may well only build assets; and what starts a server for its author may be a site all the same.
+        // Named in the recipe: beside another buildpack it may only build assets, and its script start may be only for its author.
         for pack in ["node", "static"] {
             let mut named = Command::new(folder(&format!("buildpacks/{pack}/bin/detect")));
             assert!(named.arg(temp.path()).env("LARDER_NAMED", "1").output().unwrap().status.success(), "{pack} on {package}");
         }
     }
-    // A page beside what starts a server is the server's.
+    // A page beside a server belongs to the server.
     for (beside, package) in [("server.js", "{}"), ("Procfile", "{}"), ("README", r#"{"scripts":{"start":"node ."}}"#)] {
         let temp = tempfile::tempdir().unwrap();
         for (name, text) in [("package.json", package), ("index.html", ""), (beside, "")] {
@@ -140,7 +152,7 @@ fn front_ends_and_servers_are_told_apart() {
 }
 
 #[test]
-fn a_node_process_needs_no_npm_unless_its_script_does() {
+fn start_script_runs_without_npm_if_possible() {
     let cases: &[(&str, &str)] = &[
         (r#"{"scripts":{"start":"node ."}}"#, "node ."),
         (r#"{"scripts":{"build":"start","start":"A=1 node \"a b.js\" --x='\\\\y'","x":"z"}}"#, r#"A=1 node "a b.js" --x='\\y'"#),
@@ -155,6 +167,12 @@ fn a_node_process_needs_no_npm_unless_its_script_does() {
         (r#"{"files":["scripts","{"],"name":"scripts","scripts" :	{"start":"node ."}}"#, "node ."),
         (r#"{"directories":{"scripts":"bin"},"x":{"start":"y"}}"#, "node server.js"),
         (r#"{"files":["scripts", "start"]}"#, "node server.js"),
+        (r#"{"config":{"scripts":{"start":"node wrong.js"}},"scripts":{"start":"node ."}}"#, "node ."),
+        (
+            r#"{"scripts":{"start":"node wrong.js"},"x":{"scripts":{"start":"node wrong.js"}},"scripts":{"start":"node ."}}"#,
+            "node .",
+        ),
+        (r#"{"scripts":{"st\u0061rt":"node ."}}"#, "node ."),
     ];
     for (package, expected) in cases {
         let temp = tempfile::tempdir().unwrap();
@@ -166,18 +184,34 @@ fn a_node_process_needs_no_npm_unless_its_script_does() {
     }
 }
 
-/// What `why` of `lib/common.sh` says about the output of a tool that failed.
-fn why(output: &str) -> String {
+/// Returns the cause that `reason` of `lib/common.sh` finds in the output of a failed tool.
+fn reason(output: &str) -> String {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("output"), output).unwrap();
-    let script = format!(". '{}'; BUILD_DIR=/app; TMP=$1; why", folder("buildpacks/lib/common.sh").display());
-    let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(temp.path()).output().unwrap();
+    let script = "lib=$2; . \"$lib/common.sh\"; BUILD_DIR=/app; TMP=$1; reason";
+    let mut command = Command::new("/bin/sh");
+    let output = command.args(["-c", script, "sh"]).arg(temp.path()).arg(folder("buildpacks/lib")).output().unwrap();
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
 #[test]
-fn the_cause_of_a_failure_is_found_in_the_output_of_tools() {
+fn reason_is_found_in_recorded_outputs_of_tools() {
+    let outputs = folder("src/buildpack/script_tests/outputs");
+    let mut wrong = Vec::new();
+    for name in files_below(&outputs) {
+        let text = fs::read_to_string(outputs.join(&name)).unwrap();
+        let (first, output) = text.split_once('\n').unwrap();
+        let (expected, found) = (first.strip_prefix("reason: ").unwrap(), reason(output));
+        if found != expected || found.ends_with(':') {
+            wrong.push(format!("{name}: {found:?}, expected {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn reason_is_found_in_single_lines_of_tools() {
     let lost = |host: &str| format!("{host} cannot be reached from this server");
     let cases: &[(&str, String)] = &[
         (
@@ -199,7 +233,7 @@ fn the_cause_of_a_failure_is_found_in_the_output_of_tools() {
         ("a\nsrc/x.ts(1,7): error TS2304: Cannot find name 'y'.\n", "src/x.ts(1,7): error TS2304: Cannot find name 'y'.".into()),
         (
             "          throw new Error(`No compatible\n\nError: No compatible signature found in package metadata\n",
-            "the registry gives no signatures, which corepack asks for: put the hash into packageManager (corepack use does), or set \
+            "the registry gives no signatures, which corepack checks: put the hash into packageManager (corepack use does), or set \
              COREPACK_INTEGRITY_KEYS=0"
                 .into(),
         ),
@@ -213,16 +247,55 @@ fn the_cause_of_a_failure_is_found_in_the_output_of_tools() {
         ("0 errors\nall is well\n", String::new()),
     ];
     for (output, expected) in cases {
-        assert_eq!(why(output).trim(), expected, "{output}");
+        assert_eq!(reason(output).trim(), expected, "{output}");
     }
 }
 
 #[test]
-fn a_failed_tool_is_named_with_its_status_and_its_cause() {
+fn every_rule_of_reasons_is_valid() {
+    let rules = FILES.iter().find(|file| file.path == "lib/reasons").unwrap().text;
+    for rule in rules.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
+        let output = Command::new("sed").args(["-nE", rule, "/dev/null"]).output().unwrap();
+        assert!(output.status.success(), "{rule}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Returns the members of a package.json as `lib/json.awk` prints them; `None` if it is refused.
+fn members(json: &str) -> Option<String> {
+    let temp = tempfile::tempdir().unwrap();
+    fs::write(temp.path().join("x.json"), json).unwrap();
+    let mut awk = Command::new("awk");
+    let output = awk.arg("-f").arg(folder("buildpacks/lib/json.awk")).arg(temp.path().join("x.json")).output().unwrap();
+    assert!(output.stderr.is_empty(), "{json}: {}", String::from_utf8_lossy(&output.stderr));
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn json_members_of_two_levels_are_printed() {
+    let json = r#"{"config": {"scripts": {"start":"no"}}, "a":[1,{"scripts":{"start":"x"}},[],[]], "e": {}, "b": [ ],
+        "scripts": {"build": "a \"b\" } c\\", "start" : "node \u0061 ."}, "n": -1.5e3, "t":true, "s\u0063ripts2": null}"#;
+    let expected = "config\t{\nconfig\tscripts\t{\na\t[\ne\t{\nb\t[\nscripts\t{\nscripts\tbuild\ta \\\"b\\\" } c\\\\\n\
+                    scripts\tstart\tnode \\u0061 .\nn\t-1.5e3\nt\ttrue\nscripts2\tnull\n";
+    assert_eq!(members(json).as_deref(), Some(expected));
+    assert_eq!(members("\u{feff}{\r\n\"a\":\r\n[\r\n],\"b\":\"x\"}\r\n").as_deref(), Some("a\t[\nb\tx\n"));
+    assert_eq!(members(&format!("{{\"a\": \"{}\"}}", "x".repeat(200_000))).map(|text| text.len()), Some(200_003));
+}
+
+#[test]
+fn json_that_is_invalid_is_refused() {
+    for bad in
+        ["", "{", "{\"a\":1,}", "[1", "{\"a\" 1}", "{\"a\":\"x\ty\"}", "{\"scripts\":{\"buil", "{} x", "{\"a\":\"\\x\"}", "{a:1}"]
+    {
+        assert_eq!(members(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn failed_tool_is_named_with_status_and_cause() {
     let temp = tempfile::tempdir().unwrap();
     let script = format!(
-        ". '{}'; prepare \"$1\" \"$1/cache\"; must 'npm ci' sh -c 'echo fetching; echo npm error 404 Not Found; exit 7'",
-        folder("buildpacks/lib/common.sh").display()
+        "lib='{}'; . \"$lib/common.sh\"; prepare \"$1\" \"$1/cache\"; must 'npm ci' sh -c 'echo fetching; echo npm error 404 Not Found; exit 7'",
+        folder("buildpacks/lib").display()
     );
     let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).arg(temp.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -231,31 +304,14 @@ fn a_failed_tool_is_named_with_its_status_and_its_cause() {
 }
 
 #[test]
-fn an_empty_project_and_one_with_odd_names_are_nobodys() {
+fn empty_project_and_odd_names_are_not_accepted() {
     let temp = tempfile::tempdir().unwrap();
     let odd = temp.path().join("a 'b' \"c\" $(touch x) ;\n*");
     fs::create_dir(&odd).unwrap();
     fs::create_dir(odd.join("package.json")).unwrap();
-    for one in REGISTRY {
+    for one in PACKS.iter() {
         assert!(!detects(one.name, &odd), "{}", one.name);
     }
     fs::write(odd.join("Procfile"), "web: true\n").unwrap();
     assert!(detects("procfile", &odd));
-}
-
-#[test]
-fn install_writes_all_and_repairs_what_was_changed() {
-    let temp = tempfile::tempdir().unwrap();
-    install(temp.path()).unwrap();
-    let expected: BTreeSet<String> = FILES.iter().map(|file| file.path.to_owned()).collect();
-    assert_eq!(files_below(temp.path()), expected);
-    let script = temp.path().join("node/bin/compile");
-    let before = fs::metadata(temp.path().join("node/bin/detect")).unwrap().modified().unwrap();
-    fs::remove_file(&script).unwrap();
-    fs::write(&script, "broken").unwrap();
-    install(temp.path()).unwrap();
-    assert!(fs::read_to_string(&script).unwrap().starts_with("#!/bin/sh"));
-    assert_eq!(fs::metadata(&script).unwrap().permissions().mode() & 0o777, 0o755);
-    assert_eq!(fs::metadata(temp.path().join("node/bin/detect")).unwrap().modified().unwrap(), before);
-    assert_eq!(files_below(temp.path()), expected);
 }

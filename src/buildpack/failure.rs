@@ -1,4 +1,4 @@
-//! Why a build did not go well.
+//! The errors of a build.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,73 +9,73 @@ use crate::{
 
 use super::BuildStep;
 
-/// A failure inside the worker, as it reports it.
+/// A failure inside the worker, as the report contains it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct BuildFailure {
     /// The step that failed.
     pub step: BuildStep,
-    /// Which script of which buildpack, or which file: `buildpack node: bin/compile`.
+    /// The script or file that failed, such as `buildpack node: bin/compile`.
     pub what: String,
-    /// One line: why. It ends up in git's own rejected line.
+    /// The cause in one line, for git's rejected line.
     pub why: String,
-    /// Who has to act.
+    /// The person who has to act.
     pub blame: Blame,
-    /// What to do next; may be empty.
+    /// The next action for the pusher; may be empty.
     pub hint: String,
-    /// The exit status, where a script ended by itself.
+    /// The script's exit status, unless a signal ended it.
     pub code: Option<i32>,
-    /// The last lines of its output.
+    /// The last lines of the script's output.
     pub tail: Vec<String>,
 }
 
-/// What to do when memory ran out.
+/// The hint for a build that ran out of memory.
 const MORE_MEMORY: &str =
     "the build needs more memory: raise build.memory in larder.yml; this server's own limit is builds.memory in its file";
 
-impl Failure {
-    /// Adds what only the keeper knows: that something of the build was killed for want of memory. The build may have failed for
-    /// another reason, so what it said stays.
+impl BuildFailure {
+    /// Adds that the kernel killed a process of the build for lack of memory, which only the keeper knows. The original cause stays,
+    /// because the build may have failed for another reason.
     pub(super) fn out_of_memory(&mut self) {
         self.why = format!("out of memory: {}", self.why);
         self.hint = MORE_MEMORY.to_owned();
     }
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for BuildFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.what, self.why)
     }
 }
 
-/// Why there is no build.
+/// The reason that a build ended without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildpackError {
     /// A script, a buildpack or the project's own files failed.
     #[error("{0}")]
-    Failed(Box<Failure>),
-    /// The worker could not be started or followed.
-    #[error("the build worker could not be used")]
+    Failed(Box<BuildFailure>),
+    /// The build worker cannot be started or followed.
+    #[error("cannot run the build worker")]
     Launch(#[from] LaunchError),
-    /// The worker ended without a word.
+    /// The worker ended without a report.
     #[error("the build {0}")]
     Ended(Exit),
-    /// A pipe for its output could not be made.
-    #[error("no pipe for the build's output")]
+    /// The pipe for the build's output cannot be created.
+    #[error("cannot create a pipe for the build's output")]
     Pipe(#[source] std::io::Error),
-    /// Its report does not say what a report says.
-    #[error("the report of the build worker is wrong: {0}")]
+    /// The worker's report is invalid.
+    #[error("cannot read the report of the build worker: {0}")]
     Report(String),
-    /// Somebody cancelled it.
+    /// The build was cancelled.
     #[error("the build was cancelled")]
     Cancelled,
 }
 
 impl BuildpackError {
-    /// Who has to act.
+    /// Returns who has to act.
     pub fn blame(&self) -> Blame {
         match self {
             BuildpackError::Failed(failure) => failure.blame,
-            // A build that is killed used more than it may: memory, time.
+            // The system kills builds that exceed a limit of memory or time.
             BuildpackError::Ended(exit) if exit.out_of_memory || exit.signal.is_some() => Blame::Pusher,
             BuildpackError::Cancelled => Blame::Nobody,
             BuildpackError::Pipe(_) => Blame::Host,
@@ -83,7 +83,7 @@ impl BuildpackError {
         }
     }
 
-    /// One line for git's own rejected line.
+    /// Returns the cause in one line, for git's rejected line.
     pub fn why(&self) -> String {
         match self {
             BuildpackError::Failed(failure) => failure.why.clone(),
@@ -91,7 +91,7 @@ impl BuildpackError {
         }
     }
 
-    /// What to do next.
+    /// Returns the next actions for the pusher.
     pub fn hints(&self) -> Vec<String> {
         match self {
             BuildpackError::Failed(failure) if !failure.hint.is_empty() => vec![failure.hint.clone()],

@@ -1,21 +1,24 @@
-//! What travels between the two sides: the job of a build and its report.
+//! The messages between the two sides of a build: the job and its report.
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BuildpackUse, Phase, ProcessType};
+use crate::{
+    config::BuildpackRef,
+    model::{BuildpackUse, Phase, ProcessType},
+};
 
-use super::{BuildpackRef, Failure};
+use super::BuildFailure;
 
-/// One thing to do in the worker, in the order given.
+/// One task of the worker. A job's steps run in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BuildStep {
-    /// Run the project's `.larder/<phase>`, if it is executable.
+    /// Run the project's `.larder/<phase>` if it is executable.
     Script(Phase),
-    /// Choose the buildpacks.
+    /// Select the buildpacks.
     Detect,
-    /// Run `bin/compile` of each.
+    /// Run `bin/compile` of each buildpack.
     Compile,
-    /// Ask `bin/release` of each for process types.
+    /// Read the process types from `bin/release` of each buildpack.
     Release,
 }
 
@@ -30,59 +33,57 @@ impl std::fmt::Display for BuildStep {
     }
 }
 
-/// A build, or a part of one. Several steps share one worker: a process less each.
+/// A build, or a part of one. Several steps share one worker, which saves processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildJob {
-    /// What to do. [`BuildStep::Compile`] and [`BuildStep::Release`] choose the buildpacks themselves where no
-    /// [`BuildStep::Detect`] came before them in the same job.
+    /// The steps in order. [`BuildStep::Compile`] and [`BuildStep::Release`] select the buildpacks themselves if no
+    /// [`BuildStep::Detect`] precedes them in the job.
     pub steps: Vec<BuildStep>,
-    /// The buildpacks that the recipe names, in order; empty: the first of ours that detects the project.
+    /// The buildpacks that the recipe names, in order. If empty, the first built-in buildpack that accepts the project is used.
     pub buildpacks: Vec<BuildpackRef>,
     /// The project's configuration: files in `ENV_DIR` for buildpacks, variables for phase scripts.
     pub configuration: Vec<(String, String)>,
-    /// What larder itself says: `LARDER_PROJECT`, `SOURCE_VERSION`, `REQUEST_ID`, ... Every child has these.
+    /// larder's own variables for every child: `LARDER_PROJECT`, `SOURCE_VERSION`, `REQUEST_ID` and others.
     pub environment: Vec<(String, String)>,
     /// The merged variables of the deployment, a JSON object.
     pub variables: String,
-    /// The most memory that it may use, in bytes; the operator's limit counts too.
+    /// The memory limit of the recipe in bytes. The operator's limit applies as well.
     pub memory: Option<u64>,
-    /// Whether a buildpack may be cloned from a path of this machine.
-    pub local_git: bool,
 }
 
-/// A step that was done, and how long it took.
+/// A finished step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoneStep {
-    /// Which.
+    /// The step of the job.
     pub step: BuildStep,
-    /// Milliseconds.
+    /// The duration in milliseconds.
     pub took: u64,
 }
 
-/// What the worker found and did.
+/// The worker's result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildReport {
-    /// The steps that were done, in order.
+    /// The finished steps in order.
     pub steps: Vec<DoneStep>,
-    /// The buildpacks that were chosen, in order.
+    /// The selected buildpacks in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The process types that they give.
+    /// The process types that the buildpacks provide.
     pub processes: Vec<(ProcessType, String)>,
-    /// The variables after all scripts; nothing where no script changed them.
+    /// The variables after all scripts, if a script changed them.
     pub variables: Option<String>,
-    /// Why it stopped before the end.
-    pub failure: Option<Failure>,
+    /// The failure that ended the job early.
+    pub failure: Option<BuildFailure>,
 }
 
-/// A build that went well.
+/// A successful build.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Built {
-    /// The steps that were done, in order.
+    /// The finished steps in order.
     pub steps: Vec<DoneStep>,
     /// The buildpacks that took part, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The process types that they give, to be used where the Procfile has none.
+    /// The process types that the buildpacks provide. Those of the Procfile take precedence.
     pub processes: Vec<(ProcessType, String)>,
-    /// The variables as phase scripts left them; nothing where none changed them.
+    /// The variables after all phase scripts, if a script changed them.
     pub variables: Option<serde_json::Map<String, serde_json::Value>>,
 }

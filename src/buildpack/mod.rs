@@ -1,25 +1,24 @@
-//! Finding and running buildpacks; ours and Heroku's.
+//! Buildpacks: finds and runs larder's own and those written for Heroku's classic API.
 //!
-//! The server side ([`build`]) starts one worker per build and passes its output on; the worker side ([`work`]) runs phase scripts,
+//! The server side ([`build`]) starts one worker per build and forwards its output. The worker side ([`work`]) runs phase scripts,
 //! `bin/detect`, `bin/compile` and `bin/release` at `/app`, as the environment's build user.
 
+pub mod builtin;
 mod child;
-mod choose;
-pub mod embedded;
+mod compile;
 mod failure;
 mod fetch;
 mod job;
-mod place;
 mod release;
 mod script;
 #[cfg(test)]
 mod script_tests;
+mod select;
 mod server;
-mod work;
+mod worker;
 
-pub use choose::{BuildpackRef, REGISTRY, Registered};
-pub use failure::{BuildpackError, Failure};
+pub use failure::{BuildFailure, BuildpackError};
 pub use job::{BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;
 pub use server::{Output, build, clear_cache};
-pub use work::work;
+pub use worker::work;

@@ -1,4 +1,4 @@
-//! The YAML that `bin/release` prints.
+//! Reads the process types from the YAML that `bin/release` prints.
 
 use serde::Deserialize;
 
@@ -7,18 +7,19 @@ use crate::{
     model::ProcessType,
 };
 
-/// The part that larder uses; add-ons and `config_vars` of the old API are left alone.
+/// The part that larder uses. Add-ons and `config_vars` of Heroku's API have no effect.
 #[derive(Debug, Default, Deserialize)]
 struct Document {
     #[serde(default)]
     default_process_types: Option<indexmap::IndexMap<String, String>>,
 }
 
-/// At most this many process types, and bytes per command.
+/// The maximum number of process types.
 const TYPES: usize = 64;
+/// The maximum length of a command in bytes.
 const COMMAND: usize = 4096;
 
-/// The default process types in what a `bin/release` printed.
+/// Returns the default process types in the output of `bin/release`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> {
     let mut processes = Vec::new();
     for (name, command) in document(bytes)?.default_process_types.unwrap_or_default() {
@@ -52,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documents_of_real_buildpacks() {
+    fn documents_of_real_buildpacks_are_read() {
         let web = vec![(String::from("web"), String::from("npm start"))];
         assert_eq!(pairs("---\naddons: []\ndefault_process_types:\n  web: npm start\n"), Ok(web.clone()));
         assert_eq!(
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_release_is_refused() {
+    fn malformed_documents_are_refused() {
         for bad in
             ["default_process_types: 3", "default_process_types:\n  'a b': x\n", "default_process_types:\n  web: ''\n", "[1", "{"]
         {

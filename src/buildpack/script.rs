@@ -1,4 +1,4 @@
-//! Phase scripts: the project's `.larder/<phase>`, which may read and change the variables.
+//! The files of phase scripts: the project's executable `.larder/<phase>`, and the variables that a script reads and changes.
 
 use std::{
     fs,
@@ -9,39 +9,39 @@ use std::{
 
 use serde_json::{Map, Value};
 
-/// Bytes of variables, as JSON.
+/// The maximum size of the variables as JSON, in bytes.
 pub(super) const VARIABLES: u64 = 256 * 1024;
-/// Objects within objects.
+/// The maximum depth of nested objects and lists.
 const DEPTH: usize = 32;
 
-/// What stands at the path of a phase script.
+/// The kind of file at the path of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// Nothing: most phases have none.
-    Nothing,
-    /// A file, but its executable bit is missing.
+pub(super) enum ScriptFile {
+    /// There is no file.
+    Missing,
+    /// The file has no executable bit.
     NotExecutable,
-    /// A script.
-    Script,
+    /// The file is executable.
+    Executable,
 }
 
-/// Looks at the path of a script.
-pub(super) fn look(path: &Path) -> Found {
+/// Returns the kind of file at the path of a script.
+pub(super) fn look(path: &Path) -> ScriptFile {
     match fs::metadata(path) {
-        Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => Found::Script,
-        Ok(found) if found.is_file() => Found::NotExecutable,
-        Ok(_) | Err(_) => Found::Nothing,
+        Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => ScriptFile::Executable,
+        Ok(found) if found.is_file() => ScriptFile::NotExecutable,
+        Ok(_) | Err(_) => ScriptFile::Missing,
     }
 }
 
-/// Reads what a script left in the file of variables.
+/// Reads the file of variables after a script has run.
 pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
-    // The script may have put anything there: no link is followed, no pipe waited for.
+    // The script may have replaced the file: no symlink is followed, and no pipe blocks.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let gone = |error: io::Error| format!("the file cannot be read: {error}");
+    let gone = |error: io::Error| format!("cannot read the file: {error}");
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(gone)?;
     if !file.metadata().map_err(gone)?.is_file() {
-        return Err(String::from("it is not a file any more"));
+        return Err(String::from("it is no longer a file"));
     }
     let mut text = String::new();
     file.take(VARIABLES + 1).read_to_string(&mut text).map_err(gone)?;
@@ -51,20 +51,21 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
     parse(&text)
 }
 
-/// Variables from JSON text: an object that is not too deep.
+/// Parses variables: a JSON object of limited depth.
 pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))? {
-        Value::Object(object) if object.values().all(|value| depth(value, DEPTH)) => Ok(object),
+        Value::Object(object) if object.values().all(|value| is_within_depth(value, DEPTH)) => Ok(object),
         Value::Object(_) => Err(format!("it is nested more than {DEPTH} deep")),
         _ => Err(String::from("it is JSON, but not an object")),
     }
 }
 
-fn depth(value: &Value, left: usize) -> bool {
+/// Returns whether a value is at most `left` levels deep.
+fn is_within_depth(value: &Value, left: usize) -> bool {
     match (value, left) {
         (Value::Object(_) | Value::Array(_), 0) => false,
-        (Value::Object(inner), _) => inner.values().all(|value| depth(value, left - 1)),
-        (Value::Array(inner), _) => inner.iter().all(|value| depth(value, left - 1)),
+        (Value::Object(inner), _) => inner.values().all(|value| is_within_depth(value, left - 1)),
+        (Value::Array(inner), _) => inner.iter().all(|value| is_within_depth(value, left - 1)),
         _ => true,
     }
 }
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_objects_of_a_sane_shape_come_back() {
+    fn variables_that_are_not_a_shallow_object_are_refused() {
         assert!(parse("{\"a\": [1, {\"b\": null}]}").is_ok());
         assert!(parse("[1]").is_err() && parse("{").is_err() && parse("").is_err());
         let deep = format!("{{\"a\": {}1{}}}", "[".repeat(40), "]".repeat(40));
@@ -82,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn links_pipes_and_large_files_are_refused() {
+    fn variables_in_links_pipes_or_large_files_are_refused() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("variables.json");
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
         assert!(read_back(&path).is_err());
         fs::remove_file(&path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(read_back(&path).unwrap_err().contains("not a file"));
+        assert!(read_back(&path).unwrap_err().contains("no longer a file"));
         fs::remove_file(&path).unwrap();
         fs::write(&path, format!("{{\"a\": \"{}\"}}", "x".repeat(300_000))).unwrap();
         assert!(read_back(&path).unwrap_err().contains("larger"));

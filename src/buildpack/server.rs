@@ -1,4 +1,4 @@
-//! The server side: one worker per job, its output passed on line by line.
+//! The server side of a build: starts one worker per job and forwards its output line by line.
 
 use std::os::fd::OwnedFd;
 
@@ -16,14 +16,14 @@ use crate::{
 
 use super::{BuildJob, BuildReport, BuildpackError, Built};
 
-/// Lines of a build's output, without their ends; bounded, so that a slow reader slows the build.
+/// The lines of a build's output without line ends. The channel is bounded, so a slow reader slows the build.
 pub type Output = mpsc::Sender<String>;
 
-/// Bytes of a report.
+/// The maximum size of a report in bytes.
 const REPORT: usize = 1024 * 1024;
-/// Bytes of a line; the rest of it is left out.
+/// The maximum length of a line in bytes; the rest is dropped.
 const LINE: usize = 4096;
-/// Bytes of output of one build; the rest is left out.
+/// The maximum output of one build in bytes; the rest is dropped.
 const TOTAL: u64 = 64 * 1024 * 1024;
 
 /// Runs a build, or a part of one, in the environment's sandbox.
@@ -50,8 +50,8 @@ pub async fn build(
     let stdio = Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
     let mut child = launcher.launch(launch, job, stdio).await?;
     let follow = async {
-        // The report is read beside the output: a full pipe on either side would keep the worker waiting.
-        let ((), report) = tokio::join!(pass_on(reader, output), child.report::<BuildReport>(REPORT));
+        // Output and report are read at the same time: the worker would block on a full pipe of either.
+        let ((), report) = tokio::join!(forward(reader, output), child.report::<BuildReport>(REPORT));
         Ok::<_, BuildpackError>((report?, child.wait().await?))
     };
     let ended = tokio::select! {
@@ -83,7 +83,7 @@ pub async fn build(
     Ok(Built { steps: report.steps, buildpacks: report.buildpacks, processes: report.processes, variables })
 }
 
-/// Empties what buildpacks kept between builds.
+/// Empties the environment's build cache.
 pub async fn clear_cache(launcher: &Launcher, project: ProjectId, environment: EnvId) -> Result<(), BuildpackError> {
     let launch = Launch {
         role: Role::Sweep(Area::Cache),
@@ -99,8 +99,8 @@ pub async fn clear_cache(launcher: &Launcher, project: ProjectId, environment: E
     if exit.success() { Ok(()) } else { Err(BuildpackError::Ended(exit)) }
 }
 
-/// Splits what comes from the worker into lines and hands them over.
-async fn pass_on(mut from: impl AsyncRead + Unpin, output: Output) {
+/// Splits the worker's output into lines and sends them.
+async fn forward(mut from: impl AsyncRead + Unpin, output: Output) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
     let mut total: u64 = 0;
@@ -111,17 +111,15 @@ async fn pass_on(mut from: impl AsyncRead + Unpin, output: Output) {
         }
         total = total.saturating_add(count as u64);
         if total > TOTAL {
-            // Read on, or the build would wait for ever.
+            // Reading goes on, or the build would block on a full pipe.
             if !cut {
                 cut = true;
-                drop(
-                    output.send(format!(" !     The rest of the output is left out: it is more than {} MiB.", TOTAL >> 20)).await,
-                );
+                drop(output.send(format!(" !     The rest of the output is not shown: the limit is {} MiB.", TOTAL >> 20)).await);
             }
             continue;
         }
         for line in lines.push(buffer.get(..count).unwrap_or_default()) {
-            // Nobody listens any more; the build goes on.
+            // The build goes on if the receiver is gone.
             drop(output.send(line).await);
         }
     }
@@ -130,11 +128,11 @@ async fn pass_on(mut from: impl AsyncRead + Unpin, output: Output) {
     }
 }
 
-/// Bytes to lines.
+/// Splits bytes into lines.
 #[derive(Debug, Default)]
 struct Lines {
     open: Vec<u8>,
-    /// A carriage return was seen: if text follows, it replaces the line, as on a terminal.
+    /// Whether the last byte was a carriage return: text that follows replaces the line, as on a terminal.
     returned: bool,
 }
 
@@ -174,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_whole_and_progress_bars_leave_their_last_state() {
+    fn progress_bar_output_keeps_last_state() {
         let mut lines = Lines::default();
         assert_eq!(lines.push(b"one\r\ntw"), ["one"]);
         assert_eq!(lines.push(b"o\n10%\r20%\r100%\n\nend"), ["two", "100%", ""]);
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_a_limit() {
+    fn overlong_line_is_cut() {
         let mut lines = Lines::default();
         for _ in 0..100 {
             assert!(lines.push(&[b'x'; 1000]).is_empty());
@@ -192,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_reaches_the_reader_and_a_reader_that_left_stops_nobody() {
+    async fn output_without_reader_is_dropped() {
         let (sender, mut receiver) = mpsc::channel(1);
         let reading = tokio::spawn(async move {
             let mut all = Vec::new();
@@ -201,11 +199,11 @@ mod tests {
             }
             all
         });
-        pass_on(&b"a\nb\nc"[..], sender).await;
+        forward(&b"a\nb\nc"[..], sender).await;
         assert_eq!(reading.await.unwrap(), ["a", "b", "c"]);
 
         let (sender, receiver) = mpsc::channel(1);
         drop(receiver);
-        pass_on(&b"a\nb\nc"[..], sender).await;
+        forward(&b"a\nb\nc"[..], sender).await;
     }
 }

@@ -166,7 +166,6 @@ async fn start_build(world: &World, word: &str) -> Child {
         environment: Vec::new(),
         variables: "{}".to_owned(),
         memory: None,
-        local_git: false,
     };
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let stdio = Stdio { stdout: Some(write), ..Stdio::default() };

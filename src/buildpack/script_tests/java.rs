@@ -1,10 +1,10 @@
-//! Java: what Maven is told, and where its settings come from.
+//! Java: Maven's options, and the source of its settings.
 
 use std::fs;
 
 use super::Project;
 
-/// A project that Maven builds, on a server whose Maven says what it was given.
+/// Creates a Maven project, with a fake Maven that prints its settings and options.
 fn maven(files: &[(&str, &str)]) -> Project {
     let project = Project::new(files);
     project.write("pom.xml", "<project/>").program("java", "").program("javac", "");
@@ -17,7 +17,7 @@ fn words(project: &Project) -> String {
 }
 
 #[test]
-fn maven_settings_are_those_of_the_path_else_the_address_else_the_file_in_the_root() {
+fn maven_settings_come_from_path_or_address_or_root() {
     let project = maven(&[("settings.xml", "the root's\n"), ("ci/company settings.xml", "the company's\n")]);
     project.program("curl", "while [ \"$1\" != -o ]; do shift; done\necho \"downloaded from $4\" >\"$2\"");
     let address = ("MAVEN_SETTINGS_URL", "https://user:secret@maven.example/settings.xml");
@@ -26,10 +26,10 @@ fn maven_settings_are_those_of_the_path_else_the_address_else_the_file_in_the_ro
     assert!(project.compiled("java", &[]).contains("       the root's\n"));
     let output = project.compiled("java", &[address]);
     assert!(output.contains("       downloaded from https://user:secret@maven.example/settings.xml\n"), "{output}");
-    // What the build itself says does not give the password away.
+    // The build does not print the password.
     assert!(output.contains("settings: downloaded from MAVEN_SETTINGS_URL\n"), "{output}");
     assert!(project.compiled("java", &[address, path]).contains("       the company's\n"));
-    // Such a file often holds a password: nothing of it is kept.
+    // Such a file often contains a password: the cache does not keep it.
     for entry in fs::read_dir(project.temp.path().join("cache")).unwrap() {
         assert_eq!(entry.unwrap().file_name(), "home");
     }
@@ -39,10 +39,10 @@ fn maven_settings_are_those_of_the_path_else_the_address_else_the_file_in_the_ro
 }
 
 #[test]
-fn settings_that_are_not_there_are_the_reason() {
+fn missing_maven_settings_are_the_reason() {
     let project = maven(&[]);
     let why = project.refused("java", &[("MAVEN_SETTINGS_PATH", "ci/settings.xml")]);
-    assert_eq!(why, "MAVEN_SETTINGS_PATH: there is no file ci/settings.xml (it is looked for from the root of the project)");
+    assert_eq!(why, "MAVEN_SETTINGS_PATH: there is no file ci/settings.xml (the path starts at the root of the project)");
     for (says, reason) in [
         ("curl: (22) The requested URL returned error: 404", "curl: (22) The requested URL returned error: 404"),
         ("curl: (6) Could not resolve host: maven.example", "maven.example cannot be reached from this server"),
@@ -56,7 +56,7 @@ fn settings_that_are_not_there_are_the_reason() {
 }
 
 #[test]
-fn maven_has_the_goals_and_options_of_the_project_and_so_has_its_java() {
+fn maven_gets_goals_and_options_of_project() {
     let project = maven(&[]);
     let output = project.compiled("java", &[]);
     assert!(output.contains("options=[]\n"), "{output}");

@@ -1,7 +1,9 @@
-//! Our scripts at work: on small projects, with programs that only write down how they were called.
+//! The built-in buildpacks' scripts on small projects: with fake programs that record their calls, and in `stale` with the real tools.
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -12,12 +14,32 @@ mod node;
 mod php;
 mod python;
 mod ruby;
+mod stale;
+
+/// Serves the files of a directory by HTTP; returns the address.
+pub(super) fn serve(directory: &Path) -> String {
+    let directory = directory.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let path = lines.next().and_then(|line| Some(line.split([' ', '?']).nth(1)?.to_owned())).unwrap_or_default();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let (status, body) =
+                fs::read(directory.join(path.trim_start_matches('/'))).map_or(("404 Not Found", vec![]), |body| ("200 OK", body));
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    address
+}
 
 fn ours(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("buildpacks").join(path)
 }
 
-/// Where a program of this machine is, or nothing and a loud line.
+/// Returns the path of a program of this machine, or reports that the test is skipped.
 fn installed(program: &str) -> Option<PathBuf> {
     let found = std::env::split_paths(&std::env::var_os("PATH")?).map(|path| path.join(program)).find(|path| path.is_file());
     if found.is_none() {
@@ -26,7 +48,7 @@ fn installed(program: &str) -> Option<PathBuf> {
     found
 }
 
-/// A project, its cache and the programs of its server.
+/// A project, its cache and the fake programs of its server.
 struct Project {
     temp: tempfile::TempDir,
 }
@@ -54,7 +76,7 @@ impl Project {
         self
     }
 
-    /// A program of the server. Its calls are in [`Project::calls`], whatever it does.
+    /// Creates a program of the server. [`Project::calls`] has its calls.
     fn program(&self, name: &str, does: &str) -> &Project {
         let path = self.temp.path().join("bin").join(name);
         let calls = self.temp.path().join("calls");
@@ -77,7 +99,7 @@ impl Project {
         command
     }
 
-    /// Compiles with these variables; what it printed.
+    /// Compiles with these variables and returns the output.
     #[track_caller]
     fn compiled(&self, pack: &str, variables: &[(&str, &str)]) -> String {
         let (good, text) = self.compile(pack, variables);
@@ -85,7 +107,7 @@ impl Project {
         text
     }
 
-    /// Compiles with these variables, which must fail; the reason that it gave.
+    /// Compiles with these variables, which must fail, and returns the reason.
     #[track_caller]
     fn refused(&self, pack: &str, variables: &[(&str, &str)]) -> String {
         let (good, text) = self.compile(pack, variables);

@@ -1,8 +1,8 @@
-//! Node: the order of things, and what each program is told.
+//! Node: the order of scripts, and the choice and the options of package managers.
 
 use super::Project;
 
-/// A node that has the version 18.19.0, and otherwise is the real one.
+/// A fake node of version 18.19.0.
 const NODE: &str = "[ \"$1\" != --version ] || echo v18.19.0";
 const PACKAGE: &str =
     r#"{"scripts":{"heroku-prebuild":"a","heroku-postbuild":"b","heroku-cleanup":"c"},"dependencies":{"x":"1"}}"#;
@@ -13,7 +13,7 @@ fn verbs(project: &Project, program: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_prebuild_script_runs_before_packages_are_installed() {
+fn prebuild_script_runs_before_installation() {
     for pack in ["node", "static"] {
         let project = Project::new(&[("package.json", PACKAGE), ("package-lock.json", "{}"), ("dist/index.html", "")]);
         project.program("node", NODE).program("npm", "");
@@ -29,11 +29,11 @@ fn the_prebuild_script_runs_before_packages_are_installed() {
 }
 
 #[test]
-fn only_an_installation_that_would_ask_is_told_that_nobody_is_there() {
+fn only_pnpm_and_yarn_installations_get_ci() {
     let say = "echo \"$* CI=${CI-none}\"";
     let package = r#"{"scripts":{"build":"a"},"dependencies":{"x":"1"}}"#;
     for (lock, program, install) in [
-        ("package-lock.json", "npm", "ci --include=dev --no-audit --no-fund CI=none"),
+        ("package-lock.json", "npm", "ci --include=dev --no-audit --no-fund --ignore-scripts CI=none"),
         ("pnpm-lock.yaml", "pnpm", " CI=true"),
         ("yarn.lock", "yarn", "install --immutable CI=true"),
     ] {
@@ -47,8 +47,8 @@ fn only_an_installation_that_would_ask_is_told_that_nobody_is_there() {
 }
 
 #[test]
-fn a_newer_yarn_installs_into_node_modules_and_keeps_its_cache_to_itself() {
-    let say = "echo \"linker=${YARN_NODE_LINKER-none} cache=${YARN_CACHE_FOLDER-none}\"";
+fn yarn_from_2_on_installs_into_node_modules() {
+    let say = "[ \"$1\" != --version ] || { echo 4.1.0; exit; }\necho \"linker=${YARN_NODE_LINKER-none} cache=${YARN_CACHE_FOLDER-none}\"";
     for (files, linker, cache) in [
         (&[("package.json", r#"{"packageManager":"yarn@4.1.0"}"#), ("yarn.lock", "")][..], "node-modules", "none"),
         (&[("package.json", "{}"), ("yarn.lock", ""), (".yarnrc.yml", "nodeLinker: pnp")], "node-modules", "none"),
@@ -63,7 +63,7 @@ fn a_newer_yarn_installs_into_node_modules_and_keeps_its_cache_to_itself() {
 }
 
 #[test]
-fn development_packages_stay_where_the_project_says_so() {
+fn development_packages_stay_if_project_says_so() {
     let package = r#"{"devDependencies":{"x":"1"}}"#;
     for (variables, pruned) in
         [(&[][..], true), (&[("NPM_CONFIG_PRODUCTION", "false")], false), (&[("YARN_PRODUCTION", "false")], false)]
@@ -76,7 +76,7 @@ fn development_packages_stay_where_the_project_says_so() {
 }
 
 #[test]
-fn another_version_of_node_than_the_project_asks_for_is_named() {
+fn missing_node_version_is_warned_about() {
     let Some(real) = crate::buildpack::script_tests::installed("node") else { return };
     let fits = |wanted: &str| {
         let project = Project::new(&[("package.json", &format!(r#"{{"engines":{{"node":{wanted}}}}}"#))]);
@@ -119,7 +119,7 @@ fn another_version_of_node_than_the_project_asks_for_is_named() {
 }
 
 #[test]
-fn corepack_asks_the_registry_that_npm_is_configured_with() {
+fn corepack_uses_the_registry_of_npm() {
     let package = r#"{"dependencies":{"x":"1"},"packageManager":"pnpm@9.1.0"}"#;
     let asked = |npm: &str, variables: &[(&str, &str)]| {
         let project = Project::new(&[("package.json", package), ("pnpm-lock.yaml", "")]);
@@ -130,8 +130,115 @@ fn corepack_asks_the_registry_that_npm_is_configured_with() {
     let mirror = "echo https://npm.example/mirror/";
     assert_eq!(asked(mirror, &[]), "https://npm.example/mirror");
     assert_eq!(asked(mirror, &[("COREPACK_NPM_REGISTRY", "https://other.example")]), "https://other.example");
-    // The public one: what corepack itself does then is best, such as taking yarn from where yarn is published.
+    // The public registry: corepack's own choice is right, such as yarn's own address for yarn.
     assert_eq!(asked("echo https://registry.npmjs.org/", &[]), "nowhere");
     assert_eq!(asked("echo undefined", &[]), "nowhere");
     assert_eq!(asked("exit 1", &[]), "nowhere");
+}
+
+/// Compiles a project with fake package managers of these versions, and returns the output and the calls.
+fn managed(files: &[(&str, &str)], programs: &[(&str, &str)]) -> (String, Vec<String>) {
+    let project = Project::new(files);
+    project.program("node", NODE);
+    // Without programs of the machine.
+    for name in ["npm", "pnpm", "yarn", "corepack"] {
+        let version = programs.iter().find(|(program, _)| *program == name).map(|(_, version)| *version);
+        let version = version.unwrap_or("0.0.0");
+        project.program(name, &format!("[ \"$1\" != --version ] || echo {version}"));
+    }
+    let output = project.compiled("node", &[]);
+    let calls = project.calls().into_iter().filter(|call| call.contains(" install") || call.contains(" ci "));
+    (output, calls.map(|call| call.split(" -").next().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn two_lock_files_are_named_with_the_one_that_counts() {
+    let package = r#"{"dependencies":{"x":"1"}}"#;
+    let locks = [("package-lock.json", "{}"), ("yarn.lock", "")];
+    let (output, calls) = managed(&[&[("package.json", package)][..], &locks].concat(), &[]);
+    assert!(output.contains(" !     The project has both yarn.lock and package-lock.json: yarn.lock counts."), "{output}");
+    assert_eq!(calls, ["yarn install"]);
+
+    let package = r#"{"dependencies":{"x":"1"},"packageManager":"npm@10.2.0"}"#;
+    let (output, calls) = managed(&[&[("package.json", package)][..], &locks].concat(), &[("npm", "10.2.0")]);
+    assert!(output.contains("package-lock.json counts"), "{output}");
+    assert_eq!(calls, ["npm ci"]);
+}
+
+#[test]
+fn package_manager_of_package_json_is_used_or_warned_about() {
+    let cases: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
+        // The file of another package manager.
+        (
+            "pnpm@9.1.0",
+            "package-lock.json",
+            &[],
+            "npm ci",
+            "asks for pnpm@9.1.0 in packageManager, but the project has no lock file of it: npm",
+        ),
+        ("pnpm@9", "package-lock.json", &[], "npm ci", "asks for pnpm@9 in packageManager"),
+        // The server's own program has the version, or corepack brings it.
+        ("pnpm@9.1.0+sha512.ab", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
+        ("pnpm@9", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
+        ("pnpm@9.1.0", "pnpm-lock.yaml", &[("pnpm", "8.15.1")], "corepack pnpm install", ""),
+        ("yarn@4.1.0", "yarn.lock", &[("yarn", "1.22.22")], "corepack yarn install", ""),
+        // corepack does not know ranges, and npm belongs to node.
+        (
+            "pnpm@9",
+            "pnpm-lock.yaml",
+            &[("pnpm", "8.15.1")],
+            "pnpm install",
+            "asks for pnpm 9 in packageManager; this server has pnpm 8.15.1.",
+        ),
+        (
+            "npm@10.2.0",
+            "package-lock.json",
+            &[("npm", "9.2.0")],
+            "npm ci",
+            "asks for npm 10.2.0 in packageManager; this server has npm 9.2.0.",
+        ),
+    ];
+    for (manager, lock, programs, call, warning) in cases {
+        let package = format!(r#"{{"dependencies":{{"x":"1"}},"packageManager":"{manager}"}}"#);
+        let (output, calls) = managed(&[("package.json", &package), (lock, "{}")], programs);
+        assert_eq!(calls, [*call], "{manager} {lock}: {output}");
+        assert!(
+            output.contains(warning) && (!warning.is_empty() || !output.contains("packageManager")),
+            "{manager} {lock}: {output}"
+        );
+    }
+}
+
+#[test]
+fn lock_files_of_other_tools_are_named() {
+    let (output, _) = managed(&[("package.json", r#"{"dependencies":{"x":"1"}}"#), ("bun.lock", "")], &[]);
+    assert!(output.contains("bun.lock is not used"), "{output}");
+}
+
+#[test]
+fn npm_packages_are_restored_and_their_install_scripts_run_again() {
+    let package = r#"{"dependencies":{"x":"1"}}"#;
+    for (lock, scripts) in
+        [(r#"{"lockfileVersion":3}"#, false), (r#"{"lockfileVersion":3,"x":{"hasInstallScript": true}}"#, true)]
+    {
+        let project = Project::new(&[("package.json", package), ("package-lock.json", lock)]);
+        project.program("node", NODE).program("npm", "[ \"$1\" != ci ] || mkdir -p node_modules/x");
+        project.compiled("node", &[]);
+        std::fs::remove_dir_all(project.app("node_modules")).unwrap();
+        let output = project.compiled("node", &[]);
+        assert!(output.contains("node_modules restored") && project.app("node_modules/x").is_dir(), "{output}");
+        let verbs: Vec<String> = verbs(&project, "npm").iter().map(|call| call.split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(verbs, if scripts { vec!["ci", "rebuild", "rebuild"] } else { vec!["ci"] });
+    }
+}
+
+#[test]
+fn npm_packages_with_failing_optional_scripts_are_installed_as_a_whole() {
+    let lock = r#"{"lockfileVersion":3,"x":{"hasInstallScript":true}}"#;
+    let project = Project::new(&[("package.json", r#"{"dependencies":{"x":"1"}}"#), ("package-lock.json", lock)]);
+    project.program("node", NODE).program("npm", "mkdir -p node_modules; [ \"$1\" != rebuild ]");
+    project.compiled("node", &[]);
+    let calls = verbs(&project, "npm");
+    assert_eq!(calls.last().unwrap(), "ci --include=dev --no-audit --no-fund");
+    assert!(!project.temp.path().join("cache/node_modules/key").exists());
 }

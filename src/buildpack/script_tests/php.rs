@@ -1,4 +1,4 @@
-//! PHP: composer's scripts, Heroku's servers, and what PHP's own server keeps to itself.
+//! PHP: composer's scripts, Heroku's server scripts, and the router of PHP's own server.
 
 use std::{
     fs,
@@ -10,10 +10,10 @@ use super::{Project, ours};
 const PHP: &str = "case $2 in *PHP_VERSION*) printf 8.2.0; exit ;; esac\ngrep -q \"\\\"$3\\\":\" composer.json\n";
 
 #[test]
-fn composers_scripts_run_after_the_packages_in_their_order() {
+fn composer_scripts_run_in_order_after_the_packages() {
     let scripts = r#"{"description":"compile","scripts":{"compile":["a"],"post-autoload-dump":["b"],"post-install-cmd":["c"]}}"#;
     let project = Project::new(&[("composer.json", scripts), ("composer.lock", "{}"), ("public/index.php", "<?php\n")]);
-    project.program("php", PHP).program("composer", "[ \"$1\" != install ] || mkdir vendor");
+    project.program("php", PHP).program("composer", "[ \"$1\" != install ] || mkdir -p vendor");
     project.compiled("php", &[]);
     // Again, from the cache.
     fs::remove_dir_all(project.app("vendor")).unwrap();
@@ -21,13 +21,13 @@ fn composers_scripts_run_after_the_packages_in_their_order() {
     let calls: Vec<String> = project.calls().into_iter().filter(|call| call.starts_with("composer")).collect();
     let verbs: Vec<&str> = calls.iter().map(|call| call.rsplit(' ').find(|word| !word.starts_with('-')).unwrap()).collect();
     let events = ["post-autoload-dump", "post-install-cmd", "compile"];
-    assert_eq!(verbs, [&["install"][..], &events, &["dump-autoload"], &events].concat());
+    assert_eq!(verbs, [&["install"][..], &events, &["install"], &events].concat());
     assert!(project.app(".larder-router.php").is_file());
     assert_eq!(project.web("php").as_deref(), Some("php -S 127.0.0.1:$PORT -t public .larder-router.php"));
 }
 
 #[test]
-fn herokus_servers_are_phps_own_wherever_a_procfile_finds_them() {
+fn heroku_server_scripts_start_phps_own_server() {
     for (line, script) in [
         ("web: heroku-php-apache2 -C x.conf public/", ".heroku/bin/heroku-php-apache2"),
         ("web: vendor/bin/heroku-php-apache2 public/", "vendor/bin/heroku-php-apache2"),
@@ -48,7 +48,7 @@ fn herokus_servers_are_phps_own_wherever_a_procfile_finds_them() {
     }
 }
 
-/// Asks PHP's own server with our router; what it answers is the status and the page.
+/// PHP's own server with larder's router.
 struct Served {
     server: std::process::Child,
     port: u16,
@@ -96,7 +96,7 @@ impl Drop for Served {
 const SHOW: &str = "<?php echo $_SERVER['SCRIPT_NAME'], ' ', $_SERVER['PATH_INFO'] ?? '-', ' ', basename(getcwd());";
 
 #[test]
-fn phps_own_server_keeps_secrets_and_finds_the_front_controller() {
+fn router_hides_private_files_and_finds_front_controller() {
     let project = Project::new(&[
         (".env", "SECRET=1"),
         ("composer.json", "{}"),

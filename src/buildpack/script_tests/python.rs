@@ -1,14 +1,13 @@
-//! Python: what is installed from where, and the project's own hooks.
+//! Python: sources of packages, what stays in the tree, and the project's hooks.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::Project;
 
-/// A python that has the version 3.11.2, makes environments whose own python is the machine's, and installs nothing.
+/// A fake python of version 3.11.2 that creates environments and installs nothing.
 const PYTHON: &str = r#"case "$*" in
-  *version_info*) echo 3.11.2 ;;
+  *version_info*) echo 3.11.2 23.0.1 ;;
   "-m venv "*) for last; do :; done; mkdir -p "$last/bin" "$last/lib"; ln -s /usr/bin/true "$last/bin/python" ;;
-  "-m pip --version") echo "pip 23.0.1 from x" ;;
   "-") exec /usr/bin/python3 - ;;
 esac"#;
 
@@ -19,7 +18,7 @@ fn project(files: &[(&str, &str)]) -> Project {
 }
 
 #[test]
-fn the_projects_hooks_run_around_the_installation() {
+fn project_hooks_run_around_installation() {
     let project = project(&[
         ("requirements.txt", "x\n"),
         ("bin/pre_compile", "#!/bin/sh\necho first\n"),
@@ -37,13 +36,13 @@ fn the_projects_hooks_run_around_the_installation() {
 }
 
 #[test]
-fn an_application_that_is_no_package_gets_what_it_depends_on() {
+fn application_without_build_system_gets_its_dependencies() {
     if super::installed("python3").is_none() {
         return;
     }
     let pip = |pyproject: &str| {
         let project = project(&[("pyproject.toml", pyproject), ("one/a.py", ""), ("two/b.py", "")]);
-        // What pip gets to read.
+        // pip prints its list of requirements.
         project.program("python3", &PYTHON.replace("esac", "  *\" -r \"*) for last; do :; done; cat \"$last\" ;;\nesac"));
         let output = project.compiled("python", &[]);
         (project.calls().into_iter().filter(|call| call.contains(" install ")).collect::<Vec<_>>(), output)
@@ -58,7 +57,7 @@ fn an_application_that_is_no_package_gets_what_it_depends_on() {
 }
 
 #[test]
-fn what_an_installation_leaves_behind_goes_and_the_projects_own_stays() {
+fn installation_litter_is_removed_and_project_files_stay() {
     let setup = &[("setup.py", ""), ("build/own.py", ""), ("requirements.in", "")];
     let project = project(setup);
     project.program("python3", &PYTHON.replace("esac", "  *\" install \"*) mkdir -p build/lib a.egg-info ;;\nesac"));
@@ -70,13 +69,55 @@ fn what_an_installation_leaves_behind_goes_and_the_projects_own_stays() {
 }
 
 #[test]
-fn poetry_installs_the_project_too_if_it_is_a_package() {
+fn poetry_project_that_is_a_package_is_installed() {
     for (status, said) in [(0, false), (1, true)] {
         let project = project(&[("poetry.lock", ""), ("pyproject.toml", "")]);
         project.program("poetry", &format!("case $* in *--only-root*) exit {status} ;; esac"));
         let output = project.compiled("python", &[]);
         let calls: Vec<String> = project.calls().into_iter().filter(|call| call.starts_with("poetry ")).collect();
         assert_eq!(calls, ["poetry install --only main --no-root", "poetry install --only-root"]);
-        assert_eq!(output.contains("is no package"), said, "{output}");
+        assert_eq!(output.contains("is not a package"), said, "{output}");
     }
+}
+
+#[test]
+fn only_requirements_of_an_index_are_restored() {
+    for (requirements, restored) in [
+        (
+            "flask>=2\n# a comment\n--index-url https://pypi.example/simple\nx[y]==1 ; python_version > '3' --hash=sha256:ab\n",
+            true,
+        ),
+        ("flask==2 \\\n    --hash=sha256:ab\n", true),
+        ("libs/mylib\n", false),
+        (".\n", false),
+        ("-e .\n", false),
+        ("-r base.txt\n", false),
+        ("--find-links wheels\nx\n", false),
+        ("mylib-1.0.tar.gz\n", false),
+        ("x @ https://example.com/x.zip\n", false),
+        ("git+https://example.com/x@main\n", false),
+    ] {
+        let project = project(&[("requirements.txt", requirements)]);
+        project.compiled("python", &[]);
+        let output = project.compiled("python", &[]);
+        assert_eq!(output.contains("packages restored"), restored, "{requirements}: {output}");
+    }
+}
+
+#[test]
+fn changed_setting_of_pip_installs_again() {
+    let project = project(&[("requirements.txt", "flask\n")]);
+    project.compiled("python", &[]);
+    assert!(project.compiled("python", &[]).contains("packages restored"));
+    assert!(!project.compiled("python", &[("PIP_INDEX_URL", "https://pypi.example/simple")]).contains("packages restored"));
+}
+
+#[test]
+fn two_lock_files_are_named_with_the_one_that_counts() {
+    let project = project(&[("requirements.txt", "flask\n"), ("Pipfile.lock", "{}"), ("Pipfile", "")]);
+    let output = project.compiled("python", &[]);
+    assert!(
+        output.contains(" !     The project has both requirements.txt and Pipfile.lock: requirements.txt counts."),
+        "{output}"
+    );
 }

@@ -1,11 +1,11 @@
-//! Ruby: what Rails needs to know where no other web server stands before it.
+//! Ruby: the environment of Rails and the settings of bundler.
 
 use std::fs;
 
 use super::Project;
 
 #[test]
-fn a_rails_server_serves_its_assets_and_has_a_pid_file_of_its_own() {
+fn rails_serves_assets_with_its_own_pid_file() {
     let project = Project::new(&[("Gemfile", ""), ("bin/rails", ""), ("config/application.rb", "")]);
     project.program("ruby", "printf 3.1.2").program("bundle", "");
     project.compiled("ruby", &[]);
@@ -17,7 +17,7 @@ fn a_rails_server_serves_its_assets_and_has_a_pid_file_of_its_own() {
 }
 
 #[test]
-fn a_projects_own_mirrors_and_build_options_stay_in_its_bundler_settings() {
+fn bundler_mirrors_and_build_options_of_project_stay() {
     let own = "---\nBUNDLE_PATH: \"elsewhere\"\nBUNDLE_MIRROR__HTTPS://RUBYGEMS__ORG/: \"https://gems.example/\"\n\
                BUNDLE_BUILD__NOKOGIRI: \"--use-system-libraries\"\nBUNDLE_FROZEN: \"false\"\n";
     let project = Project::new(&[("Gemfile", ""), ("Gemfile.lock", ""), (".bundle/config", own)]);
@@ -28,4 +28,15 @@ fn a_projects_own_mirrors_and_build_options_stay_in_its_bundler_settings() {
                     BUNDLE_MIRROR__HTTPS://RUBYGEMS__ORG/: \"https://gems.example/\"\n\
                     BUNDLE_BUILD__NOKOGIRI: \"--use-system-libraries\"\n";
     assert_eq!(settings, expected);
+}
+
+#[test]
+fn gems_of_project_directories_are_installed_in_every_build() {
+    for (lock, restored) in [("GEM\n  specs:\n", true), ("PATH\n  remote: gems/own\n", false)] {
+        let project = Project::new(&[("Gemfile", ""), ("Gemfile.lock", lock)]);
+        project.program("ruby", "printf 3.1.2").program("bundle", "mkdir -p vendor/bundle");
+        project.compiled("ruby", &[]);
+        let output = project.compiled("ruby", &[]);
+        assert_eq!(output.contains("gems restored"), restored, "{lock}: {output}");
+    }
 }

@@ -3,8 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    buildpack::{self, BuildJob, BuildStep, BuildpackError, BuildpackRef, Built},
-    config,
+    buildpack::{self, BuildJob, BuildStep, BuildpackError, Built},
     model::Phase,
     pipeline::{
         context::Deployment,
@@ -73,7 +72,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
     let configuration = super::deploy::processes::configured(deployment).into_iter().chain(build).collect();
     BuildJob {
         steps: vec![BuildStep::Detect, BuildStep::Compile, BuildStep::Release],
-        buildpacks: settings.buildpacks.clone().into_iter().map(reference).collect(),
+        buildpacks: settings.buildpacks.clone(),
         configuration,
         environment: vec![
             (String::from("LARDER_PROJECT"), order.environment.project.to_string()),
@@ -84,15 +83,6 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
         ],
         variables: Value::Object(deployment.facts.variables.clone()).to_string(),
         memory: settings.build.memory.map(|memory| memory.bytes()),
-        local_git: false,
-    }
-}
-
-fn reference(named: config::BuildpackRef) -> BuildpackRef {
-    match named {
-        config::BuildpackRef::Named(name) => BuildpackRef::Named(name),
-        config::BuildpackRef::Directory(path) => BuildpackRef::Directory(path.to_string()),
-        config::BuildpackRef::Git { url, commit } => BuildpackRef::Git { url, reference: Some(commit.to_string()) },
     }
 }
 

@@ -1,0 +1,25 @@
+# Prepares a tool's output for the rules in `reasons`: no colours, no build directory, and a line that ends in a colon is joined with the
+# line that it announces, because only the two together are a sentence.
+{
+  gsub(/\033\[[0-9;?]*[A-Za-z]/, "")
+  # Spaces that do not break, and thin ones, as pnpm prints them.
+  gsub(/\302\240|\342\200\211/, " ")
+  sub(/\r+$/, "")
+  sub(/.*\r/, "")
+  for (at = index($0, build_dir); at > 0; at = index($0, build_dir)) $0 = substr($0, 1, at - 1) substr($0, at + length(build_dir))
+  if ($0 ~ /^[[:space:]]*$/) next
+  lines[++count] = $0
+}
+END {
+  for (number = 1; number <= count; number++) {
+    line = lines[number]
+    if (line ~ /:[[:space:]]*$/ && number < count) {
+      next_line = lines[number + 1]
+      sub(/^(npm (error|ERR!)|\[ERROR\]) /, "", next_line)
+      sub(/^[[:space:]>|*-]+/, "", next_line)
+      sub(/[[:space:]]+$/, "", line)
+      line = line " " next_line
+    }
+    print line
+  }
+}

@@ -1,0 +1,67 @@
+//! The built-in buildpacks: files of `buildpacks/`, embedded in the binary. The keeper writes them to a directory that build workers see.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use crate::config::yaml::{self, Limits};
+
+/// A file below `buildpacks/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuiltinFile {
+    /// The path relative to `buildpacks/`.
+    pub path: &'static str,
+    /// The file's content.
+    pub text: &'static str,
+    /// Whether the file is a program.
+    pub executable: bool,
+}
+
+/// All files, sorted by path. `build.rs` writes the list.
+pub const FILES: &[BuiltinFile] = include!(concat!(env!("OUT_DIR"), "/buildpacks.rs"));
+
+/// A built-in buildpack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BuiltinPack {
+    /// The name of its directory, which recipes use.
+    pub name: &'static str,
+    /// Files of which a project has at least one if `bin/detect` accepts it. Without any, the script is not started.
+    pub signs: Vec<String>,
+}
+
+/// A buildpack's `pack.yml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PackFile {
+    order: u32,
+    signs: Vec<String>,
+}
+
+/// The built-in buildpacks, in the order in which they are asked: a language that often brings a `package.json` for its assets comes before
+/// `node`, and a sign that most projects have comes last.
+pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
+    let mut packs: Vec<(u32, BuiltinPack)> = FILES
+        .iter()
+        .filter_map(|file| {
+            let name = file.path.strip_suffix("/pack.yml")?;
+            // A test reads every file; a broken one never gets into a binary.
+            let pack: PackFile = yaml::parse(file.path, file.text.as_bytes(), Limits::RECIPE).ok()?;
+            Some((pack.order, BuiltinPack { name, signs: pack.signs }))
+        })
+        .collect();
+    packs.sort_by_key(|(order, pack)| (*order, pack.name));
+    packs.into_iter().map(|(_, pack)| pack).collect()
+});
+
+/// Returns whether a directory of a buildpack can have this name.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_')
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name != "lib"
+}
+
+#[cfg(test)]
+#[path = "contract_tests.rs"]
+mod tests;
