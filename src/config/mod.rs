@@ -34,4 +34,4 @@ pub use quantity::{Age, ByteSize, StatusRange, TimeSpan};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{BuildSettings, RequiredVariable, Settings};
-pub use value::{BuildpackRef, CommandLine, Domain, HttpPath, RelativePath, VariableName};
+pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};

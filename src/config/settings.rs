@@ -17,7 +17,7 @@ use super::{
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     reader::Reader,
-    value::{BuildpackRef, CommandLine, Domain, RelativePath, VariableName},
+    value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
     yaml::Node,
 };
 use crate::model::{Phase, ProcessType, StopSignal, Strategy};
@@ -36,7 +36,7 @@ pub struct Settings {
     /// The command that runs once before the switch.
     pub release: Option<CommandLine>,
     /// Paths of the application that persist. None is inside another.
-    pub data: Vec<RelativePath>,
+    pub data: Vec<DataPath>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
     /// Variables that must have a value; from `app.json`.
@@ -264,9 +264,9 @@ pub(super) const KEYS: &[Key<Draft>] = &[
     ),
     Key::value(
         "data",
-        "Paths that persist between releases, relative to the application. None may be inside another.",
+        "Paths that persist between releases, relative to the application. None may be inside another.\nA path is a file if the release has a file there, or if its name has an extension, such as\ndb.sqlite3; else, and always with a slash at its end, a directory.",
         Unstated,
-        "\n- media\n- var/uploads",
+        "\n- media\n- var/uploads\n- db.sqlite3",
         |reader, node, key, draft| draft.settings.data = data(reader, node, key),
     ),
     Key::custom(
@@ -462,11 +462,11 @@ fn buildpack(reader: &mut Reader, node: &Node) -> Option<BuildpackRef> {
     reader.value(node, "buildpack", BuildpackRef::EXPECTED, str::parse)
 }
 
-fn data(reader: &mut Reader, node: &Node, key: &str) -> Vec<RelativePath> {
-    let mut paths: Vec<RelativePath> = Vec::new();
+fn data(reader: &mut Reader, node: &Node, key: &str) -> Vec<DataPath> {
+    let mut paths: Vec<DataPath> = Vec::new();
     for node in reader.bounded(node, key, "[media, var/uploads]") {
         let expected = "a path inside the application, such as media";
-        let Some(path) = reader.value(node, key, expected, str::parse::<RelativePath>) else { continue };
+        let Some(path) = reader.value(node, key, expected, str::parse::<DataPath>) else { continue };
         match paths.iter().find(|other| other.overlaps(&path)) {
             Some(other) => {
                 let problem = format!("{key}: \"{path}\" and \"{other}\" overlap");

@@ -55,12 +55,24 @@ checked_text!(
     }
 );
 
-impl RelativePath {
+checked_text!(
+    /// A persistent path: a [`RelativePath`], with a slash at its end if it is a directory whatever its name.
+    DataPath,
+    String,
+    |text| text.strip_suffix('/').unwrap_or(text).parse::<RelativePath>().map(drop)
+);
+
+impl DataPath {
+    /// Returns the path without the slash.
+    pub fn path(&self) -> &str {
+        self.0.strip_suffix('/').unwrap_or(&self.0)
+    }
+
     /// Returns true if the two paths are equal or one contains the other.
-    pub fn overlaps(&self, other: &RelativePath) -> bool {
+    pub fn overlaps(&self, other: &DataPath) -> bool {
         let inside =
             |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        inside(&self.0, &other.0) || inside(&other.0, &self.0)
+        inside(self.path(), other.path()) || inside(other.path(), self.path())
     }
 }
 
@@ -233,8 +245,9 @@ mod tests {
         for bad in ["", "/etc", "../x", "a/../b", "a//b", "a/", "./a", "a\0b", "~/x", ".git/x", ".larder", "a\\b"] {
             assert!(bad.parse::<RelativePath>().is_err(), "{bad}");
         }
-        let path = |text: &str| text.parse::<RelativePath>().unwrap();
-        assert!(path("a").overlaps(&path("a/b")) && path("a/b").overlaps(&path("a")) && path("a").overlaps(&path("a")));
+        let path = |text: &str| text.parse::<DataPath>().unwrap();
+        assert!("/".parse::<DataPath>().is_err() && "a//".parse::<DataPath>().is_err() && path("a/").path() == "a");
+        assert!(path("a").overlaps(&path("a/b")) && path("a/b").overlaps(&path("a/")) && path("a/").overlaps(&path("a")));
         assert!(!path("a").overlaps(&path("ab")));
     }
 

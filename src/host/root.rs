@@ -235,6 +235,11 @@ impl EnvironmentPaths {
         self.0.join("pins.json")
     }
 
+    /// The record of the postdeploy script.
+    pub fn postdeploy(&self) -> PathBuf {
+        self.0.join("postdeploy.json")
+    }
+
     /// What the deployments of the last releases have written into their slots themselves.
     pub fn expected_drift(&self) -> PathBuf {
         self.0.join("expected-drift.json")

@@ -12,8 +12,8 @@ use super::{
     journal::Story,
     lane::{Lane, TreeCopy},
     phases::{bundle, post_install},
-    pins::Pins,
     publish,
+    state_files::Pins,
     step::chain,
 };
 use crate::{

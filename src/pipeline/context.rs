@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{builds::BuildNumbers, drift::Watch, facts::Facts, lane::Spare, step::Failure, transcript::Transcript};
+use super::{drift::Watch, facts::Facts, lane::Spare, state_files::BuildNumbers, step::Failure, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,

@@ -153,7 +153,7 @@ impl Scene<'_> {
             context: self.services.release_context(self.environment, &paths),
             release: self.live.release,
             slot: self.live.slot,
-            data: self.settings.data.iter().map(ToString::to_string).collect(),
+            data: self.settings.data.iter().map(|data| data.path().to_owned()).collect(),
             ignore: self.settings.drift_ignore.clone(),
             known: Expected::read(&paths).0.remove(&self.live.release).unwrap_or_default(),
         };

@@ -1,78 +1,89 @@
-//! What each ref of a push gets: a deployment, a place in the repository, or a refusal. Decided before anything runs.
+//! The decision about each ref of a push, before anything runs: it is deployed, stored, or refused. And the checks of a push to a deploy
+//! branch that need no deployment: frozen environments and malformed recipes.
+//!
+//! A push is refused in the same words whether pre-receive finds the error or, later, the step `gather.source`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{BranchName, CommitId, Environment};
+use super::{Pipeline, PipelineError, step::Failure, step::chain, verdict};
+use crate::{
+    config::{
+        ConfigError,
+        project::{self, ProjectConfig, ProjectFiles},
+    },
+    git::source::RecipeFiles,
+    model::{BranchName, CommitId, Environment, Outcome, Phase},
+};
 
-/// One ref that somebody wants to create, change or delete.
+/// A ref that a push creates, changes or deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefUpdate {
-    /// The full name.
+    /// The full name, such as `refs/heads/main`.
     pub name: String,
-    /// What it was; zero for a new ref.
+    /// The commit before; zero for a new ref.
     pub old: CommitId,
-    /// What it shall be; zero to delete it.
+    /// The commit after; zero to delete the ref.
     pub new: CommitId,
 }
 
-/// What a ref gets.
+/// The decision about a ref.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fate {
-    /// A deployment decides.
+pub enum RefDecision {
+    /// The ref is deployed; the outcome decides whether git moves it.
     Deploy {
-        /// Where.
+        /// The environment that deploys the branch.
         environment: Box<Environment>,
-        /// The branch.
+        /// The deploy branch.
         branch: BranchName,
-        /// The commit.
+        /// The commit to deploy.
         commit: CommitId,
-        /// What the pusher saw the branch at; zero for a branch that was not there.
+        /// The commit at which the pusher saw the branch; zero for a branch that did not exist.
         seen: CommitId,
     },
-    /// Git stores it; the line tells the pusher that nothing is deployed.
+    /// Git stores the ref, and nothing is deployed.
     Store {
-        /// What to tell, if anything.
+        /// A note for the pusher that nothing is deployed.
         note: Option<String>,
     },
-    /// It is refused.
+    /// The ref is refused.
     Refuse {
         /// The reason in git's line.
         reason: String,
-        /// What to do instead.
+        /// What to do instead, for the pusher's screen.
         hint: Option<String>,
     },
 }
 
-/// Decides about every ref of a push to a project with `environments`. The answers are in the order of the updates.
-pub fn fates(environments: &[Environment], updates: &[RefUpdate], atomic: bool) -> Vec<Fate> {
-    let mut fates: Vec<_> = updates.iter().map(|update| fate(environments, update)).collect();
-    let deployments = fates.iter().filter(|fate| matches!(fate, Fate::Deploy { .. })).count();
+/// Decides about every ref of a push to a project with `environments`, in the order of the updates.
+pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
+    let mut decisions: Vec<_> = updates.iter().map(|update| decide_one(environments, update)).collect();
+    let deployments = decisions.iter().filter(|decision| matches!(decision, RefDecision::Deploy { .. })).count();
     if atomic && deployments > 1 {
-        for fate in fates.iter_mut().filter(|fate| matches!(fate, Fate::Deploy { .. })) {
-            *fate = Fate::Refuse {
+        for decision in decisions.iter_mut().filter(|decision| matches!(decision, RefDecision::Deploy { .. })) {
+            *decision = RefDecision::Refuse {
                 reason: String::from("an atomic push can deploy one branch only"),
                 hint: Some(String::from("push the deploy branches one by one, or without --atomic")),
             };
         }
     }
-    let refused = fates.iter().any(|fate| matches!(fate, Fate::Refuse { .. }));
+    let refused = decisions.iter().any(|decision| matches!(decision, RefDecision::Refuse { .. }));
     if atomic && refused {
-        for fate in fates.iter_mut().filter(|fate| !matches!(fate, Fate::Refuse { .. })) {
-            *fate = Fate::Refuse { reason: String::from("another ref of this atomic push was refused"), hint: None };
+        for decision in decisions.iter_mut().filter(|decision| !matches!(decision, RefDecision::Refuse { .. })) {
+            *decision = RefDecision::Refuse { reason: String::from("another ref of this atomic push was refused"), hint: None };
         }
     }
-    fates
+    decisions
 }
 
-/// The first of `updates` that git would not store in a repository that has the refs `existing`, and why. An atomic push
-/// asks this first: git stores its other refs only after the deployment, when that can no longer be taken back.
+/// Returns the first of `updates` that git would not store in a repository that has the refs `existing`, and the reason. An atomic push
+/// is checked with this first: git stores its other refs only after the deployment, which cannot be undone then.
 pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, CommitId>) -> Option<(&'u RefUpdate, String)> {
     let made = updates.iter().filter(|update| !update.new.is_zero()).map(|update| update.name.as_str());
     let names: BTreeSet<&str> = existing.keys().map(String::as_str).chain(made).collect();
     updates.iter().find_map(|update| {
         let name = update.name.as_str();
         if existing.get(name).map_or(!update.old.is_zero(), |id| *id != update.old) {
-            return Some((update, String::from("somebody else has moved it meanwhile; fetch first")));
+            return Some((update, String::from("another push has moved it; fetch first")));
         }
         if update.new.is_zero() {
             return None;
@@ -81,51 +92,113 @@ pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, Comm
         let inside = format!("{name}/");
         let below = || names.range(inside.as_str()..).next().copied().filter(|below| below.starts_with(&inside));
         let other = above.or_else(below)?;
-        Some((update, format!("{other} exists, and a name cannot be a directory as well")))
+        Some((update, format!("{other} exists, and one ref cannot be inside another")))
     })
 }
 
-fn fate(environments: &[Environment], update: &RefUpdate) -> Fate {
+fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
     let deletes = update.new.is_zero();
     if let Some(branch) = update.name.strip_prefix("refs/heads/") {
         let Ok(branch) = branch.parse::<BranchName>() else {
-            return Fate::Refuse {
+            return RefDecision::Refuse {
                 reason: String::from("this branch name is not allowed here"),
                 hint: branch.parse::<BranchName>().err().map(|error| error.to_string()),
             };
         };
         return match environments.iter().find(|environment| environment.branch == branch) {
-            Some(environment) if deletes => Fate::Refuse {
+            Some(environment) if deletes => RefDecision::Refuse {
                 reason: format!("{} deploys this branch", environment.title()),
                 hint: Some(format!(
                     "deleting it would not stop the application; `larder project destroy {}` does",
                     environment.project
                 )),
             },
-            Some(environment) => Fate::Deploy {
+            Some(environment) => RefDecision::Deploy {
                 environment: Box::new(environment.clone()),
                 branch,
                 commit: update.new.clone(),
                 seen: update.old.clone(),
             },
-            None if deletes => Fate::Store { note: None },
-            None => Fate::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(environments))) },
+            None if deletes => RefDecision::Store { note: None },
+            None => {
+                RefDecision::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(environments))) }
+            }
         };
     }
     if update.name.starts_with("refs/tags/") {
-        return Fate::Store { note: None };
+        return RefDecision::Store { note: None };
     }
-    Fate::Refuse {
+    RefDecision::Refuse {
         reason: String::from("only branches and tags can be pushed"),
         hint: Some(String::from("push to refs/heads/... or refs/tags/...")),
     }
 }
 
-/// Which branches deploy where, for people.
+/// Lists which branches deploy to which environments, for messages.
 pub fn deploying(environments: &[Environment]) -> String {
     let pairs: Vec<_> =
         environments.iter().map(|environment| format!("{} deploys to {}", environment.branch, environment.name)).collect();
     if pairs.is_empty() { String::from("no branch deploys here") } else { pairs.join(", ") }
+}
+
+/// The errors of a recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipeErrors {
+    /// Every error with file, line, the expected value and a hint; for the pusher's screen.
+    pub lines: Vec<String>,
+    /// The first error and the number of others; fits git's own line.
+    pub why: String,
+}
+
+/// Parses the files of a recipe.
+pub fn load_recipe(files: RecipeFiles) -> Result<ProjectConfig, RecipeErrors> {
+    let files = ProjectFiles {
+        recipe: files.larder_yml,
+        procfile: files.procfile,
+        app_json: files.app_json,
+        buildpacks: files.buildpacks,
+    };
+    project::load(&files).map_err(|problems| {
+        let first = problems.first().map(short).unwrap_or_default();
+        let rest = problems.len().saturating_sub(1);
+        let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
+        RecipeErrors { lines: problems.iter().map(ToString::to_string).collect(), why: format!("{first}{more}") }
+    })
+}
+
+/// The part of an error that fits git's own line: place and problem. The screen has the rest.
+fn short(problem: &ConfigError) -> String {
+    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{}{line}: {}", problem.file, problem.problem)
+}
+
+/// The refusal of a push to a deploy branch before a deployment begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushRejection {
+    /// Lines for the pusher's screen.
+    pub lines: Vec<String>,
+    /// The reason in git's own line.
+    pub reason: String,
+}
+
+impl Pipeline {
+    /// Checks a push to `environment` before any of its objects are kept: the environment is not frozen, and the recipe, if it could be
+    /// read, has no errors. No deployment begins, and none that waits is superseded.
+    pub fn reject_early(&self, environment: &Environment, recipe: Option<RecipeFiles>) -> Option<PushRejection> {
+        let lane = self.lane(environment.id)?;
+        if let Err(frozen @ PipelineError::Frozen { .. }) = self.thawed(&lane) {
+            return Some(PushRejection { lines: Vec::new(), reason: chain(&frozen) });
+        }
+        let errors = load_recipe(recipe?).err()?;
+        let live = self.live(environment.id);
+        let mut lines = errors.lines;
+        lines.push(match &live {
+            Some(live) => format!("Nothing was changed. {} is still live.", live.number),
+            None => format!("Nothing was changed. Nothing is live in {} yet.", environment.title()),
+        });
+        let outcome = Outcome::Refused { fault: Failure::pusher(errors.why).in_phase(Phase::Gather) };
+        Some(PushRejection { lines, reason: verdict::reason(&outcome, live.as_ref())? })
+    }
 }
 
 #[cfg(test)]
@@ -138,36 +211,36 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_ref_has_its_fate() {
+    fn each_kind_of_ref_is_deployed_stored_or_refused() {
         let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
-        let one = |name: &str, delete| fates(&environments, &[update(name, delete)], false).remove(0);
+        let one = |name: &str, delete| decide(&environments, &[update(name, delete)], false).remove(0);
         assert!(
-            matches!(one("refs/heads/main", false), Fate::Deploy { environment, .. } if environment.name.as_str() == "production")
+            matches!(one("refs/heads/main", false), RefDecision::Deploy { environment, .. } if environment.name.as_str() == "production")
         );
         assert!(
-            matches!(one("refs/heads/next", false), Fate::Deploy { environment, .. } if environment.name.as_str() == "staging")
+            matches!(one("refs/heads/next", false), RefDecision::Deploy { environment, .. } if environment.name.as_str() == "staging")
         );
-        assert!(matches!(one("refs/heads/main", true), Fate::Refuse { .. }));
+        assert!(matches!(one("refs/heads/main", true), RefDecision::Refuse { .. }));
         assert!(
-            matches!(one("refs/heads/topic", false), Fate::Store { note: Some(note) } if note.contains("main deploys to production"))
+            matches!(one("refs/heads/topic", false), RefDecision::Store { note: Some(note) } if note.contains("main deploys to production"))
         );
-        assert_eq!(one("refs/heads/topic", true), Fate::Store { note: None });
-        assert_eq!(one("refs/tags/v1", false), Fate::Store { note: None });
+        assert_eq!(one("refs/heads/topic", true), RefDecision::Store { note: None });
+        assert_eq!(one("refs/tags/v1", false), RefDecision::Store { note: None });
         for odd in ["refs/heads/-x", "refs/larder/keep/x", "refs/notes/commits", "refs/for/main", "HEAD"] {
-            assert!(matches!(one(odd, false), Fate::Refuse { .. }), "{odd}");
+            assert!(matches!(one(odd, false), RefDecision::Refuse { .. }), "{odd}");
         }
     }
 
     #[test]
-    fn an_atomic_push_is_all_or_nothing() {
+    fn atomic_push_is_all_or_nothing() {
         let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
         let both = [update("refs/heads/main", false), update("refs/heads/next", false), update("refs/tags/v1", false)];
-        assert!(fates(&environments, &both, true).iter().all(|fate| matches!(fate, Fate::Refuse { .. })));
-        assert!(!fates(&environments, &both, false).iter().any(|fate| matches!(fate, Fate::Refuse { .. })));
+        assert!(decide(&environments, &both, true).iter().all(|decision| matches!(decision, RefDecision::Refuse { .. })));
+        assert!(!decide(&environments, &both, false).iter().any(|decision| matches!(decision, RefDecision::Refuse { .. })));
     }
 
     #[test]
-    fn what_git_would_not_store_is_known_before() {
+    fn ref_that_git_would_not_store_is_found_before() {
         let id = |digit: &str| digit.repeat(40).parse::<CommitId>().unwrap();
         let existing: BTreeMap<_, _> =
             ["refs/heads/main", "refs/heads/topic", "refs/tags/v1/a"].map(|name| (name.to_owned(), id("0"))).into();

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Pipeline, PipelineError, history::Summary, pins::Pins, step::chain};
+use super::{Pipeline, PipelineError, history::Summary, state_files::Pins, step::chain};
 use crate::{
     model::{CommitId, Environment, ReleaseId, ReleaseNumber, UserName, best_tag},
     release::store,

@@ -4,7 +4,6 @@
 //! [`lane`] lets one deployment run at a time; [`modes`] makes the [`Plan`]; the [`runner`] walks it, journalling each move; and
 //! the [`Ticket`]'s outcome is the verdict on the ref. After a crash [`recover`] does the rest without help.
 
-mod builds;
 mod chores;
 mod context;
 mod drift;
@@ -19,14 +18,12 @@ mod lane;
 mod modes;
 mod output;
 mod phases;
-mod pins;
 mod plan;
 mod publish;
-mod recipe;
 mod recover;
 mod runner;
 mod running;
-mod secrets;
+mod state_files;
 mod step;
 mod supply;
 mod transcript;
@@ -45,19 +42,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    builds::BuildNumbers,
     context::Services,
     drift::{DriftError, LastLook, Watch},
     facts::Facts,
     history::{History, Summary},
+    intake::PushRejection,
     known::{KnownRelease, NameError, find},
     lane::{Goal, Request, Ticket},
-    pins::{Pin, Pins},
     plan::Plan,
-    recipe::Objection,
     recover::ThawError,
     runner::seconds,
     running::RestartError,
+    state_files::{BuildNumbers, Pin, Pins},
     step::chain,
     supply::{Candidate, SupplyError},
     transcript::{Follower, Transcript},

@@ -1,6 +1,6 @@
-//! The output of workers, line by line into the transcript.
+//! The output of workers: line by line into the transcript, and the sentence in it that says why a process failed.
 
-use std::{io, os::fd::OwnedFd};
+use std::{collections::VecDeque, io, os::fd::OwnedFd};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
@@ -10,13 +10,24 @@ use tokio::{
 };
 
 use super::transcript::Transcript;
+use crate::{
+    model::sanitise_reason,
+    runtime::{CANNOT_START, HINT},
+};
 
 /// A longer line is cut into several.
 const LINE_MAX: u64 = 4096;
+/// How many of the last lines are kept to look for a cause.
+const TAIL_LINES: usize = 60;
+/// The longest cause, in characters: with what comes before and after it, it fits git's own line.
+const CAUSE_MAX: usize = 120;
 
-/// The write ends for a worker's stdout and stderr; what comes out of them goes into the transcript, indented. The task ends when
-/// all write ends are closed.
-pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, JoinHandle<()>)> {
+/// The last lines of a worker's output, once it has closed both of its write ends.
+pub type Copying = JoinHandle<VecDeque<String>>;
+
+/// Returns the write ends for a worker's stdout and stderr; what comes out of them goes into the transcript, indented. The task ends
+/// when all write ends are closed.
+pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Copying)> {
     let (writer, reader) = pipe::pipe()?;
     let stdout = writer.into_blocking_fd()?;
     let stderr = stdout.try_clone()?;
@@ -24,25 +35,165 @@ pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Joi
     let copying = tokio::spawn(async move {
         let mut lines = BufReader::new(reader);
         let mut line = Vec::new();
+        let mut tail = VecDeque::new();
         loop {
             line.clear();
             match (&mut lines).take(LINE_MAX).read_until(b'\n', &mut line).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => transcript.detail(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r'])),
+                Ok(0) | Err(_) => return tail,
+                Ok(_) => {
+                    let text = String::from_utf8_lossy(&line);
+                    let text = text.trim_end_matches(['\n', '\r']);
+                    transcript.output(&format!("       {text}"));
+                    if tail.len() >= TAIL_LINES {
+                        tail.pop_front();
+                    }
+                    tail.push_back(text.to_owned());
+                }
             }
         }
     });
     Ok((stdout, stderr, copying))
 }
 
-/// A channel of lines into the transcript, as buildpacks print them: they indent and head their lines themselves.
+/// Returns a channel of lines into the transcript, as buildpacks print them: they indent and head their lines themselves.
 pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>) {
     let (sender, mut lines) = mpsc::channel::<String>(256);
     let transcript = transcript.clone();
     let copying = tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
-            transcript.line(&line);
+            transcript.output(&line);
         }
     });
     (sender, copying)
+}
+
+/// Why a process failed, in its own words.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// One line, at most [`CAUSE_MAX`] characters; nothing where the output has no such line.
+    pub sentence: Option<String>,
+    /// The remedy, where larder itself found the cause.
+    pub hint: Option<String>,
+}
+
+impl Cause {
+    /// `what`, followed by the sentence.
+    pub fn after(&self, what: &str) -> String {
+        self.sentence.as_ref().map_or_else(|| what.to_owned(), |sentence| format!("{what}: {sentence}"))
+    }
+}
+
+/// Looks for the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the
+/// last line that reads like an error, else the last line that says anything. A line that ends in a colon announces the cause and is
+/// none; neither are the lines of a stack trace.
+pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
+    let lines: Vec<&str> = lines.into_iter().collect();
+    if let Some((at, own)) = lines.iter().enumerate().rev().find(|(_, line)| line.starts_with(CANNOT_START)) {
+        let hint = lines.get(at.saturating_add(1)).and_then(|line| line.strip_prefix(HINT));
+        return Cause { sentence: own.strip_prefix("larder: ").map(cut), hint: hint.map(str::to_owned) };
+    }
+    let sentences = || lines.iter().rev().filter_map(|line| sentence(line));
+    let found = sentences().find(|line| reads_like_an_error(line)).or_else(|| sentences().next());
+    Cause { sentence: found.map(|line| cut(&line)), hint: None }
+}
+
+/// The line as a sentence; nothing where it cannot be one.
+fn sentence(line: &str) -> Option<String> {
+    let clean = sanitise_reason(line);
+    let inside_a_trace = line.starts_with([' ', '\t'])
+        && ["at ", "File \"", "from ", "in ", "raise ", "return ", "^", "~"].iter().any(|start| clean.starts_with(start));
+    let noise = ["note: ", "goroutine ", "exit status ", "npm error", "npm ERR!", "Node.js v", "#"];
+    let useful = clean.chars().any(char::is_alphabetic)
+        && !clean.ends_with([':', '{', '['])
+        && !inside_a_trace
+        && !line.trim().is_empty()
+        && !noise.iter().any(|start| clean.starts_with(start));
+    // `/bin/bash: line 1: gunicorn: command not found` is about gunicorn.
+    let clean = match clean.split_once("sh: ") {
+        Some((shell, rest)) if !shell.contains(' ') => match rest.trim_start_matches("line ").split_once(": ") {
+            Some((number, rest)) if number.bytes().all(|c| c.is_ascii_digit()) => rest.to_owned(),
+            _ => rest.to_owned(),
+        },
+        _ => clean,
+    };
+    useful.then_some(clean)
+}
+
+fn reads_like_an_error(line: &str) -> bool {
+    const WORDS: [&str; 20] = [
+        "error",
+        "exception",
+        "fatal",
+        "panic",
+        "cannot ",
+        "can't ",
+        "could not",
+        "couldn't",
+        "unable to",
+        "failed",
+        "not found",
+        "no such",
+        "denied",
+        "refused",
+        "missing",
+        "undefined",
+        "invalid",
+        "unknown",
+        "already in use",
+        "required",
+    ];
+    let line = line.to_ascii_lowercase();
+    WORDS.iter().any(|word| line.contains(word))
+}
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(CAUSE_MAX) {
+        Some((end, _)) => format!("{}\u{2026}", line.get(..end).unwrap_or_default().trim_end()),
+        None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> Option<String> {
+        cause(text.lines()).sentence
+    }
+
+    #[test]
+    fn cause_is_the_sentence_of_the_tool_that_failed() {
+        for (text, expected) in [
+            (
+                "starting\nTraceback (most recent call last):\n  File \"app.py\", line 3, in <module>\nKeyError: 'SECRET_KEY'\n",
+                "KeyError: 'SECRET_KEY'",
+            ),
+            (
+                "node:internal/modules\n  throw err;\n\nError: Cannot find module 'express'\nRequire stack:\n- /app/a.js\n    at Module._load (node:1)\n{\n  code: 'MODULE_NOT_FOUND'\n}\n\nNode.js v18.19.0\n",
+                "Error: Cannot find module 'express'",
+            ),
+            (
+                "panic: no database\n\ngoroutine 1 [running]:\nmain.main()\n\t/app/main.go:4 +0x1\nexit status 2\n",
+                "panic: no database",
+            ),
+            ("/bin/bash: line 1: gunicorn: command not found\n", "gunicorn: command not found"),
+            ("sh: 1: gunicorn: not found\n", "gunicorn: not found"),
+            ("usage: server [options]\nthe port is busy\nDetails:\n", "the port is busy"),
+            ("\u{1b}[31mError: red\u{1b}[0m\n", "Error: red"),
+            (
+                "larder: cannot start x: command not found\nlarder: hint: y\nlater: an error\n",
+                "cannot start x: command not found",
+            ),
+        ] {
+            assert_eq!(said(text).as_deref(), Some(expected), "{text}");
+        }
+        for text in ["", "Error:\n", "\n \n---\n", "errors:\n  {\n"] {
+            assert_eq!(said(text), None, "{text}");
+        }
+        let long = said(&format!("Error: {}", "x".repeat(500))).unwrap();
+        assert_eq!(long.chars().count(), CAUSE_MAX + 1);
+        let own = cause("larder: cannot start x: command not found\nlarder: hint: look\n".lines());
+        assert_eq!(own.hint.as_deref(), Some("look"));
+        assert_eq!(own.after("web.1 exited 127"), "web.1 exited 127: cannot start x: command not found");
+    }
 }

@@ -1,9 +1,13 @@
-//! What a deployment says: kept in its `log`, and followed from there by the pusher, by `--follow`, by any number of readers.
+//! The transcript of a deployment: kept in its `log`, and followed from there by the pusher, by `--follow`, by any number of readers.
 //!
-//! A follower reads the file, not a queue. So a slow one costs no memory and delays nobody, and one that comes late, or again,
-//! sees everything from the beginning.
+//! A follower reads the file, not a queue. So a slow one costs no memory and delays nothing, and one that comes late, or again, sees
+//! everything from the beginning.
+//!
+//! The output of workers is limited to [`OUTPUT_MAX`]; what comes after that is left out, which the transcript says, except for its
+//! last lines. larder's own lines are always written.
 
 use std::{
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io::{self, Write},
     os::unix::fs::FileExt,
@@ -16,16 +20,64 @@ use tokio::sync::watch;
 
 use crate::model::sanitise_line;
 
-/// The size at which a transcript ends with a note; a build that prints for ever must not fill the disk.
-const BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// The size in bytes above which output of workers is left out; a build that prints for ever must not fill the disk.
+const OUTPUT_MAX: u64 = 8 * 1024 * 1024;
+/// The size in bytes that no transcript exceeds. larder's own lines of one deployment are far fewer.
+const BYTES_MAX: u64 = 2 * OUTPUT_MAX;
+/// The most that is shown of the end of output that was left out, in bytes.
+const TAIL_MAX: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
-    /// The file, and whether nothing more is kept.
-    file: Mutex<(File, bool)>,
+    log: Mutex<Log>,
     /// Bytes written, and whether this was all.
     state: watch::Sender<(u64, bool)>,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: File,
+    left_out: LeftOut,
+}
+
+/// Output that came after the limit.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Whether readers were told that output is left out.
+    told: bool,
+    /// Lines that came since larder's last own line.
+    lines: u64,
+    /// The last of them, at most [`TAIL_MAX`] bytes.
+    tail: VecDeque<String>,
+    bytes: usize,
+}
+
+impl LeftOut {
+    fn push(&mut self, line: String) {
+        self.lines = self.lines.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(line.len());
+        self.tail.push_back(line);
+        while self.bytes > TAIL_MAX
+            && self.tail.len() > 1
+            && let Some(first) = self.tail.pop_front()
+        {
+            self.bytes = self.bytes.saturating_sub(first.len());
+        }
+    }
+
+    /// The end of what was left out, and how much is missing before it.
+    fn take(&mut self) -> String {
+        let missing = self.lines.saturating_sub(self.tail.len() as u64);
+        let mut text = match missing {
+            0 => String::new(),
+            1 => String::from("       ... 1 line is left out\n"),
+            missing => format!("       ... {missing} lines are left out\n"),
+        };
+        text.extend(self.tail.drain(..));
+        (self.lines, self.bytes) = (0, 0);
+        text
+    }
 }
 
 /// The transcript of one deployment; cheap to clone, and closed when its deployment has ended.
@@ -38,54 +90,69 @@ impl Transcript {
         let path = directory.join("log");
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         let bytes = file.metadata()?.len();
-        Ok(Transcript(Arc::new(Shared {
-            path,
-            file: Mutex::new((file, bytes >= BYTES_MAX)),
-            state: watch::Sender::new((bytes, false)),
-        })))
+        let log = Mutex::new(Log { file, left_out: LeftOut::default() });
+        Ok(Transcript(Arc::new(Shared { path, log, state: watch::Sender::new((bytes, false)) })))
     }
 
-    /// A heading, `-----> text`.
+    /// Writes a heading, `-----> text`.
     pub fn title(&self, text: &str) {
         self.line(&format!("-----> {text}"));
     }
 
-    /// A detail, indented below the last heading.
+    /// Writes a detail, indented below the last heading.
     pub fn detail(&self, text: &str) {
         self.line(&format!("       {text}"));
     }
 
-    /// An error, ` !     text`.
+    /// Writes an error, ` !     text`.
     pub fn error(&self, text: &str) {
         self.line(&format!(" !     {text}"));
     }
 
-    /// A line as it is, without the newline. Control sequences other than colours are taken out.
+    /// Writes a line of larder's own as it is, without the newline. Control sequences other than colours are taken out.
     pub fn line(&self, text: &str) {
-        let mut line = sanitise_line(text);
-        line.push('\n');
-        let mut guard = self.0.file.lock();
-        let (file, full) = &mut *guard;
-        if *full {
-            return;
-        }
-        let (bytes, _) = *self.0.state.borrow();
-        if bytes.saturating_add(line.len() as u64) >= BYTES_MAX {
-            *full = true;
-            line = String::from(" !     the output is longer than 8 MiB; the rest is not kept\n");
-        }
-        // The transcript is for people; a full disk must not decide about the deployment here.
-        if file.write_all(line.as_bytes()).is_ok() {
-            self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(line.len() as u64));
-        }
+        let mut log = self.0.log.lock();
+        let tail = log.left_out.take();
+        self.write(&mut log, &format!("{tail}{}\n", sanitise_line(text)), BYTES_MAX);
     }
 
-    /// Says that nothing more will come.
+    /// Writes a line of a worker's output, within the limit.
+    pub fn output(&self, text: &str) {
+        let line = format!("{}\n", sanitise_line(text));
+        let mut log = self.0.log.lock();
+        if !log.left_out.told {
+            if self.write(&mut log, &line, OUTPUT_MAX) {
+                return;
+            }
+            log.left_out.told = true;
+            let note = format!(
+                " !     The output is longer than {} MiB; the rest is left out, except for its last lines.\n",
+                OUTPUT_MAX >> 20
+            );
+            self.write(&mut log, &note, BYTES_MAX);
+        }
+        log.left_out.push(line);
+    }
+
+    /// Returns false where the file would become longer than `limit`.
+    fn write(&self, log: &mut Log, text: &str, limit: u64) -> bool {
+        let (bytes, _) = *self.0.state.borrow();
+        if bytes.saturating_add(text.len() as u64) > limit {
+            return false;
+        }
+        // The transcript is for people; a full disk must not decide about the deployment here.
+        if log.file.write_all(text.as_bytes()).is_ok() {
+            self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(text.len() as u64));
+        }
+        true
+    }
+
+    /// Marks the transcript as complete.
     pub fn close(&self) {
         self.0.state.send_modify(|(_, closed)| *closed = true);
     }
 
-    /// A reader from the beginning.
+    /// Returns a reader from the beginning.
     pub fn follow(&self) -> io::Result<Follower> {
         Ok(Follower { file: File::open(&self.0.path)?, offset: 0, state: self.0.state.subscribe() })
     }
@@ -100,7 +167,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// The next whole lines, at most 32 KiB unless a single line is longer; `None` at the end of a closed transcript.
+    /// Returns the next whole lines, at most 32 KiB unless a single line is longer; `None` at the end of a closed transcript.
     pub async fn next(&mut self) -> Option<String> {
         let offset = self.offset;
         let (bytes, _) = *self.state.wait_for(|(bytes, closed)| *bytes > offset || *closed).await.ok()?;
@@ -122,7 +189,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_follower_sees_everything() {
+    async fn late_follower_sees_everything() {
         let directory = tempfile::tempdir().unwrap();
         let transcript = Transcript::open(directory.path()).unwrap();
         transcript.title("Building");
@@ -137,16 +204,30 @@ mod tests {
         assert_eq!(late.next().await, None);
     }
 
-    #[tokio::test]
-    async fn a_flood_is_cut_with_a_note() {
+    #[test]
+    fn flood_of_output_keeps_own_lines_and_the_last_of_it() {
         let directory = tempfile::tempdir().unwrap();
         let transcript = Transcript::open(directory.path()).unwrap();
         let line = "x".repeat(4000);
-        for _ in 0..20_000 {
-            transcript.line(&line);
+        for number in 0..5_000 {
+            transcript.output(&format!("{number} {line}"));
         }
+        transcript.output("the reason");
+        transcript.error("build: exited 1");
+        transcript.output("more");
+        transcript.title("v1 is live");
         let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();
-        assert!((kept.len() as u64) < BYTES_MAX + 100 && kept.ends_with("not kept\n"), "{}", kept.len());
-        assert_eq!(kept.matches("not kept").count(), 1);
+        assert!((kept.len() as u64) < OUTPUT_MAX + 100_000, "{}", kept.len());
+        assert_eq!(kept.matches("the rest is left out").count(), 1);
+        let last = kept.lines().rev().take(4).collect::<Vec<_>>();
+        assert_eq!(last, ["-----> v1 is live", "more", " !     build: exited 1", "the reason"]);
+        assert!(kept.lines().rev().nth(4).unwrap().starts_with("4999 x"));
+        assert_eq!(kept.matches("lines are left out\n").count(), 1);
+        // Another server goes on with it, and its own lines are written.
+        let transcript = Transcript::open(directory.path()).unwrap();
+        transcript.output("lost");
+        transcript.title("The server was restarted");
+        let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();
+        assert!(kept.ends_with("lost\n-----> The server was restarted\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! Process output: read from the keeper's pipes, written to rotated files, and handed to whoever follows.
+//! Process output: read from the keeper's pipes, written to rotated files, and sent to followers.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,33 +15,33 @@ use tokio::{
     sync::broadcast,
 };
 
-use super::Label;
+use super::process::Label;
 use crate::model::{EnvId, sanitise_text};
 
-/// How much log is kept of one process.
+/// The limits of one process's log.
 #[derive(Debug, Clone, Copy)]
 pub struct LogLimits {
-    /// The size in bytes at which a file is rotated.
+    /// The size in bytes at which the file is rotated.
     pub max_bytes: u64,
-    /// How many rotated files are kept beside the current one.
+    /// The number of rotated files beside the current one.
     pub keep: u32,
 }
 
 /// A line of output.
 #[derive(Debug, Clone)]
 pub struct LogLine {
-    /// The environment.
+    /// The environment of the process.
     pub environment: EnvId,
-    /// The process, such as `web.1`.
+    /// The name of the process, such as `web.1`.
     pub process: String,
-    /// The line with its moment, as it stands in the file, without the newline.
+    /// The line as it is in the file, with its time and process, without the newline.
     pub text: Arc<str>,
 }
 
-/// How often a log that cannot be written says so.
-const COMPLAINT: Duration = Duration::from_secs(60);
+/// The interval at which a log that cannot be written is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A line longer than this is cut into several.
+/// The longest line, in bytes; a longer one is split.
 const LINE_MAX: u64 = 16 * 1024;
 
 /// The logs of all processes; cheap to clone.
@@ -52,28 +52,28 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Logs within `limits`.
+    /// Makes logs with these limits.
     pub fn new(limits: LogLimits) -> Logs {
         Logs { limits, lines: broadcast::Sender::new(1024) }
     }
 
-    /// All lines of all processes from now on. A follower that is too slow is told how many it missed.
+    /// Returns a receiver of all lines of all processes from now on. A receiver that is too slow gets the number of lines it missed.
     pub fn subscribe(&self) -> broadcast::Receiver<LogLine> {
         self.lines.subscribe()
     }
 
-    /// The file of a process.
+    /// Returns the log file of a process.
     pub fn file(directory: &Path, process: &str) -> PathBuf {
         directory.join(format!("{process}.log"))
     }
 
-    /// Copies `output` to the log of the process until the process is gone for good.
+    /// Copies `output` to the log of the process until all its write ends are closed.
     pub(super) fn follow(&self, label: Label, output: OwnedFd, directory: PathBuf) {
         let logs = self.clone();
         tokio::spawn(async move {
             let process = label.name();
             if let Err(error) = logs.copy(&label, &process, output, &directory).await {
-                tracing::error!(%process, %error, "the log of a process ends here");
+                tracing::error!(%process, %error, "process output can no longer be logged");
             }
         });
     }
@@ -81,16 +81,16 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        // A full disk must not end the log for good, nor stop the application, whose output would have nowhere to go.
+        // On a full disk reading goes on: else the pipe would fill and block the application, and the log would not resume later.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
-        let mut complained: Option<Instant> = None;
+        let mut reported: Option<Instant> = None;
         loop {
             buffer.clear();
             if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
                 return Ok(());
             }
-            // Before our own words: nothing that it says can hide or change them on the screen of whoever reads it.
+            // Sanitised before the prefix is added: no control sequence can hide or change the prefix on a reader's screen.
             let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
             let written = match &mut file {
@@ -99,10 +99,10 @@ impl Logs {
                     .and_then(|new| file.insert(new).write_line(&text)),
             };
             if let Err(error) = written
-                && complained.is_none_or(|moment| moment.elapsed() >= COMPLAINT)
+                && reported.is_none_or(|moment| moment.elapsed() >= REPORT_INTERVAL)
             {
-                complained = Some(Instant::now());
-                tracing::warn!(%process, %error, "its log cannot be kept as it should be; lines may be lost");
+                reported = Some(Instant::now());
+                tracing::warn!(%process, %error, "log cannot be written or rotated; lines may be lost");
             }
             let line = LogLine { environment: label.environment, process: process.to_owned(), text: text.into() };
             let _ = self.lines.send(line);
@@ -110,7 +110,7 @@ impl Logs {
     }
 }
 
-/// The file that the present one becomes after so many rotations.
+/// Returns the name of the file after `number` rotations.
 fn rotated(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
@@ -131,7 +131,7 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    /// Writes a line, whether or not the file can be rotated before it: what cannot be done now is tried again with the next line.
+    /// Writes a line, even if the file cannot be rotated before it; the next line tries the rotation again.
     fn write_line(&mut self, text: &str) -> io::Result<()> {
         let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
         self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
@@ -139,7 +139,7 @@ impl RotatingFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        // Without a present file there is nothing to make room for: somebody has taken it away, or the last attempt got that far.
+        // Without a current file there is nothing to rotate: it was removed, or the last attempt failed after renaming it.
         if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
                 let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
@@ -155,11 +155,11 @@ impl RotatingFile {
     }
 }
 
-/// The most that is read of a log for its last lines, in bytes.
+/// The most bytes that are read of a log for its last lines.
 const TAIL_MAX: u64 = 4 << 20;
 
-/// The last `count` lines of the log at `path` and, if it has fewer, of what was rotated away from it; oldest first, nothing where
-/// there is no log yet. Fewer than `count` also where they are longer than 4 MiB together.
+/// Returns the last `count` lines of the log at `path` and, if it has fewer, of its rotated files; oldest first, none where there is no
+/// log yet. Returns fewer than `count` lines also if they are longer than 4 MiB together.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     let (mut lines, mut budget) = (Vec::new(), TAIL_MAX);
     for number in 0.. {
@@ -180,19 +180,20 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Whole lines from the end of a file, at least `wanted` if it has so many and the budget, in bytes, allows; and whether that is all of it.
+/// Returns whole lines from the end of a file, at least `wanted` if it has so many and the budget, in bytes, allows; and whether that is
+/// the whole file.
 fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
     use io::{Read, Seek, SeekFrom};
     let size = file.metadata()?.len();
     let most = size.min(*budget);
-    // Enough for the lines that most processes write; more, if it was not.
+    // Enough for lines of the usual length; grows if it is not.
     let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
     loop {
         file.seek(SeekFrom::Start(size.saturating_sub(window)))?;
         let mut bytes = Vec::new();
         file.take(window).read_to_end(&mut bytes)?;
         let whole = window == size;
-        // The first line has probably lost its beginning.
+        // The first line probably begins before the window.
         let start = if whole { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end.saturating_add(1)) };
         let lines = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
         if window == most || lines.iter().filter(|byte| **byte == b'\n').count() >= wanted {
@@ -208,7 +209,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_process_writes_cannot_work_a_terminal() {
+    async fn control_sequences_in_output_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::new(LogLimits { max_bytes: 1000, keep: 1 });
         let mut followed = logs.subscribe();
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_rotated_and_bounded() {
+    fn log_is_rotated_and_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let path = Logs::file(directory.path(), "web.1");
         let mut file = RotatingFile::open(path.clone(), LogLimits { max_bytes: 100, keep: 2 }).unwrap();
@@ -247,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_fails_neither_ends_the_log_nor_costs_what_was_written() {
+    fn failed_rotation_loses_no_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = Logs::file(directory.path(), "web.1");
         let mut file = RotatingFile::open(path.clone(), LogLimits { max_bytes: 10, keep: 3 }).unwrap();
         for line in ["the first line", "the second line", "the third line"] {
             file.write_line(line).unwrap();
         }
-        // The present file is away, and no other can be made: a link leads nowhere.
+        // The current file was moved away, and no other can be created: the symlink is dangling.
         let aside = directory.path().join("aside");
         fs::rename(&path, &aside).unwrap();
         std::os::unix::fs::symlink("no/such/directory", &path).unwrap();
@@ -265,13 +266,13 @@ mod tests {
         let old = [1, 2].map(|number| fs::read_to_string(rotated(&path, number)).unwrap());
         assert_eq!(old, ["the second line\n", "the first line\n"]);
         fs::remove_file(&path).unwrap();
-        // As soon as it can be opened again, it goes on.
+        // The log resumes when it can be opened again.
         file.write_line("the last line").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "the last line\n");
     }
 
     #[test]
-    fn the_last_lines_are_as_many_as_were_asked_for() {
+    fn tail_returns_as_many_lines_as_requested() {
         let directory = tempfile::tempdir().unwrap();
         let path = Logs::file(directory.path(), "web.1");
         let long = |number: usize| format!("{number} {}", "x".repeat(3000));
@@ -283,13 +284,13 @@ mod tests {
             let expected: Vec<String> = (600 - count..600).map(long).collect();
             assert_eq!(tail(&path, count).unwrap(), expected, "{count}");
         }
-        // More than there are; and more than is read of one log, where no line is half a line.
+        // More than exist; and more than is read of one log, where no line is partial.
         assert_eq!(tail(&path, 1000).unwrap().len(), 400);
         fs::write(rotated(&path, 3), lines(0, 2000)).unwrap();
         let most = tail(&path, usize::MAX).unwrap();
         assert!((1300..1400).contains(&most.len()), "{}", most.len());
         assert!(most.iter().all(|line| line.len() > 3000 && !line.starts_with('x')));
-        // An unfinished line at the end is one, too.
+        // An unfinished line at the end counts, too.
         fs::write(&path, "a\nb").unwrap();
         assert_eq!(tail(&path, 2).unwrap(), ["a", "b"]);
         assert_eq!(tail(&path, 1).unwrap(), ["b"]);

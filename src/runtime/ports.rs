@@ -1,9 +1,9 @@
-//! The ports that applications are told to listen on.
+//! The ports on which applications listen.
 
 use std::{collections::HashSet, net::TcpListener, ops::RangeInclusive};
 
-/// A range of loopback ports, given out in turn so that a port that was just given back rests for as long as possible: late
-/// connections meant for a stopped process must not reach another one.
+/// A range of loopback ports, assigned in turn, so that a released port is unused for as long as possible: late connections to a stopped
+/// process must not reach another one.
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
@@ -12,27 +12,27 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The ports `from` to `to`, both included.
+    /// Makes the range `from` to `to`, both included.
     pub fn new(from: u16, to: u16) -> Ports {
-        // Another server on this machine may have been given the same range; beginning at the same port would make both choose
-        // the same one at the same time.
-        let (somewhere, _) = uuid::Uuid::new_v4().as_u64_pair();
+        // Another server on this machine may have the same range; if both began at the same port, they would choose the same one at
+        // the same time.
+        let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
         let size = u64::from(to.saturating_sub(from)).saturating_add(1);
-        let next = u16::try_from(somewhere % size).map_or(from, |offset| from.saturating_add(offset));
+        let next = u16::try_from(random % size).map_or(from, |offset| from.saturating_add(offset));
         Ports { range: from..=to, next, taken: HashSet::new() }
     }
 
-    /// The first and last port of the range.
+    /// Returns the first and the last port of the range.
     pub fn bounds(&self) -> (u16, u16) {
         (*self.range.start(), *self.range.end())
     }
 
-    /// Notes that a process of an earlier server has `port`.
+    /// Marks `port` as taken by a process of an earlier server.
     pub fn claim(&mut self, port: u16) {
         self.taken.insert(port);
     }
 
-    /// A port that nobody listens on, or nothing where the range is exhausted.
+    /// Takes a port on which no process listens; nothing if the range is exhausted.
     pub fn take(&mut self) -> Option<u16> {
         let (from, to) = self.bounds();
         for _ in from..=to {
@@ -46,7 +46,7 @@ impl Ports {
         None
     }
 
-    /// Makes `port` free again.
+    /// Releases `port`.
     pub fn give_back(&mut self, port: u16) {
         self.taken.remove(&port);
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_in_use_are_passed_over_and_the_range_ends() {
+    fn port_in_use_is_skipped_and_range_is_finite() {
         let busy = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = busy.local_addr().unwrap().port();
         let mut ports = Ports::new(port, port);

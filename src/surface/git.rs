@@ -25,8 +25,8 @@ use crate::{
     host::{files, launch::Stdio},
     model::{Access, CommitId, Project, ProjectName, Trigger},
     pipeline::{
-        Objection, Request, Ticket, chain,
-        intake::{Fate, RefUpdate, fates, unstorable},
+        PushRejection, Request, Ticket, chain,
+        intake::{RefDecision, RefUpdate, decide, unstorable},
     },
 };
 
@@ -50,7 +50,7 @@ pub struct Push {
 #[derive(Debug, Default)]
 struct Early {
     /// Why, by ref.
-    objections: BTreeMap<String, Objection>,
+    objections: BTreeMap<String, PushRejection>,
     /// Whether no ref can be accepted any more: the objects of the push are gone.
     discarded: bool,
 }
@@ -86,6 +86,11 @@ impl Pushes {
         let flag = || Arc::new(AtomicBool::new(false));
         let (asked, failed, decided) = (flag(), flag(), flag());
         let pushing = service == Service::ReceivePack;
+        if pushing && let Some(why) = self.full_disk() {
+            tracing::warn!(caller = %caller, project = %project.name, why, "push refused");
+            refuse_client(stdio.stdout, &why).await;
+            return Ok(1);
+        }
         let words = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
@@ -123,13 +128,37 @@ impl Pushes {
         };
         let refused_by_git = asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed);
         if refused_by_git {
-            explain(words).await;
+            explain(words, SHALLOW).await;
+        } else if pushing
+            && !exit.success()
+            && let Some(why) = self.full_disk()
+        {
+            // git's own words for that are "unpacker error".
+            explain(
+                words,
+                &format!(
+                    " !     {why}
+"
+                ),
+            )
+            .await;
         }
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
         let refused = refused_by_git || turned_away || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
         // git's receive-pack exits 0 whatever becomes of the refs.
         Ok(if code == 0 && refused { 1 } else { code })
+    }
+
+    /// Says that the disk has less free space than the server file reserves, if it has.
+    fn full_disk(&self) -> Option<String> {
+        let services = self.control.pipeline().services();
+        let reserve = services.config.limits.disk_reserve.bytes();
+        let free = files::free_space(services.root.path()).map_or(u64::MAX, |free| free.bytes);
+        let (free_mib, reserve_mib) = (free >> 20, reserve >> 20);
+        (free < reserve).then(|| {
+            format!("the server's disk is nearly full: {free_mib} MiB free, {reserve_mib} MiB are kept free; ask the server's operator to free space")
+        })
     }
 
     /// Answers hooks until the listener ends.
@@ -160,13 +189,13 @@ impl Pushes {
         let request = &session.request;
         let updates = updates(session);
         let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
-        for (update, fate) in updates.iter().zip(fates(&project.environments, &updates, false)) {
+        for (update, fate) in updates.iter().zip(decide(&project.environments, &updates, false)) {
             let objection = match fate {
-                Fate::Refuse { .. } => continue,
-                Fate::Store { .. } => None,
-                Fate::Deploy { environment, commit, .. } => {
+                RefDecision::Refuse { .. } => continue,
+                RefDecision::Store { .. } => None,
+                RefDecision::Deploy { environment, commit, .. } => {
                     let recipe = request.recipes.iter().find(|(known, _)| *known == commit).map(|(_, files)| files.clone());
-                    self.control.pipeline().objection(&environment, recipe)
+                    self.control.pipeline().reject_early(&environment, recipe)
                 }
             };
             match objection {
@@ -185,18 +214,12 @@ impl Pushes {
     async fn pre_receive(&self, session: HookSession<Push>) {
         let config = &self.control.pipeline().services().config;
         let limit = config.limits.refs_per_push as usize;
-        let free = || files::free_space(self.control.pipeline().services().root.path()).map_or(u64::MAX, |free| free.bytes);
         let accepted = self.still(&session.ticket).and_then(|project| {
             let count = session.request.refs.len().saturating_add(session.request.bad_names);
             if count > limit {
                 return Err(format!("this push changes {count} refs, at most {limit} are allowed"));
             }
-            match free() {
-                free if free < config.limits.disk_reserve.bytes() => {
-                    Err(format!("the server's disk is nearly full ({} MiB free)", free >> 20))
-                }
-                _ => Ok(project),
-            }
+            self.full_disk().map_or(Ok(project), Err)
         });
         match accepted {
             Ok(project) => {
@@ -216,10 +239,10 @@ impl Pushes {
         let updates = updates(&session);
         let atomic = session.request.atomic;
         let mut fates = match self.still(&session.ticket) {
-            Ok(project) => fates(&project.environments, &updates, atomic),
+            Ok(project) => decide(&project.environments, &updates, atomic),
             Err(why) => updates.iter().map(|_| refusal(&why)).collect(),
         };
-        if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, Fate::Deploy { .. })) {
+        if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, RefDecision::Deploy { .. })) {
             self.refuse_unstorable(&session, &updates, &mut fates).await;
         }
         if atomic && session.request.bad_names > 0 {
@@ -247,7 +270,7 @@ impl Pushes {
     }
 
     /// Refuses an atomic push as a whole, before its deployment, if git would not store one of its other refs after it.
-    async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [Fate]) {
+    async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
         let repositories = &self.control.pipeline().services().repositories;
         let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {
             Ok((refs, _)) => {
@@ -263,25 +286,25 @@ impl Pushes {
             } else {
                 String::from("another ref of this atomic push was refused")
             };
-            *fate = Fate::Refuse { reason, hint: None };
+            *fate = RefDecision::Refuse { reason, hint: None };
         }
     }
 
-    async fn verdict(&self, session: &HookSession<Push>, fate: Fate) -> Verdict {
+    async fn verdict(&self, session: &HookSession<Push>, fate: RefDecision) -> Verdict {
         match fate {
-            Fate::Store { note } => {
+            RefDecision::Store { note } => {
                 if let Some(note) = note {
                     session.line(&format!("       {note}"));
                 }
                 Verdict::FallThrough
             }
-            Fate::Refuse { reason, hint } => {
+            RefDecision::Refuse { reason, hint } => {
                 if let Some(hint) = hint {
                     session.line(&format!(" !     {hint}"));
                 }
                 Verdict::Refused { reason }
             }
-            Fate::Deploy { environment, branch, commit, seen } => {
+            RefDecision::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
                 let goal = match self.control.pipeline().goal(&environment, &commit).await {
                     Ok(goal) => goal,
@@ -341,8 +364,8 @@ impl Pushes {
     }
 }
 
-fn refusal(why: &str) -> Fate {
-    Fate::Refuse { reason: why.to_owned(), hint: None }
+fn refusal(why: &str) -> RefDecision {
+    RefDecision::Refuse { reason: why.to_owned(), hint: None }
 }
 
 /// The tags that a push makes or moves.
@@ -360,30 +383,38 @@ fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
 }
 
 /// Brings in what pre-receive has found.
-fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [Fate]) {
+fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
     let mut early = session.ticket.early.lock();
     for (update, fate) in updates.iter().zip(fates) {
-        if matches!(fate, Fate::Refuse { .. }) {
+        if matches!(fate, RefDecision::Refuse { .. }) {
             continue;
         }
         let reason = match early.objections.remove(&update.name) {
-            Some(Objection { lines, reason }) => {
+            Some(PushRejection { lines, reason }) => {
                 lines.iter().for_each(|line| session.line(&format!(" !     {line}")));
                 reason
             }
             None if early.discarded => String::from("another ref of this push was refused"),
             None => continue,
         };
-        *fate = Fate::Refuse { reason, hint: None };
+        *fate = RefDecision::Refuse { reason, hint: None };
     }
 }
 
-/// Git refuses a push from a shallow clone by itself, in three words; the advice comes from us.
-async fn explain(words: Option<OwnedFd>) {
+/// The advice for a push from a shallow clone, which git refuses by itself, in three words.
+const SHALLOW: &str = " !     The server's git refused this push before larder could look at it.\n \
+                       !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
+
+/// Refuses a client of git before git runs, by an error packet in place of the list of refs (gitprotocol-pack(5)).
+async fn refuse_client(stdout: Option<OwnedFd>, why: &str) {
+    let line = format!("ERR {why}\n");
+    explain(stdout, &format!("{:04x}{line}", line.len().saturating_add(4))).await;
+}
+
+async fn explain(words: Option<OwnedFd>, text: &str) {
     let Some(words) = words else { return };
-    let advice = " !     The server's git refused this push before larder could look at it.\n \
-                  !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
-    let written = tokio::task::spawn_blocking(move || File::from(words).write_all(advice.as_bytes()));
+    let text = text.to_owned();
+    let written = tokio::task::spawn_blocking(move || File::from(words).write_all(text.as_bytes()));
     if !matches!(written.await, Ok(Ok(()))) {
         tracing::debug!("nobody was there to read an explanation");
     }

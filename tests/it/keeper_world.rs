@@ -269,7 +269,7 @@ pub fn job(line: &str) -> RunJob {
         arguments: Vec::new(),
         env: vec![("MARK".into(), "set".into())],
         variables: None,
-        links: Vec::new(),
+        data: None,
     }
 }
 

@@ -8,6 +8,7 @@ mod architecture;
 mod badinput;
 mod cli;
 mod clients;
+mod data;
 mod delivering;
 mod deltas;
 mod drift;

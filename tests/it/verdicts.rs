@@ -4,6 +4,12 @@ use crate::harness::{Repo, World, in_each_mode, in_one_mode};
 
 in_each_mode!(a_failing_build_script, a_process_that_exits);
 in_one_mode!(
+    missing_program_is_named_with_exit_127,
+    unusable_script_is_named_with_its_defect,
+    crashed_process_shows_its_own_sentence_without_port_hint,
+    unhealthy_answer_is_shown_with_expected_status,
+    long_output_keeps_verdict_and_last_lines,
+    full_disk_is_refused_in_larders_own_words,
     a_syntax_error_in_the_application,
     a_failing_release_command,
     a_process_that_never_answers,
@@ -151,4 +157,104 @@ fn a_first_push_that_fails(world: &World) {
     repo.page("version one");
     repo.push().accepted();
     world.serves("shop", "version one");
+}
+
+/// A live first version whose recipe does not wait long, for tests of what a second one is refused for.
+fn live_shop(world: &World) -> Repo<'_> {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", SERVE).write("larder.yml", SHORT);
+    repo.page("version one");
+    repo.push().accepted();
+    repo
+}
+
+fn missing_program_is_named_with_exit_127(world: &World) {
+    let repo = live_shop(world);
+    // One that needs no shell, one that does, and one that is a path.
+    for command in ["no-such-server --port 80", "no-such-server --port $PORT", "bin/no-such-server"] {
+        repo.write("Procfile", format!("web: {command}\n")).commit("broken");
+        let push = repo.push();
+        push.rejected_with("web.1 exited 127").rejected_with("no-such-server").rejected_with("; v1 still live");
+        push.0.keeps_quiet_about("$PORT or").keeps_quiet_about("worker").keeps_quiet_about("\u{1b}[");
+    }
+    repo.write("Procfile", "web: sh serve.sh\nrelease: no-such-migration up\n").commit("broken");
+    repo.push().rejected_with("the release command exited 127").rejected_with("no-such-migration");
+    repo.write("Procfile", "web: sh serve.sh\nworker: no-such-worker\n")
+        .write("larder.yml", format!("{SHORT}scale: {{worker: 1}}\n"));
+    repo.commit("broken");
+    repo.push().rejected_with("worker.1 exited 127").rejected_with("no-such-worker");
+}
+
+fn unusable_script_is_named_with_its_defect(world: &World) {
+    let repo = live_shop(world);
+    repo.program("start.sh", "#!/bin/sh\r\nexec larder static-server --root .\r\n");
+    for command in ["./start.sh", "./start.sh $PORT", "sh start.sh"] {
+        repo.write("Procfile", format!("web: {command}\n")).commit("broken");
+        repo.push().rejected_with("start.sh").rejected_with("Windows line endings").says("eol=lf");
+    }
+    repo.remove("start.sh").write("run.sh", "#!/bin/sh\nexec larder static-server --root .\n");
+    for command in ["./run.sh", "./run.sh $PORT"] {
+        repo.write("Procfile", format!("web: {command}\n")).commit("broken");
+        repo.push().rejected_with("run.sh").rejected_with("not executable").says("git update-index --chmod=+x run.sh");
+    }
+    repo.program("run.sh", "#!/no/such/shell\nexit 0\n").commit("broken");
+    repo.push().rejected_with("run.sh").rejected_with("/no/such/shell");
+    repo.program("run.sh", "#!/bin/sh\nexec larder static-server --root .\n").page("version two");
+    repo.push().accepted();
+}
+
+fn crashed_process_shows_its_own_sentence_without_port_hint(world: &World) {
+    let repo = live_shop(world);
+    repo.write("serve.sh", "echo starting\necho 'Error: cannot find the database' >&2\nexit 7\n").commit("broken");
+    let push = repo.push();
+    push.rejected_with("web.1 exited 7 before it was healthy: ").rejected_with("cannot find the database");
+    push.0.keeps_quiet_about("0.0.0.0:$PORT");
+    repo.write("serve.sh", SERVE).write("Procfile", "web: sh serve.sh\nrelease: sh migrate.sh\n");
+    repo.write("migrate.sh", "echo migrating\necho 'KeyError: SECRET_KEY'\necho Details:\nexit 1\n").commit("broken");
+    repo.push().rejected_with("the release command exited 1: KeyError: SECRET_KEY;");
+}
+
+fn unhealthy_answer_is_shown_with_expected_status(world: &World) {
+    let repo = live_shop(world);
+    repo.write("larder.yml", "health:\n  path: /nowhere\n  timeout: 2s\n").commit("broken");
+    let push = repo.push();
+    push.rejected_with("deploy: web.1 answered 404 to GET /nowhere (expected 200-399)");
+    push.0.keeps_quiet_about("0.0.0.0:$PORT");
+    repo.write("larder.yml", "health:\n  path: /\n  timeout: 2s\n").write("serve.sh", "exec sleep 1000\n").commit("silent");
+    repo.push().rejected_with("did not listen on its port").says("0.0.0.0:$PORT");
+    repo.write("larder.yml", "health:\n  command: sh check.sh\n  timeout: 2s\n").write("serve.sh", SERVE);
+    repo.write("check.sh", "exit 3\n").commit("unhealthy");
+    repo.push().rejected_with("`sh check.sh` exited 3");
+}
+
+/// More output than the transcript keeps: what larder itself says and how a tool ended are there all the same.
+fn long_output_keeps_verdict_and_last_lines(world: &World) {
+    let repo = live_shop(world);
+    let flood = format!("yes {} | head -n 60000\n", "0123456789".repeat(20));
+    repo.program(".larder/build", &format!("#!/bin/sh\n{flood}echo the last word of the build\n"));
+    repo.page("version two");
+    let push = repo.push();
+    push.accepted().says("is left out").says("the last word of the build").says("v2 is live: http").says("to go back to v1");
+    repo.program(".larder/build", &format!("#!/bin/sh\n{flood}echo no such header\nexit 3\n")).commit("broken");
+    let push = repo.push();
+    push.rejected_with("no such header").says("is left out").says("Everything was put back. v2 is still live.");
+    let shown = push.remote().iter().filter(|line| line.trim() == "no such header").count();
+    assert!(shown >= 1, "{}", push.0);
+    // Somebody who follows later reads the same.
+    world.larder(&["deploy", "shop", "--follow"]).says("is left out").says("no such header");
+}
+
+fn full_disk_is_refused_in_larders_own_words(world: &World) {
+    let repo = live_shop(world);
+    let file = world.root().join("larder.yml");
+    let settings = std::fs::read_to_string(&file).unwrap().replace("disk_reserve: 64M", "disk_reserve: 900000G");
+    std::fs::write(&file, settings).unwrap();
+    world.restart(&[]);
+    repo.page("version two");
+    let push = repo.push();
+    assert_ne!(push.0.status, 0, "{}", push.0);
+    push.says("remote error: the server's disk is nearly full").0.keeps_quiet_about("unpacker error");
+    // Reading needs no room.
+    assert!(repo.live().is_some());
 }

@@ -204,11 +204,9 @@ impl Request for Run {
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
         let job = RunJob {
             // The words are arguments; no shell parses them.
-            command: String::new(),
             arguments: self.command,
             env: facts.env.clone().into_iter().collect(),
-            variables: None,
-            links: Vec::new(),
+            ..RunJob::default()
         };
         let logs = control.root().environment(&environment.project, &environment.name).log();
         let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };

@@ -4,7 +4,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{deliver, deploy, gather, post_deploy, post_install, pre_install, script::Script},
+        phases::{build, deliver, deploy, gather, post_deploy, post_install, script::Script},
         step::Step,
     },
 };
@@ -14,16 +14,16 @@ pub fn steps() -> Vec<Box<dyn Step>> {
     vec![
         Box::new(deliver::Deliverable),
         Box::new(gather::Source),
-        Box::new(deliver::Proof),
-        Box::new(gather::Layer),
+        Box::new(deliver::PromotionCheck),
+        Box::new(build::Layer),
         Box::new(Script(Phase::Gather)),
-        Box::new(pre_install::Checks),
+        Box::new(build::Checks),
         Box::new(Script(Phase::PreInstall)),
         Box::new(Script(Phase::Configure)),
         Box::new(deploy::install::Install),
         Box::new(deploy::slot::Slot),
         Box::new(Script(Phase::Deploy)),
-        Box::new(deploy::release::Release),
+        Box::new(deploy::slot::Release),
         Box::new(deploy::boot::Boot),
         Box::new(deploy::switch::Switch),
         Box::new(post_deploy::Workers),

@@ -4,7 +4,7 @@
 use crate::{
     model::Phase,
     pipeline::{
-        phases::{deliver, deploy, post_deploy, post_install, pre_install, script::Script},
+        phases::{build, deploy, gather, post_deploy, post_install, script::Script},
         step::Step,
     },
 };
@@ -12,12 +12,12 @@ use crate::{
 /// The steps in order.
 pub fn steps() -> Vec<Box<dyn Step>> {
     vec![
-        Box::new(deliver::Recall),
-        Box::new(pre_install::Checks),
+        Box::new(gather::LoadRelease),
+        Box::new(build::Checks),
         Box::new(deploy::install::Install),
         Box::new(deploy::slot::Slot),
         Box::new(Script(Phase::Deploy)),
-        Box::new(deploy::release::Release),
+        Box::new(deploy::slot::Release),
         Box::new(deploy::boot::Boot),
         Box::new(deploy::switch::Switch),
         Box::new(post_deploy::Workers),

@@ -1,16 +1,132 @@
-//! Buildpacks, in the build's sandbox.
+//! The steps of a build: room on the disk, an empty layer over the source, and buildpacks in the build's sandbox.
+
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::{
     buildpack::{self, BuildJob, BuildStep, BuildpackError, Built},
-    model::Phase,
+    host::files,
+    model::{Area, Blame, Phase},
     pipeline::{
         context::Deployment,
         output,
         step::{Admission, Failure, Step, Work},
     },
 };
+
+/// How long the end of a failed build waits until the disk has room again.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Makes a clean layer to build in, over the exported source.
+pub struct Layer;
+
+impl Step for Layer {
+    fn name(&self) -> &'static str {
+        "gather.layer"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Gather
+    }
+
+    fn about(&self) -> &'static str {
+        "lay an empty build layer over the exported source"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async { reset(deployment).await })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            // What a failed build wrote may fill the disk, and with it keep every project's next push out.
+            reset(deployment).await?;
+            make_room(deployment).await;
+            Ok(())
+        })
+    }
+}
+
+/// Empties the build layer. Its files are removed in the background.
+async fn reset(deployment: &Deployment) -> Result<(), Failure> {
+    let environment = deployment.order.environment.id;
+    let reset = deployment.services.launcher.reset_area(environment, Area::Build, None, None).await;
+    reset.map_err(|error| Failure::host(&error))
+}
+
+/// Waits until the removed layer has given its space back, for as long as the disk is fuller than the server allows. Where that is
+/// not enough, the caches of the environment's builds go, too: they can be made again.
+async fn make_room(deployment: &Deployment) {
+    let reserve = deployment.services.config.limits.disk_reserve.bytes();
+    let is_full = || files::free_space(deployment.paths.path()).is_ok_and(|free| free.bytes < reserve);
+    let wait = async || {
+        let deadline = tokio::time::Instant::now() + CLEANUP_LIMIT;
+        while is_full() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if !is_full() {
+        return;
+    }
+    wait().await;
+    if is_full() {
+        let environment = &deployment.order.environment;
+        let cleared = buildpack::clear_cache(&deployment.services.launcher, environment.project_id, environment.id).await;
+        if let Err(error) = cleared {
+            tracing::warn!(%error, "a build cache stays on a full disk");
+        }
+        wait().await;
+    }
+}
+
+/// Checks the disk before anything large is written.
+pub struct Checks;
+
+impl Step for Checks {
+    fn name(&self) -> &'static str {
+        "pre_install.checks"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::PreInstall
+    }
+
+    fn about(&self) -> &'static str {
+        "check that the disk has room for a build, an archive and a release"
+    }
+
+    fn lasts(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let path = deployment.paths.path();
+            let free = files::free_space(path).map_err(|error| Failure::host(&error))?;
+            let reserve = deployment.services.config.limits.disk_reserve.bytes();
+            let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
+            if free.bytes < reserve {
+                let (free, reserve) = (free.bytes >> 20, reserve >> 20);
+                return Err(full(format!("the server's disk is nearly full: {free} MiB free, {reserve} MiB are kept free"))
+                    .hint(
+                        "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`",
+                    ));
+            }
+            if free.inodes < INODES_MIN {
+                return Err(full(format!("the server's disk has room for only {} more files", free.inodes)));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Fewer free inodes than this are not enough for a deployment.
+const INODES_MIN: u64 = 10_000;
 
 /// Chooses buildpacks, compiles, and asks them for process types.
 pub struct Compile;

@@ -8,12 +8,14 @@ use crate::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Area, Blame, Phase, best_tag},
+    model::{Blame, Phase, ReleaseId, best_tag},
     pipeline::{
         context::Deployment,
         drift,
-        recipe::{self, Wrong},
-        secrets::Secrets,
+        facts::Facts,
+        intake::{self, RecipeErrors},
+        journal::Story,
+        state_files::Secrets,
         step::{Failure, Step, Work},
     },
     release::drift::Rules,
@@ -71,7 +73,7 @@ impl Step for Source {
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
             }
-            let config = recipe::load(source.files).map_err(|wrong| refused(deployment, &wrong))?;
+            let config = intake::load_recipe(source.files).map_err(|errors| refused(deployment, &errors))?;
             config.warnings().iter().for_each(|warning| deployment.transcript.error(warning));
             let settings = config.settings(&order.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
@@ -148,10 +150,10 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
     }
 }
 
-/// All problems go to the screen; the first becomes the reason.
-fn refused(deployment: &Deployment, wrong: &Wrong) -> Failure {
-    wrong.lines.iter().for_each(|line| deployment.transcript.error(line));
-    Failure::pusher(&wrong.why)
+/// Shows all errors of a recipe to the pusher; the first becomes the reason.
+fn refused(deployment: &Deployment, errors: &RecipeErrors) -> Failure {
+    errors.lines.iter().for_each(|line| deployment.transcript.error(line));
+    Failure::pusher(&errors.why)
 }
 
 /// The one mapping that every phase reads and may change.
@@ -184,12 +186,12 @@ pub(super) fn about(deployment: &Deployment) -> Value {
     })
 }
 
-/// A clean layer to build in, over the exported source.
-pub struct Layer;
+/// Loads the settings and processes of a release that was live here before from the record of its deployment.
+pub struct LoadRelease;
 
-impl Step for Layer {
+impl Step for LoadRelease {
     fn name(&self) -> &'static str {
-        "gather.layer"
+        "gather.recall"
     }
 
     fn phase(&self) -> Phase {
@@ -197,7 +199,7 @@ impl Step for Layer {
     }
 
     fn about(&self) -> &'static str {
-        "lay an empty build layer over the exported source"
+        "take settings and processes from the record of the deployment that made the release live"
     }
 
     fn lasts(&self, _: &Deployment) -> bool {
@@ -206,9 +208,24 @@ impl Step for Layer {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let environment = deployment.order.environment.id;
-            let fresh = deployment.services.launcher.reset_area(environment, Area::Build, None, None).await;
-            fresh.map_err(|error| Failure { blame: Blame::Host, ..Failure::host(&error) })
+            let order = &deployment.order;
+            let release = order.release;
+            deployment.transcript.title(&format!("Going back to {} in {}", order.commit.short(), order.environment.title()));
+            let known = match &order.recorded {
+                Some(id) => Story::read(&deployment.paths.deployment(*id)).map_err(|error| Failure::host(&error))?.facts,
+                None => Facts::default(),
+            };
+            let Some(settings) = known.settings else { return Err(unknown(release)) };
+            // The variables about this deployment are new; all others are as they were.
+            let mut variables = known.variables;
+            variables.insert(String::from("deployment"), about(deployment));
+            deployment.facts = Facts { settings: Some(settings), variables, processes: Vec::new(), ..known };
+            Ok(())
         })
     }
+}
+
+fn unknown(release: ReleaseId) -> Failure {
+    Failure::nobody(format!("the record of the deployment that made {release} live no longer exists"))
+        .hint("choose another release (`larder releases` lists them), or deploy the commit again with `larder deploy --ref`")
 }

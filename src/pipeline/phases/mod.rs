@@ -8,5 +8,4 @@ pub mod deploy;
 pub mod gather;
 pub mod post_deploy;
 pub mod post_install;
-pub mod pre_install;
 pub mod script;

@@ -1,12 +1,13 @@
 //! After the switch: the other processes, and a look through the front door. If either fails, the switch is undone.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use super::deploy::{boot, processes, release};
+use super::deploy::{boot, processes};
 use crate::{
     model::Phase,
     pipeline::{
         context::Deployment,
+        state_files::Postdeploy,
         step::{Failure, Step, Work},
     },
     proxy::{TcpConnector, fetch},
@@ -50,9 +51,7 @@ impl Step for Workers {
                 let exits = *instance.exits.borrow();
                 // A process that did its work and ended well, a one-off for instance, is no failure.
                 if let Some(exit) = exits.last.filter(|exit| !exit.success()) {
-                    let name = instance.label.name();
-                    boot::show_log(deployment, &name).await;
-                    return Err(Failure::pusher(format!("{name} {exit} right after its start")));
+                    return Err(boot::exited_early(deployment, instance, Some(exit), "right after its start").await);
                 }
             }
             Ok(())
@@ -99,12 +98,12 @@ impl Step for Smoke {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let services = &deployment.services;
-            let hosts = deployment.order.environment.hosts(services.config.domain.as_str());
-            let Some(host) = hosts.first() else { return Ok(()) };
-            for smoke in deployment.settings().smoke {
+            let settings = deployment.settings();
+            let host = boot::health_host(&deployment.order.environment, &settings, services.config.domain.as_str());
+            for smoke in settings.smoke {
                 let path = smoke.path.as_str();
                 let wanted = if smoke.contains.is_some() { PAGE } else { 0 };
-                let answer = fetch(&TcpConnector::default(), services.http, path, host, wanted, Duration::from_secs(10)).await;
+                let answer = fetch(&TcpConnector::default(), services.http, path, &host, wanted, Duration::from_secs(10)).await;
                 let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
                     let (status, wanted) = (status.as_u16(), smoke.status);
@@ -129,7 +128,8 @@ impl Step for Smoke {
     }
 }
 
-/// Runs `scripts.postdeploy` of app.json, once in the life of an environment: after its first deployment.
+/// Runs `scripts.postdeploy` of app.json, once in the life of an environment: in its first deployment. The record of it is on the disk
+/// before the script starts and after it has ended, so that neither a kill nor a later failure of the deployment makes it run twice.
 pub struct First;
 
 impl Step for First {
@@ -147,11 +147,31 @@ impl Step for First {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            match deployment.settings().postdeploy {
-                Some(command) if deployment.order.previous.is_none() => {
-                    release::run(deployment, "the postdeploy script", command.to_string()).await
+            let Some(command) = deployment.settings().postdeploy.filter(|_| deployment.order.previous.is_none()) else {
+                return Ok(());
+            };
+            let path = deployment.paths.postdeploy();
+            let failed = |error: io::Error| Failure::host(&error);
+            match Postdeploy::read(&path).map_err(failed)? {
+                None => {}
+                Some(Postdeploy { ended: Some(_), .. }) => return Ok(()),
+                Some(Postdeploy { deployment: by, ended: None, .. }) => {
+                    let transcript = &deployment.transcript;
+                    transcript.error(&format!("The postdeploy script of deployment {by} was interrupted and is not run again."));
+                    transcript.error(&format!(
+                        "hint: check what it has done; to run it once more: larder run {} -- {command}",
+                        deployment.order.environment.target()
+                    ));
+                    return Ok(());
                 }
-                _ => Ok(()),
+            }
+            let record = Postdeploy::start(&path, deployment.order.id).map_err(failed)?;
+            match processes::run(deployment, "the postdeploy script", command.to_string()).await {
+                Ok(()) => record.succeed(&path).map_err(failed),
+                Err(failure) => {
+                    Postdeploy::fail(&path).map_err(failed)?;
+                    Err(failure)
+                }
             }
         })
     }

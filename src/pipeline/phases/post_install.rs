@@ -8,7 +8,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         runner::seconds,
-        step::{Failure, Step, Work},
+        step::{Step, Work},
     },
     runtime::{Exits, Instance},
 };
@@ -41,10 +41,9 @@ impl Step for Alive {
         Box::pin(async {
             let ended = |instance: &Instance| instance.exits.borrow().count > 0;
             let Some(instance) = web(deployment).into_iter().find(ended) else { return Ok(()) };
-            let (name, exits) = (instance.label.name(), *instance.exits.borrow());
-            boot::show_log(deployment, &name).await;
-            Err(Failure::pusher(format!("{name} {} soon after it had answered", how(exits)))
-                .hint("a web process has to run until it is asked to stop"))
+            let exit = instance.exits.borrow().last;
+            let failure = boot::exited_early(deployment, &instance, exit, "soon after it had answered").await;
+            Err(failure.hint("a web process has to run until it is asked to stop"))
         })
     }
 }

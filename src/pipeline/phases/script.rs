@@ -79,10 +79,7 @@ async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<Str
         variables: Some(Value::Object(deployment.facts.variables.clone()).to_string()),
         ..processes::job(deployment)
     };
-    let (exit, left) = processes::task(deployment, &job).await?;
-    if !exit.success() {
-        return Err(Failure::pusher(format!(".larder/{phase} {exit}")));
-    }
+    let left = processes::task(deployment, &job).await?.success(&format!(".larder/{phase}"))?;
     match left.map(|left| buildpack::parse_variables(&left)) {
         None => Ok(None),
         Some(Ok(variables)) => Ok(Some(variables)),

@@ -1,4 +1,4 @@
-//! One request, one answer.
+//! The response to a request.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -12,19 +12,17 @@ use hyper::{
 };
 
 use super::{
-    StaticError,
     files::{self, Directory, Entry, Opened},
-    settings::{Settings, matches},
-    types,
+    settings::{Settings, StaticError, matches},
 };
 
-/// Bytes of a file that are read at a time; a file up to this size is one piece.
+/// The bytes of a file that are read at a time; a file up to this size is sent as one piece.
 const PIECE: u64 = 64 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Answer = Response<Body>;
 
-/// The site that is served.
+/// The site that is served: a directory and the settings for it.
 #[derive(Debug)]
 pub(super) struct Site {
     settings: Settings,
@@ -32,6 +30,7 @@ pub(super) struct Site {
 }
 
 impl Site {
+    /// Opens the directory that `settings` name.
     pub fn new(settings: Settings) -> Result<Site, StaticError> {
         let wrong = |error| StaticError::Settings(format!("the directory {} cannot be served: {error}", settings.root.display()));
         let data = std::env::var_os("LARDER_DATA").unwrap_or_else(|| "/data".into());
@@ -39,12 +38,12 @@ impl Site {
         Ok(Site { settings, directory })
     }
 
-    /// The directory, for people.
+    /// Returns the path of the directory, for messages.
     pub fn root(&self) -> String {
         self.settings.root.display().to_string()
     }
 
-    /// Answers a request; never fails.
+    /// Responds to a request. Errors become responses with status 503.
     pub async fn answer<B>(&self, request: &Request<B>) -> Answer {
         let path = request.uri().path();
         let mut answer = match *request.method() {
@@ -68,7 +67,7 @@ impl Site {
             }
         }
         if request.method() == Method::HEAD {
-            // The length stays that of the body which is not sent.
+            // The Content-Length is that of the body of a GET (RFC 9110, section 9.3.2).
             *answer.body_mut() = empty();
         }
         answer
@@ -120,7 +119,7 @@ impl Site {
         Ok(text(StatusCode::NOT_FOUND, "Not found\n"))
     }
 
-    /// The file, a part of it, or the news that it has not changed.
+    /// Sends a file or a part of it, or status 304.
     fn send<B>(&self, name: &str, opened: Opened, status: StatusCode, request: &Request<B>) -> io::Result<Answer> {
         let asked = request.headers();
         let found = status == StatusCode::OK;
@@ -132,7 +131,7 @@ impl Site {
         for (end, word) in [("br", "br"), ("gz", "gzip")] {
             if let Some(sibling) = self.directory.file(&format!("{name}.{end}"))? {
                 varies = true;
-                // A part of a compressed file is of no use to those who ask for parts.
+                // A range counts in bytes of the file that was requested, not of its compressed sibling.
                 if encoding.is_none() && !ranged && accepts(asked, word) {
                     encoding = Some(word);
                     opened = sibling;
@@ -142,7 +141,7 @@ impl Site {
         let mut answer = Response::new(empty());
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(types::of(name)));
+        headers.insert(header::CONTENT_TYPE, content_type(name));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         if varies {
@@ -195,7 +194,15 @@ impl Site {
     }
 }
 
-/// What of a file is asked for.
+/// Returns the content type of a file of this name. Text is UTF-8, except XML, which declares its own encoding.
+fn content_type(name: &str) -> HeaderValue {
+    let guess = mime_guess::from_path(name).first_or_octet_stream();
+    let is_text = guess.type_() == mime_guess::mime::TEXT && guess.subtype() != mime_guess::mime::XML;
+    let value = if is_text { format!("{guess}; charset=utf-8") } else { guess.to_string() };
+    HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"))
+}
+
+/// The part of a file that a Range header asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
     Whole,
@@ -203,7 +210,7 @@ enum Part {
     None,
 }
 
-/// One range; several, and what is not understood, are answered with the whole file, as the standard allows.
+/// Reads a Range header with one range. Several ranges and invalid ones mean the whole file, as RFC 9110, section 14.2 allows.
 fn part(range: &str, total: u64) -> Part {
     // RFC 9110, section 14.1: names of range units are case-insensitive.
     let bytes = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));
@@ -225,7 +232,7 @@ fn part(range: &str, total: u64) -> Part {
     }
 }
 
-/// Whether an encoding is welcome: named and not with weight 0.
+/// Returns whether the client accepts an encoding: it is named, and not with weight 0.
 fn accepts(headers: &HeaderMap, word: &str) -> bool {
     let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).any(|item| {
@@ -258,7 +265,7 @@ fn exact_tag(headers: &HeaderMap, tag: &str) -> bool {
     headers.get(header::IF_RANGE).is_some_and(|value| value.as_bytes() == tag.as_bytes())
 }
 
-/// The address without `.html`, and without `index`.
+/// Returns the path without `.html`, and without `index`.
 fn clean_parts(parts: &[String]) -> Option<String> {
     let (last, before) = parts.split_last()?;
     let stem = last.strip_suffix(".html").filter(|stem| !stem.is_empty())?;
@@ -277,7 +284,7 @@ fn moved(to: &str, query: Option<&str>) -> Answer {
         Ok(to) => drop(answer.headers_mut().insert(header::LOCATION, to)),
         Err(_) => *answer.status_mut() = StatusCode::BAD_REQUEST,
     }
-    // For ever is long for a site that changes with a push.
+    // A permanent redirect is cached for ever, and the site can change with any push.
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     answer
 }
@@ -306,7 +313,7 @@ fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The bytes of a file; a small one at once, a large one piece by piece as the client takes it.
+/// Makes a body of a file's bytes: a small file is read at once, a large one piece by piece as the client takes it.
 fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
     if length <= PIECE {
         let bytes = read(&file, from, length)?;
@@ -317,7 +324,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
             return Ok(None);
         }
         let count = left.min(PIECE);
-        // Away from the only thread: what is not in the page cache takes as long as the disk does.
+        // On another thread: a read that the page cache does not have takes as long as the disk.
         let (file, bytes) = tokio::task::spawn_blocking(move || read(&file, from, count).map(|bytes| (file, bytes)))
             .await
             .map_err(io::Error::other)??;
@@ -328,7 +335,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
 
 fn read(file: &File, from: u64, length: u64) -> io::Result<Bytes> {
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-    // A file that shrinks while it is sent ends the connection, so that the client notices.
+    // A file that shrinks while it is sent is an error that closes the connection, so that the client notices.
     file.read_exact_at(&mut bytes, from)?;
     Ok(Bytes::from(bytes))
 }
@@ -338,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges() {
+    fn range_gives_part_of_the_file() {
         let some = |first, last| Part::Some { first, last };
         for (range, expected) in [
             ("bytes=0-4", some(0, 4)),
@@ -361,7 +368,28 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_taken_only_where_they_are_welcome() {
+    fn content_type_follows_the_extension_in_any_case() {
+        for (name, expected) in [
+            ("a/B.HTML", "text/html; charset=utf-8"),
+            ("app.js", "text/javascript; charset=utf-8"),
+            ("app.mjs", "text/javascript; charset=utf-8"),
+            ("style.css", "text/css; charset=utf-8"),
+            ("notes.md", "text/markdown; charset=utf-8"),
+            ("feed.xml", "text/xml"),
+            ("a.json", "application/json"),
+            ("app.webmanifest", "application/manifest+json"),
+            ("a.wasm", "application/wasm"),
+            ("a.svg", "image/svg+xml"),
+            ("a.avif", "image/avif"),
+            ("a.woff2", "font/woff2"),
+            ("LICENSE", "application/octet-stream"),
+        ] {
+            assert_eq!(content_type(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn encoding_is_used_only_if_accepted() {
         let headers = |value: &'static str| HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]);
         assert!(accepts(&headers("gzip, deflate, br"), "br") && accepts(&headers("GZIP;q=0.5"), "gzip"));
         assert!(

@@ -1,4 +1,4 @@
-//! The directory that is served: names in requests to open files, and never out of it.
+//! The directory that is served: opens the files that requests name, and none outside of it.
 
 use std::{
     collections::HashMap,
@@ -21,33 +21,33 @@ use rustix::{
     io::Errno,
 };
 
-/// Files up to this size are read to make their tag; of larger ones the inode's state is used.
+/// Files up to this size in bytes are read to make their entity tag; for larger ones the state of the inode is used.
 const READ_FOR_TAG: u64 = 16 * 1024 * 1024;
-/// Remembered tags.
+/// The most entity tags that are cached.
 const TAGS: usize = 16 * 1024;
 
-/// What a name stands for.
+/// A file or directory that a name stands for.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// A regular file.
+    /// A regular file, opened.
     File(Opened),
-    /// A directory.
+    /// A directory; its index is another name.
     Directory,
 }
 
 /// An open regular file.
 #[derive(Debug)]
 pub(super) struct Opened {
-    /// To read from.
+    /// The file, opened for reading.
     pub file: File,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub length: u64,
-    /// Its entity tag, with the quotes.
+    /// The entity tag (RFC 9110, section 8.8.3), with its quotes.
     pub tag: String,
 }
 
-/// The state of an inode: while it is the same, so is the content. Times inside a release are all alike; the change time is the
-/// file system's own.
+/// The state of an inode: while it is the same, so is the content. Modification times are equal for all files of a release; the
+/// change time is set by the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
@@ -56,29 +56,30 @@ struct Identity {
     changed: (i64, i64),
 }
 
-/// The directory, held open: what happens to its path later does not matter.
+/// The directory, held open, so that later changes to its path do not matter.
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
-    /// The persistent data: its path, as links to it begin, and itself.
+    /// The persistent data: its path, with which symlinks to it begin, and its handle.
     data: Option<(PathBuf, OwnedFd)>,
     tags: Mutex<HashMap<Identity, String>>,
 }
 
 impl Directory {
+    /// Opens the directory at `path`.
     pub fn open(path: &Path) -> io::Result<Directory> {
         let handle = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
     }
 
-    /// Follows links that lead to the persistent data at `path` too. Every other link out of the directory stays shut.
+    /// Also follows symlinks to the persistent data at `path`. Other symlinks out of the directory are not followed.
     pub fn with_data(mut self, path: &Path) -> Directory {
         let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.data = opened.ok().map(|handle| (path.to_owned(), handle));
         self
     }
 
-    /// Opens a name relative to the directory; `None` where there is nothing that may be served.
+    /// Opens a name relative to the directory; `None` where nothing may be served under it.
     pub fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
         if name.is_empty() {
             return Ok(Some(Entry::Directory));
@@ -86,7 +87,7 @@ impl Directory {
         if !is_public(name) {
             return Ok(None);
         }
-        // Without NONBLOCK, a named pipe would stop the only thread.
+        // Without NONBLOCK, opening a named pipe would block the only thread.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         let opened = match openat2(&self.handle, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
         {
@@ -97,7 +98,7 @@ impl Directory {
         let file = match opened {
             Ok(handle) => File::from(handle),
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO) => return Err(io::Error::other("no file can be opened")),
-            // Absent, not readable, a link that leads out, a name too long: all the same to the asker.
+            // Clients see no difference between absent, unreadable, a symlink that leads out, and a name that is too long.
             Err(_) => return Ok(None),
         };
         let found = file.metadata()?;
@@ -117,7 +118,7 @@ impl Directory {
         Ok(Some(Entry::File(Opened { file, length: found.len(), tag })))
     }
 
-    /// As [`Self::entry`], but nothing unless it is a file.
+    /// Opens a name like [`Self::entry`]; `None` for a directory.
     pub fn file(&self, name: &str) -> io::Result<Option<Opened>> {
         Ok(match self.entry(name)? {
             Some(Entry::File(opened)) => Some(opened),
@@ -125,7 +126,7 @@ impl Directory {
         })
     }
 
-    /// A name below a link to the persistent data, such as `media/a.jpg` where `media` is in `data:` of the recipe.
+    /// Opens a name below a symlink to the persistent data, such as `media/a.jpg` where `media` is in `data:` of the recipe.
     fn open_persistent(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let (path, data) = self.data.as_ref().ok_or(Errno::NOENT)?;
         let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
@@ -140,7 +141,7 @@ impl Directory {
         Err(Errno::XDEV)
     }
 
-    /// Where the kernel (before 5.6) or a filter has no openat2: part by part, and no links at all.
+    /// Opens a name part by part, without following any symlink: for kernels before 5.6 and seccomp filters without openat2.
     fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut parts = name.split('/').peekable();
         let mut current: Option<OwnedFd> = None;
@@ -155,7 +156,7 @@ impl Directory {
         current.ok_or(Errno::NOENT)
     }
 
-    /// The digest of the content, so that it stays the same in a release that did not change the file; made once per process.
+    /// Returns the entity tag: a digest of the content, so that the tag stays the same in a release that did not change the file.
     fn tag(&self, file: &File, identity: Identity) -> io::Result<String> {
         if let Some(tag) = self.tags.lock().get(&identity) {
             return Ok(tag.clone());
@@ -186,8 +187,8 @@ impl Directory {
     }
 }
 
-/// Names that begin with a dot are nobody's business, except the one that exists to be asked for; nor are the files that tell
-/// larder how to deploy the site, where the site is served from the root of its repository.
+/// Returns whether a name may be served. Names that begin with a dot are not, except `.well-known` (RFC 8615); neither are the files
+/// that configure the deployment, where the site is served from the root of its repository.
 fn is_public(name: &str) -> bool {
     !RECIPE.contains(&name)
         && name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
@@ -196,7 +197,7 @@ fn is_public(name: &str) -> bool {
 /// The files that configure a deployment.
 const RECIPE: [&str; 4] = ["larder.yml", "Procfile", "app.json", "static.json"];
 
-/// The parts of a request's path, decoded; `None` where it cannot be a name.
+/// Splits and percent-decodes a request's path; `None` where it cannot be a name.
 pub(super) fn decode(path: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -211,7 +212,7 @@ pub(super) fn decode(path: &str) -> Option<Vec<String>> {
                 bytes.push(byte);
             }
         }
-        // A decoded slash or NUL was meant to get past somebody.
+        // A decoded slash or NUL can only be an attempt to bypass a check.
         if bytes.iter().any(|byte| matches!(byte, 0 | b'/')) || bytes == b".." || bytes == b"." {
             return None;
         }
@@ -220,7 +221,7 @@ pub(super) fn decode(path: &str) -> Option<Vec<String>> {
     Some(parts)
 }
 
-/// The opposite of [`decode`], for `Location`.
+/// Joins and percent-encodes the parts of a path, for `Location`; the inverse of [`decode`].
 pub(super) fn encode(parts: &[String]) -> String {
     let mut path = String::new();
     for part in parts {
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out_of_the_directory() {
+    fn name_that_leads_out_of_the_directory_is_not_served() {
         let (_temp, directory) = world();
         for name in
             ["out", "absolute", "magic/etc/passwd", "../secret", "sub/../../secret", "/etc/passwd", ".env", "sub/.x", "no"]
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_without_openat2_follows_no_link() {
+    fn opening_without_openat2_follows_no_symlink() {
         let (_temp, directory) = world();
         for name in ["out", "absolute", "inside", "magic/etc/passwd", "../secret", "sub/../../secret", "/etc/passwd"] {
             assert!(directory.open_by_parts(name, OFlags::RDONLY).is_err(), "{name}");
@@ -278,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn only_links_to_the_persistent_data_lead_out() {
+    fn symlink_to_persistent_data_is_followed() {
         let (temp, directory) = world();
         let data = temp.path().join("data");
         std::fs::create_dir_all(data.join("media/deep")).unwrap();
         std::fs::write(data.join("media/deep/a"), "kept").unwrap();
         std::os::unix::fs::symlink(temp.path().join("secret"), data.join("media/out")).unwrap();
         std::os::unix::fs::symlink(data.join("media"), temp.path().join("root/sub/media")).unwrap();
-        assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "nobody said where the data is");
+        assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "the data directory is not known yet");
         let directory = directory.with_data(&data);
         assert_eq!(directory.file("sub/media/deep/a").unwrap().unwrap().length, 4);
         assert!(matches!(directory.entry("sub/media").unwrap(), Some(Entry::Directory)));
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_follows_the_content_even_where_times_and_sizes_stay() {
+    fn entity_tag_changes_with_content_of_equal_time_and_size() {
         let (temp, directory) = world();
         let path = temp.path().join("root/sub/a");
         let first = directory.file("sub/a").unwrap().unwrap().tag;
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_pipe_is_not_waited_for() {
+    fn named_pipe_is_not_served() {
         let (temp, directory) = world();
         let path = temp.path().join("root/pipe");
         rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_decoded_once() {
+    fn path_is_decoded_once() {
         let decoded = |path| decode(path).map(|parts| parts.join("/"));
         assert_eq!(decoded("//a///b%20c/%C3%BC").as_deref(), Some("a/b c/\u{fc}"));
         assert_eq!(decoded("/%252e%252e").as_deref(), Some("%2e%2e"));

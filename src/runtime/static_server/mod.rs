@@ -1,12 +1,11 @@
-//! `larder static-server`: the process of projects that are only files.
+//! `larder static-server`: the web process of projects that consist of files only.
 //!
-//! It runs as a project's own process, in its sandbox, behind larder's proxy: so it listens on the loopback address only, and
-//! needs no TLS. One thread: the answers come from the page cache.
+//! The server runs as a project's own process, in its sandbox, behind larder's proxy: it listens on the loopback address only, and
+//! needs no TLS. It has one thread, because its responses come from the page cache. The type to read first is [`Site`].
 
 mod answer;
 mod files;
 mod settings;
-mod types;
 
 use std::{
     ffi::OsString,
@@ -29,34 +28,17 @@ use tokio::{
 };
 
 use answer::Site;
-use settings::Settings;
+use settings::{Settings, StaticError};
 
-/// Connections at a time; more wait.
+/// The most connections at a time; further ones wait.
 const CONNECTIONS: usize = 512;
-/// How long a connection may say nothing, between requests too.
+/// How long a connection may be idle, between requests too.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long answers that have begun may take after SIGTERM.
+/// How long responses in flight may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
-/// Why the server does not run.
-#[derive(Debug, thiserror::Error)]
-enum StaticError {
-    /// Wrong options; what and how.
-    #[error("{0}")]
-    Usage(String),
-    /// `static.json` or the directory is not usable; which and why.
-    #[error("{0}")]
-    Settings(String),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, #[source] io::Error),
-    /// The runtime did not start.
-    #[error("cannot start: {0}")]
-    Start(#[source] io::Error),
-}
-
-/// Runs the server until SIGTERM; `arguments` are those after the command's name. The status is 0 after SIGTERM, 2 for wrong
-/// options, 5 for a wrong `static.json` or directory, 1 for the rest.
+/// Runs the server until SIGTERM; `arguments` are those after the command's name. The exit status is 0 after SIGTERM, 2 for wrong
+/// options, 5 for a wrong `static.json` or directory, 1 for other errors.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = Settings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
     match outcome {
@@ -88,18 +70,18 @@ fn run(settings: Settings) -> Result<(), StaticError> {
 }
 
 async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             _ = stop.recv() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &permits) => accepted,
         };
-        let (stream, place) = match accepted {
+        let (stream, permit) = match accepted {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break,
             Err(_) => {
-                // Out of descriptors, most likely: some come back when connections end.
+                // Most likely the process is out of descriptors: some are freed when connections end.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -114,9 +96,9 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
         builder.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(64 * 1024);
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            // A client that goes away is no event.
+            // A client that disconnects is no error.
             let _ = connection.await;
-            drop(place);
+            drop(permit);
         });
     }
     drop(listener);
@@ -125,10 +107,10 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
 
 type Accepted = (tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit);
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<Option<Accepted>> {
-    let Ok(place) = Arc::clone(places).acquire_owned().await else { return Ok(None) };
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<Option<Accepted>> {
+    let Ok(permit) = Arc::clone(permits).acquire_owned().await else { return Ok(None) };
     let (stream, _) = listener.accept().await?;
-    Ok(Some((stream, place)))
+    Ok(Some((stream, permit)))
 }
 
 #[cfg(test)]

@@ -1,38 +1,53 @@
-//! What the server is told: options, `static.json`, the environment.
+//! The settings of the static server: its options, `static.json`, and the environment.
 
-use std::{ffi::OsString, fs, io::Read, path::PathBuf};
+use std::{ffi::OsString, fs, io, io::Read, net::SocketAddr, path::PathBuf};
 
 use hyper::header::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::StaticError;
-
 const USAGE: &str =
     "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]; PORT also comes from the environment";
-/// Bytes of `static.json`.
+/// The most bytes of a `static.json`.
 const LIMIT: u64 = 256 * 1024;
 
-/// Everything that the server goes by.
+/// An error that keeps the server from running.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StaticError {
+    /// The options are wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// `static.json` or the directory cannot be used.
+    #[error("{0}")]
+    Settings(String),
+    /// The address cannot be bound.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The asynchronous runtime cannot be started.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// The settings of the server.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Settings {
     /// The directory that is served.
     pub root: PathBuf,
     /// The port on the loopback address.
     pub port: u16,
-    /// Whether `/about.html` is sent on to `/about`.
+    /// Whether `/about.html` is redirected to `/about`.
     pub clean_urls: bool,
-    /// Patterns of paths that have no file, and the file that answers them with status 200.
+    /// Patterns for paths that have no file, and the file that is sent for them with status 200.
     pub routes: Vec<(String, String)>,
-    /// The file that answers with status 404.
+    /// The file that is sent with status 404.
     pub error_page: Option<String>,
-    /// Patterns of paths, and headers for them.
+    /// Patterns for paths, and headers for their responses.
     pub headers: Vec<(String, Vec<(HeaderName, HeaderValue)>)>,
-    /// The release, for the header `Larder-Release`.
+    /// The value of the header `Larder-Release`.
     pub release: Option<HeaderValue>,
 }
 
-/// The part of Heroku's `static.json` that means something here. The first route that fits answers, so they keep their order.
+/// The part of Heroku's `static.json` that has a meaning here. The first route that matches counts, so routes keep their order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -44,12 +59,14 @@ struct File {
     error_page: Option<String>,
     #[serde(default)]
     headers: IndexMap<String, IndexMap<String, String>>,
-    /// The proxy's business; accepted, so that files of other servers work.
+    /// Ignored: redirects to https are up to the proxy. Accepted, so that files of other servers work.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
 }
 
 impl Settings {
+    /// Combines the options, `static.json` in the working directory, and the values of `PORT` and `LARDER_RELEASE`. An option counts
+    /// before the file.
     pub fn new(
         arguments: impl IntoIterator<Item = OsString>,
         port: Option<OsString>,
@@ -64,13 +81,13 @@ impl Settings {
                 Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(OsString::from(value))),
                 _ => (text, None),
             };
-            let place = match name.as_str() {
+            let option = match name.as_str() {
                 "--root" => &mut root,
                 "--fallback" => &mut fallback,
                 "--port" => &mut port,
                 other => return Err(usage(format!("{other:?} is not an option"))),
             };
-            *place = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("{name} needs a value")))?);
+            *option = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("{name} needs a value")))?);
         }
         let port = port.ok_or_else(|| usage(String::from("no port: set PORT")))?;
         let port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| usage(format!("{port:?} is not a port")))?;
@@ -81,10 +98,9 @@ impl Settings {
         for (pattern, pairs) in file.headers {
             let mut parsed = Vec::new();
             for (name, value) in pairs {
-                let header =
-                    HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: {name:?} is not the name of a header")))?;
+                let header = HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: {name:?} is not a header name")))?;
                 if ["content-length", "transfer-encoding", "connection", "content-range"].contains(&header.as_str()) {
-                    return Err(wrong(format!("headers: {name} is the server's own")));
+                    return Err(wrong(format!("headers: {name} is set by the server")));
                 }
                 let value =
                     HeaderValue::try_from(value).map_err(|_| wrong(format!("headers: the value of {name} is not printable")))?;
@@ -109,7 +125,7 @@ impl Settings {
 }
 
 impl File {
-    /// `static.json` of the working directory; without one, nothing special.
+    /// Reads `static.json` in the working directory; the defaults where there is none.
     fn read() -> Result<File, StaticError> {
         let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
         let file = match fs::File::open("static.json") {
@@ -130,9 +146,9 @@ impl File {
     }
 }
 
-/// Whether `path` is one of `pattern`: `*` stands for anything within one directory, `**` for anything.
+/// Returns whether `path` matches `pattern`: `*` stands for any text within one directory, `**` for any text.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
-    // reachable[i]: the part of the pattern so far can end before byte i of the path. Linear in both, whatever the pattern.
+    // reachable[i]: the pattern up to here can end before byte i of the path. The time is linear in both, whatever the pattern.
     let bytes = path.as_bytes();
     let mut reachable = vec![false; bytes.len() + 1];
     if let Some(first) = reachable.first_mut() {
@@ -170,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn options() {
+    fn options_are_read_and_wrong_ones_refused() {
         let found = settings(&["--root", "dist", "--fallback=/index.html"], Some("80")).unwrap();
         assert_eq!((found.root, found.port), (PathBuf::from("dist"), 80));
         assert_eq!(found.routes, [("/**".into(), "index.html".into())]);
@@ -182,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_servers_are_understood_and_mistakes_are_named() {
+    fn static_json_of_other_servers_is_read_and_unknown_keys_named() {
         let file = File::parse(
             r#"{"root": "dist", "clean_urls": true, "https_only": true, "routes": {"/api/*": "api.html", "/**": "index.html"},
                 "error_page": "404.html", "headers": {"/assets/**": {"Cache-Control": "public, max-age=31536000"}}}"#,
@@ -197,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns() {
+    fn pattern_matches_within_or_across_directories() {
         for (pattern, path, expected) in [
             ("/**", "/", true),
             ("/**", "/a/b", true),
@@ -212,7 +228,7 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }
-        // A pattern that would take for ever in a matcher that goes back.
+        // A backtracking matcher would not end with this pattern.
         assert!(!matches(&"*a".repeat(50), &"a".repeat(49)));
     }
 }

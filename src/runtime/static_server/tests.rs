@@ -1,3 +1,5 @@
+//! Tests of the static server: requests and responses, and one real connection.
+
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode, body::Bytes};
 
@@ -53,7 +55,7 @@ async fn status_and_text(site: &Site, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn files_directories_and_pages() {
+async fn path_names_file_directory_or_page() {
     let (_temp, site) = site(|_| {});
     for (path, status, text) in [
         ("/", 200, "home"),
@@ -74,12 +76,12 @@ async fn files_directories_and_pages() {
     assert_eq!(get(&site, "GET", "/%2e%2e/etc/passwd", &[]).await.0, 400);
     let (status, headers, _) = get(&site, "GET", "/docs?a=b", &[]).await;
     assert_eq!((status.as_u16(), headers["location"].to_str().unwrap()), (301, "/docs/?a=b"));
-    // Not an address of another host.
+    // The Location must not name another host.
     assert_eq!(get(&site, "GET", "//docs", &[]).await.1["location"], "/docs/");
 }
 
 #[tokio::test]
-async fn headers_methods_and_the_release() {
+async fn response_has_headers_of_settings_and_release() {
     let (_temp, site) = site(|settings| {
         settings.headers = vec![("/*.js".into(), vec![("cache-control".parse().unwrap(), "max-age=9".parse().unwrap())])];
     });
@@ -96,7 +98,7 @@ async fn headers_methods_and_the_release() {
 }
 
 #[tokio::test]
-async fn unchanged_files_are_not_sent_again() {
+async fn unchanged_file_is_not_sent_again() {
     let (temp, site) = site(|_| {});
     let tag = get(&site, "GET", "/about", &[]).await.1["etag"].to_str().unwrap().to_owned();
     for asked in [tag.clone(), format!("\"x\", W/{tag}"), String::from("*")] {
@@ -110,7 +112,7 @@ async fn unchanged_files_are_not_sent_again() {
 }
 
 #[tokio::test]
-async fn parts_of_files() {
+async fn range_is_sent_as_partial_content() {
     let (_temp, site) = site(|_| {});
     let (status, headers, body) = get(&site, "GET", "/large.bin", &[("Range", "bytes=100000-100009")]).await;
     assert_eq!((status.as_u16(), &body[..]), (206, &b"0123456789"[..]));
@@ -156,7 +158,7 @@ async fn range_is_ignored_for_head_and_its_unit_is_case_insensitive() {
 }
 
 #[tokio::test]
-async fn compressed_siblings_are_preferred_where_they_are_welcome() {
+async fn compressed_sibling_is_sent_if_accepted() {
     let (_temp, site) = site(|_| {});
     for (asked, text, encoding) in
         [("gzip, br", "brotli", Some("br")), ("gzip", "gzipped", Some("gzip")), ("deflate", "plain", None)]
@@ -172,7 +174,7 @@ async fn compressed_siblings_are_preferred_where_they_are_welcome() {
 }
 
 #[tokio::test]
-async fn routes_error_pages_and_clean_addresses() {
+async fn routes_error_page_and_clean_urls_apply() {
     let (_temp, site) = site(|settings| {
         settings.routes = vec![("/app/**".into(), "about.html".into())];
         settings.error_page = Some("docs/index.html".into());
@@ -186,7 +188,7 @@ async fn routes_error_pages_and_clean_addresses() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn missing_directory_is_named() {
     let settings = |root: &str| Settings {
         root: root.into(),
         port: 0,
@@ -200,7 +202,7 @@ fn a_directory_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn over_a_real_connection() {
+async fn pipelined_requests_are_answered_over_tcp() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (_temp, site) = site(|_| {});
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

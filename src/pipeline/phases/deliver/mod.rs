@@ -1,28 +1,29 @@
-//! Releases that are not built here: brought, proved, recalled.
+//! Releases that are not built here: found in the environment's own store, taken over from a sibling, or pulled from a remote.
 
-mod far;
-mod near;
-mod proof;
-mod recall;
+mod promotion;
+mod remote;
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
-pub use self::{proof::Proof, recall::Recall};
+pub use self::promotion::PromotionCheck;
 
 use crate::{
-    model::{Manifest, Origin, Phase},
+    host::{files, root::EnvironmentPaths},
+    model::{EnvironmentName, Manifest, Origin, Phase, ReleaseId},
     pipeline::{
         context::Deployment,
+        phases::bundle,
         runner::seconds,
         step::{Failure, Step, Work, chain},
     },
-    release::{ReleaseError, store, trust::Expectation},
+    release::{self, Body, Incoming, Look, ReleaseError, store, trust::Expectation},
 };
 
-/// How long a release may take to come.
+/// How long the transfer of a release may take.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// Sees that the release is in the environment's own store, and is what it says: from there on nobody else is needed.
+/// Makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps need no other
+/// environment or server.
 pub struct Deliverable;
 
 impl Step for Deliverable {
@@ -39,9 +40,9 @@ impl Step for Deliverable {
     }
 
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {
-        // The recipe is not known yet, and the line to the other place is not the project's. A transfer that stands still ends sooner.
+        // The recipe is not known yet, and the bandwidth is not up to the project. A transfer that stalls ends sooner.
         let why = format!("took longer than {}", seconds(LIMIT));
-        (LIMIT, Failure::nobody(why).hint("what has arrived is kept: the next attempt goes on where this one ended"))
+        (LIMIT, Failure::nobody(why).hint("try again: the next attempt resumes the transfer"))
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
@@ -49,8 +50,8 @@ impl Step for Deliverable {
             let order = &deployment.order;
             deployment.transcript.title(&format!("Bringing {} from {}", order.commit.short(), order.origin));
             let manifest = match order.origin.clone() {
-                Origin::Environment(name) => near::bring(deployment, &name).await?,
-                Origin::Remote(name) => far::bring(deployment, &name).await?,
+                Origin::Environment(name) => bring_from_sibling(deployment, &name).await?,
+                Origin::Remote(name) => remote::bring(deployment, &name).await?,
                 Origin::Store | Origin::Past | Origin::Commit => read(deployment).await?,
             };
             is_of_commit(deployment, &manifest).await?;
@@ -60,7 +61,7 @@ impl Step for Deliverable {
                 manifest.environment,
                 manifest.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
                 manifest.tree.short(),
-                manifest.signature.map_or_else(|| String::from("nobody"), |signature| signature.key.to_string()),
+                manifest.signature.map_or_else(|| String::from("no key"), |signature| signature.key.to_string()),
             ));
             deployment.facts.tree = Some(manifest.tree);
             deployment.facts.archive_bytes = manifest.archive.bytes;
@@ -71,18 +72,18 @@ impl Step for Deliverable {
         })
     }
 
-    // What was brought stays: it is complete, it was believed, and the next attempt need not bring it again.
+    // No undo: a release that was accepted is complete, and the next attempt need not fetch it again.
 }
 
-/// The manifest in the environment's own store.
+/// Reads the manifest from the environment's own store.
 async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
     let path = deployment.paths.manifest(deployment.order.release);
     let read = tokio::task::spawn_blocking(move || store::read(&path)).await;
     read.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))
 }
 
-/// The release asked for, of this project, made of the commit that is deployed or of one with the same tree; and no old one, where
-/// the newest was asked for.
+/// Returns what the release must be: of this project, with the requested id, made of the deployed commit or of one with the same tree;
+/// and no older than the last accepted one, where the newest was requested.
 async fn expectation(deployment: &Deployment) -> Expectation {
     let order = &deployment.order;
     let source = deployment.services.repositories.tree(order.environment.project_id, order.commit.clone()).await.ok();
@@ -90,7 +91,8 @@ async fn expectation(deployment: &Deployment) -> Expectation {
     Expectation { release, commit, source, newest: deployment.newest, ..Expectation::of(order.environment.project.clone()) }
 }
 
-/// A list is a hint; this is what counts: the release was made of the commit that is deployed, or of one with the same tree.
+/// Fails unless the release was made of the deployed commit, or of one with the same tree. The list that offered the release is not
+/// signed; the manifest is.
 async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<(), Failure> {
     let order = &deployment.order;
     if manifest.commit == order.commit {
@@ -102,12 +104,59 @@ async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<()
         deployment.transcript.detail(&same);
         return Ok(());
     }
-    let why = format!("release {} was made of {}, not of {}", order.release, manifest.commit.short(), order.commit.short());
-    Err(Failure::nobody(why).hint("the place that offered it is wrong or lies; `larder remote check` looks at it"))
+    let why = format!("release {} was made of {} (expected {})", order.release, manifest.commit.short(), order.commit.short());
+    Err(Failure::nobody(why).hint("run `larder remote check`: the remote that offered the release is misconfigured or dishonest"))
 }
 
 fn refused(error: ReleaseError) -> Failure {
     let hint = error.hint();
     let failure = Failure::nobody(chain(&error));
     hint.into_iter().fold(failure, Failure::hint)
+}
+
+/// Takes over a release that another environment of the project on this server has cooked.
+async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> Result<Manifest, Failure> {
+    let order = &deployment.order;
+    let sibling = deployment.services.root.environment(&order.environment.project, name);
+    if deployment.paths.manifest(order.release).is_file() {
+        keep_record(deployment)?;
+        return read(deployment).await;
+    }
+    let (own, release) = (deployment.paths.clone(), order.release);
+    let shared = tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await;
+    let body = shared.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))?;
+    let directory = deployment.paths.incoming().join(release.to_string());
+    let trust = [deployment.services.signing.public()];
+    let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment).await };
+    let incoming = Incoming { body, record: None };
+    let taken = release::take_in(&bundle::context(deployment), incoming, &expect, &trust, Look::Digests).await;
+    let _ = fs::remove_dir_all(directory);
+    let manifest = taken.map_err(refused)?;
+    // Only now: nothing of a refused release stays.
+    keep_record(deployment)?;
+    Ok(manifest)
+}
+
+/// Stores the current health record of the other environment for the release.
+fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
+    let told = deployment.proof.as_ref().and_then(|record| serde_json::to_vec(record).ok());
+    let Some(record) = told else { return Ok(()) };
+    let path = deployment.paths.health(deployment.order.release);
+    files::write_atomic(&path, &record, 0o640).map_err(|error| Failure::host(&error))
+}
+
+/// Links the files of a sibling's release into this environment's incoming directory. They are never written again, so hard links are
+/// enough where the file system supports them.
+fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> Result<Body, files::FileError> {
+    let directory = to.incoming().join(release.to_string());
+    fs::create_dir_all(&directory).map_err(|error| files::FileError::io("create", &directory, error))?;
+    let name = |source: &Path, name: &str| {
+        let target = directory.join(name);
+        files::remove_if_present(&target)?;
+        let linked = fs::hard_link(source, &target).or_else(|_| fs::copy(source, &target).map(drop));
+        linked.map_err(|error| files::FileError::io("copy", source, error))?;
+        Ok(target)
+    };
+    let archive = name(&from.archive(release), "archive.tar.zst")?;
+    Ok(Body::Archive { archive, manifest: name(&from.manifest(release), "manifest.json")? })
 }

@@ -1,28 +1,33 @@
-//! The web processes of the new release, started beside the old one and asked until they answer.
+//! The step that starts the web processes of the new release beside the old ones and waits until they are healthy.
 
-use std::time::Duration;
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use super::processes;
 use crate::{
-    config::{HealthCheck, Settings},
+    config::{HealthCheck, Settings, StatusRange},
     host::launch::Stdio,
-    model::{Environment, Phase},
+    model::{Environment, Exit, Phase},
     pipeline::{
         context::Deployment,
+        output::{self, Cause},
         runner::seconds,
-        step::{Failure, Step, Work},
+        step::{Failure, Step, Work, chain},
     },
-    proxy::probe,
+    proxy::{ConnectError, Connector, ProbeError, probe},
     runtime::{Instance, Label, Logs, RunJob, tail},
 };
 
-/// The first pause between two questions; it grows to the interval of the recipe, so that a fast start is seen at once and a slow
-/// one is not pestered.
+/// The first pause between two checks. It doubles up to the recipe's interval, so that a fast start is noticed at once and a slow one
+/// is not disturbed.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
-/// How much of a failed process's log the pusher sees.
+/// How many lines of a failed process's log the pusher sees.
 const LOG_LINES: usize = 20;
+/// How long one health request may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The remedy for a process that listens on no port or on a port of its own.
+const LISTEN: &str = "listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT";
 
-/// Starts them and waits until they are healthy.
+/// Starts the web processes and waits until they are healthy.
 pub struct Boot;
 
 impl Step for Boot {
@@ -65,97 +70,173 @@ impl Step for Boot {
     }
 }
 
-/// Waits until all `instances` are healthy, or one has ended, or the recipe's limit is reached.
+/// Waits until all `instances` are healthy. Fails as soon as one exits, or when one is not healthy within the recipe's limit.
 pub async fn healthy(deployment: &Deployment, instances: &[Instance]) -> Result<(), Failure> {
     let settings = deployment.settings();
     for instance in instances {
-        let name = instance.label.name();
         let limit = settings.health.timeout.get();
         let mut exits = instance.exits.clone();
-        let ended = tokio::select! {
+        let mut last = Answer::Silence;
+        // The guard of the channel must not be held over an await.
+        let exited = async { exits.wait_for(|exits| exits.count > 0).await.ok().and_then(|exits| exits.last) };
+        tokio::select! {
             biased;
-            ended = exits.wait_for(|exits| exits.count > 0) => {
-                let last = ended.ok().and_then(|exits| exits.last);
-                Err(match last {
-                    Some(exit) => format!("{name} {exit} before it was healthy"),
-                    None => format!("{name} ended before it was healthy"),
-                })
+            exit = exited => {
+                return Err(exited_early(deployment, instance, exit, "before it was healthy").await);
             }
-            answer = tokio::time::timeout(limit, ask(deployment, &settings, instance)) => {
-                answer.map_err(|_| unanswered(&name, &settings, limit, instance))
+            () = check_until_healthy(deployment, &settings, instance, &mut last) => {}
+            () = tokio::time::sleep(limit) => {
+                show_log(deployment, &instance.label.name()).await;
+                return Err(unhealthy(instance, &settings.health.check, &last, limit));
             }
-        };
-        if let Err(why) = ended {
-            show_log(deployment, &name).await;
-            return Err(Failure::pusher(why).hint("the process has to listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT"));
         }
     }
     Ok(())
 }
 
-fn unanswered(name: &str, settings: &Settings, limit: Duration, instance: &Instance) -> String {
+/// The outcome of the last health check.
+#[derive(Debug)]
+enum Answer {
+    /// No check has ended yet.
+    Silence,
+    Healthy,
+    NotListening,
+    /// Another project's process listens on the port.
+    Foreign,
+    Status(u16),
+    /// A connection, but no HTTP response.
+    Error(String),
+    Exited(Exit),
+}
+
+/// Describes an instance that was not healthy in time by its last answer.
+fn unhealthy(instance: &Instance, check: &HealthCheck, last: &Answer, limit: Duration) -> Failure {
+    let name = instance.label.name();
     let port = instance.label.port.unwrap_or_default();
-    let limit = seconds(limit);
-    match &settings.health.check {
-        HealthCheck::Http { path, status } => format!("{name} did not answer {path} with {status} within {limit}"),
-        HealthCheck::Tcp => format!("{name} did not listen on its port {port} within {limit}"),
-        HealthCheck::Command(command) => format!("`{command}` did not succeed within {limit}"),
-        HealthCheck::None => format!("{name} did not start within {limit}"),
+    let within = format!("within {}", seconds(limit));
+    match (last, check) {
+        (Answer::NotListening, _) => Failure::pusher(format!("{name} did not listen on its port {port} {within}")).hint(LISTEN),
+        (Answer::Foreign, _) => Failure::pusher(format!(
+            "{name} did not listen on its port {port} {within}: a process of another project listens there"
+        ))
+        .hint("push again: the next attempt uses another port"),
+        (Answer::Status(status), HealthCheck::Http { path, status: expected }) => {
+            Failure::pusher(format!("{name} answered {status} to GET {path} (expected {expected})"))
+        }
+        (Answer::Error(error), HealthCheck::Http { path, .. }) => {
+            Failure::pusher(format!("{name} did not answer GET {path} {within}: {error}"))
+        }
+        (Answer::Exited(exit), HealthCheck::Command(command)) => {
+            Failure::pusher(format!("the health command `{command}` {exit} (expected 0 {within})"))
+        }
+        (_, HealthCheck::Http { path, .. }) => Failure::pusher(format!("{name} did not answer GET {path} {within}")),
+        (_, HealthCheck::Command(command)) => Failure::pusher(format!("the health command `{command}` did not end {within}")),
+        (_, HealthCheck::Tcp | HealthCheck::None) => Failure::pusher(format!("{name} did not start {within}")),
     }
 }
 
-/// The host that health checks ask for: the first domain of the project's own, if it has one, because many applications reject every
+/// The host that health and smoke checks ask for: the first domain of the project's own, if it has one, because many applications reject every
 /// other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
-fn health_host(environment: &Environment, settings: &Settings, domain: &str) -> String {
+pub fn health_host(environment: &Environment, settings: &Settings, domain: &str) -> String {
     let own = settings.domains.first().map(|own| own.as_str().to_owned()).or_else(|| environment.domains.first().cloned());
     own.or_else(|| environment.hosts(domain).into_iter().next()).unwrap_or_default()
 }
 
-/// Asks until the answer is good.
-async fn ask(deployment: &Deployment, settings: &Settings, instance: &Instance) {
+/// Checks until the instance is healthy, and keeps the last answer in `last`.
+async fn check_until_healthy(deployment: &Deployment, settings: &Settings, instance: &Instance, last: &mut Answer) {
     let Some(address) = instance.address() else { return };
     let host = health_host(&deployment.order.environment, settings, deployment.services.config.domain.as_str());
     let connector = deployment.services.connector(&deployment.order.environment);
     let mut pause = FIRST_PAUSE;
     loop {
-        let good = match &settings.health.check {
-            HealthCheck::None => true,
-            HealthCheck::Tcp => connector.connect(address).await.is_ok(),
-            HealthCheck::Http { path, status } => {
-                let answer = probe(&*connector, address, path.as_str(), &host, Duration::from_secs(10)).await;
-                answer.is_ok_and(|answer| status.contains(answer.as_u16()))
-            }
-            HealthCheck::Command(command) => command_succeeds(deployment, command.as_str(), address.port()).await,
+        *last = match &settings.health.check {
+            HealthCheck::None => Answer::Healthy,
+            HealthCheck::Tcp => match connector.connect(address).await {
+                Ok(_) => Answer::Healthy,
+                Err(error) => unconnected(&error),
+            },
+            HealthCheck::Http { path, status } => request(&*connector, address, path.as_str(), *status, &host).await,
+            HealthCheck::Command(command) => command_answer(deployment, command.as_str(), address.port()).await,
         };
-        // All projects share the machine's ports: one that another has taken meanwhile answers, too.
-        if good && !connector.is_foreign(address) {
-            return;
+        if matches!(last, Answer::Healthy) {
+            // All projects share the machine's ports: a process of another project that has taken this one answers, too.
+            if !connector.is_foreign(address) {
+                return;
+            }
+            *last = Answer::Foreign;
         }
         tokio::time::sleep(pause).await;
         pause = pause.saturating_mul(2).min(settings.health.interval.get());
     }
 }
 
-async fn command_succeeds(deployment: &Deployment, command: &str, port: u16) -> bool {
+/// Requests the health page once.
+async fn request(connector: &dyn Connector, address: SocketAddr, path: &str, expected: StatusRange, host: &str) -> Answer {
+    match probe(connector, address, path, host, ANSWER_LIMIT).await {
+        Ok(status) if expected.contains(status.as_u16()) => Answer::Healthy,
+        Ok(status) => Answer::Status(status.as_u16()),
+        Err(ProbeError::Connect(error)) => unconnected(&error),
+        Err(ProbeError::Timeout { .. }) => Answer::Error(format!("no response after {}", seconds(ANSWER_LIMIT))),
+        Err(ProbeError::Exchange { source, .. }) => Answer::Error(chain(&source)),
+        Err(error) => Answer::Error(chain(&error)),
+    }
+}
+
+fn unconnected(error: &ConnectError) -> Answer {
+    match error {
+        ConnectError::Io { source, .. } if source.kind() != ErrorKind::ConnectionRefused => Answer::Error(chain(error)),
+        ConnectError::Foreign { seen: Some(_), .. } => Answer::Foreign,
+        ConnectError::Timeout { .. } => Answer::Error(chain(error)),
+        ConnectError::Io { .. } | ConnectError::Foreign { .. } | ConnectError::NoInstance => Answer::NotListening,
+    }
+}
+
+async fn command_answer(deployment: &Deployment, command: &str, port: u16) -> Answer {
     let mut job = RunJob { command: command.to_owned(), ..processes::job(deployment) };
     job.env.push((String::from("PORT"), port.to_string()));
     let boot = processes::boot(deployment, |_| false);
     match deployment.services.runtime.task(&boot, &job, Stdio::default()).await {
-        Ok(mut child) => child.wait().await.is_ok_and(|exit| exit.success()),
-        Err(_) => false,
+        Ok(mut child) => match child.wait().await {
+            Ok(exit) if exit.success() => Answer::Healthy,
+            Ok(exit) => Answer::Exited(exit),
+            Err(error) => Answer::Error(chain(&error)),
+        },
+        Err(error) => Answer::Error(chain(&error)),
     }
 }
 
-/// The last lines of a process that failed, for the pusher: the reason is nearly always there.
-pub async fn show_log(deployment: &Deployment, process: &str) {
-    // What the process wrote last may still be on its way through the pipe.
+/// Describes a process that exited although it should run, with the cause that its log names; `when` completes the sentence. The
+/// pusher sees the end of the log.
+pub async fn exited_early(deployment: &Deployment, instance: &Instance, exit: Option<Exit>, when: &str) -> Failure {
+    let name = instance.label.name();
+    let cause = show_log(deployment, &name).await;
+    let how = exit.map_or_else(|| String::from("exited"), |exit| exit.to_string());
+    let failure = Failure::pusher(cause.after(&format!("{name} {how} {when}")));
+    let port_taken = |sentence: &String| {
+        let sentence = sentence.to_ascii_lowercase();
+        sentence.contains("address already in use") || sentence.contains("eaddrinuse")
+    };
+    let hint = match &cause.sentence {
+        Some(sentence) if port_taken(sentence) => Some(LISTEN.to_owned()),
+        _ if exit.is_some_and(|exit| exit.success()) => {
+            Some(format!("keep {name} in the foreground: it may not start itself as a daemon"))
+        }
+        _ => cause.hint,
+    };
+    hint.into_iter().fold(failure, Failure::hint)
+}
+
+/// Shows the pusher the last lines of a process that failed, and looks for the cause in them.
+async fn show_log(deployment: &Deployment, process: &str) -> Cause {
+    // The last output may still be on its way through the pipe.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let lines = tail(&Logs::file(&deployment.paths.log(), process), LOG_LINES).unwrap_or_default();
     let since = deployment.order.id.created().to_string();
     let since = since.get(..19).unwrap_or_default();
-    for line in lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)) {
-        deployment.transcript.detail(line);
-    }
+    let lines: Vec<_> = lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)).collect();
+    lines.iter().for_each(|line| deployment.transcript.detail(line));
+    // After the moment and the name of the process.
+    output::cause(lines.iter().map(|line| line.splitn(3, ' ').nth(2).unwrap_or_default()))
 }
 
 #[cfg(test)]

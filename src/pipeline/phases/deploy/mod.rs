@@ -3,6 +3,5 @@
 pub mod boot;
 pub mod install;
 pub mod processes;
-pub mod release;
 pub mod slot;
 pub mod switch;

@@ -7,7 +7,12 @@ use serde_json::Value;
 use crate::{
     host::launch::{LaunchError, Stdio},
     model::{Environment, Exit, ProcessType},
-    pipeline::{context::Deployment, facts::Facts, output, step::Failure},
+    pipeline::{
+        context::Deployment,
+        facts::Facts,
+        output::{self, Cause},
+        step::Failure,
+    },
     runtime::{Boot, Process, RunJob},
 };
 
@@ -107,28 +112,50 @@ pub fn any_web(deployment: &Deployment) -> bool {
 
 /// A command of the release, to be completed.
 pub fn job(deployment: &Deployment) -> RunJob {
-    RunJob {
-        command: String::new(),
-        arguments: Vec::new(),
-        env: deployment.facts.env.clone().into_iter().collect(),
-        variables: None,
-        links: Vec::new(),
+    RunJob { env: deployment.facts.env.clone().into_iter().collect(), ..RunJob::default() }
+}
+
+/// A task of the release that has ended.
+pub struct TaskEnd {
+    pub exit: Exit,
+    /// What it left of the variables that its job handed over.
+    pub variables: Option<String>,
+    /// Why it failed, as far as its output says so.
+    pub cause: Cause,
+}
+
+impl TaskEnd {
+    /// Fails unless the task, `what`, succeeded.
+    pub fn success(self, what: &str) -> Result<Option<String>, Failure> {
+        match self.exit.success() {
+            true => Ok(self.variables),
+            false => {
+                let failure = Failure::pusher(self.cause.after(&format!("{what} {}", self.exit)));
+                Err(self.cause.hint.into_iter().fold(failure, Failure::hint))
+            }
+        }
     }
 }
 
-/// Runs a single task of the release in its slot, its output in the transcript, to its end. Where the job hands variables over, what
-/// the task left of them comes back, too.
-pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<(Exit, Option<String>), Failure> {
+/// Runs a command of the release in its slot, its output in the transcript. Fails unless it succeeds.
+pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result<(), Failure> {
+    deployment.transcript.title(&format!("Running {what}"));
+    let job = RunJob { command, ..job(deployment) };
+    task(deployment, &job).await?.success(what).map(drop)
+}
+
+/// Runs a single task of the release in its slot to its end, its output in the transcript.
+pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<TaskEnd, Failure> {
     let failed = |error: LaunchError| Failure::host(&error);
     let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
     let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
     let started = deployment.services.runtime.task(&boot(deployment, |_| false), job, stdio).await;
     let mut child = started.map_err(|error| Failure::host(&error))?;
-    let left = match &job.variables {
+    let variables = match &job.variables {
         Some(_) => child.report(VARIABLES_MAX).await.map_err(failed)?,
         None => None,
     };
     let exit = child.wait().await.map_err(failed)?;
-    let _ = copying.await;
-    Ok((exit, left))
+    let lines = copying.await.unwrap_or_default();
+    Ok(TaskEnd { exit, variables, cause: output::cause(lines.iter().map(String::as_str)) })
 }

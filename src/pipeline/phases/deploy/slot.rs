@@ -1,4 +1,4 @@
-//! The idle slot, emptied and made ready for the release.
+//! The steps that make the idle slot ready for the release: empty it, link the persistent paths, run the release command.
 
 use super::processes;
 use crate::{
@@ -6,9 +6,10 @@ use crate::{
     pipeline::{
         context::Deployment,
         drift,
+        state_files::Postdeploy,
         step::{Admission, Failure, Step, Work},
     },
-    runtime::{Label, RunJob},
+    runtime::{DataJob, Label, RunJob},
 };
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
@@ -28,7 +29,7 @@ impl Step for Slot {
     }
 
     fn lasts(&self, deployment: &Deployment) -> bool {
-        // A link may move a directory into data/.
+        // A new path gets its first content in data/.
         !deployment.settings().data.is_empty()
     }
 
@@ -49,40 +50,109 @@ impl Step for Slot {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            // Like the tree, it stays while `current` names it.
+            // Like the tree, the slot stays while `current` names its release.
             deployment.is_not_current()?;
             let idle = deployment.idle_slot.clone();
             let _emptied = idle.lock().await;
-            empty(deployment).await
+            stop(deployment).await?;
+            unseed(deployment).await;
+            reset(deployment).await
         })
     }
 }
 
 /// Stops what runs in the slot and gives it a new layer.
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
-    let environment = deployment.order.environment.id;
+    stop(deployment).await?;
+    reset(deployment).await
+}
+
+async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     let slot = deployment.order.slot;
     let settings = deployment.settings();
     let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
-    deployment.services.runtime.stop_each(environment, grace).await.map_err(|error| Failure::host(&error))?;
-    // Whoever looks at it would keep what it had.
+    let stopped = deployment.services.runtime.stop_each(deployment.order.environment.id, grace).await;
+    stopped.map_err(|error| Failure::host(&error))
+}
+
+async fn reset(deployment: &Deployment) -> Result<(), Failure> {
+    let (environment, slot) = (deployment.order.environment.id, deployment.order.slot);
+    // A drift scan that ran meanwhile would record what the slot had.
     let _unwatched = deployment.services.drift.hold(environment).await;
     deployment.services.drift.forget(environment, slot);
-    let fresh = deployment.services.launcher.reset_area(environment, Area::Slot, None, Some(slot)).await;
-    fresh.map_err(|error| Failure::host(&error))
+    let reset = deployment.services.launcher.reset_area(environment, Area::Slot, None, Some(slot)).await;
+    reset.map_err(|error| Failure::host(&error))
 }
 
 /// Links the persistent paths.
 pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
-    let links: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
-    if links.is_empty() {
+    let paths: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
+    if paths.is_empty() {
         return Ok(());
     }
-    let job = RunJob { links, ..processes::job(deployment) };
-    let (exit, _) = processes::task(deployment, &job).await?;
-    if exit.success() {
-        Ok(())
-    } else {
-        Err(Failure::pusher("the persistent paths could not be linked").hint("look at `data:` in larder.yml"))
+    let data = DataJob::Link { paths, deployment: deployment.order.id };
+    let job = RunJob { data: Some(data), ..processes::job(deployment) };
+    let ended = processes::task(deployment, &job).await?;
+    match ended.exit.success() {
+        true => Ok(()),
+        false => Err(Failure::pusher(ended.cause.after("cannot link the persistent paths")).hint("check `data:` in larder.yml")),
     }
+}
+
+/// Removes what this deployment began in data/. All of it in the first deployment of an environment, unless its postdeploy script has
+/// run, which is not repeated; otherwise only what has not changed since, because visitors may have written there.
+async fn unseed(deployment: &Deployment) {
+    if deployment.settings().data.is_empty() {
+        return;
+    }
+    let id = deployment.order.id;
+    let postdeploy = Postdeploy::read(&deployment.paths.postdeploy());
+    let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
+    let data = DataJob::Unseed { deployment: id, all: deployment.order.previous.is_none() && !ran_here };
+    let job = RunJob { data: Some(data), ..processes::job(deployment) };
+    // Data that stays is in nobody's way; freezing the environment for it would be worse.
+    match processes::task(deployment, &job).await.and_then(|ended| ended.success("removing seeded data").map(drop)) {
+        Ok(()) => {}
+        Err(failure) => {
+            deployment.transcript.error(&format!("data/ keeps what this deployment put there: {}", failure.why));
+            tracing::warn!(deployment = %id, why = failure.why, "seeded data stays");
+        }
+    }
+}
+
+/// Runs the project's release command, once, in the slot. If it fails, the release never serves.
+pub struct Release;
+
+impl Step for Release {
+    fn name(&self) -> &'static str {
+        "deploy.release"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "run the release command, if there is one"
+    }
+
+    fn lasts(&self, deployment: &Deployment) -> bool {
+        release_command(deployment).is_some()
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let Some(command) = release_command(deployment) else { return Ok(()) };
+            processes::run(deployment, "the release command", command).await
+        })
+    }
+}
+
+/// The command of the recipe or the Procfile, else of the buildpack.
+fn release_command(deployment: &Deployment) -> Option<String> {
+    let given = || {
+        let mut defaults = deployment.facts.buildpack_processes.iter();
+        defaults.find(|(process, _)| process.is_release()).map(|(_, command)| command.clone())
+    };
+    deployment.settings().release.map(|command| command.to_string()).or_else(given)
 }

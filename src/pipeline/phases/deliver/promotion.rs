@@ -1,4 +1,4 @@
-//! Whether a release has proved itself where it ran before.
+//! The check of a release against the project's promotion policy.
 
 use crate::{
     host::files::{self, FileError},
@@ -10,10 +10,11 @@ use crate::{
     release::{self, promotable, trust},
 };
 
-/// Holds the release against the project's promotion policy: how long it served, which checks it passed, how often it fell over.
-pub struct Proof;
+/// Checks the release's health record against `promote:` of the recipe: how long it served, which checks it passed, how often its
+/// processes exited.
+pub struct PromotionCheck;
 
-impl Step for Proof {
+impl Step for PromotionCheck {
     fn name(&self) -> &'static str {
         "gather.proof"
     }
@@ -23,7 +24,7 @@ impl Step for Proof {
     }
 
     fn about(&self) -> &'static str {
-        "hold what the release went through on staging against `promote:` of the recipe"
+        "check the release's record on staging against `promote:` of the recipe"
     }
 
     fn lasts(&self, _: &Deployment) -> bool {
@@ -40,18 +41,18 @@ impl Step for Proof {
             let environment = deployment.order.environment.title();
             let Some(reason) = &deployment.order.overriding else {
                 return Err(Failure::nobody(format!("not fit for promotion: {what}"))
-                    .hint("wait until it has proved itself there, then try again")
+                    .hint("wait until the release meets the policy, then try again")
                     .hint(format!("in an emergency: larder pull {environment} {release} --override \"why\"")));
             };
             deployment.transcript.error(&format!("promoted against the policy ({what}): {reason}"));
             let by = deployment.order.trigger.by();
-            tracing::warn!(%by, environment, %release, what, reason, "a release is promoted against the policy");
+            tracing::warn!(%by, environment, %release, what, reason, "release promoted against the policy");
             Ok(())
         })
     }
 }
 
-/// The record that came with the release. It was believed when it came.
+/// Reads the health record that came with the release. Its signature was checked then.
 fn record(deployment: &Deployment) -> Result<Option<HealthRecord>, Failure> {
     match files::read_limited(&deployment.paths.health(deployment.order.release), release::MAX_RECORD) {
         Ok(bytes) => trust::read_record(&bytes).map(Some).map_err(|refusal| super::refused(refusal.into())),

@@ -1,4 +1,4 @@
-//! From another server or a shared place.
+//! Pulls a release from another server or a shared location.
 
 use std::sync::Arc;
 
@@ -17,18 +17,18 @@ use crate::{
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
     let order = &deployment.order;
-    let gone = || Failure::nobody(format!("the remote {name} was removed meanwhile"));
+    let gone = || Failure::nobody(format!("the remote {name} was removed in the meantime"));
     let remote = order.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
     let place = deployment.services.places.open(remote, &order.environment.project).map_err(unreached)?;
     let brought = async {
-        // A delta needs what it starts from; where it turns out to be no good, the archive does without.
+        // A delta needs the release that it starts from. If the delta is not usable, the whole archive is pulled.
         let base = deployment.previous_release().filter(|release| deployment.paths.manifest(*release).is_file());
         let by_delta = base.is_some() && !install::distrusts_deltas(&deployment.paths);
         let manifest = match by_delta {
             false => pull(deployment, &place, &remote.trust).await,
             true => match pull(deployment, &place.clone().with_deltas(), &remote.trust).await {
-                Err(trouble) if trouble.is_of_a_delta() => {
-                    deployment.transcript.detail(&format!("No delta ({trouble}); bringing the whole archive."));
+                Err(error) if error.is_of_a_delta() => {
+                    deployment.transcript.detail(&format!("No delta ({error}); bringing the whole archive."));
                     pull(deployment, &place, &remote.trust).await
                 }
                 other => other,
@@ -43,9 +43,9 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
     brought
 }
 
-/// Why a pull brought nothing.
+/// An error of a pull.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+enum PullError {
     #[error("{}", chain(.0))]
     Place(#[from] RemoteError),
     #[error("{}", chain(.0))]
@@ -54,36 +54,36 @@ enum Trouble {
     Other(Failure),
 }
 
-impl Trouble {
-    /// Whether the whole archive may still be had. A place that cannot be reached, a full disk or a release that is not believed are
-    /// the same with it.
+impl PullError {
+    /// Returns whether pulling the whole archive may succeed. An unreachable remote, a full disk and an untrusted release fail with it,
+    /// too.
     fn is_of_a_delta(&self) -> bool {
         use ReleaseError::{Damaged, Delta, Manifest, Unknown};
         match self {
-            Trouble::Place(error) => error.is_of_a_delta(),
-            // What it starts from may be what is wrong.
-            Trouble::Release(error) => matches!(error, Delta { .. } | Damaged { .. } | Manifest { .. } | Unknown { .. }),
-            Trouble::Other(_) => false,
+            PullError::Place(error) => error.is_of_a_delta(),
+            // The release that the delta starts from may be damaged.
+            PullError::Release(error) => matches!(error, Delta { .. } | Damaged { .. } | Manifest { .. } | Unknown { .. }),
+            PullError::Other(_) => false,
         }
     }
 }
 
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Failure {
-        match trouble {
-            Trouble::Place(error) => unreached(error),
-            Trouble::Release(error) => refused(error),
-            Trouble::Other(failure) => failure,
+impl From<PullError> for Failure {
+    fn from(error: PullError) -> Failure {
+        match error {
+            PullError::Place(error) => unreached(error),
+            PullError::Release(error) => refused(error),
+            PullError::Other(failure) => failure,
         }
     }
 }
 
-async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey]) -> Result<Manifest, Trouble> {
+async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey]) -> Result<Manifest, PullError> {
     let order = &deployment.order;
     let offers = place.list().await?;
     let offer = offers.into_iter().find(|offer| offer.release == order.release);
-    let gone = || Failure::nobody(format!("{} does not offer {} any more", place.title(), order.release));
-    let offer = offer.ok_or_else(|| Trouble::Other(gone()))?;
+    let gone = || Failure::nobody(format!("{} no longer offers {}", place.title(), order.release));
+    let offer = offer.ok_or_else(|| PullError::Other(gone()))?;
     let transcript = deployment.transcript.clone();
     let progress = remote::tenths(move |line| transcript.detail(line));
     let held: Vec<_> = deployment.previous_release().into_iter().collect();
@@ -104,31 +104,31 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
     let taken = match body {
         Some(body) => {
             let (context, incoming) = (bundle::context(deployment), Incoming { body, record: None });
-            release::take_in(&context, incoming, &expect, trust, Look::Digests).await.map_err(Trouble::from)
+            release::take_in(&context, incoming, &expect, trust, Look::Digests).await.map_err(PullError::from)
         }
-        // It is here already; what is said about it may be news.
-        None => read(deployment).await.map_err(Trouble::Other),
+        // The release is here already; its health record may be newer.
+        None => read(deployment).await.map_err(PullError::Other),
     };
     if let (Ok(manifest), Some(record)) = (&taken, record)
         && let Err(error) = release::take_record(&deployment.paths, &record, manifest, trust)
     {
-        deployment.transcript.error(&format!("the health record was not taken over: {}", chain(&error)));
+        deployment.transcript.error(&format!("cannot accept the health record: {}", chain(&error)));
     }
     remote::discard(pulled);
     taken
 }
 
-/// Refuses by the manifest what would be refused with the archive.
+/// Makes a check that refuses a release by its manifest, before the archive is fetched.
 fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> Judge {
     let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
     Arc::new(move |manifest| match release::admit_manifest(&paths, manifest, &expect, &trust) {
         Err(error @ ReleaseError::Rejected(_)) => Err(RemoteError::Rejected { why: chain(&error), hint: error.hint() }),
-        // Anything else is said again by whoever takes it in.
+        // Other errors occur again when the release is accepted, and are reported then.
         _ => Ok(()),
     })
 }
 
-/// The deploy branch is going to name the commit, so the repository must have it.
+/// Fetches the commit if the repository does not have it: the deploy branch is going to name it.
 async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Failure> {
     let order = &deployment.order;
     let repositories = &deployment.services.repositories;
@@ -153,8 +153,8 @@ async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Fa
         pack.discard();
         match imported {
             Ok(()) => break,
-            // Of two requests, between which the repository there changed: both halves do not fit.
-            Err(error) if resumed && another => tracing::warn!(%error, "a commit that came in two parts comes once more"),
+            // The pack came in two requests, between which the other repository changed: the halves do not fit.
+            Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching it again"),
             Err(error) => return Err(Failure::host(&error)),
         }
     }

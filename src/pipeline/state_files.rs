@@ -1,0 +1,273 @@
+//! The small files in which the pipeline keeps state besides journals: build numbers, pins, generated secrets, and the record of the
+//! postdeploy script.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    config::VariableName,
+    host::files,
+    model::{DeploymentId, ProjectName, ReleaseId, UserName},
+};
+
+/// The size in bytes above which a file cannot be one of these.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// Reads a JSON file; nothing where there is none.
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = files::read_limited(path, BYTES_MAX).map_err(io::Error::other)?;
+    let parsed = serde_json::from_slice(&bytes);
+    parsed.map(Some).map_err(|error| io::Error::other(format!("{} is damaged: {error}", path.display())))
+}
+
+/// Writes a JSON file; when this returns, it survives a power failure.
+fn write<T: Serialize>(path: &Path, value: &T, mode: u32) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    files::write_atomic(path, &bytes, mode).map_err(io::Error::other)
+}
+
+/// The last build number of each project, in `state/builds.json`. Numbers rise with every build of a project, over all its
+/// environments on this server, and none is given twice. They are kept by the project's name and never forgotten: a project that is
+/// created again goes on where the old one ended, so that a production server that compares its numbers is not misled.
+#[derive(Debug)]
+pub struct BuildNumbers {
+    path: PathBuf,
+    state: Mutex<Numbers>,
+}
+
+#[derive(Debug)]
+struct Numbers {
+    last: BTreeMap<ProjectName, u64>,
+    /// Whether the file on disk has older numbers.
+    unsaved: bool,
+}
+
+impl BuildNumbers {
+    /// Reads the file at `path`. Without one, all projects begin with 1 or after what [`BuildNumbers::seen`] reports.
+    pub fn open(path: PathBuf) -> io::Result<BuildNumbers> {
+        let last = read(&path).map_err(|error| {
+            io::Error::other(format!("{error}\nhint: remove it; numbers then go on after those of the existing releases"))
+        })?;
+        Ok(BuildNumbers { path, state: Mutex::new(Numbers { last: last.unwrap_or_default(), unsaved: false }) })
+    }
+
+    /// Reports a build number that exists; later builds get higher ones.
+    pub fn seen(&self, project: &ProjectName, number: u64) {
+        let mut state = self.state.lock();
+        let last = state.last.entry(project.clone()).or_default();
+        if *last < number {
+            *last = number;
+            state.unsaved = true;
+        }
+    }
+
+    /// Returns the next number of a project. It is not on the disk before [`BuildNumbers::save`] has returned; nothing durable may
+    /// follow from it until then.
+    pub fn draw(&self, project: &ProjectName) -> u64 {
+        let mut state = self.state.lock();
+        state.unsaved = true;
+        let last = state.last.entry(project.clone()).or_default();
+        *last = last.saturating_add(1);
+        *last
+    }
+
+    /// Writes all numbers that were drawn before this was called; when it returns, they survive a power failure.
+    pub fn save(&self) -> io::Result<()> {
+        // The lock is held while the file is written, so that older numbers never replace newer ones.
+        let mut state = self.state.lock();
+        if state.unsaved {
+            write(&self.path, &state.last, 0o600)?;
+            state.unsaved = false;
+        }
+        Ok(())
+    }
+}
+
+/// The user who pinned a release, and the time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The user.
+    pub by: UserName,
+    /// The time of the first pin; pinning again does not change it.
+    pub at: Timestamp,
+}
+
+/// The releases of an environment that are never pruned, in its `pins.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pins(BTreeMap<ReleaseId, Pin>);
+
+impl Pins {
+    /// Reads the file at `path`; no release is pinned where there is none.
+    pub fn read(path: &Path) -> io::Result<Pins> {
+        read(path).map(Option::unwrap_or_default)
+    }
+
+    /// Returns the pin of a release.
+    pub fn get(&self, release: ReleaseId) -> Option<&Pin> {
+        self.0.get(&release)
+    }
+
+    /// Returns the pinned releases.
+    pub fn releases(&self) -> Vec<ReleaseId> {
+        self.0.keys().copied().collect()
+    }
+
+    /// Pins or unpins a release, and writes the file. Returns whether that changed anything.
+    pub fn change(path: &Path, release: ReleaseId, pin: Option<Pin>) -> io::Result<bool> {
+        let mut pins = Pins::read(path)?;
+        let changed = match pin {
+            Some(_) if pins.0.contains_key(&release) => false,
+            Some(pin) => pins.0.insert(release, pin).is_none(),
+            None => pins.0.remove(&release).is_some(),
+        };
+        if changed {
+            write(path, &pins, 0o644)?;
+        }
+        Ok(changed)
+    }
+}
+
+/// The values of an environment that larder generates because `app.json` asks for them (`"generator": "secret"`), in its
+/// `generated.json`.
+pub struct Secrets {
+    path: PathBuf,
+    values: BTreeMap<VariableName, String>,
+}
+
+impl Secrets {
+    /// Reads the values that exist; none where there is no file yet.
+    pub fn open(path: &Path) -> io::Result<Secrets> {
+        Ok(Secrets { path: path.to_owned(), values: read(path)?.unwrap_or_default() })
+    }
+
+    /// Returns a value for each of `names`, 64 random hexadecimal digits. A value that exists is returned again.
+    pub fn ensure<'a>(mut self, names: impl Iterator<Item = &'a VariableName>) -> io::Result<Vec<(VariableName, String)>> {
+        let names: Vec<_> = names.cloned().collect();
+        let missing: Vec<_> = names.iter().filter(|name| !self.values.contains_key(*name)).cloned().collect();
+        if !missing.is_empty() {
+            self.values.extend(missing.into_iter().map(|name| (name, random())));
+            write(&self.path, &self.values, 0o600)?;
+        }
+        Ok(names.into_iter().filter_map(|name| self.values.get(&name).cloned().map(|value| (name, value))).collect())
+    }
+}
+
+/// Version 4 ids are 122 random bits each; three of them make more than the 256 that are kept.
+fn random() -> String {
+    let bits: Vec<u8> = (0..3).flat_map(|_| uuid::Uuid::new_v4().into_bytes()).collect();
+    blake3::hash(&bits).to_hex().to_string()
+}
+
+/// The record of an environment's postdeploy script, in its `postdeploy.json`: the script runs once in the life of an environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postdeploy {
+    /// The deployment that started the script.
+    pub deployment: DeploymentId,
+    pub started: Timestamp,
+    /// When the script succeeded. Absent while it runs, and for ever if the server was killed meanwhile: then larder does not know
+    /// what the script has done, and does not repeat it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
+}
+
+impl Postdeploy {
+    /// Reads the record; nothing where the script has not run.
+    pub fn read(path: &Path) -> io::Result<Option<Postdeploy>> {
+        read(path)
+    }
+
+    /// Records that `deployment` starts the script.
+    pub fn start(path: &Path, deployment: DeploymentId) -> io::Result<Postdeploy> {
+        let record = Postdeploy { deployment, started: Timestamp::now(), ended: None };
+        write(path, &record, 0o644).map(|()| record)
+    }
+
+    /// Records that the script has succeeded.
+    pub fn succeed(mut self, path: &Path) -> io::Result<()> {
+        self.ended = Some(Timestamp::now());
+        write(path, &self, 0o644)
+    }
+
+    /// Removes the record of a script that failed: the next deployment runs it.
+    pub fn fail(path: &Path) -> io::Result<()> {
+        files::remove_if_present(path).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn build_numbers_rise_and_are_not_given_again_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("builds.json");
+        let (shop, blog) = ("shop".parse().unwrap(), "blog".parse().unwrap());
+        let numbers = BuildNumbers::open(path.clone()).unwrap();
+        assert_eq!([numbers.draw(&shop), numbers.draw(&shop), numbers.draw(&blog)], [1, 2, 1]);
+        numbers.save().unwrap();
+        let numbers = BuildNumbers::open(path.clone()).unwrap();
+        assert_eq!([numbers.draw(&shop), numbers.draw(&blog)], [3, 2]);
+        // A number that is known from elsewhere raises them, and never lowers them.
+        numbers.seen(&shop, 40);
+        numbers.seen(&shop, 7);
+        assert_eq!(numbers.draw(&shop), 41);
+        std::fs::write(&path, "{").unwrap();
+        assert!(BuildNumbers::open(path).unwrap_err().to_string().contains("builds.json"));
+    }
+
+    #[test]
+    fn pin_stays_until_it_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pins.json");
+        let release = ReleaseId::new(Timestamp::now());
+        let pin = || Some(Pin { by: "ann".parse().unwrap(), at: Timestamp::now() });
+        assert!(Pins::change(&path, release, pin()).unwrap());
+        assert!(!Pins::change(&path, release, pin()).unwrap());
+        assert_eq!(Pins::read(&path).unwrap().releases(), [release]);
+        assert!(Pins::change(&path, release, None).unwrap());
+        assert!(!Pins::change(&path, release, None).unwrap());
+        assert_eq!(Pins::read(&path).unwrap(), Pins::default());
+    }
+
+    #[test]
+    fn secret_is_generated_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("generated.json");
+        let names: Vec<VariableName> = vec!["SECRET_KEY".parse().unwrap(), "OTHER".parse().unwrap()];
+        let first = Secrets::open(&path).unwrap().ensure(names.iter()).unwrap();
+        assert!(first.iter().all(|(_, value)| value.len() == 64));
+        assert_ne!(first[0].1, first[1].1);
+        let again = Secrets::open(&path).unwrap().ensure(names.iter()).unwrap();
+        assert_eq!(first, again);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn postdeploy_record_tells_running_ended_and_failed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("postdeploy.json");
+        assert_eq!(Postdeploy::read(&path).unwrap(), None);
+        let deployment = DeploymentId::new(Timestamp::now());
+        let record = Postdeploy::start(&path, deployment).unwrap();
+        assert_eq!(Postdeploy::read(&path).unwrap(), Some(record.clone()));
+        record.succeed(&path).unwrap();
+        assert!(Postdeploy::read(&path).unwrap().is_some_and(|record| record.ended.is_some()));
+        Postdeploy::fail(&path).unwrap();
+        assert_eq!(Postdeploy::read(&path).unwrap(), None);
+    }
+}

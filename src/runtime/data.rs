@@ -1,0 +1,426 @@
+//! Persistent paths: `/app/<path>` becomes a symlink to `/data/<path>`, so that what is written there outlives the release.
+//!
+//! All of it runs as the environment's run user inside the sandbox, so a symlink that the project planted leads nowhere that the
+//! application could not go by itself.
+//!
+//! A path that has no data yet is *seeded*: what the release brings there becomes its first content. A path without data and without
+//! such content becomes a directory, or, if its name has a file extension, a symlink to a file that the application makes. A slash at
+//! the end of a path always means a directory. Data that exists is never changed.
+//!
+//! The note `.larder-seed` in the data directory records which paths a deployment began, so that its undo removes those and nothing
+//! else. The note is written before the first path is seeded: a worker that is killed in between leaves nothing that is unknown.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, Metadata},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::DeploymentId;
+
+/// Work on the persistent paths of an environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DataJob {
+    /// Seeds and links paths for a deployment.
+    Link {
+        /// Paths relative to `/app`; a slash at the end means a directory.
+        paths: Vec<String>,
+        /// The deployment that the note names.
+        deployment: DeploymentId,
+    },
+    /// Removes what a deployment began, which is named by its note.
+    Unseed {
+        /// The deployment. A note of another deployment is left alone.
+        deployment: DeploymentId,
+        /// Whether all content of these paths goes. Otherwise only what has not changed since it was seeded goes.
+        all: bool,
+    },
+}
+
+/// Does a job. Safe to repeat.
+pub fn work(job: &DataJob, app: &Path, data: &Path) -> io::Result<()> {
+    match job {
+        DataJob::Link { paths, deployment } => link(app, data, paths, *deployment),
+        DataJob::Unseed { deployment, all } => unseed(data, *deployment, *all),
+    }
+}
+
+/// The files that SQLite keeps beside a database. It finds them beside the target of a symlink.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// The name of the note.
+const NOTE: &str = ".larder-seed";
+/// The most that is read of a note, in bytes.
+const NOTE_MAX: u64 = 1 << 20;
+
+/// A change time as the file system keeps it: seconds and nanoseconds.
+type ChangeTime = (i64, i64);
+
+/// The paths that a deployment began.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    deployment: DeploymentId,
+    paths: Vec<String>,
+    /// When the last path was seeded; absent while that is in progress, when no process of the application has run yet.
+    until: Option<ChangeTime>,
+}
+
+impl Note {
+    fn read(data: &Path) -> io::Result<Option<Note>> {
+        let file = match File::open(data.join(NOTE)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = Vec::new();
+        file.take(NOTE_MAX).read_to_end(&mut text)?;
+        // The application may write here too: what is no note says nothing.
+        Ok(serde_json::from_slice(&text).ok())
+    }
+
+    /// Writes the note atomically and returns its change time.
+    fn write(&self, data: &Path) -> io::Result<ChangeTime> {
+        let mut file = tempfile::NamedTempFile::new_in(data)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.as_file().sync_all()?;
+        let file = file.persist(data.join(NOTE)).map_err(|error| error.error)?;
+        Ok(changed(&file.metadata()?))
+    }
+}
+
+fn changed(found: &Metadata) -> ChangeTime {
+    (found.ctime(), found.ctime_nsec())
+}
+
+/// Seeds and links `paths`.
+fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> io::Result<()> {
+    let note = Note::read(data)?;
+    if note.as_ref().is_some_and(|note| note.deployment != deployment) {
+        // That deployment has ended.
+        fs::remove_file(data.join(NOTE))?;
+    }
+    let mut note = note.filter(|note| note.deployment == deployment);
+    let new = paths.iter().filter(|path| fs::symlink_metadata(data.join(plain(path))).is_err()).cloned();
+    let new: Vec<String> = new.filter(|path| note.as_ref().is_none_or(|note| !note.paths.contains(path))).collect();
+    if !new.is_empty() {
+        let mut begun = note.take().unwrap_or(Note { deployment, paths: Vec::new(), until: None });
+        begun.paths.extend(new);
+        begun.until = None;
+        begun.write(data)?;
+        note = Some(begun);
+    }
+    for path in paths {
+        let linked = link_one(&app.join(plain(path)), &data.join(plain(path)), path);
+        linked.map_err(|error| io::Error::other(format!("cannot link {path} to the persistent data: {error}")))?;
+    }
+    if let Some(mut note) = note.filter(|note| note.until.is_none()) {
+        note.until = Some(note.write(data)?);
+        note.write(data)?;
+        // Change times have the resolution of the kernel's clock tick; what the application writes must be later than the note.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// A path without the slash that marks a directory. With it, every operation would follow a symlink at the path.
+fn plain(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
+fn link_one(here: &Path, there: &Path, path: &str) -> io::Result<()> {
+    let brought = fs::symlink_metadata(here).ok();
+    if fs::symlink_metadata(there).is_err() {
+        seed(here, there, path, brought.as_ref())?;
+    }
+    match brought {
+        Some(found) if found.is_symlink() && fs::read_link(here)? == there => return Ok(()),
+        Some(found) if found.is_dir() => fs::remove_dir_all(here)?,
+        Some(_) => fs::remove_file(here)?,
+        None => fs::create_dir_all(here.parent().unwrap_or(here))?,
+    }
+    symlink(there, here)
+}
+
+/// Makes the first content of a path complete under another name and renames it, so that a worker that is killed leaves no half
+/// copy.
+fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io::Result<()> {
+    fs::create_dir_all(there.parent().unwrap_or(there))?;
+    let half = half_name(there);
+    remove(&half)?;
+    match brought {
+        Some(found) if found.is_dir() => copy_directory(here, &half)?,
+        Some(found) if found.is_file() && path.ends_with('/') => {
+            return Err(io::Error::other("the release has a file there, not a directory"));
+        }
+        Some(found) if found.is_file() => {
+            for companion in COMPANIONS {
+                let source = with_suffix(here, companion);
+                if source.is_file() {
+                    fs::copy(source, with_suffix(there, companion))?;
+                }
+            }
+            fs::copy(here, &half)?;
+        }
+        // The application makes its file through the symlink.
+        _ if is_file_name(path) => return Ok(()),
+        _ => fs::create_dir(&half)?,
+    }
+    fs::rename(&half, there)
+}
+
+/// Whether a path that does not exist yet stands for a file: its last part has a name and an extension with a letter in it. `conf.d`
+/// is the usual name of a directory.
+fn is_file_name(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default().trim_start_matches('.');
+    name.rsplit_once('.').is_some_and(|(stem, extension)| {
+        !stem.is_empty()
+            && extension != "d"
+            && (1..=10).contains(&extension.len())
+            && extension.bytes().all(|c| c.is_ascii_alphanumeric())
+            && extension.bytes().any(|c| c.is_ascii_alphabetic())
+    })
+}
+
+fn half_name(there: &Path) -> PathBuf {
+    let mut name = OsString::from(".larder-new-");
+    name.push(there.file_name().unwrap_or_default());
+    there.with_file_name(name)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Copies a directory with its modes; symlinks stay symlinks, wherever they lead.
+fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_directory(&source, &target)?;
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_file() {
+            fs::copy(&source, &target)?;
+        }
+    }
+    let mode = fs::metadata(from)?.permissions().mode() & 0o777;
+    fs::set_permissions(to, fs::Permissions::from_mode(mode | 0o700))
+}
+
+/// Removes what `deployment` began.
+fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
+    let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
+    for path in note.paths.iter().rev() {
+        // The application may have changed the note: nothing outside the data directory may be meant.
+        let inside = Path::new(plain(path)).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        if !inside {
+            continue;
+        }
+        let there = data.join(plain(path));
+        let companions = COMPANIONS.map(|companion| with_suffix(&there, companion));
+        remove(&half_name(&there))?;
+        for path in companions.iter().filter(|path| path.is_file()).chain([&there]) {
+            match note.until.filter(|_| !all) {
+                None => remove(path)?,
+                Some(until) => remove_unchanged(path, until)?,
+            }
+        }
+        // Parents that were made for it; one with anything else in it stays.
+        for parent in there.ancestors().skip(1).take_while(|parent| *parent != data) {
+            if fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+    }
+    fs::remove_file(data.join(NOTE))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes files that have not changed since `until`, and directories that are empty then. A change time cannot be set back.
+fn remove_unchanged(path: &Path, until: ChangeTime) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.is_dir() {
+        return if changed(&found) <= until { fs::remove_file(path) } else { Ok(()) };
+    }
+    for entry in fs::read_dir(path)? {
+        remove_unchanged(&entry?.path(), until)?;
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place {
+        _world: tempfile::TempDir,
+        app: PathBuf,
+        data: PathBuf,
+    }
+
+    fn place() -> Place {
+        let world = tempfile::tempdir().unwrap();
+        let (app, data) = (world.path().join("app"), world.path().join("data"));
+        fs::create_dir(&app).unwrap();
+        fs::create_dir(&data).unwrap();
+        Place { _world: world, app, data }
+    }
+
+    fn id() -> DeploymentId {
+        DeploymentId::new(jiff::Timestamp::now())
+    }
+
+    fn paths<const N: usize>(paths: [&str; N]) -> Vec<String> {
+        paths.map(str::to_owned).into()
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != NOTE).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn data_begins_with_content_of_release_and_then_stays() {
+        let Place { app, data, _world } = place();
+        fs::create_dir_all(app.join("uploads/deep")).unwrap();
+        fs::write(app.join("uploads/deep/a.txt"), "brought").unwrap();
+        symlink("nowhere", app.join("uploads/dangling")).unwrap();
+        let wanted = paths(["uploads", "var/cache"]);
+        for _ in 0..2 {
+            link(&app, &data, &wanted, id()).unwrap();
+            assert_eq!(fs::read_link(app.join("uploads")).unwrap(), data.join("uploads"));
+            assert_eq!(fs::read_to_string(app.join("uploads/deep/a.txt")).unwrap(), "brought");
+            assert_eq!(fs::read_link(app.join("uploads/dangling")).unwrap(), Path::new("nowhere"));
+            assert!(app.join("var/cache").is_dir());
+        }
+        fs::write(data.join("uploads/deep/a.txt"), "changed by users").unwrap();
+        let next = app.with_file_name("next");
+        fs::create_dir_all(next.join("uploads/deep")).unwrap();
+        fs::write(next.join("uploads/deep/a.txt"), "brought again").unwrap();
+        link(&next, &data, &wanted, id()).unwrap();
+        assert_eq!(fs::read_to_string(next.join("uploads/deep/a.txt")).unwrap(), "changed by users");
+    }
+
+    #[test]
+    fn file_path_is_made_by_application_and_survives_next_release() {
+        let Place { app, data, _world } = place();
+        let wanted = paths(["db.sqlite3", "photos.old/"]);
+        link(&app, &data, &wanted, id()).unwrap();
+        assert!(!app.join("db.sqlite3").exists() && app.join("photos.old").is_dir());
+        fs::write(app.join("db.sqlite3"), "rows").unwrap();
+        assert!(fs::symlink_metadata(data.join("db.sqlite3")).unwrap().is_file());
+        let next = app.with_file_name("next");
+        fs::create_dir(&next).unwrap();
+        fs::write(next.join("db.sqlite3"), "brought").unwrap();
+        link(&next, &data, &wanted, id()).unwrap();
+        assert_eq!(fs::read_to_string(next.join("db.sqlite3")).unwrap(), "rows");
+    }
+
+    #[test]
+    fn brought_database_is_seeded_with_its_companions() {
+        let Place { app, data, _world } = place();
+        for name in ["db.sqlite3", "db.sqlite3-wal"] {
+            fs::write(app.join(name), name).unwrap();
+        }
+        link(&app, &data, &paths(["db.sqlite3"]), id()).unwrap();
+        assert_eq!(names(&data), ["db.sqlite3", "db.sqlite3-wal"]);
+        let Place { app, data, _world } = place();
+        fs::write(app.join("media"), "a file").unwrap();
+        let wrong = link(&app, &data, &paths(["media/"]), id()).unwrap_err();
+        assert!(wrong.to_string().contains("not a directory"), "{wrong}");
+    }
+
+    #[test]
+    fn name_with_extension_stands_for_a_file() {
+        for name in ["db.sqlite3", "var/state.json", "a.b.txt", ".hidden.db"] {
+            assert!(is_file_name(name), "{name}");
+        }
+        for name in ["media", "var/v1.2", "conf.d", ".cache", "x.", "uploads.old/", "a.verylongending"] {
+            assert!(!is_file_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn undo_removes_what_its_deployment_began_and_nothing_else() {
+        let Place { app, data, _world } = place();
+        fs::create_dir_all(app.join("media")).unwrap();
+        fs::write(app.join("media/seed"), "seed").unwrap();
+        fs::create_dir(data.join("kept")).unwrap();
+        fs::write(data.join("kept/a"), "mine").unwrap();
+        let (wanted, deployment) = (paths(["kept", "media", "deep/er", "db.sqlite3"]), id());
+        for _ in 0..2 {
+            link(&app, &data, &wanted, deployment).unwrap();
+        }
+        fs::write(app.join("db.sqlite3"), "rows").unwrap();
+        fs::write(data.join("db.sqlite3-wal"), "rows").unwrap();
+        unseed(&data, id(), true).unwrap();
+        assert_eq!(names(&data), ["db.sqlite3", "db.sqlite3-wal", "deep", "kept", "media"]);
+        for _ in 0..2 {
+            unseed(&data, deployment, true).unwrap();
+            assert_eq!(names(&data), ["kept"]);
+        }
+        assert_eq!(fs::read_to_string(data.join("kept/a")).unwrap(), "mine");
+        assert!(!data.join(NOTE).exists());
+    }
+
+    #[test]
+    fn undo_keeps_what_changed_since_it_was_seeded() {
+        let Place { app, data, _world } = place();
+        fs::create_dir_all(app.join("media/deep")).unwrap();
+        for name in ["a", "b", "deep/c"] {
+            fs::write(app.join("media").join(name), "seed").unwrap();
+        }
+        let deployment = id();
+        link(&app, &data, &paths(["media"]), deployment).unwrap();
+        fs::write(data.join("media/b"), "changed").unwrap();
+        fs::write(data.join("media/new"), "new").unwrap();
+        // A later link of the same deployment, as after a restart, does not take what was written since for its own.
+        link(&app.with_file_name("next"), &data, &paths(["media"]), deployment).unwrap();
+        unseed(&data, deployment, false).unwrap();
+        assert_eq!(names(&data.join("media")), ["b", "new"]);
+    }
+
+    #[test]
+    fn interrupted_seeding_is_undone_as_a_whole() {
+        let Place { app, data, _world } = place();
+        let deployment = id();
+        Note { deployment, paths: paths(["media", "../outside"]), until: None }.write(&data).unwrap();
+        fs::create_dir(data.join("media")).unwrap();
+        fs::create_dir(data.join(".larder-new-media")).unwrap();
+        fs::create_dir(data.with_file_name("outside")).unwrap();
+        unseed(&data, deployment, false).unwrap();
+        assert_eq!(names(&data), Vec::<String>::new());
+        assert!(data.with_file_name("outside").exists());
+        drop(app);
+    }
+}

@@ -1,0 +1,216 @@
+//! Starts, follows and stops application processes in their slots.
+
+use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    logs::Logs,
+    ports::Ports,
+    process::{Boot, Exits, Instance, Label, Process, RunJob},
+};
+use crate::{
+    host::launch::{Child, LaunchError, Launcher, Stdio},
+    model::{EnvId, Exit, ProcessId, Role, Slot, Supervision},
+};
+
+/// An error that keeps a process from being started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The keeper refused.
+    #[error("cannot start or stop {process}")]
+    Launch {
+        /// The process, as `web.1`.
+        process: String,
+        /// The keeper's reason.
+        #[source]
+        source: LaunchError,
+    },
+    /// All ports of the range are taken.
+    #[error("cannot start {process}: no port between {from} and {to} is free; widen `ports` in the server file")]
+    NoPort {
+        /// The process, as `web.1`.
+        process: String,
+        /// The first port of the range.
+        from: u16,
+        /// The last port of the range.
+        to: u16,
+    },
+}
+
+struct Supervised {
+    instance: Instance,
+    exits: watch::Sender<Exits>,
+}
+
+struct Shared {
+    launcher: Launcher,
+    ports: Mutex<Ports>,
+    logs: Logs,
+    supervised: Mutex<HashMap<ProcessId, Supervised>>,
+}
+
+/// The application processes of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(Arc<Shared>);
+
+impl Runtime {
+    /// Makes a runtime without processes; [`Runtime::adopt`] fills it.
+    pub fn new(launcher: Launcher, ports: Ports, logs: Logs) -> Runtime {
+        Runtime(Arc::new(Shared { launcher, ports: Mutex::new(ports), logs, supervised: Mutex::new(HashMap::new()) }))
+    }
+
+    /// Returns the processes of an environment, in one slot or in both, sorted by name.
+    pub fn instances(&self, environment: EnvId, slot: Option<Slot>) -> Vec<Instance> {
+        let matches = |label: &Label| label.environment == environment && slot.is_none_or(|slot| slot == label.slot);
+        let supervised = self.0.supervised.lock();
+        let instances = supervised.values().map(|process| &process.instance);
+        let mut found: Vec<_> = instances.filter(|instance| matches(&instance.label)).cloned().collect();
+        found.sort_by(|a, b| a.label.order().cmp(&b.label.order()));
+        found
+    }
+
+    /// Returns the logs of all processes.
+    pub fn logs(&self) -> &Logs {
+        &self.0.logs
+    }
+
+    /// Records that a supervised process exited, and returns its label; the server calls this for each report of the keeper.
+    pub fn exited(&self, id: ProcessId, exit: Exit) -> Option<Label> {
+        let supervised = self.0.supervised.lock();
+        let process = supervised.get(&id)?;
+        tracing::warn!(process = %process.instance.label, %exit, "process exited; restarting it");
+        process.exits.send_modify(|exits| *exits = Exits { count: exits.count.saturating_add(1), last: Some(exit) });
+        Some(process.instance.label.clone())
+    }
+
+    /// Stops the processes of a slot: asks them to exit, and kills those that have not after `grace`. Safe to repeat.
+    pub async fn stop(&self, environment: EnvId, slot: Slot, grace: Duration) -> Result<(), RuntimeError> {
+        self.stop_where(environment, grace, |label| label.slot == slot).await
+    }
+
+    /// Stops the processes of an environment for which `which` holds, as [`Runtime::stop_each`] does.
+    pub async fn stop_where(
+        &self,
+        environment: EnvId,
+        grace: Duration,
+        which: impl Fn(&Label) -> bool,
+    ) -> Result<(), RuntimeError> {
+        self.stop_each(environment, |label| which(label).then_some(grace)).await
+    }
+
+    /// Stops the processes of an environment for which `grace` returns a time limit, all at once, and waits until they have exited:
+    /// until then they use their slot.
+    pub async fn stop_each(&self, environment: EnvId, grace: impl Fn(&Label) -> Option<Duration>) -> Result<(), RuntimeError> {
+        let stopping = self.instances(environment, None).into_iter();
+        let stopping: Vec<_> = stopping.filter_map(|one| grace(&one.label).map(|grace| (one, grace))).collect();
+        let stops = stopping.into_iter().map(|(instance, grace)| async move {
+            let process = instance.label.name();
+            let stopped = self.stop_one(instance.id, grace).await;
+            self.0.supervised.lock().remove(&instance.id);
+            if let Some(port) = instance.label.port {
+                self.0.ports.lock().give_back(port);
+            }
+            stopped.map_err(|source| RuntimeError::Launch { process, source })
+        });
+        futures_util::future::join_all(stops).await.into_iter().collect()
+    }
+
+    async fn stop_one(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
+        match self.0.launcher.stop(id, grace).await {
+            Ok(()) => self.0.launcher.ended(id).await.map(drop),
+            // The process exited by itself, or another task has stopped it.
+            Err(error) => match tokio::time::timeout(Duration::ZERO, self.0.launcher.ended(id)).await {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl Runtime {
+    /// Starts all processes of `boot`. If one cannot be started, those started before it keep running: the caller stops the slot.
+    pub async fn boot(&self, boot: &Boot) -> Result<Vec<Instance>, RuntimeError> {
+        let mut started = Vec::new();
+        for process in &boot.processes {
+            for index in 1..=process.count {
+                started.push(self.start(boot, process, index).await?);
+            }
+        }
+        Ok(started)
+    }
+
+    async fn start(&self, boot: &Boot, process: &Process, index: u32) -> Result<Instance, RuntimeError> {
+        let mut label = Label {
+            environment: boot.environment.id,
+            slot: boot.slot,
+            release: boot.release,
+            process: process.kind.clone(),
+            index,
+            port: None,
+        };
+        let port = {
+            let mut ports = self.0.ports.lock();
+            let (from, to) = ports.bounds();
+            ports.take().ok_or_else(|| RuntimeError::NoPort { process: label.name(), from, to })?
+        };
+        label.port = Some(port);
+        let mut env = boot.env.clone();
+        env.extend(process.env.iter().cloned());
+        env.push((String::from("PORT"), port.to_string()));
+        // Not Heroku's DYNO: applications take it for a promise of Heroku's surroundings, such as a router that speaks TLS.
+        env.push((String::from("LARDER_PROCESS"), label.name()));
+        let job = RunJob { command: process.command.clone(), env, ..RunJob::default() };
+        let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
+        let launch = boot.launch(Role::Run, supervision, process.memory);
+        let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
+        let mut child = match launched {
+            Ok(child) => child,
+            Err(source) => {
+                self.0.ports.lock().give_back(port);
+                return Err(RuntimeError::Launch { process: label.name(), source });
+            }
+        };
+        let output = child.output();
+        let logs = boot.logs.clone();
+        Ok(self.register(child.id(), label, output, logs))
+    }
+
+    /// Adds a process that runs, and follows its output.
+    fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: PathBuf) -> Instance {
+        let (sender, exits) = watch::channel(Exits::default());
+        let instance = Instance { id, label: label.clone(), exits };
+        self.0.supervised.lock().insert(id, Supervised { instance: instance.clone(), exits: sender });
+        if let Some(output) = output {
+            self.0.logs.follow(label, output, logs);
+        }
+        instance
+    }
+
+    /// Takes over the processes that outlived the previous server, and returns their number. `logs` gives the directory of an
+    /// environment's logs, or nothing for an environment that does not exist any more, whose processes are then stopped.
+    pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
+        let mut adopted = 0_usize;
+        for known in self.0.launcher.supervised().await? {
+            let label = Label::from_bytes(&known.label).and_then(|label| logs(&label).map(|logs| (label, logs)));
+            let Some((label, logs)) = label else {
+                self.0.launcher.stop(known.id, Duration::ZERO).await?;
+                continue;
+            };
+            if let Some(port) = label.port {
+                self.0.ports.lock().claim(port);
+            }
+            self.register(known.id, label, Some(known.output), logs);
+            adopted = adopted.saturating_add(1);
+        }
+        Ok(adopted)
+    }
+
+    /// Runs one command in a slot, without supervision.
+    pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
+        let launch = boot.launch(Role::Task, Supervision::Once, None);
+        let launched = self.0.launcher.launch(launch, job, stdio).await;
+        launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
+    }
+}
