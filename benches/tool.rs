@@ -123,7 +123,7 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
     let before =
         previous.map(|path| Ok::<_, Box<dyn Error>>((File::open(path)?, index::open(&manifest_of(path))?))).transpose()?;
     let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX };
-    let places = bundle::Places { app: tree.into(), source: None, upper: None };
+    let places = bundle::BundlePaths { app: tree.into(), source: None, upper: None };
     let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
     let before = before.as_ref().map(|(archive, manifest)| (archive, manifest));
     let report = bundle::work(job, &places, &out, &manifest, before).into_result()?;
@@ -137,7 +137,7 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     // The same release again: that is how a spare is made.
     let content = if previous.is_some_and(|(path, _)| path == archive) { Content::Previous } else { Content::Archive };
     let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
-    let places = install::Places { tree, deploy: deploy.into() };
+    let places = install::InstallPaths { tree, deploy: deploy.into() };
     let (manifest, before) = match previous {
         Some((path, _)) => {
             let (manifest, before) = open_both(&manifest_of(archive), &manifest_of(path));
@@ -207,7 +207,7 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let (written, of_old) = (written?, of_old?);
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
     let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };
-    let places = install::Places { tree, deploy: deploy.into() };
+    let places = install::InstallPaths { tree, deploy: deploy.into() };
     let report = install::work(&job, &places, &file, &written, Some(&of_old)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }

@@ -14,6 +14,8 @@ pub mod control;
 
 pub mod pipeline;
 
+pub mod drift;
+
 pub mod buildpack;
 pub mod git;
 pub mod layout;

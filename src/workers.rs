@@ -5,10 +5,10 @@
 use std::{fs::File, io, process::ExitCode};
 
 use crate::{
-    buildpack, git,
+    buildpack, drift, git,
     host::launch::{Errand, read_job, write_report},
     keeper,
-    release::{bundle, check, drift, install, pack},
+    release::{bundle, check, install, pack},
     runtime,
 };
 
@@ -61,7 +61,7 @@ fn pack(mut errand: Errand) -> io::Result<u8> {
     let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(too_few()) };
     let previous = files.next().zip(files.next());
     let previous = previous.as_ref().map(|(archive, manifest)| (archive, manifest));
-    let answer = bundle::work(job, &bundle::Places::from_environment(), &archive, &manifest, previous);
+    let answer = bundle::work(job, &bundle::BundlePaths::from_environment(), &archive, &manifest, previous);
     write_report(&mut errand.report, &answer)?;
     Ok(0)
 }
@@ -71,7 +71,7 @@ fn unpack(mut errand: Errand) -> io::Result<u8> {
     let mut files = errand.extra.into_iter().map(File::from);
     let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(too_few()) };
     let previous = files.next();
-    let answer = install::work(&job, &install::Places::from_environment(), &archive, &manifest, previous.as_ref());
+    let answer = install::work(&job, &install::InstallPaths::from_environment(), &archive, &manifest, previous.as_ref());
     write_report(&mut errand.report, &answer)?;
     Ok(0)
 }
@@ -87,7 +87,7 @@ fn verify(mut errand: Errand) -> io::Result<u8> {
 fn pack_again(mut errand: Errand) -> io::Result<u8> {
     let job = read_job(&mut errand.job)?;
     let files: Vec<File> = errand.extra.into_iter().map(File::from).collect();
-    let deploy = install::Places::from_environment().deploy;
+    let deploy = install::InstallPaths::from_environment().deploy;
     match job {
         pack::PackJob::Delta(job) => write_report(&mut errand.report, &pack::delta(&job, &deploy, &files))?,
         pack::PackJob::Archive(job) => write_report(&mut errand.report, &pack::archive(&job, &deploy, &files))?,
@@ -101,7 +101,7 @@ fn look(mut errand: Errand) -> io::Result<u8> {
     let manifest = files.next().ok_or_else(too_few)?;
     let save = files.next().zip(files.next());
     let save = save.as_ref().map(|(text, archive)| (text, archive));
-    write_report(&mut errand.report, &drift::look_work(&job, &drift::Places::from_environment(), &manifest, save))?;
+    write_report(&mut errand.report, &drift::look_work(&job, &drift::DriftPaths::from_environment(), &manifest, save))?;
     Ok(0)
 }
 
@@ -110,7 +110,7 @@ fn patch(mut errand: Errand) -> io::Result<u8> {
     let mut files = errand.extra.into_iter().map(File::from);
     let text = files.next().ok_or_else(too_few)?;
     let archive = files.next();
-    write_report(&mut errand.report, &drift::apply_work(&job, &drift::Places::from_environment(), &text, archive.as_ref()))?;
+    write_report(&mut errand.report, &drift::apply_work(&job, &drift::DriftPaths::from_environment(), &text, archive.as_ref()))?;
     Ok(0)
 }
 

@@ -1,78 +1,79 @@
-//! Any contents of a delta's sections, under sizes and digests that are right: refused, or a manifest whose entries have the digest that
-//! it names, and files that are exactly what it says. See `larder::release::delta::forge` for what an input is.
+//! Any contents of a delta's sections, under sizes and digests that are right. The reader refuses them, or gives entries whose digest is
+//! the one of the outline and files that are exactly what their entries say. `larder_archive::delta::forge` describes an input.
 
 #![no_main]
 
 use std::{fs::File, os::unix::fs::FileExt, sync::LazyLock};
 
-use larder::{
-    model::{Digest, Entry, EntryKind, Manifest},
-    release::{
-        self, ReleaseError,
-        delta::{self, Delta, From, forge},
-        store,
+use larder_archive::{
+    ArchiveError, Confined, Digest, Entry, EntryKind, Sink, check_path,
+    delta::{
+        self, Changes, ContentOrigin, Delta, DeltaError, Endpoint,
+        forge::{self, Planted},
     },
+    tree_digest,
 };
-use larder_archive::{ArchiveError, Confined, Sink, check_path};
 use libfuzzer_sys::fuzz_target;
 
-/// What deltas start from.
+/// The release that deltas start from.
 struct Old {
-    manifest: Manifest,
+    planted: Planted,
     tree: Confined,
 }
 
 static OLD: LazyLock<Old> = LazyLock::new(|| {
     let directory = tempfile::tempdir().expect("a directory").keep();
-    let manifest = forge::plant(&directory).expect("a small tree");
-    Old { manifest, tree: Confined::open(&directory).expect("it is there") }
+    let planted = forge::plant(&directory).expect("a small tree");
+    Old { planted, tree: Confined::open(&directory).expect("the directory exists") }
 });
 
-/// One file for all: what was in it before is cut off.
+/// The delta; one file for all inputs, cut and written again for each.
 static FILE: LazyLock<File> = LazyLock::new(|| tempfile::tempfile().expect("a file"));
 
 fuzz_target!(|input: &[u8]| {
+    let old = OLD.planted.endpoint();
     // The first byte says whether the rest is a file as it is.
     let bytes = match input.split_first() {
         Some((0xff, rest)) => rest.to_vec(),
-        _ => forge::Forged::of(input).delta(&OLD.manifest).expect("any can be made"),
+        _ => forge::Forged::of(input).delta(&old).expect("any input makes a delta"),
     };
-    FILE.set_len(0).expect("it can be cut");
-    FILE.write_all_at(&bytes, 0).expect("room");
-    let _ = delta::base_of(&FILE);
-    let Ok(manifest) = delta::manifest(&FILE, OLD.manifest.clone()) else { return };
-    assert!(release::digest(&manifest.entries) == manifest.tree);
-    let written = serde_json::to_vec(&manifest).expect("it can be written");
-    assert!(store::from_bytes(&written, "again".as_ref()).is_ok_and(|again| again == manifest));
-    let _ = apply(&manifest);
+    FILE.set_len(0).expect("the file can be cut");
+    FILE.write_all_at(&bytes, 0).expect("space on the disk");
+    let _ = delta::endpoints(&FILE);
+    let _ = apply(&old);
 });
 
-fn apply(new: &Manifest) -> Result<(), ReleaseError> {
-    let delta = Delta::open(&FILE, &OLD.manifest, &OLD.tree, new)?;
+fn apply(old: &Endpoint<'_>) -> Result<(), DeltaError> {
+    let changes = Changes::read(&FILE, &old.id, &old.tree, &old.head)?;
+    let (id, tree, head) = (changes.id().to_owned(), changes.tree(), changes.head().to_vec());
+    let entries = changes.entries(old.entries.to_vec())?;
+    assert!(tree_digest(&entries) == tree);
+    let new = Endpoint { id, tree, archive: old.archive, entries: &entries, head };
+    let delta = Delta::open(&FILE, old, &OLD.tree, &new)?;
     let mut reader = delta.reader();
-    for (index, entry) in new.entries.iter().enumerate() {
+    for (index, entry) in entries.iter().enumerate() {
         match (delta.origin(index), &entry.kind) {
-            (From::Old(old), EntryKind::File { digest, .. }) => {
-                let found = delta.old_entry(old).expect("an old file");
+            (ContentOrigin::Old(from), EntryKind::File { digest, .. }) => {
+                let found = delta.old_entry(from).expect("an old file");
                 assert!(matches!(&found.kind, EntryKind::File { digest: found, .. } if found == digest));
-                reader.copy(old, index, entry, &mut Seen::new())?;
+                reader.copy(from, index, entry, &mut Seen::new())?;
             }
-            (From::New(first), EntryKind::File { digest, size, .. }) => {
-                let first = new.entries.get(first).expect("a new file");
+            (ContentOrigin::New(first), EntryKind::File { digest, size, .. }) => {
+                let first = entries.get(first).expect("a new file");
                 assert!(matches!(&first.kind, EntryKind::File { digest: found, size: is, .. } if (found, is) == (digest, size)));
             }
-            (From::Patch, EntryKind::File { .. }) | (From::Nowhere, _) => {}
+            (ContentOrigin::Patch, EntryKind::File { .. }) | (ContentOrigin::Nowhere, _) => {}
             other => panic!("{other:?}"),
         }
     }
     for group in delta.groups() {
-        // Others may still be right.
+        // An error in one group says nothing about the others.
         let _ = delta.read(group, &mut reader, &mut Seen::new());
     }
     Ok(())
 }
 
-/// Compares what comes out.
+/// Compares each file that comes out with its entry.
 struct Seen {
     hasher: blake3::Hasher,
     entry: Option<Entry>,

@@ -20,12 +20,10 @@ use super::{
 };
 use crate::{
     config::{DriftPolicy, Settings},
+    drift::{self, Applied, Drift, DriftTarget, Known, Patch, patches::Patches},
     host::{files, root::EnvironmentPaths},
     model::{EnvId, Environment, Live, ReleaseId, Slot, UserName},
-    release::{
-        self, ReleaseError,
-        drift::{Applied, Drift, Known, Patch, Place, patches::Patches},
-    },
+    release::ReleaseError,
 };
 
 /// A look takes no longer; a tree on which it would is not waited for.
@@ -146,10 +144,10 @@ struct Scene<'a> {
 
 impl Scene<'_> {
     /// Works in the slot, while nobody empties it.
-    async fn act<T>(&self, act: impl AsyncFnOnce(Place<'_>) -> Result<T, ReleaseError>) -> Result<T, ReleaseError> {
+    async fn act<T>(&self, act: impl AsyncFnOnce(DriftTarget<'_>) -> Result<T, ReleaseError>) -> Result<T, ReleaseError> {
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
         let _held = self.services.drift.hold(self.environment.id).await;
-        let place = Place {
+        let place = DriftTarget {
             context: self.services.release_context(self.environment, &paths),
             release: self.live.release,
             slot: self.live.slot,
@@ -166,7 +164,7 @@ impl Scene<'_> {
             self.services.drift.note(self.environment.id, self.live, &Drift::default());
             return Ok(Drift::default());
         }
-        let drift = self.act(async |place| release::drift::look(&place).await).await?;
+        let drift = self.act(async |place| drift::look(&place).await).await?;
         self.services.drift.note(self.environment.id, self.live, &drift);
         Ok(drift)
     }
@@ -180,13 +178,13 @@ impl Scene<'_> {
     }
 
     async fn save(&self, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
-        let (drift, patch) = self.act(async |place| release::drift::save(&place, by).await).await?;
+        let (drift, patch) = self.act(async |place| drift::save(&place, by).await).await?;
         self.services.drift.note(self.environment.id, self.live, &drift);
         Ok((drift, patch))
     }
 
     async fn apply(&self, patch: &Patch) -> Result<Applied, ReleaseError> {
-        self.act(async |place| release::drift::apply(&place, patch).await).await
+        self.act(async |place| drift::apply(&place, patch).await).await
     }
 }
 
@@ -376,7 +374,7 @@ impl Pipeline {
         let services = self.services();
         let paths = services.root.environment(&environment.project, &environment.name);
         let context = services.release_context(environment, &paths);
-        let found = release::drift::verify_tree(&context, live.release).await;
+        let found = drift::verify_tree(&context, live.release).await;
         found.map_err(|source| DriftError::Failed { environment: environment.title(), source })
     }
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use larder_archive::{self as archive, ArchiveError, Previous, Written};
+use larder_archive::{self as archive, ArchiveError, Previous, Written, between, tree_digest};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, changes, forms, store, tree};
+use super::{Answer, ReleaseError, forms, store, tree};
 use crate::{
     host::files::{Confined, read_limited},
     model::{
@@ -77,7 +77,7 @@ impl Head {
             buildpacks: self.buildpacks,
             processes: self.processes,
             created: self.created,
-            tree: tree::digest(&written.entries),
+            tree: tree_digest(&written.entries),
             archive: written.info,
             entries: written.entries,
             signature: None,
@@ -121,7 +121,7 @@ pub struct BundleReport {
 
 /// Where the worker finds things.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct BundlePaths {
     /// The built tree.
     pub app: PathBuf,
     /// The directory of the export, with its `list`.
@@ -130,11 +130,11 @@ pub struct Places {
     pub upper: Option<PathBuf>,
 }
 
-impl Places {
+impl BundlePaths {
     /// From `LARDER_APP`, `LARDER_SOURCE` and `LARDER_UPPER`.
-    pub fn from_environment() -> Places {
+    pub fn from_environment() -> BundlePaths {
         let place = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Places {
+        BundlePaths {
             app: place("LARDER_APP").unwrap_or_else(|| PathBuf::from("/app")),
             source: place("LARDER_SOURCE"),
             upper: place("LARDER_UPPER"),
@@ -145,7 +145,7 @@ impl Places {
 /// Does the job.
 pub fn work(
     job: BundleJob,
-    places: &Places,
+    places: &BundlePaths,
     archive: &File,
     manifest: &File,
     previous: Option<(&File, &File)>,
@@ -155,7 +155,7 @@ pub fn work(
 
 fn bundle(
     job: BundleJob,
-    places: &Places,
+    places: &BundlePaths,
     archive: &File,
     manifest: &File,
     previous: Option<(&File, &File)>,
@@ -177,8 +177,7 @@ fn bundle(
     let reuse = before.as_ref().map(|(file, manifest)| Previous { file, entries: &manifest.entries, info: &manifest.archive });
     let written = archive::write(&app, &items, reuse, archive, job.threads, job.limit).map_err(unfit_or_written)?;
 
-    let changed =
-        before.as_ref().map_or(written.entries.len(), |(_, before)| changes::between(&before.entries, &written.entries).count());
+    let changed = before.as_ref().map_or(written.entries.len(), |(_, before)| between(&before.entries, &written.entries).count());
     let copied = written.copied as u64;
     let result = job.head.manifest(written);
     forms::write(&result, job.threads, manifest)?;

@@ -1,7 +1,6 @@
 //! What differs between two releases, as their manifests tell it; no tree is read for that.
 
-use std::{cmp::Ordering, iter::Peekable, slice::Iter};
-
+use larder_archive::between;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Entry, EntryKind};
@@ -9,7 +8,7 @@ use crate::model::{Entry, EntryKind};
 /// How an entry of one release became that of another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
+pub enum ChangeKind {
     /// Only the newer one has it.
     Added,
     /// Both have it, and it differs.
@@ -18,13 +17,13 @@ pub enum Way {
     Removed,
 }
 
-impl Way {
+impl ChangeKind {
     /// A word for people.
     pub fn as_str(self) -> &'static str {
         match self {
-            Way::Added => "added",
-            Way::Changed => "changed",
-            Way::Removed => "removed",
+            ChangeKind::Added => "added",
+            ChangeKind::Changed => "changed",
+            ChangeKind::Removed => "removed",
         }
     }
 }
@@ -35,7 +34,7 @@ pub struct Change {
     /// Its path.
     pub path: String,
     /// What became of it.
-    pub change: Way,
+    pub change: ChangeKind,
     /// Its size in the older release, bytes, where it is a file.
     pub before: Option<u64>,
     /// Its size in the newer release, bytes, where it is a file.
@@ -50,65 +49,12 @@ pub fn changes(before: &[Entry], after: &[Entry]) -> Vec<Change> {
     between(before, after).map(|pair| describe(pair.0, pair.1)).collect()
 }
 
-/// The entries that differ: of the older list, of the newer list, or one of each.
-pub(super) fn between<'e>(before: &'e [Entry], after: &'e [Entry]) -> Between<'e> {
-    Between { old: before.iter().peekable(), new: after.iter().peekable() }
-}
-
-/// Which entries of `old`, by index, the new list does not have as they are, and of each in `new` whether the old list has it. Both are
-/// sorted.
-pub(super) fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
-    let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
-    let mut old = old.iter().enumerate().peekable();
-    for entry in new {
-        while let Some((index, _)) = old.next_if(|(_, old)| old.path < entry.path) {
-            gone.push(index);
-        }
-        let same = old.next_if(|(_, old)| old.path == entry.path);
-        there.push(same.is_some_and(|(_, old)| old.kind == entry.kind));
-        gone.extend(same.filter(|(_, old)| old.kind != entry.kind).map(|(index, _)| index));
-    }
-    gone.extend(old.map(|(index, _)| index));
-    (gone, there)
-}
-
-/// See [`between`].
-pub(super) struct Between<'e> {
-    old: Peekable<Iter<'e, Entry>>,
-    new: Peekable<Iter<'e, Entry>>,
-}
-
-impl<'e> Iterator for Between<'e> {
-    type Item = (Option<&'e Entry>, Option<&'e Entry>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let order = match (self.old.peek(), self.new.peek()) {
-                (None, None) => return None,
-                (Some(old), Some(new)) => old.path.cmp(&new.path),
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-            };
-            match order {
-                Ordering::Less => return Some((self.old.next(), None)),
-                Ordering::Greater => return Some((None, self.new.next())),
-                Ordering::Equal => {
-                    let (old, new) = (self.old.next(), self.new.next());
-                    if old.map(|old| &old.kind) != new.map(|new| &new.kind) {
-                        return Some((old, new));
-                    }
-                }
-            }
-        }
-    }
-}
-
 fn describe(before: Option<&Entry>, after: Option<&Entry>) -> Change {
     let path = after.or(before).map(|entry| entry.path.clone()).unwrap_or_default();
     let change = match (before, after) {
-        (None, _) => Way::Added,
-        (_, None) => Way::Removed,
-        _ => Way::Changed,
+        (None, _) => ChangeKind::Added,
+        (_, None) => ChangeKind::Removed,
+        _ => ChangeKind::Changed,
     };
     Change { path, change, before: before.and_then(size), after: after.and_then(size), note: note(before, after) }
 }

@@ -8,10 +8,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
+use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink, pool::each_thread};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Refusal, ReleaseError, each_thread, store};
+use super::{Answer, Refusal, ReleaseError, store};
 use crate::model::{Digest, Entry, Manifest};
 
 /// The job. Descriptors: 5 archive, 6 manifest.

@@ -6,12 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::{Archive, Limits};
+use larder_archive::{Archive, Limits, delta::DeltaReport, pool::both};
 
 use super::{
-    ReleaseError, both,
-    delta::{self, DeltaReport},
-    index,
+    ReleaseError, delta, index,
     pack::{ArchiveJob, ArchiveReport, DeltaJob, Origin, PackJob},
     server::{Context, Files, blocking, lost, run},
     store,
@@ -32,7 +30,7 @@ pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -
     let (cached, threads) = (path.clone(), context.threads);
     let opened = blocking(move || {
         // What is there was finished before it got its name.
-        if open_regular(&cached).is_ok_and(|file| delta::base_of(&file).is_ok_and(|ends| ends == (from, to))) {
+        if open_regular(&cached).is_ok_and(|file| delta::endpoints(&file).is_ok_and(|ends| ends == (from, to))) {
             return Ok(None);
         }
         Ok(Some(open(&paths, from, to, threads)?))
@@ -44,8 +42,8 @@ pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -
     let (cached, directory) = (path.clone(), context.paths.deltas());
     blocking(move || {
         let found = out.as_file().metadata().map_err(|e| lost(&cached, e))?.len();
-        if found != report.bytes || delta::base_of(out.as_file())? != (from, to) {
-            return Err(ReleaseError::Delta { why: "it is not what its worker reported".to_owned() });
+        if found != report.bytes || delta::endpoints(out.as_file())? != (from, to) {
+            return Err(ReleaseError::delta("it is not what its worker reported"));
         }
         out.as_file().sync_all().map_err(|e| lost(&cached, e))?;
         out.persist(&cached).map_err(|e| FileError::io("replace", &cached, e.error))?;
@@ -91,7 +89,7 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
 fn room(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
     if free < archives.saturating_add(RESERVE) {
-        return Err(ReleaseError::Delta { why: format!("there is no room to make one: {} MiB are free", free >> 20) });
+        return Err(ReleaseError::delta(format!("there is no room to make one: {} MiB are free", free >> 20)));
     }
     Ok(())
 }
@@ -169,7 +167,7 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
                 remove_if_present(&paths.delta(release))?;
                 return Ok(Err(store::parse_known(&manifest, &files.manifest)?));
             }
-            let base = open_regular(&paths.delta(release)).ok().and_then(|delta| delta::base_of(&delta).ok());
+            let base = open_regular(&paths.delta(release)).ok().and_then(|delta| delta::endpoints(&delta).ok());
             let before = base
                 .and_then(|(base, _)| Some((open_regular(&paths.archive(base)).ok()?, index::open(&paths.manifest(base)).ok()?)));
             for path in [&files.new_archive, &files.new_manifest] {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use larder_archive::ArchiveError;
+use larder_archive::{ArchiveError, delta::DeltaError};
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
@@ -52,22 +52,9 @@ pub enum ReleaseError {
         /// Why not.
         why: String,
     },
-    /// A delta was refused.
-    #[error("the delta is refused: {why}")]
-    Delta {
-        /// Why.
-        why: String,
-    },
-    /// A file of an installed release is not what its manifest says, and a delta needs it.
-    #[error(
-        "the installed {path:?} of release {release} is not what its manifest says; fetch the whole archive of the new release instead of a delta"
-    )]
-    Damaged {
-        /// The file.
-        path: String,
-        /// The release that it belongs to.
-        release: ReleaseId,
-    },
+    /// A delta was refused, or an installed file that it needs is damaged.
+    #[error(transparent)]
+    Delta(DeltaError),
     /// Packing an installed tree again did not give the archive that its manifest names.
     #[error(
         "packing release {release} again gives other bytes than the archive that its manifest names, as another version of larder may; nothing was changed; fetch the whole archive if it is needed"

@@ -8,10 +8,10 @@ use std::{
     path::Path,
 };
 
-use larder_archive::pool;
+use larder_archive::pool::{self, both};
 
 use super::{
-    ReleaseError, both,
+    ReleaseError,
     index::{self, Identity},
 };
 use crate::model::Manifest;

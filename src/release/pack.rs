@@ -2,14 +2,13 @@
 
 use std::{fs::File, path::Path};
 
-use larder_archive::{self as archive, ArchiveError, Item, Previous};
+use larder_archive::{
+    self as archive, ArchiveError, Item, Previous,
+    delta::{self, DeltaError, DeltaReport, Source},
+};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Answer, ReleaseError,
-    delta::{self, DeltaReport, Source},
-    forms, store,
-};
+use super::{Answer, ReleaseError, delta::endpoint, forms, store};
 use crate::{host::files::Confined, model::ReleaseId};
 
 /// What there is to do.
@@ -72,17 +71,18 @@ fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, Re
     let [out, old, new, rest @ ..] = files else { return Err(missing()) };
     let (old, new) = store::parse_both((old, Path::new("the older manifest")), (new, Path::new("the newer manifest")));
     let (old, new) = (old?, new?);
+    let (old_end, new_end) = (endpoint(&old)?, endpoint(&new)?);
     let (of_old, of_new) = rest.split_at_checked(if job.old.archive { 2 } else { 0 }).ok_or_else(missing)?;
     let (mut old_place, mut new_place) = (Place::of(job.old, deploy, of_old)?, Place::of(job.new, deploy, of_new)?);
     loop {
-        let made = delta::make(&old, old_place.source()?, &new, new_place.source()?, out, job.threads);
+        let made = delta::make(&old_end, old_place.source()?, &new_end, new_place.source()?, out, job.threads);
         match made {
-            Err(ReleaseError::Damaged { release, .. }) if release == old.release && old_place.turn() => {}
-            Err(ReleaseError::Damaged { release, .. }) if release == new.release && new_place.turn() => {}
+            Err(DeltaError::Damaged { release, .. }) if release == old_end.id && old_place.turn() => {}
+            Err(DeltaError::Damaged { release, .. }) if release == new_end.id && new_place.turn() => {}
             made => {
-                // The process ends next, and nobody has to wait until a hundred thousand strings are freed.
+                // The process exits next; freeing a hundred thousand strings first would only take time.
                 std::mem::forget((old, new));
-                return made;
+                return Ok(made?);
             }
         }
     }
@@ -158,5 +158,5 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 fn missing() -> ReleaseError {
-    ReleaseError::Delta { why: "neither a tree nor an archive of its releases was handed over".to_owned() }
+    ReleaseError::delta("neither a tree nor an archive of its releases was handed over")
 }

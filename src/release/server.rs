@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::Limits;
+use larder_archive::{Limits, pool::both};
 
 use super::{
-    ReleaseError, SigningKey, both,
+    ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport, Head},
     deliver::{installed, known, known_manifest},
     delta,
@@ -227,7 +227,7 @@ fn content(
         return Ok((Content::Previous, None, previous));
     }
     let Ok(file) = open_regular(&paths.delta(release)) else { return Err(unknown) };
-    let (base, _) = delta::base_of(&file)?;
+    let (base, _) = delta::endpoints(&file)?;
     if installed(paths, base) { Ok((Content::Delta, Some(file), Some(base))) } else { Err(unknown) }
 }
 

@@ -9,9 +9,9 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use larder_archive::{Limits, check_entries};
+use larder_archive::{Limits, check_entries, pool::both, tree_digest};
 
-use super::{ReleaseError, both, bundle::Head, index, tree};
+use super::{ReleaseError, bundle::Head, index};
 use crate::{
     host::{
         files::{Confined, FileError, open_regular, remove_if_present},
@@ -103,7 +103,7 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
         return Err(other(manifest.format));
     }
     check_entries(&manifest.entries, &Limits::default()).map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
-    if tree::digest(&manifest.entries) != manifest.tree {
+    if tree_digest(&manifest.entries) != manifest.tree {
         return Err(wrong("its tree digest is not that of its entries".to_owned()));
     }
     Ok(manifest)

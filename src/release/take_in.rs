@@ -155,7 +155,7 @@ fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[P
         Body::Archive { manifest, .. } => admit_manifest(paths, manifest, expect, trust),
         Body::Delta(path) => {
             let delta = open_regular(path)?;
-            let (base, _) = delta::base_of(&delta)?;
+            let (base, _) = delta::endpoints(&delta)?;
             believe(paths, delta::manifest(&delta, store::read(&paths.manifest(base))?)?, expect, trust)
         }
     }

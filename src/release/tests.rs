@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use larder_archive::{ItemKind, Limits};
+use larder_archive::{ItemKind, Limits, tree_digest};
 use proptest::prelude::*;
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     model::{Digest, EntryKind, Manifest, Mode, ReleaseId, SourceEntry, SourceKind, SourceList},
 };
 
-pub(super) fn head() -> Head {
+pub(crate) fn head() -> Head {
     let created = jiff::Timestamp::from_second(1_700_000_000).unwrap();
     Head {
         project: "shop".parse().unwrap(),
@@ -45,7 +45,7 @@ pub(super) struct Made {
     report: BundleReport,
 }
 
-fn bundle_at(places: bundle::Places, previous: Option<&Made>) -> Result<Made, ReleaseError> {
+fn bundle_at(places: bundle::BundlePaths, previous: Option<&Made>) -> Result<Made, ReleaseError> {
     let (archive, manifest) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let job = BundleJob { head: head(), previous: previous.is_some(), threads: 2, limit: u64::MAX };
     let before = previous.map(|made| (&made.archive, &made.manifest));
@@ -55,7 +55,7 @@ fn bundle_at(places: bundle::Places, previous: Option<&Made>) -> Result<Made, Re
 }
 
 pub(super) fn bundle_dir(dir: &Path, previous: Option<&Made>) -> Result<Made, ReleaseError> {
-    bundle_at(bundle::Places { app: dir.into(), source: None, upper: None }, previous)
+    bundle_at(bundle::BundlePaths { app: dir.into(), source: None, upper: None }, previous)
 }
 
 fn install_at(
@@ -81,7 +81,7 @@ fn install_on(
         threads: 2,
         limits: Limits::default(),
     };
-    let places = install::Places { tree: deploy.join(name.to_string()), deploy: deploy.into() };
+    let places = install::InstallPaths { tree: deploy.join(name.to_string()), deploy: deploy.into() };
     let _ = std::fs::create_dir(&places.tree);
     let before = previous.map(|(_, made)| &made.manifest);
     install::work(&job, &places, &made.archive, &made.manifest, before).into_result()
@@ -109,7 +109,7 @@ fn a_tree_goes_through_a_release_and_comes_out_the_same() {
     std::fs::create_dir(app.join("empty")).unwrap();
     let made = bundle_dir(&app, None).unwrap();
     assert_eq!(paths(&made), ["a", "a-b", "a-b/x", "a/b", "a/b/c.txt", "bin", "bin/env", "bin/run", "empty"]);
-    assert_eq!((made.report.entries, made.report.changed, made.report.tree), (9, 9, tree::digest(&made.parsed.entries)));
+    assert_eq!((made.report.entries, made.report.changed, made.report.tree), (9, 9, tree_digest(&made.parsed.entries)));
     let deploy = dir.path().join("deploy");
     std::fs::create_dir(&deploy).unwrap();
     let id = made.parsed.release;
@@ -388,7 +388,8 @@ fn a_build_in_an_overlay_gives_the_same_release_as_a_walk() {
 
     let walked = bundle_dir(&app, None).unwrap();
     let merged =
-        bundle_at(bundle::Places { app: app.clone(), source: Some(source.clone()), upper: Some(upper.clone()) }, None).unwrap();
+        bundle_at(bundle::BundlePaths { app: app.clone(), source: Some(source.clone()), upper: Some(upper.clone()) }, None)
+            .unwrap();
     assert_eq!(paths(&walked), paths(&merged));
     assert_eq!(walked.parsed.entries, merged.parsed.entries);
     assert_eq!(walked.parsed.archive, merged.parsed.archive);
@@ -402,7 +403,7 @@ fn a_build_in_an_overlay_gives_the_same_release_as_a_walk() {
         }
     }
     std::fs::write(source.join("list"), postcard::to_stdvec(&lying).unwrap()).unwrap();
-    let places = bundle::Places { app: app.clone(), source: Some(source.clone()), upper: Some(upper.clone()) };
+    let places = bundle::BundlePaths { app: app.clone(), source: Some(source.clone()), upper: Some(upper.clone()) };
     assert!(bundle_at(places.clone(), None).err().unwrap().to_string().contains("kept/a"));
     // A list that cannot be read costs time only.
     std::fs::write(source.join("list"), b"\xff\xff\xff").unwrap();

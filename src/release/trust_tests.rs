@@ -2,12 +2,11 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use larder_archive::{ArchiveInfoExt, Limits};
+use larder_archive::{ArchiveInfoExt, Limits, tree_digest};
 
 use super::{
     Refusal, SigningKey, check, store,
     tests::{Made, bundle_dir, put},
-    tree,
     trust::{Accepted, Expectation, accept, accept_record, read_manifest, read_record},
 };
 use crate::model::{ArchiveInfo, Digest, EntryKind, HealthRecord, Manifest, PublicKey, ReleaseId, ReleaseNumber};
@@ -312,7 +311,7 @@ fn a_manifest_that_lies_about_its_archive() {
     let lie = |change: &dyn Fn(&mut Manifest)| {
         let mut manifest = made.parsed.clone();
         change(&mut manifest);
-        manifest.tree = tree::digest(&manifest.entries);
+        manifest.tree = tree_digest(&manifest.entries);
         let manifest = signed(&manifest, &key);
         accept(&shop(), &manifest, &[key.public()], &Accepted::default()).unwrap();
         look(&made.archive, &manifest).unwrap_err().to_string()

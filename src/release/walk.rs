@@ -5,11 +5,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use larder_archive::{Item, ItemKind};
+use larder_archive::{Item, ItemKind, pool::each_thread};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    ReleaseError, each_thread,
+    ReleaseError,
     tree::{Warnings, checked, classify, few_enough},
 };
 use crate::host::files::Confined;

@@ -53,7 +53,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     };
     let (archive, manifest) = (open(&paths.archive(head.release)), open(&paths.manifest(head.release)));
     let path = paths.manifest(head.release);
-    let places = bundle::Places { app: tree.into(), source: None, upper: None };
+    let places = bundle::BundlePaths { app: tree.into(), source: None, upper: None };
     let job = BundleJob { head, previous: false, threads: 2, limit: u64::MAX };
     bundle::work(job, &places, &archive, &manifest, None).into_result().unwrap();
     store::read(&path).unwrap()
@@ -62,7 +62,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
 /// What the receiving side does with a delta before it installs anything.
 fn receive(paths: &EnvironmentPaths, from: &Path, old: &Manifest) -> Manifest {
     let file = File::open(from).unwrap();
-    let (base, release) = delta::base_of(&file).unwrap();
+    let (base, release) = delta::endpoints(&file).unwrap();
     assert_eq!(base, old.release);
     let manifest = delta::manifest(&file, old.clone()).unwrap();
     fs::copy(from, paths.delta(release)).unwrap();

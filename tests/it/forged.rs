@@ -213,7 +213,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
     forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; do not use this one");
     let lying = forge.forged(&second, |manifest| {
         manifest.entries.retain(|entry| entry.path != "index.html");
-        manifest.tree = larder::release::digest(&manifest.entries);
+        manifest.tree = larder_archive::tree_digest(&manifest.entries);
     });
     forge.offers(&lying, &archive, None, honest);
     let text = format!("the archive of release {} and its manifest disagree: ", lying.release);

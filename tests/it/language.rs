@@ -14,10 +14,11 @@ const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "tra
 const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
 
 /// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 19] = [
+const ALLOWED: [(&str, usize, usize); 20] = [
     ("buildpack", 41, 2),
     ("control", 138, 16),
-    ("crates/archive", 62, 3),
+    ("crates/archive", 121, 5),
+    ("drift", 41, 7),
     ("git", 80, 8),
     ("host", 50, 11),
     ("keeper", 100, 18),
@@ -27,7 +28,7 @@ const ALLOWED: [(&str, usize, usize); 19] = [
     ("model", 80, 7),
     ("pipeline", 196, 53),
     ("proxy", 48, 12),
-    ("release", 238, 37),
+    ("release", 135, 27),
     ("remote", 89, 18),
     ("runtime", 28, 6),
     ("serve.rs", 2, 0),

@@ -18,9 +18,11 @@
 //!   archive are not copied, and packing an installed release again is refused if it does not give the bytes of its manifest.
 
 pub mod bounded;
+mod compare;
 mod compress;
 mod confined;
 pub mod container;
+pub mod delta;
 mod diagnose;
 mod digest;
 mod entry;
@@ -36,12 +38,12 @@ mod rules;
 mod settings;
 mod writer;
 
+pub use compare::{Between, between, compared};
 pub use confined::{Confined, Cursor};
 pub use digest::Digest;
-pub use entry::{ArchiveInfo, Entry, EntryKind, Frame};
+pub use entry::{ArchiveInfo, Entry, EntryKind, Frame, tree_digest};
 pub use error::{ArchiveError, BadPath, FileError};
 pub use frames::{ArchiveInfoExt, plan};
-pub use patch::{pack, unpack};
 pub use reader::{Archive, FrameReader, Sink};
 pub use rules::{Limits, check_entries, check_path, check_target};
 pub use settings::compresses_like;

@@ -1,6 +1,9 @@
 //! A parallel map whose results arrive in order, with a bounded number of them waiting.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -116,6 +119,58 @@ impl<T, E> Drop for Stopping<'_, T, E> {
         self.0.state.lock().stopped = true;
         self.0.changed.notify_all();
     }
+}
+
+/// Does both at a time. A panic in one of them goes on here.
+pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        match one.join() {
+            Ok(one) => (one, other),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+pub fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
+        let mut results = vec![act()];
+        for thread in others {
+            match thread.join() {
+                Ok(result) => results.push(result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
+
+/// Calls `act` with each of `items` in up to `threads` threads, each with a `state` of its own; in no particular order. Ends soon after
+/// the first error.
+pub fn for_each<T: Sync, S, E: Send>(
+    items: &[T],
+    threads: usize,
+    state: impl Fn() -> S + Sync,
+    act: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    // What one thread takes at a time; for less, another one costs more than it helps.
+    const PART: usize = 64;
+    let parts: Vec<&[T]> = items.chunks(PART).collect();
+    let next = AtomicUsize::new(0);
+    let results = each_thread(threads.min(parts.len()), || {
+        let mut state = state();
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = part.iter().try_for_each(|item| act(&mut state, item)) {
+                next.store(parts.len(), Ordering::Relaxed); // the others need not go on
+                return Err(e);
+            }
+        }
+        Ok(())
+    });
+    results.into_iter().collect()
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use crate::{
         request::{Context, Reply, Request},
         state::Control,
     },
+    drift::{self, Patch},
     model::{Access, CommitId, Environment, Live, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_reason},
     pipeline::DriftError,
-    release::drift::{self, Patch},
 };
 
 /// The largest part of a patch's text that is shown, in bytes.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     config::{self, Settings},
+    drift::Rules,
     git::{
         GitError,
         source::{SourceJob, SourceLimits},
@@ -18,7 +19,6 @@ use crate::{
         state_files::Secrets,
         step::{Failure, Step, Work},
     },
-    release::drift::Rules,
 };
 
 /// Checks the commit's tree, exports it, and reads what the project says about its deployment.

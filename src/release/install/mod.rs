@@ -16,14 +16,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::{Archive, Limits};
+use larder_archive::{Archive, Limits, delta::Delta, pool::both};
 use serde::{Deserialize, Serialize};
 
 use self::{
     target::{Base, Target},
     writer::refused,
 };
-use super::{Answer, ReleaseError, both, delta::Delta, store, verify};
+use super::{Answer, ReleaseError, delta, store, verify};
 use crate::{
     host::files::Confined,
     model::{ArchiveInfo, Digest, Entry, Manifest, ReleaseId},
@@ -80,29 +80,39 @@ impl UnpackReport {
 
 /// Where the worker finds things.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct InstallPaths {
     /// The tree to fill. What an interrupted attempt left in it is removed first.
     pub tree: PathBuf,
     /// The directory of all installed trees.
     pub deploy: PathBuf,
 }
 
-impl Places {
+impl InstallPaths {
     /// From `LARDER_TREE` and `LARDER_DEPLOY`.
-    pub fn from_environment() -> Places {
+    pub fn from_environment() -> InstallPaths {
         let place = |name: &str, default: &str| std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from);
-        Places { tree: place("LARDER_TREE", "/tree"), deploy: place("LARDER_DEPLOY", "/deploy") }
+        InstallPaths { tree: place("LARDER_TREE", "/tree"), deploy: place("LARDER_DEPLOY", "/deploy") }
     }
 }
 
 /// Does the job. May be repeated; the tree is complete and on the disk when it reports success.
-pub fn work(job: &UnpackJob, places: &Places, archive: &File, manifest: &File, previous: Option<&File>) -> Answer<UnpackReport> {
+pub fn work(
+    job: &UnpackJob,
+    places: &InstallPaths,
+    archive: &File,
+    manifest: &File,
+    previous: Option<&File>,
+) -> Answer<UnpackReport> {
     install(job, places, archive, manifest, previous).into()
+}
+
+fn not_installed() -> ReleaseError {
+    ReleaseError::delta("the release that it starts from is not installed here")
 }
 
 fn install(
     job: &UnpackJob,
-    places: &Places,
+    places: &InstallPaths,
     archive: &File,
     manifest: &File,
     previous: Option<&File>,
@@ -123,6 +133,7 @@ fn install(
         }
         _ => None,
     };
+    let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
     // To look at a tree is mostly the kernel's work, to look at lists is our own: one fills the pauses of the other.
     let (opened, spare) = both(
@@ -131,11 +142,12 @@ fn install(
                 let opened = Archive::open(archive, &manifest.entries, &manifest.archive, &job.limits);
                 opened.map(Opened::Archive).map_err(refused)
             }
-            (Content::Delta, Some((previous, base))) => {
-                Delta::open(archive, previous, base, &manifest).map(|delta| Opened::Delta(Box::new(delta)))
-            }
+            (Content::Delta, Some((_, base))) => match &before_end {
+                Some(old) => Ok(Opened::Delta(Box::new(Delta::open(archive, old, base, &delta::plain_endpoint(&manifest))?))),
+                None => Err(not_installed()),
+            },
             (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => Ok(Opened::Previous(base)),
-            _ => Err(ReleaseError::Delta { why: "the release that it starts from is not installed here".to_owned() }),
+            _ => Err(not_installed()),
         },
         || match (job.spare, base) {
             (Some(seal), Some(base)) => is_spare(places, &tree, seal, base, job.threads),
@@ -169,7 +181,7 @@ enum Opened<'a> {
 }
 
 /// Looks again whether a spare tree is what it is said to be: by its seal, or if that does not hold, at all but what is in its files.
-fn is_spare(places: &Places, tree: &Confined, seal: Digest, base: Base<'_>, threads: usize) -> Result<bool, ReleaseError> {
+fn is_spare(places: &InstallPaths, tree: &Confined, seal: Digest, base: Base<'_>, threads: usize) -> Result<bool, ReleaseError> {
     // A directory that is missing has no seal.
     if seal::seal(tree, base.entries, threads).is_ok_and(|found| found == seal) {
         return Ok(true);

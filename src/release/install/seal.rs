@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use larder_archive::pool::each_thread;
+
 use crate::{
     host::files::{Confined, FileError},
     model::{Digest, Entry, EntryKind},
-    release::each_thread,
 };
 
 /// How many directories a thread takes at a time.

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use larder_archive::{compared, pool::for_each};
 use rustix::fs::FileType;
 
 use super::target::Base;
 use crate::{
     host::files::{Confined, Cursor},
     model::{Entry, EntryKind},
-    release::{ReleaseError, changes::compared, for_each},
+    release::ReleaseError,
 };
 
 /// Makes the directories that are not `there` yet: one depth after the other, those of the same depth in `threads` threads.

@@ -5,7 +5,11 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use larder_archive::{Archive, ArchiveError, FrameReader};
+use larder_archive::{
+    Archive, ArchiveError, FrameReader,
+    delta::{ContentOrigin, Delta},
+    pool::{each_thread, for_each},
+};
 
 use super::{
     UnpackReport,
@@ -15,11 +19,7 @@ use super::{
 use crate::{
     host::files::{Confined, FileError, durable},
     model::{Entry, EntryKind},
-    release::{
-        ReleaseError,
-        delta::{Delta, From},
-        each_thread, for_each,
-    },
+    release::ReleaseError,
 };
 
 /// To copy fewer files than this, a thread of its own costs more than it helps.
@@ -118,7 +118,7 @@ impl Target<'_> {
             || (base.tree.cursor(), self.tree.cursor()),
             |(from, to), (index, (entry, linked))| {
                 if let EntryKind::File { size, executable, .. } = &entry.kind
-                    && let From::Old(old) = delta.origin(*index)
+                    && let ContentOrigin::Old(old) = delta.origin(*index)
                     && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
                     && was == executable
                 {
@@ -135,20 +135,20 @@ impl Target<'_> {
         let groups = delta.groups();
         let is_left = |(index, entry): &(usize, &Entry)| matches!(entry.kind, EntryKind::File { .. }) && !is_linked(*index);
         let left = entries.iter().enumerate().filter(is_left).map(|(index, entry)| (index, entry, delta.origin(index)));
-        let left = left.filter(|(.., from)| *from != From::Patch);
-        let (second, copies): (Vec<_>, Vec<_>) = left.partition(|(.., from)| matches!(from, From::New(_)));
+        let left = left.filter(|(.., from)| *from != ContentOrigin::Patch);
+        let (second, copies): (Vec<_>, Vec<_>) = left.partition(|(.., from)| matches!(from, ContentOrigin::New(_)));
         let (next, next_copy) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let counted = each_thread(self.threads.min(groups.len().max(copies.len())), || {
+        let counted = each_thread(self.threads.min(groups.len().max(copies.len())), || -> Result<_, ReleaseError> {
             let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
             while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = delta.read(*group, &mut reader, &mut writer) {
                     next.store(groups.len(), Ordering::Relaxed); // the others need not go on
-                    return Err(e);
+                    return Err(e.into());
                 }
             }
             while let Some((index, entry, from)) = copies.get(next_copy.fetch_add(1, Ordering::Relaxed)) {
                 match from {
-                    From::Old(old) => reader.copy(*old, *index, entry, &mut writer)?,
+                    ContentOrigin::Old(old) => reader.copy(*old, *index, entry, &mut writer)?,
                     _ => empty(*index, entry, &mut writer)?,
                 }
             }
@@ -164,7 +164,7 @@ impl Target<'_> {
         let counted = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || -> Result<_, ReleaseError> {
             let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
             while let Some((index, entry, origin)) = second.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let From::New(first) = origin
+                if let ContentOrigin::New(first) = origin
                     && let Some(first) = entries.get(*first)
                 {
                     again(&mut from, &first.path, *index, entry, &mut writer)?;

@@ -58,11 +58,11 @@ impl PullError {
     /// Returns whether pulling the whole archive may succeed. An unreachable remote, a full disk and an untrusted release fail with it,
     /// too.
     fn is_of_a_delta(&self) -> bool {
-        use ReleaseError::{Damaged, Delta, Manifest, Unknown};
+        use ReleaseError::{Delta, Manifest, Unknown};
         match self {
             PullError::Place(error) => error.is_of_a_delta(),
             // The release that the delta starts from may be damaged.
-            PullError::Release(error) => matches!(error, Delta { .. } | Damaged { .. } | Manifest { .. } | Unknown { .. }),
+            PullError::Release(error) => matches!(error, Delta(_) | Manifest { .. } | Unknown { .. }),
             PullError::Other(_) => false,
         }
     }

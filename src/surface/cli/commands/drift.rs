@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     control::{self, CommandError, DriftAction, DriftReport, DriftView, PatchDetail, PatchRow},
+    drift::{Drifted, SavedAs},
     model::sanitise_line,
     pipeline::LastLook,
-    release::drift::{Drifted, Kept},
 };
 
 /// Show or save local changes to the live release
@@ -102,7 +102,7 @@ fn report(report: &DriftReport) -> String {
     }
     match &report.patch {
         Some(id) => {
-            let lost = report.drift.real().filter(|change| change.kept == Kept::No).count() as u64;
+            let lost = report.drift.real().filter(|change| change.kept == SavedAs::No).count() as u64;
             if lost.saturating_add(report.drift.left_out) > 0 {
                 text.push_str("Some changes could not be saved; see above.\n");
             }
@@ -142,15 +142,15 @@ fn patches(rows: &[PatchRow]) -> String {
 /// The text of a patch, unchanged. Changes that are not text follow it, where `git apply` ignores them.
 fn patch(detail: &PatchDetail) -> String {
     let mut text = detail.text.clone();
-    let others: Vec<_> = detail.patch.changes.iter().filter(|change| !matches!(change.kept, Kept::Text { .. })).collect();
+    let others: Vec<_> = detail.patch.changes.iter().filter(|change| !matches!(change.kept, SavedAs::Text { .. })).collect();
     if !others.is_empty() {
         text.push_str(&format!("\nFurther changes in patch {}:\n", detail.patch.id));
     }
     for change in others {
         let how = match change.kept {
-            Kept::Whole => "saved as a whole",
-            Kept::Listed | Kept::Text { .. } => "",
-            Kept::No => "not saved",
+            SavedAs::Whole => "saved as a whole",
+            SavedAs::Listed | SavedAs::Text { .. } => "",
+            SavedAs::No => "not saved",
         };
         let shown = format!("{} {how}", line(change).trim_end());
         text.push_str(shown.trim_end());

@@ -16,7 +16,7 @@ use crate::{
     },
     model::{Outcome, sanitise_line},
     pipeline::{KnownRelease, Summary},
-    release::{Change, Way},
+    release::{Change, ChangeKind},
 };
 
 /// List the releases of an environment, newest first; the one with a * is live
@@ -197,8 +197,8 @@ impl Command for Diff {
             text.push_str("\nThe trees are equal.\n");
             return Shown::Page(text);
         }
-        let count = |way: Way| diff.files.iter().filter(|change| change.change == way).count();
-        let (added, changed, removed) = (count(Way::Added), count(Way::Changed), count(Way::Removed));
+        let count = |way: ChangeKind| diff.files.iter().filter(|change| change.change == way).count();
+        let (added, changed, removed) = (count(ChangeKind::Added), count(ChangeKind::Changed), count(ChangeKind::Removed));
         text.push_str(&format!("\n{added} added, {changed} changed, {removed} removed\n"));
         for change in diff.files.iter().take(ROWS_MAX) {
             text.push_str(&file(change));
@@ -231,9 +231,9 @@ fn commits(text: &mut String, commits: Option<&CommitsBetween>) {
 
 fn file(change: &Change) -> String {
     let mark = match change.change {
-        Way::Added => 'A',
-        Way::Changed => 'M',
-        Way::Removed => 'D',
+        ChangeKind::Added => 'A',
+        ChangeKind::Changed => 'M',
+        ChangeKind::Removed => 'D',
     };
     let sizes = match (change.before, change.after) {
         (Some(before), Some(after)) if before == after => format!("{before} bytes"),

@@ -8,13 +8,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
-
-use super::{format, groups};
+use super::{DeltaError, Endpoint, format, groups};
 use crate::{
-    host::files::{Confined, Cursor},
-    model::{Digest, Entry, EntryKind, Manifest, ReleaseId},
-    release::{ReleaseError, each_thread},
+    Archive, ArchiveError, Confined, Cursor, Digest, Entry, EntryKind, FileError, FrameReader, Limits, Sink, pool::each_thread,
 };
 
 /// How much of a file is held at once where it is only read through, in bytes.
@@ -36,7 +32,7 @@ pub enum Source<'a> {
 
 /// The files of one release.
 pub(super) struct Store<'a> {
-    release: ReleaseId,
+    release: &'a str,
     entries: &'a [Entry],
     place: Place<'a>,
 }
@@ -48,22 +44,22 @@ enum Place<'a> {
 
 impl<'a> Store<'a> {
     /// Makes the files with the indices `wanted` accessible.
-    pub fn open(source: Source<'a>, manifest: &'a Manifest, wanted: &[usize], threads: usize) -> Result<Store<'a>, ReleaseError> {
-        let entries = manifest.entries.as_slice();
+    pub fn open(source: Source<'a>, end: &'a Endpoint<'_>, wanted: &[usize], threads: usize) -> Result<Store<'a>, DeltaError> {
+        let entries = end.entries;
         let place = match source {
             Source::Tree(tree) => Place::Tree(tree),
             Source::Archive { archive, spool } => {
                 let mut at = HashMap::with_capacity(wanted.len());
-                let mut end = 0u64;
+                let mut next = 0u64;
                 for index in wanted {
-                    at.entry(*index).or_insert(end);
-                    end += groups::size(entries.get(*index)).unwrap_or(0);
+                    at.entry(*index).or_insert(next);
+                    next += groups::size(entries.get(*index)).unwrap_or(0);
                 }
-                spool_files(archive, manifest, spool, &at, threads)?;
+                spool_files(archive, end, spool, &at, threads)?;
                 Place::Spool { file: spool, at }
             }
         };
-        Ok(Store { release: manifest.release, entries, place })
+        Ok(Store { release: &end.id, entries, place })
     }
 
     /// A way to its files; one per thread.
@@ -76,12 +72,12 @@ impl<'a> Store<'a> {
 /// Unpacks the files with the indices in `at` to those places.
 fn spool_files(
     archive: &File,
-    manifest: &Manifest,
+    end: &Endpoint<'_>,
     spool: &File,
     at: &HashMap<usize, u64>,
     threads: usize,
-) -> Result<(), ReleaseError> {
-    let archive = Archive::open(archive, &manifest.entries, &manifest.archive, &Limits::default()).map_err(format::accepted)?;
+) -> Result<(), DeltaError> {
+    let archive = Archive::open(archive, end.entries, end.archive, &Limits::default()).map_err(format::accepted)?;
     let frames: Vec<usize> = archive
         .frames()
         .enumerate()
@@ -133,7 +129,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Opens the file with this index; it has the size that its manifest says.
-    pub fn open(&mut self, index: usize) -> Result<Content<'a>, ReleaseError> {
+    pub fn open(&mut self, index: usize) -> Result<Content<'a>, DeltaError> {
         let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that no manifest has"))?;
         let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };
         let (bytes, at) = match (&mut self.cursor, &self.store.place) {
@@ -144,13 +140,13 @@ impl<'a> Reader<'a> {
         Ok(Content { bytes, at, size: *size, digest, entry, release: self.store.release })
     }
 
-    fn damaged(&self, entry: &Entry) -> ReleaseError {
+    fn damaged(&self, entry: &Entry) -> DeltaError {
         damaged(self.store.release, entry)
     }
 }
 
-pub(super) fn damaged(release: ReleaseId, entry: &Entry) -> ReleaseError {
-    ReleaseError::Damaged { path: entry.path.clone(), release }
+pub(super) fn damaged(release: &str, entry: &Entry) -> DeltaError {
+    DeltaError::Damaged { path: entry.path.clone(), release: release.to_owned() }
 }
 
 /// A file of a tree, if it is there as its manifest says.
@@ -172,24 +168,24 @@ pub(super) struct Content<'a> {
     pub size: u64,
     digest: &'a Digest,
     entry: &'a Entry,
-    release: ReleaseId,
+    release: &'a str,
 }
 
 impl Content<'_> {
     /// Fills `into` with what stands at `from`.
-    pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), ReleaseError> {
+    pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeltaError> {
         let file = match &self.bytes {
             Bytes::Own(file) => file,
             Bytes::Spool(file) => file,
         };
         file.read_exact_at(into, self.at + from).map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => self.damaged(),
-            _ => crate::host::files::FileError::io("read", &self.entry.path, e).into(),
+            _ => FileError::io("read", &self.entry.path, e).into(),
         })
     }
 
     /// Appends `count` bytes from `from` on to `into`.
-    pub fn append(&self, from: u64, count: u64, into: &mut Vec<u8>) -> Result<(), ReleaseError> {
+    pub fn append(&self, from: u64, count: u64, into: &mut Vec<u8>) -> Result<(), DeltaError> {
         let Bytes::Own(file) = &self.bytes else {
             let start = into.len();
             into.resize(start + count as usize, 0);
@@ -202,7 +198,7 @@ impl Content<'_> {
         match read {
             Ok(read) if read as u64 == count => Ok(()),
             Ok(_) => Err(self.damaged()),
-            Err(e) => Err(crate::host::files::FileError::io("read", &self.entry.path, e).into()),
+            Err(e) => Err(FileError::io("read", &self.entry.path, e).into()),
         }
     }
 
@@ -212,8 +208,8 @@ impl Content<'_> {
         from: u64,
         count: u64,
         buffer: &mut Vec<u8>,
-        mut act: impl FnMut(&[u8]) -> Result<(), ReleaseError>,
-    ) -> Result<(), ReleaseError> {
+        mut act: impl FnMut(&[u8]) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
         let mut done = 0;
         while done < count {
             buffer.resize((count - done).min(CHUNK as u64) as usize, 0);
@@ -225,14 +221,14 @@ impl Content<'_> {
     }
 
     /// Replaces `into` by the whole content, whose digest is checked.
-    pub fn whole(&self, into: &mut Vec<u8>) -> Result<(), ReleaseError> {
+    pub fn whole(&self, into: &mut Vec<u8>) -> Result<(), DeltaError> {
         into.clear();
         self.append(0, self.size, into)?;
         if Digest::of(into) == *self.digest { Ok(()) } else { Err(self.damaged()) }
     }
 
     /// Reads it through and checks its digest.
-    pub fn verify(&self, buffer: &mut Vec<u8>) -> Result<(), ReleaseError> {
+    pub fn verify(&self, buffer: &mut Vec<u8>) -> Result<(), DeltaError> {
         let mut hasher = blake3::Hasher::new();
         self.pieces(0, self.size, buffer, |piece| {
             hasher.update(piece);
@@ -242,7 +238,7 @@ impl Content<'_> {
     }
 
     /// What is to be said if it is not as it should be.
-    pub fn damaged(&self) -> ReleaseError {
+    pub fn damaged(&self) -> DeltaError {
         damaged(self.release, self.entry)
     }
 }

@@ -2,7 +2,7 @@
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use super::ReleaseError;
+use crate::release::ReleaseError;
 
 /// What the project says, and what every application leaves.
 pub struct Rules {

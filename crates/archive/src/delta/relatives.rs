@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::groups;
-use crate::model::{Entry, EntryKind};
+use crate::{Entry, EntryKind};
 
 /// Siblings above this size, in bytes, are no help for a file that nothing else is known of.
 const SIBLING: u64 = 64 << 10;
@@ -103,7 +103,7 @@ fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::Digest, release::changes::compared};
+    use crate::{Digest, compared};
 
     fn files(paths: &[&str]) -> Vec<Entry> {
         let kind = |path: &str| EntryKind::File { size: 10, digest: Digest::of(path.as_bytes()), executable: false };

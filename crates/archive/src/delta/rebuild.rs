@@ -2,51 +2,65 @@
 
 use std::fs::File;
 
-use larder_archive::{Limits, check_entries};
-
 use super::{
-    entries::{ACTION, ADD, CHANGE, Columns, DIR, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE, head, size_of},
+    DeltaError,
+    entries::{ACTION, ADD, CHANGE, Columns, DIR, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE, size_of},
     format::{self, Outline},
     refused,
 };
-use crate::{
-    model::{Digest, Entry, EntryKind, Manifest},
-    release::{ReleaseError, both, tree},
-};
+use crate::{Digest, Entry, EntryKind, Limits, check_entries, pool::both, tree_digest};
 
 /// The most bytes that all paths of a manifest may have together.
 const MAX_PATHS: usize = 256 << 20;
 
-/// Rebuilds the new manifest; every column must be used up, and the tree digest right.
-pub(super) fn manifest(delta: &File, outline: &Outline, old: Manifest) -> Result<Manifest, ReleaseError> {
-    let columns = outline.read_columns(delta, &head(&old)?)?;
-    let mut columns: Columns = format::decode(&columns, "entries")?;
-    let digests = outline.read_digests(delta)?;
-    let head = std::mem::take(&mut columns.head);
-    let mut manifest: Manifest =
-        serde_json::from_slice(&head).map_err(|e| refused(format!("its manifest cannot be read: {e}")))?;
-    if manifest.format != Manifest::FORMAT {
-        let (found, known) = (manifest.format, Manifest::FORMAT);
-        return Err(refused(format!("its manifest has the format {found}, this larder reads {known}; update larder")));
+/// The release that a delta leads to, before its entries have been rebuilt.
+pub struct Changes {
+    outline: Outline,
+    columns: Columns,
+    digests: Vec<u8>,
+}
+
+impl Changes {
+    /// Reads and checks the outline of `delta` and the lists that describe the new entries. The delta must start from the release
+    /// with this id, tree digest and head.
+    pub fn read(delta: &File, id: &str, tree: &Digest, head: &[u8]) -> Result<Changes, DeltaError> {
+        let outline = Outline::read(delta)?;
+        outline.starts_from(id, tree)?;
+        let columns: Columns = format::decode(&outline.read_columns(delta, head)?, "entries")?;
+        let digests = outline.read_digests(delta)?;
+        Ok(Changes { outline, columns, digests })
     }
-    if manifest.release != outline.target || manifest.tree.as_bytes() != &outline.target_tree {
-        return Err(refused("its manifest is of another release than its outline"));
+
+    /// The id of the new release, as text.
+    pub fn id(&self) -> &str {
+        &self.outline.target
     }
-    if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
-        return Err(refused("its manifest lists entries twice"));
+
+    /// The digest of the new tree; [`Changes::entries`] holds the entries to it.
+    pub fn tree(&self) -> Digest {
+        self.outline.target_tree.into()
     }
-    manifest.entries = entries(columns, &digests, old.entries)?;
-    let entries = &manifest.entries;
-    let (checked, digest) = both(|| check_entries(entries, &Limits::default()), || tree::digest(entries));
-    checked.map_err(format::accepted)?;
-    if digest != manifest.tree {
-        return Err(refused("its tree digest is not that of its entries"));
+
+    /// The head of the new release: the bytes that [`Endpoint::head`](super::Endpoint::head) had when the delta was made.
+    pub fn head(&self) -> &[u8] {
+        &self.columns.head
     }
-    Ok(manifest)
+
+    /// Rebuilds the new entries from the old ones. Every list must be used up, and the digest of the tree must be right.
+    pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
+        let tree = self.tree();
+        let entries = entries(self.columns, &self.digests, old)?;
+        let (checked, digest) = both(|| check_entries(&entries, &Limits::default()), || tree_digest(&entries));
+        checked.map_err(format::accepted)?;
+        if digest != tree {
+            return Err(refused("its tree digest is not that of its entries"));
+        }
+        Ok(entries)
+    }
 }
 
 /// The new list of entries, made of the old one.
-pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Result<Vec<Entry>, ReleaseError> {
+pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
     let mut reader = Reader {
         at: 0,
         paths: 0,
@@ -70,7 +84,7 @@ pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Resu
     reader.finish()
 }
 
-fn contradiction() -> ReleaseError {
+fn contradiction() -> DeltaError {
     refused("its list of entries contradicts itself")
 }
 
@@ -91,7 +105,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Takes over old entries as they are.
-    fn keep(&mut self, count: usize) -> Result<(), ReleaseError> {
+    fn keep(&mut self, count: usize) -> Result<(), DeltaError> {
         let end = self.at.checked_add(count).ok_or_else(contradiction)?;
         let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
         self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
@@ -158,7 +172,7 @@ impl Reader<'_> {
         Some(Digest::from(*digest))
     }
 
-    fn finish(self) -> Result<Vec<Entry>, ReleaseError> {
+    fn finish(self) -> Result<Vec<Entry>, DeltaError> {
         let used_up = self.shared.as_slice().is_empty()
             && self.names.is_empty()
             && self.sizes.as_slice().is_empty()

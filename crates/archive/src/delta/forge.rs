@@ -3,23 +3,14 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use larder_archive as archive;
-
 use super::{
+    DeltaError, Endpoint,
     entries::{self, ACTION, ADD, Columns, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE},
     format::{self, Outline},
     groups::{self, Group, Member, Part, Wanted},
     rebuild,
 };
-use crate::{
-    model::{Digest, Entry, Manifest},
-    release::{
-        ReleaseError,
-        bundle::{self, BundleJob, Head, Places},
-        changes::compared,
-        store, tree,
-    },
-};
+use crate::{ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, FileError, compare::compared, patch::pack, tree_digest};
 
 /// In the mode: lists of changes get the lengths that they need, and a tree digest that is right.
 pub const FIT_ENTRIES: u8 = 1;
@@ -69,38 +60,35 @@ impl Forged {
         bytes
     }
 
-    /// The file, as a delta from `old`.
-    pub fn delta(mut self, old: &Manifest) -> Result<Vec<u8>, ReleaseError> {
-        let mut new = old.without_entries();
-        if let Some(entries) = self.fit_entries(old, &mut new)
+    /// Returns the delta file, which starts from `old`.
+    pub fn delta(mut self, old: &Endpoint<'_>) -> Result<Vec<u8>, DeltaError> {
+        let mut tree = old.tree;
+        if let Some(entries) = self.fit_entries(old, &mut tree)
             && self.mode & FIT_GROUPS != 0
         {
-            self.fit_groups(&old.entries, &entries);
+            self.fit_groups(old.entries, &entries);
         }
-        let [columns, groups] = [(self.columns, entries::head(old)?), (self.groups, Vec::new())]
-            .map(|(list, reference)| format::pack(list, &reference));
-        let ((columns, of_columns), (groups, of_groups)) = (columns?, groups?);
+        let (columns, of_columns) = format::pack(self.columns, &old.head)?;
+        let (groups, of_groups) = format::pack(self.groups, &[])?;
+        let new = Endpoint { tree, ..old.clone() };
         let mut outline = Outline::new(old, &new, of_columns, format::plain(&self.digests));
         (outline.patches, outline.groups) = (self.patches.len() as u64, of_groups);
         Ok([outline.bytes()?, columns, self.digests, self.patches, groups].concat())
     }
 
-    /// Puts the head of the columns right, and in `new` what the outline says of it; gives the new entries, if they can be read.
-    fn fit_entries(&mut self, old: &Manifest, new: &mut Manifest) -> Option<Vec<Entry>> {
+    /// Gives the columns a head and corrects `tree` to the digest of the new entries. Returns these if the columns are readable.
+    fn fit_entries(&mut self, old: &Endpoint<'_>, tree: &mut Digest) -> Option<Vec<Entry>> {
         let mut columns: Columns = format::decode(&self.columns, "entries").ok()?;
         if self.mode & FIT_ENTRIES != 0 {
-            fit(&mut columns, &mut self.digests, &old.entries);
-        }
-        if !columns.head.is_empty() {
-            *new = serde_json::from_slice(&columns.head).ok()?;
+            fit(&mut columns, &mut self.digests, old.entries);
         }
         let head = std::mem::take(&mut columns.head);
         let again = postcard::to_stdvec(&columns).ok()?;
-        let entries = rebuild::entries(columns, &self.digests, old.entries.clone()).ok();
+        let entries = rebuild::entries(columns, &self.digests, old.entries.to_vec()).ok();
         if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
-            new.tree = entries.as_deref().map_or(new.tree, tree::digest);
-            // All but the head is the same: it comes first, and was empty.
-            let head = postcard::to_stdvec(&entries::head(new).ok()?).ok()?;
+            *tree = entries.as_deref().map_or(*tree, tree_digest);
+            // The head is the first column and was empty in `again`, so everything behind its length stays as it is.
+            let head = postcard::to_stdvec(if head.is_empty() { &old.head } else { &head }).ok()?;
             self.columns = [&head, again.get(1..)?].concat();
         }
         entries
@@ -143,7 +131,7 @@ impl Forged {
             let mut patch = taken.to_vec();
             if self.mode & TEXTS != 0 {
                 patch.resize(length.min(MADE_UP).max(patch.len()), 0);
-                patch = archive::pack(&patch, 0, 1).ok()?;
+                patch = pack(&patch, 0, 1).ok()?;
             }
             part.packed = u32::try_from(patch.len()).ok()?;
             part.digest = *Digest::of(&patch).as_bytes();
@@ -208,8 +196,56 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     }
 }
 
-/// Writes the small tree that seeds start from to an empty directory, and gives the manifest of it.
-pub fn plant(directory: &Path) -> Result<Manifest, ReleaseError> {
+/// A tree on disk and its entries.
+#[derive(Debug, Clone)]
+pub struct Planted {
+    /// Its entries, sorted by path.
+    pub entries: Vec<Entry>,
+    archive: ArchiveInfo,
+}
+
+impl Planted {
+    /// Reads the tree in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read.
+    pub fn read(directory: &Path) -> Result<Planted, DeltaError> {
+        let mut entries = Vec::new();
+        let mut pending = vec![String::new()];
+        while let Some(parent) = pending.pop() {
+            let failed = |e| FileError::io("read", directory.join(&parent), e);
+            for found in fs::read_dir(directory.join(&parent)).map_err(failed)? {
+                let found = found.map_err(failed)?;
+                let name = found.file_name().to_string_lossy().into_owned();
+                let path = if parent.is_empty() { name } else { format!("{parent}/{name}") };
+                let metadata = found.metadata().map_err(failed)?;
+                let kind = if metadata.is_dir() {
+                    pending.push(path.clone());
+                    EntryKind::Dir
+                } else if metadata.is_symlink() {
+                    EntryKind::Link { target: fs::read_link(found.path()).map_err(failed)?.to_string_lossy().into_owned() }
+                } else {
+                    let content = fs::read(found.path()).map_err(failed)?;
+                    let executable = metadata.permissions().mode() & 0o100 != 0;
+                    EntryKind::File { size: content.len() as u64, digest: Digest::of(&content), executable }
+                };
+                entries.push(Entry { path, kind });
+            }
+        }
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Planted { entries, archive: ArchiveInfo::of_frames(Vec::new()) })
+    }
+
+    /// Returns the tree as one end of a delta.
+    pub fn endpoint(&self) -> Endpoint<'_> {
+        let tree = tree_digest(&self.entries);
+        Endpoint { id: format!("release-{tree}"), tree, archive: &self.archive, entries: &self.entries, head: b"a head".to_vec() }
+    }
+}
+
+/// Writes the small tree that seeds start from to an empty directory.
+pub fn plant(directory: &Path) -> Result<Planted, DeltaError> {
     let lines = |count: usize| (0..count).map(|line| format!("{line}: {}\n", line * line)).collect::<String>();
     let mut noise = vec![0; 5000];
     blake3::Hasher::new().finalize_xof().fill(&mut noise);
@@ -225,16 +261,5 @@ pub fn plant(directory: &Path) -> Result<Manifest, ReleaseError> {
         .and_then(|()| write("empty", b""))
         .and_then(|()| std::os::unix::fs::symlink("a/same", directory.join("link")));
     written.map_err(|e| format::failed("write", e))?;
-    bundled(directory)
-}
-
-/// The manifest of a tree; all else in it is that of the seed for manifests.
-pub fn bundled(tree: &Path) -> Result<Manifest, ReleaseError> {
-    let small = store::from_bytes(include_bytes!("../../../fuzz/seeds/manifest/small"), Path::new("small"))?;
-    let file = || tempfile::tempfile().map_err(|e| format::failed("write", e));
-    let (archive, manifest) = (file()?, file()?);
-    let job = BundleJob { head: Head::of(&small), previous: false, threads: 1, limit: u64::MAX };
-    let places = Places { app: tree.to_owned(), source: None, upper: None };
-    bundle::work(job, &places, &archive, &manifest, None).into_result()?;
-    store::parse(&manifest, Path::new("bundled"))
+    Planted::read(directory)
 }

@@ -9,10 +9,11 @@ use std::{
 use larder_archive::{check_path, check_target};
 use rustix::fs::{FileType, Stat};
 
-use super::{Drift, Drifted, Kept, MOST, ReleaseError, Thing, Way, noise::Rules};
+use super::{Drift, Drifted, MOST, SavedAs, TreeEntry, noise::Rules};
 use crate::{
     host::files::{Confined, Cursor, FileError},
     model::{Entry, EntryKind},
+    release::{ChangeKind, ReleaseError},
 };
 
 /// So many bytes are read to see whether files differ; beyond, a file that has the right size is believed.
@@ -71,7 +72,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
         .collect();
     for path in empty {
         match found.len() < MOST {
-            true => found.push(change(path, None, Ok(Thing::Dir), rules)),
+            true => found.push(change(path, None, Ok(TreeEntry::Dir), rules)),
             false => left_out += 1,
         }
     }
@@ -133,7 +134,7 @@ impl Look<'_> {
             Ok(stat) => self.thing(cursor, name, &stat, known),
             Err(error) => Err(odd(&error)),
         };
-        if now == Ok(Thing::Dir) {
+        if now == Ok(TreeEntry::Dir) {
             pending.push(path.clone());
             match known {
                 Some(EntryKind::Dir) => return,
@@ -144,7 +145,7 @@ impl Look<'_> {
         if known == Some(&EntryKind::Dir) {
             self.gone(&path);
         }
-        if known.map(Thing::from).as_ref() != now.as_ref().ok() || now.is_err() {
+        if known.map(TreeEntry::from).as_ref() != now.as_ref().ok() || now.is_err() {
             self.note(path, now);
         }
     }
@@ -155,9 +156,9 @@ impl Look<'_> {
         name: &OsStr,
         stat: &Stat,
         known: Option<&EntryKind>,
-    ) -> Result<Thing, &'static str> {
+    ) -> Result<TreeEntry, &'static str> {
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Ok(Thing::Dir),
+            FileType::Directory => Ok(TreeEntry::Dir),
             FileType::RegularFile => {
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 let executable = stat.st_mode & 0o100 != 0;
@@ -165,19 +166,19 @@ impl Look<'_> {
                     // Said to be as it was where nothing speaks against it.
                     return match known {
                         Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
-                            Ok(Thing::File { size, digest: *digest, executable })
+                            Ok(TreeEntry::File { size, digest: *digest, executable })
                         }
                         _ => Err("not read: too much has changed"),
                     };
                 }
                 self.bytes -= size;
                 let (size, digest) = hash(cursor, name, size).map_err(|error| odd(&error))?;
-                Ok(Thing::File { size, digest, executable })
+                Ok(TreeEntry::File { size, digest, executable })
             }
             FileType::Symlink => {
                 let target = cursor.read_link(name).map_err(|error| odd(&error))?;
                 let target = check_target(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()));
-                target.map(|target| Thing::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
+                target.map(|target| TreeEntry::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
             }
             FileType::Fifo | FileType::Socket => Err("a socket or FIFO"),
             _ => Err("a device"),
@@ -200,40 +201,40 @@ impl Look<'_> {
             self.left_out += 1;
             return;
         }
-        let was = self.known.get(path).map(Thing::from);
-        let is_dir = was == Some(Thing::Dir);
+        let was = self.known.get(path).map(TreeEntry::from);
+        let is_dir = was == Some(TreeEntry::Dir);
         let noise = self.rules.noise(path, is_dir, true).map(str::to_owned);
         self.found.push(Drifted {
             path: path.to_owned(),
-            change: Way::Removed,
+            change: ChangeKind::Removed,
             was,
             now: None,
             odd: None,
             noise,
-            kept: Kept::No,
+            kept: SavedAs::No,
         });
     }
 
-    fn note(&mut self, path: String, now: Result<Thing, &'static str>) {
+    fn note(&mut self, path: String, now: Result<TreeEntry, &'static str>) {
         if self.found.len() >= MOST {
             self.left_out += 1;
             return;
         }
-        let was = self.known.get(&path).map(Thing::from);
+        let was = self.known.get(&path).map(TreeEntry::from);
         self.found.push(change(path, was, now, self.rules));
     }
 }
 
-fn change(path: String, was: Option<Thing>, now: Result<Thing, &'static str>, rules: &Rules) -> Drifted {
-    let is_dir = now == Ok(Thing::Dir);
+fn change(path: String, was: Option<TreeEntry>, now: Result<TreeEntry, &'static str>, rules: &Rules) -> Drifted {
+    let is_dir = now == Ok(TreeEntry::Dir);
     let (now, odd) = match now {
         Ok(now) => (Some(now), None),
         Err(why) => (None, Some(why.to_owned())),
     };
     let running = odd.as_deref() == Some("a socket or FIFO") && was.is_none();
     let noise = rules.noise(&path, is_dir, was.is_some()).or(running.then_some("of a running process"));
-    let way = if was.is_some() { Way::Changed } else { Way::Added };
-    Drifted { path, change: way, was, now, odd, noise: noise.map(str::to_owned), kept: Kept::No }
+    let way = if was.is_some() { ChangeKind::Changed } else { ChangeKind::Added };
+    Drifted { path, change: way, was, now, odd, noise: noise.map(str::to_owned), kept: SavedAs::No }
 }
 
 fn odd(error: &FileError) -> &'static str {

@@ -6,16 +6,16 @@ use std::{
     path::Path,
 };
 
-use super::{
-    super::{Answer, Way, bundle, store, tests::head},
-    Applied, ApplyJob, Drift, Kept, LookJob, LookReport, Places, Thing, apply_work, look_work,
+use super::{Applied, ApplyJob, Drift, DriftPaths, LookJob, LookReport, SavedAs, TreeEntry, apply_work, look_work};
+use crate::{
+    model::Manifest,
+    release::{Answer, ChangeKind, bundle, store, tests::head},
 };
-use crate::model::Manifest;
 
 /// A release, what lives on it, and what the live one changed.
 struct World {
     _dir: tempfile::TempDir,
-    places: Places,
+    places: DriftPaths,
     manifest: fs::File,
 }
 
@@ -61,9 +61,9 @@ fn world(release: impl Fn(&Path)) -> World {
     copy(&tree, &app);
     let (archive, manifest) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let job = bundle::BundleJob { head: head(), previous: false, threads: 1, limit: u64::MAX };
-    let from = bundle::Places { app: tree.clone(), source: None, upper: None };
+    let from = bundle::BundlePaths { app: tree.clone(), source: None, upper: None };
     bundle::work(job, &from, &archive, &manifest, None).into_result().unwrap();
-    World { places: Places { app, upper: None, tree }, manifest, _dir: dir }
+    World { places: DriftPaths { app, upper: None, tree }, manifest, _dir: dir }
 }
 
 fn look(world: &World, ignore: &[&str]) -> Drift {
@@ -188,10 +188,10 @@ fn names_and_files_that_no_release_can_hold_are_told_and_left_alone() {
     let saved = save(&world);
     let odd: Vec<_> = saved.drift.changes.iter().filter(|change| change.odd.is_some()).collect();
     assert_eq!(odd.len(), 2, "{:?}", told(&saved.drift));
-    assert!(odd.iter().all(|change| change.kept == Kept::No));
+    assert!(odd.iter().all(|change| change.kept == SavedAs::No));
     // Links are what they say, and nothing behind them is read.
     let link = saved.drift.changes.iter().find(|change| change.path == "lib/out").unwrap();
-    assert_eq!(link.now, Some(Thing::Link { target: String::from("/etc/passwd") }));
+    assert_eq!(link.now, Some(TreeEntry::Link { target: String::from("/etc/passwd") }));
     assert_eq!(saved.drift.changes.len(), 4);
 }
 
@@ -311,5 +311,5 @@ fn the_installed_tree_is_compared_too() {
     assert_eq!(tree(&world), (vec![], 0));
     write(&world.places.tree, "app.py", "tampered\n");
     assert_eq!(tree(&world), (vec![(String::from("app.py"), String::from("has another content"))], 0));
-    let _ = Way::Added;
+    let _ = ChangeKind::Added;
 }

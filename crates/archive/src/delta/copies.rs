@@ -9,8 +9,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::refused;
-use crate::release::ReleaseError;
+use super::{DeltaError, refused};
 
 /// The fewest bytes that are worth a copy: as many as are compared at once.
 const WINDOW: usize = 32;
@@ -58,7 +57,7 @@ impl Told {
     }
 
     /// As it is written: how many bytes are new, those, and the copies.
-    pub fn bytes(&self) -> Result<Vec<u8>, ReleaseError> {
+    pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let mut bytes = Vec::with_capacity(self.own.len() + 6 * self.copies.len() + 8);
         let told = |e: postcard::Error| refused(e.to_string());
         bytes = postcard::to_extend(&(self.own.len() as u32), bytes).map_err(told)?;

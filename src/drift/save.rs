@@ -7,10 +7,11 @@ use std::{
 
 use larder_archive::{self as archive, Item};
 
-use super::{Drift, Drifted, Kept, ReleaseError, Thing, whole};
+use super::{Drift, Drifted, SavedAs, TreeEntry, whole};
 use crate::{
     host::files::{Confined, FileError},
     model::{ArchiveInfo, Digest},
+    release::ReleaseError,
 };
 
 /// Longer files are kept whole, bytes.
@@ -39,24 +40,24 @@ pub fn write(
             out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
             let length = piece.len() as u64;
             if change.now.is_some() {
-                change.kept = Kept::Text { at: at + header.len() as u64, length };
+                change.kept = SavedAs::Text { at: at + header.len() as u64, length };
             }
             at += header.len() as u64 + length;
         }
-        if change.kept != Kept::No {
+        if change.kept != SavedAs::No {
             continue;
         }
         change.kept = match (&change.was, &change.now) {
-            (Some(Thing::File { digest: was, .. }), Some(Thing::File { digest, .. })) if was == digest => Kept::Listed,
-            (_, Some(Thing::File { size, .. })) if *size <= FILE.min(room) => {
+            (Some(TreeEntry::File { digest: was, .. }), Some(TreeEntry::File { digest, .. })) if was == digest => SavedAs::Listed,
+            (_, Some(TreeEntry::File { size, .. })) if *size <= FILE.min(room) => {
                 room -= size;
-                Kept::Whole
+                SavedAs::Whole
             }
-            (_, Some(Thing::File { size, .. })) => {
+            (_, Some(TreeEntry::File { size, .. })) => {
                 change.odd = Some(format!("not kept: it has {} MiB", size >> 20));
-                Kept::No
+                SavedAs::No
             }
-            _ => Kept::Listed,
+            _ => SavedAs::Listed,
         };
     }
     out.flush().map_err(failed)?;
@@ -72,20 +73,20 @@ pub fn write(
 /// The difference of two texts, if it is one; of a file that is gone, too.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
-        Some(Thing::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
+        Some(TreeEntry::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
         _ => String::new(),
     };
     let new = match &change.now {
-        Some(Thing::File { size, digest, .. }) => text(app, &change.path, *size, digest)?,
+        Some(TreeEntry::File { size, digest, .. }) => text(app, &change.path, *size, digest)?,
         Some(_) => return None,
-        None if matches!(change.was, Some(Thing::File { .. })) => String::new(),
+        None if matches!(change.was, Some(TreeEntry::File { .. })) => String::new(),
         None => return None,
     };
     if old == new {
         return None;
     }
     let side = |letter: char, there: bool| if there { named(letter, &change.path) } else { String::from("/dev/null") };
-    let was_file = matches!(change.was, Some(Thing::File { .. }));
+    let was_file = matches!(change.was, Some(TreeEntry::File { .. }));
     let mut options = diffy::DiffOptions::new();
     options.set_original_filename(side('a', was_file)).set_modified_filename(side('b', change.now.is_some()));
     Some(options.create_patch(&old, &new).to_string())
@@ -96,11 +97,13 @@ fn header(change: &Drifted) -> String {
     let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
     let mode = |executable: bool| if executable { "100755" } else { "100644" };
     match (&change.was, &change.now) {
-        (Some(Thing::File { executable: was, .. }), Some(Thing::File { executable, .. })) if was != executable => {
+        (Some(TreeEntry::File { executable: was, .. }), Some(TreeEntry::File { executable, .. })) if was != executable => {
             header.push_str(&format!("old mode {}\nnew mode {}\n", mode(*was), mode(*executable)));
         }
-        (None, Some(Thing::File { executable, .. })) => header.push_str(&format!("new file mode {}\n", mode(*executable))),
-        (Some(Thing::File { executable, .. }), None) => header.push_str(&format!("deleted file mode {}\n", mode(*executable))),
+        (None, Some(TreeEntry::File { executable, .. })) => header.push_str(&format!("new file mode {}\n", mode(*executable))),
+        (Some(TreeEntry::File { executable, .. }), None) => {
+            header.push_str(&format!("deleted file mode {}\n", mode(*executable)))
+        }
         _ => {}
     }
     header

@@ -2,16 +2,14 @@
 
 use std::ops::Range;
 
-use larder_archive as archive;
-
 use super::{
-    REFERENCE,
+    DeltaError, REFERENCE,
     copies::{Finder, Told, common_end, common_start},
     format,
     groups::{self, Part},
     source::{Reader, Store},
 };
-use crate::{model::Digest, release::ReleaseError};
+use crate::{Digest, patch::pack};
 
 /// A wanted file, where it stands in the list of them, and its base.
 #[derive(Debug, Clone, Copy)]
@@ -28,9 +26,9 @@ pub(super) struct Patch {
 
 impl Patch {
     /// A text of `raw` bytes that is told by copies.
-    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
+    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, DeltaError> {
         let bytes = told.bytes()?;
-        let packed = archive::pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
+        let packed = pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
         let digest = *Digest::of(&packed).as_bytes();
         let (told, raw) = (bytes.len() as u32, raw as u32);
         Ok(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
@@ -55,7 +53,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The middles of small files against the middles of their bases.
-    pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<Patch>), ReleaseError> {
+    pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<Patch>), DeltaError> {
         self.both.clear();
         self.text.clear();
         let mut done = Vec::with_capacity(pairs.len());
@@ -84,7 +82,7 @@ impl<'a> Worker<'a> {
         Ok((done, Some(self.pack_always(0, 0)?)))
     }
 
-    pub fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), ReleaseError> {
+    pub fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), DeltaError> {
         let content = match file.base {
             Some((index, _)) if base => self.old.open(index)?,
             _ => self.new.open(file.entry)?,
@@ -93,7 +91,7 @@ impl<'a> Worker<'a> {
     }
 
     /// A part of a large file, told by the neighbourhood of the same place in its base.
-    pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, ReleaseError> {
+    pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, DeltaError> {
         let (from, reference) = neighbourhood(&pair.file, range);
         self.text.clear();
         self.new.open(pair.file.entry)?.append(range.start, range.end - range.start, &mut self.text)?;
@@ -111,17 +109,17 @@ impl<'a> Worker<'a> {
     }
 
     /// Packs `self.text` with the reference in `self.both`; nothing needs no patch.
-    fn pack(&mut self, from: u64, reference: u64) -> Result<Option<Patch>, ReleaseError> {
+    fn pack(&mut self, from: u64, reference: u64) -> Result<Option<Patch>, DeltaError> {
         if self.text.is_empty() { Ok(None) } else { self.pack_always(from, reference).map(Some) }
     }
 
-    fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, ReleaseError> {
+    fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, DeltaError> {
         let before = self.both.len();
         if before > 0 && before + self.text.len() > MUCH {
             return Patch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
         }
         self.both.append(&mut self.text);
-        let packed = archive::pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
+        let packed = pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
         let raw = (self.both.len() - before) as u32;
         let digest = *Digest::of(&packed).as_bytes();
         Ok(Patch { part: Part { packed: packed.len() as u32, told: 0, raw, digest, from, reference }, packed })

@@ -4,9 +4,9 @@
 //! the same bytes with the same version of larder. It holds, one behind the other,
 //!
 //! 1. an outline (`format.rs`): which release it starts from, which it leads to, and the sizes and digests of what follows;
-//! 2. the difference of the two manifests (`entries.rs`), from which [`manifest()`] rebuilds the new one (`rebuild.rs`), so that its
-//!    signature can be checked before anything else is done. Only [`ArchiveInfo::frames`](crate::model::ArchiveInfo) stays behind:
-//!    whoever packs the installed tree again finds the same frames;
+//! 2. the difference of the two manifests (`entries.rs`), from which [`Changes`] rebuilds the new one (`rebuild.rs`), so that its
+//!    signature can be checked before anything else is done. Only [`ArchiveInfo::frames`] stays behind: packing the installed tree
+//!    again gives the same frames;
 //! 3. patches (`texts.rs`), and at the end the list of them (`groups.rs`). What both ends of a changed small file share with its old
 //!    version is not in any patch; the middles of many make one patch against the middles of their old versions. A large file is cut
 //!    into parts, each told by copies out of the neighbourhood of the same place in its old version (`copies.rs`).
@@ -20,8 +20,6 @@ mod copies;
 mod entries;
 #[cfg(any(test, fuzzing))]
 pub mod forge;
-#[cfg(test)]
-mod forge_tests;
 mod format;
 mod groups;
 mod make;
@@ -30,15 +28,13 @@ mod relatives;
 mod source;
 mod texts;
 
-pub use apply::{Delta, From, GroupReader};
-pub use format::base_of;
+pub use apply::{ContentOrigin, Delta, GroupReader};
+pub use format::endpoints;
 pub use make::{DeltaReport, make};
+pub use rebuild::Changes;
 pub use source::Source;
 
-use std::fs::File;
-
-use super::ReleaseError;
-use crate::model::Manifest;
+use crate::{ArchiveError, ArchiveInfo, Digest, Entry, FileError};
 
 /// The file name's ending, as `.tar.zst` is that of an archive.
 pub const SUFFIX: &str = ".delta";
@@ -62,14 +58,6 @@ const REFERENCE: u64 = 24 << 20;
 /// How many bytes around what changed in the old version of a small file help to compress what it became.
 const CONTEXT: u64 = 256;
 
-/// The new manifest that `delta` leads to from `old`: complete but for `archive.frames`, which are empty. Its entries are those of
-/// its tree digest; whether its signature is right, the caller has to ask.
-pub fn manifest(delta: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
-    let outline = format::Outline::read(delta)?;
-    outline.starts_from(&old)?;
-    rebuild::manifest(delta, &outline, old)
-}
-
 /// The most memory that making or applying a delta takes with `threads` threads, in bytes, for what depends on contents; manifests
 /// come on top, with about 300 bytes for each entry of both.
 pub fn memory(threads: usize) -> u64 {
@@ -79,8 +67,57 @@ pub fn memory(threads: usize) -> u64 {
     threads as u64 * each
 }
 
-fn refused(why: impl Into<String>) -> ReleaseError {
-    ReleaseError::Delta { why: why.into() }
+/// A release at one end of a delta.
+#[derive(Debug, Clone)]
+pub struct Endpoint<'a> {
+    /// The id of the release, as text; this crate only compares it.
+    pub id: String,
+    /// The digest of its tree.
+    pub tree: Digest,
+    /// The frames of its archive; read only where the files come from the archive.
+    pub archive: &'a ArchiveInfo,
+    /// Its entries, sorted by path.
+    pub entries: &'a [Entry],
+    /// The other fields of its manifest, in any serialisation that both ends agree on. [`make`] puts them into the delta, compressed
+    /// against those of the old release; [`Delta::open`] does not use them.
+    pub head: Vec<u8>,
+}
+
+/// The reasons why a delta cannot be made or applied.
+#[derive(Debug, thiserror::Error)]
+pub enum DeltaError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An archive or a compressed section was refused or could not be written.
+    #[error("the release archive cannot be {doing}")]
+    Archive {
+        /// `written` or `accepted`.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: ArchiveError,
+    },
+    /// The delta itself is not acceptable.
+    #[error("the delta is refused: {why}")]
+    Refused {
+        /// The cause, with "it" for the delta.
+        why: String,
+    },
+    /// A file of an installed release differs from its manifest entry, and the delta needs that file.
+    #[error(
+        "the installed {path:?} of release {release} is not what its manifest says; fetch the whole archive of the new release instead of a delta"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// The id of the release that the file belongs to.
+        release: String,
+    },
+}
+
+fn refused(why: impl Into<String>) -> DeltaError {
+    DeltaError::Refused { why: why.into() }
 }
 
 #[cfg(test)]

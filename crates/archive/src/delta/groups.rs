@@ -2,11 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTEXT, PART, REFERENCE, TOLD, entries::Contents, refused};
-use crate::{
-    model::{Entry, EntryKind, bounded},
-    release::ReleaseError,
-};
+use super::{CONTEXT, DeltaError, PART, REFERENCE, TOLD, entries::Contents, refused};
+use crate::{Entry, EntryKind, bounded};
 
 /// The new files whose content comes from patches: those with content that the old release does not have, the first one where
 /// several have the same. Both sides find the same list.
@@ -20,7 +17,7 @@ pub(super) struct Wanted {
 impl Wanted {
     /// `there` says which new entries the old list has as they are. Refuses two sizes for the same content: what is copied is only held
     /// to its digest.
-    pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, ReleaseError> {
+    pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, DeltaError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);
         for ((index, entry), _) in changed {
@@ -134,7 +131,7 @@ pub(super) fn find(entries: &[Entry], path: &str) -> Option<usize> {
 }
 
 /// The list as it stands in a delta.
-pub(super) fn encode(groups: &[Group]) -> Result<Vec<u8>, ReleaseError> {
+pub(super) fn encode(groups: &[Group]) -> Result<Vec<u8>, DeltaError> {
     postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
 }
 
@@ -147,7 +144,7 @@ pub(super) fn decode(
     wanted: &Wanted,
     mut at: u64,
     bytes: u64,
-) -> Result<Vec<Resolved>, ReleaseError> {
+) -> Result<Vec<Resolved>, DeltaError> {
     let contradiction = || refused("its list of patches contradicts itself");
     let unreadable = |e: postcard::Error| refused(format!("its list of patches cannot be read: {e}"));
     let (count, mut list) = postcard::take_from_bytes::<u64>(list).map_err(unreadable)?;

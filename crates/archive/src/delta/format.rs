@@ -2,14 +2,12 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use larder_archive as archive;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::refused;
+use super::{DeltaError, Endpoint, refused};
 use crate::{
-    host::files::FileError,
-    model::{Digest, Manifest, ReleaseId},
-    release::ReleaseError,
+    ArchiveError, Digest, FileError,
+    patch::{self, unpack},
 };
 
 /// The first bytes of every delta.
@@ -43,9 +41,9 @@ pub(super) struct Section {
 /// See the module. Its own size does not depend on the sizes in it, so the patches can be written before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outline {
-    pub base: ReleaseId,
+    pub base: String,
     pub base_tree: [u8; 32],
-    pub target: ReleaseId,
+    pub target: String,
     pub target_tree: [u8; 32],
     /// Changed entries and the manifest's other fields, packed with the old fields as reference.
     pub columns: Section,
@@ -63,15 +61,15 @@ pub(super) struct Outline {
 
 impl Outline {
     /// The outline of a delta that has no patches yet.
-    pub fn new(old: &Manifest, new: &Manifest, columns: Section, digests: Section) -> Outline {
-        let (base, base_tree) = (old.release, *old.tree.as_bytes());
-        let (target, target_tree) = (new.release, *new.tree.as_bytes());
+    pub fn new(old: &Endpoint<'_>, new: &Endpoint<'_>, columns: Section, digests: Section) -> Outline {
+        let (base, base_tree) = (old.id.clone(), *old.tree.as_bytes());
+        let (target, target_tree) = (new.id.clone(), *new.tree.as_bytes());
         let groups = Section { bytes: 0, raw: 0, digest: [0; 32] };
         Outline { base, base_tree, target, target_tree, columns, digests, patches: 0, groups, start: 0 }
     }
 
     /// What stands at the start of the file.
-    pub fn bytes(&self) -> Result<Vec<u8>, ReleaseError> {
+    pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let outline = postcard::to_stdvec(self).map_err(|e| refused(e.to_string()))?;
         let length = u32::try_from(outline.len()).unwrap_or(u32::MAX);
         let mut bytes = MAGIC.to_vec();
@@ -83,7 +81,7 @@ impl Outline {
     }
 
     /// Reads and checks it, and that the file has exactly the size that it says.
-    pub fn read(file: &File) -> Result<Outline, ReleaseError> {
+    pub fn read(file: &File) -> Result<Outline, DeltaError> {
         let outline = Outline::begin(file)?;
         let found = file.metadata().map_err(|e| failed("look at", e))?.len();
         let expected = outline.end().ok_or_else(|| refused("its sizes are absurd"))?;
@@ -95,7 +93,7 @@ impl Outline {
     }
 
     /// The same of a file whose end may still be missing.
-    fn begin(file: &File) -> Result<Outline, ReleaseError> {
+    fn begin(file: &File) -> Result<Outline, DeltaError> {
         let head = read(file, 0, HEAD)?;
         let (magic, head) = head.split_at_checked(8).unwrap_or_default();
         if magic != MAGIC {
@@ -121,11 +119,11 @@ impl Outline {
     }
 
     /// Refuses a base that is not `old`.
-    pub fn starts_from(&self, old: &Manifest) -> Result<(), ReleaseError> {
-        if (self.base, &self.base_tree) == (old.release, old.tree.as_bytes()) {
+    pub fn starts_from(&self, id: &str, tree: &Digest) -> Result<(), DeltaError> {
+        if (self.base.as_str(), &self.base_tree) == (id, tree.as_bytes()) {
             return Ok(());
         }
-        Err(refused(format!("it starts from release {}, not from {}", self.base, old.release)))
+        Err(refused(format!("it starts from release {}, not from {}", self.base, id)))
     }
 
     /// Where the patches begin.
@@ -139,29 +137,29 @@ impl Outline {
     }
 
     /// The changed entries, unpacked.
-    pub fn read_columns(&self, file: &File, reference: &[u8]) -> Result<Vec<u8>, ReleaseError> {
+    pub fn read_columns(&self, file: &File, reference: &[u8]) -> Result<Vec<u8>, DeltaError> {
         packed_section(file, self.start, &self.columns, reference, "entries")
     }
 
     /// The digests of changed files.
-    pub fn read_digests(&self, file: &File) -> Result<Vec<u8>, ReleaseError> {
+    pub fn read_digests(&self, file: &File) -> Result<Vec<u8>, DeltaError> {
         section(file, self.start.saturating_add(self.columns.bytes), &self.digests, "digests")
     }
 
     /// The list of groups, unpacked.
-    pub fn read_groups(&self, file: &File) -> Result<Vec<u8>, ReleaseError> {
+    pub fn read_groups(&self, file: &File) -> Result<Vec<u8>, DeltaError> {
         packed_section(file, self.patches_at().saturating_add(self.patches), &self.groups, &[], "groups")
     }
 }
 
 /// Between which releases a delta leads: from where, and to where. Of a file that is still being transferred, its first bytes are
 /// enough.
-pub fn base_of(delta: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
+pub fn endpoints(delta: &File) -> Result<(String, String), DeltaError> {
     Outline::begin(delta).map(|outline| (outline.base, outline.target))
 }
 
 /// A packed section, and what the outline says of it.
-pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), ReleaseError> {
+pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), DeltaError> {
     // The most effort that costs hardly any time.
     let level = match raw.len() {
         0..=0x8000 => 19,
@@ -175,7 +173,7 @@ pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section),
     let mut both = reference.to_vec();
     both.extend_from_slice(&raw);
     drop(raw);
-    let packed = archive::pack(&both, reference.len(), level).map_err(written)?;
+    let packed = patch::pack(&both, reference.len(), level).map_err(written)?;
     let section = Section { raw: text, ..plain(&packed) };
     Ok((packed, section))
 }
@@ -185,17 +183,17 @@ pub(super) fn plain(bytes: &[u8]) -> Section {
     Section { bytes: bytes.len() as u64, raw: bytes.len() as u64, digest: *Digest::of(bytes).as_bytes() }
 }
 
-fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], what: &str) -> Result<Vec<u8>, ReleaseError> {
+fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.raw > MAX_SECTION {
         return Err(refused(format!("its list of {what} is too long")));
     }
     let packed = self::section(file, at, section, what)?;
     let mut raw = Vec::new();
-    archive::unpack(reference, &packed, section.raw as usize, &mut raw).map_err(accepted)?;
+    unpack(reference, &packed, section.raw as usize, &mut raw).map_err(accepted)?;
     Ok(raw)
 }
 
-fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8>, ReleaseError> {
+fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.bytes > MAX_SECTION {
         return Err(refused(format!("its list of {what} is too long")));
     }
@@ -208,7 +206,7 @@ fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8
 }
 
 /// Reads exactly so many bytes. Memory is asked for once the file is known to have them.
-fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, ReleaseError> {
+fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
     let size = file.metadata().map_err(|e| failed("look at", e))?.len();
     if size.saturating_sub(at) < length as u64 {
         return Err(refused(format!("it is cut off: {size} bytes are there")));
@@ -219,7 +217,7 @@ fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, ReleaseError> {
 }
 
 /// Decodes a list; what follows it is an error.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, ReleaseError> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, DeltaError> {
     match postcard::take_from_bytes(bytes) {
         Ok((decoded, [])) => Ok(decoded),
         Ok(_) => Err(refused(format!("something follows its {what}"))),
@@ -228,14 +226,14 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T,
 }
 
 /// What the operating system said about the delta itself.
-pub(super) fn failed(doing: &'static str, source: std::io::Error) -> ReleaseError {
+pub(super) fn failed(doing: &'static str, source: std::io::Error) -> DeltaError {
     FileError::Io { doing, path: "the delta".into(), source }.into()
 }
 
-pub(super) fn accepted(source: archive::ArchiveError) -> ReleaseError {
-    ReleaseError::Archive { doing: "accepted", source }
+pub(super) fn accepted(source: ArchiveError) -> DeltaError {
+    DeltaError::Archive { doing: "accepted", source }
 }
 
-pub(super) fn written(source: archive::ArchiveError) -> ReleaseError {
-    ReleaseError::Archive { doing: "written", source }
+pub(super) fn written(source: ArchiveError) -> DeltaError {
+    DeltaError::Archive { doing: "written", source }
 }

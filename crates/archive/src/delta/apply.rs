@@ -2,27 +2,21 @@
 
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
-use larder_archive::{self as archive, ArchiveError, Sink};
-
 use super::{
-    Source, copies,
+    DeltaError, Endpoint, Source, copies,
     entries::{self, Contents},
     format::{self, Outline},
     groups::{self, Part, Resolved, Wanted},
     refused,
-    source::{Reader, Store, damaged},
+    source::{Reader, Store},
 };
-use crate::{
-    host::files::Confined,
-    model::{Digest, Entry, EntryKind, Manifest},
-    release::{ReleaseError, changes::compared},
-};
+use crate::{ArchiveError, Confined, Digest, Entry, EntryKind, Sink, compare::compared, patch::unpack};
 
 /// A delta whose outline and list of patches have been checked, beside the tree that it starts from.
 pub struct Delta<'a> {
     file: &'a File,
     new: &'a [Entry],
-    old: &'a Manifest,
+    old: &'a Endpoint<'a>,
     store: Store<'a>,
     known: Contents,
     wanted: Wanted,
@@ -31,7 +25,7 @@ pub struct Delta<'a> {
 
 /// Where the content of a file comes from that is not linked from the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum ContentOrigin {
     /// It has none.
     Nowhere,
     /// An old file, by index.
@@ -45,19 +39,19 @@ pub enum From {
 impl<'a> Delta<'a> {
     /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the manifest that
     /// [`super::manifest`] gave.
-    pub fn open(file: &'a File, old: &'a Manifest, base: &'a Confined, new: &'a Manifest) -> Result<Delta<'a>, ReleaseError> {
+    pub fn open(file: &'a File, old: &'a Endpoint<'a>, base: &'a Confined, new: &Endpoint<'a>) -> Result<Delta<'a>, DeltaError> {
         let outline = Outline::read(file)?;
-        outline.starts_from(old)?;
-        if (outline.target, &outline.target_tree) != (new.release, new.tree.as_bytes()) {
-            return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.release)));
+        outline.starts_from(&old.id, &old.tree)?;
+        if (outline.target.as_str(), &outline.target_tree) != (new.id.as_str(), new.tree.as_bytes()) {
+            return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.id)));
         }
-        let (_, there) = compared(&old.entries, &new.entries);
-        let known = entries::contents(&old.entries, &new.entries, &there);
-        let wanted = Wanted::of(&new.entries, &old.entries, &there, &known)?;
+        let (_, there) = compared(old.entries, new.entries);
+        let known = entries::contents(old.entries, new.entries, &there);
+        let wanted = Wanted::of(new.entries, old.entries, &there, &known)?;
         let list = outline.read_groups(file)?;
-        let groups = groups::decode(&list, &old.entries, &new.entries, &wanted, outline.patches_at(), outline.patches)?;
+        let groups = groups::decode(&list, old.entries, new.entries, &wanted, outline.patches_at(), outline.patches)?;
         let store = Store::open(Source::Tree(base), old, &[], 1)?;
-        Ok(Delta { file, new: &new.entries, old, store, known, wanted, groups })
+        Ok(Delta { file, new: new.entries, old, store, known, wanted, groups })
     }
 
     /// The groups, the largest first, so that threads that share them end at about the same time.
@@ -70,18 +64,18 @@ impl<'a> Delta<'a> {
     }
 
     /// Where the content of the new entry with this index comes from.
-    pub fn origin(&self, index: usize) -> From {
+    pub fn origin(&self, index: usize) -> ContentOrigin {
         match self.new.get(index) {
             Some(Entry { path, kind: EntryKind::File { size: 1.., digest, .. } }) => {
                 match (self.known.get(digest), self.wanted.by_digest.get(digest)) {
-                    (Some(old), _) => From::Old(*old),
-                    (None, Some(first)) if *first != index => From::New(*first),
-                    (None, Some(_)) => From::Patch,
+                    (Some(old), _) => ContentOrigin::Old(*old),
+                    (None, Some(first)) if *first != index => ContentOrigin::New(*first),
+                    (None, Some(_)) => ContentOrigin::Patch,
                     // The old release has this very entry.
-                    (None, None) => groups::find(&self.old.entries, path).map_or(From::Patch, From::Old),
+                    (None, None) => groups::find(self.old.entries, path).map_or(ContentOrigin::Patch, ContentOrigin::Old),
                 }
             }
-            _ => From::Nowhere,
+            _ => ContentOrigin::Nowhere,
         }
     }
 
@@ -97,14 +91,14 @@ impl<'a> Delta<'a> {
     }
 
     /// Gives the files of one group to `sink`, each held to its digest.
-    pub fn read(&self, group: usize, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    pub fn read(&self, group: usize, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let Some(group) = self.groups.get(group) else { return Err(refused("there is no such group")) };
         let done = match group.members.as_slice() {
             [file] => self.one(file, group, reader, sink),
             _ => self.many(group, reader, sink),
         };
         // The delta cannot be blamed for what its base lost.
-        if let Err(ReleaseError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
+        if let Err(DeltaError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
             for (index, _) in group.members.iter().filter_map(|file| file.base) {
                 reader.old.open(index)?.verify(&mut reader.buffer)?;
             }
@@ -112,7 +106,7 @@ impl<'a> Delta<'a> {
         done
     }
 
-    fn many(&self, group: &Resolved, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    fn many(&self, group: &Resolved, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let Some(part) = group.parts.first() else { return Err(refused("a group has no patch")) };
         reader.reference.clear();
         for file in &group.members {
@@ -137,7 +131,7 @@ impl<'a> Delta<'a> {
         group: &Resolved,
         reader: &mut GroupReader<'_>,
         sink: &mut impl Sink,
-    ) -> Result<(), ReleaseError> {
+    ) -> Result<(), DeltaError> {
         if group.parts.len() > 1 {
             return self.write(file, reader, sink, |_, give| self.ahead(file, group, give));
         }
@@ -153,8 +147,8 @@ impl<'a> Delta<'a> {
         &self,
         file: &groups::File,
         group: &Resolved,
-        give: &mut dyn FnMut(&[u8]) -> Result<(), ReleaseError>,
-    ) -> Result<(), ReleaseError> {
+        give: &mut dyn FnMut(&[u8]) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
         std::thread::scope(|scope| {
             let (send, texts) = mpsc::sync_channel(1);
             let (give_back, used) = mpsc::channel();
@@ -181,7 +175,7 @@ impl<'a> Delta<'a> {
     }
 
     /// Unpacks a part to `reader.text`.
-    fn part(&self, file: &groups::File, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), ReleaseError> {
+    fn part(&self, file: &groups::File, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), DeltaError> {
         reader.reference.clear();
         if let (Some((index, _)), 1..) = (file.base, part.reference) {
             reader.old.open(index)?.append(part.from, part.reference, &mut reader.reference)?;
@@ -195,8 +189,8 @@ impl<'a> Delta<'a> {
         file: &groups::File,
         reader: &mut GroupReader<'r>,
         sink: &mut impl Sink,
-        middle: impl FnOnce(&mut GroupReader<'r>, &mut dyn FnMut(&[u8]) -> Result<(), ReleaseError>) -> Result<(), ReleaseError>,
-    ) -> Result<(), ReleaseError> {
+        middle: impl FnOnce(&mut GroupReader<'r>, &mut dyn FnMut(&[u8]) -> Result<(), DeltaError>) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
         let Some(entry) = self.new.get(file.entry) else { return Err(refused("it names a file that no manifest has")) };
         let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
         if !sink.begin(file.entry, entry).map_err(format::accepted)? {
@@ -223,7 +217,7 @@ impl<'a> Delta<'a> {
     }
 
     /// Decompresses a patch with `reader.reference` to `reader.text`.
-    fn unpack(&self, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), ReleaseError> {
+    fn unpack(&self, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), DeltaError> {
         reader.packed.resize(part.packed as usize, 0);
         self.file.read_exact_at(&mut reader.packed, at).map_err(|e| format::failed("read", e))?;
         if *Digest::of(&reader.packed).as_bytes() != part.digest {
@@ -231,16 +225,11 @@ impl<'a> Delta<'a> {
         }
         let GroupReader { reference, packed, told, text, .. } = reader;
         if part.told == 0 {
-            return archive::unpack(reference, packed, part.raw as usize, text).map_err(format::accepted);
+            return unpack(reference, packed, part.raw as usize, text).map_err(format::accepted);
         }
-        archive::unpack(&[], packed, part.told as usize, told).map_err(format::accepted)?;
+        unpack(&[], packed, part.told as usize, told).map_err(format::accepted)?;
         let wrong = || format::accepted(ArchiveError::Patch { why: "it tells something else than it says" });
         copies::copy(reference, told, part.raw as usize, text).ok_or_else(wrong)
-    }
-
-    /// What is to be said of an old file that is not as it should be.
-    pub fn damaged(&self, entry: &Entry) -> ReleaseError {
-        damaged(self.old.release, entry)
     }
 }
 
@@ -256,7 +245,7 @@ pub struct GroupReader<'a> {
 
 impl GroupReader<'_> {
     /// Gives the old file with this index to `sink` as the new `entry`.
-    pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
+    pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
         let content = self.old.open(old)?;
         if !sink.begin(index, entry).map_err(format::accepted)? {

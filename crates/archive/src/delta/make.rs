@@ -2,11 +2,10 @@
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
-use larder_archive::pool;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GROUP, PART, SMALL, Source, entries,
+    DeltaError, Endpoint, GROUP, PART, SMALL, Source, entries,
     format::{self, Outline},
     groups::{self, Group, Member, Wanted},
     relatives,
@@ -14,8 +13,8 @@ use super::{
     texts::{Pair, Patch, Worker},
 };
 use crate::{
-    model::Manifest,
-    release::{ReleaseError, both, changes::compared},
+    compare::compared,
+    pool::{self, both},
 };
 
 /// What came out.
@@ -34,16 +33,16 @@ pub struct DeltaReport {
 /// Writes what turns `old` into `new` to `out`, from its first byte; `out` is empty or overwritten. Every file that is read is held to
 /// its manifest's digest. The bytes depend on nothing but both releases: not on `threads`, and not on where their files are.
 pub fn make(
-    old: &Manifest,
+    old: &Endpoint<'_>,
     old_files: Source<'_>,
-    new: &Manifest,
+    new: &Endpoint<'_>,
     new_files: Source<'_>,
     out: &File,
     threads: usize,
-) -> Result<DeltaReport, ReleaseError> {
-    let (gone, there) = compared(&old.entries, &new.entries);
-    let known = entries::contents(&old.entries, &new.entries, &there);
-    let wanted = Wanted::of(&new.entries, &old.entries, &there, &known)?;
+) -> Result<DeltaReport, DeltaError> {
+    let (gone, there) = compared(old.entries, new.entries);
+    let known = entries::contents(old.entries, new.entries, &there);
+    let wanted = Wanted::of(new.entries, old.entries, &there, &known)?;
     let (sections, pairs) = both(|| entries::encode(old, new, &known), || pairs(old, new, &gone, &wanted));
     let [(columns, of_columns), (digests, of_digests)] = sections?;
     let mut outline = Outline::new(old, new, of_columns, of_digests);
@@ -114,8 +113,8 @@ pub fn make(
     Ok(DeltaReport { bytes, manifest: first, files: wanted.entries.len() as u64, content })
 }
 
-fn pairs(old: &Manifest, new: &Manifest, gone: &[usize], wanted: &Wanted) -> Vec<Pair> {
-    let bases = relatives::of(&old.entries, &new.entries, gone, &wanted.entries);
+fn pairs(old: &Endpoint<'_>, new: &Endpoint<'_>, gone: &[usize], wanted: &Wanted) -> Vec<Pair> {
+    let bases = relatives::of(old.entries, new.entries, gone, &wanted.entries);
     let mut pairs = Vec::with_capacity(wanted.entries.len());
     for (place, (entry, base)) in wanted.entries.iter().zip(bases).enumerate() {
         let size = groups::size(new.entries.get(*entry)).unwrap_or(0);
@@ -176,11 +175,11 @@ enum Made {
 }
 
 /// The members as the list has them.
-fn members(old: &Manifest, new: &Manifest, pairs: &[Pair]) -> Vec<Member> {
+fn members(old: &Endpoint<'_>, new: &Endpoint<'_>, pairs: &[Pair]) -> Vec<Member> {
     let mut next = 0;
     let mut members = Vec::with_capacity(pairs.len());
     for Pair { place, file } in pairs {
-        let path = |manifest: &Manifest, index: usize| manifest.entries.get(index).map(|entry| entry.path.clone());
+        let path = |release: &Endpoint<'_>, index: usize| release.entries.get(index).map(|entry| entry.path.clone());
         let base = match file.base {
             None => 0,
             Some((index, _)) if path(old, index) == path(new, file.entry) => 1,

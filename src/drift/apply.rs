@@ -13,10 +13,11 @@ use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Drifted, Kept, Places, ReleaseError, Thing, Way, look::hash, save::text, whole};
+use super::{DriftPaths, Drifted, SavedAs, TreeEntry, look::hash, save::text, whole};
 use crate::{
     host::files::{Confined, Cursor, FileError},
     model::{ArchiveInfo, Entry},
+    release::{Answer, ChangeKind, ReleaseError},
 };
 
 /// The job. Descriptors: 5 the text, and 6 the archive, if there is one.
@@ -45,7 +46,7 @@ pub enum Applied {
 }
 
 /// Does the job.
-pub fn work(job: &ApplyJob, places: &Places, text: &File, archive: Option<&File>) -> Answer<Applied> {
+pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> Answer<Applied> {
     apply(job, places, text, archive).into()
 }
 
@@ -53,16 +54,16 @@ pub fn work(job: &ApplyJob, places: &Places, text: &File, archive: Option<&File>
 enum Move {
     There,
     Remove,
-    Make(Thing),
+    Make(TreeEntry),
     Write(String, bool),
     Mode(bool),
     Whole,
 }
 
-fn apply(job: &ApplyJob, places: &Places, diffs: &File, archive: Option<&File>) -> Result<Applied, ReleaseError> {
+fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&File>) -> Result<Applied, ReleaseError> {
     let app = Confined::open(&places.app)?;
     let (mut moves, mut conflicts, mut merged) = (Vec::new(), Vec::new(), Vec::new());
-    for change in job.changes.iter().filter(|change| change.noise.is_none() && change.kept != Kept::No) {
+    for change in job.changes.iter().filter(|change| change.noise.is_none() && change.kept != SavedAs::No) {
         match decide(&app, change, diffs) {
             Ok((one, was_merged)) => {
                 if was_merged {
@@ -88,7 +89,7 @@ fn apply(job: &ApplyJob, places: &Places, diffs: &File, archive: Option<&File>) 
 }
 
 /// What is at a path now.
-fn current(app: &Confined, path: &str) -> Result<Option<Thing>, String> {
+fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
     let mut cursor = app.cursor();
     let stat = match cursor.stat(path) {
         Ok(stat) => stat,
@@ -104,15 +105,15 @@ fn current(app: &Confined, path: &str) -> Result<Option<Thing>, String> {
         Err(error) => return Err(error.to_string()),
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Ok(Some(Thing::Dir)),
+        FileType::Directory => Ok(Some(TreeEntry::Dir)),
         FileType::RegularFile => {
             let size = u64::try_from(stat.st_size).unwrap_or_default();
             let (size, digest) = hash(&mut cursor, path.as_ref(), size).map_err(|error| error.to_string())?;
-            Ok(Some(Thing::File { size, digest, executable: stat.st_mode & 0o100 != 0 }))
+            Ok(Some(TreeEntry::File { size, digest, executable: stat.st_mode & 0o100 != 0 }))
         }
         FileType::Symlink => {
             let target = cursor.read_link(path).map_err(|error| error.to_string())?;
-            Ok(Some(Thing::Link { target: target.to_string_lossy().into_owned() }))
+            Ok(Some(TreeEntry::Link { target: target.to_string_lossy().into_owned() }))
         }
         _ => Err(String::from("it is no file in this release")),
     }
@@ -129,9 +130,9 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
     }
     let clean = match (&change.now, change.kept) {
         (None, _) => Move::Remove,
-        (Some(Thing::File { executable, digest, .. }), Kept::Text { .. }) => {
+        (Some(TreeEntry::File { executable, digest, .. }), SavedAs::Text { .. }) => {
             let base = match &change.was {
-                Some(Thing::File { size, digest, .. }) => {
+                Some(TreeEntry::File { size, digest, .. }) => {
                     text(app, &change.path, *size, digest).ok_or("it is no text in this release")?
                 }
                 _ => String::new(),
@@ -142,32 +143,32 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
             }
             Move::Write(new, *executable)
         }
-        (Some(Thing::File { .. }), Kept::Whole) => Move::Whole,
-        (Some(Thing::File { executable, .. }), _) => Move::Mode(*executable),
+        (Some(TreeEntry::File { .. }), SavedAs::Whole) => Move::Whole,
+        (Some(TreeEntry::File { executable, .. }), _) => Move::Mode(*executable),
         (Some(thing), _) => Move::Make(thing.clone()),
     };
     Ok((clean, false))
 }
 
 /// The release has something else there than the one that the patch was made on.
-fn merge(app: &Confined, change: &Drifted, current: Option<&Thing>, diffs: &File) -> Result<Move, String> {
-    let now_executable = |was: &Option<Thing>, now: bool, current: bool| match was {
-        Some(Thing::File { executable, .. }) if *executable == now => current,
+fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &File) -> Result<Move, String> {
+    let now_executable = |was: &Option<TreeEntry>, now: bool, current: bool| match was {
+        Some(TreeEntry::File { executable, .. }) if *executable == now => current,
         _ => now,
     };
     match (current, &change.was, &change.now) {
         (
-            Some(Thing::File { size, digest, executable: current }),
-            Some(Thing::File { digest: was, .. }),
-            Some(Thing::File { executable, digest: now, .. }),
+            Some(TreeEntry::File { size, digest, executable: current }),
+            Some(TreeEntry::File { digest: was, .. }),
+            Some(TreeEntry::File { executable, digest: now, .. }),
         ) => {
             let executable = now_executable(&change.was, *executable, *current);
             match change.kept {
                 // Only the mode was changed, or only the mode differs from what it was changed from.
-                Kept::Listed => Ok(Move::Mode(executable)),
+                SavedAs::Listed => Ok(Move::Mode(executable)),
                 _ if digest == now => Ok(Move::Mode(executable)),
-                Kept::Whole if digest == was => Ok(Move::Whole),
-                Kept::Text { .. } => {
+                SavedAs::Whole if digest == was => Ok(Move::Whole),
+                SavedAs::Text { .. } => {
                     let base = text(app, &change.path, *size, digest).ok_or("it is no text in this release")?;
                     patched(&base, change, diffs).map(|new| Move::Write(new, executable))
                 }
@@ -182,7 +183,7 @@ fn merge(app: &Confined, change: &Drifted, current: Option<&Thing>, diffs: &File
 }
 
 fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String> {
-    let Kept::Text { at, length } = change.kept else { return Err(String::from("the patch has no text for it")) };
+    let SavedAs::Text { at, length } = change.kept else { return Err(String::from("the patch has no text for it")) };
     let length = usize::try_from(length).ok().filter(|length| *length <= 8 << 20).ok_or("the patch is damaged")?;
     let mut bytes = vec![0; length];
     diffs.read_exact_at(&mut bytes, at).map_err(|error| format!("the patch cannot be read: {error}"))?;
@@ -199,10 +200,10 @@ fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseErro
         if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
             continue;
         }
-        if change.was == Some(Thing::Dir) {
+        if change.was == Some(TreeEntry::Dir) {
             // The release may have put something new into it; then it stays.
             let removed = cursor.remove_dir(&change.path);
-            if change.change != Way::Removed {
+            if change.change != ChangeKind::Removed {
                 removed?;
             }
         } else {
@@ -215,7 +216,7 @@ fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseErro
         }
         match one {
             Move::There | Move::Remove | Move::Whole => {}
-            Move::Make(Thing::Link { target }) => cursor.symlink(target, &change.path)?,
+            Move::Make(TreeEntry::Link { target }) => cursor.symlink(target, &change.path)?,
             Move::Make(_) => cursor.create_dir(&change.path, 0o755)?,
             Move::Write(text, executable) => {
                 let mut file = cursor.create(&change.path, mode(*executable))?;

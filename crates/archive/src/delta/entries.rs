@@ -5,13 +5,11 @@ use std::{cmp::Ordering, collections::HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    DeltaError, Endpoint,
     format::{self, Section},
     refused,
 };
-use crate::{
-    model::{Digest, Entry, EntryKind, Manifest, bounded},
-    release::ReleaseError,
-};
+use crate::{Digest, Entry, EntryKind, bounded};
 
 /// What happens to the entry that the old list has here, or comes before it.
 pub(super) const REMOVE: u8 = 0;
@@ -54,11 +52,6 @@ pub(super) struct Columns {
     pub targets: Vec<String>,
 }
 
-/// The fields of a manifest without what is told in other ways.
-pub(super) fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
-    serde_json::to_vec(&manifest.without_entries()).map_err(|e| refused(e.to_string()))
-}
-
 /// Indices of entries by what they hold.
 pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
 
@@ -81,8 +74,8 @@ pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents
 }
 
 /// Both sections with the difference: columns and digests.
-pub(super) fn encode(old: &Manifest, new: &Manifest, known: &Contents) -> Result<[(Vec<u8>, Section); 2], ReleaseError> {
-    let mut columns = Columns { head: head(new)?, ..Columns::default() };
+pub(super) fn encode(old: &Endpoint<'_>, new: &Endpoint<'_>, known: &Contents) -> Result<[(Vec<u8>, Section); 2], DeltaError> {
+    let mut columns = Columns { head: new.head.clone(), ..Columns::default() };
     let mut digests = Vec::new();
     let (mut at, mut skip) = (0usize, 0u32);
     let (mut entries, mut before) = (new.entries.iter().peekable(), "");
@@ -123,7 +116,7 @@ pub(super) fn encode(old: &Manifest, new: &Manifest, known: &Contents) -> Result
     }
     let raw = postcard::to_stdvec(&columns).map_err(|e| refused(e.to_string()))?;
     let of_digests = format::plain(&digests);
-    Ok([format::pack(raw, &head(old)?)?, (digests, of_digests)])
+    Ok([format::pack(raw, &old.head)?, (digests, of_digests)])
 }
 
 /// How many bytes two paths have in common at their start; whole characters.

@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 pub use apply::{Applied, ApplyJob, work as apply_work};
 pub use noise::Rules;
 pub use patches::Patch;
-pub use server::{Place, apply, look, save, verify_tree};
+pub use server::{DriftTarget, apply, look, save, verify_tree};
 
-use super::{Answer, ReleaseError, Way, store, verify};
 use crate::{
     host::files::Confined,
     model::{ArchiveInfo, Digest, Entry, EntryKind},
+    release::{Answer, ChangeKind, ReleaseError, store, verify},
 };
 
 /// The most changes that are listed; what is beyond is counted.
@@ -35,7 +35,7 @@ const MOST: usize = 5000;
 /// What is at a path, in a form that travels between our own processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Thing {
+pub enum TreeEntry {
     /// A directory.
     Dir,
     /// A regular file.
@@ -54,30 +54,34 @@ pub enum Thing {
     },
 }
 
-impl From<&EntryKind> for Thing {
-    fn from(kind: &EntryKind) -> Thing {
+impl From<&EntryKind> for TreeEntry {
+    fn from(kind: &EntryKind) -> TreeEntry {
         match kind {
-            EntryKind::Dir => Thing::Dir,
-            EntryKind::File { size, digest, executable } => Thing::File { size: *size, digest: *digest, executable: *executable },
-            EntryKind::Link { target } => Thing::Link { target: target.clone() },
+            EntryKind::Dir => TreeEntry::Dir,
+            EntryKind::File { size, digest, executable } => {
+                TreeEntry::File { size: *size, digest: *digest, executable: *executable }
+            }
+            EntryKind::Link { target } => TreeEntry::Link { target: target.clone() },
         }
     }
 }
 
-impl From<&Thing> for EntryKind {
-    fn from(thing: &Thing) -> EntryKind {
+impl From<&TreeEntry> for EntryKind {
+    fn from(thing: &TreeEntry) -> EntryKind {
         match thing {
-            Thing::Dir => EntryKind::Dir,
-            Thing::File { size, digest, executable } => EntryKind::File { size: *size, digest: *digest, executable: *executable },
-            Thing::Link { target } => EntryKind::Link { target: target.clone() },
+            TreeEntry::Dir => EntryKind::Dir,
+            TreeEntry::File { size, digest, executable } => {
+                EntryKind::File { size: *size, digest: *digest, executable: *executable }
+            }
+            TreeEntry::Link { target } => EntryKind::Link { target: target.clone() },
         }
     }
 }
 
-impl Thing {
+impl TreeEntry {
     /// The size of a file.
     pub fn size(&self) -> Option<u64> {
-        if let Thing::File { size, .. } = self { Some(*size) } else { None }
+        if let TreeEntry::File { size, .. } = self { Some(*size) } else { None }
     }
 }
 
@@ -87,23 +91,23 @@ pub struct Drifted {
     /// Its path in `/app`.
     pub path: String,
     /// What became of it.
-    pub change: Way,
+    pub change: ChangeKind,
     /// What the release has there.
-    pub was: Option<Thing>,
+    pub was: Option<TreeEntry>,
     /// What is there now; nothing as well where it is no file, directory or link, see `odd`.
-    pub now: Option<Thing>,
+    pub now: Option<TreeEntry>,
     /// Why it can be listed but not kept: a socket, a file that cannot be read.
     pub odd: Option<String>,
     /// Why it is to be expected: a cache, a log, `drift.ignore`. Such changes are shown and otherwise left alone.
     pub noise: Option<String>,
     /// Where a patch keeps it.
-    pub kept: Kept,
+    pub kept: SavedAs,
 }
 
 /// Where the content of a change is in a patch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kept {
+pub enum SavedAs {
     /// Nowhere: it was not asked for, or cannot be had.
     #[default]
     No,
@@ -161,7 +165,7 @@ pub enum LookJob {
 }
 
 /// A path, and what is there.
-pub type Known = (String, Option<Thing>);
+pub type Known = (String, Option<TreeEntry>);
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +178,7 @@ pub enum LookReport {
 
 /// Where the worker finds things.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct DriftPaths {
     /// The live tree.
     pub app: PathBuf,
     /// The scratch layer, where `app` is an overlay with one.
@@ -183,12 +187,12 @@ pub struct Places {
     pub tree: PathBuf,
 }
 
-impl Places {
+impl DriftPaths {
     /// From `LARDER_APP`, `LARDER_UPPER`, `LARDER_TREE`; with `LARDER_LOWER` there is no overlay.
-    pub fn from_environment() -> Places {
+    pub fn from_environment() -> DriftPaths {
         let place = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let overlay = place("LARDER_LOWER").is_none();
-        Places {
+        DriftPaths {
             app: place("LARDER_APP").unwrap_or_else(|| PathBuf::from("/app")),
             upper: place("LARDER_UPPER").filter(|_| overlay),
             tree: place("LARDER_TREE").unwrap_or_else(|| PathBuf::from("/deploy")),
@@ -197,7 +201,7 @@ impl Places {
 }
 
 /// Does the work of a look.
-pub fn look_work(job: &LookJob, places: &Places, manifest: &File, save: Option<(&File, &File)>) -> Answer<LookReport> {
+pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Option<(&File, &File)>) -> Answer<LookReport> {
     let done = || -> Result<LookReport, ReleaseError> {
         let manifest = store::parse_known(manifest, std::path::Path::new("the manifest"))?;
         match job {
@@ -211,7 +215,7 @@ pub fn look_work(job: &LookJob, places: &Places, manifest: &File, save: Option<(
                 let upper = places.upper.as_deref().map(Confined::open).transpose()?;
                 let rules = noise::Rules::new(data, ignore)?;
                 let mut drift = look::look(&app, upper.as_ref(), &manifest.entries, &rules)?;
-                let known: std::collections::HashMap<&str, &Option<Thing>> =
+                let known: std::collections::HashMap<&str, &Option<TreeEntry>> =
                     known.iter().map(|(path, thing)| (path.as_str(), thing)).collect();
                 for change in drift.changes.iter_mut().filter(|change| change.noise.is_none()) {
                     if known.get(change.path.as_str()) == Some(&&change.now) {
@@ -232,8 +236,8 @@ pub fn look_work(job: &LookJob, places: &Places, manifest: &File, save: Option<(
 /// The entries of the archive of whole files, with the directories above them.
 fn whole(changes: &[Drifted]) -> Vec<Entry> {
     let mut all = std::collections::BTreeMap::new();
-    for change in changes.iter().filter(|change| change.kept == Kept::Whole) {
-        if let Some(file @ Thing::File { .. }) = &change.now {
+    for change in changes.iter().filter(|change| change.kept == SavedAs::Whole) {
+        if let Some(file @ TreeEntry::File { .. }) = &change.now {
             for (at, _) in change.path.match_indices('/') {
                 all.insert(change.path.get(..at).unwrap_or_default().to_owned(), EntryKind::Dir);
             }

@@ -2,11 +2,11 @@
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
-use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, ReleaseError, patches::Patches, store};
+use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, patches::Patches};
 use crate::{
     host::{files::FileError, launch::Stdio},
     model::{Launch, LimitClass, ReleaseId, Role, Slot, Supervision, UserName},
-    release::{Context, error::Answer, index},
+    release::{Answer, Context, ReleaseError, index, store},
 };
 
 /// The largest report of a worker, in bytes.
@@ -14,7 +14,7 @@ const MAX_REPORT: usize = 16 << 20;
 
 /// What runs where.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct DriftTarget<'a> {
     /// Where and for whom.
     pub context: Context<'a>,
     /// The release.
@@ -30,7 +30,7 @@ pub struct Place<'a> {
 }
 
 /// Looks where the live tree differs from its release. Nobody may empty the slot meanwhile.
-pub async fn look(place: &Place<'_>) -> Result<Drift, ReleaseError> {
+pub async fn look(place: &DriftTarget<'_>) -> Result<Drift, ReleaseError> {
     let manifest = manifest(&place.context, place.release).await?;
     let job = job(place, false);
     match run(&place.context, Role::Drift, place.release, Some(place.slot), &job, vec![manifest.into()]).await? {
@@ -39,12 +39,12 @@ pub async fn look(place: &Place<'_>) -> Result<Drift, ReleaseError> {
     }
 }
 
-fn job(place: &Place<'_>, save: bool) -> LookJob {
+fn job(place: &DriftTarget<'_>, save: bool) -> LookJob {
     LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), known: place.known.clone(), save }
 }
 
 /// Keeps what differs as a patch; nothing where nothing that matters does. Also says what could not be kept, and what is there.
-pub async fn save(place: &Place<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
+pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let path = place.context.paths.manifest(place.release);
     let (new, manifest, about) = {
@@ -78,7 +78,7 @@ pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(V
 }
 
 /// Puts a patch onto a release in its slot, all of it or nothing.
-pub async fn apply(place: &Place<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
+pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
         let patch = patch.clone();

@@ -10,10 +10,11 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Drift, Drifted, ReleaseError};
+use super::{Drift, Drifted};
 use crate::{
     host::files::{FileError, create_new, open_regular, read_limited, rename_new, sync_dir, write_atomic},
     model::{ArchiveInfo, CommitId, Digest, ReleaseId, UserName},
+    release::ReleaseError,
 };
 
 /// The list.
@@ -220,17 +221,17 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::release::{Way, drift::Kept};
+    use crate::{drift::SavedAs, release::ChangeKind};
 
     fn drift(path: &str) -> Drift {
         let change = Drifted {
             path: path.to_owned(),
-            change: Way::Removed,
-            was: Some(super::super::Thing::Dir),
+            change: ChangeKind::Removed,
+            was: Some(super::super::TreeEntry::Dir),
             now: None,
             odd: None,
             noise: None,
-            kept: Kept::Listed,
+            kept: SavedAs::Listed,
         };
         let noise = Drifted { path: String::from("x.log"), noise: Some(String::from("a log")), ..change.clone() };
         Drift { changes: vec![change, noise], left_out: 0 }

@@ -1,0 +1,73 @@
+//! Deltas between releases: the conversion between manifests and the plain endpoints that `larder_archive::delta` works on.
+
+use std::fs::File;
+
+use larder_archive::delta::{self, Changes, DeltaError, Endpoint};
+
+use super::ReleaseError;
+use crate::model::{Manifest, ReleaseId};
+
+/// Returns a release as one end of a delta. The head is the manifest without entries and frames, as JSON.
+pub fn endpoint(manifest: &Manifest) -> Result<Endpoint<'_>, ReleaseError> {
+    Ok(Endpoint { head: head(manifest)?, ..plain_endpoint(manifest) })
+}
+
+/// Returns a release as one end of a delta that is applied; the head stays empty.
+pub(super) fn plain_endpoint(manifest: &Manifest) -> Endpoint<'_> {
+    let Manifest { release, tree, archive, entries, .. } = manifest;
+    Endpoint { id: release.to_string(), tree: *tree, archive, entries, head: Vec::new() }
+}
+
+fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
+    serde_json::to_vec(&manifest.without_entries()).map_err(|e| ReleaseError::delta(e.to_string()))
+}
+
+/// Returns the releases that a delta leads from and to. The first bytes of a file that is still being transferred are enough.
+pub fn endpoints(file: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
+    let (from, to) = delta::endpoints(file)?;
+    let id = |text: String| text.parse().map_err(|why| ReleaseError::delta(format!("its outline cannot be read: {why}")));
+    Ok((id(from)?, id(to)?))
+}
+
+/// Rebuilds the manifest that `file` leads to from `old`. The result is complete but for `archive.frames`, which is empty. Its entries
+/// have the tree digest that it names; the caller checks the signature.
+///
+/// # Errors
+///
+/// Refuses a delta that starts from another release, whose lists are damaged, or whose manifest this version cannot read.
+pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
+    let changes = Changes::read(file, &old.release.to_string(), &old.tree, &head(&old)?)?;
+    let mut manifest: Manifest =
+        serde_json::from_slice(changes.head()).map_err(|e| ReleaseError::delta(format!("its manifest cannot be read: {e}")))?;
+    if manifest.format != Manifest::FORMAT {
+        let (found, known) = (manifest.format, Manifest::FORMAT);
+        return Err(ReleaseError::delta(format!(
+            "its manifest has the format {found}, this larder reads {known}; update larder"
+        )));
+    }
+    if manifest.release.to_string() != changes.id() || manifest.tree != changes.tree() {
+        return Err(ReleaseError::delta("its manifest is of another release than its outline"));
+    }
+    if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
+        return Err(ReleaseError::delta("its manifest lists entries twice"));
+    }
+    manifest.entries = changes.entries(old.entries)?;
+    Ok(manifest)
+}
+
+impl ReleaseError {
+    /// A delta that cannot be used, with the cause.
+    pub(super) fn delta(why: impl Into<String>) -> ReleaseError {
+        ReleaseError::Delta(DeltaError::Refused { why: why.into() })
+    }
+}
+
+impl From<DeltaError> for ReleaseError {
+    fn from(error: DeltaError) -> ReleaseError {
+        match error {
+            DeltaError::File(error) => ReleaseError::File(error),
+            DeltaError::Archive { doing, source } => ReleaseError::Archive { doing, source },
+            error => ReleaseError::Delta(error),
+        }
+    }
+}
