@@ -14,9 +14,7 @@ const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "tra
 const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
 
 /// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 20] = [
-    ("buildpack", 41, 2),
-    ("control", 138, 16),
+const ALLOWED: [(&str, usize, usize); 18] = [
     ("crates/archive", 121, 5),
     ("drift", 41, 7),
     ("git", 80, 8),
@@ -26,14 +24,14 @@ const ALLOWED: [(&str, usize, usize); 20] = [
     ("lib.rs", 0, 3),
     ("main.rs", 3, 2),
     ("model", 80, 7),
-    ("pipeline", 196, 53),
-    ("proxy", 48, 12),
+    ("pipeline", 182, 49),
+    ("proxy", 0, 2),
     ("release", 135, 27),
     ("remote", 89, 18),
-    ("runtime", 28, 6),
+    ("runtime", 12, 0),
     ("serve.rs", 2, 0),
     ("server.rs", 9, 1),
-    ("surface", 97, 18),
+    ("surface", 56, 14),
     ("workers.rs", 0, 1),
 ];
 

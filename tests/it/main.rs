@@ -8,6 +8,7 @@ mod architecture;
 mod badinput;
 mod cli;
 mod clients;
+mod contributing;
 mod data;
 mod delivering;
 mod deltas;

@@ -58,18 +58,18 @@ fn durations(line: String) -> String {
     out.join(" ")
 }
 
-/// Compares with a file below `tests/golden`; `UPDATE_GOLDEN=1` writes it instead.
+/// Compares with a file below `tests/golden`; `LARDER_BLESS=1` writes it instead.
 #[track_caller]
 pub fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("LARDER_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         return;
     }
     let wanted =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}; UPDATE_GOLDEN=1 writes it", path.display()));
-    assert_eq!(text, wanted, "{} differs; UPDATE_GOLDEN=1 writes it anew", path.display());
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}; LARDER_BLESS=1 writes it", path.display()));
+    assert_eq!(text, wanted, "{} differs; LARDER_BLESS=1 writes it anew", path.display());
 }
 
 #[test]
