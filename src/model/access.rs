@@ -1,25 +1,25 @@
-//! What a caller may do.
+//! Access rights of a caller.
 
 use serde::{Deserialize, Serialize};
 
-/// A right, each including the ones before it.
+/// An access right. Each right includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// Nothing: the project does not exist for this caller.
+    /// No access: the project does not exist for the caller.
     None,
-    /// See the project's state, logs and releases; clone and fetch.
+    /// Reads the project's state, logs and releases; clones and fetches.
     View,
-    /// Push and deploy.
+    /// Pushes and deploys.
     Push,
-    /// Run commands, scale, change configuration.
+    /// Runs commands, scales, changes configuration.
     Operate,
-    /// Create and destroy projects, manage users.
+    /// Creates and destroys projects, manages users.
     Admin,
 }
 
 impl Access {
-    /// The word that people type.
+    /// Returns the word for command lines and records.
     pub fn as_str(self) -> &'static str {
         match self {
             Access::None => "none",

@@ -1,6 +1,7 @@
-//! Text that has a meaning, as a type of its own.
+//! Macros for types that are text with a checked form.
 
-/// Gives a type that is text in every file its conversions, for serde: `FromStr` with the error `$error`, and `Display`, are there.
+/// Implements the conversions that serde needs for a type that is text in every file. The type has `FromStr`, with the error `$error`,
+/// and `Display`.
 macro_rules! text_form {
     ($type:ident, $error:ty) => {
         impl TryFrom<String> for $type {
@@ -18,7 +19,7 @@ macro_rules! text_form {
     };
 }
 
-/// Makes a type for text that was checked: `$check` gives `Ok(())`, or the `$error` that says what is wrong with it.
+/// Defines a type for checked text. `$check` returns `Ok(())`, or the `$error` that describes the problem.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $type:ident, $error:ty, $check:expr) => {
         $(#[$doc])*
@@ -27,7 +28,7 @@ macro_rules! checked_text {
         pub struct $type(String);
 
         impl $type {
-            /// The text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }

@@ -1,15 +1,15 @@
-//! Projects and environments as the server knows them.
+//! Projects and environments of a server.
 
 use serde::{Deserialize, Serialize};
 
 use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot};
 
-/// How a new release takes the place of the old one.
+/// The way in which a new release replaces the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// The new release boots beside the old one and takes over when it is healthy.
-    // The first word is that of older journals.
+    /// The new release boots beside the old one and gets the requests when it is healthy.
+    // Older journals have the names of the variants.
     #[serde(alias = "BlueGreen")]
     BlueGreen,
     /// The old release stops first.
@@ -20,48 +20,42 @@ pub enum Strategy {
 /// One application on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
-    /// Its number; never used again after the project is gone.
+    /// The project's number, which is never reused.
     pub id: ProjectId,
-    /// Its name.
     pub name: ProjectName,
-    /// Its environments on this server; the first is the default one.
+    /// The environments on this server; the first is the default one.
     pub environments: Vec<Environment>,
 }
 
 /// A place where a project runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
-    /// Its number.
     pub id: EnvId,
-    /// The number of its project.
     pub project_id: ProjectId,
-    /// The name of its project.
+    /// The name of the project.
     pub project: ProjectName,
-    /// Its own name.
     pub name: EnvironmentName,
-    /// How it deploys.
     pub mode: Mode,
-    /// The branch that it deploys.
+    /// The branch whose pushes are deployed.
     pub branch: BranchName,
-    /// How a release takes over.
     pub strategy: Strategy,
-    /// Further host names that lead here.
+    /// Further host names of the environment.
     #[serde(default)]
     pub domains: Vec<String>,
-    /// Whether its web address is the project's own name.
+    /// True if the environment has the project's own host name.
     #[serde(default)]
     pub default: bool,
-    /// How many of each process type, where the operator has said so.
+    /// The instances of each process type that the operator has scaled.
     #[serde(default)]
     pub scale: std::collections::BTreeMap<String, u32>,
-    /// Where deliverables are pulled from and published to.
+    /// The remotes for pulling and publishing deliverables.
     #[serde(default)]
     pub remotes: Vec<Remote>,
 }
 
 #[cfg(test)]
 impl Environment {
-    /// An environment of the project shop, for tests: it cooks, and deploys `branch`.
+    /// Creates an environment of the project shop that cooks and deploys `branch`, for tests.
     pub(crate) fn of_shop(name: &str, branch: &str) -> Environment {
         Environment {
             id: EnvId(1),
@@ -80,34 +74,30 @@ impl Environment {
 }
 
 impl Environment {
-    /// The host names that lead here, below the server's `domain`.
+    /// Returns the host names of the environment, the first one below the server's `domain`.
     pub fn hosts(&self, domain: &str) -> Vec<String> {
         let own =
             if self.default { format!("{}.{domain}", self.project) } else { format!("{}--{}.{domain}", self.name, self.project) };
         std::iter::once(own).chain(self.domains.iter().cloned()).collect()
     }
 
-    /// The shortest words that name it in a command: the project alone where it is the default one.
+    /// Returns the shortest name for commands: the project alone for the default environment.
     pub fn target(&self) -> String {
         if self.default { self.project.to_string() } else { self.title() }
     }
 
-    /// `project/environment`, for people.
+    /// Returns `project/environment`.
     pub fn title(&self) -> String {
         format!("{}/{}", self.project, self.name)
     }
 }
 
-/// What serves in an environment.
+/// The live release of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Live {
-    /// The release.
     pub release: ReleaseId,
-    /// Its number.
     pub number: ReleaseNumber,
-    /// Its commit.
     pub commit: CommitId,
-    /// Where it runs.
     pub slot: Slot,
 }
 
@@ -116,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_has_to_name_an_environment_that_is_not_the_default_one() {
+    fn environment_that_is_not_the_default_is_part_of_its_target() {
         let production = Environment::of_shop("production", "main");
         assert_eq!(production.target(), "shop");
         assert_eq!(Environment { default: false, ..Environment::of_shop("staging", "next") }.target(), "shop/staging");

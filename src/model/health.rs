@@ -1,35 +1,33 @@
-//! What a release went through where it ran, as proof for those who want it next.
+//! Health records: signed statements about releases that have run.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, Signature};
 
-/// A signed statement of a server about a release that it has run; `<id>.health.json`.
+/// A server's signed statement about a release that it has run, in `<id>.health.json`. Servers that pull the release check it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthRecord {
-    /// The version of this format; a reader refuses a newer one.
+    /// The version of this format. A reader refuses a newer one.
     pub format: u32,
-    /// The project.
     pub project: ProjectName,
-    /// The environment that ran it.
+    /// The environment that ran the release.
     pub environment: EnvironmentName,
-    /// The release.
     pub release: ReleaseId,
-    /// Its number there.
+    /// The number of the release in that environment.
     pub number: ReleaseNumber,
-    /// The digest of its tree.
+    /// The digest of the release's tree.
     pub tree: Digest,
-    /// When it served, oldest first; the last has no end while it serves.
+    /// The periods in which the release served, oldest first. The last has no end while it serves.
     pub served: Vec<Period>,
-    /// When this was said.
+    /// The time of the statement.
     pub as_of: Timestamp,
-    /// The checks that it passed.
+    /// The checks that the release passed.
     pub checks: Vec<Check>,
-    /// Processes of it that ended without being asked to, oldest first.
+    /// The processes of the release that exited unexpectedly, oldest first.
     pub restarts: Vec<Restart>,
-    /// Who says so, over everything above.
+    /// The server's signature over [`HealthRecord::statement`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }
@@ -38,7 +36,7 @@ impl HealthRecord {
     /// The version that this code writes, and the newest that it reads.
     pub const FORMAT: u32 = 1;
 
-    /// What a signature is over: everything that the record says, in one spelling.
+    /// Returns the signed text: all fields in one canonical spelling.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {
@@ -46,39 +44,37 @@ impl HealthRecord {
             record: &'a HealthRecord,
         }
         let record = HealthRecord { signature: None, ..self.clone() };
-        // Strings and numbers only: nothing in it can fail to become text.
+        // Strings and numbers only, so that serialisation cannot fail.
         serde_json::to_vec(&Statement { larder: "health record", record: &record }).unwrap_or_default()
     }
 }
 
-/// A time in which a release served.
+/// A period in which a release served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Period {
-    /// From when; it was healthy then.
+    /// The start; the release was healthy then.
     pub since: Timestamp,
-    /// Until when; nothing while it serves.
+    /// The end, or nothing while the release serves.
     pub until: Option<Timestamp>,
 }
 
-/// A check that was passed.
+/// A passed check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
-    /// Its name: `smoke`, `health`, `tests` (the project's post_build script).
+    /// The name: `smoke`, `health` or `tests` (the project's post_build script).
     pub name: String,
-    /// When.
     pub passed: Timestamp,
 }
 
-/// A process that ended by itself.
+/// A process that exited unexpectedly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Restart {
     /// The process, such as `web.1`.
     pub process: String,
-    /// When.
     pub at: Timestamp,
-    /// How it ended, in words.
+    /// The exit status or signal, as text.
     pub exit: String,
 }

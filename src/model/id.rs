@@ -1,4 +1,4 @@
-//! Identifiers that larder itself gives out.
+//! Identifiers that larder assigns.
 
 use std::{fmt, str::FromStr};
 
@@ -6,31 +6,31 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The number of a project on this server; never given out twice.
+/// The number of a project on this server, which is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProjectId(pub u32);
 
-/// The number of an environment on this server; never given out twice. Its users' uids follow from it.
+/// The number of an environment on this server, which is never reused. The uids of its users follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
-/// The numbers of environments' users on this server, where environments have users of their own; each has four.
+/// The range of uids for environments in system mode. Each environment has four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserNumbers(pub u32);
 
 impl UserNumbers {
-    /// How many numbers each environment has.
+    /// The uids of one environment.
     pub const EACH: u32 = 4;
 
-    /// The number of one of an environment's users.
+    /// Returns the uid of one of an environment's users.
     pub fn of(self, environment: EnvId, which: u32) -> u32 {
         self.0.saturating_add(environment.0.saturating_mul(Self::EACH)).saturating_add(which)
     }
 
-    /// The one that its applications run as.
+    /// Returns the uid of an environment's applications.
     pub fn run(self, environment: EnvId) -> u32 {
         self.of(environment, 2)
     }
@@ -47,21 +47,21 @@ macro_rules! moment_id {
         }
 
         impl $type {
-            /// A fresh id for the moment `now`.
+            /// Creates a new id for the time `now`.
             pub fn new(now: Timestamp) -> Self {
-                // Of version 7, so that those of the same second are in order, too.
+                // Version 7 also orders the ids of one second.
                 let seconds = u64::try_from(now.as_second()).unwrap_or_default();
                 let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
                 let moment = uuid::Timestamp::from_unix(uuid::ContextV7::new(), seconds, nanoseconds);
                 Self { seconds: now.as_second(), uuid: Uuid::new_v7(moment) }
             }
 
-            /// The moment in the id, to the second.
+            /// Returns the time in the id, to the second.
             pub fn created(&self) -> Timestamp {
                 Timestamp::from_second(self.seconds).unwrap_or(Timestamp::UNIX_EPOCH)
             }
 
-            /// The part that makes the id unique.
+            /// Returns the unique part of the id.
             pub fn uuid(&self) -> Uuid {
                 self.uuid
             }
@@ -86,7 +86,7 @@ macro_rules! moment_id {
                     seconds: moment.timestamp().as_second(),
                     uuid: Uuid::try_parse(uuid).map_err(|_| wrong())?,
                 };
-                // One spelling only: ids are directory names.
+                // Only one spelling is valid, because ids are names of directories.
                 if id.to_string() == text { Ok(id) } else { Err(wrong()) }
             }
         }
@@ -107,17 +107,17 @@ macro_rules! moment_id {
 }
 
 moment_id!(
-    /// The id of a release, `<DATETIME>-<UUID>`; also the name of its directory and of its archive.
+    /// The id of a release, `<DATETIME>-<UUID>`. Its directory and its archive have the same name.
     ReleaseId,
     "release"
 );
 moment_id!(
-    /// The id of one journey through the phases, `<DATETIME>-<UUID>`.
+    /// The id of a deployment, `<DATETIME>-<UUID>`.
     DeploymentId,
     "deployment"
 );
 
-/// The number that people use for a release of an environment: `v1`, `v2`, ...
+/// The number of a release within its environment: `v1`, `v2`, ...
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ReleaseNumber(pub u32);
@@ -145,17 +145,17 @@ impl FromStr for ReleaseNumber {
 pub struct CommitId(String);
 
 impl CommitId {
-    /// All digits.
+    /// Returns all digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first ten digits, for people.
+    /// Returns the first ten digits, for messages.
     pub fn short(&self) -> &str {
         self.0.get(..10).unwrap_or(&self.0)
     }
 
-    /// Whether this is git's "no object", used for creations and deletions of refs.
+    /// Returns true for git's null id, which stands for the missing side of a created or deleted ref.
     pub fn is_zero(&self) -> bool {
         self.0.bytes().all(|c| c == b'0')
     }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_one_second_are_in_order() {
+    fn ids_of_one_second_sort_by_creation() {
         let second = Timestamp::from_second(1_700_000_000).unwrap();
         let at = |milliseconds| ReleaseId::new(second + jiff::SignedDuration::from_millis(milliseconds));
         let ids: Vec<_> = (0..1000).step_by(7).map(at).collect();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_one_spelling() {
+    fn id_in_another_spelling_is_rejected() {
         let id = ReleaseId::new(Timestamp::from_second(1_700_000_000).unwrap()).to_string();
         for bad in [id.to_uppercase(), format!("{id}/.."), id.replace('Z', ""), String::from("current"), String::from("..")] {
             assert!(bad.parse::<ReleaseId>().is_err(), "{bad}");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn release_numbers_accept_both_spellings() {
+    fn release_number_is_read_with_and_without_v() {
         assert_eq!("v41".parse(), Ok(ReleaseNumber(41)));
         assert_eq!("41".parse(), Ok(ReleaseNumber(41)));
         assert!("v0".parse::<ReleaseNumber>().is_err() && "v+1".parse::<ReleaseNumber>().is_err());

@@ -1,4 +1,5 @@
-//! What the server may ask the keeper to start. Ids and enums only: the keeper derives every path, user and mount from them.
+//! Requests of the server to the keeper to start processes. They contain only ids and enums: the keeper derives every path, user and
+//! mount from them.
 
 use std::fmt;
 
@@ -6,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// A kind of worker. It decides the user, the view of the file system and the limits; the work itself is described in a sealed
+/// A kind of worker, which determines the user, the view of the file system and the limits. The work itself is described in a sealed
 /// job that the keeper passes on unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// Git's own programs and reads and writes of refs, on the repositories of one project; as the git user.
+    /// Runs git and reads and writes refs of one project; as the git user.
     Git,
     /// Checks a commit and exports it to the environment's `project/`; as the git user.
     Source,
@@ -20,7 +21,7 @@ pub enum Role {
     Bundle,
     /// Unpacks an archive to `deploy/<release>`; as the environment's unpack user.
     Unpack,
-    /// Reads an archive from elsewhere to see whether it is what its manifest says; as the environment's unpack user, who sees no
+    /// Compares an archive from elsewhere with its manifest; as the environment's unpack user, who sees no
     /// directory at all.
     Verify,
     /// An application process at `/app` in a slot; as the environment's run user.
@@ -30,16 +31,16 @@ pub enum Role {
     /// Compares the live `/app` of a slot, or without a slot an installed tree, with its release, and changes nothing; as the
     /// environment's run user.
     Drift,
-    /// Puts a patch onto the release in a slot; as the environment's run user.
+    /// Applies a patch to the release in a slot; as the environment's run user.
     Patch,
-    /// Deletes what one of the environment's users left in an area; as that user.
+    /// Deletes the files of one of the environment's users in an area; as that user.
     Sweep(Area),
     /// Reads installed trees, without changing any, into archives and deltas; as the environment's unpack user.
     Pack,
 }
 
 impl Role {
-    /// Whether it holds whole frames of archives in memory.
+    /// Returns true if the worker holds whole frames of archives in memory.
     pub fn packs(self) -> bool {
         matches!(self, Role::Bundle | Role::Unpack | Role::Verify | Role::Pack)
     }
@@ -50,7 +51,7 @@ impl Role {
 pub enum Area {
     /// The scratch layer of a build; build user.
     Build,
-    /// What buildpacks keep between builds; build user.
+    /// The cache of buildpacks; build user.
     Cache,
     /// One installed release, the one in [`Launch::release`]; unpack user.
     Tree,
@@ -60,41 +61,40 @@ pub enum Area {
     Source,
 }
 
-/// A limit class; the keeper knows the figures.
+/// A class of limits. The keeper has the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
     /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
     Build {
-        /// Bytes that the project asks for; nothing, or more than the operator allows: what the operator allows.
+        /// The memory that the project asks for, in bytes. The operator's limit applies without it, and caps it.
         memory: Option<u64>,
     },
     /// Applications and their commands.
     Application {
-        /// The same for one process.
+        /// The memory of one process in bytes, if it is limited.
         memory: Option<u64>,
     },
-    /// larder's own work on hostile bytes: little memory.
+    /// larder's own work on untrusted bytes: little memory.
     Service,
 }
 
-/// What happens when the process ends.
+/// The keeper's action when the process exits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Supervision {
-    /// Its end is reported and that is all. It dies when the server that asked for it goes away.
+    /// The exit is reported. The process is killed when the server that requested it exits.
     Once,
-    /// It outlives the server and is started again when it ends, with growing pauses. `label` comes back in listings and means
-    /// nothing to the keeper; at most 1 KiB.
+    /// The process survives the server and is restarted with backoff when it exits. `label` is returned in listings and has no meaning
+    /// for the keeper; at most 1 KiB.
     Keep {
-        /// Chosen by the server to recognise the process after a restart.
+        /// The server's mark, to recognise the process after a restart.
         label: Vec<u8>,
-        /// What it is sent, with all that it started, when it is to end.
+        /// The signal that asks the process and its children to exit.
         stop: StopSignal,
     },
 }
 
-/// A signal that asks a process to end.
+/// A signal that asks a process to exit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(missing_docs)] // They are the kernel's names.
 pub enum StopSignal {
     #[default]
     Term,
@@ -118,7 +118,7 @@ impl StopSignal {
         ("WINCH", StopSignal::Winch),
     ];
 
-    /// The word of the file, such as `TERM`.
+    /// Returns the word in configuration files, such as `TERM`.
     pub fn as_str(self) -> &'static str {
         Self::WORDS.into_iter().find(|(_, signal)| *signal == self).map_or("TERM", |(word, _)| word)
     }
@@ -127,41 +127,38 @@ impl StopSignal {
 /// A request to start one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
-    /// What it is.
+    /// The kind of process.
     pub role: Role,
-    /// The project.
     pub project: ProjectId,
-    /// The environment; every role but [`Role::Git`] needs one.
+    /// The environment. Every role except [`Role::Git`] needs one.
     pub environment: Option<EnvId>,
     /// The release whose tree is seen or written ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
     /// [`Area::Tree`]).
     pub release: Option<ReleaseId>,
     /// The slot ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`], [`Area::Slot`]).
     pub slot: Option<Slot>,
-    /// Its limits.
     pub limits: LimitClass,
-    /// What happens when it ends.
     pub supervision: Supervision,
 }
 
-/// The keeper's number for a process; never given out twice in the life of a keeper.
+/// The keeper's number for a process, which a keeper never reuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessId(pub u64);
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The exit status, if it ended by itself.
+    /// The exit status, if the process exited.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that killed the process.
     pub signal: Option<i32>,
-    /// Whether it, or something that it started, ran into its memory limit.
+    /// True if the process or one of its children was killed at the memory limit.
     pub out_of_memory: bool,
 }
 
 impl Exit {
-    /// Whether it ended by itself with status 0.
+    /// Returns true if the process exited with status 0.
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }

@@ -1,57 +1,56 @@
-//! What a release consists of, file by file.
+//! Manifests: the contents of a release, file by file.
 
 use larder_archive::{ArchiveInfo, Digest, Entry, bounded};
 use serde::{Deserialize, Serialize};
 
 use super::{CommitId, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature};
 
-/// The description that stands beside a release archive, `<id>.manifest.json`.
+/// The description of a release archive, in `<id>.manifest.json` beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of this format; a reader refuses a newer one.
+    /// The version of this format. A reader refuses a newer one.
     pub format: u32,
     /// The project that the release belongs to.
     pub project: ProjectName,
-    /// The environment that made it.
+    /// The environment that built the release.
     pub environment: EnvironmentName,
-    /// The release.
     pub release: ReleaseId,
-    /// The commit that it was built from.
+    /// The commit that was built.
     pub commit: CommitId,
-    /// The git tree of that commit, an object name like a commit's: other commits with the same tree are the same source.
+    /// The id of that commit's git tree. Commits with the same tree have the same source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CommitId>,
-    /// Rises with every build of the project.
+    /// The build number, which increases with every build of the project.
     pub build: u64,
     /// The version tag of the commit, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// The mode of the environment that made it.
+    /// The mode of that environment.
     pub mode: Mode,
-    /// The buildpacks that took part, in order.
+    /// The buildpacks of the build, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// Process types that the buildpacks gave, used where the Procfile has none.
+    /// The processes of the buildpacks, for types that the Procfile does not have.
     pub processes: Vec<(ProcessType, String)>,
-    /// When it was made, RFC 3339.
+    /// The time of the build (RFC 3339).
     pub created: jiff::Timestamp,
-    /// The digest of the tree: equal trees have equal digests, whatever built them.
+    /// The digest of the tree. Equal trees have equal digests.
     pub tree: Digest,
-    /// The archive that holds the files.
+    /// The archive with the files.
     pub archive: ArchiveInfo,
-    /// Every entry of the tree, sorted by path, directories before what they hold.
+    /// All entries of the tree, sorted by path, directories before their contents.
     #[serde(deserialize_with = "bounded::entries")]
     pub entries: Vec<Entry>,
-    /// Who made it, over [`Manifest::statement`].
+    /// The builder's signature over [`Manifest::statement`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }
 
-/// A buildpack and exactly which version of it.
+/// A buildpack and its exact version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildpackUse {
-    /// Its name, or the address it came from.
+    /// The name or the address of the buildpack.
     pub name: String,
-    /// The commit of a buildpack from git, or larder's version for one of ours.
+    /// The commit of a buildpack from git, or larder's version for a built-in one.
     pub version: String,
 }
 
@@ -59,7 +58,7 @@ impl Manifest {
     /// The version that this code writes, and the newest that it reads.
     pub const FORMAT: u32 = 1;
 
-    /// The same manifest without its lists of entries and frames, which are nearly all of it.
+    /// Returns the manifest without its lists of entries and frames, which are nearly all of its size.
     pub fn without_entries(&self) -> Manifest {
         Manifest {
             format: self.format,
@@ -81,9 +80,9 @@ impl Manifest {
         }
     }
 
-    /// What a signature is over: everything that this manifest says, in one spelling. The entries stand in it by the digest of the
-    /// tree, which follows from them, and the frames by the digest of the archive, which follows from them; whoever checks a
-    /// signature has compared those two first. So a manifest keeps its signature where its frames are not known (yet).
+    /// Returns the signed text: all fields in one canonical spelling. The digest of the tree stands for the entries, and the digest of the
+    /// archive for the frames; each is computed from what it stands for. A verifier of the signature must first
+    /// compare those two digests. A manifest therefore keeps its signature while its frames are unknown.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {
@@ -125,7 +124,7 @@ impl Manifest {
             archive_bytes: self.archive.bytes,
             archive_settings: Some(self.archive.settings).filter(|number| *number != 0),
         };
-        // Strings and numbers only: nothing in it can fail to become text.
+        // Strings and numbers only, so that serialisation cannot fail.
         serde_json::to_vec(&statement).unwrap_or_default()
     }
 }

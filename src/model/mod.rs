@@ -1,6 +1,6 @@
-//! The words of larder: names, modes, phases, releases, events. Pure values, no input or output.
+//! The values of larder: names, modes, phases, releases, events. No input or output.
 //!
-//! A value of one of these types has been checked once, at the door; no other room checks it again.
+//! A value of one of these types was checked when it was made; no other module checks it again.
 
 mod access;
 mod checked;

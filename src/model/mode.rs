@@ -1,23 +1,23 @@
-//! How an environment deploys.
+//! The mode of an environment.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What happens to a push in an environment.
+/// The way in which an environment deploys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Development: the checkout itself runs, builds are incremental.
+    /// Development: the checkout itself runs, and builds are incremental. Reserved.
     Editable,
     /// Staging: builds from a clean tree and makes the release archives that production uses.
     Cooking,
-    /// Production: never builds; installs what staging cooked.
+    /// Production: never builds, and installs the archives of staging.
     Final,
 }
 
 impl Mode {
-    /// The word that people type.
+    /// Returns the word for command lines and records.
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::Editable => "editable",

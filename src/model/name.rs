@@ -1,11 +1,11 @@
-//! Names that people type and that become directories, hosts and refs.
+//! Names from user input that become directories, hosts and refs.
 //!
-//! The allow-lists are strict on purpose: a name is the only way in which user input becomes part of a path, so nothing that
-//! could be a path, an option, a reserved word of the file system or a look-alike gets through.
+//! The allow-lists are strict because names are the only user input that becomes part of a path. A path, an option, a reserved word
+//! of the file system and a look-alike are all rejected.
 
 use super::checked_text;
 
-/// Why a name was refused; the message says what a good one looks like.
+/// A rejected name. The message states the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a valid {what}: {rule}")]
 pub struct NameError {
@@ -47,12 +47,12 @@ name!(
     EnvironmentName,
     "environment name",
     "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter; \"git\" is reserved",
-    // `git/` stands beside the environments' directories.
+    // The directory `git/` is beside those of the environments.
     |text| is_label(text) && text != "git"
 );
 
 name!(
-    /// The name of another server or shared place, as `larder remote` knows it.
+    /// The name of a remote.
     RemoteName,
     "name of a remote",
     "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter",
@@ -60,7 +60,7 @@ name!(
 );
 
 name!(
-    /// The name of a person or machine that may do something.
+    /// The name of a user: a person or a machine with rights.
     UserName,
     "user name",
     "use 1 to 31 lower-case letters, digits, dots, dashes and underscores, starting with a letter",
@@ -98,26 +98,26 @@ name!(
 );
 
 impl BranchName {
-    /// The full ref, `refs/heads/<name>`.
+    /// Returns the full ref, `refs/heads/<name>`.
     pub fn full_ref(&self) -> String {
         format!("refs/heads/{}", self.0)
     }
 }
 
 impl UserName {
-    /// The name in records of somebody on the server itself; nobody else may be given it.
+    /// The name in records for the operator on the server itself. No user can have this name.
     pub fn operator() -> UserName {
         UserName(String::from("operator"))
     }
 }
 
 impl ProcessType {
-    /// Whether this process receives HTTP.
+    /// Returns true for the process that receives HTTP requests.
     pub fn is_web(&self) -> bool {
         self.0 == "web"
     }
 
-    /// Whether this is the command that runs once before the switch, and is not a process to keep.
+    /// Returns true for the command that runs once before the switch. It is not a process that keeps running.
     pub fn is_release(&self) -> bool {
         self.0 == "release"
     }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn project_names_are_dns_labels() {
+    fn project_name_that_is_no_dns_label_is_rejected() {
         for good in ["shop", "a", "my-shop-2", "x1234567890123456789012345678901"[..31].into()] {
             assert!(good.parse::<ProjectName>().is_ok(), "{good}");
         }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn branch_names_cannot_be_options_or_paths() {
+    fn branch_name_like_an_option_or_path_is_rejected() {
         for good in ["main", "feature/x", "release-1.2", "user@work"] {
             assert!(good.parse::<BranchName>().is_ok(), "{good}");
         }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_name_says_the_rule() {
+    fn rejected_name_states_the_rule() {
         let error = "My Shop".parse::<ProjectName>().unwrap_err().to_string();
         assert!(error.contains("\"My Shop\"") && error.contains("lower-case"), "{error}");
     }

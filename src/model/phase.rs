@@ -4,10 +4,9 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A part of a deployment. A project may hook into each with an executable `.larder/<phase>`.
+/// A part of a deployment. A project can add to each phase with an executable `.larder/<phase>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)] // ARCHITECTURE.md, "Modes and phases", says what each does in each mode.
 pub enum Phase {
     Gather,
     PreInstall,
@@ -34,7 +33,7 @@ impl Phase {
         Phase::PostInstall,
     ];
 
-    /// The word used in file names, logs and options.
+    /// Returns the word for file names, logs and options.
     pub fn as_str(self) -> &'static str {
         match self {
             Phase::Gather => "gather",

@@ -1,24 +1,23 @@
-//! Other places that have deliverables of a project, or want them.
+//! Remotes: sources and destinations of a project's deliverables.
 
 use serde::{Deserialize, Serialize};
 
 use super::{PublicKey, RemoteName};
 
-/// Another larder server, or a directory, web server or bucket that deliverables are published in; as `larder remote add` keeps it.
+/// Another larder server, or a directory, web server or bucket with deliverables, as `larder remote add` records it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remote {
-    /// What people call it.
     pub name: RemoteName,
-    /// Where it is: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...`, `s3://BUCKET/PREFIX`. Checked by whoever
-    /// connects, kept as it was given.
+    /// The address: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...` or `s3://BUCKET/PREFIX`. It is kept as
+    /// it was given, and checked before each connection.
     pub url: String,
-    /// For ssh: the host key that it must show, as in a `known_hosts` file without the host.
+    /// The pinned host key of an ssh address, as in a `known_hosts` file without the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
-    /// Whose deliverables are accepted from there; none means that nothing is pulled from it.
+    /// The keys whose deliverables are accepted from the remote. Without a key nothing is pulled.
     #[serde(default)]
     pub trust: Vec<PublicKey>,
-    /// Whether what this environment cooks is published there.
+    /// True if releases that this environment builds are published to the remote.
     #[serde(default)]
     pub publish: bool,
 }

@@ -1,25 +1,25 @@
-//! Who vouches for a deliverable.
+//! Public keys and signatures of deliverables.
 
 use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-/// What an ed25519 public key looks like where people see it.
+/// The prefix of an ed25519 public key in text.
 const PREFIX: &str = "ed25519:";
 
-/// The public half of the key that a server signs its deliverables with; written `ed25519:` and 44 characters of base64.
+/// The public key of a server that signs deliverables, written as `ed25519:` and 44 characters of base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// The key with these bytes.
+    /// Creates a key from its bytes.
     pub fn new(bytes: [u8; 32]) -> PublicKey {
         PublicKey(bytes)
     }
 
-    /// The raw 32 bytes.
+    /// Returns the raw 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -61,12 +61,11 @@ impl From<PublicKey> for String {
     }
 }
 
-/// An ed25519 signature, and whose.
+/// An ed25519 signature with its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// The key that made it.
+    /// The key that made the signature.
     pub key: PublicKey,
-    /// The signature itself.
     pub value: SignatureBytes,
 }
 
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_and_signatures_have_one_spelling() {
+    fn key_or_signature_in_another_spelling_is_rejected() {
         let key = PublicKey::new([7; 32]);
         assert_eq!(key.to_string().parse(), Ok(key));
         for bad in ["", "ed25519:", "ed25519:AAAA", &key.to_string().replace("ed25519", "rsa"), &format!("{key} ")] {

@@ -1,23 +1,21 @@
-//! The two places in which a release runs.
+//! The two slots of an environment.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One of the two run trees of an environment. At most one is active; a new release boots in the other.
+/// One of the two workspaces of an environment. At most one is live; a new release boots in the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum Slot {
     Blue,
     Green,
 }
 
 impl Slot {
-    /// Both slots.
     pub const ALL: [Slot; 2] = [Slot::Blue, Slot::Green];
 
-    /// The directory name below `slots/`.
+    /// Returns the name of the directory below `slots/`.
     pub fn as_str(self) -> &'static str {
         match self {
             Slot::Blue => "blue",
@@ -25,7 +23,7 @@ impl Slot {
         }
     }
 
-    /// The other slot.
+    /// Returns the other slot.
     pub fn other(self) -> Slot {
         match self {
             Slot::Blue => Slot::Green,

@@ -1,14 +1,14 @@
-//! Text from strangers, made fit for a terminal: git clients before 2.55 print what a server sends byte by byte.
+//! Untrusted text for terminals. Git clients before 2.55 print a server's bytes as they are.
 
-/// The longest line that is passed on, in characters; the rest is cut off with an ellipsis.
+/// The characters of a line; the rest is replaced by an ellipsis.
 pub const LINE_LIMIT: usize = 4096;
-/// The longest reason in git's own `! [remote rejected]` line, in characters.
+/// The characters of the reason in git's `! [remote rejected]` line.
 pub const REASON_LIMIT: usize = 200;
 
 const ESCAPE: char = '\u{1b}';
 const RESET: &str = "\u{1b}[0m";
 
-/// One line of output without anything that moves the cursor, changes the title or hides text. Colours (SGR sequences) stay, and
+/// Returns one line of output without sequences that move the cursor, change the title or hide text. Colours (SGR sequences) stay, and
 /// are reset at the end. Of a line that overwrites itself with carriage returns, the last state stays.
 pub fn sanitise_line(line: &str) -> String {
     let line = line.trim_end_matches(['\r', '\n']);
@@ -16,8 +16,8 @@ pub fn sanitise_line(line: &str) -> String {
     printable(line, LINE_LIMIT)
 }
 
-/// Text of several lines for a terminal, made fit in the same way, but whole: no line is cut, and what a carriage return would
-/// overwrite stays to be seen.
+/// Sanitises text of several lines in the same way, but completely: no line is cut, and text before a carriage return
+/// stays visible.
 pub fn sanitise_text(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -60,12 +60,12 @@ fn printable(line: &str, limit: usize) -> String {
     clean
 }
 
-/// The same for bytes that may not be UTF-8.
+/// Sanitises one line of bytes that may not be UTF-8.
 pub fn sanitise_bytes(line: &[u8]) -> String {
     sanitise_line(&String::from_utf8_lossy(line))
 }
 
-/// A reason for git's rejected line: one line, printable, without colours, at most [`REASON_LIMIT`] characters, never empty.
+/// Returns a reason for git's rejected line: one printable line without colours, at most [`REASON_LIMIT`] characters, never empty.
 pub fn sanitise_reason(reason: &str) -> String {
     let mut clean = String::new();
     let mut rest = reason.chars();
@@ -92,7 +92,7 @@ pub fn sanitise_reason(reason: &str) -> String {
     cut
 }
 
-/// Swallows the sequence after an escape character; gives back the parameters if it only sets colours.
+/// Consumes the sequence after an escape character. Returns its parameters if it only sets colours.
 fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     match rest.next()? {
         '[' => {
@@ -101,7 +101,7 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
                 match c {
                     '0'..='9' | ';' | ':' if parameters.len() < 32 => parameters.push(c),
                     'm' => return shown(&parameters),
-                    // The rest of a sequence that is not about colours: ends with a letter or a few other characters.
+                    // The rest of another sequence, up to its final byte (ECMA-48).
                     _ => {
                         if !('\u{40}'..='\u{7e}').contains(&c) {
                             let _ = rest.by_ref().find(|c| ('\u{40}'..='\u{7e}').contains(c));
@@ -129,7 +129,8 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     }
 }
 
-/// These parameters without the one that hides text (8); nothing if none is left. In an extended colour, as in `38;5;8`, it is a shade.
+/// Returns SGR parameters without the one that hides text (8), or nothing if none is left. In an extended colour, as in `38;5;8`, an 8
+/// is part of the colour.
 fn shown(parameters: &str) -> Option<String> {
     let number = |parameter: &str| parameter.trim_start_matches('0').to_owned();
     let mut kept = Vec::new();
@@ -140,7 +141,7 @@ fn shown(parameters: &str) -> Option<String> {
                 let shades = match rest.next().map(number).as_deref() {
                     Some("5") => 1,
                     Some("2") => 3,
-                    // No terminal agrees with another on what follows.
+                    // Terminals disagree on what follows.
                     _ => break,
                 };
                 kept.extend([parameter, if shades == 1 { "5" } else { "2" }]);
@@ -153,7 +154,7 @@ fn shown(parameters: &str) -> Option<String> {
     (!kept.is_empty()).then(|| kept.join(";"))
 }
 
-/// Control characters, and the marks that make text read in another order than it is written.
+/// Returns true for control characters and for marks that change the reading order of text.
 fn is_unprintable(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_stay_and_are_closed() {
+    fn colours_stay_and_are_reset_at_the_end() {
         assert_eq!(sanitise_line("\u{1b}[31mred"), "\u{1b}[31mred\u{1b}[0m");
         assert_eq!(sanitise_line("\u{1b}[1;32mok\u{1b}[0m done\n"), "\u{1b}[1;32mok\u{1b}[0m done");
         for (given, shown) in [
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_that_a_terminal_obeys_goes() {
+    fn other_terminal_sequences_are_removed() {
         for (given, clean) in [
             ("a\u{1b}[2Jb", "ab"),
             ("a\u{1b}[?25lb", "ab"),
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn text_keeps_its_lines_whole() {
+    fn text_of_several_lines_is_not_cut() {
         let long = "x".repeat(LINE_LIMIT * 2);
         for (given, clean) in [
             ("a\u{1b}[2J\nb\u{1b}]0;title\nc\n", "a\nb\nc\n"),
@@ -221,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_reasons_are_bounded() {
+    fn line_or_reason_that_is_too_long_is_cut() {
         assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), LINE_LIMIT + 1);
         let reason = sanitise_reason(&"y ".repeat(1000));
         assert_eq!(reason.chars().count(), REASON_LIMIT);
     }
 
     #[test]
-    fn a_reason_is_one_printable_line() {
+    fn reason_is_one_printable_line() {
         assert_eq!(sanitise_reason(" build:\n\tnpm \u{1b}[31mexited\u{1b}[0m 1\u{7} "), "build: npm exited 1");
         assert_eq!(sanitise_reason("\n"), "no reason was given");
     }

@@ -23,7 +23,7 @@ const ALLOWED: [(&str, usize, usize); 18] = [
     ("layout", 10, 0),
     ("lib.rs", 0, 3),
     ("main.rs", 3, 2),
-    ("model", 80, 7),
+    ("model", 30, 1),
     ("pipeline", 182, 49),
     ("proxy", 0, 2),
     ("release", 135, 27),
@@ -37,6 +37,9 @@ const ALLOWED: [(&str, usize, usize); 18] = [
 
 /// Of a module's doc comments, one in fifty may be headless: some questions are the clearest opening.
 const HEADLESS_PER_DOCS: usize = 50;
+
+/// The public items without a doc comment that are still to be described. The number may only fall.
+const UNDOCUMENTED: usize = 45;
 
 #[derive(Default)]
 struct Counts {
@@ -106,6 +109,34 @@ fn texts_name_their_subject() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Fields and variants may speak for themselves; other public items may not, except constructors and predicates.
+#[test]
+fn public_item_has_a_doc_comment() {
+    const ITEMS: [&str; 8] = ["fn", "struct", "enum", "trait", "type", "const", "static", "macro"];
+    let (mut missing, mut seen) = (Vec::new(), 0);
+    for source in sources().iter().filter(|source| !source.is_test_helper()) {
+        let text = source.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let mut has_doc = false;
+        for line in text.lines().map(str::trim) {
+            let mut words = line.split([' ', '(', '<', ':']).filter(|word| !matches!(*word, "async" | "unsafe"));
+            if let (Some("pub"), Some(kind), Some(name)) = (words.next(), words.next(), words.next())
+                && ITEMS.contains(&kind)
+            {
+                seen += 1;
+                let is_plain = name == "new" || name.starts_with("is_");
+                if !has_doc && !is_plain {
+                    missing.push(format!("{}: {line}", source.path.display()));
+                }
+            }
+            // Attributes and comments may stand between the doc comment and the item.
+            let is_between = line.starts_with("#[") || line.ends_with(")]") || line.starts_with("// ");
+            has_doc = line.starts_with("///") || (has_doc && is_between);
+        }
+    }
+    assert!(seen > 1000, "only {seen} public items were found");
+    assert!(missing.len() <= UNDOCUMENTED, "{} items, {UNDOCUMENTED} are allowed:\n{}", missing.len(), missing.join("\n"));
 }
 
 /// A module that needs less than its allowance gives it back.

@@ -1,7 +1,6 @@
 //! The one integration binary: the real server, real git and real ssh, in a world of its own for each test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
-#![allow(missing_docs)]
 
 mod access;
 mod architecture;
