@@ -24,7 +24,7 @@ node_prepare() {
   case $PROGRAM in corepack*) node_corepack_registry ;; esac
   case $TOOL in
     pnpm)
-      # As variables, because `pnpm prune` has no option for the store. pnpm would also reuse what install scripts made of another state
+      # As variables, because not every command of pnpm has these options. pnpm would also reuse what install scripts made of another state
       # of the project. pnpm 11 reads the second spelling only.
       npm_config_store_dir=$CACHE_DIR/pnpm
       npm_config_side_effects_cache=false
@@ -254,7 +254,11 @@ node_prune() {
   title "Removing development packages"
   case $TOOL in
     npm) must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock ;;
-    pnpm) must "pnpm prune" env CI="${CI:-true}" $PROGRAM prune --prod --ignore-scripts ;;
+    # `pnpm prune` of a workspace removes the packages of its members, too. Without the age, removed packages stay in node_modules/.pnpm.
+    pnpm)
+      must "pnpm install --prod" env CI="${CI:-true}" npm_config_modules_cache_max_age=0 pnpm_config_modules_cache_max_age=0 \
+        $PROGRAM install --prod --frozen-lockfile --prefer-offline --ignore-scripts
+      ;;
     yarn1) must "yarn install --production" $PROGRAM install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
     yarn) run $PROGRAM workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
   esac

@@ -13,6 +13,7 @@ mod java;
 mod node;
 mod php;
 mod python;
+mod real;
 mod ruby;
 mod stale;
 

@@ -1,0 +1,148 @@
+//! Projects that are built with the real tools, and the removal of development packages by pnpm.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use super::{Project, ours};
+
+/// A project whose builds run the tools of this machine, each build in a fresh copy of the source.
+pub(super) struct Real {
+    pub project: Project,
+    path: String,
+}
+
+impl Real {
+    /// Creates a project that is built with `tools`. `None`, and a line that says so, if one of them is missing.
+    pub fn new(tools: &[&str]) -> Option<Real> {
+        let mut path = Vec::new();
+        for tool in tools {
+            path.push(found(tool)?.parent()?.to_owned());
+        }
+        path.extend(std::env::split_paths("/usr/local/bin:/usr/bin:/bin"));
+        let path = std::env::join_paths(path).unwrap().into_string().unwrap();
+        Some(Real { project: Project::new(&[]), path })
+    }
+
+    /// Replaces the source by these files. All of them have the same times: an exported tree says nothing about changes.
+    pub fn source(&self, files: &[(&str, &str)]) -> &Real {
+        fs::remove_dir_all(self.project.app("")).unwrap();
+        for (name, text) in files {
+            self.project.write(name, text);
+            let file = fs::File::options().write(true).open(self.project.app(name)).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)).unwrap();
+        }
+        self
+    }
+
+    /// Creates a command with the machine's environment, which says how registries are reached, and the tools first in the search path.
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command.env("PATH", &self.path).env("LARDER_BUILDPACKS", ours("")).current_dir(self.project.app(""));
+        for name in ["NODE_ENV", "CI", "VIRTUAL_ENV", "CARGO_TARGET_DIR", "RUSTFLAGS", "PIP_FIND_LINKS"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs a line of shell in the source and returns its output.
+    #[track_caller]
+    pub fn shell(&self, line: &str) -> String {
+        let output = self.command("/bin/sh").args(["-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout).trim().to_owned()
+    }
+
+    /// Compiles and returns the output. `None`, and a line that says so, if a registry cannot be reached.
+    #[track_caller]
+    pub fn compile(&self, pack: &str) -> Option<String> {
+        let mut command = self.command(ours(&format!("{pack}/bin/compile")));
+        let output = command.arg(self.project.app("")).arg(self.project.temp.path().join("cache")).output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        if said.contains("cannot be reached from this server") {
+            eprintln!("SKIPPED: a package registry cannot be reached: {said}");
+            return None;
+        }
+        assert!(output.status.success(), "{said}");
+        Some(said)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Returns the path of a tool: of the machine, or installed from its registry beside the test programs.
+fn found(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    // The shims of version managers need a home that builds do not have.
+    let on_path = std::env::split_paths(&path).map(|place| place.join(tool));
+    if let Some(found) = on_path.filter(|path| !path.to_string_lossy().contains("shims")).find(|path| path.is_file()) {
+        return Some(found);
+    }
+    let home = std::env::current_exe().ok()?.parent()?.join("larder-test-tools").join(tool);
+    let (program, install): (PathBuf, &[&str]) = match tool {
+        "yarn" => (home.join("bin/yarn"), &["npm", "install", "--global", "yarn@1", "--prefix"]),
+        "pnpm" => (home.join("bin/pnpm"), &["npm", "install", "--global", "pnpm@9", "--prefix"]),
+        "poetry" | "uv" | "pipenv" => (home.join("bin").join(tool), &["/usr/bin/python3", "-m", "venv"]),
+        _ => {
+            eprintln!("SKIPPED: {tool} is not installed");
+            return None;
+        }
+    };
+    if !program.is_file() {
+        let part = home.with_extension(std::process::id().to_string());
+        let good = |mut command: Command| command.output().is_ok_and(|output| output.status.success());
+        let mut command = Command::new(install[0]);
+        command.args(&install[1..]).arg(&part);
+        let mut done = good(command);
+        if done && install[0] != "npm" {
+            let mut pip = Command::new(part.join("bin/python"));
+            pip.args(["-m", "pip", "install", "--quiet", tool]);
+            done = good(pip);
+        }
+        if !done || (fs::rename(&part, &home).is_err() && !program.is_file()) {
+            eprintln!("SKIPPED: {tool} is not installed and cannot be installed from its registry");
+            return None;
+        }
+    }
+    Some(program)
+}
+
+/// Builds a pnpm project that has the package `dev` only for development and `prod` for production.
+fn pnpm_without_development_packages(manifest: &str, workspace: &[(&str, &str)], entry: &str) {
+    let Some(real) = Real::new(&["node", "npm", "pnpm"]) else { return };
+    let mut files = vec![
+        ("package.json", manifest),
+        ("libs/dev/package.json", r#"{"name":"dev","version":"1.0.0"}"#),
+        ("libs/dev/index.js", ""),
+        ("libs/prod/package.json", r#"{"name":"prod","version":"1.0.0"}"#),
+        ("libs/prod/index.js", "module.exports = 'works'"),
+    ];
+    files.extend(workspace);
+    real.source(&files);
+    real.shell("pnpm install --lockfile-only");
+    if real.compile("node").is_none() {
+        return;
+    }
+    assert_eq!(real.shell(&format!("cd {entry} && node -p 'require(\"prod\")'")), "works");
+    let left = real.shell("find . -path '*node_modules/dev*' -o -path '*node_modules/.pnpm/dev@*'");
+    assert_eq!(left, "");
+}
+
+#[test]
+fn pnpm_development_packages_are_removed() {
+    let manifest = r#"{"name":"app","version":"1.0.0","dependencies":{"prod":"file:./libs/prod"},"devDependencies":{"dev":"file:./libs/dev"}}"#;
+    pnpm_without_development_packages(manifest, &[], ".");
+}
+
+#[test]
+fn pnpm_workspace_keeps_packages_of_its_members() {
+    let manifest = r#"{"name":"root","version":"1.0.0","private":true,"devDependencies":{"dev":"workspace:*"}}"#;
+    let web = r#"{"name":"web","version":"1.0.0","dependencies":{"prod":"workspace:*"},"devDependencies":{"dev":"workspace:*"}}"#;
+    let workspace = [("pnpm-workspace.yaml", "packages:\n  - apps/*\n  - libs/*\n"), ("apps/web/package.json", web)];
+    pnpm_without_development_packages(manifest, &workspace, "apps/web");
+}
