@@ -1,6 +1,6 @@
 //! larder: a git push-to-deploy server in one binary.
 //!
-//! The rooms, in listing order. A room imports only rooms below it; `tests/it/architecture.rs` holds that.
+//! The modules are in the order of their levels: a module imports only modules below it. `tests/it/architecture.rs` checks this.
 
 pub mod serve;
 pub mod server;

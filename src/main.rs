@@ -1,4 +1,4 @@
-//! Parse, run, exit code.
+//! The program: parses the command line, runs the command and maps its result to an exit code.
 
 use std::{
     ffi::OsString,
@@ -18,7 +18,7 @@ use larder::{
     workers,
 };
 
-/// Where a server lives if nobody says otherwise.
+/// The root of a server without `--root` and `LARDER_ROOT`.
 const DEFAULT_ROOT: &str = "/srv/larder";
 
 fn main() -> ExitCode {
@@ -40,8 +40,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// What the keeper, git and the static buildpack start, several times in each push: told apart by plain words, because building
-/// the grammar of the command line and its log filter takes longer than the work of some of them.
+/// Runs a program that the keeper, git or the static buildpack starts, several times in each push. They are distinguished by plain
+/// words, because building the grammar of the command line and its log filter takes longer than the work of some of them.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -50,7 +50,7 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
             log_warnings();
             Some(workers::main(words.next()?.to_str()?))
         }
-        // git gives the path of the hook's file, whose first line leads here.
+        // The argument is the path of the hook's file, whose first line starts this program.
         ("hook", 1) => Some(run_hook(Path::new(&words.next()?).file_name()?.to_str()?)),
         ("static-server", _) => {
             log_warnings();
@@ -77,7 +77,7 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// How it ends when something was printed; whoever does not read on has what they wanted.
+/// Returns the exit code after printing. A closed pipe counts as success.
 fn printed(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -89,20 +89,20 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::new(Kind::Internal, chain(error))
 }
 
-/// Processes with other working directories use the root, so it has to be absolute.
+/// Returns the root as an absolute path, because processes with other working directories use it.
 fn absolute(path: &Path) -> Result<Root, CommandError> {
     let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
     Ok(Root::new(absolute))
 }
 
-/// `LARDER_LOG=debug` says more.
+/// Logs to standard error. `LARDER_LOG=debug` adds details.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
     tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
 }
 
-/// For processes of a moment, whose environment says nothing about logs.
+/// Minimal logging for short-lived workers.
 fn log_warnings() {
     tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).with_target(false).init();
 }

@@ -1,5 +1,5 @@
-//! What lies where in an environment, as data: `layouts/*.yaml`. The keeper makes the directories by code of its own, because it
-//! parses nothing; here their place, kind, owner and mode are compared with what the layout says.
+//! Layouts: the files and directories of an environment, as data in `layouts/*.yaml`. The keeper creates them with code of its own,
+//! because it parses nothing; this module compares path, kind, owner and mode on the disk with the layout.
 
 use std::{
     fs,
@@ -14,52 +14,47 @@ use crate::config::{
     yaml::{self, Limits},
 };
 
-/// The layout that this version brings along.
+/// The layout that is embedded in the program.
 const STANDARD: &str = include_str!("../../layouts/standard.yaml");
 
-/// A layout.
+/// The files and directories of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Its name.
     pub layout: String,
-    /// Its places, each below the ones that hold it.
-    pub places: Vec<Place>,
+    /// The entries; each follows the directory that contains it.
+    #[serde(rename = "places")]
+    pub entries: Vec<LayoutEntry>,
 }
 
-/// A place in an environment's directory.
+/// A file, directory or link in an environment's directory.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Place {
-    /// What it is for; unique in its layout.
+pub struct LayoutEntry {
+    /// The purpose of the entry; unique in its layout.
     pub role: String,
-    /// Where it is, below the environment's directory.
+    /// The path below the environment's directory.
     pub path: String,
-    /// What it is.
     pub kind: Kind,
-    /// Whose it is.
     pub owner: Owner,
-    /// Its permission bits, in octal; a link has none.
+    /// The permission bits, in octal; a link has none.
     #[serde(default)]
     mode: Option<String>,
-    /// Since when it is there.
     pub made: Made,
 }
 
-/// What a place is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // The words of the file system.
 pub enum Kind {
     Directory,
     Link,
     File,
 }
 
-/// Whose a place is.
+/// The owner of an entry, by the role of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // The words of ARCHITECTURE.md.
 pub enum Owner {
     Server,
     Keeper,
@@ -68,62 +63,62 @@ pub enum Owner {
     Run,
 }
 
-/// When a place is made.
+/// The moment at which an entry is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Made {
-    /// Together with its environment.
+    /// With the environment.
     Environment,
-    /// By a deployment: it may be missing.
+    /// By a deployment; the entry may be missing.
     Deployment,
 }
 
-/// Whom a comparison runs as.
+/// The user and mode of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Viewer {
-    /// The server's own user.
+    /// The uid of the server.
     pub uid: u32,
-    /// Whether there are several users: system mode.
+    /// True in system mode, where the owners are different users.
     pub system: bool,
 }
 
 impl Layout {
-    /// The standard layout.
+    /// Returns the standard layout.
     pub fn standard() -> Result<Layout, ConfigError> {
         Layout::parse("layouts/standard.yaml", STANDARD.as_bytes())
     }
 
-    /// Reads a layout; `file` is its name for errors.
+    /// Parses a layout. `file` is its name in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Layout, ConfigError> {
         let layout: Layout = yaml::parse(file, bytes, Limits::SERVER)?;
         let mut roles = std::collections::BTreeSet::new();
-        for place in &layout.places {
-            let wrong = |why: &str| Err(ConfigError::new(file, format!("the place {:?} {why}", place.role)));
-            if !roles.insert(&place.role) {
+        for entry in &layout.entries {
+            let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));
+            if !roles.insert(&entry.role) {
                 return wrong("is there twice");
             }
             let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
-            if place.path.is_empty() || !Path::new(&place.path).components().all(inside) {
+            if entry.path.is_empty() || !Path::new(&entry.path).components().all(inside) {
                 return wrong("has a path that is not below the environment's directory");
             }
-            match (place.kind, &place.mode) {
+            match (entry.kind, &entry.mode) {
                 (Kind::Link, None) => {}
                 (Kind::Link, Some(_)) => return wrong("is a link, and links have no mode"),
-                _ if place.bits().is_none() => return wrong("needs a mode such as \"0755\""),
+                _ if entry.bits().is_none() => return wrong("needs a mode such as \"0755\""),
                 _ => {}
             }
         }
         Ok(layout)
     }
 
-    /// What in `environment` is not as the layout says, one line each with what to do. Looks at names and never through links.
+    /// Returns the differences between `environment` and the layout, one line each with the remedy. Does not follow links.
     pub fn findings(&self, environment: &Path, viewer: Viewer) -> Vec<String> {
-        self.places.iter().filter_map(|place| place.finding(environment, viewer)).collect()
+        self.entries.iter().filter_map(|entry| entry.finding(environment, viewer)).collect()
     }
 }
 
-impl Place {
-    /// Its permission bits.
+impl LayoutEntry {
+    /// Returns the permission bits.
     pub fn bits(&self) -> Option<u32> {
         let bits = u32::from_str_radix(self.mode.as_ref()?, 8).ok()?;
         (bits <= 0o7777).then_some(bits)
@@ -138,7 +133,7 @@ impl Place {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Some(format!("{shown} is missing; a restart of the server makes it again, empty"));
             }
-            // Inside what is another user's alone.
+            // The entry is in a directory that only another user can read.
             Err(_) => return None,
         };
         let found = meta.file_type();

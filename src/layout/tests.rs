@@ -7,7 +7,7 @@ use crate::{
 };
 
 #[test]
-fn the_standard_layout_names_the_paths_that_the_code_uses() {
+fn standard_layout_names_the_paths_of_the_code() {
     let layout = Layout::standard().unwrap();
     let paths = Root::new("/r").environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
     let used = [
@@ -28,19 +28,19 @@ fn the_standard_layout_names_the_paths_that_the_code_uses() {
         ("generated", paths.secrets()),
     ];
     for (role, path) in used {
-        let place = layout.places.iter().find(|place| place.role == role).unwrap_or_else(|| panic!("no place {role}"));
+        let place = layout.entries.iter().find(|place| place.role == role).unwrap_or_else(|| panic!("no place {role}"));
         assert_eq!(paths.path().join(&place.path), path, "{role}");
     }
-    // What is released lies in places that are named.
+    // Paths of releases are named by their directories.
     let release = ReleaseId::new(jiff::Timestamp::UNIX_EPOCH);
     for path in [paths.archive(release), paths.manifest(release), paths.tree(release)] {
         let parent = path.parent().unwrap().strip_prefix(paths.path()).unwrap();
-        assert!(layout.places.iter().any(|place| Path::new(&place.path) == parent), "{}", path.display());
+        assert!(layout.entries.iter().any(|place| Path::new(&place.path) == parent), "{}", path.display());
     }
 }
 
 #[test]
-fn what_is_not_as_the_layout_says_is_found() {
+fn difference_from_the_layout_is_reported() {
     let text = "layout: x\nplaces:\n\
                 - {role: a, path: a, kind: directory, owner: server, mode: \"0755\", made: environment}\n\
                 - {role: b, path: a/b, kind: link, owner: server, made: deployment}\n\
@@ -69,7 +69,7 @@ fn what_is_not_as_the_layout_says_is_found() {
 }
 
 #[test]
-fn a_layout_that_is_none_is_refused() {
+fn invalid_layout_is_refused() {
     let place = |text: &str| format!("layout: x\nplaces:\n- {{role: a, owner: run, made: environment, {text}}}\n");
     for (text, says) in [
         (place("path: ../a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
