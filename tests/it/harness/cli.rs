@@ -1,4 +1,4 @@
-//! What a program printed and how it ended.
+//! Programs that tests run, with their output and exit status.
 
 use std::{
     process::{Command, Stdio},
@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-/// No program of a test takes longer, but on a machine that is on its knees; what does is stuck, and the test says where.
+/// The time limit of a program. Even on an overloaded machine no program of a test needs longer.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A program that has ended.
+/// The result of a program.
 #[derive(Debug, Clone)]
 pub struct Output {
     pub command: String,
-    /// Its exit status; 128 and the signal where a signal ended it.
+    /// The exit status; 128 plus the signal if a signal killed the program.
     pub status: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
 impl Output {
-    /// Runs it to its end.
+    /// Runs a command to its end.
     #[track_caller]
     pub fn of(command: &mut Command) -> Output {
         let shown = shown(command);
@@ -47,34 +47,34 @@ impl Output {
         }
     }
 
-    /// What it printed, if it succeeded.
+    /// Asserts success and returns the standard output.
     #[track_caller]
     pub fn ok(&self) -> &str {
         self.exits(0).stdout.as_str()
     }
 
-    /// It must have ended with `status`.
+    /// Asserts the exit status.
     #[track_caller]
     pub fn exits(&self, status: i32) -> &Output {
         assert_eq!(self.status, status, "{self}");
         self
     }
 
-    /// Its output or its errors must hold `text`.
+    /// Asserts that standard output or standard error contains `text`.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Output {
         assert!(self.stdout.contains(text) || self.stderr.contains(text), "{text:?} is not in {self}");
         self
     }
 
-    /// Neither its output nor its errors may hold `text`.
+    /// Asserts that neither standard output nor standard error contains `text`.
     #[track_caller]
     pub fn keeps_quiet_about(&self, text: &str) -> &Output {
         assert!(!self.stdout.contains(text) && !self.stderr.contains(text), "{text:?} is in {self}");
         self
     }
 
-    /// Its output as JSON.
+    /// Returns the standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(self.ok()).unwrap_or_else(|error| panic!("{error}: {self}"))

@@ -1,33 +1,34 @@
-//! What every way to deploy has to survive, whatever its steps are: each of them fails once, and is as if it had never been tried.
+//! Fault injection for every way to deploy: each step fails once, and the attempt leaves no trace.
 
 use super::{Repo, World, cli::Output, state::Snapshot};
 
-/// The failpoints before and after the work of each step, in the order in which a deployment meets them.
+/// Returns the failpoints before and after the work of each step, in the order of a deployment.
 pub fn around(steps: &[String]) -> Vec<String> {
     steps.iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect()
 }
 
-/// `FAILPOINTS` with which each of these fires once.
+/// Returns the value of `FAILPOINTS` with which each of these fires once.
 pub fn once(points: &[String]) -> String {
     points.iter().map(|point| format!("{point}=1*return")).collect::<Vec<_>>().join(";")
 }
 
-/// Something that makes another release live, to be tried again and again.
+/// A way to make another release live, which can be repeated.
 pub struct Attempt<'a, 'w> {
     pub world: &'w World,
     pub repo: &'a Repo<'w>,
-    /// Asks for it, and follows it to its end.
+    /// Starts the deployment and follows it to its end.
     pub ask: &'a dyn Fn() -> Output,
-    /// The page that serves until it works.
+    /// The page that serves before the deployment succeeds.
     pub old: &'a str,
-    /// The page that serves afterwards.
+    /// The page that serves after the deployment succeeded.
     pub new: &'a str,
-    /// Files in `releases/` that may stay from attempts that failed: a release that came whole, was believed, and need not come again.
+    /// Files in `releases/` that a failed attempt may leave: a completely transferred and accepted release.
     pub stays: &'a dyn Fn(&str) -> bool,
 }
 
 impl Attempt<'_, '_> {
-    /// Fails before and after each of these steps, one attempt after the other, and changes nothing; then it works.
+    /// Asserts that a failure before or after any of these steps changes nothing, one attempt after the other, and that the last attempt
+    /// succeeds.
     pub fn fails_once_at_each(&self, steps: &[String]) {
         let points = around(steps);
         self.world.restart(&[("FAILPOINTS", &once(&points))]);
@@ -43,7 +44,7 @@ impl Attempt<'_, '_> {
         (self.ask)().ok();
         self.world.serves("shop", self.new);
         assert_ne!(self.repo.live(), live);
-        // What fails after the switch shows the new version for a moment; nothing else may, and everything is answered.
+        // A failure after the switch shows the new version for a moment. No other failure may, and every request is answered.
         let flickers = visitor.satisfied().pages.len();
         assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
         self.world.is_consistent("shop");

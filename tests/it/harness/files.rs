@@ -1,4 +1,4 @@
-//! A web server of plain files, for what builds download.
+//! A web server of plain files, for downloads of builds.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ impl Files {
         Files { address, found, stop }
     }
 
-    /// How many of the files that were asked for were there.
+    /// Returns the number of requests for files that exist.
     pub fn found(&self) -> usize {
         self.found.load(Ordering::SeqCst)
     }
@@ -49,7 +49,7 @@ impl Drop for Files {
     }
 }
 
-/// One request on each connection.
+/// Serves one request per connection.
 fn answer(mut client: TcpStream, directory: &Path, found: &AtomicUsize) -> Option<()> {
     let mut asked = BufReader::new(client.try_clone().ok()?);
     let mut line = String::new();

@@ -19,7 +19,7 @@ pub struct Repo<'w> {
 }
 
 impl<'w> Repo<'w> {
-    /// An empty repository of alice's, for a project.
+    /// Creates an empty repository of alice for a project.
     pub fn new(world: &'w World, project: &str) -> Repo<'w> {
         let clones = world.directory().join("clones");
         fs::create_dir_all(&clones).unwrap();
@@ -30,14 +30,14 @@ impl<'w> Repo<'w> {
         repo
     }
 
-    /// A repository with a site of one page, committed.
+    /// Creates a repository with one committed page.
     pub fn site(world: &'w World, project: &str, page: &str) -> Repo<'w> {
         let repo = Repo::new(world, project);
         repo.page(page);
         repo
     }
 
-    /// The same clone, used by somebody else.
+    /// Returns the same clone for another user.
     pub fn by(&self, user: &str) -> Repo<'w> {
         Repo { world: self.world, path: self.path.clone(), project: self.project.clone(), user: user.to_owned() }
     }
@@ -46,17 +46,17 @@ impl<'w> Repo<'w> {
         &self.path
     }
 
-    /// The URL to push to; it has the port, so it changes when the server starts again.
+    /// Returns the URL to push to. It contains the port, which changes when the server restarts.
     pub fn url(&self) -> String {
         format!("ssh://larder@127.0.0.1:{}/{}", self.world.ssh_port(), self.project)
     }
 
-    /// git in this clone.
+    /// Runs git in this clone.
     pub fn git(&self, arguments: &[&str]) -> Output {
         Output::of(self.command().args(arguments))
     }
 
-    /// git in this clone, to be completed.
+    /// Returns a git command in this clone.
     pub fn command(&self) -> Command {
         let mut command = self.world.client("git");
         let ssh = self.world.ssh_options(&self.user).join(" ");
@@ -86,7 +86,7 @@ impl<'w> Repo<'w> {
         self
     }
 
-    /// Commits everything that is there, even if nothing changed, and gives the commit.
+    /// Commits all files, even without a change, and returns the commit.
     pub fn commit(&self, message: &str) -> String {
         self.git(&["add", "--all"]).ok();
         self.git(&["commit", "--quiet", "--allow-empty", "--message", message]).ok();
@@ -99,7 +99,7 @@ impl<'w> Repo<'w> {
         self.commit(text)
     }
 
-    /// The commit that is checked out.
+    /// Returns the commit that is checked out.
     pub fn head(&self) -> String {
         self.git(&["rev-parse", "HEAD"]).ok().trim().to_owned()
     }
@@ -117,32 +117,32 @@ impl<'w> Repo<'w> {
         Push(Output::of(&mut command))
     }
 
-    /// What the server says its refs are.
+    /// Returns the refs as the server reports them.
     pub fn ls_remote(&self) -> BTreeMap<String, String> {
         let listed = self.git(&["ls-remote", &self.url()]);
         let pairs = listed.ok().lines().filter_map(|line| line.split_once('\t'));
         pairs.map(|(commit, name)| (name.to_owned(), commit.to_owned())).collect()
     }
 
-    /// The commit that the server says is live.
+    /// Returns the live commit as the server reports it.
     pub fn live(&self) -> Option<String> {
         self.ls_remote().remove("refs/heads/main")
     }
 }
 
-/// A push that has ended.
+/// The result of a push.
 #[derive(Debug)]
 pub struct Push(pub Output);
 
 impl Push {
-    /// It must have been accepted.
+    /// Asserts that the push was accepted.
     #[track_caller]
     pub fn accepted(&self) -> &Push {
         assert_eq!(self.0.status, 0, "the push was rejected: {}", self.0);
         self
     }
 
-    /// It must have been rejected, by the server and with a reason; gives the reason as git itself shows it.
+    /// Asserts that the server rejected the push, and returns the reason as git shows it.
     #[track_caller]
     pub fn rejected(&self) -> String {
         assert_eq!(self.0.status, 1, "the push should have been rejected: {}", self.0);
@@ -152,7 +152,7 @@ impl Push {
         reason.unwrap_or_else(|| panic!("git shows no reason: {}", self.0)).to_owned()
     }
 
-    /// It must have been rejected with a reason that holds `text`.
+    /// Asserts that the push was rejected with a reason that contains `text`.
     #[track_caller]
     pub fn rejected_with(&self, text: &str) -> &Push {
         let reason = self.rejected();
@@ -160,14 +160,14 @@ impl Push {
         self
     }
 
-    /// The pusher's screen must hold `text`.
+    /// Asserts that the output of the push contains `text`.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Push {
         self.0.says(text);
         self
     }
 
-    /// The lines that the server wrote, without git's `remote: `.
+    /// Returns the lines that the server wrote, without git's `remote: `.
     pub fn remote(&self) -> Vec<String> {
         let lines = self.0.stderr.lines().filter_map(|line| line.strip_prefix("remote: "));
         lines.map(|line| line.trim_end().to_owned()).collect()

@@ -1,4 +1,4 @@
-//! A visitor: a tiny HTTP/1.1 client, and one that asks all the time while something happens.
+//! Visitors: a small HTTP/1.1 client, and one that sends requests continuously in the background.
 
 use std::{
     io::{self, Read, Write},
@@ -13,7 +13,7 @@ use std::{
 
 use super::World;
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
@@ -30,12 +30,12 @@ impl Response {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 pub fn get(port: u16, host: &str, path: &str) -> io::Result<Response> {
     request(port, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
 }
 
-/// Sends a request as it is and reads to the end.
+/// Sends a request verbatim and reads the response to its end.
 pub fn request(port: u16, text: &str) -> io::Result<Response> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
@@ -61,7 +61,7 @@ fn parse(bytes: &[u8]) -> Option<Response> {
     let body = if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
         unchunk(body)?
     } else {
-        // An answer that was cut is no answer.
+        // A truncated response is an error.
         let length: Option<usize> = header("content-length").and_then(|length| length.parse().ok());
         if length.is_some_and(|length| length != body.len()) {
             return None;
@@ -87,14 +87,14 @@ fn unchunk(mut body: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl World {
-    /// `GET path` of a project's default environment, through the front door.
+    /// Requests a path of a project's default environment through the proxy.
     #[track_caller]
     pub fn get(&self, project: &str, path: &str) -> Response {
         let host = format!("{project}.localhost");
         get(self.http_port(), &host, path).unwrap_or_else(|error| panic!("http://{host}{path}: {error}"))
     }
 
-    /// The start page must be answered, and must hold `text`.
+    /// Asserts that the start page is answered and contains `text`.
     #[track_caller]
     pub fn serves(&self, project: &str, text: &str) {
         let answer = self.get(project, "/");
@@ -102,24 +102,24 @@ impl World {
         answer.holds(text);
     }
 
-    /// Asks for the start page again and again until it is told to stop.
+    /// Starts a visitor that requests the start page until it is stopped.
     pub fn visitor(&self, project: &str) -> Visitor {
         Visitor::new(self.http_port(), &format!("{project}.localhost"))
     }
 }
 
-/// Somebody who asks all the time, and counts what goes wrong.
+/// A client that sends requests continuously and counts failures.
 pub struct Visitor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Seen>>,
 }
 
-/// What a visitor saw.
+/// The observations of a visitor.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub answers: usize,
     pub failures: Vec<String>,
-    /// The different bodies, in the order in which they came.
+    /// The different bodies, in the order of arrival.
     pub pages: Vec<String>,
 }
 
@@ -147,7 +147,7 @@ impl Visitor {
         Visitor { stop, thread: Some(thread) }
     }
 
-    /// What was seen until now; every request must have been answered, and some asked.
+    /// Stops the visitor, asserts that requests were sent and all were answered, and returns its observations.
     #[track_caller]
     pub fn satisfied(mut self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Passes connections on to a port of this machine.
+/// A TCP forwarder to a port of this machine.
 pub struct Link {
     pub port: u16,
     state: Arc<State>,
@@ -23,13 +23,13 @@ pub struct Link {
 
 struct State {
     to: u16,
-    /// After how many bytes from the server the next connections end, one after another.
+    /// The bytes from the server after which the next connections are cut, in order.
     cuts_to_come: Mutex<VecDeque<u64>>,
-    /// Bytes per second from the server; zero for as fast as it goes.
+    /// The limit in bytes per second from the server; zero for none.
     rate: AtomicU64,
-    /// Bytes from the server so far.
+    /// The bytes from the server so far.
     passed: AtomicU64,
-    /// Connections that were cut.
+    /// The number of cut connections.
     cuts: AtomicUsize,
     stop: AtomicBool,
 }
@@ -58,22 +58,22 @@ impl Link {
         Link { port, state, thread: Some(thread) }
     }
 
-    /// Cuts each of the next connections after so many bytes from the server.
+    /// Cuts each of the next connections after the given bytes from the server.
     pub fn cut_after(&self, bytes: impl IntoIterator<Item = u64>) {
         self.state.cuts_to_come.lock().extend(bytes);
     }
 
-    /// Bytes per second from the server, for all connections from now on.
+    /// Limits all connections from now on, in bytes per second from the server.
     pub fn slow_to(&self, bytes_per_second: u64) {
         self.state.rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// Bytes from the server so far.
+    /// The bytes from the server so far.
     pub fn passed(&self) -> u64 {
         self.state.passed.load(Ordering::Relaxed)
     }
 
-    /// How many connections were cut so far.
+    /// Returns the number of cut connections.
     pub fn cuts(&self) -> usize {
         self.state.cuts.load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
-//! A machine of its own, as far as a kernel can make one: its own network and its own view of the disk.
+//! A simulated machine: a network namespace and a mount namespace.
 //!
-//! One process holds both namespaces. They go with it, cables and mounts included, so that nothing can be left behind.
+//! One process holds both namespaces. The kernel removes them with it, links and mounts included, so that nothing is left behind.
 
 use std::{
     fs::{self, File},
@@ -18,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{cli::Output, server::PATH};
 
-/// Where all that may run on a machine with nothing unnecessary lies afterwards.
+/// The directory with the remaining programs of a restricted machine.
 const BARE: &str = r#"
 mount -t tmpfs -o mode=755,size=1m none /mnt
 mkdir /mnt/bin /mnt/none
@@ -38,21 +38,21 @@ mount --rbind /mnt/bin /usr/sbin
 mount --rbind /mnt/bin /usr/bin
 "#;
 
-/// A machine.
+/// A simulated machine.
 pub struct Machine {
     holder: Child,
     net: File,
 }
 
 impl Machine {
-    /// A machine with nothing but a loopback device; nothing and a loud line where none can be made.
+    /// Creates a machine with only a loopback device. Without the rights for it, prints `SKIPPED:` and returns nothing.
     pub fn new() -> Option<Machine> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: a machine of its own needs root");
             return None;
         }
         super::installed("ip")?;
-        // The holder goes with the thread that made it, even if that is killed.
+        // The kernel kills the holder with the thread that started it, even if that thread is killed.
         let words =
             ["--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--propagation", "private", "--", "sleep", "infinity"];
         let mut holder = Command::new("setpriv");
@@ -75,7 +75,7 @@ impl Machine {
         Some(machine)
     }
 
-    /// A cable between two machines, with an address at each end. It is gone as soon as one of them is.
+    /// Connects two machines, with an address at each end. The link is removed with the first of them.
     pub fn connect(&self, address: Ipv4Addr, other: &Machine, there: Ipv4Addr) {
         let [here, far] = [self, other].map(|machine| machine.holder.id().to_string());
         let words = ["link", "add", "cable", "netns", &here, "type", "veth", "peer", "name", "cable", "netns", &far];
@@ -86,12 +86,12 @@ impl Machine {
         }
     }
 
-    /// Takes every program away but these: from now on this machine has no other in any directory of programs.
+    /// Removes every other program from the directories of programs.
     pub fn keep_only(&self, programs: &[&str]) {
         self.runs(&[&["sh", "-euc", BARE, "sh"], programs].concat());
     }
 
-    /// What comes before a command, so that it runs on this machine.
+    /// Returns the words before a command that run it on this machine.
     pub fn prefix(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         ["nsenter", "--target", &holder, "--net", "--mount", "--"].map(str::to_owned).into()
@@ -103,7 +103,7 @@ impl Machine {
         Output::of(command.args(&prefix[1..]).args(words).env_clear().env("PATH", PATH)).ok();
     }
 
-    /// Does something in this machine's network, with all programs that it starts.
+    /// Runs a function, with all programs that it starts, in this machine's network.
     #[track_caller]
     pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
@@ -115,7 +115,7 @@ impl Machine {
         })
     }
 
-    /// The network devices that it has, and the networks that it can reach through them.
+    /// Returns the network devices, and the addresses that are reachable through them.
     pub fn network(&self) -> (Vec<String>, Vec<IpAddr>) {
         let read = |name: &str| fs::read_to_string(format!("/proc/{}/net/{name}", self.holder.id())).unwrap();
         let devices = read("dev").lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect();
@@ -134,7 +134,7 @@ impl Drop for Machine {
     }
 }
 
-/// A web proxy on a machine's loopback, the only way out of it: passes on what asks with `CONNECT`, as https does.
+/// A web proxy on a machine's loopback, which is the only way out of it. It forwards `CONNECT` requests, as https uses them.
 pub struct WebProxy {
     pub address: SocketAddr,
     machine: File,
@@ -143,7 +143,7 @@ pub struct WebProxy {
 
 impl WebProxy {
     pub fn on(machine: &Machine) -> WebProxy {
-        // A socket stays in the network that it was made in; this thread, and so the way on, is in the one around it.
+        // A socket stays in the network namespace in which it was created. This thread is in the outer one.
         let listener = machine.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let (address, stop) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);
@@ -172,7 +172,7 @@ impl Drop for WebProxy {
     }
 }
 
-/// One connection through the proxy.
+/// Serves one connection through the proxy.
 fn carry(client: TcpStream) -> Option<()> {
     let mut asked = BufReader::new(client.try_clone().ok()?);
     let mut line = String::new();

@@ -1,6 +1,6 @@
-//! A world for one test: a server of its own with its own directory, users, keys, ports and clients, and nothing left behind.
+//! The world of one test: a server with its own directory, users, keys, ports and clients, which leaves nothing behind.
 //!
-//! [`world::World`] holds it together; [`git::Repo`] is a developer's clone, [`http`] a visitor, [`cli`] an operator.
+//! Read [`world::World`] first; [`git::Repo`] is a developer's clone, [`http`] a visitor, [`cli`] an operator.
 
 pub mod cli;
 pub mod faults;
@@ -24,13 +24,13 @@ pub use self::{
     world::World,
 };
 
-/// Waits until `condition` holds; a test that waits for nothing in particular would be a test of the clock.
+/// Waits until `condition` holds. Tests wait for conditions, never for a fixed time.
 #[track_caller]
 pub fn until(what: &str, condition: impl FnMut() -> bool) {
     assert!(within(Duration::from_secs(60), condition), "waited a minute in vain until {what}");
 }
 
-/// Whether `condition` comes true within `limit`.
+/// Returns true if `condition` becomes true within `limit`.
 pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {
@@ -44,7 +44,7 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Where a program is, or nothing and a loud line.
+/// Returns the path of a program. Without it, prints `SKIPPED:` and returns nothing.
 pub fn installed(program: &str) -> Option<std::path::PathBuf> {
     let found = ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|directory| std::path::Path::new(directory).join(program));
     let found = found.into_iter().find(|path| path.is_file());
@@ -78,7 +78,7 @@ macro_rules! in_each_mode {
     };
 }
 
-/// Runs each scenario once, in the stronger mode that is possible here.
+/// Runs each scenario once: in system mode as root, else in rootless mode.
 macro_rules! in_one_mode {
     ($($scenario:ident),+ $(,)?) => {
         mod once {

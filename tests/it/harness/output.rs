@@ -1,8 +1,8 @@
-//! Output made comparable, and the files that it is compared with.
+//! Normalised output, and golden files for comparison.
 
 use std::{fs, path::Path};
 
-/// Replaces what differs from run to run: commits, ids, times, durations and ports.
+/// Replaces the parts that differ between runs: commits, ids, times, durations and ports.
 pub fn normalised(text: &str) -> String {
     let lines = text.lines().map(|line| line.trim_end().split(' ').map(word).collect::<Vec<_>>().join(" "));
     let text = lines.map(durations).collect::<Vec<_>>().join("\n");
@@ -28,7 +28,7 @@ fn word(word: &str) -> String {
     format!("{lead}{shown}{tail}")
 }
 
-/// `localhost:8080/x` becomes `localhost:PORT/x`.
+/// Replaces ports: `localhost:8080/x` becomes `localhost:PORT/x`.
 fn port(text: &str) -> String {
     let Some((before, rest)) = text.rsplit_once(':') else { return text.to_owned() };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -40,7 +40,7 @@ fn port(text: &str) -> String {
     }
 }
 
-/// `12 ms`, `3.4 s`, `2 min 5 s` become `TIME`.
+/// Replaces durations: `12 ms`, `3.4 s`, `2 min 5 s` become `TIME`.
 fn durations(line: String) -> String {
     let words: Vec<_> = line.split(' ').collect();
     let mut out: Vec<String> = Vec::new();

@@ -1,4 +1,4 @@
-//! Which processes belong to a world: those whose program, directory, arguments, environment or mounts are below it.
+//! The processes of a world: those whose program, directory, arguments, environment or mounts are below its directory.
 
 use std::{fs, os::unix::ffi::OsStrExt, path::Path};
 
@@ -11,7 +11,7 @@ pub struct Process {
     pub arguments: Vec<String>,
 }
 
-/// All live processes of the world in `directory`.
+/// Returns all live processes of the world in `directory`.
 pub fn of(directory: &Path) -> Vec<Process> {
     let own = std::process::id() as i32;
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
@@ -32,7 +32,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-/// The arguments of a process that is alive; a zombie has none.
+/// Returns the arguments of a live process; a zombie has none.
 fn arguments(pid: i32) -> Option<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -40,21 +40,21 @@ fn arguments(pid: i32) -> Option<Vec<String>> {
     (!arguments.is_empty()).then_some(arguments)
 }
 
-/// The parent of a process.
+/// Returns the parent of a process.
 pub fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is in parentheses and may hold anything.
+    // The second field is in parentheses and may contain any character.
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Sends a signal; a process that is gone is fine.
+/// Sends a signal. A process that has exited is no error.
 pub fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Kills everything of a world, also what starts meanwhile.
+/// Kills all processes of a world, and those that start meanwhile.
 pub fn kill_all(directory: &Path) {
     super::within(std::time::Duration::from_secs(10), || {
         let left = of(directory);
@@ -65,7 +65,7 @@ pub fn kill_all(directory: &Path) {
     });
 }
 
-/// The mounts below a directory in this process's own namespace.
+/// Returns the mounts below a directory in this process's namespace.
 pub fn mounts(directory: &Path) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let below = |line: &&str| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(directory));

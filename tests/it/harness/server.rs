@@ -1,4 +1,4 @@
-//! The server of a world: one keeper, the server role below it, and the ports that it said.
+//! The server of a world: a keeper, the server process below it, and their ports.
 
 use std::{
     fs::{self, File},
@@ -18,9 +18,9 @@ use rustix::process::Signal;
 
 use super::processes;
 
-/// How long a start may take on a busy machine.
+/// The time limit of a start on a busy machine.
 const START: Duration = Duration::from_secs(60);
-/// How long a graceful stop may take.
+/// The time limit of a graceful stop.
 const STOP: Duration = Duration::from_secs(30);
 
 /// A running `larder serve`.
@@ -28,29 +28,29 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct Server {
     keeper: Child,
     directory: PathBuf,
-    /// How often a server role has said that it is ready.
+    /// The number of `ready` lines.
     ready: Arc<AtomicUsize>,
     pub ssh: SocketAddr,
     pub http: SocketAddr,
 }
 
-/// What to start, and how.
+/// The settings of a start.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The world's directory; everything below it is the world's.
     pub directory: PathBuf,
-    /// The program and what comes before its arguments, such as `setpriv`.
+    /// The program, with words before it such as `setpriv`.
     pub program: Vec<String>,
     /// The server's root.
     pub root: PathBuf,
     /// Additional environment, such as `FAILPOINTS`.
     pub env: Vec<(String, String)>,
-    /// The address that it listens on: loopback, or all of a machine of its own.
+    /// The address to listen on: loopback, or all addresses of a simulated machine.
     pub listen: &'static str,
 }
 
 impl Setup {
-    /// A command in the world's own environment, as the user that larder runs as.
+    /// Returns a command in the world's environment, as the user of larder.
     pub fn command(&self) -> Command {
         let (program, before) = self.program.split_first().unwrap();
         let mut command = Command::new(program);
@@ -60,11 +60,11 @@ impl Setup {
     }
 }
 
-/// Where programs are looked for; the same for everybody in a world.
+/// The search path of programs in a world.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Server {
-    /// Starts it and waits for its ready line; kills keeper and server role if `abort` comes true before.
+    /// Starts the server and waits for its ready line. Kills keeper and server if `abort` becomes true before.
     pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
         let mut command = setup.command();
@@ -76,7 +76,7 @@ impl Server {
         let stdout = BufReader::new(keeper.stdout.take().unwrap());
         let ready = Arc::new(AtomicUsize::new(0));
         let counted = ready.clone();
-        // Read to its end, so that the server never waits for a reader.
+        // The output is read to its end, so that the server never blocks on a full pipe.
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok).filter(|line| line.starts_with("ready ")) {
                 counted.fetch_add(1, Ordering::SeqCst);
@@ -107,12 +107,12 @@ impl Server {
         Some(server)
     }
 
-    /// The keeper's process.
+    /// Returns the process id of the keeper.
     pub fn keeper(&self) -> i32 {
         self.keeper.id() as i32
     }
 
-    /// The process of the server role, a child of the keeper; nothing while there is none.
+    /// Returns the process id of the server, a child of the keeper, if it runs.
     pub fn role(&self) -> Option<i32> {
         let keeper = self.keeper();
         let is_role = |process: &processes::Process| {
@@ -121,19 +121,19 @@ impl Server {
         processes::of(&self.directory).into_iter().find(is_role).map(|process| process.pid)
     }
 
-    /// How often a server role has said that it is ready since the keeper started.
+    /// Returns the number of `ready` lines since the keeper started.
     pub fn ready(&self) -> usize {
         self.ready.load(Ordering::SeqCst)
     }
 
-    /// Kills the server role alone, and waits until the keeper has started another and that one is ready.
+    /// Kills the server process, and waits until the keeper has started another one and it is ready.
     pub fn kill9_role(&self) {
         let ready = self.ready();
         self.shoot_role();
         super::until("the keeper's next server is ready", || self.ready() > ready);
     }
 
-    /// Kills the server role alone.
+    /// Kills the server process.
     pub fn shoot_role(&self) {
         super::until("there is a server role to kill", || match self.role() {
             Some(role) => {
@@ -144,7 +144,7 @@ impl Server {
         });
     }
 
-    /// Kills keeper and server role, as a reset of the machine would, but leaves everything else to itself.
+    /// Kills keeper and server, as a reset of the machine would, and nothing else.
     pub fn kill9_all(mut self) {
         let role = self.role();
         let _ = self.keeper.kill();
@@ -154,7 +154,7 @@ impl Server {
         let _ = self.keeper.wait();
     }
 
-    /// Asks it to stop, as an operator would, and waits for it.
+    /// Stops the server gracefully, and waits for its end.
     pub fn stop(mut self) {
         processes::signal(self.keeper(), Signal::TERM);
         let mut status = None;
@@ -171,19 +171,19 @@ impl Server {
         assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
     }
 
-    /// Ends it at once; for worlds that are being torn down.
+    /// Kills the server, for worlds that are being removed.
     pub fn kill(&mut self) {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }
 }
 
-/// Where the server's stderr goes.
+/// Returns the path of the file with the server's standard error.
 pub fn log_file(directory: &Path) -> PathBuf {
     directory.join("server.log")
 }
 
-/// The end of it, for messages.
+/// Returns the last lines of the server's standard error, for messages.
 pub fn log_tail(directory: &Path) -> String {
     let log = fs::read(log_file(directory)).unwrap_or_default();
     let start = log.len().saturating_sub(16 * 1024);

@@ -1,4 +1,4 @@
-//! What lies on a world's disk and runs in it, to be compared before and after.
+//! The state of a world, on the disk and in processes, for comparison before and after.
 
 use std::{
     collections::BTreeMap,
@@ -10,24 +10,24 @@ use serde_json::Value;
 
 use super::{World, processes};
 
-/// Everything about an environment that a failed deployment must leave as it was.
+/// The state of an environment that a failed deployment must not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Links, releases, installed trees, restore points and what people read, with the targets and contents of the small ones.
+    /// Links, releases, installed trees and restore points, with the targets and contents of the small ones.
     pub files: BTreeMap<String, String>,
-    /// Branches, tags and what keeps the objects of releases.
+    /// Branches, tags and the refs that keep the objects of releases.
     pub refs: Vec<String>,
-    /// The application's processes.
+    /// The processes of the application.
     pub processes: Vec<i32>,
 }
 
 impl World {
-    /// The directory of a project's production environment.
+    /// Returns the directory of a project's production environment.
     pub fn environment(&self, project: &str) -> PathBuf {
         self.root().join("projects").join(project).join("production")
     }
 
-    /// The state of a project's production environment.
+    /// Returns the state of a project's production environment.
     pub fn snapshot(&self, project: &str) -> Snapshot {
         let top = self.environment(project);
         let mut files = BTreeMap::new();
@@ -44,7 +44,7 @@ impl World {
         Snapshot { files, refs: self.refs(project), processes: self.application(project) }
     }
 
-    /// The refs in the server's repository itself, also those that clients do not see.
+    /// Returns the refs of the server's repository, including hidden ones.
     fn refs(&self, project: &str) -> Vec<String> {
         let repository = self.root().join("projects").join(project).join("git/project.git");
         let mut command = self.client("git");
@@ -52,7 +52,7 @@ impl World {
         super::cli::Output::of(&mut command).ok().lines().map(str::to_owned).collect()
     }
 
-    /// The processes of an environment's applications, as the server itself lists them, with their `PORT`.
+    /// Returns the ports of an environment's processes, as the server lists them.
     pub fn ports(&self, project: &str) -> Vec<u64> {
         let listed = self.larder(&["ps", project, "--json"]).json();
         let mut ports: Vec<_> = listed.as_array().unwrap().iter().filter_map(|row| row["port"].as_u64()).collect();
@@ -60,7 +60,7 @@ impl World {
         ports
     }
 
-    /// The processes of a project's applications: those of the world with the project's name in their environment.
+    /// Returns the processes of a project: those of the world with the project's name in their environment.
     pub fn application(&self, project: &str) -> Vec<i32> {
         let mark = format!("LARDER_PROJECT={project}");
         let marked = |pid: i32| {
@@ -70,7 +70,7 @@ impl World {
         processes::of(self.directory()).iter().map(|process| process.pid).filter(|pid| marked(*pid)).collect()
     }
 
-    /// The journals of all deployments to production, oldest first.
+    /// Returns the journals of all deployments to production, oldest first.
     pub fn journals(&self, project: &str) -> Vec<Vec<Value>> {
         let directory = self.environment(project).join("deployments");
         let journals = names(&directory).into_iter().map(|name| {
@@ -78,14 +78,14 @@ impl World {
             text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
         let mut journals: Vec<Vec<Value>> = journals.collect();
-        // The names tell seconds only.
+        // The names have a resolution of seconds.
         let began =
             |journal: &Vec<Value>| journal.first().and_then(|record| record["at"].as_str()?.parse::<jiff::Timestamp>().ok());
         journals.sort_by_key(|journal| (began(journal).is_none(), began(journal)));
         journals
     }
 
-    /// The last lines of the last journal of each project, for messages.
+    /// Returns the last lines of the last journal of each project, for messages.
     pub fn last_deployments(&self) -> String {
         let projects = self.root().join("projects");
         let last = names(&projects).into_iter().filter_map(|project| {
@@ -100,7 +100,7 @@ impl World {
         last.collect()
     }
 
-    /// How each deployment to production ended, oldest first; nothing for one that has not.
+    /// Returns the outcome of each deployment to production, oldest first, or nothing for one that runs.
     pub fn outcomes(&self, project: &str) -> Vec<Option<String>> {
         let ended = |journal: &Vec<Value>| {
             let last = journal.iter().rev().find(|record| record["event"] == "ended");
@@ -109,19 +109,19 @@ impl World {
         self.journals(project).iter().map(ended).collect()
     }
 
-    /// Whether every deployment to production has its end. A server that was killed and has started again may still be busy with one.
+    /// Returns true if every deployment to production has ended. A restarted server may still be recovering one.
     pub fn has_ended(&self, project: &str) -> bool {
         self.outcomes(project).iter().all(Option::is_some)
     }
 
-    /// The steps that the last deployment to production planned.
+    /// Returns the planned steps of the last deployment to production.
     pub fn last_plan(&self, project: &str) -> Vec<String> {
         let journals = self.journals(project);
         let opened = &journals.last().unwrap()[0];
         opened["plan"].as_array().unwrap().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
     }
 
-    /// The names of the steps of a deployment, as `larder plan` prints them.
+    /// Returns the names of the steps of a deployment, as `larder plan` prints them.
     pub fn steps(&self, project: &str) -> Vec<String> {
         let plan = self.larder(&["plan", project]);
         let steps = plan.ok().lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next());
@@ -130,13 +130,13 @@ impl World {
         steps
     }
 
-    /// No half state: `current` names a complete release, whose archive, manifest and tree are there and which the branch names.
+    /// Asserts a consistent state: `current` names a complete release, its archive, manifest and tree exist, and the branch names it.
     #[track_caller]
     pub fn is_consistent(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees == stored);
     }
 
-    /// The same where releases can be in the store that were never installed, because they were brought or imported.
+    /// Asserts a consistent state if the store may contain releases that were pulled or imported and never installed.
     #[track_caller]
     pub fn is_consistent_with_a_store(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees.iter().all(|tree| stored.contains(tree)));
@@ -161,7 +161,7 @@ impl World {
             let names = names(&top.join(directory)).into_iter().filter(|name| name != "current");
             names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
         };
-        // What is pruned goes one by one.
+        // Releases are pruned one by one.
         let alike = || {
             let archives = all("releases", ".tar.zst");
             archives == all("releases", ".manifest.json") && fits(&all("deploy", ""), &archives)
@@ -172,7 +172,7 @@ impl World {
     }
 }
 
-/// The names in a directory, sorted.
+/// Returns the names in a directory, sorted.
 pub fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).map(|entries| entries.flatten().collect()).unwrap_or_else(|_| Vec::new());
     let mut names: Vec<_> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

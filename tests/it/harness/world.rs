@@ -1,4 +1,4 @@
-//! One server with everything around it, in a directory of its own.
+//! The world of a test: one server with its clients, in a temporary directory.
 
 use std::{
     fs::{self, File},
@@ -19,22 +19,22 @@ use super::{
 /// The program under test.
 const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
-/// How many worlds there can be at once; each has 50 ports below those that the kernel gives away.
+/// The number of worlds at the same time. Each has 50 ports below the kernel's ephemeral range.
 const WORLDS: u32 = 400;
 
-/// How larder runs in a world.
+/// The mode of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// As root, with a user for each environment.
+    /// The server runs as root, with users for each environment.
     System,
-    /// As one unprivileged user.
+    /// The server runs as one unprivileged user.
     Rootless,
 }
 
-/// A world. [`World::end`] checks that nothing is left behind; dropping it cleans up in any case.
+/// The world of a test. [`World::end`] checks that nothing is left behind; dropping a world cleans up in any case.
 pub struct World {
     setup: Setup,
-    /// Held, so that no other world has the same ports and user.
+    /// The lock on the ports and the user of this world.
     _reserved: File,
     _shared: SharedBinary,
     server: RwLock<Option<Server>>,
@@ -45,7 +45,7 @@ fn root() -> bool {
 }
 
 impl World {
-    /// A server as root; nothing, and a loud line, where the tests do not run as root.
+    /// Starts a server as root. Without root, prints `SKIPPED:` and returns nothing.
     pub fn system() -> Option<World> {
         if !root() {
             eprintln!("SKIPPED: system mode needs root");
@@ -54,22 +54,22 @@ impl World {
         Some(World::new(Mode::System, "", None))
     }
 
-    /// A server as an unprivileged user: another one where the tests run as root, our own otherwise.
+    /// Starts a server as an unprivileged user: a user of the world if the tests run as root, else the tests' own.
     pub fn rootless() -> Option<World> {
         Some(World::new(Mode::Rootless, "", None))
     }
 
-    /// The stronger mode that is possible here.
+    /// Starts a server in system mode as root, else in rootless mode.
     pub fn any() -> Option<World> {
         World::configured("")
     }
 
-    /// The same, with further lines in the server file.
+    /// Starts a server with further lines in the server file.
     pub fn configured(lines: &str) -> Option<World> {
         Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines, None))
     }
 
-    /// A server on a machine of its own, which needs root as the machine does. Clients reach it from [`Machine::inside`].
+    /// Starts a server on a simulated machine, which needs root. Clients reach it from [`Machine::inside`].
     pub fn on(machine: &Machine, lines: &str) -> World {
         World::new(Mode::System, lines, Some(machine))
     }
@@ -78,7 +78,7 @@ impl World {
         let (number, reserved) = reserve();
         let directory = tempfile::Builder::new().prefix("lt").rand_bytes(5).tempdir().unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
-        // The program's path tells whose process it is.
+        // The program's path identifies the processes of the world.
         let binary = directory.join("larder");
         let shared = SharedBinary::link(&binary);
         let mut program = machine.map_or_else(Vec::new, Machine::prefix);
@@ -114,7 +114,7 @@ impl World {
         assert!(self.start_unless(env, &|| false));
     }
 
-    /// Starts the server; kills it again if `abort` comes true before it is ready. Returns whether it runs.
+    /// Starts the server, and kills it if `abort` becomes true before it is ready. Returns true if it runs.
     pub fn start_unless(&self, env: &[(&str, &str)], abort: &dyn Fn() -> bool) -> bool {
         assert!(self.server.read().is_none(), "it runs already");
         let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
@@ -122,7 +122,7 @@ impl World {
         self.server.read().is_some()
     }
 
-    /// Adds lines to the server file and restarts the server, which reads it at its start only.
+    /// Adds lines to the server file and restarts the server, which reads the file when it starts.
     pub fn add_settings(&self, lines: &str) {
         let file = self.root().join("larder.yml");
         fs::write(&file, fs::read_to_string(&file).unwrap() + lines).unwrap();
@@ -134,13 +134,13 @@ impl World {
         self.server.write().take().expect("it does not run").stop();
     }
 
-    /// Stops it gracefully and starts it with another environment.
+    /// Stops the server gracefully and starts it with another environment.
     pub fn restart(&self, env: &[(&str, &str)]) {
         self.stop();
         self.start(env);
     }
 
-    /// Kills the server role only.
+    /// Kills the server process.
     pub fn kill9_server(&self) {
         self.server.read().as_ref().expect("it does not run").kill9_role();
     }
@@ -150,17 +150,17 @@ impl World {
         self.server.write().take().expect("it does not run").kill9_all();
     }
 
-    /// Asks the running server something.
+    /// Calls a function with the running server.
     pub fn with<T>(&self, ask: impl FnOnce(&Server) -> T) -> T {
         ask(self.server.read().as_ref().expect("the server does not run"))
     }
 
-    /// The world's directory.
+    /// Returns the directory of the world.
     pub fn directory(&self) -> &Path {
         &self.setup.directory
     }
 
-    /// The server's root.
+    /// Returns the root of the server.
     pub fn root(&self) -> &Path {
         &self.setup.root
     }
@@ -173,27 +173,27 @@ impl World {
         self.with(|server| server.http.port())
     }
 
-    /// `larder` with arguments, as the operator on the server itself.
+    /// Runs `larder` with arguments, as the operator on the server.
     pub fn larder(&self, arguments: &[&str]) -> Output {
         let mut command = self.larder_command();
         command.args(arguments);
         Output::of(&mut command)
     }
 
-    /// The same, to be completed.
+    /// Returns a `larder` command, as the operator on the server.
     pub fn larder_command(&self) -> Command {
         let mut command = self.setup.command();
         command.arg("--root").arg(self.root());
         command
     }
 
-    /// A project that deploys `main` to production.
+    /// Creates a project that deploys `main` to production.
     pub fn project(&self, name: &str) -> &World {
         self.larder(&["project", "create", name, "--mode", "cooking"]).ok();
         self
     }
 
-    /// Makes a key pair for somebody.
+    /// Creates a key pair for a user.
     pub fn key(&self, user: &str) {
         let mut keygen = self.client("ssh-keygen");
         keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", user, "-f"]).arg(self.private_key(user));
@@ -208,7 +208,7 @@ impl World {
         self.private_key(user).with_extension("pub").display().to_string()
     }
 
-    /// A client's program: the tests' own user, in the world's own surroundings.
+    /// Returns a client's command: the tests' own user, in the world's environment.
     pub fn client(&self, program: &str) -> Command {
         let home = self.directory().join("home");
         let mut command = Command::new(program);
@@ -218,7 +218,7 @@ impl World {
         command
     }
 
-    /// The options that let OpenSSH come in as somebody; nothing from the files of whoever runs the tests.
+    /// Returns the options of OpenSSH for a user, independent of the files of the user who runs the tests.
     pub fn ssh_options(&self, user: &str) -> Vec<String> {
         let known_hosts = format!("UserKnownHostsFile={}", self.directory().join("home/known_hosts").display());
         let key = self.private_key(user).display().to_string();
@@ -228,7 +228,7 @@ impl World {
         options.into_iter().chain(more).map(str::to_owned).collect()
     }
 
-    /// `ssh larder@server WORDS...` as somebody.
+    /// Runs `ssh larder@server WORDS...` as a user.
     pub fn ssh(&self, user: &str, words: &[&str]) -> Output {
         let mut command = self.client("ssh");
         command.args(self.ssh_options(user)).arg("larder@127.0.0.1").args(words);
@@ -261,14 +261,14 @@ impl Drop for World {
             return;
         }
         if fs::remove_dir_all(self.directory()).is_err() {
-            // The kernel's directories in an overlay have no rights at all, which stops whoever is not root.
+            // The kernel's work directories of an overlay have mode 000, which root alone can pass.
             let _ = Command::new("chmod").args(["-R", "u+rwX", "--"]).arg(self.directory()).status();
             let _ = fs::remove_dir_all(self.directory());
         }
     }
 }
 
-/// A number that no other world on this machine has, of this run or another one, as long as the file is open.
+/// Reserves a number that no other world on this machine has while the file is open.
 fn reserve() -> (u32, File) {
     let first = std::process::id() * 7;
     let numbers = (0..WORLDS).map(|number| (first + number) % WORLDS);
@@ -280,10 +280,10 @@ fn reserve() -> (u32, File) {
     free.next().expect("too many worlds at once")
 }
 
-/// How many worlds use the copy of the program, and where it is.
+/// The number of worlds that use the copy of the program, and its path.
 static COPY: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
-/// A copy of the program that every user can run, to be linked into each world; it goes with the last of them.
+/// A copy of the program that every user can run. It is linked into each world and removed with the last of them.
 struct SharedBinary;
 
 impl SharedBinary {
@@ -294,7 +294,7 @@ impl SharedBinary {
             let fresh = tempfile::NamedTempFile::new().unwrap();
             fs::copy(LARDER, fresh.path()).unwrap();
             fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).unwrap();
-            // Closed before it is linked, or starting it would fail as "text file busy".
+            // The file is closed before it is linked; otherwise starting it fails with ETXTBSY.
             fs::rename(fresh.into_temp_path().keep().unwrap(), &path).unwrap();
             path
         });
