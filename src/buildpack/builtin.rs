@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use crate::config::yaml::{self, Limits};
+use crate::config::yaml::{self, FileLimits};
 
 /// A file below `buildpacks/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
         .filter_map(|file| {
             let name = file.path.strip_suffix("/pack.yml")?;
             // A test reads every file; a broken one never gets into a binary.
-            let pack: PackFile = yaml::parse(file.path, file.text.as_bytes(), Limits::RECIPE).ok()?;
+            let pack: PackFile = yaml::parse(file.path, file.text.as_bytes(), FileLimits::RECIPE).ok()?;
             Some((pack.order, BuiltinPack { name, signs: pack.signs }))
         })
         .collect();

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    config::yaml::{self, Limits},
+    config::yaml::{self, FileLimits},
     model::ProcessType,
 };
 
@@ -40,7 +40,7 @@ fn document(bytes: &[u8]) -> Result<Document, String> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Document::default());
     }
-    let document: Option<Document> = yaml::parse("bin/release", bytes, Limits::RECIPE).map_err(|error| error.to_string())?;
+    let document: Option<Document> = yaml::parse("bin/release", bytes, FileLimits::RECIPE).map_err(|error| error.to_string())?;
     Ok(document.unwrap_or_default())
 }
 

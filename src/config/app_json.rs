@@ -11,7 +11,7 @@ use super::{
     process::MAX_INSTANCES,
     settings::RequiredVariable,
     value::{BuildpackRef, CommandLine, HttpPath, VariableName},
-    yaml::{self, Limits},
+    yaml::{self, FileLimits},
 };
 use crate::model::ProcessType;
 
@@ -77,7 +77,7 @@ impl Problems {
 impl AppJson {
     /// Parses the file. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<AppJson, Vec<ConfigError>> {
-        let text = yaml::utf8(FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
+        let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let value: Value = serde_json::from_str(text).map_err(|error| vec![syntax(&error)])?;
         let mut problems = Problems::default();
         let app = match &value {

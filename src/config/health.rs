@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    keys::{self, Fallback, Key},
+    keys::{self, Fallback, KeyRow},
     quantity::{StatusRange, TimeSpan},
     reader::Reader,
     value::{CommandLine, HttpPath},
@@ -136,8 +136,8 @@ impl HealthOverrides {
     }
 }
 
-pub(super) const HEALTH_KEYS: &[Key<HealthOverrides>] = &[
-    Key::value(
+pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
+    KeyRow::value(
         "type",
         "http, tcp, command or none. May be left out beside a path (http) or a command (command).",
         Fallback::Is("tcp"),
@@ -152,11 +152,11 @@ pub(super) const HEALTH_KEYS: &[Key<HealthOverrides>] = &[
             health.kind = reader.choice(node, key, &KINDS);
         },
     ),
-    Key::value("path", "", Fallback::Unstated, "/healthz", |reader, node, key, health| health.path = reader.path(node, key)),
-    Key::value("status", "A status or a range.", Fallback::Says("200-399"), "200-299", |reader, node, key, health| {
+    KeyRow::value("path", "", Fallback::Unstated, "/healthz", |reader, node, key, health| health.path = reader.path(node, key)),
+    KeyRow::value("status", "A status or a range.", Fallback::Says("200-399"), "200-299", |reader, node, key, health| {
         health.status = reader.status(node, key)
     }),
-    Key::<HealthOverrides>::value(
+    KeyRow::<HealthOverrides>::value(
         "command",
         "With type command instead: exits with 0 when the application is healthy.",
         Fallback::Unstated,
@@ -164,15 +164,21 @@ pub(super) const HEALTH_KEYS: &[Key<HealthOverrides>] = &[
         |reader, node, key, health| health.command = reader.command(node, key),
     )
     .commented(),
-    Key::value("timeout", "The time until the first success.", Fallback::Is("60s"), "60s", |reader, node, key, health| {
+    KeyRow::value("timeout", "The time until the first success.", Fallback::Is("60s"), "60s", |reader, node, key, health| {
         health.timeout = reader.time(node, key)
     }),
-    Key::value("interval", "The longest pause between two attempts.", Fallback::Is("1s"), "1s", |reader, node, key, health| {
-        health.interval = reader.time(node, key);
-        if health.interval == Some(TimeSpan::seconds(0)) {
-            reader.mismatch(node, key, "more than nothing, such as 1s");
-        }
-    }),
+    KeyRow::value(
+        "interval",
+        "The longest pause between two attempts.",
+        Fallback::Is("1s"),
+        "1s",
+        |reader, node, key, health| {
+            health.interval = reader.time(node, key);
+            if health.interval == Some(TimeSpan::seconds(0)) {
+                reader.mismatch(node, key, "more than nothing, such as 1s");
+            }
+        },
+    ),
 ];
 
 /// Reads `health:` and merges it. Keys that belong to another kind of check than the level's own are problems.
@@ -205,20 +211,26 @@ struct SmokeKeys {
     contains: Option<String>,
 }
 
-const SMOKE_KEYS: &[Key<SmokeKeys>] = &[
-    Key::value("path", "", Fallback::Unstated, "/login", |reader, node, key, smoke| smoke.path = reader.path(node, key)),
-    Key::value("status", "", Fallback::Says("200-399"), "200", |reader, node, key, smoke| {
+const SMOKE_KEYS: &[KeyRow<SmokeKeys>] = &[
+    KeyRow::value("path", "", Fallback::Unstated, "/login", |reader, node, key, smoke| smoke.path = reader.path(node, key)),
+    KeyRow::value("status", "", Fallback::Says("200-399"), "200", |reader, node, key, smoke| {
         smoke.status = reader.status(node, key);
     }),
-    Key::value("contains", "Text that the response must contain.", Fallback::Unstated, "Sign in", |reader, node, key, smoke| {
-        smoke.contains = reader.value(node, key, "text of the answer", |text| {
-            if text.is_empty() || text.len() > 1024 {
-                Err("the text is empty or too long".to_owned())
-            } else {
-                Ok(text.to_owned())
-            }
-        });
-    }),
+    KeyRow::value(
+        "contains",
+        "Text that the response must contain.",
+        Fallback::Unstated,
+        "Sign in",
+        |reader, node, key, smoke| {
+            smoke.contains = reader.value(node, key, "text of the answer", |text| {
+                if text.is_empty() || text.len() > 1024 {
+                    Err("the text is empty or too long".to_owned())
+                } else {
+                    Ok(text.to_owned())
+                }
+            });
+        },
+    ),
 ];
 
 /// Renders the example of `smoke:` in the reference.

@@ -1,4 +1,4 @@
-//! Tables of configuration keys. One row per key holds its name, reference text, default and reader; [`Key`] is the row.
+//! Tables of configuration keys. One row per key holds its name, reference text, default and reader; [`KeyRow`] is the row.
 //!
 //! The recipe's table is [`super::settings::KEYS`], the server file's is [`super::server::KEYS`]. The reference pages below `docs/`
 //! are rendered from the same rows, and a test compares them.
@@ -24,13 +24,13 @@ enum Form<T: 'static> {
     /// A scalar or a list, with an example for the reference. An example of several lines starts with a line break.
     Value { example: &'static str, read: Read<T> },
     /// A mapping with fixed keys, with an inline example for errors.
-    Section { example: &'static str, keys: &'static [Key<T>] },
+    Section { example: &'static str, keys: &'static [KeyRow<T>] },
     /// Any other form, with a function that renders its example.
     Custom { example: fn() -> String, read: Read<T> },
 }
 
 /// One configuration key that is read into `T`.
-pub(super) struct Key<T: 'static> {
+pub(super) struct KeyRow<T: 'static> {
     pub name: &'static str,
     /// Explains the key in the reference. Every line is a paragraph; lines are wrapped when they are rendered.
     help: &'static str,
@@ -39,7 +39,7 @@ pub(super) struct Key<T: 'static> {
     is_commented: bool,
 }
 
-impl<T> Key<T> {
+impl<T> KeyRow<T> {
     /// A key with a scalar or a list.
     pub const fn value(
         name: &'static str,
@@ -47,13 +47,13 @@ impl<T> Key<T> {
         fallback: Fallback,
         example: &'static str,
         read: Read<T>,
-    ) -> Key<T> {
-        Key { name, help, fallback, form: Form::Value { example, read }, is_commented: false }
+    ) -> KeyRow<T> {
+        KeyRow { name, help, fallback, form: Form::Value { example, read }, is_commented: false }
     }
 
     /// A key that groups others.
-    pub const fn section(name: &'static str, help: &'static str, example: &'static str, keys: &'static [Key<T>]) -> Key<T> {
-        Key { name, help, fallback: Fallback::Unstated, form: Form::Section { example, keys }, is_commented: false }
+    pub const fn section(name: &'static str, help: &'static str, example: &'static str, keys: &'static [KeyRow<T>]) -> KeyRow<T> {
+        KeyRow { name, help, fallback: Fallback::Unstated, form: Form::Section { example, keys }, is_commented: false }
     }
 
     /// A key whose value has a form of its own.
@@ -63,18 +63,18 @@ impl<T> Key<T> {
         fallback: Fallback,
         example: fn() -> String,
         read: Read<T>,
-    ) -> Key<T> {
-        Key { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
+    ) -> KeyRow<T> {
+        KeyRow { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
     }
 
     /// Shows the key as a comment in the reference, because it excludes a key beside it.
-    pub const fn commented(self) -> Key<T> {
-        Key { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
+    pub const fn commented(self) -> KeyRow<T> {
+        KeyRow { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
     }
 }
 
 /// A mapping and its names in errors.
-pub(super) struct Place<'p> {
+pub(super) struct Mapping<'p> {
     /// The mapping itself, such as `the file` or `keep`.
     pub name: &'p str,
     /// The prefix of its keys, such as `keep`; empty at the top.
@@ -84,12 +84,12 @@ pub(super) struct Place<'p> {
 }
 
 /// Reads a mapping by its table and merges every value into `target`. Unknown keys are problems.
-pub(super) fn read<T>(reader: &mut Reader, node: &Node, place: &Place, keys: &[Key<T>], target: &mut T) {
+pub(super) fn read<T>(reader: &mut Reader, node: &Node, mapping: &Mapping, keys: &[KeyRow<T>], target: &mut T) {
     let known: Vec<_> = keys.iter().map(|key| key.name).collect();
-    let section = reader.section(node, place.name, &known, place.example);
+    let section = reader.section(node, mapping.name, &known, mapping.example);
     for key in keys {
         let Some(node) = section.get(key.name) else { continue };
-        let full = if place.prefix.is_empty() { key.name.to_owned() } else { format!("{}.{}", place.prefix, key.name) };
+        let full = if mapping.prefix.is_empty() { key.name.to_owned() } else { format!("{}.{}", mapping.prefix, key.name) };
         match key.form {
             Form::Value { read, .. } | Form::Custom { read, .. } => read(reader, node, &full, target),
             Form::Section { example, keys } => read_section(reader, node, &full, example, keys, target),
@@ -98,12 +98,12 @@ pub(super) fn read<T>(reader: &mut Reader, node: &Node, place: &Place, keys: &[K
 }
 
 /// Reads the mapping of the key `name` by its table.
-pub(super) fn read_section<T>(reader: &mut Reader, node: &Node, name: &str, example: &str, keys: &[Key<T>], target: &mut T) {
-    read(reader, node, &Place { name, prefix: name, example }, keys, target);
+pub(super) fn read_section<T>(reader: &mut Reader, node: &Node, name: &str, example: &str, keys: &[KeyRow<T>], target: &mut T) {
+    read(reader, node, &Mapping { name, prefix: name, example }, keys, target);
 }
 
 /// Renders a table as YAML with comments: the reference.
-pub(super) fn render<T>(keys: &[Key<T>]) -> String {
+pub(super) fn render<T>(keys: &[KeyRow<T>]) -> String {
     const WIDTH: usize = 126;
     let mut text = String::new();
     for key in keys {
@@ -135,7 +135,7 @@ pub(super) fn render<T>(keys: &[Key<T>]) -> String {
 
 /// Renders a table as the top of a file: a blank line between two keys.
 #[cfg(test)]
-pub(super) fn render_file<T>(keys: &[Key<T>]) -> String {
+pub(super) fn render_file<T>(keys: &[KeyRow<T>]) -> String {
     keys.iter().map(|key| format!("\n{}", render(std::slice::from_ref(key)))).collect()
 }
 
@@ -164,7 +164,7 @@ fn wrap(text: &mut String, paragraph: &str, width: usize) {
 
 /// Every row of a table with its full name and its stated default, sections included, for tests.
 #[cfg(test)]
-pub(super) fn rows<T>(keys: &'static [Key<T>], prefix: &str) -> Vec<(String, Fallback)> {
+pub(super) fn rows<T>(keys: &'static [KeyRow<T>], prefix: &str) -> Vec<(String, Fallback)> {
     let mut rows = Vec::new();
     for key in keys {
         let full = format!("{prefix}{}", key.name);

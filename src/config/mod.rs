@@ -26,7 +26,7 @@ pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use error::ConfigError;
 pub use health::{Health, HealthCheck, Smoke};
-pub use policy::{DriftPolicy, Promote, PromoteCheck, Retention};
+pub use policy::{DriftPolicy, PromoteCheck, PromotionPolicy, Retention};
 pub use process::{ProcessSpec, ProcessTuning, Stop};
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    keys::{self, Fallback::Unstated, Key},
+    keys::{self, Fallback::Unstated, KeyRow},
     quantity::{Age, ByteSize, TimeSpan},
     reader::Reader,
     yaml::Node,
@@ -43,7 +43,7 @@ pub struct Retention {
 /// The conditions that a release must have met where it ran before. The default accepts every release.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Promote {
+pub struct PromotionPolicy {
     /// The time that it must have served.
     pub min_healthy: Option<TimeSpan>,
     /// The checks that it must have passed.
@@ -78,15 +78,15 @@ impl PromoteCheck {
     }
 }
 
-impl Promote {
+impl PromotionPolicy {
     /// Returns true if every release is accepted.
     pub fn is_empty(&self) -> bool {
-        *self == Promote::default()
+        *self == PromotionPolicy::default()
     }
 
     /// Combines two policies: the stricter value of each condition, and the checks of both.
     #[must_use]
-    pub fn and(mut self, other: &Promote) -> Promote {
+    pub fn and(mut self, other: &PromotionPolicy) -> PromotionPolicy {
         self.min_healthy = self.min_healthy.max(other.min_healthy);
         self.checks.extend(&other.checks);
         self.checks.sort_unstable();
@@ -97,11 +97,11 @@ impl Promote {
 }
 
 /// The keys of `promote:`, which are the same in both files.
-pub(super) const PROMOTE_KEYS: &[Key<Promote>] = &[
-    Key::value("min_healthy", "The time that it has served there.", Unstated, "10m", |reader, node, key, promote| {
+pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
+    KeyRow::value("min_healthy", "The time that it has served there.", Unstated, "10m", |reader, node, key, promote| {
         promote.min_healthy = reader.time(node, key).or(promote.min_healthy);
     }),
-    Key::value(
+    KeyRow::value(
         "checks",
         "The checks that it has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",
         Unstated,
@@ -113,7 +113,7 @@ pub(super) const PROMOTE_KEYS: &[Key<Promote>] = &[
             promote.checks.dedup();
         },
     ),
-    Key::value(
+    KeyRow::value(
         "max_restarts",
         "The number of its processes that may have exited unexpectedly there.",
         Unstated,
@@ -126,6 +126,6 @@ pub(super) const PROMOTE_KEYS: &[Key<Promote>] = &[
 ];
 
 /// Reads `promote:` over `promote`, key by key.
-pub(super) fn read_promote(reader: &mut Reader, node: &Node, key: &str, promote: &mut Promote) {
+pub(super) fn read_promote(reader: &mut Reader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
     keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
 }

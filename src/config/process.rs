@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    keys::{self, Fallback, Key},
+    keys::{self, Fallback, KeyRow},
     quantity::{ByteSize, TimeSpan},
     reader::Reader,
     value::{CommandLine, VariableName},
@@ -109,41 +109,41 @@ impl ProcessOverrides {
     }
 }
 
-pub(super) const STOP_KEYS: &[Key<StopOverrides>] = &[
-    Key::value("signal", "", Fallback::Unstated, "TERM", |reader, node, key, stop| {
+pub(super) const STOP_KEYS: &[KeyRow<StopOverrides>] = &[
+    KeyRow::value("signal", "", Fallback::Unstated, "TERM", |reader, node, key, stop| {
         stop.signal = reader.choice(node, key, &StopSignal::WORDS).or(stop.signal);
     }),
-    Key::value("grace", "", Fallback::Unstated, "10s", |reader, node, key, stop| {
+    KeyRow::value("grace", "", Fallback::Unstated, "10s", |reader, node, key, stop| {
         stop.grace = reader.time(node, key).or(stop.grace);
     }),
 ];
 
-const PROCESS_KEYS: &[Key<ProcessOverrides>] = &[
-    Key::value("command", "", Fallback::Unstated, "bin/worker", |reader, node, key, process| {
+const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
+    KeyRow::value("command", "", Fallback::Unstated, "bin/worker", |reader, node, key, process| {
         process.command = reader.command(node, key).or_else(|| process.command.take());
     }),
-    Key::value(
+    KeyRow::value(
         "scale",
         "The number of instances, at most 100.",
         Fallback::Says("one `web`, none of the others"),
         "1",
         |reader, node, key, process| process.scale = instances(reader, node, key).or(process.scale),
     ),
-    Key::value(
+    KeyRow::value(
         "memory",
         "The memory limit of one instance.",
         Fallback::Says("no limit"),
         "512M",
         |reader, node, key, process| process.memory = reader.size(node, key).or(process.memory),
     ),
-    Key::custom(
+    KeyRow::custom(
         "env",
         "Variables that only this process sees.",
         Fallback::Unstated,
         || "QUEUE: mail".to_owned(),
         |reader, node, key, process| process.env.extend(reader.env(node, key)),
     ),
-    Key::custom(
+    KeyRow::custom(
         "stop",
         "",
         Fallback::Says("as `stop` below"),

@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use super::{
     error::{ConfigError, shown},
     value::{BuildpackRef, CommandLine},
-    yaml::{self, Limits},
+    yaml::{self, FileLimits},
 };
 use crate::model::ProcessType;
 
@@ -27,7 +27,7 @@ pub struct Procfile {
 impl Procfile {
     /// Parses a Procfile. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Procfile, Vec<ConfigError>> {
-        let text = yaml::utf8(FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
+        let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut lines: IndexMap<ProcessType, (u32, CommandLine)> = IndexMap::new();
         let mut problems = Vec::new();
         for (number, line) in entries(text) {
@@ -61,7 +61,7 @@ impl Procfile {
 
 /// Parses `.buildpacks`: a name, a directory or a pinned address per line. All its problems are reported together.
 pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<ConfigError>> {
-    let text = yaml::utf8(BUILDPACKS_FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
+    let text = yaml::utf8(BUILDPACKS_FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
     let mut buildpacks = Vec::new();
     let mut problems = Vec::new();
     for (number, line) in entries(text) {

@@ -5,10 +5,10 @@
 
 use super::{
     error::ConfigError,
-    keys::{self, Key, Place},
+    keys::{self, KeyRow, Mapping},
     reader::Reader,
     settings::{Draft, ENVIRONMENTS, KEYS, Settings},
-    yaml::{self, Limits, Node},
+    yaml::{self, FileLimits, Node},
 };
 use crate::model::EnvironmentName;
 
@@ -24,7 +24,7 @@ pub struct Recipe {
 impl Recipe {
     /// Parses a recipe. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Recipe, Vec<ConfigError>> {
-        let root = yaml::parse_tree(FILE, bytes, Limits::RECIPE).map_err(|error| vec![error])?;
+        let root = yaml::parse_tree(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut reader = Reader::new(FILE);
         read_level(&mut reader, &root, None, &mut Draft::new(Settings::default()));
         if let Some(node) = root.child(ENVIRONMENTS) {
@@ -60,13 +60,13 @@ impl Recipe {
 /// Reads one level: the file itself, or the environment of that name.
 fn read_level(reader: &mut Reader, node: &Node, environment: Option<&str>, draft: &mut Draft) {
     let name = environment.map_or_else(|| "the file".to_owned(), |name| format!("{ENVIRONMENTS}.{name}"));
-    let place = Place { name: &name, prefix: "", example: "{env: {KEY: value}}" };
+    let mapping = Mapping { name: &name, prefix: "", example: "{env: {KEY: value}}" };
     // Environments are the last row of the table, and do not nest.
-    let keys: &[Key<Draft>] = match KEYS {
+    let keys: &[KeyRow<Draft>] = match KEYS {
         [keys @ .., _] if environment.is_some() => keys,
         keys => keys,
     };
-    keys::read(reader, node, &place, keys, draft);
+    keys::read(reader, node, &mapping, keys, draft);
     report_double_keys(reader, node);
 }
 

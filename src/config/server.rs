@@ -16,13 +16,13 @@ use super::{
     keys::{
         self,
         Fallback::{Is, Says, Unstated},
-        Key, Place,
+        KeyRow, Mapping,
     },
-    policy::{self, DriftPolicy, PROMOTE_KEYS, Promote},
+    policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     quantity::{Age, ByteSize, TimeSpan},
     reader::Reader,
     value::{Domain, VariableName, host_path},
-    yaml::{self, Limits, Node},
+    yaml::{self, FileLimits, Node},
 };
 
 /// The name of the file in errors without a path.
@@ -37,9 +37,9 @@ pub struct ServerConfig {
     pub ssh: SshConfig,
     /// Settings of the HTTP proxy.
     pub http: HttpConfig,
-    /// Limits of builds.
+    /// FileLimits of builds.
     pub builds: BuildsConfig,
-    /// Limits of a push and a release.
+    /// FileLimits of a push and a release.
     pub limits: PushLimits,
     /// The number of deployments that run at the same time, each in another environment.
     pub deployments_parallel: u16,
@@ -50,10 +50,10 @@ pub struct ServerConfig {
     /// Retention limits.
     pub keep: KeepConfig,
     /// The conditions that a release from elsewhere must meet in any environment of this server.
-    pub promote: Promote,
+    pub promote: PromotionPolicy,
     /// The reaction to files that were changed by hand, for recipes that do not set one.
     pub drift: Option<DriftPolicy>,
-    /// Limits of process logs.
+    /// FileLimits of process logs.
     pub log: LogConfig,
     /// Configuration variables for every project that does not set them itself.
     pub env: IndexMap<VariableName, String>,
@@ -108,7 +108,7 @@ impl HttpConfig {
     }
 }
 
-/// Limits of builds.
+/// FileLimits of builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildsConfig {
     /// The number of builds that run at the same time.
@@ -121,7 +121,7 @@ pub struct BuildsConfig {
     pub timeout: TimeSpan,
 }
 
-/// Limits of a push and a release.
+/// FileLimits of a push and a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushLimits {
     /// The compressed size of one push.
@@ -153,7 +153,7 @@ pub struct KeepConfig {
     pub deployments: u32,
 }
 
-/// Limits of process logs.
+/// FileLimits of process logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogConfig {
     /// The size in bytes at which a log is rotated.
@@ -183,7 +183,7 @@ impl Default for ServerConfig {
             ports: (20_000, 29_999),
             paths: Vec::new(),
             keep: KeepConfig { releases: 10, age: None, bytes: None, deployments: 200 },
-            promote: Promote::default(),
+            promote: PromotionPolicy::default(),
             drift: None,
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             env: IndexMap::new(),
@@ -204,7 +204,7 @@ impl ServerConfig {
         };
         let mut bytes = Vec::new();
         // One byte more than allowed, so that the parser reports the excess.
-        let limit = u64::try_from(Limits::SERVER.bytes).unwrap_or(u64::MAX).saturating_add(1);
+        let limit = u64::try_from(FileLimits::SERVER.bytes).unwrap_or(u64::MAX).saturating_add(1);
         file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
         ServerConfig::parse(&name, &bytes)
     }
@@ -212,19 +212,19 @@ impl ServerConfig {
     /// Parses the text of a server file. All its problems are reported together.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
-        let root = yaml::parse_tree(file, bytes, Limits::SERVER).map_err(|error| vec![error])?;
+        let root = yaml::parse_tree(file, bytes, FileLimits::SERVER).map_err(|error| vec![error])?;
         let mut reader = Reader::new(file);
         let mut config = ServerConfig::default();
-        let place = Place { name: "the file", prefix: "", example: "{domain: example.com}" };
-        keys::read(&mut reader, &root, &place, KEYS, &mut config);
+        let mapping = Mapping { name: "the file", prefix: "", example: "{domain: example.com}" };
+        keys::read(&mut reader, &root, &mapping, KEYS, &mut config);
         check_ports(&mut reader, &root, config.ports);
         reader.finish(config)
     }
 }
 
 /// The keys of the server file.
-pub(super) const KEYS: &[Key<ServerConfig>] = &[
-    Key::value(
+pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value(
         "domain",
         "Projects get the host name <project>.<domain>; point *.<domain> here.",
         Unstated,
@@ -233,18 +233,18 @@ pub(super) const KEYS: &[Key<ServerConfig>] = &[
             set(&mut config.domain, reader.value(node, key, "a host name such as example.com", str::parse))
         },
     ),
-    Key::section("ssh", "", "{listen: \"0.0.0.0:2222\"}", SSH_KEYS),
-    Key::section("http", "", "{listen: \"0.0.0.0:8080\"}", HTTP_KEYS),
-    Key::section("builds", "", "{parallel: 1, memory: 2G}", BUILDS_KEYS),
-    Key::section(
+    KeyRow::section("ssh", "", "{listen: \"0.0.0.0:2222\"}", SSH_KEYS),
+    KeyRow::section("http", "", "{listen: \"0.0.0.0:8080\"}", HTTP_KEYS),
+    KeyRow::section("builds", "", "{parallel: 1, memory: 2G}", BUILDS_KEYS),
+    KeyRow::section(
         "limits",
-        "Limits of a push and a release. A push beyond a limit is refused, with the value seen.",
+        "FileLimits of a push and a release. A push beyond a limit is refused, with the value seen.",
         "{push_bytes: 512M}",
         LIMITS_KEYS,
     ),
-    Key::section("deployments", "", "{parallel: 4}", DEPLOYMENTS_KEYS),
-    Key::section("ports", "The local ports for applications, both ends included.", "{from: 20000, to: 29999}", PORTS_KEYS),
-    Key::value(
+    KeyRow::section("deployments", "", "{parallel: 4}", DEPLOYMENTS_KEYS),
+    KeyRow::section("ports", "The local ports for applications, both ends included.", "{from: 20000, to: 29999}", PORTS_KEYS),
+    KeyRow::value(
         "paths",
         "Further directories of the host that sandboxes see, read-only, such as language runtimes; programs are found in their `bin`.",
         Unstated,
@@ -255,33 +255,33 @@ pub(super) const KEYS: &[Key<ServerConfig>] = &[
             }
         },
     ),
-    Key::section(
+    KeyRow::section(
         "keep",
         "Retention limits per environment. A release beyond any of them is pruned, except the live one, its predecessor and pinned ones.",
         "{releases: 10}",
         KEEP_KEYS,
     ),
-    Key::custom(
+    KeyRow::custom(
         "promote",
         "The conditions that a release must have met elsewhere before an environment of this server accepts it; a recipe can ask for more.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, config| policy::read_promote(reader, node, key, &mut config.promote),
     ),
-    Key::value(
+    KeyRow::value(
         "drift",
         "The reaction to files that were changed by hand, for recipes that do not set one: keep, refuse or reapply.",
         Says("keep"),
         "keep",
         |reader, node, key, config| config.drift = reader.choice(node, key, &DriftPolicy::WORDS),
     ),
-    Key::section(
+    KeyRow::section(
         "log",
         "Process logs: the size at which one is rotated, and the number of old ones.",
         "{max_bytes: 10M, keep: 5}",
         LOG_KEYS,
     ),
-    Key::custom(
+    KeyRow::custom(
         "env",
         "Variables for every project that does not set them itself.",
         Unstated,
@@ -290,15 +290,15 @@ pub(super) const KEYS: &[Key<ServerConfig>] = &[
     ),
 ];
 
-const SSH_KEYS: &[Key<ServerConfig>] = &[
-    Key::value(
+const SSH_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value(
         "listen",
         "Address and port; port 0 picks a free one. `larder serve --ssh` takes precedence.",
         Unstated,
         "0.0.0.0:2222",
         |reader, node, key, config| set(&mut config.ssh.listen, address(reader, node, key)),
     ),
-    Key::value(
+    KeyRow::value(
         "profile",
         "default: algorithms that every maintained client supports. \
          strict: only key exchanges that also resist quantum computers.",
@@ -311,15 +311,15 @@ const SSH_KEYS: &[Key<ServerConfig>] = &[
     ),
 ];
 
-const HTTP_KEYS: &[Key<ServerConfig>] = &[
-    Key::value(
+const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value(
         "listen",
         "Address and port; port 0 picks a free one. `larder serve --http` takes precedence.",
         Unstated,
         "0.0.0.0:8080",
         |reader, node, key, config| set(&mut config.http.listen, address(reader, node, key)),
     ),
-    Key::value(
+    KeyRow::value(
         "trusted",
         "The addresses of TLS proxies in front of larder, such as [127.0.0.1, \"::1\"], whose forwarding headers are trusted.",
         Unstated,
@@ -335,7 +335,7 @@ const HTTP_KEYS: &[Key<ServerConfig>] = &[
             }
         },
     ),
-    Key::value(
+    KeyRow::value(
         "scheme",
         "The scheme that visitors use: http, or https behind such a proxy.",
         Unstated,
@@ -347,17 +347,29 @@ const HTTP_KEYS: &[Key<ServerConfig>] = &[
     ),
 ];
 
-const BUILDS_KEYS: &[Key<ServerConfig>] = &[
-    Key::value("parallel", "The builds that run at the same time; others wait.", Unstated, "1", |reader, node, key, config| {
-        set(&mut config.builds.parallel, number(reader, node, key, 1..=64));
-    }),
-    Key::value("memory", "The memory of one build. A recipe cannot exceed it.", Unstated, "2G", |reader, node, key, config| {
-        set(&mut config.builds.memory, bytes(reader, node, key));
-    }),
-    Key::value("pids", "The processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
+const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value(
+        "parallel",
+        "The builds that run at the same time; others wait.",
+        Unstated,
+        "1",
+        |reader, node, key, config| {
+            set(&mut config.builds.parallel, number(reader, node, key, 1..=64));
+        },
+    ),
+    KeyRow::value(
+        "memory",
+        "The memory of one build. A recipe cannot exceed it.",
+        Unstated,
+        "2G",
+        |reader, node, key, config| {
+            set(&mut config.builds.memory, bytes(reader, node, key));
+        },
+    ),
+    KeyRow::value("pids", "The processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
         set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
     }),
-    Key::value(
+    KeyRow::value(
         "timeout",
         "The time limit of one build. A recipe cannot exceed it.",
         Unstated,
@@ -368,27 +380,27 @@ const BUILDS_KEYS: &[Key<ServerConfig>] = &[
     ),
 ];
 
-const LIMITS_KEYS: &[Key<ServerConfig>] = &[
-    Key::value("push_bytes", "The compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
+const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value("push_bytes", "The compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.push_bytes, bytes(reader, node, key));
     }),
-    Key::value("tree_entries", "The files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
+    KeyRow::value("tree_entries", "The files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
         set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
     }),
-    Key::value("tree_bytes", "The sum of the sizes of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
+    KeyRow::value("tree_bytes", "The sum of the sizes of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
         set(&mut config.limits.tree_bytes, bytes(reader, node, key));
     }),
-    Key::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
+    KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.file_bytes, bytes(reader, node, key));
     }),
     // git passes at most 2000 refs to a hook.
-    Key::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
+    KeyRow::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
         set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
     }),
-    Key::value("archive_bytes", "The size of one release archive.", Unstated, "4G", |reader, node, key, config| {
+    KeyRow::value("archive_bytes", "The size of one release archive.", Unstated, "4G", |reader, node, key, config| {
         set(&mut config.limits.archive_bytes, bytes(reader, node, key));
     }),
-    Key::value(
+    KeyRow::value(
         "disk_reserve",
         "Pushes are refused, before anything is written, while less disk than this is free.",
         Unstated,
@@ -397,7 +409,7 @@ const LIMITS_KEYS: &[Key<ServerConfig>] = &[
     ),
 ];
 
-const DEPLOYMENTS_KEYS: &[Key<ServerConfig>] = &[Key::value(
+const DEPLOYMENTS_KEYS: &[KeyRow<ServerConfig>] = &[KeyRow::value(
     "parallel",
     "The deployments that run at the same time. One environment never has more than one.",
     Unstated,
@@ -405,18 +417,18 @@ const DEPLOYMENTS_KEYS: &[Key<ServerConfig>] = &[Key::value(
     |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),
 )];
 
-const PORTS_KEYS: &[Key<ServerConfig>] = &[
-    Key::value("from", "", Unstated, "20000", |reader, node, key, config| {
+const PORTS_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value("from", "", Unstated, "20000", |reader, node, key, config| {
         set(&mut config.ports.0, number(reader, node, key, 1024..=65_535));
     }),
-    Key::value("to", "", Unstated, "29999", |reader, node, key, config| {
+    KeyRow::value("to", "", Unstated, "29999", |reader, node, key, config| {
         set(&mut config.ports.1, number(reader, node, key, 1024..=65_535));
     }),
 ];
 
-const KEEP_KEYS: &[Key<ServerConfig>] = &[
+const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
     // The live release and its predecessor are never pruned.
-    Key::value(
+    KeyRow::value(
         "releases",
         "The releases that stay, for recipes that do not set a number.",
         Unstated,
@@ -425,7 +437,7 @@ const KEEP_KEYS: &[Key<ServerConfig>] = &[
             set(&mut config.keep.releases, number(reader, node, key, 2..=1000));
         },
     ),
-    Key::value(
+    KeyRow::value(
         "age",
         "Older releases are pruned, for recipes that do not set an age.",
         Says("no limit"),
@@ -434,23 +446,29 @@ const KEEP_KEYS: &[Key<ServerConfig>] = &[
             config.keep.age = reader.age(node, key);
         },
     ),
-    Key::value(
+    KeyRow::value(
         "bytes",
         "The disk space of the archives; the oldest are pruned first. A recipe cannot exceed it.",
         Says("no limit"),
         "20G",
         |reader, node, key, config| config.keep.bytes = reader.size(node, key),
     ),
-    Key::value("deployments", "The records and logs of deployments that stay.", Is("200"), "200", |reader, node, key, config| {
-        set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000));
-    }),
+    KeyRow::value(
+        "deployments",
+        "The records and logs of deployments that stay.",
+        Is("200"),
+        "200",
+        |reader, node, key, config| {
+            set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000));
+        },
+    ),
 ];
 
-const LOG_KEYS: &[Key<ServerConfig>] = &[
-    Key::value("max_bytes", "", Unstated, "10M", |reader, node, key, config| {
+const LOG_KEYS: &[KeyRow<ServerConfig>] = &[
+    KeyRow::value("max_bytes", "", Unstated, "10M", |reader, node, key, config| {
         set(&mut config.log.max_bytes, bytes(reader, node, key));
     }),
-    Key::value("keep", "", Unstated, "5", |reader, node, key, config| {
+    KeyRow::value("keep", "", Unstated, "5", |reader, node, key, config| {
         set(&mut config.log.keep, number(reader, node, key, 0..=100));
     }),
 ];

@@ -11,9 +11,9 @@ use super::{
     keys::{
         self,
         Fallback::{self, Is, Says, Unstated},
-        Key,
+        KeyRow,
     },
-    policy::{self, DriftPolicy, PROMOTE_KEYS, Promote},
+    policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     reader::Reader,
@@ -71,7 +71,7 @@ pub struct Settings {
     pub smoke: Vec<Smoke>,
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
-    pub promote: Promote,
+    pub promote: PromotionPolicy,
     /// The command that runs once, after the first deployment; from `app.json`.
     pub postdeploy: Option<CommandLine>,
 }
@@ -161,7 +161,7 @@ impl Default for Settings {
             keep_age: None,
             keep_bytes: None,
             smoke: Vec::new(),
-            promote: Promote::default(),
+            promote: PromotionPolicy::default(),
             postdeploy: None,
         }
     }
@@ -210,8 +210,8 @@ impl Draft {
 }
 
 /// The keys of the recipe. Lists and single values replace those of the level before; mappings are merged key by key.
-pub(super) const KEYS: &[Key<Draft>] = &[
-    Key::value(
+pub(super) const KEYS: &[KeyRow<Draft>] = &[
+    KeyRow::value(
         "buildpacks",
         "The buildpacks, in the order in which they run: names, directories of the project (./tools/buildpack), or repositories \
          pinned to a commit. Without this key, the file .buildpacks counts, then app.json, then the first buildpack that recognises the \
@@ -222,12 +222,12 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             draft.settings.buildpacks = reader.items(node, key, "[node, python]", buildpack);
         },
     ),
-    Key::<Draft>::value("buildpack", "", Unstated, "python", |reader, node, _, draft| {
+    KeyRow::<Draft>::value("buildpack", "", Unstated, "python", |reader, node, _, draft| {
         draft.settings.buildpacks = buildpack(reader, node).into_iter().collect();
     })
     .commented(),
-    Key::section("build", "", "{timeout: 20m, memory: 2G}", BUILD_KEYS),
-    Key::custom(
+    KeyRow::section("build", "", "{timeout: 20m, memory: 2G}", BUILD_KEYS),
+    KeyRow::custom(
         "processes",
         "Processes. A command here replaces the Procfile's; other processes of the Procfile stay. Only `web` receives requests, on $PORT.",
         Unstated,
@@ -239,7 +239,7 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             }
         },
     ),
-    Key::custom(
+    KeyRow::custom(
         "scale",
         "The same as processes.*.scale, for processes that the Procfile names.",
         Unstated,
@@ -252,7 +252,7 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             }
         },
     ),
-    Key::value(
+    KeyRow::value(
         "release",
         "A command that runs once before the switch. If it fails, the deployment fails and the old release stays live.",
         Says("the Procfile's `release`"),
@@ -262,14 +262,14 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             draft.settings.release = command.or_else(|| draft.settings.release.take());
         },
     ),
-    Key::value(
+    KeyRow::value(
         "data",
         "Paths that persist between releases, relative to the application. None may be inside another.\nA path is a file if the release has a file there, or if its name has an extension, such as\ndb.sqlite3; else, and always with a slash at its end, a directory.",
         Unstated,
         "\n- media\n- var/uploads\n- db.sqlite3",
         |reader, node, key, draft| draft.settings.data = data(reader, node, key),
     ),
-    Key::custom(
+    KeyRow::custom(
         "env",
         "Configuration variables. Do not put secrets here: this file is in the repository.\nPORT, HOME and LARDER_* are set by larder.",
         Unstated,
@@ -280,14 +280,14 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             required.retain(|required| !env.contains_key(&required.name));
         },
     ),
-    Key::custom(
+    KeyRow::custom(
         "health",
         "The check that a new release must pass before it receives requests. Without this key, its port must accept connections.",
         Unstated,
         || keys::render(health::HEALTH_KEYS),
         |reader, node, key, draft| health::read_health(reader, node, key, &mut draft.health),
     ),
-    Key::custom(
+    KeyRow::custom(
         "timeouts",
         "The time limit of each phase. `build` is the same as build.timeout, which is set above.",
         Says("build 15m; post_build, bundle, deploy and post_deploy 10m; the others 5m"),
@@ -303,7 +303,7 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             }
         },
     ),
-    Key::value(
+    KeyRow::value(
         "strategy",
         "blue-green: the new release boots beside the old one, then requests are switched to it.\n\
          in-place: the old release stops first.",
@@ -314,26 +314,26 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             draft.settings.strategy = reader.choice(node, key, &STRATEGIES).or(draft.settings.strategy);
         },
     ),
-    Key::value("domains", "Further host names.", Unstated, "\n- shop.example.com", |reader, node, key, draft| {
+    KeyRow::value("domains", "Further host names.", Unstated, "\n- shop.example.com", |reader, node, key, draft| {
         draft.settings.domains = reader.items(node, key, "[shop.example.com, www.example.com]", |reader, node| {
             reader.value(node, key, "a host name such as shop.example.com", str::parse::<Domain>)
         });
     }),
-    Key::custom(
+    KeyRow::custom(
         "stop",
         "The signal that asks processes to exit (TERM, INT, QUIT, HUP, USR1, USR2 or WINCH), and the time until they are killed.",
         Says("TERM, 10s"),
         || keys::render(STOP_KEYS),
         |reader, node, key, draft| process::read_stop(reader, node, key, &mut draft.stop),
     ),
-    Key::value(
+    KeyRow::value(
         "drain",
         "The time that requests have to finish in the old release after a switch.",
         Is("30s"),
         "30s",
         |reader, node, key, draft| draft.settings.drain = reader.time(node, key).unwrap_or(draft.settings.drain),
     ),
-    Key::custom(
+    KeyRow::custom(
         "drift",
         "The reaction to files of the live release that were changed by hand (`larder drift` shows them). \
          keep: warn, keep the changes as a patch, and continue without them. \
@@ -350,8 +350,8 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             }
         },
     ),
-    Key::section("keep", "", "{releases: 10}", KEEP_KEYS),
-    Key::custom(
+    KeyRow::section("keep", "", "{releases: 10}", KEEP_KEYS),
+    KeyRow::custom(
         "smoke",
         "Requests that must succeed after the switch. If one fails, the deployment is reverted.",
         Unstated,
@@ -360,7 +360,7 @@ pub(super) const KEYS: &[Key<Draft>] = &[
             draft.settings.smoke = reader.items(node, key, "[/, /login]", |reader, node| health::read_smoke(reader, node, key));
         },
     ),
-    Key::custom(
+    KeyRow::custom(
         "promote",
         "The conditions that a release must have met where it ran before, so that an environment that pulls (`--mode final`) accepts it. \
          The conditions of the server file apply as well.",
@@ -368,7 +368,7 @@ pub(super) const KEYS: &[Key<Draft>] = &[
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, draft| policy::read_promote(reader, node, key, &mut draft.settings.promote),
     ),
-    Key::custom(
+    KeyRow::custom(
         ENVIRONMENTS,
         "The same keys for single environments, merged over the ones above: lists and single values replace, mappings (env, processes, \
          scale, timeouts) are merged key by key.",
@@ -382,15 +382,15 @@ pub(super) const KEYS: &[Key<Draft>] = &[
 /// The key that holds levels of the recipe. It is only allowed at the top.
 pub(super) const ENVIRONMENTS: &str = "environments";
 
-const BUILD_KEYS: &[Key<Draft>] = &[
-    Key::custom(
+const BUILD_KEYS: &[KeyRow<Draft>] = &[
+    KeyRow::custom(
         "env",
         "Variables that only the build sees.",
         Unstated,
         || "NODE_ENV: production".to_owned(),
         |reader, node, key, draft| draft.settings.build.env.extend(reader.env(node, key)),
     ),
-    Key::value(
+    KeyRow::value(
         "timeout",
         "The time limit of the build; the same as timeouts.build. The server file may allow less.",
         Is("15m"),
@@ -399,14 +399,14 @@ const BUILD_KEYS: &[Key<Draft>] = &[
             draft.settings.timeouts.extend(reader.time(node, key).map(|time| (Phase::Build, time)));
         },
     ),
-    Key::value(
+    KeyRow::value(
         "memory",
         "The memory limit of the build. The server file may allow less.",
         Says("as in the server file"),
         "2G",
         |reader, node, key, draft| draft.settings.build.memory = reader.size(node, key).or(draft.settings.build.memory),
     ),
-    Key::value(
+    KeyRow::value(
         "cache",
         "false: buildpacks start every build with an empty cache.",
         Is("true"),
@@ -417,11 +417,11 @@ const BUILD_KEYS: &[Key<Draft>] = &[
     ),
 ];
 
-const DRIFT_KEYS: &[Key<Draft>] = &[
-    Key::value("policy", "", Unstated, "keep", |reader, node, key, draft| {
+const DRIFT_KEYS: &[KeyRow<Draft>] = &[
+    KeyRow::value("policy", "", Unstated, "keep", |reader, node, key, draft| {
         draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift);
     }),
-    Key::value(
+    KeyRow::value(
         "ignore",
         "Patterns, as in .gitignore, of files that the application itself writes into its own directory.",
         Unstated,
@@ -441,15 +441,15 @@ const DRIFT_KEYS: &[Key<Draft>] = &[
 
 const AS_SERVER: Fallback = Says("as in the server file");
 
-const KEEP_KEYS: &[Key<Draft>] = &[
-    Key::value("releases", "The number of releases that stay; at least 2.", AS_SERVER, "10", |reader, node, key, draft| {
+const KEEP_KEYS: &[KeyRow<Draft>] = &[
+    KeyRow::value("releases", "The number of releases that stay; at least 2.", AS_SERVER, "10", |reader, node, key, draft| {
         let releases = reader.number(node, key, 2, 1000).and_then(|number| u16::try_from(number).ok());
         draft.settings.keep_releases = releases.or(draft.settings.keep_releases);
     }),
-    Key::value("age", "Older releases are pruned: 12h, 90d, 12w, 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
+    KeyRow::value("age", "Older releases are pruned: 12h, 90d, 12w, 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
         draft.settings.keep_age = reader.age(node, key).or(draft.settings.keep_age);
     }),
-    Key::value(
+    KeyRow::value(
         "bytes",
         "The disk space of their archives; the oldest are pruned first. Never more than the server file allows.",
         AS_SERVER,

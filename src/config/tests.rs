@@ -67,7 +67,7 @@ fn server_reference_shows_the_defaults() {
     config.paths.clear();
     config.env.clear();
     (config.keep.age, config.keep.bytes, config.drift) = (None, None, None);
-    config.promote = Promote::default();
+    config.promote = PromotionPolicy::default();
     assert_eq!(config, ServerConfig::default());
 }
 
@@ -200,7 +200,7 @@ fn typed_parsing_error_has_line_and_suggestion() {
         owner: String,
         mode: u32,
     }
-    let parse = |text: &str| yaml::parse::<Entry>("layout.yaml", text.as_bytes(), yaml::Limits::SERVER);
+    let parse = |text: &str| yaml::parse::<Entry>("layout.yaml", text.as_bytes(), yaml::FileLimits::SERVER);
     assert_eq!(parse("owner: x\nmode: 7\n").unwrap().mode, 7);
     assert_eq!(
         parse("owner: x\nmod: 7\n").unwrap_err().to_string(),
@@ -322,7 +322,7 @@ fn survive(bytes: &[u8]) {
     if let Ok(recipe) = Recipe::parse(bytes) {
         drop(recipe.for_environment(&environment("staging")));
     }
-    let typed = yaml::parse::<std::collections::BTreeMap<String, String>>("x", bytes, yaml::Limits::RECIPE);
+    let typed = yaml::parse::<std::collections::BTreeMap<String, String>>("x", bytes, yaml::FileLimits::RECIPE);
     all_are_one_line(typed.map_err(|error| vec![error]));
 }
 

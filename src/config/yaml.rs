@@ -10,18 +10,18 @@ use super::error::{ConfigError, shown};
 
 /// The limits of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct FileLimits {
     /// The size in bytes.
     pub bytes: usize,
     /// The levels of nested collections.
     pub depth: usize,
 }
 
-impl Limits {
+impl FileLimits {
     /// The limits of a pushed file: 64 KiB.
-    pub const RECIPE: Limits = Limits { bytes: 64 * 1024, depth: 32 };
+    pub const RECIPE: FileLimits = FileLimits { bytes: 64 * 1024, depth: 32 };
     /// The limits of a file of the operator: 256 KiB.
-    pub const SERVER: Limits = Limits { bytes: 256 * 1024, depth: 32 };
+    pub const SERVER: FileLimits = FileLimits { bytes: 256 * 1024, depth: 32 };
 }
 
 /// A position in a file, counted from 1.
@@ -85,7 +85,7 @@ impl Node {
 }
 
 /// Parses one YAML document into `T`. `file` is its name in errors.
-pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: Limits) -> Result<T, ConfigError> {
+pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: FileLimits) -> Result<T, ConfigError> {
     let text = utf8(file, bytes, limits)?;
     tree(file, text, limits)?;
     let options = serde_yaml::options! {
@@ -97,12 +97,12 @@ pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: Limits) -> R
 }
 
 /// Parses one YAML document into a tree.
-pub(super) fn parse_tree(file: &str, bytes: &[u8], limits: Limits) -> Result<Node, ConfigError> {
+pub(super) fn parse_tree(file: &str, bytes: &[u8], limits: FileLimits) -> Result<Node, ConfigError> {
     tree(file, utf8(file, bytes, limits)?, limits)
 }
 
 /// Returns the text of a file within its size, without a byte order mark.
-pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: Limits) -> Result<&'a str, ConfigError> {
+pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: FileLimits) -> Result<&'a str, ConfigError> {
     if bytes.len() > limits.bytes {
         return Err(ConfigError::new(file, format!("the file has {} bytes", bytes.len()))
             .expected(format!("at most {} bytes", limits.bytes)));
@@ -123,7 +123,7 @@ enum Open {
     Map { at: At, pairs: Vec<(Node, Node)>, key: Option<Node> },
 }
 
-fn tree(file: &str, text: &str, limits: Limits) -> Result<Node, ConfigError> {
+fn tree(file: &str, text: &str, limits: FileLimits) -> Result<Node, ConfigError> {
     let mut options = Options::default();
     options.flow_nesting_limit = limits.depth.saturating_add(1);
     options.block_nesting_limit = limits.depth.saturating_add(1);
@@ -219,7 +219,7 @@ fn problem(file: &str, at: At, problem: impl Into<String>) -> ConfigError {
     ConfigError::new(file, problem).at(at.line, at.column)
 }
 
-fn too_deep(file: &str, at: At, limits: Limits) -> ConfigError {
+fn too_deep(file: &str, at: At, limits: FileLimits) -> ConfigError {
     problem(file, at, "the values are nested too deeply").expected(format!("at most {} levels", limits.depth))
 }
 

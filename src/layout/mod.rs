@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::config::{
     ConfigError,
-    yaml::{self, Limits},
+    yaml::{self, FileLimits},
 };
 
 /// The layout that is embedded in the program.
@@ -90,7 +90,7 @@ impl Layout {
 
     /// Parses a layout. `file` is its name in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Layout, ConfigError> {
-        let layout: Layout = yaml::parse(file, bytes, Limits::SERVER)?;
+        let layout: Layout = yaml::parse(file, bytes, FileLimits::SERVER)?;
         let mut roles = std::collections::BTreeSet::new();
         for entry in &layout.entries {
             let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));

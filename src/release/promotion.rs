@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::{config::Promote, model::HealthRecord};
+use crate::{config::PromotionPolicy, model::HealthRecord};
 
 /// How far the clocks of two servers may differ.
 const CLOCKS: Duration = Duration::from_secs(300);
 
 /// Whether `record`, which was accepted, says what `policy` asks for; otherwise everything that is missing, in words. Without a
 /// record nothing is known.
-pub fn promotable(policy: &Promote, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
+pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
     if policy.is_empty() {
         return Ok(());
     }
@@ -96,7 +96,7 @@ mod tests {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
     }
 
-    fn policy(text: &str) -> Promote {
+    fn policy(text: &str) -> PromotionPolicy {
         Recipe::parse(format!("promote: {text}").as_bytes()).unwrap().for_environment(&"production".parse().unwrap()).promote
     }
 
@@ -144,7 +144,7 @@ mod tests {
         assert!(early[0].contains("in the future"), "{early:?}");
         let unknown = promotable(&policy("{min_healthy: 3m}"), None, at(0)).unwrap_err();
         assert!(unknown[0].contains("nobody has said"), "{unknown:?}");
-        assert_eq!(promotable(&Promote::default(), None, at(0)), Ok(()));
+        assert_eq!(promotable(&PromotionPolicy::default(), None, at(0)), Ok(()));
     }
 
     #[test]
