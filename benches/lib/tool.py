@@ -16,8 +16,8 @@ def tool(args):
     if args.tool is not None:
         return args.tool.resolve()
     done = subprocess.run(
-        ["cargo", "build", "--release", "--locked", "--example", "tool"], cwd=ROOT, check=False, capture_output=True, text=True
+        ["cargo", "build", "--profile", "dist", "--locked", "--example", "tool"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     if done.returncode != 0:
         raise Unavailable("the example `tool` does not build: " + " ".join(done.stderr.splitlines()[-2:]))
-    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "tool"
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "dist" / "examples" / "tool"
