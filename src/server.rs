@@ -39,7 +39,7 @@ use crate::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
         shares::Shares,
-        ssh::{self, Desk, ExecCall, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
+        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
     },
 };
 
@@ -77,7 +77,7 @@ pub enum ServerError {
     Config(String),
     /// A key of the server is not usable.
     #[error("a key of this server is not usable")]
-    HostKey(#[source] ssh::hostkey::HostKeyError),
+    HostKey(#[source] ssh::keys::HostKeyError),
     /// The signing key is not usable.
     #[error("deliverables cannot be signed")]
     Signing(#[source] SigningKeyError),
@@ -104,12 +104,12 @@ pub fn main(root: Root) -> Result<ExitCode, ServerError> {
 async fn run(root: Root) -> Result<(), ServerError> {
     let config = ServerConfig::load(&root.server_file()).map_err(|problems| ServerError::Config(listed(&problems)))?;
     let inherited = Inherited::take()?;
-    let (key, fingerprint) = ssh::hostkey::load_or_create(&root.host_key()).map_err(ServerError::HostKey)?;
+    let (key, fingerprint) = ssh::keys::load_or_create_host_key(&root.host_key()).map_err(ServerError::HostKey)?;
     let launcher = Launcher::from_inherited().map_err(system("reach the keeper"))?;
     let signing = SigningKey::load_or_make(&root.signing_key()).map_err(ServerError::Signing)?;
     let pull_key = PullKey::load_or_make(&root.pull_key()).map_err(ServerError::HostKey)?;
     let keys = ServerKeys {
-        host: ssh::hostkey::public_line(&key).map_err(ServerError::HostKey)?,
+        host: ssh::keys::host_key_line(&key).map_err(ServerError::HostKey)?,
         fingerprint: fingerprint.clone(),
         signing: signing.public(),
         pull: Some(pull_key.line()),
@@ -152,8 +152,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
         SshProfile::Strict => ssh::Profile::Strict,
         SshProfile::Default => ssh::Profile::Default,
     };
-    let desk = Arc::new(FrontDesk { control, pushes, shares: Shares::new(REQUESTS) });
-    let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, desk, stop.soon.clone()));
+    let handler = Arc::new(SshHandler { control, pushes, shares: Shares::new(REQUESTS) });
+    let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, handler, stop.soon.clone()));
     announce(&services, &fingerprint);
 
     stop.soon.cancelled().await;
@@ -337,14 +337,14 @@ impl Stop {
     }
 }
 
-/// What the SSH server asks.
-struct FrontDesk {
+/// Identifies users of the SSH server and carries out their requests.
+struct SshHandler {
     control: Control,
     pushes: Pushes,
     shares: Arc<Shares>,
 }
 
-impl Desk for FrontDesk {
+impl ExecHandler for SshHandler {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
         let user = self.control.user_of_key(&key.fingerprint_sha256)?;
         // Whoever logs in wants something that takes a process, nearly always.

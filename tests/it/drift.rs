@@ -67,7 +67,7 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
         .says("--- a/index.html\n+++ b/index.html\n")
         .says("-one\n+FIXED\n")
         .says("lib/data.bin")
-        .says("kept as a whole");
+        .says("saved as a whole");
     // The text is one that git takes.
     let text = world.larder(&["drift", "shop", "--show", id]).stdout;
     repo.write("../hotfix.diff", text);

@@ -410,8 +410,8 @@ fn places_are_added_looked_at_and_forgotten(staging: &World) {
     for (words, says) in [
         (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
         (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
-        (&["remote", "add", "shop", "x", "file:///srv"], "nothing would be pulled"),
-        (&["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing], "pulls for itself"),
+        (&["remote", "add", "shop", "x", "file:///srv"], "nothing is pulled from there or published there"),
+        (&["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing], "pulls by itself"),
         (&["remote", "add", "shop", "x", &url, "--host-key", "SHA256:abc"], "ssh-ed25519 AAAA"),
         (&["remote", "add", "shop", "x", &url, "--trust", "abc"], "ed25519:"),
     ] {

@@ -14,7 +14,7 @@ use larder::{
     host::root::Root,
     model::{Digest, ReleaseId, Remote},
     remote::{Blob, Limits, Offer, Place, Places, Progress, RemoteError, pull, pull_pack, ssh::PullKey},
-    surface::ssh::{self, Desk, ExecCall, ExecRequest, Identity, PublicKeyInfo, SshConfig, hostkey},
+    surface::ssh::{self, ExecCall, ExecHandler, ExecRequest, Identity, PublicKeyInfo, SshConfig, keys},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,7 @@ struct Hostile {
     offer: Offer,
 }
 
-impl Desk for Hostile {
+impl ExecHandler for Hostile {
     fn authenticate(&self, _key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
         Some(Identity { user: "production".parse().unwrap() })
     }
@@ -94,8 +94,8 @@ fn against<T>(wrong: Wrong, ask: impl AsyncFnOnce(&Place, &Offer, &larder::host:
         healthy_since: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (host_key, _) = hostkey::load_or_create(&directory.path().join("host")).unwrap();
-    let line = hostkey::public_line(&host_key).unwrap();
+    let (host_key, _) = keys::load_or_create_host_key(&directory.path().join("host")).unwrap();
+    let line = keys::host_key_line(&host_key).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let stop = CancellationToken::new();

@@ -217,17 +217,20 @@ async fn a_token_of_no_push_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn larders_own_refs_are_out_of_reach() {
+async fn hidden_ref_is_refused_by_git_and_other_refs_are_stored() {
     let mut push = Push::new();
     let ticket = push.registry.issue("shop");
-    let done = push.start(&ticket.token().to_hex(), &["main:refs/larder/keep/x"]);
-    let (code, seen) = tokio::select! {
-        done = done => done.unwrap(),
-        session = push.listener.accept() => panic!("{:?}", session.unwrap().request),
-    };
+    let done = push.start(&ticket.token().to_hex(), &["main:refs/larder/keep/x", "main"]);
+    let first = push.listener.accept().await.unwrap();
+    assert_eq!(first.request.refs.len(), 2);
+    first.accept().await;
+    let second = push.listener.accept().await.unwrap();
+    assert_eq!(second.request.refs.len(), 1);
+    second.finish(vec![(String::from("refs/heads/main"), Verdict::FallThrough)]).await;
+    let (code, seen) = done.await.unwrap();
     assert_eq!(code, 1);
-    assert!(seen.contains("kept by larder itself"), "{seen}");
-    assert_eq!(push.refs(), "");
+    assert!(seen.contains("hidden ref"), "{seen}");
+    assert_eq!(push.refs(), "refs/heads/main");
 }
 
 fn run(kind: &str, input: &[u8], env: &[(&str, &str)]) -> (u8, String, String) {

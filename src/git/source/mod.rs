@@ -19,7 +19,7 @@ use git2::{ErrorCode, Oid, Repository};
 pub use job::{RecipeFiles, Refusal, Source, SourceJob, SourceLimits, SourceReport};
 
 use super::{GitFailure, WorkerPaths, hook, refs};
-use crate::model::{CommitId, SourceEntry, SourceList};
+use crate::model::{CommitId, SourceEntry, SourceList, sanitise_reason};
 
 /// How many commits of a push are looked at to find out whether its history is whole.
 const HISTORY: usize = 50_000;
@@ -58,8 +58,7 @@ fn run(paths: &WorkerPaths, job: &SourceJob) -> Result<Source, Stop> {
     if let Some(quarantine) = &job.quarantine {
         add_quarantine(&repository, &repository_path, quarantine)?;
     }
-    let tree = tree_of(&repository, job.commit.as_str())
-        .ok_or_else(|| Stop::Failed(GitFailure::NotFound(format!("commit {}", job.commit.short()))))?;
+    let tree = tree_of(&repository, job.commit.as_str()).ok_or_else(|| no_commit(&repository, &job.commit))?;
     if job.quarantine.is_some() {
         check_history(&repository, &job.commit)?;
     }
@@ -110,6 +109,19 @@ fn known_export(repository: &Repository, place: &Path) -> Option<(SourceList, Oi
 fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
     let commit = repository.find_commit(Oid::from_str(commit).ok()?).ok()?;
     Some(commit.tree_id())
+}
+
+/// The error of an id that is not that of a commit. git lets a branch be pushed at an annotated tag, which is an object of its own.
+fn no_commit(repository: &Repository, id: &CommitId) -> Stop {
+    let tag = Oid::from_str(id.as_str()).and_then(|oid| repository.find_tag(oid));
+    let Ok(tag) = tag else { return Stop::Failed(GitFailure::NotFound(format!("commit {}", id.short()))) };
+    let name = tag.name().ok().filter(|name| !name.is_empty()).unwrap_or("TAG");
+    Refusal {
+        path: None,
+        reason: format!("is the annotated tag {}, and no commit", sanitise_reason(name)),
+        hint: format!("push the commit that the tag names: git push REMOTE '{}^{{commit}}:BRANCH'", sanitise_reason(name)),
+    }
+    .into()
 }
 
 /// git refuses a push from a shallow clone too, after pre-receive, but says no more than "shallow update not allowed".

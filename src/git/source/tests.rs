@@ -311,3 +311,14 @@ fn a_push_from_a_shallow_clone_is_refused_before_git_does_it_without_advice() {
     let whole = world.commit(&[("a", false, b"1")]);
     ready(&world, &SourceJob { quarantine: Some(name.into()), ..job(&whole, false) });
 }
+
+#[test]
+fn annotated_tag_on_a_branch_is_refused_with_the_push_of_its_commit() {
+    let world = World::new();
+    let commit = world.commit(&[("index.html", false, b"one")]);
+    let text = format!("object {commit}\ntype commit\ntag v1.0\ntagger a <a@b.invalid> 1700000000 +0000\n\nfirst\n");
+    let tag = world.git(&["hash-object", "-w", "-t", "tag", "--stdin"], text.as_bytes()).parse().unwrap();
+    let refusal = refused(&world, &job(&tag, true));
+    assert!(refusal.to_string().contains("is the annotated tag v1.0"), "{refusal}");
+    assert!(refusal.hint.contains("git push REMOTE 'v1.0^{commit}:BRANCH'"), "{}", refusal.hint);
+}

@@ -1,6 +1,6 @@
-//! One channel: bytes from the client into a pipe, bytes from two pipes to the client, and the end in the right order.
+//! One channel: copies the client's input into a pipe and the output of two pipes to the client, and ends in the order that clients expect.
 //!
-//! The connection's own task must never wait for one channel, or all channels of the connection would wait with it. So input is
+//! The connection's own task must not wait for one channel, because all channels of the connection would wait with it. So input is
 //! queued here, and a full queue closes the client's window; output waits for the client's window in this channel's own tasks.
 
 use std::{
@@ -25,39 +25,43 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Desk, ExecCall, ExecIo, ExecRequest, Identity, Tty};
+use super::{
+    exec::ExecRequest,
+    handler::{ExecCall, ExecHandler, ExecIo, Identity, Tty},
+};
 
 /// The receive window of a channel, in bytes.
 pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
-/// Queued input from which the window is not opened again.
+/// The size of queued input from which on the window is not opened again, in bytes.
 pub(super) const INPUT_HIGH: usize = 1024 * 1024;
-/// Queued input that only a client which disregards its window, or several uploads over one connection beside a stuck one, reach.
+/// The largest size of queued input, in bytes. Only a client that disregards its window reaches it, or several uploads over one
+/// connection beside a stuck one.
 pub(super) const INPUT_MAX: usize = 16 * 1024 * 1024;
 
-/// What a chunk costs besides its bytes: it lies on the heap by itself. Else chunks of one byte would take many times what is counted.
+/// The memory that a queued chunk takes besides its bytes. Without it, chunks of one byte would take many times the size that is counted.
 const CHUNK_COST: usize = 64;
 
 const PIPE_SIZE: usize = 1024 * 1024;
 const READ_FIRST: usize = 16 * 1024;
 const READ_LARGE: usize = 256 * 1024;
-/// How long output is waited for after the request has ended, when something it left behind still holds the pipe.
+/// The time for which output is read after the request has ended, if a process that it left behind still holds the pipe.
 const LINGER: Duration = Duration::from_secs(5);
 /// The exit status of a request that panicked.
 const STATUS_BUG: u32 = 70;
-/// The exit status of what could not be understood.
+/// The exit status of a request that cannot be parsed.
 pub(super) const STATUS_USAGE: u32 = 2;
-/// The exit status of what is not done, for now or for this key.
+/// The exit status of a request that is refused, for now or for this key.
 pub(super) const STATUS_REFUSED: u32 = 3;
 const STDERR: u32 = 1;
 const CTRL_C: u8 = 3;
 const CTRL_D: u8 = 4;
 
-/// What the connection's task and the channel's tasks share.
+/// The state that the connection's task and the channel's tasks share.
 pub(super) struct Shared {
     pub(super) input: Input,
-    /// The client cannot receive any more.
+    /// Cancelled when the client cannot receive any more.
     pub(super) gone: CancellationToken,
-    /// The request should end: gone, or interrupted.
+    /// Cancelled when the request should end: the client is gone, or has interrupted it.
     pub(super) stop: CancellationToken,
     finished: AtomicBool,
 }
@@ -84,14 +88,14 @@ pub(super) struct Input {
 #[derive(Default)]
 struct Queue {
     chunks: VecDeque<Bytes>,
-    /// What the chunks cost, in bytes.
+    /// The memory that the chunks take, in bytes.
     cost: usize,
     ended: bool,
     discard: bool,
 }
 
 impl Input {
-    /// Adds what arrived; false if it does not fit.
+    /// Queues data. Returns false if it does not fit.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.queue.lock();
         if queue.discard || queue.ended || data.is_empty() {
@@ -108,8 +112,8 @@ impl Input {
         true
     }
 
-    /// Waits until something was taken out.
-    pub(super) async fn room(&self) {
+    /// Returns when a chunk was taken out.
+    pub(super) async fn space_freed(&self) {
         self.taken.notified().await;
     }
 
@@ -122,7 +126,7 @@ impl Input {
         self.arrived.notify_one();
     }
 
-    /// Nobody reads any more: what comes is dropped.
+    /// Drops all queued and all further input.
     pub(super) fn discard(&self) {
         let mut queue = self.queue.lock();
         queue.discard = true;
@@ -132,7 +136,7 @@ impl Input {
         self.taken.notify_one();
     }
 
-    /// The next chunk, none at the end.
+    /// Returns the next chunk, or none at the end of the input.
     async fn next(&self) -> Option<Bytes> {
         loop {
             {
@@ -156,9 +160,9 @@ fn cost_of(chunk: &[u8]) -> usize {
     chunk.len().saturating_add(CHUNK_COST)
 }
 
-/// What a channel needs to carry out a request.
+/// A request with everything that is needed to carry it out.
 pub(super) struct Job {
-    pub(super) desk: Arc<dyn Desk>,
+    pub(super) handler: Arc<dyn ExecHandler>,
     pub(super) identity: Identity,
     pub(super) request: ExecRequest,
     pub(super) git_protocol: Option<String>,
@@ -178,7 +182,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
             return refuse(&write, &shared, &text, STATUS_BUG).await;
         }
     };
-    // Git's bytes are never touched; text for a terminal in raw mode needs carriage returns.
+    // Git's bytes are passed on unchanged; text for a terminal in raw mode needs carriage returns.
     let terminal = job.tty.is_some() && !bulk;
     let call = ExecCall {
         identity: job.identity,
@@ -188,9 +192,9 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
         source: job.source,
         io: ExecIo { stdin, stdout, stderr, gone: shared.stop.clone() },
     };
-    let desk = job.desk;
-    // A task of its own: its panic is not ours, and it goes on when the client is gone.
-    let work = tokio::spawn(async move { desk.exec(call).await });
+    let handler = job.handler;
+    // A task of its own: a panic ends that task only, and the request goes on when the client is gone.
+    let work = tokio::spawn(async move { handler.exec(call).await });
     let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), terminal));
     let ended = CancellationToken::new();
     let status = async {
@@ -209,7 +213,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
     finish(&write, &shared, status).await;
 }
 
-/// Answers a request that is not carried out.
+/// Answers a request that is refused.
 pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String, status: u32) {
     shared.input.discard();
     refuse(&write, &shared, &text, status).await;
@@ -224,7 +228,7 @@ async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &Shared, text: &str, stat
     finish(write, shared, status).await;
 }
 
-/// Exit status, end of data, close: clients rely on this order.
+/// Sends exit status, end of data and close. Clients rely on this order.
 async fn finish(write: &ChannelWriteHalf<Msg>, shared: &Shared, status: u32) {
     let goodbye = async {
         write.exit_status(status).await?;
@@ -232,7 +236,7 @@ async fn finish(write: &ChannelWriteHalf<Msg>, shared: &Shared, status: u32) {
         write.close().await
     };
     tokio::select! {
-        // An error means that the connection has ended; then there is nobody to tell.
+        // An error means that the connection has ended.
         _ = goodbye => {}
         () = shared.gone.cancelled() => {}
     }
@@ -246,14 +250,14 @@ struct Pipes {
 }
 
 impl Pipes {
-    /// Our ends, and the request's ends: input, output, errors.
+    /// Returns this side's ends, then the request's ends: input, output, errors.
     fn open(bulk: bool) -> io::Result<(Self, OwnedFd, OwnedFd, OwnedFd)> {
         let (stdin, to_stdin) = pipe_with(PipeFlags::CLOEXEC)?;
         let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         if bulk {
             for end in [&to_stdin, &from_stdout] {
-                // Refused when the user has many pipes already; the default size works too.
+                // The kernel refuses if the user has many pipes already; the default size works, too.
                 let _ = fcntl_setpipe_size(end, PIPE_SIZE);
             }
         }
@@ -287,7 +291,7 @@ async fn feed(mut pipe: pipe::Sender, shared: Arc<Shared>, terminal: bool) {
         () = moving => {}
         () = shared.gone.cancelled() => {}
     }
-    // The request reads its end of input now; should the client send more, nobody wants it.
+    // The request sees the end of its input; further input of the client is dropped.
     shared.input.discard();
 }
 
@@ -303,7 +307,7 @@ async fn forward(
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
     let mut after_return = false;
-    // Once for all output: else whatever still holds the pipe would only have to say a word now and then.
+    // One limit for all output: with a limit for each read, a process that still holds the pipe could prolong it for ever.
     let given_up = async {
         ended.cancelled().await;
         tokio::time::sleep(LINGER).await;
@@ -315,7 +319,7 @@ async fn forward(
         let count = tokio::select! {
             biased;
             () = shared.gone.cancelled() => return,
-            // What the request itself has left in the pipe is for the client, however slowly it takes it.
+            // The output that the request itself left in the pipe is sent, however slowly the client reads it.
             () = &mut given_up, if !is_over => {
                 is_over = true;
                 continue;
@@ -359,7 +363,7 @@ async fn forward(
     }
 }
 
-/// `\n` as `\r\n`, unless it is that already.
+/// Replaces `\n` by `\r\n`, except where it is `\r\n` already.
 fn with_returns(data: &[u8], after_return: &mut bool) -> Bytes {
     let mut out = BytesMut::with_capacity(data.len().saturating_add(64));
     for &byte in data {
@@ -377,14 +381,14 @@ mod unit {
     use super::*;
 
     #[test]
-    fn terminals_get_carriage_returns_once() {
+    fn newline_gets_one_carriage_return() {
         let mut state = false;
         assert_eq!(&with_returns(b"a\nb\r\nc\r", &mut state)[..], b"a\r\nb\r\nc\r");
         assert_eq!(&with_returns(b"\n\n", &mut state)[..], b"\n\r\n");
     }
 
     #[tokio::test]
-    async fn the_queue_is_bounded_and_ends() {
+    async fn input_queue_is_bounded_and_ends() {
         let input = Input::default();
         let chunk = vec![1; 1024 * 1024 - CHUNK_COST];
         for _ in 0..16 {
@@ -400,7 +404,7 @@ mod unit {
     }
 
     #[test]
-    fn tiny_chunks_count_for_what_they_take() {
+    fn tiny_chunks_count_with_their_overhead() {
         let input = Input::default();
         for _ in 0..1_000_000 {
             assert!(input.push(b""));

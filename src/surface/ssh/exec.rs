@@ -1,7 +1,7 @@
-//! What a client may ask for: a closed grammar over the text of an exec request.
+//! The parser of exec requests, a closed grammar.
 //!
-//! Whatever looks like git must match one of the two services with exactly one project path, to the letter; everything else
-//! is words for larder's own verbs. Nothing here ever reaches a shell.
+//! A request that looks like git must be one of the two services with exactly one project path, to the letter. Every other request is
+//! the words of one of larder's own commands. No shell sees any of it.
 
 use super::keys;
 use crate::model::{NameError, ProjectName};
@@ -10,7 +10,7 @@ use crate::model::{NameError, ProjectName};
 pub const MAX_EXEC: usize = 2 * keys::MAX_LINE;
 const MAX_WORDS: usize = 1024;
 
-/// One of git's two services; the right that it needs follows from it and from nothing else.
+/// One of git's two services. It alone decides which right is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GitService {
     /// `git push`.
@@ -19,47 +19,47 @@ pub enum GitService {
     UploadPack,
 }
 
-/// Which repository a client means.
+/// The repository that a client names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepoPath {
-    /// The project that it belongs to.
+    /// The project of the repository.
     pub project: ProjectName,
-    /// Whether it is the project's pillar and not its code.
+    /// Set for the project's pillar repository instead of its code.
     pub pillar: bool,
 }
 
-/// A request that can be carried out.
+/// A request that was parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecRequest {
-    /// Speak git's wire protocol.
+    /// One of git's services.
     Git {
-        /// Push or fetch.
+        /// The service: push or fetch.
         service: GitService,
         /// The repository.
         path: RepoPath,
     },
-    /// One of larder's verbs with its arguments, at least one word.
+    /// One of larder's own commands with its arguments, at least one word.
     Verb(Vec<String>),
-    /// Nothing: plain `ssh host`.
+    /// No command: plain `ssh host`.
     Shell,
 }
 
-/// Why a request was refused, in one line for the client.
+/// The reason why a request is refused, in one line for the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// More than [`MAX_EXEC`] bytes.
+    /// The request has more than [`MAX_EXEC`] bytes.
     #[error("the command has {given} bytes; at most {MAX_EXEC} are accepted")]
     TooLong {
-        /// Bytes given.
+        /// The length of the request, in bytes.
         given: usize,
     },
-    /// Not UTF-8, or with control characters.
+    /// The request is not UTF-8, or has control characters.
     #[error("the command contains bytes that are not printable text")]
     NotText,
-    /// A git program that is not served.
+    /// The git program is not one of the two services.
     #[error("{given:?} is not served here; git push, fetch and clone are")]
     Service {
-        /// What was asked for.
+        /// The program.
         given: String,
     },
     /// A request of git-lfs, which makes them before each push of a clone that uses it.
@@ -68,36 +68,36 @@ pub enum ExecError {
     /// The argument of a git service is not exactly one project path.
     #[error("git asked for {given:?}; expected exactly one path such as '/shop' or '/shop/pillar'")]
     GitArgument {
-        /// What followed the service's name.
+        /// The text after the service's name.
         given: String,
     },
-    /// The path is not a project's.
+    /// The path is not that of a project.
     #[error("{given:?} is not the path of a project; use ssh://HOST/PROJECT or ssh://HOST/PROJECT/pillar")]
     Path {
         /// The path as given.
         given: String,
-        /// What is wrong with the name.
+        /// The reason why it is not a name.
         #[source]
         source: NameError,
     },
-    /// Quotes that do not close.
+    /// A quote is not closed.
     #[error("the command's quotes do not match: {given:?}")]
     Quotes {
         /// The command as given.
         given: String,
     },
-    /// More than [`MAX_WORDS`] words.
+    /// The command has more than [`MAX_WORDS`] words.
     #[error("the command has more than {MAX_WORDS} words")]
     TooManyWords,
 }
 
-/// Reads an exec request.
+/// Parses an exec request.
 pub fn parse(command: &[u8]) -> Result<ExecRequest, ExecError> {
     if command.len() > MAX_EXEC {
         return Err(ExecError::TooLong { given: command.len() });
     }
     let text = std::str::from_utf8(command).map_err(|_| ExecError::NotText)?;
-    // A tab or a newline may stand inside a quoted argument of a verb; nothing else that is not printable may.
+    // A quoted argument of a command may contain tabs and newlines, but no other control characters.
     if text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n')) {
         return Err(ExecError::NotText);
     }
@@ -128,7 +128,7 @@ fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
     Ok(ExecRequest::Git { service, path: parse_path(path)? })
 }
 
-/// The one argument, either wholly in single quotes, as git writes it, or bare.
+/// Returns the only argument, either wholly in single quotes, as git writes it, or bare.
 fn argument_of(argument: &str) -> Option<&str> {
     let plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/._-".contains(&c));
     let inner = match argument.strip_prefix('\'') {
@@ -152,7 +152,7 @@ fn parse_path(given: &str) -> Result<RepoPath, ExecError> {
     }
 }
 
-/// Enough of what was given to recognise it.
+/// The beginning of a text, enough to recognise it.
 fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_in_which_git_clients_write_it() {
+    fn every_form_that_git_clients_use_is_accepted() {
         use GitService::*;
         for (text, expected) in [
             ("git-receive-pack '/shop.git'", git(ReceivePack, "shop", false)),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_words() {
+    fn other_requests_are_split_into_words() {
         let verb = |words: &[&str]| ExecRequest::Verb(words.iter().map(|w| w.to_string()).collect());
         assert_eq!(parse(b"config set shop 'A=b c'").unwrap(), verb(&["config", "set", "shop", "A=b c"]));
         assert_eq!(parse(b"run shop -- ls -l").unwrap(), verb(&["run", "shop", "--", "ls", "-l"]));
@@ -253,12 +253,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_parsed_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&bytes);
         }
 
         #[test]
-        fn whatever_is_accepted_after_a_service_names_a_project(tail in "[ -~]{0,40}") {
+        fn accepted_argument_of_a_service_names_a_project(tail in "[ -~]{0,40}") {
             if let Ok(request) = parse(format!("git-receive-pack {tail}").as_bytes()) {
                 let ExecRequest::Git { path, .. } = request else { panic!("{request:?}") };
                 prop_assert!(tail.contains(path.project.as_str()));

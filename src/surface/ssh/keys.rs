@@ -1,6 +1,23 @@
-//! People's public keys: which kinds are accepted, and how one line of an `authorized_keys` or `.pub` file is read.
+//! SSH keys: the host key, the kinds of user keys that are accepted, and the parser of a line of an `authorized_keys` or `.pub` file.
 
-use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PublicKey, ssh_key::public::KeyData};
+use std::path::Path;
+
+use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PublicKey, ssh_key::public::KeyData};
+
+pub use crate::remote::ssh::KeyFileError as HostKeyError;
+
+/// Loads the host key at `path` and returns it with its fingerprint. Creates the key if the file does not exist. A key that cannot be
+/// read is an error, because clients would take a new one for an impostor's.
+pub fn load_or_create_host_key(path: &Path) -> Result<(PrivateKey, String), HostKeyError> {
+    crate::remote::ssh::load_or_create("host key", path)
+}
+
+/// Returns the public half of a host key as in a `known_hosts` file, without the host.
+pub fn host_key_line(key: &PrivateKey) -> Result<String, HostKeyError> {
+    let mut public = key.public_key().clone();
+    public.set_comment("");
+    public.to_openssh().map_err(|source| HostKeyError::Generate { what: "host key", source })
+}
 
 const MIN_RSA_BITS: u32 = 2048;
 const MAX_RSA_BITS: u32 = 8192;
@@ -14,63 +31,63 @@ pub struct PublicKeyInfo {
     pub algorithm: String,
     /// `SHA256:` and the digest in base64, as `ssh-keygen -l` prints it.
     pub fingerprint_sha256: String,
-    /// Kind and key without the comment: two lines are equal if and only if the keys are.
+    /// Kind and key without the comment. Two lines are equal if and only if the keys are.
     pub openssh_line: String,
     /// The comment at the end of the line, often `user@host`; shown, never trusted.
     pub comment: String,
 }
 
-/// Why a key was not accepted.
+/// The reason why a key is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Nothing but white space or a comment.
+    /// The text has only white space or comments.
     #[error("there is no key here; expected one line such as \"ssh-ed25519 AAAA... you@host\"")]
     Empty,
-    /// The secret half.
-    #[error("this is a PRIVATE key; keep it to yourself, and give the line from the file that ends in .pub")]
+    /// The text is a private key.
+    #[error("this is a PRIVATE key; keep it secret, and give the line from the file that ends in .pub")]
     Private,
     /// More than one line.
     #[error("there are {count} keys here; add them one at a time")]
     Several {
-        /// How many lines there are.
+        /// The number of keys.
         count: usize,
     },
-    /// Longer than any key.
+    /// The line is longer than any key.
     #[error("the line has {given} bytes; no accepted key is longer than {MAX_LINE}")]
     TooLong {
-        /// Bytes given.
+        /// The length of the line, in bytes.
         given: usize,
     },
-    /// Options of `authorized_keys` in front of the key.
+    /// The line has options of `authorized_keys` in front of the key.
     #[error("the line starts with {given:?}; larder does not use authorized_keys options, give the line without them")]
     Options {
         /// The text in front of the key.
         given: String,
     },
-    /// A kind that is not accepted.
+    /// The kind of key is not accepted.
     #[error("keys of kind {given:?} are not accepted; make one with: ssh-keygen -t ed25519")]
     Kind {
         /// The kind as given.
         given: String,
     },
-    /// An RSA key that is too small to be safe or too large to check cheaply.
+    /// The RSA key is too small to be safe, or so large that checking signatures takes too long.
     #[error(
         "this RSA key has {bits} bits; {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted, or make one with: ssh-keygen -t ed25519"
     )]
     RsaSize {
-        /// Its size.
+        /// The size of the modulus, in bits.
         bits: u32,
     },
-    /// Base64 or content that cannot be read.
+    /// The base64 text or its content cannot be decoded.
     #[error("the key cannot be read (is the line cut off or wrapped?)")]
     Malformed {
-        /// What the decoder says.
+        /// The error of the decoder.
         #[source]
         source: russh::keys::ssh_key::Error,
     },
 }
 
-/// Reads one public key, as found in a `.pub` file or pasted by a person.
+/// Parses one public key, as found in a `.pub` file.
 pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
     if text.contains("PRIVATE KEY-----") || text.contains("PuTTY-User-Key-File") {
         return Err(KeyError::Private);
@@ -102,12 +119,12 @@ pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
     info(&key)
 }
 
-/// The words by which a key line starts; a certificate or an unknown kind is one too, only not accepted.
+/// Returns true for the words that a key line starts with, including those of certificates and of kinds that are not accepted.
 fn is_kind(word: &str) -> bool {
     ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
 }
 
-/// Checks kind and size of a key, and describes it.
+/// Checks the kind and size of a key, and describes it.
 pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
     match key.key_data() {
         KeyData::Ed25519(_) | KeyData::SkEd25519(_) => {}
@@ -131,7 +148,7 @@ pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
     })
 }
 
-/// Whether a signature made this way is accepted; the same RSA key may sign with SHA-1 (refused) or SHA-2.
+/// Returns true if a signature of this kind is accepted. An RSA key can sign with SHA-1, which is refused, or with SHA-2.
 pub(super) fn accepts_signature(algorithm: &Algorithm) -> bool {
     match algorithm {
         Algorithm::Ed25519 | Algorithm::SkEd25519 => true,
@@ -148,7 +165,7 @@ mod tests {
     const ED: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
 
     #[test]
-    fn a_line_is_read_and_its_comment_kept_apart() {
+    fn key_line_is_split_into_key_and_comment() {
         let key = parse_line(&format!("\n# mine\n{ED} alice@laptop \n")).unwrap();
         assert_eq!(key.algorithm, "ssh-ed25519");
         assert_eq!(key.openssh_line, ED);
@@ -158,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_has_its_own_answer() {
+    fn each_mistake_has_its_own_error() {
         let cases: [(&str, &str); 9] = [
             ("", "no key here"),
             ("# only a comment", "no key here"),
@@ -180,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn rsa_needs_a_sane_size() {
+    fn rsa_key_size_is_limited() {
         use russh::keys::ssh_key::{Mpint, public::RsaPublicKey};
         let key = |bits: usize| {
             let mut n = vec![0xff; bits / 8];
@@ -191,11 +208,11 @@ mod tests {
             let e = Mpint::from_positive_bytes(&[1, 0, 1]);
             PublicKey::new(KeyData::Rsa(RsaPublicKey::new(e, n).unwrap()), "")
         };
-        for bits in [512, 1024, 1536] {
+        for bits in [512, 1024, 1536, 16384] {
             let error = info(&key(bits)).unwrap_err();
             assert!(matches!(error, KeyError::RsaSize { .. }), "{bits}: {error}");
         }
-        for bits in [2048, 3072, 4096] {
+        for bits in [2048, 3072, 4096, 8192] {
             assert!(info(&key(bits)).is_ok(), "{bits}");
         }
         assert!(!accepts_signature(&Algorithm::Rsa { hash: None }));

@@ -1,7 +1,7 @@
-//! How much anyone may ask for before and after proving who they are.
+//! Limits on connections before and after the login.
 //!
-//! Connections are counted in all and per source (an IPv4 address or an IPv6 /64). A source that misbehaves is kept out for a
-//! while. The table of sources is bounded: whoever can forge many addresses can make it forget, not make it grow.
+//! Connections are counted in total and per source (an IPv4 address or an IPv6 /64). A source that misbehaves is blocked for a while. The
+//! table of sources is bounded: an attacker with many addresses can make it forget sources, but not grow.
 
 use std::{
     collections::HashMap,
@@ -12,46 +12,46 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// All bounds of the server; the defaults suit a machine with a few hundred users.
+/// All limits of the server. The defaults suit a machine with a few hundred users.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// From the connection to a login, whatever the client does meanwhile.
+    /// The time from the connection to the login.
     pub login_grace: Duration,
-    /// From the connection to the end of the key exchange.
+    /// The time from the connection to the end of the key exchange.
     pub handshake: Duration,
-    /// Connections at once, in all.
+    /// The number of connections at the same time.
     pub connections: usize,
-    /// Connections at once of one user.
+    /// The number of connections of one user at the same time.
     pub connections_per_user: usize,
-    /// Connections at once that have not logged in yet.
+    /// The number of connections at the same time that have not logged in yet.
     pub unauthenticated: usize,
-    /// From this many on, new ones are dropped at random, ever more likely.
+    /// The number of them from which on new ones are dropped at random, with rising probability.
     pub early_drop: usize,
-    /// Connections of one source that have not logged in yet.
+    /// The number of connections of one source at the same time that have not logged in yet.
     pub unauthenticated_per_source: usize,
-    /// New connections per second of one source, in the long run.
+    /// The sustained rate of new connections of one source, per second.
     pub rate: f64,
-    /// New connections of one source at once.
+    /// The number of new connections of one source that may exceed the rate.
     pub burst: f64,
-    /// Refused logins per connection.
+    /// The number of refused logins per connection.
     pub auth_failures: usize,
-    /// Keys that may be offered per connection.
+    /// The number of keys that may be offered per connection.
     pub offers: usize,
-    /// Channels at once per connection.
+    /// The number of channels of one connection at the same time.
     pub channels_open: usize,
-    /// Channels ever per connection.
+    /// The total number of channels of one connection.
     pub channels_total: usize,
-    /// Silence after which the client is asked whether it lives.
+    /// The time without data after which a keepalive is sent.
     pub keepalive: Duration,
-    /// Unanswered questions after which it does not.
+    /// The number of unanswered keepalives after which the connection ends.
     pub keepalive_max: usize,
-    /// How long a connection without a running request is kept.
+    /// The time for which a connection without a running request is kept.
     pub idle: Duration,
-    /// Delay before a refused login is answered.
+    /// The delay before a refused login is answered.
     pub refusal_delay: Duration,
-    /// Sources that the per-source bounds do not apply to.
+    /// Sources that the limits per source do not apply to.
     pub exempt: Vec<Network>,
-    /// Sources remembered.
+    /// The number of sources that are remembered.
     pub sources: usize,
 }
 
@@ -87,14 +87,14 @@ impl Default for Limits {
 /// A range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
-    /// Any address in it.
+    /// Any address in the range.
     pub address: IpAddr,
-    /// How many leading bits all its addresses share.
+    /// The number of leading bits that all its addresses share.
     pub prefix: u8,
 }
 
 impl Network {
-    /// Whether an address lies in this range; an IPv4 address is the same when it comes mapped into IPv6.
+    /// Returns true if an address is in this range. An IPv4 address mapped into IPv6 counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address.to_canonical(), address.to_canonical()) {
             (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
@@ -110,7 +110,7 @@ impl Network {
     }
 }
 
-/// Why a connection was closed before a byte was read.
+/// The reason why a connection is closed before a byte is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     Full,
@@ -121,7 +121,7 @@ pub(super) enum Refusal {
     Penalty,
 }
 
-/// What a connection did wrong, and how long its source is kept out for it.
+/// An offence of a connection, which blocks its source for a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Offence {
     NoLogin,
@@ -141,7 +141,7 @@ impl Offence {
     }
 }
 
-// Small offences add up before they count; nobody is kept out for longer than the maximum.
+// Penalties add up, and block a source once they reach the minimum; no source is blocked for longer than the maximum.
 const PENALTY_MIN: Duration = Duration::from_secs(15);
 const PENALTY_MAX: Duration = Duration::from_secs(600);
 
@@ -149,9 +149,9 @@ struct Source {
     unauthenticated: usize,
     tokens: f64,
     seen: Instant,
-    /// Penalties add up here; it may lie in the past.
+    /// The end of all penalties together; it may be in the past.
     penalty_ends: Instant,
-    kept_out: bool,
+    blocked: bool,
 }
 
 #[derive(Default)]
@@ -161,19 +161,19 @@ struct Table {
     sources: HashMap<IpAddr, Source>,
 }
 
-/// The door: counts who is inside.
-pub(super) struct Gate {
+/// Counts connections, and decides which are accepted.
+pub(super) struct ConnectionLimiter {
     limits: Limits,
     table: Mutex<Table>,
 }
 
-impl Gate {
+impl ConnectionLimiter {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self { limits, table: Mutex::default() })
     }
 
-    /// Lets a connection in, or says why not. `chance` is a random number below 1.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, now: Instant, chance: f64) -> Result<Ticket, Refusal> {
+    /// Takes a permit for a connection. `chance` is a random number from 0 to below 1.
+    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, now: Instant, chance: f64) -> Result<ConnectionPermit, Refusal> {
         let limits = &self.limits;
         let exempt = limits.exempt.iter().any(|network| network.contains(address));
         let source = source_of(address);
@@ -197,13 +197,13 @@ impl Gate {
                 tokens: limits.burst,
                 seen: now,
                 penalty_ends: now,
-                kept_out: false,
+                blocked: false,
             });
             let passed = now.saturating_duration_since(entry.seen).as_secs_f64();
             entry.tokens = (entry.tokens + passed * limits.rate).min(limits.burst);
             entry.seen = now;
-            entry.kept_out &= entry.penalty_ends > now;
-            if entry.kept_out {
+            entry.blocked &= entry.penalty_ends > now;
+            if entry.blocked {
                 return Err(Refusal::Penalty);
             }
             if entry.unauthenticated >= limits.unauthenticated_per_source {
@@ -217,7 +217,7 @@ impl Gate {
         }
         table.connections = table.connections.saturating_add(1);
         table.unauthenticated = table.unauthenticated.saturating_add(1);
-        Ok(Ticket { gate: Arc::clone(self), source, exempt, waiting: true })
+        Ok(ConnectionPermit { limiter: Arc::clone(self), source, exempt, waiting: true })
     }
 
     fn logged_in(&self, source: IpAddr, exempt: bool) {
@@ -230,22 +230,22 @@ impl Gate {
 }
 
 fn early_drop_chance(limits: &Limits, unauthenticated: usize) -> f64 {
-    let room = limits.unauthenticated.saturating_sub(limits.early_drop);
+    let range = limits.unauthenticated.saturating_sub(limits.early_drop);
     match unauthenticated.checked_sub(limits.early_drop) {
-        Some(over) if room > 0 => 0.3 + 0.7 * (over as f64 / room as f64),
+        Some(over) if range > 0 => 0.3 + 0.7 * (over as f64 / range as f64),
         _ => 0.0,
     }
 }
 
-/// The oldest of those that have nothing open and no penalty; else the oldest.
+/// Forgets the source that was seen longest ago, if possible one without open connections and penalties.
 fn forget_one(sources: &mut HashMap<IpAddr, Source>) {
-    let oldest = sources.iter().min_by_key(|(_, s)| (s.unauthenticated > 0, s.kept_out, s.seen)).map(|(key, _)| *key);
+    let oldest = sources.iter().min_by_key(|(_, s)| (s.unauthenticated > 0, s.blocked, s.seen)).map(|(key, _)| *key);
     if let Some(key) = oldest {
         sources.remove(&key);
     }
 }
 
-/// Whoever has one IPv6 address has its whole /64.
+/// The source of an address. The holder of an IPv6 address usually holds its whole /64.
 fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
@@ -253,39 +253,39 @@ fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A place inside; given back when dropped.
-pub(super) struct Ticket {
-    gate: Arc<Gate>,
+/// A permit for a connection, returned when dropped.
+pub(super) struct ConnectionPermit {
+    limiter: Arc<ConnectionLimiter>,
     source: IpAddr,
     exempt: bool,
     waiting: bool,
 }
 
-impl Ticket {
-    /// From now on it counts only against the total.
+impl ConnectionPermit {
+    /// Counts the connection only against the total from now on.
     pub(super) fn logged_in(&mut self) {
         if std::mem::take(&mut self.waiting) {
-            self.gate.logged_in(self.source, self.exempt);
+            self.limiter.logged_in(self.source, self.exempt);
         }
     }
 
-    /// Notes what the connection did wrong.
+    /// Records an offence of the connection.
     pub(super) fn offence(&self, offence: Offence, now: Instant) {
         if self.exempt {
             return;
         }
-        if let Some(entry) = self.gate.table.lock().sources.get_mut(&self.source) {
+        if let Some(entry) = self.limiter.table.lock().sources.get_mut(&self.source) {
             let ends = entry.penalty_ends.max(now) + offence.penalty();
             entry.penalty_ends = ends.min(now + PENALTY_MAX);
-            entry.kept_out |= entry.penalty_ends.saturating_duration_since(now) >= PENALTY_MIN;
+            entry.blocked |= entry.penalty_ends.saturating_duration_since(now) >= PENALTY_MIN;
         }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.logged_in();
-        let mut table = self.gate.table.lock();
+        let mut table = self.limiter.table.lock();
         table.connections = table.connections.saturating_sub(1);
     }
 }
@@ -301,95 +301,95 @@ mod tests {
     }
 
     #[test]
-    fn one_source_has_few_places_and_they_come_back() {
-        let gate = Gate::new(Limits::default());
+    fn connections_of_one_source_are_limited_and_returned() {
+        let limiter = ConnectionLimiter::new(Limits::default());
         let now = Instant::now();
-        let mut inside: Vec<_> = (0..8).map(|_| gate.admit(ip(FAR), now, 1.0).ok().unwrap()).collect();
-        assert_eq!(gate.admit(ip(FAR), now, 1.0).err(), Some(Refusal::TooManyFromSource));
-        assert!(gate.admit(ip("203.0.113.8"), now, 1.0).is_ok());
+        let mut inside: Vec<_> = (0..8).map(|_| limiter.acquire(ip(FAR), now, 1.0).ok().unwrap()).collect();
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::TooManyFromSource));
+        assert!(limiter.acquire(ip("203.0.113.8"), now, 1.0).is_ok());
         inside[0].logged_in();
         inside[0].logged_in();
-        let extra = gate.admit(ip(FAR), now, 1.0).ok().unwrap();
-        assert!(gate.admit(ip(FAR), now, 1.0).is_err());
+        let extra = limiter.acquire(ip(FAR), now, 1.0).ok().unwrap();
+        assert!(limiter.acquire(ip(FAR), now, 1.0).is_err());
         drop((inside, extra));
-        let table = gate.table.lock();
+        let table = limiter.table.lock();
         assert_eq!((table.connections, table.unauthenticated), (0, 0));
         assert!(table.sources.values().all(|s| s.unauthenticated == 0));
     }
 
     #[test]
-    fn the_rate_is_limited_and_recovers() {
-        let gate = Gate::new(Limits::default());
+    fn connection_rate_is_limited_and_recovers() {
+        let limiter = ConnectionLimiter::new(Limits::default());
         let now = Instant::now();
         for _ in 0..15 {
-            assert!(gate.admit(ip(FAR), now, 1.0).is_ok());
+            assert!(limiter.acquire(ip(FAR), now, 1.0).is_ok());
         }
-        assert_eq!(gate.admit(ip(FAR), now, 1.0).err(), Some(Refusal::Rate));
-        assert!(gate.admit(ip(FAR), now + Duration::from_millis(150), 1.0).is_ok());
-        assert!(gate.admit(ip(FAR), now + Duration::from_millis(160), 1.0).is_err());
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::Rate));
+        assert!(limiter.acquire(ip(FAR), now + Duration::from_millis(150), 1.0).is_ok());
+        assert!(limiter.acquire(ip(FAR), now + Duration::from_millis(160), 1.0).is_err());
         for _ in 0..100 {
-            assert!(gate.admit(ip("127.0.0.1"), now, 1.0).is_ok() && gate.admit(ip("::1"), now, 1.0).is_ok());
-            assert!(gate.admit(ip("::ffff:127.0.0.1"), now, 1.0).is_ok());
+            assert!(limiter.acquire(ip("127.0.0.1"), now, 1.0).is_ok() && limiter.acquire(ip("::1"), now, 1.0).is_ok());
+            assert!(limiter.acquire(ip("::ffff:127.0.0.1"), now, 1.0).is_ok());
         }
     }
 
     #[test]
-    fn a_whole_ipv6_network_is_one_source() {
-        let gate = Gate::new(Limits::default());
+    fn ipv6_network_is_one_source() {
+        let limiter = ConnectionLimiter::new(Limits::default());
         let now = Instant::now();
-        let inside: Vec<_> = (0..8).map(|n| gate.admit(ip(&format!("2001:db8::{n:x}")), now, 1.0).ok().unwrap()).collect();
-        assert_eq!(gate.admit(ip("2001:db8::ffff:1"), now, 1.0).err(), Some(Refusal::TooManyFromSource));
-        assert!(gate.admit(ip("2001:db8:0:1::1"), now, 1.0).is_ok());
+        let inside: Vec<_> = (0..8).map(|n| limiter.acquire(ip(&format!("2001:db8::{n:x}")), now, 1.0).ok().unwrap()).collect();
+        assert_eq!(limiter.acquire(ip("2001:db8::ffff:1"), now, 1.0).err(), Some(Refusal::TooManyFromSource));
+        assert!(limiter.acquire(ip("2001:db8:0:1::1"), now, 1.0).is_ok());
         drop(inside);
     }
 
     #[test]
-    fn totals_hold_for_everyone_and_early_drop_grows() {
-        let gate = Gate::new(Limits::default());
+    fn totals_apply_to_all_and_early_drop_grows() {
+        let limiter = ConnectionLimiter::new(Limits::default());
         let now = Instant::now();
         let mut inside = Vec::new();
         for n in 0..64_u32 {
-            inside.push(gate.admit(IpAddr::from((0xC000_0200 + n).to_be_bytes()), now, 1.0).ok().unwrap());
+            inside.push(limiter.acquire(IpAddr::from((0xC000_0200 + n).to_be_bytes()), now, 1.0).ok().unwrap());
         }
-        assert_eq!(gate.admit(ip("127.0.0.1"), now, 1.0).err(), Some(Refusal::TooManyUnauthenticated));
+        assert_eq!(limiter.acquire(ip("127.0.0.1"), now, 1.0).err(), Some(Refusal::TooManyUnauthenticated));
         inside.truncate(32);
-        assert_eq!(gate.admit(ip(FAR), now, 0.29).err(), Some(Refusal::EarlyDrop));
-        assert!(gate.admit(ip(FAR), now, 0.31).is_ok());
+        assert_eq!(limiter.acquire(ip(FAR), now, 0.29).err(), Some(Refusal::EarlyDrop));
+        assert!(limiter.acquire(ip(FAR), now, 0.31).is_ok());
         inside.truncate(31);
-        assert!(gate.admit(ip(FAR), now, 0.0).is_ok());
+        assert!(limiter.acquire(ip(FAR), now, 0.0).is_ok());
         let limits = Limits { connections: 2, ..Limits::default() };
-        let gate = Gate::new(limits);
-        let mut two: Vec<_> = (0..2).map(|_| gate.admit(ip("::1"), now, 1.0).ok().unwrap()).collect();
-        two.iter_mut().for_each(Ticket::logged_in);
-        assert_eq!(gate.admit(ip("::1"), now, 1.0).err(), Some(Refusal::Full));
+        let limiter = ConnectionLimiter::new(limits);
+        let mut two: Vec<_> = (0..2).map(|_| limiter.acquire(ip("::1"), now, 1.0).ok().unwrap()).collect();
+        two.iter_mut().for_each(ConnectionPermit::logged_in);
+        assert_eq!(limiter.acquire(ip("::1"), now, 1.0).err(), Some(Refusal::Full));
     }
 
     #[test]
-    fn offences_add_up_and_end() {
-        let gate = Gate::new(Limits::default());
+    fn penalties_add_up_and_end() {
+        let limiter = ConnectionLimiter::new(Limits::default());
         let now = Instant::now();
         for _ in 0..2 {
-            gate.admit(ip(FAR), now, 1.0).ok().unwrap().offence(Offence::RefusedLogin, now);
+            limiter.acquire(ip(FAR), now, 1.0).ok().unwrap().offence(Offence::RefusedLogin, now);
         }
-        let third = gate.admit(ip(FAR), now, 1.0).ok().unwrap();
+        let third = limiter.acquire(ip(FAR), now, 1.0).ok().unwrap();
         third.offence(Offence::RefusedLogin, now);
-        assert_eq!(gate.admit(ip(FAR), now, 1.0).err(), Some(Refusal::Penalty));
-        // Kept out to its end, not only while the rest is long.
-        assert_eq!(gate.admit(ip(FAR), now + Duration::from_secs(14), 1.0).err(), Some(Refusal::Penalty));
-        assert!(gate.admit(ip(FAR), now + Duration::from_secs(16), 1.0).is_ok());
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::Penalty));
+        // Blocked until the penalty ends, not only while its rest is longer than the minimum.
+        assert_eq!(limiter.acquire(ip(FAR), now + Duration::from_secs(14), 1.0).err(), Some(Refusal::Penalty));
+        assert!(limiter.acquire(ip(FAR), now + Duration::from_secs(16), 1.0).is_ok());
         for _ in 0..100 {
             third.offence(Offence::Crash, now);
         }
-        assert!(gate.admit(ip(FAR), now + PENALTY_MAX + Duration::from_secs(1), 1.0).is_ok());
+        assert!(limiter.acquire(ip(FAR), now + PENALTY_MAX + Duration::from_secs(1), 1.0).is_ok());
     }
 
     #[test]
-    fn the_table_does_not_grow_beyond_its_bound() {
-        let gate = Gate::new(Limits { sources: 100, ..Limits::default() });
+    fn source_table_is_bounded() {
+        let limiter = ConnectionLimiter::new(Limits { sources: 100, ..Limits::default() });
         let now = Instant::now();
         for n in 0..10_000_u32 {
-            drop(gate.admit(IpAddr::from(n.to_be_bytes()), now + Duration::from_millis(n.into()), 1.0));
+            drop(limiter.acquire(IpAddr::from(n.to_be_bytes()), now + Duration::from_millis(n.into()), 1.0));
         }
-        assert!(gate.table.lock().sources.len() <= 100);
+        assert!(limiter.table.lock().sources.len() <= 100);
     }
 }

@@ -1,4 +1,4 @@
-//! The accept loop, the life of a connection from outside, and the end of all.
+//! The accept loop, the task that oversees each connection, and the shutdown.
 
 use std::{
     fs::File,
@@ -21,22 +21,24 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
-    Desk, Identity, SshConfig, channel,
-    limits::{Gate, Offence, Ticket},
+    channel,
+    config::SshConfig,
+    handler::{ExecHandler, Identity},
+    limits::{ConnectionLimiter, ConnectionPermit, Offence},
     session::{Connection, Progress, SessionError},
 };
 use crate::surface::shares::{Share, Shares};
 
-/// How many callers are turned away before there is a pause, when descriptors run out.
+/// The number of clients that are refused before a pause, when descriptors run out.
 const REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
-/// How long a connection that was told to end may take to do so.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// The time that a connection may take to end after it was told to.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves connections until `shutdown`; then lets running requests finish for as long as the configuration says, and returns
-/// when the last connection is gone.
-pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>, shutdown: CancellationToken) {
+/// Serves connections until `shutdown`. Running requests may then finish within the configured time. Returns when the last connection
+/// has ended.
+pub async fn serve(listener: TcpListener, config: SshConfig, handler: Arc<dyn ExecHandler>, shutdown: CancellationToken) {
     let listener = match listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)) {
         Ok(listener) => listener,
         Err(error) => {
@@ -44,30 +46,30 @@ pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>
             return;
         }
     };
-    let mut house = House {
-        gate: Gate::new(config.limits.clone()),
+    let mut ssh = SshServer {
+        limiter: ConnectionLimiter::new(config.limits.clone()),
         shares: Shares::new(config.limits.connections_per_user),
         russh: Arc::new(russh_config(&config)),
         config: Arc::new(config),
-        desk,
+        handler,
         shutdown: shutdown.clone(),
         cut: CancellationToken::new(),
         connections: JoinSet::new(),
     };
-    // Given up for a moment when descriptors run out, to accept and close: else callers would wait without an answer.
+    // A spare descriptor. It is closed when descriptors run out, so that clients can be accepted and closed instead of left waiting.
     let mut reserve = reserve();
     let mut back_off = BACK_OFF;
     loop {
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            Some(_) = house.connections.join_next() => continue,
+            Some(_) = ssh.connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 back_off = BACK_OFF;
-                house.welcome(stream, peer);
+                ssh.accept(stream, peer);
             }
             Err(error) if is_out_of_descriptors(&error) => {
                 tracing::warn!(%error, "no descriptor for another ssh connection; raise the limit on open files");
@@ -81,7 +83,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>
                 sleep(back_off).await;
                 back_off = back_off.saturating_mul(2).min(BACK_OFF_MAX);
             }
-            // The caller hung up while it was waiting, or the network is in trouble: neither is ours to end for.
+            // The client hung up while it was waiting, or the network failed; the server goes on.
             Err(error) => {
                 tracing::debug!(%error, "a connection failed before it was accepted");
                 sleep(Duration::from_millis(5)).await;
@@ -92,7 +94,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, desk: Arc<dyn Desk>
         }
     }
     drop(listener);
-    house.drain().await;
+    ssh.drain().await;
 }
 
 fn reserve() -> Option<File> {
@@ -115,12 +117,12 @@ fn russh_config(config: &SshConfig) -> server::Config {
         preferred: config.profile.preferred(),
         window_size: channel::WINDOW,
         event_buffer_size: 32,
-        // The delay of a refused login is ours: clients offer all their keys, and no one should wait for that.
+        // `session` delays refused logins by itself: keys that are only offered must not be delayed.
         auth_rejection_time: Duration::ZERO,
         auth_rejection_time_initial: Some(Duration::ZERO),
-        // Counts offered keys too, and the first question which methods there are.
+        // russh also counts offered keys, and the first request, which asks for the methods.
         max_auth_attempts: limits.offers.saturating_add(1),
-        // Only for a client that takes nothing from the network; one that has nothing to say answers the questions below.
+        // Only for a client that reads nothing from the network; an idle client answers keepalives.
         inactivity_timeout: Some(stalled),
         keepalive_interval: Some(limits.keepalive),
         keepalive_max: limits.keepalive_max,
@@ -129,35 +131,35 @@ fn russh_config(config: &SshConfig) -> server::Config {
     }
 }
 
-struct House {
-    gate: Arc<Gate>,
+struct SshServer {
+    limiter: Arc<ConnectionLimiter>,
     shares: Arc<Shares>,
     russh: Arc<server::Config>,
     config: Arc<SshConfig>,
-    desk: Arc<dyn Desk>,
+    handler: Arc<dyn ExecHandler>,
     shutdown: CancellationToken,
     cut: CancellationToken,
     connections: JoinSet<()>,
 }
 
-impl House {
-    fn welcome(&mut self, stream: TcpStream, peer: SocketAddr) {
-        match self.gate.admit(peer.ip(), Instant::now(), chance()) {
-            Ok(ticket) => {
-                let life = Life {
+impl SshServer {
+    fn accept(&mut self, stream: TcpStream, peer: SocketAddr) {
+        match self.limiter.acquire(peer.ip(), Instant::now(), random_fraction()) {
+            Ok(permit) => {
+                let task = ConnectionTask {
                     russh: Arc::clone(&self.russh),
                     config: Arc::clone(&self.config),
-                    desk: Arc::clone(&self.desk),
+                    handler: Arc::clone(&self.handler),
                     shutdown: self.shutdown.clone(),
                     cut: self.cut.child_token(),
                     peer,
-                    ticket,
+                    permit,
                     shares: Arc::clone(&self.shares),
                     share: None,
                 };
-                self.connections.spawn(life.live(stream));
+                self.connections.spawn(task.run(stream));
             }
-            Err(refusal) => tracing::debug!(%peer, ?refusal, "turned away"),
+            Err(refusal) => tracing::debug!(%peer, ?refusal, "connection refused"),
         }
     }
 
@@ -167,13 +169,13 @@ impl House {
             tracing::warn!(left = self.connections.len(), "ssh requests still run; closing their connections");
             self.cut.cancel();
             let all = async { while self.connections.join_next().await.is_some() {} };
-            let _ = timeout(FAREWELL, all).await;
+            let _ = timeout(END_TIMEOUT, all).await;
         }
     }
 }
 
-/// A random number from 0 to below 1; which connections are dropped must not be for the caller to choose.
-fn chance() -> f64 {
+/// A random number from 0 to below 1. Clients must not be able to predict which connections are dropped.
+fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK) {
         Ok(_) => f64::from(u32::from_ne_bytes(bytes)) / (f64::from(u32::MAX) + 1.0),
@@ -181,78 +183,83 @@ fn chance() -> f64 {
     }
 }
 
-/// Why a connection is ended from outside.
+/// The reason why the server ends a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Handshake,
     Grace,
     Idle,
-    Crowded,
+    TooManyConnections,
     Revoked,
     Shutdown,
 }
 
-/// Returns when the key of the connection was taken away. What it has begun goes on, as with any client that goes away.
-async fn revoked(desk: Arc<dyn Desk>, progress: Arc<Progress>, peer: SocketAddr) -> End {
-    let mut changes = desk.key_changes();
+/// Returns when the key of the connection was removed. Running requests go on, as for any client that disconnects.
+async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<Progress>, peer: SocketAddr) -> End {
+    let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
     let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
-    // Changes since the connection began count: one may have come between the login and now.
+    // The receiver was made before the login, so a change between the login and now is not missed.
     loop {
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if desk.authenticate(key, peer.ip()).as_ref() != Some(identity) {
+        if handler.authenticate(key, peer.ip()).as_ref() != Some(identity) {
             break;
         }
     }
-    tracing::info!(%peer, user = %identity.user, "the key of an open connection was taken away");
+    tracing::info!(%peer, user = %identity.user, "the key of an open connection was removed");
     End::Revoked
 }
 
-/// One connection, seen from outside.
-struct Life {
+/// The task that oversees one connection: its deadlines, its limits and its end.
+struct ConnectionTask {
     russh: Arc<server::Config>,
     config: Arc<SshConfig>,
-    desk: Arc<dyn Desk>,
+    handler: Arc<dyn ExecHandler>,
     shutdown: CancellationToken,
     cut: CancellationToken,
     peer: SocketAddr,
-    ticket: Ticket,
+    permit: ConnectionPermit,
     shares: Arc<Shares>,
-    /// Its user's place, once it has one.
+    /// The user's permit, after the login.
     share: Option<Share>,
 }
 
-impl Life {
-    async fn live(mut self, stream: TcpStream) {
+impl ConnectionTask {
+    async fn run(mut self, stream: TcpStream) {
         let peer = self.peer;
         let began = tokio::time::Instant::now();
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "cannot turn off Nagle's algorithm");
         }
         let progress = Progress::new();
-        let connection =
-            Connection::new(Arc::clone(&self.desk), Arc::clone(&self.config), peer, Arc::clone(&progress), self.shutdown.clone());
-        let line = Line::new(stream, self.cut.clone());
-        let greeting = server::run_stream(Arc::clone(&self.russh), line, connection);
+        let connection = Connection::new(
+            Arc::clone(&self.handler),
+            Arc::clone(&self.config),
+            peer,
+            Arc::clone(&progress),
+            self.shutdown.clone(),
+        );
+        let stream = CancellableStream::new(stream, self.cut.clone());
+        let session_start = server::run_stream(Arc::clone(&self.russh), stream, connection);
         let session = tokio::select! {
-            greeted = timeout(self.config.limits.handshake, greeting) => greeted,
+            started = timeout(self.config.limits.handshake, session_start) => started,
             () = self.shutdown.cancelled() => return,
         };
         let mut session = match session {
             Ok(Ok(session)) => session,
             Ok(Err(error)) => {
                 tracing::debug!(%peer, ?error, "no SSH greeting");
-                return self.ticket.offence(Offence::NoLogin, Instant::now());
+                return self.permit.offence(Offence::NoLogin, Instant::now());
             }
             Err(_) => {
                 tracing::info!(%peer, "no SSH greeting in time");
-                return self.ticket.offence(Offence::Grace, Instant::now());
+                return self.permit.offence(Offence::Grace, Instant::now());
             }
         };
         let handle = session.handle();
-        let revoked = revoked(Arc::clone(&self.desk), Arc::clone(&progress), peer);
+        let revoked = revoked(Arc::clone(&self.handler), Arc::clone(&progress), peer);
         let result = tokio::select! {
             result = &mut session => result,
             end = async { tokio::select! { end = self.oversee(&progress, began) => end, end = revoked => end } } => {
@@ -260,21 +267,21 @@ impl Life {
                 match end {
                     End::Handshake | End::Grace => {
                         tracing::info!(%peer, "no login in time");
-                        self.ticket.offence(Offence::Grace, Instant::now());
+                        self.permit.offence(Offence::Grace, Instant::now());
                         self.cut.cancel();
                     }
-                    End::Idle | End::Crowded | End::Revoked | End::Shutdown => {
+                    End::Idle | End::TooManyConnections | End::Revoked | End::Shutdown => {
                         let why = match end {
-                            End::Crowded => "you have too many connections open; end one of them",
+                            End::TooManyConnections => "you have too many connections open; end one of them",
                             End::Idle => "idle for too long",
                             End::Revoked => "your key may not log in any more",
                             _ => "the server is restarting",
                         };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
-                        let _ = timeout(FAREWELL, told).await;
+                        let _ = timeout(END_TIMEOUT, told).await;
                     }
                 }
-                match timeout(FAREWELL, &mut session).await {
+                match timeout(END_TIMEOUT, &mut session).await {
                     Ok(result) => result,
                     Err(_) => {
                         self.cut.cancel();
@@ -286,7 +293,7 @@ impl Life {
         self.note(&progress, result);
     }
 
-    /// Returns when the connection should end.
+    /// Returns the reason when the connection should end.
     async fn oversee(&mut self, progress: &Progress, began: tokio::time::Instant) -> End {
         let limits = &self.config.limits;
         let login = async {
@@ -301,12 +308,12 @@ impl Life {
             },
             () = self.shutdown.cancelled() => return End::Shutdown,
         }
-        self.ticket.logged_in();
+        self.permit.logged_in();
         if let Some((_, Identity { user })) = progress.login.get() {
             self.share = self.shares.take(user);
             if self.share.is_none() {
                 tracing::warn!(peer = %self.peer, %user, "too many connections of one user");
-                return End::Crowded;
+                return End::TooManyConnections;
             }
         }
         let mut busy = progress.busy.subscribe();
@@ -321,7 +328,7 @@ impl Life {
                 () = self.shutdown.cancelled() => true,
             };
             if shutdown {
-                // A client whose request has just ended leaves by itself, and need not read of our end.
+                // A client whose request has just ended disconnects by itself; it is not told that the server ends.
                 sleep(Duration::from_millis(200)).await;
                 return End::Shutdown;
             }
@@ -330,15 +337,15 @@ impl Life {
 
     fn note(&self, progress: &Progress, result: Result<(), SessionError>) {
         let peer = self.peer;
-        // Nothing aborts the library's task, so one that cannot be joined has panicked.
+        // Nothing aborts russh's task, so a task that cannot be joined has panicked.
         let crashed = matches!(&result, Err(SessionError::Protocol(russh::Error::Join(_))));
         if crashed {
             tracing::error!(%peer, "a connection's task panicked; only that connection ended");
-            self.ticket.offence(Offence::Crash, Instant::now());
+            self.permit.offence(Offence::Crash, Instant::now());
         } else if !progress.logged_in.is_cancelled() && !self.cut.is_cancelled() {
             let tried = progress.attempts.load(Ordering::Relaxed) > 0;
             let offence = if tried { Offence::RefusedLogin } else { Offence::NoLogin };
-            self.ticket.offence(offence, Instant::now());
+            self.permit.offence(offence, Instant::now());
         }
         if let Err(error) = result {
             tracing::debug!(%peer, ?error, "connection ended");
@@ -346,14 +353,14 @@ impl Life {
     }
 }
 
-/// The client's socket, with a way to end it from outside at any moment: the library has none.
-struct Line {
+/// The client's socket, which can be ended from outside at any moment. russh has no way to do that.
+struct CancellableStream {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     is_cut: bool,
 }
 
-impl Line {
+impl CancellableStream {
     fn new(stream: TcpStream, cut: CancellationToken) -> Self {
         Self { stream, cut: Box::pin(cut.cancelled_owned()), is_cut: false }
     }
@@ -364,14 +371,14 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for CancellableStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.check(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for CancellableStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, data)

@@ -1,4 +1,4 @@
-//! One connection's callbacks: login, channels, requests. Everything that is not expressly served is expressly refused.
+//! The callbacks of one connection: login, channels, requests. Every request of the protocol that is not served is refused explicitly.
 
 use std::{
     collections::HashMap,
@@ -18,19 +18,22 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Desk, ExecRequest, Identity, PublicKeyInfo, SshConfig, Tty,
     channel::{self, Job, Shared},
-    exec, keys,
+    config::SshConfig,
+    exec::{self, ExecRequest},
+    handler::{ExecHandler, Identity, Tty},
+    keys::{self, PublicKeyInfo},
 };
 
-/// A window so small that it keeps the client waiting, yet lets it knock: the library opens windows only in answer to data.
+/// The window of a channel whose queue is full. It is not zero, because russh opens windows only in answer to data: the client sends
+/// these few bytes now and then, and each time the window may be opened again.
 const CLOSED_WINDOW: u32 = 2;
-/// How long each such knock is left unanswered, so that a waiting client costs next to nothing.
-const KNOCK: Duration = Duration::from_millis(5);
-/// How long a channel whose queue is full may hold up the others before it is closed.
+/// The delay of the answer to such a packet, so that a waiting client costs little processor time.
+const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
+/// The time for which a channel whose queue is full may delay the others before it is closed.
 const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
 
-/// Why a connection was ended from our side.
+/// The reason why the server ends a session.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
     #[error("the SSH protocol failed")]
@@ -41,17 +44,17 @@ pub(super) enum SessionError {
     TooManyFailures(usize),
 }
 
-/// How far a connection has come; read by its overseer.
+/// The progress of a connection, for the task that oversees it.
 pub(super) struct Progress {
-    /// The key exchange is done.
+    /// Cancelled when the key exchange is done.
     pub(super) keyed: CancellationToken,
-    /// Someone has logged in.
+    /// Cancelled when a user has logged in.
     pub(super) logged_in: CancellationToken,
-    /// Requests that are being carried out.
+    /// The number of running requests.
     pub(super) busy: watch::Sender<usize>,
-    /// Whose key logged in.
+    /// The key that logged in, and its user.
     pub(super) login: OnceLock<(PublicKeyInfo, Identity)>,
-    /// Logins tried in any way.
+    /// The number of login attempts of any kind.
     pub(super) attempts: AtomicUsize,
 }
 
@@ -67,7 +70,7 @@ impl Progress {
     }
 }
 
-/// Counts a running request for as long as it lives.
+/// Counts a running request until it is dropped.
 struct Busy(Arc<Progress>);
 
 impl Busy {
@@ -85,7 +88,7 @@ impl Drop for Busy {
 
 struct Open {
     shared: Arc<Shared>,
-    /// Gone once a request was made: one request per channel.
+    /// Taken by the first request; a channel carries one request.
     write: Option<ChannelWriteHalf<Msg>>,
     tty: Option<Tty>,
     git_protocol: Option<String>,
@@ -93,7 +96,7 @@ struct Open {
 
 /// The state of one connection.
 pub(super) struct Connection {
-    desk: Arc<dyn Desk>,
+    handler: Arc<dyn ExecHandler>,
     config: Arc<SshConfig>,
     peer: SocketAddr,
     progress: Arc<Progress>,
@@ -107,14 +110,14 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(
-        desk: Arc<dyn Desk>,
+        handler: Arc<dyn ExecHandler>,
         config: Arc<SshConfig>,
         peer: SocketAddr,
         progress: Arc<Progress>,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
-            desk,
+            handler,
             config,
             peer,
             progress,
@@ -127,7 +130,8 @@ impl Connection {
         }
     }
 
-    /// Whose key this is, if login and kind of key are fine. Takes the same way for every reason to refuse.
+    /// Returns the key and its user if the login name and the kind of key are accepted. The client cannot tell the reasons for a refusal
+    /// apart.
     fn lookup(
         &self,
         login: &str,
@@ -148,7 +152,7 @@ impl Connection {
                 return None;
             }
         };
-        let identity = self.desk.authenticate(&info, peer.ip().to_canonical());
+        let identity = self.handler.authenticate(&info, peer.ip().to_canonical());
         let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
         match identity {
             Some(identity) if known_login => Some((info, identity)),
@@ -175,7 +179,7 @@ impl Connection {
         Ok(Auth::reject())
     }
 
-    /// Starts what was asked for, in tasks of its own.
+    /// Starts a request in tasks of its own.
     fn start(
         &mut self,
         id: ChannelId,
@@ -193,7 +197,7 @@ impl Connection {
         let busy = Busy::new(&self.progress);
         let source = self.peer.ip().to_canonical();
         let identity = match &self.login {
-            Some((key, login)) => self.desk.authenticate(key, source).filter(|now| now == login),
+            Some((key, login)) => self.handler.authenticate(key, source).filter(|now| now == login),
             None => None,
         };
         let (refusal, status) = match (request, identity) {
@@ -202,7 +206,6 @@ impl Connection {
                 (String::from("larder: the server is restarting; try again in a moment"), channel::STATUS_REFUSED)
             }
             (Err(error), _) => {
-                // One line for people: the cause follows the message.
                 let line = match std::error::Error::source(&error) {
                     Some(cause) => format!("larder: {error} ({cause})"),
                     None => format!("larder: {error}"),
@@ -212,7 +215,7 @@ impl Connection {
             (Ok(request), Some(identity)) => {
                 tracing::debug!(peer = %self.peer, user = %identity.user, ?request, "request");
                 let job = Job {
-                    desk: Arc::clone(&self.desk),
+                    handler: Arc::clone(&self.handler),
                     identity,
                     request,
                     git_protocol: open.git_protocol.take(),
@@ -247,13 +250,13 @@ impl Drop for Connection {
 impl Handler for Connection {
     type Error = SessionError;
 
-    // Called when the key exchange is done and a login is about to begin.
+    // russh calls this when the key exchange is done and the login begins.
     async fn authentication_banner(&mut self) -> Result<Option<String>, SessionError> {
         self.progress.keyed.cancel();
         Ok(None)
     }
 
-    // Says only whether a signature would be of use. Nothing that is learnt here may be kept: the key is not proven.
+    // Answers only whether a signature with this key would be accepted. Nothing is kept, because the client has not proven the key.
     async fn auth_publickey_offered(&mut self, login: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
         self.progress.attempts.fetch_add(1, Ordering::Relaxed);
         self.offers = self.offers.saturating_add(1);
@@ -321,7 +324,7 @@ impl Handler for Connection {
         }
         self.channels_total = self.channels_total.saturating_add(1);
         let id = channel.id();
-        // Input comes through `data` below; the library's own queue would make the whole connection wait.
+        // Input arrives through `data` below; russh's own queue would block the whole connection.
         let (_, write) = channel.split();
         let open = Open { shared: Shared::new(), write: Some(write), tty: None, git_protocol: None };
         self.channels.insert(id, open);
@@ -348,17 +351,17 @@ impl Handler for Connection {
         let input = &open.shared.input;
         if input.push(data) {
             if input.is_high() && data.len() <= CLOSED_WINDOW as usize {
-                tokio::time::sleep(KNOCK).await;
+                tokio::time::sleep(CLOSED_WINDOW_DELAY).await;
             }
             return Ok(());
         }
         let retry = async {
             while !input.push(data) {
-                input.room().await;
+                input.space_freed().await;
             }
         };
         if tokio::time::timeout(OVERFLOW_WAIT, retry).await.is_err() {
-            tracing::warn!(peer = %self.peer, "closed a channel whose input nobody reads");
+            tracing::warn!(peer = %self.peer, "closed a channel whose input is not read");
             open.shared.gone.cancel();
             self.channels.remove(&id);
             session.close(id)?;
@@ -450,11 +453,10 @@ impl Handler for Connection {
         Ok(session.channel_failure(id)?)
     }
 
-    // Forwarding of ports, sockets, agents: the library refuses them by itself when these callbacks are left alone, which drop
-    // their reply handles; see the test that asks for each.
+    // russh refuses the forwarding of ports, sockets and agents unless its callbacks are implemented; a test requests each.
 }
 
-/// `version=N`, then options of git's own making.
+/// Returns true for values of `GIT_PROTOCOL` that git itself writes: `version=N`, then options.
 fn is_git_protocol(value: &str) -> bool {
     let mut parts = value.split(':');
     let option = |part: &str| {
@@ -468,7 +470,7 @@ mod unit {
     use super::is_git_protocol;
 
     #[test]
-    fn only_git_s_own_protocol_variable_passes() {
+    fn only_values_that_git_writes_are_accepted() {
         for good in ["version=2", "version=0", "version=1:agent=x-1"] {
             assert!(is_git_protocol(good), "{good}");
         }

@@ -1,23 +1,23 @@
-//! What people use: OpenSSH, git, and two other clients if they are installed.
+//! The clients that people use: OpenSSH, git, and two others if they are installed.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_have_output_errors_and_status() {
+async fn request_returns_output_errors_and_status() {
     let world = World::new().await;
     let output = world.run("alice", &["both"]).await;
     assert_eq!((text(&output.stdout), text(&output.stderr), output.status.code()), ("out\n".into(), "err\n".into(), Some(3)));
     assert_eq!(world.run("alice", &["true"]).await.status.code(), Some(0));
     assert_eq!(world.run("bob", &["false"]).await.status.code(), Some(1));
     assert_eq!(text(&world.run("bob", &[]).await.stdout), "hello bob\n");
-    let calls = world.desk.calls.lock().clone();
+    let calls = world.handler.calls.lock().clone();
     assert_eq!(calls[0].0, "alice");
     assert_eq!(calls[3], (String::from("bob"), ExecRequest::Shell, None, None));
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_requests_get_one_clear_line() {
+async fn bad_request_gets_one_line() {
     let world = World::new().await;
     for command in ["git-receive-pack '../etc'", "git-upload-archive 'shop'", "git-receive-pack --help", "x 'y"] {
         let output = world.run("alice", &[command]).await;
@@ -25,25 +25,25 @@ async fn bad_requests_get_one_clear_line() {
         assert_eq!(output.status.code(), Some(2), "{command}: {errors}");
         assert!(errors.starts_with("larder: ") && errors.lines().count() == 1, "{command}: {errors}");
     }
-    assert!(world.desk.calls.lock().is_empty());
+    assert!(world.handler.calls.lock().is_empty());
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_known_keys_and_logins_come_in() {
+async fn unknown_key_or_login_is_refused() {
     let world = World::new().await;
     let refused =
         |output: &Output| output.status.code() == Some(255) && text(&output.stderr).contains("Permission denied (publickey)");
     assert!(refused(&world.run("stranger", &["true"]).await));
     let wrong_login = world.ssh("alice").args(["root@127.0.0.1", "true"]).output().await.unwrap();
     assert!(refused(&wrong_login));
-    world.desk.keys.lock().clear();
+    world.handler.keys.lock().clear();
     assert!(refused(&world.run("alice", &["true"]).await));
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_ends_one_request_only() {
+async fn panic_ends_one_request_only() {
     let world = World::new().await;
     assert_eq!(world.run("alice", &["bug"]).await.status.code(), Some(70));
     assert_eq!(world.run("alice", &["true"]).await.status.code(), Some(0));
@@ -51,7 +51,7 @@ async fn a_panic_ends_one_request_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn git_pushes_fetches_and_clones() {
+async fn git_push_fetch_and_clone_work() {
     let world = World::new().await;
     let root = world.root().to_owned();
     world.git(&root, "", &["init", "--bare", "shop.git"]).await;
@@ -77,13 +77,13 @@ async fn git_pushes_fetches_and_clones() {
     world.git(&work, "", &["push", &world.url(), "main"]).await;
     world.git(&root.join("copy"), "", &["pull"]).await;
     assert_eq!(fs::read_to_string(root.join("copy/more")).unwrap(), "more");
-    let calls = world.desk.calls.lock().clone();
+    let calls = world.handler.calls.lock().clone();
     assert!(calls.iter().any(|(_, _, protocol, _)| protocol.as_deref() == Some("version=2")), "{calls:?}");
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_everything_and_the_status() {
+async fn slow_reader_gets_all_output_and_the_status() {
     let world = World::new().await;
     let mut child = world.ssh("alice").args(["git@127.0.0.1", "zeros 12"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut output = child.stdout.take().unwrap();
@@ -104,7 +104,7 @@ async fn a_slow_reader_gets_everything_and_the_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn much_input_arrives_and_echoes_do_not_deadlock() {
+async fn large_input_arrives_and_echo_does_not_deadlock() {
     let world = World::new().await;
     let file = world.root().join("input");
     fs::write(&file, vec![b'i'; 24 << 20]).unwrap();
@@ -117,7 +117,7 @@ async fn much_input_arrives_and_echoes_do_not_deadlock() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_stuck_channel_does_not_hold_up_another() {
+async fn stuck_channel_does_not_block_others() {
     let world = World::new().await;
     let socket = world.root().join("mux");
     let file = world.root().join("input");
@@ -136,20 +136,20 @@ async fn one_stuck_channel_does_not_hold_up_another() {
         let other = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 4"]).output().await.unwrap();
         assert_eq!((other.stdout.len(), other.status.code()), (4 << 20, Some(7)));
     }
-    // A reader of output that does not read is no hindrance either.
+    // Neither does a client that does not read its output.
     let mut lazy = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 30"]).stdout(Stdio::piped()).spawn().unwrap();
     lazy.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
     for _ in 0..3 {
         let other = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 4"]).output().await.unwrap();
         assert_eq!((other.stdout.len(), other.status.code()), (4 << 20, Some(7)));
     }
-    assert_eq!(world.desk.calls.lock().len(), 8);
+    assert_eq!(world.handler.calls.lock().len(), 8);
     lazy.kill().await.unwrap();
     stuck.kill().await.unwrap();
     world.end().await;
 }
 
-/// Whether a program is here; says so if it is not.
+/// Returns true if a program is installed, and prints a line if it is not.
 fn installed(program: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     if !found {
@@ -159,7 +159,7 @@ fn installed(program: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dropbear_s_client_works() {
+async fn dropbear_client_works() {
     if !installed("dbclient") || !installed("dropbearconvert") {
         return;
     }
@@ -182,7 +182,7 @@ async fn dropbear_s_client_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn putty_s_client_works() {
+async fn putty_client_works() {
     if !installed("plink") || !installed("puttygen") {
         return;
     }
@@ -191,7 +191,7 @@ async fn putty_s_client_works() {
     let converted =
         Command::new("puttygen").arg(world.root().join("alice")).arg("-o").arg(&key).stdin(Stdio::null()).output().await.unwrap();
     assert!(converted.status.success(), "{}", text(&converted.stderr));
-    let (_, fingerprint) = hostkey::load_or_create(&world.root().join("host")).unwrap();
+    let (_, fingerprint) = keys::load_or_create_host_key(&world.root().join("host")).unwrap();
     let output = Command::new("plink")
         .env("HOME", world.root())
         .args(["-batch", "-ssh", "-noagent", "-T", "-hostkey", &fingerprint, "-P", &world.address.port().to_string(), "-i"])
@@ -206,7 +206,7 @@ async fn putty_s_client_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_kinds_of_keys_come_in_and_old_ones_do_not() {
+async fn rsa_and_ecdsa_keys_log_in_unless_weak() {
     let world = World::new().await;
     for (kind, bits, good) in [("rsa", "2048", true), ("ecdsa", "256", true), ("rsa", "1024", false), ("ecdsa", "384", false)] {
         let name = format!("{kind}{bits}");
@@ -218,7 +218,7 @@ async fn other_kinds_of_keys_come_in_and_old_ones_do_not() {
         match keys::parse_line(&line) {
             Ok(key) => {
                 assert!(good, "{name}");
-                world.desk.keys.lock().push((key.openssh_line, Identity { user: "carol".parse().unwrap() }));
+                world.handler.keys.lock().push((key.openssh_line, Identity { user: "carol".parse().unwrap() }));
                 assert!(world.run(&name, &["true"]).await.status.success(), "{name}");
             }
             Err(error) => assert!(!good, "{name}: {error}"),
@@ -232,14 +232,14 @@ async fn other_kinds_of_keys_come_in_and_old_ones_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compression_is_not_offered_and_a_terminal_is_remembered() {
+async fn compression_is_refused_and_terminal_is_granted() {
     let world = World::new().await;
     let output = world.ssh("alice").args(["-v", "-C", "-tt", "git@127.0.0.1", "both"]).output().await.unwrap();
     let log = text(&output.stderr);
     assert!(log.contains("compression: none") && !log.contains("compression: zlib"), "{log}");
     assert!(log.contains("larder"), "{log}");
     assert!(text(&output.stdout).contains("out\r\n"), "{:?}", text(&output.stdout));
-    let calls = world.desk.calls.lock().clone();
+    let calls = world.handler.calls.lock().clone();
     assert!(calls[0].3.is_some());
     world.end().await;
 }

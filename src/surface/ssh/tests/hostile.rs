@@ -1,4 +1,4 @@
-//! What no honest client sends: too much of everything, other people's keys, silence.
+//! Hostile clients: too many requests, forged signatures, silence.
 
 use russh::{
     ChannelMsg,
@@ -58,7 +58,7 @@ impl russh::Signer for Forger {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_offered_key_is_not_an_identity() {
+async fn offered_key_without_signature_is_no_identity() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     // Alice's key is known, so a signature is asked for; Bob's does not fit.
@@ -69,22 +69,22 @@ async fn an_offered_key_is_not_an_identity() {
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "true").await.unwrap();
     while channel.wait().await.is_some() {}
-    assert_eq!(world.desk.calls.lock()[0].0, "bob");
+    assert_eq!(world.handler.calls.lock()[0].0, "bob");
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_works_before_the_login() {
+async fn channel_before_login_is_refused() {
     let world = World::new().await;
     let handle = connect(&world).await;
     let opened = tokio::time::timeout(Duration::from_millis(300), handle.channel_open_session()).await;
     assert!(!matches!(opened, Ok(Ok(_))));
-    assert!(world.desk.calls.lock().is_empty());
+    assert!(world.handler.calls.lock().is_empty());
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_and_logins_may_be_tried_so_many_times_only() {
+async fn key_offers_and_logins_are_limited() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     let mut refused = 0;
@@ -116,7 +116,7 @@ async fn keys_and_logins_may_be_tried_so_many_times_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn channels_are_few_and_three_thousand_are_refused() {
+async fn channels_per_connection_are_limited() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
@@ -127,7 +127,7 @@ async fn channels_are_few_and_three_thousand_are_refused() {
     for _ in 0..3000 {
         assert!(matches!(handle.channel_open_session().await, Err(russh::Error::ChannelOpenFailure(_))));
     }
-    // A place that was given back can be had again, thirty-two times in all.
+    // A channel that ended makes room for another, thirty-two in total.
     for _ in 4..32 {
         let channel = open.remove(0);
         channel.exec(true, "true").await.unwrap();
@@ -136,7 +136,7 @@ async fn channels_are_few_and_three_thousand_are_refused() {
         let again = loop {
             match handle.channel_open_session().await {
                 Ok(channel) => break channel,
-                // The end of a request and its count are two moments.
+                // A channel is counted for a moment after its end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
@@ -150,7 +150,7 @@ async fn channels_are_few_and_three_thousand_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_that_is_not_served_is_refused_at_once() {
+async fn unserved_protocol_requests_are_refused() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
@@ -195,14 +195,14 @@ async fn everything_that_is_not_served_is_refused_at_once() {
         };
         assert_eq!(answer, good, "{what}");
     }
-    while world.desk.calls.lock().is_empty() {
+    while world.handler.calls.lock().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let calls = world.desk.calls.lock().clone();
+    let calls = world.handler.calls.lock().clone();
     let tty = Tty { term: String::from("dumb"), columns: 80, rows: 24 };
     assert_eq!(calls.len(), 1);
     assert_eq!((calls[0].2.as_deref(), calls[0].3.as_ref()), (Some("version=2"), Some(&tty)));
-    // Ctrl-C ends what listens for it, and lines come with carriage returns.
+    // Ctrl-C interrupts the request, and lines have carriage returns.
     channel.data(&b"\x03"[..]).await.unwrap();
     let (mut output, mut order) = (Vec::new(), Vec::new());
     while let Some(message) = channel.wait().await {
@@ -220,22 +220,22 @@ async fn everything_that_is_not_served_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_request_learns_that_its_client_is_gone() {
+async fn request_is_notified_when_client_is_gone() {
     let world = World::new().await;
     let mut child = world.ssh("alice").args(["git@127.0.0.1", "stuck"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut first = [0; 6];
     child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
     child.kill().await.unwrap();
-    world.desk.finished.notified().await;
+    world.handler.finished.notified().await;
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_was_taken_away_stops_working_in_open_connections() {
+async fn removed_key_stops_working_in_open_connections() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
-    world.desk.keys.lock().clear();
+    world.handler.keys.lock().clear();
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "true").await.unwrap();
     let (mut told, mut status) = (String::new(), None);
@@ -246,12 +246,12 @@ async fn a_key_that_was_taken_away_stops_working_in_open_connections() {
             _ => {}
         }
     }
-    assert_eq!(status, Some(3), "refused, not misspelt");
-    assert!(told.contains("removed") && world.desk.calls.lock().is_empty(), "{told}");
+    assert_eq!(status, Some(3), "refused, not a usage error");
+    assert!(told.contains("removed") && world.handler.calls.lock().is_empty(), "{told}");
     world.end().await;
 }
 
-/// Reads until the server hangs up.
+/// Reads until the server closes the connection.
 async fn hung_up(mut stream: TcpStream) {
     let mut sink = vec![0; 4096];
     loop {
@@ -263,34 +263,34 @@ async fn hung_up(mut stream: TcpStream) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_silent_and_the_slow_are_cut_off() {
+async fn silent_and_slow_clients_are_disconnected() {
     let world = World::with(|config| {
         config.limits.handshake = Duration::from_millis(700);
         config.limits.login_grace = Duration::from_millis(1400);
     })
     .await;
-    // Says nothing.
+    // Sends nothing.
     hung_up(TcpStream::connect(world.address).await.unwrap()).await;
-    // Greets, then says nothing.
+    // Sends its greeting, then nothing.
     let mut greeted = TcpStream::connect(world.address).await.unwrap();
     greeted.write_all(b"SSH-2.0-x\r\n").await.unwrap();
     hung_up(greeted).await;
-    // Talks without end before its greeting.
+    // Sends without end before its greeting.
     let mut chatty = TcpStream::connect(world.address).await.unwrap();
     while chatty.write_all(&[b'x'; 65536]).await.is_ok() {}
-    // Never logs in, and keeps the line busy.
+    // Never logs in, but keeps the connection busy.
     let handle = connect(&world).await;
     while !handle.is_closed() {
         let _ = handle.send_keepalive(false).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // A login that takes its time on a busy machine is cut off as well.
+    // On a busy machine an honest login may exceed the limit as well, so it is retried.
     while !world.run("alice", &["true"]).await.status.success() {}
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_connections_end_but_running_requests_stay() {
+async fn idle_connection_ends_but_running_request_stays() {
     let world = World::with(|config| config.limits.idle = Duration::from_secs(1)).await;
     let mut idle = connect(&world).await;
     assert!(login(&mut idle, 1).await.success());
@@ -315,7 +315,7 @@ async fn idle_connections_end_but_running_requests_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_lets_running_requests_finish() {
+async fn shutdown_lets_running_request_finish() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
@@ -324,7 +324,7 @@ async fn a_shutdown_lets_running_requests_finish() {
     channel.data(&b"one"[..]).await.unwrap();
     while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
     world.shutdown.cancel();
-    // Nobody new comes in.
+    // New connections are refused.
     while TcpStream::connect(world.address).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -343,26 +343,26 @@ async fn a_shutdown_lets_running_requests_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_has_a_limit() {
+async fn shutdown_ends_stuck_request_after_drain() {
     let world = World::with(|config| config.drain = Duration::from_millis(100)).await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
     let channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "stuck").await.unwrap();
-    while world.desk.calls.lock().is_empty() {
+    while world.handler.calls.lock().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_connections_leaves_room_for_a_login() {
+async fn login_succeeds_during_connection_flood() {
     let world = World::with(|config| config.limits.handshake = Duration::from_millis(500)).await;
     let mut flood = Vec::new();
     for _ in 0..300 {
         flood.push(TcpStream::connect(world.address).await.unwrap());
     }
-    // Sixty-four are kept for half a second; then there is room again.
+    // Sixty-four connections are kept for half a second; then others are accepted again.
     loop {
         if world.run("alice", &["true"]).await.status.success() {
             break;
@@ -373,14 +373,14 @@ async fn a_flood_of_connections_leaves_room_for_a_login() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stuck_request_does_not_make_memory_grow() {
+async fn stuck_request_does_not_grow_memory() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "stuck").await.unwrap();
     while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
-    // The client offers far more than the window; the server takes a few windows' worth, and no more.
+    // The client offers far more than the window; the server takes a few windows and no more.
     let mut taken = 0;
     let (_, write) = channel.split();
     let block = bytes::Bytes::from(vec![b'x'; 256 * 1024]);
@@ -398,9 +398,9 @@ async fn a_stuck_request_does_not_make_memory_grow() {
 
 const FEW_FILES: &str = "LARDER_TEST_FEW_FILES";
 
-/// The limit holds for a whole process, so this test starts itself again and floods that.
+/// The limit applies to a whole process, so this test starts itself again and floods the new process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn running_out_of_descriptors_is_survived() {
+async fn descriptor_exhaustion_is_survived() {
     if let Some(path) = std::env::var_os(FEW_FILES) {
         let world = World::with(|config| {
             config.limits.handshake = Duration::from_secs(60);
@@ -419,7 +419,7 @@ async fn running_out_of_descriptors_is_survived() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("address");
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "surface::ssh::tests::hostile::running_out_of_descriptors_is_survived"])
+        .args(["--exact", "surface::ssh::tests::hostile::descriptor_exhaustion_is_survived"])
         .env(FEW_FILES, &path)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -438,7 +438,7 @@ async fn running_out_of_descriptors_is_survived() {
     for _ in 0..120 {
         flood.push(TcpStream::connect(address).await.unwrap());
     }
-    // Those for whom there is no descriptor get an answer: the line is closed.
+    // Connections for which there is no descriptor are closed, not left waiting.
     hung_up(flood.pop().unwrap()).await;
     drop(flood);
     loop {
@@ -454,13 +454,13 @@ async fn running_out_of_descriptors_is_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_ends_one_connection_only() {
+async fn panic_ends_one_connection_only() {
     let world = World::with(|config| config.limits.unauthenticated = 2).await;
     let mut other = connect(&world).await;
     assert!(login(&mut other, 1).await.success());
     let mut channel = other.channel_open_session().await.unwrap();
     channel.exec(true, "cat").await.unwrap();
-    // More often than there are places for those who have not logged in: each place is given back.
+    // More often than there are permits for connections without login: each permit is returned.
     for _ in 0..4 {
         let mut handle = loop {
             match client::connect(Arc::default(), world.address, Trusting).await {
@@ -491,7 +491,7 @@ async fn inside(world: &World, seed: u8) -> client::Handle<Trusting> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_has_so_many_connections() {
+async fn connections_per_user_are_limited() {
     let world = World::with(|config| config.limits.connections_per_user = 2).await;
     let (first, second) = (inside(&world, 1).await, inside(&world, 1).await);
     let third = inside(&world, 1).await;
@@ -515,7 +515,7 @@ async fn a_user_has_so_many_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_can_ask_for_a_key_exchange_that_costs_much() {
+async fn finite_field_key_exchange_is_not_offered() {
     let world = World::new().await;
     for costly in [russh::kex::DH_G14_SHA256, russh::kex::DH_G16_SHA512, russh::kex::DH_G18_SHA512, russh::kex::DH_GEX_SHA256] {
         let mut client = client::Config::default();
@@ -526,7 +526,7 @@ async fn nobody_can_ask_for_a_key_exchange_that_costs_much() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_strict_profile_speaks_only_what_outlives_quantum_computers() {
+async fn strict_profile_offers_only_post_quantum_key_exchange() {
     let world = World::with(|config| config.profile = Profile::Strict).await;
     let mut handle = connect(&world).await;
     assert!(login(&mut handle, 1).await.success());

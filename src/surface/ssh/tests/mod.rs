@@ -1,4 +1,4 @@
-//! The room against real clients: a hermetic world with a server, keys and a desk that carries out a few requests.
+//! The SSH server with real clients: a server with keys of its own, and a handler that carries out a few requests.
 
 mod clients;
 mod hostile;
@@ -10,6 +10,7 @@ use std::{
     path::Path,
     process::{Output, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
@@ -28,18 +29,18 @@ use super::*;
 
 type Call = (String, ExecRequest, Option<String>, Option<Tty>);
 
-/// Carries out requests for tests: git's own programs on bare repositories, and a few verbs.
-struct TestDesk {
+/// Carries out git's own programs on bare repositories, and a few commands.
+struct TestHandler {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, Identity)>>,
     calls: Mutex<Vec<Call>>,
-    /// Told after a change of `keys`.
+    /// Notified after a change of `keys`.
     changed: watch::Sender<()>,
-    /// Told when a request of the verb `stuck` has noticed that its client is gone.
+    /// Notified when the command `stuck` has noticed that its client is gone.
     finished: Arc<Notify>,
 }
 
-impl Desk for TestDesk {
+impl ExecHandler for TestHandler {
     fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
         assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
@@ -89,7 +90,7 @@ fn say(out: OwnedFd, text: Vec<u8>, status: u32) -> BoxFuture<'static, u32> {
     .boxed()
 }
 
-impl TestDesk {
+impl TestHandler {
     fn verb(&self, words: Vec<String>, io: ExecIo) -> BoxFuture<'static, u32> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
@@ -142,13 +143,13 @@ impl TestDesk {
     }
 }
 
-/// Whoever offers the key with this seed makes the session panic.
+/// The seed of a key that makes the session panic when it is offered.
 const PANIC: u8 = 99;
 
 struct World {
     directory: TempDir,
     address: SocketAddr,
-    desk: Arc<TestDesk>,
+    handler: Arc<TestHandler>,
     shutdown: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -169,7 +170,7 @@ impl World {
     async fn with(change: impl FnOnce(&mut SshConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
-        let (host_key, _) = hostkey::load_or_create(&root.join("host")).unwrap();
+        let (host_key, _) = keys::load_or_create_host_key(&root.join("host")).unwrap();
         let mut known = Vec::new();
         for (name, seed) in [("alice", 1), ("bob", 2)] {
             let key = new_key(seed);
@@ -177,7 +178,7 @@ impl World {
             known.push((line_of(&key), Identity { user: name.parse().unwrap() }));
         }
         write_key(&root.join("stranger"), &new_key(3));
-        let desk = Arc::new(TestDesk {
+        let handler = Arc::new(TestHandler {
             repositories: root.to_owned(),
             keys: Mutex::new(known),
             calls: Mutex::default(),
@@ -190,14 +191,14 @@ impl World {
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
         let mut config = SshConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
-        // Each its own, so that a test that takes too long tells by how long it took what it waited for.
+        // Different values, so that the duration of a test that hangs shows which limit ended it.
         config.limits.keepalive = Duration::from_secs(7);
         config.limits.login_grace = Duration::from_secs(13);
         config.drain = Duration::from_secs(19);
         change(&mut config);
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, config, Arc::clone(&desk) as Arc<dyn Desk>, shutdown.clone()));
-        Self { directory, address, desk, shutdown, server }
+        let server = tokio::spawn(serve(listener, config, Arc::clone(&handler) as Arc<dyn ExecHandler>, shutdown.clone()));
+        Self { directory, address, handler, shutdown, server }
     }
 
     fn root(&self) -> &Path {
