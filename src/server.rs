@@ -38,8 +38,8 @@ use crate::{
     surface::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
-        shares::Shares,
         ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
+        user_limit::UserLimit,
     },
 };
 
@@ -152,7 +152,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         SshProfile::Strict => ssh::Profile::Strict,
         SshProfile::Default => ssh::Profile::Default,
     };
-    let handler = Arc::new(SshHandler { control, pushes, shares: Shares::new(REQUESTS) });
+    let handler = Arc::new(SshHandler { control, pushes, limit: UserLimit::new(REQUESTS) });
     let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, handler, stop.soon.clone()));
     announce(&services, &fingerprint);
 
@@ -341,7 +341,7 @@ impl Stop {
 struct SshHandler {
     control: Control,
     pushes: Pushes,
-    shares: Arc<Shares>,
+    limit: Arc<UserLimit>,
 }
 
 impl ExecHandler for SshHandler {
@@ -358,11 +358,11 @@ impl ExecHandler for SshHandler {
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let (control, pushes) = (self.control.clone(), self.pushes.clone());
-        let share = self.shares.take(&call.identity.user);
+        let permit = self.limit.acquire(&call.identity.user);
         Box::pin(async move {
             let caller = Caller::User(call.identity.user);
             // Kept until the request has ended.
-            let Some(_share) = share else {
+            let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
                     Kind::Refused,

@@ -1,7 +1,7 @@
-//! Git's two services, and the questions that its hooks ask.
+//! Git's two services, and the answers to its hooks.
 //!
-//! A push passes here twice: once as bytes between the client and receive-pack ([`Pushes::serve`]), and once as the hooks'
-//! questions ([`Pushes::answer_hooks`]), which turn into deployments and come back as git's own verdict on each ref.
+//! A push passes here twice: as bytes between the client and receive-pack ([`Pushes::serve`]), and as the questions of its hooks
+//! ([`Pushes::answer_hooks`]), which start deployments and return git's verdict on each ref.
 
 use std::{
     collections::BTreeMap,
@@ -30,32 +30,32 @@ use crate::{
     },
 };
 
-/// What a push is, for its hooks.
+/// A push in flight, as its hooks see it.
 #[derive(Debug, Clone)]
 pub struct Push {
     caller: Caller,
     project: Project,
-    /// Set when the push as a whole was accepted.
+    /// Set when pre-receive has accepted the push as a whole.
     asked: Arc<AtomicBool>,
-    /// Set when any ref was refused: the channel's exit status says the same as git's report.
+    /// Set when any ref was refused. The channel's exit status then agrees with git's report.
     failed: Arc<AtomicBool>,
-    /// Set when the refs came before us; git refuses some by itself before that.
+    /// Set when proc-receive has decided on the refs. Git refuses some refs by itself before that.
     decided: Arc<AtomicBool>,
     /// The number of refs that pre-receive was asked about.
     refs: Arc<AtomicUsize>,
     early: Arc<Mutex<Early>>,
 }
 
-/// What pre-receive has found; proc-receive says it, because only there each ref has a reason of its own.
+/// The findings of pre-receive. proc-receive reports them, because only there each ref has a reason of its own.
 #[derive(Debug, Default)]
 struct Early {
-    /// Why, by ref.
+    /// The objections, by ref.
     objections: BTreeMap<String, PushRejection>,
-    /// Whether no ref can be accepted any more: the objects of the push are gone.
+    /// Set when the objects of the push were deleted, so that no ref can be accepted any more.
     discarded: bool,
 }
 
-/// All pushes under way; cheap to clone.
+/// All pushes in flight; cheap to clone.
 #[derive(Clone)]
 pub struct Pushes {
     control: Control,
@@ -63,7 +63,7 @@ pub struct Pushes {
 }
 
 impl Pushes {
-    /// Pushes that this desk decides over.
+    /// Serves pushes that `control` authorizes. Hooks identify their push by one of `tokens`.
     pub fn new(control: Control, tokens: PushRegistry<Push>) -> Pushes {
         Pushes { control, tokens }
     }
@@ -91,7 +91,7 @@ impl Pushes {
             refuse_client(stdio.stdout, &why).await;
             return Ok(1);
         }
-        let words = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
+        let stderr = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
             Service::ReceivePack => Some(self.tokens.issue(Push {
@@ -120,7 +120,7 @@ impl Pushes {
             () = self.control.revoked(&who, Some(&name), needed) => {
                 let _ = serving.child.kill().await;
                 let _ = serving.child.wait().await;
-                tracing::warn!(caller = %who, project = %name, "git was ended: the right to it was taken away");
+                tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to it");
                 let what = if pushing { "push to" } else { "read" };
                 return Err(CommandError::new(Kind::Refused, format!("your right to {what} {name} was taken away"))
                     .hint("a deployment that had begun goes on; ask an administrator"));
@@ -128,20 +128,13 @@ impl Pushes {
         };
         let refused_by_git = asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed);
         if refused_by_git {
-            explain(words, SHALLOW).await;
+            explain(stderr, SHALLOW).await;
         } else if pushing
             && !exit.success()
             && let Some(why) = self.full_disk()
         {
-            // git's own words for that are "unpacker error".
-            explain(
-                words,
-                &format!(
-                    " !     {why}
-"
-                ),
-            )
-            .await;
+            // Git itself says "unpacker error".
+            explain(stderr, &format!(" !     {why}\n")).await;
         }
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
         let refused = refused_by_git || turned_away || failed.load(Ordering::Relaxed);
@@ -174,7 +167,7 @@ impl Pushes {
         }
     }
 
-    /// The project as it is now, if the pusher may still push to it: much may have happened since the push began.
+    /// Returns the project as it is now, if the pusher may still push to it. Rights and projects may have changed since the push began.
     fn still(&self, push: &Push) -> Result<Project, String> {
         let Push { caller, project, .. } = push;
         let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
@@ -184,7 +177,7 @@ impl Pushes {
         Ok(now)
     }
 
-    /// Notes what is known before the objects of a push are kept. Returns whether none of its refs can be accepted.
+    /// Records objections that are known before git keeps the objects of a push. Returns true if no ref can be accepted.
     fn look_early(&self, session: &HookSession<Push>, project: &Project) -> bool {
         let request = &session.request;
         let updates = updates(session);
@@ -204,13 +197,13 @@ impl Pushes {
             }
         }
         let mut early = session.ticket.early.lock();
-        // git does not tell this hook whether the push is atomic; then the others are refused later, and only that.
+        // Git does not tell this hook whether the push is atomic. If it is, proc-receive refuses the other refs.
         early.discarded = accepted == 0;
         early.objections = objections;
         early.discarded
     }
 
-    /// Refuses a push as a whole, before its objects are kept: only for what no ref of it can change.
+    /// Refuses a push as a whole, before its objects are kept, for reasons that concern all of its refs.
     async fn pre_receive(&self, session: HookSession<Push>) {
         let config = &self.control.pipeline().services().config;
         let limit = config.limits.refs_per_push as usize;
@@ -234,7 +227,7 @@ impl Pushes {
         }
     }
 
-    /// Gives each ref its fate. A deploy branch gets the verdict of its deployment.
+    /// Decides on each ref. The verdict on a deploy branch is that of its deployment.
     async fn proc_receive(&self, session: HookSession<Push>) {
         let updates = updates(&session);
         let atomic = session.request.atomic;
@@ -251,7 +244,7 @@ impl Pushes {
         apply_early(&session, &updates, &mut fates);
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
-            // The deployment of the ref before this one may have taken its time.
+            // The deployment of the ref before this one may have taken long.
             let fate = self.still(&session.ticket).map_or_else(|why| refusal(&why), |_| fate);
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
         }
@@ -269,7 +262,7 @@ impl Pushes {
         session.finish(verdicts).await;
     }
 
-    /// Refuses an atomic push as a whole, before its deployment, if git would not store one of its other refs after it.
+    /// Refuses an atomic push as a whole, before its deployment, if git would refuse to store one of its other refs afterwards.
     async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
         let repositories = &self.control.pipeline().services().repositories;
         let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {
@@ -335,7 +328,7 @@ impl Pushes {
         }
     }
 
-    /// Passes on what a deployment says, and its end. The deployment goes on if the pusher goes away.
+    /// Sends the output of a deployment to the pusher, and returns its verdict. The deployment goes on if the pusher disconnects.
     async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> Verdict {
         let gone = session.gone();
         tokio::pin!(gone);
@@ -348,7 +341,7 @@ impl Pushes {
                 let Some(text) = text else { break };
                 text.lines().for_each(|line| session.line(line));
             },
-            Err(error) => session.line(&format!(" !     the output cannot be shown: {error}")),
+            Err(error) => session.line(&format!(" !     cannot show the output: {error}")),
         }
         let outcome = tokio::select! {
             () = &mut gone => None,
@@ -368,13 +361,13 @@ fn refusal(why: &str) -> RefDecision {
     RefDecision::Refuse { reason: why.to_owned(), hint: None }
 }
 
-/// The tags that a push makes or moves.
+/// Returns the tags that a push creates or moves.
 fn coming(session: &HookSession<Push>) -> Vec<(String, CommitId)> {
     let tags = session.request.refs.iter().filter(|change| !change.new.is_zero());
     tags.filter_map(|change| Some((change.refname.strip_prefix("refs/tags/")?.to_owned(), change.new.clone()))).collect()
 }
 
-/// The refs that a hook asks about.
+/// Returns the refs that a hook asks about.
 fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
     let updates = session.request.refs.iter();
     let update =
@@ -382,7 +375,7 @@ fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
     updates.map(update).collect()
 }
 
-/// Brings in what pre-receive has found.
+/// Applies the findings of pre-receive.
 fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
     let mut early = session.ticket.early.lock();
     for (update, fate) in updates.iter().zip(fates) {
@@ -411,11 +404,12 @@ async fn refuse_client(stdout: Option<OwnedFd>, why: &str) {
     explain(stdout, &format!("{:04x}{line}", line.len().saturating_add(4))).await;
 }
 
-async fn explain(words: Option<OwnedFd>, text: &str) {
-    let Some(words) = words else { return };
+/// Writes a text to a descriptor of the client.
+async fn explain(output: Option<OwnedFd>, text: &str) {
+    let Some(output) = output else { return };
     let text = text.to_owned();
-    let written = tokio::task::spawn_blocking(move || File::from(words).write_all(text.as_bytes()));
+    let written = tokio::task::spawn_blocking(move || File::from(output).write_all(text.as_bytes()));
     if !matches!(written.await, Ok(Ok(()))) {
-        tracing::debug!("nobody was there to read an explanation");
+        tracing::debug!("cannot write advice to the pusher");
     }
 }

@@ -1,31 +1,31 @@
-//! Who may do what, seen from the client's side.
+//! Users, keys and rights, as clients see them.
 
 use std::{process::Stdio, time::Duration};
 
 use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_mode, processes, until, within};
 
-in_each_mode!(rights_are_what_they_say);
+in_each_mode!(rights_allow_and_refuse_commands);
 in_one_mode!(
-    strangers_stay_outside,
-    who_is_removed_is_out,
-    nobody_takes_all_the_room,
-    what_changes_during_a_push_counts,
-    the_ssh_side_is_a_closed_grammar,
-    environment_requests_reach_nothing,
-    verbs_say_the_same_everywhere,
-    keys_come_and_go,
-    a_private_key_is_no_public_key,
+    unknown_key_is_refused,
+    removed_user_is_disconnected,
+    requests_per_user_are_limited,
+    changes_during_a_push_apply_to_it,
+    ssh_request_outside_the_grammar_is_refused,
+    environment_of_the_client_is_ignored,
+    commands_print_the_same_locally_and_over_ssh,
+    keys_are_added_and_removed,
+    private_key_is_refused_and_not_logged,
     largest_accepted_rsa_key_can_be_added_over_ssh,
 );
 
-fn rights_are_what_they_say(world: &World) {
+fn rights_allow_and_refuse_commands(world: &World) {
     world.project("shop").project("secret");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     world.key("bob");
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     let bob = repo.by("bob");
-    // Without a right there is no project.
+    // Without a right the project seems not to exist.
     let unseen = bob.git(&["ls-remote", &bob.url()]);
     assert_ne!(unseen.status, 0);
     unseen.says("no project shop that you may see");
@@ -49,7 +49,7 @@ fn rights_are_what_they_say(world: &World) {
     for words in [&["project", "create", "more"][..], &["user", "list"], &["project", "destroy", "shop", "--confirm", "shop"]] {
         world.ssh("bob", words).exits(3);
     }
-    // A project that one may not see and one that is not there read the same.
+    // A hidden project and a missing one get the same answer.
     let words = |project: &str| world.ssh("bob", &["releases", project]).exits(4).stderr.replace(project, "X");
     assert_eq!(words("secret"), words("nowhere"));
     world.ssh("bob", &["project", "list"]).keeps_quiet_about("secret").says("shop");
@@ -60,7 +60,7 @@ fn rights_are_what_they_say(world: &World) {
     world.ssh("bob", &["whoami"]).exits(255);
 }
 
-fn strangers_stay_outside(world: &World) {
+fn unknown_key_is_refused(world: &World) {
     world.project("shop");
     world.key("eve");
     world.ssh("eve", &["whoami"]).exits(255).says("Permission denied");
@@ -70,9 +70,9 @@ fn strangers_stay_outside(world: &World) {
     assert_eq!(world.journals("shop").len(), 0);
 }
 
-fn keys_come_and_go(world: &World) {
+fn keys_are_added_and_removed(world: &World) {
     world.key("laptop");
-    // The server sees no file of the client's; what it advises instead works.
+    // The server sees no file of the client; its hint works.
     world.ssh("alice", &["key", "add", "alice", "--key-file", "k.pub"]).exits(2).says("--key \"'$(cat FILE)'\"");
     let key = std::fs::read_to_string(world.public_key("laptop")).unwrap();
     world.ssh("alice", &["key", "add", "alice", "--key", &format!("'{}'", key.trim())]).ok();
@@ -81,7 +81,7 @@ fn keys_come_and_go(world: &World) {
     let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
     let fingerprint = fingerprint.ok().split(' ').nth(1).unwrap().to_owned();
     world.larder(&["user", "list"]).says(&fingerprint);
-    // Whoever is in already goes out with the key, and nobody else does.
+    // Open connections of the removed key end, others stay.
     let open = |user: &str| {
         let control = world.directory().join("home").join(format!("c-{user}"));
         let mut command = world.client("ssh");
@@ -101,11 +101,11 @@ fn keys_come_and_go(world: &World) {
     world.larder(&["key", "remove", &fingerprint]).exits(4);
 }
 
-fn the_ssh_side_is_a_closed_grammar(world: &World) {
+fn ssh_request_outside_the_grammar_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
-    // Without a command one is told who one is; there is no shell.
+    // Without a command the user is shown; there is no shell.
     world.ssh("alice", &[]).exits(0).says("alice");
     for words in [
         "git-upload-archive 'shop'",
@@ -130,10 +130,10 @@ fn the_ssh_side_is_a_closed_grammar(world: &World) {
         let output = world.ssh("alice", &[words]);
         assert!(matches!(output.status, 1..=5), "{words}: {output}");
         assert!(!output.stdout.contains("uid="), "{output}");
-        assert!(!output.stderr.is_empty() || !output.stdout.is_empty(), "{words}: no word of explanation");
+        assert!(!output.stderr.is_empty() || !output.stdout.is_empty(), "{words}: no explanation");
     }
     world.ssh("alice", &["--root", "/etc", "whoami"]).keeps_quiet_about("uid=");
-    // A subsystem or a forwarded port is nothing that larder has.
+    // Subsystems and forwarded ports are not served.
     let mut sftp = world.client("ssh");
     sftp.args(world.ssh_options("alice")).args(["-s", "larder@127.0.0.1", "sftp"]);
     assert_ne!(Output::of(&mut sftp).status, 0);
@@ -142,8 +142,8 @@ fn the_ssh_side_is_a_closed_grammar(world: &World) {
     assert_ne!(Output::of(&mut tunnel).status, 0);
 }
 
-/// What a client wants to set is dropped, whatever it is; only git's own protocol word counts.
-fn environment_requests_reach_nothing(world: &World) {
+/// Variables that a client sets are ignored, except for git's own protocol version.
+fn environment_of_the_client_is_ignored(world: &World) {
     world.project("shop");
     let trace = world.directory().join("trace");
     let wishes = format!(
@@ -164,13 +164,13 @@ fn environment_requests_reach_nothing(world: &World) {
     for wish in ["WISH", "LD_PRELOAD", "BASH_ENV", "GIT_TRACE", "GIT_CONFIG_COUNT", "LARDER_PUSH_TOKEN"] {
         assert!(!environment.body.contains(wish), "{wish} reached the build:\n{}", environment.body);
     }
-    assert!(!trace.exists(), "git traced what a client wished");
+    assert!(!trace.exists(), "git obeyed GIT_TRACE of the client");
     for words in [&["whoami"][..], &["run", "shop", "--", "env"]] {
         let mut verb = world.client("ssh");
         verb.args(&options).args(["-o", &wishes, "larder@127.0.0.1"]).args(words);
         Output::of(&mut verb).exits(0).keeps_quiet_about("granted").keeps_quiet_about("LD_PRELOAD");
     }
-    // Words in the protocol variable are words, and nothing else.
+    // The protocol variable is not interpreted by a shell.
     for protocol in ["version=2", "version=99", "x'; id; '", "version=2:LD_PRELOAD=/tmp/x"] {
         let mut list = repo.command();
         list.env("GIT_PROTOCOL", protocol).args(["ls-remote", &repo.url()]);
@@ -178,7 +178,7 @@ fn environment_requests_reach_nothing(world: &World) {
     }
 }
 
-fn verbs_say_the_same_everywhere(world: &World) {
+fn commands_print_the_same_locally_and_over_ssh(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -204,7 +204,7 @@ fn verbs_say_the_same_everywhere(world: &World) {
     }
 }
 
-fn who_is_removed_is_out(world: &World) {
+fn removed_user_is_disconnected(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
@@ -214,7 +214,7 @@ fn who_is_removed_is_out(world: &World) {
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
     world.ssh("bob", &["whoami"]).exits(0).says("bob");
-    // Connections that are open already, in the middle of something.
+    // Connections with running requests.
     let open = |words: &[&str]| {
         let mut open = world.client("ssh");
         open.args(world.ssh_options("bob")).arg("larder@127.0.0.1").args(words);
@@ -224,14 +224,14 @@ fn who_is_removed_is_out(world: &World) {
     };
     let mut logs = open(&["logs", "shop", "--follow"]);
     let mut run = open(&["run", "shop", "--", "sleep", "98764"]);
-    // A smaller right cuts what needs the greater one, and leaves the rest.
+    // A smaller right ends requests that need the greater one, and no others.
     world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
-    until("the command of somebody who may no longer run any is cut", || run.try_wait().unwrap().is_some());
+    until("the command of a user without the right ends", || run.try_wait().unwrap().is_some());
     let runs = || processes::of(world.directory()).iter().any(|process| process.arguments.contains(&String::from("98764")));
     until("the command itself has ended", || !runs());
-    assert!(logs.try_wait().unwrap().is_none(), "whoever may view it is cut off");
+    assert!(logs.try_wait().unwrap().is_none(), "a request that needs only the remaining right ended");
     world.larder(&["user", "remove", "bob"]).ok();
-    until("the open connection of a removed user is cut", || logs.try_wait().unwrap().is_some());
+    until("the open connection of a removed user ends", || logs.try_wait().unwrap().is_some());
     world.ssh("bob", &["whoami"]).exits(255).says("Permission denied");
     repo.page("version two");
     let push = repo.by("bob").push();
@@ -241,7 +241,7 @@ fn who_is_removed_is_out(world: &World) {
     world.larder(&["user", "remove", "bob"]).exits(4);
 }
 
-fn nobody_takes_all_the_room(world: &World) {
+fn requests_per_user_are_limited(world: &World) {
     world.project("shop");
     world.key("bob");
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
@@ -250,7 +250,7 @@ fn nobody_takes_all_the_room(world: &World) {
         logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
         logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few more than there is room for: what asks below may take the place of one of them.
+    // A few more than are allowed: the command below may take the place of one of them.
     let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
     until("there are too many", || {
         let more = world.ssh("alice", &["whoami"]);
@@ -261,11 +261,11 @@ fn nobody_takes_all_the_room(world: &World) {
         one.kill().unwrap();
         one.wait().unwrap();
     }
-    until("there is room again", || world.ssh("alice", &["whoami"]).status == 0);
+    until("requests are accepted again", || world.ssh("alice", &["whoami"]).status == 0);
 }
 
-/// A push whose client has read what the server has, and waits before it sends anything: much can happen meanwhile.
-fn what_changes_during_a_push_counts(world: &World) {
+/// The client of a push has read the server's refs and waits before it sends anything, while environments and rights change.
+fn changes_during_a_push_apply_to_it(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -294,14 +294,14 @@ fn what_changes_during_a_push_counts(world: &World) {
         until("git serves it", served);
         push
     };
-    // An environment that was made meanwhile deploys.
+    // An environment that was created meanwhile deploys.
     bob.page("version two");
     let push = started("next");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
     std::fs::write(&gate, "").unwrap();
     Push(Output::from(String::from("the push"), push.wait_with_output().unwrap())).accepted().says("v1 is live");
     world.serves("staging--shop", "version two");
-    // A right that was taken away is gone at once, whatever was under way.
+    // A right that is taken away ends running requests at once.
     let push = started("main");
     world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
     let gone = || processes::of(world.directory()).iter().all(|process| process.arguments.iter().all(|a| a != "receive-pack"));
@@ -322,7 +322,7 @@ fn what_changes_during_a_push_counts(world: &World) {
         .says("your right to read shop was taken away");
 }
 
-fn a_private_key_is_no_public_key(world: &World) {
+fn private_key_is_refused_and_not_logged(world: &World) {
     world.key("laptop");
     let private = std::fs::read_to_string(world.private_key("laptop")).unwrap();
     let secret = private.lines().nth(1).unwrap();

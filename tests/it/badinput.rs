@@ -4,16 +4,20 @@ use std::{fs, path::Path};
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, state::names};
 
-in_each_mode!(malformed_files_are_named_with_their_line, a_wrong_recipe_is_refused_before_anything_is_kept);
-in_one_mode!(every_malformed_fixture_is_refused_by_a_push, wrong_names_are_refused_with_the_rule, no_application_at_all);
+in_each_mode!(malformed_file_is_refused_with_its_line, wrong_recipe_is_refused_before_objects_are_kept);
+in_one_mode!(
+    every_malformed_fixture_is_refused_by_a_push,
+    wrong_name_is_refused_with_the_rule,
+    push_without_application_is_refused
+);
 
-fn malformed_files_are_named_with_their_line(world: &World) {
+fn malformed_file_is_refused_with_its_line(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let good = repo.head();
     repo.push().accepted();
     let before = world.snapshot("shop");
-    // The file, its text, the short form in git's own line, and what the pusher's screen says besides.
+    // The file, its text, the reason in git's own line, and further output for the pusher.
     let cases: [(&str, &str, &str, &str); 9] = [
         (
             "larder.yml",
@@ -50,24 +54,24 @@ fn malformed_files_are_named_with_their_line(world: &World) {
     }
     assert_eq!(repo.live(), Some(good));
     world.serves("shop", "version one");
-    assert_eq!(world.outcomes("shop").len(), 1, "no deployment is begun for a recipe that is none");
+    assert_eq!(world.outcomes("shop").len(), 1, "a deployment was started for a malformed recipe");
     // All problems of a file are shown, not only the first.
     repo.write("larder.yml", "helth: 1\nscal: 2\n");
     repo.commit("two mistakes");
     repo.push().rejected_with("and 1 more").says("larder.yml:2");
-    // With the mistake gone, the next push is as good as any.
+    // Without the mistake, the next push is accepted.
     repo.remove("larder.yml");
     repo.page("version two");
     repo.push().accepted().says("v2 is live");
 }
 
-/// How many files are below the repository's objects.
+/// Returns the number of files in the repository's object directory.
 fn objects(world: &World) -> usize {
     let directory = world.root().join("projects/shop/git/project.git/objects");
     fs::read_dir(directory).unwrap().map(|entry| fs::read_dir(entry.unwrap().path()).unwrap().count()).sum()
 }
 
-fn a_wrong_recipe_is_refused_before_anything_is_kept(world: &World) {
+fn wrong_recipe_is_refused_before_objects_are_kept(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -79,20 +83,20 @@ fn a_wrong_recipe_is_refused_before_anything_is_kept(world: &World) {
     repo.push().rejected_with(wrong).says("did you mean \"health\"?").says("Nothing was changed. v1 is still live.");
     assert_eq!(objects(world), kept, "objects of a refused push are kept");
     assert_eq!(world.snapshot("shop"), before);
-    // Refs that nobody can have leave nothing either.
+    // Refs that are refused leave no objects either.
     repo.push_as(&["HEAD:refs/notes/x"]).rejected_with("only branches and tags");
     assert_eq!(objects(world), kept);
-    // All or none: the other one goes with it.
+    // An atomic push refuses the other ref, too.
     let both = ["HEAD:refs/heads/main", "HEAD:refs/heads/feature"];
     let push = repo.push_as(&["--atomic", both[0], both[1]]);
     push.rejected_with("").says(wrong).says("another ref of this atomic push was refused");
-    // Otherwise each ref has its own fate; what is stored is whole.
+    // Otherwise each ref is decided separately; the stored branch is complete.
     repo.push_as(&both).rejected_with("helth").says("feature is stored and not deployed");
     assert_eq!(repo.ls_remote()["refs/heads/feature"], bad);
     let copy = world.directory().join("clones/copy");
     repo.git(&["clone", "--quiet", "--branch", "feature", &repo.url(), copy.to_str().unwrap()]).ok();
     assert_eq!(world.outcomes("shop").len(), 1);
-    // What was stored is judged when it is to be deployed, in the same words.
+    // A stored branch gets the same error when it is deployed.
     world.larder(&["deploy", "shop", "--ref", "feature"]).exits(1).says("gather: larder.yml:1: unknown key \"helth\"");
     assert_eq!(repo.live(), Some(good));
     repo.remove("larder.yml");
@@ -101,7 +105,7 @@ fn a_wrong_recipe_is_refused_before_anything_is_kept(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// What the reading of files finds by itself is found by a push as well, and is said in the same words.
+/// A push reports the same errors as the parsers of these files.
 fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -123,13 +127,13 @@ fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
         let push = repo.push_as(&["--force", "HEAD:refs/heads/main"]);
         let errors = fs::read_to_string(fixtures.join(format!("{name}.errors"))).unwrap();
         for error in errors.lines().take(5) {
-            // The place and the beginning; a long line may be cut on the way.
+            // File, line and the beginning of the message; a long line may be cut.
             let start: String = error.chars().take(60).collect();
             assert!(push.remote().iter().any(|line| line.contains(&start)), "{name}: {start:?} is not in {}", push.0);
         }
         let place = errors.split(' ').next().unwrap();
         push.rejected_with(&format!("gather: {place}"));
-        assert!(push.rejected().len() < 300, "{name}: git's line is a novel: {}", push.0);
+        assert!(push.rejected().len() < 300, "{name}: git's line is too long: {}", push.0);
         repo.git(&["reset", "--quiet", "--hard", &good]).ok();
         pushed += 1;
     }
@@ -138,7 +142,7 @@ fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
     assert_eq!(repo.live(), Some(good));
 }
 
-fn wrong_names_are_refused_with_the_rule(world: &World) {
+fn wrong_name_is_refused_with_the_rule(world: &World) {
     for (words, says) in [
         (&["project", "create", "My_Shop"][..], "lower-case"),
         (&["project", "create", "-rf"], "--remote"),
@@ -161,7 +165,7 @@ fn wrong_names_are_refused_with_the_rule(world: &World) {
     world.larder(&["releases", "shop"]).exits(4).says("no project shop");
 }
 
-fn no_application_at_all(world: &World) {
+fn push_without_application_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("README", "nothing to run\n");

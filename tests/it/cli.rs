@@ -1,4 +1,4 @@
-//! The verbs that are not about a single deployment, locally and over ssh.
+//! Commands that do not concern a single deployment, locally and over ssh.
 
 use std::{
     fs,
@@ -11,25 +11,25 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, until};
 
-in_each_mode!(the_disk_is_as_the_layout_says);
+in_each_mode!(disk_matches_the_layout);
 in_one_mode!(
-    a_project_from_creation_to_destruction,
-    listings_speak_json,
+    project_is_created_deployed_and_destroyed,
+    listings_print_json,
     every_command_has_help,
-    further_environments,
-    a_branch_that_was_stored_before_it_deploys,
-    what_could_not_be_made_leaves_no_name_behind,
-    a_git_remote_leads_to_its_server,
-    what_is_not_there_yet_says_so,
-    a_server_that_is_not_there,
-    output_can_be_cut_short,
-    one_command_too_many_is_told_so,
+    second_environment_deploys_its_own_branch,
+    branch_stored_before_its_environment_is_deployed_again,
+    failed_project_creation_frees_the_name,
+    remote_option_asks_the_server_of_a_git_remote,
+    missing_features_are_named,
+    missing_or_second_server_is_reported,
+    closed_output_is_no_error,
+    excess_local_commands_are_refused,
     local_command_above_64_kib_is_carried_out,
     logs_of_two_processes_are_merged_by_time_in_each_process_order,
-    the_quickstart_ends_with_a_page,
+    quickstart_serves_a_page,
 );
 
-fn a_project_from_creation_to_destruction(world: &World) {
+fn project_is_created_deployed_and_destroyed(world: &World) {
     let created = world.larder(&["project", "create", "shop", "--mode", "cooking", "--domain", "www.example.com"]);
     created.exits(0).says(&format!("ssh://larder@HOST:{}/shop", world.ssh_port())).says("shop.localhost");
     world.larder(&["project", "create", "shop"]).exits(3).says("exists already");
@@ -49,14 +49,14 @@ fn a_project_from_creation_to_destruction(world: &World) {
     assert!(!world.root().join("projects/shop/production").exists(), "its directory is still there");
     world.larder(&["project", "info", "shop"]).exits(4);
     assert_eq!(world.get("shop", "/").status, 404);
-    // The name is free again, and nothing of the old project is in the new one.
+    // The name is free again, and the new project has nothing of the old one.
     world.project("shop");
     assert_eq!(repo.live(), None);
     repo.push().accepted().says("v1 is live");
     world.serves("shop", "version one");
 }
 
-fn listings_speak_json(world: &World) {
+fn listings_print_json(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -74,7 +74,7 @@ fn listings_speak_json(world: &World) {
     assert_eq!(json(&["user", "list", "--json"])[0]["name"], "alice");
     assert_eq!(json(&["whoami", "--json"])["name"], "alice");
     assert!(json(&["doctor", "--json"]).as_array().unwrap().len() > 5);
-    // The same words by option, with a colon, and on the server itself.
+    // The same command with an option for the project, and on the server itself.
     assert_eq!(json(&["releases", "-a", "shop", "--json"]), releases);
     assert_eq!(world.larder(&["--json", "releases", "--app", "shop"]).json(), releases);
     assert_eq!(world.larder(&["releases", "shop", "--json"]).json(), releases);
@@ -105,14 +105,14 @@ fn every_command_has_help(world: &World) {
         assert!(help.ok().len() > 80, "{help}");
     }
     for hidden in ["worker", "server", "hook", "static-server"] {
-        assert!(!verbs.contains(&hidden), "{hidden} is nothing to type");
+        assert!(!verbs.contains(&hidden), "{hidden} is in the help");
     }
     world.larder(&["completions", "bash"]).says("larder");
     world.larder(&["relases", "shop"]).exits(2).says("releases");
     world.larder(&["--version"]).says(env!("CARGO_PKG_VERSION"));
 }
 
-fn further_environments(world: &World) {
+fn second_environment_deploys_its_own_branch(world: &World) {
     world.project("shop");
     world.larder(&["project", "create", "shop", "--env", "staging"]).exits(3).says("--branch");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
@@ -127,23 +127,23 @@ fn further_environments(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
-    // What is advised is about this environment, not about the default one.
+    // The hint names this environment, not the default one.
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("does not build");
     repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
     world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
 }
 
-fn one_command_too_many_is_told_so(world: &World) {
+fn excess_local_commands_are_refused(world: &World) {
     world.project("shop");
     let follow = || {
         let mut logs = world.larder_command();
         logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few more than there is room for: what asks below may take the place of one of them.
+    // A few more than are served: the command below may take the place of one of them.
     let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
     until("there are too many", || {
-        // One that found the door shut, because all came at once, tries again.
+        // A follower that was refused, because all came at once, tries again.
         for one in &mut all {
             if one.try_wait().unwrap().is_some() {
                 *one = follow();
@@ -156,10 +156,10 @@ fn one_command_too_many_is_told_so(world: &World) {
         one.kill().unwrap();
         one.wait().unwrap();
     }
-    until("there is room again", || world.larder(&["whoami"]).status == 0);
+    until("commands are accepted again", || world.larder(&["whoami"]).status == 0);
 }
 
-fn a_branch_that_was_stored_before_it_deploys(world: &World) {
+fn branch_stored_before_its_environment_is_deployed_again(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "stable");
     repo.push().accepted();
@@ -173,20 +173,20 @@ fn a_branch_that_was_stored_before_it_deploys(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
 }
 
-fn what_could_not_be_made_leaves_no_name_behind(world: &World) {
+fn failed_project_creation_frees_the_name(world: &World) {
     world.restart(&[("FAILPOINTS", "attach-fails=1*return")]);
     world.larder(&["project", "create", "shop"]).exits(70);
     world.larder(&["project", "list"]).keeps_quiet_about("shop");
     assert!(!world.root().join("projects/shop").exists());
     world.project("shop");
-    // The same for an environment of a project that is there; the project stays as it is.
+    // The same for an environment of an existing project, which stays as it is.
     world.restart(&[("FAILPOINTS", "attach-fails=1*off->1*return")]);
     let staging = ["project", "create", "shop", "--env", "staging", "--branch", "next"];
     world.larder(&staging).exits(70);
     world.larder(&["project", "list"]).keeps_quiet_about("staging").says("shop/production");
     world.larder(&staging).ok();
     Repo::site(world, "shop", "version one").push().accepted();
-    // What lies there already is nobody's to delete.
+    // An existing directory is not deleted.
     let found = world.root().join("projects/blog/data");
     fs::create_dir_all(&found).unwrap();
     world.larder(&["project", "create", "blog"]).exits(3).says("projects/blog is there already");
@@ -195,13 +195,13 @@ fn what_could_not_be_made_leaves_no_name_behind(world: &World) {
     world.project("blog");
 }
 
-fn a_git_remote_leads_to_its_server(world: &World) {
+fn remote_option_asks_the_server_of_a_git_remote(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     repo.git(&["remote", "add", "prod", &repo.url()]).ok();
     repo.git(&["remote", "add", "elsewhere", "https://example.com/shop"]).ok();
-    // OpenSSH itself takes its files from the account's home; so a program of that name adds the options of this world.
+    // OpenSSH reads its files from the account's home; so a program of that name adds the options of this world.
     let options = world.ssh_options("alice").join("' '");
     let bin = world.directory().join("home/bin");
     repo.program("../../home/bin/ssh", &format!("#!/bin/sh\nexec /usr/bin/ssh '{options}' \"$@\"\n"));
@@ -223,7 +223,7 @@ fn a_git_remote_leads_to_its_server(world: &World) {
     larder(&["-r", "--upload-pack=x", "whoami"]).keeps_quiet_about("panicked");
 }
 
-fn what_is_not_there_yet_says_so(world: &World) {
+fn missing_features_are_named(world: &World) {
     for (words, says) in [(&["--mode", "editable"][..], "editable"), (&["--strategy", "in-place"], "in-place")] {
         let created = world.larder(&[&["project", "create", "shop"][..], words].concat());
         created.exits(2).says(says).says("not there in this version");
@@ -238,13 +238,13 @@ fn what_is_not_there_yet_says_so(world: &World) {
     world.ssh("alice", &["git-upload-pack '/shop/pillar'"]).exits(4).says("no pillar repository");
 }
 
-fn a_server_that_is_not_there(world: &World) {
+fn missing_or_second_server_is_reported(world: &World) {
     let nowhere = world.directory().join("nowhere");
     let mut command = world.client(env!("CARGO_BIN_EXE_larder"));
     command.arg("--root").arg(&nowhere).args(["releases", "shop"]);
     Output::of(&mut command).exits(4).says("no larder serves").says("larder serve --root");
     assert!(!nowhere.exists(), "asking made a directory");
-    // A second server on the same root leaves the first one alone.
+    // A second server on the same root does not disturb the first.
     let mut second = world.larder_command();
     second.args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     let second = Output::of(&mut second);
@@ -252,8 +252,8 @@ fn a_server_that_is_not_there(world: &World) {
     world.larder(&["status"]).exits(0);
 }
 
-/// A reader that has seen enough is no error, and no reason to panic.
-fn output_can_be_cut_short(world: &World) {
+/// A closed pipe is no error, and causes no panic.
+fn closed_output_is_no_error(world: &World) {
     for words in [&["--help"][..], &["doctor"], &["completions", "bash"]] {
         let mut command = world.larder_command();
         let mut child = command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -265,8 +265,8 @@ fn output_can_be_cut_short(world: &World) {
     world.larder(&["status"]).exits(0);
 }
 
-/// One command, and there is a page; Ctrl-C, and there is nothing left but a directory.
-fn the_quickstart_ends_with_a_page(world: &World) {
+/// One command serves a page; Ctrl-C leaves nothing but a directory.
+fn quickstart_serves_a_page(world: &World) {
     let root = world.directory().join("q");
     fs::create_dir(&root).unwrap();
     // Application ports of its own: other worlds have those from 10000 on.
@@ -281,14 +281,14 @@ fn the_quickstart_ends_with_a_page(world: &World) {
     let (host, port) = live.rsplit_once(':').unwrap();
     let page = http::get(port.parse().unwrap(), host, "/").unwrap();
     assert_eq!((host, page.status), ("hello.localhost", 200), "{page:?}");
-    // It can be changed as it says.
+    // The printed commands work.
     let site = root.join("client/hello");
     fs::write(site.join("index.html"), "my first change\n").unwrap();
     let git = |words: &[&str]| Output::of(world.client("git").arg("-C").arg(&site).args(words));
     git(&["commit", "--quiet", "-a", "-m", "My first change"]).ok();
     git(&["push", "prod", "main"]).exits(0).says("v2 is live");
     http::get(port.parse().unwrap(), host, "/").unwrap().holds("my first change");
-    // A second one does not take the directory away from the first.
+    // A second quickstart does not take the directory of the first.
     let mut again = world.client(world.directory().join("larder").to_str().unwrap());
     Output::of(again.arg("quickstart").arg("--root").arg(&root)).exits(3).says("there is a server in");
     kill_process_group(Pid::from_child(&quickstart), Signal::INT).unwrap();
@@ -298,8 +298,8 @@ fn the_quickstart_ends_with_a_page(world: &World) {
     assert!(left.is_empty(), "processes are left behind: {left:#?}");
 }
 
-/// What the keeper makes by its own code, and what a deployment adds, against the layout as data.
-fn the_disk_is_as_the_layout_says(world: &World) {
+/// Compares what the keeper creates, and what a deployment adds, with the layout file.
+fn disk_matches_the_layout(world: &World) {
     world.project("shop");
     let findings = || {
         let checks = world.larder(&["doctor", "--json"]).json();
@@ -317,7 +317,7 @@ fn the_disk_is_as_the_layout_says(world: &World) {
     assert!(findings()[0].contains("production/releases has the mode 0777; run: chmod 0755"), "{:?}", findings());
 }
 
-/// A command line is sent to the server as one message of any length up to the limit, not only as far as one packet goes.
+/// A command line longer than one packet of the socket reaches the server whole.
 fn local_command_above_64_kib_is_carried_out(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "version one").push().accepted();

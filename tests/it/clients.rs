@@ -1,4 +1,4 @@
-//! Other SSH clients than OpenSSH below git, and other kinds of clones: each must see the verdict.
+//! SSH clients other than OpenSSH below git, shared connections, unusual clones and refs: each must see the verdict.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 
@@ -7,13 +7,13 @@ use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed
 in_one_mode!(
     dropbear,
     putty,
-    one_connection_for_everything,
-    shallow_and_partial_clones_can_push,
+    one_connection_carries_pushes_and_commands,
+    shallow_or_partial_clone_pushes,
     refused_push_exits_1_on_the_ssh_channel,
     one_bad_ref_is_refused_alone,
 );
 
-/// A good push and a bad one with `ssh` in place of OpenSSH; git must show both verdicts.
+/// A good push and a bad one with `ssh` instead of OpenSSH; git must show both verdicts.
 fn verdicts_with(world: &World, variant: &str, ssh: &str) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -59,8 +59,8 @@ fn putty(world: &World) {
     verdicts_with(world, "plink", &format!("plink -batch -ssh -noagent -hostkey {host_key} -i {}", key.display()));
 }
 
-/// OpenSSH's own sharing of a connection: pushes and verbs at the same time, each with a channel of its own.
-fn one_connection_for_everything(world: &World) {
+/// A shared connection of OpenSSH carries pushes and commands at the same time, each on a channel of its own.
+fn one_connection_carries_pushes_and_commands(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let control = world.directory().join("home/c");
@@ -93,20 +93,20 @@ fn one_connection_for_everything(world: &World) {
         pushing.join().unwrap().accepted();
     });
     world.serves("shop", "version two");
-    // Each request is decided by itself: the connection is no pass.
+    // Each request is authorized separately: an open connection gives no rights.
     world.key("bob");
     world.larder(&["user", "add", "bob", "--admin", "--key-file", &world.public_key("bob")]).ok();
     verb(&["whoami"]).exits(0).says("alice");
     world.larder(&["user", "remove", "alice"]).ok();
-    assert_ne!(verb(&["releases", "shop"]).status, 0, "a removed user goes on asking");
+    assert_ne!(verb(&["releases", "shop"]).status, 0, "a removed user can still ask");
     repo.page("version three");
-    assert_ne!(push().0.status, 0, "a removed user goes on pushing");
+    assert_ne!(push().0.status, 0, "a removed user can still push");
     world.serves("shop", "version two");
     let _ = master.kill();
     let _ = master.wait();
 }
 
-fn shallow_and_partial_clones_can_push(world: &World) {
+fn shallow_or_partial_clone_pushes(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.write("photo", vec![b'x'; 100_000]);
@@ -127,7 +127,7 @@ fn shallow_and_partial_clones_can_push(world: &World) {
     }
 }
 
-/// Pushes, and gives git's view of it with the exit status that the server gave to the SSH channel.
+/// Pushes, and returns git's view of the push with the exit status of the SSH channel.
 fn push_with_channel_status(world: &World, repo: &Repo<'_>, arguments: &[&OsStr]) -> (Push, String) {
     let note = world.directory().join("home/channel-status");
     let wrapper = world.directory().join("home/ssh-with-status");

@@ -1,4 +1,4 @@
-//! Programs that push with a library and not with git: each must see the verdict, the reason included.
+//! Programs that push with a library instead of git: each must see the verdict with its reason.
 
 use std::{
     fs,
@@ -8,9 +8,9 @@ use std::{
 
 use crate::harness::{Repo, World, cli::Output, in_one_mode, installed};
 
-in_one_mode!(dulwich, libgit2, jgit, go_git);
+in_one_mode!(dulwich_sees_the_verdict, libgit2_sees_the_verdict, jgit_sees_the_verdict, go_git_sees_the_verdict);
 
-/// A good push, a bad one and the fix of it. `push` pushes the head of the clone and ends like the program, 0 or not.
+/// A good push, a bad one and its fix. `push` pushes the head of the clone, and its status is that of the program.
 fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -20,7 +20,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     repo.commit("broken");
     let refused = push(&repo);
     assert_ne!(refused.status, 0, "{refused}");
-    // The reason that came with the ref's fate, not what the server wrote on the side.
+    // The reason that came with the ref, not the output of the server.
     assert!(refused.stdout.contains("web.1 exited 6") && refused.stdout.contains("v1 still live"), "{refused}");
     world.serves("shop", "version one");
     repo.remove("Procfile");
@@ -30,8 +30,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     assert_eq!(repo.live(), Some(repo.head()));
 }
 
-/// A python with `package`, whose module is imported as `module`: the machine's own, or one in an environment of its own
-/// that is made now.
+/// A Python that can import `module` of `package`: the machine's own, or one in a virtual environment that is created now.
 pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf> {
     let own = installed("python3")?;
     let imports = |python: &Path| Command::new(python).args(["-c", &format!("import {module}")]).output();
@@ -40,7 +39,7 @@ pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf
         return Some(own);
     }
     let place = world.directory().join("python");
-    // With the tester's own settings, which say where packages come from.
+    // With the settings of the account that runs the tests, which name the package index.
     let venv = Command::new(&own).args(["-m", "venv"]).arg(&place).output();
     let pip = place.join("bin/pip");
     let installed = venv.is_ok_and(|output| output.status.success())
@@ -53,7 +52,7 @@ pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf
     None
 }
 
-/// Pushes as a program would, and ends with the server's own words for the ref.
+/// Pushes, and prints the server's reason for the ref.
 const DULWICH: &str = "
 import os, sys
 from dulwich.client import get_transport_and_path
@@ -67,7 +66,7 @@ print(reason)
 sys.exit(1 if reason else 0)
 ";
 
-fn dulwich(world: &World) {
+fn dulwich_sees_the_verdict(world: &World) {
     let Some(python) = python_with(world, "dulwich", "dulwich.porcelain") else { return };
     let options = world.ssh_options("alice").join(" ");
     let with = |repo: &Repo, script: &str| {
@@ -106,7 +105,7 @@ pygit2.clone_repository(url, 'copy-' + str(repo.head.target), callbacks=calls, b
 print('cloned')
 ";
 
-fn libgit2(world: &World) {
+fn libgit2_sees_the_verdict(world: &World) {
     let Some(python) = python_with(world, "pygit2", "pygit2") else { return };
     verdicts(world, |repo| {
         let mut command = world.client(python.to_str().unwrap());
@@ -117,9 +116,8 @@ fn libgit2(world: &World) {
     });
 }
 
-/// JGit's protocol over OpenSSH: the SSH library that Debian's JGit brings along dates from 2016 and knows neither Ed25519 nor
-/// any other way in that larder offers.
-fn jgit(world: &World) {
+/// JGit's protocol over OpenSSH: the SSH library of Debian's JGit dates from 2016 and supports no algorithm that larder offers.
+fn jgit_sees_the_verdict(world: &World) {
     let Some(jgit) = installed("jgit") else { return };
     let ssh = world.directory().join("home/jgit-ssh");
     fs::write(&ssh, format!("#!/bin/sh\nexec ssh {} \"$@\"\n", world.ssh_options("alice").join(" "))).unwrap();
@@ -131,7 +129,7 @@ fn jgit(world: &World) {
         let mut command = world.client(jgit.to_str().unwrap());
         command.current_dir(repo.path()).env("GIT_SSH", &ssh).env("JGIT_CLASSPATH", jars.join(":"));
         let mut output = Output::of(command.args(["push", &repo.url(), "HEAD:refs/heads/main"]));
-        // It shows a refused ref as git does, and exits 0 all the same.
+        // It shows a refused ref as git does, but exits 0.
         if output.stdout.contains("[remote rejected]") {
             output.status = output.status.max(1);
         }
@@ -180,14 +178,14 @@ func main() {
 "#;
 
 /// go-git as Debian packages it, with the SSH of Go.
-fn go_git(world: &World) {
+fn go_git_sees_the_verdict(world: &World) {
     let Some(go) = installed("go") else { return };
     let sources = Path::new("/usr/share/gocode");
     if !sources.join("src/github.com/go-git/go-git").exists() {
         eprintln!("SKIPPED: golang-github-go-git-go-git-dev is not installed");
         return;
     }
-    // In the tree where Go looks for sources, with a module file: so it takes a package's "/v5" for what it is.
+    // In the tree where Go looks for sources, with a module file, so that Go accepts the "/v5" of a package path.
     let place = world.directory().join("home/go");
     let source = place.join("src/push");
     fs::create_dir_all(&source).unwrap();
@@ -196,7 +194,7 @@ fn go_git(world: &World) {
     let mut build = world.client(go.to_str().unwrap());
     build.current_dir(&source).env("GO111MODULE", "off").env("GOPATH", format!("{}:{}", place.display(), sources.display()));
     build.env("GOCACHE", place.join("cache")).env("CGO_ENABLED", "0").args(["build", "-o", "../../push", "."]);
-    // A compiler may take its time.
+    // Without the time limit of other commands: compiling may take long.
     let built = build.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     verdicts(world, |repo| {

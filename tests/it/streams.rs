@@ -1,4 +1,4 @@
-//! What lasts longer than a moment: answers that come in pieces, and connections that become something else.
+//! Long requests through the proxy: streamed responses, upgraded connections, and requests across a switch that is undone.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,14 +9,10 @@ use std::{
 
 use crate::harness::{Repo, World, http, in_one_mode, installed, until};
 
-in_one_mode!(
-    answers_are_passed_on_as_they_come,
-    connections_can_be_upgraded,
-    what_was_begun_before_a_switch_was_undone_is_finished,
-);
+in_one_mode!(response_is_streamed, connection_is_upgraded, request_begun_before_a_switch_was_undone_is_finished,);
 
-/// An application that sends a piece, and the next one only when the visitor has seen it; and that speaks another protocol
-/// after an upgrade.
+/// An application that sends a chunk, and the next one only after the client has confirmed it; it speaks another protocol after an
+/// upgrade.
 const PYTHON: &str = r#"
 import http.server, os, threading
 seen = threading.Event()
@@ -63,7 +59,7 @@ fn python_application(world: &World) -> bool {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: exec python3 server.py\n").write("server.py", PYTHON);
-    // No dependency, so nothing has to be fetched.
+    // Without dependencies nothing has to be fetched.
     repo.write("larder.yml", "buildpack: procfile\n");
     repo.commit("streams");
     repo.push().accepted();
@@ -77,7 +73,7 @@ fn connection(world: &World, text: &str) -> TcpStream {
     stream
 }
 
-fn answers_are_passed_on_as_they_come(world: &World) {
+fn response_is_streamed(world: &World) {
     if !python_application(world) {
         return;
     }
@@ -88,7 +84,7 @@ fn answers_are_passed_on_as_they_come(world: &World) {
     assert!(lines.any(|line| line == "second"));
 }
 
-fn connections_can_be_upgraded(world: &World) {
+fn connection_is_upgraded(world: &World) {
     if !python_application(world) {
         return;
     }
@@ -111,8 +107,8 @@ fn connections_can_be_upgraded(world: &World) {
     assert!(rest.is_empty());
 }
 
-/// For a moment the new release is live, and then it is taken back: whoever has begun to read from it reads to the end.
-fn what_was_begun_before_a_switch_was_undone_is_finished(world: &World) {
+/// The new release is live for a moment, and then the switch is undone: requests that it has begun are finished.
+fn request_begun_before_a_switch_was_undone_is_finished(world: &World) {
     if installed("python3").is_none() {
         return;
     }
@@ -134,7 +130,7 @@ fn what_was_begun_before_a_switch_was_undone_is_finished(world: &World) {
         let new = world.ports("shop").into_iter().find(|port| !old.contains(port)).unwrap();
         std::fs::write(world.environment("shop").join("data/media/gate"), "").unwrap();
         until("the old release is live again", || world.get("shop", "/").body.contains("version one"));
-        assert!(!push.is_finished(), "nobody waited for what was under way");
+        assert!(!push.is_finished(), "the undo did not wait for the request in flight");
         let seen = "GET /seen HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n\r\n";
         http::request(u16::try_from(new).unwrap(), seen).unwrap().holds("noted");
         assert!(lines.any(|line| line == "second"), "it was cut off");

@@ -1,4 +1,4 @@
-//! `quickstart`: a server in a directory of its own, and an example pushed to it exactly as a user would.
+//! `larder quickstart`: starts a server in a directory of its own, and pushes an example to it as a user would.
 
 use std::{
     fs, io,
@@ -15,30 +15,31 @@ use std::{
 
 use crate::control::{CommandError, Kind};
 
-/// Serve an example project in a directory of its own, pushed through real ssh and git.
+/// Serve an example project in a directory of its own, pushed through real ssh and git
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "It makes a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nWithout --root it takes a directory in /var/tmp. Ctrl-C stops it; the directory stays, and can be deleted."
+    after_help = "It creates a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nWithout --root it uses a directory in /var/tmp. Ctrl-C stops the server; the directory stays, and can be deleted.\n\nExample: larder quickstart --root ~/larder"
 )]
 pub struct Args {
-    /// Set the example up in a server that was just started
+    /// Set up the example in a server that was just started
     #[arg(long, hide = true, value_name = "PID")]
     guide: Option<i32>,
 }
 
-/// The example: a site of plain files, which needs no language runtime.
+/// The files of the example, a static site, which needs no language runtime.
 const EXAMPLE: [(&str, &str); 4] = [
     ("index.html", include_str!("../../../examples/static/index.html")),
     ("404.html", include_str!("../../../examples/static/404.html")),
     ("style.css", include_str!("../../../examples/static/style.css")),
     ("release.js", include_str!("../../../examples/static/release.js")),
 ];
-/// Ports that are easy to remember; where they are taken, free ones are picked.
+/// The preferred ports for ssh and HTTP. If one is taken, a free port is picked.
 const PORTS: (u16, u16) = (2222, 8080);
-/// How long the server may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time within which the server must be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Becomes the server, with a child beside it that sets the example up. So Ctrl-C and every other signal reach the server itself.
+/// Replaces this process by the server, after starting a child that sets up the example. Ctrl-C and other signals so reach the server
+/// itself.
 pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> {
     let root = root.map_or_else(default_root, Path::to_path_buf);
     if let Some(server) = args.guide {
@@ -57,7 +58,7 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
         return Err(CommandError::new(Kind::Refused, format!("there is a server in {} already", root.display()))
             .hint(format!("serve it again with `larder serve --root {0}`, or delete it: rm -rf {0}", root.display())));
     }
-    make_root(&root)?;
+    create_root(&root)?;
     say("Starting a server ...");
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
     let own = std::process::id().to_string();
@@ -79,7 +80,7 @@ fn is_installed(program: &str) -> bool {
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// On a fresh Debian the two programs may be missing; an ordinary user is told so a moment later.
+/// Installs git and ssh on a fresh Debian. Other users than root get an error that names the packages.
 fn install() {
     say("Installing git and openssh-client ...");
     let apt = |arguments: &[&str]| {
@@ -88,23 +89,23 @@ fn install() {
         command.status().is_ok_and(|status| status.success())
     };
     if !(apt(&["-qq", "update"]) && apt(&["-qq", "-y", "install", "--no-install-recommends", "git", "openssh-client"])) {
-        say("That did not work.");
+        say("The installation failed.");
     }
 }
 
-/// Not below the home directory: as root, larder's own users must be able to reach it.
+/// The default directory. It is not below the home directory, because larder's own users must be able to reach it.
 fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Makes the directory, or sees that nobody else can have prepared anything in it: everybody may write in /var/tmp.
-fn make_root(root: &Path) -> Result<(), CommandError> {
-    let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("{} cannot be made: {error}", root.display()));
+/// Creates the directory, or checks that no other user can have prepared anything in it: every user may write in /var/tmp.
+fn create_root(root: &Path) -> Result<(), CommandError> {
+    let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
     match fs::DirBuilder::new().mode(0o755).create(root) {
-        // As root, larder's own users must be able to reach it, whatever the umask is.
+        // Regardless of the umask: larder's own users must be able to reach it.
         Ok(()) => fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(failed),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = fs::symlink_metadata(root).map_err(failed)?;
@@ -112,9 +113,9 @@ fn make_root(root: &Path) -> Result<(), CommandError> {
             if own {
                 return Ok(());
             }
-            let why = format!("{} is no directory that belongs to you and that only you can write", root.display());
+            let why = format!("{} is not a directory of yours that only you can write", root.display());
             Err(CommandError::new(Kind::Refused, why)
-                .hint("somebody else may have prepared it; name another one with --root, or look at it and delete it"))
+                .hint("another user may have prepared it; choose another one with --root, or inspect it and delete it"))
         }
         Err(error) => Err(failed(error)),
     }
@@ -131,7 +132,7 @@ fn stop(server: i32) {
     }
 }
 
-/// What a user would type, typed for them.
+/// Runs the commands that a user would type.
 fn guide(root: &Path) -> Result<(), CommandError> {
     let guide = Guide { root: root.to_owned(), client: root.join("client") };
     guide.wait()?;
@@ -166,11 +167,11 @@ fn guide(root: &Path) -> Result<(), CommandError> {
         guide.run(Command::new("git").arg("-C").arg(&site).args(arguments))?;
     }
     say(&format!("\n$ cd {}\n$ git push prod main", site.display()));
-    // A command of the caller's own would come before the one that is configured above, and has another key.
+    // GIT_SSH_COMMAND of the caller would override core.sshCommand above, and use another key.
     let mut push = Command::new("git");
     let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
-        return Err(CommandError::new(Kind::Deployment, "the example could not be pushed"));
+        return Err(CommandError::new(Kind::Deployment, "cannot push the example"));
     }
     let host = url.trim_start_matches("http://");
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
@@ -197,9 +198,9 @@ impl Guide {
     fn wait(&self) -> Result<(), CommandError> {
         let begun = Instant::now();
         while self.larder(&["whoami"]).is_err() {
-            if begun.elapsed() > PATIENCE {
-                return Err(CommandError::new(Kind::Internal, "the server did not get ready within a minute")
-                    .hint("run it with LARDER_LOG=debug to see why"));
+            if begun.elapsed() > READY_TIMEOUT {
+                return Err(CommandError::new(Kind::Internal, "the server was not ready within a minute")
+                    .hint("run it again with LARDER_LOG=debug to see the reason"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -233,12 +234,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_others_could_prepare_is_refused() {
+    fn directory_that_others_could_prepare_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("a/q");
-        make_root(&root).unwrap();
-        make_root(&root).unwrap();
-        let refused = |path: &Path| make_root(path).unwrap_err().kind == Kind::Refused;
+        create_root(&root).unwrap();
+        create_root(&root).unwrap();
+        let refused = |path: &Path| create_root(path).unwrap_err().kind == Kind::Refused;
         for mode in [0o775, 0o757, 0o1777] {
             fs::set_permissions(&root, fs::Permissions::from_mode(mode)).unwrap();
             assert!(refused(&root), "{mode:o}");
@@ -246,13 +247,13 @@ mod tests {
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
         let link = directory.path().join("link");
         symlink(&root, &link).unwrap();
-        assert!(refused(&link), "somebody else's link");
+        assert!(refused(&link), "a link of another user");
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(refused(&file));
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&root, Some(54_321), None).unwrap();
-            assert!(refused(&root), "somebody else's directory");
+            assert!(refused(&root), "a directory of another user");
         }
     }
 }

@@ -15,7 +15,7 @@ use super::limits::Limits;
 pub struct SshConfig {
     /// The host key, from [`super::keys::load_or_create_host_key`].
     pub host_key: PrivateKey,
-    /// The login names in `ssh NAME@host` that are accepted. They identify nobody: the key does.
+    /// The login names in `ssh NAME@host` that are accepted. They do not identify a user: the key does.
     pub logins: Vec<String>,
     /// The algorithms on offer.
     pub profile: Profile,

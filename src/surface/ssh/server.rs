@@ -27,7 +27,7 @@ use super::{
     limits::{ConnectionLimiter, ConnectionPermit, Offence},
     session::{Connection, Progress, SessionError},
 };
-use crate::surface::shares::{Share, Shares};
+use crate::surface::user_limit::{UserLimit, UserPermit};
 
 /// The number of clients that are refused before a pause, when descriptors run out.
 const REFUSED_AT_ONCE: usize = 128;
@@ -48,7 +48,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, handler: Arc<dyn Ex
     };
     let mut ssh = SshServer {
         limiter: ConnectionLimiter::new(config.limits.clone()),
-        shares: Shares::new(config.limits.connections_per_user),
+        user_limit: UserLimit::new(config.limits.connections_per_user),
         russh: Arc::new(russh_config(&config)),
         config: Arc::new(config),
         handler,
@@ -133,7 +133,7 @@ fn russh_config(config: &SshConfig) -> server::Config {
 
 struct SshServer {
     limiter: Arc<ConnectionLimiter>,
-    shares: Arc<Shares>,
+    user_limit: Arc<UserLimit>,
     russh: Arc<server::Config>,
     config: Arc<SshConfig>,
     handler: Arc<dyn ExecHandler>,
@@ -154,8 +154,8 @@ impl SshServer {
                     cut: self.cut.child_token(),
                     peer,
                     permit,
-                    shares: Arc::clone(&self.shares),
-                    share: None,
+                    user_limit: Arc::clone(&self.user_limit),
+                    user_permit: None,
                 };
                 self.connections.spawn(task.run(stream));
             }
@@ -221,9 +221,9 @@ struct ConnectionTask {
     cut: CancellationToken,
     peer: SocketAddr,
     permit: ConnectionPermit,
-    shares: Arc<Shares>,
+    user_limit: Arc<UserLimit>,
     /// The user's permit, after the login.
-    share: Option<Share>,
+    user_permit: Option<UserPermit>,
 }
 
 impl ConnectionTask {
@@ -310,8 +310,8 @@ impl ConnectionTask {
         }
         self.permit.logged_in();
         if let Some((_, Identity { user })) = progress.login.get() {
-            self.share = self.shares.take(user);
-            if self.share.is_none() {
+            self.user_permit = self.user_limit.acquire(user);
+            if self.user_permit.is_none() {
                 tracing::warn!(peer = %self.peer, %user, "too many connections of one user");
                 return End::TooManyConnections;
             }

@@ -45,7 +45,7 @@ impl Project {
 pub struct Create {
     /// Name of the project
     name: ProjectName,
-    /// How the environment deploys
+    /// Mode in which the environment deploys
     #[arg(long, value_enum, default_value_t = ModeWord::Cooking)]
     mode: ModeWord,
     /// Name of the environment
@@ -57,7 +57,7 @@ pub struct Create {
     /// Further host name of the environment; may be repeated
     #[arg(long = "domain", value_name = "HOST")]
     domains: Vec<Domain>,
-    /// How a new release replaces the old one
+    /// Way in which a new release replaces the old one
     #[arg(long, value_enum, default_value_t = StrategyWord::BlueGreen)]
     strategy: StrategyWord,
     /// Layout of the environment's directory

@@ -127,7 +127,7 @@ async fn channels_per_connection_are_limited() {
     for _ in 0..3000 {
         assert!(matches!(handle.channel_open_session().await, Err(russh::Error::ChannelOpenFailure(_))));
     }
-    // A channel that ended makes room for another, thirty-two in total.
+    // A channel that ended is replaced by another, thirty-two in total.
     for _ in 4..32 {
         let channel = open.remove(0);
         channel.exec(true, "true").await.unwrap();
