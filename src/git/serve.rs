@@ -39,6 +39,19 @@ pub struct Push<'a> {
     pub limits: ServeLimits,
 }
 
+/// Faults of objects that old programs wrote into many histories, and that harm no reader (git-fsck(1), "FSCK MESSAGES"). They cannot be
+/// repaired without rewriting the history, so git warns of them instead of refusing the push.
+const HARMLESS_FAULTS: [&str; 8] = [
+    "badTimezone",
+    "badDateOverflow",
+    "missingEmail",
+    "missingNameBeforeEmail",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "zeroPaddedDate",
+    "zeroPaddedFilemode",
+];
+
 /// The settings for `service`.
 pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
     let mut settings = Settings::new()
@@ -52,6 +65,8 @@ pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
         settings = settings.env("GIT_PROTOCOL", format!("version={version}"));
     }
     let Some(push) = push else { return settings };
+    let settings =
+        HARMLESS_FAULTS.into_iter().fold(settings, |settings, fault| settings.config(&format!("receive.fsck.{fault}"), "warn"));
     settings
         .config("receive.fsckObjects", "true")
         .config("receive.maxInputSize", push.limits.pack_bytes.to_string())

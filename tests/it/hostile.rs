@@ -1,21 +1,22 @@
-//! Pushes that want to hurt: refused soon, with a line, and without much of the machine.
+//! Hostile pushes: they are refused quickly, with a reason, and without using much of the machine.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{Repo, World, cli::Output, in_one_mode};
 
 in_one_mode!(
-    a_git_bomb_is_refused_soon,
-    trees_that_are_not_plain_files,
-    a_build_cannot_reach_beyond_its_sandbox,
-    a_build_cannot_leave_processes_behind,
-    a_build_that_never_stops_talking,
-    names_that_look_like_options,
-    a_great_number_of_refs,
-    paths_that_want_out,
+    git_bomb_is_refused_quickly,
+    submodule_lfs_pointer_and_symlink_are_handled,
+    build_cannot_reach_beyond_its_sandbox,
+    build_leaves_no_processes,
+    endless_build_output_is_bounded,
+    names_that_look_like_options_stay_names,
+    push_of_too_many_refs_is_refused,
+    tree_with_escaping_paths_is_refused,
+    old_history_with_harmless_faults_is_deployed,
 );
 
-fn a_git_bomb_is_refused_soon(world: &World) {
+fn git_bomb_is_refused_quickly(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     let hash = |kind: &str, text: &str| {
@@ -23,8 +24,8 @@ fn a_git_bomb_is_refused_soon(world: &World) {
         command.args(if kind == "tree" { &["mktree"][..] } else { &["hash-object", "-w", "--stdin"] });
         piped(&mut command, text)
     };
-    // Each level has a name for the level below as often as a tree of a few kilobytes can hold it: a handful of objects that
-    // stand for more files than there are anywhere.
+    // Each level names the level below as often as a tree of a few kilobytes can: a handful of objects stands for more files than any
+    // disk holds.
     let (mut id, mut mode) = (hash("blob", "boom\n"), ("100644", "blob"));
     for _ in 0..10 {
         let entries: String = (0..200).map(|number| format!("{} {} {id}\tf{number:03}\n", mode.0, mode.1)).collect();
@@ -39,7 +40,7 @@ fn a_git_bomb_is_refused_soon(world: &World) {
     let used = Output::of(world.client("du").args(["-sk"]).arg(world.root()));
     let used: u64 = used.ok().split('\t').next().unwrap().parse().unwrap();
     assert!(used < 64 * 1024, "the bomb takes {used} KiB of the disk");
-    // The next push is as welcome as ever.
+    // The next push is accepted.
     repo.page("version one");
     repo.push().accepted();
     world.serves("shop", "version one");
@@ -52,7 +53,7 @@ fn piped(command: &mut std::process::Command, text: &str) -> String {
     Output::from(String::from("git"), child.wait_with_output().unwrap()).ok().trim().to_owned()
 }
 
-fn trees_that_are_not_plain_files(world: &World) {
+fn submodule_lfs_pointer_and_symlink_are_handled(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -69,7 +70,7 @@ fn trees_that_are_not_plain_files(world: &World) {
     repo.commit("lfs");
     repo.push_as(&["--force", "HEAD:refs/heads/main"]).says("video.mp4").says("LFS");
     repo.git(&["reset", "--quiet", "--hard", &good]).ok();
-    // A link out of the tree is kept as a link, and leads nowhere for the one who asks through the front door.
+    // A symlink out of the tree is kept as a symlink, and the static server does not follow it.
     std::os::unix::fs::symlink("/etc/passwd", repo.path().join("passwd")).unwrap();
     repo.commit("link");
     let push = repo.push_as(&["--force", "HEAD:refs/heads/main"]);
@@ -81,7 +82,7 @@ fn trees_that_are_not_plain_files(world: &World) {
     }
 }
 
-fn a_build_cannot_reach_beyond_its_sandbox(world: &World) {
+fn build_cannot_reach_beyond_its_sandbox(world: &World) {
     world.project("shop").project("other");
     if !world.larder(&["status"]).stdout.contains("in namespaces") {
         eprintln!("SKIPPED: there are no namespaces here");
@@ -104,7 +105,7 @@ fn a_build_cannot_reach_beyond_its_sandbox(world: &World) {
     assert_ne!(world.get("shop", "/id.txt").body.trim(), "0");
 }
 
-fn a_build_cannot_leave_processes_behind(world: &World) {
+fn build_leaves_no_processes(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.program(
@@ -123,8 +124,8 @@ fn a_build_cannot_leave_processes_behind(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// A build's output is bounded: it neither fills the disk nor the pusher's terminal, and does not stop the deployment.
-fn a_build_that_never_stops_talking(world: &World) {
+/// The output of a build is bounded: it fills neither the disk nor the pusher's terminal, and does not stop the deployment.
+fn endless_build_output_is_bounded(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.program(
@@ -145,20 +146,20 @@ fn a_build_that_never_stops_talking(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn names_that_look_like_options(world: &World) {
+fn names_that_look_like_options_stay_names(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     let one = repo.head();
     let before = world.snapshot("shop");
-    // git's own porcelain would not make some of these; its plumbing does.
+    // Git's porcelain does not create some of these names; its plumbing does.
     for name in ["refs/heads/--upload-pack=id", "refs/heads/-rf", "refs/heads/$(id)", "refs/heads/a;id", "refs/heads/`id`"] {
         let push = repo.push_as(&[&format!("{one}:{name}")]);
         assert_eq!(push.0.status, 1, "{name}: {}", push.0);
         push.0.keeps_quiet_about("uid=");
     }
     for name in ["refs/tags/--help", "refs/tags/-d"] {
-        // A tag is only stored; it must stay a name.
+        // A tag is only stored; its name must not become an option.
         repo.push_as(&[&format!("{one}:{name}")]).0.keeps_quiet_about("uid=").keeps_quiet_about("usage:");
     }
     for name in ["--help", "-d", "--upload-pack=id", "$(id)", "refs/heads/main", "HEAD", "main^{tree}", "@{-1}", ":/version"] {
@@ -166,7 +167,7 @@ fn names_that_look_like_options(world: &World) {
         assert!(matches!(deploy.status, 0 | 2 | 4), "{name}: {deploy}");
         deploy.keeps_quiet_about("usage: git").keeps_quiet_about("uid=");
     }
-    // A message and an author that want to be something else.
+    // A commit message and an author with control characters and shell syntax.
     repo.git(&["-c", "user.name=$(id)\u{1b}[2J", "commit", "--allow-empty", "-m", "\u{1b}]0;title\u{7} --help `id`"]).ok();
     let push = repo.push();
     push.accepted();
@@ -179,7 +180,7 @@ fn names_that_look_like_options(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn a_great_number_of_refs(world: &World) {
+fn push_of_too_many_refs_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -191,7 +192,7 @@ fn a_great_number_of_refs(world: &World) {
     assert_eq!(push.0.status, 1, "{}", push.0.stderr.chars().take(2000).collect::<String>());
     push.says("the push changes more than 2000 refs").says("smaller groups");
     assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
-    // The server file's own limit, at its default.
+    // The limit of the server file, at its default.
     let push = repo.push_as(&["refs/heads/topic/1*:refs/heads/topic/1*"]);
     assert_eq!(push.0.status, 1);
     push.says("this push changes 1111 refs, at most 100 are allowed");
@@ -201,8 +202,8 @@ fn a_great_number_of_refs(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// Trees that git's own programs would not make, with names that lead elsewhere.
-fn paths_that_want_out(world: &World) {
+/// Trees that git's own programs do not create, with names that lead out of the tree.
+fn tree_with_escaping_paths_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -237,12 +238,42 @@ fn paths_that_want_out(world: &World) {
     world.serves("shop", "version one");
 }
 
+/// Objects as old programs wrote them, below a commit of today.
+fn old_history_with_harmless_faults_is_deployed(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    let blob = raw(&repo, "blob", b"version one\n");
+    let inner = raw(&repo, "tree", &tree_entry("100644", "index.html", &blob));
+    let padded = raw(&repo, "tree", &[tree_entry("100644", "index.html", &blob), tree_entry("040000", "old", &inner)].concat());
+    let mut parent = String::new();
+    for who in [
+        "a <a@b> 1700000000 +051800",
+        "a 1700000000 +0000",
+        "a<a@b> 1700000000 +0000",
+        "a <a@b>1700000000 +0000",
+        "<a@b> 1700000000 +0000",
+        "a <a@b> 01700000000 +0000",
+    ] {
+        let text = format!("tree {padded}\n{parent}author {who}\ncommitter a <a@b> 1700000000 +0000\n\nold\n");
+        parent = format!("parent {}\n", raw(&repo, "commit", text.as_bytes()));
+    }
+    let text = format!("tree {padded}\n{parent}author a <a@b> 1700000000 +0000\ncommitter a <a@b> 1700000000 +0000\n\ntoday\n");
+    let commit = raw(&repo, "commit", text.as_bytes());
+    repo.push_as(&[&format!("{commit}:refs/heads/main")]).accepted();
+    world.serves("shop", "version one");
+    // Faults that can mislead a program are still refused.
+    let dotgit = raw(&repo, "tree", &tree_entry("40000", ".git", &inner));
+    let text = format!("tree {dotgit}\nauthor a <a@b> 1700000000 +0000\ncommitter a <a@b> 1700000000 +0000\n\nbad\n");
+    let commit = raw(&repo, "commit", text.as_bytes());
+    assert_eq!(repo.push_as(&["--force", &format!("{commit}:refs/heads/main")]).0.status, 1);
+}
+
 fn tree_entry(mode: &str, name: &str, id: &str) -> Vec<u8> {
     let bytes = (0..20).map(|at| u8::from_str_radix(&id[at * 2..at * 2 + 2], 16).unwrap());
     [format!("{mode} {name}\0").into_bytes(), bytes.collect()].concat()
 }
 
-/// Writes an object as it is, without any check.
+/// Writes an object without any check.
 fn raw(repo: &Repo<'_>, kind: &str, bytes: &[u8]) -> String {
     let file = repo.path().join(".git/raw");
     std::fs::write(&file, bytes).unwrap();
