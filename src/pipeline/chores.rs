@@ -45,7 +45,7 @@ pub(super) fn after(mut deployment: Deployment, lane: &Lane, idle: Option<OwnedM
     let Some(live) = lane.state.lock().live.clone() else { return };
     let went_live = idle.is_some();
     if went_live {
-        tokio::spawn(post_install::look_after(&deployment));
+        tokio::spawn(post_install::watch(&deployment));
     }
     let lane = lane.clone();
     tokio::spawn(async move {

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{drift::Watch, facts::Facts, lane::Spare, state_files::BuildNumbers, step::Failure, transcript::Transcript};
+use super::{drift::DriftScans, facts::Facts, lane::Spare, state_files::BuildNumbers, step::Failure, transcript::Transcript};
 use crate::{
     config::{ServerConfig, Settings},
     git::Repositories,
@@ -52,8 +52,8 @@ pub struct Services {
     pub builds: Arc<Semaphore>,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
-    /// Who looks for drift where.
-    pub drift: Watch,
+    /// The scans for drift.
+    pub drift: DriftScans,
     /// The way in to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }

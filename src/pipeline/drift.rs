@@ -1,5 +1,5 @@
-//! What becomes of changes that somebody made by hand in what runs: looked for before a deployment, kept before a slot is emptied,
-//! and put onto the next release where the project wants that.
+//! Changes that were made by hand in a running release (drift): found before a deployment, saved as a patch before a slot is emptied, and
+//! applied to the next release if the recipe says so.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,69 +26,69 @@ use crate::{
     release::ReleaseError,
 };
 
-/// A look takes no longer; a tree on which it would is not waited for.
+/// The time limit of a scan.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What is expected never takes more, bytes.
+/// The size limit of `expected-drift.json`, in bytes.
 const EXPECTED: u64 = 64 << 20;
-/// So many changes are named on the pusher's screen.
+/// The most changes that are listed on the pusher's screen.
 const NAMED: usize = 10;
-/// A look that is younger is good enough for an overview.
-const FRESH: Duration = Duration::from_secs(60);
-/// How many environments an overview looks at again, and how long it waits for that.
+/// The age up to which a scan counts as current in an overview.
+const CURRENT: Duration = Duration::from_secs(60);
+/// The most environments that an overview scans again, and the time that it waits for them.
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 
-/// What the last look at an environment has found.
+/// The result of the last scan of an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LastLook {
-    /// What was live.
+pub struct LastScan {
+    /// The live release that was scanned.
     pub live: Live,
-    /// When it was.
+    /// The time of the scan.
     pub at: Timestamp,
-    /// How many changes matter.
+    /// The number of changes that matter.
     pub changes: u64,
-    /// How many are to be expected.
+    /// The number of changes that are expected.
     pub noise: u64,
 }
 
 #[derive(Debug, Default)]
-struct Post {
+struct ScanState {
     busy: Arc<tokio::sync::Mutex<()>>,
-    last: Mutex<Option<LastLook>>,
+    last: Mutex<Option<LastScan>>,
 }
 
-/// Who looks where; and what was found last.
+/// The scans of all environments: one at a time in each, and its last result.
 #[derive(Debug, Default)]
-pub struct Watch(Mutex<HashMap<EnvId, Arc<Post>>>);
+pub struct DriftScans(Mutex<HashMap<EnvId, Arc<ScanState>>>);
 
-impl Watch {
-    fn post(&self, environment: EnvId) -> Arc<Post> {
+impl DriftScans {
+    fn state(&self, environment: EnvId) -> Arc<ScanState> {
         self.0.lock().entry(environment).or_default().clone()
     }
 
-    /// Waits until nobody looks at the slots of an environment; nobody does while the answer is held.
+    /// Waits until no scan of an environment's slots runs; none starts while the guard is held.
     pub async fn hold(&self, environment: EnvId) -> OwnedMutexGuard<()> {
-        self.post(environment).busy.clone().lock_owned().await
+        self.state(environment).busy.clone().lock_owned().await
     }
 
-    /// What was found last.
-    pub fn last(&self, environment: EnvId) -> Option<LastLook> {
-        self.post(environment).last.lock().clone()
+    /// Returns the result of the last scan.
+    pub fn last(&self, environment: EnvId) -> Option<LastScan> {
+        self.state(environment).last.lock().clone()
     }
 
-    /// Forgets what was found in a slot that is emptied.
+    /// Drops the result of a slot that is emptied.
     pub fn forget(&self, environment: EnvId, slot: Slot) {
-        self.post(environment).last.lock().take_if(|last| last.live.slot == slot);
+        self.state(environment).last.lock().take_if(|last| last.live.slot == slot);
     }
 
     fn note(&self, environment: EnvId, live: &Live, drift: &Drift) {
         let (changes, noise) = drift.counts();
-        let look = LastLook { live: live.clone(), at: Timestamp::now(), changes, noise };
-        *self.post(environment).last.lock() = Some(look);
+        let scan = LastScan { live: live.clone(), at: Timestamp::now(), changes, noise };
+        *self.state(environment).last.lock() = Some(scan);
     }
 }
 
-/// What releases had in their slots when they went live, besides what they were released with: scripts of the deployment, the
-/// release command and processes that start write there too. Without it there is more drift to be seen, and nothing is lost.
+/// The changes that releases had in their slots when they went live: scripts of the deployment, the release command and starting
+/// processes write there. Without this file more drift is shown, and nothing is lost.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Expected(BTreeMap<ReleaseId, Vec<Known>>);
@@ -99,30 +99,32 @@ impl Expected {
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    /// For `release` from now on; what is known of others than `other` is forgotten.
+    /// Stores what is expected for `release`; entries of releases other than `other` are dropped.
     fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<Known>, other: Option<ReleaseId>) {
         self.0.retain(|known, _| Some(*known) == other);
         self.0.insert(release, known);
         let bytes = serde_json::to_vec(&self).unwrap_or_default();
         if let Err(error) = files::place_file(&paths.expected_drift(), &bytes, 0o600) {
-            tracing::warn!(error = chain(&error), "it is not known what a deployment wrote into its slot");
+            tracing::warn!(error = chain(&error), "changes that the deployment itself made will count as drift");
         }
     }
 }
 
-/// Remembers what is in a slot that has just gone live. What a patch has put there is drift all the same.
+/// Stores the content of a slot that has just gone live as expected. Changes that a patch has made are still drift.
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     let environment = &deployment.order.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
-    // What was expected before is looked at again: a process that starts anew writes anew.
+    // Earlier expectations are dropped before the scan: a process that starts again writes again.
     let mut expected = Expected::read(paths);
     if expected.0.remove(&live.release).is_some() {
         Expected(expected.0).write(paths, live.release, Vec::new(), deployment.previous_release());
     }
-    let scene = Scene { services: &deployment.services, environment, live, settings: &settings };
-    let drift = match scene.look().await {
+    let target = LiveSlot { services: &deployment.services, environment, live, settings: &settings };
+    let drift = match target.scan().await {
         Ok(drift) => drift,
-        Err(error) => return tracing::warn!(error = chain(&error), "it is not known what a deployment wrote into its slot"),
+        Err(error) => {
+            return tracing::warn!(error = chain(&error), "changes that the deployment itself made will count as drift");
+        }
     };
     let patch = deployment.facts.patch.as_ref().and_then(|id| Patches::of(&paths.archives()).find(id));
     let patched: HashSet<&str> = patch.iter().flat_map(|patch| &patch.changes).map(|change| change.path.as_str()).collect();
@@ -134,16 +136,16 @@ pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     }
 }
 
-/// An environment with what is live in it, or was.
-struct Scene<'a> {
+/// A release that is or was live in an environment.
+struct LiveSlot<'a> {
     services: &'a Services,
     environment: &'a Environment,
     live: &'a Live,
     settings: &'a Settings,
 }
 
-impl Scene<'_> {
-    /// Works in the slot, while nobody empties it.
+impl LiveSlot<'_> {
+    /// Works in the slot, which is not emptied meanwhile.
     async fn act<T>(&self, act: impl AsyncFnOnce(DriftTarget<'_>) -> Result<T, ReleaseError>) -> Result<T, ReleaseError> {
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
         let _held = self.services.drift.hold(self.environment.id).await;
@@ -155,11 +157,11 @@ impl Scene<'_> {
             ignore: self.settings.drift_ignore.clone(),
             known: Expected::read(&paths).0.remove(&self.live.release).unwrap_or_default(),
         };
-        let late = || ReleaseError::Refused { why: format!("it took longer than {} s", LIMIT.as_secs()) };
+        let late = || ReleaseError::Refused { why: format!("the scan took longer than {} s", LIMIT.as_secs()) };
         tokio::time::timeout(LIMIT, act(place)).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn look(&self) -> Result<Drift, ReleaseError> {
+    async fn scan(&self) -> Result<Drift, ReleaseError> {
         if self.is_untouched().await {
             self.services.drift.note(self.environment.id, self.live, &Drift::default());
             return Ok(Drift::default());
@@ -169,7 +171,7 @@ impl Scene<'_> {
         Ok(drift)
     }
 
-    /// Whether the slot's scratch layer has nothing in it, so that no worker has to look. Nothing in it is opened here.
+    /// Returns whether the slot's scratch layer is empty, so that no worker is needed. Nothing in it is opened here.
     async fn is_untouched(&self) -> bool {
         let _held = self.services.drift.hold(self.environment.id).await;
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
@@ -188,15 +190,16 @@ impl Scene<'_> {
     }
 }
 
-/// What differs in what is live now, before a deployment has changed anything.
+/// Scans the live release, before a deployment has changed anything.
 pub async fn before(deployment: &Deployment) -> Result<Option<Drift>, ReleaseError> {
     let Some(live) = &deployment.order.previous else { return Ok(None) };
     let settings = deployment.before.clone().unwrap_or_default();
-    let scene = Scene { services: &deployment.services, environment: &deployment.order.environment, live, settings: &settings };
-    scene.look().await.map(Some)
+    let target =
+        LiveSlot { services: &deployment.services, environment: &deployment.order.environment, live, settings: &settings };
+    target.scan().await.map(Some)
 }
 
-/// Keeps what [`before`] found, and does what the project wants to be done about it.
+/// Saves the changes that [`before`] found as a patch, and applies the recipe's drift policy.
 pub async fn decide(
     deployment: &mut Deployment,
     found: Result<Option<Drift>, ReleaseError>,
@@ -209,10 +212,10 @@ pub async fn decide(
     let changed = match found {
         Ok(None) => return Ok(()),
         Ok(Some(drift)) => drift.counts().0,
-        // Whoever wants no change to be lost has to know; others are not stopped by a look that failed.
+        // Only a project that refuses to lose changes is stopped by a scan that failed.
         Err(error) if policy == DriftPolicy::Refuse => return Err(Failure::host(&error)),
         Err(error) => {
-            deployment.transcript.error(&format!("{} could not be compared with what runs: {}", live.number, chain(&error)));
+            deployment.transcript.error(&format!("cannot compare {} with its release: {}", live.number, chain(&error)));
             return Ok(());
         }
     };
@@ -220,8 +223,8 @@ pub async fn decide(
         return Ok(());
     }
     let before = deployment.before.clone().unwrap_or_default();
-    let scene = Scene { services: &deployment.services, environment: &environment, live: &live, settings: &before };
-    let (drift, patch) = scene.save(None).await.map_err(|error| Failure::host(&error))?;
+    let target = LiveSlot { services: &deployment.services, environment: &environment, live: &live, settings: &before };
+    let (drift, patch) = target.save(None).await.map_err(|error| Failure::host(&error))?;
     let Some(patch) = patch else { return Ok(()) };
     let what = format!("{} of {} {} changed by hand", files(changed), live.number, if changed == 1 { "was" } else { "were" });
     deployment.transcript.error(&what);
@@ -229,13 +232,14 @@ pub async fn decide(
     match policy {
         DriftPolicy::Refuse if patch.by.is_none() => {
             return Err(Failure::pusher(what).hint(format!(
-                "commit what is right; `larder drift {title}` shows all, and `larder drift {title} --save` keeps it as a patch and lets the next push through"
+                "commit the changes that are right; `larder drift {title}` shows all, and `larder drift {title} --save` keeps them as a patch and lets the next push through"
             )));
         }
         DriftPolicy::Refuse | DriftPolicy::Keep => {
-            deployment
-                .transcript
-                .detail(&format!("this release is without that; it is kept: larder drift {title} --show {}", patch.id));
+            deployment.transcript.detail(&format!(
+                "this release is without these changes; they are kept: larder drift {title} --show {}",
+                patch.id
+            ));
         }
         DriftPolicy::Reapply => {
             deployment.transcript.detail(&format!("kept as patch {}, which is put onto this release", patch.id));
@@ -249,7 +253,7 @@ fn files(number: u64) -> String {
     format!("{number} {}", if number == 1 { "file" } else { "files" })
 }
 
-/// Names the changes, and those loudly that cannot be kept.
+/// Lists the changes; those that cannot be saved as errors.
 fn list(transcript: &Transcript, drift: &Drift) {
     for change in drift.real().take(NAMED) {
         let odd = change.odd.as_ref().map(|odd| format!(" ({odd})")).unwrap_or_default();
@@ -266,17 +270,17 @@ fn list(transcript: &Transcript, drift: &Drift) {
     }
 }
 
-/// Puts the patch of this deployment onto its release, if there is one.
+/// Applies the patch of this deployment to its release, if there is one.
 pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
     let Some(id) = &deployment.facts.patch else { return Ok(()) };
     let order = &deployment.order;
     let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
     let settings = deployment.settings();
-    let scene = Scene { services: &deployment.services, environment: &order.environment, live: &live, settings: &settings };
+    let target = LiveSlot { services: &deployment.services, environment: &order.environment, live: &live, settings: &settings };
     let title = order.environment.title();
     let patch = Patches::of(&deployment.paths.archives()).find(id);
-    let patch = patch.ok_or_else(|| Failure::pusher(format!("the patch {id} is gone")).hint("push again"))?;
-    match scene.apply(&patch).await.map_err(|error| Failure::host(&error))? {
+    let patch = patch.ok_or_else(|| Failure::pusher(format!("the patch {id} no longer exists")).hint("push again"))?;
+    match target.apply(&patch).await.map_err(|error| Failure::host(&error))? {
         Applied::Done { changed, merged, there } => {
             let mut parts = vec![format!("{} changed", files(changed.len() as u64))];
             if !merged.is_empty() {
@@ -302,30 +306,34 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
     }
 }
 
-/// Keeps what was changed by hand in a slot that is about to be emptied, or that serves no more. Nothing depends on it.
+/// Saves the changes in a slot that is about to be emptied, or that no longer serves. A failure is only logged.
 pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settings) -> Option<Patch> {
     let environment = &deployment.order.environment;
-    let scene = Scene { services: &deployment.services, environment, live, settings };
-    let kept = match scene.look().await {
+    let target = LiveSlot { services: &deployment.services, environment, live, settings };
+    let kept = match target.scan().await {
         Ok(drift) if drift.counts().0 == 0 => return None,
-        Ok(_) => scene.save(None).await,
+        Ok(_) => target.save(None).await,
         Err(error) => Err(error),
     };
     match kept {
         Ok((_, patch)) => {
             if let Some(patch) = &patch {
-                tracing::warn!(environment = environment.title(), patch = patch.id, "changes made by hand are kept");
+                tracing::warn!(environment = environment.title(), patch = patch.id, "changes made by hand saved as a patch");
             }
             patch
         }
         Err(error) => {
-            tracing::error!(environment = environment.title(), error = chain(&error), "changes made by hand may be lost");
+            tracing::error!(
+                environment = environment.title(),
+                error = chain(&error),
+                "cannot save changes made by hand; they may be lost"
+            );
             None
         }
     }
 }
 
-/// Empties the slot of what is live without losing what was changed there by hand, and does with that what the project wants.
+/// Saves the changes in the live release's slot before a restart empties it, and marks them to be applied again if the recipe says so.
 pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     let settings = deployment.settings();
     let patch = keep(deployment, live, &settings).await;
@@ -333,44 +341,45 @@ pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     deployment.facts.patch = patch.filter(|_| wanted).map(|patch| patch.id);
 }
 
-/// Why drift could not be looked at.
+/// An error of a scan for drift.
 #[derive(Debug, thiserror::Error)]
 pub enum DriftError {
-    /// There is nothing to look at.
+    /// No release is live.
     #[error("nothing is live in {0} yet")]
     Nothing(String),
-    /// The look failed.
-    #[error("{environment} could not be compared with its release")]
+    /// The scan failed.
+    #[error("cannot compare {environment} with its release")]
     Failed {
-        /// Where.
+        /// The environment.
         environment: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: ReleaseError,
     },
 }
 
 impl Pipeline {
-    /// Looks where what runs differs from its release.
+    /// Scans the live release for drift.
     pub async fn drift(&self, environment: &Environment) -> Result<(Live, Drift), DriftError> {
-        let (live, settings) = self.scenery(environment)?;
-        let scene = Scene { services: self.services(), environment, live: &live, settings: &settings };
-        let found = scene.look().await.map_err(|source| DriftError::Failed { environment: environment.title(), source })?;
+        let (live, settings) = self.live_with_settings(environment)?;
+        let target = LiveSlot { services: self.services(), environment, live: &live, settings: &settings };
+        let found = target.scan().await.map_err(|source| DriftError::Failed { environment: environment.title(), source })?;
         Ok((live, found))
     }
 
-    /// Keeps where what runs differs from its release as a patch of somebody's; nothing where nothing that matters does.
+    /// Saves the drift of the live release as a patch by a user; no patch where no change matters.
     pub async fn save_drift(&self, environment: &Environment, by: UserName) -> Result<(Live, Drift, Option<Patch>), DriftError> {
-        let (live, settings) = self.scenery(environment)?;
-        let scene = Scene { services: self.services(), environment, live: &live, settings: &settings };
-        let saved = scene.save(Some(by)).await;
+        let (live, settings) = self.live_with_settings(environment)?;
+        let target = LiveSlot { services: self.services(), environment, live: &live, settings: &settings };
+        let saved = target.save(Some(by)).await;
         let (drift, patch) = saved.map_err(|source| DriftError::Failed { environment: environment.title(), source })?;
         Ok((live, drift, patch))
     }
 
-    /// Compares the live release's installed tree, byte by byte, with its manifest: path and what is wrong, and how many more.
+    /// Compares the live release's installed tree, byte by byte, with its manifest. Returns paths with their differences, and the number
+    /// of further ones.
     pub async fn verify_live(&self, environment: &Environment) -> Result<(Vec<(String, String)>, u64), DriftError> {
-        let (live, _) = self.scenery(environment)?;
+        let (live, _) = self.live_with_settings(environment)?;
         let services = self.services();
         let paths = services.root.environment(&environment.project, &environment.name);
         let context = services.release_context(environment, &paths);
@@ -378,44 +387,44 @@ impl Pipeline {
         found.map_err(|source| DriftError::Failed { environment: environment.title(), source })
     }
 
-    /// The patches of an environment.
+    /// Returns the patches of an environment.
     pub fn patches(&self, environment: &Environment) -> Patches {
         Patches::of(&self.services().root.environment(&environment.project, &environment.name).archives())
     }
 
-    /// What the last look at what is live has found.
-    pub fn last_drift(&self, environment: EnvId) -> Option<LastLook> {
+    /// Returns the result of the last scan of the live release.
+    pub fn last_drift(&self, environment: EnvId) -> Option<LastScan> {
         let live = self.live(environment)?;
         self.services().drift.last(environment).filter(|last| last.live == live)
     }
 
-    /// Looks again where that was long ago. Does not wait long for it: what comes later, the next overview shows.
-    pub async fn freshen_drift(&self, environments: &[Environment]) {
+    /// Scans environments whose last scan is old. The wait is short: a result that comes later is shown by the next overview.
+    pub async fn refresh_drift(&self, environments: &[Environment]) {
         let stale = |environment: &&Environment| {
             self.live(environment.id).is_some()
                 && self.under_way(environment.id).0.is_none()
                 && self
                     .last_drift(environment.id)
-                    .is_none_or(|last| Timestamp::now().duration_since(last.at).unsigned_abs() > FRESH)
+                    .is_none_or(|last| Timestamp::now().duration_since(last.at).unsigned_abs() > CURRENT)
         };
-        let looks = environments.iter().filter(stale).take(AT_ONCE.0).cloned().map(|environment| {
+        let scans = environments.iter().filter(stale).take(AT_ONCE.0).cloned().map(|environment| {
             let this = self.clone();
             tokio::spawn(async move {
                 if let Err(error) = this.drift(&environment).await {
-                    tracing::warn!(environment = environment.title(), error = chain(&error), "no look at drift");
+                    tracing::warn!(environment = environment.title(), error = chain(&error), "scan for drift failed");
                 }
             })
         });
-        let looks: Vec<_> = looks.collect();
-        let _ = tokio::time::timeout(AT_ONCE.1, futures_util::future::join_all(looks)).await;
+        let scans: Vec<_> = scans.collect();
+        let _ = tokio::time::timeout(AT_ONCE.1, futures_util::future::join_all(scans)).await;
     }
 
-    fn scenery(&self, environment: &Environment) -> Result<(Live, Settings), DriftError> {
+    fn live_with_settings(&self, environment: &Environment) -> Result<(Live, Settings), DriftError> {
         let live = self.live(environment.id).ok_or_else(|| DriftError::Nothing(environment.title()))?;
         Ok((live.clone(), self.settings_of(environment, &live)))
     }
 
-    /// The settings with which a release was deployed.
+    /// Returns the settings with which a release was deployed.
     pub(super) fn settings_of(&self, environment: &Environment, live: &Live) -> Settings {
         self.facts(environment, live.release).ok().and_then(|facts| facts.settings).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! How a release went where it ran. Nothing of it is stored as such: it is folded from the journals, and from the list of
-//! processes that ended by themselves.
+//! The health record of a release: the periods in which it served, the checks that it passed, and the exits of its processes. It is not
+//! stored itself but computed from the journals and from the list of exits, `restarts.jsonl`.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     runtime::Label,
 };
 
-/// Beyond this size in bytes the older half of the list goes.
+/// The size in bytes above which the older half of the list is dropped.
 const LIST_MAX: u64 = 256 * 1024;
 
 /// A line of `restarts.jsonl`.
@@ -33,18 +33,18 @@ struct Ended {
 }
 
 impl Pipeline {
-    /// Notes that a process ended without being asked to.
+    /// Appends an exit that larder did not request to the list.
     pub fn process_ended(&self, label: &Label, exit: Exit) {
         let Some(lane) = self.lane(label.environment) else { return };
         let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
         let restart = Restart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
         if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
-            tracing::warn!(%error, "the end of a process was not noted");
+            tracing::warn!(%error, "cannot record the exit of a process");
         }
     }
 
-    /// What is known of how `release` went in `environment`, signed; nothing where it never went live there. Reads files, so it is
-    /// not for the threads that answer.
+    /// Returns the signed health record of `release` in `environment`; nothing if it never went live there. Reads files, so it must not be
+    /// called on the threads of the asynchronous runtime.
     pub fn health(&self, environment: &Environment, release: ReleaseId) -> Option<HealthRecord> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let mut record = fold(environment, &paths, &self.history(environment.id), release, Timestamp::now())?;
@@ -53,7 +53,7 @@ impl Pipeline {
     }
 }
 
-/// Folds what the journals and the list say.
+/// Computes the record from the journals and the list.
 fn fold(
     environment: &Environment,
     paths: &EnvironmentPaths,
@@ -63,7 +63,7 @@ fn fold(
 ) -> Option<HealthRecord> {
     let live: Vec<&Summary> = history.releases().collect();
     let story = |summary: &Summary| Story::read(&paths.deployment(summary.deployment)).unwrap_or_default();
-    // A release serves from the moment of the switch, until that of the next one.
+    // A release serves from its switch until the next one's.
     let switched = |story: &Story, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);
     let (mut served, mut checks, mut tree, mut number) = (Vec::new(), BTreeMap::new(), None, None);
     for (at, summary) in live.iter().enumerate().filter(|(_, summary)| summary.release == release) {
@@ -94,7 +94,7 @@ fn fold(
     })
 }
 
-/// The checks that a deployment passed, each with its moment. A check that the project does not have is none that it passed.
+/// Adds the checks that a deployment passed, each with its time. A check that the project does not have does not count as passed.
 fn passed(story: &Story, checks: &mut BTreeMap<&'static str, Timestamp>) {
     let Some(settings) = &story.facts.settings else { return };
     let tests = story.facts.scripts.iter().any(|script| script == "post_build");
@@ -110,11 +110,11 @@ fn passed(story: &Story, checks: &mut BTreeMap<&'static str, Timestamp>) {
     }
 }
 
-/// Appends to the list, and forgets the older half when it has grown too long.
+/// Appends to the list, and drops the older half when it has grown too long.
 fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     let mut line = serde_json::to_vec(ended)?;
     line.push(b'\n');
-    // In one write: a server that is killed leaves whole lines.
+    // A single write: a server that is killed leaves whole lines.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.write_all(&line)?;
     if std::fs::metadata(path)?.len() > LIST_MAX {
         let all = read(path);
@@ -128,7 +128,7 @@ fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     Ok(())
 }
 
-/// All of the list that can be read, oldest first.
+/// Reads the list, oldest first; lines that cannot be parsed are skipped.
 fn read(path: &Path) -> Vec<Ended> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let lines = BufReader::new(io::Read::take(file, LIST_MAX.saturating_mul(2))).split(b'\n');
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_ends_is_bounded_and_keeps_the_newest() {
+    fn list_of_exits_is_bounded_and_keeps_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("restarts.jsonl");
         let release = ReleaseId::new(Timestamp::UNIX_EPOCH);
@@ -157,7 +157,7 @@ mod tests {
         let found = read(&path);
         assert!(std::fs::metadata(&path).unwrap().len() <= LIST_MAX && found.len() > 500, "{}", found.len());
         assert_eq!(found.last(), Some(&ended(4999, release)));
-        // A line that a power failure cut, and one that is something else.
+        // A line that was cut by a power failure, and one of another form.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();
         assert_eq!(read(&path), found);
     }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_checks_and_restarts_are_what_the_journals_say() {
+    fn record_has_periods_checks_and_restarts_of_journals() {
         let dir = tempfile::tempdir().unwrap();
         let environment = Environment::of_shop("staging", "main");
         let paths = crate::host::root::Root::new(dir.path()).environment(&environment.project, &environment.name);
@@ -203,7 +203,7 @@ mod tests {
         let record = |release| fold(&environment, &paths, &history, release, as_of);
         let first = record(old).unwrap();
         let second = record(new).unwrap();
-        // Live, replaced, and live once more: two periods, the second of which goes on.
+        // Live, replaced, and live again: two periods, the second of which is open.
         assert_eq!(first.served.len(), 2, "{:?}", first.served);
         assert_eq!(first.served[0].until, Some(second.served[0].since));
         assert_eq!(second.served[0].until, Some(first.served[1].since));
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(first.number, ReleaseNumber(1));
         let names = |record: &HealthRecord| record.checks.iter().map(|check| check.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&first), ["health", "smoke", "tests"]);
-        assert_eq!(names(&second), Vec::<String>::new(), "what was not asked for was not passed");
+        assert_eq!(names(&second), Vec::<String>::new(), "checks that the recipe does not have were not passed");
         assert_eq!((first.restarts.len(), second.restarts.len()), (2, 1));
         assert_eq!(record(ReleaseId::new(Timestamp::now())), None);
     }

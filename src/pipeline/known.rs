@@ -1,4 +1,4 @@
-//! The releases of an environment as people know them: by number, id, commit or tag.
+//! The releases of an environment, and their names: number, id, commit and tag.
 
 use std::{collections::HashMap, path::Path};
 
@@ -11,58 +11,58 @@ use crate::{
     release::store,
 };
 
-/// A release that went live here, or that was brought here from elsewhere.
+/// A release that went live in an environment, or that is in its store.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KnownRelease {
-    /// Its id.
+    /// The id.
     pub release: ReleaseId,
-    /// Its number here; nothing for one that never went live here.
+    /// The number in this environment; nothing for a release that never went live here.
     pub number: Option<ReleaseNumber>,
-    /// The number of its build, where it is known.
+    /// The build number, if it is known.
     pub build: Option<u64>,
-    /// Its commit.
+    /// The commit.
     pub commit: CommitId,
-    /// The tag that names it best: of those that its commit has now, else the one in its manifest.
+    /// The highest version tag of the commit, else the tag in the manifest.
     pub tag: Option<String>,
-    /// All tags that its commit has now, and the one in its manifest.
+    /// All tags of the commit, and the one in the manifest.
     pub tags: Vec<String>,
-    /// Who deployed it, if it went live.
+    /// The user who deployed it, if it went live.
     pub by: Option<UserName>,
-    /// When it went live.
+    /// The time at which it went live.
     pub since: Option<Timestamp>,
-    /// Whether it serves now.
+    /// True for the live release.
     pub live: bool,
-    /// Whether it is never pruned.
+    /// True if the release is never pruned.
     pub pinned: bool,
-    /// Whether its tree is there, so that it can be live again at once.
+    /// True if its tree is installed, so that a rollback needs no installation.
     pub installed: bool,
-    /// The size of its archive in bytes; nothing where it is gone.
+    /// The size of the archive in bytes; nothing if it was pruned.
     pub archive_bytes: Option<u64>,
 }
 
-/// Why a name is no release.
+/// An error of a release name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing has this name.
+    /// No release has this name.
     #[error("there is no release {text} in {environment}")]
     Unknown {
-        /// What was asked for.
+        /// The name.
         text: String,
-        /// Where.
+        /// The environment.
         environment: String,
     },
-    /// More than one has.
+    /// Several releases have this name.
     #[error("{text} may be {}", names.join(" or "))]
     Ambiguous {
-        /// What was asked for.
+        /// The name.
         text: String,
-        /// Which it may be.
+        /// The releases that it may mean.
         names: Vec<String>,
     },
 }
 
 impl KnownRelease {
-    /// What people call it: its number, else its tag, else its id.
+    /// Returns the name for messages: the number, else the tag, else the id.
     pub fn name(&self) -> String {
         match (&self.number, &self.tag) {
             (Some(number), _) => number.to_string(),
@@ -72,8 +72,8 @@ impl KnownRelease {
     }
 }
 
-/// Finds a release by `v42`, its id or the beginning of it, its commit or the beginning of it, or a tag. Where several are of one
-/// commit, the newest is meant. A name that is a number is never a tag; `refs/tags/v3` is. `releases` is newest first.
+/// Finds a release by number (`v42`), tag, id or commit; the first four or more characters of an id or commit are enough. Of several
+/// releases of one commit, the newest is meant. A name that is a number is never a tag; `refs/tags/v3` is. `releases` is newest first.
 pub fn find<'k>(releases: &'k [KnownRelease], text: &str, environment: &Environment) -> Result<&'k KnownRelease, NameError> {
     if let Some(tag) = text.strip_prefix("refs/tags/") {
         return one(releases.iter().filter(|known| has_tag(known, tag)), text, environment);
@@ -97,7 +97,7 @@ fn has_tag(known: &KnownRelease, tag: &str) -> bool {
     known.tags.iter().any(|other| other == tag)
 }
 
-/// The first of `found`, if all of them are of one commit.
+/// Returns the first of `found` if all of them have one commit.
 fn one<'k>(
     mut found: impl Iterator<Item = &'k KnownRelease>,
     text: &str,
@@ -115,14 +115,14 @@ fn one<'k>(
 }
 
 impl Pipeline {
-    /// The releases of an environment, newest first: those that went live, and those that lie in `releases/` without ever having
-    /// been live. Tags are those that the repository has now; without it, those that were written down.
+    /// Returns the releases of an environment, newest first: those that went live, and those in `releases/` that never did. Tags are read
+    /// from the repository; if it cannot be read, from records and manifests.
     pub async fn releases(&self, environment: &Environment) -> Result<Vec<KnownRelease>, PipelineError> {
         let services = self.services();
         let mut tags: HashMap<CommitId, Vec<String>> = HashMap::new();
         match services.repositories.tags(environment.project_id).await {
             Ok((all, _)) => all.into_iter().for_each(|(name, commit)| tags.entry(commit).or_default().push(name)),
-            Err(error) => tracing::warn!(error = chain(&error), "the tags could not be read"),
+            Err(error) => tracing::warn!(error = chain(&error), "cannot read tags"),
         }
         let (this, environment) = (self.clone(), environment.clone());
         let read = tokio::task::spawn_blocking(move || this.read_releases(&environment, &tags));
@@ -132,7 +132,7 @@ impl Pipeline {
     fn read_releases(&self, environment: &Environment, tags: &HashMap<CommitId, Vec<String>>) -> Vec<KnownRelease> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let pins = Pins::read(&paths.pins()).unwrap_or_else(|error| {
-            tracing::error!(%error, "the pins could not be read");
+            tracing::error!(%error, "cannot read pins");
             Pins::default()
         });
         let (live, making, history) = match self.lane(environment.id) {
@@ -162,7 +162,7 @@ impl Pipeline {
                     archive_bytes: size(&paths.archive(release)),
                 }
             };
-        // The last time counts for one that was live more than once.
+        // For a release that was live more than once, the last time counts.
         let mut all: Vec<KnownRelease> = Vec::new();
         for made in history.releases().rev() {
             if all.iter().all(|known| known.release != made.release || known.number != Some(made.number)) {
@@ -174,7 +174,7 @@ impl Pipeline {
         for release in stored.into_iter().filter(|release| !tried.contains(release)) {
             match store::head(&paths.manifest(release)) {
                 Ok(head) => all.push(known(release, head.commit, Some(head.build), head.tag, None)),
-                Err(error) => tracing::error!(%release, error = chain(&error), "a manifest is passed over"),
+                Err(error) => tracing::error!(%release, error = chain(&error), "manifest skipped"),
             }
         }
         all
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_has_many_names_and_each_means_one() {
+    fn release_is_found_by_each_of_its_names() {
         let all = [
             known(4, "abcd1", Some("v1.1.0")),
             known(3, "abcd2", Some("v2")),
@@ -221,7 +221,7 @@ mod tests {
         {
             assert_eq!(number(text), Ok(expected), "{text}");
         }
-        // A number is never a tag, however the tag is called.
+        // A number is never a tag, even if such a tag exists.
         assert_eq!(number("v2"), Ok(2));
         assert_eq!(number(&all[2].release.to_string()), Ok(2));
         assert_eq!(number(all[1].release.to_string().get(..12).unwrap()), Ok(3));

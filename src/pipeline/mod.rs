@@ -43,7 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     context::Services,
-    drift::{DriftError, LastLook, Watch},
+    drift::{DriftError, DriftScans, LastScan},
     facts::Facts,
     history::{History, Summary},
     intake::PushRejection,

@@ -17,7 +17,7 @@ use crate::{
 
 /// A longer line is cut into several.
 const LINE_MAX: u64 = 4096;
-/// How many of the last lines are kept to look for a cause.
+/// The number of last lines that are searched for a cause.
 const TAIL_LINES: usize = 60;
 /// The longest cause, in characters: with what comes before and after it, it fits git's own line.
 const CAUSE_MAX: usize = 120;
@@ -67,7 +67,7 @@ pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>
     (sender, copying)
 }
 
-/// Why a process failed, in its own words.
+/// The cause of a process's failure, in its own words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cause {
     /// One line, at most [`CAUSE_MAX`] characters; nothing where the output has no such line.

@@ -1,4 +1,4 @@
-//! What was cooked and serves, put where other servers fetch it.
+//! Publishes live releases to the remotes from which other servers fetch them.
 
 use std::time::Duration;
 
@@ -10,43 +10,44 @@ use crate::{
     remote::{self, Blob, Offer, Places, Share},
 };
 
-/// How long a place may take for a release in all. A transfer that stands still ends much sooner.
+/// The time limit for publishing a release to one remote. A transfer that stalls ends much sooner.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// Publishes the release that has just become live to every remote of its environment that wants it. Nothing follows from a
-/// failure but a line in the server's log: `larder promote` and `larder pull` say themselves what is not there.
+/// Publishes the release that has just become live to every remote of its environment with `publish`. A failure is only logged:
+/// `larder promote` and `larder pull` report a missing release themselves.
 pub(super) async fn everywhere(deployment: &Deployment, live: &Live) {
     let environment = &deployment.order.environment;
     if environment.mode != Mode::Cooking {
         return;
     }
-    let said = Said { release: live.release, number: live.number, live: true, since: Some(jiff::Timestamp::now()) };
+    let state = OfferState { release: live.release, number: live.number, live: true, since: Some(jiff::Timestamp::now()) };
     for remote in environment.remotes.iter().filter(|remote| remote.publish) {
         let places = &deployment.services.places;
-        let published = publish(places, environment, &deployment.paths, &said, deployment.record.clone(), remote);
+        let published = publish(places, environment, &deployment.paths, &state, deployment.record.clone(), remote);
         let late = || Err(format!("it took longer than {} hours", LIMIT.as_secs() / 3600));
         match tokio::time::timeout(LIMIT, published).await.unwrap_or_else(|_| late()) {
             Ok(bytes) => tracing::info!(remote = %remote.name, release = %live.release, bytes, "published"),
-            Err(why) => tracing::error!(remote = %remote.name, release = %live.release, why, "not published"),
+            Err(why) => tracing::error!(remote = %remote.name, release = %live.release, why, "cannot publish"),
         }
     }
 }
 
 impl Pipeline {
-    /// Publishes a release that was live here to one remote, again where it is there already: with what is known of it by now.
+    /// Publishes a release that was live here to one remote. A release that is there already is published again, with its current health
+    /// record.
     pub async fn publish(&self, environment: &Environment, release: &Summary, remote: &Remote) -> Result<u64, String> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let (this, its, id) = (self.clone(), environment.clone(), release.release);
         let record = tokio::task::spawn_blocking(move || this.health(&its, id)).await.map_err(|error| error.to_string())?;
         let record = record.and_then(|record| serde_json::to_vec(&record).ok());
         let live = self.live(environment.id).is_some_and(|live| live.release == id);
-        let said = Said { release: id, number: release.number, live, since: release.ended };
-        publish(&self.services().places, environment, &paths, &said, record, remote).await
+        let state = OfferState { release: id, number: release.number, live, since: release.ended };
+        publish(&self.services().places, environment, &paths, &state, record, remote).await
     }
 }
 
-/// What an offer says that stands in no manifest.
-struct Said {
+/// The data of an offer that is not in the manifest.
+struct OfferState {
     release: ReleaseId,
     number: ReleaseNumber,
     live: bool,
@@ -57,11 +58,11 @@ async fn publish(
     places: &Places,
     environment: &Environment,
     paths: &EnvironmentPaths,
-    said: &Said,
+    state: &OfferState,
     health: Option<Vec<u8>>,
     remote: &Remote,
 ) -> Result<u64, String> {
-    let (release, number, live, healthy_since) = (said.release, said.number, said.live, said.since);
+    let (release, number, live, healthy_since) = (state.release, state.number, state.live, state.since);
     let paths = paths.clone();
     let read = tokio::task::spawn_blocking(move || {
         let path = paths.manifest(release);

@@ -1,4 +1,5 @@
-//! What is live runs, and is reached: after a start, after a restart that somebody asked for, and where a deployment goes on.
+//! Makes the live release run and routes requests to it: after a start of the server, after a requested restart, and when a deployment
+//! resumes.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Makes what is live run, and nothing else.
+    /// Makes the live release run, and stops all other processes of the environment.
     pub(super) async fn serve(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
         let served = self.serve_live(lane, history, live).await;
         let route = self.0.services.route(&lane.environment);
@@ -34,11 +35,13 @@ impl Pipeline {
         let services = self.0.services.clone();
         let environment = &lane.environment;
         let id = history.of_release(live.release).map(|summary| summary.deployment);
-        let id = id.ok_or_else(|| Failure::nobody(format!("there is no record of how {} was made", live.number)))?;
+        let id = id.ok_or_else(|| {
+            Failure::nobody(format!("the record of the deployment that made {} live no longer exists", live.number))
+        })?;
         let (mut deployment, _) = self.reopen(lane, id).map_err(|error| Failure::host(&error))?;
         deployment.order.slot = live.slot;
         processes::rescale(&mut deployment.facts, environment);
-        // Where it is taken, whoever has it ends what is there, in good order.
+        // While the idle slot is locked, the task that holds it drains and stops the processes there.
         if let Ok(_idle) = lane.idle_slot.try_lock() {
             let stray = |label: &Label| label.slot != live.slot || label.release != live.release;
             services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
@@ -47,8 +50,8 @@ impl Pipeline {
         run_in_slot(&mut deployment, |process| !process.is_release()).await
     }
 
-    /// Ends and starts all processes of what is live, with the scale that `environment` says now. Refused while anything else
-    /// decides what runs there.
+    /// Restarts all processes of the live release, with the current scale of `environment`. Refused while a deployment or another restart
+    /// runs.
     pub async fn restart(&self, environment: &Environment) -> Result<(), RestartError> {
         let lane = self.lane_of(environment)?;
         let Ok(_work) = lane.work.clone().try_lock_owned() else {
@@ -56,7 +59,7 @@ impl Pipeline {
             return Err(lane.busy(running).into());
         };
         let lane = Lane { environment: environment.clone(), ..lane };
-        // Only now: what was live a moment ago may be what a deployment has just replaced.
+        // Read only now: a deployment may have replaced the live release before the lock was taken.
         let (live, history) = {
             let state = lane.state.lock();
             if state.closed {
@@ -74,7 +77,7 @@ impl Pipeline {
 
     async fn reboot(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
         let settings = self.settings_of(&lane.environment, live);
-        // What is in the other slot, its own chores end.
+        // Processes in the other slot are stopped by the deployment that left them.
         let grace = |label: &Label| (label.slot == live.slot).then(|| settings.stop_of(&label.process).grace.get());
         let stopped = self.0.services.runtime.stop_each(lane.environment.id, grace).await;
         stopped.map_err(|error| Failure::host(&error))?;
@@ -82,20 +85,20 @@ impl Pipeline {
     }
 }
 
-/// Why nothing was restarted, or not well.
+/// An error of a restart.
 #[derive(Debug, thiserror::Error)]
 pub enum RestartError {
-    /// It was not tried.
+    /// The restart was refused.
     #[error(transparent)]
     NotNow(#[from] PipelineError),
-    /// It was, and what is live does not run as it should.
+    /// The processes did not start or did not become healthy.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Sees that those processes of a release for which `which` holds run in its slot, and that the front door leads to them. Where they
-/// do not, the slot is made new. Processes that were started are led to even where they are not healthy: they may still come up,
-/// and until then the front door says what there is to say.
+/// Makes the processes of a release for which `which` holds run in its slot, and routes requests to them. If they do not run already, the
+/// slot is emptied first. Requests are routed to started processes even if they are not healthy: they may become so later, and until
+/// then the proxy shows its error page.
 pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&ProcessType) -> bool) -> Result<(), Failure> {
     let services = deployment.services.clone();
     let (environment, slot) = (deployment.order.environment.clone(), deployment.order.slot);
@@ -109,13 +112,13 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         drop(route.set(State::Starting));
         let order = &deployment.order;
         let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot };
-        // The layer of a slot does not survive its mount; nothing of it was promised to.
+        // The layer of a slot does not survive its mount.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
         slot::link(deployment).await?;
-        // What does not fit the very release that it was made on is kept all the same, and nobody waits for it.
+        // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
         if let Err(failure) = drift::reapply(deployment).await {
-            tracing::error!(environment = environment.title(), why = failure.why, "changes made by hand are not put back");
+            tracing::error!(environment = environment.title(), why = failure.why, "cannot apply changes made by hand again");
         }
         instances = services.runtime.boot(&wanted).await.map_err(|error| Failure::host(&error))?;
         let web: Vec<_> = instances.iter().filter(|instance| instance.label.process.is_web()).cloned().collect();

@@ -49,7 +49,7 @@ pub struct BuildNumbers {
 #[derive(Debug)]
 struct Numbers {
     last: BTreeMap<ProjectName, u64>,
-    /// Whether the file on disk has older numbers.
+    /// True while the file on disk has older numbers.
     unsaved: bool,
 }
 
@@ -176,8 +176,8 @@ pub struct Postdeploy {
     /// The deployment that started the script.
     pub deployment: DeploymentId,
     pub started: Timestamp,
-    /// When the script succeeded. Absent while it runs, and for ever if the server was killed meanwhile: then larder does not know
-    /// what the script has done, and does not repeat it.
+    /// The time at which the script succeeded. Absent while it runs, and for ever if the server was killed meanwhile: then it is unknown
+    /// what the script has done, and it is not repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
 }

@@ -1,4 +1,4 @@
-//! Which release is meant: a deliverable of a commit, or one by its name; and where it is.
+//! Finds the release for a deployment: by commit or by name; in the own store, in sibling environments and at remotes.
 
 use super::{Pipeline, lane::Goal, step::chain};
 use crate::{
@@ -7,23 +7,22 @@ use crate::{
     remote::{Offer, RemoteError},
 };
 
-/// A release that could become live. What is said here is a hint where it comes from elsewhere: what is true stands in its signed
-/// manifest, which is looked at before anything is done with it.
+/// A release that could become live. Data from remotes is not trusted: the signed manifest is checked before the release is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The release.
+    /// The id.
     pub release: ReleaseId,
-    /// Its commit.
+    /// The commit.
     pub commit: CommitId,
-    /// The git tree of that commit.
+    /// The git tree of the commit.
     pub source: Option<CommitId>,
-    /// The number of its build.
+    /// The build number.
     pub build: u64,
-    /// The version tag of its commit.
+    /// The version tag of the commit.
     pub tag: Option<String>,
-    /// Its number where it was cooked, if that is known.
+    /// The release number in the environment that cooked it, if it is known.
     pub number: Option<ReleaseNumber>,
-    /// Where it is.
+    /// The source from which the release can be taken.
     pub origin: Origin,
 }
 
@@ -38,14 +37,14 @@ impl Candidate {
         Candidate { release, commit, source, build, tag, number, origin: Origin::Remote(remote.clone()) }
     }
 
-    /// `v42 (1a2b3c4d5e)`, for people.
+    /// Returns a title such as `v42 (1a2b3c4d5e)`, for messages.
     pub fn title(&self) -> String {
         let number = self.number.map(|number| format!("{number} ")).unwrap_or_default();
         let tag = self.tag.as_ref().map(|tag| format!("{} ", sanitise_reason(tag))).unwrap_or_default();
         format!("{number}{tag}({})", self.commit.short())
     }
 
-    /// Whether somebody means it with `name`: a release id, a number, a tag, or the first digits of a commit.
+    /// Returns true if `name` means this release: its id, number or tag, or the first four or more digits of its commit.
     fn is_called(&self, name: &str) -> bool {
         let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
         name.parse() == Ok(self.release)
@@ -55,36 +54,36 @@ impl Candidate {
     }
 }
 
-/// Why there is nothing to bring.
+/// An error of the search for a release.
 #[derive(Debug, thiserror::Error)]
 pub enum SupplyError {
-    /// Nobody cooked it.
+    /// No environment and no remote has the release.
     #[error("there is no deliverable of {wanted}")]
     None {
-        /// What was asked for.
+        /// The requested release.
         wanted: String,
-        /// What there is, newest first, in words.
+        /// Titles of the releases on offer, newest first.
         offered: Vec<String>,
-        /// What could not be asked, in words.
+        /// The remotes that could not be reached, with their errors.
         unreachable: Vec<String>,
     },
-    /// The name is not one of a release here, or not one that can be used.
+    /// The name is not a release of this environment, or not one that can be used.
     #[error("{0}")]
     Named(String),
-    /// Something on this machine is in the way.
+    /// An error of this machine.
     #[error("{0}")]
     Host(String),
 }
 
 impl SupplyError {
-    /// What to do next, line by line.
+    /// Returns hints for the user, one per line.
     pub fn hints(&self) -> Vec<String> {
         let SupplyError::None { offered, unreachable, .. } = self else { return Vec::new() };
-        let mut hints: Vec<_> = unreachable.iter().map(|why| format!("could not be asked: {why}")).collect();
+        let mut hints: Vec<_> = unreachable.iter().map(|why| format!("cannot reach a remote: {why}")).collect();
         match offered.as_slice() {
             [] if unreachable.is_empty() => {
-                hints.push(String::from("nothing was cooked yet: push to the staging environment first"));
-                hints.push(String::from("if that is on another server, `larder remote add` tells this one where"));
+                hints.push(String::from("push to the staging environment first: nothing was cooked yet"));
+                hints.push(String::from("if staging is on another server, add it with `larder remote add`"));
             }
             [] => {}
             offered => {
@@ -97,18 +96,18 @@ impl SupplyError {
     }
 }
 
-/// How many offers are named in a refusal.
+/// The most offers that a refusal lists.
 const NAMED: usize = 5;
 
-/// What other places have, and which could not be asked.
+/// The offers of remotes, and the remotes that could not be reached.
 #[derive(Default)]
-struct Elsewhere {
+struct RemoteOffers {
     candidates: Vec<Candidate>,
     unreachable: Vec<String>,
 }
 
 impl Pipeline {
-    /// What a push or a redeployment of `commit` brings to `environment`.
+    /// Returns what a push or a redeployment of `commit` makes live in `environment`.
     pub async fn goal(&self, environment: &Environment, commit: &CommitId) -> Result<Goal, SupplyError> {
         match environment.mode {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
@@ -119,13 +118,13 @@ impl Pipeline {
         }
     }
 
-    /// The newest build of `commit`, or of another commit with the same tree: from the environment's own store, from its siblings
+    /// Returns the newest build of `commit`, or of another commit with the same tree: from the environment's own store, from its siblings
     /// on this server, or from its remotes, in this order.
     async fn deliverable(&self, environment: &Environment, commit: &CommitId) -> Result<Candidate, SupplyError> {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
         let fits = |candidate: &&Candidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
         let mut all = self.stored(environment).await?;
-        // One that was live here before has proved itself; of others there may be news where they come from.
+        // A release that was live here before is taken as it is; others may have newer builds or health records at their source.
         let history = self.history(environment.id);
         let was_live = |candidate: &&Candidate| history.of_release(candidate.release).is_some();
         if let Some(found) = newest(all.iter().filter(fits).filter(was_live)) {
@@ -134,7 +133,7 @@ impl Pipeline {
         all.extend(self.siblings(environment).await?);
         let mut unreachable = Vec::new();
         if !all.iter().any(|candidate| fits(&candidate) && matches!(candidate.origin, Origin::Environment(_))) {
-            let found = self.elsewhere(environment, None).await;
+            let found = self.remote_offers(environment, None).await;
             all.extend(found.candidates);
             unreachable = found.unreachable;
         }
@@ -144,7 +143,7 @@ impl Pipeline {
         Err(none(format!("commit {}", commit.short()), all, unreachable))
     }
 
-    /// The release that somebody wants brought by name, or the newest: from the remote `from`, or from wherever it is.
+    /// Returns the release with a name, or the newest: from the remote `from`, or from any source.
     pub async fn wanted(
         &self,
         environment: &Environment,
@@ -161,19 +160,19 @@ impl Pipeline {
             Some(_) => Vec::new(),
             None => self.siblings(environment).await?,
         };
-        let Elsewhere { candidates, unreachable } = self.elsewhere(environment, from).await;
+        let RemoteOffers { candidates, unreachable } = self.remote_offers(environment, from).await;
         all.extend(candidates);
         let Some(name) = name else {
             return newest(all.iter()).ok_or_else(|| none(String::from("this project"), all, unreachable));
         };
-        // By name it may also be one that is here: imported, or live before.
+        // A name may also mean a release in the own store: imported, or live before.
         if from.is_none() {
             all.extend(self.stored(environment).await?);
         }
         newest(all.iter().filter(|candidate| candidate.is_called(name))).ok_or_else(|| none(name.to_owned(), all, unreachable))
     }
 
-    /// The deliverables in the environment's own store.
+    /// Returns the deliverables in the environment's own store.
     async fn stored(&self, environment: &Environment) -> Result<Vec<Candidate>, SupplyError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let read = tokio::task::spawn_blocking(move || store::heads(&paths.releases())).await;
@@ -182,7 +181,7 @@ impl Pipeline {
         Ok(heads.into_iter().map(|head| Candidate::of_head(head, Origin::Store)).collect())
     }
 
-    /// What other environments of the project on this server have cooked and served.
+    /// Returns the releases that other environments of the project on this server have cooked and served.
     async fn siblings(&self, environment: &Environment) -> Result<Vec<Candidate>, SupplyError> {
         let cooks = |other: &Environment| {
             other.project_id == environment.project_id && other.id != environment.id && other.mode == Mode::Cooking
@@ -201,9 +200,9 @@ impl Pipeline {
         Ok(candidates)
     }
 
-    /// What the remotes of an environment offer: those that are trusted for anything, and `from` only if one is named.
-    async fn elsewhere(&self, environment: &Environment, from: Option<&RemoteName>) -> Elsewhere {
-        let mut found = Elsewhere::default();
+    /// Lists the offers of an environment's remotes that have trusted keys; of `from` only, if it is given.
+    async fn remote_offers(&self, environment: &Environment, from: Option<&RemoteName>) -> RemoteOffers {
+        let mut found = RemoteOffers::default();
         let meant = |name: &RemoteName| from.is_none_or(|from| from == name);
         for remote in environment.remotes.iter().filter(|remote| meant(&remote.name) && !remote.trust.is_empty()) {
             let listed = async {
@@ -223,10 +222,10 @@ impl Pipeline {
         found
     }
 
-    /// The release that a rollback of an environment goes to: the one that is named, or the good one that came before what is
-    /// live first became live, so that going back twice goes back further. It served here before, and its files are still there.
+    /// Returns the release to which a rollback of an environment goes: the named one, or the one that was live before the live release
+    /// first became live, so that two rollbacks go back further. It served here before, and its files still exist.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
-        let lane = self.lane(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not served")))?;
+        let lane = self.lane(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;
         let title = lane.environment.title();
         let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
         let state = lane.state.lock();
@@ -249,28 +248,25 @@ impl Pipeline {
             return Err(SupplyError::Named(format!("{} is live already, as {}", found.number, live.number)));
         }
         if !there(found.release) {
-            return Err(SupplyError::Named(format!(
-                "{} was removed by retention; its files are not here any more",
-                found.number
-            )));
+            return Err(SupplyError::Named(format!("{} was removed by retention; its files no longer exist", found.number)));
         }
         Ok((found.release, found.commit.clone()))
     }
 }
 
-/// An error about a place, with what to do about it.
+/// Returns an error with its hints.
 fn words(error: &RemoteError) -> Vec<String> {
     std::iter::once(chain(error)).chain(error.hints()).collect()
 }
 
-/// Of several builds the newest; of one release that is in several places, the nearest that can say how it goes there.
+/// Returns the newest build; of one release with several sources, the nearest that has a current health record.
 fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candidate> {
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,
         Origin::Remote(_) => 1,
         Origin::Store | Origin::Past | Origin::Commit => 0,
     };
-    // Two builds can be of one second.
+    // Two builds can have the same second.
     let age = |candidate: &Candidate| (candidate.release.created(), candidate.build, candidate.release);
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }

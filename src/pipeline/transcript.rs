@@ -44,7 +44,7 @@ struct Log {
 /// Output that came after the limit.
 #[derive(Debug, Default)]
 struct LeftOut {
-    /// Whether readers were told that output is left out.
+    /// True once readers were told that output is left out.
     told: bool,
     /// Lines that came since larder's last own line.
     lines: u64,

@@ -16,16 +16,16 @@ for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; 
 if [ -z "$command" ]; then exec "$@"; fi
 exec "$shell" -c "$command" "$shell" "$@""#;
 
-/// Words that only a shell understands.
+/// Commands that are built into the shell.
 const BUILTINS: [&str; 12] = ["cd", "exec", "export", "source", ".", ":", "eval", "exit", "set", "ulimit", "umask", "wait"];
 
-/// The begin of the line in which a worker says that it could not start a command; the pipeline looks for it in the output.
+/// The beginning of the line in which a worker reports a command that cannot be started. The pipeline searches the output for it.
 pub const CANNOT_START: &str = "larder: cannot start ";
-/// The begin of the line with the remedy, right after it.
+/// The beginning of the next line, which has the remedy.
 pub const HINT: &str = "larder: hint: ";
 
-/// The command of `job` in the directory `app`. One without any shell syntax, in a project without `.profile.d` and `.profile`, needs
-/// no shell.
+/// Returns the command of `job` in the directory `app`. A line without shell syntax, in a project without `.profile.d` and `.profile`, is
+/// executed without a shell.
 pub fn of(job: &RunJob, app: &Path) -> Command {
     let words = shlex::split(&job.command).unwrap_or_default();
     if let Some((program, arguments)) = words.split_first()
@@ -49,7 +49,7 @@ fn needs_shell(line: &str, program: &str) -> bool {
     !line.chars().all(plain) || program.contains('=') || BUILTINS.contains(&program)
 }
 
-/// Why a command cannot be started, and what to do about it.
+/// The reason why a command cannot be started, and the remedy.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Defect {
     /// The exit status that a shell gives in this case: 127 if the program does not exist, 126 if it cannot be executed.
@@ -66,8 +66,7 @@ impl Defect {
     }
 }
 
-/// What is wrong with the script that `job` starts, as far as that can be seen in the file itself. A shell would start it all the
-/// same and give a less helpful message.
+/// Returns the defect of the script that `job` starts, if the file itself shows one. A shell gives a less helpful message for it.
 pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     let words = shlex::split(&job.command)?;
     let mut words = words.iter().skip_while(|word| *word == "exec" || word.contains('='));
@@ -82,7 +81,7 @@ pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     defect_of(script, &path, !is_shell)
 }
 
-/// What is wrong with the file at `path`, which the project calls `name`.
+/// Returns the defect of the file at `path`, which the project calls `name`.
 fn defect_of(name: &str, path: &Path, executed: bool) -> Option<Defect> {
     if executed && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
         let hint = format!("git update-index --chmod=+x {}", name.trim_start_matches("./"));
@@ -117,7 +116,7 @@ fn first_line(path: &Path) -> Option<String> {
     String::from_utf8(line.to_vec()).ok().filter(|line| !line.contains('\0'))
 }
 
-/// Why the kernel refused to execute `command`.
+/// Explains the error with which the kernel refused to execute `command`.
 pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect {
     let program = command.get_program();
     let name = program.to_string_lossy();

@@ -37,7 +37,7 @@ pub enum DataJob {
     Unseed {
         /// The deployment. A note of another deployment is left alone.
         deployment: DeploymentId,
-        /// Whether all content of these paths goes. Otherwise only what has not changed since it was seeded goes.
+        /// True to remove all content of these paths; false to remove only files that have not changed since they were seeded.
         all: bool,
     },
 }
@@ -66,7 +66,7 @@ type ChangeTime = (i64, i64);
 struct Note {
     deployment: DeploymentId,
     paths: Vec<String>,
-    /// When the last path was seeded; absent while that is in progress, when no process of the application has run yet.
+    /// The change time after the last path was seeded; absent until then. No process of the application has run before.
     until: Option<ChangeTime>,
 }
 
@@ -173,8 +173,8 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
     fs::rename(&half, there)
 }
 
-/// Whether a path that does not exist yet stands for a file: its last part has a name and an extension with a letter in it. `conf.d`
-/// is the usual name of a directory.
+/// Returns true if a path that does not exist yet stands for a file: its last part has a name and an extension with a letter in it.
+/// `conf.d` is the usual name of a directory.
 fn is_file_name(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default().trim_start_matches('.');
     name.rsplit_once('.').is_some_and(|(stem, extension)| {

@@ -144,7 +144,7 @@ impl Instance {
 /// The exits of a supervised process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// How often it has exited and was restarted.
+    /// The number of exits; the process was restarted after each.
     pub count: u32,
     /// The last exit.
     pub last: Option<Exit>,

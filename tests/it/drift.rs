@@ -1,18 +1,18 @@
-//! What was changed by hand in what runs: seen, kept, refused, put onto the next release; never lost without a word.
+//! Drift: changes that were made by hand in a running release are listed, saved, refused, or applied to the next release.
 
 use serde_json::Value;
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, until};
 
-in_each_mode!(changes_by_hand_are_seen_and_kept, a_hotfix_is_put_onto_the_next_release);
+in_each_mode!(changes_by_hand_are_listed_and_saved, hotfix_is_applied_to_next_release);
 in_one_mode!(
-    drift_can_be_refused,
-    a_restart_loses_nothing,
-    what_a_deployment_writes_itself_is_no_drift,
-    what_is_changed_during_a_deployment_is_kept,
-    a_changed_tree_is_told,
-    patterns_and_policies_are_checked,
-    who_may_look_and_who_may_keep,
+    drift_policy_refuse_stops_push_until_saved,
+    restart_saves_changes_by_hand,
+    changes_by_deployment_itself_are_no_drift,
+    change_during_deployment_is_saved,
+    changed_installed_tree_is_reported,
+    invalid_drift_settings_are_refused,
+    drift_commands_need_view_or_push_right,
 );
 
 const PAGE: &str = "<!doctype html>\n<title>shop</title>\none\n\n\n\n\n\n\nlast\n";
@@ -44,7 +44,7 @@ fn patches(world: &World) -> Vec<Value> {
     world.larder(&["drift", "shop", "--patches", "--json"]).json().as_array().unwrap().clone()
 }
 
-fn changes_by_hand_are_seen_and_kept(world: &World) {
+fn changes_by_hand_are_listed_and_saved(world: &World) {
     let repo = shop(world, "data: [media]\n");
     let clean = world.larder(&["drift", "shop"]);
     clean.exits(0).says("v1 of shop/production runs as it was released.").says("The installed tree is what its manifest says.");
@@ -68,12 +68,12 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
         .says("-one\n+FIXED\n")
         .says("lib/data.bin")
         .says("saved as a whole");
-    // The text is one that git takes.
+    // git accepts the patch.
     let text = world.larder(&["drift", "shop", "--show", id]).stdout;
     repo.write("../hotfix.diff", text);
     repo.git(&["apply", "--check", "../hotfix.diff"]).ok();
 
-    // By default the next release is without it; that is said, and it stays kept.
+    // By default the next release is without the changes; the push says so, and the patch stays.
     repo.write("index.html", PAGE.replace("last", "second")).commit("two");
     let push = repo.push();
     push.accepted().says("4 files of v1 were changed by hand").says("changed index.html").says(&format!("--show {id}"));
@@ -83,7 +83,7 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
     let kept = patches(world);
     assert_eq!((kept.len(), &kept[0]["by"], &kept[0]["number"]), (1, &"alice".into(), &1.into()), "the same is kept once");
     world.larder(&["drift", "shop", "--patches"]).says(id).says("alice");
-    // What was changed until the old slot is retired is kept once more after the verdict; another deployment waits for that.
+    // Changes up to the retirement of the old slot are saved after the verdict; the next deployment waits for that.
     repo.commit("three");
     repo.push().accepted();
     assert_eq!(patches(world).len(), 1);
@@ -92,10 +92,10 @@ fn changes_by_hand_are_seen_and_kept(world: &World) {
     assert_eq!(patches(world).len(), 0);
 }
 
-fn a_hotfix_is_put_onto_the_next_release(world: &World) {
+fn hotfix_is_applied_to_next_release(world: &World) {
     let repo = shop(world, "drift: reapply\n");
     by_hand(world, HOTFIX);
-    // Another line of the same file, and the binary exactly as it was mended.
+    // Another line of the same file, and the binary with the same content as the hotfix.
     repo.write("index.html", PAGE.replace("last", "second")).write("lib/data.bin", [1, 0, 3, 4]).commit("two");
     let push = repo.push();
     push.accepted()
@@ -106,13 +106,13 @@ fn a_hotfix_is_put_onto_the_next_release(world: &World) {
     assert_eq!(world.get("shop", "/lib/old.txt").status, 404);
     world.get("shop", "/extra.txt").holds("new");
     assert_eq!(changes(world).len(), 3);
-    // It stays over a restart, and over another deployment.
+    // The patch stays over a restart, and over another deployment.
     world.larder(&["restart", "shop"]).exits(0);
     world.get("shop", "/").holds("FIXED");
     repo.commit("three");
     repo.push().accepted();
     world.get("shop", "/").holds("FIXED");
-    // What contradicts it is refused before anything has changed for users.
+    // A contradicting change is refused before anything has changed for users.
     let live = repo.live();
     repo.write("index.html", PAGE.replace("one", "another")).commit("four");
     repo.push()
@@ -120,7 +120,7 @@ fn a_hotfix_is_put_onto_the_next_release(world: &World) {
         .says("drift: keep");
     assert_eq!(repo.live(), live);
     world.get("shop", "/").holds("FIXED");
-    // Committed, it is in nobody's way any more.
+    // A patch that was committed conflicts with nothing.
     repo.write("index.html", PAGE.replace("one", "FIXED").replace("last", "second")).remove("lib/old.txt");
     repo.write("extra.txt", "new\n").commit("five");
     repo.push().accepted().says("3 were so already");
@@ -130,7 +130,7 @@ fn a_hotfix_is_put_onto_the_next_release(world: &World) {
     world.is_consistent("shop");
 }
 
-fn drift_can_be_refused(world: &World) {
+fn drift_policy_refuse_stops_push_until_saved(world: &World) {
     let repo = shop(world, "drift: {policy: refuse, ignore: [/uploads/, \"*.sqlite3\"]}\n");
     by_hand(world, "mkdir uploads; echo x > uploads/x; echo x > db.sqlite3");
     repo.commit("two");
@@ -141,15 +141,15 @@ fn drift_can_be_refused(world: &World) {
     repo.push().rejected_with("gather: 4 files of v2 were changed by hand").says("--save").says("removed lib/old.txt");
     assert_eq!(repo.live(), live);
     world.get("shop", "/").holds("FIXED");
-    // Kept by itself already, but nobody has seen it.
+    // The patch was saved automatically, and no user has acknowledged it.
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &Value::Null));
     world.ssh("alice", &["drift", "shop", "--save"]).exits(0).says("Saved as patch");
-    repo.push().accepted().says("this release is without that");
+    repo.push().accepted().says("this release is without these changes");
     world.get("shop", "/").holds("one");
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &"alice".into()));
 }
 
-fn a_restart_loses_nothing(world: &World) {
+fn restart_saves_changes_by_hand(world: &World) {
     shop(world, "env: {A: b}\n");
     by_hand(world, HOTFIX);
     world.larder(&["restart", "shop"]).exits(0);
@@ -163,7 +163,7 @@ fn a_restart_loses_nothing(world: &World) {
     assert_eq!(patches(world).len(), 2, "{:?}", patches(world));
 }
 
-fn what_a_deployment_writes_itself_is_no_drift(world: &World) {
+fn changes_by_deployment_itself_are_no_drift(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "release: echo released > released.txt\n");
@@ -174,7 +174,7 @@ fn what_a_deployment_writes_itself_is_no_drift(world: &World) {
     world.larder(&["drift", "shop"]).says("except for 3 expected").says("generated.txt").says("[as it was when it went live]");
     repo.commit("two");
     repo.push().accepted().0.keeps_quiet_about("by hand");
-    // What somebody makes of it by hand is another thing.
+    // A later change of such a file by hand is drift.
     by_hand(world, "echo mine > generated.txt");
     assert_eq!(changes(world), [(String::from("added"), String::from("generated.txt"))]);
     repo.commit("three");
@@ -183,7 +183,7 @@ fn what_a_deployment_writes_itself_is_no_drift(world: &World) {
     assert_eq!((changes(world), patches(world).len()), (vec![], 1));
 }
 
-fn what_is_changed_during_a_deployment_is_kept(world: &World) {
+fn change_during_deployment_is_saved(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     repo.program(".larder/build", "#!/bin/sh\necho waiting\nsleep 3\n").commit("slow");
     std::thread::scope(|scope| {
@@ -200,7 +200,7 @@ fn what_is_changed_during_a_deployment_is_kept(world: &World) {
     world.larder(&["drift", "shop", "--show", id]).says("+late");
 }
 
-fn a_changed_tree_is_told(world: &World) {
+fn changed_installed_tree_is_reported(world: &World) {
     shop(world, "env: {A: b}\n");
     let top = world.environment("shop");
     let tree = top.join("deploy").join(std::fs::read_link(top.join("deploy/current")).unwrap());
@@ -211,7 +211,7 @@ fn a_changed_tree_is_told(world: &World) {
     world.larder(&["drift", "shop", "--quick"]).keeps_quiet_about("manifest");
 }
 
-fn patterns_and_policies_are_checked(world: &World) {
+fn invalid_drift_settings_are_refused(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     world.larder(&["drift", "blog"]).exits(4);
     world.larder(&["drift", "shop", "--show", "../../x"]).exits(4).says("there is no patch");
@@ -224,7 +224,7 @@ fn patterns_and_policies_are_checked(world: &World) {
     world.larder(&["drift", "empty"]).exits(4).says("nothing is live in empty/production yet");
 }
 
-fn who_may_look_and_who_may_keep(world: &World) {
+fn drift_commands_need_view_or_push_right(world: &World) {
     shop(world, "env: {A: b}\n");
     by_hand(world, HOTFIX);
     world.key("bob");

@@ -1,17 +1,17 @@
-//! Production serves what staging cooked: the very bytes, found by commit or by name, never built again.
+//! Promotion: production serves the bytes that staging cooked, found by commit or by name, and never builds.
 
 use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, state::names};
 
-in_each_mode!(one_server_two_environments);
+in_each_mode!(production_serves_bytes_of_staging_on_one_server);
 in_one_mode!(
-    what_was_not_cooked_is_refused_early,
-    an_equal_tree_is_the_same_release,
-    production_never_builds,
-    staging_off_production_goes_on,
-    two_servers,
-    proof_grows_while_staging_serves,
-    a_shared_place_is_told_again,
-    policy_asks_for_proof
+    commit_that_was_not_cooked_is_refused,
+    commit_with_equal_tree_uses_existing_release,
+    production_does_not_build,
+    production_serves_without_staging,
+    production_pulls_from_staging_on_another_server,
+    health_record_grows_while_staging_serves,
+    promote_to_shared_remote_updates_health_record,
+    promotion_policy_refuses_until_it_is_met
 );
 
 /// A project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
@@ -28,7 +28,7 @@ pub fn production(repo: &Repo<'_>) -> crate::harness::git::Push {
     repo.push_as(&["HEAD:refs/heads/main"])
 }
 
-/// The manifest of what is live in an environment.
+/// Reads the manifest of the live release of an environment.
 pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_json::Value {
     let top = world.root().join("projects").join(project).join(environment);
     let release = std::fs::read_link(top.join("deploy/current")).unwrap();
@@ -36,7 +36,7 @@ pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_j
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Two servers have the same release, and both have its archive: what came as a delta is packed again after the verdict.
+/// Checks that two servers have the same live release with its archive. A release that came as a delta is packed after the verdict.
 #[track_caller]
 pub fn are_alike(one: &World, other: &World) {
     crate::harness::until("the archive is made again", || {
@@ -46,7 +46,7 @@ pub fn are_alike(one: &World, other: &World) {
     });
 }
 
-fn one_server_two_environments(world: &World) {
+fn production_serves_bytes_of_staging_on_one_server(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     staging(&repo).accepted();
@@ -58,7 +58,7 @@ fn one_server_two_environments(world: &World) {
     assert_eq!(here, there, "the same release, to the last digest");
     assert!(here["signature"]["key"].as_str().unwrap().starts_with("ed25519:"));
     world.is_consistent("shop");
-    // The next one by `promote`, and back by `rollback`.
+    // The next release by `promote`, and back by `rollback`.
     let second = repo.page("version two");
     staging(&repo).accepted();
     world.serves("shop", "version one");
@@ -67,7 +67,7 @@ fn one_server_two_environments(world: &World) {
     assert_eq!(repo.live(), Some(second));
     world.larder(&["rollback", "shop/production"]).ok();
     world.serves("shop", "version one");
-    // And forward again by `pull`, which finds the newest by itself.
+    // Forward again by `pull`, which finds the newest release.
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
     world.larder(&["pull", "shop"]).says("is live already");
@@ -75,7 +75,7 @@ fn one_server_two_environments(world: &World) {
     world.is_consistent("shop");
 }
 
-fn what_was_not_cooked_is_refused_early(world: &World) {
+fn commit_that_was_not_cooked_is_refused(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     production(&repo).rejected_with("there is no deliverable of commit").says("push to the staging environment first");
@@ -86,7 +86,7 @@ fn what_was_not_cooked_is_refused_early(world: &World) {
     push.rejected_with("there is no deliverable of commit").says("on offer: v1");
     world.serves("shop", "version one");
     assert_eq!(world.outcomes("shop").len(), 1, "nothing was begun");
-    // A release that failed on staging is none.
+    // A release that failed on staging cannot be promoted.
     repo.program(".larder/post_build", "#!/bin/sh\nexit 1\n");
     repo.commit("tests fail");
     staging(&repo).rejected_with("post_build");
@@ -101,7 +101,7 @@ fn what_was_not_cooked_is_refused_early(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn an_equal_tree_is_the_same_release(world: &World) {
+fn commit_with_equal_tree_uses_existing_release(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     staging(&repo).accepted();
@@ -111,7 +111,7 @@ fn an_equal_tree_is_the_same_release(world: &World) {
     assert_eq!(repo.live(), Some(repo.head()), "the branch names what was pushed");
 }
 
-fn production_never_builds(world: &World) {
+fn production_does_not_build(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     for phase in ["build", "post_build", "bundle"] {
@@ -133,7 +133,7 @@ fn production_never_builds(world: &World) {
     assert_eq!(world.get("shop", "/built-by").body, "build\npost_build\nbundle\n");
 }
 
-fn staging_off_production_goes_on(world: &World) {
+fn production_serves_without_staging(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     staging(&repo).accepted();
@@ -141,7 +141,7 @@ fn staging_off_production_goes_on(world: &World) {
     repo.page("version two");
     staging(&repo).accepted();
     production(&repo).accepted();
-    // What staging keeps is gone; production has its own.
+    // The store of staging is removed; production has its own.
     let releases = world.root().join("projects/shop/staging/releases");
     for name in names(&releases) {
         let _ = std::fs::remove_file(releases.join(name));
@@ -153,20 +153,20 @@ fn staging_off_production_goes_on(world: &World) {
     world.is_consistent("shop");
 }
 
-/// What `larder key show` says of a world.
+/// Returns the output of `larder key show` of a world.
 fn keys(world: &World) -> serde_json::Value {
     world.larder(&["key", "show", "--json"]).json()
 }
 
-/// A server, and the address and port at which the other one reaches it.
+/// A server, and the address and port at which the other server reaches it.
 pub type Side<'w> = (&'w World, &'w str, u16);
 
-/// A server on this machine, with nothing between.
+/// A server on this machine, reached directly.
 pub fn here(world: &World) -> Side<'_> {
     (world, "127.0.0.1", world.ssh_port())
 }
 
-/// Makes two servers known to each other: the first one serves, the second one cooks. `projects` are made on both.
+/// Adds two servers as each other's remotes: the first one serves, the second one cooks. `projects` are made on both.
 pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
     let text =
         |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}")).to_owned();
@@ -186,7 +186,7 @@ pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
     }
 }
 
-fn two_servers(world: &World) {
+fn production_pulls_from_staging_on_another_server(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);
     let repo = Repo::new(&staging, "shop");
@@ -199,7 +199,7 @@ fn two_servers(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
-    // The second one from the other side. Only what changed travels, and the archive is the same again.
+    // The second release by `promote`. Only changes are transferred, and the archive is the same.
     repo.page("version two");
     repo.push().accepted();
     let promoted = staging.larder(&["promote", "shop", "v2", "--to", "prod"]);
@@ -216,18 +216,18 @@ fn two_servers(world: &World) {
     here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
     here.push().accepted();
     world.serves("shop", "version three");
-    // With staging gone, production goes on by itself.
+    // Without staging, production continues.
     staging.end();
     world.larder(&["deploy", "shop"]).ok();
     world.larder(&["rollback", "shop", "v1"]).ok();
     world.serves("shop", "version one");
     world.larder(&["rollback", "shop", "v3"]).ok();
     world.serves("shop", "version three");
-    world.larder(&["pull", "shop"]).exits(4).says("could not be asked");
+    world.larder(&["pull", "shop"]).exits(4).says("cannot reach a remote");
     world.is_consistent("shop");
 }
 
-fn proof_grows_while_staging_serves(world: &World) {
+fn health_record_grows_while_staging_serves(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);
     let repo = Repo::new(&staging, "shop");
@@ -236,13 +236,13 @@ fn proof_grows_while_staging_serves(world: &World) {
     repo.push().accepted();
     let pulled = world.larder(&["pull", "shop"]);
     pulled.exits(1).says("not fit for promotion").says("of the 4 s").says("wait until the release meets the policy");
-    // The release is here by now; how it goes on staging is asked each time.
+    // The release is stored by now; its health record is fetched from staging each time.
     crate::harness::until("the release meets the policy", || world.larder(&["pull", "shop"]).status == 0);
     world.serves("shop", "version one");
     staging.end();
 }
 
-fn a_shared_place_is_told_again(world: &World) {
+fn promote_to_shared_remote_updates_health_record(world: &World) {
     use std::os::unix::fs::PermissionsExt;
     let Some(staging) = World::any() else { return };
     let shared = staging.directory().join("shared");
@@ -261,13 +261,13 @@ fn a_shared_place_is_told_again(world: &World) {
     repo.push().accepted();
     let offered = || names(&shared.join("shop")).iter().any(|name| name.ends_with(".offer.json"));
     crate::harness::until("it is published", offered);
-    // Such a place has no commits.
+    // A shared remote has no commits.
     world.larder(&["pull", "shop"]).exits(1).says("does not have the commit").says("push the commit to any branch");
     let here = Repo::new(world, "shop");
     here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
     here.push_as(&["HEAD:refs/heads/kept"]).accepted();
     world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion").says("of the 4 s");
-    // What lies there says nothing about the time since.
+    // The record there is from the time of publishing.
     let is_old_enough = || {
         let record = staging.larder(&["deliverable", "get", "shop", "v1", "health"]).json();
         let moment = |value: &serde_json::Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
@@ -284,7 +284,7 @@ fn a_shared_place_is_told_again(world: &World) {
     staging.end();
 }
 
-fn policy_asks_for_proof(world: &World) {
+fn promotion_policy_refuses_until_it_is_met(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     repo.write("larder.yml", "environments:\n  production:\n    promote:\n      min_healthy: 1h\n      checks: [smoke]\n");

@@ -1,11 +1,11 @@
-//! The way of a push that goes well, and what one sees of it.
+//! Successful pushes and their output.
 
 use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, output::normalised};
 
-in_each_mode!(the_first_push_is_live_and_the_second_switches, a_clone_gets_what_is_live);
-in_one_mode!(the_output_tells_phase_by_phase, every_protocol_and_partial_clones);
+in_each_mode!(first_push_goes_live_and_second_switches, clone_gets_live_commit);
+in_one_mode!(output_of_push_shows_each_phase, clone_works_with_every_protocol_and_depth);
 
-fn the_first_push_is_live_and_the_second_switches(world: &World) {
+fn first_push_goes_live_and_second_switches(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let first = repo.head();
@@ -24,7 +24,7 @@ fn the_first_push_is_live_and_the_second_switches(world: &World) {
     assert_eq!(world.outcomes("shop"), [Some("live".into()), Some("live".into())]);
 }
 
-fn a_clone_gets_what_is_live(world: &World) {
+fn clone_gets_live_commit(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -38,7 +38,7 @@ fn a_clone_gets_what_is_live(world: &World) {
     assert_eq!(Output::of(repo.command().current_dir(&copy).args(["rev-parse", "HEAD"])).ok().trim(), second);
 }
 
-fn the_output_tells_phase_by_phase(world: &World) {
+fn output_of_push_shows_each_phase(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let push = repo.push();
@@ -64,7 +64,7 @@ fn the_output_tells_phase_by_phase(world: &World) {
     push.accepted().says("v2 is live").says("to go back to v1: larder rollback");
 }
 
-fn every_protocol_and_partial_clones(world: &World) {
+fn clone_works_with_every_protocol_and_depth(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.write("photo", vec![b'x'; 100_000]);

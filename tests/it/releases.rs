@@ -1,16 +1,16 @@
-//! What is known of releases: names, numbers of builds, comparisons, and which of them stay.
+//! Releases: names, build numbers, comparisons and retention.
 
 use crate::harness::{Repo, World, in_one_mode, state::names, until};
 
 in_one_mode!(
     build_numbers_rise_over_all_environments,
-    a_tag_names_the_release_of_its_commit,
-    two_releases_are_compared,
-    pinned_releases_stay,
-    a_pin_comes_in_time_until_the_removal_begins,
-    what_is_live_says_what_stays,
-    what_does_not_fit_goes,
-    a_late_chore_knows_what_is_live_by_then,
+    tag_names_release_of_its_commit,
+    release_diff_lists_files_and_commits,
+    pinned_release_is_not_pruned,
+    pin_before_pruning_begins_keeps_release,
+    retention_follows_recipe_of_live_release,
+    releases_beyond_size_limit_are_pruned,
+    delayed_pruning_keeps_current_live_release,
 );
 
 fn manifest(world: &World, project: &str, environment: &str) -> serde_json::Value {
@@ -26,7 +26,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     let repo = Repo::site(world, "shop", "one");
     repo.push().accepted().says("build 1: ");
     repo.push_as(&["HEAD:refs/heads/next"]).accepted();
-    // A build that fails uses its number up, wherever it stops after the bundle.
+    // A deployment that fails after the bundle uses up its build number.
     repo.write("Procfile", "web: exit 3\n").commit("broken");
     repo.push().rejected();
     repo.remove("Procfile").page("two");
@@ -34,7 +34,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 4: ").says("v2 is live");
     let builds = |environment| manifest(world, "shop", environment)["build"].as_u64();
     assert_eq!((builds("production"), builds("staging")), (Some(4), Some(2)));
-    // Another project counts for itself; one that is made anew goes on where the old one ended.
+    // Each project has its own numbers; a project that is created again goes on where the old one ended.
     world.project("blog");
     Repo::site(world, "blog", "one").push().accepted().says("build 1: ");
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
@@ -42,7 +42,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 5: ").says("v1 is live");
     let rows = world.larder(&["releases", "shop", "--json"]).json();
     assert_eq!((&rows[0]["build"], &rows[0]["number"]), (&5.into(), &1.into()));
-    // Without the file, what the records say is enough.
+    // Without the file, the numbers in the records are enough.
     world.stop();
     std::fs::remove_file(world.root().join("state/builds.json")).unwrap();
     world.start(&[]);
@@ -50,10 +50,10 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 6: ");
 }
 
-fn a_tag_names_the_release_of_its_commit(world: &World) {
+fn tag_names_release_of_its_commit(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "one");
-    // Pushed together: the manifest has it, though git stores the tag after the deployment.
+    // Pushed together: the manifest has the tag, though git stores it after the deployment.
     repo.git(&["tag", "--annotate", "--message", "first", "v1.4.0"]).ok();
     repo.push_as(&["HEAD:refs/heads/main", "refs/tags/v1.4.0"]).accepted();
     assert_eq!(manifest(world, "shop", "production")["tag"], "v1.4.0");
@@ -63,7 +63,7 @@ fn a_tag_names_the_release_of_its_commit(world: &World) {
     repo.push_as(&["refs/tags/v1.5.0"]).accepted();
     repo.push().accepted();
     assert_eq!(manifest(world, "shop", "production")["tag"], "v1.5.0");
-    // Pushed later: shown, and the manifest stays as it is.
+    // Pushed later: the tag is shown, and the manifest stays as it is.
     repo.page("three");
     repo.push().accepted();
     let before = manifest(world, "shop", "production");
@@ -87,7 +87,7 @@ fn a_tag_names_the_release_of_its_commit(world: &World) {
     world.larder(&["release", "show", "shop", "\x1b[31m"]).exits(2);
 }
 
-fn two_releases_are_compared(world: &World) {
+fn release_diff_lists_files_and_commits(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("old.txt", "12345").write("same.txt", "same").program("tool.sh", "#!/bin/sh\n").page("one");
@@ -112,7 +112,7 @@ fn releases_on_disk(world: &World) -> usize {
     names(&world.environment("shop").join("releases")).iter().filter(|name| name.ends_with(".manifest.json")).count()
 }
 
-fn pinned_releases_stay(world: &World) {
+fn pinned_release_is_not_pruned(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 2}\n").page("one");
@@ -138,8 +138,8 @@ fn pinned_releases_stay(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Old releases wait a moment for their removal; whoever pins one meanwhile keeps it.
-fn a_pin_comes_in_time_until_the_removal_begins(world: &World) {
+/// A release that is pinned before its removal begins is kept.
+fn pin_before_pruning_begins_keeps_release(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 2}\n");
@@ -160,8 +160,8 @@ fn a_pin_comes_in_time_until_the_removal_begins(world: &World) {
     world.is_consistent("shop");
 }
 
-/// A recipe that failed, or was only tried, removes nothing.
-fn what_is_live_says_what_stays(world: &World) {
+/// The recipe of a failed deployment or a dry run removes nothing.
+fn retention_follows_recipe_of_live_release(world: &World) {
     world.add_settings("keep: {releases: 2}\n");
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -171,7 +171,7 @@ fn what_is_live_says_what_stays(world: &World) {
         repo.push().accepted();
     }
     let pruned = || std::thread::sleep(std::time::Duration::from_millis(700));
-    // One that wants to keep less is tried, and fails.
+    // A recipe that keeps less is tried in a dry run, and fails in a push.
     repo.write("larder.yml", "keep: {releases: 2}\n").program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.page("five");
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
@@ -179,12 +179,12 @@ fn what_is_live_says_what_stays(world: &World) {
     pruned();
     repo.push().rejected_with("build: ");
     pruned();
-    // One fails before its recipe is read.
+    // A deployment fails before its recipe is read.
     world.restart(&[("FAILPOINTS", "step.gather.source=1*return")]);
     repo.push().rejected_with("told to fail");
     pruned();
     assert_eq!(releases_on_disk(world), 4);
-    // When it is live, it counts.
+    // Once live, the recipe counts.
     world.restart(&[]);
     repo.remove(".larder/build").page("six");
     repo.push().accepted();
@@ -192,10 +192,10 @@ fn what_is_live_says_what_stays(world: &World) {
     world.is_consistent("shop");
 }
 
-fn what_does_not_fit_goes(world: &World) {
+fn releases_beyond_size_limit_are_pruned(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    // Each archive has at least the 300 KiB of what cannot be compressed.
+    // Each archive has at least 300 KiB that cannot be compressed.
     repo.write("larder.yml", "keep: {releases: 10, bytes: 700K}\n");
     for page in 0..4_u32 {
         let mut noise = blake3::Hasher::new().update(&page.to_le_bytes()).finalize_xof();
@@ -208,8 +208,8 @@ fn what_does_not_fit_goes(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Old releases are removed after the verdict, when other deployments may have ended already.
-fn a_late_chore_knows_what_is_live_by_then(world: &World) {
+/// Pruning runs after the verdict, when other deployments may have ended already.
+fn delayed_pruning_keeps_current_live_release(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 2}\n");

@@ -1,13 +1,13 @@
-//! Back to an older release: a deployment like any other, that builds nothing and copies nothing.
+//! Rollbacks: deployments of an older release, which build and copy nothing.
 
 use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, state::names};
 
-in_each_mode!(back_and_forth, every_step_of_a_rollback_fails_once_and_leaves_nothing);
+in_each_mode!(rollback_goes_back_and_forward_without_building, failure_at_any_step_of_rollback_leaves_nothing);
 in_one_mode!(
-    what_cannot_be_gone_back_to_is_refused,
-    a_rollback_survives_a_restart,
-    a_rollback_that_is_killed_is_finished_or_put_back,
-    every_step_of_a_rollback_runs_twice
+    rollback_to_unusable_release_is_refused,
+    rollback_survives_restart,
+    killed_rollback_is_finished_or_undone,
+    rollback_with_every_step_run_twice_goes_live
 );
 
 /// Three releases: v1, v2 and v3.
@@ -30,14 +30,14 @@ fn rollback(world: &World, words: &[&str]) -> Output {
     world.larder(&[&["rollback", "shop"], words].concat())
 }
 
-fn back_and_forth(world: &World) {
+fn rollback_goes_back_and_forward_without_building(world: &World) {
     let (repo, commits) = three(world, &[]);
     let before = (names(&world.environment("shop").join("deploy")), names(&world.environment("shop").join("releases")));
     let visitor = world.visitor("shop");
     rollback(world, &[]).ok();
     world.serves("shop", "version two");
     assert_eq!(repo.live().as_ref(), Some(&commits[1]), "the branch names what is live");
-    // A second step back goes on backwards, not to what was just left.
+    // A second rollback goes further back, not to the release that was just left.
     let said = rollback(world, &[]);
     said.says("v5 is live").says("to go back to v4: larder rollback shop v4");
     world.serves("shop", "version one");
@@ -62,7 +62,7 @@ fn back_and_forth(world: &World) {
     assert_eq!(after, before, "a rollback makes no release");
     assert!(world.last_plan("shop").iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));
     world.is_consistent("shop");
-    // And on from there.
+    // A push after rollbacks.
     repo.page("version four");
     repo.push().accepted();
     world.serves("shop", "version four");
@@ -71,7 +71,7 @@ fn back_and_forth(world: &World) {
     assert_eq!(numbers, [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
 }
 
-fn what_cannot_be_gone_back_to_is_refused(world: &World) {
+fn rollback_to_unusable_release_is_refused(world: &World) {
     world.project("shop");
     rollback(world, &[]).exits(3).says("nothing is live in shop/production yet");
     let repo = Repo::site(world, "shop", "version one");
@@ -79,19 +79,19 @@ fn what_cannot_be_gone_back_to_is_refused(world: &World) {
     rollback(world, &[]).exits(3).says("no release older than v1");
     rollback(world, &["v1"]).exits(3).says("v1 is live already");
     rollback(world, &["v7"]).exits(3).says("no release v7 that was ever live").says("larder releases");
-    // A release that failed is none.
+    // A release that failed cannot be rolled back to.
     repo.write("Procfile", "web: false\n").write("larder.yml", "health:\n  timeout: 5s\n");
     let failed = repo.commit("a version that does not start");
     repo.push().rejected();
     rollback(world, &[&failed[..10]]).exits(3).says("that was ever live");
-    // What retention has removed cannot come back.
+    // Neither can one that retention has removed.
     repo.remove("Procfile").write("larder.yml", "keep:\n  releases: 2\n");
     for page in ["version two", "version three", "version four"] {
         repo.page(page);
         repo.push().accepted();
     }
     let top = world.environment("shop");
-    // Of each of two: an archive, a manifest and its index.
+    // Two releases, each with an archive, a manifest and its index.
     crate::harness::until("old releases are gone", || names(&top.join("releases")).len() == 6);
     rollback(world, &["v1"]).exits(3).says("v1 was removed by retention");
     world.serves("shop", "version four");
@@ -99,7 +99,7 @@ fn what_cannot_be_gone_back_to_is_refused(world: &World) {
     world.serves("shop", "version three");
 }
 
-fn a_rollback_survives_a_restart(world: &World) {
+fn rollback_survives_restart(world: &World) {
     three(world, &[]);
     rollback(world, &["v1"]).ok();
     world.serves("shop", "version one");
@@ -116,7 +116,7 @@ fn a_rollback_survives_a_restart(world: &World) {
     world.serves("shop", "version three");
 }
 
-fn every_step_of_a_rollback_fails_once_and_leaves_nothing(world: &World) {
+fn failure_at_any_step_of_rollback_leaves_nothing(world: &World) {
     let (repo, commits) = three(world, &[]);
     rollback(world, &["v1"]).ok();
     let ask = || rollback(world, &["v2"]);
@@ -125,7 +125,7 @@ fn every_step_of_a_rollback_fails_once_and_leaves_nothing(world: &World) {
     assert_eq!(repo.live().as_ref(), Some(&commits[1]));
 }
 
-fn every_step_of_a_rollback_runs_twice(world: &World) {
+fn rollback_with_every_step_run_twice_goes_live(world: &World) {
     three(world, &[("larder.yml", "data:\n  - media\nsmoke:\n  - /\n")]);
     world.restart(&[("FAILPOINTS", "twice=return")]);
     rollback(world, &["v2"]).ok();
@@ -134,7 +134,7 @@ fn every_step_of_a_rollback_runs_twice(world: &World) {
     world.is_consistent("shop");
 }
 
-fn a_rollback_that_is_killed_is_finished_or_put_back(world: &World) {
+fn killed_rollback_is_finished_or_undone(world: &World) {
     let (repo, commits) = three(world, &[]);
     rollback(world, &["v1"]).ok();
     let steps = world.last_plan("shop");

@@ -87,7 +87,7 @@ fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
     fs::write(&page, text).unwrap();
     let before = names(&pair.releases());
     let said = pair.pull();
-    said.exits(1).says("It came as a delta, which is thrown away; the next attempt brings the whole archive.");
+    said.exits(1).says("The release came as a delta, which is removed; the next attempt fetches the whole archive.");
     said.says("is not what its manifest says");
     assert!(marker.exists());
     let mut after = names(&pair.releases());

@@ -1,4 +1,4 @@
-//! What runs: processes, their logs, their data, and the front door before them.
+//! Running releases: processes, logs, data, and the proxy in front of them.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -7,27 +7,27 @@ use std::{
 
 use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, until};
 
-in_each_mode!(data_survives_releases_and_the_rest_does_not, processes_get_what_is_promised);
+in_each_mode!(data_survives_releases_and_other_files_do_not, processes_get_documented_environment);
 in_one_mode!(
-    processes_are_scaled_and_restarted,
-    who_wants_no_web_process_has_none,
-    what_did_not_start_is_still_said_to_have_failed_after_an_undo,
-    each_instance_gets_its_share,
-    commands_run_in_the_live_release,
-    an_open_command_is_in_nobodys_way,
-    a_release_command_is_seen_and_decides,
-    phase_scripts_hand_variables_on,
-    logs_can_be_read_and_followed,
-    a_crashed_process_starts_again,
-    each_process_has_its_own_time_to_stop,
-    a_web_process_that_does_not_stay_is_told,
-    hosts_that_lead_nowhere,
-    a_domain_leads_only_where_it_is_named
+    scale_and_restart_apply_to_processes,
+    scaling_web_to_zero_shows_stopped_page,
+    failed_start_is_shown_again_after_undo,
+    requests_are_spread_over_instances,
+    run_executes_command_in_live_release,
+    open_command_ends_when_its_slot_is_needed,
+    failing_release_command_fails_deployment,
+    phase_script_passes_variables_on,
+    logs_are_read_and_followed,
+    crashed_process_is_restarted,
+    stop_grace_applies_per_process,
+    web_process_that_exits_early_is_reported,
+    unknown_host_gets_404,
+    domain_is_routed_while_live_recipe_names_it
 );
 
 const SERVE: &str = "exec larder static-server --root .\n";
 
-fn data_survives_releases_and_the_rest_does_not(world: &World) {
+fn data_survives_releases_and_other_files_do_not(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "data:\n  - media\n").write("Procfile", "web: sh serve.sh\n").write("serve.sh", SERVE);
@@ -49,7 +49,7 @@ fn data_survives_releases_and_the_rest_does_not(world: &World) {
     kept("media/file").exits(0).says("kept");
 }
 
-fn processes_get_what_is_promised(world: &World) {
+fn processes_get_documented_environment(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "env:\n  COLOUR: deep blue\n").write("Procfile", "web: sh serve.sh\n");
@@ -86,7 +86,7 @@ fn processes_get_what_is_promised(world: &World) {
     assert_ne!(world.get("shop", "/id.txt").body.trim(), "0", "an application runs as root");
 }
 
-fn processes_are_scaled_and_restarted(world: &World) {
+fn scale_and_restart_apply_to_processes(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\nclock: while :; do sleep 1; done\n").write("serve.sh", SERVE);
@@ -105,7 +105,7 @@ fn processes_are_scaled_and_restarted(world: &World) {
     world.serves("shop", "version one");
     world.larder(&["ps", "shop", "--scale", "wbe=3"]).exits(4).says("web, clock");
     world.larder(&["ps", "shop", "--scale", "web=100000"]).exits(2).says("at most");
-    // The scale is the operator's: it outlives releases and servers.
+    // The scale is set by the operator and outlives releases and restarts.
     repo.page("version two");
     repo.push().accepted();
     until("the old release has retired", || processes() == ["clock.1", "web.1", "web.2", "web.3"]);
@@ -121,8 +121,8 @@ fn processes_are_scaled_and_restarted(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// No web process is an answer, too: visitors are told, and nobody is led to what has retired.
-fn who_wants_no_web_process_has_none(world: &World) {
+/// Without a web process visitors see a page that says so, and no request reaches a retired instance.
+fn scaling_web_to_zero_shows_stopped_page(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\nclock: while :; do sleep 1; done\n").write("serve.sh", SERVE);
@@ -146,7 +146,7 @@ fn who_wants_no_web_process_has_none(world: &World) {
     stopped();
     world.larder(&["ps", "shop", "--scale", "web=1"]).exits(0);
     world.serves("shop", "version two");
-    // A release that has none takes the place of one that has.
+    // A release without a web process replaces one that has one.
     repo.write("Procfile", "clock: while :; do sleep 1; done\n").write("larder.yml", "buildpack: procfile\nscale: {clock: 1}\n");
     repo.commit("no web");
     repo.push().accepted();
@@ -155,8 +155,8 @@ fn who_wants_no_web_process_has_none(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// The installed tree is gone, so it cannot start again; and the release that would have been the remedy is no good either.
-fn what_did_not_start_is_still_said_to_have_failed_after_an_undo(world: &World) {
+/// The live release cannot start because its installed tree is missing, and the next deployment fails, too.
+fn failed_start_is_shown_again_after_undo(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -179,7 +179,7 @@ fn what_did_not_start_is_still_said_to_have_failed_after_an_undo(world: &World) 
     world.serves("shop", "version one");
 }
 
-fn each_instance_gets_its_share(world: &World) {
+fn requests_are_spread_over_instances(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     let serve =
@@ -196,8 +196,8 @@ fn each_instance_gets_its_share(world: &World) {
     world.larder(&["ps", "shop"]).says("web.1").says("web.2");
 }
 
-/// A shell that somebody has left open ends when its slot is needed.
-fn an_open_command_is_in_nobodys_way(world: &World) {
+/// A command that still runs is stopped when its slot is needed.
+fn open_command_ends_when_its_slot_is_needed(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version 1");
     repo.push().accepted();
@@ -212,7 +212,7 @@ fn an_open_command_is_in_nobodys_way(world: &World) {
     world.larder(&["restart", "shop"]).exits(0);
     world.serves("shop", "version 1");
     until("the command has ended", || run.try_wait().unwrap().is_some());
-    // The slot is left by the first of two deployments and emptied by the second.
+    // The first of two deployments leaves the slot, the second empties it.
     let mut run = open();
     for version in 2..=3 {
         repo.page(&format!("version {version}"));
@@ -230,14 +230,14 @@ fn runs(world: &World, word: &str) -> bool {
     })
 }
 
-fn commands_run_in_the_live_release(world: &World) {
+fn run_executes_command_in_live_release(world: &World) {
     world.project("shop");
     world.larder(&["run", "shop", "--", "true"]).exits(4).says("nothing is live");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "env:\n  COLOUR: blue\n").write("words.sh", "for word; do echo \"<$word>\"; done\nexit 42\n");
     repo.page("version one");
     repo.push().accepted();
-    // Arguments arrive as they are, whatever a shell would make of them.
+    // Arguments arrive unchanged, whatever a shell would do with them.
     let words = ["two  words", "$HOME", "'quoted'", "--help", "a\"b", "*", ""];
     let run = world.larder(&[&["run", "shop", "--", "sh", "words.sh"][..], &words].concat());
     let expected: String = words.iter().map(|word| format!("<{word}>\n")).collect();
@@ -245,7 +245,7 @@ fn commands_run_in_the_live_release(world: &World) {
     world.ssh("alice", &["run", "shop", "--", "sh", "words.sh", "'over  ssh'"]).exits(42).says("<over  ssh>");
     world.larder(&["run", "shop", "sh", "-c", "echo $COLOUR; echo wrong >&2; kill -9 $$"]).exits(137).says("blue").says("wrong");
     world.larder(&["run", "shop", "--", "no-such-program"]).exits(127).says("no-such-program");
-    // It reads what it is given.
+    // The command reads its standard input.
     let mut run = world.larder_command();
     let mut run = run.args(["run", "shop", "--", "sha256sum"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = run.stdin.take().unwrap();
@@ -265,7 +265,7 @@ fn sha256_of_a_million_x(world: &World) -> String {
     sum.ok().split(' ').next().unwrap().to_owned()
 }
 
-fn a_release_command_is_seen_and_decides(world: &World) {
+fn failing_release_command_fails_deployment(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "data: [db]\n");
@@ -283,12 +283,12 @@ fn a_release_command_is_seen_and_decides(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn phase_scripts_hand_variables_on(world: &World) {
+fn phase_script_passes_variables_on(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let phases = ["gather", "pre_install", "configure", "build", "post_build", "bundle", "deploy", "post_deploy", "post_install"];
     for phase in phases {
-        // Each adds its name to what the one before has left, and keeps what it found.
+        // Each script adds its name to the value that the one before has left.
         let script = format!(
             "#!/bin/sh\nset -e\nseen=$(sed -n 's/.*\"seen\": *\"\\([^\"]*\\)\".*/\\1/p' \"$LARDER_VARIABLES\")\n\
              echo \"{phase} sees <$seen>\"\nprintf '{{\"seen\": \"%s {phase}\"}}' \"$seen\" > \"$LARDER_VARIABLES\"\n"
@@ -305,24 +305,24 @@ fn phase_scripts_hand_variables_on(world: &World) {
         assert_eq!(titles, 1, "{phase}: {}", push.0);
         before = format!("{before} {phase}");
     }
-    // Nonsense is refused where it is written.
+    // Invalid variables fail the phase that wrote them.
     repo.program(".larder/configure", "#!/bin/sh\necho nonsense > \"$LARDER_VARIABLES\"\n");
     repo.commit("nonsense");
     repo.push().rejected_with("configure: .larder/configure left ").rejected_with("v1 still live");
     repo.program(".larder/configure", "#!/bin/sh\nexit 5\n");
     repo.commit("failure");
     repo.push().rejected_with("configure: .larder/configure").rejected_with("5");
-    // A script that cannot run is no script, and the pusher is told.
+    // A script that is not executable is not run, and the pusher is told.
     repo.write(".larder/configure", "#!/bin/sh\nexit 6\n");
     std::fs::set_permissions(repo.path().join(".larder/configure"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     repo.commit("no program");
     repo.push().accepted().says("git update-index --chmod=+x .larder/configure");
 }
 
-fn each_process_has_its_own_time_to_stop(world: &World) {
+fn stop_grace_applies_per_process(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    // In small steps: each sleep hears the signal, too.
+    // In small steps, because the signal also ends the current sleep.
     let work = "n=0; while [ $n -lt 60 ]; do sleep 0.05; n=$((n+1)); done";
     let busy = |name: &str| format!("trap '{work}; touch media/{name}; exit 0' TERM\nwhile :; do sleep 0.05; done\n");
     repo.write("larder.yml", "data:\n  - media\nstop:\n  grace: 1s\nprocesses:\n  hasty:\n    scale: 1\n  patient:\n    scale: 1\n    stop:\n      grace: 20s\n")
@@ -337,14 +337,14 @@ fn each_process_has_its_own_time_to_stop(world: &World) {
     let media = world.environment("shop").join("data/media");
     until("the patient one has done its work", || media.join("patient").exists());
     until("the old release has retired", || world.ports("shop").len() == 3);
-    // A restart gives them the same.
+    // A restart gives processes the same grace.
     std::fs::remove_file(media.join("patient")).unwrap();
     world.larder(&["restart", "shop"]).exits(0);
     assert!(media.join("patient").exists() && !media.join("hasty").exists());
     assert!(!media.join("hasty").exists(), "it had one second only");
 }
 
-fn logs_can_be_read_and_followed(world: &World) {
+fn logs_are_read_and_followed(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\n")
@@ -364,12 +364,12 @@ fn logs_can_be_read_and_followed(world: &World) {
     let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
     world.larder(&["restart", "shop"]).exits(0);
     let seen = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("the first word")));
-    assert!(seen.is_some(), "the new line was never shown");
+    assert!(seen.is_some(), "the new line was not shown");
     follow.kill().unwrap();
     follow.wait().unwrap();
 }
 
-fn a_crashed_process_starts_again(world: &World) {
+fn crashed_process_is_restarted(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -386,7 +386,7 @@ fn a_crashed_process_starts_again(world: &World) {
     assert!(listed[0]["last_exit"].as_str().is_some_and(|exit| exit.contains("KILL") || exit.contains('9')), "{listed}");
 }
 
-fn hosts_that_lead_nowhere(world: &World) {
+fn unknown_host_gets_404(world: &World) {
     world.project("shop");
     let port = world.http_port();
     let unknown = http::get(port, "nowhere.localhost", "/").unwrap();
@@ -403,21 +403,21 @@ fn hosts_that_lead_nowhere(world: &World) {
     assert_eq!(http::get(port, "shop.localhost", "/../../etc/passwd").unwrap().status / 100, 4);
 }
 
-fn a_domain_leads_only_where_it_is_named(world: &World) {
+fn domain_is_routed_while_live_recipe_names_it(world: &World) {
     world.project("shop");
     let status = || http::get(world.http_port(), "www.example.org", "/").unwrap().status;
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "domains: [www.example.org]\n").page("version one");
     repo.push().accepted();
     assert_eq!(status(), 200);
-    // A release that is taken back takes its domain back, too.
+    // Undoing a release restores the domains of the one before.
     repo.write("larder.yml", "domains: [other.example.org]\n");
     repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").commit("broken");
     repo.push().rejected();
     assert_eq!((status(), http::get(world.http_port(), "other.example.org", "/").unwrap().status), (200, 404));
     repo.remove(".larder/post_install").remove("larder.yml").page("version two");
     repo.push().accepted();
-    assert_eq!(status(), 404, "the recipe does not name it any more");
+    assert_eq!(status(), 404, "the recipe no longer names it");
     repo.write("larder.yml", "domains: [www.example.org]\n").page("version three");
     repo.push().accepted();
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
@@ -427,8 +427,8 @@ fn a_domain_leads_only_where_it_is_named(world: &World) {
     assert_eq!(status(), 200);
 }
 
-/// A process that answers once and ends is no release: before the verdict that fails the push, afterwards it is said loudly.
-fn a_web_process_that_does_not_stay_is_told(world: &World) {
+/// A web process that exits before the verdict fails the push; one that exits afterwards is reported.
+fn web_process_that_exits_early_is_reported(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -439,7 +439,7 @@ fn a_web_process_that_does_not_stay_is_told(world: &World) {
     repo.write("Procfile", "web: timeout 4 larder static-server --root .\n").remove(".larder/post_install").page("version three");
     repo.push().accepted();
     until("the log of the deployment has it", || {
-        world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is started again")
+        world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is restarted")
     });
-    assert!(world.larder(&["status"]).ok().contains("web.1 ended"), "nobody would ever hear of it");
+    assert!(world.larder(&["status"]).ok().contains("web.1 ended"), "status does not report the exit");
 }

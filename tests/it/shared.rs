@@ -1,4 +1,5 @@
-//! Staging puts what it has cooked into a shared place by itself, and production serves it from there; the two never meet.
+//! Shared remotes: staging publishes its releases to a directory or bucket, and production pulls them from there. The two servers never
+//! connect to each other.
 
 use std::{
     fs,
@@ -12,9 +13,13 @@ use crate::{
     promotion::live_manifest,
 };
 
-in_one_mode!(by_a_directory, by_a_web_server, by_a_bucket);
+in_one_mode!(
+    release_is_published_to_and_pulled_from_directory,
+    release_is_pulled_from_web_server,
+    release_is_published_to_and_pulled_from_bucket
+);
 
-/// A directory that every server may write to.
+/// Makes a directory that every server may write to.
 fn open_directory(world: &World) -> PathBuf {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
@@ -22,27 +27,28 @@ fn open_directory(world: &World) -> PathBuf {
     directory
 }
 
-fn by_a_directory(world: &World) {
+fn release_is_published_to_and_pulled_from_directory(world: &World) {
     let directory = open_directory(world);
     let url = format!("file://{}", directory.display());
     scenario(world, &url, &url, Some(&directory), &[]);
 }
 
-fn by_a_web_server(world: &World) {
+fn release_is_pulled_from_web_server(world: &World) {
     let directory = open_directory(world);
     let web = Web::serve(&directory, true);
     let url = format!("file://{}", directory.display());
     scenario(world, &url, &format!("http://127.0.0.1:{}", web.port), Some(&directory), &[]);
 }
 
-fn by_a_bucket(world: &World) {
+fn release_is_published_to_and_pulled_from_bucket(world: &World) {
     let Some(bucket) = Bucket::serve(world) else { return };
     let settings = settings(bucket.port);
     let env: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     scenario(world, "s3://deliverables/ours", "s3://deliverables/ours", None, &env);
 }
 
-/// Production fetches at `read` what staging puts to `publish`; both servers have `env`. `directory` is the place where it is one here.
+/// Staging publishes to `publish`, production pulls from `read`; both servers have `env`. `directory` is the remote, if it is a local
+/// directory.
 fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, env: &[(&str, &str)]) {
     let Some(staging) = World::any() else { return };
     if !env.is_empty() {
@@ -70,7 +76,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     };
     offers("one deliverable");
 
-    // Such a place has releases and no commits.
+    // A shared remote has releases and no commits.
     let refused = world.larder(&["pull", "shop"]);
     refused
         .exits(1)
@@ -85,13 +91,13 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
-    // The proof of how it went there came along.
+    // The health record came along.
     let release = fs::read_link(world.environment("shop").join("deploy/current")).unwrap();
     let record = world.environment("shop").join("releases").join(format!("{}.health.json", release.display()));
     let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     assert_eq!(record["signature"]["key"], key.as_str());
 
-    // The next one by a push, which brings the commit itself.
+    // The next release by a push, which brings the commit.
     cook("version two");
     offers("2 deliverables");
     fetch().ok();
@@ -100,7 +106,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
-    // One that somebody has changed there is refused, and nothing of it stays.
+    // A release that was changed there is refused, and nothing of it stays.
     if let Some(directory) = directory {
         cook("version three");
         offers("3 deliverables");
@@ -124,7 +130,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     let stored = names(&world.environment("shop").join("releases/.incoming"));
     assert!(stored.is_empty(), "{stored:?}");
 
-    // Production needs neither of them for what it has.
+    // Production needs neither staging nor the remote for its own releases.
     staging.end();
     world.larder(&["remote", "remove", "shop", "shared"]).ok();
     world.larder(&["rollback", "shop", "v1"]).ok();

@@ -1,8 +1,8 @@
-//! Every way in which a push can be wrong: git itself says so and why, and the old version answers all the while.
+//! Failing pushes: git's own line has the reason, and the old release serves all the time.
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode};
 
-in_each_mode!(a_failing_build_script, a_process_that_exits);
+in_each_mode!(failing_build_script_rejects_push, exiting_process_rejects_push);
 in_one_mode!(
     missing_program_is_named_with_exit_127,
     unusable_script_is_named_with_its_defect,
@@ -10,18 +10,19 @@ in_one_mode!(
     unhealthy_answer_is_shown_with_expected_status,
     long_output_keeps_verdict_and_last_lines,
     full_disk_is_refused_in_larders_own_words,
-    a_syntax_error_in_the_application,
-    a_failing_release_command,
-    a_process_that_never_answers,
-    a_first_push_that_fails,
-    a_failing_smoke_check
+    syntax_error_in_application_rejects_push,
+    failing_release_command_rejects_push,
+    silent_process_rejects_push,
+    failed_first_push_leaves_project_empty,
+    failing_smoke_check_rejects_push
 );
 
-/// A shell application that answers every request with a file, by larder's own file server.
+/// A shell application that serves its files with larder's own static server.
 const SERVE: &str = "exec larder static-server --root .\n";
 const SHORT: &str = "health:\n  timeout: 2s\n";
 
-/// Version one is live; then `break_it` is pushed, and everything must be as DESIGN.md promises.
+/// Pushes `break_it` over a live version one: the push is rejected with `why`, version one goes on serving, nothing is left behind, and
+/// after `mend` the next push goes live.
 fn breaks(world: &World, phase: &str, why: &str, break_it: impl FnOnce(&Repo<'_>), mend: impl FnOnce(&Repo<'_>)) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -39,7 +40,7 @@ fn breaks(world: &World, phase: &str, why: &str, break_it: impl FnOnce(&Repo<'_>
     assert_eq!(repo.live(), Some(good), "ls-remote names another commit");
     assert_eq!(world.snapshot("shop"), before, "the failed push left something behind");
 
-    // The same commit is not "up-to-date": it runs again, and fails again.
+    // The same commit can be pushed again: its deployment runs, and fails, again.
     repo.push().rejected_with(why);
     assert_eq!(world.journals("shop").len(), 3);
 
@@ -53,7 +54,7 @@ fn breaks(world: &World, phase: &str, why: &str, break_it: impl FnOnce(&Repo<'_>
     world.is_consistent("shop");
 }
 
-fn a_failing_build_script(world: &World) {
+fn failing_build_script_rejects_push(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.program(".larder/build", "#!/bin/sh\necho compiling\necho no such header >&2\nexit 3\n").write("x", "");
     };
@@ -62,7 +63,7 @@ fn a_failing_build_script(world: &World) {
     });
 }
 
-fn a_syntax_error_in_the_application(world: &World) {
+fn syntax_error_in_application_rejects_push(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.write("serve.sh", "if then fi (\n");
     };
@@ -71,7 +72,7 @@ fn a_syntax_error_in_the_application(world: &World) {
     });
 }
 
-fn a_failing_release_command(world: &World) {
+fn failing_release_command_rejects_push(world: &World) {
     let procfile = "web: sh serve.sh\nrelease: echo migrating; exit 4\n";
     let broken = |repo: &Repo<'_>| {
         repo.write("Procfile", procfile);
@@ -81,7 +82,7 @@ fn a_failing_release_command(world: &World) {
     });
 }
 
-fn a_process_that_exits(world: &World) {
+fn exiting_process_rejects_push(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.write("serve.sh", "echo cannot find the database >&2\nexit 7\n");
     };
@@ -90,7 +91,7 @@ fn a_process_that_exits(world: &World) {
     });
 }
 
-fn a_process_that_never_answers(world: &World) {
+fn silent_process_rejects_push(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.write("serve.sh", "exec sleep 1000\n");
     };
@@ -99,7 +100,7 @@ fn a_process_that_never_answers(world: &World) {
     });
 }
 
-fn a_failing_smoke_check(world: &World) {
+fn failing_smoke_check_rejects_push(world: &World) {
     let broken = |repo: &Repo<'_>| {
         repo.write("larder.yml", format!("{SHORT}smoke:\n  - path: /nowhere\n    status: 200\n"));
     };
@@ -109,13 +110,13 @@ fn a_failing_smoke_check(world: &World) {
     let before = world.snapshot("shop");
     broken(&repo);
     repo.page("version two");
-    repo.push().rejected_with("post_deploy: smoke check /nowhere answered 404");
-    // A page may be there and still be the wrong one.
+    repo.push().rejected_with("post_deploy: smoke check /nowhere answered 404 (expected 200)");
+    // A page with an expected status can still have the wrong content.
     let contains = |text: &str| format!("{SHORT}smoke:\n  - path: /index.html\n    contains: {text}\n");
     repo.write("larder.yml", contains("'<title>version three'"));
     repo.page("version two");
     let push = repo.push();
-    push.rejected_with("smoke check /index.html: the answer does not hold \"<title>version three\"").says("v1 is still live");
+    push.rejected_with("smoke check /index.html: the answer does not contain \"<title>version three\"").says("v1 is still live");
     world.serves("shop", "version one");
     assert_eq!(world.snapshot("shop"), before);
     repo.page("version three");
@@ -124,7 +125,7 @@ fn a_failing_smoke_check(world: &World) {
 }
 
 #[test]
-fn an_archive_above_the_limit() {
+fn archive_above_limit_rejects_push() {
     let Some(world) = World::configured("  archive_bytes: 64K\n") else { return };
     world.project("shop");
     let repo = Repo::site(&world, "shop", "version one");
@@ -145,7 +146,7 @@ fn an_archive_above_the_limit() {
     world.end();
 }
 
-fn a_first_push_that_fails(world: &World) {
+fn failed_first_push_leaves_project_empty(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: exit 1\n");

@@ -13,7 +13,7 @@ use crate::{
     git::{Expected, GitError, GitFailure, MoveRef, Spec},
     host::launch::Registration,
     model::{Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, Strategy},
-    pipeline::{LastLook, chain},
+    pipeline::{LastScan, chain},
 };
 
 /// Creates an environment, and its project if that does not exist.
@@ -241,7 +241,7 @@ pub struct ProjectRow {
     /// The addresses of each environment.
     pub urls: Vec<Vec<String>>,
     /// The result of the last comparison of each environment's live files with their release.
-    pub drift: Vec<Option<LastLook>>,
+    pub drift: Vec<Option<LastScan>>,
 }
 
 impl Request for ProjectList {
@@ -276,7 +276,7 @@ impl Request for ProjectInfo {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
         let project = control.registry().project(&self.project).cloned();
         let project = project.ok_or_else(|| no_project(&self.project, &[]))?;
-        control.pipeline().freshen_drift(&project.environments).await;
+        control.pipeline().refresh_drift(&project.environments).await;
         Ok(vec![row(control, project)].into())
     }
 }

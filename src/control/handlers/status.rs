@@ -13,7 +13,7 @@ use crate::{
         launch::{Capabilities, Cgroups},
     },
     model::{Access, Environment, Live, Mode, ProjectName},
-    pipeline::LastLook,
+    pipeline::LastScan,
 };
 
 /// Asks for the state of the server and of the environments that the caller may see.
@@ -53,7 +53,7 @@ pub struct EnvironmentStatus {
     /// An explanation of the state, for people.
     pub note: Option<String>,
     /// The result of the last comparison of the live files with their release.
-    pub drift: Option<LastLook>,
+    pub drift: Option<LastScan>,
 }
 
 impl Request for Status {
@@ -68,7 +68,7 @@ impl Request for Status {
         let services = control.pipeline().services();
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
         let environments: Vec<_> = control.visible(caller).into_iter().flat_map(|project| project.environments).collect();
-        control.pipeline().freshen_drift(&environments).await;
+        control.pipeline().refresh_drift(&environments).await;
         let report = StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             mode: String::from(if capabilities.system { "system" } else { "rootless" }),

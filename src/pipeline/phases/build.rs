@@ -1,4 +1,4 @@
-//! The steps of a build: room on the disk, an empty layer over the source, and buildpacks in the build's sandbox.
+//! The steps of a build: disk space, an empty layer over the source, and buildpacks in the build's sandbox.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// How long the end of a failed build waits until the disk has room again.
+/// The most time that the end of a failed build waits until the disk has space again.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Makes a clean layer to build in, over the exported source.
@@ -44,9 +44,9 @@ impl Step for Layer {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            // What a failed build wrote may fill the disk, and with it keep every project's next push out.
+            // The files of a failed build may fill the disk, so that no project could push any more.
             reset(deployment).await?;
-            make_room(deployment).await;
+            wait_for_space(deployment).await;
             Ok(())
         })
     }
@@ -61,7 +61,7 @@ async fn reset(deployment: &Deployment) -> Result<(), Failure> {
 
 /// Waits until the removed layer has given its space back, for as long as the disk is fuller than the server allows. Where that is
 /// not enough, the caches of the environment's builds go, too: they can be made again.
-async fn make_room(deployment: &Deployment) {
+async fn wait_for_space(deployment: &Deployment) {
     let reserve = deployment.services.config.limits.disk_reserve.bytes();
     let is_full = || files::free_space(deployment.paths.path()).is_ok_and(|free| free.bytes < reserve);
     let wait = async || {
@@ -97,7 +97,7 @@ impl Step for Checks {
     }
 
     fn about(&self) -> &'static str {
-        "check that the disk has room for a build, an archive and a release"
+        "check that the disk has space for a build, an archive and a release"
     }
 
     fn lasts(&self, _: &Deployment) -> bool {
@@ -118,7 +118,7 @@ impl Step for Checks {
                     ));
             }
             if free.inodes < INODES_MIN {
-                return Err(full(format!("the server's disk has room for only {} more files", free.inodes)));
+                return Err(full(format!("the server's disk has space for only {} more files", free.inodes)));
             }
             Ok(())
         })
@@ -150,7 +150,7 @@ impl Step for Compile {
 
     fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
         Box::pin(async {
-            // Builds hurt the sites that are served from the same machine; so few run at a time.
+            // Builds slow down the sites that are served from the same machine; so few run at a time.
             let builds = &deployment.services.builds;
             let permit = match builds.clone().try_acquire_owned() {
                 Ok(permit) => permit,
@@ -180,7 +180,7 @@ impl Step for Compile {
     }
 }
 
-/// The job of a whole build.
+/// Returns the job of a whole build.
 pub(super) fn job(deployment: &Deployment) -> BuildJob {
     let order = &deployment.order;
     let settings = deployment.settings();

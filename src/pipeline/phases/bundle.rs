@@ -1,4 +1,4 @@
-//! The release archive.
+//! The step that makes the release archive.
 
 use crate::{
     host::files,
@@ -10,8 +10,8 @@ use crate::{
     release::{self, ReleaseError},
 };
 
-/// Makes `releases/<id>.tar.zst` and its manifest of what was built. Frames of the previous archive that did not change are
-/// taken over as they are.
+/// Packs the build's result into `releases/<id>.tar.zst` with its manifest. Frames of the previous archive that did not change are copied
+/// as they are.
 pub struct Archive;
 
 impl Step for Archive {
@@ -24,14 +24,14 @@ impl Step for Archive {
     }
 
     fn about(&self) -> &'static str {
-        "pack what was built into a reproducible archive with a manifest"
+        "pack the build's result into a reproducible archive with a manifest"
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let order = &deployment.order;
             let services = deployment.services.clone();
-            // Drawn once, however often this step runs.
+            // Drawn once, even if this step runs twice.
             let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&order.environment.project));
             let head = release::bundle::Head {
                 project: order.environment.project.clone(),
@@ -47,7 +47,7 @@ impl Step for Archive {
                 created: order.release.created(),
             };
             let previous = deployment.previous_release();
-            // The number is on the disk before anybody can see the manifest that has it; both are waited for together.
+            // The number is durable before the manifest that has it can be read; both are written at the same time.
             let saved = tokio::task::spawn_blocking(move || services.numbers.save());
             let context = context(deployment);
             let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous), saved);
@@ -74,7 +74,7 @@ impl Step for Archive {
         Box::pin(async {
             deployment.is_not_current()?;
             let paths = &deployment.paths;
-            // The manifest first: it is what makes a release exist.
+            // The manifest first, because it makes the release exist.
             let release = deployment.order.release;
             for path in [paths.manifest(release), paths.index(release), paths.archive(release)] {
                 files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
@@ -84,17 +84,17 @@ impl Step for Archive {
     }
 }
 
-/// For whom and where a release is made or installed.
+/// Returns the context in which a release is made or installed.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
     deployment.services.release_context(&deployment.order.environment, &deployment.paths)
 }
 
-/// What the build left in the tree is the project's to mend; everything else is the machine's.
+/// Blames the pusher for errors in the built tree, and the machine for all others.
 pub(super) fn failure(error: ReleaseError) -> Failure {
     if error.is_for_the_pusher() { Failure::pusher(crate::pipeline::chain(&error)) } else { Failure::host(&error) }
 }
 
-/// Removes the installed tree of a release in the background.
+/// Removes the installed tree of a release; its files go in the background.
 pub(super) async fn remove_tree(deployment: &Deployment, release: ReleaseId) -> Result<(), Failure> {
     let environment = deployment.order.environment.id;
     let removed = deployment.services.launcher.reset_area(environment, crate::model::Area::Tree, Some(release), None).await;

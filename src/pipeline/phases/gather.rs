@@ -1,4 +1,4 @@
-//! Source, recipe and variables.
+//! The steps that collect what a deployment is made of: source, recipe and variables; for a rollback, the record of an earlier deployment.
 
 use serde_json::{Map, Value, json};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Checks the commit's tree, exports it, and reads what the project says about its deployment.
+/// Checks the commit's tree, exports it, and reads the recipe.
 pub struct Source;
 
 impl Step for Source {
@@ -66,7 +66,7 @@ impl Step for Source {
                 order.branch,
                 order.environment.title()
             ));
-            // Neither has to wait for the other.
+            // Both run at the same time.
             let exporting = services.repositories.source(order.environment.project_id, order.environment.id, job);
             let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
             let source = exported.map_err(failure)?;
@@ -79,7 +79,7 @@ impl Step for Source {
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
             if let Some(wrong) = Rules::wrong(&settings.drift_ignore) {
-                return Err(Failure::pusher(format!("larder.yml: {wrong}")).hint("patterns are written as in .gitignore"));
+                return Err(Failure::pusher(format!("larder.yml: {wrong}")).hint("write patterns as in .gitignore"));
             }
             drift::decide(deployment, drifted, &settings).await?;
             deployment.facts.scripts = source.scripts;
@@ -91,8 +91,8 @@ impl Step for Source {
     }
 }
 
-/// A push that waited while another one went live must contain what that one brought, or it would silently take it back. Git's
-/// own check is no help here: it was made when the branch still stood where the pusher saw it.
+/// Fails if a push that waited while another one went live does not contain that commit: it would silently revert it. Git's own check was
+/// made before, against the branch as the pusher saw it.
 async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
     let order = &deployment.order;
     let (Some(seen), Some(live)) = (&deployment.seen, &order.previous) else { return Ok(()) };
@@ -105,9 +105,9 @@ async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
     if missing.is_empty() {
         return Ok(());
     }
-    let why = format!("{} went live meanwhile, and {} is not in this push", live.number, live.commit.short());
+    let why = format!("{} went live in the meantime, and this push does not contain {}", live.number, live.commit.short());
     Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }
-        .hint("fetch, merge, and push again; to take it back on purpose, just push again"))
+        .hint("fetch, merge, and push again; to revert it on purpose, just push again"))
 }
 
 fn failure(error: GitError) -> Failure {
@@ -121,17 +121,17 @@ fn failure(error: GitError) -> Failure {
     }
 }
 
-/// What the recipe asks for and this environment cannot give is said before anything is done.
+/// Refuses settings that this environment does not support, and adds generated values for required variables.
 fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
     if settings.strategy == Some(config::Strategy::InPlace) {
-        return Err(Failure::pusher("the strategy in-place is not there in this version")
-            .hint("leave `strategy` out of larder.yml: the new release then boots beside the old one"));
+        return Err(Failure::pusher("the strategy in-place is not supported in this version")
+            .hint("remove `strategy` from larder.yml: the new release then boots beside the old one"));
     }
     let environment = &deployment.order.environment;
     for domain in &settings.domains {
         if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
-            return Err(Failure::pusher(format!("the domain {domain} leads to {other} already"))
-                .hint("a domain can lead to one environment only"));
+            return Err(Failure::pusher(format!("the domain {domain} belongs to {other}"))
+                .hint("remove it from `domains:` of one of the two environments"));
         }
     }
     let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
@@ -145,7 +145,7 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
             let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
             let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
             Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", ")))
-                .hint("give it one under `env:` in larder.yml, or in the server file"))
+                .hint("set it under `env:` in larder.yml or in the server file"))
         }
     }
 }
@@ -156,7 +156,7 @@ fn refused(deployment: &Deployment, errors: &RecipeErrors) -> Failure {
     Failure::pusher(&errors.why)
 }
 
-/// The one mapping that every phase reads and may change.
+/// Returns the mapping that every phase reads and may change.
 fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value> {
     let order = &deployment.order;
     let mut map = Map::new();
@@ -173,7 +173,7 @@ fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value>
     map
 }
 
-/// What the variables say about the deployment itself.
+/// Returns the variables about the deployment itself.
 pub(super) fn about(deployment: &Deployment) -> Value {
     let order = &deployment.order;
     json!({

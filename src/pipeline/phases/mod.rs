@@ -1,5 +1,4 @@
-//! The steps of each phase. A step calls one or two trades and hands what they return to the next; the trades do not know each
-//! other.
+//! The steps of each phase. A step calls one or two subsystems and passes their results to the next; the subsystems do not know each other.
 
 pub mod build;
 pub mod bundle;

@@ -1,4 +1,5 @@
-//! After the switch: the other processes, and a look through the front door. If either fails, the switch is undone.
+//! The steps after the switch: the other processes, smoke checks through the proxy, and the postdeploy script. If one fails, the switch is
+//! undone.
 
 use std::{io, time::Duration};
 
@@ -14,11 +15,11 @@ use crate::{
     runtime::Label,
 };
 
-/// How long a worker must stay up to count as started.
+/// The time that a worker must stay up to count as started.
 const STAYS_UP: Duration = Duration::from_secs(1);
 
-/// Starts the processes that do not serve requests. They begin after the switch, so that old and new code work side by side for
-/// as short a time as possible; those of the old release end when it retires.
+/// Starts the processes that do not serve requests. They start after the switch, so that old and new code run side by side for as short a
+/// time as possible; those of the old release are stopped when its slot is retired.
 pub struct Workers;
 
 impl Step for Workers {
@@ -31,7 +32,7 @@ impl Step for Workers {
     }
 
     fn about(&self) -> &'static str {
-        "start the other processes and see that they stay up"
+        "start the other processes and check that they stay up"
     }
 
     fn lasts(&self, _: &Deployment) -> bool {
@@ -49,7 +50,7 @@ impl Step for Workers {
             tokio::time::sleep(STAYS_UP).await;
             for instance in &instances {
                 let exits = *instance.exits.borrow();
-                // A process that did its work and ended well, a one-off for instance, is no failure.
+                // A process that exited with status 0, a one-off for instance, is no failure.
                 if let Some(exit) = exits.last.filter(|exit| !exit.success()) {
                     return Err(boot::exited_early(deployment, instance, Some(exit), "right after its start").await);
                 }
@@ -72,10 +73,10 @@ async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     stopped.await.map_err(|error| Failure::host(&error))
 }
 
-/// How much of a smoke page is read, in bytes.
+/// The most bytes of a smoke page that are read.
 const PAGE: usize = 1 << 20;
 
-/// Asks for the pages that the recipe names under `smoke:`, through the front door as a visitor would.
+/// Requests the pages under `smoke:` of the recipe through the proxy, as a visitor would.
 pub struct Smoke;
 
 impl Step for Smoke {
@@ -88,7 +89,7 @@ impl Step for Smoke {
     }
 
     fn about(&self) -> &'static str {
-        "ask for the smoke pages through the front door"
+        "request the smoke pages through the front door"
     }
 
     fn lasts(&self, _: &Deployment) -> bool {
@@ -107,20 +108,18 @@ impl Step for Smoke {
                 let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
                     let (status, wanted) = (status.as_u16(), smoke.status);
-                    let failure = Failure::pusher(format!("smoke check {path} answered {status} and not {wanted}"));
+                    let failure = Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})"));
                     return Err(match processes::any_web(deployment) {
                         true => failure,
-                        false => failure.hint("no web process runs here; `larder ps --scale web=1` wants one again"),
+                        false => failure.hint("start a web process with `larder ps --scale web=1`: none runs here"),
                     });
                 }
                 let Some(text) = &smoke.contains else { continue };
                 if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
                     let text: String = text.chars().take(60).collect();
-                    return Err(Failure::pusher(format!("smoke check {path}: the answer does not hold {text:?}")).hint(format!(
-                        "it answered {status} with {} bytes; the first {} KiB are searched",
-                        page.len(),
-                        PAGE >> 10
-                    )));
+                    return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(
+                        format!("it answered {status} with {} bytes; the first {} KiB are searched", page.len(), PAGE >> 10),
+                    ));
                 }
             }
             Ok(())

@@ -1,4 +1,4 @@
-//! The project's own part of each phase: `.larder/<phase>`, if it is executable.
+//! The step that runs the project's own script of a phase: `.larder/<phase>`, if it is executable.
 
 use serde_json::{Map, Value};
 
@@ -13,8 +13,7 @@ use crate::{
     runtime::RunJob,
 };
 
-/// Runs the script of one phase. Before the release is installed it runs in the build's sandbox, afterwards in that of the slot
-/// which the release is about to use.
+/// Runs the script of one phase: before the release is installed in the build's sandbox, afterwards in the release's slot.
 pub struct Script(pub Phase);
 
 impl Script {
@@ -72,7 +71,7 @@ async fn in_build(phase: Phase, deployment: &Deployment) -> Result<Option<Map<St
 }
 
 async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<String, Value>>, Failure> {
-    // In a build, its worker says so.
+    // In a build, the worker prints the title.
     deployment.transcript.title(&format!("Running .larder/{phase}"));
     let job = RunJob {
         command: format!(".larder/{phase}"),

@@ -198,7 +198,12 @@ impl Site {
 fn content_type(name: &str) -> HeaderValue {
     let guess = mime_guess::from_path(name).first_or_octet_stream();
     let is_text = guess.type_() == mime_guess::mime::TEXT && guess.subtype() != mime_guess::mime::XML;
-    let value = if is_text { format!("{guess}; charset=utf-8") } else { guess.to_string() };
+    let value = match guess.subtype() {
+        // RFC 9239: the only type of JavaScript, whatever the extension.
+        mime_guess::mime::JAVASCRIPT => String::from("text/javascript; charset=utf-8"),
+        _ if is_text => format!("{guess}; charset=utf-8"),
+        _ => guess.to_string(),
+    };
     HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"))
 }
 
@@ -243,7 +248,7 @@ fn accepts(headers: &HeaderMap, word: &str) -> bool {
     })
 }
 
-/// How entity tags are compared (RFC 9110, section 8.8.3.2).
+/// The comparison of entity tags (RFC 9110, section 8.8.3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comparison {
     /// A weak tag never matches.

@@ -32,9 +32,9 @@ use settings::{Settings, StaticError};
 
 /// The most connections at a time; further ones wait.
 const CONNECTIONS: usize = 512;
-/// How long a connection may be idle, between requests too.
+/// The time limit for an idle connection, between requests, too.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long responses in flight may take after SIGTERM.
+/// The time limit for responses in flight after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
 /// Runs the server until SIGTERM; `arguments` are those after the command's name. The exit status is 0 after SIGTERM, 2 for wrong

@@ -35,7 +35,7 @@ pub(super) struct Settings {
     pub root: PathBuf,
     /// The port on the loopback address.
     pub port: u16,
-    /// Whether `/about.html` is redirected to `/about`.
+    /// True to redirect `/about.html` to `/about`.
     pub clean_urls: bool,
     /// Patterns for paths that have no file, and the file that is sent for them with status 200.
     pub routes: Vec<(String, String)>,

@@ -19,7 +19,7 @@ use crate::{
     release::{self, Body, Incoming, Look, ReleaseError, store, trust::Expectation},
 };
 
-/// How long the transfer of a release may take.
+/// The time limit for the transfer of a release.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps need no other

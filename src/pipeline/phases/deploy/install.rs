@@ -1,4 +1,4 @@
-//! The release's tree, unpacked from its archive.
+//! The step that unpacks the release's tree from its archive.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     release::{self, Refusal, ReleaseError},
 };
 
-/// Unpacks into `deploy/<id>`. What did not change since the live release is shared with it.
+/// Unpacks the archive into `deploy/<id>`. Files that are the same in the live release are shared with it.
 pub struct Install;
 
 impl Step for Install {
@@ -46,7 +46,7 @@ impl Step for Install {
             let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
             deployment.entries = match installed {
                 Ok(installed) => installed.report.entries,
-                Err(error) => return Err(forget(deployment, error)),
+                Err(error) => return Err(discard(deployment, error)),
             };
             Ok(())
         })
@@ -63,28 +63,28 @@ impl Step for Install {
     }
 }
 
-/// The file that says that a delta was no good here.
+/// The file that marks that a delta was unusable here.
 const DISTRUST: &str = ".no-deltas";
 
-/// How long whole archives are fetched after that.
+/// The time for which whole archives are fetched after that.
 const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// What an installation failed of. A release that was brought here and is no good does not stay.
-fn forget(deployment: &Deployment, error: ReleaseError) -> Failure {
+/// Returns the failure of an installation, and removes a fetched release or delta that is unusable.
+fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
     let (paths, order) = (&deployment.paths, &deployment.order);
     if matches!(error, ReleaseError::Failed { .. }) {
-        // A full disk, for instance, says nothing about the release.
+        // An error of this machine, such as a full disk, says nothing about the release.
         return bundle::failure(error);
     }
     let release = order.release;
     if !paths.archive(release).is_file() && paths.delta(release).is_file() {
-        deployment.transcript.error("It came as a delta, which is thrown away; the next attempt brings the whole archive.");
+        deployment.transcript.error("The release came as a delta, which is removed; the next attempt fetches the whole archive.");
         let marked = files::write_atomic(&paths.releases().join(DISTRUST), b"", 0o640);
-        put_away(marked);
+        log_failure(marked);
         remove(paths, release, paths.delta(release));
         return bundle::failure(error);
     }
-    // Its worker says no to what is in the archive. One that served here before is left for a person to look at.
+    // The worker refused the archive's content. A release that served here before is kept for a person to inspect.
     let brought = matches!(order.origin, Origin::Environment(_) | Origin::Remote(_) | Origin::Store) && order.recorded.is_none();
     match error {
         ReleaseError::Refused { why } if brought => {
@@ -96,27 +96,27 @@ fn forget(deployment: &Deployment, error: ReleaseError) -> Failure {
     }
 }
 
-/// Removes a release from the store; first what makes it exist.
+/// Removes a release from the store; the manifest first, because it makes the release exist.
 fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
     for path in [paths.manifest(release), paths.index(release), content, paths.health(release)] {
-        put_away(files::remove_if_present(&path));
+        log_failure(files::remove_if_present(&path));
     }
 }
 
-fn put_away(outcome: Result<(), FileError>) {
+fn log_failure(outcome: Result<(), FileError>) {
     if let Err(error) = outcome {
-        tracing::error!(error = chain(&error), "a release that is no good could not be put away");
+        tracing::error!(error = chain(&error), "cannot remove an unusable release");
     }
 }
 
-/// Whether a delta was no good lately.
+/// Returns true if a delta was unusable in the last day.
 pub fn distrusts_deltas(paths: &EnvironmentPaths) -> bool {
     let marked = fs::metadata(paths.releases().join(DISTRUST)).and_then(|found| found.modified());
     marked.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DISTRUST_FOR))
 }
 
-/// Makes the spare tree the one to install to, if there is one of the live release, and gives its seal. It is taken in any case: where
-/// this step is done again, the tree is no copy any more.
+/// Makes the spare tree the one to install to, if there is one of the live release, and returns its seal. The spare tree is used up in
+/// any case: if this step runs again, the tree is no copy any more.
 async fn spare(deployment: &Deployment) -> Option<Digest> {
     let order = &deployment.order;
     let copy = deployment.spare.take()?;
@@ -126,9 +126,9 @@ async fn spare(deployment: &Deployment) -> Option<Digest> {
     {
         return Some(copy.seal);
     }
-    // Removed in the background.
+    // The files are removed in the background.
     if let Err(failure) = bundle::remove_tree(deployment, copy.name).await {
-        tracing::warn!(why = failure.why, "a spare tree could not be removed");
+        tracing::warn!(why = failure.why, "cannot remove a spare tree");
     }
     None
 }

@@ -1,4 +1,4 @@
-//! What runs in a slot: which processes, and with which environment.
+//! The processes of a release in its slot, their environment, and single tasks.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,16 @@ use crate::{
     runtime::{Boot, Process, RunJob},
 };
 
-/// The largest mapping that a task may leave, in bytes.
+/// The size limit of the variables that a task leaves, in bytes.
 const VARIABLES_MAX: usize = 512 * 1024;
 
-/// The project's own configuration: what the recipe and the server file say, and what phase scripts made of it.
+/// Returns the project's configuration: the variables of the recipe and the server file, as phase scripts have changed them.
 pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
         for (name, value) in scripted {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            // Scripts may leave anything; what cannot be in an environment is left out.
+            // Scripts may leave anything; values that cannot be in an environment are left out.
             if !name.is_empty() && !name.contains(['=', '\0']) && !text.contains('\0') {
                 env.insert(name.clone(), text);
             }
@@ -34,7 +34,7 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     env
 }
 
-/// The environment of every process of the release, but for `PORT`.
+/// Returns the environment of every process of the release, without `PORT`.
 pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
     let order = &deployment.order;
     let mut env = configured(deployment);
@@ -51,7 +51,7 @@ pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
     env
 }
 
-/// The processes of the release: the recipe's and the Procfile's, completed by the buildpacks', scaled by the operator.
+/// Returns the processes of the release: those of the recipe and the Procfile, completed by the buildpacks', with the operator's scale.
 pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
     let defaults = deployment.facts.buildpack_processes.iter();
     let defaults = defaults.filter_map(|(process, command)| Some((process.clone(), command.parse().ok()?)));
@@ -83,7 +83,7 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
     Ok(processes)
 }
 
-/// The processes of a release that was made earlier, with the scale that the operator wants now.
+/// Applies the operator's current scale to the processes of an earlier release.
 pub fn rescale(facts: &mut Facts, environment: &Environment) {
     for process in &mut facts.processes {
         if let Some(wanted) = environment.scale.get(process.kind.as_str()) {
@@ -92,7 +92,7 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
     }
 }
 
-/// What to boot: the processes of the release for which `which` holds.
+/// Returns the processes of the release for which `which` holds, ready to boot.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let order = &deployment.order;
     Boot {
@@ -105,12 +105,12 @@ pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Bo
     }
 }
 
-/// Whether any process of the release answers requests. None does where there is no `web`, or the operator wants none of it.
+/// Returns true if any process of the release answers requests: it has a `web` process, and the operator has not scaled it to zero.
 pub fn any_web(deployment: &Deployment) -> bool {
     deployment.facts.processes.iter().any(|process| process.kind.is_web() && process.count > 0)
 }
 
-/// A command of the release, to be completed.
+/// Returns a job with the release's environment, to be completed with a command.
 pub fn job(deployment: &Deployment) -> RunJob {
     RunJob { env: deployment.facts.env.clone().into_iter().collect(), ..RunJob::default() }
 }
@@ -118,9 +118,9 @@ pub fn job(deployment: &Deployment) -> RunJob {
 /// A task of the release that has ended.
 pub struct TaskEnd {
     pub exit: Exit,
-    /// What it left of the variables that its job handed over.
+    /// The variables as the task left them, if its job had any.
     pub variables: Option<String>,
-    /// Why it failed, as far as its output says so.
+    /// The cause of a failure, as far as its output has one.
     pub cause: Cause,
 }
 

@@ -1,4 +1,4 @@
-//! The moment at which the new release becomes the live one.
+//! The step that makes the new release the live one.
 
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
     proxy::State,
 };
 
-/// Points the links, the ref and the route at the new release. The ref is part of it: a deploy branch names the commit that is
-/// live, so both move in one journalled step.
+/// Points the links, the ref and the route to the new release. The ref is part of the step because a deploy branch names the live commit:
+/// both move in one journalled step.
 pub struct Switch;
 
 impl Step for Switch {
@@ -33,7 +33,7 @@ impl Step for Switch {
     }
 
     fn interruptible(&self) -> bool {
-        // A git that is killed while it moves the branch leaves its lock, and then the branch cannot be put back either.
+        // A git that is killed while it moves the branch leaves its lock, and then the branch cannot be restored either.
         false
     }
 
@@ -44,7 +44,7 @@ impl Step for Switch {
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
             fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
-            // After the ref, which brings the links along on most file systems: then this waits for next to nothing.
+            // After the ref: on most file systems its sync has written the links, too, and this returns at once.
             sync(deployment).map_err(|error| Failure::host(&error))?;
             let addresses = addresses(deployment, order.slot);
             let route = deployment.services.route(&order.environment);
@@ -54,13 +54,13 @@ impl Step for Switch {
                 deployment.read = Some(state);
             }
             let retired = match addresses.is_empty() {
-                // Where it has web processes, they were lost with a server; whoever goes on after a restart boots them next.
+                // Web processes without an address were lost with an earlier server; the recovery boots them next.
                 true if processes::any_web(deployment) => None,
                 true => route.set(State::Stopped),
                 false if there => None,
                 false => route.switch(deployment.services.target(&order.environment, addresses)),
             };
-            // Where this step runs twice, the first switch is the one that has requests left to drain.
+            // If this step runs twice, the target of the first switch has the requests to drain.
             deployment.retired = deployment.retired.take().or(retired);
             deployment.services.open_domains(&deployment.order.environment, &deployment.settings());
             Ok(())
@@ -72,15 +72,15 @@ impl Step for Switch {
             let previous = deployment.order.previous.clone();
             let route = deployment.services.route(&deployment.order.environment);
             let new = match (&previous, deployment.retired.take()) {
-                // What the old release still answers goes on.
+                // Requests that the old release still answers continue.
                 (_, Some(retired)) => route.switch(retired.restore()),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
                     let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
                     match addresses.is_empty() {
-                        // It has no web process; or all are gone after a restart, and whoever recovers us boots them next.
+                        // All web processes were lost in a restart; the recovery boots them next.
                         true if matches!(route.state(), State::Starting) => None,
-                        // Or it did not start, and the reason is still the same.
+                        // The release has no web process, or it did not start, and the old reason still applies.
                         true => route.set(deployment.read.take().unwrap_or(State::Stopped)),
                         false if there => None,
                         false => route.switch(deployment.services.target(&deployment.order.environment, addresses)),
@@ -90,19 +90,16 @@ impl Step for Switch {
             };
             let settings = previous.as_ref().map(|_| deployment.before.clone().unwrap_or_default());
             deployment.services.open_domains(&deployment.order.environment, &settings.unwrap_or_default());
-            // The links first, and one whatever becomes of the other: what `current` names must never be removed, and the steps that
-            // would do that are undone next.
+            // The links first, and each even if another fails: the tree that `current` names must never be removed, and the steps that would
+            // remove it are undone next.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
             let moved = move_ref(deployment, previous.as_ref()).await;
             let synced = sync(deployment).map_err(|error| Failure::host(&error));
             if let Some(new) = new {
-                // What the new release has begun to answer it may finish: the next undo stops it.
+                // The new release finishes its requests in flight: the next undo stops it.
                 let report = new.drain(deployment.settings().drain.get()).await;
                 if report.cut > 0 {
-                    tracing::warn!(
-                        cut = report.cut,
-                        "requests of a release that was taken back were still running at the drain limit"
-                    );
+                    tracing::warn!(cut = report.cut, "requests of a reverted release cut at the drain limit");
                 }
             }
             Failure::all([linked, moved, synced])
@@ -115,7 +112,7 @@ fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
     instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
 }
 
-/// `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, on the disk after [`sync`].
+/// Writes `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, durable after [`sync`].
 fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     let paths = &deployment.paths;
     match live {
@@ -140,12 +137,12 @@ fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
         words.insert("number", live.number.to_string());
         words.insert("commit", live.commit.to_string());
     }
-    // Every value fits a plain YAML word by its type.
+    // The types allow only values that need no escaping in YAML.
     let text: String = words.iter().map(|(key, value)| format!("{key}: \"{value}\"\n")).collect();
     files::place_file(&paths.metadata(), text.as_bytes(), 0o644).map_err(io::Error::other)
 }
 
-/// Waits until the links are on the disk.
+/// Makes the links durable.
 fn sync(deployment: &Deployment) -> io::Result<()> {
     runner::aside(|| {
         files::sync_dir(&deployment.paths.deploy()).map_err(io::Error::other)?;

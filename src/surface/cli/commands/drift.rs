@@ -11,7 +11,7 @@ use crate::{
     control::{self, CommandError, DriftAction, DriftReport, DriftView, PatchDetail, PatchRow},
     drift::{Drifted, SavedAs},
     model::sanitise_line,
-    pipeline::LastLook,
+    pipeline::LastScan,
 };
 
 /// Show or save local changes to the live release
@@ -160,7 +160,7 @@ fn patch(detail: &PatchDetail) -> String {
 }
 
 /// A few words on drift for an overview; empty if nothing was changed by hand.
-pub(super) fn brief(last: Option<&LastLook>) -> String {
+pub(super) fn brief(last: Option<&LastScan>) -> String {
     match last {
         Some(last) if last.changes > 0 => {
             format!("{} changed by hand (at {})", last.changes, last.at.strftime("%H:%M"))
