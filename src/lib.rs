@@ -1,6 +1,6 @@
 //! larder: a git push-to-deploy server in one binary.
 //!
-//! The modules are in the order of their levels: a module imports only modules below it. `tests/it/architecture.rs` checks this.
+//! The modules, in listing order. A module imports only modules below it; `tests/it/architecture.rs` checks that.
 
 pub mod serve;
 pub mod server;

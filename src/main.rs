@@ -1,4 +1,4 @@
-//! The program: parses the command line, runs the command and maps its result to an exit code.
+//! The command line: parses the arguments, runs the command, and returns its exit code.
 
 use std::{
     ffi::OsString,
@@ -13,12 +13,13 @@ use larder::{
     host::root::Root,
     pipeline::chain,
     runtime::static_server,
-    server,
+    serve,
+    server::{self, ServerError},
     surface::cli::{self, Cli, Command, Local, client, quickstart},
     workers,
 };
 
-/// The root of a server without `--root` and `LARDER_ROOT`.
+/// The root directory if neither `--root` nor `LARDER_ROOT` names another one.
 const DEFAULT_ROOT: &str = "/srv/larder";
 
 fn main() -> ExitCode {
@@ -34,14 +35,17 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    run(cli, words).unwrap_or_else(|error| {
-        let _ = io::stderr().write_all(cli::error_text(&error).as_bytes());
-        ExitCode::from(error.kind.exit_code())
-    })
+    run(cli, words).unwrap_or_else(failed)
 }
 
-/// Runs a program that the keeper, git or the static buildpack starts, several times in each push. They are distinguished by plain
-/// words, because building the grammar of the command line and its log filter takes longer than the work of some of them.
+/// Prints an error and returns its exit code.
+fn failed(error: CommandError) -> ExitCode {
+    let _ = io::stderr().write_all(cli::error_text(&error).as_bytes());
+    ExitCode::from(error.kind.exit_code())
+}
+
+/// Runs commands that larder, git and the static buildpack start several times in each push. They bypass the command line parser and
+/// the log filter, whose construction takes longer than some of these commands.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -50,8 +54,13 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
             log_warnings();
             Some(workers::main(words.next()?.to_str()?))
         }
-        // The argument is the path of the hook's file, whose first line starts this program.
+        // git passes the path of the hook's file, whose first line starts this program.
         ("hook", 1) => Some(run_hook(Path::new(&words.next()?).file_name()?.to_str()?)),
+        (serve::CHECK, 1) => {
+            log_warnings();
+            let root = PathBuf::from(words.next()?);
+            Some(absolute(&root).and_then(|root| serve::check(&root)).unwrap_or_else(failed))
+        }
         ("static-server", _) => {
             log_warnings();
             Some(static_server::main(words))
@@ -69,15 +78,15 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     let root = absolute(cli.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))?;
     match cli.command {
         Command::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
-        Command::Local(Local::Serve(args)) => larder::serve::main(root, args),
+        Command::Local(Local::Serve(args)) => serve::main(root, args),
         Command::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
-        Command::Local(Local::Server(_)) => server::main(root).map_err(|error| internal(&error)),
+        Command::Local(Local::Server(_)) => server::main(root).map_err(server_failed),
         Command::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
         Command::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
     }
 }
 
-/// Returns the exit code after printing. A closed pipe counts as success.
+/// The exit code after printing. A closed pipe counts as success.
 fn printed(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -85,24 +94,30 @@ fn printed(result: io::Result<()>) -> ExitCode {
     }
 }
 
+/// The keeper tells a wrong configuration from a broken program by the exit code.
+fn server_failed(error: ServerError) -> CommandError {
+    let kind = if matches!(error, ServerError::Config(_)) { Kind::Configuration } else { Kind::Internal };
+    CommandError::new(kind, chain(&error))
+}
+
 fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::new(Kind::Internal, chain(error))
 }
 
-/// Returns the root as an absolute path, because processes with other working directories use it.
+/// Makes the root absolute, because processes with other working directories use it.
 fn absolute(path: &Path) -> Result<Root, CommandError> {
     let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
     Ok(Root::new(absolute))
 }
 
-/// Logs to standard error. `LARDER_LOG=debug` adds details.
+/// Logs to stderr; `LARDER_LOG` sets the level.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
     tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
 }
 
-/// Minimal logging for short-lived workers.
+/// Minimal logging for short-lived processes.
 fn log_warnings() {
     tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).with_target(false).init();
 }

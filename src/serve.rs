@@ -1,6 +1,6 @@
-//! The first process of a server: reads the server file, brings along what the binary holds, and becomes the keeper.
+//! `larder serve`, the first process: reads the server file, collects the embedded files, and becomes the keeper.
 //!
-//! The server file is the operator's own, so it may be read here; nothing that a network or a project wrote ever is.
+//! The server file is the operator's own, so this process may read it. It never reads anything that came from a network or a project.
 
 use std::{path::Path, process::ExitCode};
 
@@ -17,39 +17,63 @@ use crate::{
 
 /// Runs `larder serve`.
 pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
-    let config = ServerConfig::load(&root.server_file()).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        CommandError::new(Kind::Configuration, lines.join("\n"))
-    })?;
+    let config = load(&root)?;
     let mut keeper = keeper::Config::new(root.path().to_owned());
     keeper.ssh_listen = vec![args.ssh.unwrap_or(config.ssh.listen)];
     keeper.http_listen = vec![args.http.unwrap_or(config.http.listen)];
     keeper.server_args = vec!["--root".into(), root.path().into()];
-    keeper.server_env = passed_on();
+    keeper.check_args = Some(vec![CHECK.into(), root.path().into()]);
+    keeper.server_env = inherited_variables();
     for missing in config.paths.iter().filter(|path| !path.is_dir()) {
-        tracing::warn!(path = %missing.display(), "larder.yml names a directory in `paths` that is not there; sandboxes will not see it");
+        tracing::warn!(path = %missing.display(), "a directory in `paths` of the server file does not exist; sandboxes will not see it");
     }
     keeper.host_paths = config.paths.clone();
-    // What nobody wrote down depends on the machine.
+    // The default depends on the machine, so the keeper decides it.
     let usual = ServerConfig::default().builds.memory;
     keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
     keeper.build_processes = u64::from(config.builds.pids);
-    keeper.lib = brought_along();
-    keeper::run(keeper).map_err(|error| CommandError::new(kind(&error), chain(&error)))
+    keeper.lib = embedded_files();
+    keeper::run(keeper).map_err(|error| {
+        let command = CommandError::new(kind(&error), chain(&error));
+        match error.hint() {
+            Some(hint) => command.hint(hint),
+            None => command,
+        }
+    })
 }
 
-/// Who has to act when a server cannot start.
+/// The command with which the keeper has an installed program check the configuration before a reload.
+pub const CHECK: &str = "check-server";
+
+/// Runs `larder check-server ROOT`: fails if a server of this program would not start with the keeper that is running.
+pub fn check(root: &Root) -> Result<ExitCode, CommandError> {
+    let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
+    if keeper != ours {
+        let text = format!("cannot reload: the keeper is larder {keeper}, and the installed program is larder {ours}");
+        return Err(CommandError::new(Kind::Refused, text).hint("restart larder to change its version"));
+    }
+    load(root).map(|_| ExitCode::SUCCESS)
+}
+
+fn load(root: &Root) -> Result<ServerConfig, CommandError> {
+    ServerConfig::load(&root.server_file()).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        CommandError::new(Kind::Configuration, lines.join("\n"))
+    })
+}
+
+/// The exit status of a keeper that cannot start.
 fn kind(error: &KeeperError) -> Kind {
     match error {
         KeeperError::Taken(_) => Kind::Refused,
-        KeeperError::Listen { .. } | KeeperError::Root { .. } => Kind::Configuration,
+        KeeperError::Listen { .. } | KeeperError::Root { .. } | KeeperError::Closed { .. } => Kind::Configuration,
         KeeperError::Setup(_) | KeeperError::Wait(_) => Kind::Internal,
     }
 }
 
-/// What the server role may see of our environment: how much to log, where buckets are and who may use them, and, in the test build,
-/// which faults to make.
-fn passed_on() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+/// The environment variables that the server inherits: log level, systemd's socket, access to buckets, and failpoints in the test
+/// build.
+fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut names = vec!["LARDER_LOG", "NOTIFY_SOCKET", "RUST_BACKTRACE"];
     names.extend(BUCKETS);
     if fail::has_failpoints() {
@@ -58,7 +82,7 @@ fn passed_on() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
-/// The variables by which every program that uses S3 is told what it needs to know.
+/// The usual variables of S3 clients.
 const BUCKETS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -70,8 +94,8 @@ const BUCKETS: [&str; 8] = [
     "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
 ];
 
-/// Hooks and buildpacks.
-fn brought_along() -> Vec<LibFile> {
+/// The hooks and buildpacks that are embedded in the binary.
+fn embedded_files() -> Vec<LibFile> {
     let hooks = git::embedded::HOOKS.iter();
     let hooks = hooks.map(|(name, bytes)| LibFile { path: Path::new("hooks").join(name), bytes, executable: true });
     let packs = buildpack::builtin::FILES.iter().map(|file| LibFile {

@@ -306,11 +306,9 @@ fn announce(services: &Services, fingerprint: &str) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "ready ssh={} http={}", services.ssh, services.http);
     let _ = stdout.flush();
-    if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
-        let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
-        if let Err(error) = told {
-            tracing::warn!(%error, "systemd could not be told that we are ready");
-        }
+    // Without a `NOTIFY_SOCKET`, this does nothing.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot report readiness to systemd");
     }
 }
 

@@ -1,4 +1,4 @@
-//! From ids to a worker's user, directories and environment; the table of DESIGN "Processes" as code.
+//! The assignment of a role in an environment: its user, directories and variables. The table of roles in ARCHITECTURE.md is the same.
 
 use std::{
     collections::BTreeMap,
@@ -7,37 +7,37 @@ use std::{
 };
 
 use super::{
+    directories::relative,
     layers::Layer,
-    place::relative,
-    registry::Registry,
+    registry::NameRegistry,
     sandbox::{Bind, Source},
     users::{User, Users},
 };
 use crate::model::{Area, EnvId, Launch, ReleaseId, Role, Slot};
 
-/// Where a worker finds something: a `LARDER_*` variable holds the place, in its view or in the keeper's.
+/// A directory of a worker and the `LARDER_*` variable that holds its path.
 #[derive(Debug, Clone)]
-struct Spot {
+struct RoleDirectory {
     variable: &'static str,
     target: &'static str,
     path: PathBuf,
     writable: bool,
 }
 
-/// What a role comes to in one environment. All paths are relative to the root.
+/// The assignment of a role in one environment. All paths are relative to the root.
 #[derive(Debug, Clone)]
 pub struct Assignment {
-    /// Whom it runs as.
+    /// Its user.
     pub user: User,
-    /// `/app`, for those who see it.
+    /// The layers of `/app`, for roles that see it.
     pub layer: Option<Layer>,
-    /// The name of the tree to unpack to, in `/deploy`.
+    /// The tree in `/deploy` that an unpack worker writes.
     pub tree: Option<ReleaseId>,
-    /// Whether it only looks at `/app`, through the layer that the application itself uses.
-    looks: bool,
-    /// Which project's parts it runs: what the project itself wrote needs the host's languages and settings.
+    /// Whether `/app` is read-only, mounted over the layer that the application itself writes.
+    read_only_app: bool,
+    /// Whether it runs code of the project, which needs the host's languages and settings.
     pub own_code: bool,
-    spots: Vec<Spot>,
+    directories: Vec<RoleDirectory>,
 }
 
 fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
@@ -45,18 +45,25 @@ fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
 }
 
 impl Assignment {
-    /// Looks everything up.
-    pub fn of(launch: &Launch, registry: &Registry, users: &Users) -> Result<Assignment, String> {
+    /// Looks up the assignment of a launch request.
+    pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users) -> Result<Assignment, String> {
         let root = relative();
-        let spot = |variable, target, path: PathBuf, writable| Spot { variable, target, path, writable };
+        let directory = |variable, target, path: PathBuf, writable| RoleDirectory { variable, target, path, writable };
         if launch.role == Role::Git {
             let project = root.project(registry.project(launch.project)?);
-            let spots = vec![
-                spot("LARDER_REPO", "/repo", project.join("git"), true),
-                spot("LARDER_HOOKS", "/hooks", root.lib().join("hooks"), false),
-                spot("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into(), false),
+            let directories = vec![
+                directory("LARDER_REPO", "/repo", project.join("git"), true),
+                directory("LARDER_HOOKS", "/hooks", root.lib().join("hooks"), false),
+                directory("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into(), false),
             ];
-            return Ok(Assignment { user: User::Git, layer: None, tree: None, looks: false, own_code: false, spots });
+            return Ok(Assignment {
+                user: User::Git,
+                layer: None,
+                tree: None,
+                read_only_app: false,
+                own_code: false,
+                directories,
+            });
         }
         let env = need(launch.environment, "an environment")?;
         let (project, project_name, name) = registry.environment(env)?;
@@ -72,22 +79,28 @@ impl Assignment {
             read_only,
         };
         let build = |read_only| layer(paths.source().join("tree"), User::Git, paths.build(), User::Build(env), read_only);
-        let mut assignment =
-            Assignment { user: User::Build(env), layer: None, tree: None, looks: false, own_code: false, spots: Vec::new() };
+        let mut assignment = Assignment {
+            user: User::Build(env),
+            layer: None,
+            tree: None,
+            read_only_app: false,
+            own_code: false,
+            directories: Vec::new(),
+        };
         match launch.role {
             Role::Git => {}
             Role::Source => {
                 assignment.user = User::Git;
-                assignment.spots.push(spot("LARDER_REPO", "/repo", root.project(project_name).join("git"), false));
-                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), true));
+                assignment.directories.push(directory("LARDER_REPO", "/repo", root.project(project_name).join("git"), false));
+                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), true));
             }
             Role::Build => {
                 assignment.own_code = true;
                 assignment.layer = Some(build(false));
-                assignment.spots.push(spot("LARDER_CACHE", "/cache", paths.cache(), true));
-                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
-                assignment.spots.push(spot("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"), false));
-                assignment.spots.push(spot(
+                assignment.directories.push(directory("LARDER_CACHE", "/cache", paths.cache(), true));
+                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), false));
+                assignment.directories.push(directory("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"), false));
+                assignment.directories.push(directory(
                     "LARDER_ETC_BUILDPACKS",
                     "/larder/etc/buildpacks",
                     root.etc().join("buildpacks"),
@@ -96,19 +109,19 @@ impl Assignment {
             }
             Role::Bundle => {
                 assignment.layer = Some(build(true));
-                assignment.spots.push(spot("LARDER_UPPER", "/upper", paths.build().join("upper"), false));
-                assignment.spots.push(spot("LARDER_SOURCE", "/source", paths.source(), false));
+                assignment.directories.push(directory("LARDER_UPPER", "/upper", paths.build().join("upper"), false));
+                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), false));
             }
             Role::Unpack => {
                 assignment.user = User::Unpack(env);
                 assignment.tree = Some(need(launch.release, "a release")?);
-                assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
+                assignment.directories.push(directory("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
             }
-            // An archive and its manifest, as descriptors, and nothing else.
+            // The archive and its manifest are descriptors; the worker sees no directory.
             Role::Verify => assignment.user = User::Unpack(env),
             Role::Pack => {
                 assignment.user = User::Unpack(env);
-                assignment.spots.push(spot("LARDER_DEPLOY", "/deploy", paths.deploy(), false));
+                assignment.directories.push(directory("LARDER_DEPLOY", "/deploy", paths.deploy(), false));
             }
             Role::Run | Role::Task => {
                 let release = need(launch.release, "a release")?;
@@ -116,21 +129,21 @@ impl Assignment {
                 assignment.user = User::Run(env);
                 assignment.own_code = true;
                 assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
-                assignment.spots.push(spot("LARDER_DATA", "/data", paths.data(), true));
+                assignment.directories.push(directory("LARDER_DATA", "/data", paths.data(), true));
             }
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
                 assignment.user = User::Run(env);
-                assignment.looks = launch.role == Role::Drift;
-                if assignment.looks {
-                    assignment.spots.push(spot("LARDER_TREE", "/deploy", paths.tree(release), false));
+                assignment.read_only_app = launch.role == Role::Drift;
+                if assignment.read_only_app {
+                    assignment.directories.push(directory("LARDER_TREE", "/deploy", paths.tree(release), false));
                 }
                 match launch.slot {
-                    None if !assignment.looks => return Err("this role needs a slot".to_owned()),
+                    None if !assignment.read_only_app => return Err("this role needs a slot".to_owned()),
                     None => {}
                     Some(slot) => {
                         let slot = paths.slot(slot);
-                        assignment.spots.push(spot("LARDER_UPPER", "/upper", slot.join("upper"), false));
+                        assignment.directories.push(directory("LARDER_UPPER", "/upper", slot.join("upper"), false));
                         assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
                     }
                 }
@@ -138,64 +151,64 @@ impl Assignment {
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 assignment.user = user;
-                // Of a scratch layer, what its user left is in `upper`.
+                // In a scratch layer, the files of its user are in `upper`.
                 let path = if matches!(area, Area::Build | Area::Slot) { path.join("upper") } else { path };
-                assignment.spots.push(spot("LARDER_AREA", "/area", path, true));
+                assignment.directories.push(directory("LARDER_AREA", "/area", path, true));
             }
         }
         Ok(assignment)
     }
 
-    /// Deleting what was put aside, as `user`.
-    pub fn sweep_aside(name: &str, user: User) -> Assignment {
+    /// The deletion of `user`'s files in a discarded directory.
+    pub fn cleanup(name: &str, user: User) -> Assignment {
         let path = Path::new("trash").join(name);
-        let spots = vec![Spot { variable: "LARDER_AREA", target: "/area", path, writable: true }];
-        Assignment { user, layer: None, tree: None, looks: false, own_code: false, spots }
+        let directories = vec![RoleDirectory { variable: "LARDER_AREA", target: "/area", path, writable: true }];
+        Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories }
     }
 
-    /// What to mount; `app` is where the overlay is. Without one the scratch layer is the application.
+    /// The mounts of the worker; `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
     pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<Bind> {
         let mut binds: Vec<_> = self
-            .spots
+            .directories
             .iter()
-            // The operator's part may be missing.
-            .filter(|spot| spot.variable != "LARDER_ETC_BUILDPACKS" || root.join(&spot.path).is_dir())
-            .map(|spot| Bind {
-                source: Source::Below(spot.path.clone()),
-                target: spot.target,
-                writable: spot.writable,
-                // An operator may give uploads a disk of their own.
-                recursive: spot.variable == "LARDER_DATA",
+            // The operator's own buildpacks are optional.
+            .filter(|directory| directory.variable != "LARDER_ETC_BUILDPACKS" || root.join(&directory.path).is_dir())
+            .map(|directory| Bind {
+                source: Source::Below(directory.path.clone()),
+                target: directory.target,
+                writable: directory.writable,
+                // An operator may mount another disk inside of it.
+                recursive: directory.variable == "LARDER_DATA",
             })
             .collect();
         match (&self.layer, app) {
             (Some(layer), Some(path)) => {
-                let writable = !layer.read_only && !self.looks;
+                let writable = !layer.read_only && !self.read_only_app;
                 binds.push(Bind { source: Source::Own(path), target: "/app", writable, recursive: false });
             }
             (Some(layer), None) => {
                 let below =
                     |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable, recursive: false };
                 binds.push(below(layer.lower.clone(), "/lower", false));
-                binds.push(below(layer.scratch.join("upper"), "/app", !self.looks));
+                binds.push(below(layer.scratch.join("upper"), "/app", !self.read_only_app));
             }
             (None, _) => {}
         }
         binds
     }
 
-    /// The `LARDER_*` variables: places in the worker's view, or real paths below `root` where it has no view of its own.
-    /// Where there is no overlay, `LARDER_LOWER` is what [`super::fill`] copies to `LARDER_APP` first.
+    /// The `LARDER_*` variables: paths in the worker's view, or real paths below `root` for a worker without a view of its own.
+    /// Without an overlay, the worker first copies `LARDER_LOWER` to `LARDER_APP` (`workers::fill`).
     pub fn variables(&self, root: Option<&Path>, overlay: bool) -> BTreeMap<&'static str, OsString> {
         let mut variables: BTreeMap<&'static str, OsString> = BTreeMap::new();
         let mut set = |name, value: PathBuf| drop(variables.insert(name, value.into_os_string()));
-        for spot in &self.spots {
-            let place = root.map_or_else(|| PathBuf::from(spot.target), |root| root.join(&spot.path));
-            let place = if spot.variable == "LARDER_HOOK_SOCKET" { place.join("hook.sock") } else { place };
-            if let ("LARDER_DEPLOY", Some(release)) = (spot.variable, self.tree) {
+        for directory in &self.directories {
+            let place = root.map_or_else(|| PathBuf::from(directory.target), |root| root.join(&directory.path));
+            let place = if directory.variable == "LARDER_HOOK_SOCKET" { place.join("hook.sock") } else { place };
+            if let ("LARDER_DEPLOY", Some(release)) = (directory.variable, self.tree) {
                 set("LARDER_TREE", place.join(release.to_string()));
             }
-            set(spot.variable, place);
+            set(directory.variable, place);
         }
         if let Some(layer) = &self.layer {
             match root {
@@ -215,9 +228,9 @@ impl Assignment {
     }
 }
 
-/// An area's directory and owner.
+/// The directory and the owner of an area.
 pub fn area_path(
-    registry: &Registry,
+    registry: &NameRegistry,
     env: EnvId,
     area: Area,
     release: Option<ReleaseId>,

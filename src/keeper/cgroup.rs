@@ -1,32 +1,32 @@
-//! Limits of groups of processes, by whichever hierarchy this machine has.
+//! Control groups: limits of processes, in the hierarchy that this machine has (v2 or v1).
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use super::Config;
+use super::config::Config;
 use crate::{host::launch::Cgroups, model::LimitClass};
 
 const MIB: u64 = 1024 * 1024;
 
-/// The figures of a limit class.
+/// The values of a limit class.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of memory.
+    /// Memory in bytes.
     pub memory: Option<u64>,
     /// Processes and threads.
     pub processes: u64,
-    /// Share of the processor; 100 is normal.
+    /// CPU weight; 100 is the default.
     pub weight: u64,
-    /// Largest file, in bytes.
+    /// Size limit of a file in bytes.
     pub file: Option<u64>,
-    /// Runs when nothing else wants to.
+    /// Whether it has low priority for processor, disk and out-of-memory kills.
     pub background: bool,
 }
 
 impl Limits {
-    /// The figures of `class` under the operator's own.
+    /// The values of `class`, within the operator's limits.
     pub fn of(class: LimitClass, config: &Config) -> Limits {
         match class {
             LimitClass::Build { memory } => {
@@ -50,13 +50,13 @@ fn half_of_ram() -> u64 {
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
-/// Where groups are made.
+/// The directory in which groups are created.
 #[derive(Debug)]
 pub struct Hierarchy {
     kind: Cgroups,
     /// One directory (v2), or one each for memory, pids and cpu (v1).
     directories: Vec<PathBuf>,
-    /// Groups that were still busy when their process had ended.
+    /// Groups that could not be removed yet.
     leftover: Vec<PathBuf>,
 }
 
@@ -68,8 +68,8 @@ pub struct Group {
 }
 
 impl Hierarchy {
-    /// Finds what this process may use, and makes a directory for the keeper of `root` in it. What an earlier keeper had there
-    /// and could not remove goes.
+    /// Finds a hierarchy that this process may use, and creates a directory for the keeper of `root` in it. Removes groups that an
+    /// earlier keeper left.
     pub fn find(root: &Path) -> Hierarchy {
         let name = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
         let name = &format!("larder-{}", name.get(..12).unwrap_or_default());
@@ -88,19 +88,19 @@ impl Hierarchy {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             leftover.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
         }
-        // Busy ones later.
+        // Groups that are in use are removed later.
         leftover.retain(|path| fs::remove_dir(path).is_err());
         Hierarchy { kind, directories, leftover }
     }
 
-    /// Which kind is in force.
+    /// The kind of hierarchy.
     pub fn kind(&self) -> Cgroups {
         self.kind
     }
 
-    /// Makes the group `name` with `limits`. Limits that cannot be set are left out: a process without them is better than none.
+    /// Creates the group `name` with `limits`. A limit that cannot be set is skipped: a process without it is better than none.
     pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
-        // Not the name of one that an earlier keeper has left.
+        // The keeper's process id keeps the name apart from groups that an earlier keeper left.
         let name = format!("{}.{name}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
         let directories: Vec<_> =
@@ -131,7 +131,7 @@ impl Hierarchy {
         group
     }
 
-    /// Removes a group; later, if something in it is still going away.
+    /// Removes a group; later, if a process in it has not ended yet.
     pub fn remove(&mut self, group: Group) {
         self.leftover.extend(group.directories.into_iter().filter(|path| fs::remove_dir(path).is_err()));
     }
@@ -146,24 +146,24 @@ impl Drop for Hierarchy {
 }
 
 impl Group {
-    /// Puts a process in.
+    /// Moves a process into the group.
     pub fn add(&self, pid: i32) {
         self.set("cgroup.procs", &pid.to_string());
     }
 
-    /// Removes it; nothing may be in it any more.
+    /// Removes the group, which must be empty.
     pub fn discard(self) {
         for path in self.directories {
             let _ = fs::remove_dir(path);
         }
     }
 
-    /// Where a process writes `0` to go in. Of several hierarchies any will do.
-    pub fn door(&self) -> Option<fs::File> {
+    /// Opens a file to which a process writes `0` to move itself into the group, in any one hierarchy.
+    pub fn open_procs(&self) -> Option<fs::File> {
         self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
     }
 
-    /// Whether something in it was ended for want of memory.
+    /// Whether a process of the group was killed for lack of memory.
     pub fn out_of_memory(&self) -> bool {
         self.directories.iter().any(|directory| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
@@ -173,19 +173,19 @@ impl Group {
         })
     }
 
-    /// Whether memory is limited by it.
+    /// Whether the group limits memory.
     pub fn limits_memory(&self) -> bool {
         self.directories
             .iter()
             .any(|directory| directory.join("memory.max").exists() || directory.join("memory.limit_in_bytes").exists())
     }
 
-    /// Whether processes are counted by it.
+    /// Whether the group limits processes.
     pub fn limits_processes(&self) -> bool {
         self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }
 
-    /// Ends everything in it, for processes without a namespace of their own.
+    /// Kills all processes of the group, for processes without a namespace of their own.
     pub fn kill(&self) {
         if self.kind == Cgroups::V2 {
             self.set("cgroup.kill", "1");
@@ -201,14 +201,14 @@ impl Group {
     fn set(&self, file: &str, value: &str) {
         for directory in &self.directories {
             let path = directory.join(file);
-            // Of v1's directories only one has the file.
+            // With v1, only one of the directories has the file.
             if let Err(error) = fs::OpenOptions::new()
                 .write(true)
                 .open(&path)
                 .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
                 && error.kind() != io::ErrorKind::NotFound
             {
-                tracing::debug!(path = %path.display(), value, %error, "a limit cannot be set");
+                tracing::debug!(path = %path.display(), value, %error, "cannot set a limit");
             }
         }
     }
@@ -221,7 +221,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where the hierarchy with these mount options shows this process's own group.
+/// The directory of this process's own group in the mounted hierarchy that `matches` its type and options.
 fn shown(mounts: &str, own: &str, matches: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -246,13 +246,14 @@ fn unified(own: &str, mounts: &str) -> Option<PathBuf> {
     shown(mounts, own.lines().find_map(|line| line.strip_prefix("0::"))?, |kind, _| kind == "cgroup2")
 }
 
-/// In the unified hierarchy a group with processes cannot have limited groups below it, so this process moves one down.
+/// Creates the keeper's directory in the unified hierarchy. A group with processes cannot have limited groups below it there, so this
+/// process first moves to a group of its own.
 fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
     let available = fs::read_to_string(own.join("cgroup.controllers"))?;
     let wanted: Vec<&str> =
         ["memory", "pids", "cpu"].into_iter().filter(|name| available.split_whitespace().any(|has| has == *name)).collect();
     if !wanted.contains(&"memory") || !wanted.contains(&"pids") {
-        return Err(io::Error::other("no controllers"));
+        return Err(io::Error::other("the memory and pids controllers are not available"));
     }
     if enable(own, &wanted).is_err() {
         let leaf = own.join("larder-keeper");
@@ -266,12 +267,12 @@ fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
-/// Has the groups below `group` limited by these controllers. One by one: where real-time processes forbid `cpu`, the others still work.
+/// Enables controllers for the groups below `group`, one by one: real-time processes can forbid `cpu` alone.
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     for controller in controllers {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {
             Err(error) if *controller != "cpu" => return Err(error),
-            Err(error) => tracing::warn!(%error, "builds and applications share the processors as equals"),
+            Err(error) => tracing::warn!(%error, "cannot set CPU weights; builds and applications get equal shares"),
             Ok(()) => {}
         }
     }
@@ -283,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_its_own_group_in_both_hierarchies() {
+    fn own_group_is_found_in_both_hierarchies() {
         let own = "4:memory:/a/b\n1:cpu,cpuacct:/\n0::/user/x\n";
         let mounts = "30 20 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                       31 20 0:2 / /sys/fs/cgroup/cpu rw shared:1 - cgroup cgroup rw,cpu,cpuacct\n\
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_more_memory_than_the_operator_allows() {
+    fn memory_limit_never_exceeds_the_operators() {
         let mut config = Config::new(PathBuf::from("/nowhere"));
         let memory = |class, config: &Config| Limits::of(class, config).memory;
         let build = |memory| LimitClass::Build { memory };

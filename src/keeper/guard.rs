@@ -1,7 +1,7 @@
-//! The first process of a namespace: stands between the keeper and the program, as the same user as the program.
+//! The guard: the first process of a namespace, between the keeper and the program, as the same user as the program.
 //!
-//! It collects orphans, passes stop signals on to all, reports how the program ended, and takes everything else with it when it
-//! goes: its end is the end of the namespace. Where there is no namespace it is the reaper of all that the program starts.
+//! The guard reaps orphans, forwards stop signals to all processes and reports how the program ended. Its own end ends the
+//! namespace. Without a namespace, the guard is the subreaper of everything that the program starts.
 
 use std::{
     ffi::CString,
@@ -15,21 +15,31 @@ use rustix::{
     process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid},
 };
 
-use super::{
-    spawn::Note,
-    sys::{self, Forked, Waited},
-};
+use serde::{Deserialize, Serialize};
+
+use super::sys::{self, Forked, Waited};
 use crate::host::launch::wire;
 
-/// The keeper's word to start. Every other word is the number of a signal to pass on.
+/// A control message of the first process to the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum GuardEvent {
+    /// The program could not be started.
+    Failed(String),
+    /// The program runs.
+    Started,
+    /// The program has ended: exit code, signal.
+    Ended(Option<i32>, Option<i32>),
+}
+
+/// The keeper's command to start. Every other byte is the number of a signal to forward.
 pub const GO: u8 = 0;
-/// The keeper's word to end everything.
+/// The keeper's command to kill everything.
 pub const END: u8 = 9;
 
-/// Starts the program and stays; returns only where it cannot be started. `control` is the number of the control socket.
+/// Starts the program and guards it; returns only if it cannot be started. `control` is the number of the control socket.
 pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
-        // The program runs as the same user, but must not be able to look into this process.
+        // The program runs as the same user, but must not be able to trace this process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
         let (failed, failure) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -56,18 +66,18 @@ pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environmen
     if rustix::io::read(&failed, &mut code).is_ok_and(|length| length == code.len()) {
         return io::Error::from_raw_os_error(i32::from_ne_bytes(code));
     }
-    // Nothing of the program's may stay open here: whoever reads its output must see its end.
+    // No descriptor of the program may stay open here, or readers of its output would never see its end.
     if let Err(error) = sys::arrange(&[control, signals.as_raw_fd()], 0) {
         return error;
     }
-    note_on(0, &Note::Started);
+    send_on(0, &GuardEvent::Started);
     watch(program)
 }
 
-/// Descriptor 0 is the control socket, 1 tells of ended children.
+/// Descriptor 0 is the control socket; descriptor 1 reports ended children.
 fn watch(program: i32) -> ! {
     let (control, signals) = (sys::arranged(0), sys::arranged(1));
-    // The first process of a namespace takes all others with it, by the kernel's rules.
+    // The kernel kills all processes of a namespace when its first process ends.
     let namespace = std::process::id() == 1;
     let (mut ended, mut stopping) = (None, false);
     loop {
@@ -81,23 +91,23 @@ fn watch(program: i32) -> ! {
                 Waited::Ended(pid, status) if pid == program => ended = Some(sys::status_parts(status)),
                 Waited::Ended(..) => {}
                 Waited::Running => break true,
-                Waited::Nobody => break false,
+                Waited::None => break false,
             }
         };
-        // A program that was asked to end may have left others that still finish their work, such as a server below a shell.
+        // After a stop signal, descendants may still finish their work, such as a server below a shell that has exited.
         if ended.is_some() && !(stopping && left) {
             break;
         }
-        match asked.then(|| word(0)) {
+        match asked.then(|| command(0)) {
             None | Some(Some(GO)) => {}
-            // Also when the keeper has gone.
+            // A closed socket means that the keeper has ended.
             Some(None | Some(END)) => {
                 ended.get_or_insert((None, Some(libc::SIGKILL)));
                 break;
             }
             Some(Some(signal)) => {
                 stopping = true;
-                // To all of the namespace but this process; without one to the program's group.
+                // To all processes of the namespace except this one; without a namespace, to the program's process group.
                 sys::signal(if namespace { -1 } else { -program }, signal.into());
             }
         }
@@ -106,11 +116,11 @@ fn watch(program: i32) -> ! {
         end_descendants();
     }
     let (code, signal) = ended.unwrap_or_default();
-    note_on(0, &Note::Ended(code, signal));
+    send_on(0, &GuardEvent::Ended(code, signal));
     sys::exit_now(code.unwrap_or(125))
 }
 
-/// Without a namespace: ends all children until no more turn up. What they leave behind becomes ours, as their reaper.
+/// Kills all children until there are none, for a guard without a namespace. As subreaper it inherits their orphans.
 fn end_descendants() {
     let own = format!("/proc/self/task/{}/children", std::process::id());
     loop {
@@ -118,27 +128,27 @@ fn end_descendants() {
         for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
             sys::signal(pid, libc::SIGKILL);
         }
-        if matches!(sys::wait_any(true), Waited::Nobody) {
+        if matches!(sys::wait_any(true), Waited::None) {
             return;
         }
     }
 }
 
-/// The keeper's next word; none once it has gone.
-pub fn word(control: RawFd) -> Option<u8> {
+/// Receives the keeper's next command; `None` once the keeper has ended.
+pub fn command(control: RawFd) -> Option<u8> {
     let control = sys::arranged(control);
-    let mut word = [0; 1];
+    let mut byte = [0; 1];
     let mut ready = [PollFd::new(&control, PollFlags::IN)];
     let _ = poll(&mut ready, None);
-    match rustix::io::read(control, &mut word) {
-        Ok(1) => word.first().copied(),
+    match rustix::io::read(control, &mut byte) {
+        Ok(1) => byte.first().copied(),
         _ => None,
     }
 }
 
-/// Tells the keeper.
-pub fn note_on(control: RawFd, note: &Note) {
-    if let Ok(bytes) = postcard::to_stdvec(note) {
+/// Sends a control message to the keeper.
+pub fn send_on(control: RawFd, event: &GuardEvent) {
+    if let Ok(bytes) = postcard::to_stdvec(event) {
         let _ = wire::send(sys::arranged(control), &bytes, &[]);
     }
 }

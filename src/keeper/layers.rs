@@ -1,4 +1,4 @@
-//! Overlays: a release or a source tree below, a scratch layer above, seen at `/app`. Processes of one slot share one.
+//! Overlays: a release or a source tree below a scratch layer, mounted at `/app`. The processes of one slot share one overlay.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,25 +11,25 @@ use std::{
 use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
 
 use super::{
-    Config,
-    place::{Places, Scratch},
+    config::Config,
+    directories::{Directories, Scratch},
     sandbox::{Base, NO_DEVICES, NO_SETUID, READ_ONLY, attach},
     sys::{self, Forked},
     users::{Identity, User, Users},
 };
 
-/// What an overlay is made of.
+/// The parts of an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Layer {
     /// The tree below, relative to the root.
     pub lower: PathBuf,
-    /// Who owns it on disk.
+    /// The owner of that tree on disk.
     pub owner: Identity,
     /// The directory with `upper` and `work`, relative to the root.
     pub scratch: PathBuf,
-    /// Who uses the whole.
+    /// The user that works in the overlay.
     pub worker: Identity,
-    /// Whether it is only looked at; then the scratch layer is too.
+    /// Whether the overlay, its scratch layer included, is read-only.
     pub read_only: bool,
 }
 
@@ -39,15 +39,15 @@ struct Mounted {
     path: PathBuf,
     users: usize,
     writable: bool,
-    /// Whether what it is made of has been put aside: those who have it keep it, nobody else gets it.
+    /// Whether its directories were discarded: processes that use it keep it, and no other process gets it.
     retired: bool,
 }
 
-/// A mounted overlay, as those who use it know it.
+/// The number of a mounted overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerId(u64);
 
-/// All overlays that are mounted now.
+/// All mounted overlays.
 #[derive(Debug)]
 pub struct Layers {
     keeper: PathBuf,
@@ -57,15 +57,15 @@ pub struct Layers {
     count: u64,
     /// User namespaces that show one owner's files as another's.
     idmaps: HashMap<(Identity, Identity), OwnedFd>,
-    /// Why files below cannot appear as the worker's own, where that has failed once.
+    /// The reason why files of the lower tree cannot appear as the worker's own, once that has failed.
     pub idmap_fails: Option<String>,
-    /// Whether overlays can be had here at all, or why not.
+    /// Whether overlays can be mounted, or the reason why not.
     pub works: Result<(), String>,
 }
 
 impl Layers {
-    /// None yet; mounted below the keeper's own directory. Tries one.
-    pub fn new(config: &Config, users: Users, places: &Places, base: &Result<Base, String>) -> Layers {
+    /// Tries to mount an overlay below the keeper's own directory.
+    pub fn new(config: &Config, users: Users, directories: &Directories, base: &Result<Base, String>) -> Layers {
         let mut layers = Layers {
             keeper: config.root.join("keeper"),
             own: users.identity(User::Keeper),
@@ -79,27 +79,30 @@ impl Layers {
         layers.works = match base {
             Err(why) => Err(why.clone()),
             Ok(_) if !config.overlays => Err("overlays are switched off".to_owned()),
-            Ok(_) => layers.probe(places).map_err(|error| format!("no overlay can be made: {error}")),
+            Ok(_) => layers.probe(directories).map_err(|error| format!("cannot mount an overlay: {error}")),
         };
         if let (Ok(_), Err(why)) = (base, &layers.works) {
-            tracing::warn!(why, "every build and every slot gets a copy of its tree, which takes time and space");
+            tracing::warn!(
+                why,
+                "overlays are not available: every build and every slot gets a copy of its tree, which takes time and space"
+            );
         }
         layers
     }
 
-    /// Whether the root's file system can carry an overlay.
-    fn probe(&self, places: &Places) -> io::Result<()> {
+    /// Mounts and unmounts an overlay on the root's file system.
+    fn probe(&self, directories: &Directories) -> io::Result<()> {
         let probe = Path::new("keeper/probe");
-        places.make_scratch(probe, User::Keeper)?;
-        places.make(probe.join("lower"), User::Keeper, 0o700)?;
+        directories.make_scratch(probe, User::Keeper)?;
+        directories.make(probe.join("lower"), User::Keeper, 0o700)?;
         let target = self.keeper.join("lower");
-        let scratch = places.open_scratch(probe, self.own)?;
-        self.overlay(&scratch, false, &self.keeper.join("probe/lower"), &target, places)?;
+        let scratch = directories.open_scratch(probe, self.own)?;
+        self.overlay(&scratch, false, &self.keeper.join("probe/lower"), &target, directories)?;
         Ok(unmount(&target, UnmountFlags::DETACH)?)
     }
 
-    /// Mounts `layer`, or uses what is mounted. Gives its path and whether all of it can be written.
-    pub fn acquire(&mut self, layer: &Layer, places: &Places) -> io::Result<(LayerId, PathBuf, bool)> {
+    /// Mounts `layer`, unless it is mounted. Returns its number, its path and whether every file in it can be written.
+    pub fn acquire(&mut self, layer: &Layer, directories: &Directories) -> io::Result<(LayerId, PathBuf, bool)> {
         if let Some((id, mounted)) = self.mounted.iter_mut().find(|(_, mounted)| !mounted.retired && mounted.layer == *layer) {
             mounted.users += 1;
             return Ok((*id, mounted.path.clone(), mounted.writable));
@@ -107,21 +110,20 @@ impl Layers {
         self.count += 1;
         let (id, path) = (LayerId(self.count), self.keeper.join("layers").join(self.count.to_string()));
         fs::create_dir_all(&path)?;
-        let writable = self.mount(layer, &path, places).inspect_err(|_| drop(fs::remove_dir(&path)))?;
+        let writable = self.mount(layer, &path, directories).inspect_err(|_| drop(fs::remove_dir(&path)))?;
         let mounted = Mounted { layer: layer.clone(), path: path.clone(), users: 1, writable, retired: false };
         self.mounted.insert(id, mounted);
         Ok((id, path, writable))
     }
 
-    /// What lies at `path`, relative to the root, is another directory from now on: an overlay that was made of the old one is not
-    /// given to anybody again.
+    /// Retires the overlays of directories at or below `path`, relative to the root: the path names another directory from now on.
     pub fn retire(&mut self, path: &Path) {
         for mounted in self.mounted.values_mut() {
             mounted.retired |= mounted.layer.scratch.starts_with(path) || mounted.layer.lower.starts_with(path);
         }
     }
 
-    /// Unmounts a layer after its last user.
+    /// Unmounts an overlay after its last user.
     pub fn release(&mut self, id: LayerId) {
         let Some(mounted) = self.mounted.get_mut(&id) else { return };
         mounted.users = mounted.users.saturating_sub(1);
@@ -129,14 +131,14 @@ impl Layers {
             && let Some(mounted) = self.mounted.remove(&id)
         {
             if let Err(error) = unmount(&mounted.path, UnmountFlags::DETACH) {
-                tracing::warn!(path = %mounted.path.display(), %error, "an overlay cannot be unmounted");
+                tracing::warn!(path = %mounted.path.display(), %error, "cannot unmount an overlay");
             }
             let _ = fs::remove_dir(&mounted.path);
         }
     }
 
-    fn mount(&mut self, layer: &Layer, target: &Path, places: &Places) -> io::Result<bool> {
-        let lower = places.open(&layer.lower)?;
+    fn mount(&mut self, layer: &Layer, target: &Path, directories: &Directories) -> io::Result<bool> {
+        let lower = directories.open(&layer.lower)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(&lower, "", flags)?;
         let mut writable = true;
@@ -145,21 +147,28 @@ impl Layers {
         match idmap.map(|idmap| sys::mount_attributes(tree.as_fd(), attributes, Some(idmap), false)) {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                self.idmap_fails = Some(format!("files cannot be shown as another user's here: {error}"));
+                self.idmap_fails = Some(format!("cannot map the owner of files: {error}"));
                 writable = false;
             }
             None => writable = layer.owner == layer.worker,
         }
         let below = self.keeper.join("lower");
         attach(tree, &below)?;
-        let scratch = places.open_scratch(&layer.scratch, layer.worker);
-        let result = scratch.and_then(|scratch| self.overlay(&scratch, layer.read_only, &below, target, places));
+        let scratch = directories.open_scratch(&layer.scratch, layer.worker);
+        let result = scratch.and_then(|scratch| self.overlay(&scratch, layer.read_only, &below, target, directories));
         unmount(&below, UnmountFlags::DETACH)?;
         result.map(|()| writable)
     }
 
-    fn overlay(&self, scratch: &Scratch, read_only: bool, below: &Path, target: &Path, places: &Places) -> io::Result<()> {
-        // By descriptor: the kernel would follow links in a path, and with the rights of the keeper.
+    fn overlay(
+        &self,
+        scratch: &Scratch,
+        read_only: bool,
+        below: &Path,
+        target: &Path,
+        directories: &Directories,
+    ) -> io::Result<()> {
+        // By descriptor: in a path, the kernel would follow symlinks with the keeper's rights.
         let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
         let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
@@ -169,10 +178,10 @@ impl Layers {
             flags |= MountFlags::RDONLY;
             vec![format!("lowerdir={upper}:{below},{simple}")]
         } else {
-            // What the kernel left there after a crash would be in its way.
-            places.clear_own(&scratch.work)?;
+            // Files that the kernel left there before a crash prevent the mount.
+            directories.clear_own(&scratch.work)?;
             let options = format!("lowerdir={below},upperdir={upper},workdir={work},{simple}");
-            // Nothing in a scratch layer has to survive a power cut, so nobody waits for the disk.
+            // A scratch layer need not survive a power cut, so no write waits for the disk.
             vec![format!("{options},volatile"), options]
         };
         let mut result = Ok(());
@@ -185,14 +194,14 @@ impl Layers {
         Ok(result?)
     }
 
-    /// A user namespace in which `from`'s number stands for `to`'s.
+    /// A user namespace that maps `from` to `to`.
     fn idmap(&mut self, from: Identity, to: Identity) -> Option<std::os::fd::BorrowedFd<'_>> {
         match self.idmaps.entry((from, to)) {
             Entry::Occupied(entry) => Some(AsFd::as_fd(&*entry.into_mut())),
             Entry::Vacant(entry) => match make_idmap(from, to) {
                 Ok(namespace) => Some(AsFd::as_fd(&*entry.insert(namespace))),
                 Err(error) => {
-                    self.idmap_fails = Some(format!("no user namespace can be made: {error}"));
+                    self.idmap_fails = Some(format!("cannot create a user namespace: {error}"));
                     None
                 }
             },
@@ -203,7 +212,7 @@ impl Layers {
 fn make_idmap(from: Identity, to: Identity) -> io::Result<OwnedFd> {
     match sys::fork(libc::CLONE_NEWUSER)? {
         Forked::Child => loop {
-            // Stopped by its parent; ends with it.
+            // The parent kills this process as soon as the namespace is open.
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
             std::thread::sleep(std::time::Duration::from_secs(1));
         },

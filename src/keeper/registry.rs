@@ -1,4 +1,4 @@
-//! Which directory belongs to which number: the only place where the keeper learns names.
+//! The names of projects and environments by their numbers; the keeper takes names from no other source.
 
 use std::{
     collections::BTreeMap,
@@ -22,23 +22,23 @@ struct Names {
     environments: BTreeMap<EnvId, (ProjectId, EnvironmentName)>,
 }
 
-/// Numbers to names, on disk.
+/// Names by number, on disk.
 #[derive(Debug)]
-pub struct Registry {
+pub struct NameRegistry {
     file: PathBuf,
     names: Names,
 }
 
-impl Registry {
-    /// Reads `directory/registry.json`; a missing one is empty.
-    pub fn open(directory: &Path) -> io::Result<Registry> {
+impl NameRegistry {
+    /// Reads `directory/registry.json`; a missing file counts as empty.
+    pub fn open(directory: &Path) -> io::Result<NameRegistry> {
         let file = directory.join("registry.json");
         let names = match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Names::default(),
             Err(error) => return Err(error),
         };
-        Ok(Registry { file, names })
+        Ok(NameRegistry { file, names })
     }
 
     /// The name of a project.
@@ -46,7 +46,7 @@ impl Registry {
         self.names.projects.get(&project).ok_or_else(|| format!("project {} is not registered", project.0))
     }
 
-    /// The names of an environment and of its project.
+    /// The project's number and name, and the name of an environment.
     pub fn environment(&self, env: EnvId) -> Result<(ProjectId, &ProjectName, &EnvironmentName), String> {
         let (project, name) =
             self.names.environments.get(&env).ok_or_else(|| format!("environment {} is not registered", env.0))?;
@@ -63,7 +63,7 @@ impl Registry {
         self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
     }
 
-    /// Enters names; a number keeps its name and a name its number. What is known already costs nothing: a server names everything
+    /// Adds names. A number keeps its name, and a name its number. A known registration writes nothing: a server registers everything
     /// when it starts, also while the disk is full.
     pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
         let (project, name) = &registration.project;
@@ -97,7 +97,7 @@ impl Registry {
         self.replace(next)
     }
 
-    /// Forgets an environment, or a project with all of its environments.
+    /// Removes an environment, or a project with all its environments.
     pub fn remove(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
         let mut next = self.names.clone();
         match environment {
@@ -110,9 +110,9 @@ impl Registry {
         self.replace(next)
     }
 
-    /// What could not be written is not in memory either: it is tried again as if it had never been tried.
+    /// Writes before it changes the memory, so that a failed change can be repeated as if it had never been tried.
     fn replace(&mut self, next: Names) -> Result<(), String> {
-        self.save(&next).map_err(|error| format!("{} cannot be written: {error}", self.file.display()))?;
+        self.save(&next).map_err(|error| format!("cannot write {}: {error}", self.file.display()))?;
         self.names = next;
         Ok(())
     }
@@ -139,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_their_names_over_a_restart() {
+    fn numbers_keep_their_names_across_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let mut registry = Registry::open(directory.path()).unwrap();
+        let mut registry = NameRegistry::open(directory.path()).unwrap();
         registry.add(&registration(1, "shop", 7, "staging")).unwrap();
         registry.add(&registration(1, "shop", 7, "staging")).unwrap();
-        let mut registry = Registry::open(directory.path()).unwrap();
+        let mut registry = NameRegistry::open(directory.path()).unwrap();
         assert_eq!(registry.environment(EnvId(7)).unwrap().1.as_str(), "shop");
         for (project, name, env, environment) in
             [(1, "other", 8, "staging"), (2, "shop", 8, "staging"), (1, "shop", 7, "live"), (1, "shop", 8, "staging")]
@@ -159,18 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_not_known_either() {
+    fn failed_write_changes_nothing_in_memory() {
         let directory = tempfile::tempdir().unwrap();
-        let mut registry = Registry::open(directory.path()).unwrap();
+        let mut registry = NameRegistry::open(directory.path()).unwrap();
         registry.add(&registration(1, "shop", 7, "staging")).unwrap();
         let in_the_way = directory.path().join("registry.json.new");
         fs::create_dir(&in_the_way).unwrap();
-        assert!(registry.add(&registration(2, "blog", 8, "staging")).unwrap_err().contains("cannot be written"));
+        assert!(registry.add(&registration(2, "blog", 8, "staging")).unwrap_err().contains("cannot write"));
         assert!(registry.project(ProjectId(2)).is_err());
         assert!(registry.remove(ProjectId(1), None).is_err() && registry.project(ProjectId(1)).is_ok());
         fs::remove_dir(&in_the_way).unwrap();
         registry.add(&registration(3, "blog", 9, "staging")).unwrap();
         registry.remove(ProjectId(1), None).unwrap();
-        assert!(Registry::open(directory.path()).unwrap().project(ProjectId(1)).is_err());
+        assert!(NameRegistry::open(directory.path()).unwrap().project(ProjectId(1)).is_err());
     }
 }

@@ -1,6 +1,6 @@
-//! The view of a worker: a root of its own, made of read-only parts of the host and the directories of its role.
+//! The view of a worker: a root directory of its own, made of read-only parts of the host and the directories of its role.
 //!
-//! What all workers share is mounted once, at [`Base::prepare`]; a worker's own mount namespace is a copy with little added.
+//! The part that all workers share is mounted once, by [`Base::prepare`]; a worker's mount namespace is a copy with few additions.
 
 use std::{
     fs, io,
@@ -20,20 +20,20 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use super::{place::beneath, sys, users::Identity};
+use super::{directories::beneath, sys, users::Identity};
 
-/// Mount attributes: what the worker must not change.
+/// Mount attribute: read-only.
 pub const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
-/// Mount attributes: no programs that run as somebody else.
+/// Mount attribute: set-user-ID programs run as the caller.
 pub const NO_SETUID: u64 = libc::MOUNT_ATTR_NOSUID;
-/// Mount attributes: no device files.
+/// Mount attribute: device files cannot be opened.
 pub const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
-/// Where larder's own binary is in every view.
+/// The path of larder's own binary in every view.
 pub const BINARY: &str = "/larder/bin/larder";
 
-/// Directories that a view may have, empty where the role has no use for them.
-const PLACES: [&str; 13] = [
+/// Directories of every view, empty if the role does not use them.
+const MOUNT_POINTS: [&str; 13] = [
     "app",
     "lower",
     "cache",
@@ -49,7 +49,7 @@ const PLACES: [&str; 13] = [
     "larder/bin",
 ];
 
-/// What a failed mount was for.
+/// Adds the path to the error of a mount.
 fn step<T>(what: impl std::fmt::Display, result: Result<T, impl Into<io::Error>>) -> io::Result<T> {
     result.map_err(|error| {
         let error = error.into();
@@ -57,7 +57,7 @@ fn step<T>(what: impl std::fmt::Display, result: Result<T, impl Into<io::Error>>
     })
 }
 
-/// Makes what is at `source` appear at `target` as well, with `attributes`.
+/// Binds `source` to `target`, with mount `attributes`.
 pub fn bind(source: &Path, target: &Path, attributes: u64, recursive: bool) -> io::Result<()> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
@@ -66,7 +66,7 @@ pub fn bind(source: &Path, target: &Path, attributes: u64, recursive: bool) -> i
     attach(tree, target)
 }
 
-/// Puts a detached mount at `target`.
+/// Attaches a detached mount at `target`.
 pub fn attach(tree: impl AsFd, target: &Path) -> io::Result<()> {
     step(target.display(), move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
 }
@@ -78,8 +78,8 @@ pub struct Base {
 }
 
 impl Base {
-    /// Mounts it at `path`. The calling process must be in a mount namespace of its own. What lies below `root`, larder's own directory,
-    /// is not shown, wherever it is.
+    /// Mounts the shared part at `path`. The calling process must be in a mount namespace of its own. `root`, larder's own directory,
+    /// is hidden wherever it is.
     pub fn prepare(path: &Path, root: &Path, host_paths: &[PathBuf]) -> io::Result<Base> {
         step("/", mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))?;
         let hidden = MountFlags::NOSUID | MountFlags::NODEV;
@@ -98,30 +98,30 @@ impl Base {
                 _ => {}
             }
         }
-        // Parents first: what lies in one that is there already needs no mount of its own.
+        // Parents first: a directory below one that is mounted needs no mount of its own.
         let mut host_paths: Vec<_> = host_paths.iter().collect();
         host_paths.sort();
         for source in host_paths {
             let below = source.strip_prefix("/").unwrap_or(source);
             let target = path.join(below);
-            let ours = PLACES
+            let ours = MOUNT_POINTS
                 .iter()
                 .chain(&["tmp", "proc", "run", "dev"])
-                .any(|place| below.starts_with(place.split('/').next().unwrap_or(place)));
+                .any(|point| below.starts_with(point.split('/').next().unwrap_or(point)));
             if target.exists() && !ours {
                 continue;
             }
             let mounted = match ours {
-                true => Err(io::Error::other("larder uses this name in sandboxes itself; choose another directory")),
+                true => Err(io::Error::other("larder uses this name in sandboxes itself; hint: choose another directory")),
                 false => fs::create_dir_all(&target).and_then(|()| bind(source, &target, host, true)),
             };
-            // Workers without it are better than workers without a view of their own.
+            // Workers without this directory are better than workers without a view of their own.
             if let Err(error) = mounted {
-                tracing::warn!(path = %source.display(), %error, "builds and processes do not see this directory");
+                tracing::warn!(path = %source.display(), %error, "cannot show this directory to builds and processes");
             }
         }
         hide(&fs::canonicalize(root)?, path)?;
-        for name in PLACES.into_iter().chain(["proc", "tmp", "run", "var/tmp", "dev/shm", "dev/pts"]) {
+        for name in MOUNT_POINTS.into_iter().chain(["proc", "tmp", "run", "var/tmp", "dev/shm", "dev/pts"]) {
             fs::create_dir_all(path.join(name))?;
         }
         fs::write(path.join(BINARY.trim_start_matches('/')), b"")?;
@@ -139,13 +139,13 @@ impl Base {
         Ok(Base { path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// The path of the shared part.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Covers `directory` of the host where the view at `base` shows it: a root below `/opt` comes along with `/opt`.
+/// Covers `directory` of the host if the view at `base` shows it, as it does for a root below `/opt`.
 fn hide(directory: &Path, base: &Path) -> io::Result<()> {
     let shown = base.join(directory.strip_prefix("/").unwrap_or(directory));
     if !shown.exists() {
@@ -155,23 +155,23 @@ fn hide(directory: &Path, base: &Path) -> io::Result<()> {
     step(directory.display(), mount("tmpfs", &shown, "tmpfs", flags, c"mode=0,size=4k"))
 }
 
-/// Something that a worker sees.
+/// A directory that is bound into a view.
 #[derive(Debug, Clone)]
 pub struct Bind {
-    /// What it is.
+    /// The directory.
     pub source: Source,
-    /// Where the worker sees it.
+    /// Its path in the view.
     pub target: &'static str,
-    /// Whether it may change it.
+    /// Whether the worker can write it.
     pub writable: bool,
-    /// Whether what the operator has mounted in it is seen as well.
+    /// Whether mounts inside of it are bound, too.
     pub recursive: bool,
 }
 
-/// Where a [`Bind`] comes from.
+/// The source of a [`Bind`].
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// A directory below the root, reached without following any link.
+    /// A directory below the root, opened without following any symlink.
     Below(PathBuf),
     /// A path that only the keeper can change.
     Own(PathBuf),
@@ -180,22 +180,22 @@ pub enum Source {
 /// The view of one worker.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// What all workers share.
+    /// The part that all workers share.
     pub base: Base,
-    /// The server's directory.
+    /// larder's directory.
     pub root: PathBuf,
-    /// What this worker sees besides.
+    /// The directories of this worker.
     pub binds: Vec<Bind>,
-    /// Whom it runs as.
+    /// The user that it runs as.
     pub worker: Identity,
     /// larder's binary.
     pub binary: PathBuf,
-    /// Bytes that fit into its `/tmp`.
+    /// Size of its `/tmp` in bytes.
     pub temporary: u64,
 }
 
 impl View {
-    /// Makes it this process's root. The process must be the first of new mount and process namespaces.
+    /// Makes the view this process's root. The process must be the first of new mount and process namespaces.
     pub fn enter(&self) -> io::Result<()> {
         let base = self.base.path();
         let root =
@@ -210,13 +210,13 @@ impl View {
         step("/run", mount("tmpfs", base.join("run"), "tmpfs", safe, c"mode=0755,size=16m"))?;
         let terminals = c"newinstance,ptmxmode=0666,mode=0620";
         step("/dev/pts", mount("devpts", base.join("dev/pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, terminals))?;
-        self.name_the_user()?;
-        self.find_resolver()?;
-        // Without its own binary a worker can still do everything but call larder.
+        self.write_user_database()?;
+        self.copy_resolver_file()?;
+        // Without the binary, only calls of larder itself fail.
         if let Err(error) =
             bind(&self.binary, &base.join(BINARY.trim_start_matches('/')), READ_ONLY | NO_SETUID | NO_DEVICES, false)
         {
-            tracing::debug!(%error, "larder's binary is not visible to workers");
+            tracing::debug!(%error, "cannot show larder's binary to a worker");
         }
         for Bind { source, target, writable, recursive } in &self.binds {
             let attributes = NO_SETUID | NO_DEVICES | if *writable { 0 } else { READ_ONLY };
@@ -248,14 +248,14 @@ impl View {
         step("/", chdir("/"))
     }
 
-    /// Programs ask who they are: the worker's number is `app`, at home in `/app`.
-    fn name_the_user(&self) -> io::Result<()> {
+    /// Writes `/etc/passwd` and `/etc/group`: the worker's user is `app` with the home directory `/app`.
+    fn write_user_database(&self) -> io::Result<()> {
         let (base, Identity { uid, gid }) = (self.base.path(), self.worker);
-        let people = format!(
+        let passwd = format!(
             "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
         );
         let groups = format!("root:x:0:\ntty:x:5:\napp:x:{gid}:\nnogroup:x:65534:\n");
-        for (name, text) in [("passwd", people), ("group", groups)] {
+        for (name, text) in [("passwd", passwd), ("group", groups)] {
             let (written, target) = (base.join("run").join(name), base.join("etc").join(name));
             fs::write(&written, text)?;
             fs::set_permissions(&written, fs::Permissions::from_mode(0o444))?;
@@ -266,8 +266,8 @@ impl View {
         Ok(())
     }
 
-    /// Where `/etc/resolv.conf` is a link into `/run`, that file is needed too.
-    fn find_resolver(&self) -> io::Result<()> {
+    /// Copies the file in `/run` that `/etc/resolv.conf` links to, if it does.
+    fn copy_resolver_file(&self) -> io::Result<()> {
         let Ok(real) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
         if let Ok(below) = real.strip_prefix("/run") {
             let target = self.base.path().join("run").join(below);

@@ -1,10 +1,15 @@
-//! The server as the keeper holds it: its process, the connection, what waits to be sent.
+//! The server process as the keeper holds it: the connection, the messages that wait to be sent, and the check before a reload.
 
 use std::{
     collections::VecDeque,
+    ffi::OsString,
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -14,23 +19,84 @@ use rustix::{
 };
 
 use super::{
-    Config,
-    spawn::{self, Plan, Process},
+    config::Config,
+    lifecycle::Program,
+    spawn::{self, Process, ProcessSpec},
     users::{User, Users},
 };
 use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
 
 /// Answers and events that may wait for a server that does not read them.
-const MOST_WAITING: usize = 8192;
+const MAX_OUTBOX: usize = 8192;
+/// The path of the program that the keeper itself runs.
+const OWN: &str = "/proc/self/exe";
 
-/// What there is to hear of a server.
-pub enum Heard {
-    /// What it wants, and the descriptors beside it.
-    Order(Frame<Request>, Vec<OwnedFd>),
-    /// Nothing yet.
-    Nothing,
-    /// Nothing any more: it is about to end.
-    End,
+/// What one look at the server's connection gave.
+pub enum Message {
+    /// A request and the descriptors that came with it.
+    Request(Frame<Request>, Vec<OwnedFd>),
+    /// Nothing has arrived yet.
+    Empty,
+    /// The server has closed its end and is about to exit.
+    Closed,
+}
+
+/// Opens the program of the server role, and the program of its workers.
+///
+/// Both stay open: all workers of a server are of its version, even if the file is replaced meanwhile.
+fn open_programs(config: &Config, program: Program) -> io::Result<(File, File)> {
+    let workers = match program {
+        Program::Installed => File::open(&config.exe)?,
+        Program::Own => File::open(OWN)?,
+    };
+    let server = config.server_exe.as_ref().map_or_else(|| workers.try_clone(), File::open)?;
+    Ok((server, workers))
+}
+
+/// Whether the installed program is another file than the one that the keeper runs.
+pub fn is_replaced(config: &Config) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    file(&config.exe) != file(Path::new(OWN))
+}
+
+/// The parts that a server and the check before a reload have in common.
+fn spec(
+    config: &Config,
+    users: Users,
+    words: &[&str],
+    arguments: &[OsString],
+    descriptors: Vec<RawFd>,
+    program: &File,
+) -> ProcessSpec {
+    let mut environment = config.server_env.clone();
+    environment.push(("LARDER_KEEPER".into(), env!("CARGO_PKG_VERSION").into()));
+    environment.push(("LARDER_ROOT".into(), config.root.clone().into()));
+    ProcessSpec {
+        argv: words.iter().map(OsString::from).chain(arguments.iter().cloned()).collect(),
+        environment,
+        identity: users.system().then(|| users.identity(User::Server)),
+        view: None,
+        directory: "/".into(),
+        limits: None,
+        data: None,
+        processes: None,
+        descriptors,
+        program: program.as_raw_fd(),
+        guarded: false,
+    }
+}
+
+/// Collects an ended process and logs why it could not be started, if it could not.
+fn collect(process: &Process) -> Option<WaitIdStatus> {
+    let status = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    let status = status.unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot wait for the server");
+        None
+    })?;
+    while let spawn::Received::Event(event) = process.receive() {
+        tracing::error!(?event, "cannot start the server's program");
+    }
+    Some(status)
 }
 
 /// A running server.
@@ -39,121 +105,128 @@ pub struct Server {
     pub process: Process,
     /// The keeper's end of the connection.
     pub socket: OwnedFd,
-    /// Whether it has closed its own.
-    pub silent: bool,
+    /// Whether the server has closed its end.
+    pub closed: bool,
     outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     since: Instant,
 }
 
 impl Server {
-    /// Starts one. Gives also the program that its workers are.
+    /// Starts a server; also returns the program of its workers.
     pub fn start(
         config: &Config,
+        program: Program,
         users: Users,
         listeners: &[(&'static str, OwnedFd)],
-        nothing: &OwnedFd,
+        null: &OwnedFd,
     ) -> io::Result<(Server, File)> {
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // Held open, so that all workers of this server are of its version, even if the file is replaced meanwhile.
-        let program = File::open(&config.exe).or_else(|_| File::open("/proc/self/exe"))?;
-        let server = config.server_exe.as_ref().map(File::open).transpose()?;
-        let mut descriptors = vec![nothing.as_raw_fd(), 1, 2, theirs.as_raw_fd()];
+        let (server, workers) = open_programs(config, program)?;
+        let mut descriptors = vec![null.as_raw_fd(), 1, 2, theirs.as_raw_fd()];
         let mut names = Vec::new();
         for (name, listener) in listeners {
             names.push(format!("{name}={}", descriptors.len()));
             descriptors.push(listener.as_raw_fd());
         }
-        let mut environment = config.server_env.clone();
-        environment.push(("LARDER_KEEPER".into(), env!("CARGO_PKG_VERSION").into()));
-        environment.push(("LARDER_ROOT".into(), config.root.clone().into()));
-        environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
-        let argv = ["larder", "server"].map(Into::into).into_iter().chain(config.server_args.iter().cloned()).collect();
-        let plan = Plan {
-            argv,
-            environment,
-            identity: users.system().then(|| users.identity(User::Server)),
-            view: None,
-            directory: "/".into(),
-            limits: None,
-            data: None,
-            processes: None,
-            descriptors,
-            program: server.as_ref().unwrap_or(&program).as_raw_fd(),
-            guarded: false,
-        };
-        let process = Process::start(&plan, None)?;
-        Ok((Server { process, socket, silent: false, outbox: VecDeque::new(), since: Instant::now() }, program))
+        let mut spec = spec(config, users, &["larder", "server"], &config.server_args, descriptors, &server);
+        spec.environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
+        let process = Process::start(&spec, None)?;
+        Ok((Server { process, socket, closed: false, outbox: VecDeque::new(), since: Instant::now() }, workers))
     }
 
-    /// How long it has lived.
+    /// Time since the start.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// How it ended, once it has.
+    /// Returns the exit status once the process has ended.
     pub fn end(&self) -> Option<WaitIdStatus> {
-        let status = waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-        let status = status.unwrap_or_else(|error| {
-            tracing::error!(%error, "the server cannot be waited for");
-            None
-        })?;
-        while let spawn::Heard::Note(note) = self.process.note() {
-            tracing::error!(?note, "the server could not be started");
-        }
-        Some(status)
+        collect(&self.process)
     }
 
-    /// Asks it to finish what it is doing and end.
+    /// Asks the server to finish its work and exit.
     pub fn terminate(&self) {
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::TERM);
     }
 
-    /// Ends it.
+    /// Kills the server.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
     }
 
-    /// Its next order.
-    pub fn order(&self) -> Result<Heard, String> {
+    /// Receives the next message.
+    pub fn receive(&self) -> Result<Message, String> {
         let mut buffer = vec![0; MAX_MESSAGE];
         match wire::receive(&self.socket, &mut buffer) {
-            Ok((0, _)) => Ok(Heard::End),
+            Ok((0, _)) => Ok(Message::Closed),
             Ok((length, descriptors)) => {
                 let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
-                Ok(Heard::Order(frame, descriptors))
+                Ok(Message::Request(frame, descriptors))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Heard::Nothing),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Heard::End),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Message::Empty),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Message::Closed),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// Has a message for it. A server that does not take its messages is ended.
-    pub fn tell(&mut self, seq: u64, body: Reply, descriptor: Option<OwnedFd>) {
+    /// Queues a message. A server that does not read its messages is killed.
+    pub fn send(&mut self, seq: u64, body: Reply, descriptor: Option<OwnedFd>) {
         let bytes = wire::encode(&Frame { seq, body }).or_else(|why| wire::encode(&Frame { seq, body: Reply::Refused(why) }));
         match bytes {
-            Ok(bytes) if self.outbox.len() < MOST_WAITING => self.outbox.push_back((bytes, descriptor)),
+            Ok(bytes) if self.outbox.len() < MAX_OUTBOX => self.outbox.push_back((bytes, descriptor)),
             _ => {
-                tracing::error!("the server does not take its answers");
+                tracing::error!(waiting = self.outbox.len(), "server does not read its messages; killing it");
                 self.kill();
             }
         }
     }
 
-    /// Whether a message waits.
-    pub fn waits(&self) -> bool {
+    /// Whether messages wait to be sent.
+    pub fn has_unsent(&self) -> bool {
         !self.outbox.is_empty()
     }
 
-    /// Sends what waits, as far as the server takes it.
-    pub fn deliver(&mut self) {
+    /// Sends queued messages until the socket is full.
+    pub fn flush(&mut self) {
         while let Some((bytes, descriptor)) = self.outbox.front() {
             let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+            // A full socket is retried after the next poll; a broken one is followed by the end of the process.
             if wire::send(&self.socket, bytes, &beside).is_err() {
-                // Full: later. Broken: its end will be seen.
                 return;
             }
             self.outbox.pop_front();
         }
+    }
+}
+
+/// The check before a reload: the installed program reads the configuration and exits, while the old server goes on.
+pub struct Check {
+    /// Its process.
+    pub process: Process,
+    /// The time at which it is killed.
+    pub deadline: Instant,
+}
+
+impl Check {
+    /// A check reads a few small files.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Starts the check; nothing where this keeper's configuration has none.
+    pub fn start(config: &Config, users: Users, null: &OwnedFd) -> io::Result<Option<Check>> {
+        let Some(words) = config.check_args.as_deref() else { return Ok(None) };
+        let (server, _) = open_programs(config, Program::Installed)?;
+        let spec = spec(config, users, &["larder"], words, vec![null.as_raw_fd(), 2, 2], &server);
+        let process = Process::start(&spec, None)?;
+        Ok(Some(Check { process, deadline: Instant::now() + Check::LIMIT }))
+    }
+
+    /// Returns the exit status once the check has ended.
+    pub fn end(&self) -> Option<WaitIdStatus> {
+        collect(&self.process)
+    }
+
+    /// Kills the check.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
     }
 }

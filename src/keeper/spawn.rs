@@ -1,6 +1,6 @@
-//! Starting a process: fork into its namespaces, build its view, give up every privilege, become the program.
+//! Starting a process: fork into its namespaces, build its view, drop every privilege, execute the program.
 //!
-//! Between the keeper and the program stays a small first process, see [`guard`].
+//! A small first process stays between the keeper and the program, see [`guard`].
 
 use std::{
     ffi::{CString, OsString},
@@ -23,118 +23,106 @@ use rustix::{
         set_thread_res_gid, set_thread_res_uid, set_thread_uid,
     },
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     cgroup::{Group, Limits},
-    guard,
+    guard::{self, GuardEvent},
     sandbox::View,
     sys::{self, Forked},
     users::Identity,
 };
 use crate::{host::launch::wire, model::StopSignal};
 
-/// What a process with a view of its own has of its own.
+/// The namespaces of a process with a view of its own.
 pub const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
-/// Everything about a process that is to be started.
+/// The specification of a process.
 #[derive(Debug)]
-pub struct Plan {
+pub struct ProcessSpec {
     /// The program's arguments, its name first.
     pub argv: Vec<OsString>,
-    /// Its environment, all of it.
+    /// Its complete environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Whom it runs as; `None` leaves that alone.
+    /// Its user; `None` for the keeper's own.
     pub identity: Option<Identity>,
-    /// Its view; without one it sees what the keeper sees.
+    /// Its view of the file system; without one, it shares the keeper's.
     pub view: Option<View>,
     /// Its working directory.
     pub directory: PathBuf,
-    /// Its limits; none for the server.
+    /// Its limits; `None` for the server.
     pub limits: Option<Limits>,
-    /// Bytes of memory of each process, where no group limits them together.
+    /// RLIMIT_DATA of each process in bytes, where no control group limits memory.
     pub data: Option<u64>,
-    /// Processes and threads of its user, where no group counts them.
+    /// RLIMIT_NPROC of its user, where no control group counts processes.
     pub processes: Option<u64>,
     /// Descriptors 0, 1, 2, ...
     pub descriptors: Vec<RawFd>,
-    /// The program, open.
+    /// The descriptor of the program.
     pub program: RawFd,
-    /// Whether a first process stays between; otherwise the program is the process itself.
+    /// Whether a guard stays between the keeper and the program.
     pub guarded: bool,
 }
 
-/// What the first process tells the keeper.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Note {
-    /// The program could not be started.
-    Failed(String),
-    /// The program runs.
-    Started,
-    /// The program has ended: exit code, signal.
-    Ended(Option<i32>, Option<i32>),
-}
-
-/// What there is to hear of the first process.
+/// The result of one look at a control socket.
 #[derive(Debug)]
-pub enum Heard {
-    /// This.
-    Note(Note),
-    /// Nothing yet.
-    Nothing,
-    /// Nothing any more.
-    End,
+pub enum Received {
+    /// A control message.
+    Event(GuardEvent),
+    /// Nothing has arrived yet.
+    Empty,
+    /// The socket is closed.
+    Closed,
 }
 
-/// A process, as the keeper holds it.
+/// The keeper's handle of a process.
 #[derive(Debug)]
 pub struct Process {
-    /// Readable when it has ended, and everything in its namespace with it.
+    /// Readable when the process, and everything in its namespace, has ended.
     pub pidfd: OwnedFd,
-    /// Notes come from here.
+    /// The control socket.
     pub control: OwnedFd,
     namespace: bool,
 }
 
 impl Process {
-    /// Starts it, inside `group`.
-    pub fn start(plan: &Plan, group: Option<&Group>) -> io::Result<Process> {
+    /// Starts a process inside `group`.
+    pub fn start(spec: &ProcessSpec, group: Option<&Group>) -> io::Result<Process> {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        match sys::fork(if plan.view.is_some() { NAMESPACES } else { 0 })? {
+        match sys::fork(if spec.view.is_some() { NAMESPACES } else { 0 })? {
             Forked::Child => {
-                // Or this process would never see that the keeper has gone.
+                // Otherwise this process would hold the keeper's end open and never see that the keeper has ended.
                 sys::forget(&control);
-                child(plan, &theirs)
+                child(spec, &theirs)
             }
             Forked::Parent { pid, pidfd } => {
                 if let Some(group) = group {
                     group.add(pid);
                 }
-                let process = Process { pidfd, control, namespace: plan.view.is_some() };
-                process.tell(guard::GO);
+                let process = Process { pidfd, control, namespace: spec.view.is_some() };
+                process.command(guard::GO);
                 Ok(process)
             }
         }
     }
 
-    /// Its next note.
-    pub fn note(&self) -> Heard {
+    /// Receives the next control message.
+    pub fn receive(&self) -> Received {
         let mut buffer = [0; 4096];
         let received = match wire::receive(&self.control, &mut buffer) {
-            // It ended without having heard our last word. The socket says so once, before it gives what was said to us.
+            // The process ended before it read our last command. The socket reports that once, before it returns its messages.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => wire::receive(&self.control, &mut buffer),
             other => other,
         };
         let length = match received {
             Ok((length, _)) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Received::Empty,
             Err(_) => 0,
         };
-        // Nobody but larder itself writes there, and it writes whole notes.
-        buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Heard::End, Heard::Note)
+        // Only larder itself writes there, and it writes whole messages.
+        buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Received::Closed, Received::Event)
     }
 
-    /// Asks it and everything that it started to end, by `signal`.
+    /// Sends `signal` to the process and its descendants.
     pub fn terminate(&self, signal: StopSignal) {
         let signal = match signal {
             StopSignal::Term => Signal::TERM,
@@ -145,97 +133,97 @@ impl Process {
             StopSignal::Usr2 => Signal::USR2,
             StopSignal::Winch => Signal::WINCH,
         };
-        self.tell(signal.as_raw() as u8);
+        self.command(signal.as_raw() as u8);
     }
 
-    /// Ends it and everything that it started.
+    /// Kills the process and its descendants.
     pub fn kill(&self) {
         if self.namespace {
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         } else {
-            self.tell(guard::END);
+            self.command(guard::END);
         }
     }
 
-    fn tell(&self, what: u8) {
-        let _ = wire::send(&self.control, &[what], &[]);
+    fn command(&self, byte: u8) {
+        let _ = wire::send(&self.control, &[byte], &[]);
     }
 }
 
-/// The new process, up to its program. Never returns: what the keeper's objects own must not be dropped here.
-fn child(plan: &Plan, control: &OwnedFd) -> ! {
-    let at = plan.descriptors.len();
-    let error = match prepare(plan, control) {
-        Ok((argv, environment)) => match (plan.guarded, sys::arranged(at as RawFd)) {
+/// Prepares the new process and executes its program. Never returns: the keeper's objects must not be dropped in the child.
+fn child(spec: &ProcessSpec, control: &OwnedFd) -> ! {
+    let at = spec.descriptors.len();
+    let error = match prepare(spec, control) {
+        Ok((argv, environment)) => match (spec.guarded, sys::arranged(at as RawFd)) {
             (true, program) => guard::run(at as RawFd + 1, program, &argv, &environment),
             (false, program) => sys::exec(program, &argv, &environment),
         },
         Err(error) => error,
     };
-    // Wherever the control socket is by now.
+    // The control socket has either its old number or its new one.
     for number in [at as RawFd + 1, control.as_raw_fd()] {
-        guard::note_on(number, &Note::Failed(error.to_string()));
+        guard::send_on(number, &GuardEvent::Failed(error.to_string()));
     }
     sys::exit_now(125)
 }
 
 type Strings = (Vec<CString>, Vec<CString>);
 
-fn prepare(plan: &Plan, control: &OwnedFd) -> io::Result<Strings> {
-    end_with_the_keeper(plan)?;
+fn prepare(spec: &ProcessSpec, control: &OwnedFd) -> io::Result<Strings> {
+    end_with_the_keeper(spec)?;
     sys::reset_signals();
     setsid()?;
-    let argv = plan.argv.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<Vec<_>, _>>()?;
+    let argv = spec.argv.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<Vec<_>, _>>()?;
     let join = |(name, value): &(OsString, OsString)| {
         let mut pair = name.clone();
         pair.push("=");
         pair.push(value);
         CString::new(pair.into_vec())
     };
-    let environment = plan.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
-    // Not before the keeper has put this process into its group; and not at all without a keeper.
-    if guard::word(control.as_raw_fd()) != Some(guard::GO) {
+    let environment = spec.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
+    // The keeper first puts this process into its control group; without a keeper, the process must not go on.
+    if guard::command(control.as_raw_fd()) != Some(guard::GO) {
         sys::exit_now(125);
     }
-    let descriptors: Vec<RawFd> = plan.descriptors.iter().copied().chain([plan.program, control.as_raw_fd()]).collect();
-    sys::arrange(&descriptors, plan.descriptors.len())?;
+    let descriptors: Vec<RawFd> = spec.descriptors.iter().copied().chain([spec.program, control.as_raw_fd()]).collect();
+    sys::arrange(&descriptors, spec.descriptors.len())?;
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    // The server's memory holds keys, others' hold what users sent.
+    // No core dumps: the server's memory holds keys, that of workers holds users' data.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    if let Some(limits) = &plan.limits {
-        limit(plan, limits).map_err(|error| named("set its limits", error))?;
+    if let Some(limits) = &spec.limits {
+        limit(spec, limits).map_err(|error| named("cannot set its limits", error))?;
     }
     umask(rustix::fs::Mode::from_raw_mode(0o022));
-    if let Some(view) = &plan.view {
-        view.enter().map_err(|error| named("make its view", error))?;
-    } else if plan.guarded {
+    if let Some(view) = &spec.view {
+        view.enter().map_err(|error| named("cannot build its view", error))?;
+    } else if spec.guarded {
         set_child_subreaper(Some(rustix::process::getpid()))?;
     }
-    chdir(&plan.directory).map_err(|error| named(&plan.directory.display().to_string(), error.into()))?;
-    drop_privileges(plan.identity).map_err(|error| named("give up its privileges", error))?;
-    // The kernel forgets this at every change of user. A keeper that ended meanwhile has closed its end of the control socket,
-    // which is the next thing that a first process looks at.
-    end_with_the_keeper(plan)?;
+    chdir(&spec.directory).map_err(|error| named(&spec.directory.display().to_string(), error.into()))?;
+    drop_privileges(spec.identity).map_err(|error| named("cannot drop its privileges", error))?;
+    // The kernel clears the parent death signal at every change of user, so it is set again. If the keeper has ended meanwhile, its
+    // end of the control socket is closed, and the guard sees that first.
+    end_with_the_keeper(spec)?;
     Ok((argv, environment))
 }
 
-/// A process whose keeper dies must not stay. Without a namespace a first process lives a little longer, to end what it started.
-fn end_with_the_keeper(plan: &Plan) -> io::Result<()> {
-    if plan.view.is_some() || !plan.guarded {
+/// Has the kernel kill this process when the keeper ends. A guard without a namespace lives on briefly to kill its descendants.
+fn end_with_the_keeper(spec: &ProcessSpec) -> io::Result<()> {
+    if spec.view.is_some() || !spec.guarded {
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     Ok(())
 }
 
-fn limit(plan: &Plan, limits: &Limits) -> io::Result<()> {
-    // From the system's point of view the keeper matters most and a build least.
+fn limit(spec: &ProcessSpec, limits: &Limits) -> io::Result<()> {
+    // Under memory pressure, the kernel kills builds first and the keeper last.
     let _ = fs::write("/proc/self/oom_score_adj", if limits.background { "500" } else { "0" });
-    // Without root nobody may have more than was given to the keeper.
+    // Without root, a limit cannot exceed the keeper's own hard limit.
     let set = |resource, value: u64| {
         let value = getrlimit(resource).maximum.map_or(value, |most| most.min(value));
         setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
     };
-    let some = [(Resource::Fsize, limits.file), (Resource::Data, plan.data), (Resource::Nproc, plan.processes)];
+    let some = [(Resource::Fsize, limits.file), (Resource::Data, spec.data), (Resource::Nproc, spec.processes)];
     for (resource, value) in some {
         value.map_or(Ok(()), |value| set(resource, value))?;
     }
@@ -246,7 +234,7 @@ fn limit(plan: &Plan, limits: &Limits) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up every privilege, and becomes `identity` if there is one; for a process that has just been forked.
+/// Drops every privilege and changes to `identity`, if there is one; for a process that has just been forked.
 pub fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
     use rustix::process::{Gid, Uid};
     sys::drop_bounding_set();
@@ -261,7 +249,7 @@ pub fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     set_no_new_privs(true)?;
     if identity.is_some_and(|identity| identity.uid != 0) && set_thread_uid(Uid::ROOT).is_ok() {
-        return Err(io::Error::other("root can be had back"));
+        return Err(io::Error::other("the process can become root again"));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! System calls that have no safe wrapper, and the little that must follow a fork. The one place of the keeper with `unsafe`.
+//! System calls without a safe wrapper, and the operations that follow a fork. Only this file of the keeper has `unsafe` code.
 #![allow(unsafe_code)]
 
 use std::{
@@ -12,11 +12,11 @@ use std::{
 pub enum Forked {
     /// In the new process.
     Child,
-    /// In the old one: the new one's number and a descriptor for it.
+    /// In the calling process.
     Parent {
-        /// Its number here.
+        /// The child's process id.
         pid: i32,
-        /// Its descriptor.
+        /// The child's descriptor.
         pidfd: OwnedFd,
     },
 }
@@ -27,7 +27,7 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 /// Forks into the new namespaces of `flags` (`CLONE_NEW*`).
 ///
-/// The caller must have one thread only: then the child may do anything, allocation included.
+/// The caller must have a single thread; then the child may do anything, including allocation.
 pub fn fork(flags: c_int) -> io::Result<Forked> {
     let mut pidfd: c_int = -1;
     let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
@@ -37,21 +37,21 @@ pub fn fork(flags: c_int) -> io::Result<Forked> {
     if pid == 0 {
         return Ok(Forked::Child);
     }
-    // SAFETY: the kernel has just opened it for us.
+    // SAFETY: the kernel has just opened the descriptor for this process.
     Ok(Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
-/// Ends this process at once, without running anything on the way.
+/// Exits at once, without destructors or exit handlers.
 pub fn exit_now(code: c_int) -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(code) }
 }
 
-/// Moves `descriptors` to 0, 1, 2, ... and closes every other one. Those from `private` on close themselves at exec.
+/// Moves `descriptors` to 0, 1, 2, ... and closes every other one. Those from `private` on are close-on-exec.
 ///
-/// For a process that has just been forked: every owner of a descriptor in memory becomes wrong and must be forgotten.
+/// For a process that has just been forked: the owners of descriptors in memory become invalid and must be forgotten.
 pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
-    // First out of the way, so that no target overwrites a source that is still needed.
+    // Duplicated first, so that no target overwrites a source that is still needed.
     let mut aside = Vec::with_capacity(descriptors.len());
     for &descriptor in descriptors {
         // SAFETY: fcntl on numbers; fails where one is not open.
@@ -59,13 +59,13 @@ pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
     }
     for (target, &source) in aside.iter().enumerate() {
         let flags = if target < private { 0 } else { libc::O_CLOEXEC };
-        // SAFETY: source is open; target is below 64 and nothing that still matters.
+        // SAFETY: source is open; target is below 64, where no needed descriptor is left.
         check(unsafe { libc::dup3(source, target as RawFd, flags) }.into())?;
     }
     close_from(descriptors.len() as u32)
 }
 
-/// Closes `descriptor` without ending the object that owns it; for a process that has just been forked.
+/// Closes `descriptor` without dropping its owner; for a process that has just been forked.
 pub fn forget(descriptor: &OwnedFd) {
     // SAFETY: the object is never used or dropped again in this process.
     unsafe { libc::close(descriptor.as_raw_fd()) };
@@ -98,13 +98,13 @@ pub fn reset_signals() {
     }
 }
 
-/// Has ended children wait until they are collected, also where whoever started this process ignored them.
+/// Keeps ended children until they are collected, also if the parent process has set SIGCHLD to be ignored.
 pub fn collect_children() {
     // SAFETY: setting a disposition to default touches no memory of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// Blocks `signals` and gives a descriptor that becomes readable when one arrives.
+/// Blocks `signals` and returns a descriptor that becomes readable when one arrives.
 pub fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is a local that the calls fill and read.
     unsafe {
@@ -119,7 +119,7 @@ pub fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Replaces this process by the program behind `program`.
+/// Executes the program behind `program`; returns only on failure.
 pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
@@ -139,7 +139,7 @@ pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) 
     io::Error::last_os_error()
 }
 
-/// Flags of a mount and everything below it, where it appears: read-only, no devices, and users as `idmap` says.
+/// Sets attributes of a detached mount, and of the mounts below it if `recursive`; `idmap` maps the owners of its files.
 pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
     let userns_fd = idmap.map_or(0, |idmap| idmap.as_raw_fd() as u64);
     let idmapped = if idmap.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
@@ -159,15 +159,15 @@ pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd
     .map(drop)
 }
 
-/// Gives up every capability that a later exec could bring back.
+/// Drops every capability that a later exec could bring back.
 pub fn drop_bounding_set() {
     for capability in 0..64 {
-        // SAFETY: plain numbers; unknown capabilities are refused, which is as good.
+        // SAFETY: plain numbers; the kernel refuses unknown capabilities.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
     }
 }
 
-/// Lets this process use the disk only when nobody else does.
+/// Lets this process use the disk only while it is idle.
 pub fn idle_disk_priority() -> io::Result<()> {
     const WHO_PROCESS: c_int = 1;
     const CLASS_IDLE: c_int = 3 << 13;
@@ -175,14 +175,14 @@ pub fn idle_disk_priority() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
 }
 
-/// What waiting for any child gave.
+/// The result of waiting for any child.
 pub enum Waited {
-    /// One has ended: its number and its wait status.
+    /// A child has ended: its process id and its wait status.
     Ended(i32, c_int),
-    /// All are still running.
+    /// All children are still running.
     Running,
-    /// There are none.
-    Nobody,
+    /// There are no children.
+    None,
 }
 
 /// Waits for any child.
@@ -195,12 +195,12 @@ pub fn wait_any(block: bool) -> Waited {
             1.. => return Waited::Ended(pid, status),
             0 => return Waited::Running,
             _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            _ => return Waited::Nobody,
+            _ => return Waited::None,
         }
     }
 }
 
-/// The exit code or the signal in a wait status.
+/// Splits a wait status into exit code and signal.
 pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
     match (libc::WIFEXITED(status), libc::WIFSIGNALED(status)) {
         (true, _) => (Some(libc::WEXITSTATUS(status)), None),
@@ -209,14 +209,14 @@ pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
     }
 }
 
-/// Sends a signal: to a child not yet waited for, to its group if `pid` is negative, to all of the namespace if it is -1.
+/// Sends a signal: to a child that is not collected yet, to its process group if `pid` is negative, to the whole namespace if it is -1.
 pub fn signal(pid: i32, signal: c_int) {
     // SAFETY: plain numbers.
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Leaves some of this process's namespaces for new ones.
+/// Moves this process to new namespaces.
 pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
-    // SAFETY: what makes this unsafe is sharing of descriptors and memory between threads; there is one thread.
+    // SAFETY: the call is unsafe because threads share descriptors and memory; this process has one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }

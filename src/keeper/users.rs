@@ -1,45 +1,45 @@
-//! The users of this server: numbers only, nobody is entered in `/etc/passwd`.
+//! The users of this server. They are numbers without entries in `/etc/passwd`.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     ops::RangeInclusive,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
 use rustix::process::{getegid, geteuid};
 
-use super::KeeperError;
+use super::config::KeeperError;
 use crate::model::{EnvId, UserNumbers};
 
-/// Where the numbers of a new root begin: above those that the kernel, systemd and `useradd` (for containers of ordinary users,
-/// `/etc/subuid`) give to anybody.
+/// The first number of a new root, above all numbers that systemd and `useradd` assign (`/etc/subuid` included).
 const USUAL: u32 = 1_900_000_000;
-/// Where they end.
+/// The last number of such a root.
 const USUAL_LAST: u32 = 2_147_000_000;
-/// The same in a container that has no numbers beyond 65535: above ordinary accounts, below what systemd uses for services.
+/// The first number in a container without numbers above 65535: above ordinary accounts, below systemd's dynamic users.
 const SMALL: u32 = 40_000;
-/// Where they end there.
+/// The last number in such a container.
 const SMALL_LAST: u32 = 59_999;
-/// How many numbers lie before those of the first environment.
+/// The number of user numbers before those of the first environment.
 const OWN: u32 = 1_000;
 
-/// Somebody that processes run as and files belong to.
+/// A user that processes run as and files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {
     /// The keeper itself.
     Keeper,
     /// The server.
     Server,
-    /// Owner of all repositories and of exported sources.
+    /// The owner of all repositories and of exported sources.
     Git,
-    /// Owner of nothing.
+    /// The user of the cgroup warmer, which owns no files.
     Helper,
-    /// Builds of one environment.
+    /// The builds of one environment.
     Build(EnvId),
-    /// Owner of one environment's releases.
+    /// The owner of one environment's releases.
     Unpack(EnvId),
-    /// Applications of one environment and their data.
+    /// The applications of one environment and their data.
     Run(EnvId),
 }
 
@@ -52,11 +52,11 @@ pub struct Identity {
     pub gid: u32,
 }
 
-/// Who is who.
+/// The assignment of numbers to users.
 #[derive(Debug, Clone, Copy)]
 pub struct Users {
     keeper: Identity,
-    /// In system mode; otherwise everybody is the keeper's user.
+    /// The other users, in system mode; otherwise all are the keeper's user.
     others: Option<Others>,
 }
 
@@ -67,7 +67,7 @@ struct Others {
 }
 
 impl Users {
-    /// Users of their own if the keeper is root; with the numbers that `root` has had from its first day.
+    /// Users with numbers of their own if the keeper is root. An existing `root` keeps its numbers.
     pub fn new(root: &Path) -> Result<Users, KeeperError> {
         let keeper = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         if keeper.uid != 0 {
@@ -77,7 +77,7 @@ impl Users {
         let first = match fs::read_to_string(numbers(root)) {
             Ok(text) => match text.trim().parse() {
                 Ok(first) => first,
-                Err(_) => return wrong(format!("read {}: there is no number in it", numbers(root).display())),
+                Err(_) => return wrong(format!("read {}: the file holds no number", numbers(root).display())),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => choose(&map()),
             Err(error) => return wrong(format!("read {}: {error}", numbers(root).display())),
@@ -89,7 +89,9 @@ impl Users {
             (name == "larder").then_some(Identity { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
         });
         match server {
-            Some(Identity { uid: 0, .. }) => wrong("use the user \"larder\": it is root; give it a number of its own".to_owned()),
+            Some(Identity { uid: 0, .. }) => {
+                wrong("use the user \"larder\": its number is 0 (expected a number of its own)".to_owned())
+            }
             server => {
                 let server = server.unwrap_or(Identity { uid: first, gid: first });
                 Ok(Users { keeper, others: Some(Others { server, first }) })
@@ -97,38 +99,39 @@ impl Users {
         }
     }
 
-    /// Writes down which numbers `root` uses, for all days to come; once.
-    pub fn remember(&self, root: &Path) -> io::Result<()> {
+    /// Records the numbers that `root` uses from now on, unless they are recorded.
+    pub fn save(&self, root: &Path) -> io::Result<()> {
         let Some(Others { first, .. }) = self.others else { return Ok(()) };
         let (path, fresh) = (numbers(root), numbers(root).with_extension("new"));
         if path.exists() {
             return Ok(());
         }
-        let mut file = File::create(&fresh)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         writeln!(file, "{first}")?;
         file.sync_all()?;
         fs::rename(&fresh, &path)
     }
 
-    /// Whether projects have users of their own.
+    /// Whether environments have users of their own.
     pub fn system(&self) -> bool {
         self.others.is_some()
     }
 
-    /// The numbers of environments' users, if they have any of their own.
+    /// The numbers of environments' users, in system mode.
     pub fn of_environments(&self) -> Option<UserNumbers> {
         self.others.map(|others| UserNumbers(others.first.saturating_add(OWN)))
     }
 
-    /// The last environment that there are numbers for.
+    /// The last environment for which numbers exist.
     pub fn last_environment(&self) -> EnvId {
         let Some(Others { first, .. }) = self.others else { return EnvId(u32::MAX / UserNumbers::EACH) };
         let last = if first < SMALL_LAST { SMALL_LAST } else { USUAL_LAST };
         EnvId(last.saturating_sub(first).saturating_sub(OWN) / UserNumbers::EACH - 1)
     }
 
-    /// Refuses where somebody else on this machine has one of the numbers of larder's own users and of environments up to `last`.
-    pub fn unshared(&self, last: EnvId) -> Result<(), String> {
+    /// Fails if this machine's user databases assign a number of larder's own users, or of environments up to `last`, to another
+    /// account.
+    pub fn check_unshared(&self, last: EnvId) -> Result<(), String> {
         let Some(Others { server, first }) = self.others else { return Ok(()) };
         let environments = (last.0 > 0).then(|| first + OWN..=self.identity(User::Run(last)).uid);
         let own = (server.uid == first).then_some(first..=first);
@@ -136,16 +139,24 @@ impl Users {
         for (path, lent) in [("/etc/passwd", false), ("/etc/group", false), ("/etc/subuid", true), ("/etc/subgid", true)] {
             let text = fs::read_to_string(path).unwrap_or_default();
             if let Some(line) =
-                text.lines().find(|line| taken(line, lent).is_some_and(|taken| ours.iter().any(|own| meet(own, &taken))))
+                text.lines().find(|line| taken(line, lent).is_some_and(|taken| ours.iter().any(|own| overlap(own, &taken))))
             {
                 return Err(format!(
-                    "users' numbers from {first} on are larder's here, and {path} gives some of them to somebody else: {line:?}; give them \
-                     other numbers{}",
+                    "{path} assigns user numbers of larder (from {first} on) to another account: {line:?}; hint: give that account other \
+                     numbers{}",
                     if lent { " (usermod --del-subuids and --add-subuids, --del-subgids and --add-subgids)" } else { "" }
                 ));
             }
         }
         Ok(())
+    }
+
+    /// The users that may own files in a discarded directory, in the order in which they delete them.
+    pub fn cleanup_users(&self, env: EnvId) -> Vec<User> {
+        match self.system() {
+            true => vec![User::Build(env), User::Unpack(env), User::Run(env), User::Git, User::Server],
+            false => vec![User::Keeper],
+        }
     }
 
     /// The numbers of `user`.
@@ -165,17 +176,17 @@ impl Users {
     }
 }
 
-/// Where a root's first number is written.
+/// The file that holds a root's first number.
 fn numbers(root: &Path) -> std::path::PathBuf {
     root.join("keeper/numbers")
 }
 
-/// Which numbers there are in this user namespace.
+/// The numbers that exist in this user namespace.
 fn map() -> String {
     fs::read_to_string("/proc/self/uid_map").unwrap_or_default()
 }
 
-/// Where the numbers of a new root begin.
+/// Chooses the first number of a new root.
 fn choose(map: &str) -> u32 {
     let ranges = map.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().map(str::parse::<u64>);
@@ -186,7 +197,7 @@ fn choose(map: &str) -> u32 {
     if ranges.into_iter().any(has) { USUAL } else { SMALL }
 }
 
-/// The numbers that a line of a user database takes: one, or those that are lent to an account.
+/// The numbers that a line of a user database assigns: one, or a range of subordinate numbers if `lent`.
 fn taken(line: &str, lent: bool) -> Option<RangeInclusive<u32>> {
     let fields: Vec<&str> = line.split(':').collect();
     match (lent, fields.as_slice()) {
@@ -199,7 +210,7 @@ fn taken(line: &str, lent: bool) -> Option<RangeInclusive<u32>> {
     }
 }
 
-fn meet(one: &RangeInclusive<u32>, other: &RangeInclusive<u32>) -> bool {
+fn overlap(one: &RangeInclusive<u32>, other: &RangeInclusive<u32>) -> bool {
     one.start() <= other.end() && other.start() <= one.end()
 }
 
@@ -208,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_come_from_where_there_are_some() {
+    fn numbers_are_chosen_from_the_namespaces_map() {
         assert_eq!(choose("         0          0 4294967295\n"), USUAL);
         assert_eq!(choose("         0     100000      65536\n"), SMALL, "an unprivileged container");
         assert_eq!(choose(""), SMALL);
@@ -224,11 +235,11 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_is_seen() {
+    fn numbers_of_other_accounts_are_found() {
         assert_eq!(taken("bob:165536:65536", true), Some(165_536..=231_071));
         assert_eq!(taken("bob:x:1001:1001:Bob:/home/bob:/bin/sh", false), Some(1001..=1001));
         assert_eq!(taken("larder:x:999:999::/:/usr/sbin/nologin", false), None);
         assert_eq!(taken("nonsense", true), None);
-        assert!(meet(&(5..=9), &(9..=9)) && meet(&(5..=9), &(1..=20)) && !meet(&(5..=9), &(10..=12)));
+        assert!(overlap(&(5..=9), &(9..=9)) && overlap(&(5..=9), &(1..=20)) && !overlap(&(5..=9), &(10..=12)));
     }
 }

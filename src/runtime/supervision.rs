@@ -49,6 +49,8 @@ struct Shared {
     ports: Mutex<Ports>,
     logs: Logs,
     supervised: Mutex<HashMap<ProcessId, Supervised>>,
+    /// Processes that the previous server had asked to stop. They are no instances, but use their slot and their port until they exit.
+    stopping: Mutex<HashMap<ProcessId, Label>>,
 }
 
 /// The application processes of this server; cheap to clone.
@@ -58,7 +60,13 @@ pub struct Runtime(Arc<Shared>);
 impl Runtime {
     /// Makes a runtime without processes; [`Runtime::adopt`] fills it.
     pub fn new(launcher: Launcher, ports: Ports, logs: Logs) -> Runtime {
-        Runtime(Arc::new(Shared { launcher, ports: Mutex::new(ports), logs, supervised: Mutex::new(HashMap::new()) }))
+        Runtime(Arc::new(Shared {
+            launcher,
+            ports: Mutex::new(ports),
+            logs,
+            supervised: Mutex::default(),
+            stopping: Mutex::default(),
+        }))
     }
 
     /// Returns the processes of an environment, in one slot or in both, sorted by name.
@@ -114,7 +122,14 @@ impl Runtime {
             }
             stopped.map_err(|source| RuntimeError::Launch { process, source })
         });
-        futures_util::future::join_all(stops).await.into_iter().collect()
+        let earlier: Vec<_> = self.0.stopping.lock().iter().map(|(id, label)| (*id, label.clone())).collect();
+        let earlier = earlier.into_iter().filter(|(_, label)| label.environment == environment);
+        let ends = earlier.filter_map(|(id, label)| Some((id, grace(&label)?, label))).map(|(id, grace, label)| async move {
+            let ended = self.stop_one(id, grace).await;
+            ended.map_err(|source| RuntimeError::Launch { process: label.name(), source })
+        });
+        let (stopped, ended) = tokio::join!(futures_util::future::join_all(stops), futures_util::future::join_all(ends));
+        stopped.into_iter().chain(ended).collect()
     }
 
     async fn stop_one(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
@@ -190,6 +205,8 @@ impl Runtime {
 
     /// Takes over the processes that outlived the previous server, and returns their number. `logs` gives the directory of an
     /// environment's logs, or nothing for an environment that does not exist any more, whose processes are then stopped.
+    ///
+    /// A process that the previous server had asked to stop becomes no instance; [`Runtime::stop_each`] waits for it.
     pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
         let mut adopted = 0_usize;
         for known in self.0.launcher.supervised().await? {
@@ -201,10 +218,29 @@ impl Runtime {
             if let Some(port) = label.port {
                 self.0.ports.lock().claim(port);
             }
+            if known.stopping {
+                self.follow_stopping(known.id, label, known.output, logs);
+                continue;
+            }
             self.register(known.id, label, Some(known.output), logs);
             adopted = adopted.saturating_add(1);
         }
         Ok(adopted)
+    }
+
+    /// Keeps the port and the log of a process that is being stopped until it has exited.
+    fn follow_stopping(&self, id: ProcessId, label: Label, output: OwnedFd, logs: PathBuf) {
+        self.0.stopping.lock().insert(id, label.clone());
+        self.0.logs.follow(label.clone(), output, logs);
+        let runtime = self.clone();
+        tokio::spawn(async move {
+            // An error means that the connection to the keeper is closed, and then this server exits, too.
+            let _ = runtime.0.launcher.ended(id).await;
+            runtime.0.stopping.lock().remove(&id);
+            if let Some(port) = label.port {
+                runtime.0.ports.lock().give_back(port);
+            }
+        });
     }
 
     /// Runs one command in a slot, without supervision.

@@ -210,14 +210,39 @@ fn a_directory_that_somebody_else_can_change_is_no_root() {
     fs::create_dir(&root).unwrap();
     fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
     let (code, text) = refused(&root);
-    assert!(code == Some(5) && text.contains("others may write it (mode 777); chmod 755 it"), "{code:?} {text}");
+    assert!(code == Some(5) && text.contains("other users can write it (mode 0777); hint: chmod 755"), "{code:?} {text}");
     if geteuid().is_root() {
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
         chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
         let (code, text) = refused(&root);
-        assert!(code == Some(5) && text.contains(&format!("it belongs to user {NOBODY}")), "{code:?} {text}");
+        assert!(code == Some(5) && text.contains(&format!("its owner is user {NOBODY}")), "{code:?} {text}");
     }
     assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "nothing is made in it");
+}
+
+/// root's own home is closed to the server's user and to those of projects.
+#[test]
+fn root_below_closed_directory_is_refused_before_anything_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let root = directory.path().join("new/root");
+    if geteuid().is_root() {
+        let (code, text) = refused(&root);
+        let names_it = text.contains(&format!("{} has mode 0700", directory.path().display()));
+        assert!(code == Some(5) && names_it && text.contains("hint: "), "{code:?} {text}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is made in it");
+        chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // A user's own home is closed to all others, and open to the user.
+    let mut command = serve(&root);
+    if geteuid().is_root() {
+        std::os::unix::process::CommandExt::uid(&mut command, NOBODY);
+        std::os::unix::process::CommandExt::gid(&mut command, NOBODY);
+    }
+    let server = command.current_dir("/").spawn().unwrap();
+    wait_for(&root.join("state/control.sock"));
+    kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+    assert!(server.wait_with_output().unwrap().status.success());
 }
 
 /// A server that refuses to work says why, once, and is not started again; and the keeper's log is not full of it.
@@ -232,7 +257,7 @@ fn a_server_has_its_last_word() {
     kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
     let output = first.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !text.contains("cannot be understood"), "{text}");
+    assert!(output.status.success() && !text.contains("cannot decode a request"), "{text}");
     fs::set_permissions(root.join("state/signing_ed25519_key"), fs::Permissions::from_mode(0o644)).unwrap();
     let (code, text) = refused(&root);
     assert_eq!(text.matches("signing key cannot be used").count(), 1, "{text}");

@@ -234,7 +234,11 @@ pub fn keeper_command(ground: Ground, root: &Path, shown: &Path, socket: &str) -
     let mut command = Command::new(env::current_exe().unwrap());
     command.env("LARDER_TEST_ROOT", root).env("LARDER_TEST_SOCKET", socket);
     command.env("LARDER_TEST_WITHOUT", ground.without).env("LARDER_TEST_HOST_PATH", shown);
-    command.stdin(Std::null());
+    // Without a private `/tmp`, workers use this one; it goes with the world, also if a worker is killed.
+    let temporary = root.with_file_name("tmp");
+    fs::create_dir_all(&temporary).unwrap();
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).unwrap();
+    command.stdin(Std::null()).env("TMPDIR", temporary);
     if !ground.system && geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }

@@ -1,14 +1,18 @@
-//! A started process, as the server holds it.
+//! The server's handle of a started process.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use serde::de::DeserializeOwned;
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, sync::watch};
 
-use super::{LaunchError, Launcher, wire::Request};
+use super::{
+    connection::{Connection, wait},
+    types::LaunchError,
+    wire::Request,
+};
 use crate::model::{Exit, ProcessId};
 
-/// A started process. Dropping it ends a process of [`Supervision::Once`] and leaves a kept one alone.
+/// A started process. Dropping the handle kills a process of `Supervision::Once`; a supervised process keeps running.
 #[derive(Debug)]
 pub struct Child {
     pub(super) id: ProcessId,
@@ -16,42 +20,42 @@ pub struct Child {
     pub(super) report: Option<OwnedFd>,
     pub(super) output: Option<OwnedFd>,
     pub(super) end: watch::Receiver<Option<Exit>>,
-    pub(super) launcher: Launcher,
-    pub(super) leave: bool,
+    pub(super) connection: Arc<Connection>,
+    pub(super) supervised: bool,
 }
 
 impl Child {
-    /// The keeper's number for it.
+    /// The keeper's number of the process.
     pub fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// Whether everything at `/app` can be written by it; otherwise only new files in the top directory.
+    /// Whether the process can write every file at `/app`; otherwise only new files in the top directory.
     pub fn app_is_writable(&self) -> bool {
         self.writable
     }
 
-    /// The read end of a kept process's stdout and stderr; given once.
+    /// Takes the read end of a supervised process's stdout and stderr; `None` after the first call.
     pub fn output(&mut self) -> Option<OwnedFd> {
         self.output.take()
     }
 
-    /// Waits for its end; everything that it started has ended too by then.
+    /// Waits until the process and all its descendants have ended.
     pub async fn wait(&mut self) -> Result<Exit, LaunchError> {
         wait(&mut self.end).await
     }
 
-    /// Asks it and everything that it started to end (SIGTERM).
+    /// Sends SIGTERM to the process and its descendants.
     pub async fn terminate(&self) -> Result<(), LaunchError> {
-        self.launcher.done("end a process", &Request::End { id: self.id, now: false }).await
+        self.connection.done("signal a process", &Request::End { id: self.id, now: false }).await
     }
 
-    /// Ends it and everything that it started, now.
+    /// Kills the process and its descendants.
     pub async fn kill(&self) -> Result<(), LaunchError> {
-        self.launcher.done("end a process", &Request::End { id: self.id, now: true }).await
+        self.connection.done("kill a process", &Request::End { id: self.id, now: true }).await
     }
 
-    /// Reads its report, at most `limit` bytes; `None` where it ended without one. Waits until the worker closes it.
+    /// Reads the report of a worker, at most `limit` bytes; waits until the worker closes it. `None` if the worker ended without one.
     pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
         let Some(report) = self.report.take() else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());
@@ -63,7 +67,7 @@ impl Child {
                 length => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
             }
             if bytes.len() > limit {
-                return Err(LaunchError::Report(format!("it is longer than {limit} bytes")));
+                return Err(LaunchError::Report(format!("the report exceeds {limit} bytes")));
             }
         }
         if bytes.is_empty() {
@@ -75,14 +79,8 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if !self.leave && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
-            self.launcher.tell(&Request::End { id: self.id, now: true });
+        if !self.supervised && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
+            self.connection.tell(&Request::End { id: self.id, now: true });
         }
     }
-}
-
-/// Waits for an end.
-pub(super) async fn wait(end: &mut watch::Receiver<Option<Exit>>) -> Result<Exit, LaunchError> {
-    let exit = end.wait_for(Option::is_some).await.map_err(|_| LaunchError::Gone)?;
-    (*exit).ok_or(LaunchError::Gone)
 }

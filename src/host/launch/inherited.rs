@@ -1,4 +1,4 @@
-//! Descriptors that a process was started with. The one place of this room that must trust a number.
+//! Descriptors that a process was started with. Only this file turns a number into a descriptor.
 #![allow(unsafe_code)]
 
 use std::{
@@ -12,17 +12,17 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes over inherited descriptor `number`, once, and keeps it from this process's own children.
+/// Takes over inherited descriptor `number`, once, and marks it close-on-exec, so that children do not inherit it.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if number < 3 || !TAKEN.lock().insert(number) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number} cannot be taken over twice")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number} was already taken over")));
     }
     // SAFETY: fcntl on any number is harmless; it fails where nothing is open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         TAKEN.lock().remove(&number);
-        return Err(io::Error::other(format!("descriptor {number} was not handed over; only larder itself starts this")));
+        return Err(io::Error::other(format!("descriptor {number} is not open; only larder itself starts this command")));
     }
-    // SAFETY: it is open, was opened by whoever started this process, and `TAKEN` gives it out once only.
+    // SAFETY: the descriptor is open, was opened by the parent process, and `TAKEN` gives it out only once.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
     Ok(descriptor)

@@ -1,11 +1,10 @@
-//! The job: sealed by the server; and the worker's side of it, with the report, further descriptors, and where things are.
+//! The job of a worker: sealed by the server, read by the worker, answered by a report.
 
 use std::{
     env,
     fs::File,
     io::{self, Read, Write},
     os::fd::OwnedFd,
-    path::PathBuf,
 };
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -13,10 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{inherited, wire::MAX_JOB};
 
-/// A memory file with `bytes` that nobody can change any more.
+/// Creates a memory file with `bytes`, sealed against changes.
 pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     if bytes.len() as u64 > MAX_JOB {
-        return Err(io::Error::other(format!("the job has {} bytes; at most {} are allowed", bytes.len(), MAX_JOB)));
+        return Err(io::Error::other(format!("the job has {} bytes (limit {MAX_JOB})", bytes.len())));
     }
     let mut file = File::from(memfd_create("job", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.write_all(bytes)?;
@@ -24,44 +23,36 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The job that these bytes hold.
+/// Reads a job.
 pub fn read_job<J: DeserializeOwned>(from: &mut impl Read) -> io::Result<J> {
     let mut bytes = Vec::new();
     from.take(MAX_JOB).read_to_end(&mut bytes)?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)
 }
 
-/// Writes the report.
+/// Writes a report.
 pub fn write_report<R: Serialize>(to: &mut impl Write, report: &R) -> io::Result<()> {
     to.write_all(&postcard::to_stdvec(report).map_err(io::Error::other)?)
 }
 
-/// What a worker was started with; take it before anything else, so that no child inherits it.
+/// The descriptors that a worker was started with. Take them before anything else, so that no child inherits them.
 #[derive(Debug)]
-pub struct Errand {
+pub struct WorkerInput {
     /// The sealed job; for [`read_job`].
     pub job: File,
-    /// Where the report goes; for [`write_report`].
+    /// The write end of the report; for [`write_report`].
     pub report: File,
-    /// Descriptors 5 and up, as given at the launch.
+    /// Descriptors from 5 on, as given at the launch.
     pub extra: Vec<OwnedFd>,
 }
 
-impl Errand {
-    /// Takes over descriptors 3, 4 and the further ones that `LARDER_EXTRA` counts.
-    pub fn take() -> io::Result<Errand> {
+impl WorkerInput {
+    /// Takes over descriptors 3 and 4, and as many further ones as `LARDER_EXTRA` says.
+    pub fn take() -> io::Result<WorkerInput> {
         let job = File::from(inherited::take(3)?);
         let report = File::from(inherited::take(4)?);
         let count: i32 = env::var("LARDER_EXTRA").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
         let extra = (0..count.clamp(0, 8)).map(|at| inherited::take(5 + at)).collect::<io::Result<_>>()?;
-        Ok(Errand { job, report, extra })
+        Ok(WorkerInput { job, report, extra })
     }
-}
-
-/// The place that the keeper named in the environment variable `LARDER_<what>`, valid for this worker.
-pub fn place(what: &str) -> io::Result<PathBuf> {
-    let name = format!("LARDER_{what}");
-    env::var_os(&name)
-        .map(PathBuf::from)
-        .ok_or_else(|| io::Error::other(format!("{name} is not set; only larder itself starts workers")))
 }

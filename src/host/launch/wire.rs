@@ -1,9 +1,10 @@
-//! The messages between server and keeper: small postcard frames over a sequenced-packet socket, descriptors beside them.
+//! The messages between server and keeper: small postcard frames over a sequenced-packet socket, with descriptors beside them.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::net::{
@@ -12,28 +13,30 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Capabilities, Registration};
+use super::types::{Capabilities, Registration};
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot};
 
-/// The most bytes of one message.
+/// Limit of one message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// The most descriptors beside one message: job, report, three standard ones and eight more.
+/// Limit of descriptors beside one message: job, report, three standard ones and eight more.
 pub const MAX_DESCRIPTORS: usize = 13;
-/// The most extra descriptors of a process.
+/// Limit of extra descriptors of a process.
 pub const MAX_EXTRA: usize = 8;
-/// The largest job, in bytes.
+/// Limit of a job, in bytes.
 pub const MAX_JOB: u64 = 16 * 1024 * 1024;
+/// Limit of the time between the stop signal of a process and its end, whatever a recipe asks for.
+pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
-/// A message and the number that ties an answer to its question; 0 for what was not asked for.
+/// A message with the number that ties an answer to its request; 0 where there is no answer or no request.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Frame<T> {
-    /// The question's number.
+    /// The number of the request.
     pub seq: u64,
     /// The message.
     pub body: T,
 }
 
-/// Which descriptors accompany a launch, in this order, after the job.
+/// The descriptors that accompany a launch, in this order, after the job.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Given {
     /// The write end of the report pipe.
@@ -44,124 +47,142 @@ pub struct Given {
     pub stdout: bool,
     /// Descriptor 2.
     pub stderr: bool,
-    /// Descriptors 5 and up.
+    /// The number of descriptors from 5 on.
     pub extra: u8,
 }
 
-/// What the server asks. Ids and enums, except in a registration.
+/// A request of the server. It holds only ids and enums, except in a registration.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Start a process.
     Launch {
-        /// What to start.
+        /// The process to start.
         launch: Launch,
         /// The descriptors beside this message.
         given: Given,
     },
-    /// The first kept process with a number above `after`.
+    /// Return the first supervised process with a number above `after`.
     Supervised {
-        /// The one that was told last.
+        /// The process of the previous answer.
         after: Option<ProcessId>,
     },
-    /// Make the directories of a project or an environment.
+    /// Create the directories of a project or an environment.
     Register(Registration),
-    /// End and remove an environment or a project.
+    /// Kill the processes of an environment or a project and remove its directories.
     Unregister {
         /// The project.
         project: ProjectId,
-        /// The environment, or the whole project.
+        /// The environment; `None` for the whole project.
         environment: Option<EnvId>,
     },
-    /// Send SIGTERM to a process and all that it started, or end them.
+    /// Send SIGTERM to a process and its descendants, or kill them.
     End {
         /// The process.
         id: ProcessId,
-        /// Not SIGTERM, but the end.
+        /// Whether to kill.
         now: bool,
     },
-    /// End a kept process for good.
+    /// Stop a supervised process for good.
     Stop {
         /// The process.
         id: ProcessId,
-        /// Milliseconds between its stop signal and the end of all that it started.
+        /// Milliseconds between its stop signal and the kill of everything that is left; at most [`MAX_GRACE`].
         grace: u32,
     },
-    /// Put an area aside, to be deleted in the background, and make an empty one.
+    /// Discard an area, to be deleted in the background, and create an empty one.
     ResetArea {
         /// The environment.
         environment: EnvId,
-        /// Which part of it.
+        /// The part of the environment.
         area: Area,
         /// The release, for a tree.
         release: Option<ReleaseId>,
         /// The slot, for a slot.
         slot: Option<Slot>,
     },
-    /// What is in force on this machine.
+    /// Report which isolation and limits are in force.
     Capabilities,
     /// Give an installed tree the name of another release, which must have no tree.
     RenameTree {
         /// The environment.
         environment: EnvId,
-        /// The name that it has.
+        /// The release that the tree is named after.
         from: ReleaseId,
-        /// The name that it gets.
+        /// The release that the tree gets the name of.
         to: ReleaseId,
     },
-    /// Orders to start processes will come soon: time to get ready for them.
+    /// Prepare for launches that follow soon.
     Prewarm,
 }
 
-/// What the keeper answers or reports.
+/// An answer or an event of the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// Done, with nothing to tell.
+    /// The request succeeded and has no result.
     Done,
-    /// Started; for a kept process the read end of its output comes along.
+    /// The process was started; for a supervised one the read end of its output comes along.
     Started {
         /// Its number.
         id: ProcessId,
-        /// Whether everything at `/app` can be written by it.
+        /// Whether it can write every file at `/app`.
         writable: bool,
     },
-    /// One kept process, with the read end of its output, or none.
-    Supervised(Option<(ProcessId, Launch)>),
-    /// What is in force.
+    /// A supervised process, with the read end of its output; `None` after the last one.
+    Supervised(Option<Supervised>),
+    /// The isolation and the limits that are in force.
     Capabilities(Capabilities),
-    /// Refused or failed, and why.
+    /// The request was refused or failed, with the reason.
     Refused(String),
-    /// Not an answer: something happened.
+    /// Processes use the area; the request can be repeated.
+    Busy {
+        /// A process that uses it.
+        why: String,
+        /// Milliseconds until the last of them is killed, if all of them are being stopped.
+        left: Option<u32>,
+    },
+    /// An event that belongs to no request.
     Event(Event),
 }
 
-/// Something that happened to a process.
+/// A supervised process, as the keeper reports it to a server that has just started.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Supervised {
+    /// Its number.
+    pub id: ProcessId,
+    /// The request that launched it.
+    pub launch: Launch,
+    /// Whether it was asked to stop and has not ended yet.
+    pub stopping: bool,
+}
+
+/// A change in the life of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// It and everything that it started have ended.
+    /// The process and all its descendants have ended.
     Exited {
         /// The process.
         id: ProcessId,
-        /// How.
+        /// The exit status.
         exit: Exit,
-        /// How often it has been started again before.
+        /// The number of restarts so far.
         restarts: u32,
-        /// Whether this was for good; otherwise it is started again after a pause.
+        /// Whether the process ended for good; otherwise it is restarted after a pause.
         last: bool,
     },
-    /// It has been started again.
+    /// The process was restarted.
     Restarted {
         /// The process.
         id: ProcessId,
-        /// How often by now.
+        /// The number of restarts so far.
         restarts: u32,
     },
 }
 
-/// Encodes a frame; fails where it exceeds [`MAX_MESSAGE`].
+/// Encodes a frame; fails if it exceeds [`MAX_MESSAGE`].
 pub fn encode<T: Serialize>(frame: &Frame<T>) -> Result<Vec<u8>, String> {
     let bytes = postcard::to_stdvec(frame).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_MESSAGE {
-        return Err(format!("it has {} bytes; at most {MAX_MESSAGE} are allowed", bytes.len()));
+        return Err(format!("the message has {} bytes (limit {MAX_MESSAGE})", bytes.len()));
     }
     Ok(bytes)
 }
@@ -170,12 +191,12 @@ pub fn encode<T: Serialize>(frame: &Frame<T>) -> Result<Vec<u8>, String> {
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Frame<T>, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((frame, [])) => Ok(frame),
-        Ok((_, rest)) => Err(format!("{} bytes too many", rest.len())),
+        Ok((_, rest)) => Err(format!("{} trailing bytes", rest.len())),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Sends one packet without waiting.
+/// Sends one packet without blocking.
 pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -183,10 +204,10 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
     }
     let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
-    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a message was cut")) }
+    if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("the message was truncated")) }
 }
 
-/// Receives one packet without waiting; no bytes mean that the other side has gone.
+/// Receives one packet without blocking; zero bytes mean that the other side has closed the connection.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -199,7 +220,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
         }
     }
     if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was too large"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too large"));
     }
     Ok((got.bytes, descriptors))
 }
@@ -209,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_round_trip_and_refuse_trailing_bytes() {
+    fn frame_round_trips_and_trailing_bytes_are_refused() {
         let frame = Frame { seq: 7, body: Request::Supervised { after: Some(ProcessId(3)) } };
         let mut bytes = encode(&frame).unwrap();
         let back: Frame<Request> = decode(&bytes).unwrap();
@@ -219,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_decode_or_are_refused() {
+    fn arbitrary_bytes_decode_or_are_refused() {
         for length in 0..64usize {
             for seed in 0..=255u8 {
                 let bytes: Vec<u8> =

@@ -1,4 +1,4 @@
-//! Directories that come and go while processes use them: made, emptied, put aside, deleted in the background.
+//! Directories that come and go while processes use them: created, reset, discarded, and deleted in the background.
 
 use std::{
     collections::VecDeque,
@@ -9,14 +9,14 @@ use std::{
 use super::{
     super::{
         assignment::area_path,
-        place::{Aside, relative},
+        directories::{Discarded, relative},
         users::User,
     },
     Table,
     entry::Entry,
 };
 use crate::{
-    host::launch::Registration,
+    host::launch::{Registration, wire::Reply},
     model::{Area, EnvId, Launch, ProjectId, ReleaseId, Role, Slot},
 };
 
@@ -25,24 +25,31 @@ fn text(error: io::Error) -> String {
 }
 
 impl Table {
-    /// Makes directories for what has got a number.
+    /// Creates the directories of a project or an environment.
     pub fn register(&mut self, registration: &Registration) -> Result<(), String> {
         if let Some((env, _)) = &registration.environment {
             let last = self.users.last_environment();
             if *env > last {
-                return Err(format!("environment number {} is too large; there are users for {}", env.0, last.0));
+                return Err(format!("environment number {} is too large: the range of user numbers ends at {}", env.0, last.0));
             }
             if *env > self.registry.last_environment() {
-                self.users.unshared(*env)?;
+                self.users.check_unshared(*env)?;
             }
         }
         self.registry.add(registration)?;
-        self.places.register(registration).map_err(text)
+        self.directories.register(registration).map_err(text)
     }
 
-    /// Puts an area aside and makes a new one. Whoever keeps a slot up ends first, tasks that people have left open are ended here.
-    pub fn reset_area(&mut self, env: EnvId, area: Area, release: Option<ReleaseId>, slot: Option<Slot>) -> Result<(), String> {
-        self.ordered = Instant::now();
+    /// Discards an area and creates an empty one. Answers [`Reply::Busy`] while processes use the area. In a slot, `larder run`
+    /// sessions are killed, and processes that are being stopped are waited for by the caller.
+    pub fn reset_area(
+        &mut self,
+        env: EnvId,
+        area: Area,
+        release: Option<ReleaseId>,
+        slot: Option<Slot>,
+    ) -> Result<Reply, String> {
+        self.requested = Instant::now();
         let (path, user) = area_path(&self.registry, env, area, release, slot)?;
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
@@ -57,31 +64,38 @@ impl Table {
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // One that was killed and is on its way out keeps what it had, under the new name; it is in nobody's way. But those of a
-        // slot share an overlay: as long as it is mounted, whoever starts next would get it, with what was put aside.
-        let going = |entry: &Entry| !entry.kept() && entry.stopping.is_some() && area != Area::Slot;
-        let user_of = |entry: &&Entry| {
-            entry.sweep.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
+        // A killed process that has not ended yet keeps its directory under the new name, and disturbs nothing. The processes of a
+        // slot share an overlay, however: as long as it is mounted, the next process would get it, with the discarded files.
+        let going = |entry: &Entry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
+        let is_user = |entry: &&Entry| {
+            entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
-        if let Some((id, entry)) = self.entries.iter().find(|(_, entry)| user_of(entry)) {
-            return Err(format!("process {} ({}) still uses it", id.0, entry.role_name()));
+        let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
+        // A process that is not being stopped decides: waiting for the others would not help.
+        users.sort_by_key(|(_, entry)| entry.stopping);
+        if let Some((id, entry)) = users.first() {
+            let why = format!("process {} ({}) still uses it", id.0, entry.role_name());
+            let last = users.iter().map(|(_, entry)| entry.stopping).collect::<Option<Vec<_>>>();
+            let left = last.and_then(|ends| ends.into_iter().max()).map(|end| end.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
+            return Ok(Reply::Busy { why, left });
         }
-        self.sweeps.extend(self.places.put_aside(&path, env).map_err(text)?);
-        // What is going still holds an overlay of what has just got another name.
+        self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
+        // A process that is about to end may still hold an overlay of the discarded directory.
         self.layers.retire(&path);
         match area {
-            Area::Build | Area::Slot => self.places.make_scratch(&path, user).map_err(text),
-            Area::Cache | Area::Source => self.places.make(&path, user, 0o755).map_err(text),
-            Area::Tree => Ok(()),
+            Area::Build | Area::Slot => self.directories.make_scratch(&path, user).map_err(text)?,
+            Area::Cache | Area::Source => self.directories.make(&path, user, 0o755).map_err(text)?,
+            Area::Tree => {}
         }
+        Ok(Reply::Done)
     }
 
-    /// Kills the tasks in a slot. They are somebody's `larder run`, and would keep the slot from being emptied for as long as they
-    /// please; whoever asks for that asks again until they are gone.
+    /// Kills the tasks in a slot: `larder run` sessions, which could otherwise keep the slot in use for any time.
     fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
         let tasks = self.entries.values_mut().filter(|entry| {
             let launch = &entry.launch;
-            entry.sweep.is_none() && launch.role == Role::Task && launch.environment == Some(env) && launch.slot == slot
+            entry.cleanup.is_none() && launch.role == Role::Task && launch.environment == Some(env) && launch.slot == slot
         });
         for entry in tasks.filter(|entry| entry.stopping.is_none()) {
             if let Some(live) = &entry.live {
@@ -91,20 +105,21 @@ impl Table {
         }
     }
 
-    /// Gives an installed tree another name.
+    /// Renames an installed tree.
     pub fn rename_tree(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
         let (_, project, name) = self.registry.environment(env)?;
         let paths = relative().environment(project, name);
-        self.places.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
+        self.directories.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
     }
 
-    /// Ends and removes an environment or a project. One that is not there (any more) is as gone as it shall be: whoever could not
-    /// write that down, or did not hear of it, asks again.
+    /// Kills all processes of an environment or a project and removes its directories.
+    ///
+    /// A missing one counts as removed, so that a server that crashed before it recorded the removal can repeat the request.
     pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
         let Ok(name) = self.registry.project(project).cloned() else { return Ok(()) };
         let envs = match environment {
             Some(env) => match self.registry.environment(env) {
-                Ok((of, ..)) if of != project => return Err("it belongs to another project".into()),
+                Ok((of, ..)) if of != project => return Err("the environment belongs to another project".into()),
                 Ok(_) => vec![env],
                 Err(_) => return Ok(()),
             },
@@ -113,7 +128,7 @@ impl Table {
         let ids: Vec<_> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.sweep.is_none() && entry.launch.project == project)
+            .filter(|(_, entry)| entry.cleanup.is_none() && entry.launch.project == project)
             .filter(|(_, entry)| environment.is_none() || entry.launch.environment == environment)
             .map(|(id, _)| *id)
             .collect();
@@ -125,26 +140,26 @@ impl Table {
         for env in envs {
             let (_, project, name) = self.registry.environment(env)?;
             let path = root.environment(project, name).path().to_owned();
-            self.sweeps.extend(self.places.put_aside(&path, env).map_err(text)?);
+            self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
         }
         if environment.is_none() {
-            self.sweeps.extend(self.places.put_aside(&root.project(&name), EnvId(0)).map_err(text)?);
+            self.discarded.extend(self.directories.discard(&root.project(&name), EnvId(0)).map_err(text)?);
         }
         self.registry.remove(project, environment)
     }
 
-    /// Has the next heir delete what is aside; after the last one removes the rest.
-    pub(super) fn sweep(&mut self, aside: Aside, cleanup_users: VecDeque<User>) {
-        if self.places.remove_aside(&aside).is_ok() {
+    /// Has the next user delete its files in a discarded directory; removes the directory once it is empty.
+    pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<User>) {
+        if self.directories.remove_discarded(&discarded).is_ok() {
             return;
         }
-        let name = aside.name.clone();
-        let Ok(nothing) = self.nothing.try_clone() else { return };
-        let Some(entry) = Entry::sweep(aside, cleanup_users, nothing) else {
-            return tracing::warn!(name, "something put aside cannot be deleted; the next start tries again");
+        let name = discarded.name.clone();
+        let Ok(null) = self.null.try_clone() else { return };
+        let Some(entry) = Entry::cleanup(discarded, cleanup_users, null) else {
+            return tracing::warn!(name, "cannot delete a discarded directory; the next start of larder tries again");
         };
         if let Err(why) = self.begin(entry) {
-            tracing::warn!(name, why, "what was put aside cannot be deleted");
+            tracing::warn!(name, why, "cannot delete a discarded directory");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! One process, or the wish to have one: what it was ordered with, and what it has come to.
+//! One entry of the table: the request for a process, and the process itself while it runs.
 
 use std::{
     collections::VecDeque,
     os::fd::{AsFd, OwnedFd},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::{
@@ -15,9 +15,9 @@ use rustix::{
 use super::super::{
     assignment::Assignment,
     cgroup::Group,
+    directories::Discarded,
     layers::LayerId,
-    pause::Pause,
-    place::Aside,
+    lifecycle::Backoff,
     spawn::Process,
     users::{Identity, User, Users},
 };
@@ -26,12 +26,12 @@ use crate::{
     model::{Area, Launch, LimitClass, ProjectId, Role, StopSignal, Supervision},
 };
 
-/// Bytes of a kept process's output that wait for a server.
+/// Bytes of a supervised process's output that can wait for a server.
 const OUTPUT: usize = 1024 * 1024;
-/// The longest label.
+/// The longest label, in bytes.
 const MAX_LABEL: usize = 1024;
 
-/// A process that somebody wants to have.
+/// A requested process.
 #[derive(Debug)]
 pub struct Entry {
     pub launch: Launch,
@@ -40,42 +40,42 @@ pub struct Entry {
     pub report: Option<OwnedFd>,
     pub standard: [Option<OwnedFd>; 3],
     pub extra: Vec<OwnedFd>,
-    /// Both ends of a kept process's output.
+    /// Both ends of a supervised process's output.
     pub output: Option<(OwnedFd, OwnedFd)>,
     pub live: Option<Live>,
-    /// The order that waits for the start.
-    pub asked: Option<u64>,
+    /// The launch request that waits for the start.
+    pub request: Option<u64>,
     pub restarts: u32,
-    pub pause: Pause,
-    /// When it is started again.
-    pub again: Option<Instant>,
-    /// Whether it must not be started again, and when it is killed.
+    pub backoff: Backoff,
+    /// When the next restart is due.
+    pub due: Option<Instant>,
+    /// Set when the process must not be restarted: when it is killed.
     pub stopping: Option<Instant>,
-    /// Whether its server has gone, so that nobody wants to know of its end.
-    pub forgotten: bool,
-    /// What it deletes, if it is the keeper's own sweep, and who remains to do so.
-    pub sweep: Option<(Aside, VecDeque<User>)>,
+    /// Whether the server that launched it has ended, so that its end is reported to no server.
+    pub orphaned: bool,
+    /// For a cleanup of the keeper's own: the directory to delete, and the users that follow this one.
+    pub cleanup: Option<(Discarded, VecDeque<User>)>,
 }
 
-/// A process that is there.
+/// A running process.
 #[derive(Debug)]
 pub struct Live {
     pub process: Process,
     pub group: Group,
     pub layer: Option<LayerId>,
-    /// Whether all of `/app` is.
+    /// Whether every file at `/app` can be written.
     pub writable: bool,
     pub since: Instant,
-    /// Why it could not become its program.
+    /// Why its program could not be started.
     pub failed: Option<String>,
-    /// Whether it has closed its control socket: its end is all that is left to come.
-    pub silent: bool,
-    /// Its program's end: exit code, signal.
+    /// Whether the control socket is closed; only the end of the process follows.
+    pub closed: bool,
+    /// Exit code and signal of its program.
     pub ended: Option<(Option<i32>, Option<i32>)>,
 }
 
 impl Live {
-    /// The exit code and the signal once it has ended; collects it.
+    /// Collects the process; returns exit code and signal once it has ended.
     pub fn end(&self) -> Option<(Option<i32>, Option<i32>)> {
         let own = match waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(None) => return None,
@@ -86,12 +86,12 @@ impl Live {
     }
 }
 
-/// Lets a process open its own standard descriptors again, as `/dev/stdout` and its like: a pipe of `from`'s, and nothing else, is
-/// given to `to`.
+/// Gives a pipe of `from`'s to `to`, so that the process can open its own standard descriptors again, for example as `/dev/stdout`.
+/// Only a pipe changes its owner, never a file.
 fn hand_over(descriptor: &OwnedFd, from: Identity, to: Identity) {
     let is_pipe = |found: &Stat| FileType::from_raw_mode(found.st_mode) == FileType::Fifo && found.st_uid == from.uid;
     if fstat(descriptor).is_ok_and(|found| is_pipe(&found)) {
-        // Without it everything else works.
+        // A failure costs only the reopening.
         let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     }
 }
@@ -107,18 +107,18 @@ impl Entry {
             extra: Vec::new(),
             output: None,
             live: None,
-            asked: None,
+            request: None,
             restarts: 0,
-            pause: Pause::of_processes(),
-            again: None,
+            backoff: Backoff::of_processes(),
+            due: None,
             stopping: None,
-            forgotten: false,
-            sweep: None,
+            orphaned: false,
+            cleanup: None,
         }
     }
 
-    /// What order `seq` asks for, with the descriptors that came along; checks all that the server could get wrong.
-    pub fn ordered(
+    /// The entry of launch request `seq`, with the descriptors that came with it. Checks everything that the server controls.
+    pub fn requested(
         seq: u64,
         launch: Launch,
         assignment: Assignment,
@@ -146,13 +146,13 @@ impl Entry {
             let server = users.identity(User::Server);
             standard.iter().flatten().for_each(|descriptor| hand_over(descriptor, server, users.identity(assignment.user)));
         }
-        let mut entry = Entry { report, standard, extra, asked: Some(seq), ..Entry::new(launch, assignment, job) };
+        let mut entry = Entry { report, standard, extra, request: Some(seq), ..Entry::new(launch, assignment, job) };
         if let Supervision::Keep { label, .. } = &entry.launch.supervision {
             if label.len() > MAX_LABEL {
                 return Err(format!("the label is longer than {MAX_LABEL} bytes"));
             }
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
-            // Less than that still works.
+            // A smaller pipe works, too.
             let _ = fcntl_setpipe_size(&read, OUTPUT);
             if users.system() {
                 hand_over(&write, users.identity(User::Keeper), users.identity(entry.assignment.user));
@@ -163,37 +163,42 @@ impl Entry {
         Ok(entry)
     }
 
-    /// The first of `cleanup_users` deletes what is aside; `nothing` stands for the job that it does not have.
-    pub fn sweep(aside: Aside, mut cleanup_users: VecDeque<User>, nothing: OwnedFd) -> Option<Entry> {
-        let assignment = Assignment::sweep_aside(&aside.name, cleanup_users.pop_front()?);
+    /// The entry of a worker that deletes a directory as the first of `cleanup_users`; `null` takes the place of a job.
+    pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<User>, null: OwnedFd) -> Option<Entry> {
+        let assignment = Assignment::cleanup(&discarded.name, cleanup_users.pop_front()?);
         let launch = Launch {
             role: Role::Sweep(Area::Tree),
             project: ProjectId(0),
-            environment: Some(aside.env),
+            environment: Some(discarded.env),
             release: None,
             slot: None,
             limits: LimitClass::Build { memory: None },
             supervision: Supervision::Once,
         };
-        Some(Entry { sweep: Some((aside, cleanup_users)), ..Entry::new(launch, assignment, nothing) })
+        Some(Entry { cleanup: Some((discarded, cleanup_users)), ..Entry::new(launch, assignment, null) })
     }
 
-    /// Whether it is started again when it ends.
-    pub fn kept(&self) -> bool {
+    /// Whether the process is restarted when it ends.
+    pub fn supervised(&self) -> bool {
         self.output.is_some()
     }
 
-    /// Asks it to end; kills it after `grace`.
-    pub fn stop(&mut self, grace: Duration) {
-        self.again = None;
-        if let Some(live) = &self.live {
-            live.process.terminate(self.signal());
-            self.stopping = Some(Instant::now() + grace);
+    /// Asks the process to end, unless it was asked before, and has it killed at `by` at the latest.
+    ///
+    /// A second stop signal is never sent: many programs take it as an order to exit at once.
+    pub fn stop(&mut self, by: Instant) {
+        self.due = None;
+        let Some(live) = &self.live else { return };
+        match &mut self.stopping {
+            Some(kill) => *kill = by.min(*kill),
+            None => {
+                live.process.terminate(self.stop_signal());
+                self.stopping = Some(by);
+            }
         }
     }
 
-    /// What asks it to end.
-    fn signal(&self) -> StopSignal {
+    fn stop_signal(&self) -> StopSignal {
         match self.launch.supervision {
             Supervision::Keep { stop, .. } => stop,
             Supervision::Once => StopSignal::Term,

@@ -1,6 +1,7 @@
-//! All processes, from the order to start one to the end of everything that it started.
+//! All processes but the server, from the request to start one to the end of everything that it started.
 //!
-//! [`entry`]: one process · [`start`]: from an entry to a running process · [`areas`]: directories that come and go with them.
+//! [`entry`] is one process, [`start`] leads from an entry to a running process, and [`areas`] holds the directories that come and
+//! go while processes use them.
 
 mod areas;
 mod entry;
@@ -18,101 +19,106 @@ use std::{
 use rustix::fs::{Mode, OFlags, open};
 
 use super::{
-    Config,
     assignment::Assignment,
     cgroup::{Hierarchy, Limits},
+    cgroup_warmer::CgroupWarmer,
+    config::Config,
+    directories::{Directories, Discarded},
+    guard::GuardEvent,
     layers::Layers,
-    pace::Pace,
-    place::{Aside, Places},
-    registry::Registry,
+    registry::NameRegistry,
     sandbox::Base,
-    spawn::{Heard, Note},
+    spawn::Received,
     users::Users,
 };
 use crate::{
-    host::launch::{Capabilities, Cgroups, Event, wire::Given},
+    host::launch::{
+        Capabilities, Cgroups, Event,
+        wire::{Given, Supervised},
+    },
     model::{Exit, Launch, LimitClass, ProcessId, StopSignal},
 };
 use entry::Entry;
 
-/// Processes at a time.
-const MOST_PROCESSES: usize = 4096;
-
-/// The name of the helper's group.
-const PACE: &str = "pace";
-/// What was put aside is deleted when nothing was ordered for so long, because it would slow down whoever waits for an order.
+/// Limit of simultaneous processes.
+const MAX_PROCESSES: usize = 4096;
+/// The name of the warmer's group.
+const WARMER_GROUP: &str = "warmer";
+/// Discarded directories are deleted after this time without a request, because deleting slows down other work on the disk.
 const QUIET: Duration = Duration::from_millis(400);
-/// Unless so much waits.
-const MOST_ASIDE: usize = 64;
+/// With so many discarded directories the deletion does not wait for a quiet moment.
+const MAX_DISCARDED: usize = 64;
+/// How often a killed process that has not ended yet is killed again.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
 
-/// What happened, for the server.
+/// The outcome of a request, or an event, for the server.
 #[derive(Debug)]
-pub enum News {
-    /// The answer to order `seq`.
+pub enum Outcome {
+    /// Launch request `seq` succeeded.
     Started { seq: u64, id: ProcessId, writable: bool, output: Option<OwnedFd> },
-    /// The answer to order `seq`.
+    /// Launch request `seq` failed.
     Failed { seq: u64, why: String },
-    /// Not an answer.
+    /// An event that belongs to no request.
     Event(Event),
 }
 
-/// All processes but the server, and what they are made from.
+/// All processes but the server, and what they are started from.
 #[derive(Debug)]
 pub struct Table {
     config: Config,
     users: Users,
-    places: Places,
-    registry: Registry,
+    directories: Directories,
+    registry: NameRegistry,
     layers: Layers,
     base: Result<Base, String>,
-    /// Before the groups, because it is in one.
-    pace: Pace,
+    /// Declared before the groups, so that the helper is dropped before the group that it is in.
+    warmer: CgroupWarmer,
     groups: Hierarchy,
     program: Option<File>,
     /// `/dev/null`.
-    pub nothing: OwnedFd,
+    pub null: OwnedFd,
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
-    sweeps: VecDeque<Aside>,
-    /// When the last order came.
-    ordered: Instant,
-    news: VecDeque<News>,
+    discarded: VecDeque<Discarded>,
+    /// When the last request arrived.
+    requested: Instant,
+    outcomes: VecDeque<Outcome>,
 }
 
 impl Table {
-    /// Empty; deletes what an earlier keeper had put aside.
-    pub fn new(config: Config, users: Users, places: Places, base: Result<Base, String>) -> io::Result<Table> {
-        let registry = Registry::open(&config.root.join("keeper"))?;
-        users.unshared(registry.last_environment()).map_err(io::Error::other)?;
-        let sweeps = places.all_aside()?.into();
+    /// An empty table; deletes what an earlier keeper discarded.
+    pub fn new(config: Config, users: Users, directories: Directories, base: Result<Base, String>) -> io::Result<Table> {
+        let registry = NameRegistry::open(&config.root.join("keeper"))?;
+        users.check_unshared(registry.last_environment()).map_err(io::Error::other)?;
+        let discarded = directories.all_discarded()?.into();
         let mut groups = Hierarchy::find(&config.root);
         let limits = Limits::of(LimitClass::Service, &config);
-        let own = (groups.kind() != Cgroups::None).then(|| groups.group(PACE, &limits));
+        let warmers = (groups.kind() != Cgroups::None).then(|| groups.group(WARMER_GROUP, &limits));
         Ok(Table {
-            layers: Layers::new(&config, users, &places, &base),
-            pace: Pace::start(own, users),
+            layers: Layers::new(&config, users, &directories, &base),
+            warmer: CgroupWarmer::start(warmers, users),
             groups,
             users,
-            places,
+            directories,
             registry,
             base,
             program: None,
-            nothing: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
+            null: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
             entries: BTreeMap::new(),
             last: 0,
-            sweeps,
-            ordered: Instant::now(),
-            news: VecDeque::new(),
+            discarded,
+            requested: Instant::now(),
+            outcomes: VecDeque::new(),
             config,
         })
     }
 
-    /// Processes are `program` from now on; `path` is where they find it.
+    /// Sets the program of new workers; `path` is where they find it.
     pub fn use_program(&mut self, program: File, path: PathBuf) {
         (self.program, self.config.exe) = (Some(program), path);
     }
 
-    /// What is in force.
+    /// The isolation and the limits that are in force.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
             system: self.users.system(),
@@ -124,29 +130,29 @@ impl Table {
         }
     }
 
-    /// What has happened since the last call.
-    pub fn news(&mut self) -> Option<News> {
-        self.news.pop_front()
+    /// Takes the oldest outcome that was not sent yet.
+    pub fn next_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
     }
 
-    /// Orders to start processes will come soon.
+    /// Prepares the kernel for launches that follow soon.
     pub fn prewarm(&mut self) {
-        self.pace.tell();
+        self.warmer.wake();
     }
 
-    /// Starts a process; the answer comes as [`News`].
+    /// Starts a process; the answer is an [`Outcome`].
     pub fn launch(&mut self, seq: u64, launch: Launch, given: Given, descriptors: Vec<OwnedFd>) {
-        self.pace.tell();
-        self.ordered = Instant::now();
-        let started = if self.entries.len() >= MOST_PROCESSES {
-            Err(format!("there are {MOST_PROCESSES} processes already"))
+        self.warmer.wake();
+        self.requested = Instant::now();
+        let started = if self.entries.len() >= MAX_PROCESSES {
+            Err(format!("the limit of {MAX_PROCESSES} processes is reached"))
         } else {
             Assignment::of(&launch, &self.registry, &self.users)
-                .and_then(|assignment| Entry::ordered(seq, launch, assignment, given, descriptors, &self.users))
+                .and_then(|assignment| Entry::requested(seq, launch, assignment, given, descriptors, &self.users))
                 .and_then(|entry| self.begin(entry))
         };
         if let Err(why) = started {
-            self.news.push_back(News::Failed { seq, why });
+            self.outcomes.push_back(Outcome::Failed { seq, why });
         }
     }
 
@@ -154,104 +160,104 @@ impl Table {
         self.last += 1;
         let id = ProcessId(self.last);
         entry.live = Some(self.start(id, &entry)?);
-        if !entry.kept() {
-            // What only the process itself should hold.
+        if !entry.supervised() {
+            // Only the process itself may hold these open, or readers of its output would wait for the keeper, too.
             (entry.report, entry.standard, entry.extra) = (None, [None, None, None], Vec::new());
         }
         self.entries.insert(id, entry);
         Ok(())
     }
 
-    /// What to poll: ends of all processes, and the control sockets of those that still have something to say.
+    /// The descriptors to poll: ends of all processes, and the control sockets that are still open.
     pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, Option<&OwnedFd>, &OwnedFd)> {
         let live = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.live.as_ref()?)));
-        live.map(|(id, live)| (id, (!live.silent).then_some(&live.process.control), &live.process.pidfd))
+        live.map(|(id, live)| (id, (!live.closed).then_some(&live.process.control), &live.process.pidfd))
     }
 
-    /// Takes in what process `id` has to say.
-    pub fn notes(&mut self, id: ProcessId) {
+    /// Reads the control messages of process `id`.
+    pub fn on_control(&mut self, id: ProcessId) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Some(live) = &mut entry.live else { return };
         loop {
-            let note = match live.process.note() {
-                Heard::Note(note) => note,
-                Heard::Nothing => return,
-                Heard::End => return live.silent = true,
+            let event = match live.process.receive() {
+                Received::Event(event) => event,
+                Received::Empty => return,
+                Received::Closed => return live.closed = true,
             };
-            match note {
-                Note::Failed(why) => live.failed = Some(why),
-                Note::Ended(code, signal) => live.ended = Some((code, signal)),
-                Note::Started => {
-                    if let Some(seq) = entry.asked.take() {
+            match event {
+                GuardEvent::Failed(why) => live.failed = Some(why),
+                GuardEvent::Ended(code, signal) => live.ended = Some((code, signal)),
+                GuardEvent::Started => {
+                    if let Some(seq) = entry.request.take() {
                         let output = entry.output.as_ref().and_then(|(read, _)| read.try_clone().ok());
-                        self.news.push_back(News::Started { seq, id, writable: live.writable, output });
-                    } else if entry.sweep.is_none() {
-                        self.news.push_back(News::Event(Event::Restarted { id, restarts: entry.restarts }));
+                        self.outcomes.push_back(Outcome::Started { seq, id, writable: live.writable, output });
+                    } else if entry.cleanup.is_none() {
+                        self.outcomes.push_back(Outcome::Event(Event::Restarted { id, restarts: entry.restarts }));
                     }
                 }
             }
         }
     }
 
-    /// Process `id` may have ended: clears up after it.
-    pub fn ended(&mut self, id: ProcessId) {
-        self.notes(id);
+    /// Cleans up after process `id` if it has ended.
+    pub fn on_end(&mut self, id: ProcessId) {
+        self.on_control(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Some((code, signal)) = entry.live.as_ref().and_then(|live| live.end()) else { return };
         let Some(live) = entry.live.take() else { return };
         let exit = Exit { code, signal, out_of_memory: live.group.out_of_memory() };
-        // Without a namespace something may have slipped away.
+        // Without a namespace, a descendant may have escaped from the process group.
         live.group.kill();
         self.groups.remove(live.group);
         if let Some(layer) = live.layer {
             self.layers.release(layer);
         }
         if let Some(why) = &live.failed {
-            tracing::warn!(id = id.0, why, "a process cannot be started");
+            tracing::warn!(id = id.0, why, "cannot start a process");
         }
-        if let Some(seq) = entry.asked {
-            let why = live.failed.unwrap_or_else(|| format!("it {exit} before it began"));
-            self.news.push_back(News::Failed { seq, why });
+        if let Some(seq) = entry.request {
+            let why = live.failed.unwrap_or_else(|| format!("the process {exit} before its program started"));
+            self.outcomes.push_back(Outcome::Failed { seq, why });
             self.entries.remove(&id);
             return;
         }
-        let last = !entry.kept() || entry.stopping.is_some();
-        if entry.sweep.is_none() && !entry.forgotten {
-            self.news.push_back(News::Event(Event::Exited { id, exit, restarts: entry.restarts, last }));
+        let last = !entry.supervised() || entry.stopping.is_some();
+        if entry.cleanup.is_none() && !entry.orphaned {
+            self.outcomes.push_back(Outcome::Event(Event::Exited { id, exit, restarts: entry.restarts, last }));
         }
         if !last {
-            entry.again = Some(Instant::now() + entry.pause.after(live.since.elapsed()));
-        } else if let Some((aside, cleanup_users)) = self.entries.remove(&id).and_then(|entry| entry.sweep) {
-            self.sweep(aside, cleanup_users);
+            entry.due = Some(Instant::now() + entry.backoff.after(live.since.elapsed()));
+        } else if let Some((discarded, users)) = self.entries.remove(&id).and_then(|entry| entry.cleanup) {
+            self.cleanup(discarded, users);
         }
     }
 
     /// The next moment at which [`Table::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        let others = self.entries.values().flat_map(|entry| [entry.again, entry.stopping.filter(|_| entry.live.is_some())]);
-        others.chain([self.sweep_due()]).flatten().min()
+        let others = self.entries.values().flat_map(|entry| [entry.due, entry.stopping.filter(|_| entry.live.is_some())]);
+        others.chain([self.cleanup_due()]).flatten().min()
     }
 
-    /// When the next deletion may begin; one at a time.
-    fn sweep_due(&self) -> Option<Instant> {
-        let idle = self.program.is_some() && self.entries.values().all(|entry| entry.sweep.is_none());
-        let quiet = if self.sweeps.len() < MOST_ASIDE { QUIET } else { Duration::ZERO };
-        (idle && !self.sweeps.is_empty()).then(|| self.ordered + quiet)
+    /// When the next deletion may begin; one runs at a time.
+    fn cleanup_due(&self) -> Option<Instant> {
+        let idle = self.program.is_some() && self.entries.values().all(|entry| entry.cleanup.is_none());
+        let quiet = if self.discarded.len() < MAX_DISCARDED { QUIET } else { Duration::ZERO };
+        (idle && !self.discarded.is_empty()).then(|| self.requested + quiet)
     }
 
-    /// Starts and kills what is due.
+    /// Starts, kills and deletes everything that is due.
     pub fn tick(&mut self) {
         let now = Instant::now();
         let due: Vec<_> =
-            self.entries.iter().filter(|(_, entry)| entry.again.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
+            self.entries.iter().filter(|(_, entry)| entry.due.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for id in due {
             let Some(mut entry) = self.entries.remove(&id) else { continue };
-            (entry.again, entry.restarts) = (None, entry.restarts.saturating_add(1));
+            (entry.due, entry.restarts) = (None, entry.restarts.saturating_add(1));
             match self.start(id, &entry) {
                 Ok(live) => entry.live = Some(live),
                 Err(why) => {
-                    tracing::warn!(id = id.0, why, "a process cannot be started again");
-                    entry.again = Some(now + entry.pause.after(Duration::ZERO));
+                    tracing::warn!(id = id.0, why, "cannot restart a process");
+                    entry.due = Some(now + entry.backoff.after(Duration::ZERO));
                 }
             }
             self.entries.insert(id, entry);
@@ -261,75 +267,76 @@ impl Table {
                 && at <= now
             {
                 live.process.kill();
-                entry.stopping = Some(now + Duration::from_secs(1));
+                entry.stopping = Some(now + KILL_AGAIN);
             }
         }
-        if self.sweep_due().is_some_and(|at| at <= now)
-            && let Some(aside) = self.sweeps.pop_front()
+        if self.cleanup_due().is_some_and(|at| at <= now)
+            && let Some(discarded) = self.discarded.pop_front()
         {
-            let cleanup_users = super::cleanup_users(aside.env, &self.users).into();
-            self.sweep(aside, cleanup_users);
+            let users = self.users.cleanup_users(discarded.env).into();
+            self.cleanup(discarded, users);
         }
     }
 
-    /// SIGTERM, or the end at once.
+    fn entry(&mut self, id: ProcessId) -> Result<&mut Entry, String> {
+        self.entries.get_mut(&id).ok_or_else(|| format!("process {} does not exist or has ended", id.0))
+    }
+
+    /// Sends SIGTERM to a process and its descendants, or kills them.
     pub fn end(&mut self, id: ProcessId, now: bool) -> Result<(), String> {
-        let entry = self.entries.get_mut(&id).ok_or("there is no such process (any more)")?;
+        let entry = self.entry(id)?;
         if let Some(live) = &entry.live {
             if now { live.process.kill() } else { live.process.terminate(StopSignal::Term) }
         }
         if now {
-            entry.stopping.get_or_insert_with(|| Instant::now() + Duration::from_secs(1));
+            entry.stopping.get_or_insert_with(|| Instant::now() + KILL_AGAIN);
         }
         Ok(())
     }
 
-    /// The end for good.
+    /// Stops a process for good. For a process that is already being stopped, `grace` can only shorten what is left.
     pub fn stop(&mut self, id: ProcessId, grace: Duration) -> Result<(), String> {
-        let entry = self.entries.get_mut(&id).ok_or("there is no such process (any more)")?;
-        entry.stop(grace);
+        let entry = self.entry(id)?;
+        entry.stop(Instant::now() + grace);
         if entry.live.is_none() {
             let (exit, restarts) = (Exit { code: None, signal: None, out_of_memory: false }, entry.restarts);
             self.entries.remove(&id);
-            self.news.push_back(News::Event(Event::Exited { id, exit, restarts, last: true }));
+            self.outcomes.push_back(Outcome::Event(Event::Exited { id, exit, restarts, last: true }));
         }
         Ok(())
     }
 
-    /// Ends what belongs to a server that has gone.
-    pub fn end_orders(&mut self) {
-        self.news.clear();
-        for entry in self.entries.values_mut().filter(|entry| entry.sweep.is_none()) {
-            // Nobody knows of a kept process whose start was never answered.
-            if let Some(live) = entry.live.as_ref().filter(|_| !entry.kept() || entry.asked.is_some()) {
+    /// Kills the processes that belong to a server that has ended.
+    pub fn end_requests(&mut self) {
+        self.outcomes.clear();
+        for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {
+            // No server knows a supervised process whose start was never answered.
+            if let Some(live) = entry.live.as_ref().filter(|_| !entry.supervised() || entry.request.is_some()) {
                 live.process.kill();
                 entry.stopping.get_or_insert_with(Instant::now);
-                entry.forgotten = true;
+                entry.orphaned = true;
             }
-            entry.asked = None;
+            entry.request = None;
         }
     }
 
-    /// Kills everything that is being stopped.
-    pub fn hurry(&mut self) {
-        for entry in self.entries.values_mut().filter(|entry| entry.stopping.is_some()) {
-            entry.stopping = Some(Instant::now());
-        }
-    }
-
-    /// Ends all; whether any are left.
-    pub fn stop_all(&mut self, grace: Duration) -> bool {
-        let ids: Vec<_> = self.entries.iter().filter(|(_, entry)| entry.stopping.is_none()).map(|(id, _)| *id).collect();
-        self.sweeps.clear();
-        for id in ids {
-            let _ = self.stop(id, grace);
-        }
+    /// Stops all processes and kills at `by` what is left, whatever grace was given before; returns whether any are left.
+    pub fn stop_all(&mut self, by: Instant) -> bool {
+        self.discarded.clear();
+        self.entries.retain(|_, entry| {
+            entry.stop(by);
+            entry.live.is_some()
+        });
         !self.entries.is_empty()
     }
 
-    /// The first kept process after `after`.
-    pub fn supervised(&self, after: Option<ProcessId>) -> Option<(ProcessId, Launch, OwnedFd)> {
-        let later = self.entries.iter().filter(|(id, entry)| after.is_none_or(|after| **id > after) && entry.stopping.is_none());
-        later.filter_map(|(id, entry)| Some((*id, entry.launch.clone(), entry.output.as_ref()?.0.try_clone().ok()?))).next()
+    /// The first supervised process after `after`, with its output; also one that is being stopped.
+    pub fn supervised(&self, after: Option<ProcessId>) -> Option<(Supervised, OwnedFd)> {
+        let later = self.entries.iter().filter(|(id, entry)| after.is_none_or(|after| **id > after) && !entry.orphaned);
+        let mut found = later.filter_map(|(id, entry)| {
+            let output = entry.output.as_ref()?.0.try_clone().ok()?;
+            Some((Supervised { id: *id, launch: entry.launch.clone(), stopping: entry.stopping.is_some() }, output))
+        });
+        found.next()
     }
 }

@@ -12,10 +12,10 @@ use rustix::fs::{Mode, OFlags, open};
 use super::{
     super::{
         cgroup::Limits,
+        directories::relative,
         layers::LayerId,
-        place::relative,
         sandbox::{BINARY, View},
-        spawn::{Plan, Process},
+        spawn::{Process, ProcessSpec},
         users::User,
     },
     Table,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl Table {
-    /// Everything between an entry and its process.
+    /// Starts the process of an entry.
     pub(super) fn start(&mut self, id: ProcessId, entry: &Entry) -> Result<Live, String> {
         let mut layer = None;
         let started = self.try_start(id, entry, &mut layer);
@@ -42,15 +42,17 @@ impl Table {
         if let (Role::Unpack, Some(env), Some(release)) = (launch.role, launch.environment, launch.release) {
             let (_, project, name) = self.registry.environment(env)?;
             let tree = relative().environment(project, name).tree(release);
-            self.places.make(tree, User::Unpack(env), 0o755).map_err(|error| error.to_string())?;
+            self.directories.make(tree, User::Unpack(env), 0o755).map_err(|error| error.to_string())?;
         }
         let mut writable = true;
         let mut view = None;
         if let Ok(base) = &self.base {
             let mut app = None;
             if let (Some(layer), Ok(())) = (&assignment.layer, &self.layers.works) {
-                let (id, path, whole) =
-                    self.layers.acquire(layer, &self.places).map_err(|error| format!("no overlay for /app: {error}"))?;
+                let (id, path, whole) = self
+                    .layers
+                    .acquire(layer, &self.directories)
+                    .map_err(|error| format!("cannot mount the overlay of /app: {error}"))?;
                 (app, writable, *acquired) = (Some(path), whole, Some(id));
             }
             view = Some(View {
@@ -64,24 +66,24 @@ impl Table {
         }
         let limits = Limits::of(launch.limits, &self.config);
         let group = self.groups.group(&id.0.to_string(), &limits);
-        let program = self.program.as_ref().ok_or("no server has been started yet")?;
-        // A fresh opening: the last reader's position must not matter.
+        let program = self.program.as_ref().ok_or("no server was started yet")?;
+        // Opened again, so that the position of the last reader does not matter.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
         let job = open(job, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| format!("the job cannot be opened: {error}"))?;
-        let nothing = self.nothing.as_raw_fd();
+            .map_err(|error| format!("cannot open the job: {error}"))?;
+        let null = self.null.as_raw_fd();
         let out = entry.output.as_ref().map(|(_, write)| write);
         let [stdin, stdout, stderr] = &entry.standard;
         let mut descriptors: Vec<_> =
             [stdin.as_ref(), stdout.as_ref().or(out), stderr.as_ref().or(out), Some(&job), entry.report.as_ref()]
-                .map(|descriptor| descriptor.map_or(nothing, AsRawFd::as_raw_fd))
+                .map(|descriptor| descriptor.map_or(null, AsRawFd::as_raw_fd))
                 .into();
         descriptors.extend(entry.extra.iter().map(AsRawFd::as_raw_fd));
-        // Runtimes reserve far more than they use, so applications are better off without the coarse limit.
+        // Language runtimes reserve far more memory than they use, so RLIMIT_DATA would stop applications that are within their limit.
         let coarse = !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory();
-        // Some users' processes are of many projects, and counted together.
+        // RLIMIT_NPROC counts all processes of a user, and these users have processes of many projects.
         let sharing = if !self.users.system() || assignment.user == User::Git { 8 } else { 1 };
-        let plan = Plan {
+        let spec = ProcessSpec {
             argv: ["larder", "worker", entry.role_name()].map(OsString::from).into(),
             environment: self.environment(entry, view.is_some()),
             identity: self.users.system().then(|| self.users.identity(assignment.user)),
@@ -94,19 +96,19 @@ impl Table {
             guarded: true,
             view,
         };
-        match Process::start(&plan, Some(&group)) {
+        match Process::start(&spec, Some(&group)) {
             Ok(process) => {
                 let (layer, since) = (acquired.take(), Instant::now());
-                Ok(Live { process, group, layer, writable, since, failed: None, silent: false, ended: None })
+                Ok(Live { process, group, layer, writable, since, failed: None, closed: false, ended: None })
             }
             Err(error) => {
                 self.groups.remove(group);
-                Err(format!("no process can be made: {error}"))
+                Err(format!("cannot start the process: {error}"))
             }
         }
     }
 
-    /// A worker's whole environment.
+    /// The complete environment variables of a worker.
     fn environment(&self, entry: &Entry, view: bool) -> Vec<(OsString, OsString)> {
         let binary = if view { PathBuf::from(BINARY) } else { self.config.exe.clone() };
         let mut path: OsString = binary.parent().unwrap_or(Path::new("/")).into();
@@ -129,7 +131,8 @@ impl Table {
             ("PATH", path),
             ("HOME", home),
             ("LANG", "C.UTF-8".into()),
-            ("TMPDIR", "/tmp".into()),
+            // In a view, `/tmp` is private.
+            ("TMPDIR", if view { "/tmp".into() } else { std::env::temp_dir().into() }),
             ("LARDER_BIN", binary.into()),
             ("LARDER_EXTRA", entry.extra.len().to_string().into()),
         ];

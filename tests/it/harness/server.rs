@@ -154,11 +154,21 @@ impl Server {
         let _ = self.keeper.wait();
     }
 
+    /// The world's own copy of the program.
+    pub fn binary(&self) -> PathBuf {
+        self.directory.join("larder")
+    }
+
     /// Stops the server gracefully, and waits for its end.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_within(STOP);
+    }
+
+    /// The same with another limit.
+    pub fn stop_within(mut self, limit: Duration) {
         processes::signal(self.keeper(), Signal::TERM);
         let mut status = None;
-        super::within(STOP, || {
+        super::within(limit, || {
             status = self.keeper.try_wait().unwrap();
             status.is_some()
         });
@@ -166,7 +176,7 @@ impl Server {
             let left = processes::of(&self.directory);
             let _ = self.keeper.kill();
             let _ = self.keeper.wait();
-            panic!("the server did not stop within {STOP:?}; {left:#?}\n{}", log_tail(&self.directory));
+            panic!("the server did not stop within {limit:?}; {left:#?}\n{}", log_tail(&self.directory));
         };
         assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
     }

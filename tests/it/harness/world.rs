@@ -1,8 +1,14 @@
 //! The world of a test: one server with its clients, in a temporary directory.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::PermissionsExt,
+    fs,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixListener},
+        },
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -34,8 +40,8 @@ pub enum Mode {
 /// The world of a test. [`World::end`] checks that nothing is left behind; dropping a world cleans up in any case.
 pub struct World {
     setup: Setup,
-    /// The lock on the ports and the user of this world.
-    _reserved: File,
+    /// Held, so that no other world has the same ports and user.
+    _reserved: UnixListener,
     _shared: SharedBinary,
     server: RwLock<Option<Server>>,
 }
@@ -132,6 +138,11 @@ impl World {
     /// Stops the server gracefully.
     pub fn stop(&self) {
         self.server.write().take().expect("it does not run").stop();
+    }
+
+    /// Stops the server gracefully, which may take up to `limit`.
+    pub fn stop_within(&self, limit: std::time::Duration) {
+        self.server.write().take().expect("it does not run").stop_within(limit);
     }
 
     /// Stops the server gracefully and starts it with another environment.
@@ -268,14 +279,14 @@ impl Drop for World {
     }
 }
 
-/// Reserves a number that no other world on this machine has while the file is open.
-fn reserve() -> (u32, File) {
+/// A number that no other world on this machine has, of this run or another one, as long as the socket is open. An abstract socket
+/// leaves no file behind, even if this process is killed.
+fn reserve() -> (u32, UnixListener) {
     let first = std::process::id() * 7;
     let numbers = (0..WORLDS).map(|number| (first + number) % WORLDS);
     let mut free = numbers.filter_map(|number| {
-        let path = std::env::temp_dir().join(format!("lt-world-{number}.lock"));
-        let file = File::options().create(true).append(true).open(path).ok()?;
-        file.try_lock().ok().map(|()| (number, file))
+        let name = SocketAddr::from_abstract_name(format!("larder-test-world-{number}")).ok()?;
+        UnixListener::bind_addr(&name).ok().map(|socket| (number, socket))
     });
     free.next().expect("too many worlds at once")
 }
@@ -283,11 +294,18 @@ fn reserve() -> (u32, File) {
 /// The number of worlds that use the copy of the program, and its path.
 static COPY: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
-/// A copy of the program that every user can run. It is linked into each world and removed with the last of them.
-struct SharedBinary;
+/// The program under test in a world: a hard link to it. If it cannot be linked, or not every user can run it, the worlds share a copy,
+/// which is removed with the last of them.
+struct SharedBinary {
+    copied: bool,
+}
 
 impl SharedBinary {
     fn link(to: &Path) -> SharedBinary {
+        let usable = fs::metadata(LARDER).unwrap().permissions().mode() & 0o005 == 0o005;
+        if usable && fs::hard_link(LARDER, to).is_ok() {
+            return SharedBinary { copied: false };
+        }
         let mut copy = COPY.lock();
         let path = copy.1.get_or_insert_with(|| {
             let path = std::env::temp_dir().join(format!("lt-larder-{}", std::process::id()));
@@ -300,12 +318,15 @@ impl SharedBinary {
         });
         fs::hard_link(path, to).unwrap();
         copy.0 += 1;
-        SharedBinary
+        SharedBinary { copied: true }
     }
 }
 
 impl Drop for SharedBinary {
     fn drop(&mut self) {
+        if !self.copied {
+            return;
+        }
         let mut copy = COPY.lock();
         copy.0 -= 1;
         if copy.0 == 0

@@ -1,6 +1,6 @@
-//! `/app` where there are no overlays: a copy that the worker makes of the tree below, once for each scratch layer.
+//! Fills `/app` on machines without overlays: copies the lower tree into the scratch layer, once for each layer.
 //!
-//! Runs inside the sandbox as the worker's user, before its own work; processes of one slot that start together wait for one copy.
+//! The copy runs in the sandbox as the worker's user, before its own work. Processes of one slot that start together wait for one copy.
 
 use std::{
     env,
@@ -14,10 +14,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::sweep;
 
-/// There while the copy is not complete.
+/// The file that exists while the copy is incomplete.
 const MARK: &str = ".larder-filling";
 
-/// Copies what `LARDER_LOWER` names to `LARDER_APP`, if the keeper has said that this is necessary.
+/// Copies `LARDER_LOWER` to `LARDER_APP`, if the keeper has set both.
 pub fn work() -> io::Result<()> {
     match (env::var_os("LARDER_LOWER"), env::var_os("LARDER_APP")) {
         (Some(lower), Some(app)) => fill(Path::new(&lower), Path::new(&app)),
@@ -25,9 +25,9 @@ pub fn work() -> io::Result<()> {
     }
 }
 
-/// Copies `lower` to `app` unless that has been done; starts over what was cut off.
+/// Copies `lower` to `app` unless that has been done; starts an interrupted copy over.
 fn fill(lower: &Path, app: &Path) -> io::Result<()> {
-    // Released by its end, however it ends.
+    // The kernel releases the lock when this process ends, in any way.
     let lock = File::open(app)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let mark = app.join(MARK);
@@ -42,7 +42,7 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
         for entry in fs::read_dir(lower.join(&directory))? {
             let entry = entry?;
             let path = directory.join(entry.file_name());
-            let failed = |error: io::Error| io::Error::new(error.kind(), format!("copying {}: {error}", path.display()));
+            let failed = |error: io::Error| io::Error::new(error.kind(), format!("cannot copy {}: {error}", path.display()));
             if copy(&entry, &app.join(&path)).map_err(failed)? {
                 directories.push(path);
             }
@@ -51,7 +51,7 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
     fs::remove_file(mark)
 }
 
-/// Copies one thing; whether it is a directory, whose contents are still missing.
+/// Copies one entry; returns whether it is a directory, whose content is then still missing.
 fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
     let (from, kind) = (entry.path(), entry.file_type()?);
     if kind.is_dir() {
@@ -59,9 +59,9 @@ fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
     } else if kind.is_symlink() {
         symlink(fs::read_link(from)?, to)?;
     } else if kind.is_file() {
-        // Shares blocks where the file system can.
+        // Shares blocks if the file system supports it.
         fs::copy(&from, to)?;
-        // Tools that compare times must see what they would see through an overlay.
+        // Tools that compare times must see the same times as through an overlay.
         let times = FileTimes::new().set_modified(entry.metadata()?.modified()?);
         if let Ok(file) = File::open(to) {
             let _ = file.set_times(times);
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_once_and_starts_over_what_was_cut_off() {
+    fn copy_runs_once_and_starts_over_after_interruption() {
         let (lower, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(lower.path().join("a/b")).unwrap();
         fs::write(lower.path().join("a/b/tool"), b"1").unwrap();
@@ -89,7 +89,7 @@ mod tests {
 
         fs::remove_file(app.path().join("a/link")).unwrap();
         fill(lower.path(), app.path()).unwrap();
-        assert!(!app.path().join("a/link").exists(), "what the application has changed stays");
+        assert!(!app.path().join("a/link").exists(), "changes of the application are kept");
 
         File::create(app.path().join(MARK)).unwrap();
         fill(lower.path(), app.path()).unwrap();

@@ -1,4 +1,4 @@
-//! The worker that deletes: runs as the owner of what it deletes and sees nothing else.
+//! The sweep worker: deletes the files of one user in a directory. It runs as that user and sees no other directory.
 
 use std::{env, ffi::CStr, io, path::Path};
 
@@ -8,17 +8,17 @@ use rustix::{
     io::Errno,
 };
 
-/// Directories below each other that are open at a time; deeper ones are moved up first.
+/// Limit of nested directories that are open at a time; deeper ones are moved up first.
 const DEPTH: usize = 64;
 
-/// Empties the area that `LARDER_AREA` names, as far as this user may.
+/// Empties the directory that `LARDER_AREA` names, as far as this user is allowed to.
 pub fn work() -> io::Result<()> {
     let area = env::var_os("LARDER_AREA").ok_or_else(|| io::Error::other("LARDER_AREA is not set"))?;
     empty(Path::new(&area))
 }
 
-/// Deletes everything in `area`: unreadable, read-only and very deep directories too. What belongs to others stays; the first
-/// failure is reported at the end.
+/// Deletes everything in `area`, also unreadable, read-only and very deep directories. Files of other users stay; the first failure is
+/// returned at the end.
 pub fn empty(area: &Path) -> io::Result<()> {
     let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -28,14 +28,14 @@ pub fn empty(area: &Path) -> io::Result<()> {
         sweep.failure = None;
         let top = sweep.top.try_clone()?;
         sweep.clear(top, 0);
-        // What was moved up is looked at in the next round.
+        // Directories that were moved up are deleted in the next round.
         if sweep.moved == before {
             return sweep.failure.map_or(Ok(()), |error| Err(error.into()));
         }
     }
 }
 
-/// Passable for the other users whose turn comes later.
+/// Lets the users that follow enter the directory.
 fn open_mode() -> Mode {
     Mode::from_raw_mode(0o755)
 }
@@ -65,13 +65,13 @@ impl Sweep {
     }
 
     fn remove(&mut self, parent: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
-        // A directory, or something that is not ours to remove, and may hold what is.
+        // The entry is a directory, or belongs to another user and may contain files of this one.
         let refused = match unlinkat(parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(error) => error,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Follows a link that takes the directory's place meanwhile, but only where this user may change modes anyway.
+        // This follows a symlink that replaces the directory meanwhile, but only to files whose mode this user may change anyway.
         let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
         let directory = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deletes_locked_and_very_deep_directories_and_no_link_targets() {
+    fn locked_and_very_deep_directories_are_deleted_and_link_targets_stay() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("kept"), b"x").unwrap();
         let area = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! The directories below the root: made once with their owners, put aside in one step, never walked.
+//! The directories below the root: created with their owners, discarded by one rename, never walked.
 //!
-//! Every path goes through [`Places::open`], which follows no link and does not leave the root, so that a server or a project's
-//! user that rearranges its own directories cannot make the keeper touch anything else.
+//! Every path goes through [`Directories::open`], which follows no symlink and does not leave the root. A server or a project's user
+//! that rearranges its own directories can therefore not make the keeper touch anything else.
 
 use std::{
     fs::{self, File},
@@ -22,7 +22,8 @@ use rustix::{
 };
 
 use super::{
-    LibFile,
+    config::LibFile,
+    probe, spawn,
     users::{Identity, User, Users},
 };
 use crate::{
@@ -35,42 +36,42 @@ pub fn relative() -> Root {
     Root::new("")
 }
 
-/// The root directory, and who owns what in it.
+/// The root directory.
 #[derive(Debug)]
-pub struct Places {
+pub struct Directories {
     path: PathBuf,
     root: OwnedFd,
     users: Users,
-    /// For names of what was put aside.
-    aside: u64,
+    /// The last number in a name of a discarded directory.
+    discarded: u64,
 }
 
 /// The directories of a scratch layer.
 #[derive(Debug)]
 pub struct Scratch {
-    /// What was changed.
+    /// The changed files.
     pub upper: OwnedFd,
-    /// The kernel's own.
+    /// The kernel's own directory.
     pub work: OwnedFd,
 }
 
-/// Something put aside, to be deleted by its owners.
+/// A discarded directory, to be deleted by the owners of its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aside {
+pub struct Discarded {
     /// Its name in `trash/`.
     pub name: String,
-    /// The environment whose users own it.
+    /// The environment whose users own the files.
     pub env: EnvId,
 }
 
-impl Places {
-    /// Opens the root and makes what every root has.
-    pub fn open_root(path: &Path, users: Users) -> io::Result<Places> {
+impl Directories {
+    /// Opens the root and creates the directories that every root has.
+    pub fn open_root(path: &Path, users: Users) -> io::Result<Directories> {
         fs::create_dir_all(path)?;
         let root =
             openat2(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?;
         safe_root(path, &root, users)?;
-        let places = Places { path: path.to_owned(), root, users, aside: 0 };
+        let directories = Directories { path: path.to_owned(), root, users, discarded: 0 };
         for (name, user, mode) in [
             ("keeper", User::Keeper, 0o700),
             ("keeper/base", User::Keeper, 0o755),
@@ -81,25 +82,25 @@ impl Places {
             ("state", User::Server, 0o700),
             ("lib", User::Keeper, 0o755),
         ] {
-            places.make(name, user, mode)?;
+            directories.make(name, user, mode)?;
         }
         let hooks = Identity { gid: users.identity(User::Git).gid, uid: users.identity(User::Server).uid };
-        // The socket in it takes over the group, so that the git user and nobody else can reach it.
-        places.make_as("hooks", hooks, 0o2750)?;
-        Ok(places)
+        // The socket in it inherits the group, so that only the git user can reach it.
+        directories.make_as("hooks", hooks, 0o2750)?;
+        Ok(directories)
     }
 
-    /// Writes what the binary brings along; for the one keeper that holds the root's lock.
-    pub fn bring_along(&self, lib: &[LibFile]) -> io::Result<()> {
+    /// Unpacks the files that are embedded in the binary. The caller must hold the root's lock.
+    pub fn unpack_lib(&self, lib: &[LibFile]) -> io::Result<()> {
         unpack_lib(&self.path, lib)
     }
 
-    /// A directory below the root.
+    /// Opens a directory below the root.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
         beneath(&self.root, path.as_ref())
     }
 
-    /// Makes a directory whose parent is there, with its owner; leaves one that is there already and belongs to the right user.
+    /// Creates a directory with its owner and mode; corrects the owner of one that the keeper owns. The parent must exist.
     pub fn make(&self, path: impl AsRef<Path>, user: User, mode: u32) -> io::Result<()> {
         self.make_as(path.as_ref(), self.users.identity(user), mode)
     }
@@ -118,9 +119,9 @@ impl Places {
         if found.st_uid == owner.uid && found.st_mode & 0o7777 == mode {
             return Ok(());
         }
-        // Just made, or the power was cut before it got its owner.
+        // The keeper owns a directory that was just created, or that did not get its owner before a power cut.
         if found.st_uid != self.users.identity(User::Keeper).uid && found.st_uid != owner.uid {
-            let text = format!("it belongs to user {}, not to user {}", found.st_uid, owner.uid);
+            let text = format!("its owner is user {} (expected user {})", found.st_uid, owner.uid);
             return Err(failed(io::Error::other(text)));
         }
         let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
@@ -130,17 +131,19 @@ impl Places {
         fchmod(&directory, Mode::from_raw_mode(mode)).map_err(|error| failed(error.into()))
     }
 
-    /// The directories of a project, and of an environment.
+    /// Creates the directories of a project and an environment.
     pub fn register(&self, registration: &Registration) -> io::Result<()> {
         let project = relative().project(&registration.project.1);
         self.make(&project, User::Keeper, 0o755)?;
         self.make(project.join("git"), User::Git, 0o700)?;
         let Some((env, name)) = &registration.environment else { return Ok(()) };
         let paths = relative().environment(&registration.project.1, name);
-        // The server writes the links `run` and `deploy/current`, and the records; it enters nothing else.
+        // The server writes the links `run` and `deploy/current`, and the records; it enters no other directory.
         self.make(paths.path(), User::Server, 0o755)?;
-        for path in [paths.deploy(), paths.releases(), paths.archives(), paths.deployments(), paths.log()] {
-            self.make(path, User::Server, 0o755)?;
+        self.make(paths.deploy(), User::Server, 0o755)?;
+        // These hold code, values of variables and output of processes.
+        for path in [paths.releases(), paths.archives(), paths.deployments(), paths.log()] {
+            self.make(path, User::Server, 0o750)?;
         }
         self.make(paths.source(), User::Git, 0o755)?;
         self.make(paths.cache(), User::Build(*env), 0o755)?;
@@ -153,42 +156,42 @@ impl Places {
         Ok(())
     }
 
-    /// The two directories of an overlay's scratch layer: what was changed, and the kernel's own.
+    /// Creates the directories of a scratch layer: `upper` for changed files, and the kernel's own `work`.
     pub fn make_scratch(&self, path: &Path, user: User) -> io::Result<()> {
         self.make(path, User::Keeper, 0o755)?;
         self.make(path.join("upper"), user, 0o755)?;
         self.make(path.join("work"), User::Keeper, 0o700)
     }
 
-    /// The two directories of a scratch layer, opened once for all: whatever has their names later is not what is mounted.
+    /// Opens the directories of a scratch layer. The mount uses the descriptors, so a later rename cannot redirect it.
     pub fn open_scratch(&self, path: &Path, worker: Identity) -> io::Result<Scratch> {
         let scratch = self.open(path)?;
         let upper = beneath(&scratch, Path::new("upper"))?;
         let found = fstat(&upper)?;
         if found.st_uid != worker.uid {
-            let text = format!("{}/upper belongs to user {}, not to user {}", path.display(), found.st_uid, worker.uid);
+            let text = format!("the owner of {}/upper is user {} (expected user {})", path.display(), found.st_uid, worker.uid);
             return Err(io::Error::other(text));
         }
         Ok(Scratch { upper, work: beneath(&scratch, Path::new("work"))? })
     }
 
-    /// Deletes what is in a directory that only the keeper can write.
+    /// Empties a directory that only the keeper can write.
     pub fn clear_own(&self, directory: &OwnedFd) -> io::Result<()> {
         let found = fstat(directory)?;
         if found.st_uid != self.users.identity(User::Keeper).uid || found.st_mode & 0o077 != 0 {
-            return Err(io::Error::other("a directory that should be the keeper's alone is not"));
+            return Err(io::Error::other("another user can access a directory of the keeper"));
         }
         for entry in fs::read_dir(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()))? {
             let path = entry?.path();
-            // The kernel makes some with mode 000, which stops those who are not root.
+            // The kernel creates directories with mode 000, which only root can enter.
             let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o700));
             if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
         }
         Ok(())
     }
 
-    /// Moves a directory to the trash in one step; `None` where it is not there.
-    pub fn put_aside(&mut self, path: &Path, env: EnvId) -> io::Result<Option<Aside>> {
+    /// Moves a directory to the trash by one rename; `None` if it does not exist.
+    pub fn discard(&mut self, path: &Path, env: EnvId) -> io::Result<Option<Discarded>> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL.into()) };
         let parent = match self.open(parent) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -196,24 +199,24 @@ impl Places {
         };
         let trash = self.open("trash")?;
         loop {
-            self.aside += 1;
-            let aside = Aside { name: format!("{}.{}", env.0, self.aside), env };
-            match mkdirat(&trash, &aside.name, Mode::from_raw_mode(0o700)) {
+            self.discarded += 1;
+            let discarded = Discarded { name: format!("{}.{}", env.0, self.discarded), env };
+            match mkdirat(&trash, &discarded.name, Mode::from_raw_mode(0o700)) {
                 Err(Errno::EXIST) => continue,
                 other => other?,
             }
-            // Onto an empty directory of our own, so that nothing else is ever replaced.
-            match renameat(&parent, name, &trash, &aside.name) {
-                Ok(()) => return Ok(Some(aside)),
+            // The rename replaces an empty directory of the keeper and can therefore not replace anything else.
+            match renameat(&parent, name, &trash, &discarded.name) {
+                Ok(()) => return Ok(Some(discarded)),
                 Err(error) => {
-                    unlinkat(&trash, &aside.name, AtFlags::REMOVEDIR)?;
+                    unlinkat(&trash, &discarded.name, AtFlags::REMOVEDIR)?;
                     return if error == Errno::NOENT { Ok(None) } else { Err(error.into()) };
                 }
             }
         }
     }
 
-    /// Gives a directory another name in the same directory, where nothing has that name.
+    /// Renames a directory within its parent; fails if the new name exists.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let (Some(parent), Some(from), Some(to)) = (from.parent(), from.file_name(), to.file_name()) else {
             return Err(Errno::INVAL.into());
@@ -222,24 +225,24 @@ impl Places {
         Ok(renameat_with(&parent, from, &parent, to, RenameFlags::NOREPLACE)?)
     }
 
-    /// What is in the trash.
-    pub fn all_aside(&self) -> io::Result<Vec<Aside>> {
+    /// Lists the trash.
+    pub fn all_discarded(&self) -> io::Result<Vec<Discarded>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(self.path.join("trash"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if let Some(env) = name.split_once('.').and_then(|(env, _)| env.parse().ok()) {
-                all.push(Aside { name, env: EnvId(env) });
+                all.push(Discarded { name, env: EnvId(env) });
             }
         }
         Ok(all)
     }
 
-    /// Removes what its owners have emptied; the keeper's own scratch layers in it too.
-    pub fn remove_aside(&self, aside: &Aside) -> io::Result<()> {
-        let path = Path::new("trash").join(&aside.name);
+    /// Removes a discarded directory that its owners have emptied, with the keeper's own scratch directories in it.
+    pub fn remove_discarded(&self, discarded: &Discarded) -> io::Result<()> {
+        let path = Path::new("trash").join(&discarded.name);
         let directory = self.open(&path)?;
         for scratch in ["", "build", "slots/blue", "slots/green"] {
-            // Only directories that the keeper made are removed by it, and only empty ones.
+            // The keeper removes only directories that it has created, and only empty ones.
             if let Ok(scratch) =
                 if scratch.is_empty() { Ok(directory.try_clone()?) } else { beneath(&directory, Path::new(scratch)) }
             {
@@ -253,41 +256,68 @@ impl Places {
         for name in ["slots/blue", "slots/green", "slots", "build", "git"] {
             let _ = unlinkat(&directory, name, AtFlags::REMOVEDIR);
         }
-        Ok(unlinkat(self.open("trash")?, &aside.name, AtFlags::REMOVEDIR)?)
+        Ok(unlinkat(self.open("trash")?, &discarded.name, AtFlags::REMOVEDIR)?)
     }
 }
 
-/// Refuses a root in which somebody else could put something in another's place: whoever may write a directory may rename what is in it.
+/// Returns the first directory above `root` that the server's user cannot enter, with its mode; nothing is created.
+///
+/// A child tries it as that user, so that groups and access control lists count, too.
+pub fn closed_ancestor(root: &Path, users: Users) -> io::Result<Option<(PathBuf, u32)>> {
+    if !users.system() {
+        return Ok(None);
+    }
+    let existing = root.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    let existing = fs::canonicalize(existing)?;
+    let mut above: Vec<_> = existing.ancestors().collect();
+    above.reverse();
+    for directory in above {
+        let tried = probe::run(0, || {
+            spawn::drop_privileges(Some(users.identity(User::Server)))?;
+            // The dot needs the right to enter the directory itself.
+            fs::symlink_metadata(directory.join(".")).map(drop)
+        });
+        if tried.is_err() {
+            return Ok(Some((directory.to_owned(), fs::metadata(directory)?.mode() & 0o7777)));
+        }
+    }
+    Ok(None)
+}
+
+/// Fails if another user can write the root: write permission for a directory allows to rename its entries.
 fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
     let (found, own) = (fstat(root)?, users.identity(User::Keeper).uid);
     let refused = |path: &Path, why: String| Err(io::Error::other(format!("{}: {why}", path.display())));
     if found.st_uid != own {
-        let hint = "chown it, or choose another --root";
-        return refused(path, format!("it belongs to user {}, not to user {own} who starts larder; {hint}", found.st_uid));
+        let hint = "hint: change the owner, or choose another --root";
+        return refused(path, format!("its owner is user {} (expected user {own}, who starts larder); {hint}", found.st_uid));
     }
     if found.st_mode & 0o022 != 0 {
-        return refused(path, format!("others may write it (mode {:o}); chmod 755 it", found.st_mode & 0o7777));
+        return refused(
+            path,
+            format!("other users can write it (mode {:04o}); hint: chmod 755 {}", found.st_mode & 0o7777, path.display()),
+        );
     }
     if !users.system() {
         return Ok(());
     }
     if found.st_mode & 0o005 != 0o005 {
-        return refused(path, "larder's own users cannot enter it; chmod 755 it".to_owned());
+        return refused(path, format!("larder's own users cannot enter it; hint: chmod 755 {}", path.display()));
     }
-    // Above it, by where it really is, somebody may be meant to be trusted: an operator's own home, a shared disk.
+    // Above the root, by its real path, another owner may be trusted: an operator's home, a shared disk.
     for above in fs::canonicalize(path)?.ancestors().skip(1) {
         let found = fs::metadata(above)?;
         let sticky = found.mode() & 0o1000 != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !sticky) {
             let path = above.display();
-            tracing::warn!(%path, owner = found.uid(), "whoever may write this directory may put another one in the place of larder's");
+            tracing::warn!(%path, owner = found.uid(), "users who can write this directory can replace larder's root");
         }
     }
     Ok(())
 }
 
-/// Writes what the binary brings along, so that a half-written one is never used. What is there already stays if it is the same: two
-/// builds of one version can bring along different files.
+/// Unpacks embedded files, so that a partly written directory is never used. An equal directory stays; two builds of one version can
+/// embed different files.
 fn unpack_lib(root: &Path, files: &[LibFile]) -> io::Result<()> {
     let target = root.join(relative().lib());
     let same = |file: &LibFile| fs::read(target.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);
@@ -307,14 +337,14 @@ fn unpack_lib(root: &Path, files: &[LibFile]) -> io::Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
     }
-    // Interrupted here, the next start finds files missing and comes here again.
+    // After an interruption here, the next start finds files missing and unpacks again.
     if target.exists() {
         fs::remove_dir_all(&target)?;
     }
     fs::rename(&fresh, &target)
 }
 
-/// A directory below `parent`, without following any link.
+/// Opens a directory below `parent` without following any symlink.
 pub fn beneath(parent: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(openat2(parent, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)?)
@@ -325,7 +355,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_binary_brings_along_replaces_what_another_build_left() {
+    fn embedded_files_replace_those_of_another_build() {
         let root = tempfile::tempdir().unwrap();
         let lib = root.path().join(relative().lib());
         let file = |path: &str, bytes, executable| LibFile { path: path.into(), bytes, executable };
@@ -337,7 +367,7 @@ mod tests {
         assert_eq!(fs::metadata(&lib).unwrap().modified().unwrap(), before, "the same files stay");
         unpack_lib(root.path(), &[file("hooks/a", b"new", true)]).unwrap();
         assert_eq!(fs::read(lib.join("hooks/a")).unwrap(), b"new");
-        assert!(!lib.join("b").exists(), "what it no longer has is gone");
-        assert_eq!(fs::read_dir(root.path().join("lib")).unwrap().count(), 1, "nothing half-written is left");
+        assert!(!lib.join("b").exists(), "files that are no longer embedded are removed");
+        assert_eq!(fs::read_dir(root.path().join("lib")).unwrap().count(), 1, "no partly written directory is left");
     }
 }

@@ -1,0 +1,184 @@
+//! The connection to the keeper: numbered requests, their answers, and the ends of processes.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{broadcast, oneshot, watch},
+};
+
+use super::{
+    types::LaunchError,
+    wire::{self, Event, Frame, MAX_MESSAGE, Reply, Request},
+};
+use crate::model::{Exit, ProcessId};
+
+type Answer = (Reply, Vec<OwnedFd>);
+
+/// Events that a slow listener may fall behind before it misses events.
+const EVENTS: usize = 1024;
+
+/// A connection to the keeper.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// A sequenced-packet socket; the type is used only to wait for readiness.
+    socket: UnixStream,
+    table: Mutex<Table>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last: u64,
+    gone: bool,
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Ends of processes, for handles that wait.
+    ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
+    /// The last ends, for handles that are created after the end.
+    ended: VecDeque<(ProcessId, Exit)>,
+}
+
+impl Connection {
+    /// Connects over `socket` and follows it. Needs a running tokio runtime.
+    pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<Connection>> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let socket = UnixStream::from_std(socket.into())?;
+        let (events, _) = broadcast::channel(EVENTS);
+        let connection = Arc::new(Connection { socket, table: Mutex::default(), events });
+        tokio::spawn(Arc::clone(&connection).follow());
+        Ok(connection)
+    }
+
+    /// Subscribes to events of supervised processes.
+    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    pub(super) async fn done(&self, doing: &'static str, request: &Request) -> Result<(), LaunchError> {
+        match self.ask(doing, request, &[]).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(doing, &other)),
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        doing: &'static str,
+        body: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, LaunchError> {
+        let (sender, receiver) = oneshot::channel();
+        let seq = {
+            let mut table = self.table.lock();
+            if table.gone {
+                return Err(LaunchError::Gone);
+            }
+            table.last += 1;
+            let seq = table.last;
+            table.waiting.insert(seq, sender);
+            seq
+        };
+        let forget = |error| {
+            self.table.lock().waiting.remove(&seq);
+            error
+        };
+        let bytes = wire::encode(&Frame { seq, body }).map_err(|why| forget(LaunchError::Message(why)))?;
+        let sent = self.socket.async_io(Interest::WRITABLE, || wire::send(&self.socket, &bytes, descriptors));
+        sent.await.map_err(|_| forget(LaunchError::Gone))?;
+        match receiver.await.map_err(|_| LaunchError::Gone)? {
+            (Reply::Refused(why), _) => Err(LaunchError::Refused { doing, why }),
+            answer => Ok(answer),
+        }
+    }
+
+    pub(super) fn end_of(&self, id: ProcessId) -> watch::Receiver<Option<Exit>> {
+        let mut table = self.table.lock();
+        if table.gone {
+            return watch::channel(None).1;
+        }
+        if let Some((_, exit)) = table.ended.iter().find(|(ended, _)| *ended == id) {
+            return watch::channel(Some(*exit)).1;
+        }
+        table.ends.entry(id).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// Sends a request that expects no answer; for `drop`.
+    pub(super) fn tell(&self, body: &Request) {
+        if let Ok(bytes) = wire::encode(&Frame { seq: 0, body }) {
+            let _ = wire::send(&self.socket, &bytes, &[]);
+        }
+    }
+
+    /// Reads answers and events until the connection closes.
+    async fn follow(self: Arc<Self>) {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        loop {
+            let received = self.socket.async_io(Interest::READABLE, || wire::receive(&self.socket, &mut buffer)).await;
+            let Ok((length, descriptors)) = received else { break };
+            let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+            match wire::decode::<Reply>(bytes) {
+                Ok(Frame { body: Reply::Event(event), .. }) => self.note(event),
+                Ok(Frame { seq, body }) => self.answer(seq, body, descriptors),
+                Err(why) => {
+                    tracing::error!(why, "cannot decode a message of the keeper");
+                    break;
+                }
+            }
+        }
+        let mut table = self.table.lock();
+        table.gone = true;
+        table.waiting.clear();
+        table.ends.clear();
+    }
+
+    fn answer(&self, seq: u64, reply: Reply, descriptors: Vec<OwnedFd>) {
+        let mut table = self.table.lock();
+        if let Reply::Started { id, .. } = reply {
+            // Before the caller runs, so that an end that follows at once is not missed.
+            table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
+        }
+        let started = match (&reply, table.waiting.remove(&seq)) {
+            (_, Some(sender)) => sender.send((reply, descriptors)).err().map(|(reply, _)| reply),
+            (_, None) => None,
+        };
+        drop(table);
+        // The caller was cancelled before the answer arrived; without a handle, the process would never be ended.
+        if let Some(Reply::Started { id, .. }) = started
+            && let Ok(bytes) = wire::encode(&Frame { seq: 0, body: Request::End { id, now: true } })
+        {
+            let _ = wire::send(&self.socket, &bytes, &[]);
+        }
+    }
+
+    fn note(&self, event: Event) {
+        if let Event::Exited { id, exit, last: true, .. } = event {
+            let mut table = self.table.lock();
+            let sender = table.ends.remove(&id);
+            table.ended.truncate(EVENTS - 1);
+            table.ended.push_front((id, exit));
+            drop(table);
+            if let Some(sender) = sender {
+                sender.send_replace(Some(exit));
+            }
+        }
+        let _ = self.events.send(event);
+    }
+}
+
+/// The error for an answer that does not fit its request.
+pub(super) fn unexpected(doing: &'static str, reply: &Reply) -> LaunchError {
+    LaunchError::Refused { doing, why: format!("unexpected answer: {reply:?}") }
+}
+
+/// Waits for the end that `end` reports.
+pub(super) async fn wait(end: &mut watch::Receiver<Option<Exit>>) -> Result<Exit, LaunchError> {
+    let exit = end.wait_for(Option::is_some).await.map_err(|_| LaunchError::Gone)?;
+    (*exit).ok_or(LaunchError::Gone)
+}

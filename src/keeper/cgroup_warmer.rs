@@ -1,0 +1,120 @@
+//! The cgroup warmer: a helper that makes moves of processes into control groups fast.
+//!
+//! Before such a move, the kernel waits for an RCU grace period of 10 to 20 ms, unless another move has just waited for one. A
+//! deployment starts half a dozen processes one after the other. While processes are being started, the helper therefore moves
+//! itself into the group that it is already in, every few milliseconds; otherwise it sleeps. `benches/README.md` has the figures.
+
+use std::{
+    io::Write,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, set_parent_process_death_signal, setsid, waitid},
+};
+
+use super::{
+    cgroup::Group,
+    spawn,
+    sys::{self, Forked},
+    users::{User, Users},
+};
+use crate::host::launch::wire;
+
+/// The interval of moves, shorter than the shortest grace period.
+const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 8_000_000 };
+/// The time for which the helper goes on after the last start.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The keeper's handle of the helper, which ends with the keeper. Without the helper, starts are slower and nothing else changes.
+#[derive(Debug)]
+pub struct CgroupWarmer {
+    control: Option<OwnedFd>,
+    process: Option<OwnedFd>,
+    group: Option<Group>,
+    /// When the helper was last woken; limits the number of messages.
+    woken: Option<Instant>,
+}
+
+impl CgroupWarmer {
+    /// Starts the helper in `group`, as a user without any rights; without a group, there is no helper.
+    pub fn start(group: Option<Group>, users: Users) -> CgroupWarmer {
+        let started = group.as_ref().and_then(|group| {
+            let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
+            match sys::fork(0) {
+                Ok(Forked::Child) => run(&theirs, group, users),
+                Ok(Forked::Parent { pidfd, .. }) => Some((control, pidfd)),
+                Err(_) => None,
+            }
+        });
+        let (control, process) = started.unzip();
+        CgroupWarmer { control, process, group, woken: None }
+    }
+
+    /// Announces starts of processes.
+    pub fn wake(&mut self) {
+        let now = Instant::now();
+        if self.woken.is_some_and(|woken| now.duration_since(woken) < LINGER / 2) {
+            return;
+        }
+        self.woken = Some(now);
+        if let Some(control) = &self.control
+            && wire::send(control, b"p", &[]).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+        {
+            self.control = None;
+        }
+    }
+}
+
+impl Drop for CgroupWarmer {
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+            let _ = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+        }
+        if let Some(group) = self.group.take() {
+            group.discard();
+        }
+    }
+}
+
+/// The helper's loop; ends with the keeper.
+fn run(control: &OwnedFd, group: &Group, users: Users) -> ! {
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    sys::reset_signals();
+    let _ = setsid();
+    let Some(mut procs) = group.open_procs() else { sys::exit_now(0) };
+    let (control, procs_number) = (control.as_raw_fd(), procs.as_raw_fd());
+    // No other descriptor of the keeper may stay open here.
+    if sys::arrange(&[control, procs_number], 2).is_err() {
+        sys::exit_now(0);
+    }
+    std::mem::forget(procs);
+    // The file stays usable: the kernel checks the rights of the process that opened it. (Older kernels check the writer; there, starts
+    // are slower.)
+    if spawn::drop_privileges(users.system().then(|| users.identity(User::Helper))).is_err() {
+        sys::exit_now(0);
+    }
+    procs = sys::arranged(1).try_clone_to_owned().map_or_else(|_| sys::exit_now(0), Into::into);
+    let control = sys::arranged(0);
+    let mut until: Option<Instant> = None;
+    loop {
+        let active = until.is_some_and(|until| until > Instant::now());
+        let mut ready = [PollFd::new(&control, PollFlags::IN)];
+        let woken = poll(&mut ready, active.then_some(&INTERVAL)).is_ok_and(|count| count > 0);
+        if woken {
+            let mut byte = [0; 1];
+            match rustix::io::read(control, &mut byte) {
+                Ok(1) => until = Some(Instant::now() + LINGER),
+                _ => sys::exit_now(0),
+            }
+        }
+        // 0 stands for the writing process.
+        if (woken || active) && procs.write_all(b"0").is_err() {
+            sys::exit_now(0);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The configuration of a keeper, and the errors that end one.
+
+use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
+
+/// The configuration of a keeper.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// larder's directory; absolute.
+    pub root: PathBuf,
+    /// Addresses to listen on for SSH; port 0 picks a free port.
+    pub ssh_listen: Vec<SocketAddr>,
+    /// Addresses to listen on for HTTP.
+    pub http_listen: Vec<SocketAddr>,
+    /// Arguments of the server role, after `server`.
+    pub server_args: Vec<OsString>,
+    /// Arguments with which the installed program checks the configuration before a reload; `None` reloads unchecked.
+    pub check_args: Option<Vec<OsString>>,
+    /// Environment variables of the server role, beside `LARDER_ROOT`, `LARDER_KEEPER` and `LARDER_LISTENERS`.
+    pub server_env: Vec<(OsString, OsString)>,
+    /// The installed program, which the server and all workers run; normally [`Config::own_program`].
+    pub exe: PathBuf,
+    /// The program of the server role, if it is another one.
+    pub server_exe: Option<PathBuf>,
+    /// The files that are unpacked to `lib/<version>/`.
+    pub lib: Vec<LibFile>,
+    /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. A directory that is named
+    /// `bin` or has a `bin` is added to their `PATH`.
+    pub host_paths: Vec<PathBuf>,
+    /// Environment variables of builds and applications, such as `RUSTUP_HOME`.
+    pub host_env: Vec<(OsString, OsString)>,
+    /// Memory limit of one application process, in bytes.
+    pub application_memory: Option<u64>,
+    /// Memory limit of one build, in bytes; by default half of the machine's memory, between 256 MiB and 2 GiB.
+    pub build_memory: Option<u64>,
+    /// Limit of processes and threads of one build.
+    pub build_processes: u64,
+    /// Whether workers get namespaces of their own if the machine allows it.
+    pub namespaces: bool,
+    /// Whether `/app` is an overlay if the machine allows it; otherwise it is a copy.
+    pub overlays: bool,
+    /// Size of a worker's `/tmp` in bytes; it is memory and counts towards the worker's limit.
+    pub temporary: u64,
+}
+
+impl Config {
+    /// A configuration for `root` with defaults and without listeners.
+    pub fn new(root: PathBuf) -> Config {
+        Config {
+            root,
+            ssh_listen: Vec::new(),
+            http_listen: Vec::new(),
+            server_args: Vec::new(),
+            check_args: None,
+            server_env: Vec::new(),
+            exe: Config::own_program(),
+            server_exe: None,
+            lib: Vec::new(),
+            host_paths: Vec::new(),
+            host_env: Vec::new(),
+            application_memory: None,
+            build_memory: None,
+            build_processes: 2048,
+            namespaces: true,
+            overlays: true,
+            temporary: 2 * 1024 * 1024 * 1024,
+        }
+    }
+
+    /// The path of the running program.
+    pub fn own_program() -> PathBuf {
+        std::fs::read_link("/proc/self/exe").ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+    }
+}
+
+/// A file that is embedded in the binary.
+#[derive(Debug, Clone)]
+pub struct LibFile {
+    /// The path below `lib/<version>/`: `hooks/...` or `buildpacks/...`.
+    pub path: PathBuf,
+    /// The content.
+    pub bytes: &'static [u8],
+    /// Whether the file is executable.
+    pub executable: bool,
+}
+
+/// An error that ends the keeper.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Another keeper uses the root.
+    #[error("{0} is in use by another larder")]
+    Taken(PathBuf),
+    /// A socket could not be bound.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        #[source]
+        /// The cause.
+        source: io::Error,
+    },
+    /// The root cannot be used.
+    #[error("cannot use {path} as larder's directory")]
+    Root {
+        /// The root.
+        path: PathBuf,
+        #[source]
+        /// The cause.
+        source: io::Error,
+    },
+    /// A directory above the root cannot be entered by the server's user.
+    #[error("cannot use {} as larder's directory: {} has mode {mode:04o}, so larder's own users cannot enter it", root.display(), closed.display())]
+    Closed {
+        /// The root.
+        root: PathBuf,
+        /// The closed directory.
+        closed: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The machine does not allow a necessary operation; the text is a verb phrase with its cause.
+    #[error("cannot {0}")]
+    Setup(String),
+    /// Waiting for processes failed.
+    #[error("cannot wait for processes")]
+    Wait(#[source] io::Error),
+}
+
+impl KeeperError {
+    /// The advice for the operator, if there is any.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            KeeperError::Taken(_) => Some("stop that one first, or choose another --root".to_owned()),
+            KeeperError::Listen { .. } => Some("choose another address, or stop the program that uses it".to_owned()),
+            KeeperError::Closed { closed, .. } => {
+                let closed = closed.display();
+                Some(format!("choose a --root that is not below {closed}, such as /srv/larder, or run: chmod o+x {closed}"))
+            }
+            KeeperError::Root { .. } | KeeperError::Setup(_) | KeeperError::Wait(_) => None,
+        }
+    }
+}

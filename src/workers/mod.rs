@@ -1,0 +1,128 @@
+//! The worker role: takes the descriptors that the keeper passed and calls the subsystem that does the work.
+//!
+//! A worker runs in a sandbox, as an unprivileged user, on hostile bytes, and is no part of the server.
+
+mod fill;
+mod sweep;
+
+use std::{fs::File, io, process::ExitCode};
+
+use crate::{
+    buildpack, drift, git,
+    host::launch::{WorkerInput, read_job, write_report},
+    release::{bundle, check, install, pack},
+    runtime,
+};
+
+/// Runs the worker `role`, as the keeper names it on the command line.
+pub fn main(role: &str) -> ExitCode {
+    match work(role) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            tracing::error!(role, %error, "a worker failed");
+            // The server passes this text on to the client.
+            let _ = io::Write::write_all(&mut io::stderr(), format!("larder: the {role} worker: {error}\n").as_bytes());
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn work(role: &str) -> io::Result<u8> {
+    // The keeper starts this worker for itself, so it has no job and no report.
+    if role == "sweep" {
+        return sweep::work().map(|()| 0);
+    }
+    let input = WorkerInput::take()?;
+    if matches!(role, "build" | "bundle" | "run" | "task" | "patch") {
+        fill::work()?;
+    }
+    match role {
+        "git" => git::work(input.job, input.report),
+        "source" => git::work_source(input.job, input.report),
+        "build" => build(input),
+        "bundle" => pack(input),
+        "unpack" => unpack(input),
+        "verify" => verify(input),
+        "pack" => repack(input),
+        "run" | "task" => run(input),
+        "drift" => look(input),
+        "patch" => patch(input),
+        _ => Err(io::Error::other("unknown worker")),
+    }
+}
+
+fn build(mut input: WorkerInput) -> io::Result<u8> {
+    let report = buildpack::work(read_job(&mut input.job)?);
+    write_report(&mut input.report, &report)?;
+    Ok(u8::from(report.failure.is_some()))
+}
+
+fn pack(mut input: WorkerInput) -> io::Result<u8> {
+    let job: bundle::BundleJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(missing()) };
+    let previous = files.next().zip(files.next());
+    let previous = previous.as_ref().map(|(archive, manifest)| (archive, manifest));
+    let answer = bundle::work(job, &bundle::BundlePaths::from_environment(), &archive, &manifest, previous);
+    write_report(&mut input.report, &answer)?;
+    Ok(0)
+}
+
+fn unpack(mut input: WorkerInput) -> io::Result<u8> {
+    let job: install::UnpackJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(missing()) };
+    let previous = files.next();
+    let answer = install::work(&job, &install::InstallPaths::from_environment(), &archive, &manifest, previous.as_ref());
+    write_report(&mut input.report, &answer)?;
+    Ok(0)
+}
+
+fn verify(mut input: WorkerInput) -> io::Result<u8> {
+    let job: check::VerifyJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let (Some(archive), Some(manifest)) = (files.next(), files.next()) else { return Err(missing()) };
+    write_report(&mut input.report, &check::work(&job, &archive, &manifest))?;
+    Ok(0)
+}
+
+fn repack(mut input: WorkerInput) -> io::Result<u8> {
+    let job = read_job(&mut input.job)?;
+    let files: Vec<File> = input.extra.into_iter().map(File::from).collect();
+    let deploy = install::InstallPaths::from_environment().deploy;
+    match job {
+        pack::PackJob::Delta(job) => write_report(&mut input.report, &pack::delta(&job, &deploy, &files))?,
+        pack::PackJob::Archive(job) => write_report(&mut input.report, &pack::archive(&job, &deploy, &files))?,
+    }
+    Ok(0)
+}
+
+fn look(mut input: WorkerInput) -> io::Result<u8> {
+    let job: drift::LookJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let manifest = files.next().ok_or_else(missing)?;
+    let save = files.next().zip(files.next());
+    let save = save.as_ref().map(|(text, archive)| (text, archive));
+    write_report(&mut input.report, &drift::look_work(&job, &drift::DriftPaths::from_environment(), &manifest, save))?;
+    Ok(0)
+}
+
+fn patch(mut input: WorkerInput) -> io::Result<u8> {
+    let job: drift::ApplyJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let text = files.next().ok_or_else(missing)?;
+    let archive = files.next();
+    write_report(&mut input.report, &drift::apply_work(&job, &drift::DriftPaths::from_environment(), &text, archive.as_ref()))?;
+    Ok(0)
+}
+
+fn run(mut input: WorkerInput) -> io::Result<u8> {
+    let job = read_job(&mut input.job)?;
+    drop(input.extra);
+    let code = runtime::worker::work(job, &mut input.report)?;
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+fn missing() -> io::Error {
+    io::Error::other("a descriptor is missing")
+}
