@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -82,7 +83,7 @@ impl Patches {
 
     /// Begins a patch.
     pub fn begin(&self) -> Result<New, ReleaseError> {
-        match fs::create_dir(&self.0) {
+        match fs::DirBuilder::new().mode(0o700).create(&self.0) {
             Ok(()) => sync_dir(self.0.parent().unwrap_or(&self.0))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(io_error("make", &self.0, error)),

@@ -1,10 +1,10 @@
-//! Layouts: the files and directories of an environment, as data in `layouts/*.yaml`. The keeper creates them with code of its own,
+//! Layouts: all files and directories below the root, as data in `layouts/*.yaml`. The keeper creates them with code of its own,
 //! because it parses nothing; this module compares path, kind, owner and mode on the disk with the layout.
 
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::Deserialize;
@@ -17,23 +17,29 @@ use crate::config::{
 /// The layout that is embedded in the program.
 const STANDARD: &str = include_str!("../../layouts/standard.yaml");
 
-/// The files and directories of an environment.
+/// The files and directories below the root.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     pub layout: String,
-    /// The entries; each follows the directory that contains it.
+    /// The entries of the root.
+    #[serde(default)]
+    pub root: Vec<LayoutEntry>,
+    /// The entries of a project's directory.
+    #[serde(default)]
+    pub project: Vec<LayoutEntry>,
+    /// The entries of an environment's directory; each follows the directory that contains it.
     #[serde(rename = "places")]
     pub entries: Vec<LayoutEntry>,
 }
 
-/// A file, directory or link in an environment's directory.
+/// A file, directory or link of a layout.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayoutEntry {
     /// The purpose of the entry; unique in its layout.
     pub role: String,
-    /// The path below the environment's directory.
+    /// The path below the directory of its list; `*` stands for any characters within one name.
     pub path: String,
     pub kind: Kind,
     pub owner: Owner,
@@ -50,6 +56,9 @@ pub enum Kind {
     Directory,
     Link,
     File,
+    Socket,
+    /// A directory whose content has the same owner and is not described further.
+    Tree,
 }
 
 /// The owner of an entry, by the role of the user.
@@ -60,14 +69,17 @@ pub enum Owner {
     Keeper,
     Git,
     Build,
+    Unpack,
     Run,
+    /// The administrator; the mode of the entry is not checked.
+    Operator,
 }
 
 /// The moment at which an entry is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Made {
-    /// With the environment.
+    /// With the environment, or at the first start.
     Environment,
     /// By a deployment; the entry may be missing.
     Deployment,
@@ -92,7 +104,7 @@ impl Layout {
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Layout, ConfigError> {
         let layout: Layout = yaml::parse(file, bytes, FileLimits::SERVER)?;
         let mut roles = std::collections::BTreeSet::new();
-        for entry in &layout.entries {
+        for entry in layout.root.iter().chain(&layout.project).chain(&layout.entries) {
             let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));
             if !roles.insert(&entry.role) {
                 return wrong("is there twice");
@@ -104,6 +116,7 @@ impl Layout {
             match (entry.kind, &entry.mode) {
                 (Kind::Link, None) => {}
                 (Kind::Link, Some(_)) => return wrong("is a link, and links have no mode"),
+                (_, None) if entry.owner == Owner::Operator => {}
                 _ if entry.bits().is_none() => return wrong("needs a mode such as \"0755\""),
                 _ => {}
             }
@@ -113,7 +126,22 @@ impl Layout {
 
     /// Returns the differences between `environment` and the layout, one line each with the remedy. Does not follow links.
     pub fn findings(&self, environment: &Path, viewer: Viewer) -> Vec<String> {
-        self.entries.iter().filter_map(|entry| entry.finding(environment, viewer)).collect()
+        let named = self.entries.iter().filter(|entry| !entry.path.contains('*'));
+        named.filter_map(|entry| entry.finding(environment, viewer)).collect()
+    }
+
+    /// Returns the entry of `path`, relative to the root, and whether `path` is inside of it, as for the content of a tree.
+    pub fn entry(&self, path: &Path) -> Option<(&LayoutEntry, bool)> {
+        let mut names = path.components();
+        let (entries, below) = match (names.next(), names.next(), names.next()) {
+            (Some(first), Some(_), third) if first.as_os_str() == "projects" => match third {
+                Some(third) if third.as_os_str() != "git" => (&self.entries, path.components().skip(3).collect()),
+                _ => (&self.project, path.components().skip(2).collect::<PathBuf>()),
+            },
+            _ => (&self.root, path.to_owned()),
+        };
+        let exact = entries.iter().find(|entry| entry.position(&below) == Some(false)).map(|entry| (entry, false));
+        exact.or_else(|| entries.iter().find(|entry| entry.position(&below) == Some(true)).map(|entry| (entry, true)))
     }
 }
 
@@ -122,6 +150,28 @@ impl LayoutEntry {
     pub fn bits(&self) -> Option<u32> {
         let bits = u32::from_str_radix(self.mode.as_ref()?, 8).ok()?;
         (bits <= 0o7777).then_some(bits)
+    }
+
+    /// Whether `path` is this entry (`false`) or lies inside of this tree (`true`).
+    fn position(&self, path: &Path) -> Option<bool> {
+        let mut names = path.components().map(|name| name.as_os_str().to_string_lossy());
+        for pattern in Path::new(&self.path).components().filter(|name| *name != Component::CurDir) {
+            let (pattern, name) = (pattern.as_os_str().to_string_lossy(), names.next()?);
+            let fits = match pattern.split_once('*') {
+                None => name == pattern,
+                Some((start, end)) => {
+                    name.len() >= start.len().saturating_add(end.len()) && name.starts_with(start) && name.ends_with(end)
+                }
+            };
+            if !fits {
+                return None;
+            }
+        }
+        match (names.next(), self.kind) {
+            (None, _) => Some(false),
+            (Some(_), Kind::Tree) => Some(true),
+            (Some(_), _) => None,
+        }
     }
 
     fn finding(&self, environment: &Path, viewer: Viewer) -> Option<String> {
@@ -138,15 +188,17 @@ impl LayoutEntry {
         };
         let found = meta.file_type();
         let fits = match self.kind {
-            Kind::Directory => found.is_dir(),
+            Kind::Directory | Kind::Tree => found.is_dir(),
             Kind::Link => found.is_symlink(),
             Kind::File => found.is_file(),
+            Kind::Socket => std::os::unix::fs::FileTypeExt::is_socket(&found),
         };
         if !fits {
             return Some(format!("{shown} should be a {}", format!("{:?}", self.kind).to_lowercase()));
         }
         let owner = format!("{:?}", self.owner).to_lowercase();
         let other = match (viewer.system, self.owner) {
+            (_, Owner::Operator) => false,
             (false, _) | (true, Owner::Server) => meta.uid() != viewer.uid,
             (true, Owner::Keeper) => meta.uid() != 0,
             (true, _) => meta.uid() == 0 || meta.uid() == viewer.uid,

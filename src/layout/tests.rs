@@ -40,6 +40,31 @@ fn standard_layout_names_the_paths_of_the_code() {
 }
 
 #[test]
+fn entry_of_a_path_is_found_by_pattern_and_tree() {
+    let layout = Layout::standard().unwrap();
+    for (path, role, inside) in [
+        ("", "root", false),
+        ("state/pull_ed25519_key", "keys", false),
+        ("lib/0.1.0/hooks/pre-receive", "lib", true),
+        ("projects", "projects", false),
+        ("projects/shop", "project", false),
+        ("projects/shop/git/project.git/config", "repositories", true),
+        ("projects/shop/production", "environment", false),
+        ("projects/shop/production/deployments/x/journal.jsonl", "journal", false),
+        ("projects/shop/production/deploy/current", "current", false),
+        ("projects/shop/production/deploy/x/bin", "installed", true),
+        ("projects/shop/production/generated.json", "generated", false),
+        ("projects/shop/production/pins.json", "records", false),
+    ] {
+        let found = layout.entry(Path::new(path)).map(|(entry, inside)| (entry.role.as_str(), inside));
+        assert_eq!(found, Some((role, inside)), "{path}");
+    }
+    for path in ["other", "state/other", "projects/shop/production/deployments/x/other", "projects/shop/production/releases/x"] {
+        assert_eq!(layout.entry(Path::new(path)), None, "{path}");
+    }
+}
+
+#[test]
 fn difference_from_the_layout_is_reported() {
     let text = "layout: x\nplaces:\n\
                 - {role: a, path: a, kind: directory, owner: server, mode: \"0755\", made: environment}\n\

@@ -68,7 +68,7 @@ const DUE: &str = "due";
 /// Says on the disk that a deployment has chores. A power cut may lose that; the next deployment has the same ones.
 pub(super) fn are_due(deployment: &Deployment) {
     let note = deployment.paths.deployment(deployment.order.id).join(DUE);
-    if let Err(error) = fs::File::create(&note) {
+    if let Err(error) = files::append(&note, 0o600) {
         tracing::warn!(%error, "should the server be killed now, the chores of this deployment are not taken up");
     }
 }
@@ -147,7 +147,7 @@ async fn make_spare(deployment: &Deployment, lane: &Lane, live: &Live) {
     }
     let (name, of) = (ReleaseId::new(jiff::Timestamp::now()), live.release);
     let made = async {
-        files::place_file(&spare_note(&deployment.paths), name.to_string().as_bytes(), 0o644).map_err(|e| chain(&e))?;
+        files::place_file(&spare_note(&deployment.paths), name.to_string().as_bytes(), 0o640).map_err(|e| chain(&e))?;
         let made = release::spare(&bundle::context(deployment), name, of).await.map_err(|e| chain(&e))?;
         made.report.seal.ok_or_else(|| "its worker gave it no seal".to_owned())
     };

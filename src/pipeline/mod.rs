@@ -206,7 +206,7 @@ impl Pipeline {
         let deployment = DeploymentId::new(jiff::Timestamp::now());
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
         let path = paths.deployment(deployment);
-        let transcript = std::fs::create_dir_all(&path).and_then(|()| Transcript::open(&path));
+        let transcript = crate::host::files::ensure_dir(&path, 0o750).and_then(|()| Transcript::open(&path));
         let transcript = transcript.map_err(|source| PipelineError::Record { path, source })?;
         let (verdict, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();

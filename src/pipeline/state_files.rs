@@ -133,7 +133,7 @@ impl Pins {
             None => pins.0.remove(&release).is_some(),
         };
         if changed {
-            write(path, &pins, 0o644)?;
+            write(path, &pins, 0o600)?;
         }
         Ok(changed)
     }
@@ -157,17 +157,18 @@ impl Secrets {
         let names: Vec<_> = names.cloned().collect();
         let missing: Vec<_> = names.iter().filter(|name| !self.values.contains_key(*name)).cloned().collect();
         if !missing.is_empty() {
-            self.values.extend(missing.into_iter().map(|name| (name, random())));
+            for name in missing {
+                self.values.insert(name, random()?);
+            }
             write(&self.path, &self.values, 0o600)?;
         }
         Ok(names.into_iter().filter_map(|name| self.values.get(&name).cloned().map(|value| (name, value))).collect())
     }
 }
 
-/// Version 4 ids are 122 random bits each; three of them make more than the 256 that are kept.
-fn random() -> String {
-    let bits: Vec<u8> = (0..3).flat_map(|_| uuid::Uuid::new_v4().into_bytes()).collect();
-    blake3::hash(&bits).to_hex().to_string()
+/// Generates a value of 256 random bits, in hexadecimal.
+fn random() -> io::Result<String> {
+    Ok(data_encoding::HEXLOWER.encode(&crate::host::random::<32>()?))
 }
 
 /// The record of an environment's postdeploy script, in its `postdeploy.json`: the script runs once in the life of an environment.
@@ -191,13 +192,13 @@ impl Postdeploy {
     /// Records that `deployment` starts the script.
     pub fn start(path: &Path, deployment: DeploymentId) -> io::Result<Postdeploy> {
         let record = Postdeploy { deployment, started: Timestamp::now(), ended: None };
-        write(path, &record, 0o644).map(|()| record)
+        write(path, &record, 0o600).map(|()| record)
     }
 
     /// Records that the script has succeeded.
     pub fn succeed(mut self, path: &Path) -> io::Result<()> {
         self.ended = Some(Timestamp::now());
-        write(path, &self, 0o644)
+        write(path, &self, 0o600)
     }
 
     /// Removes the record of a script that failed: the next deployment runs it.

@@ -8,7 +8,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::model::sanitise_line;
+use crate::{host::files, model::sanitise_line};
 
 /// The size in bytes above which output of workers is left out; a build that prints for ever must not fill the disk.
 const OUTPUT_MAX: u64 = 8 * 1024 * 1024;
@@ -88,7 +88,7 @@ impl Transcript {
     /// Opens the `log` in the deployment's directory, and continues where it ends.
     pub fn open(directory: &Path) -> io::Result<Transcript> {
         let path = directory.join("log");
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = files::append(&path, 0o640)?;
         let bytes = file.metadata()?.len();
         let log = Mutex::new(Log { file, left_out: LeftOut::default() });
         Ok(Transcript(Arc::new(Shared { path, log, state: watch::Sender::new((bytes, false)) })))

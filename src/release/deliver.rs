@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
@@ -98,7 +98,7 @@ type Opened = (DeltaJob, tempfile::NamedTempFile, Vec<OwnedFd>);
 
 fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize) -> Result<Opened, ReleaseError> {
     let directory = paths.deltas();
-    match std::fs::create_dir(&directory) {
+    match std::fs::DirBuilder::new().mode(0o750).create(&directory) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(lost(&directory, e)),
         _ => {}
     }

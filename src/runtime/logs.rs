@@ -1,7 +1,7 @@
 //! Process output: read from the keeper's pipes, written to rotated files, and sent to followers.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use super::process::Label;
-use crate::model::{EnvId, sanitise_text};
+use crate::{
+    host::files,
+    model::{EnvId, sanitise_text},
+};
 
 /// The limits of one process's log.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +129,7 @@ struct RotatingFile {
 
 impl RotatingFile {
     fn open(path: PathBuf, limits: LogLimits) -> io::Result<RotatingFile> {
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let file = files::append(&path, 0o640)?;
         let bytes = file.metadata()?.len();
         Ok(RotatingFile { path, file, bytes, limits })
     }

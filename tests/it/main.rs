@@ -25,6 +25,7 @@ mod language;
 mod libraries;
 mod machines;
 mod mirrors;
+mod modes;
 mod neighbours;
 mod places;
 mod plan;

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -96,6 +96,16 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| FileError::io("open", path, e))?;
     let metadata = file.metadata().map_err(|e| FileError::io("look at", path, e))?;
     if metadata.is_file() { Ok(file) } else { Err(FileError::NotRegular { path: path.to_owned() }) }
+}
+
+/// Creates a directory with `mode`, and its missing parents; an existing one keeps its mode.
+pub fn ensure_dir(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Opens a file for appending; a new one gets `mode`.
+pub fn append(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(mode).open(path)
 }
 
 /// Creates a file that must not exist yet, for reading and writing.

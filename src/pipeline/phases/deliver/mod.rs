@@ -149,7 +149,7 @@ fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
 /// enough where the file system supports them.
 fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> Result<Body, files::FileError> {
     let directory = to.incoming().join(release.to_string());
-    fs::create_dir_all(&directory).map_err(|error| files::FileError::io("create", &directory, error))?;
+    files::ensure_dir(&directory, 0o750).map_err(|error| files::FileError::io("create", &directory, error))?;
     let name = |source: &Path, name: &str| {
         let target = directory.join(name);
         files::remove_if_present(&target)?;
