@@ -44,11 +44,14 @@ pub(super) struct ArchiveHead {
 
 /// Heads of manifests by path, each with the size and digest of the manifest file. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, Arc<(ManifestHead, Blob)>>>>);
+pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, KnownHead>>>);
+
+/// The head of a manifest, with the size and digest of the manifest file.
+type KnownHead = Arc<(ManifestHead, Blob)>;
 
 impl ManifestHeads {
     /// Returns the head of the manifest at `path`; reads the file on the first call only.
-    pub fn get(&self, path: &Path) -> Result<Arc<(ManifestHead, Blob)>, CommandError> {
+    pub fn get(&self, path: &Path) -> Result<KnownHead, CommandError> {
         if let Some(known) = self.0.lock().get(path) {
             return Ok(Arc::clone(known));
         }
