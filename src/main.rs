@@ -119,5 +119,10 @@ fn log_to_stderr() {
 
 /// Minimal logging for short-lived processes.
 fn log_warnings() {
-    tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::WARN)
+        .with_target(false)
+        .init();
 }

@@ -108,6 +108,10 @@ fn sentence(line: &str) -> Option<String> {
         && !inside_a_trace
         && !line.trim().is_empty()
         && !noise.iter().any(|start| clean.starts_with(start));
+    let clean = match clean.strip_prefix("larder: the ").and_then(|rest| rest.split_once(" worker: ")) {
+        Some((_, error)) => error.to_owned(),
+        None => clean,
+    };
     // `/bin/bash: line 1: gunicorn: command not found` is about gunicorn.
     let clean = match clean.split_once("sh: ") {
         Some((shell, rest)) if !shell.contains(' ') => match rest.trim_start_matches("line ").split_once(": ") {
@@ -177,6 +181,7 @@ mod tests {
                 "panic: no database",
             ),
             ("/bin/bash: line 1: gunicorn: command not found\n", "gunicorn: command not found"),
+            ("larder: the task worker: cannot link a/ to the persistent data: x\n", "cannot link a/ to the persistent data: x"),
             ("sh: 1: gunicorn: not found\n", "gunicorn: not found"),
             ("usage: server [options]\nthe port is busy\nDetails:\n", "the port is busy"),
             ("\u{1b}[31mError: red\u{1b}[0m\n", "Error: red"),

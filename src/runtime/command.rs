@@ -133,7 +133,7 @@ pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect 
         io::ErrorKind::NotFound if !path.exists() => (127, format!("{name}: no such file")),
         // The file exists, so what is missing is its loader.
         io::ErrorKind::NotFound => (126, format!("{name}: it needs a library loader that this server does not have")),
-        _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             (126, format!("{name}: it is neither a program for this machine nor a script that begins with `#!`"))
         }
         _ => (126, format!("{name}: {error}")),

@@ -19,6 +19,10 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::model::DeploymentId;
@@ -72,14 +76,17 @@ struct Note {
 
 impl Note {
     fn read(data: &Path) -> io::Result<Option<Note>> {
-        let file = match File::open(data.join(NOTE)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        // The application may write here, too: its FIFO must not block, and its other files are no note.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(data.join(NOTE), flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         let mut text = Vec::new();
-        file.take(NOTE_MAX).read_to_end(&mut text)?;
-        // The application may write here too: what is no note says nothing.
+        if file.metadata()?.is_file() {
+            file.take(NOTE_MAX).read_to_end(&mut text)?;
+        }
         Ok(serde_json::from_slice(&text).ok())
     }
 
@@ -102,7 +109,7 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
     let note = Note::read(data)?;
     if note.as_ref().is_some_and(|note| note.deployment != deployment) {
         // That deployment has ended.
-        fs::remove_file(data.join(NOTE))?;
+        remove(&data.join(NOTE))?;
     }
     let mut note = note.filter(|note| note.deployment == deployment);
     let new = paths.iter().filter(|path| fs::symlink_metadata(data.join(plain(path))).is_err()).cloned();

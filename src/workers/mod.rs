@@ -19,7 +19,6 @@ pub fn main(role: &str) -> ExitCode {
     match work(role) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            tracing::error!(role, %error, "a worker failed");
             // The server passes this text on to the client.
             let _ = io::Write::write_all(&mut io::stderr(), format!("larder: the {role} worker: {error}\n").as_bytes());
             ExitCode::from(70)

@@ -14,7 +14,7 @@ const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "tra
 const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
 
 /// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 17] = [
+const ALLOWED: [(&str, usize, usize); 16] = [
     ("crates/archive", 121, 5),
     ("drift", 41, 7),
     ("git", 80, 8),

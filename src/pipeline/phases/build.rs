@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The most time that the end of a failed build waits until the disk has space again.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(30);
+const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes a clean layer to build in, over the exported source.
 pub struct Layer;
@@ -45,8 +45,12 @@ impl Step for Layer {
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             // The files of a failed build may fill the disk, so that no project could push any more.
+            let upper = deployment.paths.build().join("upper");
+            let was_used = std::fs::read_dir(upper).is_ok_and(|mut names| names.next().is_some());
             reset(deployment).await?;
-            wait_for_space(deployment).await;
+            if was_used {
+                wait_for_space(deployment).await;
+            }
             Ok(())
         })
     }
