@@ -246,6 +246,30 @@ node_script() {
   esac
 }
 
+# From its second version on, the lock file marks the packages that only development needs. Removing those takes a fraction of the time of
+# `npm prune`, which computes the tree of packages again.
+node_prune_npm() {
+  if [ -z "$LOCK" ] || ! grep -qE '"lockfileVersion": *[23]\b' "$LOCK"; then
+    must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock
+    return
+  fi
+  # shellcheck disable=SC2016 # JavaScript's
+  must "removing development packages" node -e '
+    const fs = require("fs");
+    let count = 0;
+    for (const [path, entry] of Object.entries(JSON.parse(fs.readFileSync(process.argv[1], "utf8")).packages || {})) {
+      const parts = path.split("/");
+      if (!entry.dev || !parts.includes("node_modules") || parts.includes("..") || path.startsWith("/")) continue;
+      fs.rmSync(path, { recursive: true, force: true });
+      count++;
+    }
+    console.log("removed " + count + " packages");
+  ' "$LOCK"
+  # Links to programs of removed packages, and scopes without packages.
+  find node_modules -path '*/.bin/*' -xtype l -delete
+  find node_modules -maxdepth 1 -name '@*' -type d -empty -delete
+}
+
 # node_prune: removes the development packages, unless the project says in npm's or yarn's own words that it needs them.
 node_prune() {
   if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ]; then return 0; fi
@@ -253,7 +277,7 @@ node_prune() {
   [ -d node_modules ] || return 0
   title "Removing development packages"
   case $TOOL in
-    npm) must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock ;;
+    npm) node_prune_npm ;;
     # `pnpm prune` of a workspace removes the packages of its members, too. Without the age, removed packages stay in node_modules/.pnpm.
     pnpm)
       must "pnpm install --prod" env CI="${CI:-true}" npm_config_modules_cache_max_age=0 pnpm_config_modules_cache_max_age=0 \

@@ -1,18 +1,18 @@
 <?php
-// The way of a request through PHP's own server, as a web server in front of PHP has it: files that are there are served, what is there but
-// nobody's business is not, and everything else is the front controller's. The application has it as .larder-router.php.
+// Routes requests in PHP's own server as a web server in front of PHP would: serves public files, hides private ones, and passes everything
+// else to the front controller. The compile script copies this file to .larder-router.php of the application.
 
-// What answers: false, the file itself; null, nobody; else the script, with what stands behind it in the path.
+// Returns false for a file that the server sends itself, null for nothing, or the script and the rest of the path behind it.
 function larder_route(string $root, string $path)
 {
     $parts = array_values(array_filter(explode('/', $path), static fn ($part) => $part !== ''));
     foreach ($parts as $at => $part) {
-        // "." and ".." among them, so that a path never leads elsewhere.
+        // This includes "." and "..", so that a path never leaves the root.
         if ($part[0] === '.' && !($at === 0 && $part === '.well-known')) {
             return null;
         }
     }
-    // The project's own files, where they lie beside its pages.
+    // Private files of the project, if the root of the project is served.
     $own = ['vendor', 'Procfile', 'app.json', 'auth.json', 'larder.yml'];
     $first = $parts[0] ?? '';
     if ($root === __DIR__ && (in_array($first, $own, true) || strncmp($first, 'composer.', 9) === 0)) {
@@ -39,7 +39,7 @@ function larder_route(string $root, string $path)
     }
 }
 
-// What a script finds in $_SERVER, and where it runs, as under other web servers.
+// Sets $_SERVER and the working directory as other web servers do, and returns the script's path.
 function larder_enter(string $root, string $script, string $rest): string
 {
     $_SERVER['SCRIPT_NAME'] = $script;
@@ -67,6 +67,6 @@ if ($_SERVER['LARDER_ROUTE'] === null) {
     echo "Not found\n";
     return true;
 }
-// The script's variables are global ones, as it expects; there are none of ours.
+// At the top level, because scripts expect their variables to be global. The router defines no variable of its own.
 require larder_enter(rtrim((string) realpath($_SERVER['DOCUMENT_ROOT']), '/'), ...$_SERVER['LARDER_ROUTE']);
 return true;

@@ -1,4 +1,4 @@
-//! Every application in `examples/` is pushed and answers, where its runtime is installed.
+//! Pushes every application in `examples/` whose runtime is installed.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ macro_rules! examples {
         fn $test() {
             let programs: &[&str] = &[$($program),*];
             if programs.iter().all(|program| installed(program).is_some()) {
-                answers($name);
+                is_live_twice($name);
             }
         })+
 
         #[test]
-        fn no_example_is_forgotten() {
+        fn every_example_has_a_test() {
             let known = [$($name),+];
             for name in crate::harness::state::names(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")) {
-                assert!(known.contains(&name.as_str()), "examples/{name} is pushed by no test");
+                assert!(known.contains(&name.as_str()), "examples/{name} has no test");
             }
         }
     };
@@ -40,20 +40,20 @@ examples! {
     static_site: "static" needs "git";
 }
 
-fn answers(name: &str) {
+fn is_live_twice(name: &str) {
     let Some(world) = World::any() else { return };
     world.project("shop");
     let repo = Repo::new(&world, "shop");
     copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name), repo.path());
     repo.commit(name);
     let mut pushed = repo.push();
-    // The build itself says so when a package registry is out of reach: that is this machine's network, not the example. Then the
-    // operator names a mirror, as one does behind a company's walls, and the same commit is pushed again.
+    // If a package registry cannot be reached, the build says so. Then the operator names a mirror, as in a closed network, and the same
+    // commit is pushed again.
     let mut mirror = None;
-    if out_of_reach(&pushed) {
+    if is_unreachable(&pushed) {
         mirror = Mirror::of(name, &world);
         let Some(mirror) = &mirror else {
-            eprintln!("SKIPPED: examples/{name} needs a package registry that this machine does not reach, nor has a mirror of");
+            eprintln!("SKIPPED: examples/{name} needs a package registry that cannot be reached, and there is no mirror of it");
             return world.end();
         };
         world.add_settings(&format!("env:\n  {}: {}\n", mirror.variable, mirror.address()));
@@ -63,18 +63,18 @@ fn answers(name: &str) {
     let answer = world.get("shop", "/");
     assert_eq!(answer.status, 200, "{answer:#?}");
     assert!(!answer.body.is_empty());
-    // Again, with the caches of the first build.
+    // The second build uses the caches of the first.
     repo.write("a-new-file", "x");
     repo.commit("a new file");
     repo.push().accepted().says("v2 is live");
     assert_eq!(world.get("shop", "/").status, 200);
     if let Some(mirror) = mirror {
-        assert!(mirror.was_asked(), "what was built came from elsewhere");
+        assert!(mirror.was_asked(), "the build did not use the mirror");
     }
     world.end();
 }
 
-fn out_of_reach(pushed: &Push) -> bool {
+fn is_unreachable(pushed: &Push) -> bool {
     pushed.0.status != 0 && pushed.0.stderr.contains("cannot be reached from this server")
 }
 

@@ -1,5 +1,5 @@
-//! Mirrors of package registries, for machines that do not reach those: made of what Debian's own packages have installed, and given
-//! to builds in the way that is documented for companies' mirrors.
+//! Mirrors of package registries for machines without access to them: made of files of Debian's packages, and configured as
+//! documented for mirrors of companies.
 
 use std::{
     fs,
@@ -9,24 +9,24 @@ use std::{
 
 use crate::harness::{World, files::Files, installed};
 
-/// A mirror, as long as it lives.
+/// A mirror that runs until it is dropped.
 pub struct Mirror {
-    /// The variable that a build learns it from.
+    /// The variable that tells builds its address.
     pub variable: &'static str,
     path: &'static str,
     files: Files,
 }
 
 impl Mirror {
-    /// The mirror that an example needs, if this machine has what it is made of.
+    /// Creates the mirror that an example needs; `None`, and a line that says so, if a package is missing.
     pub fn of(example: &str, world: &World) -> Option<Mirror> {
-        let place = world.directory().join("mirror");
+        let directory = world.directory().join("mirror");
         let (variable, path) = match example {
-            "java" => maven(&place).map(|()| ("MAVEN_SETTINGS_URL", "/settings.xml")),
-            "ruby" => rubygems(&place).map(|()| ("BUNDLE_MIRROR__ALL", "")),
+            "java" => maven(&directory).map(|()| ("MAVEN_SETTINGS_URL", "/settings.xml")),
+            "ruby" => rubygems(&directory).map(|()| ("BUNDLE_MIRROR__ALL", "")),
             _ => None,
         }?;
-        Some(Mirror { variable, path, files: Files::of(&place) })
+        Some(Mirror { variable, path, files: Files::of(&directory) })
     }
 
     pub fn address(&self) -> String {
@@ -38,11 +38,11 @@ impl Mirror {
     }
 }
 
-/// Where Debian's packages of Java libraries put them, in the form of any Maven repository.
+/// The Maven repository of Debian's Java packages.
 const MAVEN_REPOSITORY: &str = "/usr/share/maven-repo";
 
-/// Settings that name Debian's repository instead of Maven Central, and its versions of what every build of a jar needs.
-fn maven(place: &Path) -> Option<()> {
+/// Writes settings that replace Maven Central by Debian's repository and name the versions of its plugins.
+fn maven(directory: &Path) -> Option<()> {
     installed("curl")?;
     let mut versions = String::new();
     for plugin in ["maven-compiler-plugin", "maven-jar-plugin", "maven-resources-plugin", "maven-surefire-plugin"] {
@@ -53,7 +53,7 @@ fn maven(place: &Path) -> Option<()> {
         };
         versions += &format!("<{plugin}.version>{version}</{plugin}.version>");
     }
-    // Debian's repository has no checksums, which is a page of warnings for each file if they are asked for.
+    // Debian's repository has no checksums, and Maven warns about each missing one.
     let repository = format!(
         "<id>central</id><url>file://{MAVEN_REPOSITORY}</url>\
          <releases><checksumPolicy>ignore</checksumPolicy></releases><snapshots><enabled>false</enabled></snapshots>"
@@ -64,22 +64,22 @@ fn maven(place: &Path) -> Option<()> {
          <pluginRepositories><pluginRepository>{repository}</pluginRepository></pluginRepositories></profile></profiles>\
          <activeProfiles><activeProfile>mirror</activeProfile></activeProfiles></settings>"
     );
-    fs::create_dir(place).unwrap();
-    fs::write(place.join("settings.xml"), settings).unwrap();
+    fs::create_dir(directory).unwrap();
+    fs::write(directory.join("settings.xml"), settings).unwrap();
     Some(())
 }
 
-/// The highest of the versions that a directory is named after each.
+/// Returns the highest version among the names of a directory's entries.
 fn newest(directory: &Path) -> Option<String> {
     let versions = fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let numbers = |version: &str| version.split('.').map(|part| part.parse::<u32>().ok()).collect::<Option<Vec<_>>>();
     versions.filter_map(|version| Some((numbers(&version)?, version))).max().map(|(_, version)| version)
 }
 
-/// How the script below ends where a gem is not installed.
+/// The exit status of the script below if a gem is not installed.
 const MISSING: i32 = 3;
 
-/// Makes gems of those that are installed, with their compiled extensions, and the index of them that every bundler can read.
+/// Packs installed gems with their compiled extensions, and writes the index that bundler reads.
 const GEMS: &str = r##"
 require 'fileutils'
 require 'rubygems/package'
@@ -116,10 +116,10 @@ end
 end
 "##;
 
-fn rubygems(place: &Path) -> Option<()> {
+fn rubygems(directory: &Path) -> Option<()> {
     let ruby: PathBuf = installed("ruby")?;
     let mut command = Command::new(ruby);
-    command.env("TMPDIR", place.parent()?).args(["-e", GEMS]).arg(place).args(["rack", "puma", "nio4r"]);
+    command.env("TMPDIR", directory.parent()?).args(["-e", GEMS]).arg(directory).args(["rack", "puma", "nio4r"]);
     let made = command.output().unwrap();
     let says = String::from_utf8_lossy(&made.stderr);
     if made.status.code() == Some(MISSING) {

@@ -73,3 +73,27 @@ fn maven_gets_goals_and_options_of_project() {
     assert!(output.contains("options=[-Dfirst=1 -Xmx200m]\n"), "{output}");
     assert!(words(&project).ends_with(" -Pproduction -DskipITs clean verify"), "{}", words(&project));
 }
+
+/// A fake `jar` that extracts the manifest of an archive whose content is its manifest.
+const JAR: &str = "mkdir -p META-INF && cp \"$2\" META-INF/MANIFEST.MF";
+
+#[test]
+fn executable_archive_of_a_module_is_found() {
+    let library = ("api/target/api.jar", "Manifest-Version: 1.0\n");
+    let web = ("web/target/web.jar", "Main-Class: org.example.Main\n");
+    let project = maven(&[library, web]);
+    project.program("jar", JAR);
+    project.compiled("java", &[]);
+    assert!(project.web("java").unwrap().ends_with("-jar web/target/web.jar"));
+}
+
+#[test]
+fn several_executable_archives_of_modules_are_named() {
+    let main = "Main-Class: org.example.Main\n";
+    let archives = [("api/target/api.jar", main), ("web/target/web.jar", main)];
+    let project = maven(&archives);
+    project.program("jar", JAR);
+    let output = project.compiled("java", &[]);
+    assert!(output.contains("Several modules have an executable archive: api/target/api.jar, web/target/web.jar."), "{output}");
+    assert_eq!(project.web("java"), None);
+}

@@ -167,7 +167,8 @@ fn two_lock_files_are_named_with_the_one_that_counts() {
 
 #[test]
 fn package_manager_of_package_json_is_used_or_warned_about() {
-    let cases: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
+    let cases: &[Case<'_>] = &[
         // The file of another package manager.
         (
             "pnpm@9.1.0",
@@ -241,4 +242,54 @@ fn npm_packages_with_failing_optional_scripts_are_installed_as_a_whole() {
     let calls = verbs(&project, "npm");
     assert_eq!(calls.last().unwrap(), "ci --include=dev --no-audit --no-fund");
     assert!(!project.temp.path().join("cache/node_modules/key").exists());
+}
+
+#[test]
+fn built_site_of_one_page_names_the_line_for_deep_links() {
+    let package = r#"{"scripts":{"build":"vite build"}}"#;
+    let site = |files: &[(&str, &str)]| {
+        let project = Project::new(&[&[("package.json", package)][..], files].concat());
+        project.program("node", NODE).program("npm", "");
+        project.compiled("static", &[])
+    };
+    let line = r#"{"root": "dist", "routes": {"/**": "index.html"}}"#;
+    assert!(site(&[("dist/index.html", "")]).contains(line));
+    assert!(!site(&[("dist/index.html", ""), ("dist/about.html", "")]).contains("static.json"));
+    assert!(!site(&[("dist/index.html", ""), ("static.json", line)]).contains(line));
+}
+
+#[test]
+fn files_of_other_hosts_are_named() {
+    let project = Project::new(&[("index.html", ""), ("_redirects", "/* /index.html 200\n"), ("_headers", "")]);
+    let output = project.compiled("static", &[]);
+    for warning in ["_redirects has no effect here: use \"routes\"", "_headers has no effect here: use \"headers\""] {
+        assert!(output.contains(warning), "{output}");
+    }
+}
+
+#[test]
+fn development_packages_of_npm_are_removed_by_the_lock_file() {
+    let Some(node) = crate::buildpack::script_tests::installed("node") else { return };
+    let lock = r#"{"lockfileVersion":3,"packages":{"":{},"node_modules/a":{},"node_modules/b":{"dev":true},
+        "node_modules/@s/c":{"dev":true},"node_modules/a/node_modules/d":{"dev":true},"node_modules/e":{"devOptional":true},
+        "../cache/node_modules/x":{"dev":true},"libs/f":{"dev":true},"node_modules/f":{"dev":true,"link":true}}}"#;
+    let package = r#"{"devDependencies":{"b":"1"}}"#;
+    let project = Project::new(&[
+        ("package.json", package),
+        ("package-lock.json", lock),
+        ("libs/f/x", ""),
+        ("../cache/node_modules/x/y", ""),
+    ]);
+    project.program("node", &format!("[ \"$1\" != --version ] || {{ echo v18.19.0; exit; }}\nexec '{}' \"$@\"", node.display()));
+    let install = "[ \"$1\" = ci ] || exit 0\nmkdir -p node_modules/a/node_modules/d node_modules/b node_modules/@s/c node_modules/e node_modules/.bin\n\
+                   ln -s ../libs/f node_modules/f; ln -s ../b node_modules/.bin/b; ln -s ../a node_modules/.bin/a";
+    project.program("npm", install);
+    project.compiled("node", &[]);
+    let mut names: Vec<String> = walkdir::WalkDir::new(project.app("node_modules"))
+        .into_iter()
+        .map(|entry| entry.unwrap().path().strip_prefix(project.app("node_modules")).unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["", ".bin", ".bin/a", "a", "a/node_modules", "e"]);
+    assert!(project.app("libs/f/x").is_file() && project.temp.path().join("cache/node_modules/x/y").is_file());
 }

@@ -48,6 +48,18 @@ fn heroku_server_scripts_start_phps_own_server() {
     }
 }
 
+#[test]
+fn user_ini_counts_for_php_processes() {
+    let project = Project::new(&[("public/index.php", "<?php\n"), ("public/.user.ini", "upload_max_filesize=64M\n")]);
+    project.program("php", PHP);
+    project.compiled("php", &[]);
+    let Some(php) = super::installed("php") else { return };
+    let ask = format!(". .profile.d/php.sh; '{}' -r 'echo ini_get(\"upload_max_filesize\");'", php.display());
+    let mut command = Command::new("/bin/sh");
+    let output = command.args(["-c", &ask]).env("HOME", project.app("")).current_dir(project.app("")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "64M");
+}
+
 /// PHP's own server with larder's router.
 struct Served {
     server: std::process::Child,
