@@ -33,7 +33,7 @@ use crate::{
     pipeline::{BuildNumbers, Pipeline, Services, chain},
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
-    remote::{self, Places, ssh::PullKey},
+    remote::{self, DeliverableStores, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
     surface::{
         cli::{self, session, session::Io, socket},
@@ -209,7 +209,7 @@ fn services(
     Ok(Arc::new(Services {
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
-        places: Places::new(pull_key, limits),
+        places: DeliverableStores::new(pull_key, limits),
         proxy: Proxy::new(front_door(&config.http)),
         builds: Arc::new(Semaphore::new(config.builds.parallel.into())),
         ssh: inherited.ssh_address,

@@ -20,7 +20,7 @@ use crate::{
     },
     proxy::{Connector, Proxy, Retired, Route, State, Target, TcpConnector},
     release::{self, SigningKey},
-    remote::Places,
+    remote::DeliverableStores,
     runtime::Runtime,
 };
 
@@ -37,7 +37,7 @@ pub struct Services {
     /// Repositories.
     pub repositories: Repositories,
     /// Opens the places that deliverables are pulled from.
-    pub places: Places,
+    pub places: DeliverableStores,
     /// Application processes.
     pub runtime: Runtime,
     /// The HTTP front door.

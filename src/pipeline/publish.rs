@@ -7,7 +7,7 @@ use crate::{
     host::{files, root::EnvironmentPaths},
     model::{Digest, Environment, Live, Mode, ReleaseId, ReleaseNumber, Remote},
     release::store,
-    remote::{self, Blob, Offer, Places, Share},
+    remote::{self, Blob, DeliverableStores, Offer, Publication},
 };
 
 /// The time limit for publishing a release to one remote. A transfer that stalls ends much sooner.
@@ -55,7 +55,7 @@ struct OfferState {
 }
 
 async fn publish(
-    places: &Places,
+    places: &DeliverableStores,
     environment: &Environment,
     paths: &EnvironmentPaths,
     state: &OfferState,
@@ -84,7 +84,7 @@ async fn publish(
             live,
             healthy_since,
         };
-        Ok::<_, String>(Share { offer, archive: paths.archive(release), manifest: path, health })
+        Ok::<_, String>(Publication { offer, archive: paths.archive(release), manifest: path, health })
     });
     let share = read.await.map_err(|error| error.to_string())??;
     let place = places.open(remote, &environment.project).map_err(|error| chain(&error))?;

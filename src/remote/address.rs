@@ -1,45 +1,45 @@
-//! Where a place is.
+//! Addresses of remotes.
 
 use std::{fmt, str::FromStr};
 
 use crate::model::{EnvironmentName, ProjectName};
 
-/// The longest address, in bytes.
+/// The maximum length of an address, in bytes.
 const LONGEST: usize = 1000;
 
-/// The address of a place, checked.
+/// The validated address of a store of deliverables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// A larder server.
+    /// A larder server, over ssh.
     Ssh {
-        /// The user name; `larder` unless it says otherwise.
+        /// The user name; default `larder`.
         login: String,
-        /// The host, without brackets.
+        /// The host; an IPv6 address without brackets.
         host: String,
-        /// The port, 22 unless it says otherwise.
+        /// The port; default 22.
         port: u16,
-        /// The project there.
+        /// The name of the project on the other server.
         project: ProjectName,
-        /// The environment there; all of the project's where none is named.
+        /// An environment of the project; `None` stands for all of them.
         environment: Option<EnvironmentName>,
     },
-    /// A directory of this machine, absolute.
+    /// The absolute path of a directory on this machine.
     Directory(String),
-    /// A web server, with what precedes the project's name.
+    /// The URL of a directory on a web server, without the project's name.
     Web(String),
-    /// A bucket and a prefix in it.
+    /// A prefix in a bucket of S3.
     Bucket {
-        /// The bucket.
+        /// The name of the bucket.
         bucket: String,
-        /// The prefix, without slashes at its ends; may be empty.
+        /// The prefix, without leading and trailing slashes; may be empty.
         prefix: String,
     },
 }
 
-/// Why an address was refused.
+/// The reason why an address is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is not the address of a place: {why}; write ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, \
+    "invalid address {given:?}: {why}; expected ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, \
      https://HOST/PATH or s3://BUCKET/PREFIX"
 )]
 pub struct AddressError {
@@ -56,7 +56,7 @@ impl FromStr for Address {
 
 fn parse(text: &str) -> Result<Address, String> {
     if text.len() > LONGEST || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(String::from("it has blanks or control characters, or is too long"));
+        return Err(String::from("it has white space or control characters, or is too long"));
     }
     let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
     match scheme {
@@ -64,12 +64,16 @@ fn parse(text: &str) -> Result<Address, String> {
         "file" => {
             let path = rest.strip_prefix("localhost").unwrap_or(rest);
             let plain = path.starts_with('/') && path.split('/').all(|part| part != "." && part != "..");
-            if plain { Ok(Address::Directory(path.to_owned())) } else { Err(String::from("the directory is not absolute")) }
+            if plain {
+                Ok(Address::Directory(path.to_owned()))
+            } else {
+                Err(String::from("the path of the directory is not absolute, or has . or .."))
+            }
         }
         "http" | "https" => {
             let authority = rest.split('/').next().unwrap_or_default();
             if authority.is_empty() || authority.contains('@') || rest.contains(['?', '#']) {
-                return Err(String::from("a web address here is a host and a path, without user, password, question or mark"));
+                return Err(String::from("a web address must be a host and a path, without user, password, query or fragment"));
             }
             Ok(Address::Web(text.trim_end_matches('/').to_owned()))
         }
@@ -77,7 +81,7 @@ fn parse(text: &str) -> Result<Address, String> {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
             if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(good) {
-                return Err(String::from("a bucket has 3 to 63 lower-case letters, digits, dots and dashes"));
+                return Err(String::from("the name of a bucket must have 3 to 63 lower-case letters, digits, dots and dashes"));
             }
             let prefix = prefix.trim_matches('/');
             if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
@@ -85,7 +89,7 @@ fn parse(text: &str) -> Result<Address, String> {
             }
             Ok(Address::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
         }
-        other => Err(format!("{other} is no scheme that is known here")),
+        other => Err(format!("unknown scheme {other}")),
     }
 }
 
@@ -98,8 +102,8 @@ fn ssh(rest: &str) -> Result<Address, String> {
     }
     let (host, port) = match host.strip_prefix('[') {
         Some(v6) => {
-            let (host, port) = v6.split_once(']').ok_or("its bracket does not close")?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| String::from("there is no IPv6 address in its brackets"))?;
+            let (host, port) = v6.split_once(']').ok_or("a closing bracket is missing")?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| String::from("the text in brackets is not an IPv6 address"))?;
             (host, port)
         }
         None => {
@@ -148,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn addresses_have_one_meaning() {
+    fn address_has_one_normal_form() {
         for (given, shown) in [
             ("ssh://larder@host:2222/shop/staging", "ssh://larder@host:2222/shop/staging"),
             ("ssh://host/shop", "ssh://larder@host:22/shop"),
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_the_forms() {
+    fn invalid_address_is_rejected_with_the_valid_forms() {
         for bad in [
             "",
             "host:shop",
@@ -191,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_gives_an_answer(text in "(ssh|file|s3|http)://[ -~]{0,40}") {
+        fn parsed_address_round_trips(text in "(ssh|file|s3|http)://[ -~]{0,40}") {
             if let Ok(address) = text.parse::<Address>() {
                 prop_assert_eq!(address.to_string().parse(), Ok(address));
             }

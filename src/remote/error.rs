@@ -1,164 +1,166 @@
-//! What can go wrong between here and another place.
+//! Errors of remotes and transfers, with their hints.
 
-use super::{Object, address::AddressError, place::DELTA_NOTE};
+use super::{address::AddressError, offer::Object};
 use crate::host::files::FileError;
 
-/// Why a place did not give what was asked of it.
+/// The reason why a request to a remote or a transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// Its address is not one.
+    /// The address is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// Nobody answers there.
-    #[error("{place} cannot be reached: {why}")]
+    /// There is no connection.
+    #[error("cannot connect to {remote}: {why}")]
     Unreachable {
-        /// Which place.
-        place: String,
-        /// Why not.
+        /// The name and address of the remote.
+        remote: String,
+        /// The cause.
         why: String,
     },
-    /// It is another server than the one that was expected, or somebody in between.
-    #[error("{place} showed the host key {shown}, and {expected} is expected")]
+    /// The server has another host key than the pinned one.
+    #[error("{remote} has host key {shown}, expected {expected}")]
     HostKey {
-        /// Which place.
-        place: String,
-        /// The fingerprint that was pinned.
+        /// The name and address of the remote.
+        remote: String,
+        /// The pinned fingerprint.
         expected: String,
-        /// The fingerprint that it showed.
+        /// The fingerprint of the server's key.
         shown: String,
-        /// The key that it showed, as one line.
+        /// The server's public key, as one line.
         line: String,
     },
-    /// No host key was pinned, so nothing was asked.
-    #[error("{place} has no pinned host key; it showed {shown}")]
+    /// No host key is pinned, so no request was sent.
+    #[error("{remote} has no pinned host key; the server has {shown}")]
     Unpinned {
-        /// Which place.
-        place: String,
-        /// The fingerprint that it showed.
+        /// The name and address of the remote.
+        remote: String,
+        /// The fingerprint of the server's key.
         shown: String,
-        /// The key that it showed, as one line.
+        /// The server's public key, as one line.
         line: String,
     },
-    /// It does not know this server's key.
-    #[error("{place} does not let this server in")]
+    /// The remote rejected this server's key.
+    #[error("{remote} rejected this server's key")]
     Login {
-        /// Which place.
-        place: String,
+        /// The name and address of the remote.
+        remote: String,
         /// This server's public key, as one line.
         key: String,
     },
-    /// The connection ended in the middle.
-    #[error("the connection to {place} was lost while {doing}: {why}")]
+    /// The connection ended during a request.
+    #[error("the connection to {remote} was lost while {doing}: {why}")]
     Lost {
-        /// Which place.
-        place: String,
-        /// What was being done.
+        /// The name and address of the remote.
+        remote: String,
+        /// The request, as in `fetching the archive`.
         doing: String,
-        /// What was seen of it.
+        /// The cause.
         why: String,
     },
-    /// It has no such thing.
-    #[error("{place} has no {what}{}", said(.words))]
+    /// The remote does not have the requested object.
+    #[error("{remote} has no {what}{}", quoted(.words))]
     NotFound {
-        /// Which place.
-        place: String,
-        /// What was asked for.
+        /// The name and address of the remote.
+        remote: String,
+        /// The requested object.
         what: String,
-        /// Its own words; may be empty.
+        /// The remote's error message; may be empty.
         words: String,
     },
-    /// It will not.
-    #[error("{place} refused to {doing} (exit {code}){}", said(.words))]
+    /// The remote refused the request.
+    #[error("{remote} refused to {doing} (exit {code}){}", quoted(.words))]
     Refused {
-        /// Which place.
-        place: String,
-        /// What was asked for.
+        /// The name and address of the remote.
+        remote: String,
+        /// The request, as in `give the archive`.
         doing: String,
-        /// Its exit code.
+        /// The exit code of the command there.
         code: u32,
-        /// Its own words; may be empty.
+        /// The remote's error message; may be empty.
         words: String,
     },
-    /// It sent more than was promised or is allowed.
-    #[error("{place} sent more than {limit} bytes for the {what}; nothing of it is kept")]
+    /// The remote offers or sends more than is allowed.
+    #[error("the {what} of {remote} is larger than {limit} bytes; it was discarded")]
     TooLarge {
-        /// Which place.
-        place: String,
-        /// What was asked for.
+        /// The name and address of the remote.
+        remote: String,
+        /// The requested object.
         what: String,
-        /// The most that is taken.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Its answer is not one.
-    #[error("{place} answered something that is not a {what}: {why}")]
-    Odd {
-        /// Which place.
-        place: String,
-        /// What was asked for.
+    /// The answer is malformed.
+    #[error("{remote} sent an invalid {what}: {why}")]
+    Invalid {
+        /// The name and address of the remote.
+        remote: String,
+        /// The requested object.
         what: &'static str,
-        /// What is wrong with it.
+        /// The part that is malformed.
         why: String,
     },
-    /// What arrived is not what was promised.
-    #[error("the {what} from {place} is damaged: {why}")]
+    /// The received data does not match its digest or its offer.
+    #[error("the {what} from {remote} is damaged: {why}")]
     Damaged {
-        /// Which place.
-        place: String,
-        /// Which object.
+        /// The name and address of the remote.
+        remote: String,
+        /// The object.
         what: String,
-        /// What differs.
+        /// The difference.
         why: String,
     },
-    /// Whoever asked for it does not want what has come.
+    /// The caller's check rejected the manifest.
     #[error("{why}")]
     Rejected {
-        /// What is wrong with it.
+        /// The reason.
         why: String,
-        /// What to do next.
+        /// The remedy.
         hint: Option<String>,
     },
-    /// It cannot do this kind of thing.
-    #[error("{place} is not a larder server, so it cannot {doing}")]
+    /// The request needs a larder server, and the remote is a store of files.
+    #[error("{remote} is not a larder server, so it cannot {doing}")]
     NotAServer {
-        /// Which place.
-        place: String,
-        /// What was asked for.
+        /// The name and address of the remote.
+        remote: String,
+        /// The request, as in `give the archive`.
         doing: &'static str,
     },
-    /// This machine has no room for it.
-    #[error("{needed} more bytes are needed and {free} are free on the disk")]
+    /// The disk of this machine is too full.
+    #[error("not enough disk space: {free} bytes are free, {needed} are needed")]
     NoRoom {
-        /// Bytes needed.
+        /// The number of bytes that are needed.
         needed: u64,
-        /// Bytes free.
+        /// The number of free bytes.
         free: u64,
     },
-    /// Our own disk.
+    /// A file of this machine could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Our own program.
-    #[error("the transfer was given up")]
-    GivenUp,
+    /// The transfer was aborted by this server.
+    #[error("transfer aborted")]
+    Aborted,
 }
 
-fn said(words: &str) -> String {
+fn quoted(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!(": {words}") }
 }
 
 impl RemoteError {
-    /// Whether the same may work in a moment.
+    /// Returns whether a retry may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self, RemoteError::Unreachable { .. } | RemoteError::Lost { .. })
     }
 
-    /// What to do next; one line each.
+    /// The remedies, one line each.
     pub fn hints(&self) -> Vec<String> {
         match self {
             RemoteError::HostKey { .. } => vec![
                 String::from(
-                    "somebody may be listening in; ask the operator of that server for its fingerprint (`larder key show` there)",
+                    "the connection may be intercepted; ask the operator of that server for its fingerprint (`larder key show` there)",
                 ),
-                String::from("if it was set up anew: `larder remote remove` and `larder remote add` with the new --host-key"),
+                String::from(
+                    "if the server was reinstalled: `larder remote remove` and `larder remote add` with the new --host-key",
+                ),
             ],
             RemoteError::Unpinned { line, .. } => {
                 vec![format!("compare it with `larder key show` there, then add --host-key \"{line}\"")]
@@ -168,24 +170,24 @@ impl RemoteError {
                 String::from("and then: larder user grant NAME PROJECT view"),
             ],
             RemoteError::Unreachable { .. } | RemoteError::Lost { .. } => {
-                vec![String::from("try again; what was transferred is kept, and it goes on from there")]
+                vec![String::from("try again; the transfer resumes where it was interrupted")]
             }
-            RemoteError::NoRoom { .. } => vec![String::from("free some space, or keep fewer releases (`keep:` in larder.yml)")],
-            RemoteError::TooLarge { .. } | RemoteError::Odd { .. } | RemoteError::Damaged { .. } => {
-                vec![String::from("this place cannot be trusted as it is; ask its operator")]
+            RemoteError::NoRoom { .. } => vec![String::from("free disk space, or keep fewer releases (`keep:` in larder.yml)")],
+            RemoteError::TooLarge { .. } | RemoteError::Invalid { .. } | RemoteError::Damaged { .. } => {
+                vec![String::from("ask the operator of that remote; its data is not as it should be")]
             }
             RemoteError::Rejected { hint, .. } => hint.iter().cloned().collect(),
             _ => Vec::new(),
         }
     }
 
-    /// Whether this is about a delta, so that the whole archive may still be had.
+    /// Returns whether the error concerns a delta, so that the whole archive may still be fetched.
     pub fn is_of_a_delta(&self) -> bool {
         match self {
             RemoteError::NotFound { what, .. } | RemoteError::TooLarge { what, .. } | RemoteError::Damaged { what, .. } => {
                 what == Object::DELTA
             }
-            RemoteError::Odd { what, .. } => *what == DELTA_NOTE,
+            RemoteError::Invalid { what, .. } => *what == Object::DELTA_NOTE,
             _ => false,
         }
     }

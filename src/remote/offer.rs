@@ -1,4 +1,4 @@
-//! What a place offers, and how people name one of it.
+//! The releases that a remote offers, how users name one of them, and the limits of everything that a remote sends.
 
 use std::fmt;
 
@@ -7,57 +7,83 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, sanitise_reason};
 
-/// A file whose content is known before it is fetched.
+/// The maximum size of a list of offers, in bytes.
+pub(super) const LIST_BYTES: u64 = 4 << 20;
+/// The maximum number of offers of one remote that are read.
+pub(super) const OFFERS: usize = 1000;
+/// The maximum size of a health record, and of the description of an object, in bytes.
+pub(super) const SMALL_BYTES: u64 = 1 << 20;
+/// The number of chunks of a transfer that may wait for the disk. A chunk is one read from the network, 32 KiB over ssh.
+pub(crate) const QUEUE: usize = 16;
+
+/// The maximum sizes of transfers from a remote, whatever it offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The maximum size of an archive or a delta, in bytes.
+    pub archive_bytes: u64,
+    /// The maximum size of a manifest, in bytes.
+    pub manifest_bytes: u64,
+    /// The maximum size of a git pack, in bytes.
+    pub pack_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { archive_bytes: 4 << 30, manifest_bytes: 256 << 20, pack_bytes: 512 << 20 }
+    }
+}
+
+/// Size and digest of a file, known before it is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// The digest of its bytes.
+    /// The digest of the content.
     pub digest: Digest,
 }
 
-/// A release that a place has, with what is needed to choose one. It is a hint only: what is true stands in the signed manifest.
+/// A release that a remote offers, with the data for choosing one. An offer is not signed and proves nothing; the manifest does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
-    /// The project.
+    /// The project of the release.
     pub project: ProjectName,
-    /// The environment that it was made for.
+    /// The environment for which the release was built.
     pub environment: EnvironmentName,
-    /// The release.
+    /// The id of the release.
     pub release: ReleaseId,
-    /// Its number in that environment; nothing where it never ran there.
+    /// The number of the release in that environment; `None` if it never ran there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<ReleaseNumber>,
-    /// The number of its build.
+    /// The build number.
     pub build: u64,
-    /// Its commit.
+    /// The commit of the release.
     pub commit: CommitId,
-    /// The git tree of its commit.
+    /// The git tree of the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CommitId>,
-    /// The version tag of its commit.
+    /// The version tag of the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// The digest of its tree.
+    /// The digest of the installed tree.
     pub tree: Digest,
-    /// When it was made.
+    /// The time of the build.
     pub created: Timestamp,
-    /// The size of its archive in bytes.
+    /// The size of the archive in bytes.
     pub archive_bytes: u64,
-    /// Its manifest, as a file.
+    /// Size and digest of the manifest file.
     pub manifest: Blob,
-    /// Whether it serves there now.
+    /// Set if the release is live in that environment.
     #[serde(default)]
     pub live: bool,
-    /// When it became healthy there, the last time.
+    /// The time at which it last became healthy there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_since: Option<Timestamp>,
 }
 
 impl Offer {
-    /// `v42 (1a2b3c4d5e)`, or without a number the commit alone; for people.
+    /// A title for users, such as `v42 (1a2b3c4d5e)`; without a number, the commit alone.
     pub fn title(&self) -> String {
-        // Another server's words.
+        // Another server chose the tag.
         let tag = self.tag.as_deref().map(sanitise_reason);
         match (&self.number, &tag) {
             (Some(number), Some(tag)) => format!("{number} {tag} ({})", self.commit.short()),
@@ -68,7 +94,7 @@ impl Offer {
     }
 }
 
-/// A file of a release.
+/// A file of a release, as a remote sends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
     /// `<id>.manifest.json`.
@@ -77,17 +103,17 @@ pub enum Object {
     Archive,
     /// `<id>.health.json`.
     Health,
-    /// What turns an older release into this one.
+    /// The delta from an older release to this one.
     Delta {
         /// The older release.
         from: ReleaseId,
     },
-    /// The commit and what it consists of, as a pack of git.
+    /// The commit with everything reachable from it, as a git pack.
     Pack,
 }
 
 impl Object {
-    /// The word of the command line.
+    /// The word of `deliverable get` for this file.
     pub fn word(&self) -> &'static str {
         match self {
             Object::Manifest => "manifest",
@@ -100,6 +126,8 @@ impl Object {
 
     /// The word for a delta.
     pub(super) const DELTA: &'static str = "delta";
+    /// The name of the description of a delta, in error messages.
+    pub(super) const DELTA_NOTE: &'static str = "description of a delta";
 }
 
 impl fmt::Display for Object {
@@ -108,22 +136,22 @@ impl fmt::Display for Object {
     }
 }
 
-/// What [`find`] found.
+/// The result of [`find`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found<'a> {
-    /// This one.
+    /// Exactly one offer.
     One(&'a Offer),
-    /// None.
+    /// No offer.
     None,
-    /// Several commits or releases begin with what was given.
+    /// The text matches several releases of different commits.
     Ambiguous,
 }
 
-/// The shortest beginning of a commit that names it.
+/// The minimum length of an abbreviated commit id.
 const SHORTEST: usize = 7;
 
-/// The offer that somebody means with `text`: a release id, `v42`, a tag, or a commit or its beginning. Of several releases of one
-/// commit it is the newest. `offers` are sorted newest first.
+/// Finds the offer that `text` names: a release id, `v42`, a tag, or a commit id or its abbreviation. Of several releases of one commit, the
+/// newest is returned. `offers` must be sorted newest first.
 pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
         return offers.iter().find(|offer| offer.release == id).map_or(Found::None, Found::One);
@@ -174,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn a_title_is_fit_for_a_terminal_whatever_the_place_says() {
+    fn title_is_sanitised() {
         assert_eq!(offer(2, "cd", Some("v1\u{1b}[2J\n\u{1b}[31m.4")).title(), "v2 v1 .4 (cdcdcdcdcd)");
     }
 
     #[test]
-    fn a_release_has_many_names() {
+    fn release_is_found_by_id_number_tag_and_commit() {
         let offers = [offer(3, "ab", None), offer(2, "cd", Some("v1.4.0")), offer(1, "ab", None)];
         let found = |text: &str| match find(&offers, text) {
             Found::One(offer) => offer.number.map(|number| number.0),
@@ -189,7 +217,7 @@ mod tests {
         assert_eq!(found("v2"), Some(2));
         assert_eq!(found("v1.4.0"), Some(2));
         assert_eq!(found(&offers[2].release.to_string()), Some(1));
-        // Of two releases of one commit the newer.
+        // The newer of two releases of one commit.
         assert_eq!(found("abababab"), Some(3));
         assert_eq!(found(offers[1].commit.as_str()), Some(2));
         for missing in ["v9", "ab", "", "deadbeef", "v", "2"] {
@@ -201,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_of_a_newer_larder_can_be_read() {
+    fn offer_with_unknown_fields_is_read() {
         let text = serde_json::to_string(&offer(1, "ab", None)).unwrap();
         let more = text.replacen('{', "{\"moon\":\"full\",", 1);
         assert_eq!(serde_json::from_str::<Offer>(&more).unwrap().number, Some(ReleaseNumber(1)));

@@ -1,11 +1,11 @@
-//! Directories, web servers and buckets that deliverables are published in.
+//! Remotes that are stores of files: directories, web servers and buckets with published deliverables.
 //!
 //! ```text
-//! <place>/<project>/<release>.tar.zst
+//! <remote>/<project>/<release>.tar.zst
 //!                   <release>.manifest.json
-//!                   <release>.health.json        what the server said about it when it was published
-//!                   <release>.offer.json         written last: it makes the release exist here
-//!                   index.json                   all offers, for places that cannot be listed
+//!                   <release>.health.json        the health record at the time of publication
+//!                   <release>.offer.json         written last: the release exists once this file does
+//!                   index.json                   all offers, for web servers, which cannot be listed
 //! ```
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -19,38 +19,39 @@ use object_store::{
 use tokio::sync::mpsc;
 
 use super::{
-    Address, Blob, Object, Offer, RemoteError,
-    place::{DELTA_NOTE, OFFERS, SMALL_BYTES},
+    address::Address,
+    error::RemoteError,
+    offer::{Blob, OFFERS, Object, Offer, SMALL_BYTES},
 };
 use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
-/// How long a server may take to be reached.
+/// The time limit for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
-/// How long a transfer may stand still.
+/// The maximum silence of a transfer.
 const STALLED: Duration = Duration::from_secs(60);
-/// The most bytes of one offer.
+/// The maximum size of an offer, in bytes.
 const OFFER_BYTES: u64 = 64 << 10;
 const OFFER_ENDING: &str = ".offer.json";
 const INDEX: &str = "index.json";
 
-/// A store of objects.
+/// A directory, web server or bucket with published deliverables.
 #[derive(Debug)]
-pub struct Store {
+pub struct ObjectFiles {
     title: String,
     objects: Arc<dyn ObjectStore>,
-    /// What precedes the project's name.
+    /// The path above the project's directory.
     prefix: Path,
-    /// Whether it says what it has.
+    /// Set if the backend can list its objects.
     listable: bool,
 }
 
-impl Store {
-    /// The store at an address that is not that of a server; `buckets` are settings for S3.
-    pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<Store, RemoteError> {
-        // Whoever was first has named it already; there is no other in this program.
+impl ObjectFiles {
+    /// Opens the store at an address that is not a larder server's. `buckets` are settings for S3.
+    pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<ObjectFiles, RemoteError> {
+        // Fails if a provider is installed already, which is then the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let failed = |error: object_store::Error| RemoteError::Unreachable {
-            place: title.to_owned(),
+            remote: title.to_owned(),
             why: sanitise_line(&crate::model::sanitise_reason(&error.to_string())),
         };
         let options = ClientOptions::new()
@@ -58,7 +59,7 @@ impl Store {
             .with_connect_timeout(CONNECT)
             .with_read_timeout(STALLED)
             .with_timeout_disabled();
-        // Patience is the business of whoever transfers: it knows whether anything moves.
+        // Few retries here: the transfer itself retries, and knows whether there is progress.
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
         let mut prefix = Path::default();
         let (objects, listable): (Arc<dyn ObjectStore>, bool) = match address {
@@ -80,24 +81,24 @@ impl Store {
                 (Arc::new(builder.with_retry(retry).build().map_err(failed)?), true)
             }
             Address::Ssh { .. } => {
-                return Err(RemoteError::NotAServer { place: title.to_owned(), doing: "be opened as a store" });
+                return Err(RemoteError::NotAServer { remote: title.to_owned(), doing: "be opened as a store of files" });
             }
         };
-        Ok(Store { title: title.to_owned(), objects, prefix, listable })
+        Ok(ObjectFiles { title: title.to_owned(), objects, prefix, listable })
     }
 
     fn failed(&self, what: impl Into<String>, error: &object_store::Error) -> RemoteError {
         use object_store::Error;
-        let (place, what, words) = (self.title.clone(), what.into(), sanitise_line(&error.to_string()));
+        let (remote, what, words) = (self.title.clone(), what.into(), sanitise_line(&error.to_string()));
         match error {
-            Error::NotFound { .. } => RemoteError::NotFound { place, what, words: String::new() },
+            Error::NotFound { .. } => RemoteError::NotFound { remote, what, words: String::new() },
             Error::NotSupported { .. } | Error::NotImplemented { .. } => {
-                RemoteError::Refused { place, doing: format!("give a part of the {what}"), code: 1, words }
+                RemoteError::Refused { remote, doing: format!("give a part of the {what}"), code: 1, words }
             }
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                RemoteError::Refused { place, doing: format!("give the {what}"), code: 3, words }
+                RemoteError::Refused { remote, doing: format!("give the {what}"), code: 3, words }
             }
-            _ => RemoteError::Lost { place, doing: format!("fetching the {what}"), why: words },
+            _ => RemoteError::Lost { remote, doing: format!("fetching the {what}"), why: words },
         }
     }
 
@@ -132,16 +133,16 @@ impl Store {
         self.listable
     }
 
-    /// The offers that were published.
+    /// Returns the published offers.
     pub async fn list(&self, project: &ProjectName, limit: u64) -> Result<Vec<Offer>, RemoteError> {
-        let odd = |error: serde_json::Error| RemoteError::Odd {
-            place: self.title.clone(),
+        let invalid = |error: serde_json::Error| RemoteError::Invalid {
+            remote: self.title.clone(),
             what: "list of deliverables",
             why: sanitise_line(&error.to_string()),
         };
         if !self.listable {
             let bytes = self.get(&self.index_path(project), "list of deliverables", limit).await?;
-            return serde_json::from_slice(&bytes).map_err(odd);
+            return serde_json::from_slice(&bytes).map_err(invalid);
         }
         let mut newest = std::collections::BTreeSet::new();
         let mut listed = self.objects.list(Some(&self.below(project)));
@@ -156,8 +157,8 @@ impl Store {
         let mut offers = Vec::new();
         for release in newest.into_iter().rev() {
             match self.get(&self.offer_path(project, release), "offer", OFFER_BYTES).await {
-                Ok(bytes) => offers.push(serde_json::from_slice(&bytes).map_err(odd)?),
-                // Removed meanwhile.
+                Ok(bytes) => offers.push(serde_json::from_slice(&bytes).map_err(invalid)?),
+                // Removed since it was listed.
                 Err(RemoteError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -170,14 +171,14 @@ impl Store {
         let path = self.path(project, release, Object::Delta { from });
         let note = Path::from(format!("{path}.json"));
         let bytes = self.get(&note, Object::DELTA, SMALL_BYTES).await?;
-        serde_json::from_slice(&bytes).map_err(|error| RemoteError::Odd {
-            place: self.title.clone(),
-            what: DELTA_NOTE,
+        serde_json::from_slice(&bytes).map_err(|error| RemoteError::Invalid {
+            remote: self.title.clone(),
+            what: Object::DELTA_NOTE,
             why: sanitise_line(&error.to_string()),
         })
     }
 
-    /// A small object as a whole.
+    /// Returns a small object.
     pub async fn whole(
         &self,
         project: &ProjectName,
@@ -189,7 +190,7 @@ impl Store {
     }
 
     async fn get(&self, path: &Path, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
-        let too_large = || RemoteError::TooLarge { place: self.title.clone(), what: what.to_owned(), limit };
+        let too_large = || RemoteError::TooLarge { remote: self.title.clone(), what: what.to_owned(), limit };
         let found = self.objects.get(path).await.map_err(|error| self.failed(what, &error))?;
         if found.meta.size > limit {
             return Err(too_large());
@@ -204,7 +205,7 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Sends ranges of an object, one after another.
+    /// Sends ranges of an object, in order.
     pub async fn fetch(
         &self,
         project: &ProjectName,
@@ -220,7 +221,7 @@ impl Store {
             let mut stream = found.into_stream();
             while let Some(chunk) = stream.next().await {
                 let chunk = chunk.map_err(|error| self.failed(object.word(), &error))?;
-                to.send(chunk).await.map_err(|_| RemoteError::GivenUp)?;
+                to.send(chunk).await.map_err(|_| RemoteError::Aborted)?;
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Places that lie, by somebody who holds everything but the keys, and by somebody who holds one that is trusted: each lie is refused
+//! DeliverableStores that lie, by somebody who holds everything but the keys, and by somebody who holds one that is trusted: each lie is refused
 //! with its reason, and nothing of it stays.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 use larder::{
     model::{Digest, HealthRecord, Manifest, ReleaseId, Remote},
     release::SigningKey,
-    remote::{Blob, Limits, Offer, Place, Places, Share, publish, ssh::PullKey},
+    remote::{Blob, DeliverableStore, DeliverableStores, Limits, Offer, Publication, publish, ssh::PullKey},
 };
 
 use crate::{
@@ -33,7 +33,7 @@ struct Forge<'w> {
     repo: Repo<'w>,
     key: SigningKey,
     directory: PathBuf,
-    place: Place,
+    place: DeliverableStore,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -56,7 +56,7 @@ impl<'w> Forge<'w> {
         world.larder(&["remote", "add", "shop/production", "evil", &url, "--trust", &key.public().to_string()]).ok();
         let pull_key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
         let remote = Remote { name: "evil".parse().unwrap(), url, host_key: None, trust: Vec::new(), publish: true };
-        let place = Places::new(pull_key, Limits::default()).open(&remote, &"shop".parse().unwrap()).unwrap();
+        let place = DeliverableStores::new(pull_key, Limits::default()).open(&remote, &"shop".parse().unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Forge { world, repo, key, directory, place, runtime }
     }
@@ -111,7 +111,7 @@ impl<'w> Forge<'w> {
             healthy_since: None,
         };
         lie(&mut offer);
-        let share = Share { offer, archive: archive.to_owned(), manifest: path, health };
+        let share = Publication { offer, archive: archive.to_owned(), manifest: path, health };
         self.runtime.block_on(publish(&self.place, &share)).unwrap();
     }
 
@@ -234,11 +234,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
         fs::write(&bad, bytes).unwrap();
         forge.offers(&good, &bad, None, honest);
         let said = forge.pull();
-        said.exits(1)
-            .says("the archive from evil")
-            .says("is damaged: ")
-            .says(why)
-            .says("hint: this place cannot be trusted as it is");
+        said.exits(1).says("the archive from evil").says("is damaged: ").says(why).says("hint: ask the operator of that remote");
         world.serves("shop", "version one");
         assert!(!world.environment("shop").join("releases").join(format!("{}.manifest.json", good.release)).exists());
     }

@@ -1,4 +1,4 @@
-//! Shared places that are no servers: a directory, a web server, a bucket. The same suite for each.
+//! Remotes that are stores of files: a directory, a web server, a bucket. The same suite for each.
 
 use std::{
     fs,
@@ -16,28 +16,31 @@ use std::{
 use larder::{
     host::root::Root,
     model::Remote,
-    remote::{Limits, Offer, Place, Places, Progress, Pulled, RemoteError, Share, discard, publish, pull, ssh::PullKey},
+    remote::{
+        DeliverableStore, DeliverableStores, Limits, Offer, Progress, Publication, Pulled, RemoteError, discard, publish, pull,
+        ssh::PullKey,
+    },
 };
 
 use crate::harness::{Repo, World, in_one_mode, link::Link, within};
 
 in_one_mode!(a_directory, a_web_server, a_web_server_without_ranges, a_bucket);
 
-/// A place as its publisher and as its readers see it.
+/// A store, as its publisher and as its readers open it.
 struct Shared {
-    publish: Place,
-    read: Place,
-    /// The way to it, where there is one that can be cut.
+    publish: DeliverableStore,
+    read: DeliverableStore,
+    /// The network link to it, if there is one.
     link: Option<Link>,
     runtime: tokio::runtime::Runtime,
 }
 
-fn places(world: &World) -> Places {
+fn places(world: &World) -> DeliverableStores {
     let key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
-    Places::new(key, Limits::default())
+    DeliverableStores::new(key, Limits::default())
 }
 
-fn open(places: &Places, url: &str) -> Place {
+fn open(places: &DeliverableStores, url: &str) -> DeliverableStore {
     let remote =
         Remote { name: "shared".parse().unwrap(), url: url.to_owned(), host_key: None, trust: Vec::new(), publish: true };
     places.open(&remote, &"shop".parse().unwrap()).unwrap()
@@ -47,8 +50,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Two releases of a site with pictures, as the server has made them, oldest first.
-fn cooked(world: &World) -> Vec<Share> {
+/// Two releases of a site with pictures, as the server has built them, oldest first.
+fn cooked(world: &World) -> Vec<Publication> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     for number in 0..4 {
@@ -61,7 +64,7 @@ fn cooked(world: &World) -> Vec<Share> {
     repo.push().accepted();
     let offers: Vec<Offer> = serde_json::from_str(world.larder(&["deliverable", "list", "shop", "--json"]).ok()).unwrap();
     let releases = world.environment("shop").join("releases");
-    let share = |offer: &Offer| Share {
+    let share = |offer: &Offer| Publication {
         archive: releases.join(format!("{}.tar.zst", offer.release)),
         manifest: releases.join(format!("{}.manifest.json", offer.release)),
         health: Some(b"{\"as\":\"it was\"}".to_vec()),
@@ -81,7 +84,7 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes / 8).flat_map(|_| next().to_le_bytes()).collect()
 }
 
-/// Everything that holds of every place.
+/// The tests that every kind of store passes.
 fn suite(world: &World, shared: &Shared) {
     let shares = cooked(world);
     let [old, new] = shares.as_slice() else { panic!("{shares:?}") };
@@ -91,7 +94,7 @@ fn suite(world: &World, shared: &Shared) {
     let run = &shared.runtime;
     let list = || run.block_on(shared.read.list());
     let quiet: Progress = Arc::new(|_, _| {});
-    // Nothing was published: an empty list, or no list.
+    // Before the first publication there is an empty list or no list.
     assert!(
         list().map_or_else(|error| matches!(error, RemoteError::NotFound { .. }), |offers| offers.is_empty()),
         "{:?}",
@@ -101,11 +104,11 @@ fn suite(world: &World, shared: &Shared) {
         let sent = run.block_on(publish(&shared.publish, share)).unwrap();
         assert!(sent > share.offer.archive_bytes, "{sent}");
     }
-    // Again: nothing but small change.
+    // A repeated publication sends only small files.
     let again = run.block_on(publish(&shared.publish, old)).unwrap();
     assert!(again < 20_000, "{again}");
     assert_eq!(list().unwrap(), [new.offer.clone(), old.offer.clone()]);
-    // Killed at many moments, and the link cut: each attempt goes on from where the last one was.
+    // The pull is aborted and the link is cut many times: each attempt resumes the previous one.
     if let Some(link) = &shared.link {
         link.cut_after((1..24).map(|n| n * 20_011));
         link.slow_to(4 << 20);
@@ -305,7 +308,7 @@ fn answer(mut client: &TcpStream, directory: &Path, ranges: bool) -> Option<()> 
     Some(())
 }
 
-/// An S3 server that somebody else wrote, with one bucket.
+/// A third-party S3 server with one bucket.
 pub struct Bucket {
     pub port: u16,
     process: Child,
@@ -330,11 +333,11 @@ impl Bucket {
             quiet(Command::new(python).args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &address]))
         });
         let Some(process) = process else {
-            eprintln!("SKIPPED: there is no S3 server here: neither s3s-fs nor moto_server");
+            eprintln!("SKIPPED: no S3 server is installed: neither s3s-fs nor moto_server");
             return None;
         };
         let bucket = Bucket { port, process };
-        // Where buckets are directories it is there already; elsewhere anybody may make one.
+        // Where buckets are directories, the bucket exists already; elsewhere this request creates it.
         let made = within(Duration::from_secs(60), || {
             let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
             let asked = "PUT /deliverables HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

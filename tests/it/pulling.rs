@@ -1,5 +1,5 @@
-//! A pull through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s: what is there is
-//! not fetched again, and until all of it serves nobody sees anything of it.
+//! Pulls through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s: fetched data is not
+//! fetched again, and the release is not visible before all of it serves.
 
 use std::{
     fs,
@@ -14,26 +14,26 @@ use crate::{
     remote::noise,
 };
 
-in_one_mode!(production_is_killed_while_it_pulls, the_link_is_cut_while_production_pulls);
+in_one_mode!(pull_survives_kills_of_production, pull_survives_cuts_of_the_link);
 
 /// 1 Mbit/s, in bytes per second.
 const SLOW: u64 = 125_000;
-/// How often something happens.
+/// The number of interruptions.
 const INSTANTS: u32 = 20;
-/// What a connection costs that brings nothing, in bytes: keys, the list of what is on offer, the manifest's head.
+/// The traffic of a connection without payload, in bytes: keys, the list of offers, the head of the manifest.
 const GREETING: u64 = 50_000;
-/// Pictures in the second release, and the bytes of each.
+/// The number of pictures in the second release, and the size of each in bytes.
 const PICTURES: u64 = 2;
 const PICTURE: usize = 1_000_000;
 
-/// Two servers with a bad link between them. Version one serves in production; of version two, staging has everything.
+/// Two servers with an unreliable link between them. Version one is live in production; version two is live on staging.
 struct Scene<'w> {
     world: &'w World,
     staging: &'w World,
     link: Link,
     old: String,
     new: String,
-    /// The bytes of the new release's archive.
+    /// The archive of the new release.
     bytes: u64,
 }
 
@@ -41,14 +41,14 @@ fn current(world: &World) -> String {
     fs::read_link(world.environment("shop").join("deploy/current")).unwrap().display().to_string()
 }
 
-/// Differs from run to run, and is said, so that a run can be understood.
+/// The seed of this run. It is printed, so that the run can be repeated.
 fn seed() -> u64 {
     let seed = u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos());
     eprintln!("seed: {seed}");
     seed
 }
 
-/// The `n`th of a row of numbers below `most`.
+/// The `n`th number of a sequence below `most`.
 fn random(seed: u64, n: u64, most: u64) -> u64 {
     noise(seed + n * 77, 8).iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)) % most
 }
@@ -80,14 +80,14 @@ impl<'w> Scene<'w> {
         command.spawn().unwrap()
     }
 
-    /// Something of the new release is here, and not all of it.
+    /// Returns whether a part of the new release is here.
     fn is_half_here(&self) -> bool {
         let incoming = self.world.environment("shop").join("releases/.incoming");
         let of = |directory: &String| names(&incoming.join(directory)).iter().any(|name| name.ends_with(".part"));
         names(&incoming).iter().filter(|directory| directory.starts_with(&self.new)).any(of)
     }
 
-    /// Nothing of the new release is seen.
+    /// Asserts that the new release is not visible.
     #[track_caller]
     fn is_as_before(&self, when: &str) {
         let top = self.world.environment("shop");
@@ -100,7 +100,7 @@ impl<'w> Scene<'w> {
         assert!(self.world.outcomes("shop").iter().all(Option::is_some), "{when}: a deployment has no end");
     }
 
-    /// What has its name in the store is complete.
+    /// Asserts that every named file in the store is complete.
     #[track_caller]
     fn is_stored_whole_or_not(&self, when: &str) {
         let releases = self.world.environment("shop").join("releases");
@@ -111,18 +111,18 @@ impl<'w> Scene<'w> {
         assert!(content || !file(".manifest.json").exists(), "{when}: a manifest is there and nothing that it describes");
     }
 
-    /// What has to come over the link at least: the release, and the commit with the same pictures once more.
+    /// The minimum traffic: the release, and the commit with the same pictures.
     fn all(&self) -> u64 {
         2 * self.bytes
     }
 
-    /// Looks all the time until `done`: whatever can be seen of the new release is all of it.
+    /// Checks repeatedly until `done` that the new release is visible either completely or not at all.
     fn is_never_partial(&self, done: &AtomicBool) -> usize {
         let top = self.world.environment("shop");
         let of_new = |directory: &str, ending: &str| top.join(directory).join(format!("{}{ending}", self.new));
         let mut looks = 0;
         while !done.load(Ordering::Relaxed) {
-            // What is looked at first happened first.
+            // Checked in the order in which they change.
             let listed = self.world.larder(&["releases", "shop", "--json"]).json().to_string().contains(&self.new);
             let status = self.world.larder(&["status", "--json"]).json();
             let serving = status["environments"][0]["live"]["release"].as_str().unwrap() == self.new;
@@ -155,7 +155,7 @@ impl<'w> Scene<'w> {
         looks
     }
 
-    /// Asks until it works, with somebody watching; gives how often.
+    /// Retries until the pull succeeds, with a concurrent observer. Returns the number of attempts.
     fn arrives(&self) -> u32 {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -179,7 +179,7 @@ impl<'w> Scene<'w> {
         })
     }
 
-    /// The same bytes on both sides, and they serve.
+    /// Asserts that both sides have the same bytes, and that they serve.
     fn has_arrived(&self) {
         self.world.serves("shop", "version two");
         are_alike(self.world, self.staging);
@@ -194,10 +194,10 @@ impl<'w> Scene<'w> {
     }
 }
 
-fn production_is_killed_while_it_pulls(world: &World) {
+fn pull_survives_kills_of_production(world: &World) {
     let Some(staging) = World::any() else { return };
     let scene = Scene::new(world, &staging);
-    // By frames; the other test has a delta.
+    // By frames; the other test uses a delta.
     fs::write(world.environment("shop").join("releases/.no-deltas"), "").unwrap();
     let (seed, before) = (seed(), scene.link.passed());
     scene.link.slow_to(3 * SLOW);
@@ -213,7 +213,7 @@ fn production_is_killed_while_it_pulls(world: &World) {
             world.kill9_server();
         }
         let _ = (pull.kill(), pull.wait());
-        // A deployment of before may just be on its way to its end.
+        // An earlier deployment may still be ending.
         scene.is_as_before(&format!("killed for the {}. time", instant + 1));
     }
     let so_far = scene.link.passed() - before;
@@ -230,17 +230,17 @@ fn production_is_killed_while_it_pulls(world: &World) {
     staging.end();
 }
 
-fn the_link_is_cut_while_production_pulls(world: &World) {
+fn pull_survives_cuts_of_the_link(world: &World) {
     let Some(staging) = World::any() else { return };
     let scene = Scene::new(world, &staging);
     let (seed, before) = (seed(), scene.link.passed());
     let most = scene.all() / u64::from(INSTANTS) * 6 / 5;
-    // Some connections end before it is their turn.
+    // Some connections end before their cut.
     scene.link.cut_after((0..INSTANTS + 3).map(|n| 5_000 + random(seed, n.into(), most)));
     scene.link.slow_to(8 * SLOW);
     let done = AtomicBool::new(false);
     let asked = std::thread::scope(|scope| {
-        // From the last cut on it is slow.
+        // Slow after the last cut.
         scope.spawn(|| {
             within(Duration::from_secs(100), || scene.link.cuts() >= INSTANTS as usize || done.load(Ordering::Relaxed));
             scene.link.slow_to(SLOW);

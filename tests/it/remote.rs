@@ -1,4 +1,4 @@
-//! Deliverables on their way from one server to another: what is offered, and what happens when the way is bad.
+//! Deliverables of another server: offers, pulls over unreliable links, and the commands for remotes.
 
 use std::{
     fs,
@@ -9,31 +9,34 @@ use std::{
 use larder::{
     host::root::{EnvironmentPaths, Root},
     model::{CommitId, ReleaseId, Remote},
-    remote::{Limits, Offer, Place, Places, Progress, Pulled, RemoteError, Wanted, discard, pull, pull_pack, ssh::PullKey},
+    remote::{
+        DeliverableStore, DeliverableStores, Limits, Offer, Progress, Pulled, PulledContent, RemoteError, discard, pull,
+        pull_pack, ssh::PullKey,
+    },
 };
 
 use crate::harness::{Repo, World, cli::Output, in_one_mode, link::Link};
 
 in_one_mode!(
-    what_is_offered_can_be_had,
-    only_those_who_may_fetch_may_pull,
-    a_release_arrives_whatever_happens_on_the_way,
-    a_slow_link_is_no_obstacle,
-    only_the_right_server_is_talked_to,
-    a_commit_travels,
-    places_are_added_looked_at_and_forgotten,
+    offered_release_can_be_fetched,
+    pull_requires_the_view_right,
+    interrupted_pull_resumes,
+    pull_over_a_slow_link_completes,
+    server_with_another_host_key_is_rejected,
+    commit_is_pulled_and_resumed,
+    remotes_are_added_checked_and_removed,
 );
 
-/// Somebody who pulls from a world: a key, and a place for what comes.
+/// A server that pulls from a world: a key, and a directory for the releases.
 struct Puller {
     directory: tempfile::TempDir,
-    places: Places,
+    places: DeliverableStores,
     paths: EnvironmentPaths,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Puller {
-    /// With the right to see `shop`.
+    /// A puller with the right to view `shop`.
     fn new(world: &World) -> Puller {
         let puller = Puller::stranger();
         world.larder(&["user", "add", "production", "--key", &puller.places.key().line()]).ok();
@@ -47,24 +50,24 @@ impl Puller {
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         fs::create_dir_all(paths.releases()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Puller { places: Places::new(key, Limits::default()), directory, paths, runtime }
+        Puller { places: DeliverableStores::new(key, Limits::default()), directory, paths, runtime }
     }
 
-    fn place(&self, world: &World, port: u16) -> Place {
+    fn place(&self, world: &World, port: u16) -> DeliverableStore {
         self.open(&format!("ssh://larder@127.0.0.1:{port}/shop"), Some(host_key(world)))
     }
 
-    fn open(&self, url: &str, host_key: Option<String>) -> Place {
+    fn open(&self, url: &str, host_key: Option<String>) -> DeliverableStore {
         let remote =
             Remote { name: "staging".parse().unwrap(), url: url.to_owned(), host_key, trust: Vec::new(), publish: false };
         self.places.open(&remote, &"shop".parse().unwrap()).unwrap()
     }
 
-    fn list(&self, place: &Place) -> Result<Vec<Offer>, RemoteError> {
+    fn list(&self, place: &DeliverableStore) -> Result<Vec<Offer>, RemoteError> {
         self.runtime.block_on(place.list())
     }
 
-    fn pull(&self, place: &Place, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
+    fn pull(&self, place: &DeliverableStore, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
         let quiet: Progress = Arc::new(|_, _| {});
         self.runtime.block_on(pull(place, offer, held, &self.paths, &quiet))
     }
@@ -84,7 +87,7 @@ fn host_key(world: &World) -> String {
     line.split_once(' ').unwrap().1.to_owned()
 }
 
-/// Bytes that do not compress.
+/// Random bytes, which do not compress.
 pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -96,7 +99,7 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(bytes).collect()
 }
 
-/// A site with a few megabytes of pictures, so that its archive has several frames.
+/// A site with some megabytes of pictures, so that its archive has several frames.
 fn heavy(world: &World) -> Repo<'_> {
     let repo = Repo::new(world, "shop");
     for number in 0..12 {
@@ -106,12 +109,12 @@ fn heavy(world: &World) -> Repo<'_> {
     repo
 }
 
-/// The file of a release on the world's disk.
+/// Reads a file of a release from the world's disk.
 fn file(world: &World, offer: &Offer, ending: &str) -> Vec<u8> {
     fs::read(world.environment("shop").join("releases").join(format!("{}.{ending}", offer.release))).unwrap()
 }
 
-/// The bytes that `ssh ... deliverable get` writes.
+/// Returns the output of `ssh ... deliverable get`.
 fn get(world: &World, words: &[&str]) -> Vec<u8> {
     let mut command = world.client("ssh");
     command.args(world.ssh_options("alice")).arg("larder@127.0.0.1").args(["deliverable", "get"]).args(words);
@@ -120,7 +123,7 @@ fn get(world: &World, words: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-fn what_is_offered_can_be_had(world: &World) {
+fn offered_release_can_be_fetched(world: &World) {
     world.project("shop");
     assert_eq!(world.larder(&["deliverable", "list", "shop", "--json"]).json(), serde_json::json!([]));
     world.larder(&["deliverable", "get", "shop", "v1", "archive"]).exits(4).says("has no deliverable yet");
@@ -132,7 +135,7 @@ fn what_is_offered_can_be_had(world: &World) {
     assert_eq!((offer.commit.as_str(), offer.live, offer.build), (repo.head().as_str(), true, 1));
     let (archive, manifest) = (file(world, offer, "tar.zst"), file(world, offer, "manifest.json"));
     assert_eq!((offer.archive_bytes, offer.manifest.bytes), (archive.len() as u64, manifest.len() as u64));
-    // By every name, whole and in parts.
+    // By every name, completely and in parts.
     let id = offer.release.to_string();
     for name in ["v1", id.as_str(), offer.commit.as_str(), offer.commit.short()] {
         assert_eq!(get(world, &["shop", name, "manifest"]), manifest, "{name}");
@@ -144,13 +147,13 @@ fn what_is_offered_can_be_had(world: &World) {
     assert_eq!(parts, [&archive[5..15], &archive[1_000_000..1_300_000], &archive[..1]].concat());
     let info = world.ssh("alice", &["deliverable", "info", "shop", "v1", "manifest", "--json"]).json();
     assert_eq!(info["digest"], serde_json::json!(offer.manifest.digest));
-    // What is not there is said, with what is.
+    // The error for a missing release names the existing ones.
     world.ssh("alice", &["deliverable", "get", "shop", "v7", "archive"]).exits(4).says("has no release v7; there are v1");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive", "--parts", "1-2"]).exits(2).says("OFFSET+LENGTH");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "delta"]).exits(2).says("--from RELEASE");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "../../etc/passwd"]).exits(2);
     world.ssh("alice", &["deliverable", "get", "shop", "../v1", "manifest"]).exits(4);
-    // A failed deployment offers nothing; a release that was pruned says so.
+    // A failed deployment offers nothing. A pruned release is reported as such.
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("broken");
     repo.push().rejected();
@@ -167,7 +170,7 @@ fn what_is_offered_can_be_had(world: &World) {
         .says("v1 of shop is not here any more; there are v2");
 }
 
-fn only_those_who_may_fetch_may_pull(world: &World) {
+fn pull_requires_the_view_right(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "version one").push().accepted();
     let stranger = Puller::stranger();
@@ -175,7 +178,7 @@ fn only_those_who_may_fetch_may_pull(world: &World) {
     let error = stranger.list(&place).unwrap_err();
     assert!(matches!(&error, RemoteError::Login { key, .. } if *key == stranger.places.key().line()), "{error}");
     assert!(error.hints()[0].contains("larder user add NAME --key \"ssh-ed25519 "), "{:?}", error.hints());
-    // Known, and without a right on the project: for them there is none.
+    // A user without a right on the project gets "no project".
     world.larder(&["user", "add", "production", "--key", &stranger.places.key().line()]).ok();
     let error = stranger.list(&place).unwrap_err();
     assert!(
@@ -184,14 +187,14 @@ fn only_those_who_may_fetch_may_pull(world: &World) {
     );
     world.larder(&["user", "grant", "production", "shop", "view"]).ok();
     assert_eq!(stranger.list(&place).unwrap().len(), 1);
-    // To pull is all that they may.
+    // The right permits nothing else.
     let words = ["deploy", "shop"].map(str::to_owned);
     let mut exec = stranger.runtime.block_on(place.exec(&words)).unwrap();
     stranger.runtime.block_on(async { while exec.next().await.unwrap().is_some() {} });
     assert_eq!(exec.code(), Some(3));
 }
 
-fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
+fn interrupted_pull_resumes(world: &World) {
     world.project("shop");
     let repo = heavy(world);
     repo.push().accepted();
@@ -199,7 +202,7 @@ fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
     let link = Link::to(world.ssh_port());
     let place = puller.place(world, link.port);
     let first = puller.list(&place).unwrap().remove(0);
-    // Twenty cuts at places that nobody chose; and the puller is killed now and then too.
+    // Twenty cuts at random positions; and the puller is killed now and then.
     let random = |n: u64, most: u64| noise(n + 77, 8).iter().fold(0_u64, |sum, b| sum * 31 + u64::from(*b)) % most;
     puller.runtime.block_on(place.leave());
     link.cut_after((0..20).map(|n| 6_000 + random(n, 350_000)));
@@ -214,21 +217,21 @@ fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
             break pulled.unwrap();
         }
         eprintln!("attempt {attempt}: {} cuts, {} bytes passed", link.cuts(), link.passed());
-        // What has its name is whole: this attempt may have ended when all was there.
+        // A file with its final name is complete.
         let archive = fs::read(puller.paths.incoming().join(first.release.to_string()).join("archive.tar.zst"));
         assert!(archive.is_err() || archive.unwrap() == file(world, &first, "tar.zst"));
         assert!(!puller.paths.archive(first.release).exists());
     };
     assert!(link.cuts() as u64 + attempt >= 20 && attempt > 2, "{} cuts, {attempt} attempts: nothing was tested", link.cuts());
-    assert_eq!(pulled.content, Wanted::Archive);
+    assert_eq!(pulled.content, PulledContent::Archive);
     assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &first, "tar.zst"));
     assert_eq!(fs::read(pulled.manifest().unwrap()).unwrap(), file(world, &first, "manifest.json"));
-    // What went over the link is little more than the release: what came before a cut was not fetched again.
-    // Of what is on its way when a puller is killed, a connection holds 2 MiB.
+    // The traffic is little more than the release: data before a cut is not fetched again.
+    // A killed connection loses at most 2 MiB in flight.
     let most = first.archive_bytes + first.manifest.bytes + 3_000_000 + (attempt - 1) * (2 << 20);
     assert!(link.passed() < most, "{} bytes went over the link for {}", link.passed(), first.archive_bytes);
     puller.accept(pulled, first.release);
-    // The next release: only what changed.
+    // Of the next release, only changes are fetched.
     repo.write("pictures/3.jpg", noise(99, 1 << 20));
     repo.page("version two");
     repo.push().accepted();
@@ -237,23 +240,23 @@ fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
     let pulled = puller.pull(&place, &second, &[first.release]).unwrap();
     assert!(pulled.reused > 2 << 20, "{} of {} bytes were fetched", pulled.fetched, second.archive_bytes);
     assert!(link.passed() - before < second.archive_bytes - (2 << 20));
-    if pulled.content == Wanted::Archive {
+    if pulled.content == PulledContent::Archive {
         assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &second, "tar.zst"));
     }
     discard(pulled);
-    // For whoever can use one, a delta is less still.
+    // A delta is smaller still.
     let pulled = puller.pull(&place.clone().with_deltas(), &second, &[first.release]).unwrap();
-    assert_eq!(pulled.content, Wanted::Delta { from: first.release });
+    assert_eq!(pulled.content, PulledContent::Delta { from: first.release });
     assert!(pulled.fetched < (1 << 20) + 100_000, "{}", pulled.fetched);
     let old = larder::release::store::read(&puller.paths.manifest(first.release)).unwrap();
     let delta = fs::File::open(pulled.delta().unwrap()).unwrap();
     let manifest = larder::release::delta::manifest(&delta, old).unwrap();
     assert_eq!((manifest.release, manifest.tree), (second.release, second.tree));
-    // What was said of the first release is signed by whoever has run it.
+    // The health record of the first release is signed by its server.
     let record: serde_json::Value = serde_json::from_slice(&fs::read(pulled.health().unwrap()).unwrap()).unwrap();
     assert_eq!((&record["number"], record["signature"]["key"].is_string()), (&serde_json::json!(2), true));
     discard(pulled);
-    // The server goes away and comes back in the middle.
+    // The server restarts during the pull.
     fs::remove_file(puller.paths.manifest(first.release)).unwrap();
     fs::remove_file(puller.paths.archive(first.release)).unwrap();
     link.slow_to(2 << 20);
@@ -266,7 +269,7 @@ fn a_release_arrives_whatever_happens_on_the_way(world: &World) {
     });
 }
 
-fn a_slow_link_is_no_obstacle(world: &World) {
+fn pull_over_a_slow_link_completes(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("picture.jpg", noise(5, 700_000));
@@ -279,7 +282,7 @@ fn a_slow_link_is_no_obstacle(world: &World) {
     let offer = puller.list(&place).unwrap().remove(0);
     let began = Instant::now();
     let quiet: Progress = Arc::new(|_, _| {});
-    // Killed again and again; each attempt goes on where the last one ended, and has longer where a greeting alone takes long.
+    // Killed repeatedly: each attempt resumes the previous one, and gets more time if the handshake alone is slow.
     let mut limit = Duration::from_millis(1700);
     let pulled = loop {
         let pulling = pull(&place, &offer, &[], &puller.paths, &quiet);
@@ -293,7 +296,7 @@ fn a_slow_link_is_no_obstacle(world: &World) {
     assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &offer, "tar.zst"));
 }
 
-fn only_the_right_server_is_talked_to(world: &World) {
+fn server_with_another_host_key_is_rejected(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "version one").push().accepted();
     let puller = Puller::new(world);
@@ -305,7 +308,7 @@ fn only_the_right_server_is_talked_to(world: &World) {
     assert!(error.to_string().contains(expected) && error.to_string().contains(shown) && shown.starts_with("SHA256:"), "{error}");
     let error = puller.list(&puller.open(&url, None)).unwrap_err();
     assert!(matches!(&error, RemoteError::Unpinned { line, .. } if *line == host_key(world)), "{error}");
-    // Nobody there, and somebody who is no SSH server.
+    // No listener; and a listener that is not an SSH server.
     let nobody = puller.open("ssh://larder@127.0.0.1:1/shop", Some(host_key(world)));
     assert!(matches!(puller.list(&nobody), Err(RemoteError::Unreachable { .. })));
     let web = format!("ssh://larder@127.0.0.1:{}/shop", world.http_port());
@@ -313,7 +316,7 @@ fn only_the_right_server_is_talked_to(world: &World) {
     assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
 }
 
-fn a_commit_travels(world: &World) {
+fn commit_is_pulled_and_resumed(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let first: CommitId = repo.head().parse().unwrap();
@@ -330,7 +333,7 @@ fn a_commit_travels(world: &World) {
         pack.discard();
         file
     };
-    // git's own program says what it is; a thin pack needs what it leans on.
+    // git verifies the pack. A thin pack needs its base objects.
     let whole = fetch(&[]);
     let thin = fetch(&[first]);
     assert!(thin.metadata().unwrap().len() < whole.metadata().unwrap().len());
@@ -342,7 +345,7 @@ fn a_commit_travels(world: &World) {
     elsewhere.git(&["rev-list", "--objects", &repo.head()]).ok();
     let nowhere = "0".repeat(39) + "1";
     assert!(fetch(&[nowhere.parse().unwrap()]).metadata().unwrap().len() > 100);
-    // Cut anywhere, it goes on there, and is the same again.
+    // A transfer that is cut at any position resumes there, and gives the same bytes.
     let bytes = |mut file: fs::File| {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
@@ -365,22 +368,22 @@ fn a_commit_travels(world: &World) {
     assert!(crate::harness::state::names(&puller.paths.incoming()).is_empty());
 }
 
-fn places_are_added_looked_at_and_forgotten(staging: &World) {
+fn remotes_are_added_checked_and_removed(staging: &World) {
     staging.project("shop");
     Repo::site(staging, "shop", "version one").push().accepted();
     let production = World::any().unwrap();
     production.project("shop");
     let url = format!("ssh://larder@127.0.0.1:{}/shop/production", staging.ssh_port());
-    // Nothing is trusted because it answers.
+    // A server is not trusted just because it answers.
     let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
     refused
         .exits(3)
         .says("it shows the host key SHA256:")
-        .says("does not let this server in")
+        .says("rejected this server's key")
         .says("larder remote add shop staging");
     refused.says(&format!("--host-key \"{}\"", host_key(staging)));
     assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
-    // As the hints say: let it in there; then the signing key is seen too.
+    // Following the hints grants access there; then the signing key is shown, too.
     let key = refused.stderr.split("--key \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
     staging.larder(&["user", "add", "production", "--key", &key]).ok();
     staging.larder(&["user", "grant", "production", "shop", "view"]).ok();
@@ -396,12 +399,12 @@ fn places_are_added_looked_at_and_forgotten(staging: &World) {
         .larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing])
         .exits(3)
         .says("already");
-    // It holds over a restart, and says what does not work.
+    // The remote survives a restart, and `check` reports what does not work.
     production.restart(&[]);
     production.larder(&["remote", "check", "shop", "staging"]).says("it offers one deliverable");
     staging.larder(&["user", "remove", "production"]).ok();
-    production.larder(&["remote", "check", "shop", "staging"]).says("BAD").says("does not let this server in");
-    // Only administrators say whose code runs here.
+    production.larder(&["remote", "check", "shop", "staging"]).says("BAD").says("rejected this server's key");
+    // Only administrators may add remotes.
     production.key("bob");
     production.larder(&["user", "add", "bob", "--key-file", &production.public_key("bob")]).ok();
     production.larder(&["user", "grant", "bob", "shop", "operate"]).ok();

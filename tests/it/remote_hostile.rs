@@ -1,4 +1,4 @@
-//! Servers that are not what they should be: production must neither believe them nor run out of anything.
+//! Pulls from malicious servers: production must neither accept their data nor run out of memory, disk or time.
 
 use std::{
     fs::File,
@@ -13,28 +13,28 @@ use jiff::Timestamp;
 use larder::{
     host::root::Root,
     model::{Digest, ReleaseId, Remote},
-    remote::{Blob, Limits, Offer, Place, Places, Progress, RemoteError, pull, pull_pack, ssh::PullKey},
+    remote::{Blob, DeliverableStore, DeliverableStores, Limits, Offer, Progress, RemoteError, pull, pull_pack, ssh::PullKey},
     surface::ssh::{self, ExecCall, ExecHandler, ExecRequest, Identity, PublicKeyInfo, SshConfig, keys},
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a server does wrong.
+/// The misbehaviour of a server.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Wrong {
-    /// Whatever it is asked for never ends.
+enum Misbehaviour {
+    /// Every answer is endless.
     Endless,
-    /// It gives its word and then something else.
+    /// The content differs from the offer.
     Lies,
-    /// It stops in the middle, and says that this was all.
+    /// The content is truncated, with exit code 0.
     Short,
-    /// Its words would do something to a terminal.
+    /// Error messages contain terminal escape sequences.
     Escapes,
-    /// It says more and more beside what it is asked for.
+    /// The standard error is endless.
     Chatters,
 }
 
 struct Hostile {
-    wrong: Wrong,
+    wrong: Misbehaviour,
     offer: Offer,
 }
 
@@ -57,12 +57,12 @@ impl ExecHandler for Hostile {
             let said = tokio::task::spawn_blocking(move || {
                 let listing = words.get(1).is_some_and(|verb| verb == "list");
                 match wrong {
-                    Wrong::Chatters => while err.write_all(b"just a moment, please\n").is_ok() {},
-                    Wrong::Endless => while out.write_all(&[b'['; 65_536]).is_ok() {},
+                    Misbehaviour::Chatters => while err.write_all(b"just a moment, please\n").is_ok() {},
+                    Misbehaviour::Endless => while out.write_all(&[b'['; 65_536]).is_ok() {},
                     _ if listing => drop(serde_json::to_writer(&mut out, &[&offer])),
-                    Wrong::Lies => while out.write_all(&[0x55; 65_536]).is_ok() {},
-                    Wrong::Short => drop(out.write_all(&[0; 10])),
-                    Wrong::Escapes => {
+                    Misbehaviour::Lies => while out.write_all(&[0x55; 65_536]).is_ok() {},
+                    Misbehaviour::Short => drop(out.write_all(&[0; 10])),
+                    Misbehaviour::Escapes => {
                         let _ = err.write_all(b"error: \x1b]0;owned\x07\x1b[2Jno \xff such thing\n");
                         return 3;
                     }
@@ -74,8 +74,11 @@ impl ExecHandler for Hostile {
     }
 }
 
-/// Runs `ask` against a server that does this wrong.
-fn against<T>(wrong: Wrong, ask: impl AsyncFnOnce(&Place, &Offer, &larder::host::root::EnvironmentPaths) -> T) -> T {
+/// Runs `ask` against a server with this misbehaviour.
+fn against<T>(
+    wrong: Misbehaviour,
+    ask: impl AsyncFnOnce(&DeliverableStore, &Offer, &larder::host::root::EnvironmentPaths) -> T,
+) -> T {
     let directory = tempfile::tempdir().unwrap();
     let offer = Offer {
         project: "shop".parse().unwrap(),
@@ -111,17 +114,17 @@ fn against<T>(wrong: Wrong, ask: impl AsyncFnOnce(&Place, &Offer, &larder::host:
         publish: false,
     };
     let limits = Limits { pack_bytes: 1 << 20, ..Limits::default() };
-    let place = Places::new(key, limits).open(&remote, &"shop".parse().unwrap()).unwrap();
+    let store = DeliverableStores::new(key, limits).open(&remote, &"shop".parse().unwrap()).unwrap();
     let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
     std::fs::create_dir_all(paths.releases()).unwrap();
     let result = runtime.block_on(async {
-        let result = ask(&place, &offer, &paths).await;
-        place.leave().await;
+        let result = ask(&store, &offer, &paths).await;
+        store.leave().await;
         stop.cancel();
         let _ = server.await;
         result
     });
-    // Bytes of theirs on our disk: no more than what was promised.
+    // The server filled no more of the disk than it had offered.
     let left = walk(&paths.incoming());
     assert!(left <= 3_200_000, "{left} bytes are left");
     result
@@ -137,42 +140,44 @@ fn walk(directory: &std::path::Path) -> u64 {
 }
 
 #[test]
-fn a_list_that_never_ends_is_cut() {
-    let error = against(Wrong::Endless, async |place, _, _| place.list().await.unwrap_err());
+fn endless_list_is_rejected() {
+    let error = against(Misbehaviour::Endless, async |remote, _, _| remote.list().await.unwrap_err());
     assert!(matches!(error, RemoteError::TooLarge { .. }), "{error}");
 }
 
 #[test]
-fn a_server_that_only_talks_is_left() {
-    let error = against(Wrong::Chatters, async |place, _, _| place.list().await.unwrap_err());
-    assert!(matches!(error, RemoteError::Lost { .. }) && error.to_string().contains("more and more"), "{error}");
+fn endless_standard_error_ends_the_request() {
+    let error = against(Misbehaviour::Chatters, async |remote, _, _| remote.list().await.unwrap_err());
+    assert!(matches!(error, RemoteError::Lost { .. }) && error.to_string().contains("is too long"), "{error}");
     let quiet: Progress = Arc::new(|_, _| {});
-    let error = against(Wrong::Chatters, async |place, offer, paths| {
-        tokio::time::timeout(Duration::from_secs(60), pull(place, offer, &[], paths, &quiet)).await.unwrap().unwrap_err()
+    let error = against(Misbehaviour::Chatters, async |remote, offer, paths| {
+        tokio::time::timeout(Duration::from_secs(60), pull(remote, offer, &[], paths, &quiet)).await.unwrap().unwrap_err()
     });
-    assert!(error.to_string().contains("more and more"), "{error}");
+    assert!(error.to_string().contains("is too long"), "{error}");
 }
 
 #[test]
-fn no_file_gets_larger_than_it_was_promised() {
+fn file_larger_than_its_offer_is_rejected() {
     let quiet: Progress = Arc::new(|_, _| {});
-    let error = against(Wrong::Endless, async |place, offer, paths| pull(place, offer, &[], paths, &quiet).await.unwrap_err());
+    let error =
+        against(Misbehaviour::Endless, async |remote, offer, paths| pull(remote, offer, &[], paths, &quiet).await.unwrap_err());
     assert!(
         matches!(&error, RemoteError::Damaged { what, .. } | RemoteError::TooLarge { what, .. } if what == "manifest"),
         "{error}"
     );
-    let error =
-        against(Wrong::Endless, async |place, offer, paths| pull_pack(place, offer.release, &[], paths).await.unwrap_err());
+    let error = against(Misbehaviour::Endless, async |remote, offer, paths| {
+        pull_pack(remote, offer.release, &[], paths).await.unwrap_err()
+    });
     assert!(matches!(error, RemoteError::TooLarge { limit: 1_048_576, .. }), "{error}");
 }
 
 #[test]
-fn what_is_not_what_was_promised_is_not_kept() {
+fn content_that_differs_from_its_offer_is_not_kept() {
     let quiet: Progress = Arc::new(|_, _| {});
-    for wrong in [Wrong::Lies, Wrong::Short] {
-        let error = against(wrong, async |place, offer, paths| {
-            assert_eq!(place.list().await.unwrap(), std::slice::from_ref(offer));
-            let error = pull(place, offer, &[], paths, &quiet).await.unwrap_err();
+    for wrong in [Misbehaviour::Lies, Misbehaviour::Short] {
+        let error = against(wrong, async |remote, offer, paths| {
+            assert_eq!(remote.list().await.unwrap(), std::slice::from_ref(offer));
+            let error = pull(remote, offer, &[], paths, &quiet).await.unwrap_err();
             assert!(!paths.incoming().join(offer.release.to_string()).join("manifest.json").exists());
             error
         });
@@ -181,9 +186,10 @@ fn what_is_not_what_was_promised_is_not_kept() {
 }
 
 #[test]
-fn their_words_are_shown_without_what_a_terminal_obeys() {
+fn error_message_of_a_remote_is_sanitised() {
     let quiet: Progress = Arc::new(|_, _| {});
-    let error = against(Wrong::Escapes, async |place, offer, paths| pull(place, offer, &[], paths, &quiet).await.unwrap_err());
+    let error =
+        against(Misbehaviour::Escapes, async |remote, offer, paths| pull(remote, offer, &[], paths, &quiet).await.unwrap_err());
     let shown = error.to_string();
     assert!(shown.contains("such thing") && !shown.contains('\x1b') && !shown.contains('\x07'), "{shown:?}");
     assert!(matches!(error, RemoteError::Refused { code: 3, .. }));

@@ -1,4 +1,4 @@
-//! Ways around what does not work: a delta that is no good, a place that is not there, what nobody came back to.
+//! Fallbacks of pulls: unusable deltas, and abandoned transfers.
 
 use std::{
     fs::{self, File},
@@ -13,13 +13,13 @@ use crate::{
 };
 
 in_one_mode!(
-    a_delta_that_cannot_be_installed_is_thrown_away,
-    a_delta_that_is_no_good_brings_the_archive,
-    what_is_no_fault_of_a_delta_ends_the_pull,
-    what_nobody_came_back_to_is_swept,
+    delta_that_cannot_be_installed_is_discarded,
+    invalid_delta_falls_back_to_the_archive,
+    error_unrelated_to_the_delta_ends_the_pull,
+    abandoned_transfer_is_swept,
 );
 
-/// Two servers: version one serves on both sides, version two on staging.
+/// Two servers: version one is live on both, version two on staging.
 struct Pair<'w> {
     world: &'w World,
     staging: &'w World,
@@ -53,7 +53,7 @@ impl<'w> Pair<'w> {
         self.world.environment("shop").join("releases")
     }
 
-    /// The delta that staging keeps, which it makes if it has to.
+    /// The delta that staging keeps, which it creates if necessary.
     fn delta(&self) -> PathBuf {
         let live = |world: &World| live_manifest(world, "production", "shop")["release"].as_str().unwrap().to_owned();
         let (from, to) = (live(self.world), live(self.staging));
@@ -61,7 +61,7 @@ impl<'w> Pair<'w> {
         self.staging.environment("shop").join(format!("releases/.delta/{from}..{to}"))
     }
 
-    /// Both sides have the same release, with an archive.
+    /// Asserts that both sides have the same release and archive.
     fn are_alike(&self) {
         are_alike(self.world, self.staging);
         self.world.is_consistent("shop");
@@ -69,17 +69,17 @@ impl<'w> Pair<'w> {
     }
 }
 
-/// How many KiB a pull says that it fetched.
+/// The number of KiB that the output of a pull reports as fetched.
 fn pulled(said: &Output) -> u64 {
     let line = said.stdout.lines().find_map(|line| line.trim().split_once(" KiB pulled")?.0.parse().ok());
     line.unwrap_or_else(|| panic!("{said}"))
 }
 
-fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
+fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
     let marker = pair.releases().join(".no-deltas");
-    // The page that changes is not what it was: whatever starts from it leads nowhere.
+    // The installed page differs from the release, so a delta from it gives a wrong result.
     let top = world.environment("shop");
     let page = top.join("deploy").join(fs::read_link(top.join("deploy/current")).unwrap()).join("index.html");
     let mut text = fs::read(&page).unwrap();
@@ -95,7 +95,7 @@ fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
     assert_eq!(after, before, "something of the delta stays");
     assert_eq!(world.outcomes("shop").pop().flatten().as_deref(), Some("rolled_back"));
 
-    // The next attempt has all that it needs by itself.
+    // The next attempt fetches the whole archive.
     let delta = fs::metadata(pair.delta()).unwrap().len();
     let said = pair.pull();
     said.ok();
@@ -103,7 +103,7 @@ fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
     world.serves("shop", "version two");
     pair.are_alike();
 
-    // And so it is for a day.
+    // Deltas are not requested for a day.
     pair.cook("version three");
     let whole = pulled(&pair.pull());
     world.serves("shop", "version three");
@@ -117,10 +117,10 @@ fn a_delta_that_cannot_be_installed_is_thrown_away(world: &World) {
     staging.end();
 }
 
-fn a_delta_that_is_no_good_brings_the_archive(world: &World) {
+fn invalid_delta_falls_back_to_the_archive(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
-    // With the right size and digest, and no delta: nobody has noticed there.
+    // The right size and digest, but not a delta.
     let path = pair.delta();
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.len();
@@ -134,10 +134,10 @@ fn a_delta_that_is_no_good_brings_the_archive(world: &World) {
     staging.end();
 }
 
-fn what_is_no_fault_of_a_delta_ends_the_pull(world: &World) {
+fn error_unrelated_to_the_delta_ends_the_pull(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
-    // Nobody trusts the key any more; the remote's own keys count alone.
+    // The key is not trusted any more; only the remote's own keys are.
     pair.delta();
     let remotes = world.larder(&["remote", "list", "shop", "--json"]).json();
     let (url, host) = (remotes[0]["url"].as_str().unwrap(), remotes[0]["host_key"].as_str().unwrap());
@@ -154,7 +154,7 @@ fn what_is_no_fault_of_a_delta_ends_the_pull(world: &World) {
     staging.end();
 }
 
-fn what_nobody_came_back_to_is_swept(world: &World) {
+fn abandoned_transfer_is_swept(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
     let incoming = pair.releases().join(".incoming");

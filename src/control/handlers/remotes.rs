@@ -12,7 +12,7 @@ use crate::{
     },
     model::{Access, Environment, ProjectName, PublicKey, Remote, RemoteName, sanitise_line},
     pipeline::chain,
-    remote::{Address, Place, RemoteError, ssh},
+    remote::{Address, DeliverableStore, RemoteError, ssh},
 };
 
 /// The number of remotes that one environment may have.
@@ -134,18 +134,18 @@ pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
         RemoteError::Address(_) => Kind::Usage,
         RemoteError::NotFound { .. } => Kind::NotFound,
-        RemoteError::File(_) | RemoteError::GivenUp => Kind::Internal,
+        RemoteError::File(_) | RemoteError::Aborted => Kind::Internal,
         _ => Kind::Refused,
     };
     error.hints().into_iter().fold(CommandError::new(kind, chain(error)), CommandError::hint)
 }
 
-fn open(control: &Control, environment: &Environment, remote: &Remote) -> Result<Place, CommandError> {
+fn open(control: &Control, environment: &Environment, remote: &Remote) -> Result<DeliverableStore, CommandError> {
     control.pipeline().services().places.open(remote, &environment.project).map_err(|error| of_remote(&error))
 }
 
 /// Lists the deliverables of a remote, and returns their number.
-async fn try_listing(place: &Place) -> Result<usize, RemoteProblem> {
+async fn try_listing(place: &DeliverableStore) -> Result<usize, RemoteProblem> {
     let listed = place.list().await;
     place.leave().await;
     listed.map(|offers| offers.len()).map_err(|error| RemoteProblem { message: chain(&error), hints: error.hints() })
@@ -197,7 +197,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
 }
 
 /// Asks a server for its signing key.
-async fn signing_key(place: &Place) -> Result<Option<PublicKey>, RemoteError> {
+async fn signing_key(place: &DeliverableStore) -> Result<Option<PublicKey>, RemoteError> {
     let words = ["key", "show", "--json"].map(str::to_owned);
     let answer = place.exec(&words).await?.output("keys", KEYS_BYTES).await;
     place.leave().await;

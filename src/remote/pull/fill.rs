@@ -1,4 +1,4 @@
-//! A file that is filled piece by piece, over as many connections as it takes.
+//! [`PartialFile`]: a file that is fetched in pieces, over several connections if necessary.
 
 use std::{
     fs::File,
@@ -14,20 +14,28 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Lease, Progress, frames::Known};
+use super::{
+    Progress,
+    frames::{HeldFrames, Piece},
+    incoming::IncomingLease,
+};
 use crate::{
     host::files::{FileError, free_space, open_regular, remove_if_present, rename_over},
     model::{Digest, ReleaseId},
-    remote::{Object, Place, QUEUE, RemoteError},
+    remote::{
+        deliverable_store::DeliverableStore,
+        error::RemoteError,
+        offer::{Object, QUEUE},
+    },
 };
 
-/// How the file ends in which the piece under way and how much of it is there are noted; beside the file itself.
+/// The suffix of the file beside the partial file that records the piece in progress and the number of its bytes that are written.
 const NOTE: &str = ".note";
-/// How much is read at once where digests are checked, in bytes.
+/// The size of the buffer for verifying digests, in bytes.
 const BUFFER: usize = 1 << 20;
-/// Connections for one file, after which the pauses between them do not become short again.
+/// The number of connections for one file after which progress does not reset the backoff any more.
 const ATTEMPTS: u32 = 200;
-/// What stays free on the disk, in bytes.
+/// The number of bytes that must stay free on the disk.
 const RESERVE: u64 = 64 << 20;
 
 fn note_path(path: &Path) -> PathBuf {
@@ -36,22 +44,14 @@ fn note_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A part of a file, and what it must be.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) at: u64,
-    pub(super) bytes: u64,
-    pub(super) digest: Digest,
-}
-
-/// The pauses between attempts. They begin anew whenever anything has moved.
+/// The backoff between attempts. It is reset after each attempt that made progress.
 pub(super) fn pauses() -> ExponentialBackoff {
     let shortest = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
     let pauses = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(shortest.saturating_mul(40));
     pauses.with_max_times(7).with_jitter().build()
 }
 
-/// Tries again where that may help.
+/// Retries after transient errors.
 pub(super) async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
 where
     F: Future<Output = Result<T, RemoteError>> + Send,
@@ -68,8 +68,8 @@ where
     }
 }
 
-/// Whether a finished file is there and right. One that is wrong is removed.
-pub(super) async fn is_whole(lease: &Lease, path: &Path, piece: Piece) -> Result<bool, RemoteError> {
+/// Returns whether a complete file with the right digest exists. A file with a wrong digest is removed.
+pub(super) async fn is_whole(lease: &IncomingLease, path: &Path, piece: Piece) -> Result<bool, RemoteError> {
     let path = path.to_owned();
     let look = move || {
         let Ok(file) = open_regular(&path) else { return Ok(false) };
@@ -87,7 +87,7 @@ fn is_right(file: &File, piece: &Piece, buffer: &mut [u8]) -> bool {
     hash(file, piece.at, piece.bytes, buffer).is_some_and(|hasher| Digest::from(hasher.finalize()) == piece.digest)
 }
 
-/// The hash of a range of a file, to go on with.
+/// Hashes a range of a file. The hasher can be continued.
 fn hash(file: &File, at: u64, bytes: u64, buffer: &mut [u8]) -> Option<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     let mut done = 0_u64;
@@ -101,50 +101,50 @@ fn hash(file: &File, at: u64, bytes: u64, buffer: &mut [u8]) -> Option<blake3::H
     Some(hasher)
 }
 
-/// A file under way.
-pub(super) struct Filling {
+/// A file that is being fetched.
+pub(super) struct PartialFile {
     path: PathBuf,
     bytes: u64,
-    state: State,
+    state: WriterState,
     progress: Progress,
 }
 
-/// What the writing thread works on.
-struct State {
-    lease: Lease,
+/// The state of the writing thread.
+struct WriterState {
+    lease: IncomingLease,
     file: Arc<File>,
     note: Arc<File>,
-    /// Those that are still to come, in order.
+    /// The pieces that were missing when the fetch began, in order.
     missing: Vec<Piece>,
-    /// How many of them came since.
+    /// The number of those that are complete by now.
     next: usize,
-    /// How much of the next one is there.
+    /// The number of bytes of the next piece that are written.
     part: u64,
     hasher: blake3::Hasher,
-    /// How much of that part was found on the disk, and not seen on its way there.
+    /// The number of those bytes that an earlier attempt had written, so that an error in them is not the remote's.
     found: u64,
     fetched: u64,
     reused: u64,
     total: u64,
 }
 
-impl Filling {
-    /// The file at `path`, of `bytes`, with what an earlier attempt has left.
+impl PartialFile {
+    /// Opens the file at `path`, with the pieces that an earlier attempt has left. `bytes` is the complete size.
     pub(super) async fn open(
-        lease: &Lease,
+        lease: &IncomingLease,
         path: &Path,
         bytes: u64,
         pieces: Vec<Piece>,
         progress: &Progress,
-    ) -> Result<Filling, RemoteError> {
+    ) -> Result<PartialFile, RemoteError> {
         let (kept, owned) = (lease.clone(), path.to_owned());
-        let state = lease.blocking(move || State::open(kept, &owned, bytes, pieces)).await?;
-        let filling = Filling { path: path.to_owned(), bytes, state, progress: progress.clone() };
-        filling.tell();
-        Ok(filling)
+        let state = lease.blocking(move || WriterState::open(kept, &owned, bytes, pieces)).await?;
+        let partial = PartialFile { path: path.to_owned(), bytes, state, progress: progress.clone() };
+        partial.report();
+        Ok(partial)
     }
 
-    fn tell(&self) {
+    fn report(&self) {
         (self.progress)(self.state.fetched.saturating_add(self.state.reused), self.state.total);
     }
 
@@ -156,13 +156,13 @@ impl Filling {
         self.state.reused
     }
 
-    /// Copies what older archives have.
-    pub(super) async fn take_over(&mut self, known: Known) -> Result<(), RemoteError> {
+    /// Copies the pieces that older archives have.
+    pub(super) async fn take_over(&mut self, known: HeldFrames) -> Result<(), RemoteError> {
         if known.is_empty() || self.state.missing.is_empty() {
             return Ok(());
         }
         let (file, missing) = (Arc::clone(&self.state.file), std::mem::take(&mut self.state.missing));
-        // The piece of which a part was found goes on as it is.
+        // A piece that an earlier attempt has begun is resumed.
         let skip = usize::from(self.state.part > 0);
         let copy = move || {
             let mut buffer = vec![0; BUFFER];
@@ -179,52 +179,61 @@ impl Filling {
         let (missing, reused) = self.state.lease.blocking(copy).await?;
         self.state.missing = missing;
         self.state.reused = self.state.reused.saturating_add(reused);
-        self.tell();
+        self.report();
         Ok(())
     }
 
-    /// Fetches what is missing.
-    pub(super) async fn fetch(&mut self, place: &Place, release: ReleaseId, object: Object) -> Result<(), RemoteError> {
-        self.state.room(&self.path)?;
+    /// Fetches the missing pieces.
+    pub(super) async fn fetch(
+        &mut self,
+        remote: &DeliverableStore,
+        release: ReleaseId,
+        object: Object,
+    ) -> Result<(), RemoteError> {
+        self.state.check_space(&self.path)?;
         let mut pauses = pauses();
         let (mut again, mut attempts) = (true, 0_u32);
         while let Some(ranges) = self.state.ranges() {
             let before = self.state.fetched;
             let (to, chunks) = mpsc::channel(QUEUE);
             let sending = async {
-                let sent = place.fetch(release, object, &ranges, &to).await;
+                let sent = remote.fetch(release, object, &ranges, &to).await;
                 drop(to);
                 sent
             };
             let (state, progress) = (self.state.split(), self.progress.clone());
             let writing = tokio::task::spawn_blocking(move || state.write(chunks, &progress));
             let (sent, written) = tokio::join!(sending, writing);
-            let (state, written) = written.map_err(|_| RemoteError::GivenUp)?;
+            let (state, written) = written.map_err(|_| RemoteError::Aborted)?;
             self.state = state;
             let wrong = |why: &str| RemoteError::Damaged {
-                place: place.title().to_owned(),
+                remote: remote.title().to_owned(),
                 what: object.word().to_owned(),
                 why: why.to_owned(),
             };
             let pause = match (written?, sent) {
                 (Written::Surplus, _) => {
                     let limit = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-                    return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: object.word().to_owned(), limit });
+                    return Err(RemoteError::TooLarge {
+                        remote: remote.title().to_owned(),
+                        what: object.word().to_owned(),
+                        limit,
+                    });
                 }
-                // What an earlier attempt has left was not what it seemed. Once: then it is the place that is wrong.
+                // What an earlier attempt has left was not what it seemed. Once: then it is the remote that is wrong.
                 (Written::Wrong { found: true }, _) if again => {
                     again = false;
                     Some(Duration::ZERO)
                 }
                 (Written::Wrong { .. }, _) => return Err(wrong("it does not have the digest that was promised")),
                 (Written::All, Err(error)) if !error.is_transient() && self.state.ranges().is_some() => return Err(error),
-                (Written::All, Err(RemoteError::GivenUp)) => return Err(RemoteError::GivenUp),
+                (Written::All, Err(RemoteError::Aborted)) => return Err(RemoteError::Aborted),
                 (Written::All, Err(error)) => {
                     attempts = attempts.saturating_add(1);
                     if self.state.fetched > before && attempts < ATTEMPTS {
                         pauses = self::pauses();
                     }
-                    tracing::debug!(place = place.title(), %error, "a transfer goes on after a pause");
+                    tracing::debug!(remote = remote.title(), %error, "a transfer goes on after a pause");
                     Some(pauses.next().ok_or(error)?)
                 }
                 // It has said all that it has to say, and would say no more the next time.
@@ -240,7 +249,7 @@ impl Filling {
 
     /// Gives the file its name, when all of it is there.
     pub(super) async fn finish(self, tail: Option<(u64, Vec<u8>)>, name: PathBuf) -> Result<(), RemoteError> {
-        let Filling { path, bytes, state, .. } = self;
+        let PartialFile { path, bytes, state, .. } = self;
         let lease = state.lease.clone();
         let name_it = move || {
             let failed = |error: io::Error| FileError::io("write", path.clone(), error);
@@ -268,8 +277,8 @@ enum Written {
     Wrong { found: bool },
 }
 
-impl State {
-    fn open(lease: Lease, path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<State, RemoteError> {
+impl WriterState {
+    fn open(lease: IncomingLease, path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<WriterState, RemoteError> {
         let failed = |error: io::Error| FileError::io("open", path, error);
         let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path);
         let (file, note) = (open(path).map_err(failed)?, open(&note_path(path)).map_err(failed)?);
@@ -277,7 +286,7 @@ impl State {
         let mut noted = [0; 16];
         let mut known = old > 0 && note.read_exact_at(&mut noted, 0).is_ok();
         if old != bytes {
-            // Of something else, or never begun.
+            // The file belongs to another transfer, or is new.
             file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(failed)?;
             known = false;
         }
@@ -286,7 +295,7 @@ impl State {
         let missing: Vec<_> = pieces.iter().filter(|piece| !right(piece, &mut buffer)).copied().collect();
         let gone: u64 = missing.iter().map(|piece| piece.bytes).sum();
         let total: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-        let mut state = State {
+        let mut state = WriterState {
             lease,
             file: Arc::new(file),
             note: Arc::new(note),
@@ -305,7 +314,7 @@ impl State {
         Ok(state)
     }
 
-    /// Goes on within the piece that was under way.
+    /// Resumes the piece that an earlier attempt has begun.
     fn pick_up(&mut self, noted: [u8; 16], buffer: &mut [u8]) {
         let (at, part) = noted.split_at(8);
         let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
@@ -319,14 +328,14 @@ impl State {
         }
     }
 
-    /// Whether the disk has room for what is missing.
-    fn room(&self, path: &Path) -> Result<(), RemoteError> {
+    /// Checks that the disk has space for the missing pieces.
+    fn check_space(&self, path: &Path) -> Result<(), RemoteError> {
         let needed = self.missing.iter().map(|piece| piece.bytes).sum::<u64>().saturating_add(RESERVE);
         let free = free_space(path.parent().unwrap_or(path))?.bytes;
         if needed > free { Err(RemoteError::NoRoom { needed, free }) } else { Ok(()) }
     }
 
-    /// What is to be asked for now; nothing when all is there.
+    /// Returns the ranges to request; `None` if the file is complete.
     fn ranges(&self) -> Option<Vec<Range<u64>>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for (number, piece) in self.missing.get(self.next..).unwrap_or_default().iter().enumerate() {
@@ -340,9 +349,9 @@ impl State {
         (!ranges.is_empty()).then_some(ranges)
     }
 
-    /// The state for the thread that writes; the one left behind is only good for being replaced.
-    fn split(&mut self) -> State {
-        State {
+    /// Takes the state for the writing thread. The remaining state must be replaced by the one that the thread returns.
+    fn split(&mut self) -> WriterState {
+        WriterState {
             lease: self.lease.clone(),
             file: Arc::clone(&self.file),
             note: Arc::clone(&self.note),
@@ -352,8 +361,8 @@ impl State {
         }
     }
 
-    /// Takes chunks until there are no more.
-    fn write(mut self, mut chunks: mpsc::Receiver<Bytes>, progress: &Progress) -> (State, Result<Written, RemoteError>) {
+    /// Writes chunks until the channel is closed.
+    fn write(mut self, mut chunks: mpsc::Receiver<Bytes>, progress: &Progress) -> (WriterState, Result<Written, RemoteError>) {
         while let Some(chunk) = chunks.blocking_recv() {
             match self.take(&chunk) {
                 Ok(Written::All) => progress(self.fetched.saturating_add(self.reused), self.total),
@@ -364,7 +373,7 @@ impl State {
     }
 
     fn take(&mut self, mut chunk: &[u8]) -> Result<Written, RemoteError> {
-        let failed = |error: io::Error| FileError::io("write", "what is being fetched", error);
+        let failed = |error: io::Error| FileError::io("write", "the partial file", error);
         while !chunk.is_empty() {
             let Some(piece) = self.missing.get(self.next).copied() else { return Ok(Written::Surplus) };
             let room = usize::try_from(piece.bytes.saturating_sub(self.part)).unwrap_or(usize::MAX);

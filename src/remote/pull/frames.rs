@@ -1,20 +1,28 @@
-//! What is read of manifests here: where frames are, and no more.
+//! The frames of archives, as manifests describe them: those of the offered archive, and those that are held here.
 
 use std::{collections::HashMap, fs::File, io::BufReader, os::unix::fs::FileExt, path::Path, path::PathBuf, sync::Arc};
 
 use larder_archive::ArchiveInfoExt;
 use serde::Deserialize;
 
-use super::fill::Piece;
 use crate::{
     host::files::{FileError, open_regular},
     model::{ArchiveInfo, CommitId, Digest, EnvironmentName, ProjectName, ReleaseId},
-    remote::{Offer, RemoteError},
+    remote::{error::RemoteError, offer::Offer},
 };
 
-/// The head of a manifest. Its entries are passed over: they may be many, and they are somebody else's business.
+/// A part of a file, and its digest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    /// The offset in the file.
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+    pub(super) digest: Digest,
+}
+
+/// The fields of a manifest that a transfer needs. The entries, which can be many, are skipped.
 #[derive(Debug, Deserialize)]
-pub(super) struct Outline {
+pub(super) struct ManifestHead {
     project: ProjectName,
     environment: EnvironmentName,
     release: ReleaseId,
@@ -23,14 +31,14 @@ pub(super) struct Outline {
     archive: ArchiveInfo,
 }
 
-impl Outline {
-    pub(super) fn read(path: &Path) -> Result<Outline, RemoteError> {
+impl ManifestHead {
+    pub(super) fn read(path: &Path) -> Result<ManifestHead, RemoteError> {
         let file = open_regular(path)?;
         let read = serde_json::from_reader(BufReader::new(file));
         Ok(read.map_err(|error| FileError::io("read", path, std::io::Error::other(error)))?)
     }
 
-    /// Its archive, if manifest and offer speak of the same thing and the frames make sense.
+    /// Returns the description of the archive, if the manifest matches the offer and the frames are consistent.
     pub(super) fn checked(self, offer: &Offer) -> Result<ArchiveInfo, String> {
         let same = self.project == offer.project
             && self.environment == offer.environment
@@ -38,52 +46,52 @@ impl Outline {
             && self.commit == offer.commit
             && self.tree == offer.tree;
         if !same {
-            return Err(String::from("it describes another release than the one that was offered"));
+            return Err(String::from("it describes another release than the offer"));
         }
         let mut at = 0_u64;
         for frame in &self.archive.frames {
             if frame.offset != at || frame.bytes == 0 {
-                return Err(String::from("its frames do not follow one another"));
+                return Err(String::from("its frames are not contiguous"));
             }
-            at = at.checked_add(frame.bytes).ok_or("its frames are larger than any file")?;
+            at = at.checked_add(frame.bytes).ok_or("its frames exceed the maximum size of a file")?;
         }
         let follows = ArchiveInfo { settings: self.archive.settings, ..ArchiveInfo::of_frames(self.archive.frames.clone()) };
         if follows != self.archive || self.archive.bytes != offer.archive_bytes {
-            return Err(String::from("digest and size of its archive do not follow from its frames"));
+            return Err(String::from("digest and size of its archive do not match its frames"));
         }
         Ok(self.archive)
     }
 }
 
-/// What follows the frames of an archive, and where.
+/// Returns the end of an archive after its last frame, and its offset.
 pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
     let end = archive.frames.iter().map(|frame| frame.bytes).sum();
     Some((end, archive.seek_table()))
 }
 
-/// Frames of archives that are here already.
+/// Frames of archives that this environment has already.
 #[derive(Default)]
-pub(super) struct Known(HashMap<Digest, (Arc<File>, u64, u64)>);
+pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 
-/// Older archives that are looked into.
+/// The maximum number of older archives that are used.
 const ARCHIVES: usize = 3;
 
-impl Known {
-    /// Those of these manifests and archives, newest first. One that cannot be read is as good as none.
-    pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> Known {
+impl HeldFrames {
+    /// The frames of these manifests and archives, newest first. Unreadable archives are skipped.
+    pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> HeldFrames {
         let mut known = HashMap::new();
         let readable = archives.into_iter().filter_map(|(manifest, archive)| {
-            Some((Outline::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
+            Some((ManifestHead::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
         });
         for (frames, file) in readable.take(ARCHIVES) {
             for frame in frames {
                 known.entry(frame.digest).or_insert((Arc::clone(&file), frame.offset, frame.bytes));
             }
         }
-        Known(known)
+        HeldFrames(known)
     }
 
-    /// Copies a piece from an older archive to its place in `to`. Whether it is right the caller finds out by its digest.
+    /// Copies a piece from an older archive to its offset in `to`. Returns whether it was copied; the caller must verify the digest.
     pub(super) fn copy(&self, piece: &Piece, to: &File, buffer: &mut [u8]) -> bool {
         let Some((from, offset, bytes)) = self.0.get(&piece.digest).filter(|(.., bytes)| *bytes == piece.bytes) else {
             return false;

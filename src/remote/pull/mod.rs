@@ -1,25 +1,34 @@
-//! Bringing a release here, whatever happens on the way.
+//! Pulls a release from a remote; resumes an interrupted pull.
 //!
-//! Everything lands in `releases/.incoming/<id>/`, under names that end in `.part` until its digest is right. What a cut transfer has
-//! left is picked up again: whole frames are known by their digests, and of the one that was under way a note says how far it
-//! had come. A frame that turns out wrong is thrown away and fetched anew.
+//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. A later pull uses the
+//! complete frames that an interrupted one has left, which it recognises by their digests, and resumes the incomplete frame, whose position
+//! is in a note beside the file. A frame with a wrong digest is discarded and fetched again.
 
 mod fill;
 mod frames;
+mod incoming;
 mod pack;
 
 use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::DirBuilderExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
-use self::fill::{Filling, Piece};
-pub use self::pack::{Pack, pull_pack};
-use super::{Blob, Object, Offer, Place, RemoteError};
+use self::{
+    fill::{PartialFile, patiently},
+    frames::Piece,
+    incoming::{IncomingLease, blocking, clear, enter},
+};
+pub use self::{
+    incoming::sweep,
+    pack::{Pack, pull_pack},
+};
+use super::{
+    deliverable_store::DeliverableStore,
+    error::RemoteError,
+    offer::{Blob, Object, Offer},
+};
 use crate::{
     host::{
         files::{self, FileError},
@@ -28,132 +37,107 @@ use crate::{
     model::ReleaseId,
 };
 
-/// Is told how many bytes of how many are here, whether they were fetched or held already.
+/// Called with the number of bytes that are here, fetched or reused, and the total.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
-/// Looks at the manifest that came, as a file, before anything that it leads to does; says no with [`RemoteError::Rejected`].
-pub type Judge = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
+/// Checks the file of the manifest before the archive is fetched. Rejects it with [`RemoteError::Rejected`].
+pub type ManifestCheck = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
 
-/// A progress that says one line for every tenth, such as `12 of 40 MiB (30 %)`; small transfers say nothing.
-pub fn tenths(say: impl Fn(&str) + Send + Sync + 'static) -> Progress {
-    let said = parking_lot::Mutex::new(0_u64);
+/// A progress that reports one line for every tenth, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB report nothing.
+pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> Progress {
+    let reported = parking_lot::Mutex::new(0_u64);
     Arc::new(move |done, total| {
         let tenth = done.saturating_mul(10).checked_div(total).unwrap_or(10);
-        let mut said = said.lock();
-        if total >= 1 << 20 && tenth > *said {
-            *said = tenth;
-            say(&format!("{} of {} MiB ({} %)", done >> 20, total.div_ceil(1 << 20), tenth.saturating_mul(10)));
+        let mut reported = reported.lock();
+        if total >= 1 << 20 && tenth > *reported {
+            *reported = tenth;
+            report(&format!("{} of {} MiB ({} %)", done >> 20, total.div_ceil(1 << 20), tenth.saturating_mul(10)));
         }
     })
 }
 
-/// What a pull has brought.
+/// The content that a pull has fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum PulledContent {
     /// `manifest.json` and `archive.tar.zst`.
     Archive,
-    /// `delta`, from which manifest and tree follow; the release that it starts from is held here.
+    /// `delta`, from which the manifest and the tree are rebuilt.
     Delta {
-        /// That release.
+        /// The release that the delta starts from.
         from: ReleaseId,
     },
-    /// Nothing: the release is in `releases/` already; another pull was faster.
+    /// Nothing: the release is in `releases/` already.
     Held,
 }
 
-/// Files that have arrived. As long as this value lives nobody else touches them; [`discard`] removes them.
+/// The files of a completed pull. While this value exists, no other pull uses them; [`discard`] removes them.
 #[derive(Debug)]
 pub struct Pulled {
-    /// The directory that they are in.
+    /// The directory of the files.
     pub directory: PathBuf,
-    /// What there is.
-    pub content: Wanted,
-    /// Bytes that came over the network.
+    /// The fetched content.
+    pub content: PulledContent,
+    /// The number of bytes that were fetched.
     pub fetched: u64,
-    /// Bytes that were here already, in older archives or of an earlier attempt.
+    /// The number of bytes that were reused, from older archives or an interrupted pull.
     pub reused: u64,
-    lease: Lease,
+    lease: IncomingLease,
 }
 
-/// The right to the files of one incoming directory. Threads at work there share it: a pull that is given up leaves threads behind
-/// that are still writing, and nobody else may begin before the last of them has ended.
-#[derive(Debug, Clone)]
-struct Lease {
-    _lock: Arc<File>,
-}
-
-impl Lease {
-    /// Runs `act` on a thread that keeps the lease until it is done.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        act: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
-    ) -> Result<T, RemoteError> {
-        let kept = self.clone();
-        blocking(move || {
-            let done = act();
-            drop(kept);
-            done
-        })
-        .await
-    }
-}
-
-/// The names in an incoming directory.
+/// The names of files in an incoming directory.
 const MANIFEST: &str = "manifest.json";
 const ARCHIVE: &str = "archive.tar.zst";
 const DELTA: &str = "delta";
 const HEALTH: &str = "health.json";
-const LOCK: &str = "lock";
 
 impl Pulled {
-    /// The manifest's file, unless a delta came.
+    /// The path of the manifest, unless a delta was fetched.
     pub fn manifest(&self) -> Option<PathBuf> {
-        (self.content == Wanted::Archive).then(|| self.directory.join(MANIFEST))
+        (self.content == PulledContent::Archive).then(|| self.directory.join(MANIFEST))
     }
 
-    /// The archive's file, unless a delta came.
+    /// The path of the archive, unless a delta was fetched.
     pub fn archive(&self) -> Option<PathBuf> {
-        (self.content == Wanted::Archive).then(|| self.directory.join(ARCHIVE))
+        (self.content == PulledContent::Archive).then(|| self.directory.join(ARCHIVE))
     }
 
-    /// The delta's file, if one came.
+    /// The path of the delta, if one was fetched.
     pub fn delta(&self) -> Option<PathBuf> {
-        matches!(self.content, Wanted::Delta { .. }).then(|| self.directory.join(DELTA))
+        matches!(self.content, PulledContent::Delta { .. }).then(|| self.directory.join(DELTA))
     }
 
-    /// The health record's file, if the place gave one.
+    /// The path of the health record, if the remote has one.
     pub fn health(&self) -> Option<PathBuf> {
         Some(self.directory.join(HEALTH)).filter(|path| path.is_file())
     }
 }
 
-/// Brings the release of an offer into `releases/.incoming/`. `held` are releases of which this environment has the tree and maybe the
-/// archive, newest first: with a delta from one of them ([`Place::with_deltas`]), or by frames of their archives, only what changed is
-/// fetched. May be repeated and interrupted at any
-/// moment; two pulls of one release wait for each other.
+/// Fetches the release of an offer into `releases/.incoming/`. `held` are releases whose tree this environment has, and perhaps their
+/// archive, newest first. Only changes are fetched: a delta from one of them ([`DeliverableStore::with_deltas`]), or the frames that their archives do not
+/// have. Can be interrupted at any moment and repeated. Two pulls of one release wait for each other.
 pub async fn pull(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
     progress: &Progress,
 ) -> Result<Pulled, RemoteError> {
-    pull_believed(place, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as Judge)).await
+    pull_checked(remote, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as ManifestCheck)).await
 }
 
-/// The same; of a release whose manifest `judge` says no to, nothing more is fetched, and nothing stays. What comes as a delta has its
-/// manifest inside: it is judged by whoever takes it in.
-pub async fn pull_believed(
-    place: &Place,
+/// Like [`pull`], and checks the manifest: if `check` rejects it, the archive is not fetched and nothing is kept. The manifest of a delta is
+/// inside the delta, so the caller must check it when the delta is applied.
+pub async fn pull_checked(
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
     progress: &Progress,
-    judge: &Judge,
+    check: &ManifestCheck,
 ) -> Result<Pulled, RemoteError> {
     let (directory, lease) = enter(paths, offer.release).await?;
-    let mut pulled = Pulled { directory, content: Wanted::Archive, fetched: 0, reused: 0, lease };
-    match fill(place, offer, held, paths, progress, judge, &mut pulled).await {
+    let mut pulled = Pulled { directory, content: PulledContent::Archive, fetched: 0, reused: 0, lease };
+    match fill(remote, offer, held, paths, progress, check, &mut pulled).await {
         Ok(()) => Ok(pulled),
         Err(rejected @ RemoteError::Rejected { .. }) => {
             discard(pulled);
@@ -164,21 +148,21 @@ pub async fn pull_believed(
 }
 
 async fn fill(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
     progress: &Progress,
-    judge: &Judge,
+    check: &ManifestCheck,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
     if paths.manifest(offer.release).is_file() {
-        pulled.content = Wanted::Held;
+        pulled.content = PulledContent::Held;
     } else {
-        content(place, offer, held, paths, progress, judge, pulled).await?;
+        content(remote, offer, held, paths, progress, check, pulled).await?;
     }
-    // Also of what is here already: time has passed since.
-    if let Some(record) = fill::patiently(|| place.health(offer.release)).await? {
+    // Also for a release that is held already: its record may have changed.
+    if let Some(record) = patiently(|| remote.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
         pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
     }
@@ -186,58 +170,58 @@ async fn fill(
 }
 
 async fn content(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
     progress: &Progress,
-    judge: &Judge,
+    check: &ManifestCheck,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
-    let limits = place.limits();
+    let limits = remote.limits();
     for (what, bytes, limit) in
         [("archive", offer.archive_bytes, limits.archive_bytes), ("manifest", offer.manifest.bytes, limits.manifest_bytes)]
     {
         if bytes > limit {
-            return Err(RemoteError::TooLarge { place: place.title().to_owned(), what: what.to_owned(), limit });
+            return Err(RemoteError::TooLarge { remote: remote.title().to_owned(), what: what.to_owned(), limit });
         }
     }
-    if !by_delta(place, offer, held, progress, pulled).await? {
+    if !by_delta(remote, offer, held, progress, pulled).await? {
         let quiet: Progress = Arc::new(|_, _| {});
-        blob(place, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
-        let (manifest, judge) = (pulled.directory.join(MANIFEST), Arc::clone(judge));
-        pulled.lease.blocking(move || judge(&manifest)).await?;
-        by_frames(place, offer, held, paths, progress, pulled).await?;
+        blob(remote, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
+        let (manifest, check) = (pulled.directory.join(MANIFEST), Arc::clone(check));
+        pulled.lease.blocking(move || check(&manifest)).await?;
+        by_frames(remote, offer, held, paths, progress, pulled).await?;
     }
     Ok(())
 }
 
-/// Deltas from so many of the newest releases are asked for.
+/// The number of held releases for which a delta is requested.
 const BASES: usize = 2;
 
 async fn by_delta(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     progress: &Progress,
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
-    for from in held.iter().take(if place.wants_deltas() { BASES } else { 0 }).copied() {
-        let delta = match fill::patiently(|| place.delta(offer.release, from)).await {
+    for from in held.iter().take(if remote.wants_deltas() { BASES } else { 0 }).copied() {
+        let delta = match patiently(|| remote.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
-            // Not worth it, or nothing that this place can make: there is another way.
+            // The delta is not smaller, or the remote cannot compute it: the archive is fetched instead.
             Ok(_) | Err(RemoteError::NotFound { .. } | RemoteError::Refused { .. }) => continue,
             Err(error) => return Err(error),
         };
-        blob(place, offer, Object::Delta { from }, delta, DELTA, progress, pulled).await?;
-        pulled.content = Wanted::Delta { from };
+        blob(remote, offer, Object::Delta { from }, delta, DELTA, progress, pulled).await?;
+        pulled.content = PulledContent::Delta { from };
         return Ok(true);
     }
     Ok(false)
 }
 
 async fn by_frames(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
@@ -246,22 +230,22 @@ async fn by_frames(
 ) -> Result<(), RemoteError> {
     let manifest = pulled.directory.join(MANIFEST);
     let archives = held.iter().map(|id| (paths.manifest(*id), paths.archive(*id))).collect();
-    let title = place.title().to_owned();
+    let title = remote.title().to_owned();
     let (expected, known) = {
         let offer = offer.clone();
         let read = blocking(move || {
-            let outline = frames::Outline::read(&manifest)?.checked(&offer).map_err(|why| RemoteError::Damaged {
-                place: title,
+            let head = frames::ManifestHead::read(&manifest)?.checked(&offer).map_err(|why| RemoteError::Damaged {
+                remote: title,
                 what: String::from("manifest"),
                 why,
             });
-            Ok((outline, frames::Known::of(archives)))
+            Ok((head, frames::HeldFrames::of(archives)))
         });
-        let (outline, known) = read.await?;
-        match outline {
-            Ok(outline) => (outline, known),
+        let (head, known) = read.await?;
+        match head {
+            Ok(archive) => (archive, known),
             Err(damaged) => {
-                // It has the digest that was promised, so fetching it again would change nothing.
+                // It has the offered digest, so fetching it again would not help.
                 clear(&pulled.directory);
                 return Err(damaged);
             }
@@ -271,24 +255,24 @@ async fn by_frames(
         expected.frames.iter().map(|frame| Piece { at: frame.offset, bytes: frame.bytes, digest: frame.digest }).collect();
     let part = pulled.directory.join(format!("{ARCHIVE}.part"));
     let (whole, again) = (pulled.directory.join(ARCHIVE), part.clone());
-    // An earlier attempt may have had all of it, and ended before anybody took it in. It is looked at like any other part.
+    // An earlier pull may have completed the archive and ended before it was accepted. It is verified like any partial file.
     let pick_up = move || match fs::rename(&whole, &again) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("rename", whole, error).into()),
         _ => Ok(()),
     };
     pulled.lease.blocking(pick_up).await?;
     let tail = frames::tail(&expected);
-    let mut filling = Filling::open(&pulled.lease, &part, expected.bytes, pieces, progress).await?;
-    filling.take_over(known).await?;
-    filling.fetch(place, offer.release, Object::Archive).await?;
-    pulled.fetched = pulled.fetched.saturating_add(filling.fetched());
-    pulled.reused = pulled.reused.saturating_add(filling.reused());
-    filling.finish(tail, pulled.directory.join(ARCHIVE)).await
+    let mut partial = PartialFile::open(&pulled.lease, &part, expected.bytes, pieces, progress).await?;
+    partial.take_over(known).await?;
+    partial.fetch(remote, offer.release, Object::Archive).await?;
+    pulled.fetched = pulled.fetched.saturating_add(partial.fetched());
+    pulled.reused = pulled.reused.saturating_add(partial.reused());
+    partial.finish(tail, pulled.directory.join(ARCHIVE)).await
 }
 
-/// Fetches an object whose digest is known.
+/// Fetches an object with a known digest.
 async fn blob(
-    place: &Place,
+    remote: &DeliverableStore,
     offer: &Offer,
     object: Object,
     blob: Blob,
@@ -303,85 +287,18 @@ async fn blob(
         pulled.reused = pulled.reused.saturating_add(blob.bytes);
         return Ok(());
     }
-    let mut filling = Filling::open(&pulled.lease, &part, blob.bytes, vec![whole], progress).await?;
-    filling.fetch(place, offer.release, object).await?;
-    pulled.fetched = pulled.fetched.saturating_add(filling.fetched());
-    pulled.reused = pulled.reused.saturating_add(filling.reused());
-    filling.finish(None, done).await
+    let mut partial = PartialFile::open(&pulled.lease, &part, blob.bytes, vec![whole], progress).await?;
+    partial.fetch(remote, offer.release, object).await?;
+    pulled.fetched = pulled.fetched.saturating_add(partial.fetched());
+    pulled.reused = pulled.reused.saturating_add(partial.reused());
+    partial.finish(None, done).await
 }
 
-/// Removes what a pull has brought, after it was taken in or refused.
+/// Removes the files of a pull, after they were accepted or refused.
 pub fn discard(pulled: Pulled) {
     clear(&pulled.directory);
     let _ = fs::remove_dir_all(&pulled.directory);
     drop(pulled.lease);
-}
-
-/// Removes what pulls have left that nobody came back to within `age`.
-pub fn sweep(paths: &EnvironmentPaths, age: Duration) {
-    for entry in fs::read_dir(paths.incoming()).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let inside = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
-        let touched = inside.chain([path.clone()]).filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max();
-        let old = touched.is_some_and(|touched| SystemTime::now().duration_since(touched).is_ok_and(|since| since > age));
-        let free = || File::open(path.join(LOCK)).map_or(true, |lock| lock.try_lock().is_ok());
-        if old && free() && fs::remove_dir_all(&path).is_err() {
-            tracing::warn!(directory = %path.display(), "what a pull has left could not be removed");
-        }
-    }
-}
-
-/// Removes all files of an incoming directory but its lock.
-fn clear(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| entry.file_name() != LOCK) {
-        let _ = fs::remove_file(entry.path());
-    }
-}
-
-fn make(directory: &Path) -> Result<(), RemoteError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(directory);
-    Ok(made.map_err(|error| FileError::io("create", directory, error))?)
-}
-
-/// The directory for a release, which nobody else uses until the lease is dropped.
-async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(PathBuf, Lease), RemoteError> {
-    enter_directory(paths.incoming().join(release.to_string())).await
-}
-
-async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Lease), RemoteError> {
-    loop {
-        let wanted = directory.clone();
-        let locked = blocking(move || {
-            make(&wanted)?;
-            let path = wanted.join(LOCK);
-            let failed = |error: io::Error| FileError::io("lock", path.clone(), error);
-            let lock = File::options().create(true).append(true).open(&path).map_err(failed)?;
-            match lock.try_lock() {
-                Ok(()) => {}
-                Err(fs::TryLockError::WouldBlock) => return Ok(None),
-                Err(fs::TryLockError::Error(error)) => return Err(failed(error).into()),
-            }
-            // Whoever had it may have removed the directory when it was done.
-            use std::os::unix::fs::MetadataExt;
-            let same = match (lock.metadata(), fs::metadata(&path)) {
-                (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
-                _ => false,
-            };
-            Ok(same.then_some(lock))
-        });
-        match locked.await {
-            Ok(Some(lock)) => return Ok((directory, Lease { _lock: Arc::new(lock) })),
-            Ok(None) => {}
-            // Removed between two of our steps.
-            Err(RemoteError::File(error)) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, RemoteError> + Send + 'static) -> Result<T, RemoteError> {
-    tokio::task::spawn_blocking(act).await.map_err(|_| RemoteError::GivenUp)?
 }
 
 #[cfg(test)]

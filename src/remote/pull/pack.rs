@@ -1,8 +1,8 @@
-//! The commit of a release, as a pack of git.
+//! Pulls the commit of a release, as a git pack.
 //!
-//! Nobody knows its digest before it is there: the other side makes it anew for each request, and git makes the same bytes of the same
-//! repository. So what was cut goes on at the byte where it was, and git's own checksum at the end of the pack, which whoever takes it
-//! in compares, says whether both halves fit.
+//! Its digest is not known in advance: the other side creates a pack for each request. git creates the same bytes from the same repository,
+//! so an interrupted transfer resumes at its last byte. git's own checksum at the end of the pack, which is verified on import, detects
+//! parts that do not fit.
 
 use std::{
     fs::File,
@@ -13,26 +13,29 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Lease, clear, enter_directory, fill};
+use super::{
+    fill,
+    incoming::{IncomingLease, clear, enter_directory},
+};
 use crate::{
     host::{files::FileError, root::EnvironmentPaths},
     model::{CommitId, Digest, ReleaseId},
-    remote::{Place, QUEUE, RemoteError},
+    remote::{deliverable_store::DeliverableStore, error::RemoteError, offer::QUEUE},
 };
 
-/// A pack that has arrived. As long as this value lives nobody else touches its file.
+/// A complete pack. While this value exists, no other pull uses its file.
 #[derive(Debug)]
 pub struct Pack {
-    /// Its file, which stands at its beginning.
+    /// The file, positioned at its beginning.
     pub file: File,
-    /// Whether it came by more than one request: then git may find that both parts do not fit, and it has to come anew.
+    /// Set if the pack was fetched by more than one request. The parts may then not fit, and the pack has to be fetched again.
     pub resumed: bool,
     directory: PathBuf,
-    lease: Lease,
+    lease: IncomingLease,
 }
 
 impl Pack {
-    /// Removes its file, after it was taken in or refused.
+    /// Removes the file, after it was imported or refused.
     pub fn discard(self) {
         clear(&self.directory);
         let _ = std::fs::remove_dir_all(&self.directory);
@@ -40,16 +43,17 @@ impl Pack {
     }
 }
 
-/// Brings the commit of a release, without what `haves` lead to. May be repeated and interrupted at any moment.
+/// Fetches the commit of a release with everything reachable from it, except what is reachable from `haves`. Can be interrupted at any
+/// moment and repeated.
 pub async fn pull_pack(
-    place: &Place,
+    remote: &DeliverableStore,
     release: ReleaseId,
     haves: &[CommitId],
     paths: &EnvironmentPaths,
 ) -> Result<Pack, RemoteError> {
-    // Not that of its files, which whoever takes them in clears.
+    // A directory of its own: that of the release's files is cleared when they are accepted.
     let (directory, lease) = enter_directory(paths.incoming().join(format!("{release}.commit"))).await?;
-    // What others have to do without makes another pack.
+    // Other `haves` lead to another pack, which must not be resumed from this one.
     let all: String = haves.iter().map(CommitId::as_str).collect();
     let path = directory.join(format!("pack-{}.part", Digest::of(all.as_bytes()).short()));
     let opened = path.clone();
@@ -61,16 +65,16 @@ pub async fn pull_pack(
     };
     let (mut file, mut here) = lease.blocking(open).await?;
     let mut resumed = here > 0;
-    let limit = place.limits().pack_bytes;
+    let limit = remote.limits().pack_bytes;
     let mut pauses = fill::pauses();
     loop {
         let (to, chunks) = mpsc::channel(QUEUE);
         let sending = async {
-            let sent = place.pack(release, haves, here, &to).await;
+            let sent = remote.pack(release, haves, here, &to).await;
             drop(to);
             sent
         };
-        let title = place.title().to_owned();
+        let title = remote.title().to_owned();
         let writing = lease.blocking(move || append(file, here, chunks, limit, title));
         let (sent, written) = tokio::join!(sending, writing);
         let before = here;
@@ -91,21 +95,21 @@ pub async fn pull_pack(
     Ok(Pack { file, resumed, directory, lease })
 }
 
-/// Writes chunks behind what is there, as far as the limit goes. Gives the number of bytes that are there then.
+/// Appends chunks up to the limit. Returns the file and its new size.
 fn append(
     mut file: File,
     mut here: u64,
     mut chunks: mpsc::Receiver<Bytes>,
     limit: u64,
-    place: String,
+    remote: String,
 ) -> Result<(File, u64), RemoteError> {
     let failed = |error| FileError::io("write", "a pack", error);
     while let Some(chunk) = chunks.blocking_recv() {
         let after = here.saturating_add(chunk.len() as u64);
         if after > limit {
-            // It would be too large the next time, too.
+            // Not resumed: the pack would exceed the limit again.
             file.set_len(0).map_err(failed)?;
-            return Err(RemoteError::TooLarge { place, what: String::from("pack"), limit });
+            return Err(RemoteError::TooLarge { remote, what: String::from("pack"), limit });
         }
         file.write_all(&chunk).map_err(failed)?;
         here = after;

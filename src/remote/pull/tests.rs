@@ -1,23 +1,23 @@
-//! Pulls from a directory, with releases whose frames are noise.
+//! Pulls from a directory, with archives of random frames.
 
-use std::os::unix::fs::FileExt;
+use std::{os::unix::fs::FileExt, time::Duration};
 
 use jiff::Timestamp;
 use larder_archive::ArchiveInfoExt;
 use parking_lot::Mutex;
 
-use super::*;
+use super::{incoming::LOCK, *};
 use crate::{
     host::root::Root,
     model::{ArchiveInfo, Digest, Frame, Remote},
-    remote::{Limits, Places, Share, publish, ssh::PullKey},
+    remote::{DeliverableStores, Limits, Publication, publish, ssh::PullKey},
 };
 
 struct World {
     directory: tempfile::TempDir,
-    place: Place,
+    store: DeliverableStore,
     paths: EnvironmentPaths,
-    /// How many bytes were said to be here, last.
+    /// The reported progress.
     seen: Arc<Mutex<Vec<(u64, u64)>>>,
 }
 
@@ -29,7 +29,7 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     out
 }
 
-/// An archive whose frames have these seeds and sizes, with its description.
+/// An archive with frames of these seeds and sizes, and its description.
 fn archive(frames: &[(u64, usize)]) -> (Vec<u8>, ArchiveInfo) {
     let (mut bytes, mut described) = (Vec::new(), Vec::new());
     for (seed, size) in frames {
@@ -50,7 +50,7 @@ impl World {
         let shared = directory.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
         let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
-        let places = Places::new(key, Limits::default());
+        let stores = DeliverableStores::new(key, Limits::default());
         let remote = Remote {
             name: "shared".parse().unwrap(),
             url: format!("file://{}", shared.display()),
@@ -58,11 +58,11 @@ impl World {
             trust: Vec::new(),
             publish: true,
         };
-        let place = places.open(&remote, &"shop".parse().unwrap()).unwrap();
+        let store = stores.open(&remote, &"shop".parse().unwrap()).unwrap();
         let paths =
             Root::new(directory.path().join("root")).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         std::fs::create_dir_all(paths.releases()).unwrap();
-        World { directory, place, paths, seen: Arc::default() }
+        World { directory, store, paths, seen: Arc::default() }
     }
 
     /// Publishes a release with these frames.
@@ -96,17 +96,19 @@ impl World {
             healthy_since: None,
         };
         let (archive, manifest) = (file("archive", &bytes), file("manifest", &manifest));
-        publish(&self.place, &Share { offer: offer.clone(), archive, manifest, health: Some(b"{}".to_vec()) }).await.unwrap();
+        publish(&self.store, &Publication { offer: offer.clone(), archive, manifest, health: Some(b"{}".to_vec()) })
+            .await
+            .unwrap();
         (offer, bytes)
     }
 
     async fn pull(&self, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
         let seen = Arc::clone(&self.seen);
         let progress: Progress = Arc::new(move |done, total| seen.lock().push((done, total)));
-        pull(&self.place, offer, held, &self.paths, &progress).await
+        pull(&self.store, offer, held, &self.paths, &progress).await
     }
 
-    /// Gives what was pulled its names in `releases/`, as whoever accepts it does.
+    /// Renames the pulled files to their names in `releases/`, as their acceptance does.
     fn accept(&self, pulled: Pulled, release: ReleaseId) {
         std::fs::rename(pulled.archive().unwrap(), self.paths.archive(release)).unwrap();
         std::fs::rename(pulled.manifest().unwrap(), self.paths.manifest(release)).unwrap();
@@ -123,13 +125,13 @@ impl World {
 }
 
 #[tokio::test]
-async fn what_was_published_is_listed_and_arrives() {
+async fn published_release_is_listed_and_pulled() {
     let world = World::new();
     let (offer, bytes) = world.publish(1, &[(1, 300_000), (2, 5), (3, 2 << 20)]).await;
     let (newer, _) = world.publish(2, &[(1, 10)]).await;
-    assert_eq!(world.place.list().await.unwrap(), [newer, offer.clone()]);
+    assert_eq!(world.store.list().await.unwrap(), [newer, offer.clone()]);
     let pulled = world.pull(&offer, &[]).await.unwrap();
-    assert_eq!(pulled.content, Wanted::Archive);
+    assert_eq!(pulled.content, PulledContent::Archive);
     assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
     assert_eq!(std::fs::read(pulled.health().unwrap()).unwrap(), b"{}");
     assert!(pulled.fetched > 300_005 + (2 << 20) && pulled.reused == 0);
@@ -139,15 +141,15 @@ async fn what_was_published_is_listed_and_arrives() {
     assert_eq!(names.len(), 4, "{names:?}");
     world.accept(pulled, offer.release);
     assert_eq!(std::fs::read_dir(world.paths.incoming()).unwrap().count(), 0);
-    // It is not brought again, but how it has gone since is.
+    // The release is not fetched again, but its health record is.
     std::fs::write(world.shared(&offer, "health.json"), b"[1]").unwrap();
     let again = world.pull(&offer, &[]).await.unwrap();
-    assert_eq!((again.content, again.fetched), (Wanted::Held, 0));
+    assert_eq!((again.content, again.fetched), (PulledContent::Held, 0));
     assert_eq!(std::fs::read(again.health().unwrap()).unwrap(), b"[1]");
 }
 
 #[tokio::test]
-async fn frames_that_are_here_are_not_fetched() {
+async fn held_frames_are_not_fetched() {
     let world = World::new();
     let (old, _) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
     let pulled = world.pull(&old, &[]).await.unwrap();
@@ -158,7 +160,7 @@ async fn frames_that_are_here_are_not_fetched() {
     assert_eq!(pulled.fetched, new.manifest.bytes + 1007);
     assert_eq!(pulled.reused, 600_000);
     discard(pulled);
-    // An older archive that has rotted gives nothing wrong.
+    // A corrupt frame of an older archive is not used.
     let rotten = std::fs::File::options().write(true).open(world.paths.archive(old.release)).unwrap();
     rotten.write_all_at(b"rot", 150_000).unwrap();
     let pulled = world.pull(&new, &[old.release]).await.unwrap();
@@ -167,12 +169,12 @@ async fn frames_that_are_here_are_not_fetched() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
+async fn intact_parts_of_an_interrupted_pull_are_reused() {
     let world = World::new();
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
     let directory = world.incoming(offer.release);
     std::fs::create_dir_all(&directory).unwrap();
-    // The first frame is whole, of the second there are 50,000 bytes; at other positions stands rubbish.
+    // The first frame is complete, and 50,000 bytes of the second one. The rest is garbage.
     let leave = |whole: usize, at: u64, part: u64, rot: Option<usize>| {
         let mut left = bytes.clone();
         left[whole..].fill(0x55);
@@ -187,7 +189,7 @@ async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
     leave(150_000, 100_000, 50_000, None);
     let pulled = world.pull(&offer, &[]).await.unwrap();
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 450_000));
-    // Of what the note promises a byte is wrong: that frame comes anew, once.
+    // A byte before the noted position is wrong: that frame is fetched again, once.
     for (rot, fetched) in [(120_000, 450_000 + 200_000), (99_999, 550_000)] {
         clear(&pulled.directory);
         leave(150_000, 100_000, 50_000, Some(rot));
@@ -195,7 +197,7 @@ async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
         let pulled = world.pull(&offer, &[]).await.unwrap();
         assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, fetched), "{rot}");
     }
-    // Of another size, or with a note that makes no sense.
+    // A note with an invalid position.
     clear(&pulled.directory);
     drop(std::fs::remove_file(directory.join(LOCK)));
     leave(0, u64::MAX, u64::MAX, None);
@@ -203,15 +205,15 @@ async fn what_is_left_of_an_earlier_attempt_is_used_if_it_is_right() {
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 600_000));
 }
 
-/// Killed when all was here, and before anybody took it in.
+/// As after a kill between the end of the transfer and the acceptance.
 #[tokio::test]
-async fn what_is_complete_is_not_fetched_again() {
+async fn complete_archive_is_not_fetched_again() {
     let world = World::new();
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000)]).await;
     drop(world.pull(&offer, &[]).await.unwrap());
     let pulled = world.pull(&offer, &[]).await.unwrap();
     assert_eq!((pulled.fetched, std::fs::read(pulled.archive().unwrap()).unwrap() == bytes), (0, true));
-    // One that has rotted meanwhile is mended.
+    // A corrupt frame is fetched again.
     drop(pulled);
     let rotten = std::fs::File::options().write(true).open(world.incoming(offer.release).join(ARCHIVE)).unwrap();
     rotten.write_all_at(b"rot", 150_000).unwrap();
@@ -220,7 +222,7 @@ async fn what_is_complete_is_not_fetched_again() {
 }
 
 #[tokio::test]
-async fn a_place_that_gives_something_else_gives_nothing() {
+async fn corrupt_or_contradictory_data_of_a_remote_is_rejected() {
     let world = World::new();
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000)]).await;
     let damaged = |error: RemoteError| match error {
@@ -231,7 +233,7 @@ async fn a_place_that_gives_something_else_gives_nothing() {
         let names = std::fs::read_dir(world.incoming(offer.release)).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(names.filter_map(|name| name.into_string().ok()).all(|name| name != "archive.tar.zst"));
     };
-    // Every class of position: within frames, at their edges.
+    // Positions within frames and at their edges.
     for at in [0, 99_999, 100_000, 299_999] {
         let mut wrong = bytes.clone();
         wrong[at] ^= 0x80;
@@ -244,7 +246,7 @@ async fn a_place_that_gives_something_else_gives_nothing() {
     assert!(matches!(cut, RemoteError::Damaged { .. } | RemoteError::Lost { .. }), "{cut}");
     nothing_final();
     std::fs::write(world.shared(&offer, "tar.zst"), &bytes).unwrap();
-    // A manifest that says something else than the offer, or whose frames overlap.
+    // A manifest that contradicts the offer, or whose frames overlap.
     let good = std::fs::read_to_string(world.shared(&offer, "manifest.json")).unwrap();
     for (from, to) in [("\"shop\"", "\"blog\""), ("\"staging\"", "\"testing\""), ("\"offset\":100000", "\"offset\":99999")] {
         clear(&world.incoming(offer.release));
@@ -261,13 +263,13 @@ async fn a_place_that_gives_something_else_gives_nothing() {
 }
 
 #[tokio::test]
-async fn two_pulls_of_one_release_wait_for_each_other() {
+async fn concurrent_pulls_of_one_release_are_serialised() {
     let world = World::new();
     let (offer, bytes) = world.publish(1, &[(1, 3 << 20), (2, 3 << 20)]).await;
     let one = async {
         let pulled = world.pull(&offer, &[]).await.unwrap();
         match pulled.content {
-            Wanted::Archive => {
+            PulledContent::Archive => {
                 assert_eq!(std::fs::read(pulled.archive().unwrap()).unwrap(), bytes);
                 world.accept(pulled, offer.release);
                 true
@@ -278,7 +280,7 @@ async fn two_pulls_of_one_release_wait_for_each_other() {
     let other = async {
         let pulled = world.pull(&offer, &[]).await.unwrap();
         match pulled.content {
-            Wanted::Archive => {
+            PulledContent::Archive => {
                 world.accept(pulled, offer.release);
                 true
             }
@@ -286,48 +288,48 @@ async fn two_pulls_of_one_release_wait_for_each_other() {
         }
     };
     let (one, other) = tokio::join!(one, other);
-    assert!(one != other, "both or none brought it");
+    assert!(one != other, "exactly one pull must fetch it");
 }
 
 #[tokio::test]
-async fn what_nobody_came_back_to_is_swept() {
+async fn abandoned_incoming_directory_is_swept() {
     let world = World::new();
     let (offer, _) = world.publish(1, &[(1, 1000)]).await;
     let pulled = world.pull(&offer, &[]).await.unwrap();
     sweep(&world.paths, Duration::ZERO);
-    assert!(pulled.directory.exists(), "it is in use");
+    assert!(pulled.directory.exists(), "a directory in use must stay");
     let directory = pulled.directory.clone();
     drop(pulled);
     sweep(&world.paths, Duration::from_secs(3600));
-    assert!(directory.exists(), "it is not old");
+    assert!(directory.exists(), "a recent directory must stay");
     sweep(&world.paths, Duration::ZERO);
     assert!(!directory.exists());
 }
 
 #[test]
-fn every_tenth_is_said_once() {
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let kept = Arc::clone(&said);
+fn every_tenth_is_reported_once() {
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&reported);
     let progress = tenths(move |line| kept.lock().push(line.to_owned()));
     for done in 0..=40 {
         progress(done << 20, 40 << 20);
     }
-    assert_eq!(said.lock().len(), 10);
-    assert_eq!(said.lock()[2], "12 of 40 MiB (30 %)");
-    let small = Arc::clone(&said);
+    assert_eq!(reported.lock().len(), 10);
+    assert_eq!(reported.lock()[2], "12 of 40 MiB (30 %)");
+    let small = Arc::clone(&reported);
     tenths(move |line| small.lock().push(line.to_owned()))(1000, 1000);
-    assert_eq!(said.lock().len(), 10);
+    assert_eq!(reported.lock().len(), 10);
 }
 
-/// A thread that is still writing when its pull is given up does so alone.
+/// A thread of an aborted pull that still writes has the directory for itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_waits_for_the_threads_of_one_that_was_given_up() {
+async fn pull_waits_for_the_threads_of_an_aborted_one() {
     let world = World::new();
     let release = ReleaseId::new(Timestamp::now());
     let (_, lease) = enter(&world.paths, release).await.unwrap();
     let (go_on, held) = std::sync::mpsc::channel::<()>();
     let (begun, begins) = tokio::sync::oneshot::channel();
-    let given_up = tokio::spawn(async move {
+    let aborted = tokio::spawn(async move {
         let act = move || {
             let _ = begun.send(());
             let _ = held.recv();
@@ -336,11 +338,11 @@ async fn a_pull_waits_for_the_threads_of_one_that_was_given_up() {
         lease.blocking(act).await
     });
     begins.await.unwrap();
-    given_up.abort();
-    let _ = given_up.await;
+    aborted.abort();
+    let _ = aborted.await;
     let mut next = Box::pin(enter(&world.paths, release));
     let waited = tokio::time::timeout(Duration::from_millis(300), &mut next).await;
-    assert!(waited.is_err(), "the thread of the pull that was given up still writes");
+    assert!(waited.is_err(), "the thread of the aborted pull still writes");
     go_on.send(()).unwrap();
     next.await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! One other server: connections that end when they are stale, words that it runs, and their output.
+//! The client of one other server: its connection, commands, and their output.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -15,33 +15,33 @@ use russh::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{PullKey, fingerprint, line_of};
-use crate::{model::sanitise_line, remote::RemoteError};
+use super::keys::{PullKey, fingerprint, line_of};
+use crate::{model::sanitise_line, remote::error::RemoteError};
 
-/// How long a server may take to be reached, to greet and to let us in, each.
+/// The time limit for each of: TCP connection, key exchange, authentication.
 const GREETING: Duration = Duration::from_secs(15);
-/// How long the connection may be silent, answers to our questions whether it lives included.
+/// The silence after which a keep-alive request is sent.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Unanswered questions after which it is lost.
+/// The number of unanswered keep-alive requests after which the connection is lost.
 const KEEPALIVE_MAX: usize = 3;
-/// How long a transfer may stand still although the connection lives.
+/// The maximum silence of a transfer on a connection that is alive.
 const STALLED: Duration = Duration::from_secs(120);
-/// How long the other side may work on something before its first byte: it may have to make a delta.
+/// The maximum time before the first byte of an answer: the other side may have to compute a delta.
 const WORKING: Duration = Duration::from_secs(20 * 60);
-/// Requests for which a connection is used; the other side allows 32.
+/// The maximum number of requests on one connection. The other side allows 32.
 const REQUESTS: usize = 24;
-/// The longest command that the other side reads, in bytes.
+/// The maximum length of a command on the other side, in bytes.
 const COMMAND_MAX: usize = 1024;
-/// How much of what it says beside its output is kept, in bytes.
+/// The number of bytes of the standard error that are kept for messages.
 const WORDS_MAX: usize = 4096;
 
-/// How much it may say beside what was asked for, in bytes.
+/// The maximum size of the standard error of a command whose standard output is read alone, in bytes.
 const NOISE_MAX: usize = 64 * 1024;
 
 static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     Arc::new(client::Config {
         preferred: Preferred {
-            // The only kind of host key that a larder server has.
+            // A larder server has only this kind of host key.
             key: vec![Algorithm::Ed25519].into(),
             compression: vec![compression::NONE].into(),
             ..Preferred::default()
@@ -54,7 +54,7 @@ static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     })
 });
 
-/// Accepts the host key that was pinned and no other; remembers what it saw.
+/// Accepts only the pinned host key, and records the key of the server.
 struct Pinned {
     expected: Option<String>,
     seen: Arc<Mutex<Option<String>>>,
@@ -79,9 +79,9 @@ struct Connection {
     requests: usize,
 }
 
-/// A larder server elsewhere.
-pub struct Server {
-    /// What it is called in messages.
+/// Another larder server.
+pub struct RemoteServer {
+    /// The name and address, for messages.
     title: String,
     login: String,
     host: String,
@@ -91,22 +91,22 @@ pub struct Server {
     connection: tokio::sync::Mutex<Option<Connection>>,
 }
 
-impl std::fmt::Debug for Server {
+impl std::fmt::Debug for RemoteServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Server({}@{}:{})", self.login, self.host, self.port)
+        write!(f, "RemoteServer({}@{}:{})", self.login, self.host, self.port)
     }
 }
 
-impl Server {
-    /// The server at `host`, which must show `host_key`; without one it is never talked to.
-    pub fn new(title: String, login: &str, host: &str, port: u16, host_key: Option<&str>, key: PullKey) -> Server {
+impl RemoteServer {
+    /// The server at `host`, which must have `host_key`. Without a host key no request is ever sent.
+    pub fn new(title: String, login: &str, host: &str, port: u16, host_key: Option<&str>, key: PullKey) -> RemoteServer {
         let host_key = host_key.map(str::to_owned);
         let connection = tokio::sync::Mutex::default();
-        Server { title, login: login.to_owned(), host: host.to_owned(), port, host_key, key, connection }
+        RemoteServer { title, login: login.to_owned(), host: host.to_owned(), port, host_key, key, connection }
     }
 
     fn unreachable(&self, why: impl std::fmt::Display) -> RemoteError {
-        RemoteError::Unreachable { place: self.title.clone(), why: sanitise_line(&why.to_string()) }
+        RemoteError::Unreachable { remote: self.title.clone(), why: sanitise_line(&why.to_string()) }
     }
 
     async fn connect(&self) -> Result<Connection, RemoteError> {
@@ -124,22 +124,22 @@ impl Server {
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&self.key.0), None);
         let login = timeout(GREETING, handle.authenticate_publickey(&self.login, key)).await.map_err(late)?;
         if !login.map_err(|error| self.unreachable(error))?.success() {
-            return Err(RemoteError::Login { place: self.title.clone(), key: self.key.line() });
+            return Err(RemoteError::Login { remote: self.title.clone(), key: self.key.line() });
         }
         Ok(Connection { handle: Arc::new(handle), requests: 0 })
     }
 
     fn other_key(&self, line: String) -> RemoteError {
-        let (place, shown) = (self.title.clone(), fingerprint(&line));
+        let (remote, shown) = (self.title.clone(), fingerprint(&line));
         match &self.host_key {
-            Some(expected) => RemoteError::HostKey { place, expected: fingerprint(expected), shown, line },
-            None => RemoteError::Unpinned { place, shown, line },
+            Some(expected) => RemoteError::HostKey { remote, expected: fingerprint(expected), shown, line },
+            None => RemoteError::Unpinned { remote, shown, line },
         }
     }
 
     async fn channel(&self) -> Result<(Channel<Msg>, Arc<Handle<Pinned>>), RemoteError> {
         let mut slot = self.connection.lock().await;
-        // A connection that died since it was last used is no reason to fail; one that dies at once is.
+        // A connection that was lost since its last use is replaced. A new connection that is lost at once is an error.
         for fresh in [false, true] {
             let usable = slot.take().filter(|known| !fresh && known.requests < REQUESTS && !known.handle.is_closed());
             let mut connection = match usable {
@@ -153,23 +153,23 @@ impl Server {
                 return Ok((channel, handle));
             }
         }
-        Err(self.unreachable("it ended the connection at once"))
+        Err(self.unreachable("the connection was closed at once"))
     }
 
-    /// Has the server run `words`, which no shell reads there.
+    /// Runs a command on the server. No shell is involved there.
     pub async fn exec(&self, words: &[String]) -> Result<Exec, RemoteError> {
         let doing = words.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
-        let lost = |why: String| RemoteError::Lost { place: self.title.clone(), doing: format!("asking for `{doing}`"), why };
+        let lost = |why: String| RemoteError::Lost { remote: self.title.clone(), doing: format!("asking for `{doing}`"), why };
         let command = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| lost(error.to_string()))?;
         if command.len() > COMMAND_MAX {
-            return Err(lost(format!("the command has {} bytes, and at most {COMMAND_MAX} are read there", command.len())));
+            return Err(lost(format!("the command has {} bytes (at most {COMMAND_MAX} are allowed)", command.len())));
         }
         let (channel, connection) = self.channel().await?;
         channel.exec(true, command).await.map_err(|error| lost(error.to_string()))?;
         Ok(Exec {
             channel,
             _connection: connection,
-            place: self.title.clone(),
+            remote: self.title.clone(),
             doing,
             words: String::new(),
             code: None,
@@ -178,7 +178,7 @@ impl Server {
         })
     }
 
-    /// Ends the connection, if there is one.
+    /// Closes the connection, if there is one.
     pub async fn leave(&self) {
         if let Some(connection) = self.connection.lock().await.take() {
             let told = connection.handle.disconnect(Disconnect::ByApplication, "", "");
@@ -190,43 +190,43 @@ impl Server {
 /// A piece of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Of the standard output.
+    /// Bytes of the standard output.
     Out(Bytes),
-    /// Of the standard error.
+    /// Bytes of the standard error.
     Err(Bytes),
 }
 
-/// Words that are being run; dropping it makes the other side stop.
+/// A running command. Dropping it ends the command on the other side.
 pub struct Exec {
     channel: Channel<Msg>,
     _connection: Arc<Handle<Pinned>>,
-    place: String,
+    remote: String,
     doing: String,
-    /// The first words of the standard error.
+    /// The beginning of the standard error.
     words: String,
     code: Option<u32>,
     began: bool,
-    /// How much came beside the standard output where nobody wants that, in bytes.
+    /// The number of bytes of the standard error that [`Exec::next_out`] has discarded.
     noise: usize,
 }
 
 impl std::fmt::Debug for Exec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Exec({} at {})", self.doing, self.place)
+        write!(f, "Exec({} at {})", self.doing, self.remote)
     }
 }
 
 impl Exec {
     fn lost(&self, why: impl Into<String>) -> RemoteError {
-        RemoteError::Lost { place: self.place.clone(), doing: format!("it answered `{}`", self.doing), why: why.into() }
+        RemoteError::Lost { remote: self.remote.clone(), doing: format!("running `{}`", self.doing), why: why.into() }
     }
 
-    /// The next piece; nothing at the end, after which [`Exec::code`] says how it ended.
+    /// Returns the next piece of output; `None` at the end, after which [`Exec::code`] is the exit code.
     pub async fn next(&mut self) -> Result<Option<Output>, RemoteError> {
         let patience = if self.began { STALLED } else { WORKING };
         loop {
             let message = timeout(patience, self.channel.wait()).await;
-            match message.map_err(|_| self.lost(format!("nothing came for {patience:?}")))? {
+            match message.map_err(|_| self.lost(format!("no data for {patience:?}")))? {
                 Some(ChannelMsg::Data { data }) => {
                     self.began = true;
                     return Ok(Some(Output::Out(data)));
@@ -240,14 +240,14 @@ impl Exec {
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
                 Some(ChannelMsg::Failure) => return Err(self.lost("it does not run commands")),
                 Some(ChannelMsg::Close) | None => {
-                    return if self.code.is_some() { Ok(None) } else { Err(self.lost("it ended without a word")) };
+                    return if self.code.is_some() { Ok(None) } else { Err(self.lost("the command ended without an exit code")) };
                 }
                 Some(_) => {}
             }
         }
     }
 
-    /// The next piece of its standard output, for whoever passes nothing else on. What it says besides has to end some time.
+    /// Returns the next piece of the standard output. Discards the standard error, up to a limit.
     pub async fn next_out(&mut self) -> Result<Option<Bytes>, RemoteError> {
         while let Some(piece) = self.next().await? {
             match piece {
@@ -255,7 +255,7 @@ impl Exec {
                 Output::Err(data) => {
                     self.noise = self.noise.saturating_add(data.len());
                     if self.noise > NOISE_MAX {
-                        return Err(self.lost("it says more and more, and none of it is what was asked for"));
+                        return Err(self.lost("the standard error of the command is too long"));
                     }
                 }
             }
@@ -263,34 +263,34 @@ impl Exec {
         Ok(None)
     }
 
-    /// How it ended; nothing before its end.
+    /// The exit code; `None` before the end.
     pub fn code(&self) -> Option<u32> {
         self.code
     }
 
-    /// The error that its exit code means; nothing for success. `what` is what was asked for.
+    /// Converts the exit code to an error; `None` for success. `what` is the requested object.
     pub fn refusal(&self, what: &str) -> Option<RemoteError> {
-        let (place, words) = (self.place.clone(), self.said());
+        let (remote, words) = (self.remote.clone(), self.message());
         match self.code {
             Some(0) => None,
-            Some(4) => Some(RemoteError::NotFound { place, what: what.to_owned(), words }),
-            code => Some(RemoteError::Refused { place, doing: format!("give the {what}"), code: code.unwrap_or(255), words }),
+            Some(4) => Some(RemoteError::NotFound { remote, what: what.to_owned(), words }),
+            code => Some(RemoteError::Refused { remote, doing: format!("give the {what}"), code: code.unwrap_or(255), words }),
         }
     }
 
-    /// What it said beside its output, as one line.
-    fn said(&self) -> String {
+    /// Returns the error message of the command as one line.
+    fn message(&self) -> String {
         let lines = self.words.lines().map(|line| line.strip_prefix("error: ").unwrap_or(line));
         let lines: Vec<_> = lines.filter(|line| !line.starts_with("hint: ")).map(sanitise_line).collect();
         lines.join("; ")
     }
 
-    /// All of its standard output, at most `limit` bytes, and an error unless it succeeded.
+    /// Returns the whole standard output, at most `limit` bytes. Fails unless the command succeeds.
     pub async fn output(mut self, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
         let mut bytes = Vec::new();
         while let Some(data) = self.next_out().await? {
             if (bytes.len() as u64).saturating_add(data.len() as u64) > limit {
-                return Err(RemoteError::TooLarge { place: self.place.clone(), what: what.to_owned(), limit });
+                return Err(RemoteError::TooLarge { remote: self.remote.clone(), what: what.to_owned(), limit });
             }
             bytes.extend_from_slice(&data);
         }

@@ -11,7 +11,7 @@ use crate::{
         step::{Failure, chain},
     },
     release::{self, Body, Incoming, Look, ReleaseError, trust::Expectation},
-    remote::{self, Judge, RemoteError},
+    remote::{self, ManifestCheck, RemoteError},
 };
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
@@ -47,7 +47,7 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
 #[derive(Debug, thiserror::Error)]
 enum PullError {
     #[error("{}", chain(.0))]
-    Place(#[from] RemoteError),
+    Remote(#[from] RemoteError),
     #[error("{}", chain(.0))]
     Release(#[from] ReleaseError),
     #[error("{}", .0.why)]
@@ -60,7 +60,7 @@ impl PullError {
     fn is_of_a_delta(&self) -> bool {
         use ReleaseError::{Delta, Manifest, Unknown};
         match self {
-            PullError::Place(error) => error.is_of_a_delta(),
+            PullError::Remote(error) => error.is_of_a_delta(),
             // The release that the delta starts from may be damaged.
             PullError::Release(error) => matches!(error, Delta(_) | Manifest { .. } | Unknown { .. }),
             PullError::Other(_) => false,
@@ -71,14 +71,14 @@ impl PullError {
 impl From<PullError> for Failure {
     fn from(error: PullError) -> Failure {
         match error {
-            PullError::Place(error) => unreached(error),
+            PullError::Remote(error) => unreached(error),
             PullError::Release(error) => refused(error),
             PullError::Other(failure) => failure,
         }
     }
 }
 
-async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey]) -> Result<Manifest, PullError> {
+async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: &[PublicKey]) -> Result<Manifest, PullError> {
     let order = &deployment.order;
     let offers = place.list().await?;
     let offer = offers.into_iter().find(|offer| offer.release == order.release);
@@ -90,7 +90,7 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
     let expect =
         Expectation { environments: place.environment().into_iter().cloned().collect(), ..expectation(deployment).await };
     let judge = judge(deployment, expect.clone(), trust);
-    let pulled = remote::pull_believed(place, &offer, &held, &deployment.paths, &progress, &judge).await?;
+    let pulled = remote::pull_checked(place, &offer, &held, &deployment.paths, &progress, &judge).await?;
     deployment.transcript.detail(&format!(
         "{} KiB pulled, {} KiB were here already",
         pulled.fetched.div_ceil(1024),
@@ -119,7 +119,7 @@ async fn pull(deployment: &Deployment, place: &remote::Place, trust: &[PublicKey
 }
 
 /// Makes a check that refuses a release by its manifest, before the archive is fetched.
-fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> Judge {
+fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> ManifestCheck {
     let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
     Arc::new(move |manifest| match release::admit_manifest(&paths, manifest, &expect, &trust) {
         Err(error @ ReleaseError::Rejected(_)) => Err(RemoteError::Rejected { why: chain(&error), hint: error.hint() }),
@@ -129,7 +129,7 @@ fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> J
 }
 
 /// Fetches the commit if the repository does not have it: the deploy branch is going to name it.
-async fn commit(deployment: &Deployment, place: &remote::Place) -> Result<(), Failure> {
+async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Result<(), Failure> {
     let order = &deployment.order;
     let repositories = &deployment.services.repositories;
     let project = order.environment.project_id;

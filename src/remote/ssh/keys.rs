@@ -1,104 +1,105 @@
-//! The server's own ssh keys: made once, kept for ever, readable by nobody else.
+//! The server's own ssh keys, in files that are created once and that only the server's user may read; and public keys as text.
 
 use std::{
     fs, io,
     io::Write,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use russh::keys::{
-    HashAlg, PrivateKey,
+    HashAlg, PrivateKey, PublicKey,
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
 
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Why there is no key. One is never made anew over what is there: others know this server by it.
+/// The reason why a key cannot be loaded or created. An existing file is never replaced: the key identifies this server to others.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// The file system refused.
+    /// A file operation failed.
     #[error("cannot {doing} the {what} {}", path.display())]
     Io {
-        /// The step, as a verb.
+        /// The operation, as a verb.
         doing: &'static str,
-        /// What the key is for, such as `host key`.
+        /// The purpose of the key, such as `host key`.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Not a regular file of this user's.
-    #[error("the {what} {} is not a regular file that belongs to the server's user (uid {uid}); set its owner right or remove it", path.display())]
+    /// The file is not a regular file of the server's user.
+    #[error("the {what} {} must be a regular file that belongs to the server's user (uid {uid}); correct its owner or remove it", path.display())]
     Owner {
-        /// What the key is for, such as `host key`.
+        /// The purpose of the key, such as `host key`.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Who should own it.
+        /// The user id of the server.
         uid: u32,
     },
-    /// Others may read or write it.
-    #[error("the {what} {} has mode {mode:04o}, so that others may use it; run: chmod 600 {}", path.display(), path.display())]
+    /// Other users may read or write the file.
+    #[error("the {what} {} has mode {mode:04o}, expected 0600; run: chmod 600 {}", path.display(), path.display())]
     Mode {
-        /// What the key is for, such as `host key`.
+        /// The purpose of the key, such as `host key`.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits.
         mode: u32,
     },
-    /// Not an unencrypted ed25519 key in OpenSSH's format.
-    #[error("the {what} {} is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to make a new one (others will then not know this server)", path.display())]
+    /// The file does not contain an unencrypted ed25519 key in OpenSSH's format.
+    #[error("the {what} {} is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to create a new one (other servers will then reject this one)", path.display())]
     Content {
-        /// What the key is for, such as `host key`.
+        /// The purpose of the key, such as `host key`.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the decoder says, if it got that far.
+        /// The decoder's error, if decoding failed.
         #[source]
         source: Option<russh::keys::ssh_key::Error>,
     },
-    /// A new key could not be made.
-    #[error("cannot make a new {what}")]
+    /// A new key could not be generated.
+    #[error("cannot generate a new {what}")]
     Generate {
-        /// What the key is for.
+        /// The purpose of the key.
         what: &'static str,
-        /// What the generator says.
+        /// The generator's error.
         #[source]
         source: russh::keys::ssh_key::Error,
     },
 }
 
-/// A key and where it is kept.
+/// A key file and its purpose.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct KeyFile<'a> {
     what: &'static str,
     path: &'a Path,
 }
 
-/// The key at `path`, made there if there is none, and its fingerprint. `what` says what it is for, such as `host key`.
+/// Loads the key at `path`, or creates it, and returns it with its fingerprint. `what` is its purpose, such as `host key`.
 pub fn load_or_create(what: &'static str, path: &Path) -> Result<(PrivateKey, String), KeyFileError> {
-    let place = Place { what, path };
-    let key = match place.load()? {
+    let key_file = KeyFile { what, path };
+    let key = match key_file.load()? {
         Some(key) => key,
-        None => place.create()?,
+        None => key_file.create()?,
     };
     let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
     Ok((key, fingerprint))
 }
 
-impl Place<'_> {
+impl KeyFile<'_> {
     fn failed(self, doing: &'static str) -> impl FnOnce(io::Error) -> KeyFileError {
         move |source| KeyFileError::Io { doing, what: self.what, path: self.path.to_owned(), source }
     }
 
     fn load(self) -> Result<Option<PrivateKey>, KeyFileError> {
-        let Place { what, path } = self;
+        let KeyFile { what, path } = self;
         let mut options = fs::OpenOptions::new();
-        // Not through a link, and not waiting for the other end of a pipe.
+        // Does not follow a symlink, and does not block on a named pipe.
         options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
         let file = match options.open(path) {
             Ok(file) => file,
@@ -124,20 +125,20 @@ impl Place<'_> {
     }
 
     fn create(self) -> Result<PrivateKey, KeyFileError> {
-        let Place { what, path } = self;
+        let KeyFile { what, path } = self;
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut seed = [0; 32];
         let mut filled = 0;
         while let Some(rest) = seed.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             let got = rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
-                .map_err(|error| self.failed("find randomness for")(error.into()))?;
+                .map_err(|error| self.failed("get random bytes for")(error.into()))?;
             filled = filled.saturating_add(got);
         }
         let generate = |source| KeyFileError::Generate { what, source };
         let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), format!("larder {what}")).map_err(generate)?;
         let text = key.to_openssh(LineEnding::LF).map_err(generate)?;
 
-        // Complete before it has its name, and never over an existing key: another start may have been faster.
+        // The file is complete before it gets its name, and never replaces a key that another start has created meanwhile.
         let mut draft =
             tempfile::Builder::new().prefix(".key-").tempfile_in(directory).map_err(self.failed("write a draft of"))?;
         draft.write_all(text.as_bytes()).map_err(self.failed("write"))?;
@@ -154,24 +155,69 @@ impl Place<'_> {
     }
 }
 
+/// The key that identifies this server to other servers.
+#[derive(Clone)]
+pub struct PullKey(pub(super) Arc<PrivateKey>);
+
+impl std::fmt::Debug for PullKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PullKey({})", self.fingerprint())
+    }
+}
+
+impl PullKey {
+    /// Loads the key at `path`, or creates it.
+    pub fn load_or_make(path: &Path) -> Result<PullKey, KeyFileError> {
+        let (key, _) = load_or_create("pull key", path)?;
+        Ok(PullKey(Arc::new(key)))
+    }
+
+    /// The public key as one line, for `larder user add --key` on the other server.
+    pub fn line(&self) -> String {
+        line_of(self.0.public_key())
+    }
+
+    /// `SHA256:...`, as `ssh-keygen -l` prints it.
+    pub fn fingerprint(&self) -> String {
+        self.0.fingerprint(HashAlg::Sha256).to_string()
+    }
+}
+
+/// Formats a public key as one line, without a comment.
+pub fn line_of(key: &PublicKey) -> String {
+    PublicKey::new(key.key_data().clone(), "").to_openssh().map(|line| line.trim_end().to_owned()).unwrap_or_default()
+}
+
+/// Parses a host key such as `ssh-ed25519 AAAA...` and returns its normal form.
+pub fn host_key(text: &str) -> Result<String, String> {
+    let key = PublicKey::from_openssh(text.trim())
+        .map_err(|error| format!("invalid host key {:?}: {error}", text.chars().take(80).collect::<String>()))?;
+    Ok(line_of(&key))
+}
+
+/// Returns the fingerprint of a host key line; the line itself if it is not a key.
+pub fn fingerprint(line: &str) -> String {
+    PublicKey::from_openssh(line).map_or_else(|_| line.to_owned(), |key| key.fingerprint(HashAlg::Sha256).to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn made_once_private_and_read_again() {
+    fn key_is_created_once_with_mode_0600() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ssh_host_ed25519_key");
         let (_, first) = load_or_create("host key", &path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         let (_, second) = load_or_create("host key", &path).unwrap();
         assert_eq!(first, second);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no draft is left");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no draft must be left");
     }
 
     #[test]
-    fn a_key_that_others_can_read_is_refused_with_the_remedy() {
+    fn key_readable_by_others_is_rejected_with_the_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         load_or_create("host key", &path).unwrap();
@@ -181,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn links_directories_and_rubbish_are_refused_and_not_replaced() {
+    fn symlink_directory_and_invalid_content_are_rejected_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let real = directory.path().join("real");
         load_or_create("host key", &real).unwrap();
@@ -192,5 +238,17 @@ mod tests {
         fs::write(&real, "not a key").unwrap();
         assert!(matches!(load_or_create("host key", &real), Err(KeyFileError::Content { .. })));
         assert_eq!(fs::read_to_string(&real).unwrap(), "not a key");
+    }
+
+    #[test]
+    fn pull_key_is_created_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let key = PullKey::load_or_make(&path).unwrap();
+        assert_eq!(PullKey::load_or_make(&path).unwrap().line(), key.line());
+        assert!(key.line().starts_with("ssh-ed25519 AAAA") && !key.line().contains("larder"), "{}", key.line());
+        assert_eq!(host_key(&format!("{} comment@host\n", key.line())).unwrap(), key.line());
+        assert_eq!(fingerprint(&key.line()), key.fingerprint());
+        assert!(host_key("SHA256:abc").is_err());
     }
 }

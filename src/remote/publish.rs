@@ -1,41 +1,45 @@
-//! Publishing: what a server has cooked, put where others fetch it.
+//! Publishes releases to a directory or a bucket, from which other servers pull them.
 
 use std::path::PathBuf;
 
 use object_store::{ObjectStoreExt, WriteMultipart, path::Path};
 use tokio::io::AsyncReadExt;
 
-use super::{Object, Offer, Place, RemoteError, place::OFFERS};
+use super::{
+    deliverable_store::DeliverableStore,
+    error::RemoteError,
+    offer::{OFFERS, Object, Offer},
+};
 use crate::{host::files::open_regular, model::sanitise_line};
 
-/// How much of a file is held at once, in bytes; a part of an upload.
+/// The size of a part of an upload, in bytes.
 const PART: usize = 8 << 20;
-/// Parts that are under way at the same time.
+/// The maximum number of parts that are uploaded at the same time.
 const PARTS: usize = 2;
 
-/// A release to be published.
+/// A release to publish.
 #[derive(Debug, Clone)]
-pub struct Share {
-    /// What is said about it.
+pub struct Publication {
+    /// The offer that is published with it.
     pub offer: Offer,
-    /// Its archive.
+    /// The path of its archive.
     pub archive: PathBuf,
-    /// Its manifest.
+    /// The path of its manifest.
     pub manifest: PathBuf,
     /// Its signed health record, if there is one.
     pub health: Option<Vec<u8>>,
 }
 
-/// Publishes a release: the archive first, what makes it exist last. May be repeated; what is there already is not sent again.
-/// Gives the number of bytes sent.
-pub async fn publish(place: &Place, share: &Share) -> Result<u64, RemoteError> {
-    let Some(store) = place.store() else {
-        let (place, doing) = (place.title().to_owned(), String::from("take what is published; it pulls for itself"));
-        return Err(RemoteError::Refused { place, doing, code: 3, words: String::new() });
+/// Publishes a release: the archive first, the offer that makes it exist last. Idempotent; files that are already published are not sent
+/// again. Returns the number of bytes sent.
+pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
+    let Some(store) = remote.files() else {
+        let (remote, doing) = (remote.title().to_owned(), String::from("accept a publication; a larder server pulls"));
+        return Err(RemoteError::Refused { remote, doing, code: 3, words: String::new() });
     };
     let (project, release) = (&share.offer.project, share.offer.release);
     let failed = |what: &str, error: object_store::Error| RemoteError::Lost {
-        place: place.title().to_owned(),
+        remote: remote.title().to_owned(),
         doing: format!("publishing the {what}"),
         why: sanitise_line(&error.to_string()),
     };
@@ -76,7 +80,7 @@ pub async fn publish(place: &Place, share: &Share) -> Result<u64, RemoteError> {
     }
     sent = sent.saturating_add(small(store.offer_path(project, release), "offer", json(&share.offer)).await?);
     if store.is_listable() {
-        // Made of what is there, so that of two servers that publish at once none is left out for long.
+        // Rebuilt from the published offers, so that a concurrent publication is missing only until the next one.
         let mut offers = store.list(project, u64::MAX).await?;
         offers.truncate(OFFERS);
         sent = sent.saturating_add(small(store.index_path(project), "list", json(&offers)).await?);
@@ -84,8 +88,8 @@ pub async fn publish(place: &Place, share: &Share) -> Result<u64, RemoteError> {
     Ok(sent)
 }
 
-/// A value of our own as JSON.
+/// Serialises a value as JSON.
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    // Strings and numbers only: nothing in it can fail to become text.
+    // Offers consist of strings and numbers, whose serialisation cannot fail.
     serde_json::to_vec_pretty(value).unwrap_or_default()
 }
