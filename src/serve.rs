@@ -96,7 +96,7 @@ const BUCKETS: [&str; 8] = [
 
 /// The hooks and buildpacks that are embedded in the binary.
 fn embedded_files() -> Vec<LibFile> {
-    let hooks = git::embedded::HOOKS.iter();
+    let hooks = git::hook::SCRIPTS.iter();
     let hooks = hooks.map(|(name, bytes)| LibFile { path: Path::new("hooks").join(name), bytes, executable: true });
     let packs = buildpack::builtin::FILES.iter().map(|file| LibFile {
         path: Path::new("buildpacks").join(file.path),

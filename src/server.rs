@@ -282,7 +282,7 @@ async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) 
         environments.iter().map(|environment| (environment.project_id, &environment.project)).collect();
     let repositories = &pipeline.services().repositories;
     join_all(projects.into_iter().map(|(id, project)| async move {
-        if let Err(error) = repositories.tidy(id).await {
+        if let Err(error) = repositories.remove_locks(id).await {
             tracing::warn!(%project, error = chain(&error), "locks of a git that was killed may have stayed in the repository");
         }
     }))

@@ -1,10 +1,13 @@
-//! What the server asks a git worker, and what it answers.
+//! The jobs of git workers and their answers. Both travel between processes of one larder version only.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BranchName, CommitId, EnvId, ReleaseId};
 
-/// Which of git's programs serves a client.
+/// The prefix of larder's own refs. Clients cannot see or write them.
+pub const OWN_REFS: &str = "refs/larder";
+
+/// The git service for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Service {
     /// `git push`.
@@ -16,7 +19,7 @@ pub enum Service {
 /// Limits of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeLimits {
-    /// The largest pack that is received, in bytes as sent (compressed).
+    /// The maximum size of a received pack, in bytes as sent (compressed).
     pub pack_bytes: u64,
 }
 
@@ -26,212 +29,220 @@ impl Default for ServeLimits {
     }
 }
 
-/// Where a ref must stand for a change to happen.
+/// The value that a ref must have before it is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
-    /// Anywhere.
+    /// Any value, or no ref.
     Anything,
-    /// It must not exist.
+    /// The ref must not exist.
     Missing,
-    /// It must name this.
+    /// The ref must name this commit.
     At(CommitId),
 }
 
 impl From<CommitId> for Expected {
-    /// As git writes it: zero is "does not exist".
+    /// Converts git's notation, in which the zero id stands for a missing ref.
     fn from(id: CommitId) -> Expected {
         if id.is_zero() { Expected::Missing } else { Expected::At(id) }
     }
 }
 
-/// A change of refs, all or nothing, on the disk for good when it is answered.
+/// An atomic change of refs. Once it is answered, it survives a power failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRef {
-    /// Its full name.
+    /// The full name of the ref.
     pub refname: String,
-    /// Where it must stand before.
+    /// The value that the ref must have before.
     pub expected: Expected,
-    /// Where it shall stand; nothing to delete it.
+    /// The new value; `None` deletes the ref.
     pub new: Option<CommitId>,
-    /// The release whose objects are kept from now on, and its commit.
-    pub keep: Option<(Kept, CommitId)>,
-    /// Releases whose objects need not be kept any longer.
-    pub forget: Vec<Kept>,
+    /// A release whose objects are kept from now on, and its commit.
+    pub keep: Option<(ReleaseRef, CommitId)>,
+    /// Releases whose objects are not kept any longer.
+    pub forget: Vec<ReleaseRef>,
 }
 
-/// A release that an environment has. Several environments of a project can have the same one, each for its own reasons.
+/// The ref that keeps the objects of a release for one environment. Several environments of a project can keep the same release; each has
+/// a ref of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    /// Which environment.
+pub struct ReleaseRef {
+    /// The environment that keeps the release.
     pub environment: EnvId,
-    /// Which release.
+    /// The release whose objects are kept.
     pub release: ReleaseId,
 }
 
-/// What names a commit.
+impl ReleaseRef {
+    /// The full name of the ref.
+    pub fn refname(self) -> String {
+        format!("{OWN_REFS}/keep/{}/{}", self.environment.0, self.release)
+    }
+}
+
+/// The name of a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Spec {
+pub enum CommitSpec {
     /// A branch.
     Branch(BranchName),
     /// What a person typed: a branch, a tag, or the first digits of a commit. Never an expression.
     Text(String),
     /// The commit of a release.
-    Release(Kept),
+    Release(ReleaseRef),
 }
 
 /// A task for a git worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitJob {
-    /// Becomes git's own program, speaking to the client on the worker's stdio.
+    /// Replaces the worker by git's own program, which talks to the client on the worker's stdio.
     Serve {
-        /// Which program.
+        /// The requested service.
         service: Service,
-        /// The client's `GIT_PROTOCOL`, if it is one that git knows.
+        /// The protocol version that the client requests, if git knows it.
         protocol: Option<u8>,
-        /// The token of this push, in text form.
+        /// The push token in text form; only for a push.
         token: Option<String>,
-        /// Its limits.
+        /// The limits of a push.
         limits: ServeLimits,
     },
-    /// Makes the repository; safe to repeat. `HEAD` names the branch that is deployed.
+    /// Creates the repository. Idempotent. `HEAD` names the branch that is deployed.
     Init {
         /// The branch that a clone checks out.
         head: BranchName,
     },
-    /// Moves, makes or deletes a ref. Safe to repeat.
+    /// Moves, creates or deletes a ref. Idempotent.
     MoveRef(MoveRef),
-    /// All refs of clients (not larder's own), by name.
+    /// Lists all refs except larder's own, sorted by name.
     ReadRefs {
-        /// At most so many.
+        /// The maximum number of refs.
         limit: usize,
     },
-    /// All tags with the commits that they name, the name without `refs/tags/`; those of other objects are left out.
+    /// Lists all tags of commits, their names without `refs/tags/`. Tags of other objects are left out.
     Tags,
     /// Finds a commit.
     Resolve {
-        /// By this.
-        spec: Spec,
+        /// The name of the commit.
+        spec: CommitSpec,
     },
-    /// The tree of a commit.
+    /// Finds the tree of a commit.
     Tree {
-        /// Which.
+        /// The commit whose tree is wanted.
         commit: CommitId,
     },
-    /// What is in `to` and not in `from`, newest first.
+    /// Lists the commits that are reachable from `to` and not from `from`, newest first.
     Log {
-        /// The older one.
+        /// The older commit.
         from: Option<CommitId>,
-        /// The newer one.
+        /// The newer commit.
         to: CommitId,
-        /// At most so many; never more than 50.
+        /// The maximum number of commits; never more than 50.
         limit: usize,
     },
-    /// Writes a pack with a commit and all that it leads to, without what `haves` lead to, to the worker's standard output.
+    /// Writes a pack to the worker's standard output: a commit with everything reachable from it, except what is reachable from `haves`.
     ExportPack {
-        /// The commit.
+        /// The exported commit.
         want: CommitId,
-        /// Commits of the receiver; those that are not here count for nothing.
+        /// Commits of the receiver. Those that this repository does not have are ignored.
         haves: Vec<CommitId>,
     },
-    /// Takes in a pack from the worker's standard input; afterwards the repository has a commit and all that it leads to.
+    /// Imports a pack from the worker's standard input. Afterwards the repository has a commit and everything reachable from it.
     ImportPack {
-        /// The commit.
+        /// The imported commit.
         want: CommitId,
-        /// The largest pack that is taken, in bytes.
+        /// The maximum size of the pack, in bytes.
         bytes: u64,
     },
     /// Removes the locks that killed processes have left.
-    Tidy,
-    /// Packs the repository and removes what nothing names and is older than two weeks.
+    RemoveLocks,
+    /// Packs the repository and removes unreachable objects that are older than two weeks.
     Gc,
 }
 
-/// A commit, for people.
+/// A commit in a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
-    /// Its id.
+    /// The id of the commit.
     pub commit: CommitId,
-    /// The first line of its message, printable.
+    /// The first line of its message, sanitised.
     pub subject: String,
-    /// Its author's name, printable.
+    /// The name of its author, sanitised.
     pub author: String,
-    /// When it was committed, in seconds since 1970.
+    /// The time of the commit, in seconds since 1970.
     pub time: i64,
 }
 
-/// A ref and what it names.
+/// A ref and its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefEntry {
-    /// Its full name.
+    /// The full name of the ref; of a tag, the name without `refs/tags/`.
     pub refname: String,
-    /// What it names.
+    /// The object that it names.
     pub id: CommitId,
 }
 
 /// A git worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitAnswer {
-    /// Done.
+    /// The job is done; there is nothing to return.
     Done,
-    /// To [`GitJob::ReadRefs`] and [`GitJob::Tags`]; `more` if the limit left some out.
+    /// The answer to [`GitJob::ReadRefs`] and [`GitJob::Tags`].
     Refs {
-        /// Those found.
+        /// The refs up to the limit.
         refs: Vec<RefEntry>,
-        /// Whether there are others.
+        /// Set if the limit was exceeded.
         more: bool,
     },
-    /// To [`GitJob::Resolve`].
+    /// The answer to [`GitJob::Resolve`].
     Commit(CommitId),
-    /// To [`GitJob::Tree`].
+    /// The answer to [`GitJob::Tree`].
     Tree(CommitId),
-    /// To [`GitJob::Log`]; `more` if the limit left some out.
+    /// The answer to [`GitJob::Log`].
     Log {
-        /// Those found.
+        /// The commits up to the limit.
         entries: Vec<LogEntry>,
-        /// Whether there are others.
+        /// Set if the limit was exceeded.
         more: bool,
     },
 }
 
-/// Why a git worker could not do it.
+/// The reason why a git job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum GitFailure {
-    /// A ref was not where it was expected.
-    #[error("{refname} {}, so it was not moved", stands(.actual))]
+    /// A ref did not have the expected value.
+    #[error("cannot move {refname}: {}", current_value(.actual))]
     Moved {
-        /// The ref.
+        /// The full name of the ref.
         refname: String,
-        /// Where it stands.
+        /// Its actual value; `None` if it does not exist.
         actual: Option<CommitId>,
     },
-    /// Nothing has that name.
+    /// The repository has nothing of this name.
     #[error("the repository has no {0}")]
     NotFound(String),
-    /// More than one thing has that name.
-    #[error("{0} is the beginning of more than one commit; give more digits")]
+    /// An abbreviated commit id is not unique.
+    #[error("{0} matches more than one commit; give more digits")]
     Ambiguous(String),
-    /// A name is not one.
+    /// The text is not a valid name.
     #[error("{0:?} is not the name of a branch, a tag or a commit")]
     BadName(String),
-    /// git is not installed.
+    /// The git program is missing.
     #[error("git is not installed: there is none in /usr/local/bin, /usr/bin or /bin; install git 2.29 or newer")]
     NoGit,
-    /// Something else went wrong.
-    #[error("could not {doing}: {why}")]
+    /// Any other failure.
+    #[error("cannot {doing}: {why}")]
     Failed {
-        /// What was being done, to what.
+        /// The failed operation and its object, such as `move refs/heads/main`.
         doing: String,
-        /// Why it failed.
+        /// The cause.
         why: String,
     },
 }
 
-fn stands(actual: &Option<CommitId>) -> String {
+fn current_value(actual: &Option<CommitId>) -> String {
     match actual {
-        Some(id) => format!("names {} now", id.short()),
-        None => String::from("does not exist now"),
+        Some(id) => format!("it names {} now", id.short()),
+        None => String::from("it does not exist now"),
     }
 }
 
-/// What travels back.
+/// The report of a git worker.
 pub type GitReport = Result<GitAnswer, GitFailure>;

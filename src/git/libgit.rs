@@ -1,21 +1,68 @@
-//! The process-wide settings of libgit2. Its setters are unsafe because they are not synchronised with its use.
-#![allow(unsafe_code)]
+//! Access to a repository through libgit2: opening it, its process-wide settings, and the translation of its errors and ids.
 
-use std::sync::Once;
+use std::{path::Path, sync::Once};
 
-/// Before the first use of libgit2: no configuration of the host, no caches that grow with what was pushed.
-pub(super) fn prepare() {
+use git2::{Oid, Repository, RepositoryOpenFlags};
+
+use super::job::GitFailure;
+use crate::model::CommitId;
+
+/// Opens a repository: no search in parent directories, no environment, no configuration except its own.
+pub(super) fn open(path: &Path) -> Result<Repository, git2::Error> {
+    prepare();
+    Repository::open_ext(path, RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE, None::<&Path>)
+}
+
+/// Sets up libgit2 before its first use: no configuration of the host, no caches that grow with pushed data.
+// The setters are unsafe because they are not synchronised with the use of libgit2.
+#[allow(unsafe_code)]
+fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         use git2::ConfigLevel::{Global, ProgramData, System, XDG};
         for level in [ProgramData, System, XDG, Global] {
-            // SAFETY: `Once` makes this the first use of libgit2 in this process, as every use goes through `refs::open`, and
-            // all other callers wait here until it is over.
+            // SAFETY: `Once` makes this the first use of libgit2 in this process, because every use goes through `open`, and all
+            // other callers wait here until it is done.
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
-        // SAFETY: as above. The keeper decides who runs where; in a user namespace the owner of a file may not even have a name.
+        // SAFETY: as above. The keeper decides who runs where; in a user namespace the owner of a file may have no name.
         let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
-        // SAFETY: as above. Bytes, per process.
+        // SAFETY: as above. In bytes, per process.
         let _ = unsafe { git2::opts::set_cache_max_size(32 << 20) };
     });
+}
+
+/// Turns an error of libgit2 into the failure of the operation `doing`.
+pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(git2::Error) -> GitFailure {
+    let doing = doing.into();
+    move |error| GitFailure::Failed { doing, why: error.message().to_owned() }
+}
+
+/// Turns a system error into the failure of the operation `doing`.
+pub(super) fn failed_io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> GitFailure {
+    let doing = doing.into();
+    move |error| GitFailure::Failed { doing, why: error.to_string() }
+}
+
+pub(super) fn commit_id(oid: Oid) -> Result<CommitId, GitFailure> {
+    oid.to_string().parse().map_err(|why| GitFailure::Failed { doing: String::from("read an object id"), why })
+}
+
+/// Returns whether `name` is a directory in which git keeps the objects of a push until pre-receive has accepted it:
+/// `tmp_objdir-incoming-AbCd12`, or `incoming-AbCd12` before git 2.35.
+pub(super) fn is_quarantine(name: &str) -> bool {
+    let random = name.strip_prefix("tmp_objdir-").unwrap_or(name).strip_prefix("incoming-");
+    random.is_some_and(|random| (1..=16).contains(&random.len()) && random.bytes().all(|c| c.is_ascii_alphanumeric()))
+}
+
+/// Makes the objects of a push that is not accepted yet visible in the repository at `path`.
+pub(super) fn add_quarantine(repository: &Repository, path: &Path, name: &str) -> Result<(), GitFailure> {
+    let failed =
+        |why: &str| GitFailure::Failed { doing: String::from("read the objects of a push in progress"), why: why.to_owned() };
+    if !is_quarantine(name) {
+        return Err(failed("the name of their directory is not one of git's"));
+    }
+    let objects = path.join("objects").join(name);
+    let objects = objects.to_str().ok_or_else(|| failed("the path of the repository is not UTF-8"))?;
+    repository.odb().and_then(|odb| odb.add_disk_alternate(objects)).map_err(|error| failed(error.message()))
 }

@@ -1,4 +1,4 @@
-//! Worker side: commits that travel between servers, as packs of git's own programs.
+//! Worker side: exports and imports commits as packs, with git's own programs.
 
 use std::{
     io::Write,
@@ -10,12 +10,12 @@ use git2::Oid;
 
 use super::{
     job::{GitAnswer, GitFailure, GitReport},
+    libgit,
     program::{self, Settings},
-    refs,
 };
 use crate::model::{CommitId, sanitise_reason};
 
-/// Commits of the receiver that are looked at.
+/// The maximum number of the receiver's commits that are considered.
 const HAVES: usize = 64;
 
 fn git(path: &Path, words: &[&str]) -> Result<Command, GitFailure> {
@@ -31,26 +31,26 @@ fn failed(doing: &str, why: impl std::fmt::Display) -> GitFailure {
     GitFailure::Failed { doing: doing.to_owned(), why: sanitise_reason(&why.to_string()) }
 }
 
-/// Runs it to its end, with `input` if there is any.
+/// Runs a command to its end, with `input` on its standard input.
 fn run(mut command: Command, input: Option<&str>, doing: &str) -> Result<(), GitFailure> {
     let mut child = command.spawn().map_err(|error| failed(doing, error))?;
     if let Some((input, mut stdin)) = input.zip(child.stdin.take()) {
-        // One that ends before it has read everything says why by itself.
+        // A command that ends before it has read its input says why on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(|error| failed(doing, error))?;
     if output.status.success() { Ok(()) } else { Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim())) }
 }
 
-/// Writes the pack to the standard output.
+/// Writes a pack to the standard output.
 pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     let doing = format!("pack {}", want.short());
-    let repository = refs::open(path).map_err(|error| failed(&doing, error.message()))?;
+    let repository = libgit::open(path).map_err(|error| failed(&doing, error.message()))?;
     let is_here = |commit: &CommitId| Oid::from_str(commit.as_str()).is_ok_and(|id| repository.find_commit(id).is_ok());
     if !is_here(want) {
         return Err(GitFailure::NotFound(want.to_string()));
     }
-    // Names of objects that are not here would make git give up.
+    // git fails on ids of objects that the repository does not have.
     let known = haves.iter().take(HAVES).filter(|have| is_here(have)).map(|have| format!("^{have}\n"));
     let list: String = known.chain([format!("{want}\n")]).collect();
     let mut command = git(path, &["pack-objects", "--revs", "--thin", "--stdout", "--delta-base-offset", "-q"])?;
@@ -59,9 +59,9 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Takes in the pack on the standard input.
+/// Imports the pack from the standard input.
 pub fn import(path: &Path, want: &CommitId, bytes: u64) -> GitReport {
-    let doing = format!("take in {}", want.short());
+    let doing = format!("import {}", want.short());
     let limit = format!("--max-input-size={bytes}");
     let mut command = git(path, &["index-pack", "--stdin", "--fix-thin", "--strict", &limit])?;
     command.stdin(Stdio::inherit());
@@ -70,9 +70,9 @@ pub fn import(path: &Path, want: &CommitId, bytes: u64) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Whether everything that a commit leads to is there, as `git fetch` makes sure of it.
+/// Checks that everything reachable from a commit is in the repository, as `git fetch` does.
 fn complete(path: &Path, want: &CommitId) -> Result<(), GitFailure> {
-    let doing = format!("find all of {} in the pack", want.short());
+    let doing = format!("find everything reachable from {} in the pack", want.short());
     run(git(path, &["rev-list", "--objects", "--quiet", want.as_str(), "--not", "--all", "--"])?, None, &doing)
 }
 
@@ -80,7 +80,7 @@ fn complete(path: &Path, want: &CommitId) -> Result<(), GitFailure> {
 mod tests {
     use super::{super::testing::World, *};
 
-    /// The pack that [`export`] writes to the standard output, which is not a test's to write to.
+    /// Returns the pack that [`export`] writes to the standard output, which a test cannot capture.
     fn pack(from: &World, list: &str) -> Vec<u8> {
         let output = super::super::testing::git(
             &from.repository(),
@@ -98,12 +98,12 @@ mod tests {
         let limit = format!("--max-input-size={limit}");
         let mut command = git(&to.repository(), &["index-pack", "--stdin", "--fix-thin", "--strict", &limit])?;
         command.stdin(file);
-        run(command, None, "take in a pack")?;
+        run(command, None, "import a pack")?;
         complete(&to.repository(), want)
     }
 
     #[test]
-    fn a_commit_travels_and_what_is_there_does_not() {
+    fn thin_pack_completes_the_receiver() {
         let (here, there) = (World::new(), World::new());
         let first = here.commit(&[("a", false, &[b'x'; 5000])]);
         here.git(&["update-ref", "refs/heads/main", first.as_str()], b"");
@@ -113,11 +113,11 @@ mod tests {
         let thin = pack(&here, &format!("^{first}\n{second}\n"));
         take(&there, &thin, &second, 1 << 20).unwrap();
         assert_eq!(there.git(&["cat-file", "-t", second.as_str()], b""), "commit");
-        // A pack that is cut, too large, or lacks something is refused in words.
+        // A pack that is truncated, too large or incomplete is rejected with the reason.
         let third = here.commit(&[("c", false, b"third")]);
         let whole = pack(&here, &format!("{third}\n"));
         assert!(take(&there, &whole[..whole.len() - 9], &third, 1 << 20).is_err());
-        assert!(take(&there, &whole, &third, 10).unwrap_err().to_string().contains("take in"));
+        assert!(take(&there, &whole, &third, 10).unwrap_err().to_string().contains("import"));
         let tree = here.git(&["rev-parse", &format!("{third}^{{tree}}")], b"");
         let commit_only = here.git(&["cat-file", "commit", third.as_str()], b"");
         assert!(commit_only.contains(&tree));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_is_not_here_is_not_promised() {
+    fn export_of_missing_commit_is_not_found() {
         let here = World::new();
         let nowhere: CommitId = "00000000000000000000000000000000000000ab".parse().unwrap();
         assert!(matches!(export(&here.repository(), &nowhere, &[]), Err(GitFailure::NotFound(_))));

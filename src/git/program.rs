@@ -1,5 +1,5 @@
-//! git's own programs, with an environment made from zero and a configuration that no repository can override: settings in
-//! `GIT_CONFIG_*` beat every file.
+//! The environment of git workers: their paths, and git's own programs with an environment made from scratch and a configuration that no
+//! repository can override. Settings in `GIT_CONFIG_*` take precedence over every file (git-config(1)).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -7,29 +7,29 @@ use std::{
     process::Command,
 };
 
-/// Where programs are looked for; nothing else is ever on the path of git or of a hook.
+/// `PATH` of git and of its hooks.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Settings for every use of git.
+/// Settings of every git process.
 const ALWAYS: &[(&str, &str)] = &[
     ("safe.directory", "*"),
     ("protocol.allow", "never"),
     ("core.fsync", "committed,reference"),
     ("core.fsyncMethod", "fsync"),
     ("core.fsmonitor", "false"),
-    // Of refs of other repositories nothing is told.
+    // Refs of alternate repositories are not advertised.
     ("core.alternateRefsCommand", "true"),
     ("core.logAllRefUpdates", "false"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
 ];
 
-/// The git program, or nothing if it is not installed.
+/// Returns the path of the git program; `None` if git is not installed.
 pub fn find() -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join("git")).find(|path| path.is_file())
 }
 
-/// An environment and settings for git, to be added to and then run.
+/// Builds the environment and the settings of a git process.
 #[derive(Debug, Default)]
 pub struct Settings {
     config: Vec<(OsString, OsString)>,
@@ -37,25 +37,25 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What always holds.
+    /// The settings of every git process.
     pub fn new() -> Settings {
         let config = ALWAYS.iter().map(|(key, value)| (key.into(), value.into())).collect();
         Settings { config, env: Vec::new() }
     }
 
-    /// One more setting.
+    /// Adds a setting.
     pub fn config(mut self, key: &str, value: impl AsRef<OsStr>) -> Settings {
         self.config.push((key.into(), value.as_ref().to_owned()));
         self
     }
 
-    /// One more variable for git and its hooks.
+    /// Adds a variable for git and its hooks.
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Settings {
         self.env.push((name, value.as_ref().to_owned()));
         self
     }
 
-    /// The command, without arguments yet.
+    /// Returns the command, without arguments.
     pub fn command(self, git: &Path) -> Command {
         let mut command = Command::new(git);
         command.env_clear().envs([
@@ -79,5 +79,41 @@ impl Settings {
         }
         command.current_dir("/");
         command
+    }
+}
+
+/// The paths of a git worker, inside its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerPaths {
+    /// The directory of the project's repositories, which contains `project.git`.
+    pub repo: PathBuf,
+    /// The environment's `project/`; only for [`crate::model::Role::Source`].
+    pub source: Option<PathBuf>,
+    /// The directory of the hook scripts.
+    pub hooks: Option<PathBuf>,
+    /// The socket on which the server answers hooks.
+    pub hook_socket: Option<PathBuf>,
+}
+
+/// An environment variable that the keeper always sets is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not set: git workers are started by larder's keeper only")]
+pub struct MissingVariable(&'static str);
+
+impl WorkerPaths {
+    /// Reads the paths from the environment variables that the keeper sets.
+    pub fn from_env() -> Result<WorkerPaths, MissingVariable> {
+        let path = |name: &str| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+        Ok(WorkerPaths {
+            repo: path("LARDER_REPO").ok_or(MissingVariable("LARDER_REPO"))?,
+            source: path("LARDER_SOURCE"),
+            hooks: path("LARDER_HOOKS"),
+            hook_socket: path("LARDER_HOOK_SOCKET"),
+        })
+    }
+
+    /// The project's repository.
+    pub fn repository(&self) -> PathBuf {
+        self.repo.join("project.git")
     }
 }

@@ -1,17 +1,26 @@
-use super::*;
-use crate::git::testing::World;
+//! Refs, lookups and maintenance on real repositories.
+
+use super::{
+    job::{CommitSpec, Expected, GitAnswer, GitFailure, MoveRef, ReleaseRef},
+    libgit::open,
+    lookup::{log, resolve, tags, tags_of},
+    maintenance::gc,
+    refs::{init, move_ref, read_refs},
+    testing::World,
+};
+use crate::model::CommitId;
 
 fn change(refname: &str, expected: Expected, new: Option<&CommitId>) -> MoveRef {
     MoveRef { refname: refname.into(), expected, new: new.cloned(), keep: None, forget: Vec::new() }
 }
 
-fn release() -> Kept {
+fn release() -> ReleaseRef {
     let release = crate::model::ReleaseId::new(jiff::Timestamp::from_second(1_700_000_000).unwrap());
-    Kept { environment: crate::model::EnvId(3), release }
+    ReleaseRef { environment: crate::model::EnvId(3), release }
 }
 
 #[test]
-fn a_repository_is_made_once_and_head_follows_the_branch() {
+fn init_is_idempotent_and_sets_head() {
     let world = World::new();
     let commit = world.commit(&[("a", false, b"1")]);
     init(&world.repository(), &"release".parse().unwrap()).unwrap();
@@ -21,20 +30,20 @@ fn a_repository_is_made_once_and_head_follows_the_branch() {
 }
 
 #[test]
-fn refs_move_by_compare_and_swap() {
+fn move_ref_compares_and_swaps() {
     let world = World::new();
     let path = world.repository();
     let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
     let main = "refs/heads/main";
     move_ref(&path, &change(main, Expected::Missing, Some(&one))).unwrap();
-    // The same again, as after a restart: done already.
+    // A repeated move, as after a restart, succeeds.
     move_ref(&path, &change(main, Expected::Missing, Some(&one))).unwrap();
     let moved = move_ref(&path, &change(main, Expected::Missing, Some(&two))).unwrap_err();
     assert!(matches!(&moved, GitFailure::Moved { actual: Some(actual), .. } if *actual == one), "{moved}");
     let release = release();
     let keep = MoveRef { keep: Some((release, two.clone())), ..change(main, Expected::At(one.clone()), Some(&two)) };
     move_ref(&path, &keep).unwrap();
-    assert_eq!(world.git(&["rev-parse", main, &keep_ref(release)], b""), format!("{two}\n{two}"));
+    assert_eq!(world.git(&["rev-parse", main, &release.refname()], b""), format!("{two}\n{two}"));
     let GitAnswer::Refs { refs, more } = read_refs(&path, 10).unwrap() else { panic!() };
     assert_eq!((refs.len(), more, refs[0].refname.as_str()), (1, false, main), "larder's own refs are not listed");
     let delete = MoveRef { forget: vec![release], ..change(main, Expected::At(two), None) };
@@ -44,7 +53,7 @@ fn refs_move_by_compare_and_swap() {
 }
 
 #[test]
-fn names_of_refs_are_data() {
+fn ref_names_are_data() {
     let world = World::new();
     let commit = world.commit(&[("a", false, b"1")]);
     for bad in ["HEAD", "main", "refs/heads/a..b", "refs/heads/a b", "refs/heads/a\nb", "refs/heads/a\0b", "-o", "refs/../x"] {
@@ -56,14 +65,14 @@ fn names_of_refs_are_data() {
         assert_eq!(world.git(&["rev-parse", "--verify", odd], b""), commit.as_str(), "{odd}");
         move_ref(&world.repository(), &change(odd, Expected::At(commit.clone()), None)).unwrap();
     }
-    // An object that is not there is no place for a ref.
+    // A ref cannot name a missing object.
     let missing = "b".repeat(40).parse().unwrap();
     let error = move_ref(&world.repository(), &change("refs/heads/x", Expected::Missing, Some(&missing))).unwrap_err();
     assert!(matches!(error, GitFailure::Failed { .. }), "{error}");
 }
 
 #[test]
-fn commits_are_found_by_branch_tag_digits_and_release() {
+fn resolve_finds_commit_by_branch_tag_digits_and_release() {
     let world = World::new();
     let path = world.repository();
     let commit = world.commit(&[("a", false, b"1")]);
@@ -71,12 +80,12 @@ fn commits_are_found_by_branch_tag_digits_and_release() {
     let keep = MoveRef { keep: Some((release, commit.clone())), ..change("refs/heads/f/x", Expected::Missing, Some(&commit)) };
     move_ref(&path, &keep).unwrap();
     world.git(&["tag", "-a", "-m", "annotated", "v1", commit.as_str()], b"");
-    let text = |text: &str| resolve(&path, &Spec::Text(text.into()));
+    let text = |text: &str| resolve(&path, &CommitSpec::Text(text.into()));
     for good in ["f/x", "v1", commit.as_str(), commit.short(), &commit.as_str()[..4]] {
         assert_eq!(text(good), Ok(GitAnswer::Commit(commit.clone())), "{good}");
     }
-    assert_eq!(resolve(&path, &Spec::Release(release)), Ok(GitAnswer::Commit(commit.clone())));
-    assert_eq!(resolve(&path, &Spec::Branch("f/x".parse().unwrap())), Ok(GitAnswer::Commit(commit.clone())));
+    assert_eq!(resolve(&path, &CommitSpec::Release(release)), Ok(GitAnswer::Commit(commit.clone())));
+    assert_eq!(resolve(&path, &CommitSpec::Branch("f/x".parse().unwrap())), Ok(GitAnswer::Commit(commit.clone())));
     for bad in ["f/x~0", "HEAD^{tree}", ":/a", "@{1}", "--all", "", "f/x\n", &"a".repeat(40), "abc", "\u{1b}[2J"] {
         let error = text(bad).unwrap_err();
         assert!(matches!(error, GitFailure::BadName(_) | GitFailure::NotFound(_)), "{bad:?}: {error}");
@@ -85,7 +94,7 @@ fn commits_are_found_by_branch_tag_digits_and_release() {
 }
 
 #[test]
-fn the_log_is_bounded_and_printable() {
+fn log_is_limited_and_sanitised() {
     let world = World::new();
     let tree = world.git(&["mktree"], b"");
     let mut ids: Vec<CommitId> = Vec::new();
@@ -106,22 +115,22 @@ fn the_log_is_bounded_and_printable() {
 }
 
 #[test]
-fn what_one_environment_forgets_another_keeps() {
+fn release_ref_of_another_environment_is_kept() {
     let world = World::new();
     let (path, one) = (world.repository(), world.commit(&[("a", false, b"1")]));
-    let (staging, production) = (release(), Kept { environment: crate::model::EnvId(4), ..release() });
+    let (staging, production) = (release(), ReleaseRef { environment: crate::model::EnvId(4), ..release() });
     for kept in [staging, production] {
         let keep = MoveRef { keep: Some((kept, one.clone())), ..change("refs/heads/main", Expected::Anything, Some(&one)) };
         move_ref(&path, &keep).unwrap();
     }
     let forget = MoveRef { forget: vec![production], ..change("refs/heads/main", Expected::Anything, Some(&one)) };
     move_ref(&path, &forget).unwrap();
-    assert_eq!(resolve(&path, &Spec::Release(staging)), Ok(GitAnswer::Commit(one)));
-    assert!(resolve(&path, &Spec::Release(production)).is_err());
+    assert_eq!(resolve(&path, &CommitSpec::Release(staging)), Ok(GitAnswer::Commit(one)));
+    assert!(resolve(&path, &CommitSpec::Release(production)).is_err());
 }
 
 #[test]
-fn packing_keeps_the_objects_of_releases() {
+fn gc_keeps_objects_of_releases() {
     let world = World::new();
     let path = world.repository();
     let commit = world.commit(&[("a", false, b"1")]);
@@ -131,11 +140,11 @@ fn packing_keeps_the_objects_of_releases() {
     move_ref(&path, &change("refs/heads/main", Expected::At(commit.clone()), None)).unwrap();
     gc(&path).unwrap();
     world.git(&["prune", "--expire=now"], b"");
-    assert_eq!(resolve(&path, &Spec::Release(release)), Ok(GitAnswer::Commit(commit)));
+    assert_eq!(resolve(&path, &CommitSpec::Release(release)), Ok(GitAnswer::Commit(commit)));
 }
 
 #[test]
-fn tags_lead_to_commits_whatever_kind_they_are() {
+fn lightweight_and_annotated_tags_lead_to_commits() {
     let world = World::new();
     let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
     world.git(&["tag", "v1.0.0", one.as_str()], b"");
@@ -148,7 +157,7 @@ fn tags_lead_to_commits_whatever_kind_they_are() {
 
     let repository = open(&world.repository()).unwrap();
     assert_eq!(tags_of(&repository, &two, &[]), ["shop/v2"]);
-    // A tag in the same push is not stored yet; one that it moves away is this commit's no more.
+    // A tag of the same push is not stored yet. A tag that the push moves to another commit is not one of this commit any more.
     let object: CommitId = world.git(&["rev-parse", "refs/tags/shop/v2"], b"").parse().unwrap();
     let coming =
         [("v3".to_owned(), object), ("v1.0.0".to_owned(), two.clone()), ("lost".to_owned(), "b".repeat(40).parse().unwrap())];

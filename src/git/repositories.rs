@@ -1,4 +1,6 @@
-//! Server side: asks the keeper for git workers and understands their answers.
+//! Server side: starts git workers and reads their answers.
+//!
+//! A repository has a lock: workers share it, and maintenance takes it alone.
 
 use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
 
@@ -8,55 +10,55 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::{
     hook::PushToken,
-    job::{GitAnswer, GitFailure, GitJob, GitReport, LogEntry, MoveRef, RefEntry, ServeLimits, Service, Spec},
-    source::{Refusal, Source, SourceJob, SourceReport},
+    job::{CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, LogEntry, MoveRef, RefEntry, ServeLimits, Service},
+    source::{Source, SourceJob, SourceRefusal, SourceReport},
 };
 use crate::{
     host::launch::{Child, LaunchError, Launcher, Stdio},
     model::{BranchName, CommitId, EnvId, Exit, Launch, LimitClass, ProjectId, Role, Supervision},
 };
 
-/// The largest report that is read, in bytes.
+/// The maximum size of a report, in bytes.
 const REPORT_LIMIT: usize = 4 << 20;
 
-/// Why something with a repository did not work.
+/// The reason why an operation on a repository failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
-    /// No worker could be started.
-    #[error("a git worker could not be used to {doing}")]
+    /// The worker could not be started, or its report could not be read.
+    #[error("cannot {doing}: the git worker failed")]
     Launch {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
-        /// Why not.
+        /// The cause.
         #[source]
         source: LaunchError,
     },
-    /// The worker ended without an answer.
-    #[error("the git worker that was to {doing} {exit} without an answer")]
+    /// The worker ended without a report.
+    #[error("cannot {doing}: the git worker {exit} without a report")]
     Died {
-        /// What was to be done.
+        /// The operation.
         doing: &'static str,
-        /// How it ended.
+        /// The exit of the worker.
         exit: Exit,
     },
-    /// The worker answered something else.
-    #[error("the git worker that was to {doing} answered another question")]
-    Confused {
-        /// What was to be done.
+    /// The worker sent the answer to another job.
+    #[error("cannot {doing}: the git worker sent another answer")]
+    UnexpectedAnswer {
+        /// The operation.
         doing: &'static str,
     },
-    /// The worker could not do it; says why.
+    /// The worker reported a failure.
     #[error(transparent)]
     Failure(#[from] GitFailure),
     /// The commit cannot be deployed as it is.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(SourceRefusal),
 }
 
-/// A client that is being served; the repository is not packed meanwhile.
+/// A git process that serves a client. While it exists, the repository is not packed.
 #[derive(Debug)]
 pub struct Serving {
-    /// The process.
+    /// The git process.
     pub child: Child,
     _shared: OwnedRwLockReadGuard<()>,
 }
@@ -69,7 +71,7 @@ pub struct Repositories {
 }
 
 impl Repositories {
-    /// With workers from this launcher.
+    /// Starts workers with `launcher`.
     pub fn new(launcher: Launcher) -> Repositories {
         Repositories { launcher, locks: Arc::default() }
     }
@@ -78,8 +80,8 @@ impl Repositories {
         self.locks.lock().entry(project).or_default().clone()
     }
 
-    /// Serves a client on `stdio`. `protocol` is what the client asked for in `GIT_PROTOCOL`; anything that git does not know
-    /// is ignored. A push needs its token.
+    /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; versions that git does not know are ignored. A push needs
+    /// its token.
     pub async fn serve(
         &self,
         project: ProjectId,
@@ -96,53 +98,55 @@ impl Repositories {
         Ok(Serving { child, _shared: shared })
     }
 
-    /// Makes the repository; safe to repeat.
+    /// Creates the repository. Idempotent.
     pub async fn init(&self, project: ProjectId, head: BranchName) -> Result<(), GitError> {
         self.done(project, GitJob::Init { head }, "create the repository").await
     }
 
-    /// Moves, makes or deletes a ref; on the disk for good afterwards, safe to repeat.
+    /// Moves, creates or deletes a ref. Idempotent; survives a power failure once it has returned.
     pub async fn move_ref(&self, project: ProjectId, change: MoveRef) -> Result<(), GitError> {
         self.done(project, GitJob::MoveRef(change), "move a ref").await
     }
 
-    /// The refs of clients, at most `limit`, and whether there are more.
+    /// Returns the refs of clients, at most `limit`, and whether there are more.
     pub async fn read_refs(&self, project: ProjectId, limit: usize) -> Result<(Vec<RefEntry>, bool), GitError> {
         let doing = "read the refs";
         match self.ask(project, GitJob::ReadRefs { limit }, doing).await? {
             GitAnswer::Refs { refs, more } => Ok((refs, more)),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
-    /// All tags, without `refs/tags/`, each with the commit that it names, and whether there are more than are read.
+    /// Returns all tags without `refs/tags/`, each with its commit, and whether there are more than are read.
     pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
         let doing = "read the tags";
         match self.ask(project, GitJob::Tags, doing).await? {
             GitAnswer::Refs { refs, more } => Ok((refs.into_iter().map(|entry| (entry.refname, entry.id)).collect(), more)),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
     /// Finds a commit.
-    pub async fn resolve(&self, project: ProjectId, spec: Spec) -> Result<CommitId, GitError> {
+    pub async fn resolve(&self, project: ProjectId, spec: CommitSpec) -> Result<CommitId, GitError> {
         let doing = "find a commit";
         match self.ask(project, GitJob::Resolve { spec }, doing).await? {
             GitAnswer::Commit(commit) => Ok(commit),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
-    /// The tree of a commit: commits with the same tree are the same source. [`GitFailure::NotFound`] where it is not here.
+    /// Returns the tree of a commit. Commits with the same tree have the same source. Fails with [`GitFailure::NotFound`] if the repository
+    /// does not have the commit.
     pub async fn tree(&self, project: ProjectId, commit: CommitId) -> Result<CommitId, GitError> {
         let doing = "find the tree of a commit";
         match self.ask(project, GitJob::Tree { commit }, doing).await? {
             GitAnswer::Tree(tree) => Ok(tree),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
-    /// What is in `to` and not in `from`, newest first, at most `limit` (50), and whether there is more.
+    /// Returns the commits that are reachable from `to` and not from `from`, newest first, at most `limit` (and 50), and whether there are
+    /// more.
     pub async fn log(
         &self,
         project: ProjectId,
@@ -153,11 +157,11 @@ impl Repositories {
         let doing = "read the log";
         match self.ask(project, GitJob::Log { from, to, limit }, doing).await? {
             GitAnswer::Log { entries, more } => Ok((entries, more)),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
-    /// Writes a commit with all that it leads to, without what `haves` lead to, to `output` as a thin pack of git.
+    /// Writes a thin pack to `output`: a commit with everything reachable from it, except what is reachable from `haves`.
     pub async fn export_pack(
         &self,
         project: ProjectId,
@@ -169,11 +173,11 @@ impl Repositories {
         self.transfer(project, GitJob::ExportPack { want, haves }, stdio, "pack a commit").await
     }
 
-    /// Takes in a pack from `pack`, at most so many bytes of it. Afterwards the repository has `want` and all that it leads to; it stays
-    /// for two weeks unless a ref names it.
+    /// Imports a pack of at most `bytes` bytes. Afterwards the repository has `want` and everything reachable from it, for two weeks unless a
+    /// ref names it.
     pub async fn import_pack(&self, project: ProjectId, want: CommitId, pack: OwnedFd, bytes: u64) -> Result<(), GitError> {
         let stdio = Stdio { stdin: Some(pack), ..Stdio::default() };
-        self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "take in a commit").await
+        self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "import a commit").await
     }
 
     async fn transfer(&self, project: ProjectId, job: GitJob, stdio: Stdio, doing: &'static str) -> Result<(), GitError> {
@@ -183,16 +187,16 @@ impl Repositories {
         report.map(|_| ()).map_err(GitError::from)
     }
 
-    /// Removes the locks that killed git processes have left in the repository. Waits until nobody uses it.
-    pub async fn tidy(&self, project: ProjectId) -> Result<(), GitError> {
+    /// Removes the locks that killed git processes have left in the repository. Waits until it is not in use.
+    pub async fn remove_locks(&self, project: ProjectId) -> Result<(), GitError> {
         let _exclusive = self.lock(project).write_owned().await;
-        let doing = "remove locks that were left";
-        let mut child = self.launch(Role::Git, project, None, &GitJob::Tidy, Stdio::default(), doing).await?;
+        let doing = "remove stale locks";
+        let mut child = self.launch(Role::Git, project, None, &GitJob::RemoveLocks, Stdio::default(), doing).await?;
         let report: GitReport = self.report(&mut child, doing).await?;
         Ok(report.map(|_| ())?)
     }
 
-    /// Packs the repository, unless it is in use: then nothing happens and the answer is `false`.
+    /// Packs the repository. Does nothing and returns `false` if it is in use.
     pub async fn gc(&self, project: ProjectId) -> Result<bool, GitError> {
         let Ok(_exclusive) = self.lock(project).try_write_owned() else { return Ok(false) };
         let doing = "pack the repository";
@@ -202,7 +206,7 @@ impl Repositories {
         Ok(true)
     }
 
-    /// Checks and exports a commit, as the job says.
+    /// Checks a commit and exports it if the job says so.
     pub async fn source(&self, project: ProjectId, environment: EnvId, job: SourceJob) -> Result<Source, GitError> {
         let _shared = self.lock(project).read_owned().await;
         let doing = "export a commit";
@@ -217,7 +221,7 @@ impl Repositories {
     async fn done(&self, project: ProjectId, job: GitJob, doing: &'static str) -> Result<(), GitError> {
         match self.ask(project, job, doing).await? {
             GitAnswer::Done => Ok(()),
-            _ => Err(GitError::Confused { doing }),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
@@ -251,7 +255,7 @@ impl Repositories {
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
         match child.report(REPORT_LIMIT).await {
-            // The last thing that such a worker does; nobody has to wait until its sandbox is taken down.
+            // The report is the last act of a worker, so its exit and the end of its sandbox are not awaited.
             Ok(Some(report)) => Ok(report),
             Ok(None) => {
                 let exit = child.wait().await.map_err(|source| GitError::Launch { doing, source })?;
@@ -262,7 +266,7 @@ impl Repositories {
     }
 }
 
-/// Only the versions that git has; a client may send anything.
+/// Returns the protocol version, if git has it. A client may send any text.
 fn protocol_version(asked: &str) -> Option<u8> {
     asked.split(':').find_map(|word| match word.strip_prefix("version=") {
         Some("0") => Some(0),
@@ -277,7 +281,7 @@ mod tests {
     use super::protocol_version;
 
     #[test]
-    fn only_known_protocols_reach_git() {
+    fn unknown_protocol_versions_are_ignored() {
         assert_eq!(protocol_version("version=2"), Some(2));
         assert_eq!(protocol_version("foo:version=1"), Some(1));
         for odd in ["", "version=3", "version=2\0", "version=2 --x", "$(id)"] {

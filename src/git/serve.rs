@@ -1,41 +1,39 @@
-//! Worker side: becomes git's own receive-pack or upload-pack.
+//! Worker side: replaces the worker by git's own receive-pack or upload-pack.
 
 use std::{fs::File, os::unix::process::CommandExt, path::Path};
 
 use super::{
-    job::{ServeLimits, Service},
-    paths::WorkerPaths,
-    program::{self, Settings},
-    refs::OWN_REFS,
+    job::{OWN_REFS, ServeLimits, Service},
+    program::{self, Settings, WorkerPaths},
 };
 
-/// Why git could not be started; the client sees it.
+/// The reason why git could not be started. The client sees it.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// No git.
-    #[error("git is not installed on the server; its administrator has to install git 2.29 or newer")]
+    /// The git program is missing.
+    #[error("git is not installed on the server; its administrator must install git 2.29 or newer")]
     NoGit,
-    /// A push without what its hooks need: it would be accepted by nobody.
-    #[error("a push was to be served without {0}")]
+    /// A value that the hooks of a push need is missing, so no hook could accept the push.
+    #[error("cannot serve a push: {0} is missing")]
     Missing(&'static str),
-    /// The hooks could not be given their program.
-    #[error("the hooks' program could not be opened")]
+    /// The program of the hooks could not be opened.
+    #[error("cannot open the program of the hooks")]
     Program(#[source] std::io::Error),
-    /// The program could not be executed.
-    #[error("git could not be started")]
+    /// git could not be executed.
+    #[error("cannot start git")]
     Exec(#[source] std::io::Error),
 }
 
-/// What a push needs beside the repository.
+/// The values that a push needs besides the repository.
 #[derive(Debug)]
 pub struct Push<'a> {
-    /// The hook scripts.
+    /// The directory of the hook scripts.
     pub hooks: &'a Path,
-    /// The daemon's socket.
+    /// The socket on which the server answers hooks.
     pub socket: &'a Path,
-    /// The push's token, in text form.
+    /// The push token in text form.
     pub token: &'a str,
-    /// Its limits.
+    /// The limits of the push.
     pub limits: ServeLimits,
 }
 
@@ -52,7 +50,7 @@ const HARMLESS_FAULTS: [&str; 8] = [
     "zeroPaddedFilemode",
 ];
 
-/// The settings for `service`.
+/// Returns the settings of upload-pack, or of receive-pack for a push.
 pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
     let mut settings = Settings::new()
         .config("transfer.hideRefs", OWN_REFS)
@@ -70,26 +68,26 @@ pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
     settings
         .config("receive.fsckObjects", "true")
         .config("receive.maxInputSize", push.limits.pack_bytes.to_string())
-        // A prefix up to a slash: every ref, whether made, moved or deleted, is decided over by the daemon.
+        // A prefix up to a slash: the server decides about every ref that is created, moved or deleted.
         .config("receive.procReceiveRefs", "refs")
         .config("receive.advertisePushOptions", "true")
         .config("receive.advertiseAtomic", "true")
         .config("receive.autogc", "false")
         .config("receive.updateServerInfo", "false")
-        // Whether a branch may be deleted or rewound is the daemon's decision: an operator pushes an old commit to go back.
+        // The server decides whether a branch may be deleted or rewound: an operator may push an older commit to go back.
         .config("receive.denyDeletes", "false")
         .config("receive.denyNonFastForwards", "false")
         .config("receive.denyCurrentBranch", "ignore")
         .config("receive.denyDeleteCurrent", "ignore")
         .config("receive.shallowUpdate", "false")
         .config("receive.keepAlive", "5")
-        // One wait for the disk for all objects of a small push.
+        // One disk flush for all objects of a small push.
         .config("core.fsyncMethod", "batch")
         .env("LARDER_HOOK_SOCKET", push.socket)
         .env("LARDER_PUSH_TOKEN", push.token)
 }
 
-/// Turns this process into git; returns only if that fails. Descriptors 0, 1 and 2 are the client's.
+/// Replaces this process by git. Returns only if that fails. Descriptors 0, 1 and 2 are the client's.
 pub fn serve(
     paths: &WorkerPaths,
     service: Service,
@@ -103,7 +101,7 @@ pub fn serve(
         Service::ReceivePack => {
             let Some(hooks) = &paths.hooks else { return ServeError::Missing("LARDER_HOOKS") };
             let Some(socket) = &paths.hook_socket else { return ServeError::Missing("LARDER_HOOK_SOCKET") };
-            let Some(token) = token else { return ServeError::Missing("a token") };
+            let Some(token) = token else { return ServeError::Missing("the push token") };
             if let Err(error) = leave_program() {
                 return ServeError::Program(error);
             }
@@ -115,10 +113,11 @@ pub fn serve(
     ServeError::Exec(command.exec())
 }
 
-/// The descriptor under which the hooks' first line names this very binary. Shells use the numbers up to about 20 for themselves.
+/// The descriptor that the first line of the hook scripts names as their interpreter: this binary. Shells use descriptors up to about 20
+/// themselves.
 const PROGRAM: i32 = 64;
 
-/// Leaves this binary open for the hooks: the sandbox need not show it anywhere, and no shell has to start to find it.
+/// Leaves this binary open for the hooks, so that the sandbox need not contain it and no shell has to find it.
 fn leave_program() -> std::io::Result<()> {
     use std::os::fd::{AsRawFd, IntoRawFd};
     let program = rustix::io::fcntl_dupfd_cloexec(File::open("/proc/self/exe")?, PROGRAM)?;
@@ -126,7 +125,7 @@ fn leave_program() -> std::io::Result<()> {
         return Err(std::io::Error::other(format!("descriptor {PROGRAM} is taken")));
     }
     rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::empty())?;
-    // Not closed: it has to outlive the exec.
+    // Not closed: the descriptor must survive the exec.
     let _ = program.into_raw_fd();
     Ok(())
 }
@@ -136,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hook_runs_the_inherited_program_and_none_without_it() {
+    fn hook_runs_the_inherited_program_and_fails_without_it() {
         let directory = tempfile::tempdir().unwrap();
         let hook = directory.path().join("hook");
         std::fs::write(&hook, format!("#!/proc/self/fd/{PROGRAM} --exact\n")).unwrap();
@@ -150,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn hooks_name_the_descriptor() {
-        for (name, text) in crate::git::embedded::HOOKS {
+    fn hook_scripts_name_the_descriptor() {
+        for (name, text) in crate::git::hook::SCRIPTS {
             assert!(text.starts_with(format!("#!/proc/self/fd/{PROGRAM} hook\n").as_bytes()), "{name}");
         }
     }

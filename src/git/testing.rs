@@ -1,4 +1,4 @@
-//! Real repositories in temporary directories, for the tests of this room.
+//! Real repositories in temporary directories, for the tests of this module.
 
 use std::{
     io::Write,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{git::WorkerPaths, model::CommitId};
 
-/// A project's directory as a worker sees it, with a repository.
+/// A project's directory with a repository, as a worker sees it.
 pub struct World {
     pub dir: tempfile::TempDir,
     pub paths: WorkerPaths,
@@ -29,7 +29,7 @@ impl World {
         self.paths.repository()
     }
 
-    /// The exported tree.
+    /// The directory of the exported tree.
     pub fn tree(&self) -> PathBuf {
         self.paths.source.as_ref().unwrap().join("tree")
     }
@@ -45,7 +45,7 @@ impl World {
         self.git(&["hash-object", "-w", "--stdin"], content)
     }
 
-    /// A tree object from `(mode, name, id)`, without any of git's checks.
+    /// Writes a tree object of entries `(mode, name, id)`, without git's checks.
     pub fn tree_object(&self, entries: &[(&str, &[u8], &str)]) -> String {
         let mut raw = Vec::new();
         for (mode, name, id) in entries {
@@ -62,7 +62,7 @@ impl World {
         self.git(&["commit-tree", tree, "-m", "subject"], b"").parse().unwrap()
     }
 
-    /// A commit of files `(path, executable, content)`, by an index of its own.
+    /// Commits files `(path, executable, content)`, with an index of its own.
     pub fn commit(&self, files: &[(&str, bool, &[u8])]) -> CommitId {
         let mut index = Vec::new();
         for (path, executable, content) in files {
@@ -76,7 +76,7 @@ impl World {
     }
 }
 
-/// git with nothing of the surroundings.
+/// Runs git without configuration or environment of the host.
 pub fn git(directory: &Path, args: &[&str], input: &[u8]) -> std::process::Output {
     let mut child = Command::new("git")
         .env_clear()

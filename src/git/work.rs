@@ -1,4 +1,4 @@
-//! The worker's door: reads a job, does it, reports.
+//! The entry points of git workers: read a job, perform it, write the report.
 
 use std::{
     fs::File,
@@ -6,19 +6,18 @@ use std::{
 };
 
 use super::{
-    job::{GitAnswer, GitFailure, GitJob, GitReport},
-    pack,
-    paths::WorkerPaths,
+    job::{GitFailure, GitJob, GitReport},
+    lookup, maintenance, pack,
+    program::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
-    tidy,
 };
 use crate::{
     host::launch::{read_job, write_report},
     model::sanitise_line,
 };
 
-/// The work of [`crate::model::Role::Git`]: `job` is descriptor 3, `report` descriptor 4. Returns the exit code.
+/// Does the work of [`crate::model::Role::Git`]: `job` is descriptor 3, `report` descriptor 4. Returns the exit code.
 pub fn work(mut job: File, mut report: File) -> io::Result<u8> {
     let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -34,28 +33,28 @@ pub fn work(mut job: File, mut report: File) -> io::Result<u8> {
     Ok(0)
 }
 
-/// Everything but [`GitJob::Serve`].
-pub fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
+/// Performs any job except [`GitJob::Serve`], which has no report.
+fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
     let repository = paths.repository();
     match job {
         GitJob::Serve { .. } => {
-            Err(GitFailure::Failed { doing: String::from("serve a client"), why: String::from("this job has no report") })
+            Err(GitFailure::Failed { doing: String::from("serve a client"), why: String::from("the job has no report") })
         }
         GitJob::Init { head } => refs::init(&repository, head),
         GitJob::MoveRef(change) => refs::move_ref(&repository, change),
         GitJob::ReadRefs { limit } => refs::read_refs(&repository, *limit),
-        GitJob::Tags => refs::tags(&repository),
-        GitJob::Resolve { spec } => refs::resolve(&repository, spec),
-        GitJob::Tree { commit } => refs::tree(&repository, commit),
-        GitJob::Log { from, to, limit } => refs::log(&repository, from.as_ref(), to, *limit),
+        GitJob::Tags => lookup::tags(&repository),
+        GitJob::Resolve { spec } => lookup::resolve(&repository, spec),
+        GitJob::Tree { commit } => lookup::tree(&repository, commit),
+        GitJob::Log { from, to, limit } => lookup::log(&repository, from.as_ref(), to, *limit),
         GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
         GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
-        GitJob::Tidy => tidy::tidy(&repository),
-        GitJob::Gc => refs::gc(&repository).map(|_| GitAnswer::Done),
+        GitJob::RemoveLocks => maintenance::remove_locks(&repository),
+        GitJob::Gc => maintenance::gc(&repository),
     }
 }
 
-/// The work of [`crate::model::Role::Source`], with the same descriptors.
+/// Does the work of [`crate::model::Role::Source`], with the same descriptors.
 pub fn work_source(mut job: File, mut report: File) -> io::Result<u8> {
     let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{Age, ByteSize},
-    git::{Expected, Kept, MoveRef, keep_ref},
+    git::{Expected, MoveRef, ReleaseRef},
     host::{files, root::EnvironmentPaths},
     model::{Area, DeploymentId, Environment, Live, ReleaseId},
     proxy::Retired,
@@ -229,13 +229,13 @@ async fn prune(deployment: &Deployment, lane: &Lane) {
         if let Err(error) = forget_deltas(&deployment.paths, release) {
             tracing::error!(%release, error = chain(&error), "deltas of an old release could not be removed");
         }
-        forget.push(Kept { environment, release });
+        forget.push(ReleaseRef { environment, release });
     }
     drop(settled);
     // No branch is named here: where the deploy branch stands is the business of deployments.
     if let Some((first, rest)) = forget.split_first() {
         let change =
-            MoveRef { refname: keep_ref(*first), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
+            MoveRef { refname: first.refname(), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
         if let Err(error) = services.repositories.move_ref(deployment.order.environment.project_id, change).await {
             tracing::warn!(error = chain(&error), "objects of old releases stay in the repository");
         }

@@ -20,7 +20,7 @@ use crate::{
     control::{Caller, CommandError, Control, Kind},
     git::{
         ServeLimits, Service,
-        hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, Verdict},
+        hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
     },
     host::{files, launch::Stdio},
     model::{Access, CommitId, Project, ProjectName, Trigger},
@@ -94,15 +94,18 @@ impl Pushes {
         let stderr = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
-            Service::ReceivePack => Some(self.tokens.issue(Push {
-                caller,
-                project,
-                asked: asked.clone(),
-                failed: failed.clone(),
-                decided: decided.clone(),
-                refs: Arc::default(),
-                early: Arc::default(),
-            })),
+            Service::ReceivePack => {
+                let push = Push {
+                    caller,
+                    project,
+                    asked: asked.clone(),
+                    failed: failed.clone(),
+                    decided: decided.clone(),
+                    refs: Arc::default(),
+                    early: Arc::default(),
+                };
+                Some(self.tokens.issue(push).map_err(|error| CommandError::internal(&error))?)
+            }
             Service::UploadPack => None,
         };
         let limits = ServeLimits { pack_bytes: services.config.limits.push_bytes.bytes() };
@@ -251,10 +254,10 @@ impl Pushes {
         // git refuses some refs by itself, between the two hooks.
         let by_git = session.request.refs.len() < session.ticket.refs.load(Ordering::Relaxed);
         let by_name = session.request.bad_names > 0;
-        let refused = by_git || by_name || verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Refused { .. }));
+        let refused = by_git || by_name || verdicts.iter().any(|(_, verdict)| matches!(verdict, RefVerdict::Refused { .. }));
         if atomic && refused {
-            for (_, verdict) in verdicts.iter_mut().filter(|(_, verdict)| matches!(verdict, Verdict::FallThrough)) {
-                *verdict = Verdict::Refused { reason: String::from("another ref of this atomic push was refused") };
+            for (_, verdict) in verdicts.iter_mut().filter(|(_, verdict)| matches!(verdict, RefVerdict::FallThrough)) {
+                *verdict = RefVerdict::Refused { reason: String::from("another ref of this atomic push was refused") };
             }
         }
         session.ticket.failed.store(refused, Ordering::Relaxed);
@@ -283,19 +286,19 @@ impl Pushes {
         }
     }
 
-    async fn verdict(&self, session: &HookSession<Push>, fate: RefDecision) -> Verdict {
+    async fn verdict(&self, session: &HookSession<Push>, fate: RefDecision) -> RefVerdict {
         match fate {
             RefDecision::Store { note } => {
                 if let Some(note) = note {
                     session.line(&format!("       {note}"));
                 }
-                Verdict::FallThrough
+                RefVerdict::FallThrough
             }
             RefDecision::Refuse { reason, hint } => {
                 if let Some(hint) = hint {
                     session.line(&format!(" !     {hint}"));
                 }
-                Verdict::Refused { reason }
+                RefVerdict::Refused { reason }
             }
             RefDecision::Deploy { environment, branch, commit, seen } => {
                 let trigger = Trigger::Push { by: session.ticket.caller.name() };
@@ -305,7 +308,7 @@ impl Pushes {
                         for hint in error.hints() {
                             session.line(&format!(" !     {hint}"));
                         }
-                        return Verdict::Refused { reason: chain(&error) };
+                        return RefVerdict::Refused { reason: chain(&error) };
                     }
                 };
                 let tags = coming(session);
@@ -322,14 +325,14 @@ impl Pushes {
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {
                     Ok(ticket) => self.follow(session, ticket, environment).await,
-                    Err(error) => Verdict::Refused { reason: chain(&error) },
+                    Err(error) => RefVerdict::Refused { reason: chain(&error) },
                 }
             }
         }
     }
 
     /// Sends the output of a deployment to the pusher, and returns its verdict. The deployment goes on if the pusher disconnects.
-    async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> Verdict {
+    async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> RefVerdict {
         let gone = session.gone();
         tokio::pin!(gone);
         match ticket.transcript.follow() {
@@ -348,11 +351,11 @@ impl Pushes {
             outcome = ticket.outcome() => outcome,
         };
         let Some(outcome) = outcome else {
-            return Verdict::Refused { reason: String::from("the server stopped before the deployment had ended") };
+            return RefVerdict::Refused { reason: String::from("the server stopped before the deployment had ended") };
         };
         match self.control.pipeline().reason(&outcome, environment) {
-            None => Verdict::Ok,
-            Some(reason) => Verdict::Refused { reason },
+            None => RefVerdict::Ok,
+            Some(reason) => RefVerdict::Refused { reason },
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Another proxy in front of larder's: it ends TLS and says who its visitors are.
+//! Another proxy in front of larder's proxy: it terminates TLS and states its visitors' addresses.
 
 use crate::harness::{Repo, World, http, installed};
 
-/// An application that shows the headers of a request, one a line.
+/// An application that returns the headers of a request, one per line.
 const MIRROR: &str = r#"
 import http.server, os
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -15,7 +15,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 "#;
 
-/// A project whose pages are what reaches it; the push, as its pusher saw it, and what one visitor's request becomes.
+/// Deploys the application. Returns the output of the push, and the headers that reach the application with `headers`.
 fn mirrored(server_file: &str, headers: &str) -> Option<(String, Vec<String>)> {
     installed("python3")?;
     let world = World::configured(server_file)?;
@@ -45,7 +45,7 @@ fn holds(lines: &[String], wanted: &[&str]) {
 }
 
 #[test]
-fn a_trusted_proxy_speaks_for_its_visitors() {
+fn trusted_proxy_states_address_and_scheme_of_its_visitors() {
     let server_file = "http:\n  trusted: [127.0.0.1, \"::1\"]\n  scheme: https\n";
     let Some((shown, lines)) = mirrored(server_file, FROM_A_PROXY) else { return };
     assert!(shown.contains("v1 is live: https://shop.localhost "), "{shown}");
@@ -55,7 +55,7 @@ fn a_trusted_proxy_speaks_for_its_visitors() {
 }
 
 #[test]
-fn nobody_is_trusted_who_was_not_named() {
+fn untrusted_peer_cannot_state_address_or_scheme() {
     let Some((shown, lines)) = mirrored("", FROM_A_PROXY) else { return };
     assert!(shown.contains("v1 is live: http://shop.localhost:"), "{shown}");
     holds(&lines, &["x-forwarded-for=127.0.0.1", "x-real-ip=127.0.0.1", "x-forwarded-proto=http"]);

@@ -1,4 +1,4 @@
-//! Everything else that one can push, and what becomes of it.
+//! Pushes of other refs than a new commit of a deploy branch; and following, cancelling and retrying deployments.
 
 use std::{
     fs,
@@ -12,20 +12,20 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, state, until, within};
 
-in_each_mode!(a_refused_push_leaves_everything, a_deployment_can_be_cancelled_and_retried);
+in_each_mode!(refused_push_changes_nothing, deployment_can_be_cancelled_and_retried);
 in_one_mode!(
-    other_refs_are_stored_and_say_so,
-    a_deploy_branch_cannot_be_deleted,
-    an_older_commit_is_a_deployment,
-    several_refs_have_their_own_fates,
-    an_atomic_push_is_all_or_nothing,
-    an_atomic_push_deploys_one_branch_only,
-    odd_refs_are_refused,
-    a_pusher_who_goes_away_stops_nothing,
-    a_killed_pusher_does_not_stop_a_failure,
-    what_was_pushed_can_be_deployed_by_name,
-    a_waiting_push_gives_way_to_a_newer_one,
-    a_switch_is_not_cut_in_the_middle,
+    branch_without_environment_is_stored_with_a_note,
+    deploy_branch_cannot_be_deleted,
+    push_of_an_older_commit_is_deployed,
+    refs_of_one_push_are_decided_separately,
+    atomic_push_is_all_or_nothing,
+    atomic_push_of_two_deploy_branches_is_refused,
+    refs_other_than_branches_and_tags_are_refused,
+    deployment_continues_after_its_pusher_is_interrupted,
+    failure_is_recorded_after_its_pusher_is_killed,
+    pushed_commit_can_be_deployed_by_name,
+    queued_push_is_superseded_by_a_newer_one,
+    cancel_does_not_interrupt_the_switch,
 );
 
 fn live_site<'w>(world: &'w World) -> (Repo<'w>, String) {
@@ -36,7 +36,7 @@ fn live_site<'w>(world: &'w World) -> (Repo<'w>, String) {
     (repo, commit)
 }
 
-fn other_refs_are_stored_and_say_so(world: &World) {
+fn branch_without_environment_is_stored_with_a_note(world: &World) {
     let (repo, one) = live_site(world);
     let push = repo.push_as(&["HEAD:refs/heads/topic"]);
     push.accepted().says("topic is stored and not deployed; main deploys to production");
@@ -46,7 +46,7 @@ fn other_refs_are_stored_and_say_so(world: &World) {
     assert_eq!(refs.get("refs/heads/topic"), Some(&one));
     assert!(refs.contains_key("refs/tags/v1.0") && refs.keys().all(|name| !name.starts_with("refs/larder")), "{refs:?}");
     assert_eq!(world.journals("shop").len(), 1, "a stored branch must not deploy");
-    // Nothing to push is nothing to do.
+    // A push without changes does nothing.
     repo.push().accepted().says("Everything up-to-date");
     assert_eq!(world.journals("shop").len(), 1);
     repo.push_as(&["--delete", "topic"]).accepted();
@@ -54,12 +54,12 @@ fn other_refs_are_stored_and_say_so(world: &World) {
     assert_eq!(repo.ls_remote().len(), 2, "HEAD and main: {:?}", repo.ls_remote());
 }
 
-fn a_deploy_branch_cannot_be_deleted(world: &World) {
+fn deploy_branch_cannot_be_deleted(world: &World) {
     let (repo, one) = live_site(world);
     let before = world.snapshot("shop");
     repo.push_as(&["--delete", "main"]).rejected_with("deploys this branch").says("project destroy shop");
     repo.push_as(&["--force", ":refs/heads/main"]).rejected_with("deploys this branch");
-    // The others of the same push are deleted.
+    // Other branches of the same push are deleted.
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
     repo.push_as(&["--delete", "main", "topic"]).rejected_with("deploys this branch");
     let refs = repo.ls_remote();
@@ -70,7 +70,7 @@ fn a_deploy_branch_cannot_be_deleted(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn a_refused_push_leaves_everything(world: &World) {
+fn refused_push_changes_nothing(world: &World) {
     let (repo, one) = live_site(world);
     let before = world.snapshot("shop");
     repo.write("Procfile", "web: exit 7\n");
@@ -81,17 +81,17 @@ fn a_refused_push_leaves_everything(world: &World) {
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(repo.live(), Some(one));
     world.serves("shop", "version one");
-    // The same commit is no "Everything up-to-date": it is tried again, and gets the same answer.
+    // A repeated push of the commit is not "Everything up-to-date": it is deployed again, and refused again.
     repo.push().rejected_with("v1 still live");
     assert_eq!(world.journals("shop").len(), 3);
     assert_eq!(repo.head(), broken);
 }
 
-fn an_older_commit_is_a_deployment(world: &World) {
+fn push_of_an_older_commit_is_deployed(world: &World) {
     let (repo, one) = live_site(world);
     repo.page("version two");
     repo.push().accepted();
-    // Not a fast-forward: git asks for --force, as everywhere.
+    // Not a fast-forward, so git requires --force.
     let refused = repo.push_as(&[&format!("{one}:refs/heads/main")]);
     assert_eq!(refused.0.status, 1, "{}", refused.0);
     repo.push_as(&["--force", &format!("{one}:refs/heads/main")]).accepted().says("v3 is live");
@@ -99,7 +99,7 @@ fn an_older_commit_is_a_deployment(world: &World) {
     assert_eq!(repo.live(), Some(one));
 }
 
-fn several_refs_have_their_own_fates(world: &World) {
+fn refs_of_one_push_are_decided_separately(world: &World) {
     let (repo, one) = live_site(world);
     repo.write("Procfile", "web: exit 1\n");
     let broken = repo.commit("broken");
@@ -111,7 +111,7 @@ fn several_refs_have_their_own_fates(world: &World) {
     assert_eq!(refs.get("refs/tags/t"), Some(&broken));
 }
 
-fn an_atomic_push_is_all_or_nothing(world: &World) {
+fn atomic_push_is_all_or_nothing(world: &World) {
     let (repo, one) = live_site(world);
     repo.write("Procfile", "web: exit 1\n");
     repo.commit("broken");
@@ -126,7 +126,7 @@ fn an_atomic_push_is_all_or_nothing(world: &World) {
     let refs = repo.ls_remote();
     assert_eq!((refs.get("refs/heads/main"), refs.get("refs/heads/topic")), (Some(&two), Some(&two)));
     world.serves("shop", "version two");
-    // A ref that git itself cannot store, because a branch has the name of its directory, stops the deployment too.
+    // A ref that git cannot store, because a branch has the name of its directory, refuses the deployment too.
     repo.page("version three");
     let push = repo.push_as(&["--atomic", "HEAD:refs/heads/main", "HEAD:refs/heads/topic/sub"]);
     assert_eq!(push.0.status, 1, "{}", push.0);
@@ -135,7 +135,7 @@ fn an_atomic_push_is_all_or_nothing(world: &World) {
     world.serves("shop", "version two");
 }
 
-fn an_atomic_push_deploys_one_branch_only(world: &World) {
+fn atomic_push_of_two_deploy_branches_is_refused(world: &World) {
     let (repo, one) = live_site(world);
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
     let two = repo.page("version two");
@@ -151,7 +151,7 @@ fn an_atomic_push_deploys_one_branch_only(world: &World) {
     world.serves("staging--shop", "version two");
 }
 
-fn odd_refs_are_refused(world: &World) {
+fn refs_other_than_branches_and_tags_are_refused(world: &World) {
     let (repo, one) = live_site(world);
     for name in ["refs/for/main", "refs/larder/keep/x", "refs/notes/commits", "refs/heads/-x", "refs/heads/gr\u{fc}n"] {
         let push = repo.push_as(&[&format!("HEAD:{name}")]);
@@ -162,7 +162,7 @@ fn odd_refs_are_refused(world: &World) {
     assert_eq!(refs.into_iter().collect::<Vec<_>>(), [("HEAD".into(), one.clone()), ("refs/heads/main".into(), one)]);
 }
 
-/// A site whose build waits until a file appears in its cache: a test decides when it goes on.
+/// A site whose build waits until the test creates a file in its cache.
 fn slow_site(repo: &Repo<'_>, then: &str) -> String {
     repo.program(
         ".larder/build",
@@ -175,7 +175,7 @@ fn open_the_gate(world: &World, project: &str) {
     fs::write(world.environment(project).join("cache/gate"), "").unwrap();
 }
 
-/// Whether a deployment has said `text`.
+/// Returns whether the output of the deployment contains `text`.
 fn said(world: &World, project: &str, text: &str) -> bool {
     let directory = world.environment(project).join("deployments");
     let logs = state::names(&directory).into_iter().map(|name| fs::read_to_string(directory.join(name).join("log")));
@@ -186,10 +186,10 @@ fn waits(world: &World) {
     until("the build waits", || said(world, "shop", "waiting for the gate"));
 }
 
-/// Starts a push, and gives it a signal as soon as the build runs: to git, its ssh and whatever is between, as Ctrl-C does.
+/// Starts a push, and sends a signal to its process group as soon as the build runs, as Ctrl-C does.
 fn interrupted(repo: &Repo<'_>, world: &World, signal: Signal) {
     let git = repo.command();
-    // Whoever runs the tests in the background lets them, and all that they start, ignore interrupts.
+    // Tests that run in the background ignore interrupts, and so do the processes that they start.
     let mut push = Command::new("env");
     push.env_clear().envs(git.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(repo.path());
     push.arg("--default-signal").arg(git.get_program()).args(["push", &repo.url(), "HEAD:refs/heads/main"]);
@@ -207,14 +207,14 @@ fn interrupted(repo: &Repo<'_>, world: &World, signal: Signal) {
     until("its ssh has ended", || members().count() == 0);
 }
 
-fn a_pusher_who_goes_away_stops_nothing(world: &World) {
+fn deployment_continues_after_its_pusher_is_interrupted(world: &World) {
     let (repo, one) = live_site(world);
     repo.page("version two");
     let two = slow_site(&repo, "echo through the gate");
     interrupted(&repo, world, Signal::INT);
     world.larder(&["status"]).says("deploying");
     assert_eq!(repo.live(), Some(one), "the branch moved before the release was live");
-    // Who asks now sees it from its beginning and to its end.
+    // A follower sees the output from the beginning to the end.
     thread::scope(|scope| {
         let follow = scope.spawn(|| world.ssh("alice", &["deploy", "shop", "--follow"]));
         let late = !within(Duration::from_millis(300), || follow.is_finished());
@@ -225,12 +225,12 @@ fn a_pusher_who_goes_away_stops_nothing(world: &World) {
     });
     world.serves("shop", "version two");
     assert_eq!(repo.live(), Some(two));
-    // Who asks later sees the same.
+    // A later follower sees the same.
     world.larder(&["deploy", "shop", "--follow"]).exits(0).says("waiting for the gate").says("v2 is live");
     repo.push().accepted().says("Everything up-to-date");
 }
 
-fn a_killed_pusher_does_not_stop_a_failure(world: &World) {
+fn failure_is_recorded_after_its_pusher_is_killed(world: &World) {
     let (repo, one) = live_site(world);
     let before = world.snapshot("shop");
     slow_site(&repo, "exit 9");
@@ -239,10 +239,10 @@ fn a_killed_pusher_does_not_stop_a_failure(world: &World) {
     world.larder(&["deploy", "shop", "--follow"]).exits(1).says("9").says("v1 is still live");
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(repo.live(), Some(one));
-    assert!(world.larder(&["status"]).ok().contains("the last deployment"), "nobody would ever hear of it");
+    assert!(world.larder(&["status"]).ok().contains("the last deployment"), "status must show the failure");
 }
 
-fn a_deployment_can_be_cancelled_and_retried(world: &World) {
+fn deployment_can_be_cancelled_and_retried(world: &World) {
     let (repo, one) = live_site(world);
     let before = world.snapshot("shop");
     world.larder(&["deploy", "shop", "--cancel"]).exits(4).says("nothing is being deployed");
@@ -252,7 +252,7 @@ fn a_deployment_can_be_cancelled_and_retried(world: &World) {
     let push = thread::scope(|scope| {
         let push = scope.spawn(|| repo.push());
         waits(world);
-        // The one who cancels gets what was asked for, and only when everything is as it was.
+        // The command succeeds, after everything was reverted.
         world.larder(&["deploy", "shop", "--cancel"]).exits(0).says("cancelled");
         push.join().unwrap()
     });
@@ -263,7 +263,7 @@ fn a_deployment_can_be_cancelled_and_retried(world: &World) {
     world.serves("shop", "version one");
     let left: Vec<_> = processes::of(world.directory()).into_iter().filter(|process| process.arguments[0] == "sleep").collect();
     assert!(left.is_empty(), "the cancelled build goes on: {left:?}");
-    // How it went is said by the exit status, whatever the form of the answer.
+    // The exit status tells the outcome, also with --json.
     world.larder(&["deploy", "shop", "--follow"]).exits(1);
     world.larder(&["deploy", "shop", "--follow", "--json"]).exits(1).says("cancelled");
     open_the_gate(world, "shop");
@@ -272,7 +272,7 @@ fn a_deployment_can_be_cancelled_and_retried(world: &World) {
     assert_eq!(repo.live(), Some(two));
 }
 
-fn what_was_pushed_can_be_deployed_by_name(world: &World) {
+fn pushed_commit_can_be_deployed_by_name(world: &World) {
     let (repo, one) = live_site(world);
     repo.git(&["tag", "v1.0"]).ok();
     repo.page("version two");
@@ -281,7 +281,7 @@ fn what_was_pushed_can_be_deployed_by_name(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(repo.live(), Some(one.clone()));
     repo.push_as(&["--force", "HEAD:refs/heads/main"]).accepted();
-    // A tag, a branch that is stored only, a short name of a commit.
+    // A tag, a branch without an environment, an abbreviated commit id.
     let two = repo.head();
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
     for (name, page, commit) in [("v1.0", "version one", &one), ("topic", "version two", &two), (&one[..10], "version one", &one)]
@@ -290,7 +290,7 @@ fn what_was_pushed_can_be_deployed_by_name(world: &World) {
         world.serves("shop", page);
         assert_eq!(repo.live().as_ref(), Some(commit));
     }
-    // Without a name, what is live is deployed again.
+    // Without a name, the live commit is deployed again.
     world.larder(&["deploy", "shop"]).exits(0).says("v8 is live");
     assert_eq!(repo.live(), Some(one));
     for unknown in ["nowhere", "0123456789012345678901234567890123456789", "main~1", "--help-me", "refs/larder/x", ""] {
@@ -300,11 +300,11 @@ fn what_was_pushed_can_be_deployed_by_name(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
+fn queued_push_is_superseded_by_a_newer_one(world: &World) {
     let (repo, _) = live_site(world);
     repo.page("version two");
     slow_site(&repo, "");
-    // Further clones, because one clone can only push what it has checked out. They build on what will be live by then.
+    // Further clones, because a clone can only push what it has checked out. They build on the commit that will be live by then.
     let clones: Vec<_> = ["version three", "version four"]
         .iter()
         .map(|page| {
@@ -321,7 +321,7 @@ fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
         let second = scope.spawn(|| clones[0].0.push_as(&["--force", "HEAD:refs/heads/main"]));
         until("the second push waits", waiting);
         let third = scope.spawn(|| clones[1].0.push_as(&["--force", "HEAD:refs/heads/main"]));
-        // The superseded one is told at once, while the first still builds.
+        // The superseded push ends at once, while the first one still builds.
         let second = second.join().unwrap();
         assert!(!first.is_finished() && !third.is_finished());
         open_the_gate(world, "shop");
@@ -334,8 +334,8 @@ fn a_waiting_push_gives_way_to_a_newer_one(world: &World) {
     assert_eq!(repo.live().as_ref(), Some(&clones[1].1));
 }
 
-/// Somebody cancels in the middle of the switch. A git that is killed there would leave its lock, and nothing could be put back.
-fn a_switch_is_not_cut_in_the_middle(world: &World) {
+/// A cancel request during the switch. A git process that was killed there would leave its lock, and the switch could not be undone.
+fn cancel_does_not_interrupt_the_switch(world: &World) {
     let (repo, one) = live_site(world);
     world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(5000)")]);
     repo.page("version two");

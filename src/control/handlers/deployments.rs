@@ -9,7 +9,7 @@ use crate::{
         request::{Context, DeploymentGoal, Reply, Request, Stream},
         state::Control,
     },
-    git::{GitError, GitFailure, Spec},
+    git::{CommitSpec, GitError, GitFailure},
     model::{Access, CommitId, Environment, Mode, Origin, Phase, ProjectName, Trigger},
     pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
@@ -252,7 +252,7 @@ pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
 async fn resolve(control: &Control, environment: &Environment, reference: Option<String>) -> Result<CommitId, CommandError> {
     let live = control.pipeline().live(environment.id).map(|live| live.commit);
     let spec = match (reference, live) {
-        (Some(text), _) => Spec::Text(text),
+        (Some(text), _) => CommitSpec::Text(text),
         (None, Some(live)) => return Ok(live),
         (None, None) => {
             return Err(not_found(format!("nothing is live in {} yet", environment.title()))

@@ -10,7 +10,7 @@ use crate::{
         request::{Context, Reply, Request},
         state::Control,
     },
-    git::{Expected, GitError, GitFailure, MoveRef, Spec},
+    git::{CommitSpec, Expected, GitError, GitFailure, MoveRef},
     host::launch::Registration,
     model::{Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, Strategy},
     pipeline::{LastScan, chain},
@@ -207,7 +207,7 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
 /// is live yet; moreover git would not send the branch again, and the pusher could not deploy it. The objects stay.
 async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
-    let commit = match repositories.resolve(environment.project_id, Spec::Branch(environment.branch.clone())).await {
+    let commit = match repositories.resolve(environment.project_id, CommitSpec::Branch(environment.branch.clone())).await {
         Ok(commit) => commit,
         Err(GitError::Failure(GitFailure::NotFound(_))) => return Ok(None),
         Err(error) => return Err(error),

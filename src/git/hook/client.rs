@@ -1,5 +1,5 @@
-//! The hook's side: runs inside git's receive-pack, asks the daemon and repeats its answer. Fails closed: whatever goes wrong,
-//! the push is refused with the reason.
+//! The hook's side: runs inside git's receive-pack, asks the server and passes on its answer. Fails closed: on any error, the push is
+//! refused with the reason.
 
 use std::{
     ffi::OsString,
@@ -11,35 +11,36 @@ use std::{
 
 use super::{
     pktline, recipe,
+    registry::parse_token,
     wire::{
-        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFS_LIMIT, RecipeFile, RefChange, ServerFrame, VERSION,
-        Verdict, is_refname, read_frame, write_frame,
+        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFS_LIMIT, RecipeFile, RefChange, RefVerdict,
+        ServerFrame, VERSION, is_refname, read_frame, write_frame,
     },
 };
 use crate::{
-    git::source::RecipeFiles,
+    git::{libgit::is_quarantine, source::RecipeFiles},
     model::{CommitId, sanitise_line, sanitise_reason},
 };
 
-/// How long the daemon may say nothing at all; it sends a beat every few seconds.
+/// The maximum silence of the server, which sends a sign of life every few seconds.
 const SILENCE: Duration = Duration::from_secs(180);
-/// How long the daemon may take to read the question.
-const QUESTION: Duration = Duration::from_secs(10);
-/// Where git says where the objects are that it has not accepted yet.
+/// The time in which the server must read the request.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// The variable with the directory of the objects that git has not accepted yet (git-receive-pack(1)).
 const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 
-/// Why a hook could not get an answer.
+/// The reason why a hook got no answer.
 #[derive(Debug, thiserror::Error)]
 enum HookError {
     #[error("{0} is not set: this repository only takes pushes through its larder server")]
     NoEnvironment(&'static str),
-    #[error("{0} does not hold a push token")]
+    #[error("{0} is not a push token")]
     BadToken(&'static str),
-    #[error("the larder server cannot be reached at {path}: {source}; is `larder serve` running?")]
+    #[error("cannot connect to the larder server at {path}: {source}; is `larder serve` running?")]
     Unreachable { path: PathBuf, source: io::Error },
-    #[error("the larder server went away before its verdict; `larder deploy PROJECT --follow` shows what became of it")]
+    #[error("the larder server closed the connection before its verdict; see `larder deploy PROJECT --follow`")]
     Gone(#[source] io::Error),
-    #[error("git's question could not be read: {0}")]
+    #[error("cannot read git's request: {0}")]
     Git(String),
     #[error("the push changes more than {REFS_LIMIT} refs; push them in smaller groups")]
     TooManyRefs,
@@ -47,16 +48,16 @@ enum HookError {
     TooManyOptions,
 }
 
-/// The longest line with a change of a ref, in bytes: git's own limit for a packet.
+/// The maximum length of a line with a ref change, in bytes: git's own limit for a packet.
 const LINE_LIMIT: u64 = 65_520;
-/// The reason for a ref whose name larder does not accept.
+/// The reason that is reported for a ref whose name larder does not accept.
 const BAD_NAME: &str = "this ref name is not allowed here: names are UTF-8 text of at most 512 bytes";
 
-/// What git asked.
+/// The request that git has sent to the hook.
 #[derive(Debug, Default)]
-struct Question {
+struct GitRequest {
     refs: Vec<RefChange>,
-    /// The names of further refs, which larder does not accept. They are refused one by one, without the daemon.
+    /// The names of further refs, which larder does not accept. The hook refuses each of them itself.
     bad_names: Vec<Vec<u8>>,
     options: Vec<String>,
     atomic: bool,
@@ -64,9 +65,9 @@ struct Question {
     recipes: Vec<(CommitId, RecipeFiles)>,
 }
 
-/// What the daemon answered.
+/// The answer of the server.
 enum Answer {
-    Verdicts(Vec<(String, Verdict)>),
+    Verdicts(Vec<(String, RefVerdict)>),
     Discard,
     Refused(String),
 }
@@ -93,7 +94,7 @@ fn pre_receive(stdin: &mut dyn Read, stderr: &mut dyn Write, env: &dyn Fn(&str) 
     match ask(HookKind::PreReceive, &read_pre_receive(stdin, env), stderr, env) {
         Ok(Answer::Verdicts(_)) => 0,
         Ok(Answer::Discard) => {
-            // What cannot be removed now lies around like the objects of any refused push, until git packs the repository.
+            // Objects that cannot be removed now stay, like those of any refused push, until the repository is packed.
             let quarantine = env(QUARANTINE).map(PathBuf::from).filter(|path| quarantine_name(path).is_some());
             let _ = quarantine.map(|path| recipe::discard(&path));
             0
@@ -117,17 +118,17 @@ fn proc_receive(
     stderr: &mut dyn Write,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> u8 {
-    let question = read_proc_receive(stdin, stdout);
-    let answer = ask(HookKind::ProcReceive, &question, stderr, env).unwrap_or_else(|error| Answer::Refused(error.to_string()));
-    let Ok(question) = question else {
-        // The conversation with git itself is broken: git refuses the refs by itself when the hook fails.
+    let request = read_proc_receive(stdin, stdout);
+    let answer = ask(HookKind::ProcReceive, &request, stderr, env).unwrap_or_else(|error| Answer::Refused(error.to_string()));
+    let Ok(request) = request else {
+        // The protocol with git itself is broken. git refuses all refs when the hook fails.
         if let Answer::Refused(why) = answer {
             say(stderr, &format!(" !     refused: {why}"));
         }
         return 1;
     };
-    let written = question.refs.iter().try_for_each(|change| write_verdict(stdout, &change.refname, &answer));
-    let refused = question
+    let written = request.refs.iter().try_for_each(|change| write_verdict(stdout, &change.refname, &answer));
+    let refused = request
         .bad_names
         .iter()
         .try_for_each(|name| pktline::write(stdout, &[b"ng ", name.as_slice(), b" ", BAD_NAME.as_bytes()].concat()));
@@ -143,27 +144,27 @@ fn write_verdict(stdout: &mut dyn Write, refname: &str, answer: &Answer) -> io::
     };
     let verdict = match answer {
         Answer::Refused(why) => return refuse(stdout, why),
-        Answer::Discard => return refuse(stdout, "the larder server answered another question"),
+        Answer::Discard => return refuse(stdout, "the larder server sent the answer to another hook"),
         Answer::Verdicts(verdicts) => verdicts.iter().find(|(name, _)| name == refname).map(|(_, verdict)| verdict),
     };
     match verdict {
         None => refuse(stdout, "the larder server gave no verdict for this ref"),
-        Some(Verdict::Refused { reason }) => refuse(stdout, reason),
-        Some(Verdict::Ok) => pktline::write(stdout, format!("ok {refname}").as_bytes()),
-        Some(Verdict::OkAs { refname: stored }) => {
+        Some(RefVerdict::Refused { reason }) => refuse(stdout, reason),
+        Some(RefVerdict::Ok) => pktline::write(stdout, format!("ok {refname}").as_bytes()),
+        Some(RefVerdict::OkAs { refname: stored }) => {
             pktline::write(stdout, format!("ok {refname}").as_bytes())?;
             pktline::write(stdout, format!("option refname {stored}").as_bytes())
         }
-        Some(Verdict::FallThrough) => {
+        Some(RefVerdict::FallThrough) => {
             pktline::write(stdout, format!("ok {refname}").as_bytes())?;
             pktline::write(stdout, b"option fall-through")
         }
     }
 }
 
-/// Lines of `old new ref`; options and the quarantine arrive in the environment.
-fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Question, HookError> {
-    let mut question = Question::default();
+/// Reads the lines `old new ref`. Push options and the quarantine are in the environment (githooks(5)).
+fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>) -> Result<GitRequest, HookError> {
+    let mut request = GitRequest::default();
     let mut lines = BufReader::new(stdin);
     loop {
         let mut line = Vec::new();
@@ -172,7 +173,7 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
         if read == 0 {
             break;
         }
-        add_ref(&mut question, line.strip_suffix(b"\n").unwrap_or(&line))?;
+        add_ref(&mut request, line.strip_suffix(b"\n").unwrap_or(&line))?;
     }
     let text = |name: &str| env(name).map(|value| value.to_string_lossy().into_owned());
     let count = text("GIT_PUSH_OPTION_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0usize);
@@ -180,26 +181,26 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
         return Err(HookError::TooManyOptions);
     }
     for number in 0..count {
-        add_option(&mut question, text(&format!("GIT_PUSH_OPTION_{number}")).unwrap_or_default())?;
+        add_option(&mut request, text(&format!("GIT_PUSH_OPTION_{number}")).unwrap_or_default())?;
     }
-    question.quarantine = env(QUARANTINE).and_then(|path| quarantine_name(Path::new(&path)));
-    // git starts hooks with this, relative to the directory that it starts them in.
+    request.quarantine = env(QUARANTINE).and_then(|path| quarantine_name(Path::new(&path)));
+    // Relative to the directory in which git starts hooks.
     if let Some(repository) = env("GIT_DIR") {
-        question.recipes = recipe::read(Path::new(&repository), question.quarantine.as_deref(), &question.refs);
+        request.recipes = recipe::read(Path::new(&repository), request.quarantine.as_deref(), &request.refs);
     }
-    Ok(question)
+    Ok(request)
 }
 
-/// The name of git's directory for objects that are not accepted yet, if it is one.
+/// Returns the name of git's quarantine directory, if `path` is one.
 fn quarantine_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
-    super::is_quarantine(name).then(|| name.to_owned())
+    is_quarantine(name).then(|| name.to_owned())
 }
 
-/// Version and capabilities, answered; then the commands; then, if agreed upon, the push options.
-fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Question, HookError> {
+/// Reads version and capabilities and answers them; then the commands; then, if negotiated, the push options (githooks(5)).
+fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<GitRequest, HookError> {
     let broken = |error: io::Error| HookError::Git(error.to_string());
-    let mut question = Question::default();
+    let mut request = GitRequest::default();
     let mut offered = Vec::new();
     while let Some(packet) = pktline::read(stdin).map_err(broken)? {
         if offered.is_empty() {
@@ -213,28 +214,28 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Que
     let capabilities = parts.next().unwrap_or_default();
     let has = |wanted: &[u8]| capabilities.split(|byte| *byte == b' ').any(|word| word == wanted);
     let with_options = has(b"push-options");
-    question.atomic = has(b"atomic");
+    request.atomic = has(b"atomic");
     let mut agreed = b"version=1".to_vec();
-    if with_options || question.atomic {
+    if with_options || request.atomic {
         agreed.push(0);
         let words: Vec<&str> =
-            [(with_options, "push-options"), (question.atomic, "atomic")].iter().filter(|(on, _)| *on).map(|(_, w)| *w).collect();
+            [(with_options, "push-options"), (request.atomic, "atomic")].iter().filter(|(on, _)| *on).map(|(_, w)| *w).collect();
         agreed.extend_from_slice(words.join(" ").as_bytes());
     }
     pktline::write(stdout, &agreed).and_then(|()| pktline::flush(stdout)).map_err(broken)?;
     while let Some(packet) = pktline::read(stdin).map_err(broken)? {
-        add_ref(&mut question, &packet)?;
+        add_ref(&mut request, &packet)?;
     }
     if with_options {
         while let Some(packet) = pktline::read(stdin).map_err(broken)? {
-            add_option(&mut question, String::from_utf8_lossy(&packet).into_owned())?;
+            add_option(&mut request, String::from_utf8_lossy(&packet).into_owned())?;
         }
     }
-    Ok(question)
+    Ok(request)
 }
 
-fn add_ref(question: &mut Question, line: &[u8]) -> Result<(), HookError> {
-    if question.refs.len().saturating_add(question.bad_names.len()) == REFS_LIMIT {
+fn add_ref(request: &mut GitRequest, line: &[u8]) -> Result<(), HookError> {
+    if request.refs.len().saturating_add(request.bad_names.len()) == REFS_LIMIT {
         return Err(HookError::TooManyRefs);
     }
     let wrong = || HookError::Git(format!("{:?} is not a change of a ref", sanitise_reason(&String::from_utf8_lossy(line))));
@@ -244,25 +245,25 @@ fn add_ref(question: &mut Question, line: &[u8]) -> Result<(), HookError> {
     let id = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or_else(wrong);
     let (old, new) = (id(old)?, id(new)?);
     match std::str::from_utf8(name) {
-        Ok(refname) if is_refname(refname) => question.refs.push(RefChange { old, new, refname: refname.to_owned() }),
-        _ => question.bad_names.push(name.to_owned()),
+        Ok(refname) if is_refname(refname) => request.refs.push(RefChange { old, new, refname: refname.to_owned() }),
+        _ => request.bad_names.push(name.to_owned()),
     }
     Ok(())
 }
 
-fn add_option(question: &mut Question, option: String) -> Result<(), HookError> {
-    if question.options.len() == OPTIONS_LIMIT || option.len() > OPTION_LIMIT {
+fn add_option(request: &mut GitRequest, option: String) -> Result<(), HookError> {
+    if request.options.len() == OPTIONS_LIMIT || option.len() > OPTION_LIMIT {
         return Err(HookError::TooManyOptions);
     }
-    question.options.push(option);
+    request.options.push(option);
     Ok(())
 }
 
-/// Sends the question to the daemon, writes the lines that it sends, and returns its answer. A question that could not be read is sent as
-/// a refusal, so that the daemon knows how the push ended.
+/// Sends the request to the server, prints its lines, and returns its answer. A request that could not be read is sent as a refusal, so that
+/// the server knows how the push ended.
 fn ask(
     kind: HookKind,
-    question: &Result<Question, HookError>,
+    request: &Result<GitRequest, HookError>,
     stderr: &mut dyn Write,
     env: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Answer, HookError> {
@@ -270,19 +271,19 @@ fn ask(
     const SOCKET: &str = "LARDER_HOOK_SOCKET";
     let path = PathBuf::from(env(SOCKET).filter(|path| !path.is_empty()).ok_or(HookError::NoEnvironment(SOCKET))?);
     let token = env(TOKEN).ok_or(HookError::NoEnvironment(TOKEN))?;
-    let token = token.to_str().and_then(super::registry::parse_token).ok_or(HookError::BadToken(TOKEN))?;
+    let token = token.to_str().and_then(parse_token).ok_or(HookError::BadToken(TOKEN))?;
     let stream = UnixStream::connect(&path).map_err(|source| HookError::Unreachable { path: path.clone(), source })?;
-    stream.set_write_timeout(Some(QUESTION)).map_err(HookError::Gone)?;
+    stream.set_write_timeout(Some(WRITE_TIME)).map_err(HookError::Gone)?;
     stream.set_read_timeout(Some(SILENCE)).map_err(HookError::Gone)?;
     let mut to = &stream;
     let mut put = |frame: ClientFrame| write_frame(&mut to, &frame).map_err(HookError::Gone);
-    let (atomic, quarantine) = match question {
-        Ok(question) => (question.atomic, question.quarantine.clone()),
+    let (atomic, quarantine) = match request {
+        Ok(request) => (request.atomic, request.quarantine.clone()),
         Err(_) => (false, None),
     };
-    // A refused caller finds the answer waiting even when the daemon has already hung up on its question.
-    let asked = put(ClientFrame::Hello { version: VERSION, token, kind, atomic, quarantine }).and_then(|()| match question {
-        Ok(question) => send_question(question, &mut put),
+    // A refused hook can read the answer even if the server has closed its receiving side already.
+    let asked = put(ClientFrame::Hello { version: VERSION, token, kind, atomic, quarantine }).and_then(|()| match request {
+        Ok(request) => send_request(request, &mut put),
         Err(error) => put(ClientFrame::Refuse(sanitise_reason(&error.to_string()))),
     });
     let mut from = BufReader::new(&stream);
@@ -300,11 +301,11 @@ fn ask(
     }
 }
 
-fn send_question(question: &Question, put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>) -> Result<(), HookError> {
-    question.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec())))?;
-    put(ClientFrame::BadNames(question.bad_names.len()))?;
-    question.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone())))?;
-    question.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, put))?;
+fn send_request(request: &GitRequest, put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>) -> Result<(), HookError> {
+    request.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec())))?;
+    put(ClientFrame::BadNames(request.bad_names.len()))?;
+    request.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone())))?;
+    request.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, put))?;
     put(ClientFrame::Go)
 }
 
@@ -324,7 +325,7 @@ fn send_recipe(
     Ok(())
 }
 
-/// Writes a line for the person who pushes. That nobody reads it any more does not change the verdict.
+/// Writes a line for the pusher. A disconnected client does not change the verdict.
 fn say(stderr: &mut dyn Write, line: &str) {
     let mut line = sanitise_line(line);
     line.push('\n');

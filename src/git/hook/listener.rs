@@ -1,5 +1,5 @@
-//! The daemon's side of the hook socket: checks who calls, assembles the question, and speaks to the hook without ever
-//! waiting for it. A deployment does not stand still because a pusher's terminal does.
+//! The server's side of the hook socket: authenticates hooks, reads their requests, and sends lines to them without ever waiting. A pusher
+//! whose terminal is stopped does not delay the deployment.
 
 use std::{
     io,
@@ -26,24 +26,24 @@ use super::{
     registry::PushRegistry,
     wire::{
         CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, RECIPE_BYTES, RECIPE_COMMITS, REFS_LIMIT, RecipeFile,
-        ServerFrame, VERSION, Verdict, is_refname, receive, send,
+        RefVerdict, ServerFrame, VERSION, is_refname, receive, send,
     },
 };
 use crate::{
-    git::source::RecipeFiles,
+    git::{libgit::is_quarantine, source::RecipeFiles},
     model::{CommitId, sanitise_line, sanitise_reason},
 };
 
-/// How many hooks may be asking at the same time.
+/// The maximum number of hooks that send a request at the same time.
 const CALLERS: usize = 64;
-/// How long a hook may take to put its question.
-const QUESTION: Duration = Duration::from_secs(10);
-/// How often a silent session shows that it is alive.
+/// The time in which a hook must send its request.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// The interval of the signs of life of a silent session.
 const BEAT: Duration = Duration::from_secs(20);
-/// How many lines wait for a slow reader; more are left out, and counted.
+/// The maximum number of lines that are queued for a slow hook. Further lines are left out and counted.
 const LINES: usize = 2048;
 
-/// The hook socket. Dropping it closes the socket; sessions already accepted go on.
+/// The hook socket. Dropping it closes the socket; accepted sessions continue.
 #[derive(Debug)]
 pub struct Listener<T> {
     path: PathBuf,
@@ -52,8 +52,8 @@ pub struct Listener<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Listener<T> {
-    /// Listens at `path`, made with `mode`. Callers other than `expected_uid` are turned away, and all those without a token
-    /// of `pushes`.
+    /// Creates the socket `path` with `mode` and listens on it. Rejects processes of users other than `expected_uid`, and hooks without a
+    /// token of `pushes`.
     pub fn bind(path: &Path, mode: u32, expected_uid: Option<u32>, pushes: PushRegistry<T>) -> io::Result<Listener<T>> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -66,7 +66,7 @@ impl<T: Clone + Send + Sync + 'static> Listener<T> {
         Ok(Listener { path: path.to_owned(), sessions, acceptor })
     }
 
-    /// The next hook that has put a valid question.
+    /// Returns the next hook with a valid request.
     pub async fn accept(&mut self) -> Option<HookSession<T>> {
         self.sessions.recv().await
     }
@@ -85,7 +85,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
     pushes: PushRegistry<T>,
     found: mpsc::Sender<HookSession<T>>,
 ) {
-    let room = Arc::new(Semaphore::new(CALLERS));
+    let permits = Arc::new(Semaphore::new(CALLERS));
     let mut callers = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -103,24 +103,24 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         };
         let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
         if expected_uid.is_some() && uid != expected_uid {
-            tracing::warn!(?uid, "a stranger called the hook socket");
+            tracing::warn!(?uid, "hook socket: connection of another user rejected");
             continue;
         }
-        let Ok(permit) = room.clone().try_acquire_owned() else {
-            tracing::warn!("too many hooks are asking at the same time");
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            tracing::warn!("hook socket: too many concurrent requests");
             continue;
         };
         let (pushes, found) = (pushes.clone(), found.clone());
         callers.spawn(async move {
             let (mut from, mut to) = stream.into_split();
-            let asked = timeout(QUESTION, question(&mut from, &pushes)).await;
-            match asked.unwrap_or_else(|_| Err(String::from("the question took too long"))) {
+            let asked = timeout(REQUEST_TIME, read_request(&mut from, &pushes)).await;
+            match asked.unwrap_or_else(|_| Err(String::from("the hook did not send its request in time"))) {
                 Ok((ticket, request)) => {
                     let _ = found.send(HookSession::start(ticket, request, from, to)).await;
                 }
                 Err(why) => {
-                    tracing::warn!(%why, "a caller of the hook socket was turned away");
-                    let _ = timeout(QUESTION, send(&mut to, &ServerFrame::Refused(why))).await;
+                    tracing::warn!(%why, "hook socket: request rejected");
+                    let _ = timeout(REQUEST_TIME, send(&mut to, &ServerFrame::Refused(why))).await;
                 }
             }
             drop(permit);
@@ -128,16 +128,18 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
     }
 }
 
-/// Reads the whole question; the ticket is looked up before anything else is believed.
-async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) -> Result<(T, HookRequest), String> {
-    let odd = |error: io::Error| format!("the hook's question could not be read: {error}");
+/// Reads the whole request. The token is checked before anything else is processed.
+async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) -> Result<(T, HookRequest), String> {
+    let odd = |error: io::Error| format!("cannot read the hook's request: {error}");
     let ClientFrame::Hello { version, token, kind, atomic, quarantine } = receive(from).await.map_err(odd)? else {
-        return Err(String::from("the hook did not introduce itself"));
+        return Err(String::from("the hook's first message is not a greeting"));
     };
     if version != VERSION {
-        return Err(format!("the hook speaks version {version}, this server {VERSION}; restart the server after an upgrade"));
+        return Err(format!(
+            "the hook has protocol version {version}, the server {VERSION}; restart the server after an upgrade"
+        ));
     }
-    let (ticket, redeemed) = pushes.redeem(&token, kind).ok_or("this is not the token of a push under way")?;
+    let (ticket, redeemed) = pushes.redeem(&token, kind).ok_or("the push token belongs to no push in progress")?;
     let quarantine = quarantine.filter(|name| is_quarantine(name));
     let mut request =
         HookRequest { kind, refs: Vec::new(), bad_names: 0, options: Vec::new(), atomic, quarantine, recipes: Vec::new() };
@@ -165,7 +167,7 @@ async fn question<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) 
                 return Ok((ticket, request));
             }
             ClientFrame::Refuse(why) => return Err(why),
-            ClientFrame::Hello { .. } => return Err(String::from("the hook introduced itself twice")),
+            ClientFrame::Hello { .. } => return Err(String::from("the hook sent a second greeting")),
         }
     }
 }
@@ -180,7 +182,7 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
         request.recipes.push((commit.clone(), RecipeFiles::default()));
     }
     if bytes > RECIPE_BYTES || request.recipes.len() > RECIPE_COMMITS {
-        return Err(String::from("the hook sent larger recipes than it may"));
+        return Err(String::from("the recipes of the push are too large"));
     }
     if let Some((_, files)) = request.recipes.iter_mut().find(|(known, _)| *known == commit) {
         file.of(files).get_or_insert_default().extend(part);
@@ -188,21 +190,15 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
     Ok(())
 }
 
-/// The directories that git makes for this have names like `tmp_objdir-incoming-AbCd12`, or `incoming-AbCd12` before 2.35.
-pub(crate) fn is_quarantine(name: &str) -> bool {
-    let random = name.strip_prefix("tmp_objdir-").unwrap_or(name).strip_prefix("incoming-");
-    random.is_some_and(|random| (1..=16).contains(&random.len()) && random.bytes().all(|c| c.is_ascii_alphanumeric()))
-}
-
-/// A hook that waits for an answer. Dropped without one, the push is refused.
+/// A hook that waits for its answer. Dropping it without an answer refuses the push.
 #[derive(Debug)]
 pub struct HookSession<T> {
-    /// What [`PushRegistry::issue`] was given for this push.
+    /// The ticket that was given to [`PushRegistry::issue`] for this push.
     pub ticket: T,
-    /// What it asks.
+    /// The request.
     pub request: HookRequest,
     frames: mpsc::Sender<ServerFrame>,
-    left_out: Arc<AtomicU64>,
+    left_out: AtomicU64,
     gone: watch::Receiver<bool>,
     writer: JoinHandle<()>,
 }
@@ -211,10 +207,10 @@ impl<T> HookSession<T> {
     fn start(ticket: T, request: HookRequest, mut from: OwnedReadHalf, to: OwnedWriteHalf) -> HookSession<T> {
         let (frames, queue) = mpsc::channel(LINES);
         let (ended, gone) = watch::channel(false);
-        let left_out = Arc::new(AtomicU64::new(0));
+        let left_out = AtomicU64::new(0);
         let writer = tokio::spawn(async move {
             tokio::select! {
-                // A hook says nothing after its question: anything that arrives, the end above all, means that it is gone.
+                // A hook sends nothing after its request. Any message, or the end of the stream, means that it has ended.
                 _ = receive::<ClientFrame>(&mut from) => {}
                 () = write_all(to, queue) => {}
             }
@@ -223,17 +219,14 @@ impl<T> HookSession<T> {
         HookSession { ticket, request, frames, left_out, gone, writer }
     }
 
-    /// A line for the person who pushes; made safe for terminals here. Never waits: if nobody reads, lines are left out.
+    /// Sends a line to the pusher, sanitised for terminals. Never waits: if the hook does not read, lines are left out.
     pub fn line(&self, line: &str) {
-        self.speaker().line(line);
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.frames.try_send(ServerFrame::Line(sanitise_line(line))) {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    /// A handle for lines alone, to be given to those who follow a deployment.
-    pub fn speaker(&self) -> Speaker {
-        Speaker { frames: self.frames.downgrade(), left_out: self.left_out.clone() }
-    }
-
-    /// Returns when the hook has ended before its answer: the pusher's machine went away.
+    /// Completes when the hook has ended before its answer, because the pusher disconnected.
     pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut gone = self.gone.clone();
         async move {
@@ -241,10 +234,10 @@ impl<T> HookSession<T> {
         }
     }
 
-    /// Accepts (pre-receive), or gives every ref its fate (proc-receive). A ref without a verdict is refused.
-    pub async fn finish(self, verdicts: Vec<(String, Verdict)>) {
+    /// Accepts the push (pre-receive), or sends the verdict on every ref (proc-receive). A ref without a verdict is refused.
+    pub async fn finish(self, verdicts: Vec<(String, RefVerdict)>) {
         let clean = verdicts.into_iter().map(|(name, verdict)| match verdict {
-            Verdict::Refused { reason } => (name, Verdict::Refused { reason: sanitise_reason(&reason) }),
+            RefVerdict::Refused { reason } => (name, RefVerdict::Refused { reason: sanitise_reason(&reason) }),
             other => (name, other),
         });
         let clean: Vec<_> = clean.collect();
@@ -253,18 +246,18 @@ impl<T> HookSession<T> {
         self.end(frames).await;
     }
 
-    /// Accepts what pre-receive asked.
+    /// Accepts the push in pre-receive.
     pub async fn accept(self) {
         self.finish(Vec::new()).await;
     }
 
-    /// Lets the push pass pre-receive although no ref of it will be accepted, so that each gets its own reason from
-    /// proc-receive; git's quarantine is emptied.
+    /// Accepts the push in pre-receive although no ref of it will be accepted, so that proc-receive can give each ref its own reason. Empties
+    /// git's quarantine.
     pub async fn discard(self) {
         self.end(vec![ServerFrame::Discard]).await;
     }
 
-    /// Refuses the push as a whole: the lines explain, `reason` is the last word.
+    /// Refuses the whole push. The lines are printed before `reason`.
     pub async fn refuse(self, lines: &[String], reason: &str) {
         for line in lines {
             self.line(line);
@@ -275,14 +268,14 @@ impl<T> HookSession<T> {
     async fn end(mut self, frames: Vec<ServerFrame>) {
         let missing = self.left_out.load(Ordering::Relaxed);
         let note = (missing > 0).then(|| ServerFrame::Line(format!("       ({missing} lines were left out here)")));
-        // As long as the hook is there: whoever looked away from a long push must not read of a failure when it was none. The
+        // Waits as long as the hook exists: a client that does not read for a while must not get a failure instead of the verdict. The
         // writer ends with the hook, and the hook with its client.
         for frame in note.into_iter().chain(frames) {
             if self.frames.send(frame).await.is_err() {
-                return tracing::warn!("a hook was gone before its answer");
+                return tracing::warn!("hook socket: the hook ended before its answer");
             }
         }
-        // Closing the queue lets the writer end when it has written everything.
+        // Closing the queue ends the writer after it has written everything.
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.frames, closed));
         let _ = (&mut self.writer).await;
@@ -292,23 +285,6 @@ impl<T> HookSession<T> {
 impl<T> Drop for HookSession<T> {
     fn drop(&mut self) {
         self.writer.abort();
-    }
-}
-
-/// Says lines to a pusher as long as the session lasts.
-#[derive(Debug, Clone)]
-pub struct Speaker {
-    frames: mpsc::WeakSender<ServerFrame>,
-    left_out: Arc<AtomicU64>,
-}
-
-impl Speaker {
-    /// As [`HookSession::line`]; after the session's end, nothing.
-    pub fn line(&self, line: &str) {
-        let Some(frames) = self.frames.upgrade() else { return };
-        if let Err(mpsc::error::TrySendError::Full(_)) = frames.try_send(ServerFrame::Line(sanitise_line(line))) {
-            self.left_out.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 

@@ -1,11 +1,11 @@
-//! git's packet lines: four hexadecimal digits of length, then the payload; `0000` ends a section.
+//! Packet lines of the git protocol (gitprotocol-common(5)): a length of four hexadecimal digits, then the payload; `0000` ends a section.
 
 use std::io::{self, Read, Write};
 
-/// The longest packet, with its length digits.
+/// The maximum length of a packet, including the length digits.
 const LIMIT: usize = 65520;
 
-/// Reads one packet without a trailing newline; `None` is the end of a section.
+/// Reads one packet, without its trailing newline. Returns `None` at the end of a section.
 pub fn read(from: &mut (impl Read + ?Sized)) -> io::Result<Option<Vec<u8>>> {
     let mut digits = [0; 4];
     from.read_exact(&mut digits)?;
@@ -20,7 +20,7 @@ pub fn read(from: &mut (impl Read + ?Sized)) -> io::Result<Option<Vec<u8>>> {
             }
             Ok(Some(payload))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "git sent something that is not a packet line")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "git sent an invalid packet line")),
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_round_trip() {
+    fn packet_round_trips() {
         let mut bytes = Vec::new();
         write(&mut bytes, b"version=1\0push-options atomic").unwrap();
         flush(&mut bytes).unwrap();
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error() {
+    fn invalid_length_is_an_error() {
         for bad in [&b"zzzz"[..], b"0003", b"0002", b"0010abc", b"ffff", b"00"] {
             assert!(read(&mut &bad[..]).is_err(), "{bad:?}");
         }

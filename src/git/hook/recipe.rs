@@ -1,5 +1,5 @@
-//! The recipe of a push that is not accepted yet: pre-receive reads it from git's quarantine, as the git user that it is anyway, and
-//! the daemon judges it. So a mistake in it is known before anything of the push is kept, and no further worker has to start.
+//! Reads the recipe of a push that is not accepted yet. pre-receive runs as the git user inside git's quarantine, so it can read the recipe
+//! for the server without another worker, and the server rejects a malformed recipe before any object is kept.
 
 use std::{
     fs, io,
@@ -10,22 +10,19 @@ use git2::{ObjectType, Oid, Repository, Tree};
 
 use super::wire::{RECIPE_BYTES, RECIPE_COMMITS, RecipeFile, RefChange};
 use crate::{
-    git::{
-        refs,
-        source::{self, RecipeFiles},
-    },
+    git::{libgit, source::RecipeFiles},
     model::CommitId,
 };
 
-/// The largest root directory that is looked into, in bytes of its tree object.
+/// The maximum size of a root directory that is read, in bytes of its tree object.
 const ROOT_LIMIT: usize = 1 << 20;
 
-/// The recipes of the branches of a push, as far as they are to be had; the export looks at everything again, and says what is odd.
+/// Returns the recipes of the pushed branches. A recipe that cannot be read is left out: the export reads it again and reports the reason.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
     let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
     let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());
-    let Ok(opened) = refs::open(repository) else { return found };
-    if quarantine.is_some_and(|name| source::add_quarantine(&opened, repository, name).is_err()) {
+    let Ok(opened) = libgit::open(repository) else { return found };
+    if quarantine.is_some_and(|name| libgit::add_quarantine(&opened, repository, name).is_err()) {
         return found;
     }
     let mut left = RECIPE_BYTES;
@@ -65,7 +62,7 @@ fn content(repository: &Repository, tree: &Tree<'_>, path: &str) -> Option<Vec<u
     Some(repository.find_blob(entry.id()).ok()?.content().to_vec())
 }
 
-/// Empties git's quarantine: no ref of this push will be accepted, so nothing of it has to be kept.
+/// Empties git's quarantine. For a push of which no ref will be accepted, so that none of its objects are kept.
 pub(super) fn discard(quarantine: &Path) -> io::Result<()> {
     for entry in fs::read_dir(quarantine)? {
         let path: PathBuf = entry?.path();
@@ -84,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_of_a_sane_size_are_read_and_each_commit_once() {
+    fn only_small_regular_files_are_read_and_each_commit_once() {
         let world = World::new();
         let large = vec![b'#'; RecipeFiles::LIMIT as usize + 1];
         let commit =

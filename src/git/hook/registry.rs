@@ -1,8 +1,8 @@
-//! Push tokens: each push under way has one, it opens the hook socket for that push alone, and it dies with the push.
+//! Push tokens. Each push in progress has one; it authenticates the hooks of that push, and becomes invalid at the end of the push.
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,37 +10,38 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::wire::HookKind;
 
-/// A random number of 128 bits that only the hooks of one push know.
+/// A secret of 128 random bits that is given to the hooks of one push.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PushToken([u8; 16]);
 
 impl PushToken {
-    fn random() -> PushToken {
-        // Version 4 ids are random but for six bits; two of them make 128 random bits with room to spare.
-        let both = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()].concat();
-        let digest = blake3::hash(&both);
+    fn random() -> io::Result<PushToken> {
         let mut token = [0; 16];
-        token.iter_mut().zip(digest.as_bytes()).for_each(|(to, from)| *to = *from);
-        PushToken(token)
+        let mut filled = 0;
+        while let Some(rest) = token.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            filled = filled.saturating_add(getrandom(rest, GetRandomFlags::empty())?);
+        }
+        Ok(PushToken(token))
     }
 
-    /// As text, for the hooks' environment.
+    /// The token as text, for the environment of the hooks.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// Never shows the token: it may end up in a log.
+/// Does not show the token, because debug output may be logged.
 impl fmt::Debug for PushToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PushToken(..)")
     }
 }
 
-/// The bytes of a token in its text form.
+/// Parses a token in its text form.
 pub(super) fn parse_token(text: &str) -> Option<[u8; 16]> {
     if text.len() != 32 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
         return None;
@@ -57,7 +58,7 @@ struct Pending<T> {
 
 type Table<T> = Arc<Mutex<HashMap<[u8; 16], Pending<T>>>>;
 
-/// All pushes under way. `T` is what the server needs to know about one: who pushes, to which project.
+/// All pushes in progress. `T` is the server's data about one push, such as the user and the project.
 #[derive(Debug)]
 pub struct PushRegistry<T> {
     table: Table<T>,
@@ -81,26 +82,27 @@ impl<T: Clone> PushRegistry<T> {
         Self::default()
     }
 
-    /// A token for a push that begins. It is good for one call of each hook, until the returned value is dropped.
-    pub fn issue(&self, ticket: T) -> PushTicket<T> {
-        let token = PushToken::random();
+    /// Issues the token of a new push. It is valid for one call of each hook, until the returned value is dropped. Fails if the system
+    /// cannot provide random bytes.
+    pub fn issue(&self, ticket: T) -> io::Result<PushTicket<T>> {
+        let token = PushToken::random()?;
         let turned_away = Arc::new(AtomicBool::new(false));
         let pending = Pending { ticket, seen: Vec::new(), turned_away: turned_away.clone() };
         self.table.lock().insert(token.0, pending);
-        PushTicket { token, table: self.table.clone(), turned_away }
+        Ok(PushTicket { token, table: self.table.clone(), turned_away })
     }
 
-    /// How many pushes are under way.
+    /// The number of pushes in progress.
     pub fn len(&self) -> usize {
         self.table.lock().len()
     }
 
-    /// Whether no push is under way.
+    /// Returns whether no push is in progress.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The ticket of a token, for one call of each hook.
+    /// Returns the ticket of a token, once for each hook.
     pub(super) fn redeem(&self, token: &[u8; 16], kind: HookKind) -> Option<(T, Redeemed)> {
         let mut table = self.table.lock();
         let pending = table.get_mut(token)?;
@@ -112,7 +114,7 @@ impl<T: Clone> PushRegistry<T> {
     }
 }
 
-/// The right of one push to call its hooks; dropping it ends that right.
+/// The validity of one push token; it ends when this value is dropped.
 #[derive(Debug)]
 pub struct PushTicket<T> {
     token: PushToken,
@@ -120,14 +122,14 @@ pub struct PushTicket<T> {
     turned_away: Arc<AtomicBool>,
 }
 
-/// A token that was redeemed. Unless it is kept, the hook is turned away, and its push is refused.
+/// A redeemed token. Dropping it without [`Redeemed::keep`] marks the hook as rejected, which refuses its push.
 #[derive(Debug)]
 pub(super) struct Redeemed {
     turned_away: Option<Arc<AtomicBool>>,
 }
 
 impl Redeemed {
-    /// The hook's question was read.
+    /// Records that the hook's request was read.
     pub(super) fn keep(mut self) {
         self.turned_away = None;
     }
@@ -142,12 +144,12 @@ impl Drop for Redeemed {
 }
 
 impl<T> PushTicket<T> {
-    /// Returns true if a hook of this push was turned away, which refuses the push.
+    /// Returns whether a hook of this push was rejected, which refuses the push.
     pub fn turned_away(&self) -> bool {
         self.turned_away.load(Ordering::Relaxed)
     }
 
-    /// The token for the hooks' environment.
+    /// The token, for the environment of the hooks.
     pub fn token(&self) -> PushToken {
         self.token
     }
@@ -164,9 +166,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_opens_each_hook_once_and_dies_with_its_push() {
+    fn token_is_valid_once_per_hook_until_the_push_ends() {
         let registry = PushRegistry::new();
-        let ticket = registry.issue("shop");
+        let ticket = registry.issue("shop").unwrap();
         let token = parse_token(&ticket.token().to_hex()).unwrap();
         let redeem = |kind| registry.redeem(&token, kind);
         let (shop, redeemed) = redeem(HookKind::PreReceive).unwrap();
@@ -175,16 +177,16 @@ mod tests {
         assert!(redeem(HookKind::PreReceive).is_none(), "replayed");
         assert!(!ticket.turned_away());
         assert!(redeem(HookKind::ProcReceive).is_some());
-        assert!(ticket.turned_away(), "its question was never read");
+        assert!(ticket.turned_away(), "its request was never read");
         drop(ticket);
         assert!(redeem(HookKind::ProcReceive).is_none());
         assert!(registry.is_empty());
     }
 
     #[test]
-    fn tokens_differ_and_are_not_shown() {
+    fn tokens_differ_and_debug_output_hides_them() {
         let registry = PushRegistry::new();
-        let (one, two) = (registry.issue(1), registry.issue(2));
+        let (one, two) = (registry.issue(1).unwrap(), registry.issue(2).unwrap());
         assert_ne!(one.token(), two.token());
         assert!(!format!("{one:?}").contains(&one.token().to_hex()));
         for bad in ["", "zz", &"g".repeat(32), &"+".repeat(32), &"a".repeat(33)] {

@@ -1,5 +1,5 @@
-//! The whole conversation: a real `git push`, a real receive-pack with the settings of a served push, our hooks and our listener.
-//! The hook program is a relay that lends git's descriptors to the hook code in this test process.
+//! The whole protocol: a real `git push`, a real receive-pack with the settings of a served push, the hooks and the listener. The hook
+//! program is a relay that passes git's descriptors to the hook code in this test process.
 
 use std::{
     collections::HashMap,
@@ -133,9 +133,9 @@ fn lend(dir: &Path, kind: &'static str, socket: &Path, token: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_is_decided_ref_by_ref() {
+async fn push_is_decided_ref_by_ref() {
     let mut push = Push::new();
-    let ticket = push.registry.issue("shop");
+    let ticket = push.registry.issue("shop").unwrap();
     let done = push.start(&ticket.token().to_hex(), &["-opt", "main", "other", "main:refs/heads/stored"]);
 
     let first = push.listener.accept().await.unwrap();
@@ -169,8 +169,8 @@ async fn a_push_is_decided_ref_by_ref() {
         forget: Vec::new(),
     };
     refs::move_ref(&push.world.repository(), &moved).unwrap();
-    let no = Verdict::Refused { reason: String::from("build:\nnpm exited 1") };
-    let verdicts = [("main", Verdict::Ok), ("other", no), ("stored", Verdict::FallThrough)];
+    let no = RefVerdict::Refused { reason: String::from("build:\nnpm exited 1") };
+    let verdicts = [("main", RefVerdict::Ok), ("other", no), ("stored", RefVerdict::FallThrough)];
     second.finish(verdicts.map(|(name, verdict)| (format!("refs/heads/{name}"), verdict)).to_vec()).await;
 
     let (code, seen) = done.await.unwrap();
@@ -182,9 +182,9 @@ async fn a_push_is_decided_ref_by_ref() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pre_receive_refuses_everything_and_explains() {
+async fn pre_receive_refusal_refuses_every_ref_with_the_reason() {
     let mut push = Push::new();
-    let ticket = push.registry.issue("shop");
+    let ticket = push.registry.issue("shop").unwrap();
     let done = push.start(&ticket.token().to_hex(), &["main"]);
     let session = push.listener.accept().await.unwrap();
     session.refuse(&[String::from(" !     larder.yml:3: unknown key")], "the recipe is wrong").await;
@@ -196,9 +196,9 @@ async fn pre_receive_refuses_everything_and_explains() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_goes_away_refuses() {
+async fn server_that_closes_the_connection_refuses_the_push() {
     let mut push = Push::new();
-    let ticket = push.registry.issue("shop");
+    let ticket = push.registry.issue("shop").unwrap();
     let done = push.start(&ticket.token().to_hex(), &["main"]);
     push.listener.accept().await.unwrap().accept().await;
     drop(push.listener.accept().await.unwrap());
@@ -209,7 +209,7 @@ async fn a_daemon_that_goes_away_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_no_push_refuses() {
+async fn unknown_token_refuses_the_push() {
     let push = Push::new();
     let (code, seen) = push.start(&"0".repeat(32), &["main"]).await.unwrap();
     assert_eq!(code, 1);
@@ -219,14 +219,14 @@ async fn a_token_of_no_push_refuses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hidden_ref_is_refused_by_git_and_other_refs_are_stored() {
     let mut push = Push::new();
-    let ticket = push.registry.issue("shop");
+    let ticket = push.registry.issue("shop").unwrap();
     let done = push.start(&ticket.token().to_hex(), &["main:refs/larder/keep/x", "main"]);
     let first = push.listener.accept().await.unwrap();
     assert_eq!(first.request.refs.len(), 2);
     first.accept().await;
     let second = push.listener.accept().await.unwrap();
     assert_eq!(second.request.refs.len(), 1);
-    second.finish(vec![(String::from("refs/heads/main"), Verdict::FallThrough)]).await;
+    second.finish(vec![(String::from("refs/heads/main"), RefVerdict::FallThrough)]).await;
     let (code, seen) = done.await.unwrap();
     assert_eq!(code, 1);
     assert!(seen.contains("hidden ref"), "{seen}");
@@ -241,7 +241,7 @@ fn run(kind: &str, input: &[u8], env: &[(&str, &str)]) -> (u8, String, String) {
 }
 
 #[test]
-fn a_hook_without_its_daemon_fails_closed() {
+fn hook_without_a_server_fails_closed() {
     let (zero, id) = ("0".repeat(40), "a".repeat(40));
     let line = format!("{zero} {id} refs/heads/main");
     let mut packets = Vec::new();
@@ -276,13 +276,13 @@ fn hello(token: [u8; 16]) -> ClientFrame {
 }
 
 #[tokio::test]
-async fn strangers_and_nonsense_are_turned_away_and_others_still_served() {
+async fn invalid_requests_are_rejected_and_later_ones_served() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock");
     let registry = PushRegistry::new();
     let me = rustix::process::geteuid().as_raw();
     let mut listener = Listener::bind(&path, 0o600, Some(me), registry.clone()).unwrap();
-    let ticket = registry.issue(7);
+    let ticket = registry.issue(7).unwrap();
     let token = registry::parse_token(&ticket.token().to_hex()).unwrap();
 
     // A length of four gigabytes, half a frame, a ref with a line break.
@@ -291,7 +291,7 @@ async fn strangers_and_nonsense_are_turned_away_and_others_still_served() {
     assert!(matches!(wire::receive(&mut huge).await.unwrap(), wire::ServerFrame::Refused(_)));
     let mut stalled = UnixStream::connect(&path).await.unwrap();
     stalled.write_all(&[0, 0]).await.unwrap();
-    let other = registry.issue(8);
+    let other = registry.issue(8).unwrap();
     let mut odd = UnixStream::connect(&path).await.unwrap();
     say(&mut odd, &hello(registry::parse_token(&other.token().to_hex()).unwrap())).await;
     let id: CommitId = "a".repeat(40).parse().unwrap();
@@ -316,7 +316,7 @@ async fn strangers_and_nonsense_are_turned_away_and_others_still_served() {
 }
 
 #[tokio::test]
-async fn another_user_hears_nothing() {
+async fn process_of_another_user_gets_no_answer() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock");
     let stranger = rustix::process::geteuid().as_raw() + 1;
@@ -326,12 +326,12 @@ async fn another_user_hears_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stands_still_does_not_hold_up_the_deployment() {
+async fn stalled_reader_does_not_delay_the_deployment() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock");
     let registry = PushRegistry::new();
     let mut listener = Listener::bind(&path, 0o600, None, registry.clone()).unwrap();
-    let ticket = registry.issue(Arc::new(()));
+    let ticket = registry.issue(Arc::new(())).unwrap();
     let mut stream = UnixStream::connect(&path).await.unwrap();
     say(&mut stream, &hello(registry::parse_token(&ticket.token().to_hex()).unwrap())).await;
     say(&mut stream, &ClientFrame::Go).await;

@@ -1,4 +1,4 @@
-//! The messages between a hook and the daemon: frames of a length (4 bytes, big endian) and postcard.
+//! The messages between a hook and the server: frames of a length (4 bytes, big endian) and a postcard value.
 
 use std::io::{self, Read, Write};
 
@@ -7,25 +7,25 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{git::source::RecipeFiles, model::CommitId};
 
-/// The version of these messages; the hook of another version of larder is refused.
+/// The version of these messages. The hook of another version is refused.
 pub const VERSION: u32 = 3;
-/// The largest frame, in bytes.
+/// The maximum size of a frame, in bytes.
 pub const FRAME_LIMIT: usize = 64 * 1024;
-/// The most refs that one push may change.
+/// The maximum number of refs in a push.
 pub const REFS_LIMIT: usize = 2000;
-/// The longest name of a ref, in bytes.
+/// The maximum length of a ref name, in bytes.
 pub const REFNAME_LIMIT: usize = 512;
-/// The most push options in one push.
+/// The maximum number of push options.
 pub const OPTIONS_LIMIT: usize = 32;
-/// The longest push option, in bytes.
+/// The maximum length of a push option, in bytes.
 pub const OPTION_LIMIT: usize = 1024;
-/// How many refs or verdicts travel in one frame, so that none outgrows [`FRAME_LIMIT`].
+/// The maximum number of refs or verdicts in one frame, so that no frame exceeds [`FRAME_LIMIT`].
 pub const CHUNK: usize = 50;
-/// How many bytes of a recipe travel in one frame.
+/// The maximum size of a part of a recipe in one frame, in bytes.
 pub const PART: usize = 32 * 1024;
-/// Of how many commits of a push the recipe is sent along.
+/// The maximum number of commits of a push whose recipe is sent.
 pub const RECIPE_COMMITS: usize = 4;
-/// How many bytes these recipes may have together.
+/// The maximum size of these recipes together, in bytes.
 pub const RECIPE_BYTES: usize = 1 << 20;
 
 /// A file of the recipe.
@@ -38,11 +38,11 @@ pub(super) enum RecipeFile {
 }
 
 impl RecipeFile {
-    /// All of them.
+    /// All files of the recipe.
     pub(super) const ALL: [RecipeFile; 4] =
         [RecipeFile::LarderYml, RecipeFile::Procfile, RecipeFile::AppJson, RecipeFile::Buildpacks];
 
-    /// Its path in the repository.
+    /// The path of the file in the repository.
     pub(super) fn path(self) -> &'static str {
         match self {
             RecipeFile::LarderYml => "larder.yml",
@@ -52,7 +52,7 @@ impl RecipeFile {
         }
     }
 
-    /// Its place among the others.
+    /// Returns the field of this file.
     pub(super) fn of(self, files: &mut RecipeFiles) -> &mut Option<Vec<u8>> {
         match self {
             RecipeFile::LarderYml => &mut files.larder_yml,
@@ -63,17 +63,17 @@ impl RecipeFile {
     }
 }
 
-/// Which hook is calling.
+/// The kind of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookKind {
     /// May refuse the push as a whole, before any object is kept.
     PreReceive,
-    /// Decides over each ref.
+    /// Decides about each ref.
     ProcReceive,
 }
 
 impl HookKind {
-    /// The name of the hook's file.
+    /// The file name of the hook.
     pub fn as_str(self) -> &'static str {
         match self {
             HookKind::PreReceive => "pre-receive",
@@ -81,94 +81,94 @@ impl HookKind {
         }
     }
 
-    /// The hook of that name.
+    /// Returns the hook with this file name.
     pub fn named(name: &str) -> Option<HookKind> {
         [HookKind::PreReceive, HookKind::ProcReceive].into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
-/// One ref that the push wants to change.
+/// The change of one ref in a push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefChange {
-    /// What it names now; zero if it does not exist.
+    /// The current value; zero if the ref does not exist.
     pub old: CommitId,
-    /// What it shall name; zero to delete it.
+    /// The requested value; zero deletes the ref.
     pub new: CommitId,
-    /// Its full name.
+    /// The full name of the ref.
     pub refname: String,
 }
 
-/// What a hook asks, as the daemon sees it.
+/// The request of a hook, as the server sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRequest {
-    /// Which hook.
+    /// The hook that asks.
     pub kind: HookKind,
-    /// The refs to be changed.
+    /// The refs that the push changes.
     pub refs: Vec<RefChange>,
     /// The number of further refs, whose names larder does not accept. The hook refuses each of them by itself.
     pub bad_names: usize,
-    /// The push options (`git push -o`), as given.
+    /// The push options (`git push -o`), as sent.
     pub options: Vec<String>,
-    /// Whether the client wants all refs or none.
+    /// Set if the client requests an atomic push: all refs or none.
     pub atomic: bool,
     /// The directory below `objects/` in which git keeps the new objects until pre-receive has accepted them.
     pub quarantine: Option<String>,
-    /// The recipes of the pushed branches, from pre-receive only, as far as they could be read and are not too large.
+    /// The recipes of the pushed branches; from pre-receive only. Unreadable and oversized ones are left out.
     pub recipes: Vec<(CommitId, RecipeFiles)>,
 }
 
-/// The fate of one ref.
+/// The verdict on one ref.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Verdict {
-    /// Done: the daemon has moved the ref itself.
+pub enum RefVerdict {
+    /// Accepted: the server has moved the ref itself.
     Ok,
-    /// Done, but under another name and perhaps from and to other ids; the client prints these.
+    /// Accepted under another name, which the client prints.
     OkAs {
-        /// The name under which it was stored.
+        /// The name under which the commit was stored.
         refname: String,
     },
-    /// git shall move the ref itself, as without a hook.
+    /// Accepted: git moves the ref itself, as without a hook.
     FallThrough,
-    /// Refused; the reason appears in git's rejected line.
+    /// Refused. The reason appears in git's rejected line.
     Refused {
-        /// One line.
+        /// The reason, one line.
         reason: String,
     },
 }
 
-/// From hook to daemon.
+/// A message from hook to server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ClientFrame {
-    /// First of all.
+    /// The first message.
     Hello { version: u32, token: [u8; 16], kind: HookKind, atomic: bool, quarantine: Option<String> },
-    /// Some of the refs.
+    /// The next refs.
     Refs(Vec<RefChange>),
     /// The number of refs whose names larder does not accept; they are not among the others.
     BadNames(usize),
     /// A push option.
     Option(String),
-    /// The next part of a file of a commit's recipe.
+    /// The next part of a recipe file.
     Recipe { commit: CommitId, file: RecipeFile, part: Vec<u8> },
-    /// That was all.
+    /// The end of the request.
     Go,
     /// The hook refuses the push as a whole, for this reason.
     Refuse(String),
 }
 
-/// From daemon to hook.
+/// A message from server to hook.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ServerFrame {
-    /// A line for the person who pushes.
+    /// A line for the pusher.
     Line(String),
-    /// Nothing new, still at work.
+    /// A sign of life while there is nothing else to send.
     Beat,
-    /// The fate of some refs.
-    Verdicts(Vec<(String, Verdict)>),
-    /// Everything has been said; for pre-receive: accepted.
+    /// The verdicts on the next refs.
+    Verdicts(Vec<(String, RefVerdict)>),
+    /// The end of the answer; for pre-receive: accepted.
     Done,
-    /// For pre-receive: every ref will be refused, each with its own reason; nothing of the push need be kept.
+    /// For pre-receive: every ref will be refused by proc-receive, each with its own reason, so no object of the push is kept.
     Discard,
-    /// The push as a whole is refused.
+    /// The whole push is refused, for this reason.
     Refused(String),
 }
 
@@ -210,15 +210,15 @@ pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
 fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
     let body = postcard::to_stdvec(frame).map_err(invalid)?;
     let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= FRAME_LIMIT);
-    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
+    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "frame too long"))?;
     Ok([length.to_be_bytes().as_slice(), &body].concat())
 }
 
-/// Checked before anything is allocated.
+/// Checks the length of a frame before memory is allocated for it.
 fn checked(length: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(length) as usize;
     if length > FRAME_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes is too long")));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes (at most {FRAME_LIMIT})")));
     }
     Ok(length)
 }
@@ -232,17 +232,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_of_four_gigabytes_is_refused_before_it_is_allocated() {
+    fn oversized_frame_is_rejected_before_allocation() {
         let error = read_frame::<ServerFrame>(&mut [0xff, 0xff, 0xff, 0xff, 1].as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
-    fn the_largest_chunk_fits_a_frame() {
+    fn largest_chunk_fits_into_a_frame() {
         let id: CommitId = "a".repeat(64).parse().unwrap();
         let change = RefChange { old: id.clone(), new: id, refname: "r".repeat(REFNAME_LIMIT) };
         assert!(encode(&ClientFrame::Refs(vec![change; CHUNK])).is_ok());
-        let verdict = Verdict::Refused { reason: "\u{2026}".repeat(200) };
+        let verdict = RefVerdict::Refused { reason: "\u{2026}".repeat(200) };
         assert!(encode(&ServerFrame::Verdicts(vec![("r".repeat(REFNAME_LIMIT), verdict); CHUNK])).is_ok());
     }
 }

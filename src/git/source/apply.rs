@@ -1,40 +1,39 @@
-//! Brings the tree on disk to a plan: removes, makes and replaces what differs from the last export, and nothing else.
+//! Brings the exported tree to the planned entries: removes, creates and replaces the entries that differ from the last export.
 
 use std::{fs, io, os::fd::AsFd, path::Path, thread};
 
 use git2::Oid;
 
 use super::{
-    list::TREE,
-    places::{self, Places},
-    walk::{Kind, Planned},
+    tree::{self, TREE, TreeWriter},
+    walk::{PlannedEntry, PlannedKind},
 };
 use crate::{
-    git::refs,
+    git::libgit,
     model::{Digest, SourceEntry, SourceKind},
 };
 
-/// From how many files on a second thread pays.
+/// The number of files from which a second thread pays off.
 const PARALLEL: usize = 256;
-/// How many threads write a large export.
+/// The number of threads that write a large export.
 const THREADS: usize = 2;
 
-/// Applies `plan` to `place/tree`. `old` is what is there; without it the tree is emptied first. Returns the new list's entries and
-/// how many entries were removed or made.
+/// Applies `plan` to the tree in the environment's `project/` directory. `old` lists the current entries; without it the tree is emptied
+/// first. Returns the entries of the new list, and the number of entries that were removed or created.
 pub fn apply(
     repository: &Path,
-    place: &Path,
+    project: &Path,
     old: Option<&[SourceEntry]>,
-    mut plan: Vec<Planned>,
+    mut plan: Vec<PlannedEntry>,
 ) -> io::Result<(Vec<SourceEntry>, u64)> {
-    let tree = place.join(TREE);
+    let directory = project.join(TREE);
     if old.is_none() {
-        empty(&tree)?;
+        empty(&directory)?;
     }
-    let root = places::root(&tree)?;
-    let mut at = Places::new(root.as_fd());
+    let root = tree::root(&directory)?;
+    let mut at = TreeWriter::new(root.as_fd());
     let changes = compare(old.unwrap_or_default(), &plan);
-    // Backwards, so that a directory's content goes before it.
+    // Backwards, so that the content of a directory is removed before the directory.
     for entry in changes.gone.iter().rev() {
         at.remove(&entry.path, entry.kind == SourceKind::Dir)?;
     }
@@ -42,14 +41,14 @@ pub fn apply(
     for index in &changes.new {
         let Some(entry) = plan.get(*index) else { continue };
         match &entry.kind {
-            Kind::Dir => at.directory(&entry.path)?,
-            Kind::Link { target } => at.link(&entry.path, target)?,
-            Kind::File { .. } => files.push(*index),
+            PlannedKind::Dir => at.directory(&entry.path)?,
+            PlannedKind::Link { target } => at.link(&entry.path, target)?,
+            PlannedKind::File { .. } => files.push(*index),
         }
     }
     drop(at);
     for (index, written) in write_files(repository, &root, &plan, &files)? {
-        if let Some(Planned { kind: Kind::File { digest, .. }, .. }) = plan.get_mut(index) {
+        if let Some(PlannedEntry { kind: PlannedKind::File { digest, .. }, .. }) = plan.get_mut(index) {
             *digest = Some(written);
         }
     }
@@ -58,7 +57,7 @@ pub fn apply(
     Ok((entries?, changed))
 }
 
-/// Empties the tree, or makes it. The directory itself stays: something may be mounted on or from it.
+/// Empties the tree, or creates it. The directory itself stays, because it may be a mount point or the source of a bind mount.
 fn empty(tree: &Path) -> io::Result<()> {
     match fs::symlink_metadata(tree) {
         Ok(meta) if meta.is_dir() => {}
@@ -86,8 +85,8 @@ struct Changes<'o> {
     new: Vec<usize>,
 }
 
-/// Both lists are sorted by path: one pass.
-fn compare<'o>(old: &'o [SourceEntry], plan: &[Planned]) -> Changes<'o> {
+/// Compares two lists that are sorted by path, in one pass.
+fn compare<'o>(old: &'o [SourceEntry], plan: &[PlannedEntry]) -> Changes<'o> {
     let mut changes = Changes { gone: Vec::new(), new: Vec::new() };
     let mut old = old.iter().peekable();
     for (index, entry) in plan.iter().enumerate() {
@@ -107,19 +106,19 @@ fn compare<'o>(old: &'o [SourceEntry], plan: &[Planned]) -> Changes<'o> {
     changes
 }
 
-fn same(old: &SourceEntry, new: &Planned) -> bool {
+fn same(old: &SourceEntry, new: &PlannedEntry) -> bool {
     match (&old.kind, &new.kind) {
-        (SourceKind::Dir, Kind::Dir) => true,
-        (SourceKind::Link { target: before }, Kind::Link { target }) => before == target,
-        // The digest is known wherever the walk found the same content at the same path in the list.
-        (SourceKind::File { blob, executable: before, .. }, Kind::File { oid, executable, digest, .. }) => {
+        (SourceKind::Dir, PlannedKind::Dir) => true,
+        (SourceKind::Link { target: before }, PlannedKind::Link { target }) => before == target,
+        // The walk sets the digest if the list has the same content at the same path.
+        (SourceKind::File { blob, executable: before, .. }, PlannedKind::File { oid, executable, digest, .. }) => {
             before == executable && blob.as_slice() == oid.as_bytes() && digest.is_some()
         }
         _ => false,
     }
 }
 
-fn write_files(repository: &Path, root: &impl AsFd, plan: &[Planned], files: &[usize]) -> io::Result<Vec<(usize, Digest)>> {
+fn write_files(repository: &Path, root: &impl AsFd, plan: &[PlannedEntry], files: &[usize]) -> io::Result<Vec<(usize, Digest)>> {
     let threads = if files.len() >= PARALLEL { THREADS } else { 1 };
     if threads == 1 {
         return write_some(repository, root, plan, files);
@@ -131,27 +130,29 @@ fn write_files(repository: &Path, root: &impl AsFd, plan: &[Planned], files: &[u
             files.chunks(share).map(|files| scope.spawn(move || write_some(repository, &root, plan, files))).collect();
         let mut done = Vec::with_capacity(files.len());
         for thread in work {
-            done.extend(thread.join().map_err(|_| io::Error::other("a writer stopped half-way"))??);
+            done.extend(thread.join().map_err(|_| io::Error::other("a writer thread panicked"))??);
         }
         Ok(done)
     })
 }
 
-/// Each thread has its own handle: one of libgit2's may not be used by two at a time.
-fn write_some(repository: &Path, root: &impl AsFd, plan: &[Planned], files: &[usize]) -> io::Result<Vec<(usize, Digest)>> {
+/// Writes files in one thread, with its own handle: a handle of libgit2 must not be used by two threads.
+fn write_some(repository: &Path, root: &impl AsFd, plan: &[PlannedEntry], files: &[usize]) -> io::Result<Vec<(usize, Digest)>> {
     let wrong = |error: git2::Error| io::Error::other(error.message().to_owned());
     let mut done = Vec::with_capacity(files.len());
     if files.is_empty() {
         return Ok(done);
     }
-    let repository = refs::open(repository).map_err(wrong)?;
+    let repository = libgit::open(repository).map_err(wrong)?;
     let odb = repository.odb().map_err(wrong)?;
-    let mut at = Places::new(root.as_fd());
+    let mut at = TreeWriter::new(root.as_fd());
     for index in files {
-        let Some(Planned { path, kind: Kind::File { oid, size, executable, .. } }) = plan.get(*index) else { continue };
+        let Some(PlannedEntry { path, kind: PlannedKind::File { oid, size, executable, .. } }) = plan.get(*index) else {
+            continue;
+        };
         let content = odb.read(*oid).map_err(wrong)?;
         if content.data().len() as u64 != *size {
-            return Err(io::Error::other(format!("{path} has another size than its object says")));
+            return Err(io::Error::other(format!("{path}: the size of the object differs from its header")));
         }
         at.file(path, *executable, content.data())?;
         done.push((*index, Digest::of(content.data())));
@@ -159,11 +160,11 @@ fn write_some(repository: &Path, root: &impl AsFd, plan: &[Planned], files: &[us
     Ok(done)
 }
 
-fn listed(entry: Planned) -> io::Result<SourceEntry> {
+fn listed(entry: PlannedEntry) -> io::Result<SourceEntry> {
     let kind = match entry.kind {
-        Kind::Dir => SourceKind::Dir,
-        Kind::Link { target } => SourceKind::Link { target },
-        Kind::File { oid, size, executable, digest } => {
+        PlannedKind::Dir => SourceKind::Dir,
+        PlannedKind::Link { target } => SourceKind::Link { target },
+        PlannedKind::File { oid, size, executable, digest } => {
             let digest = digest.ok_or_else(|| io::Error::other(format!("{} was not written", entry.path)))?;
             SourceKind::File { size, digest, executable, blob: blob_id(oid) }
         }

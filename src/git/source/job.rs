@@ -1,23 +1,23 @@
-//! What the server asks of an export, and what it learns.
+//! The job of a source worker, and its report.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{git::GitFailure, model::CommitId};
+use crate::{git::job::GitFailure, model::CommitId};
 
 /// Limits of an exported tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimits {
-    /// Files, links and directories.
+    /// The maximum number of files, links and directories.
     pub entries: u64,
-    /// All files together, in bytes.
+    /// The maximum size of all files together, in bytes.
     pub bytes: u64,
-    /// One file, in bytes; it is held in memory while it is written.
+    /// The maximum size of one file, in bytes. A file is held in memory while it is written.
     pub file_bytes: u64,
-    /// Directories within directories.
+    /// The maximum depth of directories.
     pub depth: usize,
-    /// The length of a path, in bytes.
+    /// The maximum length of a path, in bytes.
     pub path_bytes: usize,
 }
 
@@ -27,25 +27,25 @@ impl Default for SourceLimits {
     }
 }
 
-/// A task for a source worker.
+/// A job of a source worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceJob {
     /// The commit.
     pub commit: CommitId,
     /// Limits of its tree.
     pub limits: SourceLimits,
-    /// Whether to bring `project/tree` to it; without, it is only checked and described.
+    /// If set, `project/tree` is brought to the commit. Otherwise the commit is only checked and described.
     pub export: bool,
-    /// Whether to write everything, whatever the previous export's list says.
+    /// If set, the list of the previous export is ignored and everything is written.
     pub fresh: bool,
-    /// Where git keeps the objects of a push that pre-receive has not accepted yet
+    /// The directory in which git keeps the objects of a push that pre-receive has not accepted yet
     /// ([`crate::git::hook::HookRequest::quarantine`]).
     pub quarantine: Option<String>,
-    /// Tags that come in the same push and are not stored yet: name and object.
+    /// Tags of the same push that are not stored yet: name and object.
     pub tags: Vec<(String, CommitId)>,
 }
 
-/// The files of the project's root that say how it is deployed, as they are; `None` where there is none.
+/// The recipe: the files in the project's root that configure its deployment. `None` if the file does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names of the files.
 pub struct RecipeFiles {
@@ -56,47 +56,47 @@ pub struct RecipeFiles {
 }
 
 impl RecipeFiles {
-    /// The largest file that is read, in bytes.
+    /// The maximum size of a file, in bytes.
     pub const LIMIT: u64 = 256 * 1024;
 }
 
-/// A commit that may be deployed.
+/// A commit that can be deployed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The commit.
+    /// The id of the commit.
     pub commit: CommitId,
-    /// Its tree: commits with the same tree are the same source.
+    /// The tree of the commit. Commits with the same tree have the same source.
     pub tree: CommitId,
-    /// Its recipe.
+    /// The files of its recipe.
     pub files: RecipeFiles,
     /// The names of the executable files in `.larder/`.
     pub scripts: Vec<String>,
-    /// The names in the project's root, at most 1000, directories with a slash at the end.
+    /// The names in the project's root directory, at most 1000; directories end with a slash.
     pub root: Vec<String>,
-    /// Files, links and directories.
+    /// The number of files, links and directories.
     pub entries: u64,
-    /// All files together, in bytes.
+    /// The size of all files together, in bytes.
     pub bytes: u64,
-    /// How many entries were written or removed, if it was exported.
+    /// The number of entries that were written or removed; `None` if the commit was not exported.
     pub changed: Option<u64>,
     /// The tags of the commit, without `refs/tags/`.
     pub tags: Vec<String>,
-    /// Lines for the person who pushes.
+    /// Warnings for the pusher.
     pub warnings: Vec<String>,
 }
 
-/// Why a commit cannot be deployed, and what to do.
+/// The reason why a commit cannot be deployed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// Which file or directory, printable; nothing if it is about the tree as a whole.
+pub struct SourceRefusal {
+    /// The file or directory, sanitised; `None` if the reason concerns the whole tree.
     pub path: Option<String>,
-    /// What is wrong with it.
+    /// The reason, to be read after the path, such as `is a git submodule`.
     pub reason: String,
-    /// What to do.
+    /// The remedy, as an imperative.
     pub hint: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for SourceRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
             Some(path) => write!(f, "{path} {}", self.reason),
@@ -105,13 +105,38 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A source worker's answer.
+/// The report of a source worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceReport {
-    /// Checked, and exported if that was asked.
+    /// The commit was checked, and exported if the job says so.
     Ready(Box<Source>),
-    /// Not deployable; the pusher has to act.
-    Refused(Refusal),
-    /// It could not be done; the server has to act.
+    /// The commit cannot be deployed; the pusher must change it.
+    Refused(SourceRefusal),
+    /// The job failed on the server.
     Failed(GitFailure),
+}
+
+/// The reason why an export ends early.
+#[derive(Debug)]
+pub(in crate::git) enum Stop {
+    Refused(SourceRefusal),
+    Failed(GitFailure),
+}
+
+impl From<SourceRefusal> for Stop {
+    fn from(refusal: SourceRefusal) -> Stop {
+        Stop::Refused(refusal)
+    }
+}
+
+impl From<GitFailure> for Stop {
+    fn from(failure: GitFailure) -> Stop {
+        Stop::Failed(failure)
+    }
+}
+
+/// Turns an error of git or of the system into the failure of the operation `doing`.
+pub(super) fn failed<E: fmt::Display>(doing: impl Into<String>) -> impl FnOnce(E) -> Stop {
+    let doing = doing.into();
+    move |error| Stop::Failed(GitFailure::Failed { doing, why: error.to_string() })
 }

@@ -1,28 +1,29 @@
-//! What the pipeline wants to know of a commit before it builds: the recipe's files, the project's scripts, and things that will
-//! not work as the pusher may think.
+//! Describes a commit for the pipeline: the files of its recipe, its phase scripts, and warnings about files that will not work as
+//! expected.
 
 use git2::{Oid, Repository};
 
 use super::{
-    RecipeFiles, Refusal, Source, SourceJob, Stop, failed,
-    walk::{Kind, Planned},
+    job::{RecipeFiles, Source, SourceJob, SourceRefusal, Stop, failed},
+    walk::{PlannedEntry, PlannedKind},
 };
 use crate::model::sanitise_reason;
 
-/// What a Git LFS pointer begins with.
+/// The first bytes of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// The size of LFS pointers, in bytes.
 const LFS_SIZES: std::ops::Range<u64> = 100..1024;
-/// How many files are looked into for LFS pointers, and how many are named.
+/// The maximum number of files that are searched for LFS pointers.
 const LFS_LOOKS: usize = 2000;
+/// The number of LFS pointers that are named in the warning.
 const LFS_NAMED: usize = 3;
-/// How many scripts may be in `.larder/`.
+/// The maximum number of scripts in `.larder/`.
 const SCRIPTS: usize = 64;
-/// How many names of the root are reported.
+/// The maximum number of names of the root directory that are reported.
 const ROOT: usize = 1000;
 
-/// Describes a checked commit.
-pub fn describe(repository: &Repository, tree: Oid, plan: &[Planned], job: &SourceJob) -> Result<Source, Stop> {
+/// Describes a commit whose tree was checked by the walk.
+pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: &SourceJob) -> Result<Source, Stop> {
     let mut warnings = Vec::new();
     let files = RecipeFiles {
         larder_yml: recipe(repository, plan, "larder.yml")?,
@@ -34,11 +35,11 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[Planned], job: &Sour
     large_files(repository, plan, &mut warnings)?;
     let root = plan.iter().filter(|entry| !entry.path.contains('/')).take(ROOT);
     let root = root.map(|entry| match entry.kind {
-        Kind::Dir => format!("{}/", entry.path),
+        PlannedKind::Dir => format!("{}/", entry.path),
         _ => entry.path.clone(),
     });
     let sizes = plan.iter().map(|entry| match entry.kind {
-        Kind::File { size, .. } => size,
+        PlannedKind::File { size, .. } => size,
         _ => 0,
     });
     Ok(Source {
@@ -55,7 +56,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[Planned], job: &Sour
     })
 }
 
-fn find<'p>(plan: &'p [Planned], path: &str) -> Option<&'p Planned> {
+fn find<'p>(plan: &'p [PlannedEntry], path: &str) -> Option<&'p PlannedEntry> {
     plan.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok().and_then(|at| plan.get(at))
 }
 
@@ -64,28 +65,28 @@ fn read(repository: &Repository, oid: Oid, path: &str) -> Result<Vec<u8>, Stop> 
     Ok(blob.content().to_vec())
 }
 
-fn recipe(repository: &Repository, plan: &[Planned], name: &str) -> Result<Option<Vec<u8>>, Stop> {
-    let refuse = |reason: String, hint: &str| Refusal { path: Some(name.to_owned()), reason, hint: hint.to_owned() };
+fn recipe(repository: &Repository, plan: &[PlannedEntry], name: &str) -> Result<Option<Vec<u8>>, Stop> {
+    let refuse = |reason: String, hint: &str| SourceRefusal { path: Some(name.to_owned()), reason, hint: hint.to_owned() };
     match find(plan, name).map(|entry| &entry.kind) {
         None => Ok(None),
-        Some(Kind::File { size, .. }) if *size > RecipeFiles::LIMIT => {
-            Err(refuse(format!("has {size} bytes; at most {} are read", RecipeFiles::LIMIT), "shorten it").into())
+        Some(PlannedKind::File { size, .. }) if *size > RecipeFiles::LIMIT => {
+            Err(refuse(format!("has {size} bytes (at most {} are allowed)", RecipeFiles::LIMIT), "shorten it").into())
         }
-        Some(Kind::File { oid, .. }) => read(repository, *oid, name).map(Some),
-        Some(Kind::Dir | Kind::Link { .. }) => {
+        Some(PlannedKind::File { oid, .. }) => read(repository, *oid, name).map(Some),
+        Some(PlannedKind::Dir | PlannedKind::Link { .. }) => {
             Err(refuse(String::from("is not a regular file"), "commit the file itself, not a link or a directory").into())
         }
     }
 }
 
-fn scripts(plan: &[Planned], warnings: &mut Vec<String>) -> Vec<String> {
+fn scripts(plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Vec<String> {
     let mut scripts = Vec::new();
     for entry in plan {
         let Some(name) = entry.path.strip_prefix(".larder/").filter(|name| !name.contains('/')) else { continue };
         match entry.kind {
-            Kind::File { executable: true, .. } if scripts.len() < SCRIPTS => scripts.push(name.to_owned()),
-            Kind::File { executable: false, .. } if name.parse::<crate::model::Phase>().is_ok() => warnings.push(format!(
-                ".larder/{name} is not executable and will not run; if it should: `git update-index --chmod=+x .larder/{name}`"
+            PlannedKind::File { executable: true, .. } if scripts.len() < SCRIPTS => scripts.push(name.to_owned()),
+            PlannedKind::File { executable: false, .. } if name.parse::<crate::model::Phase>().is_ok() => warnings.push(format!(
+                ".larder/{name} is not executable and will not run; to make it executable: `git update-index --chmod=+x .larder/{name}`"
             )),
             _ => {}
         }
@@ -93,11 +94,11 @@ fn scripts(plan: &[Planned], warnings: &mut Vec<String>) -> Vec<String> {
     scripts
 }
 
-/// Git LFS keeps only pointers in git. They are deployed as they are, and that has to be said.
-fn large_files(repository: &Repository, plan: &[Planned], warnings: &mut Vec<String>) -> Result<(), Stop> {
+/// Warns about Git LFS pointers: they are deployed as they are, because git does not contain the files themselves.
+fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Result<(), Stop> {
     let mut uses_lfs = false;
     for entry in plan.iter().filter(|entry| entry.path.rsplit('/').next() == Some(".gitattributes")).take(100) {
-        if let Kind::File { oid, size, .. } = entry.kind {
+        if let PlannedKind::File { oid, size, .. } = entry.kind {
             uses_lfs |= size <= RecipeFiles::LIMIT
                 && read(repository, oid, &entry.path)?.windows(b"filter=lfs".len()).any(|window| window == b"filter=lfs");
         }
@@ -107,7 +108,7 @@ fn large_files(repository: &Repository, plan: &[Planned], warnings: &mut Vec<Str
     }
     let mut pointers = Vec::new();
     let small = plan.iter().filter_map(|entry| match entry.kind {
-        Kind::File { oid, size, .. } if LFS_SIZES.contains(&size) => Some((oid, &entry.path)),
+        PlannedKind::File { oid, size, .. } if LFS_SIZES.contains(&size) => Some((oid, &entry.path)),
         _ => None,
     });
     for (oid, path) in small.take(LFS_LOOKS) {
@@ -119,9 +120,9 @@ fn large_files(repository: &Repository, plan: &[Planned], warnings: &mut Vec<Str
         let named = pointers.iter().take(LFS_NAMED).cloned().collect::<Vec<_>>().join(", ");
         let more = pointers.len().saturating_sub(LFS_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        warnings.push(format!("{named}{more}: only the Git LFS pointer is in the repository, and that is what is deployed"));
+        warnings.push(format!("{named}{more}: the repository contains only the Git LFS pointer, which is deployed as it is"));
         warnings.push(String::from(
-            "larder does not fetch from LFS; to commit the files themselves: `git lfs migrate export --include=\"*\"`",
+            "larder does not fetch from LFS servers; to commit the files themselves: `git lfs migrate export --include=\"*\"`",
         ));
     }
     Ok(())

@@ -1,3 +1,5 @@
+//! Exports of real commits, hostile ones included.
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -5,9 +7,9 @@ use std::{
     path::Path,
 };
 
-use super::*;
+use super::{tree, *};
 use crate::{
-    git::testing::World,
+    git::{GitFailure, testing::World},
     model::{CommitId, Digest, SourceKind},
 };
 
@@ -29,14 +31,14 @@ fn ready(world: &World, job: &SourceJob) -> Source {
     }
 }
 
-fn refused(world: &World, job: &SourceJob) -> Refusal {
+fn refused(world: &World, job: &SourceJob) -> SourceRefusal {
     match perform(&world.paths, job) {
         SourceReport::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     }
 }
 
-/// Everything below a directory: mode bits and content, or target of a link.
+/// Returns everything below a directory: mode bits and content, or target of a link.
 fn snapshot(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in walkdir::WalkDir::new(root).min_depth(1) {
@@ -55,9 +57,9 @@ fn snapshot(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     found
 }
 
-/// The tree is what its list says, byte for byte.
+/// Asserts that the tree is as its list says, byte for byte.
 fn assert_listed(world: &World, commit: &CommitId) {
-    let list = list::read(world.paths.source.as_ref().unwrap()).unwrap();
+    let list = tree::read_list(world.paths.source.as_ref().unwrap()).unwrap();
     assert_eq!(&list.commit, commit);
     let found = snapshot(&world.tree());
     let paths: Vec<&String> = list.entries.iter().map(|entry| &entry.path).collect();
@@ -78,7 +80,7 @@ fn assert_listed(world: &World, commit: &CommitId) {
 }
 
 #[test]
-fn an_export_from_scratch_and_then_only_what_changed() {
+fn second_export_writes_only_changed_entries() {
     let world = World::new();
     let first = world.commit(&[
         ("a", false, b"1"),
@@ -92,7 +94,7 @@ fn an_export_from_scratch_and_then_only_what_changed() {
     assert_eq!((source.entries, source.changed, source.bytes), (10, Some(10), 6));
     assert_listed(&world, &first);
     let before = fs::metadata(world.tree().join("same/z")).unwrap().ino();
-    // A hard link stands for another tree that shares the file.
+    // The hard link stands for another tree that shares the file.
     let shared = world.dir.path().join("shared");
     fs::hard_link(world.tree().join("lib/x"), &shared).unwrap();
 
@@ -116,7 +118,7 @@ fn an_export_from_scratch_and_then_only_what_changed() {
 }
 
 #[test]
-fn one_changed_line_in_a_wide_directory_writes_one_file() {
+fn change_of_one_file_in_a_wide_directory_writes_one_file() {
     let world = World::new();
     let names: Vec<String> = (0..600).map(|number| format!("file{number:04}")).collect();
     let mut files: Vec<(&str, bool, &[u8])> = names.iter().map(|name| (name.as_str(), false, name.as_bytes())).collect();
@@ -130,7 +132,7 @@ fn one_changed_line_in_a_wide_directory_writes_one_file() {
 }
 
 #[test]
-fn an_odd_list_or_a_foreign_tree_means_from_scratch() {
+fn invalid_list_or_changed_tree_is_exported_from_scratch() {
     let world = World::new();
     let first = world.commit(&[("d/a", false, b"1"), ("b", false, b"2")]);
     let second = world.commit(&[("b", false, b"3")]);
@@ -158,7 +160,7 @@ fn an_odd_list_or_a_foreign_tree_means_from_scratch() {
 }
 
 #[test]
-fn links_are_made_and_never_followed() {
+fn links_are_created_and_never_followed() {
     let world = World::new();
     let outside = world.dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -170,7 +172,7 @@ fn links_are_made_and_never_followed() {
     ready(&world, &job(&second, true));
     assert_listed(&world, &second);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-    // A link put in the way of an incremental export: it starts again instead of following.
+    // A link in the way of an incremental export is not followed; the export starts from scratch.
     let third = world.commit(&[("lib/file", false, b"2")]);
     fs::remove_dir_all(world.tree().join("lib")).unwrap();
     std::os::unix::fs::symlink(&outside, world.tree().join("lib")).unwrap();
@@ -180,7 +182,7 @@ fn links_are_made_and_never_followed() {
 }
 
 #[test]
-fn a_git_bomb_is_refused_by_count() {
+fn git_bomb_exceeds_the_entry_limit() {
     let world = World::new();
     let mut id = world.blob(b"boom");
     let mut mode = "100644";
@@ -197,7 +199,7 @@ fn a_git_bomb_is_refused_by_count() {
 }
 
 #[test]
-fn hostile_trees_are_refused_with_path_and_reason() {
+fn hostile_tree_is_refused_with_path_and_reason() {
     let world = World::new();
     let (blob, empty) = (world.blob(b"x"), world.blob(b""));
     let long = [b'n'; 256];
@@ -223,11 +225,11 @@ fn hostile_trees_are_refused_with_path_and_reason() {
         assert!(!refusal.hint.is_empty() && !refusal.to_string().contains(['\n', '\u{1b}']), "{refusal}");
     }
     let twice = world.commit_tree(&world.tree_object(&[("100644", b"same", &blob), ("100644", b"same", &blob)]));
-    assert!(refused(&world, &job(&twice, true)).to_string().contains("twice"));
+    assert!(refused(&world, &job(&twice, true)).to_string().contains("exists twice"));
 }
 
 #[test]
-fn odd_modes_are_read_as_what_they_stand_for() {
+fn unusual_modes_are_reduced_to_the_executable_bit() {
     let world = World::new();
     let blob = world.blob(b"x");
     let commit = world.commit_tree(&world.tree_object(&[("104755", b"setuid", &blob), ("100664", b"writable", &blob)]));
@@ -237,7 +239,7 @@ fn odd_modes_are_read_as_what_they_stand_for() {
 }
 
 #[test]
-fn limits_are_kept_also_when_nothing_changed() {
+fn limits_apply_to_an_unchanged_tree() {
     let world = World::new();
     let commit = world.commit(&[("a/b", false, b"12345"), ("c", false, b"678")]);
     ready(&world, &job(&commit, true));
@@ -256,7 +258,7 @@ fn limits_are_kept_also_when_nothing_changed() {
 }
 
 #[test]
-fn recipe_scripts_and_warnings_are_reported() {
+fn source_reports_recipe_scripts_and_warnings() {
     let world = World::new();
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
     let commit = world.commit(&[
@@ -285,7 +287,7 @@ fn recipe_scripts_and_warnings_are_reported() {
 }
 
 #[test]
-fn a_commit_that_is_not_there_is_an_error() {
+fn missing_commit_or_invalid_quarantine_fails() {
     let world = World::new();
     let missing = "a".repeat(40).parse().unwrap();
     assert!(matches!(perform(&world.paths, &job(&missing, true)), SourceReport::Failed(GitFailure::NotFound(_))));
@@ -295,8 +297,9 @@ fn a_commit_that_is_not_there_is_an_error() {
         assert!(matches!(perform(&world.paths, &job), SourceReport::Failed(_)), "{quarantine}");
     }
 }
+
 #[test]
-fn a_push_from_a_shallow_clone_is_refused_before_git_does_it_without_advice() {
+fn push_from_a_shallow_clone_is_refused_with_the_remedy() {
     let world = World::new();
     let name = "tmp_objdir-incoming-Ab12";
     fs::create_dir(world.repository().join("objects").join(name)).unwrap();

@@ -1,50 +1,50 @@
-//! The walk over a commit's tree: one pass, cut off at the first limit, reading no file's content. What the previous export has
-//! already checked and lies in an unchanged directory is taken from its list.
+//! Plans the export of a commit's tree, in one pass that ends at the first exceeded limit and reads no file content. Entries of unchanged
+//! directories are taken from the list of the previous export, which has checked them.
 
 use git2::{ObjectType, Odb, Oid, Repository};
 
-use super::{Refusal, SourceLimits, Stop, failed};
+use super::job::{SourceLimits, SourceRefusal, Stop, failed};
 use crate::model::{Digest, SourceEntry, SourceKind, sanitise_reason};
 
-/// The largest tree object that is parsed, in bytes: git's own limit for names leaves room for a hundred thousand of them.
+/// The maximum size of a tree object, in bytes; enough for a hundred thousand names of git's maximum length.
 const TREE_LIMIT: usize = 32 << 20;
-/// The longest target of a link; the kernel takes no longer one.
+/// The maximum length of a symlink's target, as in the kernel (`PATH_MAX` without the NUL).
 const TARGET_LIMIT: usize = 4095;
-/// The longest name; file systems take no longer one.
+/// The maximum length of a name, as in file systems (`NAME_MAX`).
 const NAME_LIMIT: usize = 255;
 
 const DIRECTORY: i32 = 0o040_000;
 const LINK: i32 = 0o120_000;
 const GITLINK: i32 = 0o160_000;
 
-/// An entry to be exported.
+/// An entry of the planned tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Planned {
-    /// Its path.
+pub struct PlannedEntry {
+    /// The path from the root of the tree.
     pub path: String,
-    /// What it is.
-    pub kind: Kind,
+    /// The kind of the entry, with its content.
+    pub kind: PlannedKind,
 }
 
-/// What a planned entry is.
+/// The kind of a planned entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum PlannedKind {
     /// A directory.
     Dir,
-    /// A regular file, with its digest if that is known already.
+    /// A regular file.
     File {
-        /// The blob.
+        /// The blob with its content.
         oid: Oid,
-        /// Its size.
+        /// The size in bytes.
         size: u64,
-        /// Whether it may be executed.
+        /// Set if the file is executable.
         executable: bool,
-        /// The digest of its content, if the previous export has computed it.
+        /// The digest of the content, if the previous export has computed it.
         digest: Option<Digest>,
     },
     /// A symbolic link.
     Link {
-        /// Its target.
+        /// The target of the link.
         target: String,
     },
 }
@@ -54,17 +54,17 @@ struct Walk<'a> {
     odb: Odb<'a>,
     limits: &'a SourceLimits,
     known: &'a [SourceEntry],
-    found: Vec<Planned>,
+    found: Vec<PlannedEntry>,
     bytes: u64,
 }
 
-/// All entries of `tree`, sorted by path. `known` is the previous export and its tree.
+/// Returns all entries of `tree`, sorted by path. `known` are the entries of the previous export and its tree.
 pub fn walk(
     repository: &Repository,
     tree: Oid,
     known: Option<(&[SourceEntry], Oid)>,
     limits: &SourceLimits,
-) -> Result<Vec<Planned>, Stop> {
+) -> Result<Vec<PlannedEntry>, Stop> {
     let odb = repository.odb().map_err(|error| failed("open the objects")(error.message()))?;
     let (entries, known_tree) = known.map_or((&[][..], None), |(entries, tree)| (entries, Some(tree)));
     let mut walk = Walk { repository, odb, limits, known: entries, found: Vec::new(), bytes: 0 };
@@ -72,13 +72,13 @@ pub fn walk(
     let mut found = walk.found;
     found.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     if let Some((twice, _)) = found.iter().zip(found.iter().skip(1)).find(|(one, next)| one.path == next.path) {
-        return Err(refuse(&twice.path, "is there twice", "make the commit again with a current git").into());
+        return Err(refuse(&twice.path, "exists twice", "create the commit again with a current git").into());
     }
     Ok(found)
 }
 
-fn refuse(path: &str, reason: impl Into<String>, hint: impl Into<String>) -> Refusal {
-    Refusal { path: Some(printable(path)), reason: reason.into(), hint: hint.into() }
+fn refuse(path: &str, reason: impl Into<String>, hint: impl Into<String>) -> SourceRefusal {
+    SourceRefusal { path: Some(printable(path)), reason: reason.into(), hint: hint.into() }
 }
 
 fn printable(path: &str) -> String {
@@ -97,7 +97,7 @@ impl Walk<'_> {
         let doing = || format!("read directory {:?} of the commit", printable_root(path));
         let (size, _) = self.odb.read_header(tree).map_err(|error| failed(doing())(error.message()))?;
         if size > TREE_LIMIT {
-            return Err(refuse(printable_root(path), "holds too many files", "spread them over directories").into());
+            return Err(refuse(printable_root(path), "has too many files", "spread them over directories").into());
         }
         let tree = self.repository.find_tree(tree).map_err(|error| failed(doing())(error.message()))?;
         let known = known.and_then(|known| self.repository.find_tree(known).ok());
@@ -108,18 +108,18 @@ impl Walk<'_> {
                 let reason = format!("has a path of more than {} bytes", self.limits.path_bytes);
                 return Err(refuse(&below, reason, "shorten it").into());
             }
-            // What a well-behaved git never writes, such as set-user-id bits, is read as the mode that it stands for.
+            // Modes that git itself never writes, such as set-user-id, are reduced to a kind and the executable bit.
             let mode = entry.filemode_raw();
             match mode & 0o170_000 {
                 DIRECTORY => {
-                    self.add(&below, Kind::Dir)?;
+                    self.add(&below, PlannedKind::Dir)?;
                     let before = known.as_ref().and_then(|known| known.get_name_bytes(entry.name_bytes()));
                     let before = before.filter(|before| before.kind() == Some(ObjectType::Tree)).map(|before| before.id());
                     self.directory(entry.id(), before, &below, depth + 1)?;
                 }
                 LINK => {
                     let target = self.target(entry.id(), &below)?;
-                    self.add(&below, Kind::Link { target })?;
+                    self.add(&below, PlannedKind::Link { target })?;
                 }
                 GITLINK => return Err(submodule(&below).into()),
                 _ => self.file(entry.id(), mode & 0o111 != 0, below)?,
@@ -128,22 +128,23 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A directory that the previous export has seen just so.
+    /// Adds the entries of a directory that has not changed since the previous export.
     fn unchanged(&mut self, path: &str) -> Result<(), Stop> {
         let known = self.known;
         let (from, to) = if path.is_empty() {
             (0, known.len())
         } else {
-            // What is below a directory lies between `path/` and the character after the slash.
+            // The paths below a directory sort between `path/` and `path0`: 0 is the character after the slash.
             let (first, after) = (format!("{path}/"), format!("{path}0"));
             (known.partition_point(|entry| entry.path < first), known.partition_point(|entry| entry.path < after))
         };
         for entry in known.get(from..to).unwrap_or_default() {
             let kind = match &entry.kind {
-                SourceKind::Dir => Kind::Dir,
-                SourceKind::Link { target } => Kind::Link { target: target.clone() },
-                SourceKind::File { size, digest, executable, blob } => Kind::File {
-                    oid: Oid::from_bytes(blob).map_err(|error| failed("read the list of the last export")(error.message()))?,
+                SourceKind::Dir => PlannedKind::Dir,
+                SourceKind::Link { target } => PlannedKind::Link { target: target.clone() },
+                SourceKind::File { size, digest, executable, blob } => PlannedKind::File {
+                    oid: Oid::from_bytes(blob)
+                        .map_err(|error| failed("read the list of the previous export")(error.message()))?,
                     size: *size,
                     executable: *executable,
                     digest: Some(*digest),
@@ -156,16 +157,16 @@ impl Walk<'_> {
 
     fn file(&mut self, oid: Oid, executable: bool, path: String) -> Result<(), Stop> {
         if let Some((size, digest)) = self.known_file(oid, &path) {
-            return self.add(&path, Kind::File { oid, size, executable, digest: Some(digest) });
+            return self.add(&path, PlannedKind::File { oid, size, executable, digest: Some(digest) });
         }
         let (size, kind) = self.header(oid, &path)?;
         if kind != ObjectType::Blob {
-            return Err(refuse(&path, "is not a file", "make the commit again with a current git").into());
+            return Err(refuse(&path, "is not a file", "create the commit again with a current git").into());
         }
-        self.add(&path, Kind::File { oid, size, executable, digest: None })
+        self.add(&path, PlannedKind::File { oid, size, executable, digest: None })
     }
 
-    /// What the previous export found out about the same content at the same place.
+    /// Returns size and digest from the previous export, if it has the same content at the same path.
     fn known_file(&self, oid: Oid, path: &str) -> Option<(u64, Digest)> {
         let at = self.known.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         match &self.known.get(at)?.kind {
@@ -181,28 +182,28 @@ impl Walk<'_> {
     }
 
     fn target(&self, oid: Oid, path: &str) -> Result<String, Stop> {
-        let odd = |reason: &str| refuse(path, reason, "make the link again with `ln -s`");
+        let odd = |reason: &str| refuse(path, reason, "create the link again with `ln -s`");
         let (size, kind) = self.header(oid, path)?;
         if kind != ObjectType::Blob || size == 0 || size > TARGET_LIMIT as u64 {
-            return Err(odd("is a symbolic link to nothing that a path could name").into());
+            return Err(odd("is a symbolic link with an empty or overlong target").into());
         }
         let blob = self.odb.read(oid).map_err(|error| failed(format!("read link {:?}", printable(path)))(error.message()))?;
         let target = std::str::from_utf8(blob.data()).map_err(|_| odd("is a symbolic link whose target is not UTF-8"))?;
         if target.contains(char::is_control) {
-            return Err(odd("is a symbolic link whose target holds control characters").into());
+            return Err(odd("is a symbolic link whose target has control characters").into());
         }
         Ok(target.to_owned())
     }
 
-    /// Counts an entry, and takes it if there is still room.
-    fn add(&mut self, path: &str, kind: Kind) -> Result<(), Stop> {
-        let whole = |reason, hint: &str| Refusal { path: None, reason, hint: hint.to_owned() };
+    /// Adds an entry, unless it exceeds a limit.
+    fn add(&mut self, path: &str, kind: PlannedKind) -> Result<(), Stop> {
+        let whole = |reason, hint: &str| SourceRefusal { path: None, reason, hint: hint.to_owned() };
         let SourceLimits { entries, bytes, file_bytes, .. } = *self.limits;
         if self.found.len() as u64 >= entries {
-            let hint = "remove what is not needed to run it (node_modules, build output), or raise the limit in the server file";
-            return Err(whole(format!("holds more than {entries} files and directories"), hint).into());
+            let hint = "remove files that the application does not need at run time (node_modules, build output), or raise the limit in the server file";
+            return Err(whole(format!("has more than {entries} files and directories"), hint).into());
         }
-        if let Kind::File { size, .. } = &kind {
+        if let PlannedKind::File { size, .. } = &kind {
             if *size > file_bytes {
                 let reason = format!("has {size} bytes; files of up to {file_bytes} bytes are deployed");
                 return Err(refuse(path, reason, "keep large data in `data/`, not in the repository").into());
@@ -210,14 +211,14 @@ impl Walk<'_> {
             self.bytes = self.bytes.saturating_add(*size);
             if self.bytes > bytes {
                 let hint = "keep large data in `data/`, not in the repository, or raise the limit in the server file";
-                return Err(whole(format!("holds more than {bytes} bytes of files"), hint).into());
+                return Err(whole(format!("has more than {bytes} bytes of files"), hint).into());
             }
         }
-        self.found.push(Planned { path: path.to_owned(), kind });
+        self.found.push(PlannedEntry { path: path.to_owned(), kind });
         Ok(())
     }
 
-    fn name<'n>(&self, name: &'n [u8], within: &str) -> Result<&'n str, Refusal> {
+    fn name<'n>(&self, name: &'n [u8], within: &str) -> Result<&'n str, SourceRefusal> {
         let shown = String::from_utf8_lossy(name);
         let shown = if within.is_empty() { shown.into_owned() } else { format!("{within}/{shown}") };
         let rename = "rename it with `git mv`";
@@ -229,13 +230,13 @@ impl Walk<'_> {
             return Err(refuse(&shown, format!("has a name of more than {NAME_LIMIT} bytes"), rename));
         }
         if matches!(text, "" | "." | "..") || text.contains('/') || is_dot_git(text) {
-            return Err(refuse(&shown, "has a name that is not allowed in a repository", "make the commit again without it"));
+            return Err(refuse(&shown, "has a name that is not allowed in a repository", "create the commit again without it"));
         }
         Ok(text)
     }
 }
 
-/// Whether some file system or program takes `name` for `.git`.
+/// Returns whether a file system or program may read `name` as `.git`.
 fn is_dot_git(name: &str) -> bool {
     // HFS+ skips these characters when it compares names.
     let ignored = |c: char| matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
@@ -249,10 +250,10 @@ fn printable_root(path: &str) -> &str {
     if path.is_empty() { "." } else { path }
 }
 
-fn submodule(path: &str) -> Refusal {
+fn submodule(path: &str) -> SourceRefusal {
     refuse(
         path,
-        "is a git submodule, whose files are in another repository; larder does not fetch it",
+        "is a git submodule; its files are in another repository, which larder does not fetch",
         format!(
             "put its files into this repository: `git rm --cached {0} && rm -rf {0}/.git && git add {0}`, or use `git subtree add`",
             printable(path)
@@ -265,7 +266,7 @@ mod tests {
     use super::is_dot_git;
 
     #[test]
-    fn disguises_of_dot_git_are_known() {
+    fn names_equivalent_to_dot_git_are_rejected() {
         for bad in [".git", ".GIT", ".Git ", ".git...", ".git . ", "GIT~1", ".g\u{200c}it", ".git::$INDEX_ALLOCATION"] {
             assert!(is_dot_git(bad), "{bad}");
         }

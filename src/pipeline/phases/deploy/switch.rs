@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use super::processes;
 use crate::{
-    git::{Expected, Kept, MoveRef},
+    git::{Expected, MoveRef, ReleaseRef},
     host::files::{self, durable},
     model::{Live, Phase, Slot},
     pipeline::{
@@ -166,7 +166,7 @@ fn unlink(path: &Path) -> io::Result<()> {
 
 async fn move_ref(deployment: &Deployment, live: Option<&Live>) -> Result<(), Failure> {
     let order = &deployment.order;
-    let kept = |release| Kept { environment: order.environment.id, release };
+    let kept = |release| ReleaseRef { environment: order.environment.id, release };
     let keep = live.map(|live| (kept(live.release), live.commit.clone()));
     let undoing = !order.again && live.is_none_or(|live| live.release != order.release);
     let change = MoveRef {

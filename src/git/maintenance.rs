@@ -1,25 +1,54 @@
-//! Worker side: locks of git processes that were killed.
+//! Worker side: maintenance of a repository that nothing else uses meanwhile: stale locks, and `git gc`.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use walkdir::WalkDir;
 
-use super::job::{GitAnswer, GitFailure, GitReport};
+use super::{
+    job::{GitAnswer, GitFailure, GitReport},
+    libgit::failed_io,
+    program::{self, Settings},
+};
+use crate::model::sanitise_reason;
 
-/// Removes the lock files that a git which was killed has left: of refs, of `HEAD`, of the packed refs, of the configuration. As long
-/// as one is there, git refuses to move what it locks, for good. Nobody else may use the repository meanwhile.
-pub fn tidy(repository: &Path) -> GitReport {
+/// Removes the lock files that killed git processes have left: of refs, `HEAD`, the packed refs, the configuration. While a stale lock
+/// exists, git refuses every change of the file that it locks. Must not run while another process uses the repository.
+pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));
-    // What cannot be listed is not there, or whoever needs it will say so.
+    // A directory that cannot be listed does not exist, or its next use fails with the reason.
     for entry in [top].into_iter().chain(inside).flatten().flatten().filter(|entry| entry.file_type().is_file()) {
         let name = entry.file_name().to_string_lossy();
         if name.ends_with(".lock") || name == "packed-refs.new" {
             fs::remove_file(entry.path()).map_err(|error| GitFailure::Failed {
-                doing: format!("remove {}, which a killed git has left", entry.path().display()),
+                doing: format!("remove the stale lock {}", entry.path().display()),
                 why: error.to_string(),
             })?;
         }
+    }
+    Ok(GitAnswer::Done)
+}
+
+/// Runs `git gc`, after removing stale locks. Must not run while another process uses the repository.
+pub fn gc(path: &Path) -> GitReport {
+    remove_locks(path)?;
+    let git = program::find().ok_or(GitFailure::NoGit)?;
+    let output = Settings::new()
+        .config("gc.pruneExpire", "2.weeks.ago")
+        .config("gc.packRefs", "true")
+        .config("pack.threads", "1")
+        .command(&git)
+        .arg("--git-dir")
+        .arg(path)
+        .args(["gc", "--quiet"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(failed_io("pack the repository"))?;
+    if !output.status.success() {
+        let why = sanitise_reason(&String::from_utf8_lossy(&output.stderr));
+        return Err(GitFailure::Failed { doing: String::from("pack the repository"), why });
     }
     Ok(GitAnswer::Done)
 }
@@ -30,7 +59,7 @@ mod tests {
     use crate::git::{Expected, MoveRef, refs, testing::World};
 
     #[test]
-    fn locks_of_a_killed_git_are_removed_and_nothing_else() {
+    fn stale_locks_are_removed_and_nothing_else() {
         let world = World::new();
         let path = world.repository();
         let commit = world.commit(&[("a", false, b"1")]);
@@ -48,7 +77,7 @@ mod tests {
         }
         let refused = refs::move_ref(&path, &change("main")).unwrap_err();
         assert!(refused.to_string().contains("main.lock"), "{refused}");
-        tidy(&path).unwrap();
+        remove_locks(&path).unwrap();
         for name in left {
             assert!(!path.join(name).exists(), "{name}");
         }

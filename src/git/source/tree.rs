@@ -1,0 +1,129 @@
+//! The exported tree on disk, `project/tree`, and the list of its entries beside it, `project/list`.
+//!
+//! [`TreeWriter`] reaches every entry one directory at a time and never follows a symlink. The list is used only if it is exactly as this
+//! module would have written it.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
+
+use crate::model::SourceList;
+
+/// The maximum size of the list, in bytes.
+const LIST_LIMIT: u64 = 256 << 20;
+
+/// The directory of the exported tree, in an environment's `project/`.
+pub const TREE: &str = "tree";
+const LIST: &str = "list";
+const DRAFT: &str = "list.new";
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
+
+/// Creates and removes entries below a root. Keeps the directories of the last path open: neighbours in a sorted list share most of them.
+pub struct TreeWriter<'r> {
+    root: BorrowedFd<'r>,
+    open: Vec<(String, OwnedFd)>,
+}
+
+/// Opens the directory of the exported tree.
+pub fn root(path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, path, DIRECTORY, Mode::empty())?)
+}
+
+impl<'r> TreeWriter<'r> {
+    /// A writer below `root`.
+    pub fn new(root: BorrowedFd<'r>) -> TreeWriter<'r> {
+        TreeWriter { root, open: Vec::new() }
+    }
+
+    /// Returns the directory that contains `path`, and the last name of `path`.
+    fn parent<'p>(&mut self, path: &'p str) -> io::Result<(BorrowedFd<'_>, &'p str)> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let names: Vec<&str> = parent.split('/').filter(|name| !name.is_empty()).collect();
+        let shared = self.open.iter().zip(&names).take_while(|((one, _), other)| one == *other).count();
+        self.open.truncate(shared);
+        for step in names.iter().skip(shared) {
+            let here = self.open.last().map_or(self.root, |(_, fd)| fd.as_fd());
+            let next = openat(here, *step, DIRECTORY, Mode::empty())?;
+            self.open.push((String::from(*step), next));
+        }
+        Ok((self.open.last().map_or(self.root, |(_, fd)| fd.as_fd()), name))
+    }
+
+    /// Removes an entry. A directory must be empty.
+    pub fn remove(&mut self, path: &str, directory: bool) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        Ok(unlinkat(parent, name, flags)?)
+    }
+
+    /// Creates a directory.
+    pub fn directory(&mut self, path: &str) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(mkdirat(parent, name, Mode::from_raw_mode(0o755))?)
+    }
+
+    /// Creates a symlink.
+    pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(symlinkat(target, parent, name)?)
+    }
+
+    /// Creates a file. It is always a new inode: another tree may have hard links to the old one.
+    pub fn file(&mut self, path: &str, executable: bool, content: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let mode = Mode::from_raw_mode(if executable { 0o755 } else { 0o644 });
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(openat(parent, name, flags, mode)?);
+        file.write_all(content)
+    }
+}
+
+/// Reads the list of the previous export. Returns `None` if there is none, or if it is not exactly as [`write_list`] would write it.
+pub fn read_list(place: &Path) -> Option<SourceList> {
+    let path = place.join(LIST);
+    if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > LIST_LIMIT {
+        return None;
+    }
+    let list: SourceList = postcard::from_bytes(&fs::read(&path).ok()?).ok()?;
+    let sorted = list.entries.iter().zip(list.entries.iter().skip(1)).all(|(one, next)| one.path < next.path);
+    let sound = |path: &str| path.split('/').all(|name| !matches!(name, "" | "." | ".."));
+    let lasting = list.boot.is_empty() || list.boot == boot();
+    let known = list.format == SourceList::FORMAT && lasting && sorted && list.entries.iter().all(|entry| sound(&entry.path));
+    known.then_some(list)
+}
+
+/// Removes the list, before the tree is changed: from then on no list describes the tree.
+pub fn remove_list(place: &Path) -> io::Result<()> {
+    for name in [LIST, DRAFT] {
+        match fs::remove_file(place.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns the boot id of the machine; empty if the system has none.
+pub fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Writes the list, by an atomic rename. Does not wait for the disk: whatever a power failure leaves of tree and list has the id of an
+/// earlier boot, and the next export starts from scratch.
+pub fn write_list(place: &Path, list: &SourceList) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
+    let draft = place.join(DRAFT);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&draft)?;
+    file.write_all(&bytes)?;
+    if list.boot.is_empty() {
+        rustix::fs::syncfs(&file)?;
+    }
+    fs::rename(draft, place.join(LIST))
+}
