@@ -82,15 +82,15 @@ impl ReleaseRef {
 /// The name of a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommitSpec {
-    /// A branch.
+    /// The tip of a branch.
     Branch(BranchName),
-    /// What a person typed: a branch, a tag, or the first digits of a commit. Never an expression.
+    /// A name that a user typed: a branch, a tag, or the first digits of a commit id. Never an expression.
     Text(String),
     /// The commit of a release.
     Release(ReleaseRef),
 }
 
-/// A task for a git worker.
+/// A job of a git worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitJob {
     /// Replaces the worker by git's own program, which talks to the client on the worker's stdio.

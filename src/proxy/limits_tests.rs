@@ -85,7 +85,7 @@ async fn response_before_the_end_of_an_upload_reaches_the_client() {
         let mut stream = TcpStream::connect(front.address).await.unwrap();
         stream.write_all(b"POST /status/404 HTTP/1.1\r\nHost: shop\r\nContent-Length: 50\r\n\r\nhello").await.unwrap();
         assert!(read_until(&mut stream, "none").await.starts_with("HTTP/1.1 404"));
-        // The connection to the application still waits for 45 bytes; the next request must not become them.
+        // The connection to the application still expects 45 bytes. The next request must not be sent as those bytes.
         assert!(front.get("/").await.ends_with("blue"));
     }
 }
@@ -133,7 +133,7 @@ async fn connections_above_the_limit_of_a_client_get_429() {
     route.switch(app.target());
     let first = socket(&front).await;
     let mut second = socket(&front).await;
-    // The answer comes before the request: nothing is sent that a closed connection could turn into a reset.
+    // Sends no request: closing a connection with unread data would reset it and lose the response.
     let answer = read_all(&mut TcpStream::connect(front.address).await.unwrap()).await;
     assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
     assert!(answer.contains("\r\nDate: "), "{answer}");

@@ -137,7 +137,7 @@ async fn forward(
 ) -> Result<(Response<Incoming>, Lease), Page> {
     let settings = &connection.proxy.settings;
     let mut retries = 0;
-    let mut patience = None;
+    let mut retry_until = None;
     loop {
         let in_flight = route.admit(settings.max_waiting).await?;
         let copy = RetryCopy::of(&request);
@@ -151,7 +151,7 @@ async fn forward(
         let mut lease = match in_flight.lease(settings, max_idle).await {
             Ok(lease) => lease,
             Err(error) => {
-                let until = *patience.get_or_insert_with(|| Instant::now() + settings.connect_patience);
+                let until = *retry_until.get_or_insert_with(|| Instant::now() + settings.connect_patience);
                 if Instant::now() < until {
                     sleep(RECONNECT_PAUSE).await;
                     continue;

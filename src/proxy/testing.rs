@@ -248,7 +248,7 @@ pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
     address
 }
 
-/// Polls until `check` holds.
+/// Polls until `check` returns true.
 pub async fn until(mut check: impl FnMut() -> bool) {
     let polling = async {
         while !check() {

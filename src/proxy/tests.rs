@@ -56,7 +56,7 @@ async fn startup_gate_delays_only_requests_without_a_live_route() {
             read_all(&mut stream).await
         })
     };
-    let early = [ask("shop"), ask("late"), ask("nobody")];
+    let early = [ask("shop"), ask("late"), ask("unknown")];
     until(|| gate.waiting() == 3).await;
     route.switch(blue.target());
     assert!(front.get("/").await.ends_with("blue"));
@@ -65,10 +65,10 @@ async fn startup_gate_delays_only_requests_without_a_live_route() {
     front.proxy.set_route("late", late).unwrap();
     assert_eq!(gate.waiting(), 3);
     drop(gate);
-    let [shop, late, nobody] = early;
-    let (shop, late, nobody) = (shop.await.unwrap(), late.await.unwrap(), nobody.await.unwrap());
+    let [shop, late, unknown] = early;
+    let (shop, late, unknown) = (shop.await.unwrap(), late.await.unwrap(), unknown.await.unwrap());
     assert!(shop.ends_with("blue") && late.ends_with("green"), "{shop}\n{late}");
-    assert!(nobody.starts_with("HTTP/1.1 404"), "{nobody}");
+    assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
 }
 
 #[tokio::test]
@@ -161,14 +161,14 @@ async fn upload_with_expect_continue_is_streamed() {
     assert_eq!(read_until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"hello").await.unwrap();
     assert!(read_until(&mut stream, "blue took 5").await.starts_with("HTTP/1.1 200"));
-    // The same connection again, in chunks, with an extension and a trailer that must not arrive.
+    // On the same connection in chunks, with an extension and a trailer, which must not reach the application.
     stream
         .write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\nTrailer: X-Forwarded-For\r\n\r\n3;a=b\r\nabc\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n")
         .await
         .unwrap();
     assert!(read_until(&mut stream, "blue took 3").await.starts_with("HTTP/1.1 200"));
     assert_eq!(route.stats().bytes_in, 8);
-    // A client that leaves in the middle is not a whole upload for the application.
+    // An upload that the client aborts must not look complete to the application.
     let before = route.stats().requests;
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     stream.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 50\r\n\r\nhello").await.unwrap();

@@ -35,15 +35,15 @@ struct Shared {
     runtime: tokio::runtime::Runtime,
 }
 
-fn places(world: &World) -> DeliverableStores {
+fn stores(world: &World) -> DeliverableStores {
     let key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
     DeliverableStores::new(key, Limits::default())
 }
 
-fn open(places: &DeliverableStores, url: &str) -> DeliverableStore {
+fn open(stores: &DeliverableStores, url: &str) -> DeliverableStore {
     let remote =
         Remote { name: "shared".parse().unwrap(), url: url.to_owned(), host_key: None, trust: Vec::new(), publish: true };
-    places.open(&remote, &"shop".parse().unwrap()).unwrap()
+    stores.open(&remote, &"shop".parse().unwrap()).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -132,7 +132,7 @@ fn suite(world: &World, shared: &Shared) {
     fs::rename(pulled.archive().unwrap(), paths.archive(old.offer.release)).unwrap();
     fs::rename(pulled.manifest().unwrap(), paths.manifest(old.offer.release)).unwrap();
     discard(pulled);
-    // The next release: only what changed.
+    // Of the next release, only changes are fetched.
     let pulled = run.block_on(pull(&shared.read, &new.offer, &[old.offer.release], &paths, &quiet)).unwrap();
     assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), fs::read(&new.archive).unwrap());
     let whole = new.offer.archive_bytes;
@@ -140,7 +140,7 @@ fn suite(world: &World, shared: &Shared) {
     discard(pulled);
 }
 
-/// A release whose archive was exchanged for another one is refused. `file` is the archive, there.
+/// Asserts that a release whose archive was replaced is refused. `file` is the published archive.
 fn altered(world: &World, shared: &Shared, release: &Offer, file: &Path) {
     let root = Root::new(world.directory().join("home/another"));
     let paths = root.environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
@@ -153,7 +153,7 @@ fn altered(world: &World, shared: &Shared, release: &Offer, file: &Path) {
     assert!(!paths.incoming().join(release.release.to_string()).join("archive.tar.zst").exists());
 }
 
-/// The archive of the newest release in a directory that was published to.
+/// Returns the archive of the newest release in a published directory.
 fn newest(world: &World, directory: &Path) -> (Offer, PathBuf) {
     let offers: Vec<Offer> = serde_json::from_str(world.larder(&["deliverable", "list", "shop", "--json"]).ok()).unwrap();
     let file = directory.join("shop").join(format!("{}.tar.zst", offers[0].release));
@@ -163,8 +163,8 @@ fn newest(world: &World, directory: &Path) -> (Offer, PathBuf) {
 fn a_directory(world: &World) {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
-    let place = open(&places(world), &format!("file://{}", directory.display()));
-    let shared = Shared { publish: place.clone(), read: place, link: None, runtime: runtime() };
+    let store = open(&stores(world), &format!("file://{}", directory.display()));
+    let shared = Shared { publish: store.clone(), read: store, link: None, runtime: runtime() };
     suite(world, &shared);
     let (offer, file) = newest(world, &directory);
     altered(world, &shared, &offer, &file);
@@ -177,23 +177,23 @@ fn a_web_server(world: &World) {
     fs::create_dir(&directory).unwrap();
     let web = Web::serve(&directory, true);
     let link = Link::to(web.port);
-    let places = places(world);
-    let read = open(&places, &format!("http://127.0.0.1:{}", link.port));
-    let publish = open(&places, &format!("file://{}", directory.display()));
+    let stores = stores(world);
+    let read = open(&stores, &format!("http://127.0.0.1:{}", link.port));
+    let publish = open(&stores, &format!("file://{}", directory.display()));
     let shared = Shared { publish, read, link: Some(link), runtime: runtime() };
     suite(world, &shared);
     let (offer, file) = newest(world, &directory);
     altered(world, &shared, &offer, &file);
 }
 
-/// Such as `python3 -m http.server`.
+/// A web server without ranges, such as `python3 -m http.server`.
 fn a_web_server_without_ranges(world: &World) {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
     let web = Web::serve(&directory, false);
-    let (places, runtime) = (places(world), runtime());
-    let publisher = open(&places, &format!("file://{}", directory.display()));
-    let reader = open(&places, &format!("http://127.0.0.1:{}", web.port));
+    let (stores, runtime) = (stores(world), runtime());
+    let publisher = open(&stores, &format!("file://{}", directory.display()));
+    let reader = open(&stores, &format!("http://127.0.0.1:{}", web.port));
     for share in cooked(world) {
         runtime.block_on(publish(&publisher, &share)).unwrap();
     }
@@ -208,18 +208,18 @@ fn a_web_server_without_ranges(world: &World) {
 fn a_bucket(world: &World) {
     let Some(bucket) = Bucket::serve(world) else { return };
     let link = Link::to(bucket.port);
-    let publish = open(&places(world).with_buckets(settings(bucket.port)), "s3://deliverables/ours");
-    let read = open(&places(world).with_buckets(settings(link.port)), "s3://deliverables/ours");
+    let publish = open(&stores(world).with_buckets(settings(bucket.port)), "s3://deliverables/ours");
+    let read = open(&stores(world).with_buckets(settings(link.port)), "s3://deliverables/ours");
     let shared = Shared { publish, read, link: Some(link), runtime: runtime() };
     suite(world, &shared);
-    // The server finds it by the variables of its own process.
+    // The server reads the settings of the bucket from its environment.
     let settings = settings(bucket.port);
     world.restart(&settings.each_ref().map(|(name, value)| (name.as_str(), value.as_str())));
     world.larder(&["remote", "add", "shop", "shared", "s3://deliverables/ours", "--publish"]).ok();
     world.larder(&["remote", "check", "shop", "shared"]).says("it offers 2 deliverables").says("nothing is pulled from there");
 }
 
-/// What a server has to know of the bucket, by the way that begins at this port.
+/// The settings for the bucket, reached through this port.
 pub fn settings(port: u16) -> [(String, String); 5] {
     let endpoint = format!("http://127.0.0.1:{port}");
     let pairs = [
@@ -232,7 +232,7 @@ pub fn settings(port: u16) -> [(String, String); 5] {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
-/// A web server for one directory, of the smallest kind.
+/// A minimal web server for one directory.
 pub struct Web {
     pub port: u16,
     stop: Arc<AtomicBool>,
@@ -264,7 +264,7 @@ impl Drop for Web {
     }
 }
 
-/// Answers one request; nothing when the client is gone.
+/// Answers one request. Returns `None` if the client has disconnected.
 fn answer(mut client: &TcpStream, directory: &Path, ranges: bool) -> Option<()> {
     let (mut first, mut range) = (String::new(), None);
     let mut lines = BufReader::new(client);

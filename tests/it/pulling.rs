@@ -174,7 +174,7 @@ impl<'w> Scene<'w> {
             let asked = asking.join();
             done.store(true, Ordering::Relaxed);
             let looks = watching.join().unwrap();
-            assert!(looks > 10, "nobody looked");
+            assert!(looks > 10, "the observer did not run");
             asked.unwrap()
         })
     }

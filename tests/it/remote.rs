@@ -309,8 +309,8 @@ fn server_with_another_host_key_is_rejected(world: &World) {
     let error = puller.list(&puller.open(&url, None)).unwrap_err();
     assert!(matches!(&error, RemoteError::Unpinned { line, .. } if *line == host_key(world)), "{error}");
     // No listener; and a listener that is not an SSH server.
-    let nobody = puller.open("ssh://larder@127.0.0.1:1/shop", Some(host_key(world)));
-    assert!(matches!(puller.list(&nobody), Err(RemoteError::Unreachable { .. })));
+    let absent = puller.open("ssh://larder@127.0.0.1:1/shop", Some(host_key(world)));
+    assert!(matches!(puller.list(&absent), Err(RemoteError::Unreachable { .. })));
     let web = format!("ssh://larder@127.0.0.1:{}/shop", world.http_port());
     let error = puller.list(&puller.open(&web, Some(host_key(world)))).unwrap_err();
     assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");

@@ -130,8 +130,8 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
 
 /// Reads the whole request. The token is checked before anything else is processed.
 async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) -> Result<(T, HookRequest), String> {
-    let odd = |error: io::Error| format!("cannot read the hook's request: {error}");
-    let ClientFrame::Hello { version, token, kind, atomic, quarantine } = receive(from).await.map_err(odd)? else {
+    let failed = |error: io::Error| format!("cannot read the hook's request: {error}");
+    let ClientFrame::Hello { version, token, kind, atomic, quarantine } = receive(from).await.map_err(failed)? else {
         return Err(String::from("the hook's first message is not a greeting"));
     };
     if version != VERSION {
@@ -144,7 +144,7 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
     let mut request =
         HookRequest { kind, refs: Vec::new(), bad_names: 0, options: Vec::new(), atomic, quarantine, recipes: Vec::new() };
     loop {
-        match receive(from).await.map_err(odd)? {
+        match receive(from).await.map_err(failed)? {
             ClientFrame::Refs(refs) => {
                 if let Some(bad) = refs.iter().find(|change| !is_refname(&change.refname)) {
                     return Err(format!("{:?} is not the name of a ref", sanitise_reason(&bad.refname)));

@@ -64,7 +64,7 @@ impl Push {
         Push { world, registry, listener, socket, commit, client }
     }
 
-    /// Starts `git push` with these arguments; returns exit code and what a person would see.
+    /// Starts `git push` with these arguments; returns the exit code and the output.
     fn start(&self, token: &str, args: &[&str]) -> tokio::task::JoinHandle<(i32, String)> {
         let dir = self.world.dir.path();
         let relay = dir.join("relay");
@@ -108,7 +108,7 @@ fn script(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Waits for the relay of `kind` and runs the hook's code on what it lends.
+/// Waits for the relay of `kind` and runs the hook's code with its descriptors.
 fn lend(dir: &Path, kind: &'static str, socket: &Path, token: &str) {
     let at = |end: &str| dir.join(format!("{kind}.{end}"));
     for end in ["in", "out", "err"] {
@@ -140,7 +140,7 @@ async fn push_is_decided_ref_by_ref() {
 
     let first = push.listener.accept().await.unwrap();
     assert_eq!((first.ticket, first.request.kind, first.request.refs.len()), ("shop", HookKind::PreReceive, 3));
-    // The recipe can be read before anything is accepted, from git's quarantine.
+    // The recipe is read from git's quarantine, before the push is accepted.
     let inspect = |quarantine| SourceJob {
         commit: push.commit.clone(),
         limits: SourceLimits::default(),
@@ -309,7 +309,7 @@ async fn invalid_requests_are_rejected_and_later_ones_served() {
     say(&mut replay, &hello(token)).await;
     assert!(matches!(wire::receive(&mut replay).await.unwrap(), wire::ServerFrame::Refused(_)));
 
-    // A caller who hangs up is noticed.
+    // A closed connection is noticed.
     let gone = session.gone();
     drop(good);
     tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap();

@@ -182,15 +182,15 @@ impl Walk<'_> {
     }
 
     fn target(&self, oid: Oid, path: &str) -> Result<String, Stop> {
-        let odd = |reason: &str| refuse(path, reason, "create the link again with `ln -s`");
+        let refused = |reason: &str| refuse(path, reason, "create the link again with `ln -s`");
         let (size, kind) = self.header(oid, path)?;
         if kind != ObjectType::Blob || size == 0 || size > TARGET_LIMIT as u64 {
-            return Err(odd("is a symbolic link with an empty or overlong target").into());
+            return Err(refused("is a symbolic link with an empty or overlong target").into());
         }
         let blob = self.odb.read(oid).map_err(|error| failed(format!("read link {:?}", printable(path)))(error.message()))?;
-        let target = std::str::from_utf8(blob.data()).map_err(|_| odd("is a symbolic link whose target is not UTF-8"))?;
+        let target = std::str::from_utf8(blob.data()).map_err(|_| refused("is a symbolic link whose target is not UTF-8"))?;
         if target.contains(char::is_control) {
-            return Err(odd("is a symbolic link whose target has control characters").into());
+            return Err(refused("is a symbolic link whose target has control characters").into());
         }
         Ok(target.to_owned())
     }

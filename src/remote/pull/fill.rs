@@ -220,7 +220,7 @@ impl PartialFile {
                         limit,
                     });
                 }
-                // What an earlier attempt has left was not what it seemed. Once: then it is the remote that is wrong.
+                // The part that an earlier attempt has written is wrong. Retried once; a second time, the remote is wrong.
                 (Written::Wrong { found: true }, _) if again => {
                     again = false;
                     Some(Duration::ZERO)
@@ -233,10 +233,10 @@ impl PartialFile {
                     if self.state.fetched > before && attempts < ATTEMPTS {
                         pauses = self::pauses();
                     }
-                    tracing::debug!(remote = remote.title(), %error, "a transfer goes on after a pause");
+                    tracing::debug!(remote = remote.title(), %error, "transfer interrupted; retrying");
                     Some(pauses.next().ok_or(error)?)
                 }
-                // It has said all that it has to say, and would say no more the next time.
+                // The remote has sent everything that it has; a retry would not help.
                 (Written::All, Ok(())) if self.state.ranges().is_some() => return Err(wrong("it ends too early")),
                 (Written::All, Ok(())) => None,
             };
@@ -247,33 +247,33 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Gives the file its name, when all of it is there.
+    /// Writes `tail`, syncs the complete file and renames it to `name`.
     pub(super) async fn finish(self, tail: Option<(u64, Vec<u8>)>, name: PathBuf) -> Result<(), RemoteError> {
         let PartialFile { path, bytes, state, .. } = self;
         let lease = state.lease.clone();
-        let name_it = move || {
+        let finish = move || {
             let failed = |error: io::Error| FileError::io("write", path.clone(), error);
             if let Some((at, tail)) = tail {
                 state.file.write_all_at(&tail, at).map_err(failed)?;
             }
             if state.file.metadata().map_err(failed)?.len() != bytes {
-                return Err(failed(io::Error::other("it has another size than it should")).into());
+                return Err(failed(io::Error::other("the size of the file has changed")).into());
             }
             state.file.sync_all().map_err(failed)?;
             rename_over(&path, &name)?;
             Ok(remove_if_present(&note_path(&path))?)
         };
-        lease.blocking(name_it).await
+        lease.blocking(finish).await
     }
 }
 
-/// How an attempt ended, as far as the file is concerned.
+/// The result of writing the chunks of one attempt.
 enum Written {
-    /// Everything that came was taken.
+    /// All chunks were written.
     All,
-    /// More came than was asked for.
+    /// The remote sent more than was requested.
     Surplus,
-    /// A piece is wrong; `found` if its beginning was on the disk before this attempt.
+    /// A piece has a wrong digest. `found` is set if an earlier attempt had written its beginning.
     Wrong { found: bool },
 }
 
@@ -376,8 +376,8 @@ impl WriterState {
         let failed = |error: io::Error| FileError::io("write", "the partial file", error);
         while !chunk.is_empty() {
             let Some(piece) = self.missing.get(self.next).copied() else { return Ok(Written::Surplus) };
-            let room = usize::try_from(piece.bytes.saturating_sub(self.part)).unwrap_or(usize::MAX);
-            let (now, rest) = chunk.split_at_checked(room).unwrap_or((chunk, &[]));
+            let left = usize::try_from(piece.bytes.saturating_sub(self.part)).unwrap_or(usize::MAX);
+            let (now, rest) = chunk.split_at_checked(left).unwrap_or((chunk, &[]));
             self.file.write_all_at(now, piece.at.saturating_add(self.part)).map_err(failed)?;
             self.hasher.update(now);
             self.part = self.part.saturating_add(now.len() as u64);

@@ -223,18 +223,18 @@ impl Exec {
 
     /// Returns the next piece of output; `None` at the end, after which [`Exec::code`] is the exit code.
     pub async fn next(&mut self) -> Result<Option<Output>, RemoteError> {
-        let patience = if self.began { STALLED } else { WORKING };
+        let limit = if self.began { STALLED } else { WORKING };
         loop {
-            let message = timeout(patience, self.channel.wait()).await;
-            match message.map_err(|_| self.lost(format!("no data for {patience:?}")))? {
+            let message = timeout(limit, self.channel.wait()).await;
+            match message.map_err(|_| self.lost(format!("no data for {limit:?}")))? {
                 Some(ChannelMsg::Data { data }) => {
                     self.began = true;
                     return Ok(Some(Output::Out(data)));
                 }
                 Some(ChannelMsg::ExtendedData { data, .. }) => {
                     self.began = true;
-                    let room = WORDS_MAX.saturating_sub(self.words.len()).min(data.len());
-                    self.words.push_str(&String::from_utf8_lossy(data.get(..room).unwrap_or_default()));
+                    let left = WORDS_MAX.saturating_sub(self.words.len()).min(data.len());
+                    self.words.push_str(&String::from_utf8_lossy(data.get(..left).unwrap_or_default()));
                     return Ok(Some(Output::Err(data)));
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
