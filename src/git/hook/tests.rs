@@ -204,7 +204,10 @@ async fn server_that_closes_the_connection_refuses_the_push() {
     drop(push.listener.accept().await.unwrap());
     let (code, seen) = done.await.unwrap();
     assert_eq!(code, 1);
-    assert!(seen.contains("[remote rejected] main -> main (the larder server went away before its verdict"), "{seen}");
+    assert!(
+        seen.contains("[remote rejected] main -> main (the larder server closed the connection before its verdict"),
+        "{seen}"
+    );
     assert_eq!(push.refs(), "");
 }
 
@@ -213,7 +216,7 @@ async fn unknown_token_refuses_the_push() {
     let push = Push::new();
     let (code, seen) = push.start(&"0".repeat(32), &["main"]).await.unwrap();
     assert_eq!(code, 1);
-    assert!(seen.contains("this is not the token of a push under way"), "{seen}");
+    assert!(seen.contains("the push token belongs to no push in progress"), "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,8 +257,11 @@ fn hook_without_a_server_fails_closed() {
     for (env, why) in [
         (&[][..], "LARDER_HOOK_SOCKET is not set"),
         (&[("LARDER_HOOK_SOCKET", "/nonexistent/sock")], "LARDER_PUSH_TOKEN is not set"),
-        (&[("LARDER_HOOK_SOCKET", "/nonexistent/sock"), ("LARDER_PUSH_TOKEN", "xyz")], "does not hold a push token"),
-        (&[("LARDER_HOOK_SOCKET", "/nonexistent/sock"), ("LARDER_PUSH_TOKEN", token.as_str())], "cannot be reached"),
+        (&[("LARDER_HOOK_SOCKET", "/nonexistent/sock"), ("LARDER_PUSH_TOKEN", "xyz")], "LARDER_PUSH_TOKEN is not a push token"),
+        (
+            &[("LARDER_HOOK_SOCKET", "/nonexistent/sock"), ("LARDER_PUSH_TOKEN", token.as_str())],
+            "cannot connect to the larder server",
+        ),
     ] {
         let (code, _, err) = run("pre-receive", format!("{line}\n").as_bytes(), env);
         assert!(code == 1 && err.contains(why), "{err}");
