@@ -14,20 +14,15 @@ const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "tra
 const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
 
 /// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 13] = [
-    ("crates/archive", 121, 5),
+const ALLOWED: [(&str, usize, usize); 8] = [
     ("drift", 41, 7),
-    ("host", 50, 11),
-    ("keeper", 100, 18),
-    ("layout", 10, 0),
-    ("lib.rs", 0, 3),
-    ("main.rs", 3, 2),
+    ("host", 29, 8),
+    ("keeper", 37, 1),
+    ("layout", 1, 0),
     ("model", 30, 1),
-    ("pipeline", 112, 36),
+    ("pipeline", 112, 35),
     ("release", 135, 27),
-    ("serve.rs", 2, 0),
-    ("server.rs", 9, 1),
-    ("workers.rs", 0, 1),
+    ("server.rs", 8, 1),
 ];
 
 /// Of a module's doc comments, one in fifty may be headless: some questions are the clearest opening.

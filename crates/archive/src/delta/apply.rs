@@ -38,7 +38,7 @@ pub enum ContentOrigin {
 
 impl<'a> Delta<'a> {
     /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the manifest that
-    /// [`super::manifest`] gave.
+    /// the delta's first part rebuilds.
     pub fn open(file: &'a File, old: &'a Endpoint<'a>, base: &'a Confined, new: &Endpoint<'a>) -> Result<Delta<'a>, DeltaError> {
         let outline = Outline::read(file)?;
         outline.starts_from(&old.id, &old.tree)?;
