@@ -37,9 +37,9 @@ pub struct ServerConfig {
     pub ssh: SshConfig,
     /// Settings of the HTTP proxy.
     pub http: HttpConfig,
-    /// FileLimits of builds.
+    /// Limits of builds.
     pub builds: BuildsConfig,
-    /// FileLimits of a push and a release.
+    /// Limits of a push and a release.
     pub limits: PushLimits,
     /// The number of deployments that run at the same time, each in another environment.
     pub deployments_parallel: u16,
@@ -53,7 +53,7 @@ pub struct ServerConfig {
     pub promote: PromotionPolicy,
     /// The reaction to files that were changed by hand, for recipes that do not set one.
     pub drift: Option<DriftPolicy>,
-    /// FileLimits of process logs.
+    /// Limits of process logs.
     pub log: LogConfig,
     /// Configuration variables for every project that does not set them itself.
     pub env: IndexMap<VariableName, String>,
@@ -108,7 +108,7 @@ impl HttpConfig {
     }
 }
 
-/// FileLimits of builds.
+/// Limits of builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildsConfig {
     /// The number of builds that run at the same time.
@@ -121,7 +121,7 @@ pub struct BuildsConfig {
     pub timeout: TimeSpan,
 }
 
-/// FileLimits of a push and a release.
+/// Limits of a push and a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushLimits {
     /// The compressed size of one push.
@@ -153,7 +153,7 @@ pub struct KeepConfig {
     pub deployments: u32,
 }
 
-/// FileLimits of process logs.
+/// Limits of process logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogConfig {
     /// The size in bytes at which a log is rotated.
@@ -238,7 +238,7 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::section("builds", "", "{parallel: 1, memory: 2G}", BUILDS_KEYS),
     KeyRow::section(
         "limits",
-        "FileLimits of a push and a release. A push beyond a limit is refused, with the value seen.",
+        "Limits of a push and a release. A push beyond a limit is refused, with the value seen.",
         "{push_bytes: 512M}",
         LIMITS_KEYS,
     ),

@@ -442,3 +442,18 @@ fn process_scaled_to_zero_needs_no_command() {
     assert_eq!(without("scale: {web: 1}", r#"{"formation": {"web": {"quantity": 0}}}"#), Some("web".to_owned()));
     assert_eq!(without("processes: {clock: {memory: 64M}}", "{}"), Some("clock".to_owned()));
 }
+
+/// The hint names every known key, so no golden file contains it: a new key would change the file.
+#[test]
+fn unknown_key_far_from_all_is_answered_with_the_known_keys() {
+    let known: Vec<_> = settings::KEYS.iter().map(|key| key.name).collect();
+    let error = |text: &str| Recipe::parse(text.as_bytes()).unwrap_err()[0].to_string();
+    let all = format!("larder.yml:1: unknown key \"kubernetes\"; the known ones are {}", known.join(", "));
+    assert_eq!(error("kubernetes: yes"), all);
+    let nested = error("environments: {staging: {environments: {}}}");
+    let levels = known[..known.len() - 1].join(", ");
+    assert_eq!(
+        nested,
+        format!("larder.yml:1: unknown key \"environments\" in environments.staging; the known ones are {levels}")
+    );
+}
