@@ -1,4 +1,4 @@
-//! The composition root: builds each room once, wires them, starts, drains, stops.
+//! The composition root of the server role: creates each module once, connects them, starts, drains and stops them.
 
 use std::{
     collections::BTreeMap,
@@ -43,46 +43,46 @@ use crate::{
     },
 };
 
-/// How long visitors wait after a start while environments are recovered, instead of reading an error. Those of an environment that
-/// is there already do not.
-const OPENING: Duration = Duration::from_secs(5);
+/// The time for which requests wait after a start while environments are recovered. Requests to an environment that is recovered do not
+/// wait.
+const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for deployments, and for what ssh clients have begun; the next server takes over what is not done by then.
-const LAST_WORK: Duration = Duration::from_secs(30);
+/// The time that deployments and requests of ssh clients get to finish during a stop. The next server takes over the others.
+const WORK_DRAIN: Duration = Duration::from_secs(30);
 
-/// Requests of one user at the same time; most of them take a process.
-const REQUESTS: usize = 16;
+/// The number of requests of one user at the same time. Most requests start a process.
+const REQUESTS_PER_USER: usize = 16;
 
-/// How long the words of a refusal may take.
-const WORDS: Duration = Duration::from_secs(10);
+/// The time within which a client must read an error.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a stop waits for visitors' requests after that. Nobody answers new ones meanwhile, so it is not long; and all of it is over
-/// before the keeper loses patience (`SERVER_GRACE`).
-const LAST_REQUESTS: Duration = Duration::from_secs(10);
+/// The time that HTTP requests get to finish after that. It is short, because new requests are not answered meanwhile, and both times
+/// together are shorter than the keeper's limit for a stop (`SERVER_GRACE`).
+const HTTP_DRAIN: Duration = Duration::from_secs(10);
 
-/// Why the server could not start.
+/// The reason why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The operating system failed us.
-    #[error("could not {doing}")]
+    /// A call of the operating system failed.
+    #[error("cannot {doing}")]
     System {
-        /// What was being done.
+        /// The failed action.
         doing: &'static str,
-        /// Why it failed.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
     /// The server file is wrong.
     #[error("{0}")]
     Config(String),
-    /// A key of the server is not usable.
-    #[error("a key of this server is not usable")]
+    /// The host key or the pull key cannot be used.
+    #[error("cannot use the host key or the pull key")]
     HostKey(#[source] ssh::keys::HostKeyError),
-    /// The signing key is not usable.
-    #[error("deliverables cannot be signed")]
+    /// The signing key cannot be used.
+    #[error("cannot use the signing key")]
     Signing(#[source] SigningKeyError),
-    /// The keeper does not answer.
-    #[error("the keeper does not do its part")]
+    /// A request to the keeper failed.
+    #[error("keeper request failed")]
     Keeper(#[source] crate::host::launch::LaunchError),
 }
 
@@ -92,11 +92,11 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
 
 /// Runs the server role until it is told to stop.
 pub fn main(root: Root) -> Result<ExitCode, ServerError> {
-    // Held for the life of the process; compiled to nothing outside the test build.
+    // Held as long as the process runs. Outside the test build it does nothing.
     let _faults = fail::FailScenario::setup();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
     runtime.block_on(run(root))?;
-    // What still runs is finished or unwound by the next server.
+    // The next server finishes or unwinds deployments that are still in flight.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }
@@ -125,8 +125,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     follow_processes(&services, &pipeline, &environments).await?;
     pipeline.await_all(&environments);
     let proxy = services.proxy.clone();
-    // Before anything is recovered: a deployment that goes on looks at its pages through the front door. And one that finishes during
-    // a stop does so as well, which visitors need not wait for.
+    // The proxy starts before environments are recovered, because a resumed deployment checks its pages through it. During a stop it runs
+    // until deployments are drained, for the same reason.
     let starting = proxy.close_startup_gate();
     let shut = CancellationToken::new();
     let front_door = tokio::spawn({
@@ -134,7 +134,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         async move { proxy.serve(listener, shut).await }
     });
     let opened = open_environments(&pipeline, environments);
-    let attached = tokio::time::timeout(OPENING, opened).await;
+    let attached = tokio::time::timeout(RECOVERY_WAIT, opened).await;
     drop(starting);
     if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
         tracing::warn!(still_opening);
@@ -145,20 +145,20 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;
     let hooks = tokio::spawn(pushes.clone().answer_hooks(hooks));
     let socket = socket::bind(&root.control_socket()).map_err(system("open the control socket"))?;
-    let socket = tokio::spawn(socket::serve(socket, control.clone(), stop.soon.clone()));
+    let socket = tokio::spawn(socket::serve(socket, control.clone(), stop.requested.clone()));
     let mut ssh_config = ssh::SshConfig::new(key);
-    ssh_config.drain = LAST_WORK;
+    ssh_config.drain = WORK_DRAIN;
     ssh_config.profile = match services.config.ssh.profile {
         SshProfile::Strict => ssh::Profile::Strict,
         SshProfile::Default => ssh::Profile::Default,
     };
-    let handler = Arc::new(SshHandler { control, pushes, limit: UserLimit::new(REQUESTS) });
-    let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, handler, stop.soon.clone()));
+    let handler = Arc::new(SshHandler { control, pushes, limit: UserLimit::new(REQUESTS_PER_USER) });
+    let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, handler, stop.requested.clone()));
     announce(&services, &fingerprint);
 
-    stop.soon.cancelled().await;
+    stop.requested.cancelled().await;
     tracing::info!("stopping");
-    pipeline.drain(LAST_WORK).await;
+    pipeline.drain(WORK_DRAIN).await;
     shut.cancel();
     let _ = tokio::join!(front_door, ssh, socket);
     hooks.abort();
@@ -230,15 +230,15 @@ fn front_door(config: &HttpConfig) -> ProxySettings {
         HttpScheme::Http => Scheme::Http,
         HttpScheme::Https => Scheme::Https,
     };
-    ProxySettings { trusted: config.trusted.clone(), scheme, shutdown_limit: LAST_REQUESTS, ..ProxySettings::default() }
+    ProxySettings { trusted: config.trusted.clone(), scheme, shutdown_limit: HTTP_DRAIN, ..ProxySettings::default() }
 }
 
-/// Where we ourselves reach a socket that may be bound to all addresses.
+/// Returns the address at which this machine reaches a socket that may be bound to all addresses.
 fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
 }
 
-/// Takes over the processes of the previous server, and follows what becomes of them.
+/// Takes over the processes of the previous server, and handles their exits.
 async fn follow_processes(
     services: &Arc<Services>,
     pipeline: &Pipeline,
@@ -257,19 +257,19 @@ async fn follow_processes(
         Some(services.root.environment(&environment.project, &environment.name).log())
     };
     let adopted = services.runtime.adopt(logs).await.map_err(ServerError::Keeper)?;
-    tracing::info!(adopted, "processes of the previous server were taken over");
+    tracing::info!(adopted, "took over processes of the previous server");
     let (runtime, pipeline) = (services.runtime.clone(), pipeline.clone());
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                // The last end is one that we asked for.
+                // The last exit of a process is one that was requested.
                 Ok(Event::Exited { id, exit, last: false, .. }) => {
                     if let Some(label) = runtime.exited(id, exit) {
                         pipeline.process_ended(&label, exit);
                     }
                 }
                 Ok(_) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "reports were missed"),
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "missed keeper events"),
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
             }
         }
@@ -283,24 +283,24 @@ async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) 
     let repositories = &pipeline.services().repositories;
     join_all(projects.into_iter().map(|(id, project)| async move {
         if let Err(error) = repositories.remove_locks(id).await {
-            tracing::warn!(%project, error = chain(&error), "locks of a git that was killed may have stayed in the repository");
+            tracing::warn!(%project, error = chain(&error), "cannot remove stale git locks");
         }
     }))
     .await;
-    // Spawned, so that a time limit on waiting for them does not stop them.
+    // Spawned, so that the time limit on waiting for them does not cancel them.
     let tasks = environments.into_iter().map(|environment| {
         let pipeline = pipeline.clone();
         tokio::spawn(async move {
             let title = environment.title();
             if let Err(error) = pipeline.attach(environment).await {
-                tracing::error!(environment = title, error = chain(&error), "not in service");
+                tracing::error!(environment = title, error = chain(&error), "environment not in service");
             }
         })
     });
     join_all(tasks.collect::<Vec<_>>()).await;
 }
 
-/// Says that we are ready: one line for scripts, and systemd's own way.
+/// Reports that the server is ready, by a line for scripts and to systemd.
 fn announce(services: &Services, fingerprint: &str) {
     tracing::info!(%fingerprint, "the SSH host key");
     let mut stdout = io::stdout().lock();
@@ -316,22 +316,22 @@ fn listed(problems: &[crate::config::ConfigError]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Told once, by whichever signal comes first.
+/// The request to stop, made by SIGTERM or SIGINT.
 struct Stop {
-    soon: CancellationToken,
+    requested: CancellationToken,
 }
 
 impl Stop {
     fn on_signals() -> io::Result<Stop> {
-        let soon = CancellationToken::new();
+        let requested = CancellationToken::new();
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-            let (mut signals, soon) = (signal(kind)?, soon.clone());
+            let (mut signals, requested) = (signal(kind)?, requested.clone());
             tokio::spawn(async move {
                 signals.recv().await;
-                soon.cancel();
+                requested.cancel();
             });
         }
-        Ok(Stop { soon })
+        Ok(Stop { requested })
     }
 }
 
@@ -345,7 +345,7 @@ struct SshHandler {
 impl ExecHandler for SshHandler {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
         let user = self.control.user_of_key(&key.fingerprint_sha256)?;
-        // Whoever logs in wants something that takes a process, nearly always.
+        // Nearly every request of a user starts a process.
         self.control.pipeline().services().launcher.prewarm();
         Some(Identity { user })
     }
@@ -359,12 +359,12 @@ impl ExecHandler for SshHandler {
         let permit = self.limit.acquire(&call.identity.user);
         Box::pin(async move {
             let caller = Caller::User(call.identity.user);
-            // Kept until the request has ended.
+            // Held until the request has ended.
             let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
                     Kind::Refused,
-                    format!("{caller} has {REQUESTS} requests under way, and no more are taken"),
+                    format!("{caller} has {REQUESTS_PER_USER} requests under way, and no more are taken"),
                 )
                 .hint("wait until one has ended, or end one, such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
@@ -397,10 +397,10 @@ impl ExecHandler for SshHandler {
     }
 }
 
-/// Says why, and gives the exit status.
+/// Writes an error to the client, and returns its exit status.
 async fn refuse(stderr: OwnedFd, error: &CommandError) -> u32 {
-    // Whoever reads nothing need not know.
-    if let Ok(mut stderr) = Outlet::within(stderr, WORDS) {
+    // A client that does not read gets no error.
+    if let Ok(mut stderr) = Outlet::within(stderr, ERROR_TIMEOUT) {
         let _ = stderr.write(cli::error_text(error).as_bytes()).await;
     }
     u32::from(error.kind.exit_code())
