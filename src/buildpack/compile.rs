@@ -7,8 +7,8 @@ use crate::model::{Blame, ProcessType};
 use super::{
     builtin,
     child::{Capture, ScriptCommand},
+    context::{BuildStop, Worker, is_variable},
     release, script,
-    worker::{BuildStop, Worker, is_variable},
 };
 
 impl<W: Write + Send + 'static> Worker<W> {

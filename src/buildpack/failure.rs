@@ -1,51 +1,11 @@
 //! The errors of a build.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     host::launch::LaunchError,
     model::{Blame, Exit},
 };
 
-use super::BuildStep;
-
-/// A failure inside the worker, as the report contains it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildFailure {
-    /// The step that failed.
-    pub step: BuildStep,
-    /// The script or file that failed, such as `buildpack node: bin/compile`.
-    pub what: String,
-    /// The cause in one line, for git's rejected line.
-    pub why: String,
-    /// The person who has to act.
-    pub blame: Blame,
-    /// The next action for the pusher; may be empty.
-    pub hint: String,
-    /// The script's exit status, unless a signal ended it.
-    pub code: Option<i32>,
-    /// The last lines of the script's output.
-    pub tail: Vec<String>,
-}
-
-/// The hint for a build that ran out of memory.
-const MORE_MEMORY: &str =
-    "the build needs more memory: raise build.memory in larder.yml; this server's own limit is builds.memory in its file";
-
-impl BuildFailure {
-    /// Adds that the kernel killed a process of the build for lack of memory, which only the keeper knows. The original cause stays,
-    /// because the build may have failed for another reason.
-    pub(super) fn out_of_memory(&mut self) {
-        self.why = format!("out of memory: {}", self.why);
-        self.hint = MORE_MEMORY.to_owned();
-    }
-}
-
-impl std::fmt::Display for BuildFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.what, self.why)
-    }
-}
+use super::job::{BuildFailure, MORE_MEMORY};
 
 /// The reason that a build ended without a result.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     child::{self, Capture, ScriptCommand},
-    worker::BuildPaths,
+    context::BuildPaths,
 };
 
 /// The cause of a failed fetch; one line.

@@ -6,6 +6,7 @@
 pub mod builtin;
 mod child;
 mod compile;
+mod context;
 mod failure;
 mod fetch;
 mod job;
@@ -17,8 +18,8 @@ mod select;
 mod server;
 mod worker;
 
-pub use failure::{BuildFailure, BuildpackError};
-pub use job::{BuildJob, BuildReport, BuildStep, Built, DoneStep};
+pub use failure::BuildpackError;
+pub use job::{BuildFailure, BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;
 pub use server::{Output, build, clear_cache};
 pub use worker::work;

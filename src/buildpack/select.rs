@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
 };
 
 use crate::{
@@ -14,20 +14,9 @@ use crate::{
 use super::{
     builtin,
     child::{Capture, ScriptCommand, ScriptExit},
+    context::{BuildStop, SelectedBuildpack, Worker},
     fetch, script,
-    worker::{BuildStop, Worker},
 };
-
-/// A buildpack that is ready to run.
-#[derive(Debug, Clone)]
-pub(super) struct SelectedBuildpack {
-    /// Its name, address or path, as people know it.
-    pub label: String,
-    /// larder's version, the commit, `operator` or `project`.
-    pub version: String,
-    /// The directory that contains `bin/`.
-    pub directory: PathBuf,
-}
 
 impl<W: Write + Send + 'static> Worker<W> {
     /// Returns the buildpacks of this build. The first call finds them.

@@ -14,7 +14,10 @@ use crate::{
     model::{Area, EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
 };
 
-use super::{BuildJob, BuildReport, BuildpackError, Built};
+use super::{
+    failure::BuildpackError,
+    job::{BuildJob, BuildReport, Built},
+};
 
 /// The lines of a build's output without line ends. The channel is bounded, so a slow reader slows the build.
 pub type Output = mpsc::Sender<String>;

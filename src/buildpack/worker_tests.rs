@@ -1,9 +1,15 @@
 //! The worker with tiny buildpacks: selection, compilation, release, and phase scripts.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+
+use tempfile::TempDir;
 
 use super::*;
-use crate::{buildpack::script_tests::serve, config::BuildpackRef, model::BuildpackUse};
+use crate::{
+    buildpack::{context::STACK, script_tests::serve},
+    config::BuildpackRef,
+    model::BuildpackUse,
+};
 
 /// A project, a cache and tiny buildpacks in a temporary directory.
 struct World {
