@@ -48,7 +48,7 @@ pub(super) fn read(request: &mut Request<Incoming>) -> Result<Host, Page> {
         }
         let path = uri.path_and_query().cloned().unwrap_or_else(|| hyper::http::uri::PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-    } else if !uri.path().starts_with('/') && !(uri.path() == "*" && *request.method() == Method::OPTIONS) {
+    } else if !(uri.path().starts_with('/') || uri.path() == "*" && *request.method() == Method::OPTIONS) {
         return Err(Page::BadRequest("The path of the request must start with a slash."));
     }
     Ok(found)
