@@ -190,39 +190,3 @@ fn failed_build_leaves_no_layer(world: &World) {
     let trash = || names(&world.root().join("trash"));
     crate::harness::until("the trash is empty", || trash().is_empty());
 }
-
-/// A server on a small file system of its own, which a build fills up.
-#[test]
-fn build_that_fills_disk_leaves_server_usable() {
-    let Some(world) = World::system() else { return };
-    world.stop();
-    let (root, copy) = (world.root().to_owned(), world.directory().join("copy"));
-    let run = |program: &str, arguments: &[&str]| Command::new(program).args(arguments).status().unwrap().success();
-    let (root_name, copy_name) = (root.to_str().unwrap(), copy.to_str().unwrap());
-    assert!(run("cp", &["-a", root_name, copy_name]));
-    if !run("mount", &["-t", "tmpfs", "-o", "size=300m,mode=755", "none", root_name]) {
-        eprintln!("SKIPPED: no file system can be mounted here");
-        return;
-    }
-    let test = || {
-        assert!(run("cp", &["-a", &format!("{copy_name}/."), root_name]));
-        world.start(&[]);
-        let repo = shop(&world, "env: {A: b}\n");
-        repo.page("version one");
-        repo.push().accepted();
-        repo.program(".larder/build", "#!/bin/sh\nhead -c 500000000 /dev/zero > large\n").page("version two");
-        repo.push().rejected_with("build: ").rejected_with("No space left on device").rejected_with("; v1 still live");
-        world.serves("shop", "version one");
-        repo.remove(".larder/build").page("version three");
-        repo.push().accepted();
-        world.serves("shop", "version three");
-        world.project("blog");
-        Repo::site(&world, "blog", "another project").push().accepted();
-        world.stop();
-    };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
-    let _ = run("umount", &["-l", root_name]);
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
-}

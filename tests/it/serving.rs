@@ -441,5 +441,5 @@ fn web_process_that_exits_early_is_reported(world: &World) {
     until("the log of the deployment has it", || {
         world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is restarted")
     });
-    assert!(world.larder(&["status"]).ok().contains("web.1 ended"), "status does not report the exit");
+    assert!(world.larder(&["status"]).ok().contains("web.1 exited"), "status does not report the exit");
 }
