@@ -30,7 +30,7 @@ use crate::{
         stream::Outlet,
     },
     model::{Environment, UserNumbers},
-    pipeline::{BuildNumbers, Pipeline, Services, chain},
+    pipeline::{BuildNumbers, Pipeline, Services, chain, observe},
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, DeliverableStores, ssh::PullKey},
@@ -120,6 +120,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
     let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
+    pipeline.check_starts(Arc::new(control.clone()));
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &pipeline, &environments).await?;
@@ -216,6 +217,10 @@ fn services(
         http: reachable(inherited.http_address),
         routes: Default::default(),
         drift: Default::default(),
+        // An observer is one line here, and a file with an `impl Observer`.
+        observers: observe::Observers::start(
+            [Some(Arc::new(observe::ServerLog) as _), observe::of_tests()].into_iter().flatten(),
+        ),
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

@@ -10,6 +10,7 @@ mod handlers;
 mod heads;
 mod registry;
 mod request;
+mod start;
 mod state;
 
 pub use self::{

@@ -1,79 +1,13 @@
-//! The record of a deployment: events, and the status that they add up to.
+//! The events of a deployment's journal, and the status of a step that they add up to.
 
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    BranchName, CommitId, DeploymentId, EnvironmentName, Live, Phase, ReleaseId, ReleaseNumber, RemoteName, Slot, UserName,
-};
+use super::{DeploymentSpec, Phase, ReleaseId, ReleaseNumber, UserName};
 
-/// Why a deployment was started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Trigger {
-    /// Somebody pushed.
-    Push {
-        /// Who.
-        by: UserName,
-    },
-    /// `larder deploy` was asked for.
-    Redeploy {
-        /// Who.
-        by: UserName,
-    },
-    /// A deliverable was asked for by name: `larder pull`, or `larder promote` on the other side.
-    Pull {
-        /// Who.
-        by: UserName,
-    },
-    /// An older release was asked for.
-    Rollback {
-        /// Who.
-        by: UserName,
-    },
-}
-
-impl Trigger {
-    /// Who started it.
-    pub fn by(&self) -> &UserName {
-        match self {
-            Trigger::Push { by } | Trigger::Redeploy { by } | Trigger::Pull { by } | Trigger::Rollback { by } => by,
-        }
-    }
-}
-
-/// Where the release of a deployment comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Origin {
-    /// It is built here, from its commit.
-    #[default]
-    Commit,
-    /// It is a deliverable in the environment's own store.
-    Store,
-    /// It is a deliverable of another environment of the project on this server.
-    Environment(EnvironmentName),
-    /// It is a deliverable of another server or of a shared place.
-    Remote(RemoteName),
-    /// It was live here before, and everything about it is known.
-    Past,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Commit => f.write_str("its commit"),
-            Origin::Store => f.write_str("the store"),
-            Origin::Environment(name) => write!(f, "the environment {name}"),
-            Origin::Remote(name) => write!(f, "the remote {name}"),
-            Origin::Past => f.write_str("an earlier deployment"),
-        }
-    }
-}
-
-/// Who has to act on a failure.
+/// The party that has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blame {
@@ -83,20 +17,20 @@ pub enum Blame {
     Host,
     /// larder itself.
     Bug,
-    /// Somebody cancelled, or a newer push took its place.
+    /// No party: a person cancelled, or a newer push took its place.
     Nobody,
 }
 
-/// Why a step failed.
+/// The failure of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The phase of the step.
     pub phase: Phase,
-    /// Who has to act.
+    /// The party that has to act.
     pub blame: Blame,
-    /// One line; it ends up in git's own rejected line.
+    /// The reason in one line; git's own rejected line shows it.
     pub why: String,
-    /// What to do next, for people.
+    /// Next steps, one per line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
@@ -107,163 +41,133 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How a deployment ended.
+/// The outcome of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    /// The release serves.
+    /// The release is live.
     Live {
-        /// Which.
+        /// The release.
         release: ReleaseId,
-        /// Its number.
+        /// The number of the release.
         number: ReleaseNumber,
     },
-    /// Nothing was changed; the request itself was not acceptable.
+    /// Nothing was changed: the deployment failed before its first change, or did not begin.
     Refused {
-        /// Why.
+        /// The failure.
         fault: Fault,
     },
-    /// It failed, and everything it had changed was put back.
+    /// The deployment failed, and all its changes were reverted.
     RolledBack {
-        /// Why.
+        /// The failure.
         fault: Fault,
     },
-    /// What was to be tried went well, and was put back.
+    /// The dry run succeeded, and all its changes were reverted.
     Tried,
-    /// It failed, and putting back failed too. The environment is frozen until a person has looked.
+    /// The deployment failed, and so did reverting it. The environment is frozen until a person releases it.
     Stuck {
-        /// Why it failed in the first place.
+        /// The first failure.
         fault: Fault,
-        /// What could not be put back.
+        /// The step that could not be reverted, and the reason.
         undo: String,
     },
 }
 
-/// A thing that happened in a deployment.
+/// An event of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-#[allow(clippy::large_enum_variant)] // There is one at a time, on its way to the disk.
 pub enum Event {
-    /// The deployment began.
-    Opened {
-        /// Its id.
-        deployment: DeploymentId,
-        /// Why it began.
-        trigger: Trigger,
-        /// The branch that is deployed.
-        branch: BranchName,
-        /// The commit that is deployed.
-        commit: CommitId,
-        /// The release that it will make; drawn here, so that a step that runs twice means the same release.
-        release: ReleaseId,
-        /// Its number.
-        number: ReleaseNumber,
-        /// The slot that it will boot in.
-        slot: Slot,
-        /// What serves now, and what an unwind goes back to.
-        previous: Option<Live>,
-        /// The steps that it will take, by name.
-        plan: Vec<String>,
-        /// Where the release comes from.
-        #[serde(default)]
-        origin: Origin,
-        /// Whether the release was installed here before: then its tree, its files and its ref are not this deployment's to remove.
-        #[serde(default)]
-        again: bool,
-        /// The deployment that made the release live before, if one did.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        recorded: Option<DeploymentId>,
-        /// Why the promotion policy does not count this time, in the words of whoever decided that.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        overriding: Option<String>,
-        /// The phases that are only tried, to be put back whatever comes of them; none for a deployment that shall go live.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        trial: Vec<Phase>,
-    },
+    /// The deployment began. The specification's fields stand beside the event's own.
+    Opened(Box<DeploymentSpec>),
     /// A step began.
     Started {
-        /// Its name.
+        /// The name of the step.
         step: String,
     },
     /// A step did its work.
     Succeeded {
-        /// Its name.
+        /// The name of the step.
         step: String,
-        /// What later steps, an undo or a recovery need to know of it.
+        /// The facts that later steps, an undo or a recovery need; null if the step changed none.
         #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
         facts: serde_json::Value,
     },
     /// A step failed.
     Failed {
-        /// Its name.
+        /// The name of the step.
         step: String,
-        /// Why.
+        /// The failure.
         fault: Fault,
     },
-    /// Putting back the work of a step began.
+    /// The undo of a step began.
     UndoStarted {
-        /// Its name.
+        /// The name of the step.
         step: String,
     },
-    /// The work of a step was put back.
+    /// The work of a step was reverted.
     UndoFinished {
-        /// Its name.
+        /// The name of the step.
         step: String,
     },
-    /// The work of a step could not be put back.
+    /// The undo of a step failed.
     UndoFailed {
-        /// Its name.
+        /// The name of the step.
         step: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// A server took the deployment over after a restart.
     Recovered,
-    /// A person has looked at a stuck deployment and released the environment.
+    /// A person has released the environment that a stuck deployment had frozen.
     Cleared {
-        /// Who.
+        /// The person.
         by: UserName,
     },
     /// The deployment ended.
     Ended {
-        /// How.
+        /// The outcome.
         #[serde(flatten)]
         outcome: Outcome,
     },
+    /// The observers were told of an end.
+    Announced {
+        /// The end: 1 for the first.
+        ending: u32,
+    },
 }
 
-/// An event with its moment; one line of `journal.jsonl`.
+/// An event with its time; one line of `journal.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// When.
+    /// The time of the event.
     pub at: Timestamp,
-    /// What.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// The state of one step, folded from its events.
+/// The status of a step, folded from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Not reached.
+    /// The step was not reached.
     Waiting,
-    /// Begun, not ended: its effects may or may not be there.
+    /// The step has begun and not ended: its effects may be there in part.
     Running,
-    /// Its effects are there.
+    /// The step succeeded: its effects are there.
     Done,
-    /// It failed: its effects may be there in part.
+    /// The step failed: its effects may be there in part.
     Failed,
-    /// Being put back.
+    /// The step is being reverted.
     Undoing,
-    /// Its effects are gone.
+    /// The step was reverted: its effects are gone.
     Undone,
-    /// Putting back failed.
+    /// The undo failed.
     UndoFailed,
 }
 
 impl Status {
-    /// The state after `event` of the same step, or nothing where that event cannot follow.
+    /// Returns the status after `event` of the same step; `None` if that event cannot follow.
     pub fn next(self, event: &Event) -> Option<Status> {
         match (self, event) {
             // A step whose server was killed runs again: every step may safely run twice.
@@ -286,14 +190,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_that_was_never_started_cannot_succeed() {
+    fn step_that_never_started_cannot_succeed() {
         let succeeded = Event::Succeeded { step: String::new(), facts: serde_json::Value::Null };
         assert_eq!(Status::Waiting.next(&succeeded), None);
         assert_eq!(Status::Running.next(&succeeded), Some(Status::Done));
     }
 
     #[test]
-    fn an_interrupted_undo_may_begin_again() {
+    fn interrupted_undo_begins_again() {
         let undo = Event::UndoStarted { step: String::new() };
         assert_eq!(Status::Undoing.next(&undo), Some(Status::Undoing));
         assert_eq!(Status::Undone.next(&undo), None);

@@ -2,27 +2,26 @@
 //! applied to the next release if the recipe says so.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    collections::{BTreeMap, HashSet},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    Pipeline,
     context::{Deployment, Services},
-    step::{Failure, chain},
+    core::Pipeline,
+    failure::Failure,
+    scans::LastScan,
     transcript::Transcript,
+    util::chain,
 };
 use crate::{
     config::{DriftPolicy, Settings},
     drift::{self, Applied, Drift, DriftTarget, Known, Patch, patches::Patches},
     host::{files, root::EnvironmentPaths},
-    model::{EnvId, Environment, Live, ReleaseId, Slot, UserName},
+    model::{EnvId, Environment, Live, ReleaseId, UserName},
     release::ReleaseError,
 };
 
@@ -36,56 +35,6 @@ const NAMED: usize = 10;
 const CURRENT: Duration = Duration::from_secs(60);
 /// The most environments that an overview scans again, and the time that it waits for them.
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
-
-/// The result of the last scan of an environment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LastScan {
-    /// The live release that was scanned.
-    pub live: Live,
-    /// The time of the scan.
-    pub at: Timestamp,
-    /// The number of changes that matter.
-    pub changes: u64,
-    /// The number of changes that are expected.
-    pub noise: u64,
-}
-
-#[derive(Debug, Default)]
-struct ScanState {
-    busy: Arc<tokio::sync::Mutex<()>>,
-    last: Mutex<Option<LastScan>>,
-}
-
-/// The scans of all environments: one at a time in each, and its last result.
-#[derive(Debug, Default)]
-pub struct DriftScans(Mutex<HashMap<EnvId, Arc<ScanState>>>);
-
-impl DriftScans {
-    fn state(&self, environment: EnvId) -> Arc<ScanState> {
-        self.0.lock().entry(environment).or_default().clone()
-    }
-
-    /// Waits until no scan of an environment's slots runs; none starts while the guard is held.
-    pub async fn hold(&self, environment: EnvId) -> OwnedMutexGuard<()> {
-        self.state(environment).busy.clone().lock_owned().await
-    }
-
-    /// Returns the result of the last scan.
-    pub fn last(&self, environment: EnvId) -> Option<LastScan> {
-        self.state(environment).last.lock().clone()
-    }
-
-    /// Drops the result of a slot that is emptied.
-    pub fn forget(&self, environment: EnvId, slot: Slot) {
-        self.state(environment).last.lock().take_if(|last| last.live.slot == slot);
-    }
-
-    fn note(&self, environment: EnvId, live: &Live, drift: &Drift) {
-        let (changes, noise) = drift.counts();
-        let scan = LastScan { live: live.clone(), at: Timestamp::now(), changes, noise };
-        *self.state(environment).last.lock() = Some(scan);
-    }
-}
 
 /// The changes that releases had in their slots when they went live: scripts of the deployment, the release command and starting
 /// processes write there. Without this file more drift is shown, and nothing is lost.
@@ -112,7 +61,7 @@ impl Expected {
 
 /// Stores the content of a slot that has just gone live as expected. Changes that a patch has made are still drift.
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
-    let environment = &deployment.order.environment;
+    let environment = &deployment.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
     // Earlier expectations are dropped before the scan: a process that starts again writes again.
     let mut expected = Expected::read(paths);
@@ -192,10 +141,9 @@ impl LiveSlot<'_> {
 
 /// Scans the live release, before a deployment has changed anything.
 pub async fn before(deployment: &Deployment) -> Result<Option<Drift>, ReleaseError> {
-    let Some(live) = &deployment.order.previous else { return Ok(None) };
-    let settings = deployment.before.clone().unwrap_or_default();
-    let target =
-        LiveSlot { services: &deployment.services, environment: &deployment.order.environment, live, settings: &settings };
+    let Some(live) = &deployment.spec.previous else { return Ok(None) };
+    let settings = deployment.previous_settings();
+    let target = LiveSlot { services: &deployment.services, environment: &deployment.environment, live, settings: &settings };
     target.scan().await.map(Some)
 }
 
@@ -206,9 +154,9 @@ pub async fn decide(
     settings: &Settings,
 ) -> Result<(), Failure> {
     let policy = settings.drift_policy(&deployment.services.config);
-    let environment = deployment.order.environment.clone();
+    let environment = deployment.environment.clone();
     let title = environment.title();
-    let Some(live) = deployment.order.previous.clone() else { return Ok(()) };
+    let Some(live) = deployment.spec.previous.clone() else { return Ok(()) };
     let changed = match found {
         Ok(None) => return Ok(()),
         Ok(Some(drift)) => drift.counts().0,
@@ -222,7 +170,7 @@ pub async fn decide(
     if changed == 0 {
         return Ok(());
     }
-    let before = deployment.before.clone().unwrap_or_default();
+    let before = deployment.previous_settings();
     let target = LiveSlot { services: &deployment.services, environment: &environment, live: &live, settings: &before };
     let (drift, patch) = target.save(None).await.map_err(|error| Failure::host(&error))?;
     let Some(patch) = patch else { return Ok(()) };
@@ -273,11 +221,12 @@ fn list(transcript: &Transcript, drift: &Drift) {
 /// Applies the patch of this deployment to its release, if there is one.
 pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
     let Some(id) = &deployment.facts.patch else { return Ok(()) };
-    let order = &deployment.order;
-    let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
+    let spec = &deployment.spec;
+    let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot: spec.slot };
     let settings = deployment.settings();
-    let target = LiveSlot { services: &deployment.services, environment: &order.environment, live: &live, settings: &settings };
-    let title = order.environment.title();
+    let target =
+        LiveSlot { services: &deployment.services, environment: &deployment.environment, live: &live, settings: &settings };
+    let title = deployment.environment.title();
     let patch = Patches::of(&deployment.paths.archives()).find(id);
     let patch = patch.ok_or_else(|| Failure::pusher(format!("the patch {id} no longer exists")).hint("push again"))?;
     match target.apply(&patch).await.map_err(|error| Failure::host(&error))? {
@@ -308,7 +257,7 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
 
 /// Saves the changes in a slot that is about to be emptied, or that no longer serves. A failure is only logged.
 pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settings) -> Option<Patch> {
-    let environment = &deployment.order.environment;
+    let environment = &deployment.environment;
     let target = LiveSlot { services: &deployment.services, environment, live, settings };
     let kept = match target.scan().await {
         Ok(drift) if drift.counts().0 == 0 => return None,
@@ -422,10 +371,5 @@ impl Pipeline {
     fn live_with_settings(&self, environment: &Environment) -> Result<(Live, Settings), DriftError> {
         let live = self.live(environment.id).ok_or_else(|| DriftError::Nothing(environment.title()))?;
         Ok((live.clone(), self.settings_of(environment, &live)))
-    }
-
-    /// Returns the settings with which a release was deployed.
-    pub(super) fn settings_of(&self, environment: &Environment, live: &Live) -> Settings {
-        self.facts(environment, live.release).ok().and_then(|facts| facts.settings).unwrap_or_default()
     }
 }

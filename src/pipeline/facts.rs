@@ -1,43 +1,122 @@
-//! What the steps of a deployment find out, as later steps, an undo or a recovery need it.
+//! The facts of a deployment: what its steps find out and what later steps, an undo or a recovery need of it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::failure::Failure;
 use crate::{
     config::Settings,
     model::{BuildpackUse, CommitId, Digest, ProcessType},
     runtime::Process,
 };
 
-/// The typed fold of all successes. It is journalled whole with every step that changed it.
+/// The version of the format of facts in journals. Facts without a version are of version 1.
+const VERSION: u64 = 1;
+
+/// The most bytes that the facts of a deployment may take, so that an event with them fits a line of the journal.
+const BYTES_MAX: usize = 768 * 1024;
+
+/// The facts so far. They are journalled whole with every step that changed them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {
-    /// What the project says about its deployment, merged for this environment; from `gather.recipe`.
+    /// The project's settings, merged for this environment; from `gather.source`.
     pub settings: Option<Settings>,
     /// The phases for which the project has an executable `.larder/<phase>`; from `gather.source`.
     pub scripts: Vec<String>,
     /// The git tree of the commit; from `gather.source`.
     pub source: Option<CommitId>,
-    /// The variables that phase scripts read and change; from `gather.recipe` on.
-    pub variables: serde_json::Map<String, serde_json::Value>,
+    /// The variables that phase scripts read and change; from `gather.source` on.
+    pub variables: serde_json::Map<String, Value>,
     /// The version tag of the commit; from `gather.source`.
     pub tag: Option<String>,
-    /// The patch that is to be put onto the release; from `gather.source`.
+    /// The patch that is to be applied to the release; from `gather.source`.
     pub patch: Option<String>,
     /// The number of the build; from `bundle.archive`.
     pub build: Option<u64>,
     /// The buildpacks that took part; from `build.compile`.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The processes that buildpacks gave; from `build.compile`.
+    /// The processes that buildpacks named; from `build.compile`.
     pub buildpack_processes: Vec<(ProcessType, String)>,
-    /// The built tree; from `bundle.archive`.
+    /// The digest of the built tree; from `bundle.archive`.
     pub tree: Option<Digest>,
     /// Size of the archive in bytes; from `bundle.archive`.
     pub archive_bytes: u64,
-    /// What will run; from `deploy.slot`.
+    /// The processes that will run; from `deploy.slot`.
     pub processes: Vec<Process>,
-    /// The environment of all processes; from `deploy.slot`.
+    /// The environment variables of all processes; from `deploy.slot`.
     pub env: BTreeMap<String, String>,
+}
+
+impl Facts {
+    /// Reads the facts of a journal's event; `None` where the step found out nothing new.
+    ///
+    /// # Errors
+    /// A version that this program does not know, or a value that does not fit its type. A default in place of either would be
+    /// wrong: with no processes, for instance, recovery would stop what is live.
+    pub fn from_journal(value: &Value) -> Result<Option<Facts>, String> {
+        if value.is_null() {
+            return Ok(None);
+        }
+        match value.get("version") {
+            None => {}
+            Some(version) if version.as_u64() == Some(VERSION) => {}
+            Some(version) => return Err(format!("facts of version {version} (this larder reads version {VERSION})")),
+        }
+        serde_json::from_value(value.clone()).map(Some).map_err(|error| error.to_string())
+    }
+
+    /// Returns what the journal keeps of a step that turned the facts `before` into these: null if it changed nothing.
+    pub fn changed_facts(&self, before: &Facts) -> Result<Value, Failure> {
+        if self == before {
+            return Ok(Value::Null);
+        }
+        let mut value = serde_json::to_value(self).map_err(|error| Failure::host(&error))?;
+        if let Value::Object(map) = &mut value {
+            map.insert(String::from("version"), Value::from(VERSION));
+        }
+        let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
+        if bytes > BYTES_MAX {
+            let why = format!("variables and settings take {} KiB in all (at most {} KiB)", bytes >> 10, BYTES_MAX >> 10);
+            return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
+        }
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Blame;
+
+    #[test]
+    fn facts_too_large_for_a_line_are_the_projects_to_mend() {
+        let before = Facts::default();
+        assert_eq!(before.changed_facts(&before), Ok(Value::Null));
+        let mut now = Facts::default();
+        now.env.insert(String::from("SMALL"), "x".repeat(500 * 1024));
+        assert!(now.changed_facts(&before).is_ok_and(|value| value["env"]["SMALL"].is_string()));
+        now.env.insert(String::from("LARGE"), "x".repeat(300 * 1024));
+        let failure = now.changed_facts(&before).unwrap_err();
+        assert!(failure.blame == Blame::Pusher && failure.why.contains("KiB"), "{failure:?}");
+    }
+
+    #[test]
+    fn facts_of_unknown_version_or_type_are_no_defaults() {
+        let mut facts = Facts { build: Some(7), ..Facts::default() };
+        let written = facts.changed_facts(&Facts::default()).unwrap();
+        assert_eq!(Facts::from_journal(&written), Ok(Some(facts.clone())));
+        let mut old = written.clone();
+        old.as_object_mut().unwrap().remove("version");
+        assert_eq!(Facts::from_journal(&old), Ok(Some(facts.clone())));
+        assert_eq!(Facts::from_journal(&Value::Null), Ok(None));
+        facts.build = None;
+        for (key, wrong) in [("version", 2.into()), ("build", "seven".into()), ("processes", serde_json::json!({}))] {
+            let mut value = written.clone();
+            value[key] = wrong;
+            assert!(Facts::from_journal(&value).is_err(), "{key}");
+        }
+    }
 }

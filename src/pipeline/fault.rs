@@ -1,14 +1,13 @@
 //! Failpoints: nothing in a product build; in the test build every step can be made to fail and the server to die after every
 //! event of a journal.
 
-use super::journal::JournalError;
-use crate::{host::root::EnvironmentPaths, model::Event};
+use crate::model::Event;
 
 /// Called when a journal has recorded `event`. `FAILPOINTS="journal.started.deploy.switch=return"` ends the process there as
 /// `kill -9` would.
 pub fn after_event(event: &Event) {
     let (word, step) = match event {
-        Event::Opened { .. } => ("opened", None),
+        Event::Opened(_) => ("opened", None),
         Event::Started { step } => ("started", Some(step)),
         Event::Succeeded { step, .. } => ("succeeded", Some(step)),
         Event::Failed { step, .. } => ("failed", Some(step)),
@@ -18,6 +17,7 @@ pub fn after_event(event: &Event) {
         Event::Recovered => ("recovered", None),
         Event::Cleared { .. } => ("cleared", None),
         Event::Ended { .. } => ("ended", None),
+        Event::Announced { .. } => ("announced", None),
     };
     let name = match step {
         Some(step) => format!("journal.{word}.{step}"),
@@ -27,6 +27,12 @@ pub fn after_event(event: &Event) {
     let _ = name;
 }
 
+/// Called when the observers were told of an ending, and this is not recorded yet: `FAILPOINTS="announce.delivered=return"` ends the
+/// process there.
+pub fn delivered() {
+    fail::fail_point!("announce.delivered", |marks| die("announce.delivered", marks));
+}
+
 /// Whether the step `name` was told to fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);
@@ -34,14 +40,22 @@ pub fn step_fails(name: &str) -> bool {
     false
 }
 
-/// Fails where the record was told to fail with the event `word` (`record.WORD`), as on a full disk.
-pub fn record_fails(word: &str, paths: &EnvironmentPaths) -> Result<(), JournalError> {
-    fail::fail_point!(&format!("record.{word}"), |_| {
-        let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
-        Err(JournalError::File { path: paths.deployments(), doing: "written", source })
-    });
-    let _ = (word, paths);
+/// Fails as on a full disk where the journal was told to fail with an event (`record.opened`, `record.ended`).
+pub fn record_fails(event: &Event) -> std::io::Result<()> {
+    let word = match event {
+        Event::Opened(_) => "opened",
+        Event::Ended { .. } => "ended",
+        _ => return Ok(()),
+    };
+    fail::fail_point!(&format!("record.{word}"), |_| Err(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+    let _ = word;
     Ok(())
+}
+
+/// Panics where the step `name` was told to (`panic.NAME`).
+pub fn step_panics(name: &str) {
+    fail::fail_point!(&format!("panic.{name}"));
+    let _ = name;
 }
 
 /// Whether the undo of the step `name` was told to fail.

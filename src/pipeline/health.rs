@@ -12,7 +12,11 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Pipeline, Summary, history::History, journal::Story};
+use super::{
+    core::Pipeline,
+    history::{History, Summary},
+    journal::JournalState,
+};
 use crate::{
     config::HealthCheck,
     host::{files, root::EnvironmentPaths},
@@ -35,8 +39,9 @@ struct Ended {
 impl Pipeline {
     /// Appends an exit that larder did not request to the list.
     pub fn process_ended(&self, label: &Label, exit: Exit) {
-        let Some(lane) = self.lane(label.environment) else { return };
-        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
+        let Some(queue) = self.queue(label.environment) else { return };
+        let environment = queue.environment();
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let restart = Restart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
         if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
             tracing::warn!(%error, "cannot record the exit of a process");
@@ -62,9 +67,9 @@ fn fold(
     as_of: Timestamp,
 ) -> Option<HealthRecord> {
     let live: Vec<&Summary> = history.releases().collect();
-    let story = |summary: &Summary| Story::read(&paths.deployment(summary.deployment)).unwrap_or_default();
+    let story = |summary: &Summary| JournalState::read(&paths.deployment(summary.deployment)).unwrap_or_default();
     // A release serves from its switch until the next one's.
-    let switched = |story: &Story, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);
+    let switched = |story: &JournalState, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);
     let (mut served, mut checks, mut tree, mut number) = (Vec::new(), BTreeMap::new(), None, None);
     for (at, summary) in live.iter().enumerate().filter(|(_, summary)| summary.release == release) {
         let told = story(summary);
@@ -95,7 +100,7 @@ fn fold(
 }
 
 /// Adds the checks that a deployment passed, each with its time. A check that the project does not have does not count as passed.
-fn passed(story: &Story, checks: &mut BTreeMap<&'static str, Timestamp>) {
+fn passed(story: &JournalState, checks: &mut BTreeMap<&'static str, Timestamp>) {
     let Some(settings) = &story.facts.settings else { return };
     let tests = story.facts.scripts.iter().any(|script| script == "post_build");
     let known = [

@@ -6,102 +6,110 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    journal::{Journal, JournalError, Story},
-    step::chain,
-    verdict,
+    journal::{Journal, JournalError, JournalState},
+    util::chain,
 };
 use crate::{
     host::root::EnvironmentPaths,
-    model::{BranchName, CommitId, DeploymentId, Event, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
+    model::{BranchName, CommitId, DeploymentId, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
 };
 
-/// One deployment, in short.
+/// One deployment in short.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Which.
+    /// The deployment.
     pub deployment: DeploymentId,
-    /// Why.
+    /// The request that started it.
     pub trigger: Trigger,
-    /// The branch.
+    /// The branch that was deployed.
     pub branch: BranchName,
-    /// The commit.
+    /// The commit that was deployed.
     pub commit: CommitId,
     /// The release that it made or would have made.
     pub release: ReleaseId,
-    /// Its number.
+    /// The number of the release.
     pub number: ReleaseNumber,
-    /// The number of its build, once it was packed.
+    /// The number of the build, once it was packed.
     #[serde(default)]
     pub build: Option<u64>,
-    /// The version tag that its commit had when it was deployed.
+    /// The version tag of the commit at the time of the deployment.
     #[serde(default)]
     pub tag: Option<String>,
-    /// The slot that it booted in.
+    /// The slot that the release booted in.
     pub slot: Slot,
-    /// When it began.
+    /// The moment at which the deployment began.
     pub opened: Timestamp,
-    /// When it ended; nothing while it runs.
+    /// The moment at which it ended; `None` while it runs.
     pub ended: Option<Timestamp>,
-    /// How it ended.
+    /// The outcome; `None` while it runs.
     pub outcome: Option<Outcome>,
     /// Whether a person has released the environment after it got stuck.
     pub cleared: bool,
-    /// Whether it was only a trial.
-    pub trial: bool,
-    /// What served when it began.
+    /// Whether it was a dry run.
+    #[serde(rename = "trial")]
+    pub dry_run: bool,
+    /// The release that was live when it began.
     #[serde(skip)]
     pub previous: Option<Live>,
+    /// The last end, if observers may not know of it.
+    #[serde(skip)]
+    pub ending: Option<u32>,
 }
 
 impl Summary {
-    /// What a journal says; nothing where it was cut before its first event.
-    pub fn of(story: &Story) -> Option<Summary> {
-        let record = story.opened.as_ref()?;
-        let Event::Opened { deployment, trigger, branch, commit, release, number, slot, previous, trial, .. } = &record.event
-        else {
-            return None;
-        };
+    /// Returns the summary of a journal; `None` if it was cut before its first event.
+    pub fn of(state: &JournalState) -> Option<Summary> {
+        let (spec, opened) = (state.spec.as_ref()?, state.opened?);
+        // Before version 2 there were no observers.
+        let missed = spec.version > 1 && state.announced < state.endings;
         Some(Summary {
-            deployment: *deployment,
-            trigger: trigger.clone(),
-            branch: branch.clone(),
-            commit: commit.clone(),
-            release: *release,
-            number: *number,
-            build: story.facts.build,
-            tag: story.facts.tag.clone(),
-            slot: *slot,
-            opened: record.at,
-            ended: story.ended.as_ref().map(|(at, _)| *at),
-            outcome: story.ended.as_ref().map(|(_, outcome)| outcome.clone()),
-            cleared: story.cleared,
-            trial: !trial.is_empty(),
-            previous: previous.clone(),
+            deployment: spec.id,
+            trigger: spec.trigger.clone(),
+            branch: spec.branch.clone(),
+            commit: spec.commit.clone(),
+            release: spec.release,
+            number: spec.number,
+            build: state.facts.build,
+            tag: state.facts.tag.clone(),
+            slot: spec.slot,
+            opened,
+            ended: state.ended.as_ref().map(|(at, _)| *at),
+            outcome: state.ended.as_ref().map(|(_, outcome)| outcome.clone()),
+            cleared: state.cleared,
+            dry_run: !spec.dry_run.is_empty(),
+            previous: spec.previous.clone(),
+            ending: missed.then_some(state.endings),
         })
     }
 
-    /// Whether it ended with its release serving.
+    /// Returns the last end that observers may not know of: the deployment, the number of the end, and the outcome.
+    pub fn unannounced(&self) -> Option<(DeploymentId, u32, Outcome)> {
+        Some((self.deployment, self.ending?, self.outcome.clone()?))
+    }
+
+    /// Whether its release went live.
     pub fn went_live(&self) -> bool {
         matches!(self.outcome, Some(Outcome::Live { .. }))
     }
 
-    /// Whether it froze its environment and nobody has looked yet.
+    /// Whether it froze its environment, and no person has released it yet.
     pub fn is_stuck(&self) -> bool {
         matches!(self.outcome, Some(Outcome::Stuck { .. })) && !self.cleared
     }
 
-    /// Its release, as something that can be live.
+    /// Returns its release as what is live, if it is.
     pub fn live(&self) -> Live {
         Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
     }
 }
 
-/// All deployments of an environment, oldest first, and those that a dead server left unfinished.
+/// All deployments of an environment.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// Oldest first.
+    /// The deployments, oldest first.
     pub deployments: Vec<Summary>,
-    /// Those whose record cannot be read, and why not. Nothing is known of what they have done.
+    /// The deployments whose journals cannot be used, with the reasons. What they have done is not known, so the environment is
+    /// frozen.
     pub unreadable: Vec<(DeploymentId, String)>,
 }
 
@@ -110,11 +118,11 @@ impl History {
     pub fn read(paths: &EnvironmentPaths) -> History {
         let (mut deployments, mut unreadable) = (Vec::new(), Vec::new());
         for id in ids(&paths.deployments()) {
-            match Story::read(&paths.deployment(id)) {
+            match JournalState::read(&paths.deployment(id)) {
                 Err(JournalError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Ok(story) => deployments.extend(Summary::of(&story)),
+                Ok(state) => deployments.extend(Summary::of(&state)),
                 Err(error) => {
-                    tracing::error!(deployment = %id, error = chain(&error), "a journal cannot be read");
+                    tracing::error!(deployment = %id, error = chain(&error), "cannot read a journal");
                     unreadable.push((id, chain(&error)));
                 }
             }
@@ -124,18 +132,25 @@ impl History {
         history
     }
 
-    /// The deployment that made `release` live.
+    /// Notes that the journal of a deployment cannot be used; this freezes the environment.
+    pub fn cannot_use(&mut self, id: DeploymentId, why: String) {
+        self.deployments.retain(|known| known.deployment != id);
+        self.unreadable.retain(|(known, _)| *known != id);
+        self.unreadable.push((id, why));
+    }
+
+    /// Returns the last deployment that made `release` live.
     pub fn of_release(&self, release: ReleaseId) -> Option<&Summary> {
         self.deployments.iter().rev().find(|summary| summary.release == release && summary.went_live())
     }
 
-    /// The releases that went live, oldest first.
+    /// Returns the deployments whose releases went live, oldest first.
     pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Summary> {
         self.deployments.iter().filter(|summary| summary.went_live())
     }
 
-    /// The release that went live and has this name: its number, its id, or the first digits of its commit; the newest where
-    /// several fit.
+    /// Returns the release that went live and has this name: its number, its id, or the first digits of its commit. If several
+    /// match, the newest is returned.
     pub fn named(&self, name: &str) -> Option<&Summary> {
         let number = name.parse::<ReleaseNumber>().ok();
         let id = name.parse::<ReleaseId>().ok();
@@ -146,47 +161,49 @@ impl History {
         self.releases().rev().find(by_name).or_else(|| self.releases().rev().find(by_commit))
     }
 
-    /// The last deployment that should have gone live, if it did not.
+    /// Returns the last deployment that was no dry run, if it did not go live.
     pub fn last_failed(&self) -> Option<&Summary> {
-        self.deployments.iter().rev().find(|summary| !summary.trial).filter(|summary| !summary.went_live())
+        self.deployments.iter().rev().find(|summary| !summary.dry_run).filter(|summary| !summary.went_live())
     }
 
-    /// The number for the next release. A failed deployment uses none up.
+    /// Returns the number for the next release. A failed deployment uses none up.
     pub fn next_number(&self) -> ReleaseNumber {
         let last = self.releases().map(|summary| summary.number.0).max().unwrap_or(0);
         ReleaseNumber(last.saturating_add(1))
     }
 
-    /// The highest build number that any record tells of. Before there were build numbers, manifests had the release's.
+    /// Returns the highest build number of any record. Before there were build numbers, manifests had the release's.
     pub fn last_build(&self) -> u64 {
         let builds = self.deployments.iter().map(|summary| summary.build.unwrap_or(0).max(u64::from(summary.number.0)));
         builds.max().unwrap_or(0)
     }
 
-    /// The deployment that froze the environment, if it is frozen, and why.
+    /// Returns the deployment that froze the environment and the reason, if it is frozen.
     pub fn frozen(&self) -> Option<(DeploymentId, String)> {
-        let stuck = self.deployments.iter().rev().find(|summary| summary.is_stuck());
-        let stuck = stuck.map(|summary| (summary.deployment, verdict::stuck_reason(summary)));
+        let stuck = self.deployments.iter().rev().filter(|summary| !summary.cleared).find_map(|summary| match &summary.outcome {
+            Some(Outcome::Stuck { undo, .. }) => Some((summary.deployment, undo.clone())),
+            _ => None,
+        });
         stuck.or_else(|| self.unreadable.last().cloned())
     }
 
-    /// Adds a deployment, or replaces what was known of it.
+    /// Adds a deployment, or replaces its entry.
     pub fn record(&mut self, summary: Summary) {
         self.deployments.retain(|known| known.deployment != summary.deployment);
         self.deployments.push(summary);
         self.sort();
     }
 
-    /// By numbers, which rise whatever the clock does.
+    /// Sorts by numbers, which rise even if the clock is put back.
     fn sort(&mut self) {
         self.deployments.sort_by_key(|summary| (summary.number, summary.opened, summary.deployment));
     }
 
-    /// What serves, as the links on disk say it.
+    /// Returns what is live according to the links on disk.
     pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
         let release: ReleaseId = named_by(&paths.current())?.parse().ok()?;
-        // A release can be live more than once; a deployment of it that failed says nothing. One that never went live is named where
-        // the link could not be put back: then what it was to replace serves.
+        // A release can be live more than once, so its last successful deployment counts. A link that names a release which never
+        // went live could not be reverted: then the release before it serves.
         let Some(made) = self.of_release(release) else {
             return self.deployments.iter().rev().find(|summary| summary.release == release)?.previous.clone();
         };
@@ -195,8 +212,8 @@ impl History {
         Some(live)
     }
 
-    /// The records that may go: the oldest beyond `keep`, but none whose release is in `releases`, and none that is unfinished or
-    /// stuck.
+    /// Returns the records that may be removed: the oldest beyond `keep`, without those whose release is in `releases` and those
+    /// that are unfinished or stuck.
     pub fn prunable(&self, keep: usize, releases: &[ReleaseId]) -> Vec<DeploymentId> {
         let spare = self.deployments.len().saturating_sub(keep);
         let free = |summary: &&Summary| summary.ended.is_some() && !summary.is_stuck() && !releases.contains(&summary.release);
@@ -208,14 +225,14 @@ fn named_by(link: &Path) -> Option<String> {
     Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
 }
 
-/// The slot that serves, as the link on disk says it.
+/// Returns the live slot according to the link on disk.
 pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
     let name = named_by(&paths.run())?;
     Slot::ALL.into_iter().find(|slot| slot.as_str() == name)
 }
 
-/// Removes what is left of deployments that a dead server had not even opened: a directory whose journal has no
-/// whole line. Only for a time in which no deployment runs.
+/// Removes the directories of deployments that a dead server had not begun: those whose journal has no whole line. To be called
+/// only while no deployment runs.
 pub fn remove_unopened(paths: &EnvironmentPaths) {
     for id in ids(&paths.deployments()) {
         let directory = paths.deployment(id);
@@ -224,12 +241,12 @@ pub fn remove_unopened(paths: &EnvironmentPaths) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         if nothing && let Err(error) = fs::remove_dir_all(&directory) {
-            tracing::warn!(deployment = %id, %error, "what is left of a deployment that never began stays");
+            tracing::warn!(deployment = %id, %error, "cannot remove the directory of a deployment that never began");
         }
     }
 }
 
-/// The deployments that have a directory.
+/// Returns the deployments that have a directory.
 fn ids(directory: &Path) -> Vec<DeploymentId> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -258,27 +275,28 @@ mod tests {
             ended: Some(opened),
             outcome: outcome.then_some(Outcome::Live { release, number }),
             cleared: false,
-            trial: false,
+            dry_run: false,
             previous: None,
+            ending: None,
         }
     }
 
     #[test]
-    fn a_clock_that_was_put_back_changes_no_order() {
+    fn clock_put_back_keeps_order() {
         let mut history = History::default();
         for (number, second) in [(1, 1000), (2, 3000), (3, 2000)] {
             history.record(summary(number, second, true));
         }
         let numbers: Vec<_> = history.releases().map(|summary| summary.number.0).collect();
         assert_eq!(numbers, [1, 2, 3]);
-        // Whatever is found out about an old one later, it stays where it was.
+        // An old deployment that is recorded again keeps its place.
         let first = history.deployments[0].clone();
         history.record(first);
         assert_eq!(history.releases().next_back().unwrap().number.0, 3);
     }
 
     #[test]
-    fn what_never_went_live_is_not_live_though_current_names_it() {
+    fn release_that_never_went_live_is_not_live() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         fs::create_dir_all(paths.deploy()).unwrap();
@@ -292,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_freezes() {
+    fn unreadable_journal_freezes() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         let id = DeploymentId::new(Timestamp::now());
@@ -303,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_never_began_is_removed() {
+    fn only_deployments_that_never_began_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         let make = |journal: Option<&str>| {
@@ -322,7 +340,7 @@ mod tests {
         for gone in [bare, empty, cut] {
             assert!(!paths.deployment(gone).exists());
         }
-        assert!(paths.deployment(garbage).exists(), "a record that cannot be read is for a person to look at");
+        assert!(paths.deployment(garbage).exists(), "an unreadable record is for a person to look at");
         assert!(paths.deployment(begun).exists());
         assert!(paths.deployments().join("a person's notes").exists());
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Pipeline, PipelineError, step::Failure, step::chain, verdict};
+use super::{core::Pipeline, failure::Failure, util::chain, verdict};
 use crate::{
     config::{
         ConfigError,
@@ -185,8 +185,7 @@ impl Pipeline {
     /// Checks a push to `environment` before any of its objects are kept: the environment is not frozen, and the recipe, if it could be
     /// read, has no errors. No deployment begins, and none that waits is superseded.
     pub fn reject_early(&self, environment: &Environment, recipe: Option<RecipeFiles>) -> Option<PushRejection> {
-        let lane = self.lane(environment.id)?;
-        if let Err(frozen @ PipelineError::Frozen { .. }) = self.thawed(&lane) {
+        if let Err(frozen) = self.queue(environment.id)?.is_thawed() {
             return Some(PushRejection { lines: Vec::new(), reason: chain(&frozen) });
         }
         let errors = load_recipe(recipe?).err()?;

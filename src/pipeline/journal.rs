@@ -1,55 +1,89 @@
-//! The record of a deployment: `journal.jsonl`, one event a line, on the disk before anything that lasts follows from it.
+//! The journal of a deployment: `journal.jsonl`, one event a line, on the disk before anything durable follows from it.
 //!
-//! There is no other status file: what is known of a deployment is the fold of its events.
+//! There is no other status file: the state of a deployment, [`JournalState`], is the fold of its events.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
 
 use super::facts::Facts;
-use crate::model::{Event, Outcome, Record, Status};
+use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, Status};
 
-/// Why a journal could not be read or written.
+/// The reason why a journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The file failed us.
+    /// An operation on the file failed.
     #[error("the journal {path} could not be {doing}")]
     File {
-        /// The file.
+        /// The path of the journal.
         path: PathBuf,
-        /// "read", "written", ...
+        /// The operation as a participle: "read", "written".
         doing: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A line in the middle is not an event.
+    /// A complete line is not an event that this program knows.
     #[error("{path}:{line}: this is not an event: {why}")]
     Line {
-        /// The file.
+        /// The path of the journal.
         path: PathBuf,
-        /// Which line, from 1.
+        /// The number of the line, from 1.
         line: usize,
-        /// Why not.
+        /// The parser's reason.
         why: String,
     },
-    /// What a deployment found out is more than a record can hold.
-    #[error("{path}: an event of {bytes} bytes is longer than a line can be")]
-    Long {
-        /// The file.
+    /// The facts of a step cannot be read.
+    #[error("{path}: the facts of step {step} cannot be read: {why}")]
+    Facts {
+        /// The path of the journal.
         path: PathBuf,
-        /// Its length.
+        /// The step that found them out.
+        step: String,
+        /// The parser's reason.
+        why: String,
+    },
+    /// The first event does not describe a deployment of this environment.
+    #[error("{path}: {source}")]
+    Spec {
+        /// The path of the journal.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: SpecError,
+    },
+    /// The journal does not begin with `opened`.
+    #[error("{path}: the first event does not open a deployment")]
+    NotOpened {
+        /// The path of the journal.
+        path: PathBuf,
+    },
+    /// The recorded plan has a step that this program does not have.
+    #[error("{path}: the recorded plan has the step {step}, which this version of larder does not know")]
+    UnknownStep {
+        /// The path of the journal.
+        path: PathBuf,
+        /// The name of the step.
+        step: String,
+    },
+    /// An event is longer than a line may be.
+    #[error("{path}: an event of {bytes} bytes is longer than a line may be ({LINE_MAX} bytes)")]
+    Long {
+        /// The path of the journal.
+        path: PathBuf,
+        /// The length of the event.
         bytes: usize,
     },
-    /// An event cannot follow the ones before it.
-    #[error("{path}: the event {event} of step {step} cannot follow what is recorded before it")]
+    /// An event cannot follow the events before it.
+    #[error("{path}: the event {event} of step {step} cannot follow the events before it")]
     Order {
-        /// The file.
+        /// The path of the journal.
         path: PathBuf,
         /// The step.
         step: String,
@@ -58,55 +92,83 @@ pub enum JournalError {
     },
 }
 
-/// Lines above this are not ours, in bytes.
+/// The longest line, in bytes; a longer one was not written by larder.
 const LINE_MAX: usize = 1024 * 1024;
 
-/// An open journal; the one writer of its file.
+/// An open journal; the only writer of its file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
-    story: Story,
-    /// Whether the names of the file and its directory may not be on the disk yet.
+    state: JournalState,
+    /// Whether the directory entries of the file and its directory may not be on the disk yet.
     new: bool,
 }
 
-/// What the events of a journal add up to.
+/// The fold of a journal's events.
 #[derive(Debug, Clone, Default)]
-pub struct Story {
-    /// The first event, [`Event::Opened`].
-    pub opened: Option<Record>,
-    /// The state of each step that was ever started.
+pub struct JournalState {
+    /// The specification in the first event.
+    pub spec: Option<DeploymentSpec>,
+    /// The moment of the first event.
+    pub opened: Option<Timestamp>,
+    /// The status of each step that was ever started.
     pub steps: BTreeMap<String, Status>,
-    /// When each step did its work, of those whose work is still there.
+    /// The moment at which each step succeeded, for steps that were not undone.
     pub moments: BTreeMap<String, Timestamp>,
-    /// What the steps found out, as of the last success.
+    /// The facts as of the last success.
     pub facts: Facts,
     /// The first failure.
-    pub fault: Option<crate::model::Fault>,
-    /// The last undo that failed, as `step: why`.
+    pub fault: Option<Fault>,
+    /// The last undo that failed, as `step: reason`.
     pub undo_failed: Option<String>,
-    /// How it ended, and when.
+    /// The last end: its moment and outcome.
     pub ended: Option<(Timestamp, Outcome)>,
-    /// Whether a person has looked at a stuck deployment and released the environment.
+    /// The number of ends: a stuck deployment ends once more when a person releases its environment.
+    pub endings: u32,
+    /// The last end that observers were told of; 0 for none.
+    pub announced: u32,
+    /// Whether a person has released the environment after the deployment got stuck.
     pub cleared: bool,
 }
 
-impl Story {
-    fn apply(&mut self, record: &Record) -> Result<(), (String, &'static str)> {
+/// The reason why an event does not fit the events before it.
+enum Misfit {
+    Order { step: String, event: &'static str },
+    Facts { step: String, why: String },
+}
+
+impl Misfit {
+    fn in_file(self, path: &Path) -> JournalError {
+        let path = path.to_owned();
+        match self {
+            Misfit::Order { step, event } => JournalError::Order { path, step, event },
+            Misfit::Facts { step, why } => JournalError::Facts { path, step, why },
+        }
+    }
+}
+
+impl JournalState {
+    fn apply(&mut self, record: &Record) -> Result<(), Misfit> {
         let event = &record.event;
         match event {
-            Event::Opened { .. } => self.opened = Some(record.clone()),
+            Event::Opened(spec) => {
+                self.spec = Some(*spec.clone());
+                self.opened = Some(record.at);
+            }
             Event::Recovered => {}
+            Event::Announced { ending } => self.announced = self.announced.max(*ending),
             Event::Cleared { .. } => self.cleared = true,
-            Event::Ended { outcome } => self.ended = Some((record.at, outcome.clone())),
+            Event::Ended { outcome } => {
+                self.ended = Some((record.at, outcome.clone()));
+                self.endings = self.endings.saturating_add(1);
+            }
             Event::Started { step } => self.advance(step, event, "started")?,
             Event::Succeeded { step, facts } => {
                 self.advance(step, event, "succeeded")?;
                 self.moments.insert(step.clone(), record.at);
-                if let Ok(Some(facts)) = serde_json::from_value(facts.clone()) {
-                    self.facts = facts;
-                }
+                let facts = Facts::from_journal(facts).map_err(|why| Misfit::Facts { step: step.clone(), why })?;
+                self.facts = facts.unwrap_or_else(|| std::mem::take(&mut self.facts));
             }
             Event::Failed { step, fault } => {
                 self.advance(step, event, "failed")?;
@@ -125,25 +187,44 @@ impl Story {
         Ok(())
     }
 
-    fn advance(&mut self, step: &str, event: &Event, word: &'static str) -> Result<(), (String, &'static str)> {
-        let status = self.status(step);
-        let next = status.next(event).ok_or_else(|| (step.to_owned(), word))?;
+    fn advance(&mut self, step: &str, event: &Event, word: &'static str) -> Result<(), Misfit> {
+        let next = self.status(step).next(event);
+        let next = next.ok_or_else(|| Misfit::Order { step: step.to_owned(), event: word })?;
         self.steps.insert(step.to_owned(), next);
         Ok(())
     }
 
-    /// The state of a step.
+    /// Returns the status of a step.
     pub fn status(&self, step: &str) -> Status {
         self.steps.get(step).copied().unwrap_or(Status::Waiting)
     }
 
+    /// Whether the deployment has passed its commit point, and this was not undone.
+    pub fn is_committed(&self) -> bool {
+        self.spec.as_ref().is_some_and(|spec| self.status(spec.commit_point.as_str()) == Status::Done)
+    }
+
+    /// Whether unwinding has begun.
+    pub fn is_unwinding(&self) -> bool {
+        self.steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone | Status::UndoFailed))
+    }
+
+    /// Whether a server that takes the deployment over finishes it, and does not unwind it: it is past its commit point, and
+    /// nothing has failed or was undone.
+    pub fn is_to_be_finished(&self) -> bool {
+        self.is_committed() && !self.is_unwinding() && self.fault.is_none()
+    }
+
     /// Reads the journal in `directory`. A last line that was cut by a power failure counts as not written: it was not yet synced,
     /// so nothing followed from it.
-    pub fn read(directory: &Path) -> Result<Story, JournalError> {
+    ///
+    /// # Errors
+    /// Any complete line that is not an event of a known version, with facts of a known version, in a possible order.
+    pub fn read(directory: &Path) -> Result<JournalState, JournalError> {
         let path = directory.join(Journal::FILE);
         let unreadable = |source| JournalError::File { path: path.clone(), doing: "read", source };
         let mut reader = BufReader::new(File::open(&path).map_err(unreadable)?);
-        let mut story = Story::default();
+        let mut state = JournalState::default();
         let mut line = Vec::new();
         for number in 1.. {
             line.clear();
@@ -151,14 +232,14 @@ impl Story {
             let wrong = |why| JournalError::Line { path: path.clone(), line: number, why };
             let text = match line.split_last() {
                 Some((b'\n', text)) => text,
-                // Not the end: what comes after it counts as well.
+                // Not the end of the file: the lines after this one count as well.
                 _ if line.len() >= LINE_MAX => return Err(wrong(format!("it is longer than {LINE_MAX} bytes"))),
                 _ => break,
             };
             let record: Record = serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
-            story.apply(&record).map_err(|(step, event)| JournalError::Order { path: path.clone(), step, event })?;
+            state.apply(&record).map_err(|misfit| misfit.in_file(&path))?;
         }
-        Ok(story)
+        Ok(state)
     }
 }
 
@@ -170,18 +251,20 @@ impl Journal {
     pub fn open(directory: &Path) -> Result<Journal, JournalError> {
         let path = directory.join(Journal::FILE);
         let failed = |doing, source| JournalError::File { path: path.clone(), doing, source };
-        fs::create_dir_all(directory).map_err(|source| failed("made", source))?;
+        make_directory(directory).map_err(|source| failed("made", source))?;
         let new = !path.exists();
-        let story = if new { Story::default() } else { Story::read(directory)? };
+        let state = if new { JournalState::default() } else { JournalState::read(directory)? };
+        // The facts hold the values of all variables.
+        let mut options = OpenOptions::new();
         let mut file =
-            OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(|source| failed("opened", source))?;
+            options.create(true).read(true).append(true).mode(0o600).open(&path).map_err(|source| failed("opened", source))?;
         cut_partial_line(&mut file).map_err(|source| failed("repaired", source))?;
-        Ok(Journal { path, file, story, new })
+        Ok(Journal { path, file, state, new })
     }
 
-    /// What is recorded so far.
-    pub fn story(&self) -> &Story {
-        &self.story
+    /// The fold of the events so far.
+    pub fn state(&self) -> &JournalState {
+        &self.state
     }
 
     /// Appends an event; when this returns, it and all before it survive a power failure.
@@ -192,8 +275,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends an event from which nothing follows that lasts. It survives the end of this process, and a power failure once
-    /// another event was appended.
+    /// Appends an event from which nothing durable follows. It survives the end of this process, and a power failure once
+    /// another event was appended with [`Journal::append`].
     pub fn note(&mut self, event: Event) -> Result<(), JournalError> {
         self.write(&event)?;
         super::fault::after_event(&event);
@@ -213,16 +296,38 @@ impl Journal {
     }
 
     fn write(&mut self, event: &Event) -> Result<(), JournalError> {
+        let failed = |source| JournalError::File { path: self.path.clone(), doing: "written", source };
+        super::fault::record_fails(event).map_err(failed)?;
         let record = Record { at: Timestamp::now(), event: event.clone() };
-        let mut line = serde_json::to_vec(&record).unwrap_or_default();
+        let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
         if line.len() > LINE_MAX {
             return Err(JournalError::Long { path: self.path.clone(), bytes: line.len() });
         }
-        let order = |(step, event)| JournalError::Order { path: self.path.clone(), step, event };
-        self.story.apply(&record).map_err(order)?;
-        let failed = |source| JournalError::File { path: self.path.clone(), doing: "written", source };
+        self.state.apply(&record).map_err(|misfit| misfit.in_file(&self.path))?;
         self.file.write_all(&line).map_err(failed)
+    }
+}
+
+/// Makes the directory of a deployment, which only the server and its group may enter.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o750).create(directory)
+}
+
+/// Removes the directory of a deployment that never began: there is no journal to keep, and readers of its output have it open.
+pub(super) fn remove(directory: &Path) {
+    let _ = fs::remove_dir_all(directory);
+}
+
+/// Takes away rights that larder 0.1 gave: its journals could be read by every user of the machine.
+pub(super) fn restrict(directory: &Path) {
+    let restricted = [(directory.join(Journal::FILE), 0o600), (directory.join("log"), 0o640), (directory.to_owned(), 0o750)];
+    for (path, mode) in restricted {
+        let open =
+            fs::symlink_metadata(&path).is_ok_and(|found| !found.is_symlink() && found.permissions().mode() & 0o777 & !mode != 0);
+        if open && let Err(error) = fs::set_permissions(&path, Permissions::from_mode(mode)) {
+            tracing::warn!(path = %path.display(), %error, "cannot restrict the mode of a deployment's record");
+        }
     }
 }
 
@@ -249,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_continues_where_it_ended_and_forgets_a_cut_line() {
+    fn reopened_journal_continues_after_its_last_whole_line() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
         journal.append(started("a")).unwrap();
@@ -258,13 +363,13 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"at\":\"2026-01-01T00:0").unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
-        assert_eq!(journal.story().status("a"), Status::Running);
+        assert_eq!(journal.state().status("a"), Status::Running);
         journal.append(Event::Succeeded { step: String::from("a"), facts: serde_json::Value::Null }).unwrap();
-        assert_eq!(Story::read(directory.path()).unwrap().status("a"), Status::Done);
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("a"), Status::Done);
     }
 
     #[test]
-    fn an_impossible_order_is_an_error_and_is_not_written() {
+    fn event_in_impossible_order_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
         let succeeded = Event::Succeeded { step: String::from("a"), facts: serde_json::Value::Null };
@@ -273,25 +378,53 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_neither_written_nor_taken_for_the_end() {
+    fn line_over_the_limit_is_neither_written_nor_read() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
         journal.append(started("a")).unwrap();
         assert!(matches!(journal.append(started(&"b".repeat(LINE_MAX))), Err(JournalError::Long { .. })));
         journal.append(started("c")).unwrap();
-        assert_eq!(Story::read(directory.path()).unwrap().status("c"), Status::Running);
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("c"), Status::Running);
         let path = directory.path().join(Journal::FILE);
         let lines = fs::read(&path).unwrap();
         fs::write(&path, [&vec![b' '; LINE_MAX], &lines[..]].concat()).unwrap();
-        let error = Story::read(directory.path()).unwrap_err().to_string();
+        let error = JournalState::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains(":1:") && error.contains("longer"), "{error}");
     }
 
     #[test]
-    fn garbage_in_the_middle_is_named_by_its_line() {
+    fn garbage_is_reported_with_its_line() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(Journal::FILE), "nonsense\n").unwrap();
-        let error = Story::read(directory.path()).unwrap_err().to_string();
+        let error = JournalState::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains(":1:"), "{error}");
+    }
+
+    #[test]
+    fn unreadable_facts_are_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let lines = concat!(
+            r#"{"at":"2026-01-01T00:00:00Z","event":"started","step":"deploy.slot"}"#,
+            "\n",
+            r#"{"at":"2026-01-01T00:00:00Z","event":"succeeded","step":"deploy.slot","facts":{"processes":[{"kind":7}]}}"#,
+            "\n"
+        );
+        fs::write(directory.path().join(Journal::FILE), lines).unwrap();
+        let error = JournalState::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("facts of step deploy.slot"), "{error}");
+    }
+
+    #[test]
+    fn journal_is_readable_by_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = directory.path().join("record");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        drop(Journal::open(&record).unwrap());
+        assert_eq!((mode(&record.join(Journal::FILE)), mode(&record) & 0o007), (0o600, 0));
+        // As larder 0.1 left it.
+        fs::set_permissions(record.join(Journal::FILE), Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&record, Permissions::from_mode(0o755)).unwrap();
+        restrict(&record);
+        assert_eq!((mode(&record.join(Journal::FILE)), mode(&record)), (0o600, 0o750));
     }
 }

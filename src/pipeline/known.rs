@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Pipeline, PipelineError, history::Summary, state_files::Pins, step::chain};
+use super::{core::Pipeline, error::PipelineError, history::Summary, state_files::Pins, util::chain};
 use crate::{
     model::{CommitId, Environment, ReleaseId, ReleaseNumber, UserName, best_tag},
     release::store,
@@ -135,10 +135,10 @@ impl Pipeline {
             tracing::error!(%error, "cannot read pins");
             Pins::default()
         });
-        let (live, making, history) = match self.lane(environment.id) {
-            Some(lane) => {
-                let state = lane.state.lock();
-                (state.live.clone(), state.making, state.history.clone())
+        let (live, in_progress, history) = match self.queue(environment.id) {
+            Some(queue) => {
+                let state = queue.state.lock();
+                (state.live.clone(), state.in_progress, state.history.clone())
             }
             None => Default::default(),
         };
@@ -169,7 +169,7 @@ impl Pipeline {
                 all.push(known(made.release, made.commit.clone(), made.build, made.tag.clone(), Some(made)));
             }
         }
-        let tried: Vec<ReleaseId> = history.deployments.iter().map(|summary| summary.release).chain(making).collect();
+        let tried: Vec<ReleaseId> = history.deployments.iter().map(|summary| summary.release).chain(in_progress).collect();
         let stored = store::list(&paths.releases()).unwrap_or_default();
         for release in stored.into_iter().filter(|release| !tried.contains(release)) {
             match store::head(&paths.manifest(release)) {

@@ -1,20 +1,34 @@
-//! What a deployment will do, step by step. `larder plan` prints it; the runner walks it; the fault tests break every part of it.
+//! A plan: the ordered steps of one deployment. `larder plan` prints it, the runner walks it, and the fault tests break every part
+//! of it.
 
 use std::fmt;
 
-use super::step::Step;
-use crate::model::{Mode, Phase};
+use super::{registry, step::Step};
+use crate::model::{Phase, StepName};
 
-/// The ordered steps of a deployment.
+/// The ordered steps of a deployment, each found by its name.
 pub struct Plan {
-    mode: Mode,
     steps: Vec<Box<dyn Step>>,
 }
 
+/// A name that no step has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no step {0}")]
+pub struct UnknownStep(pub StepName);
+
 impl Plan {
-    /// A plan for `mode`.
-    pub fn new(mode: Mode, steps: Vec<Box<dyn Step>>) -> Plan {
-        Plan { mode, steps }
+    /// Finds the steps with these names.
+    ///
+    /// # Errors
+    /// The first name that no step of this version has.
+    pub fn of(names: &[StepName]) -> Result<Plan, UnknownStep> {
+        let find = |name: &StepName| registry::step(name.as_str()).ok_or_else(|| UnknownStep(name.clone()));
+        Ok(Plan { steps: names.iter().map(find).collect::<Result<_, _>>()? })
+    }
+
+    /// Finds the steps of a mode, which a test holds to the registry; an unknown name is left out.
+    pub fn known(names: &[StepName]) -> Plan {
+        Plan { steps: names.iter().filter_map(|name| registry::step(name.as_str())).collect() }
     }
 
     /// The steps in order.
@@ -23,11 +37,11 @@ impl Plan {
     }
 
     /// The names of the steps in order.
-    pub fn names(&self) -> Vec<String> {
-        self.steps().map(|step| step.name().to_owned()).collect()
+    pub fn names(&self) -> Vec<StepName> {
+        self.steps().map(|step| StepName::from(step.name())).collect()
     }
 
-    /// Only the steps of `phases`; none given means all.
+    /// Keeps only the steps of `phases`; all if none are given.
     #[must_use]
     pub fn only(mut self, phases: &[Phase]) -> Plan {
         if !phases.is_empty() {
@@ -55,6 +69,6 @@ impl fmt::Display for Plan {
 
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plan").field("mode", &self.mode).field("steps", &self.names()).finish()
+        f.debug_struct("Plan").field("steps", &self.names()).finish()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Pipeline, Summary, context::Deployment, step::chain};
+use super::{context::Deployment, core::Pipeline, history::Summary, util::chain};
 use crate::{
     host::{files, root::EnvironmentPaths},
     model::{Digest, Environment, Live, Mode, ReleaseId, ReleaseNumber, Remote},
@@ -15,15 +15,15 @@ const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Publishes the release that has just become live to every remote of its environment with `publish`. A failure is only logged:
 /// `larder promote` and `larder pull` report a missing release themselves.
-pub(super) async fn everywhere(deployment: &Deployment, live: &Live) {
-    let environment = &deployment.order.environment;
+pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Option<Vec<u8>>) {
+    let environment = &deployment.environment;
     if environment.mode != Mode::Cooking {
         return;
     }
     let state = OfferState { release: live.release, number: live.number, live: true, since: Some(jiff::Timestamp::now()) };
     for remote in environment.remotes.iter().filter(|remote| remote.publish) {
         let places = &deployment.services.places;
-        let published = publish(places, environment, &deployment.paths, &state, deployment.record.clone(), remote);
+        let published = publish(places, environment, &deployment.paths, &state, record.clone(), remote);
         let late = || Err(format!("it took longer than {} hours", LIMIT.as_secs() / 3600));
         match tokio::time::timeout(LIMIT, published).await.unwrap_or_else(|_| late()) {
             Ok(bytes) => tracing::info!(remote = %remote.name, release = %live.release, bytes, "published"),

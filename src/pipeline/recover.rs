@@ -1,257 +1,239 @@
-//! After a start: finish or unwind what a dead server left, and see that what shall be live runs and is reached.
+//! Recovery: finishes or unwinds what a dead server left, and sees that what is live runs and is reached.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pipeline, PipelineError, chores,
-    context::{Deployment, Order},
-    fault,
+    conclude::Ended,
+    context::Deployment,
+    core::Pipeline,
+    error::{PipelineError, ThawError},
+    fault, followups,
     history::{self, History, Summary},
-    journal::{Journal, JournalError, Story},
-    lane::Lane,
-    modes, runner,
+    journal::{self, Journal, JournalError, JournalState},
+    plan::Plan,
+    queue::Queue,
+    runner,
     running::{run_in_slot, web_addresses},
-    step::chain,
     transcript::Transcript,
-    verdict,
+    util::chain,
 };
 use crate::{
     host::{files, root::EnvironmentPaths},
-    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, Status, UserName},
+    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, UserName},
     proxy::State,
 };
 
-/// The step after which a deployment is finished rather than unwound: its code serves, and users have seen it.
-pub(super) const POINT_OF_FINISHING: &str = "deploy.switch";
-
 impl Pipeline {
-    /// Takes an environment into service: recovers its unfinished deployments, then boots what is live and is not running, stops
+    /// Takes an environment into service: recovers its unfinished deployments, then boots what is live and does not run, stops
     /// what runs and is not live, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
-        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        let services = self.services().clone();
+        let paths = services.root.environment(&environment.project, &environment.name);
         if fault::attach_fails() {
             return Err(PipelineError::NoEnvironment(environment.title()));
         }
         let directories = [paths.path().to_owned(), paths.deploy(), paths.releases(), paths.deltas()];
         for directory in directories.into_iter().filter(|directory| directory.is_dir()) {
             if let Err(error) = files::remove_unfinished(&directory) {
-                tracing::warn!(error = chain(&error), "half-written files stay");
+                tracing::warn!(error = chain(&error), "cannot remove half-written files");
             }
         }
         fault::delay("attach").await;
         history::remove_unopened(&paths);
         let history = History::read(&paths);
-        self.0.services.numbers.seen(&environment.project, history.last_build());
-        chores::remove_spare(&self.0.services, &environment).await;
+        history.deployments.iter().for_each(|summary| journal::restrict(&paths.deployment(summary.deployment)));
+        services.numbers.seen(&environment.project, history.last_build());
+        followups::remove_spare(&services, &environment).await;
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
-        let lane = Lane::new(environment.clone(), history, live);
+        let queue = Queue::new(environment.clone(), history, live);
         for summary in unfinished {
-            self.recover(&lane, summary).await;
+            self.recover(&queue, summary.deployment).await;
         }
         let (live, history) = {
-            let mut state = lane.state.lock();
+            let mut state = queue.state.lock();
             state.live = state.history.live(&paths);
             (state.live.clone(), state.history.clone())
         };
-        let route = self.0.services.route(&environment);
+        let route = services.route(&environment);
         match live {
-            // What is live is not known. Somebody has to look at the records; until then nothing is stopped and nothing is started.
+            // It is not known what is live. Until a person has looked at the journals, nothing is stopped or started.
             None if !history.unreadable.is_empty() => {
                 let why = history.frozen().map(|(_, why)| why).unwrap_or_default();
-                let instances = self.0.services.runtime.instances(environment.id, history::active_slot(&paths));
+                let instances = services.runtime.instances(environment.id, history::active_slot(&paths));
                 drop(match web_addresses(&instances) {
                     none if none.is_empty() => route.set(State::Failed(why)),
-                    addresses => route.switch(self.0.services.target(&environment, addresses)),
+                    addresses => route.switch(services.target(&environment, addresses)),
                 });
             }
             None => {
-                let _ = self.0.services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
+                let _ = services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
                 drop(route.set(State::Empty));
             }
             Some(live) => {
-                if let Err(failure) = self.serve(&lane, &history, &live).await {
+                if let Err(failure) = self.serve(&queue, &history, &live).await {
                     tracing::error!(environment = environment.title(), why = failure.why, "the live release does not run");
                 }
             }
         }
-        self.0.lanes.lock().insert(environment.id, lane.clone());
-        self.take_up_chores(&lane, &history);
+        // Before a deployment can enter, which would empty the idle slot.
+        self.take_up_followups(&queue);
+        self.0.queues.lock().insert(environment.id, queue.clone());
+        self.announce_missed(&queue);
         self.0.awaited.lock().remove(&environment.id);
         Ok(())
     }
 
-    /// Forgets environments, all or none of them; their processes and files are the caller's business. Refused while one of them
-    /// is deployed; a restart is waited for.
+    /// Removes environments from service, all or none of them; the caller removes their processes and files. Refused while one of
+    /// them is deployed; a restart is waited for.
     pub async fn detach(&self, environments: &[Environment]) -> Result<(), PipelineError> {
-        let lanes: Vec<_> = environments.iter().filter_map(|environment| self.lane(environment.id)).collect();
-        for (at, lane) in lanes.iter().enumerate() {
-            if let Err(running) = lane.close() {
-                lanes.iter().take(at).for_each(Lane::reopen);
-                return Err(lane.busy(Some(running)));
+        let queues: Vec<_> = environments.iter().filter_map(|environment| self.queue(environment.id)).collect();
+        for (at, queue) in queues.iter().enumerate() {
+            if let Err(running) = queue.close() {
+                queues.iter().take(at).for_each(Queue::reopen);
+                return Err(queue.busy(Some(running)));
             }
         }
-        for lane in &lanes {
-            // Whoever comes later finds it closed.
-            drop(lane.work.lock().await);
+        for queue in &queues {
+            // Later requests find the queue closed.
+            drop(queue.work.lock().await);
         }
         for environment in environments {
-            self.0.lanes.lock().remove(&environment.id);
-            self.0.services.close_route(environment.id);
+            self.0.queues.lock().remove(&environment.id);
+            self.services().close_route(environment.id);
         }
         Ok(())
     }
 
-    async fn recover(&self, lane: &Lane, summary: Summary) {
-        let title = lane.environment.title();
-        match self.finish_or_unwind(lane, summary.deployment, "The server was restarted").await {
-            Ok(outcome) => tracing::warn!(environment = title, deployment = %summary.deployment, ?outcome, "recovered"),
-            Err(error) => {
-                // Whatever is wrong with the record: the environment must not be touched before a person has looked.
-                tracing::error!(environment = title, deployment = %summary.deployment, error = chain(&error), "not recovered");
-                let mut summary = summary;
-                summary.outcome = Some(runner::lost_journal(&error));
-                lane.state.lock().history.record(summary);
+    async fn recover(&self, queue: &Queue, id: DeploymentId) {
+        match self.finish_or_unwind(queue, id, "The server was restarted").await {
+            Ok(outcome) => {
+                tracing::warn!(environment = queue.environment().title(), deployment = %id, ?outcome, "recovered");
             }
+            // Whatever is wrong with the journal: the environment must not be touched before a person has looked.
+            Err(error) => drop(self.conclude(queue, Ended::Unusable { id, error }).await),
         }
     }
 
-    async fn finish_or_unwind(&self, lane: &Lane, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
-        let (mut deployment, mut journal) = self.reopen(lane, id)?;
+    /// Finishes a deployment that has passed its commit point, and unwinds any other, by the plan in its journal.
+    ///
+    /// # Errors
+    /// The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not
+    /// have. Nothing was done then.
+    async fn finish_or_unwind(&self, queue: &Queue, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
+        let (mut deployment, mut journal) = self.reopen(queue, id)?;
+        let plan = Plan::of(&deployment.spec.plan).map_err(|unknown| JournalError::UnknownStep {
+            path: deployment.paths.deployment(id).join(Journal::FILE),
+            step: unknown.0.to_string(),
+        })?;
+        let outcome = self.walk_on(&plan, &mut deployment, &mut journal, why).await;
+        let ended = Ended::Walked { deployment, journal, outcome, recovered: true, verdict: None, work: None };
+        Ok(self.conclude(queue, ended).await)
+    }
+
+    async fn walk_on(
+        &self,
+        plan: &Plan,
+        deployment: &mut Deployment,
+        journal: &mut Journal,
+        why: &str,
+    ) -> Result<Outcome, JournalError> {
         journal.append(Event::Recovered)?;
-        let plan = modes::plan(lane.environment.mode, &deployment.order.origin).only(&deployment.order.trial);
-        let undoing = journal.story().steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone));
-        let failed = journal.story().fault.is_some();
-        let serves = journal.story().status(POINT_OF_FINISHING) == Status::Done;
-        let runs = match serves && !undoing && !failed {
-            // What comes next asks for pages through the front door.
+        let runs = match journal.state().is_to_be_finished() {
+            // The next steps ask for pages through the front door.
             true => {
                 deployment.transcript.title(&format!("{why}; this deployment goes on"));
-                deployment.services.open_domains(&lane.environment, &deployment.settings());
-                let runs = run_in_slot(&mut deployment, ProcessType::is_web).await;
+                deployment.services.open_domains(&deployment.environment, &deployment.settings());
+                let runs = run_in_slot(deployment, ProcessType::is_web).await;
                 runs.map_err(|failure| failure.in_phase(Phase::Deploy))
             }
-            false => Err(journal.story().fault.clone().unwrap_or_else(restarted)),
+            false => Err(journal.state().fault.clone().unwrap_or_else(restarted)),
         };
-        let outcome = match runs {
-            Ok(()) => runner::run(&plan, &mut deployment, &mut journal).await?,
+        match runs {
+            Ok(()) => runner::run(plan, deployment, journal).await,
             Err(fault) => {
-                deployment.transcript.error(&format!("{why}; this deployment is put back"));
-                runner::unwind(&plan, &mut deployment, &mut journal, fault).await?
+                deployment.transcript.error(&format!("{why}; this deployment is reverted"));
+                runner::unwind(plan, deployment, journal, fault).await
             }
-        };
-        if matches!(outcome, Outcome::Live { .. }) {
-            chores::are_due(&deployment);
         }
-        journal.append(Event::Ended { outcome: outcome.clone() })?;
-        self.note(lane, &deployment, &journal, &outcome);
-        verdict::print(&deployment, &outcome);
-        Ok(outcome)
     }
 
-    /// A deployment as its journal left it.
-    pub(super) fn reopen(&self, lane: &Lane, id: DeploymentId) -> Result<(Deployment, Journal), JournalError> {
-        let services = self.0.services.clone();
-        let paths = services.root.environment(&lane.environment.project, &lane.environment.name);
-        let directory = paths.deployment(id);
+    /// Revives a deployment as its journal left it.
+    pub(super) fn reopen(&self, queue: &Queue, id: DeploymentId) -> Result<(Deployment, Journal), JournalError> {
+        let environment = queue.environment();
+        let directory = self.services().root.environment(&environment.project, &environment.name).deployment(id);
+        let path = directory.join(Journal::FILE);
         let journal = Journal::open(&directory)?;
-        let order = order_of(journal.story(), &lane.environment).ok_or_else(|| JournalError::Line {
-            path: directory.join(Journal::FILE),
-            line: 1,
-            why: String::from("the first event does not open a deployment"),
-        })?;
+        let spec = journal.state().spec.clone().ok_or_else(|| JournalError::NotOpened { path: path.clone() })?;
+        let spec = spec.for_environment(&environment).map_err(|source| JournalError::Spec { path, source })?;
         let transcript = Transcript::open(&directory);
         let transcript = transcript.map_err(|source| JournalError::File { path: directory, doing: "opened", source })?;
-        let mut deployment = Deployment::new(order, services, transcript, CancellationToken::new(), lane.idle_slot.clone());
-        deployment.facts = journal.story().facts.clone();
-        Ok((deployment, journal))
+        let facts = journal.state().facts.clone();
+        Ok((self.revive(queue, spec, facts, transcript, CancellationToken::new()), journal))
     }
 
-    /// Releases an environment that was frozen; says how many deployments had frozen it. Each of them is finished or put back first,
-    /// now that a person has made that possible: else the branch might name what is not live, and one whose record has no end would
-    /// be put back by the next start, over what is live by then.
+    /// Releases an environment that is frozen, and returns the number of deployments that had frozen it. Each of them is finished
+    /// or unwound first, now that a person has made that possible: otherwise the branch might name a commit that is not live, and
+    /// the next start would unwind a deployment without an end over what is live by then.
     pub async fn thaw(&self, environment: &Environment, by: &UserName) -> Result<usize, ThawError> {
-        let lane = self.lane_of(environment)?;
-        let Ok(_work) = lane.work.clone().try_lock_owned() else {
-            let running = lane.state.lock().running.as_ref().map(|running| running.deployment);
-            return Err(lane.busy(running).into());
+        let queue = self.queue_of(environment)?;
+        let Ok(_work) = queue.work.clone().try_lock_owned() else {
+            let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
+            return Err(queue.busy(running).into());
         };
-        let paths = self.0.services.root.environment(&environment.project, &environment.name);
-        let unreadable = lane.state.lock().history.unreadable.clone();
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        let unreadable = queue.state.lock().history.unreadable.clone();
         for (id, _) in &unreadable {
-            // Whoever looked has mended it, or put it away.
-            let summary = match Story::read(&paths.deployment(*id)) {
-                Ok(story) => Summary::of(&story),
+            // The person has mended the journal, or moved it away.
+            let summary = match JournalState::read(&paths.deployment(*id)) {
+                Ok(state) => Summary::of(&state),
                 Err(JournalError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error.into()),
             };
-            let mut state = lane.state.lock();
+            let mut state = queue.state.lock();
             state.history.unreadable.retain(|(known, _)| known != id);
             summary.into_iter().for_each(|summary| state.history.record(summary));
         }
         let frozen = |summary: &&Summary| summary.is_stuck() || summary.outcome.is_none();
-        let frozen: Vec<_> = lane.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
+        let frozen: Vec<_> = queue.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
         for summary in &frozen {
-            let why = "Somebody has looked at it";
-            if let Outcome::Stuck { undo, .. } = self.finish_or_unwind(&lane, summary.deployment, why).await? {
-                return Err(ThawError::Still(undo));
+            let id = summary.deployment;
+            match self.finish_or_unwind(&queue, id, "A person has looked at it").await {
+                Ok(Outcome::Stuck { undo, .. }) => return Err(ThawError::Still(undo)),
+                Ok(_) => {}
+                Err(error) => {
+                    queue.state.lock().history.cannot_use(id, chain(&error));
+                    return Err(error.into());
+                }
             }
-            Journal::open(&paths.deployment(summary.deployment))?.append(Event::Cleared { by: by.clone() })?;
+            let mut journal = Journal::open(&paths.deployment(id))?;
+            journal.append(Event::Cleared { by: by.clone() })?;
+            self.announce_release(&queue, id, journal.state().endings, by);
         }
-        let cleared = frozen.len().saturating_add(unreadable.len());
+        let cleared = frozen.iter().map(|summary| summary.deployment).chain(unreadable.iter().map(|(id, _)| *id));
+        let cleared = cleared.collect::<BTreeSet<_>>().len();
         if cleared > 0 {
-            self.serve_again(&lane, &paths).await;
+            self.serve_again(&queue, &paths).await;
         }
         Ok(cleared)
     }
 
-    /// Sees that what the links on disk name is what serves.
-    async fn serve_again(&self, lane: &Lane, paths: &EnvironmentPaths) {
+    /// Makes sure that the release which the links on disk name serves.
+    async fn serve_again(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let (live, history) = {
-            let mut state = lane.state.lock();
+            let mut state = queue.state.lock();
             state.live = state.history.live(paths);
             (state.live.clone(), state.history.clone())
         };
-        let Some(live) = live else { return };
-        if let Err(failure) = self.serve(lane, &history, &live).await {
-            tracing::error!(environment = lane.environment.title(), why = failure.why, "the live release does not run");
+        if let Some(live) = live
+            && let Err(failure) = self.serve(queue, &history, &live).await
+        {
+            tracing::error!(environment = queue.environment().title(), why = failure.why, "the live release does not run");
         }
-        self.take_up_chores(lane, &history);
+        self.take_up_followups(queue);
     }
-
-    /// Does what is left to do of the deployment that made live what is live, if anything is.
-    fn take_up_chores(&self, lane: &Lane, history: &History) {
-        let live = lane.state.lock().live.clone();
-        let made = live.and_then(|live| history.of_release(live.release).filter(|summary| summary.number == live.number));
-        let Some(made) = made.filter(|made| chores::left(&self.0.services, &lane.environment, made.deployment)) else { return };
-        match self.reopen(lane, made.deployment) {
-            Ok((mut deployment, _)) => {
-                deployment.record = self.record(&deployment);
-                chores::take_up(deployment, lane);
-            }
-            Err(error) => tracing::warn!(error = chain(&error), "the chores of the last deployment are not taken up"),
-        }
-    }
-}
-
-/// Why an environment stays frozen.
-#[derive(Debug, thiserror::Error)]
-pub enum ThawError {
-    /// Something else is being done there.
-    #[error(transparent)]
-    NotNow(#[from] PipelineError),
-    /// A record cannot be read or written.
-    #[error(transparent)]
-    Record(#[from] JournalError),
-    /// It was tried again, and is stuck again.
-    #[error("it still cannot be put back: {0}")]
-    Still(String),
-}
-
-fn order_of(story: &Story, environment: &Environment) -> Option<Order> {
-    Order::reopen(&story.opened.as_ref()?.event, environment.clone())
 }
 
 fn restarted() -> Fault {

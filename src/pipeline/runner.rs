@@ -1,42 +1,54 @@
-//! The only loop that walks a plan, and the only one that walks it back.
+//! The only loop that walks a plan, and the only one that reverts it.
 
-use std::time::{Duration, Instant};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
 
 use super::{
     context::Deployment,
-    facts::Facts,
+    failure::Failure,
     fault,
-    journal::{Journal, JournalError},
+    journal::{Journal, JournalError, JournalState},
+    observe::News,
     plan::Plan,
-    step::{Failure, Step, chain},
+    step::Step,
+    util::{chain, run_blocking, seconds},
 };
 use crate::model::{Blame, Event, Fault, Outcome, Phase, Status};
 
-/// The most bytes of what the steps of a deployment find out: with room for the rest of a line of the journal.
-const FACTS_MAX: usize = 768 * 1024;
+/// The time limit of one undo. It is the server's: the recipe of a release that failed cannot stretch it. It leaves time to drain
+/// and to stop processes that do not end by themselves.
+const UNDO_LIMIT: Duration = Duration::from_secs(300);
 
 /// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
-/// next one is made. Returns how the deployment ended; the caller records that.
+/// next one is made. Returns the outcome, which the caller records.
 pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<Outcome, JournalError> {
     let mut clock = PhaseClock::default();
     for step in plan.steps() {
-        if journal.story().status(step.name()) == Status::Done {
+        if journal.state().status(step.name()) == Status::Done {
             continue;
         }
         clock.enter(step.phase(), deployment);
         let started = Event::Started { step: step.name().to_owned() };
-        if step.lasts(deployment) {
-            aside(|| journal.append(started))?
+        if step.is_durable(deployment) {
+            run_blocking(|| journal.append(started))?
         } else {
             journal.note(started)?
         }
         let before = deployment.facts.clone();
         let done = attempt(step, deployment).await;
-        match done.and_then(|()| news(&before, &deployment.facts)) {
+        match done.and_then(|()| deployment.facts.changed_facts(&before)) {
             Ok(facts) => {
-                // What follows from it is the next lasting step, whose start brings this to the disk, too. Should the power be cut
-                // before that, the step is put back or done again, as if it had been cut half-way.
+                // The start of the next durable step brings this event to the disk, too. Should the power be cut before that, the
+                // step is reverted or done again, as if it had been cut half-way.
                 journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
+                if step.name() == deployment.spec.commit_point.as_str() {
+                    deployment.services.observers.milestone(deployment.announcement("committed", News::Committed));
+                }
             }
             Err(failure) => {
                 clock.leave(deployment);
@@ -51,41 +63,18 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
         }
     }
     clock.leave(deployment);
-    let order = &deployment.order;
-    if order.trial.is_empty() {
-        return Ok(Outcome::Live { release: order.release, number: order.number });
+    let spec = &deployment.spec;
+    if spec.dry_run.is_empty() {
+        return Ok(Outcome::Live { release: spec.release, number: spec.number });
     }
-    let (_, broken) = put_back(plan, deployment, journal).await?;
+    let (_, broken) = revert(plan, deployment, journal).await?;
     Ok(match broken {
         None => Outcome::Tried,
         Some(undo) => {
             let phase = plan.steps().last().map_or(Phase::Gather, Step::phase);
-            Outcome::Stuck { fault: Failure::nobody("it was only a trial").in_phase(phase), undo }
+            Outcome::Stuck { fault: Failure::nobody("the dry run succeeded").in_phase(phase), undo }
         }
     })
-}
-
-/// Runs what waits for the disk without keeping the tasks of this thread waiting.
-pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        _ => work(),
-    }
-}
-
-/// What the journal keeps of a step besides that it succeeded.
-fn news(before: &Facts, now: &Facts) -> Result<serde_json::Value, Failure> {
-    if now == before {
-        return Ok(serde_json::Value::Null);
-    }
-    let value = serde_json::to_value(now).map_err(|error| Failure::host(&error))?;
-    let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
-    if bytes > FACTS_MAX {
-        let why = format!("variables and settings take {} KiB in all, and {} are allowed", bytes >> 10, FACTS_MAX >> 10);
-        return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
-    }
-    Ok(value)
 }
 
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
@@ -94,7 +83,7 @@ async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     }
     let runs = if fault::everything_twice() { 2 } else { 1 };
     for _ in 0..runs {
-        bounded(step, deployment).await?;
+        caught(step.name(), bounded(step, deployment)).await?;
     }
     if fault::step_fails(&format!("{}.late", step.name())) {
         return Err(Failure::pusher("told to fail after its work"));
@@ -102,84 +91,114 @@ async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     Ok(())
 }
 
-/// A step ends by itself, at its time limit, or when somebody cancels; whatever it started dies with it. What it has to wait for
-/// before it begins does not count.
+/// Turns a panic into a failure. What the step has changed in memory by then may be half done; it is unwound all the same, and an
+/// undo must cope with a step that got nowhere.
+async fn caught(step: &str, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let ended = AssertUnwindSafe(work).catch_unwind().await;
+    ended.unwrap_or_else(|panic| {
+        let why = message(&*panic);
+        tracing::error!(step, why, "step panicked");
+        Err(Failure::internal(format!("internal error in {step}: {why}"))
+            .hint("this is a defect of larder; the server's log has more"))
+    })
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| String::from("it panicked"))
+}
+
+/// Runs a step until it ends, or is ended by its time limit or a cancel; processes that it started die with it. The wait for its
+/// permits does not count.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
-    let cancelled = deployment.cancelled.clone();
+    let cancelled = deployment.memory.cancelled.clone();
     let gone = || Err(Failure::nobody("cancelled"));
-    let _admitted = tokio::select! {
+    let _acquired = tokio::select! {
         biased;
         () = cancelled.cancelled() => return gone(),
-        admitted = step.admission(deployment) => admitted?,
+        acquired = step.acquire(deployment) => acquired?,
     };
+    fault::step_panics(step.name());
     let (limit, late) = step.limit(deployment);
     tokio::select! {
         biased;
         () = cancelled.cancelled(), if step.interruptible() => gone(),
-        () = tokio::time::sleep(limit) => Err(late),
+        () = tokio::time::sleep(limit), if step.interruptible() => Err(late),
         ended = step.run(deployment) => ended,
     }
 }
 
-/// Puts back what a deployment that failed has done.
+/// Reverts a deployment that failed, and returns its outcome. A cancel does not stop it.
 pub async fn unwind(
     plan: &Plan,
     deployment: &mut Deployment,
     journal: &mut Journal,
     fault: Fault,
 ) -> Result<Outcome, JournalError> {
-    Ok(match put_back(plan, deployment, journal).await? {
+    Ok(match revert(plan, deployment, journal).await? {
         (_, Some(undo)) => Outcome::Stuck { fault, undo },
         (true, None) => Outcome::RolledBack { fault },
         (false, None) => Outcome::Refused { fault },
     })
 }
 
-/// Puts back, in reverse order, every step that was begun and not yet put back. Gives whether anything had been changed, and what
-/// could not be put back.
-async fn put_back(
-    plan: &Plan,
-    deployment: &mut Deployment,
-    journal: &mut Journal,
-) -> Result<(bool, Option<String>), JournalError> {
+/// Reverts, in reverse order, every step that was begun and not yet reverted. Returns whether anything had been changed, and the
+/// first step that could not be reverted with the reason.
+async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<(bool, Option<String>), JournalError> {
     let mut changed = false;
     let mut broken = None;
-    for step in plan.steps().rev() {
-        if matches!(journal.story().status(step.name()), Status::Waiting | Status::Undone) {
-            continue;
-        }
+    let mut told = deployment.memory.cancelled.is_cancelled();
+    let steps: Vec<_> = to_undo(plan, journal.state()).collect();
+    for step in steps {
         changed |= step.phase() > Phase::PreInstall;
+        if step.phase() > Phase::PreInstall {
+            deployment.transcript.detail(&format!("reverting {}", step.name()));
+        }
         journal.append(Event::UndoStarted { step: step.name().to_owned() })?;
         let undone = match fault::undo_fails(step.name()) {
             true => Err(Failure::nobody("told to fail")),
-            false => step.undo(deployment).await,
+            false => undo(step, deployment).await,
         };
         match undone {
             Ok(()) => journal.append(Event::UndoFinished { step: step.name().to_owned() })?,
             Err(failure) => {
                 tracing::error!(step = step.name(), why = failure.why, "an undo failed");
-                deployment.transcript.error(&format!("putting back {} failed: {}", step.name(), failure.why));
+                deployment.transcript.error(&format!("reverting {} failed: {}", step.name(), failure.why));
                 broken.get_or_insert_with(|| format!("{}: {}", step.name(), failure.why));
                 journal.append(Event::UndoFailed { step: step.name().to_owned(), why: failure.why })?;
             }
+        }
+        if deployment.memory.cancelled.is_cancelled() && !std::mem::replace(&mut told, true) {
+            deployment.transcript.error("cancelled: the deployment is being reverted already, and this goes on to its end");
         }
     }
     Ok((changed, broken))
 }
 
-/// Why a deployment was not even begun, whose record could not be.
+/// Returns the steps that were begun and are not reverted yet, last one first.
+pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator<Item = &'p dyn Step> {
+    plan.steps().rev().filter(|step| !matches!(state.status(step.name()), Status::Waiting | Status::Undone))
+}
+
+async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
+    let undoing = tokio::time::timeout(UNDO_LIMIT, step.undo(deployment));
+    let late = || Failure::nobody(format!("took longer than {}", seconds(UNDO_LIMIT)));
+    caught(step.name(), async { undoing.await.unwrap_or_else(|_| Err(late())) }).await
+}
+
+/// Returns the fault of a deployment whose journal could not be begun.
 pub fn no_journal(error: &JournalError) -> Fault {
     Failure::host(error).hint("look at the disk, then push again").in_phase(Phase::Gather)
 }
 
-/// The outcome of a deployment whose own record failed: nothing more may happen to the environment until a person has looked.
+/// Returns the outcome of a deployment whose journal failed: the environment must not be touched until a person has looked.
 pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
         why: String::from("the record of this deployment could not be written"),
         hints: vec![String::from(
-            "look at the disk, then run `larder deploy --unfreeze`, which reads the record again and puts things right",
+            "look at the disk, then run `larder deploy --unfreeze`, which reads the record again and finishes or reverts the deployment",
         )],
     };
     Outcome::Stuck { fault, undo: chain(error) }
@@ -201,31 +220,5 @@ impl PhaseClock {
         if let Some((phase, since)) = self.0.take() {
             deployment.transcript.title(&format!("{phase}: {}", seconds(since.elapsed())));
         }
-    }
-}
-
-/// A duration for people: `12 ms`, `3.4 s`, `2 min 5 s`.
-pub fn seconds(duration: Duration) -> String {
-    match duration.as_millis() {
-        millis @ ..1_000 => format!("{millis} ms"),
-        _ if duration.as_secs() < 60 => format!("{:.1} s", duration.as_secs_f64()),
-        _ => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn facts_that_no_line_of_the_journal_can_hold_are_the_projects_to_mend() {
-        let before = Facts::default();
-        assert_eq!(news(&before, &before), Ok(serde_json::Value::Null));
-        let mut now = Facts::default();
-        now.env.insert(String::from("SMALL"), "x".repeat(500 * 1024));
-        assert!(news(&before, &now).is_ok_and(|news| news["env"]["SMALL"].is_string()));
-        now.env.insert(String::from("LARGE"), "x".repeat(300 * 1024));
-        let failure = news(&before, &now).unwrap_err();
-        assert!(failure.blame == Blame::Pusher && failure.why.contains("KiB"), "{failure:?}");
     }
 }

@@ -3,14 +3,17 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
-    Pipeline, PipelineError,
     context::Deployment,
+    core::Pipeline,
     drift,
+    error::PipelineError,
+    failure::Failure,
     history::History,
-    lane::Lane,
     phases::deploy::{boot, processes, slot},
-    step::Failure,
+    queue::Queue,
 };
 use crate::{
     model::{Environment, Live, ProcessType},
@@ -20,9 +23,9 @@ use crate::{
 
 impl Pipeline {
     /// Makes the live release run, and stops all other processes of the environment.
-    pub(super) async fn serve(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
-        let served = self.serve_live(lane, history, live).await;
-        let route = self.0.services.route(&lane.environment);
+    pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
+        let served = self.serve_live(queue, history, live).await;
+        let route = self.0.services.route(&queue.environment());
         if let Err(failure) = &served
             && !matches!(route.state(), State::Live(_))
         {
@@ -31,18 +34,20 @@ impl Pipeline {
         served
     }
 
-    async fn serve_live(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
+    async fn serve_live(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
         let services = self.0.services.clone();
-        let environment = &lane.environment;
+        let environment = &queue.environment();
         let id = history.of_release(live.release).map(|summary| summary.deployment);
         let id = id.ok_or_else(|| {
             Failure::nobody(format!("the record of the deployment that made {} live no longer exists", live.number))
         })?;
-        let (mut deployment, _) = self.reopen(lane, id).map_err(|error| Failure::host(&error))?;
-        deployment.order.slot = live.slot;
-        processes::rescale(&mut deployment.facts, environment);
+        let (recorded, _) = self.reopen(queue, id).map_err(|error| Failure::host(&error))?;
+        let (mut spec, mut facts) = (recorded.spec, recorded.facts);
+        spec.slot = live.slot;
+        processes::rescale(&mut facts, environment);
+        let mut deployment = self.revive(queue, spec, facts, recorded.transcript, CancellationToken::new());
         // While the idle slot is locked, the task that holds it drains and stops the processes there.
-        if let Ok(_idle) = lane.idle_slot.try_lock() {
+        if let Ok(_idle) = queue.idle_slot.try_lock() {
             let stray = |label: &Label| label.slot != live.slot || label.release != live.release;
             services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
         }
@@ -53,35 +58,31 @@ impl Pipeline {
     /// Restarts all processes of the live release, with the current scale of `environment`. Refused while a deployment or another restart
     /// runs.
     pub async fn restart(&self, environment: &Environment) -> Result<(), RestartError> {
-        let lane = self.lane_of(environment)?;
-        let Ok(_work) = lane.work.clone().try_lock_owned() else {
-            let running = lane.state.lock().running.as_ref().map(|running| running.deployment);
-            return Err(lane.busy(running).into());
+        let queue = self.queue_of(environment)?;
+        let Ok(_work) = queue.work.clone().try_lock_owned() else {
+            let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
+            return Err(queue.busy(running).into());
         };
-        let lane = Lane { environment: environment.clone(), ..lane };
         // Read only now: a deployment may have replaced the live release before the lock was taken.
         let (live, history) = {
-            let state = lane.state.lock();
+            let mut state = queue.state.lock();
             if state.closed {
                 return Err(PipelineError::NoEnvironment(environment.title()).into());
             }
+            state.environment = environment.clone();
             (state.live.clone(), state.history.clone())
         };
         let live = live.ok_or_else(|| RestartError::Failed(String::from("nothing is live")))?;
-        let rebooted = self.reboot(&lane, &history, &live).await;
-        if let Some(known) = self.0.lanes.lock().get_mut(&environment.id) {
-            *known = lane;
-        }
-        rebooted.map_err(|failure| RestartError::Failed(failure.why))
+        self.reboot(&queue, &history, &live).await.map_err(|failure| RestartError::Failed(failure.why))
     }
 
-    async fn reboot(&self, lane: &Lane, history: &History, live: &Live) -> Result<(), Failure> {
-        let settings = self.settings_of(&lane.environment, live);
+    async fn reboot(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
+        let settings = self.settings_of(&queue.environment(), live);
         // Processes in the other slot are stopped by the deployment that left them.
         let grace = |label: &Label| (label.slot == live.slot).then(|| settings.stop_of(&label.process).grace.get());
-        let stopped = self.0.services.runtime.stop_each(lane.environment.id, grace).await;
+        let stopped = self.0.services.runtime.stop_each(queue.id, grace).await;
         stopped.map_err(|error| Failure::host(&error))?;
-        self.serve(lane, history, live).await
+        self.serve(queue, history, live).await
     }
 }
 
@@ -101,7 +102,7 @@ pub enum RestartError {
 /// then the proxy shows its error page.
 pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&ProcessType) -> bool) -> Result<(), Failure> {
     let services = deployment.services.clone();
-    let (environment, slot) = (deployment.order.environment.clone(), deployment.order.slot);
+    let (environment, slot) = (deployment.environment.clone(), deployment.spec.slot);
     let wanted = processes::boot(deployment, &which);
     let wanted_count: u32 = wanted.processes.iter().map(|process| process.count).sum();
     let route = services.route(&environment);
@@ -110,8 +111,8 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
     let mut healthy = Ok(());
     if instances.len() != wanted_count as usize {
         drop(route.set(State::Starting));
-        let order = &deployment.order;
-        let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot };
+        let spec = &deployment.spec;
+        let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot };
         // The layer of a slot does not survive its mount.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;

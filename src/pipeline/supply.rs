@@ -1,6 +1,10 @@
 //! Finds the release for a deployment: by commit or by name; in the own store, in sibling environments and at remotes.
 
-use super::{Pipeline, lane::Goal, step::chain};
+use super::{
+    core::Pipeline,
+    queue::{Goal, Queue},
+    util::chain,
+};
 use crate::{
     model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName, sanitise_reason},
     release::{bundle::Head, store},
@@ -186,7 +190,7 @@ impl Pipeline {
         let cooks = |other: &Environment| {
             other.project_id == environment.project_id && other.id != environment.id && other.mode == Mode::Cooking
         };
-        let others: Vec<_> = self.0.lanes.lock().values().map(|lane| lane.environment.clone()).filter(cooks).collect();
+        let others: Vec<_> = self.0.queues.lock().values().map(Queue::environment).filter(cooks).collect();
         let mut candidates = Vec::new();
         for other in others {
             let history = self.history(other.id);
@@ -225,10 +229,12 @@ impl Pipeline {
     /// Returns the release to which a rollback of an environment goes: the named one, or the one that was live before the live release
     /// first became live, so that two rollbacks go back further. It served here before, and its files still exist.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
-        let lane = self.lane(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;
-        let title = lane.environment.title();
-        let paths = self.0.services.root.environment(&lane.environment.project, &lane.environment.name);
-        let state = lane.state.lock();
+        let queue =
+            self.queue(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;
+        let environment = queue.environment();
+        let title = environment.title();
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        let state = queue.state.lock();
         let Some(live) = &state.live else { return Err(SupplyError::Named(format!("nothing is live in {title} yet"))) };
         let there = |release: ReleaseId| paths.tree(release).is_dir() || paths.manifest(release).is_file();
         let found = match name {
@@ -264,7 +270,7 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candida
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,
         Origin::Remote(_) => 1,
-        Origin::Store | Origin::Past | Origin::Commit => 0,
+        Origin::Store | Origin::Previous | Origin::Commit => 0,
     };
     // Two builds can have the same second.
     let age = |candidate: &Candidate| (candidate.release.created(), candidate.build, candidate.release);

@@ -320,7 +320,7 @@ impl Pushes {
                     seen: Some(seen),
                     tags,
                     goal,
-                    trial: Vec::new(),
+                    dry_run: Vec::new(),
                 };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {

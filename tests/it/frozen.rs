@@ -8,7 +8,8 @@ in_one_mode!(
     a_branch_that_cannot_be_put_back_costs_no_tree,
     a_record_without_an_end_is_ended_before_anything_else,
     a_record_that_cannot_be_read_freezes,
-    a_record_that_cannot_be_written_is_no_silence
+    a_record_that_cannot_be_written_is_no_silence,
+    journal_that_cannot_be_recovered_freezes_until_it_is_mended
 );
 
 /// The undo of the switch fails half-way: what `current` names stays complete, and what was live before goes on.
@@ -114,4 +115,59 @@ fn a_record_that_cannot_be_written_is_no_silence(world: &World) {
     world.is_consistent("shop");
     repo.page("version three");
     repo.push().accepted().says("v3 is live");
+}
+
+/// A deployment whose server died, and whose journal has a version, a step, facts or an environment that the next server does not know.
+/// It is neither finished nor unwound with a guess in their place.
+fn journal_that_cannot_be_recovered_freezes_until_it_is_mended(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.program(".larder/build", "#!/bin/sh\necho at the gate; exec sleep 98761\n");
+    repo.page("version two");
+    let edits: [(&str, &str, &str); 4] = [
+        ("\"version\":2,", "\"version\":3,", "format version 3"),
+        ("\"build.compile\"", "\"build.teleport\"", "build.teleport"),
+        ("\"settings\":{", "\"settings\":7,\"was\":{", "facts of step gather.source"),
+        ("\"environment\":{\"id\":", "\"environment\":{\"id\":9", "belongs to"),
+    ];
+    for (old, new, why) in edits {
+        let application = world.application("shop");
+        let before = names(&world.environment("shop").join("deployments")).len();
+        thread::scope(|scope| {
+            let push = scope.spawn(|| repo.push());
+            let log = |name: &String| world.environment("shop").join("deployments").join(name).join("log");
+            until("it builds", || {
+                let names = names(&world.environment("shop").join("deployments"));
+                names.len() > before
+                    && names.iter().any(|name| {
+                        let running =
+                            !fs::read_to_string(log(name).with_file_name("journal.jsonl")).unwrap_or_default().contains("ended");
+                        running && fs::read_to_string(log(name)).unwrap_or_default().contains("at the gate")
+                    })
+            });
+            world.kill9_all();
+            let _ = push.join().unwrap();
+        });
+        let deployments = world.environment("shop").join("deployments");
+        let unfinished = names(&deployments).into_iter().map(|name| deployments.join(name).join("journal.jsonl"));
+        let journal = unfinished.into_iter().find(|path| !fs::read_to_string(path).unwrap().contains("\"ended\"")).unwrap();
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(text.contains(old), "{old} is not in {text}");
+        fs::write(&journal, text.replacen(old, new, 1)).unwrap();
+        world.start(&[]);
+        world.serves("shop", "version one");
+        assert!(world.larder(&["status"]).ok().contains("frozen"), "{why}");
+        repo.push().rejected_with("is frozen");
+        assert_ne!(world.application("shop").len(), 0, "{application:?}");
+        world.larder(&["deploy", "shop", "--unfreeze"]).exits(70).says(why);
+        repo.push().rejected_with("is frozen");
+        fs::write(&journal, &text).unwrap();
+        world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+        world.serves("shop", "version one");
+    }
+    repo.remove(".larder/build").commit("mended");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
 }

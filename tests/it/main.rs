@@ -18,6 +18,7 @@ mod fronted;
 mod frozen;
 mod harness;
 mod hostile;
+mod journals;
 mod keeper;
 mod keeper_bounds;
 mod keeper_world;

@@ -12,6 +12,8 @@ in_one_mode!(
     what_runs_is_cancelled_before_what_waits,
     restarts_and_deployments_exclude_each_other,
     waiting_does_not_count,
+    queued_push_into_frozen_environment_is_refused,
+    queued_push_of_a_removed_user_is_refused,
 );
 
 /// No two deployments of an environment overlap: each ends before the next one opens.
@@ -21,7 +23,7 @@ fn one_at_a_time(world: &World, project: &str) {
     let mut spans: Vec<_> = journals
         .iter()
         .filter(|journal| !journal.is_empty())
-        .map(|journal| (moment(&journal[0]), moment(journal.last().unwrap())))
+        .map(|journal| (moment(&journal[0]), moment(journal.iter().rfind(|record| record["event"] == "ended").unwrap())))
         .collect();
     spans.sort();
     for pair in spans.windows(2) {
@@ -241,4 +243,71 @@ fn waiting_does_not_count(world: &World) {
         push.accepted();
     }
     assert!(pushes.iter().any(|push| push.0.stderr.contains("waiting for another build")), "{pushes:#?}");
+}
+
+/// A site whose builds wait for a file, and a second clone of it.
+fn gated<'w>(world: &'w World, live: &Repo<'w>) -> Repo<'w> {
+    live.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n");
+    live.page("version two");
+    let other = Repo::new(world, "shop");
+    other.git(&["pull", "--quiet", live.path().to_str().unwrap(), "main"]).ok();
+    other.page("version three");
+    other
+}
+
+fn waits(world: &World) {
+    until("a push waits", || world.larder(&["status"]).ok().contains("another waits"));
+}
+
+fn open(world: &World) {
+    fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
+}
+
+fn queued_push_into_frozen_environment_is_refused(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "step.post_deploy.smoke=1*return;undo.deploy.install=1*return")]);
+    let other = gated(world, &repo);
+    let (first, second) = thread::scope(|scope| {
+        let first = scope.spawn(|| repo.push());
+        until("the first push is under way", || world.journals("shop").len() == 2);
+        let second = scope.spawn(|| other.push_as(&["--force", "HEAD:refs/heads/main"]));
+        waits(world);
+        open(world);
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    first.rejected_with("the environment is frozen");
+    second.rejected_with("is frozen since deployment");
+    world.serves("shop", "version one");
+    assert_eq!(world.journals("shop").len(), 2, "the second deployment was begun");
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
+    world.serves("shop", "version one");
+    other.push_as(&["--force", "HEAD:refs/heads/main"]).accepted();
+    world.serves("shop", "version three");
+    world.is_consistent("shop");
+}
+
+fn queued_push_of_a_removed_user_is_refused(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let other = gated(world, &repo);
+    let main = "HEAD:refs/heads/main";
+    let deployments = || crate::harness::state::names(&world.environment("shop").join("deployments")).len();
+    other.push_as(&[main.replace("main", "topic").as_str()]).accepted();
+    let topic = other.head();
+    let (first, second) = thread::scope(|scope| {
+        let first = scope.spawn(|| world.larder(&["deploy", "shop", "--ref", &topic]));
+        until("the first deployment is under way", || deployments() == 2);
+        let second = scope.spawn(|| world.ssh("alice", &["deploy", "shop", "--ref", &topic]));
+        waits(world);
+        world.larder(&["user", "remove", "alice"]).ok();
+        open(world);
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    first.exits(0);
+    assert_ne!(second.status, 0, "{second}");
+    until("it has ended", || deployments() == 2);
+    assert_eq!(world.journals("shop").len(), 2, "a deployment of a user who was removed was begun");
 }

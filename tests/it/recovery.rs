@@ -16,7 +16,8 @@ in_one_mode!(
     a_killed_keeper_and_server_come_back,
     a_graceful_restart_serves_again,
     leftovers_of_the_killed_are_removed,
-    chores_are_taken_up,
+    followups_are_taken_up,
+    every_outcome_is_announced_once,
     whoever_comes_too_early_is_told
 );
 
@@ -47,12 +48,48 @@ fn marks(world: &World) -> PathBuf {
     marks
 }
 
+/// The file of the test observer.
+fn observed(world: &World) -> PathBuf {
+    let file = world.directory().join("observed");
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    file
+}
+
+/// Whether every end in the journals of a project is recorded as announced.
+fn all_announced(world: &World, project: &str) -> bool {
+    world.journals(project).iter().all(|journal| {
+        let ends = journal.iter().filter(|record| record["event"] == "ended").count() as u64;
+        let known = journal.iter().filter(|record| record["event"] == "announced").filter_map(|record| record["ending"].as_u64());
+        known.max().unwrap_or(0) == ends
+    })
+}
+
+/// The test observer has seen every end in the journals since it was added exactly once, with the right outcome.
+fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::path::Path) {
+    until("observers are told", || all_announced(world, project));
+    let text = fs::read_to_string(observed).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.iter().collect::<BTreeSet<_>>().len(), lines.len(), "announced twice: {text}");
+    // The first deployment was before the observer.
+    for journal in world.journals(project).iter().skip(1) {
+        let id = journal[0]["deployment"].as_str().unwrap();
+        let ends = journal.iter().filter(|record| record["event"] == "ended");
+        for (number, end) in ends.enumerate() {
+            let line = format!("{id}.{} {project}/production {}", number + 1, end["outcome"].as_str().unwrap());
+            assert_eq!(lines.iter().filter(|seen| **seen == line).count(), 1, "{line:?} in {text}");
+        }
+    }
+}
+
 /// Every event of a deployment's journal that a push can meet, on its good way and on its way back.
 fn events(steps: &[String]) -> Vec<String> {
     let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
-    let whole = ["opened", "recovered", "ended"].map(str::to_owned);
+    let whole = ["opened", "recovered", "ended", "announced"].map(str::to_owned);
     let events = whole.into_iter().chain(steps.iter().flat_map(of_step));
-    events.map(|event| format!("journal.{event}")).collect()
+    // Observers know of an ending, and the journal does not say so yet.
+    let delivered = String::from("announce.delivered");
+    events.map(|event| format!("journal.{event}")).chain([delivered]).collect()
 }
 
 /// Who dies.
@@ -139,7 +176,9 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     // A death before the switch sends every share the whole way back, one after it lets the deployment be finished.
     let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
-    let points = dying(&[&events[..], &turns].concat());
+    let mut points = dying(&[&events[..], &turns].concat());
+    let observed = observed(&world);
+    points.push(format!("observer=return({})", observed.display()));
     let points = points.join(";");
     let mut deadly = Deadly { world: &world, repo, marks: marks.clone(), points, victim, course, cooked, version: 1 };
     world.restart(&[("FAILPOINTS", &deadly.points)]);
@@ -156,6 +195,7 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     deadly.points = format!("{};{failing}", deadly.points);
     world.restart(&[("FAILPOINTS", &deadly.points)]);
     deadly.survives();
+    each_ending_is_announced_once(&world, "shop", &observed);
     let marks = names(&marks);
     world.end();
     (events, marks)
@@ -217,12 +257,14 @@ impl Deadly<'_> {
     fn push_to_a_dying_server(&self) -> Push {
         let (before, ready) = (self.deaths(), self.world.with(|server| server.ready()));
         let push = self.repo.push();
+        // It may also die after the verdict, while observers are told.
+        until("observers are told, or it died", || self.deaths() > before || all_announced(self.world, "shop"));
         if self.deaths() > before {
             until("a server is ready again and stays", || {
                 let died = self.deaths();
                 let ready = self.world.with(|server| server.ready()) > ready;
                 let recovered = ready && self.world.larder(&["status"]).status == 0 && self.world.has_ended("shop");
-                recovered && self.deaths() == died
+                recovered && all_announced(self.world, "shop") && self.deaths() == died
             });
         }
         push
@@ -235,7 +277,8 @@ impl Deadly<'_> {
             let push = scope.spawn(|| self.repo.push());
             let mut last = Instant::now();
             // It is ready before all is recovered if that takes long, and can meet the next event after that.
-            while !push.is_finished() || !self.world.has_ended("shop") || self.deaths() > seen {
+            let settled = || self.world.has_ended("shop") && all_announced(self.world, "shop");
+            while !push.is_finished() || !settled() || self.deaths() > seen {
                 assert!(last.elapsed() < Duration::from_secs(60), "neither an end nor a death for a minute");
                 if self.deaths() > seen {
                     last = Instant::now();
@@ -378,11 +421,11 @@ fn a_graceful_restart_serves_again(world: &World) {
     world.serves("shop", "version two");
 }
 
-fn chores_are_taken_up(world: &World) {
+fn followups_are_taken_up(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 2}\n");
-    world.restart(&[("FAILPOINTS", "chores.prune=sleep(60000)")]);
+    world.restart(&[("FAILPOINTS", "followups.prune=sleep(60000)")]);
     for page in ["one", "two", "three"] {
         repo.page(page);
         repo.push().accepted();
@@ -402,7 +445,34 @@ fn whoever_comes_too_early_is_told(world: &World) {
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "attach=1*sleep(9000)")]);
     repo.page("version two");
-    repo.push().rejected_with("still being put right");
+    repo.push().rejected_with("still being recovered");
     until("it is there", || world.larder(&["deploy", "shop", "--cancel"]).status == 4 && world.get("shop", "/").status == 200);
     repo.push().accepted();
+}
+
+/// Every outcome that a deployment can have reaches an observer exactly once, also over a restart.
+fn every_outcome_is_announced_once(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let observed = observed(world);
+    let observer = format!("observer=return({})", observed.display());
+    let start = |points: &str| world.restart(&[("FAILPOINTS", &format!("{points};{observer}"))]);
+    start("step.gather.source=1*return;step.deploy.boot=1*return");
+    repo.page("version two");
+    repo.push().rejected_with("told to fail");
+    repo.push().rejected_with("told to fail");
+    repo.push().accepted();
+    world.larder(&["deploy", "shop", "--only", "gather"]).ok();
+    start("step.post_deploy.smoke=1*return;undo.deploy.install=1*return");
+    repo.page("version three");
+    repo.push().rejected_with("frozen");
+    start("");
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    each_ending_is_announced_once(world, "shop", &observed);
+    let text = fs::read_to_string(&observed).unwrap();
+    let ends: Vec<_> = text.lines().map(|line| line.rsplit(' ').next().unwrap()).collect();
+    let of = |word: &str| ends.iter().filter(|end| **end == word).count();
+    let counts = ["refused", "rolled_back", "live", "tried", "stuck", "released"].map(of);
+    assert_eq!(counts, [1, 2, 1, 1, 1, 1], "{text}");
 }

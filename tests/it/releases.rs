@@ -147,7 +147,7 @@ fn pin_before_pruning_begins_keeps_release(world: &World) {
         repo.page(page);
         repo.push().accepted();
     }
-    world.restart(&[("FAILPOINTS", "chores.prune=1*sleep(5000)")]);
+    world.restart(&[("FAILPOINTS", "followups.prune=1*sleep(5000)")]);
     repo.page("three");
     repo.push().accepted();
     assert_eq!(releases_on_disk(world), 3);
@@ -218,7 +218,7 @@ fn delayed_pruning_keeps_current_live_release(world: &World) {
         repo.push().accepted();
     }
     until("only v2 and v3 are left", || releases_on_disk(world) == 2);
-    world.restart(&[("FAILPOINTS", "chores.prune=3*sleep(4000)")]);
+    world.restart(&[("FAILPOINTS", "followups.prune=3*sleep(4000)")]);
     let mut commits = Vec::new();
     for page in ["four", "five"] {
         commits.push(repo.page(page));

@@ -45,18 +45,18 @@ fn what_is_tried_is_put_back(world: &World) {
     let visitor = world.visitor("shop");
     trial(world, "post_build")
         .exits(0)
-        .says("A trial of gather, build, post_build: nothing goes live")
+        .says("Dry run of gather, build, post_build: nothing goes live")
         .says("built here")
-        .says("It was a trial, and was put back: v1 is still live.");
+        .says("all changes were reverted: v1 is still live");
     assert_eq!(world.outcomes("shop"), [Some(String::from("live")), Some(String::from("tried"))]);
     let phases: Vec<_> = world.last_plan("shop").iter().map(|step| step.split_once('.').unwrap().0.to_owned()).collect();
     assert!(phases.iter().all(|phase| ["gather", "build", "post_build"].contains(&phase.as_str())), "{phases:?}");
     assert!(phases.last().is_some_and(|phase| phase == "post_build"), "{phases:?}");
     // An archive is made, and not kept.
-    trial(world, "bundle").exits(0).says("gather, build, bundle went well");
+    trial(world, "bundle").exits(0).says("dry run of gather, build, bundle succeeded");
     assert_eq!(world.snapshot("shop"), before);
     assert!(world.environment("shop").join("cache/kept").exists(), "what a build has fetched helps the next one");
-    world.larder(&["deploy", "shop", "--follow"]).exits(0).says("It was a trial");
+    world.larder(&["deploy", "shop", "--follow"]).exits(0).says("dry run of");
     // One that fails is no failed deployment.
     topic(&repo, "echo no such luck; exit 3");
     trial(world, "build").exits(1).says("no such luck").says("exited 3").says("v1 is still live").keeps_quiet_about("--retry");
@@ -88,7 +88,7 @@ fn what_cannot_be_tried_is_refused(world: &World) {
     deploy(&["--only", "build", "--retry"]).exits(2);
     assert_eq!(world.journals("shop").len(), 1);
     // Without --ref: the commit that is live.
-    deploy(&["--only", "pre_install"]).exits(0).says("gather, pre_install went well");
+    deploy(&["--only", "pre_install"]).exits(0).says("dry run of gather, pre_install succeeded");
     let steps = world.last_plan("shop");
     assert!(steps.iter().all(|step| step.starts_with("gather.") || step.starts_with("pre_install.")), "{steps:?}");
 }
@@ -182,7 +182,7 @@ fn production_says_whether_it_would_take_a_release(world: &World) {
     let (repo, release) = halfway(world, "", "");
     let (live, commit) = (repo.live(), repo.head());
     let ask = || world.larder(&["deploy", "shop", "--ref", &commit, "--only", "gather"]);
-    ask().exits(0).says("gather went well. It was a trial, and was put back: v1 is still live.");
+    ask().exits(0).says("dry run of gather succeeded; all changes were reverted: v1 is still live");
     // What was fetched and believed need not come again.
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     world.serves("shop", "version one");

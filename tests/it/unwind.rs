@@ -1,9 +1,9 @@
 //! Every step fails once, before and after its work, and runs twice once: the environment never shows it.
 
-use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode};
+use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode, output::golden};
 
 in_each_mode!(every_step_fails_once_and_leaves_nothing, every_step_runs_twice);
-in_one_mode!(an_undo_that_fails_freezes_the_environment);
+in_one_mode!(an_undo_that_fails_freezes_the_environment, panicking_step_fails_its_deployment, switch_is_not_cut_by_a_time_limit);
 
 fn every_step_fails_once_and_leaves_nothing(world: &World) {
     world.project("shop");
@@ -18,6 +18,7 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     let before = world.snapshot("shop");
     let visitor = world.visitor("shop");
     repo.page("version two");
+    let mut unwinds = String::new();
     for name in &names {
         let push = repo.push();
         let phase = name.trim_start_matches("step.").split('.').next().unwrap();
@@ -25,7 +26,9 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
         assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
         assert_eq!(repo.live().as_ref(), Some(&good), "{name}");
         world.serves("shop", "version one");
+        unwinds.push_str(&unwind(world));
     }
+    golden("unwind-cooking.txt", &unwinds);
     repo.push().accepted();
     world.serves("shop", "version two");
     let seen = visitor.satisfied();
@@ -36,6 +39,42 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     let outcomes = world.outcomes("shop");
     assert_eq!(outcomes.len(), names.len() + 2);
     assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
+}
+
+/// The step that failed in the last deployment, and the steps that were reverted, in order.
+fn unwind(world: &World) -> String {
+    let journals = world.journals("shop");
+    let of = |word: &str| {
+        let events = journals.last().unwrap().iter().filter(|record| record["event"] == word);
+        events.map(|record| record["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    format!("{}: {}\n", of("failed").join(" "), of("undo_finished").join(" "))
+}
+
+fn panicking_step_fails_its_deployment(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "panic.deploy.boot=1*panic(on purpose)")]);
+    repo.page("version two");
+    repo.push().rejected_with("internal error in deploy.boot").says("reverting deploy.slot").says("v1 is still live");
+    world.serves("shop", "version one");
+    // The queue goes on.
+    repo.push().accepted().says("v2 is live");
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+/// A git that is killed while it moves the branch leaves its lock, and the branch could not be put back either.
+fn switch_is_not_cut_by_a_time_limit(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(4000)")]);
+    repo.write("larder.yml", "timeouts: {deploy: 3s}\n").page("version two");
+    repo.push().accepted().says("v2 is live");
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
 }
 
 fn every_step_runs_twice(world: &World) {

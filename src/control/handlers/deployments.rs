@@ -107,7 +107,7 @@ async fn start(
     let (commit, goal) = match (reference, live) {
         // An environment that does not build deploys the very release that is live.
         (None, Some(live)) if environment.mode == Mode::Final => {
-            let goal = Goal::Release { release: live.release, origin: Origin::Past, newest: false, overriding: None };
+            let goal = Goal::Release { release: live.release, origin: Origin::Previous, newest: false, overriding: None };
             (live.commit, goal)
         }
         (reference, _) => {
@@ -117,7 +117,7 @@ async fn start(
         }
     };
     let request = deployment(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
-    submit(control, pipeline::Request { trial, ..request })
+    submit(control, pipeline::Request { dry_run: trial, ..request })
 }
 
 fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
@@ -185,7 +185,7 @@ impl Request for Rollback {
         let release = id_of_tag(control, &environment, self.release).await;
         let past = control.pipeline().past(environment.id, release.as_deref());
         let (release, commit) = past.map_err(|error| of_supply(&error))?;
-        let goal = Goal::Release { release, origin: Origin::Past, newest: false, overriding: None };
+        let goal = Goal::Release { release, origin: Origin::Previous, newest: false, overriding: None };
         submit(control, deployment(Trigger::Rollback { by: caller.name() }, environment, commit, goal))
     }
 }
@@ -214,7 +214,7 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
 /// A request to the pipeline that does not come from a push.
 pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
     let branch = environment.branch.clone();
-    pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, trial: Vec::new() }
+    pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
 }
 
 /// Returns the phases of a dry run of `asked`: those asked for, and those that they depend on. Empty if none is asked for.

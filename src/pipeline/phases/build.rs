@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output,
-        step::{Admission, Failure, Step, Work},
+        step::{Acquired, Failure, Step, Work},
     },
 };
 
@@ -34,7 +34,7 @@ impl Step for Layer {
         "lay an empty build layer over the exported source"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
@@ -58,7 +58,7 @@ impl Step for Layer {
 
 /// Empties the build layer. Its files are removed in the background.
 async fn reset(deployment: &Deployment) -> Result<(), Failure> {
-    let environment = deployment.order.environment.id;
+    let environment = deployment.environment.id;
     let reset = deployment.services.launcher.reset_area(environment, Area::Build, None, None).await;
     reset.map_err(|error| Failure::host(&error))
 }
@@ -79,7 +79,7 @@ async fn wait_for_space(deployment: &Deployment) {
     }
     wait().await;
     if is_full() {
-        let environment = &deployment.order.environment;
+        let environment = &deployment.environment;
         let cleared = buildpack::clear_cache(&deployment.services.launcher, environment.project_id, environment.id).await;
         if let Err(error) = cleared {
             tracing::warn!(%error, "a build cache stays on a full disk");
@@ -104,7 +104,7 @@ impl Step for Checks {
         "check that the disk has space for a build, an archive and a release"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
@@ -148,11 +148,11 @@ impl Step for Compile {
         "run the buildpacks in a sandbox at /app"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
-    fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         Box::pin(async {
             // Builds slow down the sites that are served from the same machine; so few run at a time.
             let builds = &deployment.services.builds;
@@ -172,7 +172,7 @@ impl Step for Compile {
             let services = deployment.services.clone();
             let settings = deployment.settings();
             if !settings.build.cache {
-                let environment = &deployment.order.environment;
+                let environment = &deployment.environment;
                 let cleared = buildpack::clear_cache(&services.launcher, environment.project_id, environment.id).await;
                 cleared.map_err(|error| Failure::host(&error))?;
             }
@@ -186,7 +186,7 @@ impl Step for Compile {
 
 /// Returns the job of a whole build.
 pub(super) fn job(deployment: &Deployment) -> BuildJob {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     let settings = deployment.settings();
     let build = settings.build.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
     let configuration = super::deploy::processes::configured(deployment).into_iter().chain(build).collect();
@@ -195,11 +195,11 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
         buildpacks: settings.buildpacks.clone(),
         configuration,
         environment: vec![
-            (String::from("LARDER_PROJECT"), order.environment.project.to_string()),
-            (String::from("LARDER_ENVIRONMENT"), order.environment.name.to_string()),
-            (String::from("LARDER_MODE"), order.environment.mode.to_string()),
-            (String::from("SOURCE_VERSION"), order.commit.to_string()),
-            (String::from("REQUEST_ID"), order.id.to_string()),
+            (String::from("LARDER_PROJECT"), deployment.environment.project.to_string()),
+            (String::from("LARDER_ENVIRONMENT"), deployment.environment.name.to_string()),
+            (String::from("LARDER_MODE"), deployment.environment.mode.to_string()),
+            (String::from("SOURCE_VERSION"), spec.commit.to_string()),
+            (String::from("REQUEST_ID"), spec.id.to_string()),
         ],
         variables: Value::Object(deployment.facts.variables.clone()).to_string(),
         memory: settings.build.memory.map(|memory| memory.bytes()),
@@ -208,10 +208,11 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
 
 /// Runs a job of the build's sandbox, its output in the transcript.
 pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built, Failure> {
-    let environment = &deployment.order.environment;
+    let environment = &deployment.environment;
     let (lines, copying) = output::channel(&deployment.transcript);
     let launcher = &deployment.services.launcher;
-    let built = buildpack::build(launcher, environment.project_id, environment.id, job, lines, &deployment.cancelled).await;
+    let built =
+        buildpack::build(launcher, environment.project_id, environment.id, job, lines, &deployment.memory.cancelled).await;
     let _ = copying.await;
     built.map_err(|error| match error {
         BuildpackError::Cancelled => Failure::nobody("cancelled"),

@@ -29,22 +29,22 @@ impl Step for Archive {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let order = &deployment.order;
+            let spec = &deployment.spec;
             let services = deployment.services.clone();
             // Drawn once, even if this step runs twice.
-            let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&order.environment.project));
+            let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&deployment.environment.project));
             let head = release::bundle::Head {
-                project: order.environment.project.clone(),
-                environment: order.environment.name.clone(),
-                release: order.release,
-                commit: order.commit.clone(),
+                project: deployment.environment.project.clone(),
+                environment: deployment.environment.name.clone(),
+                release: spec.release,
+                commit: spec.commit.clone(),
                 source: deployment.facts.source.clone(),
                 build,
                 tag: deployment.facts.tag.clone(),
-                mode: order.environment.mode,
+                mode: deployment.environment.mode,
                 buildpacks: deployment.facts.buildpacks.clone(),
                 processes: deployment.facts.buildpack_processes.clone(),
-                created: order.release.created(),
+                created: spec.release.created(),
             };
             let previous = deployment.previous_release();
             // The number is durable before the manifest that has it can be read; both are written at the same time.
@@ -75,7 +75,7 @@ impl Step for Archive {
             deployment.is_not_current()?;
             let paths = &deployment.paths;
             // The manifest first, because it makes the release exist.
-            let release = deployment.order.release;
+            let release = deployment.spec.release;
             for path in [paths.manifest(release), paths.index(release), paths.archive(release)] {
                 files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
             }
@@ -86,7 +86,7 @@ impl Step for Archive {
 
 /// Returns the context in which a release is made or installed.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
-    deployment.services.release_context(&deployment.order.environment, &deployment.paths)
+    deployment.services.release_context(&deployment.environment, &deployment.paths)
 }
 
 /// Blames the pusher for errors in the built tree, and the machine for all others.
@@ -96,7 +96,7 @@ pub(super) fn failure(error: ReleaseError) -> Failure {
 
 /// Removes the installed tree of a release; its files go in the background.
 pub(super) async fn remove_tree(deployment: &Deployment, release: ReleaseId) -> Result<(), Failure> {
-    let environment = deployment.order.environment.id;
+    let environment = deployment.environment.id;
     let removed = deployment.services.launcher.reset_area(environment, crate::model::Area::Tree, Some(release), None).await;
     removed.map_err(|error| Failure::host(&error))
 }

@@ -15,7 +15,7 @@ use crate::{
         drift,
         facts::Facts,
         intake::{self, RecipeErrors},
-        journal::Story,
+        journal::JournalState,
         state_files::Secrets,
         step::{Failure, Step, Work},
     },
@@ -37,18 +37,18 @@ impl Step for Source {
         "check the commit's tree, export what changed, read larder.yml, Procfile and app.json"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             nothing_is_lost(deployment).await?;
-            let order = &deployment.order;
+            let spec = &deployment.spec;
             let services = deployment.services.clone();
             let limits = &services.config.limits;
             let job = SourceJob {
-                commit: order.commit.clone(),
+                commit: spec.commit.clone(),
                 limits: SourceLimits {
                     entries: limits.tree_entries,
                     bytes: limits.tree_bytes.bytes(),
@@ -58,16 +58,16 @@ impl Step for Source {
                 export: true,
                 fresh: false,
                 quarantine: None,
-                tags: deployment.tags.clone(),
+                tags: deployment.spec.tags.clone(),
             };
             deployment.transcript.title(&format!(
                 "Deploying {} of {} to {}",
-                order.commit.short(),
-                order.branch,
-                order.environment.title()
+                spec.commit.short(),
+                spec.branch,
+                deployment.environment.title()
             ));
             // Both run at the same time.
-            let exporting = services.repositories.source(order.environment.project_id, order.environment.id, job);
+            let exporting = services.repositories.source(deployment.environment.project_id, deployment.environment.id, job);
             let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
             let source = exported.map_err(failure)?;
             for warning in &source.warnings {
@@ -75,7 +75,7 @@ impl Step for Source {
             }
             let config = intake::load_recipe(source.files).map_err(|errors| refused(deployment, &errors))?;
             config.warnings().iter().for_each(|warning| deployment.transcript.error(warning));
-            let settings = config.settings(&order.environment.name).on_server(&services.config);
+            let settings = config.settings(&deployment.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
             deployment.facts.source = Some(source.tree);
             if let Some(wrong) = Rules::wrong(&settings.drift_ignore) {
@@ -94,13 +94,13 @@ impl Step for Source {
 /// Fails if a push that waited while another one went live does not contain that commit: it would silently revert it. Git's own check was
 /// made before, against the branch as the pusher saw it.
 async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
-    let order = &deployment.order;
-    let (Some(seen), Some(live)) = (&deployment.seen, &order.previous) else { return Ok(()) };
-    if *seen == live.commit || order.commit == live.commit {
+    let spec = &deployment.spec;
+    let (Some(seen), Some(live)) = (&deployment.spec.seen, &spec.previous) else { return Ok(()) };
+    if *seen == live.commit || spec.commit == live.commit {
         return Ok(());
     }
     let repositories = &deployment.services.repositories;
-    let missing = repositories.log(order.environment.project_id, Some(order.commit.clone()), live.commit.clone(), 1).await;
+    let missing = repositories.log(deployment.environment.project_id, Some(spec.commit.clone()), live.commit.clone(), 1).await;
     let (missing, _) = missing.map_err(|error| Failure::host(&error))?;
     if missing.is_empty() {
         return Ok(());
@@ -127,7 +127,7 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
         return Err(Failure::pusher("the strategy in-place is not supported in this version")
             .hint("remove `strategy` from larder.yml: the new release then boots beside the old one"));
     }
-    let environment = &deployment.order.environment;
+    let environment = &deployment.environment;
     for domain in &settings.domains {
         if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
             return Err(Failure::pusher(format!("the domain {domain} belongs to {other}"))
@@ -158,13 +158,13 @@ fn refused(deployment: &Deployment, errors: &RecipeErrors) -> Failure {
 
 /// Returns the mapping that every phase reads and may change.
 fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value> {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     let mut map = Map::new();
     map.insert(String::from("server"), json!({ "domain": deployment.services.config.domain.to_string() }));
-    map.insert(String::from("project"), json!({ "name": order.environment.project }));
+    map.insert(String::from("project"), json!({ "name": deployment.environment.project }));
     map.insert(
         String::from("environment"),
-        json!({ "name": order.environment.name, "mode": order.environment.mode, "branch": order.branch }),
+        json!({ "name": deployment.environment.name, "mode": deployment.environment.mode, "branch": spec.branch }),
     );
     map.insert(String::from("deployment"), about(deployment));
     let env: Map<String, Value> =
@@ -175,14 +175,14 @@ fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value>
 
 /// Returns the variables about the deployment itself.
 pub(super) fn about(deployment: &Deployment) -> Value {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     json!({
-        "id": order.id,
-        "commit": order.commit,
-        "release": order.release,
+        "id": spec.id,
+        "commit": spec.commit,
+        "release": spec.release,
         "tag": deployment.facts.tag,
-        "number": order.number,
-        "previous": order.previous.as_ref().map(|live| live.number),
+        "number": spec.number,
+        "previous": spec.previous.as_ref().map(|live| live.number),
     })
 }
 
@@ -202,17 +202,17 @@ impl Step for LoadRelease {
         "take settings and processes from the record of the deployment that made the release live"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let order = &deployment.order;
-            let release = order.release;
-            deployment.transcript.title(&format!("Going back to {} in {}", order.commit.short(), order.environment.title()));
-            let known = match &order.recorded {
-                Some(id) => Story::read(&deployment.paths.deployment(*id)).map_err(|error| Failure::host(&error))?.facts,
+            let spec = &deployment.spec;
+            let release = spec.release;
+            deployment.transcript.title(&format!("Going back to {} in {}", spec.commit.short(), deployment.environment.title()));
+            let known = match &spec.recorded {
+                Some(id) => JournalState::read(&deployment.paths.deployment(*id)).map_err(|error| Failure::host(&error))?.facts,
                 None => Facts::default(),
             };
             let Some(settings) = known.settings else { return Err(unknown(release)) };

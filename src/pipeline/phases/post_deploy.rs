@@ -35,7 +35,7 @@ impl Step for Workers {
         "start the other processes and check that they stay up"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
@@ -65,11 +65,11 @@ impl Step for Workers {
 }
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
-    let order = &deployment.order;
-    let (slot, settings) = (order.slot, deployment.settings());
+    let spec = &deployment.spec;
+    let (slot, settings) = (spec.slot, deployment.settings());
     let ours = |label: &Label| label.slot == slot && !label.process.is_web();
     let grace = |label: &Label| ours(label).then(|| settings.stop_of(&label.process).grace.get());
-    let stopped = deployment.services.runtime.stop_each(order.environment.id, grace);
+    let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace);
     stopped.await.map_err(|error| Failure::host(&error))
 }
 
@@ -92,7 +92,7 @@ impl Step for Smoke {
         "request the smoke pages through the front door"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
@@ -100,7 +100,7 @@ impl Step for Smoke {
         Box::pin(async {
             let services = &deployment.services;
             let settings = deployment.settings();
-            let host = boot::health_host(&deployment.order.environment, &settings, services.config.domain.as_str());
+            let host = boot::health_host(&deployment.environment, &settings, services.config.domain.as_str());
             for smoke in settings.smoke {
                 let path = smoke.path.as_str();
                 let wanted = if smoke.contains.is_some() { PAGE } else { 0 };
@@ -146,7 +146,7 @@ impl Step for First {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let Some(command) = deployment.settings().postdeploy.filter(|_| deployment.order.previous.is_none()) else {
+            let Some(command) = deployment.settings().postdeploy.filter(|_| deployment.spec.previous.is_none()) else {
                 return Ok(());
             };
             let path = deployment.paths.postdeploy();
@@ -159,12 +159,12 @@ impl Step for First {
                     transcript.error(&format!("The postdeploy script of deployment {by} was interrupted and is not run again."));
                     transcript.error(&format!(
                         "hint: check what it has done; to run it once more: larder run {} -- {command}",
-                        deployment.order.environment.target()
+                        deployment.environment.target()
                     ));
                     return Ok(());
                 }
             }
-            let record = Postdeploy::start(&path, deployment.order.id).map_err(failed)?;
+            let record = Postdeploy::start(&path, deployment.spec.id).map_err(failed)?;
             match processes::run(deployment, "the postdeploy script", command.to_string()).await {
                 Ok(()) => record.succeed(&path).map_err(failed),
                 Err(failure) => {

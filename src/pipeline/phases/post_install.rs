@@ -7,8 +7,7 @@ use crate::{
     model::Phase,
     pipeline::{
         context::Deployment,
-        runner::seconds,
-        step::{Step, Work},
+        step::{Step, Work, seconds},
     },
     runtime::{Exits, Instance},
 };
@@ -33,7 +32,7 @@ impl Step for Alive {
         "check that no web process has exited since it was started"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
@@ -49,8 +48,8 @@ impl Step for Alive {
 }
 
 fn web(deployment: &Deployment) -> Vec<Instance> {
-    let order = &deployment.order;
-    let instances = deployment.services.runtime.instances(order.environment.id, Some(order.slot));
+    let spec = &deployment.spec;
+    let instances = deployment.services.runtime.instances(deployment.environment.id, Some(spec.slot));
     instances.into_iter().filter(|instance| instance.label.process.is_web()).collect()
 }
 
@@ -61,8 +60,8 @@ fn describe(exits: Exits) -> String {
 /// Watches a release that has just gone live, and reports in its transcript and the server's log if a web process exits. The list of
 /// exits, and with it the health record of the release, has it anyway.
 pub fn watch(deployment: &Deployment) -> impl Future<Output = ()> + Send + use<> {
-    let (transcript, number) = (deployment.transcript.clone(), deployment.order.number);
-    let title = deployment.order.environment.title();
+    let (transcript, number) = (deployment.transcript.clone(), deployment.spec.number);
+    let title = deployment.environment.title();
     let watches = web(deployment).into_iter().map(move |mut instance| {
         let (transcript, title) = (transcript.clone(), title.clone());
         async move {

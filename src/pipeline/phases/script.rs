@@ -45,7 +45,7 @@ impl Step for Script {
         "run the project's own script of this phase from .larder/, if there is one"
     }
 
-    fn lasts(&self, deployment: &Deployment) -> bool {
+    fn is_durable(&self, deployment: &Deployment) -> bool {
         self.is_there(deployment)
     }
 

@@ -13,8 +13,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         phases::bundle,
-        runner::seconds,
-        step::{Failure, Step, Work, chain},
+        step::{Failure, Step, Work, chain, seconds},
     },
     release::{self, Body, Incoming, Look, ReleaseError, store, trust::Expectation},
 };
@@ -47,12 +46,12 @@ impl Step for Deliverable {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let order = &deployment.order;
-            deployment.transcript.title(&format!("Bringing {} from {}", order.commit.short(), order.origin));
-            let manifest = match order.origin.clone() {
+            let spec = &deployment.spec;
+            deployment.transcript.title(&format!("Bringing {} from {}", spec.commit.short(), spec.origin));
+            let manifest = match spec.origin.clone() {
                 Origin::Environment(name) => bring_from_sibling(deployment, &name).await?,
                 Origin::Remote(name) => remote::bring(deployment, &name).await?,
-                Origin::Store | Origin::Past | Origin::Commit => read(deployment).await?,
+                Origin::Store | Origin::Previous | Origin::Commit => read(deployment).await?,
             };
             is_of_commit(deployment, &manifest).await?;
             deployment.transcript.detail(&format!(
@@ -77,7 +76,7 @@ impl Step for Deliverable {
 
 /// Reads the manifest from the environment's own store.
 async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
-    let path = deployment.paths.manifest(deployment.order.release);
+    let path = deployment.paths.manifest(deployment.spec.release);
     let read = tokio::task::spawn_blocking(move || store::read(&path)).await;
     read.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))
 }
@@ -85,26 +84,32 @@ async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
 /// Returns what the release must be: of this project, with the requested id, made of the deployed commit or of one with the same tree;
 /// and no older than the last accepted one, where the newest was requested.
 async fn expectation(deployment: &Deployment) -> Expectation {
-    let order = &deployment.order;
-    let source = deployment.services.repositories.tree(order.environment.project_id, order.commit.clone()).await.ok();
-    let (release, commit) = (Some(order.release), Some(order.commit.clone()));
-    Expectation { release, commit, source, newest: deployment.newest, ..Expectation::of(order.environment.project.clone()) }
+    let spec = &deployment.spec;
+    let source = deployment.services.repositories.tree(deployment.environment.project_id, spec.commit.clone()).await.ok();
+    let (release, commit) = (Some(spec.release), Some(spec.commit.clone()));
+    Expectation {
+        release,
+        commit,
+        source,
+        newest: deployment.spec.newest,
+        ..Expectation::of(deployment.environment.project.clone())
+    }
 }
 
 /// Fails unless the release was made of the deployed commit, or of one with the same tree. The list that offered the release is not
 /// signed; the manifest is.
 async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<(), Failure> {
-    let order = &deployment.order;
-    if manifest.commit == order.commit {
+    let spec = &deployment.spec;
+    if manifest.commit == spec.commit {
         return Ok(());
     }
-    let tree = deployment.services.repositories.tree(order.environment.project_id, order.commit.clone()).await;
+    let tree = deployment.services.repositories.tree(deployment.environment.project_id, spec.commit.clone()).await;
     if manifest.source.is_some() && manifest.source == tree.ok() {
-        let same = format!("built from {}, which has the same tree as {}", manifest.commit.short(), order.commit.short());
+        let same = format!("built from {}, which has the same tree as {}", manifest.commit.short(), spec.commit.short());
         deployment.transcript.detail(&same);
         return Ok(());
     }
-    let why = format!("release {} was made of {} (expected {})", order.release, manifest.commit.short(), order.commit.short());
+    let why = format!("release {} was made of {} (expected {})", spec.release, manifest.commit.short(), spec.commit.short());
     Err(Failure::nobody(why).hint("run `larder remote check`: the remote that offered the release is misconfigured or dishonest"))
 }
 
@@ -116,13 +121,13 @@ fn refused(error: ReleaseError) -> Failure {
 
 /// Takes over a release that another environment of the project on this server has cooked.
 async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> Result<Manifest, Failure> {
-    let order = &deployment.order;
-    let sibling = deployment.services.root.environment(&order.environment.project, name);
-    if deployment.paths.manifest(order.release).is_file() {
+    let spec = &deployment.spec;
+    let sibling = deployment.services.root.environment(&deployment.environment.project, name);
+    if deployment.paths.manifest(spec.release).is_file() {
         keep_record(deployment)?;
         return read(deployment).await;
     }
-    let (own, release) = (deployment.paths.clone(), order.release);
+    let (own, release) = (deployment.paths.clone(), spec.release);
     let shared = tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await;
     let body = shared.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))?;
     let directory = deployment.paths.incoming().join(release.to_string());
@@ -139,9 +144,9 @@ async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> 
 
 /// Stores the current health record of the other environment for the release.
 fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
-    let told = deployment.proof.as_ref().and_then(|record| serde_json::to_vec(record).ok());
+    let told = deployment.memory.sibling_record.as_ref().and_then(|record| serde_json::to_vec(record).ok());
     let Some(record) = told else { return Ok(()) };
-    let path = deployment.paths.health(deployment.order.release);
+    let path = deployment.paths.health(deployment.spec.release);
     files::write_atomic(&path, &record, 0o640).map_err(|error| Failure::host(&error))
 }
 

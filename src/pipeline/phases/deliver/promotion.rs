@@ -27,25 +27,25 @@ impl Step for PromotionCheck {
         "check the release's record on staging against `promote:` of the recipe"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let policy = deployment.settings().promote;
-            let release = deployment.order.release;
+            let release = deployment.spec.release;
             let record = record(deployment)?;
             let Err(missing) = promotable(&policy, record.as_ref(), jiff::Timestamp::now()) else { return Ok(()) };
             let what = missing.join("; ");
-            let environment = deployment.order.environment.title();
-            let Some(reason) = &deployment.order.overriding else {
+            let environment = deployment.environment.title();
+            let Some(reason) = &deployment.spec.overriding else {
                 return Err(Failure::nobody(format!("not fit for promotion: {what}"))
                     .hint("wait until the release meets the policy, then try again")
                     .hint(format!("in an emergency: larder pull {environment} {release} --override \"why\"")));
             };
             deployment.transcript.error(&format!("promoted against the policy ({what}): {reason}"));
-            let by = deployment.order.trigger.by();
+            let by = deployment.spec.trigger.by();
             tracing::warn!(%by, environment, %release, what, reason, "release promoted against the policy");
             Ok(())
         })
@@ -54,7 +54,7 @@ impl Step for PromotionCheck {
 
 /// Reads the health record that came with the release. Its signature was checked then.
 fn record(deployment: &Deployment) -> Result<Option<HealthRecord>, Failure> {
-    match files::read_limited(&deployment.paths.health(deployment.order.release), release::MAX_RECORD) {
+    match files::read_limited(&deployment.paths.health(deployment.spec.release), release::MAX_RECORD) {
         Ok(bytes) => trust::read_record(&bytes).map(Some).map_err(|refusal| super::refused(refusal.into())),
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(Failure::host(&error)),

@@ -16,10 +16,9 @@ use crate::{
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
-    let order = &deployment.order;
     let gone = || Failure::nobody(format!("the remote {name} was removed in the meantime"));
-    let remote = order.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
-    let place = deployment.services.places.open(remote, &order.environment.project).map_err(unreached)?;
+    let remote = deployment.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
+    let place = deployment.services.places.open(remote, &deployment.environment.project).map_err(unreached)?;
     let brought = async {
         // A delta needs the release that it starts from. If the delta is not usable, the whole archive is pulled.
         let base = deployment.previous_release().filter(|release| deployment.paths.manifest(*release).is_file());
@@ -79,10 +78,10 @@ impl From<PullError> for Failure {
 }
 
 async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: &[PublicKey]) -> Result<Manifest, PullError> {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     let offers = place.list().await?;
-    let offer = offers.into_iter().find(|offer| offer.release == order.release);
-    let gone = || Failure::nobody(format!("{} no longer offers {}", place.title(), order.release));
+    let offer = offers.into_iter().find(|offer| offer.release == spec.release);
+    let gone = || Failure::nobody(format!("{} no longer offers {}", place.title(), spec.release));
     let offer = offer.ok_or_else(|| PullError::Other(gone()))?;
     let transcript = deployment.transcript.clone();
     let progress = remote::tenths(move |line| transcript.detail(line));
@@ -130,26 +129,26 @@ fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> M
 
 /// Fetches the commit if the repository does not have it: the deploy branch is going to name it.
 async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Result<(), Failure> {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     let repositories = &deployment.services.repositories;
-    let project = order.environment.project_id;
-    if repositories.tree(project, order.commit.clone()).await.is_ok() {
+    let project = deployment.environment.project_id;
+    if repositories.tree(project, spec.commit.clone()).await.is_ok() {
         return Ok(());
     }
     if !place.is_server() {
-        return Err(Failure::nobody(format!("the repository here does not have the commit {}", order.commit.short())).hint(
+        return Err(Failure::nobody(format!("the repository here does not have the commit {}", spec.commit.short())).hint(
             format!("{} has releases only; push the commit to any branch of this project first, then pull again", place.title()),
         ));
     }
-    let haves: Vec<CommitId> = order.previous.iter().map(|live| live.commit.clone()).collect();
+    let haves: Vec<CommitId> = spec.previous.iter().map(|live| live.commit.clone()).collect();
     let limit = deployment.services.config.limits.push_bytes.bytes();
     let mut attempts = 0..3;
     loop {
         let another = attempts.next().is_some();
-        let pack = remote::pull_pack(place, order.release, &haves, &deployment.paths).await.map_err(unreached)?;
+        let pack = remote::pull_pack(place, spec.release, &haves, &deployment.paths).await.map_err(unreached)?;
         let (file, resumed) = (pack.file.try_clone(), pack.resumed);
         let file = file.map_err(|error| Failure::host(&error))?;
-        let imported = repositories.import_pack(project, order.commit.clone(), file.into(), limit).await;
+        let imported = repositories.import_pack(project, spec.commit.clone(), file.into(), limit).await;
         pack.discard();
         match imported {
             Ok(()) => break,
@@ -158,7 +157,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
             Err(error) => return Err(Failure::host(&error)),
         }
     }
-    repositories.tree(project, order.commit.clone()).await.map_err(|error| Failure::host(&error))?;
+    repositories.tree(project, spec.commit.clone()).await.map_err(|error| Failure::host(&error))?;
     Ok(())
 }
 

@@ -10,8 +10,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output::{self, Cause},
-        runner::seconds,
-        step::{Failure, Step, Work, chain},
+        step::{Failure, Step, Work, chain, seconds},
     },
     proxy::{ConnectError, Connector, ProbeError, probe},
     runtime::{Instance, Label, Logs, RunJob, tail},
@@ -43,16 +42,16 @@ impl Step for Boot {
         "start the web processes in the idle slot and wait until they are healthy"
     }
 
-    fn lasts(&self, _: &Deployment) -> bool {
+    fn is_durable(&self, _: &Deployment) -> bool {
         false
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let runtime = deployment.services.runtime.clone();
-            let order = &deployment.order;
+            let spec = &deployment.spec;
             // Running twice must not mean twice the processes.
-            runtime.stop(order.environment.id, order.slot, Duration::ZERO).await.map_err(|error| Failure::host(&error))?;
+            runtime.stop(deployment.environment.id, spec.slot, Duration::ZERO).await.map_err(|error| Failure::host(&error))?;
             let boot = processes::boot(deployment, |process| process.is_web());
             let instances = runtime.boot(&boot).await.map_err(|error| Failure::host(&error))?;
             healthy(deployment, &instances).await
@@ -61,10 +60,10 @@ impl Step for Boot {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let order = &deployment.order;
-            let (settings, slot) = (deployment.settings(), order.slot);
+            let spec = &deployment.spec;
+            let (settings, slot) = (deployment.settings(), spec.slot);
             let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
-            let stopped = deployment.services.runtime.stop_each(order.environment.id, grace).await;
+            let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace).await;
             stopped.map_err(|error| Failure::host(&error))
         })
     }
@@ -145,8 +144,8 @@ pub fn health_host(environment: &Environment, settings: &Settings, domain: &str)
 /// Checks until the instance is healthy, and keeps the last answer in `last`.
 async fn check_until_healthy(deployment: &Deployment, settings: &Settings, instance: &Instance, last: &mut Answer) {
     let Some(address) = instance.address() else { return };
-    let host = health_host(&deployment.order.environment, settings, deployment.services.config.domain.as_str());
-    let connector = deployment.services.connector(&deployment.order.environment);
+    let host = health_host(&deployment.environment, settings, deployment.services.config.domain.as_str());
+    let connector = deployment.services.connector(&deployment.environment);
     let mut pause = FIRST_PAUSE;
     loop {
         *last = match &settings.health.check {
@@ -231,7 +230,7 @@ async fn show_log(deployment: &Deployment, process: &str) -> Cause {
     // The last output may still be on its way through the pipe.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let lines = tail(&Logs::file(&deployment.paths.log(), process), LOG_LINES).unwrap_or_default();
-    let since = deployment.order.id.created().to_string();
+    let since = deployment.spec.id.created().to_string();
     let since = since.get(..19).unwrap_or_default();
     let lines: Vec<_> = lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)).collect();
     lines.iter().for_each(|line| deployment.transcript.detail(line));

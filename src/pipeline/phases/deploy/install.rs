@@ -32,19 +32,19 @@ impl Step for Install {
         "unpack the release into deploy/, sharing unchanged files with the live one"
     }
 
-    fn lasts(&self, deployment: &Deployment) -> bool {
-        !deployment.order.again
+    fn is_durable(&self, deployment: &Deployment) -> bool {
+        !deployment.spec.again
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            if deployment.order.again {
+            if deployment.spec.again {
                 return Ok(());
             }
             let begun = spare(deployment).await;
             let context = bundle::context(deployment);
-            let installed = release::install(&context, deployment.order.release, deployment.previous_release(), begun).await;
-            deployment.entries = match installed {
+            let installed = release::install(&context, deployment.spec.release, deployment.previous_release(), begun).await;
+            deployment.memory.entries = match installed {
                 Ok(installed) => installed.report.entries,
                 Err(error) => return Err(discard(deployment, error)),
             };
@@ -55,9 +55,9 @@ impl Step for Install {
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             deployment.is_not_current()?;
-            match deployment.order.again {
+            match deployment.spec.again {
                 true => Ok(()),
-                false => bundle::remove_tree(deployment, deployment.order.release).await,
+                false => bundle::remove_tree(deployment, deployment.spec.release).await,
             }
         })
     }
@@ -71,12 +71,12 @@ const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the failure of an installation, and removes a fetched release or delta that is unusable.
 fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
-    let (paths, order) = (&deployment.paths, &deployment.order);
+    let (paths, spec) = (&deployment.paths, &deployment.spec);
     if matches!(error, ReleaseError::Failed { .. }) {
         // An error of this machine, such as a full disk, says nothing about the release.
         return bundle::failure(error);
     }
-    let release = order.release;
+    let release = spec.release;
     if !paths.archive(release).is_file() && paths.delta(release).is_file() {
         deployment.transcript.error("The release came as a delta, which is removed; the next attempt fetches the whole archive.");
         let marked = files::write_atomic(&paths.releases().join(DISTRUST), b"", 0o640);
@@ -85,7 +85,7 @@ fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
         return bundle::failure(error);
     }
     // The worker refused the archive's content. A release that served here before is kept for a person to inspect.
-    let brought = matches!(order.origin, Origin::Environment(_) | Origin::Remote(_) | Origin::Store) && order.recorded.is_none();
+    let brought = matches!(spec.origin, Origin::Environment(_) | Origin::Remote(_) | Origin::Store) && spec.recorded.is_none();
     match error {
         ReleaseError::Refused { why } if brought => {
             remove(paths, release, paths.archive(release));
@@ -118,11 +118,11 @@ pub fn distrusts_deltas(paths: &EnvironmentPaths) -> bool {
 /// Makes the spare tree the one to install to, if there is one of the live release, and returns its seal. The spare tree is used up in
 /// any case: if this step runs again, the tree is no copy any more.
 async fn spare(deployment: &Deployment) -> Option<Digest> {
-    let order = &deployment.order;
-    let copy = deployment.spare.take()?;
+    let spec = &deployment.spec;
+    let copy = deployment.memory.spare.take()?;
     let launcher = &deployment.services.launcher;
     if Some(copy.of) == deployment.previous_release()
-        && launcher.rename_tree(order.environment.id, copy.name, order.release).await.is_ok()
+        && launcher.rename_tree(deployment.environment.id, copy.name, spec.release).await.is_ok()
     {
         return Some(copy.seal);
     }

@@ -36,16 +36,16 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
 
 /// Returns the environment of every process of the release, without `PORT`.
 pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     let mut env = configured(deployment);
     let own = [
-        ("LARDER_PROJECT", order.environment.project.to_string()),
-        ("LARDER_ENVIRONMENT", order.environment.name.to_string()),
-        ("LARDER_MODE", order.environment.mode.to_string()),
-        ("LARDER_RELEASE", order.number.to_string()),
-        ("LARDER_RELEASE_ID", order.release.to_string()),
-        ("LARDER_SLOT", order.slot.to_string()),
-        ("SOURCE_VERSION", order.commit.to_string()),
+        ("LARDER_PROJECT", deployment.environment.project.to_string()),
+        ("LARDER_ENVIRONMENT", deployment.environment.name.to_string()),
+        ("LARDER_MODE", deployment.environment.mode.to_string()),
+        ("LARDER_RELEASE", spec.number.to_string()),
+        ("LARDER_RELEASE_ID", spec.release.to_string()),
+        ("LARDER_SLOT", spec.slot.to_string()),
+        ("SOURCE_VERSION", spec.commit.to_string()),
     ];
     env.extend(own.map(|(name, value)| (name.to_owned(), value)));
     env
@@ -56,7 +56,7 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
     let defaults = deployment.facts.buildpack_processes.iter();
     let defaults = defaults.filter_map(|(process, command)| Some((process.clone(), command.parse().ok()?)));
     let settings = deployment.settings().with_defaults(defaults.collect());
-    let scale = &deployment.order.environment.scale;
+    let scale = &deployment.environment.scale;
     let processes: Vec<_> = settings
         .processes
         .iter()
@@ -94,11 +94,11 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
 
 /// Returns the processes of the release for which `which` holds, ready to boot.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
-    let order = &deployment.order;
+    let spec = &deployment.spec;
     Boot {
-        environment: order.environment.clone(),
-        slot: order.slot,
-        release: order.release,
+        environment: deployment.environment.clone(),
+        slot: spec.slot,
+        release: spec.release,
         processes: deployment.facts.processes.iter().filter(|process| which(&process.kind)).cloned().collect(),
         env: deployment.facts.env.clone().into_iter().collect(),
         logs: deployment.paths.log(),

@@ -7,7 +7,7 @@ use crate::{
         context::Deployment,
         drift,
         state_files::Postdeploy,
-        step::{Admission, Failure, Step, Work},
+        step::{Acquired, Failure, Step, Work},
     },
     runtime::{DataJob, Label, RunJob},
 };
@@ -28,14 +28,14 @@ impl Step for Slot {
         "empty the idle slot and link the persistent paths to data/"
     }
 
-    fn lasts(&self, deployment: &Deployment) -> bool {
+    fn is_durable(&self, deployment: &Deployment) -> bool {
         // A new path gets its first content in data/.
         !deployment.settings().data.is_empty()
     }
 
-    fn admission<'a>(&'a self, deployment: &'a Deployment) -> Admission<'a> {
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         // Requests of the release before last may still be answered there.
-        Box::pin(async { Ok(vec![Box::new(deployment.idle_slot.clone().lock_owned().await) as Box<dyn Send>]) })
+        Box::pin(async { Ok(vec![Box::new(deployment.memory.idle_slot.clone().lock_owned().await) as Box<dyn Send>]) })
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
@@ -52,7 +52,7 @@ impl Step for Slot {
         Box::pin(async {
             // Like the tree, the slot stays while `current` names its release.
             deployment.is_not_current()?;
-            let idle = deployment.idle_slot.clone();
+            let idle = deployment.memory.idle_slot.clone();
             let _emptied = idle.lock().await;
             stop(deployment).await?;
             unseed(deployment).await;
@@ -68,15 +68,15 @@ pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
 }
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
-    let slot = deployment.order.slot;
+    let slot = deployment.spec.slot;
     let settings = deployment.settings();
     let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
-    let stopped = deployment.services.runtime.stop_each(deployment.order.environment.id, grace).await;
+    let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace).await;
     stopped.map_err(|error| Failure::host(&error))
 }
 
 async fn reset(deployment: &Deployment) -> Result<(), Failure> {
-    let (environment, slot) = (deployment.order.environment.id, deployment.order.slot);
+    let (environment, slot) = (deployment.environment.id, deployment.spec.slot);
     // A drift scan that ran meanwhile would record what the slot had.
     let _unwatched = deployment.services.drift.hold(environment).await;
     deployment.services.drift.forget(environment, slot);
@@ -90,7 +90,7 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     if paths.is_empty() {
         return Ok(());
     }
-    let data = DataJob::Link { paths, deployment: deployment.order.id };
+    let data = DataJob::Link { paths, deployment: deployment.spec.id };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
     let ended = processes::task(deployment, &job).await?;
     match ended.exit.success() {
@@ -105,10 +105,10 @@ async fn unseed(deployment: &Deployment) {
     if deployment.settings().data.is_empty() {
         return;
     }
-    let id = deployment.order.id;
+    let id = deployment.spec.id;
     let postdeploy = Postdeploy::read(&deployment.paths.postdeploy());
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
-    let data = DataJob::Unseed { deployment: id, all: deployment.order.previous.is_none() && !ran_here };
+    let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
     // Data that stays is in nobody's way; freezing the environment for it would be worse.
     match processes::task(deployment, &job).await.and_then(|ended| ended.success("removing seeded data").map(drop)) {
@@ -136,7 +136,7 @@ impl Step for Release {
         "run the release command, if there is one"
     }
 
-    fn lasts(&self, deployment: &Deployment) -> bool {
+    fn is_durable(&self, deployment: &Deployment) -> bool {
         release_command(deployment).is_some()
     }
 

@@ -9,8 +9,9 @@ use crate::{
     model::{Live, Phase, Slot},
     pipeline::{
         context::{Deployment, Services},
-        fault, runner,
+        fault,
         step::{Failure, Step, Work},
+        util::run_blocking,
     },
     proxy::State,
 };
@@ -39,39 +40,39 @@ impl Step for Switch {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let order = &deployment.order;
-            let live = Live { release: order.release, number: order.number, commit: order.commit.clone(), slot: order.slot };
+            let spec = &deployment.spec;
+            let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot: spec.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
             fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
             // After the ref: on most file systems its sync has written the links, too, and this returns at once.
             sync(deployment).map_err(|error| Failure::host(&error))?;
-            let addresses = addresses(deployment, order.slot);
-            let route = deployment.services.route(&order.environment);
+            let addresses = addresses(deployment, spec.slot);
+            let route = deployment.services.route(&deployment.environment);
             let state = route.state();
             let there = matches!(&state, State::Live(target) if target.addresses() == addresses);
             if matches!(state, State::Failed(_) | State::Stopped) {
-                deployment.read = Some(state);
+                deployment.memory.replaced_state = Some(state);
             }
             let retired = match addresses.is_empty() {
                 // Web processes without an address were lost with an earlier server; the recovery boots them next.
                 true if processes::any_web(deployment) => None,
                 true => route.set(State::Stopped),
                 false if there => None,
-                false => route.switch(deployment.services.target(&order.environment, addresses)),
+                false => route.switch(deployment.services.target(&deployment.environment, addresses)),
             };
             // If this step runs twice, the target of the first switch has the requests to drain.
-            deployment.retired = deployment.retired.take().or(retired);
-            deployment.services.open_domains(&deployment.order.environment, &deployment.settings());
+            deployment.memory.retired = deployment.memory.retired.take().or(retired);
+            deployment.services.open_domains(&deployment.environment, &deployment.settings());
             Ok(())
         })
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let previous = deployment.order.previous.clone();
-            let route = deployment.services.route(&deployment.order.environment);
-            let new = match (&previous, deployment.retired.take()) {
+            let previous = deployment.spec.previous.clone();
+            let route = deployment.services.route(&deployment.environment);
+            let new = match (&previous, deployment.memory.retired.take()) {
                 // Requests that the old release still answers continue.
                 (_, Some(retired)) => route.switch(retired.restore()),
                 (Some(live), None) => {
@@ -81,15 +82,15 @@ impl Step for Switch {
                         // All web processes were lost in a restart; the recovery boots them next.
                         true if matches!(route.state(), State::Starting) => None,
                         // The release has no web process, or it did not start, and the old reason still applies.
-                        true => route.set(deployment.read.take().unwrap_or(State::Stopped)),
+                        true => route.set(deployment.memory.replaced_state.take().unwrap_or(State::Stopped)),
                         false if there => None,
-                        false => route.switch(deployment.services.target(&deployment.order.environment, addresses)),
+                        false => route.switch(deployment.services.target(&deployment.environment, addresses)),
                     }
                 }
                 (None, None) => route.set(State::Empty),
             };
-            let settings = previous.as_ref().map(|_| deployment.before.clone().unwrap_or_default());
-            deployment.services.open_domains(&deployment.order.environment, &settings.unwrap_or_default());
+            let settings = previous.as_ref().map(|_| deployment.previous_settings());
+            deployment.services.open_domains(&deployment.environment, &settings.unwrap_or_default());
             // The links first, and each even if another fails: the tree that `current` names must never be removed, and the steps that would
             // remove it are undone next.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
@@ -97,7 +98,7 @@ impl Step for Switch {
             let synced = sync(deployment).map_err(|error| Failure::host(&error));
             if let Some(new) = new {
                 // The new release finishes its requests in flight: the next undo stops it.
-                let report = new.drain(deployment.settings().drain.get()).await;
+                let report = new.drain(deployment.previous_settings().drain.get()).await;
                 if report.cut > 0 {
                     tracing::warn!(cut = report.cut, "requests of a reverted release cut at the drain limit");
                 }
@@ -108,7 +109,7 @@ impl Step for Switch {
 }
 
 fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
-    let instances = deployment.services.runtime.instances(deployment.order.environment.id, Some(slot));
+    let instances = deployment.services.runtime.instances(deployment.environment.id, Some(slot));
     instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
 }
 
@@ -125,7 +126,7 @@ fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
             unlink(&paths.run())?;
         }
     }
-    let environment = &deployment.order.environment;
+    let environment = &deployment.environment;
     let mut words = BTreeMap::from([
         ("project", environment.project.to_string()),
         ("environment", environment.name.to_string()),
@@ -144,7 +145,7 @@ fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
 
 /// Makes the links durable.
 fn sync(deployment: &Deployment) -> io::Result<()> {
-    runner::aside(|| {
+    run_blocking(|| {
         files::sync_dir(&deployment.paths.deploy()).map_err(io::Error::other)?;
         fs::File::open(deployment.paths.path()).and_then(durable::commit)
     })
@@ -165,17 +166,17 @@ fn unlink(path: &Path) -> io::Result<()> {
 }
 
 async fn move_ref(deployment: &Deployment, live: Option<&Live>) -> Result<(), Failure> {
-    let order = &deployment.order;
-    let kept = |release| ReleaseRef { environment: order.environment.id, release };
+    let spec = &deployment.spec;
+    let kept = |release| ReleaseRef { environment: deployment.environment.id, release };
     let keep = live.map(|live| (kept(live.release), live.commit.clone()));
-    let undoing = !order.again && live.is_none_or(|live| live.release != order.release);
+    let undoing = !spec.again && live.is_none_or(|live| live.release != spec.release);
     let change = MoveRef {
-        refname: order.branch.full_ref(),
+        refname: spec.branch.full_ref(),
         expected: Expected::Anything,
         new: live.map(|live| live.commit.clone()),
         keep,
-        forget: if undoing { vec![kept(order.release)] } else { Vec::new() },
+        forget: if undoing { vec![kept(spec.release)] } else { Vec::new() },
     };
     let services: &Arc<Services> = &deployment.services;
-    services.repositories.move_ref(order.environment.project_id, change).await.map_err(|error| Failure::host(&error))
+    services.repositories.move_ref(deployment.environment.project_id, change).await.map_err(|error| Failure::host(&error))
 }

@@ -1,0 +1,394 @@
+//! The specification of a deployment: everything that is decided or drawn at random before its first step.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    BranchName, CommitId, DeploymentId, EnvId, Environment, EnvironmentName, Live, Mode, Phase, ProjectId, ProjectName,
+    ReleaseId, ReleaseNumber, RemoteName, Slot, Strategy, UserName,
+};
+
+/// The name of a step: `phase.word`. Plans and journals name steps this way.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepName(String);
+
+impl StepName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for StepName {
+    fn from(name: &str) -> StepName {
+        StepName(name.to_owned())
+    }
+}
+
+impl fmt::Display for StepName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The request that started a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Trigger {
+    /// A push to the deploy branch.
+    Push {
+        /// The user who pushed.
+        by: UserName,
+    },
+    /// `larder deploy`.
+    Redeploy {
+        /// The user who asked for it.
+        by: UserName,
+    },
+    /// A deliverable that was asked for by name: `larder pull`, or `larder promote` on the other server.
+    Pull {
+        /// The user who asked for it.
+        by: UserName,
+    },
+    /// `larder rollback`.
+    Rollback {
+        /// The user who asked for it.
+        by: UserName,
+    },
+}
+
+impl Trigger {
+    /// Returns the user who started the deployment.
+    pub fn by(&self) -> &UserName {
+        match self {
+            Trigger::Push { by } | Trigger::Redeploy { by } | Trigger::Pull { by } | Trigger::Rollback { by } => by,
+        }
+    }
+}
+
+/// The source of the release of a deployment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The commit: the release is built here.
+    #[default]
+    Commit,
+    /// The environment's own store of deliverables.
+    Store,
+    /// Another environment of the project on this server.
+    Environment(EnvironmentName),
+    /// A remote: another server, or a shared store of deliverables.
+    Remote(RemoteName),
+    /// An earlier deployment: the release was live here before, and its journal has everything about it.
+    #[serde(rename = "past")]
+    Previous,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Commit => f.write_str("its commit"),
+            Origin::Store => f.write_str("the store"),
+            Origin::Environment(name) => write!(f, "the environment {name}"),
+            Origin::Remote(name) => write!(f, "the remote {name}"),
+            Origin::Previous => f.write_str("an earlier deployment"),
+        }
+    }
+}
+
+/// The environment that a deployment belongs to, by its numbers and names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentIdentity {
+    /// The environment's number, which is never used again.
+    pub id: EnvId,
+    /// The number of its project.
+    pub project_id: ProjectId,
+    /// The name of its project.
+    pub project: ProjectName,
+    /// Its name within the project.
+    pub name: EnvironmentName,
+}
+
+impl EnvironmentIdentity {
+    /// The identity of `environment`.
+    pub fn of(environment: &Environment) -> EnvironmentIdentity {
+        EnvironmentIdentity {
+            id: environment.id,
+            project_id: environment.project_id,
+            project: environment.project.clone(),
+            name: environment.name.clone(),
+        }
+    }
+}
+
+/// Everything about a deployment that is fixed before its first step. It is the first event of the deployment's journal, and the
+/// only source from which a server that takes the deployment over rebuilds it.
+///
+/// Two versions are read. Version 2 is what this program writes. Version 1 is the `opened` event of larder 0.1, which has no
+/// `version`; reading it fills in what was true for every deployment of that version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct DeploymentSpec {
+    /// The version of the format that this specification was read from.
+    pub version: u32,
+    /// The deployment.
+    #[serde(rename = "deployment")]
+    pub id: DeploymentId,
+    /// The request that started the deployment.
+    pub trigger: Trigger,
+    /// The environment; `None` in version 1, where only the journal's directory names it.
+    pub environment: Option<EnvironmentIdentity>,
+    /// The environment's mode when the deployment began.
+    pub mode: Mode,
+    /// How the release replaces the previous one.
+    pub strategy: Strategy,
+    /// The branch that is deployed and whose ref carries the verdict.
+    pub branch: BranchName,
+    /// The commit that is deployed.
+    pub commit: CommitId,
+    /// The release that is made or brought; drawn here, so that a step that runs twice means the same release.
+    pub release: ReleaseId,
+    /// The number of the release.
+    pub number: ReleaseNumber,
+    /// The slot that the release boots in.
+    pub slot: Slot,
+    /// The release that is live when the deployment begins, and that unwinding goes back to.
+    pub previous: Option<Live>,
+    /// The names of the steps, in order.
+    pub plan: Vec<StepName>,
+    /// The step after which the deployment is finished rather than unwound: from then on its release serves visitors.
+    pub commit_point: StepName,
+    /// The source of the release.
+    pub origin: Origin,
+    /// Whether the release was installed here before: then its tree, its files and its ref are not this deployment's to remove.
+    pub again: bool,
+    /// The deployment that made the release live before, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<DeploymentId>,
+    /// The reason for which the promotion policy does not apply, in the words of the person who decided that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overriding: Option<String>,
+    /// The phases of a dry run; empty for a deployment that shall go live.
+    #[serde(rename = "trial", skip_serializing_if = "Vec::is_empty")]
+    pub dry_run: Vec<Phase>,
+    /// The commit that the pusher saw the branch at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<CommitId>,
+    /// Whether the newest release was asked for, and not this one by name.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub newest: bool,
+    /// Tags that come in the same push: name and object. Git stores them only after the deployment.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<(String, CommitId)>,
+}
+
+/// The fields as they are on the disk, in either version.
+#[derive(Deserialize)]
+struct Fields {
+    deployment: DeploymentId,
+    trigger: Trigger,
+    environment: Option<EnvironmentIdentity>,
+    mode: Option<Mode>,
+    strategy: Option<Strategy>,
+    branch: BranchName,
+    commit: CommitId,
+    release: ReleaseId,
+    number: ReleaseNumber,
+    slot: Slot,
+    previous: Option<Live>,
+    plan: Vec<StepName>,
+    commit_point: Option<StepName>,
+    #[serde(default)]
+    origin: Origin,
+    #[serde(default)]
+    again: bool,
+    recorded: Option<DeploymentId>,
+    overriding: Option<String>,
+    #[serde(default)]
+    trial: Vec<Phase>,
+    seen: Option<CommitId>,
+    #[serde(default)]
+    newest: bool,
+    #[serde(default)]
+    tags: Vec<(String, CommitId)>,
+}
+
+/// The reason why a specification cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The journal was written by a newer larder.
+    #[error("the deployment has format version {found}, and this larder reads versions 1 to {}", DeploymentSpec::VERSION)]
+    Version {
+        /// The version in the journal.
+        found: Value,
+    },
+    /// A field is missing or has a wrong value.
+    #[error("the deployment's specification cannot be read: {0}")]
+    Field(String),
+    /// The journal belongs to another environment.
+    #[error("the journal belongs to {found}, not to {expected}")]
+    Environment {
+        /// The environment in the journal.
+        found: String,
+        /// The environment in whose directory the journal is.
+        expected: String,
+    },
+}
+
+impl TryFrom<Map<String, Value>> for DeploymentSpec {
+    type Error = SpecError;
+
+    fn try_from(map: Map<String, Value>) -> Result<DeploymentSpec, SpecError> {
+        let version = match map.get("version") {
+            None => 1,
+            Some(found) => match found.as_u64() {
+                Some(1) => 1,
+                Some(2) => 2,
+                _ => return Err(SpecError::Version { found: found.clone() }),
+            },
+        };
+        let fields: Fields = serde_json::from_value(Value::Object(map)).map_err(|error| SpecError::Field(error.to_string()))?;
+        let missing = |name: &str| SpecError::Field(format!("missing field `{name}`"));
+        let (mode, strategy, commit_point) = match version {
+            // The mode is not in version 1. The plan says whether the release was built; `for_environment` settles the rest.
+            1 => {
+                let cooks = fields.plan.iter().any(|step| step.as_str() == "build.compile");
+                let mode = if cooks { Mode::Cooking } else { Mode::Final };
+                (mode, Strategy::BlueGreen, StepName::from("deploy.switch"))
+            }
+            _ => (
+                fields.mode.ok_or_else(|| missing("mode"))?,
+                fields.strategy.ok_or_else(|| missing("strategy"))?,
+                fields.commit_point.ok_or_else(|| missing("commit_point"))?,
+            ),
+        };
+        if version > 1 && fields.environment.is_none() {
+            return Err(missing("environment"));
+        }
+        Ok(DeploymentSpec {
+            version,
+            id: fields.deployment,
+            trigger: fields.trigger,
+            environment: fields.environment,
+            mode,
+            strategy,
+            branch: fields.branch,
+            commit: fields.commit,
+            release: fields.release,
+            number: fields.number,
+            slot: fields.slot,
+            previous: fields.previous,
+            plan: fields.plan,
+            commit_point,
+            origin: fields.origin,
+            again: fields.again,
+            recorded: fields.recorded,
+            overriding: fields.overriding,
+            dry_run: fields.trial,
+            seen: fields.seen,
+            newest: fields.newest,
+            tags: fields.tags,
+        })
+    }
+}
+
+impl DeploymentSpec {
+    /// The version of the format that this program writes.
+    pub const VERSION: u32 = 2;
+
+    /// The specification as a deployment of `environment` uses it. Completes version 1, and refuses a journal that was written for
+    /// another environment.
+    ///
+    /// # Errors
+    /// [`SpecError::Environment`] if the numbers differ.
+    pub fn for_environment(mut self, environment: &Environment) -> Result<DeploymentSpec, SpecError> {
+        match &self.environment {
+            None => {
+                self.environment = Some(EnvironmentIdentity::of(environment));
+                self.mode = environment.mode;
+            }
+            Some(own) if own.id != environment.id || own.project_id != environment.project_id => {
+                let found = format!("{}/{} (number {})", own.project, own.name, own.id.0);
+                return Err(SpecError::Environment { found, expected: environment.title() });
+            }
+            Some(_) => {}
+        }
+        Ok(self)
+    }
+
+    /// The phases of a dry run as text; `None` for a deployment that shall go live.
+    pub fn dry_run_phases(&self) -> Option<String> {
+        let phases: Vec<_> = self.dry_run.iter().map(|phase| phase.as_str()).collect();
+        (!phases.is_empty()).then(|| phases.join(", "))
+    }
+
+    /// The release, as what it is once it is live.
+    pub fn live(&self) -> Live {
+        Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Event, Record};
+
+    /// An `opened` event of larder 0.1.
+    fn version_1() -> Value {
+        serde_json::json!({
+            "at": "2026-11-21T15:42:14Z", "event": "opened", "deployment": DeploymentId::new(jiff::Timestamp::UNIX_EPOCH),
+            "trigger": { "kind": "push", "by": "ann" }, "branch": "main", "commit": "a".repeat(40),
+            "release": ReleaseId::new(jiff::Timestamp::UNIX_EPOCH), "number": 3, "slot": "green", "previous": null,
+            "plan": ["gather.source", "build.compile", "deploy.switch"], "trial": ["gather"],
+        })
+    }
+
+    fn spec_of(record: Value) -> Result<DeploymentSpec, String> {
+        match serde_json::from_value(record).map_err(|error| error.to_string())? {
+            Record { event: Event::Opened(spec), .. } => Ok(*spec),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn spec_of_version_1_is_upgraded() {
+        let spec = spec_of(version_1()).unwrap();
+        assert_eq!((spec.version, spec.mode, spec.strategy), (1, Mode::Cooking, Strategy::BlueGreen));
+        assert_eq!((spec.commit_point.as_str(), &spec.origin, spec.again), ("deploy.switch", &Origin::Commit, false));
+        assert_eq!(spec.dry_run, [Phase::Gather]);
+        let spec = spec.for_environment(&Environment { mode: Mode::Final, ..Environment::of_shop("production", "main") });
+        assert_eq!(spec.unwrap().mode, Mode::Final);
+    }
+
+    #[test]
+    fn spec_survives_a_round_trip() {
+        let environment = Environment::of_shop("production", "main");
+        let old = spec_of(version_1()).unwrap();
+        let spec = DeploymentSpec { version: DeploymentSpec::VERSION, ..old.for_environment(&environment).unwrap() };
+        let record = Record { at: jiff::Timestamp::UNIX_EPOCH, event: Event::Opened(Box::new(spec.clone())) };
+        let value = serde_json::to_value(record).unwrap();
+        assert_eq!(value["deployment"], serde_json::json!(spec.id));
+        assert_eq!(spec_of(value), Ok(spec));
+    }
+
+    #[test]
+    fn spec_of_unknown_version_is_refused() {
+        for version in [Value::from(3), Value::from("2"), Value::Null] {
+            let mut record = version_1();
+            record["version"] = version;
+            let error = spec_of(record).unwrap_err();
+            assert!(error.contains("format version"), "{error}");
+        }
+    }
+
+    #[test]
+    fn spec_of_another_environment_is_refused() {
+        let (shop, mut other) = (Environment::of_shop("production", "main"), Environment::of_shop("staging", "next"));
+        other.id = EnvId(9);
+        let spec = spec_of(version_1()).unwrap().for_environment(&shop).unwrap();
+        assert!(matches!(spec.for_environment(&other), Err(SpecError::Environment { .. })));
+    }
+}

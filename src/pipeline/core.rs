@@ -1,0 +1,183 @@
+//! The pipeline: all environments of this server with their queues.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    context::{Deployment, Memory, Services},
+    error::PipelineError,
+    facts::Facts,
+    history::History,
+    journal::{JournalError, JournalState},
+    queue::{Queue, Request, Ticket},
+    transcript::Transcript,
+    verdict,
+};
+use crate::{
+    config::Settings,
+    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId},
+};
+
+/// Checks again, when a deployment starts, what was checked when it was submitted. It may have waited for a long time.
+pub trait StartCheck: Send + Sync {
+    /// Returns the environment as it is registered now, or the reason why the request may not start any more.
+    fn check(&self, request: &Request) -> Result<Environment, String>;
+}
+
+pub(super) struct Shared {
+    pub(super) services: Arc<Services>,
+    pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
+    /// The environments that are still to be attached since the server started.
+    pub(super) awaited: Mutex<HashSet<EnvId>>,
+    pub(super) parallel: Arc<Semaphore>,
+    pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stopping: CancellationToken,
+}
+
+/// All deployments of this server; cheap to clone.
+#[derive(Clone)]
+pub struct Pipeline(pub(super) Arc<Shared>);
+
+impl Pipeline {
+    /// Creates a pipeline without environments; [`Pipeline::attach`] adds them.
+    pub fn new(services: Arc<Services>) -> Pipeline {
+        let parallel = Arc::new(Semaphore::new(services.config.deployments_parallel.into()));
+        Pipeline(Arc::new(Shared {
+            services,
+            queues: Mutex::default(),
+            awaited: Mutex::default(),
+            parallel,
+            start_check: OnceLock::new(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    /// Sets the check of deployments that start. Only the first call has an effect.
+    pub fn check_starts(&self, check: Arc<dyn StartCheck>) {
+        let _ = self.0.start_check.set(check);
+    }
+
+    /// Returns the subsystems.
+    pub fn services(&self) -> &Arc<Services> {
+        &self.0.services
+    }
+
+    pub(super) fn queue(&self, environment: EnvId) -> Option<Queue> {
+        self.0.queues.lock().get(&environment).cloned()
+    }
+
+    /// Announces which environments are going to be attached: until then requests for them are refused as "recovering".
+    pub fn await_all<'e>(&self, environments: impl IntoIterator<Item = &'e Environment>) {
+        self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
+    }
+
+    /// Returns the queue of an environment, or the reason why there is none.
+    pub(super) fn queue_of(&self, environment: &Environment) -> Result<Queue, PipelineError> {
+        let missing = || match self.0.awaited.lock().contains(&environment.id) {
+            true => PipelineError::Recovering(environment.title()),
+            false => PipelineError::NoEnvironment(environment.title()),
+        };
+        self.queue(environment.id).ok_or_else(missing)
+    }
+
+    /// Waits until no release of an environment is being removed; none is removed while the guard is held.
+    pub async fn settled(&self, environment: EnvId) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        Some(self.queue(environment)?.store.lock_owned().await)
+    }
+
+    /// Returns what is live in an environment.
+    pub fn live(&self, environment: EnvId) -> Option<Live> {
+        self.queue(environment)?.state.lock().live.clone()
+    }
+
+    /// Returns the deployments of an environment, oldest first.
+    pub fn history(&self, environment: EnvId) -> History {
+        self.queue(environment).map(|queue| queue.state.lock().history.clone()).unwrap_or_default()
+    }
+
+    /// Returns the deployment that runs in an environment, and the one that waits.
+    pub fn under_way(&self, environment: EnvId) -> (Option<Ticket>, Option<Ticket>) {
+        let Some(queue) = self.queue(environment) else { return (None, None) };
+        let state = queue.state.lock();
+        (state.running.clone(), state.waiting.as_ref().map(|pending| pending.ticket.clone()))
+    }
+
+    /// Returns the facts of the deployment that made `release` live.
+    pub fn facts(&self, environment: &Environment, release: ReleaseId) -> Result<Facts, JournalError> {
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        match self.history(environment.id).of_release(release) {
+            Some(summary) => Ok(JournalState::read(&paths.deployment(summary.deployment))?.facts),
+            None => Ok(Facts::default()),
+        }
+    }
+
+    /// Returns the settings with which a release was deployed.
+    pub(super) fn settings_of(&self, environment: &Environment, live: &Live) -> Settings {
+        self.facts(environment, live.release).ok().and_then(|facts| facts.settings).unwrap_or_default()
+    }
+
+    /// Makes a deployment from its specification and facts: a new one, or one that a journal describes. Whatever is neither in the
+    /// specification nor in the facts is rebuilt here.
+    pub(super) fn revive(
+        &self,
+        queue: &Queue,
+        spec: DeploymentSpec,
+        facts: Facts,
+        transcript: Transcript,
+        cancelled: CancellationToken,
+    ) -> Deployment {
+        let services = self.0.services.clone();
+        let environment = Environment { mode: spec.mode, ..queue.environment() };
+        let paths = services.root.environment(&environment.project, &environment.name);
+        let memory = Memory {
+            cancelled,
+            previous_settings: spec.previous.as_ref().map(|live| self.previous_settings(queue, &environment, live)),
+            sibling_record: self.sibling_record(&environment, &spec),
+            idle_slot: queue.idle_slot.clone(),
+            spare: queue.spare.clone(),
+            ..Memory::default()
+        };
+        Deployment { spec, facts, environment, services, paths, transcript, memory }
+    }
+
+    /// Returns the settings of the release that was live before. The queue is asked and not the map of queues: while the server
+    /// recovers an environment, its queue is not there yet.
+    fn previous_settings(&self, queue: &Queue, environment: &Environment, live: &Live) -> Settings {
+        let paths = self.0.services.root.environment(&environment.project, &environment.name);
+        let made = queue.state.lock().history.of_release(live.release).map(|summary| summary.deployment);
+        let state = made.and_then(|id| JournalState::read(&paths.deployment(id)).ok());
+        state.and_then(|state| state.facts.settings).unwrap_or_default()
+    }
+
+    /// Returns what another environment of the project reports about the release that is taken over from it.
+    fn sibling_record(&self, environment: &Environment, spec: &DeploymentSpec) -> Option<HealthRecord> {
+        let Origin::Environment(name) = &spec.origin else { return None };
+        let is_it = |other: &Environment| other.project_id == environment.project_id && other.name == *name;
+        let siblings: Vec<_> = self.0.queues.lock().values().map(Queue::environment).collect();
+        self.health(&siblings.into_iter().find(is_it)?, spec.release)
+    }
+
+    /// Returns the reason in git's own line for an outcome; `None` for a success.
+    pub fn reason(&self, outcome: &Outcome, environment: EnvId) -> Option<String> {
+        verdict::reason(outcome, self.live(environment).as_ref())
+    }
+
+    /// Accepts no further request, and waits for the deployments under way, at most `limit`. The next server finishes or unwinds
+    /// those that are not done by then.
+    pub async fn drain(&self, limit: Duration) {
+        self.0.stopping.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(limit, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("deployments are still under way; the next server takes them over");
+        }
+    }
+}

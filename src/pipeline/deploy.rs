@@ -1,0 +1,179 @@
+//! The way of a request: submitted, queued, specified, walked, concluded.
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    conclude::Ended,
+    core::Pipeline,
+    error::PipelineError,
+    failure::Failure,
+    journal::{self, Journal},
+    modes,
+    observe::News,
+    plan::Plan,
+    queue::{Entered, Goal, Pending, Queue, Request, Ticket},
+    runner,
+    transcript::Transcript,
+};
+use crate::model::{
+    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, StepName,
+};
+
+impl Pipeline {
+    /// Queues a deployment. It runs even if the caller goes away.
+    ///
+    /// # Errors
+    /// The environment is frozen, unknown, being recovered or being removed; the request is a dry run and a deployment is under
+    /// way; the server is stopping; or the deployment's directory cannot be made.
+    pub fn submit(&self, request: Request) -> Result<Ticket, PipelineError> {
+        if self.0.stopping.is_cancelled() {
+            return Err(PipelineError::Stopping);
+        }
+        let queue = self.queue_of(&request.environment)?;
+        queue.is_thawed()?;
+        let deployment = DeploymentId::new(jiff::Timestamp::now());
+        let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
+        let path = paths.deployment(deployment);
+        let transcript = journal::make_directory(&path).and_then(|()| Transcript::open(&path));
+        let transcript = transcript.map_err(|source| PipelineError::Record { path, source })?;
+        let (verdict, outcome) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let ticket = Ticket { deployment, request, transcript, outcome, cancel };
+        match queue.enter(Pending { ticket: ticket.clone(), verdict }) {
+            Entered::First(first) => {
+                let this = self.clone();
+                self.0.tasks.spawn(async move { this.work_off(queue, first).await });
+            }
+            Entered::Waits(superseded) => {
+                ticket.transcript.title("Another deployment is under way; this one waits for it");
+                if let Some(old) = superseded {
+                    let why = format!("superseded by the newer push of {}", ticket.request.commit.short());
+                    let (this, fault) = (self.clone(), Failure::nobody(why).in_phase(Phase::Gather));
+                    self.0.tasks.spawn(async move { this.conclude(&queue, Ended::NeverBegan { pending: old, fault }).await });
+                }
+            }
+            Entered::Busy(running) => {
+                journal::remove(&paths.deployment(deployment));
+                return Err(queue.busy(Some(running)));
+            }
+            Entered::Closed => {
+                journal::remove(&paths.deployment(deployment));
+                return Err(PipelineError::NoEnvironment(ticket.request.environment.title()));
+            }
+        }
+        Ok(ticket)
+    }
+
+    /// Returns the plan for a push to `environment`.
+    pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
+        let steps = modes::steps(environment.mode, &modes::usual_origin(environment.mode));
+        Plan::known(&steps).only(only)
+    }
+
+    async fn work_off(&self, queue: Queue, first: Pending) {
+        let mut next = Some(first);
+        while let Some(pending) = next {
+            let _permit = self.0.parallel.clone().acquire_owned().await;
+            let title = pending.ticket.request.environment.title();
+            // Steps that panic are caught by the runner. This is for everything around them: the queue goes on in any case.
+            if AssertUnwindSafe(self.deploy(&queue, pending)).catch_unwind().await.is_err() {
+                tracing::error!(environment = title, "deployment panicked outside of a step; the next start recovers it");
+            }
+            next = queue.advance();
+        }
+    }
+
+    /// Runs one deployment from its first event to its last.
+    async fn deploy(&self, queue: &Queue, pending: Pending) {
+        let work = queue.work.clone().lock_owned().await;
+        if let Err(why) = self.may_start(queue, &pending.ticket.request) {
+            let fault = Failure::nobody(why).in_phase(Phase::Gather);
+            self.conclude(queue, Ended::NeverBegan { pending, fault }).await;
+            return;
+        }
+        let Pending { ticket, verdict } = pending;
+        let spec = self.specify(queue, &ticket).await;
+        let plan = Plan::known(&spec.plan);
+        let mut deployment = self.revive(queue, spec, Default::default(), ticket.transcript.clone(), ticket.cancel.clone());
+        if let Some(phases) = deployment.spec.dry_run_phases() {
+            ticket.transcript.title(&format!("Dry run of {phases}: nothing goes live"));
+        }
+        let opened = Journal::open(&deployment.paths.deployment(deployment.spec.id)).and_then(|mut journal| {
+            journal.note(Event::Opened(Box::new(deployment.spec.clone())))?;
+            Ok(journal)
+        });
+        let ended = match opened {
+            Ok(mut journal) => {
+                deployment.services.observers.milestone(deployment.announcement("began", News::Began));
+                let outcome = runner::run(&plan, &mut deployment, &mut journal).await;
+                Ended::Walked { deployment, journal, outcome, recovered: false, verdict: Some(verdict), work: Some(work) }
+            }
+            // Nothing was done yet, so there is nothing to revert.
+            Err(error) => {
+                queue.state.lock().in_progress = None;
+                Ended::Unopened { deployment, fault: runner::no_journal(&error), verdict }
+            }
+        };
+        self.conclude(queue, ended).await;
+    }
+
+    /// Checks everything again that was checked when the request was submitted, and takes over changes of the environment, such as
+    /// its scale. Returns the reason why the deployment may not start any more.
+    fn may_start(&self, queue: &Queue, request: &Request) -> Result<(), String> {
+        queue.is_thawed().map_err(|error| error.to_string())?;
+        let environment = match self.0.start_check.get() {
+            Some(check) => check.check(request)?,
+            None => request.environment.clone(),
+        };
+        queue.set_environment(environment);
+        Ok(())
+    }
+
+    /// Fixes everything about a deployment at the moment at which it begins.
+    async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
+        // Old releases may be in removal, and this deployment may be about one of them.
+        let _settled = queue.store.lock().await;
+        let request = &ticket.request;
+        let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
+        let mut state = queue.state.lock();
+        let environment = state.environment.clone();
+        let previous = state.live.clone();
+        let (release, origin, overriding, newest) = match request.goal.clone() {
+            Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None, false),
+            Goal::Release { release, origin, overriding, newest } => (release, origin, overriding, newest),
+        };
+        // A tree gets its name when it is complete, and loses it before any of it is removed; a tree that a failed or interrupted
+        // deployment has left is removed by that deployment's own unwinding.
+        let recorded = state.history.of_release(release).map(|summary| summary.deployment);
+        let again = recorded.is_some() && paths.tree(release).is_dir();
+        state.in_progress = Some(release);
+        DeploymentSpec {
+            version: DeploymentSpec::VERSION,
+            id: ticket.deployment,
+            trigger: request.trigger.clone(),
+            environment: Some(EnvironmentIdentity::of(&environment)),
+            mode: environment.mode,
+            strategy: environment.strategy,
+            branch: request.branch.clone(),
+            commit: request.commit.clone(),
+            release,
+            number: state.history.next_number(),
+            slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
+            previous,
+            plan: Plan::known(&modes::steps(environment.mode, &origin)).only(&request.dry_run).names(),
+            commit_point: StepName::from(modes::COMMIT_POINT),
+            origin,
+            again,
+            recorded,
+            overriding,
+            dry_run: request.dry_run.clone(),
+            seen: request.seen.clone(),
+            newest,
+            tags: request.tags.clone(),
+        }
+    }
+}

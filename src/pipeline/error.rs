@@ -1,0 +1,61 @@
+//! The reasons for which the pipeline does not take a request.
+
+use std::{io, path::PathBuf};
+
+use super::journal::JournalError;
+use crate::model::DeploymentId;
+
+/// The reason why a deployment was not queued.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The environment is not served here (any more).
+    #[error("there is no environment {0} on this server")]
+    NoEnvironment(String),
+    /// An earlier deployment could not be reverted.
+    #[error("{environment} is frozen since deployment {deployment} got stuck: {why}")]
+    Frozen {
+        /// The environment as `project/environment`.
+        environment: String,
+        /// The deployment that got stuck.
+        deployment: DeploymentId,
+        /// The step that could not be reverted, and the reason.
+        why: String,
+    },
+    /// The server has just started, and the environment is not recovered yet.
+    #[error("{0} is still being recovered after the last start of the server; try again in a moment")]
+    Recovering(String),
+    /// Another operation decides what runs in the environment.
+    #[error("{environment} is {doing}")]
+    Busy {
+        /// The environment as `project/environment`.
+        environment: String,
+        /// The operation: "being deployed (ID)", "being restarted".
+        doing: String,
+    },
+    /// The server is stopping.
+    #[error("the server is stopping; push again in a moment")]
+    Stopping,
+    /// The deployment's directory could not be made.
+    #[error("cannot begin the record of the deployment at {path}")]
+    Record {
+        /// The directory of the deployment.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The reason why an environment stays frozen.
+#[derive(Debug, thiserror::Error)]
+pub enum ThawError {
+    /// Another operation is under way there.
+    #[error(transparent)]
+    NotNow(#[from] PipelineError),
+    /// A journal cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] JournalError),
+    /// The deployment was reverted once more, and got stuck again.
+    #[error("it still cannot be reverted: {0}")]
+    Still(String),
+}

@@ -1,0 +1,338 @@
+//! Follow-ups: what is left to do after the verdict. The old slot is drained and stopped, old releases and records are pruned, the
+//! release is published, the repository packed. A follow-up cannot fail the deployment, may run twice, and is taken up by the next
+//! server where this one dies.
+
+use std::fs;
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    context::{Deployment, Services},
+    core::Pipeline,
+    drift, fault,
+    history::{History, Summary},
+    journal::JournalState,
+    phases::{bundle, post_install},
+    publish,
+    queue::Queue,
+    spare::TreeCopy,
+    state_files::Pins,
+    util::{chain, run_blocking},
+};
+use crate::{
+    config::{Age, ByteSize},
+    git::{Expected, MoveRef, ReleaseRef},
+    host::{files, root::EnvironmentPaths},
+    model::{Area, DeploymentId, Environment, Live, ReleaseId},
+    proxy::Retired,
+    release::{
+        self,
+        store::{Info, Keep, forget_deltas, prune_plan},
+    },
+    remote,
+    runtime::Label,
+};
+
+/// The number of deployments after which a repository is packed.
+const PACK_EVERY: u32 = 25;
+
+/// The age at which the partial files of an interrupted pull are removed.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
+/// The number of entries from which a spare tree is worth its making: a smaller tree is linked in less time than a spare one is
+/// checked.
+const WORTH_A_SPARE: u64 = 500;
+
+/// The file that says that a deployment has follow-ups left. larder 0.1 wrote it only for deployments that went live.
+const DUE: &str = "due";
+
+/// Marks a deployment as having follow-ups. A power cut may lose the mark; the next deployment has the same follow-ups.
+pub(super) fn are_due(deployment: &Deployment) {
+    let note = deployment.paths.deployment(deployment.spec.id).join(DUE);
+    if let Err(error) = files::append(&note, 0o600) {
+        tracing::warn!(%error, "the follow-ups of this deployment are lost if the server is killed now");
+    }
+}
+
+/// Whether follow-ups of a deployment are left.
+fn are_left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
+    services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
+}
+
+impl Pipeline {
+    /// Starts the follow-ups of a deployment that has ended. For one that went live, `idle` reserves the idle slot until it is
+    /// empty; the queue does not wait for that.
+    pub(super) fn follow_up(&self, queue: &Queue, mut deployment: Deployment, idle: Option<OwnedMutexGuard<()>>) {
+        let live = queue.state.lock().live.clone().filter(|_| idle.is_some());
+        if live.is_some() {
+            tokio::spawn(post_install::watch(&deployment));
+        }
+        let (this, queue) = (self.clone(), queue.clone());
+        tokio::spawn(async move {
+            if let Some(live) = &live {
+                let retired = deployment.memory.retired.take();
+                retire(&deployment, live, retired).await;
+                keep_changes(&deployment).await;
+            }
+            drop(idle);
+            this.settle(&deployment, &queue, live.as_ref()).await;
+        });
+    }
+
+    /// Starts the follow-ups that earlier servers have left. The processes of the old slot are stopped by then.
+    pub(super) fn take_up_followups(&self, queue: &Queue) {
+        let (live, history) = queue.snapshot();
+        let environment = queue.environment();
+        let is_due = |summary: &&Summary| summary.ended.is_some() && are_left(self.services(), &environment, summary.deployment);
+        let due: Vec<_> = history.deployments.iter().filter(is_due).map(|summary| summary.deployment).collect();
+        if due.is_empty() {
+            return;
+        }
+        let made = live.as_ref().and_then(|live| history.of_release(live.release).filter(|made| made.number == live.number));
+        let made = made.map(|made| made.deployment);
+        // Until changes made by hand are kept, no deployment may empty the old slot.
+        let idle = queue.idle_slot.clone().try_lock_owned().ok();
+        let (this, queue) = (self.clone(), queue.clone());
+        tokio::spawn(async move {
+            let (mut idle, mut revived) = (idle, Vec::new());
+            for id in due {
+                match this.reopen(&queue, id) {
+                    Ok((deployment, _)) => revived.push(deployment),
+                    Err(error) => tracing::warn!(error = chain(&error), "follow-ups of a deployment are not taken up"),
+                }
+            }
+            let is_live = |deployment: &Deployment| made == Some(deployment.spec.id);
+            if let (Some(deployment), true) = (revived.iter().find(|deployment| is_live(deployment)), idle.is_some()) {
+                keep_changes(deployment).await;
+            }
+            idle.take();
+            for deployment in &revived {
+                this.settle(deployment, &queue, live.as_ref().filter(|_| is_live(deployment))).await;
+            }
+        });
+    }
+
+    /// Runs the follow-ups that do not concern the slots. `live` is what this deployment has made live, if it has.
+    async fn settle(&self, deployment: &Deployment, queue: &Queue, live: Option<&Live>) {
+        if live.is_some() {
+            complete(deployment).await;
+        }
+        remote::sweep(&deployment.paths, ABANDONED);
+        prune(deployment, queue).await;
+        if let Some(live) = live {
+            if deployment.memory.entries >= WORTH_A_SPARE {
+                make_spare(deployment, queue, live).await;
+            }
+            // Last: it may take long, and what this server needs does not wait for others.
+            publish::everywhere(deployment, live, self.health_record(deployment)).await;
+        }
+        let _ = fs::remove_file(deployment.paths.deployment(deployment.spec.id).join(DUE));
+    }
+
+    /// Returns the signed health record of a release for other places; `None` if the environment publishes nothing.
+    fn health_record(&self, deployment: &Deployment) -> Option<Vec<u8>> {
+        let environment = &deployment.environment;
+        let published = environment.remotes.iter().any(|remote| remote.publish);
+        let record = published.then(|| run_blocking(|| self.health(environment, deployment.spec.release)))??;
+        serde_json::to_vec(&record).ok()
+    }
+}
+
+/// Keeps changes that were made by hand in the previous release after the deployment looked for them.
+async fn keep_changes(deployment: &Deployment) {
+    if let (Some(old), Some(settings)) = (&deployment.spec.previous, &deployment.memory.previous_settings) {
+        drift::keep(deployment, old, settings).await;
+    }
+}
+
+/// Makes the archive of a release that came as a delta, so that the release does not depend on the delta's base any longer.
+async fn complete(deployment: &Deployment) {
+    let release = deployment.spec.release;
+    if !deployment.paths.delta(release).is_file() {
+        return;
+    }
+    if let Err(error) = release::rebuild(&bundle::context(deployment), release).await {
+        tracing::warn!(%release, error = chain(&error), "cannot make the archive of a release that came as a delta; the delta stays");
+    }
+}
+
+/// Stops the slot that is not live. Workers end at once, because two releases must not work side by side for long; web processes
+/// first answer the requests that they have begun.
+async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) {
+    let (settings, previous) = (deployment.settings(), deployment.previous_settings());
+    let environment = deployment.environment.id;
+    let runtime = &deployment.services.runtime;
+    let old = |label: &Label| label.slot != live.slot;
+    // A process is stopped as its own recipe says.
+    let of = |label: &Label| if label.release == live.release { &settings } else { &previous };
+    let grace = |label: &Label| old(label).then(|| of(label).stop_of(&label.process).grace.get());
+    let workers = runtime.stop_each(environment, |label| grace(label).filter(|_| !label.process.is_web())).await;
+    if let Some(retired) = retired {
+        let report = retired.drain(settings.drain.get()).await;
+        if report.cut > 0 {
+            tracing::warn!(cut = report.cut, "requests of the old release were cut at the drain limit");
+        }
+    }
+    let rest = runtime.stop_each(environment, grace).await;
+    for error in [workers.err(), rest.err()].into_iter().flatten() {
+        tracing::error!(error = chain(&error), "cannot stop the old release");
+    }
+}
+
+/// Returns the file that names the spare tree.
+fn spare_note(paths: &EnvironmentPaths) -> std::path::PathBuf {
+    paths.deploy().join(".spare")
+}
+
+/// Makes the tree that the next installation begins with. If that fails, the next installation only takes longer.
+async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
+    // One at a time, because the note names one. The next installation discards a spare tree that is outdated by then.
+    let Ok(_in_progress) = queue.spare.in_progress.try_lock() else { return };
+    if queue.spare.take().is_some() {
+        remove_spare(&deployment.services, &deployment.environment).await;
+    }
+    let (name, of) = (ReleaseId::new(jiff::Timestamp::now()), live.release);
+    let made = async {
+        files::place_file(&spare_note(&deployment.paths), name.to_string().as_bytes(), 0o640).map_err(|e| chain(&e))?;
+        let made = release::spare(&bundle::context(deployment), name, of).await.map_err(|e| chain(&e))?;
+        made.report.seal.ok_or_else(|| "the worker returned no fingerprint".to_owned())
+    };
+    match made.await {
+        Ok(seal) => queue.spare.put(TreeCopy { name, of, seal }),
+        Err(why) => {
+            tracing::warn!(why, "cannot make a spare tree");
+            remove_spare(&deployment.services, &deployment.environment).await;
+        }
+    }
+}
+
+/// Removes the spare tree that `deploy/.spare` names: it is not known how far a dead server got with it.
+pub(super) async fn remove_spare(services: &Services, environment: &Environment) {
+    let note = spare_note(&services.root.environment(&environment.project, &environment.name));
+    let Some(name) = fs::read_to_string(&note).ok().and_then(|name| name.parse::<ReleaseId>().ok()) else { return };
+    if let Err(error) = services.launcher.reset_area(environment.id, Area::Tree, Some(name), None).await {
+        tracing::warn!(error = chain(&error), "cannot remove a spare tree");
+        return;
+    }
+    let _ = fs::remove_file(note);
+}
+
+/// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
+async fn prune(deployment: &Deployment, queue: &Queue) {
+    let services = &deployment.services;
+    fault::delay("followups.prune").await;
+    // No request may choose a release that is being removed.
+    let settled = queue.store.lock().await;
+    // Read only now: other deployments may have ended since this one did.
+    let (live, history) = queue.snapshot();
+    let Some(live) = live else {
+        // No release went live yet, so none is pruned; but the records of failed attempts are.
+        return prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
+    };
+    let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
+    let pinned = match Pins::read(&deployment.paths.pins()) {
+        Ok(pins) => pins.releases(),
+        Err(error) => {
+            tracing::error!(%error, "nothing is pruned: cannot read the pins");
+            return;
+        }
+    };
+    // The limits are those of the live release: not those of a recipe that failed or of a dry run, and not the defaults.
+    let made =
+        history.of_release(live.release).map(|summary| JournalState::read(&deployment.paths.deployment(summary.deployment)));
+    let settings = match made {
+        Some(Ok(state)) => state.facts.settings.unwrap_or_default(),
+        Some(Err(error)) => {
+            tracing::error!(error = chain(&error), "nothing is pruned: cannot read the journal of the live release");
+            return;
+        }
+        None => return,
+    };
+    let retention = settings.retention(&services.config);
+    let keep = Keep {
+        releases: retention.releases.into(),
+        age: retention.age.map(Age::get),
+        bytes: retention.bytes.map(ByteSize::bytes),
+        now: jiff::Timestamp::now(),
+    };
+    let mut doomed = prune_plan(&prunable(deployment, queue, &history, &live), Some(live.release), previous, &pinned, &keep);
+    // The refs first: once the files of a release are gone, no later pruning comes across it, and its ref would stay for ever. No
+    // branch is named here: deployments alone decide where the deploy branch points.
+    let environment = deployment.environment.id;
+    let forget: Vec<_> = doomed.iter().map(|release| ReleaseRef { environment, release: *release }).collect();
+    if let Some((first, rest)) = forget.split_first() {
+        let change =
+            MoveRef { refname: first.refname(), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
+        if let Err(error) = services.repositories.move_ref(deployment.environment.project_id, change).await {
+            tracing::warn!(error = chain(&error), "no release is pruned: cannot remove the refs of old releases");
+            doomed.clear();
+        }
+    }
+    for release in doomed {
+        if let Err(error) = services.launcher.reset_area(environment, Area::Tree, Some(release), None).await {
+            tracing::error!(%release, error = chain(&error), "cannot remove an old release");
+            continue;
+        }
+        let paths = &deployment.paths;
+        // The manifest first: it is what makes a release exist.
+        let [manifest, index, archive] = [paths.manifest(release), paths.index(release), paths.archive(release)];
+        for file in [manifest, index, archive, paths.health(release), paths.ran(release)] {
+            if let Err(error) = fs::remove_file(&file)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::error!(file = %file.display(), %error, "cannot remove a file of an old release");
+            }
+        }
+        if let Err(error) = forget_deltas(&deployment.paths, release) {
+            tracing::error!(%release, error = chain(&error), "cannot remove deltas of an old release");
+        }
+    }
+    drop(settled);
+    prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
+    if deployment.spec.number.0.is_multiple_of(PACK_EVERY)
+        && let Err(error) = services.repositories.gc(deployment.environment.project_id).await
+    {
+        tracing::warn!(error = chain(&error), "cannot pack the repository");
+    }
+}
+
+/// The age up to which a release that was brought here is never pruned: a deployment of it may follow.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Returns the releases that retention considers: those that went live, and unused ones that were brought here and are older than
+/// the live one. A newer one may be about to become live.
+fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Live) -> Vec<Info> {
+    let paths = &deployment.paths;
+    let size = |release| fs::metadata(paths.archive(release)).map_or(0, |found| found.len());
+    let in_progress = queue.state.lock().in_progress;
+    let tried: std::collections::HashSet<_> =
+        history.deployments.iter().map(|summary| summary.release).chain(in_progress).collect();
+    let unused = |release: &ReleaseId| {
+        let brought = fs::metadata(paths.manifest(*release)).and_then(|found| found.modified());
+        let fresh = brought.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < FRESH));
+        !tried.contains(release) && *release < live.release && !fresh
+    };
+    let stored = release::store::list(&paths.releases()).unwrap_or_default();
+    // A release that was made live twice counts once.
+    let all: std::collections::BTreeSet<_> =
+        history.releases().map(|summary| summary.release).chain(stored.into_iter().filter(unused)).collect();
+    let all = all.into_iter().filter(|release| Some(*release) != in_progress);
+    // A release that was never live here pushes out none that was.
+    let went_live: std::collections::BTreeSet<_> = history.releases().map(|summary| summary.release).collect();
+    let info = |id| Info { id, good: went_live.contains(&id), bytes: size(id) };
+    all.map(info).filter(|info| on_disk(paths, info.id)).collect()
+}
+
+fn on_disk(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
+    paths.manifest(release).exists() || paths.archive(release).exists() || paths.tree(release).exists()
+}
+
+fn prune_records(paths: &EnvironmentPaths, queue: &Queue, history: &History, keep: usize) {
+    let kept: Vec<_> = history.releases().map(|summary| summary.release).filter(|release| on_disk(paths, *release)).collect();
+    let gone: Vec<_> = history
+        .prunable(keep, &kept)
+        .into_iter()
+        .filter(|deployment| fs::remove_dir_all(paths.deployment(*deployment)).is_ok())
+        .collect();
+    queue.state.lock().history.deployments.retain(|summary| !gone.contains(&summary.deployment));
+}

@@ -1,0 +1,236 @@
+//! Observers: told of every ending of a deployment and of its milestones, without being able to fail or delay it.
+//!
+//! Adding an observer takes one file with an `impl Observer` and one line in `server.rs`.
+
+use std::{fmt, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::{DeploymentId, Outcome, UserName};
+
+/// The time that one observer has for one announcement.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The number of announcements that wait for one observer.
+const WAITING_MAX: usize = 1024;
+
+/// The waits before an announcement is tried again.
+#[cfg(not(test))]
+const RETRIES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+#[cfg(test)]
+const RETRIES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(1)];
+
+/// An event that observers are told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// The first step is about to run.
+    Began,
+    /// The deployment has passed its commit point.
+    Committed,
+    /// The deployment has ended.
+    Ended(Outcome),
+    /// A person has released the environment that the deployment had frozen.
+    Released(UserName),
+}
+
+/// One announcement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// The same for every delivery of the same event, also by a later server: whoever must not act twice remembers it.
+    pub id: String,
+    /// The moment at which this delivery was made.
+    pub at: Timestamp,
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// The event.
+    pub news: News,
+}
+
+/// A part of larder, or of something around it, that follows deployments.
+pub trait Observer: Send + Sync {
+    /// The name for logs.
+    fn name(&self) -> &'static str;
+
+    /// Takes an announcement. Endings are delivered at least once: after a crash of the server the same id may come again.
+    /// Milestones are delivered at most once. An error is retried twice; it has no effect on the deployment.
+    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// Tells an observer's task of one announcement; the sender is dropped when the observer has it.
+type Delivery = (Arc<Announcement>, Option<oneshot::Sender<()>>);
+
+/// All observers of this server. Each has a task and a bounded queue of its own, so that a slow one delays no other.
+#[derive(Debug)]
+pub struct Observers(Vec<(&'static str, mpsc::Sender<Delivery>)>);
+
+impl Observers {
+    /// Starts a task for each observer; needs the runtime.
+    pub fn start(observers: impl IntoIterator<Item = Arc<dyn Observer>>) -> Observers {
+        let start = |observer: Arc<dyn Observer>| {
+            let (sender, deliveries) = mpsc::channel(WAITING_MAX);
+            let name = observer.name();
+            tokio::spawn(serve(observer, deliveries));
+            (name, sender)
+        };
+        Observers(observers.into_iter().map(start).collect())
+    }
+
+    /// Tells of a milestone. An observer whose queue is full misses it.
+    pub fn milestone(&self, announcement: Announcement) {
+        let announcement = Arc::new(announcement);
+        for (name, sender) in &self.0 {
+            if sender.try_send((announcement.clone(), None)).is_err() {
+                tracing::warn!(observer = name, id = announcement.id, "observer is too slow: milestone dropped");
+            }
+        }
+    }
+
+    /// Tells of an ending, and returns when every observer has it or has failed for good.
+    pub async fn ending(&self, announcement: Announcement) {
+        let announcement = Arc::new(announcement);
+        for (_, sender) in &self.0 {
+            let (done, delivered) = oneshot::channel();
+            if sender.send((announcement.clone(), Some(done))).await.is_ok() {
+                let _ = delivered.await;
+            }
+        }
+    }
+}
+
+async fn serve(observer: Arc<dyn Observer>, mut deliveries: mpsc::Receiver<Delivery>) {
+    while let Some((announcement, done)) = deliveries.recv().await {
+        deliver(&*observer, &announcement, done.is_some()).await;
+        drop(done);
+    }
+}
+
+async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bool) {
+    let retries: &[Duration] = if again { &RETRIES } else { &[] };
+    let mut retries = retries.iter();
+    loop {
+        let observing = AssertUnwindSafe(observer.observe(announcement)).catch_unwind();
+        let why = match tokio::time::timeout(LIMIT, observing).await {
+            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(_)) => String::from("it panicked"),
+            Err(_) => format!("it took longer than {} s", LIMIT.as_secs()),
+        };
+        tracing::warn!(observer = observer.name(), id = announcement.id, why, "observer failed");
+        match retries.next() {
+            Some(wait) => tokio::time::sleep(*wait).await,
+            None => return,
+        }
+    }
+}
+
+/// Writes endings to the server's log.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLog;
+
+impl Observer for ServerLog {
+    fn name(&self) -> &'static str {
+        "log"
+    }
+
+    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
+        let Announcement { id, environment, deployment, news, .. } = announcement;
+        match news {
+            News::Ended(outcome) => tracing::info!(id, environment, %deployment, ?outcome, "deployment ended"),
+            News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment released"),
+            News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment goes on"),
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// An observer for tests, which appends a line to a file for each announcement and recognises repeated ids. Compiled to nothing
+/// outside the test build; `FAILPOINTS="observer=return(FILE)"` adds it.
+pub fn of_tests() -> Option<Arc<dyn Observer>> {
+    fail::fail_point!("observer", |file| file.map(|file| Arc::new(FileOfTests(file.into())) as Arc<dyn Observer>));
+    None
+}
+
+#[allow(dead_code)] // Without failpoints nothing makes it.
+struct FileOfTests(std::path::PathBuf);
+
+impl Observer for FileOfTests {
+    fn name(&self) -> &'static str {
+        "tests"
+    }
+
+    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
+        let written = || {
+            let known = std::fs::read_to_string(&self.0).unwrap_or_default();
+            let line = format!("{} {} {}\n", announcement.id, announcement.environment, announcement.news);
+            let seen = known.lines().any(|known| known.split(' ').next() == Some(announcement.id.as_str()));
+            let options = std::fs::OpenOptions::new().create(true).append(true).open(&self.0);
+            options.and_then(|mut file| if seen { Ok(()) } else { io::Write::write_all(&mut file, line.as_bytes()) })
+        };
+        Box::pin(std::future::ready(written().map_err(|error| error.to_string())))
+    }
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            News::Began => "began",
+            News::Committed => "committed",
+            News::Released(_) => "released",
+            News::Ended(Outcome::Live { .. }) => "live",
+            News::Ended(Outcome::Refused { .. }) => "refused",
+            News::Ended(Outcome::RolledBack { .. }) => "rolled_back",
+            News::Ended(Outcome::Tried) => "tried",
+            News::Ended(Outcome::Stuck { .. }) => "stuck",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    struct Fails(Arc<Mutex<u32>>);
+
+    impl Observer for Fails {
+        fn name(&self) -> &'static str {
+            "fails"
+        }
+
+        #[allow(clippy::panic)]
+        fn observe<'a>(&'a self, _: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
+            Box::pin(async {
+                let calls = {
+                    let mut calls = self.0.lock();
+                    *calls += 1;
+                    *calls
+                };
+                match calls {
+                    1 => panic!("an observer that panics"),
+                    2 => Err(String::from("not now")),
+                    _ => Ok(()),
+                }
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn observer_that_panics_or_fails_is_asked_again() {
+        let calls = Arc::new(Mutex::new(0));
+        let observers = Observers::start([Arc::new(Fails(calls.clone())) as Arc<dyn Observer>]);
+        let announcement = Announcement {
+            id: String::from("x.1"),
+            at: Timestamp::UNIX_EPOCH,
+            environment: String::from("shop/production"),
+            deployment: DeploymentId::new(Timestamp::UNIX_EPOCH),
+            news: News::Ended(Outcome::Tried),
+        };
+        observers.ending(announcement).await;
+        assert_eq!(*calls.lock(), 3);
+    }
+}

@@ -1,0 +1,212 @@
+//! The queue of one environment: one deployment at a time, and at most one that waits.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{error::PipelineError, history::History, spare::Spare, transcript::Transcript};
+use crate::model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
+
+/// A request to deploy.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The kind of request, and the user who made it.
+    pub trigger: Trigger,
+    /// The environment.
+    pub environment: Environment,
+    /// The branch whose ref carries the verdict.
+    pub branch: BranchName,
+    /// The commit to deploy.
+    pub commit: CommitId,
+    /// The commit that the pusher saw the branch at; for a push only.
+    pub seen: Option<CommitId>,
+    /// Tags that come in the same push: name and object. Git stores them only after the deployment.
+    pub tags: Vec<(String, CommitId)>,
+    /// The release that becomes live.
+    pub goal: Goal,
+    /// The phases of a dry run; empty for a deployment that shall go live.
+    pub dry_run: Vec<Phase>,
+}
+
+/// The release that a request wants live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// A release that is built from the commit.
+    Cook,
+    /// A release that exists.
+    Release {
+        /// The release.
+        release: ReleaseId,
+        /// The place that has it.
+        origin: Origin,
+        /// Whether the newest release was asked for, and not this one by name.
+        newest: bool,
+        /// The reason for which the promotion policy does not apply.
+        overriding: Option<String>,
+    },
+}
+
+/// A deployment as its clients see it; cheap to clone. Dropping it has no effect on the deployment.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    /// The deployment.
+    pub deployment: DeploymentId,
+    /// The request that was submitted.
+    pub request: Request,
+    /// The output.
+    pub transcript: Transcript,
+    /// The outcome, once there is one.
+    pub outcome: watch::Receiver<Option<Outcome>>,
+    /// Cancelling it ends and unwinds the deployment.
+    pub cancel: CancellationToken,
+}
+
+impl Ticket {
+    /// Waits for the outcome; `None` if the server stops first, and the next one decides.
+    pub async fn outcome(&mut self) -> Option<Outcome> {
+        let ended = self.outcome.wait_for(Option::is_some).await.ok()?;
+        ended.clone()
+    }
+}
+
+/// A deployment in the queue, with the sending end of its outcome.
+pub(super) struct Pending {
+    pub(super) ticket: Ticket,
+    pub(super) verdict: watch::Sender<Option<Outcome>>,
+}
+
+/// The state of an environment's queue.
+pub(super) struct State {
+    /// The environment as it was registered last.
+    pub(super) environment: Environment,
+    pub(super) running: Option<Ticket>,
+    pub(super) waiting: Option<Pending>,
+    pub(super) history: History,
+    pub(super) live: Option<Live>,
+    /// The release of the running deployment, which is never pruned.
+    pub(super) in_progress: Option<ReleaseId>,
+    /// Whether the environment is being removed: no deployment enters any more.
+    pub(super) closed: bool,
+}
+
+/// The result of [`Queue::enter`].
+pub(super) enum Entered {
+    /// The deployment can start at once.
+    First(Pending),
+    /// The deployment waits, and replaced the one that waited before.
+    Waits(Option<Pending>),
+    /// The deployment is a dry run, which never waits, and another deployment is under way.
+    Busy(DeploymentId),
+    /// The environment is being removed.
+    Closed,
+}
+
+/// The queue of one environment; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Queue {
+    /// The environment's number.
+    pub(super) id: EnvId,
+    pub(super) state: Arc<Mutex<State>>,
+    /// Held by every operation that decides what runs here: a deployment from its specification to its verdict, a restart, a
+    /// removal. Each of them begins with what is live, and would otherwise act on a release that is not live any more.
+    pub(super) work: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the slot that the last switch left is drained and emptied.
+    pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
+    /// The tree that the next installation begins with.
+    pub(super) spare: Spare,
+    /// Held while releases are removed, and while a request chooses one.
+    pub(super) store: Arc<tokio::sync::Mutex<()>>,
+    /// Held while observers are told of an ending, so that they hear of one after the other.
+    pub(super) announcing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Queue {
+    pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Queue {
+        let id = environment.id;
+        let state = State { environment, running: None, waiting: None, history, live, in_progress: None, closed: false };
+        Queue {
+            id,
+            state: Arc::new(Mutex::new(state)),
+            work: Arc::default(),
+            idle_slot: Arc::default(),
+            spare: Spare::default(),
+            store: Arc::default(),
+            announcing: Arc::default(),
+        }
+    }
+
+    /// Returns the environment as it was registered last.
+    pub(super) fn environment(&self) -> Environment {
+        self.state.lock().environment.clone()
+    }
+
+    /// Takes over a change of the environment's registration.
+    pub(super) fn set_environment(&self, environment: Environment) {
+        self.state.lock().environment = environment;
+    }
+
+    /// Returns what is live, and the history.
+    pub(super) fn snapshot(&self) -> (Option<Live>, History) {
+        let state = self.state.lock();
+        (state.live.clone(), state.history.clone())
+    }
+
+    /// Puts `pending` in the queue.
+    pub(super) fn enter(&self, pending: Pending) -> Entered {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Entered::Closed;
+        }
+        match &state.running {
+            None => {
+                state.running = Some(pending.ticket.clone());
+                return Entered::First(pending);
+            }
+            Some(running) if !pending.ticket.request.dry_run.is_empty() => return Entered::Busy(running.deployment),
+            Some(_) => {}
+        }
+        Entered::Waits(state.waiting.replace(pending))
+    }
+
+    /// Lets no deployment in any more, unless one is under way.
+    pub(super) fn close(&self) -> Result<(), DeploymentId> {
+        let mut state = self.state.lock();
+        match &state.running {
+            Some(running) => Err(running.deployment),
+            None => {
+                state.closed = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Reverts [`Queue::close`].
+    pub(super) fn reopen(&self) {
+        self.state.lock().closed = false;
+    }
+
+    /// Returns the error for a request that cannot be served while the deployment `running`, or a restart, is under way.
+    pub(super) fn busy(&self, running: Option<DeploymentId>) -> PipelineError {
+        let doing = running.map_or_else(|| String::from("being restarted"), |id| format!("being deployed ({id})"));
+        PipelineError::Busy { environment: self.environment().title(), doing }
+    }
+
+    /// Fails if a stuck deployment has frozen the environment.
+    pub(super) fn is_thawed(&self) -> Result<(), PipelineError> {
+        let state = self.state.lock();
+        match state.history.frozen() {
+            None => Ok(()),
+            Some((deployment, why)) => Err(PipelineError::Frozen { environment: state.environment.title(), deployment, why }),
+        }
+    }
+
+    /// Takes the next deployment from the queue, or marks the queue as idle.
+    pub(super) fn advance(&self) -> Option<Pending> {
+        let mut state = self.state.lock();
+        let next = state.waiting.take();
+        state.running = next.as_ref().map(|pending| pending.ticket.clone());
+        next
+    }
+}
