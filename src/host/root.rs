@@ -1,20 +1,20 @@
-//! Every path below the server's directory, in one place.
+//! The paths of all files and directories below larder's root.
 
 use std::path::{Path, PathBuf};
 
 use crate::model::{DeploymentId, EnvironmentName, ProjectName, ReleaseId, Slot};
 
-/// The server's directory, `--root`.
+/// The root: larder's directory, `--root`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
 impl Root {
-    /// The directory `path`, which must be absolute: processes with other working directories use it.
+    /// The root at `path`, which must be absolute, because processes with other working directories use it.
     pub fn new(path: impl Into<PathBuf>) -> Root {
         Root(path.into())
     }
 
-    /// The directory itself.
+    /// The root directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -24,7 +24,7 @@ impl Root {
         self.0.join("larder.yml")
     }
 
-    /// The socket of the one desk.
+    /// The control socket of the command line.
     pub fn control_socket(&self) -> PathBuf {
         self.state().join("control.sock")
     }
@@ -49,17 +49,17 @@ impl Root {
         self.state().join("builds.json")
     }
 
-    /// The key by which clients know this server.
+    /// The SSH host key, by which clients recognise this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")
     }
 
-    /// The key that this server signs its deliverables with.
+    /// The key with which this server signs its deliverables.
     pub fn signing_key(&self) -> PathBuf {
         self.state().join("signing_ed25519_key")
     }
 
-    /// The key by which other servers know this one when it pulls from them.
+    /// The SSH key with which this server pulls from other servers.
     pub fn pull_key(&self) -> PathBuf {
         self.state().join("pull_ed25519_key")
     }
@@ -69,12 +69,12 @@ impl Root {
         self.0.join("keeper")
     }
 
-    /// What the binary brings along, unpacked: `hooks/` and `buildpacks/` of this version.
+    /// The files that are embedded in the binary: `hooks/` and `buildpacks/` of this version.
     pub fn lib(&self) -> PathBuf {
         self.0.join("lib").join(env!("CARGO_PKG_VERSION"))
     }
 
-    /// What the operator overrides: `buildpacks/<name>` and `layouts/<name>.yaml`.
+    /// The operator's overrides: `buildpacks/<name>` and `layouts/<name>.yaml`.
     pub fn etc(&self) -> PathBuf {
         self.0.join("etc")
     }
@@ -95,7 +95,7 @@ impl Root {
     }
 }
 
-/// Every path of one environment; ARCHITECTURE.md, "On disk", says who owns which.
+/// The paths of one environment; `layouts/standard.yaml` has their owners and modes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnvironmentPaths(PathBuf);
 
@@ -115,7 +115,7 @@ impl EnvironmentPaths {
         self.0.join("build")
     }
 
-    /// What buildpacks keep between builds.
+    /// The caches of buildpacks.
     pub fn cache(&self) -> PathBuf {
         self.0.join("cache")
     }
@@ -135,37 +135,37 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
-    /// What is in the manifest of a release, once more, to be read quickly; there may be none.
+    /// A copy of a release's manifest in a format that is read quickly; optional.
     pub fn index(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.index"))
     }
 
-    /// What is known of how a release ran elsewhere.
+    /// The health record of a release on another server.
     pub fn health(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.health.json"))
     }
 
-    /// How a release ran here, as it was said last to somebody who asked.
+    /// The health record of a release in this environment, as last reported to another server.
     pub fn ran(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.ran.json"))
     }
 
-    /// Deliverables on their way here, one directory for each release.
+    /// Deliverables that are being received, one directory for each release.
     pub fn incoming(&self) -> PathBuf {
         self.releases().join(".incoming")
     }
 
-    /// The newest build that was accepted from each server elsewhere.
+    /// The newest accepted build of each signer.
     pub fn accepted(&self) -> PathBuf {
         self.0.join("accepted.json")
     }
 
-    /// What a release is made of that has no archive here yet: the difference to an installed one.
+    /// The delta from an installed release to a release that has no archive here yet.
     pub fn delta(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.delta"))
     }
 
-    /// Deltas that were made for other servers, `<from>..<to>`. They can be made again.
+    /// Deltas for other servers, `<from>..<to>`. They can be recreated.
     pub fn deltas(&self) -> PathBuf {
         self.releases().join(".delta")
     }
@@ -195,12 +195,12 @@ impl EnvironmentPaths {
         self.0.join("slots").join(slot.as_str())
     }
 
-    /// Everything that persists; `/data` inside the sandbox.
+    /// The persistent data; `/data` in the sandbox.
     pub fn data(&self) -> PathBuf {
         self.0.join("data")
     }
 
-    /// Restore points and failed trees.
+    /// Kept patches; later restore points and failed trees.
     pub fn archives(&self) -> PathBuf {
         self.0.join("archives")
     }
@@ -220,12 +220,12 @@ impl EnvironmentPaths {
         self.0.join("log")
     }
 
-    /// Which processes ended by themselves.
+    /// The record of processes that exited by themselves.
     pub fn restarts(&self) -> PathBuf {
         self.0.join("restarts.jsonl")
     }
 
-    /// Values that larder made up because `app.json` asked for them.
+    /// Values that larder generated because `app.json` requests them.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
     }
@@ -240,12 +240,12 @@ impl EnvironmentPaths {
         self.0.join("postdeploy.json")
     }
 
-    /// What the deployments of the last releases have written into their slots themselves.
+    /// The files that the deployments of the last releases wrote into their slots.
     pub fn expected_drift(&self) -> PathBuf {
         self.0.join("expected-drift.json")
     }
 
-    /// For people and other tools: project, environment, active slot, live release.
+    /// Project, environment, active slot and live release, for people and other tools.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.yml")
     }

@@ -1,4 +1,4 @@
-//! Whose process listens on a port of this machine. All projects share its ports, so whoever connects to one asks.
+//! The owner of a listening socket. All projects share the ports of the machine, so a client asks before it connects to one.
 
 use std::{
     fs, io,
@@ -7,30 +7,31 @@ use std::{
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-/// The number of a request and its answer, and of an error: `linux/sock_diag.h`, `linux/netlink.h`.
+/// Message numbers of `linux/sock_diag.h` and `linux/netlink.h`.
 const BY_FAMILY: u16 = 20;
 const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 const HEADER: usize = 16;
-/// Where an answer has the user's number: behind the headers, the socket's identity and two timers.
+/// The offset of the user number in an answer: after the headers, the socket's identity and two timers.
 const UID: usize = HEADER + 4 + 48 + 12;
 
-/// The user who listens at `address`; nobody's is nothing. It costs some microseconds, whatever else is open here.
+/// Returns the user whose process listens at `address`; `None` if no process does. The cost is some microseconds and does not depend on
+/// the number of sockets.
 pub fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
-    match ask(address) {
+    match query(address) {
         Ok(Some(uid)) => Ok(Some(uid)),
-        // A kernel that cannot be asked in this way answers as if there was nobody.
-        Ok(None) | Err(_) => look(address),
+        // A kernel without this interface answers as if no process listened.
+        Ok(None) | Err(_) => search(address),
     }
 }
 
-/// Asks the kernel for the socket that a new connection would reach.
-fn ask(address: SocketAddr) -> io::Result<Option<u32>> {
+/// Asks the kernel for the socket that a new connection would reach (sock_diag(7)).
+fn query(address: SocketAddr) -> io::Result<Option<u32>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-    send(&socket, &question(address), SendFlags::empty())?;
+    send(&socket, &request(address), SendFlags::empty())?;
     let mut answer = [0; 1024];
-    // It is there as soon as it was asked for.
+    // The kernel has answered by the time `send` returns.
     let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
     let answer = answer.get(..length).unwrap_or_default();
     let number = |at: usize| answer.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
@@ -41,11 +42,11 @@ fn ask(address: SocketAddr) -> io::Result<Option<u32>> {
             Some(libc::ENOENT) => Ok(None),
             code => Err(io::Error::from_raw_os_error(code.unwrap_or_default())),
         },
-        _ => Err(io::Error::other("the kernel's answer makes no sense")),
+        _ => Err(io::Error::other("the kernel's answer has an unknown type")),
     }
 }
 
-fn question(address: SocketAddr) -> Vec<u8> {
+fn request(address: SocketAddr) -> Vec<u8> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let ip = |address: IpAddr| match address {
         IpAddr::V4(address) => [&address.octets()[..], &[0; 12]].concat(),
@@ -54,7 +55,7 @@ fn question(address: SocketAddr) -> Vec<u8> {
     let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
     body.extend(u32::MAX.to_ne_bytes());
     body.extend(address.port().to_be_bytes());
-    // No connection comes from port 0: it is the listener that is found.
+    // No connection comes from port 0, so only a listener matches.
     body.extend(0_u16.to_be_bytes());
     body.extend([ip(address.ip()), ip(address.ip())].concat());
     body.extend(0_u32.to_ne_bytes());
@@ -66,10 +67,10 @@ fn question(address: SocketAddr) -> Vec<u8> {
     message
 }
 
-/// The same from the lists of all sockets.
-fn look(address: SocketAddr) -> io::Result<Option<u32>> {
+/// Searches the lists of all sockets.
+fn search(address: SocketAddr) -> io::Result<Option<u32>> {
     let old = fs::read_to_string("/proc/net/tcp")?;
-    // Where there is no IPv6, there is no such list.
+    // Without IPv6, this list does not exist.
     let new = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
     Ok(listed(&format!("{old}{new}"), address))
 }
@@ -83,15 +84,15 @@ fn listed(lists: &str, address: SocketAddr) -> Option<u32> {
         IpAddr::V4(ip) => (hex(&ip.octets()), hex(&ip.to_ipv6_mapped().octets())),
         IpAddr::V6(ip) => (hex(&ip.octets()), String::new()),
     };
-    // In the order in which the kernel prefers them.
-    let places = [exact, mapped, hex(&Ipv4Addr::UNSPECIFIED.octets()), "0".repeat(32)];
+    // In the order of the kernel's preference.
+    let addresses = [exact, mapped, hex(&Ipv4Addr::UNSPECIFIED.octets()), "0".repeat(32)];
     let port = format!("{:04X}", address.port());
     let listening = lists.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        let (place, number) = fields.next()?.split_once(':')?;
+        let (local, number) = fields.next()?.split_once(':')?;
         let listens = fields.nth(1)? == "0A" && number == port;
         let uid = fields.nth(3)?.parse().ok()?;
-        let rank = places.iter().position(|known| known == place)?;
+        let rank = addresses.iter().position(|known| known == local)?;
         listens.then_some((rank, uid))
     });
     listening.min_by_key(|(rank, _)| *rank).map(|(_, uid)| uid)
@@ -104,27 +105,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_is_found_wherever_it_listens() {
+    fn listener_is_found_on_specific_and_wildcard_addresses() {
         let me = rustix::process::geteuid().as_raw();
         for host in ["127.0.0.1", "0.0.0.0", "[::]", "[::1]"] {
             let gone = || {
                 let Ok(listener) = TcpListener::bind(format!("{host}:0")) else { return true };
                 let port = listener.local_addr().unwrap().port();
                 let address = format!("{}:{port}", if host == "[::1]" { host } else { "127.0.0.1" }).parse().unwrap();
-                // A connection that is open does not hide it.
+                // An open connection must not hide the listener.
                 let _open = std::net::TcpStream::connect(address).unwrap();
                 assert_eq!(super::listener(address).unwrap(), Some(me), "{host}");
-                assert_eq!(look(address).unwrap(), Some(me), "{host}");
+                assert_eq!(search(address).unwrap(), Some(me), "{host}");
                 drop(listener);
                 super::listener(address).unwrap().is_none()
             };
-            // Another test may get the port as soon as it is free; not again and again.
+            // Another test may get the port as soon as it is free, but not five times.
             assert!((0..5).any(|_| gone()), "{host}");
         }
     }
 
     #[test]
-    fn the_lists_are_read_as_the_kernel_decides() {
+    fn lists_of_sockets_are_ranked_like_the_kernel() {
         let line = |place: &str, state: &str, uid: u32| {
             format!("   0: {place}:1F90 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid:5}        0 1 1 0\n")
         };

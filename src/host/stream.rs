@@ -1,4 +1,4 @@
-//! Streams whose other end somebody else holds, and may leave alone for as long as they like.
+//! Streams to and from clients that may be slow: [`Outlet`] writes with a time limit, [`Inlet`] reads with one.
 
 use std::{
     fs::File,
@@ -15,58 +15,58 @@ use rustix::{
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use tokio_util::sync::CancellationToken;
 
-/// How long a transfer may stand still before it is given up.
+/// Time without progress after which a transfer fails.
 pub const TRANSFER_IDLE_LIMIT: Duration = Duration::from_secs(120);
-/// How much of a file is read at once.
+/// Bytes of a file that are read at once.
 const PIECE: u64 = 256 * 1024;
-/// How often somebody who waits for input looks whether it is still wanted.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which a waiting reader checks for cancellation.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The way to a reader that may be slow.
+/// A writer to a client that may be slow.
 #[derive(Debug)]
 pub struct Outlet {
-    way: Way,
+    target: Target,
     limit: Option<Duration>,
 }
 
 #[derive(Debug)]
-enum Way {
-    /// A pipe: no thread waits for the reader.
+enum Target {
+    /// A pipe; no thread waits for the reader.
     Pipe { pipe: pipe::Sender, blocking: bool },
-    /// Anything else.
+    /// Any other file; each write blocks a thread.
     File(Arc<File>),
 }
 
 impl Outlet {
-    /// Waits for its reader without an end: the reader's connection has one.
+    /// Creates a writer without a time limit, for readers whose connection has one.
     pub fn new(descriptor: OwnedFd) -> io::Result<Outlet> {
         let is_pipe = fstat(&descriptor).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
-        let way = if is_pipe {
+        let target = if is_pipe {
             let blocking = !fcntl_getfl(&descriptor)?.contains(OFlags::NONBLOCK);
-            Way::Pipe { pipe: pipe::Sender::from_owned_fd(descriptor)?, blocking }
+            Target::Pipe { pipe: pipe::Sender::from_owned_fd(descriptor)?, blocking }
         } else {
-            Way::File(Arc::new(File::from(descriptor)))
+            Target::File(Arc::new(File::from(descriptor)))
         };
-        Ok(Outlet { way, limit: None })
+        Ok(Outlet { target, limit: None })
     }
 
-    /// Fails when its reader takes nothing for so long.
+    /// Creates a writer that fails if the reader reads nothing for `limit`.
     pub fn within(descriptor: OwnedFd, limit: Duration) -> io::Result<Outlet> {
         let mut outlet = Outlet::new(descriptor)?;
         outlet.limit = Some(limit);
         Ok(outlet)
     }
 
-    /// Writes all of it.
+    /// Writes all bytes.
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.way {
-            Way::Pipe { pipe, .. } => {
+        match &mut self.target {
+            Target::Pipe { pipe, .. } => {
                 let mut rest = bytes;
                 while !rest.is_empty() {
                     let writing = pipe.write(rest);
                     let count = match self.limit {
                         None => writing.await?,
-                        Some(limit) => tokio::time::timeout(limit, writing).await.unwrap_or_else(|_| Err(still(limit)))?,
+                        Some(limit) => tokio::time::timeout(limit, writing).await.unwrap_or_else(|_| Err(stalled(limit)))?,
                     };
                     if count == 0 {
                         return Err(io::ErrorKind::WriteZero.into());
@@ -75,14 +75,14 @@ impl Outlet {
                 }
                 Ok(())
             }
-            Way::File(file) => {
+            Target::File(file) => {
                 let (file, bytes) = (file.clone(), bytes.to_owned());
                 tokio::task::spawn_blocking(move || (&*file).write_all(&bytes)).await.map_err(io::Error::other)?
             }
         }
     }
 
-    /// Writes so many bytes of a file, from where it stands, and gives the file back. No thread waits for the reader meanwhile.
+    /// Writes `bytes` bytes of a file, from its current position, and returns the file. No thread waits for the reader meanwhile.
     pub async fn write_from(&mut self, mut file: File, bytes: u64) -> io::Result<File> {
         let mut left = bytes;
         while left > 0 {
@@ -94,7 +94,7 @@ impl Outlet {
             let piece;
             (file, piece) = reading.await.map_err(io::Error::other)??;
             if piece.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was sent"));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was truncated while it was sent"));
             }
             left = left.saturating_sub(piece.len() as u64);
             self.write(&piece).await?;
@@ -105,8 +105,8 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        // Whoever handed it over has it too, and goes on to use it: in a shell, the next command.
-        if let Way::Pipe { pipe, blocking: true } = &self.way
+        // The process that passed the descriptor shares its flags and goes on to use it: in a shell, the next command.
+        if let Target::Pipe { pipe, blocking: true } = &self.target
             && let Ok(flags) = fcntl_getfl(pipe.as_fd())
         {
             let _ = fcntl_setfl(pipe.as_fd(), flags.difference(OFlags::NONBLOCK));
@@ -114,39 +114,39 @@ impl Drop for Outlet {
     }
 }
 
-fn still(limit: Duration) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("nothing was moved for {} seconds", limit.as_secs()))
+fn stalled(limit: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no data was transferred for {} seconds", limit.as_secs()))
 }
 
-/// What somebody sends who may be slow; for a thread of its own, which reads and waits.
+/// A reader from a client that may be slow; for a thread of its own, which blocks.
 #[derive(Debug)]
 pub struct Inlet {
     file: File,
     limit: Duration,
-    unwanted: CancellationToken,
+    cancelled: CancellationToken,
 }
 
 impl Inlet {
-    /// Fails when nothing comes for so long, or when it is no longer wanted.
-    pub fn new(descriptor: OwnedFd, limit: Duration, unwanted: CancellationToken) -> Inlet {
-        Inlet { file: File::from(descriptor), limit, unwanted }
+    /// Creates a reader that fails if nothing arrives for `limit`, or on cancellation.
+    pub fn new(descriptor: OwnedFd, limit: Duration, cancelled: CancellationToken) -> Inlet {
+        Inlet { file: File::from(descriptor), limit, cancelled }
     }
 }
 
 impl Read for Inlet {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let look = Timespec { tv_sec: i64::try_from(LOOK.as_secs()).unwrap_or(1), tv_nsec: 0 };
+        let interval = Timespec { tv_sec: i64::try_from(CHECK_INTERVAL.as_secs()).unwrap_or(1), tv_nsec: 0 };
         let begun = Instant::now();
         loop {
-            if self.unwanted.is_cancelled() {
-                return Err(io::Error::other("it is not wanted any more"));
+            if self.cancelled.is_cancelled() {
+                return Err(io::Error::other("the transfer was cancelled"));
             }
             let mut ready = [PollFd::new(&self.file, PollFlags::IN)];
-            match poll(&mut ready, Some(&look)) {
-                Ok(0) if begun.elapsed() >= self.limit => return Err(still(self.limit)),
+            match poll(&mut ready, Some(&interval)) {
+                Ok(0) if begun.elapsed() >= self.limit => return Err(stalled(self.limit)),
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => match self.file.read(buffer) {
-                    // Somebody else reads from the same end, too.
+                    // Another process reads from the same pipe, too.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     other => return other,
                 },
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pipe_is_given_back_as_it_was() {
+    async fn dropped_outlet_restores_the_flags_of_its_pipe() {
         let (reader, writer) = io::pipe().unwrap();
         let mine = writer.try_clone().unwrap();
         let mut outlet = Outlet::new(writer.into()).unwrap();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_go_through_in_pieces_and_a_reader_that_stands_still_is_given_up() {
+    async fn file_is_written_in_pieces_and_stalled_reader_times_out() {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..PIECE * 3 + 5).map(|at| (at % 251) as u8).collect();
         file.write_all(&content).unwrap();
@@ -184,7 +184,7 @@ mod tests {
             let mut all = vec![0; content.len()];
             reader.read_exact(&mut all).unwrap();
             assert!(all == content);
-            // Until the test is over, without a word.
+            // Until the test is over, without reading.
             let _ = take.blocking_recv();
         });
         let mut outlet = Outlet::within(writer.into(), Duration::from_millis(300)).unwrap();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_does_not_come_or_is_not_wanted_is_not_waited_for() {
+    fn missing_or_cancelled_input_ends_the_wait() {
         let (reader, mut writer) = io::pipe().unwrap();
         let unwanted = CancellationToken::new();
         let mut inlet = Inlet::new(reader.into(), Duration::from_millis(10), unwanted.clone());

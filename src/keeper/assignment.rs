@@ -33,9 +33,9 @@ pub struct Assignment {
     pub layer: Option<Layer>,
     /// The tree in `/deploy` that an unpack worker writes.
     pub tree: Option<ReleaseId>,
-    /// Whether `/app` is read-only, mounted over the layer that the application itself writes.
+    /// True if `/app` is read-only, mounted over the layer that the application itself writes.
     read_only_app: bool,
-    /// Whether it runs code of the project, which needs the host's languages and settings.
+    /// True if it runs code of the project, which needs the host's languages and settings.
     pub own_code: bool,
     directories: Vec<RoleDirectory>,
 }

@@ -21,7 +21,7 @@ pub struct Limits {
     pub weight: u64,
     /// Size limit of a file in bytes.
     pub file: Option<u64>,
-    /// Whether it has low priority for processor, disk and out-of-memory kills.
+    /// True if it has low priority for processor, disk and out-of-memory kills.
     pub background: bool,
 }
 
@@ -163,7 +163,7 @@ impl Group {
         self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
     }
 
-    /// Whether a process of the group was killed for lack of memory.
+    /// Returns true if a process of the group was killed for lack of memory.
     pub fn out_of_memory(&self) -> bool {
         self.directories.iter().any(|directory| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
@@ -173,14 +173,14 @@ impl Group {
         })
     }
 
-    /// Whether the group limits memory.
+    /// Returns true if the group limits memory.
     pub fn limits_memory(&self) -> bool {
         self.directories
             .iter()
             .any(|directory| directory.join("memory.max").exists() || directory.join("memory.limit_in_bytes").exists())
     }
 
-    /// Whether the group limits processes.
+    /// Returns true if the group limits processes.
     pub fn limits_processes(&self) -> bool {
         self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }

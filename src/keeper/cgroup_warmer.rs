@@ -35,7 +35,7 @@ pub struct CgroupWarmer {
     control: Option<OwnedFd>,
     process: Option<OwnedFd>,
     group: Option<Group>,
-    /// When the helper was last woken; limits the number of messages.
+    /// The time of the last message to the helper; limits the number of messages.
     woken: Option<Instant>,
 }
 

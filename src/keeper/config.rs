@@ -34,9 +34,9 @@ pub struct Config {
     pub build_memory: Option<u64>,
     /// Limit of processes and threads of one build.
     pub build_processes: u64,
-    /// Whether workers get namespaces of their own if the machine allows it.
+    /// True if workers get namespaces of their own if the machine allows it.
     pub namespaces: bool,
-    /// Whether `/app` is an overlay if the machine allows it; otherwise it is a copy.
+    /// True if `/app` is an overlay if the machine allows it; otherwise it is a copy.
     pub overlays: bool,
     /// Size of a worker's `/tmp` in bytes; it is memory and counts towards the worker's limit.
     pub temporary: u64,
@@ -79,7 +79,7 @@ pub struct LibFile {
     pub path: PathBuf,
     /// The content.
     pub bytes: &'static [u8],
-    /// Whether the file is executable.
+    /// True if the file is executable.
     pub executable: bool,
 }
 

@@ -23,7 +23,6 @@ use rustix::{
 
 use super::{
     config::LibFile,
-    probe, spawn,
     users::{Identity, User, Users},
 };
 use crate::{
@@ -258,30 +257,6 @@ impl Directories {
         }
         Ok(unlinkat(self.open("trash")?, &discarded.name, AtFlags::REMOVEDIR)?)
     }
-}
-
-/// Returns the first directory above `root` that the server's user cannot enter, with its mode; nothing is created.
-///
-/// A child tries it as that user, so that groups and access control lists count, too.
-pub fn closed_ancestor(root: &Path, users: Users) -> io::Result<Option<(PathBuf, u32)>> {
-    if !users.system() {
-        return Ok(None);
-    }
-    let existing = root.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
-    let existing = fs::canonicalize(existing)?;
-    let mut above: Vec<_> = existing.ancestors().collect();
-    above.reverse();
-    for directory in above {
-        let tried = probe::run(0, || {
-            spawn::drop_privileges(Some(users.identity(User::Server)))?;
-            // The dot needs the right to enter the directory itself.
-            fs::symlink_metadata(directory.join(".")).map(drop)
-        });
-        if tried.is_err() {
-            return Ok(Some((directory.to_owned(), fs::metadata(directory)?.mode() & 0o7777)));
-        }
-    }
-    Ok(None)
 }
 
 /// Fails if another user can write the root: write permission for a directory allows to rename its entries.

@@ -29,7 +29,7 @@ pub struct Layer {
     pub scratch: PathBuf,
     /// The user that works in the overlay.
     pub worker: Identity,
-    /// Whether the overlay, its scratch layer included, is read-only.
+    /// True if the overlay, its scratch layer included, is read-only.
     pub read_only: bool,
 }
 
@@ -39,7 +39,7 @@ struct Mounted {
     path: PathBuf,
     users: usize,
     writable: bool,
-    /// Whether its directories were discarded: processes that use it keep it, and no other process gets it.
+    /// True if its directories were discarded: processes that use it keep it, and no other process gets it.
     retired: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Layers {
     idmaps: HashMap<(Identity, Identity), OwnedFd>,
     /// The reason why files of the lower tree cannot appear as the worker's own, once that has failed.
     pub idmap_fails: Option<String>,
-    /// Whether overlays can be mounted, or the reason why not.
+    /// `Ok` if overlays can be mounted; otherwise the reason.
     pub works: Result<(), String>,
 }
 
@@ -172,6 +172,9 @@ impl Layers {
         let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
         let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
+        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The kernel
+        // refuses the option together with `userxattr`, and with it `upper` alone would no longer show what a build or a process changed,
+        // which bundles and drift rely on.
         let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let options = if read_only {

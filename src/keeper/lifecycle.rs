@@ -46,14 +46,14 @@ pub enum Event {
     Stop,
 }
 
-/// How a server ended, and the facts that decide what follows.
+/// The end of a server, and the facts that decide the next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exited {
     /// The exit status; `None` for a signal and for a failed start.
     pub code: Option<u8>,
-    /// Whether any server of this keeper has sent a request before.
+    /// True if any server of this keeper has sent a request before.
     pub served: bool,
-    /// Whether the installed program is another file than the keeper's own.
+    /// True if the installed program is another file than the keeper's own.
     pub replaced: bool,
 }
 

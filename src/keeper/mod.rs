@@ -63,7 +63,7 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     let users = Users::new(&config.root)?;
     let namespaces = if config.namespaces { own_namespace(users) } else { Err("namespaces are switched off".to_owned()) };
     let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
-    if let Some((closed, mode)) = directories::closed_ancestor(&config.root, users).map_err(in_root)? {
+    if let Some((closed, mode)) = probe::closed_ancestor(&config.root, users).map_err(in_root)? {
         return Err(KeeperError::Closed { root: config.root.clone(), closed, mode });
     }
     let directories = Directories::open_root(&config.root, users).map_err(in_root)?;

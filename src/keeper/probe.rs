@@ -1,8 +1,10 @@
 //! Tries operations in a child process, so that an operation that fails half-way leaves no trace in the keeper.
 
 use std::{
+    fs,
     io::{self, Read},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -13,9 +15,9 @@ use rustix::{
 use super::{
     config::Config,
     sandbox::{Base, View},
-    spawn::NAMESPACES,
+    spawn::{NAMESPACES, drop_privileges},
     sys::{self, Forked},
-    users::Identity,
+    users::{Identity, User, Users},
 };
 
 /// Limit of an error message of a child, in bytes.
@@ -33,6 +35,30 @@ pub fn view(base: &Base, config: &Config) -> io::Result<()> {
         temporary: config.temporary,
     };
     run(NAMESPACES, || view.enter())
+}
+
+/// Returns the first directory above `root` that the server's user cannot enter, with its mode; nothing is created.
+///
+/// A child tries it as that user, so that groups and access control lists count, too.
+pub fn closed_ancestor(root: &Path, users: Users) -> io::Result<Option<(PathBuf, u32)>> {
+    if !users.system() {
+        return Ok(None);
+    }
+    let existing = root.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    let existing = fs::canonicalize(existing)?;
+    let mut above: Vec<_> = existing.ancestors().collect();
+    above.reverse();
+    for directory in above {
+        let tried = run(0, || {
+            drop_privileges(Some(users.identity(User::Server)))?;
+            // The dot needs the right to enter the directory itself.
+            fs::symlink_metadata(directory.join(".")).map(drop)
+        });
+        if tried.is_err() {
+            return Ok(Some((directory.to_owned(), fs::metadata(directory)?.mode() & 0o7777)));
+        }
+    }
+    Ok(None)
 }
 
 /// Performs `act` in a child in new `namespaces` (`CLONE_NEW*`, or 0); returns its result.

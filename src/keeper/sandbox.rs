@@ -162,9 +162,9 @@ pub struct Bind {
     pub source: Source,
     /// Its path in the view.
     pub target: &'static str,
-    /// Whether the worker can write it.
+    /// True if the worker can write it.
     pub writable: bool,
-    /// Whether mounts inside of it are bound, too.
+    /// True if mounts inside of it are bound, too.
     pub recursive: bool,
 }
 

@@ -31,7 +31,7 @@ const MAX_OUTBOX: usize = 8192;
 /// The path of the program that the keeper itself runs.
 const OWN: &str = "/proc/self/exe";
 
-/// What one look at the server's connection gave.
+/// The result of one read of the server's connection.
 pub enum Message {
     /// A request and the descriptors that came with it.
     Request(Frame<Request>, Vec<OwnedFd>),
@@ -53,7 +53,7 @@ fn open_programs(config: &Config, program: Program) -> io::Result<(File, File)> 
     Ok((server, workers))
 }
 
-/// Whether the installed program is another file than the one that the keeper runs.
+/// Returns true if the installed program is another file than the one that the keeper runs.
 pub fn is_replaced(config: &Config) -> bool {
     let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     file(&config.exe) != file(Path::new(OWN))
@@ -105,7 +105,7 @@ pub struct Server {
     pub process: Process,
     /// The keeper's end of the connection.
     pub socket: OwnedFd,
-    /// Whether the server has closed its end.
+    /// True if the server has closed its end.
     pub closed: bool,
     outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     since: Instant,
@@ -181,7 +181,7 @@ impl Server {
         }
     }
 
-    /// Whether messages wait to be sent.
+    /// Returns true if messages wait to be sent.
     pub fn has_unsent(&self) -> bool {
         !self.outbox.is_empty()
     }

@@ -59,7 +59,7 @@ pub struct ProcessSpec {
     pub descriptors: Vec<RawFd>,
     /// The descriptor of the program.
     pub program: RawFd,
-    /// Whether a guard stays between the keeper and the program.
+    /// True if a guard stays between the keeper and the program.
     pub guarded: bool,
 }
 

@@ -46,13 +46,13 @@ pub struct Supervisor {
     server: Option<Server>,
     check: Option<Check>,
     backoff: Backoff,
-    /// When the next server starts; set in [`State::Backoff`] only.
+    /// The time of the next start; set in [`State::Backoff`] only.
     due: Option<Instant>,
-    /// Whether any server has sent a request.
+    /// True if any server has sent a request.
     served: bool,
-    /// When the server is killed.
+    /// The time at which the server is killed.
     kill_server: Option<Instant>,
-    /// When the last process is killed; set in [`State::Stopping`] only.
+    /// The time at which the last process is killed; set in [`State::Stopping`] only.
     stop_by: Option<Instant>,
     code: u8,
 }

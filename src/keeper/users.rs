@@ -112,7 +112,7 @@ impl Users {
         fs::rename(&fresh, &path)
     }
 
-    /// Whether environments have users of their own.
+    /// Returns true if environments have users of their own.
     pub fn system(&self) -> bool {
         self.others.is_some()
     }

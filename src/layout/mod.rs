@@ -152,7 +152,7 @@ impl LayoutEntry {
         (bits <= 0o7777).then_some(bits)
     }
 
-    /// Whether `path` is this entry (`false`) or lies inside of this tree (`true`).
+    /// Returns true if `path` is this entry (`false`) or lies inside of this tree (`true`).
     fn position(&self, path: &Path) -> Option<bool> {
         let mut names = path.components().map(|name| name.as_os_str().to_string_lossy());
         for pattern in Path::new(&self.path).components().filter(|name| *name != Component::CurDir) {

@@ -1,4 +1,4 @@
-//! The keeper with real processes: what workers see, what survives whom, and what ends with what.
+//! The keeper with real processes: the views of workers, supervision, and the end of all processes.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use rustix::{
 use crate::keeper_world::*;
 
 #[tokio::test]
-async fn a_worker_sees_its_own_things_and_nothing_else() {
+async fn worker_sees_only_its_own_directories() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let (exit, text) =
@@ -30,7 +30,7 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
             continue;
         }
         assert_eq!(text, "set /app\nas released\n/app\nas released\nhello\n");
-        // What was released is untouched; what was written lies in the slot.
+        // The release is unchanged; the written file is in the slot.
         let released = fs::read_to_string(world.env().join("deploy").join(world.release.to_string()).join("sub/file")).unwrap();
         assert_eq!(released, "as released\n");
         assert_eq!(fs::read_to_string(world.env().join("slots/blue/upper/sub/file")).unwrap(), "as released\nhello\n");
@@ -60,7 +60,7 @@ async fn a_worker_sees_its_own_things_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn nothing_that_a_worker_started_survives_it() {
+async fn descendants_of_a_worker_end_with_it() {
     for ground in grounds() {
         let world = World::new(ground).await;
         // A grandchild that ignores SIGTERM, has a session of its own and holds stdout; and one that it leaves behind.
@@ -81,7 +81,7 @@ async fn nothing_that_a_worker_started_survives_it() {
         child.terminate().await.unwrap();
         assert_eq!(tokio::time::timeout(PATIENCE, child.wait()).await.unwrap().unwrap().code, Some(5));
 
-        // Nobody waits for it any more.
+        // Dropping the handle kills the process.
         let (child, output) = world.task("echo up; sleep 1000").await;
         assert_eq!(read_line(&output).await, "up");
         drop(child);
@@ -90,7 +90,7 @@ async fn nothing_that_a_worker_started_survives_it() {
 }
 
 #[tokio::test]
-async fn kept_processes_outlive_the_server_and_start_again() {
+async fn supervised_process_outlives_the_server_and_is_restarted() {
     for ground in grounds() {
         let mut world = World::new(ground).await;
         let keeping = keep(b"web.1", StopSignal::Term);
@@ -103,7 +103,7 @@ async fn kept_processes_outlive_the_server_and_start_again() {
         assert_eq!(read_line(&once).await, "up");
 
         world.replace_server();
-        assert_eq!(read_all(once).await, "", "what was started once ends with the server");
+        assert_eq!(read_all(once).await, "", "a process of Supervision::Once ends with the server");
         let kept = world.launcher.supervised().await.unwrap();
         assert_eq!(kept.len(), 1);
         assert_eq!((kept[0].id, kept[0].label.as_slice(), &kept[0].launch), (id, b"web.1".as_slice(), &launch));
@@ -127,14 +127,14 @@ async fn kept_processes_outlive_the_server_and_start_again() {
 }
 
 #[tokio::test]
-async fn areas_are_emptied_and_environments_removed() {
+async fn areas_are_reset_and_environments_removed() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let (exit, text) = world.run("mkdir -p a/b && touch a/b/c && chmod 000 a").await;
         assert!(exit.success(), "{text}");
         world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
         assert_eq!(fs::read_dir(world.env().join("slots/blue/upper")).unwrap().count(), 0);
-        // A task that somebody has left open does not keep a slot from being emptied, and what starts next gets the new one.
+        // An open task does not prevent the reset of a slot, and the next process gets the new slot.
         let (mut open, output) = world.task("touch left; echo up; sleep 1000").await;
         assert_eq!(read_line(&output).await, "up");
         world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await.unwrap();
@@ -145,7 +145,7 @@ async fn areas_are_emptied_and_environments_removed() {
         assert!(exit.success() && text == "as released\n" || !namespaces(&world).await, "{text}");
         world.launcher.unregister(PROJECT, None).await.unwrap();
         assert!(!world.root.join("projects/shop").exists() && world.root.join("projects/other/live").exists());
-        // Again, as whoever did not hear that it was done.
+        // Again, like a server that crashed before it recorded the removal.
         world.launcher.unregister(PROJECT, None).await.unwrap();
         world.launcher.unregister(PROJECT, Some(ENV)).await.unwrap();
         world.launcher.unregister(ProjectId(2), Some(ENV)).await.unwrap();
@@ -157,7 +157,7 @@ async fn areas_are_emptied_and_environments_removed() {
 }
 
 #[tokio::test]
-async fn everything_dies_with_the_keeper() {
+async fn all_processes_end_with_the_keeper() {
     for ground in grounds() {
         let mut world = World::new(ground).await;
         let keeping = keep(b"", StopSignal::Term);
@@ -194,7 +194,7 @@ async fn everything_dies_with_the_keeper() {
 }
 
 #[tokio::test]
-async fn a_root_has_one_keeper() {
+async fn second_keeper_of_a_root_is_refused() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let second = keeper_command(ground, &world.root, &world.root, "none").output().unwrap();
@@ -203,7 +203,7 @@ async fn a_root_has_one_keeper() {
     }
 }
 
-/// The groups of processes that the keeper of `root` has made.
+/// The control groups of the keeper of `root`.
 fn groups(root: &Path) -> Vec<PathBuf> {
     let name = format!("larder-{}", &blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex()[..12]);
     let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().map(|entry| entry.unwrap().path().join(&name));
@@ -212,12 +212,12 @@ fn groups(root: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn all_of_an_application_is_asked_to_end() {
+async fn stop_signal_reaches_all_processes_of_an_application() {
     for ground in grounds() {
         let world = World::new(ground).await;
         for (stop, name) in [(StopSignal::Term, "TERM"), (StopSignal::Int, "INT"), (StopSignal::Quit, "QUIT")] {
-            // The shell in front dies at once; what it has started takes its time. No shell that waits for another program: if that
-            // ends by itself in the same moment, an INT is forgotten.
+            // The shell in front exits at once, and its child takes some time. The child is no shell that waits for another program: if that
+            // program exits at the same moment, the shell ignores SIGINT.
             let takes_time =
                 format!("$SIG{{{name}}} = sub {{ select undef, undef, undef, 0.2; print qq(finished\\n); exit 0 }};");
             let line = format!("perl -e '$| = 1; {takes_time} print qq(up\\n); sleep 1 while 1' && echo never");
@@ -230,7 +230,7 @@ async fn all_of_an_application_is_asked_to_end() {
             let text = read_all(output).await;
             assert!(text.contains("finished\n"), "{ground:?} {name}: {text}");
         }
-        // What does not listen is ended.
+        // A process that ignores the signal is killed.
         let line = "bash -c \"trap '' TERM; echo up; while :; do sleep 0.05; done\" && echo never";
         let launch = world.launch(Role::Run, keep(b"", StopSignal::Term));
         let mut child = world.launcher.launch(launch, &job(line), Stdio::default()).await.unwrap();
@@ -243,7 +243,7 @@ async fn all_of_an_application_is_asked_to_end() {
 }
 
 #[tokio::test]
-async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
+async fn worker_environment_has_fixed_variables_and_host_paths() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let (exit, text) = world
@@ -258,7 +258,7 @@ async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
         let tool = world.elsewhere.path().join("home/tool/bin");
         assert!(path.ends_with(&format!(":{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tool.display())));
         assert!(Path::new(path.split(':').next().unwrap()).is_absolute());
-        // Only a mount of its own leads past a home that nobody may enter.
+        // Only a mount of its own leads past a home that other users cannot enter.
         let closed = ground.system && world.launcher.capabilities().await.unwrap().namespaces.is_err();
         assert_eq!(lines.next(), Some(if closed { "closed" } else { "hello" }));
         for line in lines {
@@ -268,13 +268,13 @@ async fn a_worker_has_a_sane_environment_and_the_operators_languages() {
         }
         if namespaces(&world).await {
             let (_, text) = world.run(&format!("ls {}", world.elsewhere.path().join("home").display())).await;
-            assert_eq!(text, "tool\n", "only what the operator named is visible");
+            assert_eq!(text, "tool\n", "only the configured directory is visible");
         }
     }
 }
 
 #[tokio::test]
-async fn a_build_stays_within_its_limits() {
+async fn build_is_limited_in_memory_processes_and_priority() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let cgroup = world.launcher.capabilities().await.unwrap().cgroup;
@@ -302,7 +302,7 @@ async fn a_build_stays_within_its_limits() {
 }
 
 #[tokio::test]
-async fn the_server_is_renewed_without_touching_applications() {
+async fn reload_keeps_applications_running() {
     for ground in grounds() {
         let mut world = World::new(ground).await;
         let line = "echo $$; while :; do sleep 0.05; done";
@@ -310,7 +310,7 @@ async fn the_server_is_renewed_without_touching_applications() {
         let mut child = world.launcher.launch(launch, &job(line), Stdio::default()).await.unwrap();
         let id = child.id();
         read_line(&child.output().unwrap()).await;
-        // The second time the new server does not do anything before it ends: the keeper goes back to its own binary.
+        // The first new server sends no request before the second reload: the keeper waits for its end and starts another one.
         for _ in 0..2 {
             let old = world.server_id;
             kill_process(Pid::from_child(&world.keeper), Signal::HUP).unwrap();
@@ -325,7 +325,7 @@ async fn the_server_is_renewed_without_touching_applications() {
     }
 }
 
-/// Prints what a launch costs; decides nothing.
+/// Prints the duration of launches; checks nothing.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn cost_of_a_launch() {

@@ -1,4 +1,4 @@
-//! Where the keeper stops: what it does not show, whose directories it does not use, what it does not start with.
+//! Limits of the keeper: directories that it hides, roots that it refuses, and processes that it waits for.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use rustix::{
 use crate::keeper_world::{ENV, NOBODY, World, grounds, job, keep, namespaces, read_line};
 
 #[tokio::test]
-async fn a_root_below_a_directory_that_workers_see_is_hidden() {
+async fn root_below_a_visible_directory_is_hidden_from_workers() {
     for ground in grounds() {
         let world = World::with(ground, true).await;
         if !namespaces(&world).await {
@@ -40,7 +40,7 @@ async fn a_root_below_a_directory_that_workers_see_is_hidden() {
 }
 
 #[tokio::test]
-async fn a_process_can_open_its_output_again() {
+async fn process_can_reopen_its_standard_output() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let launch = world.launch(Role::Run, keep(b"", StopSignal::Term));
@@ -52,11 +52,11 @@ async fn a_process_can_open_its_output_again() {
     }
 }
 
-/// A process that has been killed and cannot end: its namespace has a member whose parent is outside and does not collect it.
+/// A process that has been killed and cannot end: its namespace has a member whose parent is outside and does not reap it.
 struct Lingering(process::Child);
 
 impl Lingering {
-    /// Finds the namespace by a `sleep` in it; none where processes share that of this test.
+    /// Finds the namespace by a `sleep` in it; `None` if processes share the namespace of this test.
     fn with(seconds: &str) -> Option<Lingering> {
         let line = format!("sleep\0{seconds}\0");
         let named = |path: &Path| fs::read_to_string(path.join("cmdline")).is_ok_and(|found| found == line);
@@ -77,7 +77,7 @@ impl Lingering {
         let is_in = |child: &str| namespace(&Path::new("/proc").join(child)) == inside;
         until("the member", || fs::read_to_string(&children).unwrap().split_whitespace().any(is_in).then_some(()));
         kill_process(Pid::from_child(&nsenter), Signal::STOP).unwrap();
-        // It only stops when it gets to run, and until then it would still collect the member.
+        // The process stops only when it is scheduled, and until then it would still reap the member.
         let status = format!("/proc/{}/status", nsenter.id());
         until("the stop", || fs::read_to_string(&status).unwrap().contains("\nState:\tT").then_some(()));
         Some(Lingering(nsenter))
@@ -91,20 +91,20 @@ impl Drop for Lingering {
     }
 }
 
-/// How long a process sleeps that can be told from all others by it.
+/// A unique duration of `sleep`, by which a process can be found.
 fn some_seconds() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("1000.{}0{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether its end has been told by now.
+/// Whether the end of the process has been reported.
 async fn is_gone(child: &mut Child) -> bool {
     tokio::time::timeout(Duration::ZERO, child.wait()).await.is_ok()
 }
 
-/// What has been killed still holds its overlay until it is gone. A slot waits for it: the next process finds nothing of the old one's.
+/// A killed process holds its overlay until it has ended. The reset of a slot waits for it, so the next process finds no old files.
 #[tokio::test]
-async fn a_slot_is_emptied_when_what_was_killed_in_it_has_gone() {
+async fn slot_reset_waits_for_killed_processes() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let seconds = some_seconds();
@@ -123,17 +123,17 @@ async fn a_slot_is_emptied_when_what_was_killed_in_it_has_gone() {
         assert!(is_gone(&mut child).await);
         let (exit, text) = world.run("test ! -e old && echo y > new && cat new").await;
         assert!(exit.success() && text == "y\n", "{exit} {text}");
-        assert!(world.env().join("slots/blue/upper/new").exists(), "it lies in the slot that there is now");
+        assert!(world.env().join("slots/blue/upper/new").exists(), "the file is in the new slot");
     }
 }
 
-/// Other areas do not wait: a build that was killed keeps its overlay, of directories with other names; the next one gets its own.
+/// Other areas do not wait: a killed build keeps the overlay of the discarded directories, and the next build gets its own.
 #[tokio::test]
-async fn a_new_build_is_not_in_the_old_ones_overlay() {
+async fn new_build_gets_an_overlay_of_its_own() {
     for (ground, area) in grounds().into_iter().flat_map(|ground| [(ground, Area::Build), (ground, Area::Source)]) {
         let world = World::new(ground).await;
         if area == Area::Source && world.launcher.capabilities().await.unwrap().overlay.is_err() {
-            continue; // what is built is a copy there, and only made anew with its own area
+            continue; // without overlays, the source is copied once for each build area
         }
         let seconds = some_seconds();
         let script =
@@ -151,13 +151,13 @@ async fn a_new_build_is_not_in_the_old_ones_overlay() {
             source_with(&world, Phase::Build, &script("two")).await;
             start_build(&world, "two").await
         };
-        assert!(lingering.is_none() || !is_gone(&mut old).await, "it had gone: nothing was tried");
+        assert!(lingering.is_none() || !is_gone(&mut old).await, "the old build had ended, so the test shows nothing");
     }
 }
 
-/// Starts a build whose script says `word`.
+/// Starts a build whose script prints `word`.
 async fn start_build(world: &World, word: &str) -> Child {
-    // Builds see them.
+    // Builds see this directory.
     fs::create_dir_all(Root::new(&world.root).lib().join("buildpacks")).unwrap();
     let job = BuildJob {
         steps: vec![BuildStep::Script(Phase::Build)],
@@ -175,7 +175,7 @@ async fn start_build(world: &World, word: &str) -> Child {
     child
 }
 
-/// Lays down a source whose only file is the script of a phase.
+/// Creates a source whose only file is the script of a phase.
 async fn source_with(world: &World, phase: Phase, script: &str) {
     world.launcher.reset_area(ENV, Area::Source, None, None).await.unwrap();
     let source = world.env().join("project");
@@ -196,14 +196,14 @@ fn serve(root: &Path) -> Command {
     command
 }
 
-/// Starts a server, waits for its end and gives its exit code and what it said.
+/// Starts a server and waits for its end; returns its exit code and its standard error.
 fn refused(root: &Path) -> (Option<i32>, String) {
     let output = serve(root).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[test]
-fn a_directory_that_somebody_else_can_change_is_no_root() {
+fn root_that_another_user_can_change_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = directory.path().join("root");
@@ -245,9 +245,9 @@ fn root_below_closed_directory_is_refused_before_anything_is_made() {
     assert!(server.wait_with_output().unwrap().status.success());
 }
 
-/// A server that refuses to work says why, once, and is not started again; and the keeper's log is not full of it.
+/// A server whose first start fails prints the reason once and is not restarted.
 #[test]
-fn a_server_has_its_last_word() {
+fn first_start_with_exposed_key_fails_with_one_message() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = directory.path().join("root");
@@ -264,9 +264,9 @@ fn a_server_has_its_last_word() {
     assert!(code.is_some_and(|code| code != 0) && text.lines().count() < 10, "{code:?} {text}");
 }
 
-/// root's shell often has the umask 077.
+/// The shell of root often has the umask 077.
 #[test]
-fn the_umask_at_the_start_does_not_matter() {
+fn start_with_umask_077_succeeds() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = directory.path().join("root");
@@ -287,7 +287,7 @@ fn wait_for(path: &Path) {
     until(&path.display().to_string(), || path.exists().then_some(()));
 }
 
-/// Asks until there is an answer.
+/// Repeats `ask` until it returns a value.
 fn until<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(60);
     loop {

@@ -1,7 +1,7 @@
-//! A keeper with real processes for tests, as root and as nobody in particular.
+//! A keeper with real processes for tests, as root and as an ordinary user.
 //!
-//! The keeper runs in a process of its own, started from this binary. So does its server: it hands its end of the connection to
-//! the test, which then gives the orders itself, and dies when the test wants it to.
+//! The keeper runs in a process of its own, started from this test binary. So does its server: it passes its end of the connection to
+//! the test, which then sends the requests itself, and exits when the test closes its socket.
 #![allow(unsafe_code)] // for the one attribute of AS_KEEPER
 
 use std::{
@@ -42,7 +42,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const BUILD_MEMORY: u64 = 96 * 1024 * 1024;
 pub const BUILD_PROCESSES: u64 = 64;
 
-/// The keeper's process: this binary, taken over before the test harness makes its first thread.
+/// The keeper's process: runs in this binary before the test harness starts its first thread.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AS_KEEPER: extern "C" fn() = as_keeper;
@@ -68,7 +68,7 @@ extern "C" fn as_keeper() {
     }
 }
 
-/// Not a test: the server's process.
+/// The server's process; not a test.
 #[test]
 #[ignore = "a part of the other tests"]
 fn as_server() {
@@ -83,19 +83,19 @@ fn as_server() {
     let id = std::process::id().to_string();
     sendmsg(&test, &[std::io::IoSlice::new(id.as_bytes())], &mut control, SendFlags::empty()).unwrap();
     drop(keeper);
-    // Until the test lets go.
+    // Until the test closes its socket.
     let _ = test.read(&mut [0]);
     std::process::exit(9);
 }
 
-/// What a keeper can build on: root or not, and what the machine refuses.
+/// The conditions of a keeper: its user, and the features that the machine refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ground {
     pub system: bool,
     pub without: &'static str,
 }
 
-/// A root, a keeper on it, and the server's place.
+/// A root, its keeper, and the connection of its server.
 pub struct World {
     pub root: PathBuf,
     pub directory: tempfile::TempDir,
@@ -124,7 +124,7 @@ impl World {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let name = format!("larder-test-{}", directory.path().display());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        // A language that an operator installed in a home that nobody may enter.
+        // A language runtime in a home directory that other users cannot enter.
         let elsewhere = ["/srv", "/var/lib"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok());
         let elsewhere = elsewhere.unwrap_or_else(|| tempfile::tempdir_in(env::var_os("HOME").unwrap()).unwrap());
         fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -161,7 +161,7 @@ impl World {
         self.root.join("projects/shop/live")
     }
 
-    /// Makes `path` one of the environment's users', or in rootless mode the keeper's.
+    /// Changes the owner of `path` to one of the environment's users, or in rootless mode to the keeper's.
     pub fn give(&self, path: &Path, which: u32) {
         let uid = if self.ground.system { self.number(which) } else { fs::metadata(&self.root).unwrap().uid() };
         chown(path, Some(uid), Some(uid)).unwrap();
@@ -185,7 +185,7 @@ impl World {
         }
     }
 
-    /// Starts a task that runs `line`, and what reads its stdout and stderr.
+    /// Starts a task that runs `line`; returns the read end of its stdout and stderr, too.
     pub async fn task(&self, line: &str) -> (Child, OwnedFd) {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let stdio = Stdio { stdout: Some(write.try_clone().unwrap()), stderr: Some(write), ..Stdio::default() };
@@ -298,7 +298,7 @@ pub async fn read_line(output: &OwnedFd) -> String {
     tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap()
 }
 
-/// What can be tried here.
+/// All conditions that can be tested on this machine.
 pub fn grounds() -> Vec<Ground> {
     if !geteuid().is_root() {
         eprintln!("SKIPPED: system mode needs root");

@@ -1,4 +1,4 @@
-//! Two machines with nothing in common but a cable: staging has all tools and a way out, production has neither.
+//! Two machines that share only a network cable: staging has build tools and internet access, production has neither.
 
 use std::{collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
 
@@ -12,14 +12,14 @@ use crate::{
 const STAGING: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PRODUCTION: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-/// All programs of production: what larder itself needs, and the interpreters of the applications.
+/// All programs of production: those that larder needs, and the interpreters of the applications.
 const PRODUCTION_HAS: [&str; 5] = ["sh", "bash", "git", "python3", "node"];
 
-/// Says which tools of builds there are.
+/// Prints the available build tools.
 const LOOK_FOR_TOOLS: &str = "for tool in cc gcc g++ cpp ld as make cmake pip pip3 npm npx yarn pnpm corepack composer cargo rustc go \
     javac mvn gem bundle uv poetry pipenv curl wget; do command -v $tool; done; python3 -m pip --version; exit 0";
 
-/// An application with a virtual environment, one of whose packages was compiled.
+/// An application with a virtual environment and a compiled package.
 const FLASK: &str = r#"
 import sys
 import flask, gunicorn, markupsafe._speedups
@@ -32,7 +32,7 @@ def home():
     return f"{VERSION}: {flask.__file__} {markupsafe._speedups.__file__} in {sys.prefix}"
 "#;
 
-/// An application with packages that have packages.
+/// An application with transitive packages.
 const NODE: &str = r#"
 const isOdd = require('is-odd');
 require('http').createServer((request, response) => {
@@ -58,7 +58,7 @@ const FLASK_IS_THERE: &str = "/app/.venv/lib/python3";
 const NODE_IS_THERE: &str = "/app/node_modules/is-odd/index.js says true";
 
 #[test]
-fn production_has_no_tools_no_internet_and_in_the_end_no_staging() {
+fn production_without_tools_internet_and_staging_serves() {
     let programs = ["python3", "node", "npm"].map(installed);
     if programs.iter().any(Option::is_none) {
         return;
@@ -75,7 +75,7 @@ fn production_has_no_tools_no_internet_and_in_the_end_no_staging() {
         &["shop", "panel"],
     );
 
-    // Staging cooks.
+    // Staging builds.
     let (shop, panel) = (Repo::new(&staging, "shop"), Repo::new(&staging, "panel"));
     flask(&shop, "version one");
     node(&panel, "version one");
@@ -92,7 +92,7 @@ fn production_has_no_tools_no_internet_and_in_the_end_no_staging() {
         staging.serves("panel", NODE_IS_THERE);
     });
 
-    // Production could not. What finds nothing there finds something on staging.
+    // Production could not build. The searches that find nothing there find tools and caches on staging.
     let (devices, networks) = counter.network();
     assert_eq!((devices.len(), networks), (2, vec![Ipv4Addr::new(192, 0, 2, 0).into()]), "{devices:?}");
     for project in ["shop", "panel"] {
@@ -174,12 +174,12 @@ fn production_has_no_tools_no_internet_and_in_the_end_no_staging() {
     production.end();
 }
 
-/// The tools of builds that an application finds.
+/// The build tools that an application finds.
 fn tools(world: &World, project: &str) -> Vec<String> {
     world.larder(&["run", project, "--", "sh", "-c", LOOK_FOR_TOOLS]).ok().lines().map(str::to_owned).collect()
 }
 
-/// What is live on both has the same manifest, the same archive and the same files, to the last byte and right.
+/// The live releases of both servers have equal manifests, archives, files and modes.
 fn same_release(production: &World, staging: &World, project: &str) {
     let manifest = live_manifest(staging, "production", project);
     assert_eq!(live_manifest(production, "production", project), manifest);
@@ -207,7 +207,7 @@ fn same_release(production: &World, staging: &World, project: &str) {
     }
 }
 
-/// All entries below a directory, with their rights and contents.
+/// All entries below a directory, with their modes and contents.
 fn tree(top: &Path, below: &Path, files: &mut BTreeMap<String, (u32, Vec<u8>)>) {
     for name in names(&top.join(below)) {
         let (path, at) = (below.join(&name), top.join(below).join(&name));
@@ -224,7 +224,7 @@ fn tree(top: &Path, below: &Path, files: &mut BTreeMap<String, (u32, Vec<u8>)>) 
     }
 }
 
-/// No deployment had a step of building.
+/// Checks that no deployment had a build step.
 fn never_built(world: &World, project: &str) {
     let text = world.journals(project).concat().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     assert!(text.contains("deploy.switch"), "{text}");

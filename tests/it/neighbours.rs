@@ -1,10 +1,10 @@
-//! Projects share the machine's network: one that takes another's port gets none of its visitors.
+//! Projects share the machine's ports: a project that takes another's port gets none of its requests.
 
 use std::thread;
 
 use crate::harness::{Repo, World, until};
 
-/// Takes the ports that it finds the names of in `media/`, as soon as they are free.
+/// Takes the ports that are named by files in `media/`, as soon as they are free.
 const THIEF: &str = r#"
 import http.server, os, socket, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -36,7 +36,7 @@ threading.Thread(target=steal, daemon=True).start()
 Server(("127.0.0.1", own), Handler).serve_forever()
 "#;
 
-/// Has the thief take `port`, and waits until it has.
+/// Makes the thief take `port`, and waits until it has.
 fn steal(world: &World, port: u64) {
     world.larder(&["run", "thief", "--", "touch", &format!("media/{port}")]).exits(0);
     until("the thief has the port", || {
@@ -45,7 +45,7 @@ fn steal(world: &World, port: u64) {
 }
 
 #[test]
-fn a_port_that_another_project_has_taken_is_not_the_applications() {
+fn stolen_port_gets_no_requests_and_fails_the_health_check() {
     let Some(world) = World::system() else { return };
     if crate::harness::installed("python3").is_none() {
         return;
@@ -64,7 +64,7 @@ fn a_port_that_another_project_has_taken_is_not_the_applications() {
     repo.push().accepted();
     world.serves("shop", "version one");
 
-    // The application comes back without listening, and its port is taken.
+    // The application restarts without listening, and the thief takes its port.
     let port = world.ports("shop")[0];
     let before = world.application("shop");
     world.larder(&["run", "shop", "--", "touch", "media/pause"]).exits(0);
@@ -75,7 +75,7 @@ fn a_port_that_another_project_has_taken_is_not_the_applications() {
     let answer = world.get("shop", "/");
     assert!(answer.status == 502 && !answer.body.contains("stolen"), "{answer:#?}");
 
-    // A release that does not listen is not healthy because another project does.
+    // A listener of another project does not make a release healthy.
     repo.page("version two");
     thread::scope(|scope| {
         let push = scope.spawn(|| repo.push());
@@ -85,7 +85,7 @@ fn a_port_that_another_project_has_taken_is_not_the_applications() {
         push.join().unwrap().rejected_with("did not listen on its port");
     });
 
-    // As soon as it listens itself, it is reached.
+    // A listener of the application itself is reached.
     world.larder(&["run", "shop", "--", "rm", "media/pause"]).exits(0);
     repo.page("version three");
     repo.push().accepted();

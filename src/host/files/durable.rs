@@ -1,8 +1,8 @@
-//! Bringing many files and names to the disk with one wait for it.
+//! Durable writes of many files and names with a single wait for the disk.
 //!
-//! On file systems with one journal for all (ext4, xfs) changes of names and sizes reach the disk in the order in which they were
-//! made: when the last one is there, all are, whoever made them. So it is enough to write contents out as they come and to wait
-//! once, at the end. Everywhere else the whole file system is synced.
+//! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made: when
+//! the last one has reached it, so have all earlier ones, by any process. It is therefore enough to write contents out as they come and
+//! to wait once, at the end. On other file systems, the whole file system is synced.
 #![allow(unsafe_code)]
 
 use std::{
@@ -20,10 +20,10 @@ use rustix::{
 const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 
-/// Devices that were looked at before, and whether they have a journal.
+/// Devices that were checked before, with the result.
 static JOURNALS: Mutex<Vec<(u64, bool)>> = Mutex::new(Vec::new());
 
-/// Whether changes reach the disk in order.
+/// Returns true if changes reach the disk in order.
 pub fn is_ordered(file: impl AsFd) -> bool {
     match fstatfs(&file).map(|found| u64::try_from(found.f_type)) {
         Ok(Ok(XFS)) => true,
@@ -57,12 +57,12 @@ fn device_name(partitions: &str, major: u32, minor: u32) -> Option<&str> {
     })
 }
 
-/// Begins to write a file's content out, and does not wait: a later sync finds most of its work done.
+/// Begins to write a file's content out without waiting, so that a later sync has less to do.
 pub fn begin(file: &File) {
     let _ = write_range(file, libc::SYNC_FILE_RANGE_WRITE);
 }
 
-/// Writes a file's content out; its name, size and all else are on the disk after a [`commit`] that follows, and not before.
+/// Writes a file's content out. Its name, size and other metadata are durable only after a later [`commit`].
 pub fn write_out(file: &File) -> io::Result<()> {
     let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     if is_ordered(file) && write_range(file, all).is_ok() { Ok(()) } else { file.sync_data() }
@@ -74,21 +74,21 @@ fn write_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Waits until everything that was done so far on the file system of `directory` is on the disk; contents only of files that were
-/// synced or [written out](write_out) before. The caller must be able to write in it.
+/// Waits until all earlier changes on the file system of `directory` are durable; contents only of files that were synced or
+/// [written out](write_out) before. The caller needs write permission for the directory.
 pub fn commit(directory: impl AsFd) -> io::Result<()> {
     let directory = directory.as_fd();
     if !is_ordered(directory) {
         return Ok(syncfs(directory)?);
     }
-    // A change of its own, later than all others, to wait for. What a dead process left of it does as well.
+    // A change that is later than all others, to wait for. The directory that a killed process left serves as well.
     let name = c".commit";
     match mkdirat(directory, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-        // Another process was faster: its change is as good.
+        // Another process removed the directory; its change serves as well.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_found_by_its_numbers() {
+    fn device_is_found_by_its_numbers() {
         let list = "major minor  #blocks  name\n\n 254        0  268435456 vda\n   8        1  1024 sda1\n";
         assert_eq!(device_name(list, 254, 0), Some("vda"));
         assert_eq!(device_name(list, 8, 1), Some("sda1"));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn committing_leaves_nothing_behind_and_may_be_repeated() {
+    fn commit_leaves_no_file_and_can_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = File::create(dir.path().join("f")).unwrap();
         file.write_all(b"x").unwrap();
@@ -120,7 +120,7 @@ mod tests {
         commit(&opened).unwrap();
         std::fs::create_dir(dir.path().join(".commit")).unwrap();
         commit(&opened).unwrap();
-        // Where nothing is ordered, the whole file system was synced, and what a dead process left stays.
+        // Without ordering, the whole file system was synced, and the directory of a killed process stays.
         let left = if is_ordered(&opened) { 1 } else { 2 };
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), left);
     }

@@ -162,7 +162,7 @@ pub struct FreeSpace {
     pub inodes: u64,
 }
 
-/// What is left on the file system that holds `path`.
+/// The free space of the file system that holds `path`.
 pub fn free_space(path: &Path) -> Result<FreeSpace, FileError> {
     let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("ask for the free space of", path, e))?;
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };

@@ -1,4 +1,4 @@
-//! Files that hold a secret of the server's: made once, readable by nobody else, never replaced.
+//! Files that hold a secret of the server: created once, readable only by the server, never replaced.
 
 use std::{
     fs::OpenOptions,
@@ -11,21 +11,21 @@ use rustix::fs::OFlags;
 
 use super::{FileError, parent, sync_dir};
 
-/// Why a secret is not used.
+/// An error that prevents the use of a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateError {
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not a regular file of this user's.
+    /// The secret is not a regular file of the server's user.
     #[error("{} is not a regular file that belongs to the server's user (uid {uid}); set its owner right, or restore it from a backup", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
-        /// Who should own it.
+        /// The expected owner.
         uid: u32,
     },
-    /// Others may read or write it.
+    /// Other users can read or write the secret.
     #[error("{} has mode {mode:04o}, so that others may use it; run: chmod 600 {}", path.display(), path.display())]
     Mode {
         /// The file.
@@ -35,10 +35,10 @@ pub enum PrivateError {
     },
 }
 
-/// Reads a secret of at most `max` bytes; nothing where there is no such file. One that others could read or change is refused:
-/// it is not a secret any more.
+/// Reads a secret of at most `max` bytes; `None` if the file does not exist. A file that other users can read or change is refused,
+/// because it is no longer a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
-    // Not through a link, and not waiting for the other end of a pipe.
+    // Follows no symlink, and does not wait for the other end of a pipe.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -62,10 +62,9 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
     Ok(Some(bytes))
 }
 
-/// Writes a new secret; on the disk afterwards. Says `false`, and changes nothing, where there is one already: another start may
-/// have been faster.
+/// Writes a new, durable secret. Returns `false` and changes nothing if the file exists, because another process may have created it.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
-    // Complete before it has its name; temporary files are made with mode 0600.
+    // Complete before it gets its name; temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(parent(path))

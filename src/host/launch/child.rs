@@ -30,7 +30,7 @@ impl Child {
         self.id
     }
 
-    /// Whether the process can write every file at `/app`; otherwise only new files in the top directory.
+    /// Returns true if the process can write every file at `/app`; otherwise only new files in the top directory.
     pub fn app_is_writable(&self) -> bool {
         self.writable
     }

@@ -53,7 +53,7 @@ pub struct SupervisedProcess {
     pub launch: Launch,
     /// The read end of its stdout and stderr.
     pub output: OwnedFd,
-    /// Whether the previous server had asked it to stop. It uses its slot and its port until it has ended.
+    /// True if the previous server had asked it to stop. It uses its slot and its port until it has ended.
     pub stopping: bool,
 }
 
@@ -69,15 +69,15 @@ pub struct Registration {
 /// The isolation and the limits that are in force on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// Whether every environment has users of its own (the keeper is root); otherwise everything runs as one user.
+    /// True if every environment has users of its own (the keeper is root); otherwise everything runs as one user.
     pub system: bool,
     /// The user numbers of environments.
     pub users: Option<UserNumbers>,
-    /// Whether workers have namespaces of their own, or the reason why not.
+    /// `Ok` if workers have namespaces of their own; otherwise the reason.
     pub namespaces: Result<(), String>,
-    /// Whether `/app` is an overlay, or the reason why it is a copy.
+    /// `Ok` if `/app` is an overlay; otherwise the reason why it is a copy.
     pub overlay: Result<(), String>,
-    /// Whether files of a release appear as the worker's own in the overlay, or the reason why not.
+    /// `Ok` if files of a release appear as the worker's own in the overlay; otherwise the reason.
     pub idmap: Result<(), String>,
     /// The control groups that limit processes.
     pub cgroup: Cgroups,

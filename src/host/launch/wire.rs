@@ -79,7 +79,7 @@ pub enum Request {
     End {
         /// The process.
         id: ProcessId,
-        /// Whether to kill.
+        /// True if to kill.
         now: bool,
     },
     /// Stop a supervised process for good.
@@ -124,7 +124,7 @@ pub enum Reply {
     Started {
         /// Its number.
         id: ProcessId,
-        /// Whether it can write every file at `/app`.
+        /// True if it can write every file at `/app`.
         writable: bool,
     },
     /// A supervised process, with the read end of its output; `None` after the last one.
@@ -151,7 +151,7 @@ pub struct Supervised {
     pub id: ProcessId,
     /// The request that launched it.
     pub launch: Launch,
-    /// Whether it was asked to stop and has not ended yet.
+    /// True if it was asked to stop and has not ended yet.
     pub stopping: bool,
 }
 
@@ -166,7 +166,7 @@ pub enum Event {
         exit: Exit,
         /// The number of restarts so far.
         restarts: u32,
-        /// Whether the process ended for good; otherwise it is restarted after a pause.
+        /// True if the process ended for good; otherwise it is restarted after a pause.
         last: bool,
     },
     /// The process was restarted.

@@ -47,11 +47,11 @@ pub struct Entry {
     pub request: Option<u64>,
     pub restarts: u32,
     pub backoff: Backoff,
-    /// When the next restart is due.
+    /// The time of the next restart.
     pub due: Option<Instant>,
     /// Set when the process must not be restarted: when it is killed.
     pub stopping: Option<Instant>,
-    /// Whether the server that launched it has ended, so that its end is reported to no server.
+    /// True if the server that launched it has ended, so that its end is reported to no server.
     pub orphaned: bool,
     /// For a cleanup of the keeper's own: the directory to delete, and the users that follow this one.
     pub cleanup: Option<(Discarded, VecDeque<User>)>,
@@ -63,12 +63,12 @@ pub struct Live {
     pub process: Process,
     pub group: Group,
     pub layer: Option<LayerId>,
-    /// Whether every file at `/app` can be written.
+    /// True if every file at `/app` can be written.
     pub writable: bool,
     pub since: Instant,
-    /// Why its program could not be started.
+    /// The reason why its program could not be started.
     pub failed: Option<String>,
-    /// Whether the control socket is closed; only the end of the process follows.
+    /// True if the control socket is closed; only the end of the process follows.
     pub closed: bool,
     /// Exit code and signal of its program.
     pub ended: Option<(Option<i32>, Option<i32>)>,
@@ -178,7 +178,7 @@ impl Entry {
         Some(Entry { cleanup: Some((discarded, cleanup_users)), ..Entry::new(launch, assignment, null) })
     }
 
-    /// Whether the process is restarted when it ends.
+    /// Returns true if the process is restarted when it ends.
     pub fn supervised(&self) -> bool {
         self.output.is_some()
     }

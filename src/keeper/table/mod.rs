@@ -48,7 +48,7 @@ const WARMER_GROUP: &str = "warmer";
 const QUIET: Duration = Duration::from_millis(400);
 /// With so many discarded directories the deletion does not wait for a quiet moment.
 const MAX_DISCARDED: usize = 64;
-/// How often a killed process that has not ended yet is killed again.
+/// The interval at which a killed process that has not ended yet is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The outcome of a request, or an event, for the server.
@@ -80,7 +80,7 @@ pub struct Table {
     entries: BTreeMap<ProcessId, Entry>,
     last: u64,
     discarded: VecDeque<Discarded>,
-    /// When the last request arrived.
+    /// The time of the last request.
     requested: Instant,
     outcomes: VecDeque<Outcome>,
 }
@@ -238,7 +238,7 @@ impl Table {
         others.chain([self.cleanup_due()]).flatten().min()
     }
 
-    /// When the next deletion may begin; one runs at a time.
+    /// The time at which the next deletion may begin; one runs at a time.
     fn cleanup_due(&self) -> Option<Instant> {
         let idle = self.program.is_some() && self.entries.values().all(|entry| entry.cleanup.is_none());
         let quiet = if self.discarded.len() < MAX_DISCARDED { QUIET } else { Duration::ZERO };
