@@ -1,4 +1,4 @@
-//! Files that survive a power cut: written beside their place, synced, renamed into it. And paths that cannot leave a directory.
+//! Files that survive a power cut: written under a temporary name, synced, and renamed; and reads with limits.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,19 +15,20 @@ mod private;
 pub use larder_archive::{Confined, Cursor, FileError};
 pub use private::{PrivateError, make_private, read_private};
 
-/// Replaces `path` by a file with these bytes and mode: afterwards there is the old file or the new one, whole, whatever happens.
+/// Replaces `path` by a file with these bytes and mode. After a crash at any point, `path` is either the old file or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, File::sync_all)?;
     sync_dir(parent(path))
 }
 
-/// The same without waiting for the disk: the name is durable once its directory is [committed](durable::commit), and no name
-/// ever stands for half a file.
+/// Replaces a file like [`write_atomic`], without waiting for the disk: the name is durable once its directory is
+/// [committed](durable::commit), and never names a partly written file.
 pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, durable::write_out)
 }
 
-/// The same for what can be told from half a file by itself and can be made again: after a power cut it may be anything.
+/// Replaces a file like [`write_atomic`], without any sync: after a power cut, its content is undefined. For files that have a checksum
+/// and can be recreated.
 pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
     place(path, parts, mode, |_| Ok(()))
 }
@@ -59,7 +60,7 @@ pub fn replace_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     sync_dir(parent(link))
 }
 
-/// The same without waiting for the disk: durable once its directory is synced.
+/// Replaces a symlink like [`replace_symlink`], without waiting for the disk: durable once its directory is synced.
 pub fn place_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     let made = tempfile::Builder::new()
         .prefix(".new-")
@@ -75,21 +76,21 @@ pub fn exchange(one: &Path, other: &Path) -> Result<(), FileError> {
     if parent(one) != parent(other) { sync_dir(parent(other)) } else { Ok(()) }
 }
 
-/// Renames; fails where `to` exists already; durable afterwards.
+/// Renames a file; fails if `to` exists; durable afterwards.
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), FileError> {
     rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(|e| FileError::io("rename", from, e))?;
     sync_dir(parent(to))?;
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
-/// Renames, replacing what `to` was; durable afterwards. The content of a file must be synced before.
+/// Renames a file over `to`; durable afterwards. The content must be synced before.
 pub fn rename_over(from: &Path, to: &Path) -> Result<(), FileError> {
     std::fs::rename(from, to).map_err(|e| FileError::io("rename", from, e))?;
     sync_dir(parent(to))?;
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
-/// Opens a regular file for reading; the last part of the path is not followed if it is a link, and a FIFO does not block.
+/// Opens a regular file for reading. A symlink as last part of the path is not followed, and a FIFO does not block.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let flags = i32::try_from(flags).unwrap_or_default();
@@ -120,7 +121,7 @@ pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     read_file_limited(&open_regular(path)?, path, max)
 }
 
-/// Reads an open file, from where it stands, of at most `max` bytes; `path` is for messages.
+/// Reads an open file, from its current position, of at most `max` bytes; `path` is for messages.
 pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| FileError::io("read", path, e))?;
@@ -130,7 +131,7 @@ pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-/// Removes a file if it is there; durable afterwards.
+/// Removes a file if it exists; durable afterwards.
 pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     match rustix::fs::unlinkat(CWD, path, AtFlags::empty()) {
         Ok(()) => sync_dir(parent(path)),
@@ -139,8 +140,8 @@ pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Removes what a process that was killed had not finished in `directory`: files and links whose names begin with `.new-`. Nobody may
-/// be writing there.
+/// Removes the temporary files of killed processes in `directory`: files and links whose names begin with `.new-`. No other process may
+/// write there at the same time.
 pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
     let unreadable = |source| FileError::io("read", directory, source);
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
