@@ -1,4 +1,4 @@
-// A server of the standard library.
+// A server with the standard library.
 package main
 
 import (
@@ -36,7 +36,7 @@ func main() {
 	done := make(chan struct{})
 	go func() {
 		<-stop.Done()
-		// Answers what has begun, then goes.
+		// Finishes open requests, then exits.
 		_ = server.Shutdown(context.Background())
 		close(done)
 	}()

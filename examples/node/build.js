@@ -1,4 +1,4 @@
-// Stands for what a real project compiles: the server reads the result.
+// Stands for the build of a real project: the server reads the result.
 const fs = require('node:fs');
 
 fs.mkdirSync('build', { recursive: true });

@@ -16,5 +16,5 @@ const server = http.createServer((request, response) => {
 
 server.listen(port, '127.0.0.1', () => console.log(`listening on ${port}`));
 
-// Finish what has begun, then go.
+// Finish open requests, then exit.
 process.on('SIGTERM', () => server.close(() => process.exit(0)));

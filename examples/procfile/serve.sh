@@ -1,4 +1,4 @@
-# Writes the page of this release, then serves it with what every Debian has.
+# Writes the page of this release, then serves it with python3.
 set -eu
 site=$(mktemp -d)
 printf 'Hello from a Procfile\nrelease %s\n' "${LARDER_RELEASE:-unknown}" >"$site/index.html"

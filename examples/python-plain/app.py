@@ -15,7 +15,7 @@ def application(environ, start_response):
 
 class Quiet(WSGIRequestHandler):
     def address_string(self):
-        # No name look-up for each request.
+        # No name lookup for each request.
         return self.client_address[0]
 
 

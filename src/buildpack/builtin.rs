@@ -13,7 +13,7 @@ pub struct BuiltinFile {
     pub path: &'static str,
     /// The file's content.
     pub text: &'static str,
-    /// Whether the file is a program.
+    /// True for programs.
     pub executable: bool,
 }
 

@@ -135,7 +135,7 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: Output) {
 #[derive(Debug, Default)]
 struct Lines {
     open: Vec<u8>,
-    /// Whether the last byte was a carriage return: text that follows replaces the line, as on a terminal.
+    /// Set after a carriage return: text that follows replaces the line, as on a terminal.
     returned: bool,
 }
 

@@ -19,7 +19,7 @@ struct World {
 impl World {
     fn new() -> World {
         let temp = tempfile::tempdir().unwrap();
-        for directory in ["app", "cache", "ours", "operator"] {
+        for directory in ["app", "cache", "builtin", "operator"] {
             fs::create_dir(temp.path().join(directory)).unwrap();
         }
         World { temp }
@@ -51,7 +51,7 @@ impl World {
         let paths = BuildPaths {
             app: self.path("app"),
             cache: self.path("cache"),
-            buildpacks: self.path("ours"),
+            buildpacks: self.path("builtin"),
             operator: self.path("operator"),
             path: "/usr/local/bin:/usr/bin:/bin".into(),
             home: self.path("app"),
@@ -82,15 +82,15 @@ const ALL: [BuildStep; 3] = [BuildStep::Detect, BuildStep::Compile, BuildStep::R
 #[test]
 fn first_builtin_pack_that_accepts_builds() {
     let world = World::new();
-    world.script("ours/ruby/bin/detect", "exit 1").script("ours/ruby/bin/compile", "exit 9");
-    world.pack("ours/python", "echo built by \"$0\" >made; echo '-----> Hello'");
-    world.script("ours/python/bin/release", "printf 'default_process_types:\\n  web: run it\\n'");
-    world.pack("ours/node", "exit 9");
+    world.script("builtin/ruby/bin/detect", "exit 1").script("builtin/ruby/bin/compile", "exit 9");
+    world.pack("builtin/python", "echo built by \"$0\" >made; echo '-----> Hello'");
+    world.script("builtin/python/bin/release", "printf 'default_process_types:\\n  web: run it\\n'");
+    world.pack("builtin/node", "exit 9");
     for sign in ["Gemfile", "requirements.txt", "package.json"] {
         std::fs::write(world.path("app").join(sign), "").unwrap();
     }
     // It is not asked, because there is no go.mod.
-    world.script("ours/go/bin/detect", "exit 0").script("ours/go/bin/compile", "exit 9");
+    world.script("builtin/go/bin/detect", "exit 0").script("builtin/go/bin/compile", "exit 9");
     let (report, output) = world.run(job(&ALL, &[]));
     assert_eq!(report.failure, None);
     assert_eq!(output, "-----> Fake app detected\n-----> Hello\n");
@@ -103,16 +103,16 @@ fn first_builtin_pack_that_accepts_builds() {
 #[test]
 fn operator_pack_replaces_builtin_pack() {
     let world = World::new();
-    world.pack("ours/node", "echo ours").pack("operator/node", "echo theirs");
+    world.pack("builtin/node", "echo larder").pack("operator/node", "echo operator");
     let (report, output) = world.run(job(&ALL, &["node"]));
-    assert!(output.contains("theirs") && !output.contains("ours"), "{output}");
+    assert!(output.contains("operator\n") && !output.contains("larder\n"), "{output}");
     assert_eq!(report.buildpacks[0].version, "operator");
 }
 
 #[test]
 fn unrecognised_project_gets_hint() {
     let world = World::new();
-    world.script("ours/node/bin/detect", "exit 1");
+    world.script("builtin/node/bin/detect", "exit 1");
     let failure = world.run(job(&ALL, &[])).0.failure.unwrap();
     assert_eq!((failure.step, failure.why.as_str()), (BuildStep::Detect, "the project is empty"));
     world.file("app/x", "");
@@ -125,7 +125,7 @@ fn unrecognised_project_gets_hint() {
 fn configuration_variables_are_files_in_env_dir() {
     let world = World::new();
     let compile = "ls \"$3\"; cat \"$3/GREETING\"; echo; echo \"$SOURCE_VERSION $STACK ${GREETING-none} ${LARDER_RELEASE-none}\"; echo \"$HOME $1\"";
-    world.pack("ours/node", compile);
+    world.pack("builtin/node", compile);
     let (report, output) = world.run(job(&ALL, &["node"]));
     assert_eq!(report.failure, None);
     let app = world.path("app");
@@ -138,9 +138,9 @@ fn several_packs_run_in_order_with_exports() {
     let world = World::new();
     // One writes beside itself, as Heroku's do; another uses the file that larder names.
     world.pack("app/packs/one", "echo 'export ONE=\"1 $(echo x)\"' >\"$(dirname \"$0\")/../export\"; touch \"$2/mine\"");
-    world.pack("ours/node", "echo \"saw $ONE\"; echo 'export TWO=2' >\"$LARDER_EXPORT\"; ls \"$2\"");
+    world.pack("builtin/node", "echo \"saw $ONE\"; echo 'export TWO=2' >\"$LARDER_EXPORT\"; ls \"$2\"");
     world.pack("app/packs/three", "echo \"saw $ONE $TWO\"; printf '%s|' \"$@\"");
-    for (pack, yaml) in [("ours/node", "web: a\\n  worker: w"), ("app/packs/three", "web: b")] {
+    for (pack, yaml) in [("builtin/node", "web: a\\n  worker: w"), ("app/packs/three", "web: b")] {
         world.script(&format!("{pack}/bin/release"), &format!("printf 'default_process_types:\\n  {yaml}\\n'"));
     }
     let (report, output) = world.run(job(&ALL, &["./packs/one", "node", "./packs/three"]));
@@ -159,7 +159,7 @@ fn several_packs_run_in_order_with_exports() {
 #[test]
 fn named_pack_gets_larder_named() {
     let world = World::new();
-    world.script("ours/node/bin/detect", "echo \"Node ${LARDER_NAMED-unnamed}\"").script("ours/node/bin/compile", "true");
+    world.script("builtin/node/bin/detect", "echo \"Node ${LARDER_NAMED-unnamed}\"").script("builtin/node/bin/compile", "true");
     world.file("app/package.json", "{}");
     assert!(world.run(job(&ALL, &[])).1.contains("Node unnamed app detected"));
     assert!(world.run(job(&ALL, &["node"])).1.contains("Node 1 app detected"));
@@ -168,7 +168,7 @@ fn named_pack_gets_larder_named() {
 #[test]
 fn failing_compile_ends_build_with_its_reason() {
     let world = World::new();
-    world.pack("ours/node", "echo lots; echo ' !     npm exited 1' >&2; exit 7").pack("ours/ruby", "touch after");
+    world.pack("builtin/node", "echo lots; echo ' !     npm exited 1' >&2; exit 7").pack("builtin/ruby", "touch after");
     let (report, output) = world.run(job(&ALL, &["node", "ruby"]));
     let failure = report.failure.unwrap();
     assert_eq!(failure.what, "buildpack node: bin/compile");
@@ -178,7 +178,7 @@ fn failing_compile_ends_build_with_its_reason() {
     assert!(!world.path("app/after").exists());
     assert_eq!(report.steps.len(), 1);
 
-    world.script("ours/node/bin/compile", "echo something; kill -9 $$");
+    world.script("builtin/node/bin/compile", "echo something; kill -9 $$");
     let failure = world.run(job(&ALL, &["node"])).0.failure.unwrap();
     assert_eq!((failure.why.as_str(), failure.code), ("buildpack node was killed by signal 9: something", None));
 }
@@ -186,7 +186,7 @@ fn failing_compile_ends_build_with_its_reason() {
 #[test]
 fn incomplete_pack_is_refused_with_its_defect() {
     let world = World::new();
-    world.pack("app/pack", "true").pack("ours/node", "true");
+    world.pack("app/pack", "true").pack("builtin/node", "true");
     let why = |names: &[&str]| world.run(job(&ALL, names)).0.failure.unwrap().why;
     assert_eq!(why(&["nodd"]), "there is no buildpack nodd");
     assert_eq!(why(&["./nothing"]), "there is no buildpack in the directory nothing of the project");
@@ -212,11 +212,11 @@ fn incomplete_pack_is_refused_with_its_defect() {
 #[test]
 fn release_without_yaml_fails() {
     let world = World::new();
-    world.pack("ours/node", "true").script("ours/node/bin/release", "echo 'default_process_types: [1'");
+    world.pack("builtin/node", "true").script("builtin/node/bin/release", "echo 'default_process_types: [1'");
     let failure = world.run(job(&ALL, &["node"])).0.failure.unwrap();
     assert_eq!(failure.step, BuildStep::Release);
     assert!(failure.why.starts_with("bin/release of buildpack node printed no process types: "), "{}", failure.why);
-    world.script("ours/node/bin/release", "exit 4");
+    world.script("builtin/node/bin/release", "exit 4");
     assert_eq!(world.run(job(&ALL, &["node"])).0.failure.unwrap().why, "bin/release of buildpack node exited 4");
 }
 
@@ -328,7 +328,7 @@ fn git_pack_is_fetched_by_commit() {
 #[test]
 fn temporary_files_of_killed_build_are_removed_by_the_next() {
     let world = World::new();
-    world.pack("ours/node", "test -d \"$TMPDIR\" && touch \"$TMPDIR/mine\"").file("cache/tmp/build-old/variables.json", "{}");
+    world.pack("builtin/node", "test -d \"$TMPDIR\" && touch \"$TMPDIR/mine\"").file("cache/tmp/build-old/variables.json", "{}");
     let (report, output) = world.run(job(&ALL, &["node"]));
     assert_eq!(report.failure, None, "{output}");
     assert_eq!(fs::read_dir(world.path("cache/tmp")).unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! A server of the standard library: one thread per connection.
+//! A server with the standard library: one thread per connection.
 
 use std::{
     env,

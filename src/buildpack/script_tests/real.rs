@@ -75,6 +75,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Held while a tool is installed.
+static INSTALLING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
 /// Returns the path of a tool: of the machine, or installed from its registry beside the test programs.
 fn found(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -93,21 +96,24 @@ fn found(tool: &str) -> Option<PathBuf> {
             return None;
         }
     };
-    if !program.is_file() {
-        let part = home.with_extension(std::process::id().to_string());
-        let good = |mut command: Command| command.output().is_ok_and(|output| output.status.success());
+    // Tests run at the same time. A virtual environment cannot be renamed, so a file says that the installation is complete.
+    let _installing = INSTALLING.lock();
+    let complete = home.join("complete");
+    if !complete.is_file() {
+        let _ = fs::remove_dir_all(&home);
+        let good = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
         let mut command = Command::new(install[0]);
-        command.args(&install[1..]).arg(&part);
-        let mut done = good(command);
+        command.args(&install[1..]).arg(&home).env("npm_config_fetch_retries", "1").env("npm_config_fetch_timeout", "20000");
+        let mut done = good(&mut command);
         if done && install[0] != "npm" {
-            let mut pip = Command::new(part.join("bin/python"));
-            pip.args(["-m", "pip", "install", "--quiet", tool]);
-            done = good(pip);
+            let pip = ["-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "20", tool];
+            done = good(Command::new(home.join("bin/python")).args(pip));
         }
-        if !done || (fs::rename(&part, &home).is_err() && !program.is_file()) {
+        if !done {
             eprintln!("SKIPPED: {tool} is not installed and cannot be installed from its registry");
             return None;
         }
+        fs::write(complete, "").unwrap();
     }
     Some(program)
 }
