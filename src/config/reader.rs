@@ -1,5 +1,7 @@
 //! Reads known keys from a YAML tree and collects every problem; [`Reader`] is the type to read first.
 
+use std::net::SocketAddr;
+
 use indexmap::IndexMap;
 
 use super::{
@@ -198,6 +200,22 @@ impl<'f> Reader<'f> {
 
     pub fn status(&mut self, node: &Node, key: &str) -> Option<StatusRange> {
         self.value(node, key, "a status such as 200, or a range such as 200-399", str::parse)
+    }
+
+    /// Reads a size of at least 1 KiB.
+    pub fn bytes(&mut self, node: &Node, key: &str) -> Option<ByteSize> {
+        let size = self.size(node, key)?;
+        if size.bytes() < 1024 {
+            self.mismatch(node, key, "at least 1K");
+        }
+        Some(size)
+    }
+
+    /// Reads an IP address with a port.
+    pub fn address(&mut self, node: &Node, key: &str) -> Option<SocketAddr> {
+        self.value(node, key, "an address and a port such as \"0.0.0.0:2222\" or \"[::]:2222\"", |text| {
+            text.parse().map_err(|_| format!("{} is not an address with a port", shown(text)))
+        })
     }
 
     /// Reads environment variables. Values are text; numbers and booleans stand for the text that they are written as.

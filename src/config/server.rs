@@ -296,7 +296,7 @@ const SSH_KEYS: &[KeyRow<ServerConfig>] = &[
         "Address and port; port 0 picks a free one. `larder serve --ssh` takes precedence.",
         Unstated,
         "0.0.0.0:2222",
-        |reader, node, key, config| set(&mut config.ssh.listen, address(reader, node, key)),
+        |reader, node, key, config| set(&mut config.ssh.listen, reader.address(node, key)),
     ),
     KeyRow::value(
         "profile",
@@ -317,7 +317,7 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
         "Address and port; port 0 picks a free one. `larder serve --http` takes precedence.",
         Unstated,
         "0.0.0.0:8080",
-        |reader, node, key, config| set(&mut config.http.listen, address(reader, node, key)),
+        |reader, node, key, config| set(&mut config.http.listen, reader.address(node, key)),
     ),
     KeyRow::value(
         "trusted",
@@ -363,7 +363,7 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
         Unstated,
         "2G",
         |reader, node, key, config| {
-            set(&mut config.builds.memory, bytes(reader, node, key));
+            set(&mut config.builds.memory, reader.bytes(node, key));
         },
     ),
     KeyRow::value("pids", "The processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
@@ -382,30 +382,30 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("push_bytes", "The compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
-        set(&mut config.limits.push_bytes, bytes(reader, node, key));
+        set(&mut config.limits.push_bytes, reader.bytes(node, key));
     }),
     KeyRow::value("tree_entries", "The files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
         set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
     }),
     KeyRow::value("tree_bytes", "The sum of the sizes of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
-        set(&mut config.limits.tree_bytes, bytes(reader, node, key));
+        set(&mut config.limits.tree_bytes, reader.bytes(node, key));
     }),
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
-        set(&mut config.limits.file_bytes, bytes(reader, node, key));
+        set(&mut config.limits.file_bytes, reader.bytes(node, key));
     }),
     // git passes at most 2000 refs to a hook.
     KeyRow::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
         set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
     }),
     KeyRow::value("archive_bytes", "The size of one release archive.", Unstated, "4G", |reader, node, key, config| {
-        set(&mut config.limits.archive_bytes, bytes(reader, node, key));
+        set(&mut config.limits.archive_bytes, reader.bytes(node, key));
     }),
     KeyRow::value(
         "disk_reserve",
         "Pushes are refused, before anything is written, while less disk than this is free.",
         Unstated,
         "512M",
-        |reader, node, key, config| set(&mut config.limits.disk_reserve, bytes(reader, node, key)),
+        |reader, node, key, config| set(&mut config.limits.disk_reserve, reader.bytes(node, key)),
     ),
 ];
 
@@ -466,7 +466,7 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const LOG_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("max_bytes", "", Unstated, "10M", |reader, node, key, config| {
-        set(&mut config.log.max_bytes, bytes(reader, node, key));
+        set(&mut config.log.max_bytes, reader.bytes(node, key));
     }),
     KeyRow::value("keep", "", Unstated, "5", |reader, node, key, config| {
         set(&mut config.log.keep, number(reader, node, key, 0..=100));
@@ -479,22 +479,8 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-fn address(reader: &mut Reader, node: &Node, key: &str) -> Option<SocketAddr> {
-    reader.value(node, key, "an address and a port such as \"0.0.0.0:2222\" or \"[::]:2222\"", |text| {
-        text.parse().map_err(|_| format!("{} is not an address with a port", shown(text)))
-    })
-}
-
 fn number<T: TryFrom<u64>>(reader: &mut Reader, node: &Node, key: &str, range: RangeInclusive<u64>) -> Option<T> {
     reader.number(node, key, *range.start(), *range.end()).and_then(|number| T::try_from(number).ok())
-}
-
-fn bytes(reader: &mut Reader, node: &Node, key: &str) -> Option<ByteSize> {
-    let size = reader.size(node, key)?;
-    if size.bytes() < 1024 {
-        reader.mismatch(node, key, "at least 1K");
-    }
-    Some(size)
 }
 
 fn check_ports(reader: &mut Reader, root: &Node, (from, to): (u16, u16)) {
