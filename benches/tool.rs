@@ -1,4 +1,4 @@
-//! What larder's workers do to trees and archives, as a program: for measurements beside `tar` and `rsync`, without a server.
+//! The work of larder's workers on trees and archives, as a program: for measurements beside `tar` and `rsync`, without a server.
 //!
 //! ```text
 //! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes ARCHIVE.json, the manifest
@@ -27,11 +27,10 @@ use larder::{
     host::{files::FileError, launch::LARGE_PAGES},
     model::{Digest, Mode, ReleaseId},
     release::{
-        bundle::{self, BundleJob, Head},
+        bundle::{self, BundleJob},
         delta,
-        forms::Forms,
-        index,
         install::{self, Content, UnpackJob},
+        manifest::{Head, encode::EncodedManifest, index},
         pack::{self, DeltaJob, Origin},
         store,
     },
@@ -71,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts once more with what the keeper tells a worker's C library, which reads it at its start and never again.
+/// Restarts itself with the environment that the keeper gives to workers: the C library reads it only at the start.
 fn as_a_worker() -> io::Result<()> {
     let (name, value) = LARGE_PAGES;
     if std::env::var_os(name).is_some() {
@@ -84,7 +83,7 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The manifest that stands beside an archive.
+/// Returns the path of the manifest beside an archive.
 fn manifest_of(archive: &Path) -> PathBuf {
     let mut path = archive.as_os_str().to_owned();
     path.push(".json");
@@ -105,7 +104,7 @@ fn writable(path: &Path) -> io::Result<File> {
 
 fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
     let created = jiff::Timestamp::now();
-    // Installed trees have the names of their releases.
+    // An installed tree has the name of its release.
     let named = tree.file_name().and_then(|name| name.to_str()?.parse().ok());
     let head = Head {
         project: "bench".parse()?,
@@ -132,9 +131,9 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
 
 fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &Path)>) -> Outcome {
     let tree = deploy.join(name);
-    let spare = seal_of(&tree)?;
+    let spare = fingerprint_of(&tree)?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
-    // The same release again: that is how a spare is made.
+    // The same release again makes a spare.
     let content = if previous.is_some_and(|(path, _)| path == archive) { Content::Previous } else { Content::Archive };
     let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
     let places = install::InstallPaths { tree, deploy: deploy.into() };
@@ -146,23 +145,23 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
         None => (index::open(&manifest_of(archive))?, None),
     };
     let report = install::work(&job, &places, &File::open(archive)?, &manifest, before.as_ref()).into_result()?;
-    if let Some(seal) = report.seal {
-        std::fs::write(deploy.join(format!("{}.seal", name.display())), seal.to_string())?;
+    if let Some(fingerprint) = report.fingerprint {
+        std::fs::write(deploy.join(format!("{}.fingerprint", name.display())), fingerprint.to_string())?;
     }
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }
 
-/// A tree that is there already is a spare; a server remembers the seals of those. Another one is made.
-fn seal_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
+/// Returns the fingerprint of a tree that exists already and so is a spare; a server remembers these. Creates any other tree.
+fn fingerprint_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
     if !tree.is_dir() {
         std::fs::create_dir(tree)?;
         return Ok(None);
     }
-    let seal = std::fs::read_to_string(tree.with_extension("seal"))?;
-    Ok(Some(seal.parse()?))
+    let fingerprint = std::fs::read_to_string(tree.with_extension("seal"))?;
+    Ok(Some(fingerprint.parse()?))
 }
 
-/// Each is read to see whether it is whole.
+/// Opens two manifests in parallel, since each is read to check it.
 fn open_both(one: &Path, other: &Path) -> (Result<File, FileError>, Result<File, FileError>) {
     std::thread::scope(|scope| {
         let one = scope.spawn(|| index::open(one));
@@ -192,16 +191,16 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
 
 fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> Outcome {
     let tree = deploy.join(name);
-    let spare = seal_of(&tree)?;
-    // As a server does: the manifest first, since its signature comes before everything else.
+    let spare = fingerprint_of(&tree)?;
+    // As on a server: the manifest first, whose signature is checked before everything else.
     let file = File::open(delta)?;
     let manifest = delta::manifest(&file, store::read(&manifest_of(older))?)?;
     let path = manifest_of(delta);
     let written = writable(&path)?;
-    let forms = Forms::of(&manifest, threads())?;
-    (&mut &written).write_all(&forms.text)?;
-    forms.keep_index(&path, index::identity(&written));
-    // A server frees it while the worker works.
+    let encoded = EncodedManifest::of(&manifest, threads())?;
+    (&mut &written).write_all(&encoded.text)?;
+    encoded.keep_index(&path, index::identity(&written));
+    // A server frees the manifest while the worker runs.
     std::mem::forget(manifest);
     let (written, of_old) = open_both(&path, &manifest_of(older));
     let (written, of_old) = (written?, of_old?);

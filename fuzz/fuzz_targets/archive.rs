@@ -1,9 +1,9 @@
-//! A hostile archive under a manifest that vouches for it: the reader refuses it, or every file that it gives out is exactly what
-//! the manifest says, under a path that stays inside.
+//! A hostile archive under a manifest that fits it: the reader refuses it, or every file that it returns is exactly the one of the manifest, under a
+//! path inside the tree.
 //!
 //! An input is a mode byte, the entries as a line of JSON, and then what the frames hold. The manifest around it (offsets, sizes,
-//! digests of frames, seek table) is made to fit, as somebody would who holds the signing key: otherwise nearly every input would
-//! end at the first digest.
+//! digests of frames, seek table) is made to fit, as the holder of a signing key could do; otherwise nearly every input would be
+//! refused at the first digest.
 
 #![no_main]
 
@@ -34,20 +34,20 @@ fuzz_target!(|input: &[u8]| {
     };
     let info = ArchiveInfo::of_frames(vec![frame]);
     let mut file = tempfile::tempfile().expect("a file");
-    file.write_all(&packed).expect("room");
-    file.write_all(&info.seek_table()).expect("room");
+    file.write_all(&packed).expect("space on the disk");
+    file.write_all(&info.seek_table()).expect("space on the disk");
     let Ok(archive) = Archive::open(&file, &entries, &info, &Limits::default()) else { return };
     let mut reader = FrameReader::new().expect("memory");
     let mut seen = Seen { hasher: blake3::Hasher::new(), entry: None };
     let _ = archive.read(0, &mut reader, &mut seen);
 });
 
-/// What an entry takes in a tar with short names; where names are long, the frame's size will not fit and is refused for it.
+/// Returns the bytes of an entry in a tar with short names. With long names the size of the frame does not fit and is refused.
 fn span(entry: &Entry) -> u64 {
     512 + if let EntryKind::File { size, .. } = entry.kind { size.saturating_add(511) / 512 * 512 } else { 0 }
 }
 
-/// Lets the entries have the digests of what lies where they would be.
+/// Sets the digests of the entries to those of the bytes at their places.
 fn fit_digests(entries: &mut [Entry], content: &[u8]) {
     let mut at = 0_usize;
     for entry in entries {
@@ -61,7 +61,7 @@ fn fit_digests(entries: &mut [Entry], content: &[u8]) {
     }
 }
 
-/// Compares what comes out.
+/// Compares each file that comes out with its entry.
 struct Seen {
     hasher: blake3::Hasher,
     entry: Option<Entry>,

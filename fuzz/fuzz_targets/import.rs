@@ -1,5 +1,5 @@
-//! Any bytes as an export: the reader of containers refuses them, or gives out parts that fit into them; and what it takes for a
-//! manifest or a health record goes through their readers.
+//! Any bytes as an export: the reader of containers refuses them, or returns parts that fit into them. Parts named like a manifest or a health
+//! record are passed to their readers.
 
 #![no_main]
 

@@ -1,7 +1,7 @@
-//! Puts a patch onto the release of a slot: all of it, or nothing.
+//! The application of a patch to the release of a slot, completely or not at all.
 //!
-//! Everything is decided before anything is written. What the release already has is left as it is, so a fix that was committed
-//! meanwhile is in nobody's way; a text that the release has changed elsewhere is merged as `patch` would; the rest is a conflict.
+//! Everything is decided before anything is written. A change that the release already contains is skipped, so that a fix may have been
+//! committed meanwhile; a text that the release has changed elsewhere is merged as `patch` would; anything else is a conflict.
 
 use std::{
     fs::File,
@@ -23,34 +23,34 @@ use crate::{
 /// The job. Descriptors: 5 the text, and 6 the archive, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyJob {
-    /// What to do.
+    /// The changes to apply.
     pub changes: Vec<Drifted>,
     /// The outline of the archive.
     pub archive: Option<ArchiveInfo>,
 }
 
-/// What came of it.
+/// The result of applying a patch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
-    /// All of it is in the slot now.
+    /// All changes are in the slot.
     Done {
-        /// Paths that were changed.
+        /// The changed paths.
         changed: Vec<String>,
-        /// Paths that were merged with what the release changed in them.
+        /// The paths that were merged with changes of the release.
         merged: Vec<String>,
-        /// How many were so already.
+        /// The number of changes that the release already contained.
         there: u64,
     },
-    /// Nothing was changed; path and reason of each conflict.
+    /// Nothing was changed. Path and reason of each conflict.
     Conflicts(Vec<(String, String)>),
 }
 
-/// Does the job.
+/// Applies a patch.
 pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> Answer<Applied> {
     apply(job, places, text, archive).into()
 }
 
-/// What is to be done at a path.
+/// The action at a path.
 enum Move {
     There,
     Remove,
@@ -88,7 +88,7 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
     Ok(Applied::Done { changed, merged, there })
 }
 
-/// What is at a path now.
+/// Returns the current entry at a path.
 fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
     let mut cursor = app.cursor();
     let stat = match cursor.stat(path) {
@@ -98,8 +98,10 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
             let is = |errno: Errno| source.raw_os_error() == Some(errno.raw_os_error());
             return match () {
                 () if is(Errno::NOENT) => Ok(None),
-                () if is(Errno::NOTDIR) || is(Errno::LOOP) => Err(String::from("a directory above it is none in this release")),
-                () => Err(format!("it cannot be looked at: {source}")),
+                () if is(Errno::NOTDIR) || is(Errno::LOOP) => {
+                    Err(String::from("a parent of it is not a directory in this release"))
+                }
+                () => Err(format!("it cannot be read: {source}")),
             };
         }
         Err(error) => return Err(error.to_string()),
@@ -119,7 +121,7 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
     }
 }
 
-/// What to do about a change, and whether that merges it.
+/// Returns the action for a change, and whether it merges the change with one of the release.
 fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool), String> {
     let current = current(app, &change.path)?;
     if current == change.now {
@@ -150,7 +152,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
     Ok((clean, false))
 }
 
-/// The release has something else there than the one that the patch was made on.
+/// Returns the action for a path at which this release differs from the release of the patch.
 fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &File) -> Result<Move, String> {
     let now_executable = |was: &Option<TreeEntry>, now: bool, current: bool| match was {
         Some(TreeEntry::File { executable, .. }) if *executable == now => current,
@@ -164,7 +166,7 @@ fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &
         ) => {
             let executable = now_executable(&change.was, *executable, *current);
             match change.kept {
-                // Only the mode was changed, or only the mode differs from what it was changed from.
+                // Only the mode was changed, or only the mode differs.
                 SavedAs::Listed => Ok(Move::Mode(executable)),
                 _ if digest == now => Ok(Move::Mode(executable)),
                 SavedAs::Whole if digest == was => Ok(Move::Whole),
@@ -194,14 +196,14 @@ fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String>
 
 fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
     let mut cursor = app.cursor();
-    // Backwards: what a directory holds goes before the directory.
+    // In reverse order, so that a directory is empty when its turn comes.
     for (change, one) in moves.iter().rev() {
         let replaced = matches!(one, Move::Make(_) | Move::Write(..) | Move::Whole);
         if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
             continue;
         }
         if change.was == Some(TreeEntry::Dir) {
-            // The release may have put something new into it; then it stays.
+            // The directory stays if the release has new entries in it.
             let removed = cursor.remove_dir(&change.path);
             if change.change != ChangeKind::Removed {
                 removed?;
@@ -232,7 +234,7 @@ fn mode(executable: bool) -> u32 {
     if executable { 0o755 } else { 0o644 }
 }
 
-/// A file of the release is another user's: it is copied, so that it becomes ours.
+/// Sets the mode of a file. A file of the release belongs to another user and is replaced by a copy.
 fn set_mode(cursor: &mut Cursor<'_>, path: &str, executable: bool) -> Result<(), ReleaseError> {
     let mut content = Vec::new();
     let file = cursor.open(path)?;
@@ -256,7 +258,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
     Ok(())
 }
 
-/// Writes the whole files that are wanted.
+/// Unpacks the wanted whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
     let refused = |source| ReleaseError::Archive { doing: "accepted", source };
     let archive = Archive::open(file, entries, info, &Limits::default()).map_err(refused)?;

@@ -1,4 +1,4 @@
-//! The look itself: a walk through what the scratch layer has changed, compared with the manifest.
+//! The comparison of the entries of the scratch layer with the manifest.
 
 use std::{
     collections::HashSet,
@@ -16,9 +16,9 @@ use crate::{
     release::{ChangeKind, ReleaseError},
 };
 
-/// So many bytes are read to see whether files differ; beyond, a file that has the right size is believed.
+/// The most bytes that are read; beyond, a file of the right size counts as unchanged.
 const BYTES: u64 = 4 << 30;
-/// There while a slot without an overlay is filled.
+/// The marker of a slot without an overlay that is being filled.
 const MARK: &str = ".larder-filling";
 
 /// The entries of a release, found by binary search; they are sorted by path.
@@ -30,7 +30,7 @@ impl<'e> Known<'e> {
         self.0.get(at).map(|entry| &entry.kind)
     }
 
-    /// Everything below a directory.
+    /// Returns all entries below a directory.
     fn below(&self, directory: &str) -> &'e [Entry] {
         let start = if directory.is_empty() { String::new() } else { format!("{directory}/") };
         let from = self.0.partition_point(|entry| entry.path.as_str() < start.as_str());
@@ -39,14 +39,15 @@ impl<'e> Known<'e> {
         rest.get(..length).unwrap_or_default()
     }
 
-    /// What is directly in a directory.
+    /// Returns the entries directly in a directory.
     fn children(&self, directory: &str) -> impl Iterator<Item = &'e Entry> {
         let skip = if directory.is_empty() { 0 } else { directory.len() + 1 };
         self.below(directory).iter().filter(move |entry| !entry.path.get(skip..).unwrap_or_default().contains('/'))
     }
 }
 
-/// Compares `app` with `entries`. With `upper`, only what that layer has is looked at: everything else comes from the installed tree.
+/// Compares `app` with `entries`. With `upper`, only the entries of that layer are compared; all others come from the installed tree, which
+/// is not compared here.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
     let mut look =
         Look { app, upper, known: Known(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
@@ -57,7 +58,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
     let Look { mut found, mut left_out, mut made, .. } = look;
     made.sort();
     found.sort_by(|a, b| a.path.cmp(&b.path));
-    // A directory is worth a word only where nothing in it has one.
+    // An added directory is listed only if nothing in it is listed.
     let empty: Vec<String> = made
         .iter()
         .filter(|path| {
@@ -87,7 +88,7 @@ struct Look<'a> {
     rules: &'a Rules,
     found: Vec<Drifted>,
     left_out: u64,
-    /// What may still be read.
+    /// The bytes that may still be read.
     bytes: u64,
     /// Directories that the release does not have.
     made: Vec<String>,
@@ -98,7 +99,7 @@ impl Look<'_> {
         let listed = self.app.open_dir(directory).and_then(|view| Ok((view.names()?, view)));
         let (names, view) = match listed {
             Ok(listed) => listed,
-            // Gone meanwhile, or closed by the application: nobody who looks may fail for that.
+            // Removed meanwhile, or not readable; this must not fail the comparison.
             Err(error) => return self.note(directory.to_owned(), Err(odd(&error))),
         };
         let above: Option<HashSet<OsString>> = self
@@ -163,7 +164,7 @@ impl Look<'_> {
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 let executable = stat.st_mode & 0o100 != 0;
                 if self.bytes < size {
-                    // Said to be as it was where nothing speaks against it.
+                    // A file of the same size counts as unchanged.
                     return match known {
                         Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
                             Ok(TreeEntry::File { size, digest: *digest, executable })
@@ -185,7 +186,7 @@ impl Look<'_> {
         }
     }
 
-    /// Everything that the release has below a path has gone with it.
+    /// Notes everything that the release has below a path as removed.
     fn gone(&mut self, path: &str) {
         let known = Known(self.known.0);
         for entry in known.below(path) {
@@ -245,7 +246,7 @@ fn odd(error: &FileError) -> &'static str {
     }
 }
 
-/// The size and digest of what is read, which is what counts where somebody writes meanwhile. At most `size` bytes are read.
+/// Returns the size and digest of the bytes that were read, at most `size`; a concurrent writer may change the file meanwhile.
 pub fn hash(cursor: &mut Cursor<'_>, name: &OsStr, size: u64) -> Result<(u64, crate::model::Digest), FileError> {
     let file = cursor.open(name)?;
     let mut file = file.take(size);

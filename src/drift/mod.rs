@@ -1,9 +1,9 @@
-//! Drift: where what runs is no longer what was released, and patches that keep it.
+//! Drift: changes to the files of a live release, and the patches that save them.
 //!
-//! `/app` is an overlay of the immutable release and the slot's scratch layer, so a live file differs only where the scratch layer
-//! has something; and the installed tree itself can be compared with its manifest. Both are read by a worker that sees what the
-//! application sees and cannot change it ([`look`]). A patch is what such a look found, kept: a text that `patch -p1` and
-//! `git apply` understand, an archive of whole files, and the list ([`save`], [`patches`]). [`apply`] puts it onto another release.
+//! `/app` is an overlay of the immutable release and the scratch layer of the slot, so a live file differs only if the scratch layer has
+//! an entry for it. [`look`] compares these entries, but not the installed tree below; [`verify_tree`] compares that with its manifest,
+//! byte by byte. Both run in a worker that sees what the application sees and cannot change it. A patch saves the changes: a text for
+//! `patch -p1` and `git apply`, an archive of whole files, and the list ([`save`], [`patches`]). [`apply`] applies it to another release.
 
 mod apply;
 mod look;
@@ -29,10 +29,10 @@ use crate::{
     release::{Answer, ChangeKind, ReleaseError, store, verify},
 };
 
-/// The most changes that are listed; what is beyond is counted.
+/// The most changes that are listed; further ones are counted.
 const MOST: usize = 5000;
 
-/// What is at a path, in a form that travels between our own processes.
+/// An entry of a tree, in the form that patches and workers use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TreeEntry {
@@ -44,12 +44,12 @@ pub enum TreeEntry {
         size: u64,
         /// The digest of its content.
         digest: Digest,
-        /// Whether it may be executed.
+        /// The file is executable.
         executable: bool,
     },
     /// A symbolic link.
     Link {
-        /// Where it points to.
+        /// The target, verbatim.
         target: String,
     },
 }
@@ -85,110 +85,110 @@ impl TreeEntry {
     }
 }
 
-/// Where a live file differs from its release.
+/// A live file that differs from its release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drifted {
     /// Its path in `/app`.
     pub path: String,
-    /// What became of it.
+    /// The kind of the change.
     pub change: ChangeKind,
-    /// What the release has there.
+    /// The entry of the release.
     pub was: Option<TreeEntry>,
-    /// What is there now; nothing as well where it is no file, directory or link, see `odd`.
+    /// The current entry; also none if it is no file, directory or link, see `odd`.
     pub now: Option<TreeEntry>,
-    /// Why it can be listed but not kept: a socket, a file that cannot be read.
+    /// The reason why it can be listed but not saved: a socket, an unreadable file.
     pub odd: Option<String>,
-    /// Why it is to be expected: a cache, a log, `drift.ignore`. Such changes are shown and otherwise left alone.
+    /// The reason why it is expected: a cache, a log, `drift.ignore`. Such changes are shown and never saved.
     pub noise: Option<String>,
-    /// Where a patch keeps it.
+    /// The form in which a patch has it.
     pub kept: SavedAs,
 }
 
-/// Where the content of a change is in a patch.
+/// The form in which a patch has a change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedAs {
-    /// Nowhere: it was not asked for, or cannot be had.
+    /// Not at all: saving was not requested, or is impossible.
     #[default]
     No,
-    /// The list says it all: a directory, a link, a removal, a mode.
+    /// In the list alone: a directory, a link, a removal, a mode.
     Listed,
-    /// As a difference in the text, at this place.
+    /// As a difference in the text.
     Text {
-        /// Where it begins, bytes.
+        /// The offset, in bytes.
         at: u64,
-        /// How long it is, bytes.
+        /// The length, in bytes.
         length: u64,
     },
     /// As a whole file in the archive.
     Whole,
 }
 
-/// All drift of a slot.
+/// The drift of a slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
     /// The changes by path.
     pub changes: Vec<Drifted>,
-    /// How many more there are.
+    /// The number of further changes.
     pub left_out: u64,
 }
 
 impl Drift {
-    /// The changes that matter.
+    /// Returns the changes that are not expected.
     pub fn real(&self) -> impl Iterator<Item = &Drifted> {
         self.changes.iter().filter(|change| change.noise.is_none())
     }
 
-    /// How many changes matter, and how many are only noise. Those that were left out count as changes that matter.
+    /// Returns the numbers of unexpected and of expected changes. Changes that are not listed count as unexpected.
     pub fn counts(&self) -> (u64, u64) {
         let noise = self.changes.iter().filter(|change| change.noise.is_some()).count() as u64;
         ((self.changes.len() as u64).saturating_sub(noise).saturating_add(self.left_out), noise)
     }
 }
 
-/// What shall be looked at. Descriptor 5 is the manifest; where it shall be saved, 6 and 7 are the text and the archive to write.
+/// The job of the drift worker. Descriptor 5 is the manifest; to save, 6 and 7 are the text and the archive to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookJob {
     /// The live `/app`.
     Slot {
-        /// Paths that persist and are therefore no part of a release.
+        /// Persistent paths, which are not part of a release.
         data: Vec<String>,
-        /// Patterns, as in `.gitignore`, of what is to be expected.
+        /// Patterns of expected changes, as in `.gitignore`.
         ignore: Vec<String>,
-        /// What is to be expected exactly so: path and content.
+        /// Expected changes: path and exact content.
         known: Vec<Known>,
-        /// Whether to write what was found.
+        /// The changes are to be written.
         save: bool,
     },
     /// The installed tree.
     Tree,
 }
 
-/// A path, and what is there.
+/// A path and its entry.
 pub type Known = (String, Option<TreeEntry>);
 
-/// What was found.
+/// The report of the drift worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookReport {
-    /// In the slot; with the outline of the archive, if one was written.
+    /// The drift of the slot, with the frames of the archive, if one was written.
     Slot(Drift, Option<ArchiveInfo>),
-    /// In the tree: path and what is wrong, and how many more.
+    /// The differences of the tree: path and difference, and the number of further ones.
     Tree(Vec<(String, String)>, u64),
 }
 
-/// Where the worker finds things.
+/// The paths of the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriftPaths {
     /// The live tree.
     pub app: PathBuf,
-    /// The scratch layer, where `app` is an overlay with one.
+    /// The scratch layer, if `app` is an overlay.
     pub upper: Option<PathBuf>,
     /// The installed tree.
     pub tree: PathBuf,
 }
 
 impl DriftPaths {
-    /// From `LARDER_APP`, `LARDER_UPPER`, `LARDER_TREE`; with `LARDER_LOWER` there is no overlay.
+    /// Reads `LARDER_APP`, `LARDER_UPPER` and `LARDER_TREE`; with `LARDER_LOWER` there is no overlay.
     pub fn from_environment() -> DriftPaths {
         let place = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let overlay = place("LARDER_LOWER").is_none();
@@ -200,7 +200,7 @@ impl DriftPaths {
     }
 }
 
-/// Does the work of a look.
+/// Runs the drift worker.
 pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Option<(&File, &File)>) -> Answer<LookReport> {
     let done = || -> Result<LookReport, ReleaseError> {
         let manifest = store::parse_known(manifest, std::path::Path::new("the manifest"))?;
@@ -233,7 +233,7 @@ pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Opti
     done().into()
 }
 
-/// The entries of the archive of whole files, with the directories above them.
+/// Returns the entries of the archive of whole files, with their parent directories.
 fn whole(changes: &[Drifted]) -> Vec<Entry> {
     let mut all = std::collections::BTreeMap::new();
     for change in changes.iter().filter(|change| change.kept == SavedAs::Whole) {

@@ -1,17 +1,17 @@
-//! What is no drift that anybody would want to keep.
+//! The rules for expected changes, which are not worth saving.
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::release::ReleaseError;
 
-/// What the project says, and what every application leaves.
+/// The rules of the project, and those for files that every application leaves.
 pub struct Rules {
     data: Vec<String>,
     ignore: Gitignore,
 }
 
 impl Rules {
-    /// `data` are paths, `ignore` patterns.
+    /// Compiles the rules from persistent paths and patterns.
     pub fn new(data: &[String], ignore: &[String]) -> Result<Rules, ReleaseError> {
         let mut builder = GitignoreBuilder::new("");
         for (index, pattern) in ignore.iter().enumerate() {
@@ -21,7 +21,7 @@ impl Rules {
         Ok(Rules { data: data.to_vec(), ignore })
     }
 
-    /// What is wrong with a pattern, if anything is.
+    /// Returns the fault of the first bad pattern, if there is one.
     pub fn wrong(ignore: &[String]) -> Option<String> {
         let wrong = |(index, pattern): (usize, &String)| {
             let line = GitignoreBuilder::new("").add_line(None, pattern).err()?;
@@ -30,17 +30,17 @@ impl Rules {
         ignore.iter().enumerate().find_map(wrong)
     }
 
-    /// Whether a path persists, so that no release has a say in it.
+    /// Returns whether a path is persistent and so not part of a release.
     pub fn persists(&self, path: &str) -> bool {
         self.data.iter().any(|data| path == data || path.strip_prefix(data.as_str()).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Whether something that persists lies below a directory, which then had to be made.
+    /// Returns whether a persistent path lies below a directory, which then had to be created.
     pub fn leads_to_data(&self, path: &str) -> bool {
         self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Why a change is to be expected. `ours` says that the release has something at the path.
+    /// Returns the reason why a change is expected. `ours` means that the release has an entry at the path.
     pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
         if self.ignore.matched_path_or_any_parents(path, is_dir).is_ignore() {
             return Some("named by drift.ignore");
@@ -49,7 +49,7 @@ impl Rules {
         if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
             return Some("bytecode that Python keeps");
         }
-        // Whoever changes or removes what was released has a reason, wherever it lies.
+        // A change to a file of the release is never expected, wherever it lies.
         if ours {
             return None;
         }

@@ -24,15 +24,15 @@ const LIST: &str = "patch.json";
 const TEXT: &str = "changes.diff";
 /// The whole files.
 const FILES: &str = "files.tar.zst";
-/// A list above this size is not ours.
+/// The largest list, in bytes.
 const BYTES_MAX: u64 = 64 << 20;
-/// So many patches that nobody asked for are kept.
+/// The most automatic patches that are kept.
 const AUTOMATIC: usize = 20;
 
-/// A patch.
+/// A saved patch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patch {
-    /// The version of this format.
+    /// The version of the format.
     pub format: u32,
     /// Its name.
     pub id: String,
@@ -42,13 +42,13 @@ pub struct Patch {
     pub commit: CommitId,
     /// The digest of its tree.
     pub tree: Digest,
-    /// When it was kept.
+    /// The time when it was saved.
     pub created: Timestamp,
-    /// Who kept it; nobody where larder did it by itself before a slot was emptied.
+    /// The user who saved it; none for an automatic patch, which is saved before a slot is emptied.
     pub by: Option<UserName>,
-    /// What was changed.
+    /// The changes.
     pub changes: Vec<Drifted>,
-    /// The outline of the archive, if there is one.
+    /// The frames of the archive, if there is one.
     pub archive: Option<ArchiveInfo>,
 }
 
@@ -67,7 +67,7 @@ pub struct New {
     pub files: File,
 }
 
-/// All patches of an environment.
+/// The patches of an environment.
 #[derive(Debug, Clone)]
 pub struct Patches(PathBuf);
 
@@ -76,7 +76,7 @@ fn io_error(doing: &'static str, path: &Path, source: io::Error) -> ReleaseError
 }
 
 impl Patches {
-    /// Those in an environment's `archives/`.
+    /// Returns the patches in the `archives/` of an environment.
     pub fn of(archives: &Path) -> Patches {
         Patches(archives.join("patches"))
     }
@@ -94,8 +94,8 @@ impl Patches {
         Ok(New { directory, text, files })
     }
 
-    /// Gives a patch its name; durable afterwards. Where the same was kept before, that one is given again: it becomes somebody's
-    /// if it was nobody's.
+    /// Renames a patch to its id; durable afterwards. If the same changes are saved already, returns that patch, which gets a user if it had
+    /// none.
     pub fn finish(
         &self,
         new: New,
@@ -135,14 +135,14 @@ impl Patches {
         Ok(write_atomic(path, &bytes, 0o600)?)
     }
 
-    /// All of them, newest first. One that cannot be read is passed over.
+    /// Returns all patches, newest first. Unreadable ones are logged and skipped.
     pub fn list(&self) -> Vec<Patch> {
         let names =
             fs::read_dir(&self.0).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let read = names.filter(|name| !name.starts_with('.')).filter_map(|name| match self.read(&name) {
             Ok(patch) => Some(patch),
             Err(error) => {
-                tracing::error!(patch = name, %error, "a patch is passed over");
+                tracing::error!(patch = name, %error, "patch skipped");
                 None
             }
         });
@@ -151,7 +151,7 @@ impl Patches {
         all
     }
 
-    /// The patch of this name, or of this beginning of a name if there is only one.
+    /// Returns the patch with this id, or with this unique start of an id.
     pub fn find(&self, name: &str) -> Option<Patch> {
         let mut found = self.list().into_iter().filter(|patch| name.len() >= 4 && patch.id.starts_with(name));
         let first = found.next()?;
@@ -169,14 +169,14 @@ impl Patches {
         Ok(patch)
     }
 
-    /// The text of a patch, and its archive if it has one.
+    /// Opens the text of a patch, and its archive if it has one.
     pub fn open(&self, patch: &Patch) -> Result<(File, Option<File>), ReleaseError> {
         let directory = self.0.join(&patch.id);
         let files = patch.archive.as_ref().map(|_| open_regular(&directory.join(FILES))).transpose()?;
         Ok((open_regular(&directory.join(TEXT))?, files))
     }
 
-    /// The text of a patch, at most `most` bytes of it.
+    /// Returns the text of a patch, at most `most` bytes.
     pub fn text(&self, patch: &Patch, most: u64) -> Result<String, ReleaseError> {
         let path = self.0.join(&patch.id).join(TEXT);
         let mut bytes = Vec::new();
@@ -188,7 +188,7 @@ impl Patches {
     /// Removes a patch for good.
     pub fn drop(&self, patch: &Patch) -> Result<(), ReleaseError> {
         let directory = self.0.join(&patch.id);
-        // Renamed first: a patch is there as a whole, or not at all.
+        // Renamed first, so that a patch exists as a whole or not at all.
         let gone = self.0.join(format!(".gone-{}", patch.id));
         let _ = fs::remove_dir_all(&gone);
         fs::rename(&directory, &gone).map_err(|error| io_error("remove", &directory, error))?;
@@ -196,7 +196,7 @@ impl Patches {
         fs::remove_dir_all(&gone).map_err(|error| io_error("remove", &gone, error))
     }
 
-    /// Those that nobody asked for go, the oldest first, and what a dead server left half-done.
+    /// Removes the oldest automatic patches, and the remains of unfinished ones.
     fn prune(&self) -> Result<(), ReleaseError> {
         for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(AUTOMATIC) {
             self.drop(old)?;
@@ -210,7 +210,7 @@ impl Patches {
     }
 }
 
-/// The name of what was changed on a tree.
+/// Returns the id of a set of changes to a tree.
 fn id(tree: &Digest, changes: &[Drifted]) -> Result<String, ReleaseError> {
     let plain: Vec<_> = changes.iter().map(|change| (&change.path, &change.was, &change.now)).collect();
     let bytes = serde_json::to_vec(&(tree, plain)).map_err(|e| io_error("name", Path::new("a patch"), e.into()))?;
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_is_kept_once_and_those_that_nobody_wanted_do_not_pile_up() {
+    fn same_changes_make_one_patch_and_automatic_patches_are_pruned() {
         let archives = tempfile::tempdir().unwrap();
         let patches = Patches::of(archives.path());
         let about = || (ReleaseId::new(Timestamp::now()), "a".repeat(40).parse().unwrap(), Digest::of(b"tree"));
@@ -250,7 +250,7 @@ mod tests {
         };
         let first = keep("a", None);
         assert_eq!((first.changes.len(), patches.text(&first, 10).unwrap().as_str()), (1, "text"), "noise is not kept");
-        // The same again is the same patch; somebody who wants it gets it for good.
+        // The same changes make the same patch, which is kept for good once a user saves it.
         let again = keep("a", Some("ann"));
         assert_eq!((again.id.as_str(), again.by.unwrap().as_str()), (first.id.as_str(), "ann"));
         assert_eq!(keep("a", None).by.unwrap().as_str(), "ann");

@@ -1,4 +1,4 @@
-//! Writes a patch: the differences of texts as one text for people and `git apply`, everything else as whole files.
+//! The writer of patches: differences of texts as one text for `git apply`, all other files as a whole.
 
 use std::{
     fs::File,
@@ -14,15 +14,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// Longer files are kept whole, bytes.
+/// The largest file that is saved as a difference, in bytes.
 const TEXT: u64 = 1 << 20;
-/// Longer files are not kept, bytes.
+/// The largest file that is saved, in bytes.
 const FILE: u64 = 256 << 20;
-/// So much is kept as whole files altogether, bytes.
+/// The most bytes of whole files in a patch.
 const ALL: u64 = 1 << 30;
 
-/// Writes what matters of `drift` and notes in it where each change is. `tree` is the installed release. Gives the outline of the
-/// archive, if there was something for it.
+/// Writes the unexpected changes of `drift` and notes in it how each is saved. `tree` is the installed release. Returns the frames of the
+/// archive, if there are whole files.
 pub fn write(
     app: &Confined,
     tree: &Confined,
@@ -31,11 +31,11 @@ pub fn write(
     archive: &File,
 ) -> Result<Option<ArchiveInfo>, ReleaseError> {
     let mut out = std::io::BufWriter::new(text);
-    let (mut at, mut room) = (0_u64, ALL);
+    let (mut at, mut left) = (0_u64, ALL);
     let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
     for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
         if let Some(piece) = differ(app, tree, change) {
-            // The header is for people; our own reader begins behind it.
+            // The header is for other tools; larder reads from behind it.
             let header = header(change);
             out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
             let length = piece.len() as u64;
@@ -49,12 +49,12 @@ pub fn write(
         }
         change.kept = match (&change.was, &change.now) {
             (Some(TreeEntry::File { digest: was, .. }), Some(TreeEntry::File { digest, .. })) if was == digest => SavedAs::Listed,
-            (_, Some(TreeEntry::File { size, .. })) if *size <= FILE.min(room) => {
-                room -= size;
+            (_, Some(TreeEntry::File { size, .. })) if *size <= FILE.min(left) => {
+                left -= size;
                 SavedAs::Whole
             }
             (_, Some(TreeEntry::File { size, .. })) => {
-                change.odd = Some(format!("not kept: it has {} MiB", size >> 20));
+                change.odd = Some(format!("not saved: it has {} MiB", size >> 20));
                 SavedAs::No
             }
             _ => SavedAs::Listed,
@@ -70,7 +70,7 @@ pub fn write(
     Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "written", source })?.info))
 }
 
-/// The difference of two texts, if it is one; of a file that is gone, too.
+/// Returns the difference of two texts, also of an added or removed one; none if a side is no text.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
         Some(TreeEntry::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
@@ -92,7 +92,7 @@ fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     Some(options.create_patch(&old, &new).to_string())
 }
 
-/// What git writes above the differences of a file.
+/// Returns the header that git writes above the differences of a file.
 fn header(change: &Drifted) -> String {
     let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
     let mode = |executable: bool| if executable { "100755" } else { "100644" };
@@ -113,7 +113,7 @@ fn named(side: char, path: &str) -> String {
     format!("{side}/{path}")
 }
 
-/// A text that is what its digest says.
+/// Reads a text and holds it to its digest.
 pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
     if size > TEXT {
         return None;

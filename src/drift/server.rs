@@ -1,4 +1,4 @@
-//! The server side of drift: opens files, starts the workers, waits until they have gone.
+//! The server side of drift: it opens files, starts the workers and waits for their exit.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
@@ -6,30 +6,33 @@ use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, patches
 use crate::{
     host::{files::FileError, launch::Stdio},
     model::{Launch, LimitClass, ReleaseId, Role, Slot, Supervision, UserName},
-    release::{Answer, Context, ReleaseError, index, store},
+    release::{
+        Answer, Context, ReleaseError,
+        manifest::{self, index},
+    },
 };
 
 /// The largest report of a worker, in bytes.
 const MAX_REPORT: usize = 16 << 20;
 
-/// What runs where.
+/// The slot that is compared, and its rules.
 #[derive(Debug)]
 pub struct DriftTarget<'a> {
-    /// Where and for whom.
+    /// The environment.
     pub context: Context<'a>,
-    /// The release.
+    /// The release in the slot.
     pub release: ReleaseId,
-    /// The slot that it runs in.
+    /// The slot.
     pub slot: Slot,
-    /// Paths that persist, and are therefore no part of a release.
+    /// Persistent paths, which are not part of a release.
     pub data: Vec<String>,
-    /// Patterns of what is to be expected.
+    /// Patterns of expected changes.
     pub ignore: Vec<String>,
-    /// What is to be expected exactly so: what the deployment itself has written.
+    /// Expected changes with their exact content: those that the deployment itself has written.
     pub known: Vec<Known>,
 }
 
-/// Looks where the live tree differs from its release. Nobody may empty the slot meanwhile.
+/// Compares the live tree with its release. The slot must not be emptied meanwhile.
 pub async fn look(place: &DriftTarget<'_>) -> Result<Drift, ReleaseError> {
     let manifest = manifest(&place.context, place.release).await?;
     let job = job(place, false);
@@ -43,14 +46,14 @@ fn job(place: &DriftTarget<'_>, save: bool) -> LookJob {
     LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), known: place.known.clone(), save }
 }
 
-/// Keeps what differs as a patch; nothing where nothing that matters does. Also says what could not be kept, and what is there.
+/// Saves relevant changes as a patch, if there are any. The returned drift says for each change whether it was saved.
 pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let path = place.context.paths.manifest(place.release);
     let (new, manifest, about) = {
         let patches = patches.clone();
         blocking(move || {
-            let manifest = store::read(&path)?;
+            let manifest = manifest::read(&path)?;
             Ok((patches.begin()?, index::open(&path)?, (manifest.release, manifest.commit, manifest.tree)))
         })
         .await?
@@ -68,7 +71,7 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
     Ok((drift, Some(patch)))
 }
 
-/// Compares an installed tree with its manifest: path and what is wrong, and how many more there are.
+/// Compares an installed tree with its manifest. Returns paths with their differences, and the number of further ones.
 pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
     let manifest = manifest(context, release).await?;
     match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
@@ -77,7 +80,7 @@ pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(V
     }
 }
 
-/// Puts a patch onto a release in its slot, all of it or nothing.
+/// Applies a patch to a release in its slot, completely or not at all.
 pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
@@ -116,7 +119,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let stdio = Stdio { extra, ..Stdio::default() };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
-    // Until it has gone, it holds the slot's overlay.
+    // The worker holds the overlay of the slot until it exits.
     let exit = child.wait().await.map_err(failed)?;
     match report {
         Some(answer) => answer.into_result(),

@@ -1,4 +1,4 @@
-//! A look, a patch and its application, on plain directories: a scratch layer beside the merged view that it would give.
+//! The comparison, a patch and its application, on plain directories: a scratch layer beside the merged view.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use crate::{
     release::{Answer, ChangeKind, bundle, store, tests::head},
 };
 
-/// A release, what lives on it, and what the live one changed.
+/// An installed release, the live view and the scratch layer.
 struct World {
     _dir: tempfile::TempDir,
     places: DriftPaths,
@@ -52,7 +52,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A world in which the whole view is looked through, as where there are no overlays.
+/// Returns a world without an overlay, in which the whole view is compared.
 fn world(release: impl Fn(&Path)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let (tree, app) = (dir.path().join("tree"), dir.path().join("app"));
@@ -119,7 +119,7 @@ fn hotfix(app: &Path) {
 }
 
 #[test]
-fn a_look_finds_what_was_changed_and_knows_what_is_noise() {
+fn look_finds_changes_and_marks_expected_ones() {
     let world = world(release);
     assert_eq!(told(&look(&world, &[])), Vec::<String>::new());
     let app = &world.places.app;
@@ -159,7 +159,7 @@ fn a_look_finds_what_was_changed_and_knows_what_is_noise() {
 }
 
 #[test]
-fn with_a_scratch_layer_only_that_is_looked_into() {
+fn look_reads_only_the_scratch_layer() {
     let mut world = world(release);
     hotfix(&world.places.app);
     write(&world.places.app, "lib/b.bin", [9, 9, 9, 9]);
@@ -177,7 +177,7 @@ fn with_a_scratch_layer_only_that_is_looked_into() {
 }
 
 #[test]
-fn names_and_files_that_no_release_can_hold_are_told_and_left_alone() {
+fn entries_that_no_release_can_hold_are_listed_and_not_saved() {
     use std::os::unix::ffi::OsStrExt;
     let world = world(release);
     let app = &world.places.app;
@@ -196,7 +196,7 @@ fn names_and_files_that_no_release_can_hold_are_told_and_left_alone() {
 }
 
 #[test]
-fn a_patch_makes_of_the_release_what_it_was_made_of() {
+fn patch_restores_the_changed_tree() {
     let world = world(release);
     hotfix(&world.places.app);
     let saved = save(&world);
@@ -220,7 +220,7 @@ fn a_patch_makes_of_the_release_what_it_was_made_of() {
 }
 
 #[test]
-fn git_understands_the_text() {
+fn git_applies_the_text_of_a_patch() {
     let world = world(release);
     write(&world.places.app, "app.py", "other\n");
     write(&world.places.app, "with space.txt", "no newline at the end");
@@ -243,7 +243,7 @@ fn git_understands_the_text() {
 }
 
 #[test]
-fn a_patch_meets_another_release() {
+fn patch_merges_with_another_release_or_conflicts() {
     let hot = world(release);
     hotfix(&hot.places.app);
     let saved = save(&hot);
@@ -276,7 +276,7 @@ fn a_patch_meets_another_release() {
 }
 
 #[test]
-fn a_patch_cannot_be_led_out_of_the_application() {
+fn patch_does_not_follow_links_out_of_the_application() {
     let hot = world(release);
     write(&hot.places.app, "lib/new.txt", "mine\n");
     write(&hot.places.app, "lib/new.bin", [0, 1]);
@@ -300,7 +300,7 @@ fn a_patch_cannot_be_led_out_of_the_application() {
 }
 
 #[test]
-fn the_installed_tree_is_compared_too() {
+fn installed_tree_is_compared_with_its_manifest() {
     let world = world(release);
     let tree = |world: &World| match look_work(&LookJob::Tree, &world.places, &world.manifest, None).into_result().unwrap() {
         LookReport::Tree(found, more) => (found, more),

@@ -25,10 +25,7 @@ use crate::{
     host::{files, root::EnvironmentPaths},
     model::{Area, DeploymentId, Environment, Live, ReleaseId},
     proxy::Retired,
-    release::{
-        self,
-        store::{Info, Keep, forget_deltas, prune_plan},
-    },
+    release::{self, Keep, ReleaseSummary, prune_plan, store::forget_deltas},
     remote,
     runtime::Label,
 };
@@ -195,7 +192,7 @@ async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
     let made = async {
         files::place_file(&spare_note(&deployment.paths), name.to_string().as_bytes(), 0o640).map_err(|e| chain(&e))?;
         let made = release::spare(&bundle::context(deployment), name, of).await.map_err(|e| chain(&e))?;
-        made.report.seal.ok_or_else(|| "the worker returned no fingerprint".to_owned())
+        made.report.fingerprint.ok_or_else(|| "the worker returned no fingerprint".to_owned())
     };
     match made.await {
         Ok(seal) => queue.spare.put(TreeCopy { name, of, seal }),
@@ -301,7 +298,7 @@ const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Returns the releases that retention considers: those that went live, and unused ones that were brought here and are older than
 /// the live one. A newer one may be about to become live.
-fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Live) -> Vec<Info> {
+fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Live) -> Vec<ReleaseSummary> {
     let paths = &deployment.paths;
     let size = |release| fs::metadata(paths.archive(release)).map_or(0, |found| found.len());
     let in_progress = queue.state.lock().in_progress;
@@ -319,7 +316,7 @@ fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Li
     let all = all.into_iter().filter(|release| Some(*release) != in_progress);
     // A release that was never live here pushes out none that was.
     let went_live: std::collections::BTreeSet<_> = history.releases().map(|summary| summary.release).collect();
-    let info = |id| Info { id, good: went_live.contains(&id), bytes: size(id) };
+    let info = |id| ReleaseSummary { id, good: went_live.contains(&id), bytes: size(id) };
     all.map(info).filter(|info| on_disk(paths, info.id)).collect()
 }
 

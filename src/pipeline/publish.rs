@@ -67,7 +67,7 @@ async fn publish(
     let read = tokio::task::spawn_blocking(move || {
         let path = paths.manifest(release);
         let manifest = store::read(&path).map_err(|error| chain(&error))?;
-        let bytes = files::read_limited(&path, store::MAX_MANIFEST).map_err(|error| chain(&error))?;
+        let bytes = files::read_limited(&path, crate::release::manifest::MAX_MANIFEST).map_err(|error| chain(&error))?;
         let offer = Offer {
             project: manifest.project,
             environment: manifest.environment,

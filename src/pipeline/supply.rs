@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName, sanitise_reason},
-    release::{bundle::Head, store},
+    release::{manifest::Head, store},
     remote::{Offer, RemoteError},
 };
 

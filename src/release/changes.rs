@@ -1,24 +1,24 @@
-//! What differs between two releases, as their manifests tell it; no tree is read for that.
+//! The changes between two releases, by their manifests alone.
 
 use larder_archive::between;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Entry, EntryKind};
 
-/// How an entry of one release became that of another one.
+/// The kind of a change between two releases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
-    /// Only the newer one has it.
+    /// Only the newer release has the entry.
     Added,
-    /// Both have it, and it differs.
+    /// Both releases have the entry, and it differs.
     Changed,
-    /// Only the older one has it.
+    /// Only the older release has the entry.
     Removed,
 }
 
 impl ChangeKind {
-    /// A word for people.
+    /// Returns the word for display.
     pub fn as_str(self) -> &'static str {
         match self {
             ChangeKind::Added => "added",
@@ -28,23 +28,23 @@ impl ChangeKind {
     }
 }
 
-/// An entry that two releases do not have alike.
+/// An entry that differs between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// Its path.
     pub path: String,
-    /// What became of it.
+    /// The kind of the change.
     pub change: ChangeKind,
     /// Its size in the older release, bytes, where it is a file.
     pub before: Option<u64>,
     /// Its size in the newer release, bytes, where it is a file.
     pub after: Option<u64>,
-    /// What is to be said besides: another kind, another mode, a link.
+    /// A remark: another kind, another mode, a link.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// What differs between two sorted lists of entries, in the order of their paths.
+/// Returns the changes between two sorted lists of entries, sorted by path.
 pub fn changes(before: &[Entry], after: &[Entry]) -> Vec<Change> {
     between(before, after).map(|pair| describe(pair.0, pair.1)).collect()
 }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_differing_is_told() {
+    fn changes_lists_every_kind_of_difference() {
         let link = |target: &str| EntryKind::Link { target: target.to_owned() };
         let before = [
             other("a", EntryKind::Dir),

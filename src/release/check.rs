@@ -1,4 +1,4 @@
-//! Reading an archive from elsewhere to its last byte, without unpacking it.
+//! The worker that verifies an archive from elsewhere without unpacking it.
 
 use std::{
     fs::File,
@@ -17,16 +17,16 @@ use crate::model::{Digest, Entry, Manifest};
 /// The job. Descriptors: 5 archive, 6 manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyJob {
-    /// How many threads decompress.
+    /// The number of threads that decompress.
     pub threads: usize,
-    /// What the archive may hold.
+    /// The limits of the archive.
     pub limits: Limits,
 }
 
-/// What came out: nothing to say against it, or what.
+/// The result: accepted, or the reason to refuse it.
 pub type Verdict = Result<(), Refusal>;
 
-/// Does the job: every frame's digest, every header, every file's digest, and that nothing else is there.
+/// Verifies the digest of every frame, every header, the digest of every file, and that there is nothing else.
 pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> Answer<Verdict> {
     verify(job, archive, manifest).into()
 }
@@ -36,7 +36,7 @@ fn verify(job: &VerifyJob, archive: &File, manifest: &File) -> Result<Verdict, R
     verdict(&manifest, read_all(archive, &manifest, &job.limits, job.threads))
 }
 
-/// Refused, or the machine failed: those are told apart here.
+/// Distinguishes a refused archive from a failure of the machine.
 pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> Result<Verdict, ReleaseError> {
     match result {
         Ok(()) => Ok(Ok(())),
@@ -47,7 +47,7 @@ pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> 
     }
 }
 
-/// Reads everything as an installation would, and writes nothing.
+/// Reads the whole archive as an installation would, without writing.
 pub fn read_all(file: &File, manifest: &Manifest, limits: &Limits, threads: usize) -> Result<(), ArchiveError> {
     let archive = Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
     let count = archive.frames().len();
@@ -60,7 +60,7 @@ pub fn read_all(file: &File, manifest: &Manifest, limits: &Limits, threads: usiz
                 return Ok(());
             }
             if let Err(error) = archive.read(frame, &mut reader, &mut Nowhere) {
-                next.store(count, Ordering::Relaxed); // the others need not go on
+                next.store(count, Ordering::Relaxed); // the other threads stop
                 return Err(error);
             }
         }
@@ -93,7 +93,7 @@ pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &Limits) ->
     Ok(())
 }
 
-/// Wants everything, so that all of it is checked, and keeps nothing.
+/// A sink that wants all content, so that all of it is checked, and keeps none.
 struct Nowhere;
 
 impl Sink for Nowhere {

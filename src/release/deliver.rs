@@ -1,4 +1,4 @@
-//! The server side of deltas: made for other servers and kept for the next one that asks; and what came as a delta, packed again.
+//! The server side of deltas: it makes and caches deltas for other servers, and packs releases that came as a delta into archives.
 
 use std::{
     fs::File,
@@ -9,10 +9,11 @@ use std::{
 use larder_archive::{Archive, Limits, delta::DeltaReport, pool::both};
 
 use super::{
-    ReleaseError, delta, index,
+    ReleaseError, delta,
+    manifest::{self, index},
     pack::{ArchiveJob, ArchiveReport, DeltaJob, Origin, PackJob},
-    server::{Context, Files, blocking, lost, run},
     store,
+    worker::{Context, Files, blocking, installed, known_manifest, lost, run},
 };
 use crate::{
     host::{
@@ -22,14 +23,14 @@ use crate::{
     model::{Manifest, ReleaseId, Role},
 };
 
-/// The delta that leads from one release to another, both in `releases/` or installed; made if nobody asked for it before. The file
-/// does not change any more, but it may be removed at any time once nobody has it open.
+/// Returns the path of the delta between two releases, which are in the store or installed. A delta that is not cached is made. The file
+/// never changes; it may be removed at any time, so callers open it at once.
 pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -> Result<PathBuf, ReleaseError> {
     let path = store::cached_delta(context.paths, from, to);
     let paths = context.paths.clone();
     let (cached, threads) = (path.clone(), context.threads);
     let opened = blocking(move || {
-        // What is there was finished before it got its name.
+        // A cached delta was complete before it was renamed.
         if open_regular(&cached).is_ok_and(|file| delta::endpoints(&file).is_ok_and(|ends| ends == (from, to))) {
             return Ok(None);
         }
@@ -54,16 +55,15 @@ pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -
     Ok(path)
 }
 
-/// So many deltas of an environment are kept for the next one that asks.
+/// The most cached deltas of an environment.
 const CACHED: usize = 16;
-/// So much of the disk is left to others, in bytes.
+/// The bytes of the disk that are left free.
 const RESERVE: u64 = 256 << 20;
 
-/// Removes deltas, the oldest first, until no more are there than are kept, and in all no more than `limit` bytes. Not `newest`,
-/// which somebody waits for.
+/// Removes the oldest cached deltas beyond [`CACHED`] and beyond `limit` bytes in all. `newest`, which a caller waits for, stays.
 fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    // One that is being made begins with a dot.
+    // The name of an unfinished delta begins with a dot.
     let finished = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let mut others: Vec<_> = finished
         .map(|entry| entry.path())
@@ -74,22 +74,22 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
         })
         .collect();
     others.sort_by(|one, other| other.cmp(one));
-    let mut room = limit.saturating_sub(newest.symlink_metadata().map_or(0, |found| found.len()));
+    let mut left = limit.saturating_sub(newest.symlink_metadata().map_or(0, |found| found.len()));
     let mut kept = 1_usize;
     for (_, bytes, path) in others {
-        if kept < CACHED && bytes <= room {
-            (kept, room) = (kept.saturating_add(1), room.saturating_sub(bytes));
+        if kept < CACHED && bytes <= left {
+            (kept, left) = (kept.saturating_add(1), left.saturating_sub(bytes));
         } else if let Err(error) = remove_if_present(&path) {
-            tracing::warn!(%error, "an old delta stays");
+            tracing::warn!(%error, "cannot remove an old delta");
         }
     }
 }
 
-/// Refuses where the disk is too full for a delta and what its worker needs beside it: whoever wants it can do without.
-fn room(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
+/// Refuses if the disk has too little space for a delta and the files that its worker unpacks. A client can fetch the archive instead.
+fn require_space(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
     if free < archives.saturating_add(RESERVE) {
-        return Err(ReleaseError::delta(format!("there is no room to make one: {} MiB are free", free >> 20)));
+        return Err(ReleaseError::delta(format!("there is too little disk space to make one: {} MiB are free", free >> 20)));
     }
     Ok(())
 }
@@ -103,10 +103,10 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
         _ => {}
     }
     let size = |release| paths.archive(release).metadata().map_or(0, |found| found.len());
-    room(&directory, size(from).saturating_add(size(to)))?;
+    require_space(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
-    // Each is read to see whether it is whole.
+    // Opening reads each file and checks its digest, so both run in parallel.
     let (of_old, of_new) = both(|| known_manifest(paths, from), || known_manifest(paths, to));
     extra.extend([of_old?.into(), of_new?.into()]);
     let mut origin = |release: ReleaseId| {
@@ -130,31 +130,9 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     Ok((DeltaJob { old, new, threads }, out, extra))
 }
 
-/// Whether a tree has this name. That it is complete, its files' digests have to show.
-pub(super) fn installed(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
-    paths.tree(release).symlink_metadata().is_ok_and(|found| found.is_dir())
-}
-
-/// Opens a file of a release; that there is none is said of the release.
-pub(super) fn known(paths: &EnvironmentPaths, release: ReleaseId, path: &Path) -> Result<File, ReleaseError> {
-    open_regular(path).map_err(|e| unknown(paths, release, e))
-}
-
-/// The same of its manifest, or the index of that.
-pub(super) fn known_manifest(paths: &EnvironmentPaths, release: ReleaseId) -> Result<File, ReleaseError> {
-    index::open(&paths.manifest(release)).map_err(|e| unknown(paths, release, e))
-}
-
-fn unknown(paths: &EnvironmentPaths, release: ReleaseId, error: FileError) -> ReleaseError {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => ReleaseError::Unknown { release, path: paths.releases() },
-        _ => error.into(),
-    }
-}
-
-/// Makes `<release>.tar.zst` again from the installed tree of a release that came as a delta; afterwards its manifest lists the frames
-/// and the delta is gone. The archive is byte for byte the one that the manifest names, or nothing is changed and this fails. Nothing to
-/// do where the archive is there.
+/// Packs the installed tree of a release that came as a delta into `<release>.tar.zst`. Afterwards its manifest lists the frames, and the
+/// delta is removed. The archive is byte for byte the one that the manifest names; otherwise this fails and changes nothing. Does nothing
+/// if the archive exists.
 pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manifest, ReleaseError> {
     let files = Files::of(context.paths, release);
     let paths = context.paths.clone();
@@ -163,9 +141,9 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
         blocking(move || {
             let manifest = known_manifest(&paths, release)?;
             if open_regular(&files.archive).is_ok() {
-                // A power cut may have come before this.
+                // A power cut may have prevented this.
                 remove_if_present(&paths.delta(release))?;
-                return Ok(Err(store::parse_known(&manifest, &files.manifest)?));
+                return Ok(Err(manifest::parse_known(&manifest, &files.manifest)?));
             }
             let base = open_regular(&paths.delta(release)).ok().and_then(|delta| delta::endpoints(&delta).ok());
             let before = base
@@ -194,7 +172,7 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
     blocking(move || {
         let kept = report.and_then(|_| keep(&files, &manifest, &archive, &written, &delta));
         if kept.is_err() {
-            // The reason matters more than what could not be tidied up; the next attempt replaces it.
+            // The first error is the one to report; the next attempt replaces the remains.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
         }
         kept
@@ -202,11 +180,11 @@ pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manife
     .await
 }
 
-/// Checks what the worker wrote and gives it its names. At every moment there is either the delta or the archive, and a manifest that
-/// is good for both.
+/// Checks the files that the worker wrote and renames them. At every moment there is the delta or the archive, and a manifest that is
+/// valid for both.
 fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Path) -> Result<Manifest, ReleaseError> {
-    let mut known = store::parse_known(known, &files.manifest)?;
-    let manifest = store::parse(written, &files.new_manifest)?;
+    let mut known = manifest::parse_known(known, &files.manifest)?;
+    let manifest = manifest::parse(written, &files.new_manifest)?;
     known.archive.frames.clone_from(&manifest.archive.frames);
     if known != manifest {
         let why = "it describes another release than the one that was packed".to_owned();
@@ -229,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deltas_that_were_made_for_others_do_not_fill_the_disk() {
+    fn cached_deltas_are_bounded_by_number_and_size() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, age: u64, bytes: usize| {
             let path = dir.path().join(name);
@@ -245,11 +223,11 @@ mod tests {
         forget_oldest(dir.path(), &newest, 1 << 20);
         assert_eq!(left(), CACHED + 1);
         assert!(dir.path().join("15..b").exists() && !dir.path().join("16..b").exists());
-        // Also by their size; the one that is waited for stays, whatever it has.
+        // Also by their size. The newest stays, whatever its size.
         forget_oldest(dir.path(), &newest, 125);
         assert_eq!(left(), 4);
         forget_oldest(dir.path(), &newest, 1);
         assert!(newest.exists() && left() == 2);
-        assert!(room(dir.path(), 0).is_ok() && room(dir.path(), u64::MAX / 2).is_err());
+        assert!(require_space(dir.path(), 0).is_ok() && require_space(dir.path(), u64::MAX / 2).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Deltas from end to end: two trees, their manifests and archives, made, applied, damaged.
+//! Deltas between installed releases: made, applied, damaged.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +19,9 @@ use crate::{
     model::{Manifest, ReleaseId},
     release::{
         Answer, ReleaseError,
-        bundle::{self, BundleJob, Head},
+        bundle::{self, BundleJob},
         install::{self, Content, UnpackJob, UnpackReport},
+        manifest::Head,
         store,
         tests::head,
         verify::verify,
@@ -44,7 +45,7 @@ fn tree(nodes: &[(&str, Node)]) -> Tree {
     nodes.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect()
 }
 
-/// Bytes without any pattern.
+/// Returns bytes without a pattern.
 fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     let mut bytes = vec![0; size];
@@ -131,7 +132,7 @@ impl World {
         Ok(())
     }
 
-    /// Applies it where `old` is installed; on a spare copy of it, if asked for.
+    /// Applies a delta to the installed old release, or to a spare copy of it.
     fn apply(&self, delta: &File, spare: bool) -> Result<UnpackReport, ReleaseError> {
         let manifest = manifest(delta, self.old.manifest.clone())?;
         self.install(delta, &manifest, spare)
@@ -144,7 +145,7 @@ impl World {
         let previous = Some(self.old.manifest.release);
         let job = UnpackJob { previous, content: Content::Archive, spare: None, threads: 2, limits: Limits::default() };
         let copy = || done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)));
-        let spare = if spare { copy()?.seal } else { None };
+        let spare = if spare { copy()?.fingerprint } else { None };
         let job = UnpackJob { previous, content: Content::Delta, spare, threads: 2, limits: Limits::default() };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
         assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "it said that it was well");
@@ -164,7 +165,7 @@ fn done(answer: Answer<UnpackReport>) -> Result<UnpackReport, ReleaseError> {
     answer.into_result()
 }
 
-/// Everything that must hold for any two trees.
+/// Checks everything that must hold for any two trees.
 fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
     let world = World::new(old, new);
     let told = manifest(&world.delta, world.old.manifest.clone()).unwrap();
@@ -191,7 +192,7 @@ fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
 }
 
 #[test]
-fn every_kind_of_change_arrives() {
+fn delta_applies_every_kind_of_change() {
     let long = |mark: &str| file(&format!("{}{mark}{}", "the same start\n".repeat(500), "the same end\n".repeat(500)));
     let old = tree(&[
         ("a/edited", long("old")),
@@ -242,7 +243,7 @@ fn every_kind_of_change_arrives() {
 }
 
 #[test]
-fn what_did_not_change_and_cannot_be_linked_is_copied() {
+fn unchanged_file_that_cannot_be_linked_is_copied() {
     let old = tree(&[("a", file("the same")), ("b", file("the same")), ("c", file("also the same")), ("d", file("before"))]);
     let new = tree(&[("a", file("the same")), ("c", file("also the same")), ("d", file("after")), ("e", file("the same"))]);
     let world = World::new(&old, &new);
@@ -255,7 +256,7 @@ fn what_did_not_change_and_cannot_be_linked_is_copied() {
 }
 
 #[test]
-fn small_edits_cost_what_they_are() {
+fn small_edits_make_a_small_delta() {
     let text = |seed: u64, edited: bool| {
         let mut lines: Vec<String> =
             (0..300).map(|n| format!("line {n} of {seed}: {:x}", u64::from(noise(seed, 300)[n]) << 7)).collect();
@@ -272,7 +273,7 @@ fn small_edits_cost_what_they_are() {
 }
 
 #[test]
-fn a_large_file_goes_in_parts_and_finds_what_moved() {
+fn large_file_is_patched_in_parts_and_finds_moved_content() {
     let base = noise(1, 41 << 20);
     let mut edited = base.clone();
     edited.splice(30 << 20..30 << 20, noise(2, 70_000));
@@ -301,7 +302,7 @@ fn changed() -> World {
 }
 
 #[test]
-fn no_byte_can_be_changed_and_none_be_missing() {
+fn altered_or_truncated_delta_is_refused() {
     let world = changed();
     let bytes = bytes_of(&world.delta);
     for at in 0..bytes.len() {
@@ -322,7 +323,7 @@ fn no_byte_can_be_changed_and_none_be_missing() {
 }
 
 #[test]
-fn what_does_not_belong_together_is_refused() {
+fn delta_with_another_base_or_target_is_refused() {
     let world = changed();
     let refused = |result: Result<Manifest, ReleaseError>| result.unwrap_err().to_string();
     let mut other = world.old.manifest.clone();
@@ -350,7 +351,7 @@ fn what_does_not_belong_together_is_refused() {
 }
 
 #[test]
-fn a_damaged_base_is_named_and_the_delta_is_not_blamed() {
+fn damaged_base_file_is_named() {
     let world = changed();
     let size = std::fs::metadata(world.old.tree.join("a")).unwrap().len() as usize;
     std::fs::write(world.old.tree.join("a"), "x".repeat(size)).unwrap();
@@ -415,12 +416,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_two_trees_make_a_delta_that_arrives(old in nodes(), new in nodes()) {
+    fn delta_between_any_two_trees_applies(old in nodes(), new in nodes()) {
         round_trip(&old, &new);
     }
 
     #[test]
-    fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_are_refused_as_a_delta(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let dir = tempfile::tempdir().unwrap();
         let world = release(dir.path(), &Tree::new(), "old", 1000).manifest;
         prop_assert!(manifest(&file_with(&bytes), world.clone()).is_err());

@@ -1,4 +1,4 @@
-//! Why a release was not made or not installed.
+//! The errors of building and installing releases, and the answers of workers.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::{
     model::{Exit, ReleaseId},
 };
 
-/// See the module.
+/// The error of an operation on a release.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     /// A file could not be used.
@@ -22,59 +22,59 @@ pub enum ReleaseError {
     Archive {
         /// `written` or `accepted`.
         doing: &'static str,
-        /// Why not.
+        /// The cause.
         #[source]
         source: ArchiveError,
     },
-    /// The build left something that a release cannot hold.
+    /// The built tree has an entry that a release cannot hold.
     #[error("the build left {path:?}, which cannot be in a release: {why}; {hint}")]
     Unfit {
-        /// Where.
+        /// The path below the built tree.
         path: String,
-        /// What it is.
+        /// The reason.
         why: &'static str,
-        /// What to do.
+        /// The remedy.
         hint: &'static str,
     },
-    /// A line of `.larderignore` is no pattern.
+    /// A line of `.larderignore` is not a pattern.
     #[error(".larderignore, line {line}: {why}")]
     Ignore {
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// A manifest or a list cannot be read.
     #[error("{} cannot be used: {why}", path.display())]
     Manifest {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         why: String,
     },
     /// A delta was refused, or an installed file that it needs is damaged.
     #[error(transparent)]
     Delta(DeltaError),
-    /// Packing an installed tree again did not give the archive that its manifest names.
+    /// Packing an installed tree did not give the archive that its manifest names.
     #[error(
         "packing release {release} again gives other bytes than the archive that its manifest names, as another version of larder may; nothing was changed; fetch the whole archive if it is needed"
     )]
     OtherBytes {
-        /// Which.
+        /// The release.
         release: ReleaseId,
     },
-    /// A release is not there.
+    /// A release is not in the store.
     #[error("release {release} is not in {}", path.display())]
     Unknown {
-        /// Which.
+        /// The release.
         release: ReleaseId,
-        /// Where it was looked for.
+        /// The store that was searched.
         path: PathBuf,
     },
-    /// The installed tree is not what the manifest says.
+    /// The installed tree differs from the manifest.
     #[error("the installed tree differs from its manifest in {count} places, first: {first}")]
     Differs {
-        /// How many.
+        /// The number of differences.
         count: usize,
         /// The first of them.
         first: String,
@@ -84,47 +84,46 @@ pub enum ReleaseError {
     Launch {
         /// `bundle` or `unpack`.
         what: &'static str,
-        /// Why not.
+        /// The cause.
         #[source]
         source: LaunchError,
     },
-    /// The worker ended without an answer.
+    /// The worker exited without an answer.
     #[error("the {what} worker {exit} without an answer")]
     Died {
         /// `bundle` or `unpack`.
         what: &'static str,
-        /// How.
+        /// The exit status.
         exit: Exit,
     },
-    /// The worker said no; its words.
+    /// The worker refused the release, with its message.
     #[error("{why}")]
     Refused {
         /// The whole chain of reasons.
         why: String,
     },
-    /// The machine did not let the worker do its work; its words.
+    /// The machine failed the worker, with its message.
     #[error("{why}")]
     Failed {
         /// The whole chain of reasons.
         why: String,
     },
-    /// It came from elsewhere and is not believed.
+    /// A deliverable from elsewhere was refused.
     #[error(transparent)]
     Rejected(#[from] Refusal),
-    /// A thread of ours was lost.
+    /// A task of the server was cancelled.
     #[error("the task was cancelled")]
     Cancelled,
 }
 
 impl ReleaseError {
-    /// Whether the project has to change something; otherwise this machine has to be looked at. A worker refuses what is in the
-    /// tree or in the archive; what the machine refuses it, it fails of.
+    /// Returns whether the project is at fault, and not this machine. A worker refuses a tree or an archive; it fails because of the machine.
     pub fn is_for_the_pusher(&self) -> bool {
         use ReleaseError::{Ignore, Refused, Rejected, Unfit};
         matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
     }
 
-    /// What to do next, where that is known.
+    /// Returns the next step, if it is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             ReleaseError::Rejected(refusal) => Some(refusal.hint()),
@@ -133,14 +132,14 @@ impl ReleaseError {
     }
 }
 
-/// What a worker reports.
+/// The answer of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer<T> {
-    /// It is done.
+    /// The job is done.
     Done(T),
-    /// It is not, because of what is in the tree or in the archive.
+    /// The tree or the archive was refused.
     Refused(String),
-    /// It is not, because of this machine: a full disk, for instance. Nothing follows about the release.
+    /// The machine failed, for instance with a full disk. This says nothing about the release.
     Failed(String),
 }
 
@@ -158,7 +157,7 @@ impl<T> From<Result<T, ReleaseError>> for Answer<T> {
                     machine |= deeper.downcast_ref().is_some_and(is_of_the_machine);
                     source = deeper.source();
                 }
-                // Bounded, since names of a hostile tree are in it.
+                // Bounded, since it contains names from a hostile tree.
                 let why = why.chars().take(4000).collect();
                 if machine { Answer::Failed(why) } else { Answer::Refused(why) }
             }
@@ -166,8 +165,8 @@ impl<T> From<Result<T, ReleaseError>> for Answer<T> {
     }
 }
 
-/// What no tree and no archive can bring about. Everything else may be of their making: names that are too long, files that must
-/// not be read.
+/// Returns whether an error cannot be caused by the content of a tree or an archive. Others can: names that are too long, unreadable
+/// files.
 fn is_of_the_machine(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let those = [
@@ -185,7 +184,7 @@ fn is_of_the_machine(error: &std::io::Error) -> bool {
 }
 
 impl<T> Answer<T> {
-    /// As the server sees it.
+    /// Returns the answer as a result.
     pub fn into_result(self) -> Result<T, ReleaseError> {
         match self {
             Answer::Done(done) => Ok(done),
@@ -200,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_nobodys_fault_but_the_machines() {
+    fn full_disk_is_a_failure_of_the_machine() {
         let answer = |code: i32| {
             let source = std::io::Error::from_raw_os_error(code);
             let file = FileError::Io { doing: "write", path: "x".into(), source };

@@ -1,4 +1,4 @@
-//! `.larderignore`: what stays out of a release, in gitignore's syntax.
+//! `.larderignore`: the entries that stay out of a release, in the syntax of gitignore.
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use larder_archive::{Item, ItemKind};
@@ -11,7 +11,7 @@ pub(super) const NAME: &str = ".larderignore";
 
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Removes what the tree's `.larderignore` names from the sorted `items`.
+/// Removes the items that the `.larderignore` of the tree names from the sorted `items`.
 pub(super) fn apply(root: &Confined, items: &mut Vec<Item>) -> Result<(), ReleaseError> {
     let is_file = |item: &Item| item.path == NAME && matches!(item.kind, ItemKind::File { .. });
     if !items.iter().any(is_file) {
@@ -33,7 +33,7 @@ fn parse(text: &str) -> Result<Gitignore, ReleaseError> {
 }
 
 fn retain(patterns: &Gitignore, items: &mut Vec<Item>) {
-    // As in git, nothing below an ignored directory can be taken back in. Sorted order puts directories first, but other
+    // As in git, nothing below an ignored directory can be included again. Sorted order puts directories first, but other
     // names may stand between a directory and its content, hence a set.
     let mut gone = std::collections::HashSet::new();
     items.retain(|item| {

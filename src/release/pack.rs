@@ -1,4 +1,4 @@
-//! The worker that reads installed trees: into deltas for other servers, and into the archive that came as a delta.
+//! The worker that reads installed trees: it makes deltas for other servers, and packs releases that came as a delta into archives.
 
 use std::{fs::File, path::Path};
 
@@ -8,15 +8,19 @@ use larder_archive::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ReleaseError, delta::endpoint, forms, store};
+use super::{
+    Answer, ReleaseError,
+    delta::endpoint,
+    manifest::{self, encode},
+};
 use crate::{host::files::Confined, model::ReleaseId};
 
-/// What there is to do.
+/// The job of the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PackJob {
     /// Make a delta.
     Delta(DeltaJob),
-    /// Make an archive again.
+    /// Pack an archive.
     Archive(ArchiveJob),
 }
 
@@ -24,20 +28,20 @@ pub enum PackJob {
 /// an empty file for what is unpacked of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaJob {
-    /// Where the files of the older release are.
+    /// The location of the files of the older release.
     pub old: Origin,
-    /// Where those of the newer one are.
+    /// The location of the files of the newer release.
     pub new: Origin,
-    /// How many threads read and compress.
+    /// The number of threads that read and compress.
     pub threads: usize,
 }
 
-/// Where the files of a release are. A tree is preferred; one that is damaged or half-finished costs nothing if there is an archive.
+/// The location of the files of a release. The tree is preferred; if it is damaged or incomplete, the archive is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The installed tree.
     pub tree: Option<ReleaseId>,
-    /// Whether the archive is handed over.
+    /// The archive is among the descriptors.
     pub archive: bool,
 }
 
@@ -47,18 +51,18 @@ pub struct Origin {
 pub struct ArchiveJob {
     /// The installed release.
     pub release: ReleaseId,
-    /// Whether a release is given that may share frames.
+    /// A release that may share frames is among the descriptors.
     pub previous: bool,
-    /// How many threads read and compress.
+    /// The number of threads that read and compress.
     pub threads: usize,
 }
 
-/// What came out of packing again.
+/// The result of packing a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveReport {
     /// The size of the archive in bytes.
     pub bytes: u64,
-    /// How many frames there are, and how many of them were copied from the previous archive.
+    /// The number of frames, and of those that were copied from the previous archive.
     pub frames: (u64, u64),
 }
 
@@ -69,16 +73,16 @@ pub fn delta(job: &DeltaJob, deploy: &Path, files: &[File]) -> Answer<DeltaRepor
 
 fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, ReleaseError> {
     let [out, old, new, rest @ ..] = files else { return Err(missing()) };
-    let (old, new) = store::parse_both((old, Path::new("the older manifest")), (new, Path::new("the newer manifest")));
+    let (old, new) = manifest::parse_both((old, Path::new("the older manifest")), (new, Path::new("the newer manifest")));
     let (old, new) = (old?, new?);
     let (old_end, new_end) = (endpoint(&old)?, endpoint(&new)?);
     let (of_old, of_new) = rest.split_at_checked(if job.old.archive { 2 } else { 0 }).ok_or_else(missing)?;
-    let (mut old_place, mut new_place) = (Place::of(job.old, deploy, of_old)?, Place::of(job.new, deploy, of_new)?);
+    let (mut old_files, mut new_files) = (Location::of(job.old, deploy, of_old)?, Location::of(job.new, deploy, of_new)?);
     loop {
-        let made = delta::make(&old_end, old_place.source()?, &new_end, new_place.source()?, out, job.threads);
+        let made = delta::make(&old_end, old_files.source()?, &new_end, new_files.source()?, out, job.threads);
         match made {
-            Err(DeltaError::Damaged { release, .. }) if release == old_end.id && old_place.turn() => {}
-            Err(DeltaError::Damaged { release, .. }) if release == new_end.id && new_place.turn() => {}
+            Err(DeltaError::Damaged { release, .. }) if release == old_end.id && old_files.use_archive() => {}
+            Err(DeltaError::Damaged { release, .. }) if release == new_end.id && new_files.use_archive() => {}
             made => {
                 // The process exits next; freeing a hundred thousand strings first would only take time.
                 std::mem::forget((old, new));
@@ -88,13 +92,13 @@ fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, Re
     }
 }
 
-struct Place<'a> {
+struct Location<'a> {
     tree: Option<Confined>,
     archive: Option<(&'a File, &'a File)>,
 }
 
-impl<'a> Place<'a> {
-    fn of(origin: Origin, deploy: &Path, files: &'a [File]) -> Result<Place<'a>, ReleaseError> {
+impl<'a> Location<'a> {
+    fn of(origin: Origin, deploy: &Path, files: &'a [File]) -> Result<Location<'a>, ReleaseError> {
         let archive = match (origin.archive, files) {
             (true, [archive, spool]) => Some((archive, spool)),
             (false, []) => None,
@@ -102,8 +106,8 @@ impl<'a> Place<'a> {
         };
         let tree = origin.tree.map(|id| Confined::open(deploy).and_then(|deploy| deploy.open_dir(id.to_string())));
         match tree.transpose() {
-            Ok(tree) => Ok(Place { tree, archive }),
-            Err(_) if archive.is_some() => Ok(Place { tree: None, archive }),
+            Ok(tree) => Ok(Location { tree, archive }),
+            Err(_) if archive.is_some() => Ok(Location { tree: None, archive }),
             Err(e) => Err(e.into()),
         }
     }
@@ -116,8 +120,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Turns from a damaged tree to the archive, if there is one to turn to.
-    fn turn(&mut self) -> bool {
+    /// Switches from a damaged tree to the archive. Returns false if there is none.
+    fn use_archive(&mut self) -> bool {
         self.archive.is_some() && self.tree.take().is_some()
     }
 }
@@ -129,14 +133,14 @@ pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Answer<Archiv
 
 fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveReport, ReleaseError> {
     let [out, out_manifest, manifest, rest @ ..] = files else { return Err(missing()) };
-    let mut manifest = store::parse_known(manifest, Path::new("the manifest"))?;
+    let mut manifest = manifest::parse_known(manifest, Path::new("the manifest"))?;
     if !archive::compresses_like(&manifest.archive) {
         return Err(ReleaseError::OtherBytes { release: job.release });
     }
-    // Reuse is worth having, never worth failing for.
+    // Reuse saves time; an error here does not fail the job.
     let previous = match rest {
         [archive, older] if job.previous => {
-            store::parse_known(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
+            manifest::parse_known(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
         }
         _ => None,
     };
@@ -145,7 +149,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
     let written =
         archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes).map_err(|source| match source {
-            // The limit is the size that it must have.
+            // The limit is the size that the archive must have.
             ArchiveError::TooLarge { .. } => ReleaseError::OtherBytes { release: job.release },
             source => ReleaseError::Archive { doing: "written", source },
         })?;
@@ -153,7 +157,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
         return Err(ReleaseError::OtherBytes { release: job.release });
     }
     manifest.archive = written.info;
-    forms::write(&manifest, job.threads, out_manifest)?;
+    encode::write(&manifest, job.threads, out_manifest)?;
     Ok(ArchiveReport { bytes: manifest.archive.bytes, frames: (manifest.archive.frames.len() as u64, written.copied as u64) })
 }
 

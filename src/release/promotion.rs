@@ -1,4 +1,4 @@
-//! Whether a release has gone through enough to be promoted.
+//! The promotion policy: the health that a release must have shown elsewhere.
 
 use std::time::Duration;
 
@@ -6,17 +6,16 @@ use jiff::Timestamp;
 
 use crate::{config::PromotionPolicy, model::HealthRecord};
 
-/// How far the clocks of two servers may differ.
+/// The greatest tolerated difference between the clocks of two servers.
 const CLOCKS: Duration = Duration::from_secs(300);
 
-/// Whether `record`, which was accepted, says what `policy` asks for; otherwise everything that is missing, in words. Without a
-/// record nothing is known.
+/// Checks an accepted health record against the policy. Returns everything that is missing, in words; without a record all of it.
 pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
     if policy.is_empty() {
         return Ok(());
     }
     let Some(record) = record else {
-        return Err(vec!["nobody has said how it ran elsewhere, and `promote` asks for that".to_owned()]);
+        return Err(vec!["there is no health record of it from elsewhere, and `promote` requires one".to_owned()]);
     };
     let mut missing = Vec::new();
     if between(now, record.as_of) > CLOCKS {
@@ -48,7 +47,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
     if missing.is_empty() { Ok(()) } else { Err(missing) }
 }
 
-/// How long a release served up to the moment of its record. No moment counts twice.
+/// Returns the time that a release served until its record. Overlapping periods count once.
 pub fn served(record: &HealthRecord) -> Duration {
     let mut periods: Vec<(Timestamp, Timestamp)> = record
         .served
@@ -69,7 +68,7 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
     to.duration_since(from).try_into().unwrap_or(Duration::ZERO)
 }
 
-/// The two largest units.
+/// Formats a duration with its two largest units.
 fn words(span: Duration) -> String {
     let seconds = span.as_secs();
     let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
@@ -143,7 +142,7 @@ mod tests {
         let early = promotable(&policy("{min_healthy: 3m}"), Some(&record), at(-200)).unwrap_err();
         assert!(early[0].contains("in the future"), "{early:?}");
         let unknown = promotable(&policy("{min_healthy: 3m}"), None, at(0)).unwrap_err();
-        assert!(unknown[0].contains("nobody has said"), "{unknown:?}");
+        assert!(unknown[0].contains("no health record"), "{unknown:?}");
         assert_eq!(promotable(&PromotionPolicy::default(), None, at(0)), Ok(()));
     }
 

@@ -1,4 +1,4 @@
-//! Why a deliverable from elsewhere is not accepted: one reason each, in words that say what to do.
+//! The reasons to refuse a deliverable from elsewhere, each with a hint.
 
 use larder_archive::ArchiveError;
 use serde::{Deserialize, Serialize};
@@ -11,135 +11,135 @@ pub enum Refusal {
     /// Its manifest has no signature.
     #[error("release {release} is not signed")]
     Unsigned {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
     },
-    /// The signature is by somebody who is not trusted here.
+    /// The signing key is not trusted here.
     #[error("release {release} is signed by {key}, which is not trusted for {project}")]
     UnknownSigner {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
         /// The project that it says it belongs to.
         project: ProjectName,
-        /// Who signed it.
+        /// The signing key.
         key: PublicKey,
     },
     /// The signature is not over this manifest.
     #[error("the signature of release {release} does not fit its manifest: it was altered after {key} had signed it")]
     BadSignature {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// Who is said to have signed it.
+        /// The key that the signature names.
         key: PublicKey,
     },
     /// It belongs to another project.
     #[error("release {release} belongs to the project {found}, not to {wanted}")]
     OtherProject {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// Whose it is.
+        /// The project in its manifest.
         found: ProjectName,
-        /// Whose it should be.
+        /// The project that was expected.
         wanted: ProjectName,
     },
-    /// It was made by an environment that is not meant.
+    /// It was built by an environment that is not accepted.
     #[error("release {release} was made by the environment {found}; accepted is what comes from {}", names(.wanted))]
     OtherEnvironment {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// Who made it.
+        /// The environment in its manifest.
         found: EnvironmentName,
-        /// Whose releases are accepted.
+        /// The accepted environments.
         wanted: Vec<EnvironmentName>,
     },
-    /// Under one release's name lies another one.
-    #[error("what is offered as release {wanted} is release {found} under another name")]
+    /// Another release lies under the name of the requested one.
+    #[error("the file of release {wanted} is release {found} under another name")]
     OtherRelease {
-        /// What it is.
+        /// The release in the manifest.
         found: ReleaseId,
-        /// What was asked for.
+        /// The release that was requested.
         wanted: ReleaseId,
     },
     /// It was built from another commit.
     #[error("release {release} was built from commit {}, not from {}", found.short(), wanted.short())]
     OtherCommit {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
         /// Its commit.
         found: CommitId,
         /// The one that was asked for.
         wanted: CommitId,
     },
-    /// As the newest release, an older one than was there before.
+    /// An older release than one accepted before is offered as the newest.
     #[error(
         "release {release} (build {build}) is offered as the newest, but release {newer} (build {newer_build}) of the same server was accepted before: this is an old release again"
     )]
     Replayed {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
         /// Its build number.
         build: u64,
-        /// What was accepted before.
+        /// The newer release that was accepted before.
         newer: ReleaseId,
         /// Its build number.
         newer_build: u64,
     },
-    /// One release, two statements.
+    /// The store has this release with another manifest.
     #[error("there is a release {release} here already, and its manifest says something else")]
     Contradicts {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
     },
-    /// A format of the future.
+    /// A newer format.
     #[error("the {what} has the format {format}; this larder reads formats up to {reads}")]
     NewerFormat {
         /// `manifest`, `health record` or `export`.
         what: String,
         /// Its format.
         format: u32,
-        /// The newest that is understood.
+        /// The newest format that this version reads.
         reads: u32,
     },
-    /// Not a manifest (or record) at all, or one that contradicts itself.
+    /// No manifest or record, or one that contradicts itself.
     #[error("the {what} cannot be read: {why}")]
     Unreadable {
         /// `manifest`, `health record` or `export`.
         what: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// The archive ends too early.
     #[error("the archive of release {release} is cut off: it has {found} bytes of {expected}")]
     Truncated {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// How many bytes it has.
+        /// The bytes of the archive.
         found: u64,
-        /// How many it should have.
+        /// The bytes that the manifest names.
         expected: u64,
     },
-    /// Bytes of the archive are not those that were signed.
+    /// The archive has other bytes than were signed.
     #[error("the archive of release {release} was altered or damaged: {why}")]
     Altered {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// Where.
+        /// The place of the damage.
         why: String,
     },
-    /// The archive holds something else than its manifest lists.
+    /// The content of the archive differs from its manifest.
     #[error("the archive of release {release} and its manifest disagree: {why}")]
     Disagrees {
-        /// Which.
+        /// The refused release.
         release: ReleaseId,
-        /// About what.
+        /// The difference.
         why: String,
     },
-    /// A health record that belongs to something else, or that nobody vouches for.
+    /// A health record of another release, or without a trusted signature.
     #[error("the health record of release {release} is not accepted: {why}")]
     Record {
-        /// Which release came with it.
+        /// The release that it came with.
         release: ReleaseId,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
 }
@@ -149,7 +149,7 @@ fn names(environments: &[EnvironmentName]) -> String {
 }
 
 impl Refusal {
-    /// What to do next.
+    /// Returns the next step for the operator.
     pub fn hint(&self) -> String {
         match self {
             Refusal::Unsigned { .. } => {
@@ -159,7 +159,7 @@ impl Refusal {
                 "compare it with what `larder key show` prints on the server that cooked it; if it is the same: `larder key trust {project} {key}`"
             ),
             Refusal::BadSignature { .. } => {
-                "fetch it again from the server that cooked it; if that does not help, somebody changes it on the way".to_owned()
+                "fetch it again from the server that cooked it; if that does not help, it is changed on the way".to_owned()
             }
             Refusal::OtherProject { found, .. } => {
                 format!("look at the address of the remote: it leads to deliverables of {found}")
@@ -186,7 +186,7 @@ impl Refusal {
         }
     }
 
-    /// What an archive that was refused is refused for; nothing where the machine failed and not the archive.
+    /// Returns the reason to refuse an archive after `error`; none if the machine failed and not the archive.
     pub fn of_archive(manifest: &Manifest, error: &ArchiveError) -> Option<Refusal> {
         let release = manifest.release;
         Some(match error {

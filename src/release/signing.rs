@@ -1,4 +1,4 @@
-//! The key that a server signs with, and the check of a signature. The only place that does either.
+//! The signing key of the server, and the verification of signatures.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -13,32 +13,32 @@ use crate::{
     model::{PublicKey, Signature, SignatureBytes},
 };
 
-/// A key file above this size is not ours, in bytes.
+/// The largest key file, in bytes.
 const MAX_FILE: u64 = 4096;
 
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// Why there is no signing key; without one nothing is cooked, because production would refuse it later.
+/// The reasons why there is no signing key. Without a key nothing is built, since production would refuse it.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
     /// The file cannot be used.
     #[error("the signing key cannot be used")]
     File(#[from] PrivateError),
-    /// The file is something else.
+    /// The file is no such key.
     #[error(
-        "the signing key {path} is not an ed25519 key in PKCS #8; restore it from a backup, or move it away to have a new one made (whoever trusts the old one has to be told the new one)"
+        "the signing key {path} is not an ed25519 key in PKCS #8; restore it from a backup, or move it away to have a new one made (servers that trust the old key must then trust the new one)"
     )]
     Content {
         /// The file.
         path: String,
     },
-    /// A new key could not be made.
-    #[error("a new signing key could not be made: the system gave no randomness")]
+    /// A new key cannot be created.
+    #[error("cannot create a signing key: the system has no randomness")]
     Generate,
 }
 
-/// The private half; it never leaves the server. Cheap to clone.
+/// The private key, which never leaves the server. Cheap to clone.
 #[derive(Clone)]
 pub struct SigningKey {
     pair: Arc<Ed25519KeyPair>,
@@ -52,13 +52,13 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// The key at `path`; made there, and never changed again, if there is none.
+    /// Loads the key at `path`, or creates it. A key is never changed.
     pub fn load_or_make(path: &Path) -> Result<SigningKey, SigningKeyError> {
         if let Some(key) = SigningKey::load(path)? {
             return Ok(key);
         }
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| SigningKeyError::Generate)?;
-        // Lines as PEM has them, so that people and scanners see at once what this is.
+        // Lines as in PEM, so that people and secret scanners recognise the file.
         let mut text = format!("{BEGIN}\n");
         let mut encoded = BASE64.encode(document.as_ref());
         while encoded.len() > 64 {
@@ -78,7 +78,7 @@ impl SigningKey {
         Ok(Some(key))
     }
 
-    /// A key that lives only as long as the process, for tests and tools.
+    /// Returns a key that exists only in this process, for tests and tools.
     pub fn ephemeral() -> Result<SigningKey, SigningKeyError> {
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| SigningKeyError::Generate)?;
         SigningKey::of(document.as_ref()).ok_or(SigningKeyError::Generate)
@@ -90,7 +90,7 @@ impl SigningKey {
         Some(SigningKey { pair, public })
     }
 
-    /// The public half, for `--trust`.
+    /// Returns the public key.
     pub fn public(&self) -> PublicKey {
         self.public
     }
@@ -112,7 +112,7 @@ fn decode(bytes: &[u8]) -> Option<SigningKey> {
     SigningKey::of(&BASE64.decode(encoded.as_bytes()).ok()?)
 }
 
-/// Whether `signature` is over exactly `statement`. Whether its key is one to believe is another question.
+/// Returns whether `signature` is valid for `statement`. The caller decides whether to trust the key.
 pub fn verify_signature(signature: &Signature, statement: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, signature.key.as_bytes()).verify(statement, &signature.value.0).is_ok()
 }

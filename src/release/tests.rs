@@ -11,10 +11,12 @@ use proptest::prelude::*;
 
 use super::{
     Answer, ReleaseError,
-    bundle::{self, BundleJob, BundleReport, Head},
+    bundle::{self, BundleJob, BundleReport},
     install::{self, Content, UnpackJob, UnpackReport},
+    manifest::Head,
     store, tree,
     verify::{self, verify},
+    walk::Warnings,
 };
 use crate::{
     host::files::Confined,
@@ -98,7 +100,7 @@ fn paths(made: &Made) -> Vec<&str> {
 }
 
 #[test]
-fn a_tree_goes_through_a_release_and_comes_out_the_same() {
+fn installed_tree_equals_the_bundled_one() {
     let dir = tempfile::tempdir().unwrap();
     let app = dir.path().join("app");
     put(&app, "a/b/c.txt", "c");
@@ -125,7 +127,7 @@ fn a_tree_goes_through_a_release_and_comes_out_the_same() {
 }
 
 #[test]
-fn drift_names_every_kind_of_difference() {
+fn verify_names_every_kind_of_difference() {
     use super::Difference as D;
     let dir = tempfile::tempdir().unwrap();
     let app = dir.path().join("app");
@@ -163,7 +165,7 @@ fn drift_names_every_kind_of_difference() {
 }
 
 #[test]
-fn twenty_releases_of_a_tree_share_what_did_not_change() {
+fn twenty_releases_share_unchanged_files() {
     let dir = tempfile::tempdir().unwrap();
     let (app, deploy) = (dir.path().join("app"), dir.path().join("deploy"));
     std::fs::create_dir(&deploy).unwrap();
@@ -193,15 +195,44 @@ fn twenty_releases_of_a_tree_share_what_did_not_change() {
     assert!(each * 10 < sizes[0], "{each} for each of {}", sizes[0]);
 }
 
-/// What `du` counts: blocks, every inode once.
+/// Returns the disk usage as `du` counts it: blocks, every inode once.
 fn usage(dir: &Path) -> u64 {
     let mut seen = std::collections::HashSet::new();
     let entries = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap().metadata().unwrap());
     entries.filter(|m| seen.insert(m.ino())).map(|m| m.blocks() * 512).sum()
 }
 
+/// The size and the mode of a damaged file are right, so that only its digest tells.
 #[test]
-fn a_damaged_previous_tree_is_not_shared() {
+fn reused_file_with_a_flipped_byte_is_restored_from_the_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    let (app, deploy) = (dir.path().join("app"), dir.path().join("deploy"));
+    std::fs::create_dir(&deploy).unwrap();
+    put(&app, "damaged", "some content");
+    put(&app, "edited", "one");
+    put(&app, "sound", "other content");
+    let first = bundle_dir(&app, None).unwrap();
+    put(&app, "edited", "two");
+    let second = bundle_dir(&app, Some(&first)).unwrap();
+    // A copy of the previous release has a fingerprint only under the id of that release.
+    let one = first.parsed.release;
+    let [two, spare] = [1, 2].map(|second| ReleaseId::new(jiff::Timestamp::from_second(second).unwrap()));
+    install_at(&deploy, one, &first, None).unwrap();
+    std::fs::write(deploy.join(one.to_string()).join("damaged"), "some c0ntent").unwrap();
+
+    let report = install_at(&deploy, two, &second, Some((one, &first))).unwrap();
+    assert_eq!(std::fs::read(deploy.join(two.to_string()).join("damaged")).unwrap(), b"some content");
+    assert_eq!((report.linked, report.unpacked), (1, 2));
+
+    // Work in advance finds the damage as well, and what is installed on top of it has none.
+    let copy = install_at(&deploy, spare, &first, Some((one, &first))).unwrap();
+    let report = install_on(&deploy, spare, &second, Some((one, &first)), copy.fingerprint).unwrap();
+    assert_eq!(std::fs::read(deploy.join(spare.to_string()).join("damaged")).unwrap(), b"some content");
+    assert_eq!((report.linked, report.unpacked), (2, 1));
+}
+
+#[test]
+fn damaged_previous_tree_is_not_shared() {
     let dir = tempfile::tempdir().unwrap();
     let app = dir.path().join("app");
     for path in ["grown", "gone", "linked", "mode", "same"] {
@@ -222,7 +253,7 @@ fn a_damaged_previous_tree_is_not_shared() {
 }
 
 #[test]
-fn a_spare_takes_the_difference_only() {
+fn installing_into_a_spare_touches_only_changes() {
     let dir = tempfile::tempdir().unwrap();
     let (app, deploy) = (dir.path().join("app"), dir.path().join("deploy"));
     std::fs::create_dir(&deploy).unwrap();
@@ -236,7 +267,7 @@ fn a_spare_takes_the_difference_only() {
     install_at(&deploy, first, &old, None).unwrap();
     let spare = install_at(&deploy, second, &old, Some((old.parsed.release, &old))).unwrap();
     assert_eq!((spare.linked, spare.unpacked), (7, 0));
-    assert!(spare.seal.is_some());
+    assert!(spare.fingerprint.is_some());
 
     put(&app, "edited", "EDITED");
     for path in ["gone", "to-file"] {
@@ -250,21 +281,21 @@ fn a_spare_takes_the_difference_only() {
     symlink("kept/a", app.join("to-link")).unwrap();
     symlink("kept/b", app.join("link")).unwrap();
     let new = bundle_dir(&app, Some(&old)).unwrap();
-    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.seal).unwrap();
+    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.fingerprint).unwrap();
     assert_eq!((report.linked, report.unpacked), (2, 3));
-    assert_eq!(report.seal, None);
+    assert_eq!(report.fingerprint, None);
     let tree = deploy.join(second.to_string());
     assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
     assert_eq!(verify(&deploy.join(first.to_string()), &old.parsed).unwrap(), []);
     // What is not the spare that it is said to be is cleared first.
     put(&tree, "kept/more", "x");
-    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.seal).unwrap();
+    let report = install_on(&deploy, second, &new, Some((first, &old)), spare.fingerprint).unwrap();
     assert_eq!((report.linked, report.unpacked), (2, 3));
     assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
 }
 
 #[test]
-fn a_damaged_archive_is_refused_with_a_reason() {
+fn damaged_archive_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     put(&dir.path().join("app"), "f", "content");
     let made = bundle_dir(&dir.path().join("app"), None).unwrap();
@@ -274,7 +305,7 @@ fn a_damaged_archive_is_refused_with_a_reason() {
 }
 
 #[test]
-fn what_no_release_can_hold_is_refused_or_dropped() {
+fn entries_that_no_release_can_hold_are_refused_or_left_out() {
     use std::os::unix::ffi::OsStrExt;
     let refuse = |make: &dyn Fn(&Path)| {
         let dir = tempfile::tempdir().unwrap();
@@ -324,7 +355,7 @@ fn larderignore_keeps_files_out() {
 /// The list that an exporter would have written for `dir`.
 fn source_list(dir: &Path) -> SourceList {
     let root = Confined::open(dir).unwrap();
-    let items = tree::listing(&root, None, None, 2, &mut tree::Warnings::default()).unwrap();
+    let items = tree::listing(&root, None, None, 2, &mut Warnings::default()).unwrap();
     let entry = |item: larder_archive::Item| SourceEntry {
         kind: match item.kind {
             ItemKind::Dir => SourceKind::Dir,
@@ -347,7 +378,7 @@ fn source_list(dir: &Path) -> SourceList {
 }
 
 #[test]
-fn a_build_in_an_overlay_gives_the_same_release_as_a_walk() {
+fn build_in_an_overlay_gives_the_same_release_as_a_walk() {
     let dir = tempfile::tempdir().unwrap();
     let [source, lower, upper, work, app] = ["source", "source/tree", "upper", "work", "app"].map(|name| dir.path().join(name));
     for path in [&source, &lower, &upper, &work, &app] {
@@ -438,7 +469,7 @@ fn manifests_are_checked_when_they_are_read() {
 }
 
 #[test]
-fn answers_carry_the_whole_chain() {
+fn answer_has_the_whole_chain_of_causes() {
     let e = ReleaseError::Archive { doing: "accepted", source: larder_archive::ArchiveError::SeekTable };
     let Answer::<()>::Refused(why) = Answer::from(Err(e)) else { panic!() };
     assert_eq!(why, "the release archive cannot be accepted: the archive's seek table differs from its manifest");
@@ -483,7 +514,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_tree_comes_out_as_it_went_in(first in node(), second in node()) {
+    fn any_installed_tree_equals_the_bundled_one(first in node(), second in node()) {
         let dir = tempfile::tempdir().unwrap();
         let wrap = |node: &Node| Node::Dir(vec![("x".into(), node.clone())]);
         plant(&dir.path().join("one"), &wrap(&first));

@@ -3,21 +3,23 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    os::unix::ffi::OsStrExt,
 };
 
-use larder_archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target};
-use rustix::fs::{FileType, Stat};
+use larder_archive::{Item, ItemKind};
+use rustix::fs::FileType;
 
-use super::{ReleaseError, ignored, walk};
+use super::{
+    ReleaseError, ignored,
+    walk::{self, Warnings, check_count, checked, classify},
+};
 use crate::{
-    host::files::{Confined, Cursor},
+    host::files::Confined,
     model::{SourceEntry, SourceKind, SourceList},
 };
 
-/// What a built tree holds: `app` is the tree itself; with `source` (the list of what was exported) and `upper` (the overlay's
-/// upper directory) only the directories that the build changed are looked into, and digests of exported files are taken from
-/// the list. `.larderignore` is applied. What is dropped is said in `warnings`. Without a list, `threads` threads look.
+/// Returns the entries of a built tree, without those that `.larderignore` names. `app` is the tree. With `source`, the list of exported
+/// files, and `upper`, the upper directory of the overlay, only directories that the build changed are read, and digests of exported
+/// files come from the list. Otherwise `threads` threads read everything. Entries that are left out are named in `warnings`.
 pub fn listing(
     app: &Confined,
     source: Option<SourceList>,
@@ -31,33 +33,6 @@ pub fn listing(
     };
     ignored::apply(app, &mut items)?;
     Ok(items)
-}
-
-/// Lines for the log of a deployment; a bounded number of them.
-#[derive(Debug, Default)]
-pub struct Warnings(Vec<String>, u64);
-
-impl Warnings {
-    const MAX: usize = 50;
-
-    /// Adds a line.
-    pub fn add(&mut self, line: String) {
-        if self.0.len() < Self::MAX { self.0.push(line) } else { self.1 += 1 }
-    }
-
-    /// Takes over what another one holds.
-    pub(super) fn take(&mut self, other: Warnings) {
-        other.0.into_iter().for_each(|line| self.add(line));
-        self.1 += other.1;
-    }
-
-    /// All lines, and one that counts the rest.
-    pub fn into_lines(mut self) -> Vec<String> {
-        if self.1 > 0 {
-            self.0.push(format!("... and {} more", self.1));
-        }
-        self.0
-    }
 }
 
 type Found = BTreeMap<String, ItemKind>;
@@ -109,18 +84,9 @@ fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut W
                 }
             }
         }
-        few_enough(found.len() as u64)?;
+        check_count(found.len() as u64)?;
     }
     Ok(found.into_iter().map(|(path, kind)| Item { path, kind }).collect())
-}
-
-/// Asked after every directory, so that a build's million of files costs no more than that.
-pub(super) fn few_enough(count: u64) -> Result<(), ReleaseError> {
-    let limit = Limits::default().entries;
-    if count <= limit {
-        return Ok(());
-    }
-    Err(ReleaseError::Archive { doing: "written", source: ArchiveError::TooManyEntries { count, limit } })
 }
 
 fn exported(entry: SourceEntry) -> (String, ItemKind) {
@@ -168,57 +134,4 @@ fn forget(found: &mut Found, path: &str) {
 fn walk(app: &Confined, from: OsString, found: &mut Found, warnings: &mut Warnings) -> Result<(), ReleaseError> {
     found.extend(walk::walk(app, from, found.len() as u64, 1, warnings)?.into_iter().map(|item| (item.path, item.kind)));
     Ok(())
-}
-
-pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
-    let mut path = directory.to_owned();
-    if !path.is_empty() {
-        path.push("/");
-    }
-    path.push(name);
-    let unfit = |why: BadPath| {
-        let (why, hint) = match why {
-            BadPath::NotUtf8 => ("its name is not UTF-8", "rename it, or let the build delete it"),
-            BadPath::Long => ("its path has more than 4096 bytes", "make the directories less deep"),
-            BadPath::LongPart => ("its name has more than 255 bytes", "rename it"),
-            _ => ("its name holds a control character", "rename it, or let the build delete it"),
-        };
-        ReleaseError::Unfit { path: path.to_string_lossy().chars().take(300).collect(), why, hint }
-    };
-    check_path(path.as_bytes()).map(str::to_owned).map_err(unfit)
-}
-
-/// What a file of the tree becomes in the release; `None` for what is left out.
-pub(super) fn classify(
-    path: &str,
-    stat: &Stat,
-    here: &mut Cursor<'_>,
-    name: &OsStr,
-    warnings: &mut Warnings,
-) -> Result<Option<ItemKind>, ReleaseError> {
-    let unfit = |why, hint| Err(ReleaseError::Unfit { path: path.to_owned(), why, hint });
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => ItemKind::Dir,
-        FileType::RegularFile if stat.st_mode & 0o6000 != 0 => {
-            return unfit("it is set-user-id or set-group-id", "let the build remove those mode bits: chmod u-s,g-s");
-        }
-        FileType::RegularFile => ItemKind::File {
-            size: u64::try_from(stat.st_size).unwrap_or_default(),
-            digest: None,
-            executable: stat.st_mode & 0o100 != 0,
-        },
-        FileType::Symlink => {
-            let target = here.read_link(name)?;
-            match check_target(target.as_bytes()) {
-                Ok(target) => ItemKind::Link { target: target.to_owned() },
-                Err(_) => return unfit("its target is not plain UTF-8 text", "let the build delete the link"),
-            }
-        }
-        FileType::Socket | FileType::Fifo => {
-            warnings.add(format!("left out {path}: sockets and FIFOs are not part of a release"));
-            return Ok(None);
-        }
-        _ => return unfit("it is a device", "let the build delete it"),
-    };
-    Ok(Some(kind))
 }

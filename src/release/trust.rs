@@ -1,9 +1,9 @@
-//! Whether a deliverable from elsewhere is believed. Pure decisions over what was read; [`take_in`](super::take_in()) acts on them.
+//! The decisions on deliverables from elsewhere, as pure functions; [`accept`](super::accept()) acts on them.
 //!
-//! What somebody can do who holds everything but the signing key: rename files, exchange them, present old ones as new. So a name
-//! is never believed: release, commit, project and environment are those of the signed statement. What is asked for by name has to
-//! be exactly that; what is asked for as "the newest" must not be older than what was accepted before ([`Accepted`]). Holding
-//! back what is newer cannot be noticed here.
+//! An attacker without the signing key can rename files, exchange them, and present old ones as new. Therefore names are never trusted:
+//! release, commit, project and environment are those of the signed statement. A release that was requested by name must be exactly that
+//! release; one that was requested as the newest must not be older than any that was accepted before ([`Accepted`]). An attacker who holds
+//! back newer releases cannot be noticed here.
 
 use std::path::Path;
 
@@ -11,38 +11,38 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use super::promotion::{promotable, served};
-use super::{Refusal, ReleaseError, store, verify_signature};
+use super::{Refusal, ReleaseError, manifest, verify_signature};
 use crate::{
     host::files::{read_limited, write_atomic},
     model::{CommitId, EnvironmentName, HealthRecord, Manifest, ProjectName, PublicKey, ReleaseId},
 };
 
-/// What was asked for.
+/// The deliverable that was requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
-    /// Whose it must be.
+    /// The project that it must belong to.
     pub project: ProjectName,
-    /// By which environments it may have been made; none named means any of the project's.
+    /// The environments that may have built it; if empty, any of the project.
     pub environments: Vec<EnvironmentName>,
-    /// The release, where one was asked for.
+    /// The release, if one was requested.
     pub release: Option<ReleaseId>,
-    /// The commit, where one was asked for.
+    /// The commit, if one was requested.
     pub commit: Option<CommitId>,
-    /// The git tree of that commit: a release of another commit with the same source will do as well.
+    /// The git tree of that commit: a release of another commit with the same tree is accepted as well.
     pub source: Option<CommitId>,
-    /// Whether the newest there is was asked for: then it must not be older than what is known.
+    /// The newest release was requested, which must not be older than any that is known.
     pub newest: bool,
 }
 
 impl Expectation {
-    /// Anything of `project`.
+    /// Returns an expectation that any release of `project` meets.
     pub fn of(project: ProjectName) -> Expectation {
         Expectation { project, environments: Vec::new(), release: None, commit: None, source: None, newest: false }
     }
 }
 
-/// The newest build that was accepted from each signer and environment; `accepted.json`. It outlives the releases themselves, so
-/// that pruning does not make old ones new.
+/// The newest build that was accepted from each signer and environment; `accepted.json`. It outlives the releases, so that pruning does
+/// not make old releases acceptable as the newest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     marks: Vec<Mark>,
@@ -58,14 +58,14 @@ struct Mark {
     release: ReleaseId,
 }
 
-/// How many signers and environments are remembered.
+/// The most pairs of signer and environment that are remembered.
 const MARKS_MAX: usize = 256;
 
 /// The largest `accepted.json`, in bytes.
 const BYTES_MAX: u64 = 1 << 20;
 
 impl Accepted {
-    /// Reads the file at `path`; nothing was accepted where there is none.
+    /// Reads the file at `path`; without a file, nothing was accepted.
     pub fn load(path: &Path) -> Result<Accepted, ReleaseError> {
         match read_limited(path, BYTES_MAX) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -75,7 +75,7 @@ impl Accepted {
         }
     }
 
-    /// Writes it; on the disk afterwards.
+    /// Writes the file; durable afterwards.
     pub fn save(&self, path: &Path) -> Result<(), ReleaseError> {
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| ReleaseError::Manifest { path: path.to_owned(), why: error.to_string() })?;
@@ -89,7 +89,7 @@ impl Accepted {
         self.marks.iter().find(same)
     }
 
-    /// Remembers an accepted manifest. Says whether that is news.
+    /// Notes an accepted manifest. Returns whether that changed anything.
     pub fn note(&mut self, manifest: &Manifest) -> bool {
         let Some(signature) = manifest.signature else { return false };
         let rank = (manifest.build, manifest.created);
@@ -98,7 +98,7 @@ impl Accepted {
         }
         let Manifest { project, environment, build, created, release, .. } = manifest;
         self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
-        // The oldest go first: whoever is trusted and makes up environments only forgets their own.
+        // The oldest are dropped first: a trusted signer that invents environments only drops its own marks.
         self.marks.sort_by_key(|mark| mark.created);
         let excess = self.marks.len().saturating_sub(MARKS_MAX - 1);
         self.marks.drain(..excess);
@@ -115,10 +115,10 @@ impl Accepted {
     }
 }
 
-/// The manifest that `bytes` are, if it is one that contradicts itself nowhere. Nothing in it is believed yet.
+/// Parses a manifest and checks its consistency. Nothing in it is trusted yet.
 pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     newer_format("manifest", bytes, Manifest::FORMAT)?;
-    store::from_bytes(bytes, Path::new("manifest")).map_err(|error| {
+    manifest::from_bytes(bytes, Path::new("manifest")).map_err(|error| {
         let why = match error {
             ReleaseError::Manifest { why, .. } => why,
             other => match super::Answer::<()>::from(Err(other)) {
@@ -130,7 +130,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     })
 }
 
-/// What a newer one holds may not parse at all, so its format is looked at first.
+/// Refuses a newer format. Checked first, since a newer format may not parse at all.
 fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     #[derive(Deserialize)]
     struct Format {
@@ -142,8 +142,8 @@ fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     }
 }
 
-/// Whether `manifest` is what was asked for and comes from somebody in `trust`. Whether its archive fits is looked at later; but
-/// what this refuses need not be fetched.
+/// Checks that `manifest` meets the expectation and that a key in `trust` signed it. The archive is checked later; that of a refused
+/// manifest need not be fetched.
 pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], accepted: &Accepted) -> Result<(), Refusal> {
     let release = manifest.release;
     let signature = manifest.signature.ok_or(Refusal::Unsigned { release })?;
@@ -181,21 +181,21 @@ pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], ac
     Ok(())
 }
 
-/// The record that `bytes` are. Nothing in it is believed yet.
+/// Parses a health record. Nothing in it is trusted yet.
 pub fn read_record(bytes: &[u8]) -> Result<HealthRecord, Refusal> {
     let what = "health record";
     newer_format(what, bytes, HealthRecord::FORMAT)?;
     let record: HealthRecord = serde_json::from_slice(bytes)
         .map_err(|error| Refusal::Unreadable { what: what.to_owned(), why: error.to_string().chars().take(1000).collect() })?;
     if record.format != HealthRecord::FORMAT {
-        let why = format!("it has the format {}, which never was", record.format);
+        let why = format!("it has the format {}, which does not exist", record.format);
         return Err(Refusal::Unreadable { what: what.to_owned(), why });
     }
     Ok(record)
 }
 
-/// Whether `record` is about `manifest`'s release, and by somebody in `trust`. It may be by another server than the one that made
-/// the release: whoever ran it can say how it went.
+/// Checks that `record` is about the release of `manifest` and that a key in `trust` signed it. Any server that ran the release may have
+/// written it, not only the one that built it.
 pub fn accept_record(record: &HealthRecord, manifest: &Manifest, trust: &[PublicKey]) -> Result<(), Refusal> {
     let release = manifest.release;
     let refused = |why: String| Refusal::Record { release, why };

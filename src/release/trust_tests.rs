@@ -1,4 +1,4 @@
-//! What is refused, for which reason, in which words; and that nothing else gets through.
+//! The refusal of deliverables: every reason and its message.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -71,7 +71,7 @@ fn copy(made: &Made) -> (tempfile::NamedTempFile, Vec<u8>) {
 }
 
 #[test]
-fn what_a_trusted_server_made_is_accepted_for_what_it_is() {
+fn signed_release_of_a_trusted_server_is_accepted() {
     let (_dir, made) = small();
     let key = key();
     let manifest = signed(&made.parsed, &key);
@@ -92,7 +92,7 @@ fn what_a_trusted_server_made_is_accepted_for_what_it_is() {
 }
 
 #[test]
-fn unsigned_unknown_and_forged() {
+fn unsigned_untrusted_and_forged_releases_are_refused() {
     let (_dir, made) = small();
     let (key, other) = (key(), key());
     let trust = [key.public()];
@@ -104,7 +104,7 @@ fn unsigned_unknown_and_forged() {
     let found = refusal(&shop(), &signed(plain, &other), &trust);
     assert_eq!(found.to_string(), format!("release {release} is signed by {}, which is not trusted for shop", other.public()));
     assert!(found.hint().contains(&format!("larder key trust shop {}", other.public())), "{}", found.hint());
-    assert!(matches!(refusal(&shop(), &signed(plain, &key), &[]), Refusal::UnknownSigner { .. }), "nobody is trusted");
+    assert!(matches!(refusal(&shop(), &signed(plain, &key), &[]), Refusal::UnknownSigner { .. }), "no key is trusted");
 
     // Another's signature under the name of one who is trusted; and one of theirs over another statement.
     let mut forged = signed(plain, &other);
@@ -123,7 +123,7 @@ fn unsigned_unknown_and_forged() {
 }
 
 #[test]
-fn another_project_environment_release_or_commit() {
+fn release_of_another_project_environment_id_or_commit_is_refused() {
     let (_dir, made) = small();
     let key = key();
     let trust = [key.public()];
@@ -141,7 +141,7 @@ fn another_project_environment_release_or_commit() {
 
     let wanted = ReleaseId::new(jiff::Timestamp::now());
     let found = refusal(&Expectation { release: Some(wanted), ..shop() }, &manifest, &trust);
-    assert_eq!(found.to_string(), format!("what is offered as release {wanted} is release {release} under another name"));
+    assert_eq!(found.to_string(), format!("the file of release {wanted} is release {release} under another name"));
 
     let wanted = "b".repeat(40).parse().unwrap();
     let found = refusal(&Expectation { commit: Some(wanted), ..shop() }, &manifest, &trust);
@@ -159,7 +159,7 @@ fn another_project_environment_release_or_commit() {
 }
 
 #[test]
-fn an_old_build_is_not_the_newest_one_whatever_its_name() {
+fn old_build_offered_as_the_newest_is_refused() {
     let (_dir, made) = small();
     let (key, other) = (key(), key());
     let trust = [key.public(), other.public()];
@@ -208,7 +208,7 @@ fn an_old_build_is_not_the_newest_one_whatever_its_name() {
 }
 
 #[test]
-fn formats_of_the_future_and_things_that_are_no_manifest() {
+fn newer_formats_and_other_files_are_refused() {
     let (_dir, made) = small();
     let text = serde_json::to_string(&made.parsed).unwrap();
     let newer = text.replacen("\"format\":1", "\"format\":2,\"novelty\":[]", 1);
@@ -225,9 +225,9 @@ fn formats_of_the_future_and_things_that_are_no_manifest() {
     assert!(matches!(read_record(b"{\"format\":1}"), Err(Refusal::Unreadable { .. })));
 }
 
-/// Changes every byte of the manifest, in several ways: whatever is still accepted says exactly the same.
+/// Changes every byte of the manifest in several ways. A manifest that is still accepted says exactly the same.
 #[test]
-fn no_changed_byte_of_a_manifest_changes_what_is_accepted() {
+fn manifest_with_a_changed_byte_is_refused_or_says_the_same() {
     let (_dir, made) = small();
     let key = key();
     let manifest = signed(&made.parsed, &key);
@@ -257,7 +257,7 @@ fn no_changed_byte_of_a_manifest_changes_what_is_accepted() {
 }
 
 #[test]
-fn every_cut_and_every_changed_place_of_an_archive_is_seen() {
+fn truncated_or_altered_archive_is_refused() {
     let (_dir, made) = large();
     let manifest = &made.parsed;
     let (file, bytes) = copy(&made);
@@ -303,9 +303,9 @@ fn every_cut_and_every_changed_place_of_an_archive_is_seen() {
     assert!(matches!(look(&open(), manifest), Err(Refusal::Altered { .. })));
 }
 
-/// What a server that is trusted has signed is still compared with what is in the archive.
+/// A signed manifest of a trusted server is still compared with the archive.
 #[test]
-fn a_manifest_that_lies_about_its_archive() {
+fn signed_manifest_that_contradicts_its_archive_is_refused() {
     let (_dir, made) = small();
     let key = key();
     let lie = |change: &dyn Fn(&mut Manifest)| {
@@ -356,7 +356,7 @@ fn a_manifest_that_lies_about_its_archive() {
 }
 
 #[test]
-fn a_health_record_is_about_this_release_and_by_somebody_trusted() {
+fn health_record_must_be_about_the_release_and_trusted() {
     let (_dir, made) = small();
     let (key, other) = (key(), key());
     let manifest = &made.parsed;
@@ -389,7 +389,7 @@ fn a_health_record_is_about_this_release_and_by_somebody_trusted() {
 }
 
 #[test]
-fn an_older_health_record_does_not_replace_a_newer_one() {
+fn older_health_record_does_not_replace_a_newer_one() {
     let (_dir, made) = small();
     let key = key();
     let manifest = &made.parsed;
@@ -413,7 +413,7 @@ fn an_older_health_record_does_not_replace_a_newer_one() {
         record.signature = Some(key.sign(&record.statement()));
         let file = root.path().join("record");
         std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
-        let known = super::take_record(&paths, &file, manifest, &[key.public()]).unwrap();
+        let known = super::accept_record(&paths, &file, manifest, &[key.public()]).unwrap();
         assert_eq!(super::known_record(&paths, manifest, &[key.public()]).unwrap(), known);
         manifest.created.duration_since(known.as_of).as_secs()
     };
@@ -422,7 +422,7 @@ fn an_older_health_record_does_not_replace_a_newer_one() {
 
 /// A signature of a manifest can never be one of a record, nor the other way round.
 #[test]
-fn statements_of_different_kinds_differ() {
+fn statements_of_manifest_and_record_differ() {
     let (_dir, made) = small();
     let bytes = made.parsed.statement();
     assert!(bytes.starts_with(b"{\"larder\":\"release manifest\","));

@@ -1,4 +1,4 @@
-//! Compares an installed tree with its manifest: after an installation, and whenever somebody asks for drift.
+//! The comparison of an installed tree with its manifest: after an installation, and on request.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,25 +17,25 @@ use crate::{
     model::{Digest, Entry, EntryKind, Manifest},
 };
 
-/// A place where a tree is not what its manifest says.
+/// A difference between a tree and its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Difference {
-    /// In the manifest, not in the tree.
+    /// An entry of the manifest is missing in the tree.
     Missing(String),
-    /// In the tree, not in the manifest.
+    /// The tree has an entry that is not in the manifest.
     Extra(String),
-    /// File, directory, link: another kind.
+    /// An entry has another kind.
     Kind(String),
-    /// Another mode.
+    /// An entry has another mode.
     Mode(String),
-    /// Another size or content.
+    /// A file has another size or content.
     Content(String),
-    /// The link points elsewhere.
+    /// A link has another target.
     Target(String),
 }
 
 impl Difference {
-    /// The path, and what is wrong there.
+    /// Returns the path and the difference.
     pub fn parts(&self) -> (String, String) {
         let (path, what) = match self {
             Difference::Missing(path) => (path, "is missing"),
@@ -66,13 +66,13 @@ pub fn verify(tree: &Path, manifest: &Manifest) -> Result<Vec<Difference>, Relea
     drift(tree, manifest, 2)
 }
 
-/// With `content`, files are read; without, kinds, modes, sizes and link targets are compared only.
+/// Compares a tree with `entries`. With `content`, files are read; otherwise only kinds, modes, sizes and link targets are compared.
 pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: bool) -> Result<Vec<Difference>, ReleaseError> {
     let root = Confined::open(tree)?;
     let next = AtomicUsize::new(0);
     let parts: Vec<&[Entry]> = entries.chunks(256).collect();
     let counts = children(entries);
-    // Whether some directory has another number of names than it should.
+    // Set if a directory has another number of names than the manifest says.
     let odd = AtomicBool::new(root.cursor().count_names("")? != counts.get("").copied().unwrap_or(0));
     let check = || -> Result<Vec<Difference>, FileError> {
         let mut cursor = root.cursor();
@@ -99,7 +99,7 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
     for result in results {
         found.extend(result?);
     }
-    // With every entry there and every directory as full as it should be, there is nothing else.
+    // If every entry is present and every directory has the right number of names, there is nothing else.
     if !found.is_empty() || odd.into_inner() {
         found.extend(extras(&root, entries)?);
     }
@@ -133,7 +133,7 @@ fn difference(cursor: &mut Cursor<'_>, entry: &Entry, content: bool) -> Result<O
     })
 }
 
-/// Not there, or below something that is not the directory that it should be.
+/// Returns whether an error means a missing entry, or one below something that is no directory.
 fn gone(e: &std::io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].iter().any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
@@ -152,7 +152,7 @@ fn hash(cursor: &mut Cursor<'_>, path: &str) -> Result<Digest, FileError> {
     }
 }
 
-/// How many entries each directory has that has any; the root has the empty path.
+/// Returns the number of entries of each non-empty directory; the root has the empty path.
 fn children(entries: &[Entry]) -> HashMap<&str, usize> {
     let mut counts = HashMap::new();
     for entry in entries {

@@ -1,26 +1,25 @@
-//! Looking for everything below a directory, in several threads.
+//! The walk through a built tree, in several threads, and the classification of what it finds.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use larder_archive::{Item, ItemKind, pool::each_thread};
+use larder_archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target, pool::each_thread};
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::{FileType, Stat};
 
-use super::{
-    ReleaseError,
-    tree::{Warnings, checked, classify, few_enough},
-};
-use crate::host::files::Confined;
+use super::ReleaseError;
+use crate::host::files::{Confined, Cursor};
 
-/// With fewer directories than this to look into, another thread costs more than it helps.
+/// The fewest pending directories that are worth more threads.
 const WORTH_A_THREAD: usize = 16;
 
-/// What is still to be looked into.
+/// The directories that are still to be read.
 struct Queue {
     pending: Vec<OsString>,
-    /// Threads that are in a directory and may find others in it.
+    /// The threads that are reading a directory and may add to `pending`.
     busy: usize,
     failed: bool,
 }
@@ -29,11 +28,12 @@ struct Walk<'a> {
     app: &'a Confined,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Entries that were found, those of others included.
+    /// The number of entries, including those that were known before.
     count: AtomicU64,
 }
 
-/// Everything below the directory `from` of `app`, sorted by path. `others` entries are known besides, and count for the limit.
+/// Returns everything below the directory `from` of `app`, sorted by path. `others` is the number of entries that are known besides and
+/// count for the limit.
 pub(super) fn walk(
     app: &Confined,
     from: OsString,
@@ -44,7 +44,7 @@ pub(super) fn walk(
     let queue = Queue { pending: vec![from], busy: 0, failed: false };
     let walk = Walk { app, queue: Mutex::new(queue), changed: Condvar::new(), count: AtomicU64::new(others) };
     let mut found = Vec::new();
-    // Most trees are small. This thread goes ahead until it is worth while to ask for help.
+    // Most trees are small: more threads start only when enough directories are pending.
     while let Some(directory) = walk.next(WORTH_A_THREAD) {
         let below = walk.look(&directory, &mut found, warnings)?;
         walk.done(below);
@@ -57,13 +57,13 @@ pub(super) fn walk(
             warnings.take(said);
         }
     }
-    // Each part is sorted: this only merges them.
+    // Each part is sorted, so this only merges.
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
 impl Walk<'_> {
-    /// A directory to look into; none if there are more than `most`, or if nothing is left.
+    /// Returns the next directory to read; none if more than `most` are pending, or if nothing is left.
     fn next(&self, most: usize) -> Option<OsString> {
         let mut queue = self.queue.lock();
         loop {
@@ -81,7 +81,7 @@ impl Walk<'_> {
         }
     }
 
-    /// A directory has been looked into, and these are in it.
+    /// Marks a directory as read; `below` are the directories in it.
     fn done(&self, below: Vec<OsString>) {
         let mut queue = self.queue.lock();
         queue.busy -= 1;
@@ -91,7 +91,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What one thread does until nothing is left.
+    /// Reads directories until none is left; runs in every thread.
     fn rest(&self) -> Result<(Vec<Item>, Warnings), ReleaseError> {
         let (mut found, mut warnings) = (Vec::new(), Warnings::default());
         while let Some(directory) = self.next(usize::MAX) {
@@ -108,7 +108,7 @@ impl Walk<'_> {
         Ok((found, warnings))
     }
 
-    /// Adds what is directly in a directory to `found`; gives the directories among it.
+    /// Adds the entries of one directory to `found` and returns the directories among them.
     fn look(&self, directory: &OsString, found: &mut Vec<Item>, warnings: &mut Warnings) -> Result<Vec<OsString>, ReleaseError> {
         let view = self.app.open_dir(directory)?;
         let mut here = view.cursor();
@@ -123,7 +123,97 @@ impl Walk<'_> {
             found.push(Item { path, kind });
         }
         let more = (found.len() - before) as u64;
-        few_enough(self.count.fetch_add(more, Ordering::Relaxed) + more)?;
+        check_count(self.count.fetch_add(more, Ordering::Relaxed) + more)?;
         Ok(below)
     }
+}
+
+/// Refuses more entries than a release may have. Called after every directory, so that a huge tree is refused early.
+pub(super) fn check_count(count: u64) -> Result<(), ReleaseError> {
+    let limit = Limits::default().entries;
+    if count <= limit {
+        return Ok(());
+    }
+    Err(ReleaseError::Archive { doing: "written", source: ArchiveError::TooManyEntries { count, limit } })
+}
+
+/// Warnings for the log of a deployment; a bounded number of lines.
+#[derive(Debug, Default)]
+pub struct Warnings(Vec<String>, u64);
+
+impl Warnings {
+    const MAX: usize = 50;
+
+    /// Adds a line.
+    pub fn add(&mut self, line: String) {
+        if self.0.len() < Self::MAX { self.0.push(line) } else { self.1 += 1 }
+    }
+
+    /// Appends the lines of `other`.
+    fn take(&mut self, other: Warnings) {
+        other.0.into_iter().for_each(|line| self.add(line));
+        self.1 += other.1;
+    }
+
+    /// Returns all lines, and one that counts the rest.
+    pub fn into_lines(mut self) -> Vec<String> {
+        if self.1 > 0 {
+            self.0.push(format!("... and {} more", self.1));
+        }
+        self.0
+    }
+}
+
+/// Returns the path of an entry, if a release can hold it.
+pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
+    let mut path = directory.to_owned();
+    if !path.is_empty() {
+        path.push("/");
+    }
+    path.push(name);
+    let unfit = |why: BadPath| {
+        let (why, hint) = match why {
+            BadPath::NotUtf8 => ("its name is not UTF-8", "rename it, or let the build delete it"),
+            BadPath::Long => ("its path has more than 4096 bytes", "make the directories less deep"),
+            BadPath::LongPart => ("its name has more than 255 bytes", "rename it"),
+            _ => ("its name holds a control character", "rename it, or let the build delete it"),
+        };
+        ReleaseError::Unfit { path: path.to_string_lossy().chars().take(300).collect(), why, hint }
+    };
+    check_path(path.as_bytes()).map(str::to_owned).map_err(unfit)
+}
+
+/// Returns what an entry of the tree is in the release; `None` for sockets and FIFOs, which are left out with a warning.
+pub(super) fn classify(
+    path: &str,
+    stat: &Stat,
+    here: &mut Cursor<'_>,
+    name: &OsStr,
+    warnings: &mut Warnings,
+) -> Result<Option<ItemKind>, ReleaseError> {
+    let unfit = |why, hint| Err(ReleaseError::Unfit { path: path.to_owned(), why, hint });
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => ItemKind::Dir,
+        FileType::RegularFile if stat.st_mode & 0o6000 != 0 => {
+            return unfit("it is set-user-id or set-group-id", "let the build remove those mode bits: chmod u-s,g-s");
+        }
+        FileType::RegularFile => ItemKind::File {
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            digest: None,
+            executable: stat.st_mode & 0o100 != 0,
+        },
+        FileType::Symlink => {
+            let target = here.read_link(name)?;
+            match check_target(target.as_bytes()) {
+                Ok(target) => ItemKind::Link { target: target.to_owned() },
+                Err(_) => return unfit("its target is not plain UTF-8 text", "let the build delete the link"),
+            }
+        }
+        FileType::Socket | FileType::Fifo => {
+            warnings.add(format!("left out {path}: sockets and FIFOs are not part of a release"));
+            return Ok(None);
+        }
+        _ => return unfit("it is a device", "let the build delete it"),
+    };
+    Ok(Some(kind))
 }

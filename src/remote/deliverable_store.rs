@@ -193,7 +193,11 @@ impl DeliverableStore {
                 let bytes = server.exec(&words).await?.output(Object::DELTA, SMALL_BYTES).await?;
                 serde_json::from_slice(&bytes).map_err(|error| self.invalid(Object::DELTA_NOTE, error))
             }
-            Backend::Files(files) => files.delta(&self.project, release, from).await,
+            // Shared stores have no deltas.
+            Backend::Files(_) => {
+                let (remote, what) = (self.title.clone(), Object::DELTA.to_owned());
+                Err(RemoteError::NotFound { remote, what, words: String::new() })
+            }
         }
     }
 

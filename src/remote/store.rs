@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     address::Address,
     error::RemoteError,
-    offer::{Blob, OFFERS, Object, Offer, SMALL_BYTES},
+    offer::{OFFERS, Object, Offer},
 };
 use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
@@ -164,18 +164,6 @@ impl ObjectFiles {
             }
         }
         Ok(offers)
-    }
-
-    /// Size and digest of a published delta. None is published by this version.
-    pub async fn delta(&self, project: &ProjectName, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
-        let path = self.path(project, release, Object::Delta { from });
-        let note = Path::from(format!("{path}.json"));
-        let bytes = self.get(&note, Object::DELTA, SMALL_BYTES).await?;
-        serde_json::from_slice(&bytes).map_err(|error| RemoteError::Invalid {
-            remote: self.title.clone(),
-            what: Object::DELTA_NOTE,
-            why: sanitise_line(&error.to_string()),
-        })
     }
 
     /// Returns a small object.

@@ -1,4 +1,4 @@
-//! What is brought and not built: every step of its plan fails once, runs twice, and dies once.
+//! Deliveries without a build: every step of the plan fails once, runs twice, and is killed once.
 
 use crate::{
     harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, state::names, until},
@@ -6,19 +6,19 @@ use crate::{
     recovery::{Course, Victim, at_every_event},
 };
 
-in_each_mode!(every_step_fails_once_and_leaves_nothing);
-in_one_mode!(every_step_runs_twice, a_fetch_from_a_second_server_fails_runs_twice_and_dies);
+in_each_mode!(failed_step_of_a_delivery_leaves_nothing);
+in_one_mode!(repeated_step_of_a_delivery_succeeds, fetch_from_a_second_server_survives_failure_repetition_and_kill);
 
-/// What a recipe can ask of a deployment, so that each step has something to do.
+/// A recipe that gives every step something to do.
 const RECIPE: &str = "data:\n  - media\nsmoke:\n  - /\n";
 const PROCFILE: &str = "release: echo released >> media/count\nworker: sleep 1000\n";
 
 #[test]
-fn the_server_dies_at_every_event_of_a_delivery() {
+fn server_killed_at_every_event_of_a_delivery_recovers() {
     at_every_event(Victim::Server, Course::Delivering);
 }
 
-/// The project with staging and production on one server; version one serves in both, version two on staging alone.
+/// Sets up a project with staging and production on one server; version one serves in both, version two on staging alone.
 pub fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, String) {
     pair(world);
     let repo = Repo::new(world, "shop");
@@ -38,13 +38,13 @@ pub fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>,
     (repo, release.display().to_string())
 }
 
-/// The files that a release has in production's store.
+/// Returns the files of a release in the store of production.
 pub fn stored(world: &World, release: &str) -> Vec<String> {
     let names = names(&world.environment("shop").join("releases"));
     names.into_iter().filter_map(|name| Some(name.strip_prefix(release)?.to_owned())).collect()
 }
 
-fn every_step_fails_once_and_leaves_nothing(world: &World) {
+fn failed_step_of_a_delivery_leaves_nothing(world: &World) {
     let (repo, release) = halfway(world, "smoke:\n  - /\n", "");
     let steps = world.steps("shop");
     assert_eq!(steps, world.last_plan("shop"));
@@ -62,7 +62,7 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
 }
 
-fn every_step_runs_twice(world: &World) {
+fn repeated_step_of_a_delivery_succeeds(world: &World) {
     let (_repo, release) = halfway(world, RECIPE, PROCFILE);
     world.restart(&[("FAILPOINTS", "twice=return")]);
     world.larder(&["pull", "shop"]).ok();
@@ -78,8 +78,8 @@ fn every_step_runs_twice(world: &World) {
     world.is_consistent("shop");
 }
 
-/// The same steps, but for the first: there what is brought comes from elsewhere, whole or as a delta.
-fn a_fetch_from_a_second_server_fails_runs_twice_and_dies(world: &World) {
+/// The same steps, except that the release is fetched from elsewhere, as an archive or as a delta.
+fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);
     let repo = Repo::new(&staging, "shop");

@@ -1,4 +1,4 @@
-//! Deltas between two environments, with real workers in their sandboxes: what one server cooked, another installs from what changed.
+//! Deltas between two environments, with real workers in their sandboxes.
 
 use std::{
     fs::{self, File},
@@ -11,14 +11,16 @@ use larder::{
     model::{EnvId, Manifest, Mode, ProjectId, ReleaseId},
     release::{
         self, Context, ReleaseError, SigningKey,
-        bundle::{self, BundleJob, Head},
-        delta, store,
+        bundle::{self, BundleJob},
+        delta,
+        manifest::Head,
+        store,
     },
 };
 
 use crate::keeper_world::{World, grounds};
 
-/// One of both environments that the world has.
+/// One of the two environments of the world.
 fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> Context<'a> {
     let (project, environment) = (ProjectId(number), EnvId(number + 2));
     // Nothing that these tests make is signed by it; it only has to be there.
@@ -35,7 +37,7 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap()
 }
 
-/// Puts archive and manifest of a tree into `releases/`, as bundling would.
+/// Writes archive and manifest of a tree to `releases/`, as bundling would.
 fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     let created = jiff::Timestamp::from_second(second).unwrap();
     let head = Head {
@@ -59,7 +61,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     store::read(&path).unwrap()
 }
 
-/// What the receiving side does with a delta before it installs anything.
+/// Accepts a delta on the receiving side before anything is installed.
 fn receive(paths: &EnvironmentPaths, from: &Path, old: &Manifest) -> Manifest {
     let file = File::open(from).unwrap();
     let (base, release) = delta::endpoints(&file).unwrap();
@@ -78,7 +80,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_was_cooked_here_is_installed_there_from_what_changed() {
+async fn delta_installs_a_release_of_another_environment() {
     for ground in grounds() {
         let world = World::new(ground).await;
         let (staging, production) = (paths(&world, "shop"), paths(&world, "other"));
@@ -124,7 +126,7 @@ async fn what_was_cooked_here_is_installed_there_from_what_changed() {
         // On the other side, on a spare, as a deployment does; the id of the spare is that of the release to come.
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
-        let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.seal;
+        let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.fingerprint;
         let installed = release::install(&serve_side, new.release, Some(old.release), seal).await.unwrap();
         assert_eq!((installed.report.linked, installed.report.unpacked), (198, 2));
         assert_eq!(release::verify(&production.tree(new.release), &new).unwrap(), []);

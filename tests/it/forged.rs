@@ -20,14 +20,14 @@ use crate::{
 };
 
 in_one_mode!(
-    a_place_that_lies_is_refused_with_the_reason,
-    an_old_build_is_not_taken_for_the_newest,
-    another_environments_release_is_not_taken_over,
+    forged_deliverables_of_a_place_are_refused_with_the_reason,
+    old_build_offered_as_the_newest_is_refused,
+    release_of_another_environment_is_refused,
     two_statements_about_one_release,
-    a_record_proves_only_what_somebody_trusted_says,
+    health_record_counts_only_with_a_trusted_signature,
 );
 
-/// A shared place that production pulls from, and the key that it trusts there, in the wrong hands.
+/// A shared place that production pulls from, and the key that production trusts, both held by an attacker.
 struct Forge<'w> {
     world: &'w World,
     repo: Repo<'w>,
@@ -38,7 +38,7 @@ struct Forge<'w> {
 }
 
 impl<'w> Forge<'w> {
-    /// Version one serves in production, version two on staging.
+    /// Sets up a world in which version one serves in production and version two on staging.
     fn new(world: &'w World, recipe: &str) -> Forge<'w> {
         pair(world);
         let repo = Repo::new(world, "shop");
@@ -61,7 +61,7 @@ impl<'w> Forge<'w> {
         Forge { world, repo, key, directory, place, runtime }
     }
 
-    /// What staging has made of what it serves: manifest and archive.
+    /// Returns manifest and archive of the release that staging serves.
     fn genuine(&self) -> (Manifest, PathBuf) {
         let manifest: Manifest = serde_json::from_value(live_manifest(self.world, "staging", "shop")).unwrap();
         let releases = self.world.root().join("projects/shop/staging/releases");
@@ -69,7 +69,7 @@ impl<'w> Forge<'w> {
         (manifest, archive)
     }
 
-    /// The same under a new name and changed, signed by the key that is trusted.
+    /// Returns a changed release under a new id, signed by the trusted key.
     fn forged(&self, of: &Manifest, change: impl FnOnce(&mut Manifest)) -> Manifest {
         let created = jiff::Timestamp::now();
         let mut manifest = Manifest { release: ReleaseId::new(created), created, signature: None, ..of.clone() };
@@ -78,7 +78,7 @@ impl<'w> Forge<'w> {
         manifest
     }
 
-    /// Makes the place offer this and nothing else; `lie` changes what it says about it.
+    /// Makes the place offer this release alone; `lie` changes the offer.
     fn offers(&self, manifest: &Manifest, archive: &Path, health: Option<Vec<u8>>, lie: impl FnOnce(&mut Offer)) {
         self.offers_text(manifest, &serde_json::to_vec(manifest).unwrap(), archive, health, lie);
     }
@@ -119,7 +119,7 @@ impl<'w> Forge<'w> {
         self.world.larder(&["pull", "shop", "--from", "evil"])
     }
 
-    /// Whoever asks is told why not and what to do, and everything is as it was.
+    /// A pull and a push are refused with reason and hint, and change nothing.
     #[track_caller]
     fn refuses(&self, ask: impl FnOnce() -> Output, text: &str, hint: &str) {
         let accepted = || fs::read_to_string(self.world.environment("shop").join("accepted.json")).unwrap_or_default();
@@ -139,7 +139,7 @@ impl<'w> Forge<'w> {
     }
 }
 
-fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
+fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let forge = Forge::new(world, "");
     let (second, archive) = forge.genuine();
     let trusted = forge.key.public();
@@ -168,7 +168,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
     forge.refuses(
         pull,
         &text,
-        "hint: fetch it again from the server that cooked it; if that does not help, somebody changes it on the way",
+        "hint: fetch it again from the server that cooked it; if that does not help, it is changed on the way",
     );
 
     let blog = forge.forged(&second, |manifest| manifest.project = "blog".parse().unwrap());
@@ -181,7 +181,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
         offer.release = newer;
         offer.build += 1;
     });
-    let text = format!("what is offered as release {newer} is release {} under another name", old.release);
+    let text = format!("the file of release {newer} is release {} under another name", old.release);
     forge.refuses(pull, &text, "hint: look who can write where the deliverables lie; files there were renamed or exchanged");
 
     // A commit that nobody has cooked, and a place that says it has.
@@ -246,7 +246,7 @@ fn a_place_that_lies_is_refused_with_the_reason(world: &World) {
     world.is_consistent("shop");
 }
 
-fn an_old_build_is_not_taken_for_the_newest(world: &World) {
+fn old_build_offered_as_the_newest_is_refused(world: &World) {
     let forge = Forge::new(world, "");
     let (made, archive) = forge.genuine();
     // A second apart: names tell seconds only.
@@ -283,7 +283,7 @@ fn an_old_build_is_not_taken_for_the_newest(world: &World) {
     assert_eq!(live_manifest(world, "production", "shop")["build"], 11);
 }
 
-fn another_environments_release_is_not_taken_over(world: &World) {
+fn release_of_another_environment_is_refused(world: &World) {
     let forge = Forge::new(world, "");
     let (made, archive) = forge.genuine();
     // Signed by this very server: only the environment is not the one that is asked.
@@ -324,7 +324,7 @@ fn two_statements_about_one_release(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// How long it has served, some hours ago, as staging would say it.
+/// Returns a record of staging of some hours ago.
 fn boasting(world: &World, of: &Manifest) -> HealthRecord {
     let path = world.directory().join("home/record");
     let mut command = world.larder_command();
@@ -338,7 +338,7 @@ fn boasting(world: &World, of: &Manifest) -> HealthRecord {
     HealthRecord { release: of.release, signature: None, ..record }
 }
 
-fn a_record_proves_only_what_somebody_trusted_says(world: &World) {
+fn health_record_counts_only_with_a_trusted_signature(world: &World) {
     let policy = "environments:\n  production:\n    promote:\n      min_healthy: 1h\n";
     let forge = Forge::new(world, policy);
     let (made, archive) = forge.genuine();
@@ -364,7 +364,9 @@ fn a_record_proves_only_what_somebody_trusted_says(world: &World) {
     ] {
         forge.offers(&release, &archive, bad, |_| {});
         let said = forge.pull();
-        said.exits(1).says(&why).says("not fit for promotion: nobody has said how it ran elsewhere, and `promote` asks for that");
+        said.exits(1)
+            .says(&why)
+            .says("not fit for promotion: there is no health record of it from elsewhere, and `promote` requires one");
         world.serves("shop", "version one");
         let kept = world.environment("shop").join("releases").join(format!("{}.health.json", release.release));
         assert!(!kept.exists(), "{what} record was kept");

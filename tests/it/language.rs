@@ -14,7 +14,7 @@ const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "tra
 const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
 
 /// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 4] = [("drift", 41, 7), ("keeper", 0, 1), ("pipeline", 24, 16), ("release", 135, 27)];
+const ALLOWED: [(&str, usize, usize); 2] = [("keeper", 0, 1), ("pipeline", 24, 16)];
 
 /// Of a module's doc comments, one in fifty may be headless: some questions are the clearest opening.
 const HEADLESS_PER_DOCS: usize = 50;

@@ -1,4 +1,4 @@
-//! What comes from elsewhere: accepted with its proof, or refused with the reason, and then nothing of it stays.
+//! Imports: accepted with a valid signature, or refused with the reason and removed.
 
 use std::{
     fs::{self, File},
@@ -10,12 +10,12 @@ use serde_json::Value;
 use crate::harness::{Repo, World, cli::Output, in_one_mode, processes, state::names, until};
 
 in_one_mode!(
-    every_release_is_signed_and_keys_are_trusted_by_name,
-    an_export_is_taken_in_elsewhere_and_all_else_is_refused,
-    the_record_says_how_it_went,
+    releases_are_signed_and_keys_are_trusted_by_name,
+    export_is_accepted_elsewhere_and_altered_ones_are_refused,
+    health_record_has_periods_checks_and_restarts,
 );
 
-/// A release in a file.
+/// Exports a release to a file.
 pub fn export(world: &World, release: &str, to: &Path) {
     let mut command = world.larder_command();
     command.args(["release", "export", "shop", release]).stdout(File::create(to).unwrap());
@@ -31,7 +31,7 @@ pub fn import(world: &World, project: &str, bytes: &[u8]) -> Output {
     Output::of(&mut command)
 }
 
-/// The parts of an export: name and content.
+/// Returns the parts of an export: name and content.
 pub fn parts(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut archive = tar::Archive::new(bytes);
     let part = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
@@ -43,7 +43,7 @@ pub fn parts(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     archive.entries().unwrap().map(part).collect()
 }
 
-/// The same as larder writes it.
+/// Writes parts as larder writes an export.
 pub fn container(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, content) in parts {
@@ -80,7 +80,7 @@ fn releases(world: &World) -> PathBuf {
     world.environment("shop").join("releases")
 }
 
-fn every_release_is_signed_and_keys_are_trusted_by_name(world: &World) {
+fn releases_are_signed_and_keys_are_trusted_by_name(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "one").push().accepted();
     let key = signing_key(world);
@@ -111,7 +111,7 @@ fn every_release_is_signed_and_keys_are_trusted_by_name(world: &World) {
     assert_eq!(world.larder(&["key", "trust", "shop", "--json"]).json(), Value::Array(Vec::new()));
 }
 
-fn an_export_is_taken_in_elsewhere_and_all_else_is_refused(staging: &World) {
+fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     staging.project("shop");
     let repo = Repo::site(staging, "shop", "one");
     repo.push().accepted();
@@ -214,7 +214,7 @@ fn an_export_is_taken_in_elsewhere_and_all_else_is_refused(staging: &World) {
     production.end();
 }
 
-fn the_record_says_how_it_went(world: &World) {
+fn health_record_has_periods_checks_and_restarts(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "one");
     repo.write("larder.yml", "smoke: [/]\n");

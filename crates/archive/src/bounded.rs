@@ -1,4 +1,4 @@
-//! Lists that somebody else wrote, read with an eye on their length: what is short as bytes can be long in memory.
+//! Deserialisers for lists from untrusted sources with a bound on their length: a list that is short as bytes can be long in memory.
 
 use std::{fmt, marker::PhantomData};
 
@@ -7,15 +7,15 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-/// The most entries of a release, and so of every list that has something for each of them.
+/// The most entries of a release, and so of every list with an element for each entry.
 pub const ENTRIES: usize = 1_000_000;
 
-/// For `deserialize_with`: a list of at most [`ENTRIES`] things.
+/// For `deserialize_with`: a list of at most [`ENTRIES`] elements.
 pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(ENTRIES, PhantomData))
 }
 
-/// The same for a list of what becomes of the entries of one release in another: all may go, and as many others come.
+/// For `deserialize_with`: a list of changes between two releases. All entries may be removed and as many others added.
 pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(2 * ENTRIES, PhantomData))
 }
@@ -30,7 +30,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for AtMost<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
-        // What the list says of its own length is only believed as far as it costs nothing.
+        // The length that the list states is trusted only as far as it costs nothing.
         let mut read = Vec::with_capacity(list.size_hint().unwrap_or_default().min(1024));
         while let Some(one) = list.next_element()? {
             if read.len() >= self.0 {
@@ -53,12 +53,12 @@ mod tests {
     }
 
     #[test]
-    fn a_list_ends_where_no_release_goes_on() {
+    fn list_with_more_than_the_most_entries_is_refused() {
         let json = |count: usize| format!("{{\"list\":[{}]}}", vec!["1"; count].join(","));
         assert_eq!(serde_json::from_str::<List>(&json(ENTRIES)).unwrap().list.len(), ENTRIES);
         let error = serde_json::from_str::<List>(&json(ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
         assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
-        // Also where the list itself says how long it is.
+        // Also in a format that states the length first.
         let binary = |count: usize| postcard::to_stdvec(&vec![1_u8; count]).unwrap();
         assert!(postcard::from_bytes::<List>(&binary(ENTRIES)).is_ok());
         assert!(postcard::from_bytes::<List>(&binary(ENTRIES + 1)).is_err());

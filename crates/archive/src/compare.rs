@@ -4,13 +4,13 @@ use std::{cmp::Ordering, iter::Peekable, slice::Iter};
 
 use super::Entry;
 
-/// The entries that differ: of the older list, of the newer list, or one of each.
+/// Returns the entries that differ between two sorted lists: of the older list, of the newer list, or a pair.
 pub fn between<'e>(before: &'e [Entry], after: &'e [Entry]) -> Between<'e> {
     Between { old: before.iter().peekable(), new: after.iter().peekable() }
 }
 
-/// Which entries of `old`, by index, the new list does not have as they are, and of each in `new` whether the old list has it. Both are
-/// sorted.
+/// Compares two sorted lists. Returns the indices of the entries of `old` that are not in `new` unchanged, and for each entry of `new` whether
+/// `old` has it unchanged.
 pub fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
     let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
     let mut old = old.iter().enumerate().peekable();
@@ -26,7 +26,7 @@ pub fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
     (gone, there)
 }
 
-/// See [`between`].
+/// The iterator of [`between`].
 pub struct Between<'e> {
     old: Peekable<Iter<'e, Entry>>,
     new: Peekable<Iter<'e, Entry>>,

@@ -1,4 +1,4 @@
-//! Reading files into frames, and compressing them.
+//! The workers that read files into frames and compress them.
 
 use std::fs::File;
 
@@ -9,7 +9,7 @@ use zstd::bulk::Compressor;
 use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::Candidate, settings};
 use crate::{Confined, Cursor, Digest, Frame};
 
-/// A frame to make.
+/// A frame to build.
 pub(super) struct Task<'a> {
     pub(super) items: &'a [Item],
     pub(super) last: bool,
@@ -17,7 +17,7 @@ pub(super) struct Task<'a> {
     pub(super) raw: u64,
 }
 
-/// What became of a task.
+/// The result of a task.
 pub(super) enum Made<'a> {
     Copy {
         frame: Frame,
@@ -28,7 +28,7 @@ pub(super) enum Made<'a> {
         bytes: Vec<u8>,
         digests: Vec<Option<Digest>>,
     },
-    /// Too large to be held: the consumer streams it when its turn comes.
+    /// A file too large for memory; the consumer streams it when its turn comes.
     Large {
         task: Task<'a>,
         digest: Option<Digest>,
@@ -40,11 +40,11 @@ pub(super) struct Worker<'a> {
     cursor: Cursor<'a>,
     compressor: Compressor<'static>,
     raw: Vec<u8>,
-    /// Memory for compressed frames, back from where it was used.
+    /// Buffers for compressed frames.
     spare: &'a Spare,
 }
 
-/// Buffers that wait to be used again: fresh ones cost as much as filling them.
+/// Buffers for reuse: fresh memory costs as much as filling it.
 #[derive(Default)]
 pub(super) struct Spare(Mutex<Vec<Vec<u8>>>);
 
@@ -53,7 +53,7 @@ impl Spare {
         self.0.lock().pop().unwrap_or_default()
     }
 
-    /// Gives a buffer back.
+    /// Returns a buffer.
     pub(super) fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         self.0.lock().push(buffer);
@@ -65,7 +65,7 @@ impl<'a> Worker<'a> {
         Ok(Worker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
-    /// Does a task.
+    /// Builds a frame, or finds that it can be copied.
     pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<Made<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
@@ -110,7 +110,7 @@ impl<'a> Worker<'a> {
     /// Fills `self.raw` with the tar of the task's items.
     fn read(&mut self, task: &Task<'_>) -> Result<Vec<Option<Digest>>, ArchiveError> {
         self.raw.clear();
-        // One more, so that there is always room to see that a file goes on.
+        // One byte more, so that a file that has grown is noticed.
         self.raw.reserve(usize::try_from(task.raw).unwrap_or_default().saturating_add(1));
         let mut digests = Vec::with_capacity(task.items.len());
         for item in task.items {

@@ -32,22 +32,22 @@ impl Confined {
         Ok(Confined { fd, path: path.to_owned() })
     }
 
-    /// The path that it was opened by; for messages.
+    /// Returns the path that the directory was opened by, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where `relative` is; for messages.
+    /// Returns the path of `relative`, for messages.
     pub fn shown(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.path.join(relative)
     }
 
-    /// A way through the tree that keeps the last directories open, for many operations in path order. One per thread.
+    /// Returns a cursor, which keeps the last directories open for many operations in path order. One per thread.
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor { root: self, open: Vec::new(), exact: (OsString::new(), [0; 2]) }
     }
 
-    /// A directory below it; the empty path is the directory itself.
+    /// Opens a directory below it; the empty path is the directory itself.
     pub fn open_dir(&self, relative: impl AsRef<OsStr>) -> Result<Confined, FileError> {
         let relative = relative.as_ref();
         let shown = self.shown(relative);
@@ -57,7 +57,7 @@ impl Confined {
         Ok(Confined { fd, path: shown })
     }
 
-    /// The names in it, sorted by their bytes.
+    /// Returns the names in it, sorted by their bytes.
     pub fn names(&self) -> Result<Vec<OsString>, FileError> {
         let wrong = |e: Errno| FileError::io("list the directory", &self.path, e);
         let mut names = Vec::new();
@@ -100,7 +100,7 @@ impl Confined {
         Ok(())
     }
 
-    /// What it is itself.
+    /// Returns the metadata of the directory itself.
     pub fn stat(&self) -> Result<Stat, FileError> {
         rustix::fs::fstat(&self.fd).map_err(|e| FileError::io("look at", &self.path, e))
     }
@@ -117,18 +117,18 @@ impl AsFd for Confined {
     }
 }
 
-/// See [`Confined::cursor`].
+/// A position in a tree, with the directories on the way to it held open; see [`Confined::cursor`].
 #[derive(Debug)]
 pub struct Cursor<'a> {
     root: &'a Confined,
-    /// Each directory is below the one before it: in path order one comes back to those above.
+    /// The open directories, each below the one before it; in path order the upper ones are needed again.
     open: Vec<(OsString, OwnedFd)>,
-    /// Modes that files get exactly as asked for in this directory, as was seen: neither the umask nor an ACL takes from them.
+    /// The modes that files in this directory got exactly as requested: no umask or ACL reduces them.
     exact: (OsString, [u32; 2]),
 }
 
 impl Cursor<'_> {
-    /// So many directories stay open.
+    /// The most directories that stay open.
     const DEPTH: usize = 12;
 
     /// The directory at `path`, opened from the nearest one above that is open.
@@ -160,7 +160,7 @@ impl Cursor<'_> {
         self.open.push((path.to_owned(), fd));
     }
 
-    /// An error about a path below, for what is done to a file after it was opened here.
+    /// Returns an error about a path below, for an operation on a file that was opened here.
     pub fn failed(&self, doing: &'static str, relative: impl AsRef<Path>, source: std::io::Error) -> FileError {
         FileError::io(doing, self.root.shown(relative), source)
     }
@@ -189,7 +189,7 @@ impl Cursor<'_> {
         act(directory, name).map_err(wrong)
     }
 
-    /// How many names the directory at `relative` has; the empty path is the root. It stays open for what is done in it next.
+    /// Returns the number of names in the directory at `relative`; the empty path is the root. The directory stays open for the next operation.
     pub fn count_names(&mut self, relative: impl AsRef<OsStr>) -> Result<usize, FileError> {
         let relative = relative.as_ref();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -264,12 +264,12 @@ impl Cursor<'_> {
         self.at("create the link", relative.as_ref(), |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
-    /// What is there; a link is looked at, not followed.
+    /// Returns the metadata at a path; links are not followed.
     pub fn stat(&mut self, relative: impl AsRef<OsStr>) -> Result<Stat, FileError> {
         self.at("look at", relative.as_ref(), |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
-    /// Where a symbolic link points to.
+    /// Returns the target of a symbolic link.
     pub fn read_link(&mut self, relative: impl AsRef<OsStr>) -> Result<OsString, FileError> {
         let target = self.at("read the link", relative.as_ref(), |dir, name| rustix::fs::readlinkat(dir, name, Vec::new()))?;
         Ok(OsString::from_vec(target.into_bytes()))

@@ -20,7 +20,7 @@ pub const HEALTH: &str = "health.json";
 /// The archive.
 pub const ARCHIVE: &str = "archive.tar.zst";
 
-/// Why a container cannot be read.
+/// The reasons why a container cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// The stream failed.
@@ -44,19 +44,19 @@ pub enum ContainerError {
     },
 }
 
-/// What comes before the content of a part.
+/// Returns the bytes before the content of a part.
 pub fn before_part(name: &'static str, size: u64) -> Vec<u8> {
     part_header(name, size)
 }
 
-/// What comes after the content of a part.
+/// Returns the bytes after the content of a part.
 pub fn after_part(size: u64) -> Vec<u8> {
     let mut padding = Vec::new();
     header::pad(&mut padding, size);
     padding
 }
 
-/// What comes after all parts.
+/// Returns the bytes after all parts.
 pub fn after_all() -> Vec<u8> {
     vec![0; header::END]
 }

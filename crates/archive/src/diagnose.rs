@@ -6,7 +6,7 @@ use tar::Header;
 use super::{ArchiveError, check_path, check_target, header};
 use crate::{Entry, EntryKind};
 
-/// Why `found`, which stands where the header of `expected` should, is refused. `known` tells whether the manifest has a path.
+/// Returns the reason to refuse `found`, which stands in place of the header of `expected`. `known` returns whether the manifest has a path.
 pub(super) fn why(found: &[u8], expected: &Entry, done: &[Entry], known: impl Fn(&str) -> bool) -> ArchiveError {
     let missing = || ArchiveError::Missing { path: expected.path.clone() };
     let Some((block, rest)) = found.split_at_checked(header::BLOCK as usize) else { return missing() };

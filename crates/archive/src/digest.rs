@@ -7,8 +7,7 @@ use serde::{
     de::{self, Visitor},
 };
 
-/// A BLAKE3 digest of 32 bytes, written as 64 hexadecimal digits (`b3sum` prints the same); in formats that are not for people, as
-/// those bytes.
+/// A BLAKE3 digest of 32 bytes, written as 64 hexadecimal digits (`b3sum` prints the same); in binary formats as those bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -22,7 +21,7 @@ impl Serialize for Digest {
     }
 }
 
-/// By hand, since a manifest has many of them and none needs a text of its own.
+/// Written by hand, since a manifest has many digests and none needs a string of its own.
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
         struct Digits;
@@ -53,7 +52,7 @@ impl Digest {
         &self.0
     }
 
-    /// The digest that these hexadecimal digits write, if all of them are some.
+    /// Returns the digest with these hexadecimal digits, if all of them are digits.
     fn from_digits(digits: &[u8; 64]) -> Option<Digest> {
         let values = digits.map(|byte| digit(byte).0);
         let right = digits.iter().fold(true, |right, byte| right & digit(*byte).1);
@@ -64,9 +63,9 @@ impl Digest {
         right.then_some(Digest(bytes))
     }
 
-    /// How it is written.
+    /// Returns the hexadecimal digits.
     fn digits(&self) -> [u8; 64] {
-        // Like [`digit`]: with nothing to decide, many at a time.
+        // Without branches, like [`digit`].
         let letter = |value: u8| value + b'0' + if value > 9 { b'a' - b'0' - 10 } else { 0 };
         let mut digits = [0; 64];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
@@ -75,7 +74,7 @@ impl Digest {
         digits
     }
 
-    /// The first twelve digits, for people.
+    /// Returns the first twelve digits, for display.
     pub fn short(&self) -> String {
         self.to_string().chars().take(12).collect()
     }
@@ -105,8 +104,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The value of a hexadecimal digit, and whether it is one. Without any branch, so that the compiler takes many at a time: a manifest
-/// has a million of them.
+/// Returns the value of a hexadecimal digit, and whether the byte is one. Without branches, so that the compiler vectorises it: a manifest
+/// has a million digits.
 fn digit(byte: u8) -> (u8, bool) {
     let is_letter = (byte | 0x20).wrapping_sub(b'a') < 6;
     let is_digit = byte.wrapping_sub(b'0') < 10;
@@ -140,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digits_are_read_as_they_are_written_and_nothing_else_is_one() {
+    fn digest_digits_round_trip_and_others_are_refused() {
         let digest = Digest::of(b"x");
         let text = digest.to_string();
         assert_eq!(digest.digits().as_slice(), text.as_bytes());

@@ -9,13 +9,14 @@ use super::{Digest, bounded};
 /// The archive of a release: independent zstd frames, each with whole tar entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveInfo {
-    /// Names the whole file: the digest over the concatenated raw digests of its frames, in file order. With every frame checked
-    /// as it is read, and everything behind the frames following from their sizes, no byte escapes it; and a file that shares
+    /// The digest of the whole file: over the concatenated raw digests of its frames, in file order. Every frame is checked when it is
+    /// read, and everything behind the frames follows from their sizes, so the digest covers every byte; and an archive that shares
     /// frames with an older one gets its digest without being read again.
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
-    /// By which settings it was compressed: other ones give other bytes for the same tree. 0 for those from before they had numbers.
+    /// The number of the compression settings; other settings give other bytes for the same tree. 0 for archives from before there were
+    /// numbers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub settings: u32,
     /// The frames in file order.
@@ -31,24 +32,24 @@ fn is_zero(number: &u32) -> bool {
 /// A part of an archive that can be read by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
-    /// Where it starts, in bytes.
+    /// The offset of its first byte.
     pub offset: u64,
     /// Its compressed size in bytes.
     pub bytes: u64,
     /// Its size in bytes after decompression.
     pub raw: u64,
-    /// How many entries of the manifest it holds; frames and entries have the same order.
+    /// The number of its entries; frames and entries have the same order.
     pub entries: u32,
     /// The digest of its compressed bytes.
     pub digest: Digest,
 }
 
-/// A file, directory or symbolic link of a release. In text a row of named fields, in other formats the path and what stands there.
+/// A file, directory or symbolic link of a release. In text formats a row of named fields, in binary formats the path and the kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Relative path with `/`, without `.`, `..`, empty or trailing parts; UTF-8.
     pub path: String,
-    /// What it is.
+    /// Directory, file or link.
     pub kind: EntryKind,
 }
 
@@ -58,7 +59,7 @@ impl Serialize for Entry {
         if !to.is_human_readable() {
             return (path, Plain::from(kind)).serialize(to);
         }
-        // By hand for the same reason as below.
+        // By hand for the same reason as `Row`.
         let mut row = to.serialize_struct("Entry", 5)?;
         row.serialize_field("path", path)?;
         match kind {
@@ -80,7 +81,7 @@ impl Serialize for Entry {
     }
 }
 
-/// What an entry is, for formats without names.
+/// The kind of an entry in binary formats.
 #[derive(Serialize, Deserialize)]
 enum Plain<'a> {
     Dir,
@@ -98,8 +99,8 @@ impl<'a> From<&'a EntryKind> for Plain<'a> {
     }
 }
 
-/// As a row of fields in any order: serde would keep the fields of a flattened enum in a buffer of their own first, and a manifest is
-/// nearly all entries.
+/// An entry as a row of fields in any order. For a flattened enum serde would buffer all fields first, and a manifest is nearly all
+/// entries.
 #[derive(Deserialize)]
 struct Row<'a> {
     #[serde(borrow)]
@@ -141,7 +142,7 @@ impl<'de> Deserialize<'de> for Entry {
     }
 }
 
-/// What an entry is. Owners, times and all mode bits but "executable" are normalised away.
+/// The kind of an entry. Owners, times and all mode bits but "executable" are not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     /// A directory, mode 0755.
@@ -152,12 +153,12 @@ pub enum EntryKind {
         size: u64,
         /// Digest of the content.
         digest: Digest,
-        /// Whether it may be executed.
+        /// The file is executable.
         executable: bool,
     },
     /// A symbolic link.
     Link {
-        /// Where it points to, as it is.
+        /// The target, verbatim.
         target: String,
     },
 }
@@ -166,7 +167,7 @@ pub enum EntryKind {
 /// executable file, `l`), the path's length (u32, little-endian), the path, and then for a file its size (u64, little-endian) and
 /// the 32 bytes of its digest, for a link the length (u32, little-endian) and bytes of its target.
 pub fn tree_digest(entries: &[Entry]) -> Digest {
-    // Given to the hasher in large pieces: then it takes many of its chunks at a time.
+    // In large pieces, of which the hasher processes many chunks at a time.
     const PIECE: usize = 64 << 10;
     let (mut hasher, mut piece) = (blake3::Hasher::new(), Vec::with_capacity(2 * PIECE));
     let length = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_read_as_they_are_written() {
+    fn entry_round_trips_and_unknown_fields_are_refused() {
         let digest = Digest::of(b"x");
         let entries = [
             Entry { path: "a/\"b\" ä".into(), kind: EntryKind::Dir },

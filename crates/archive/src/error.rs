@@ -1,8 +1,8 @@
-//! Why an archive was not written or not accepted. Refusals concern the archive as a whole: nothing is ever skipped.
+//! The errors of writing and reading archives. A refusal concerns the archive as a whole: nothing is ever skipped.
 
 use std::{fmt, io, path::PathBuf};
 
-/// What is wrong with a path or with the target of a link.
+/// A fault of a path or of the target of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
     /// No characters at all.
@@ -44,7 +44,7 @@ impl fmt::Display for BadPath {
     }
 }
 
-/// See the module.
+/// The error of an operation on an archive.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
@@ -54,9 +54,9 @@ pub enum ArchiveError {
     /// The archive could not be read or written.
     #[error("cannot {doing} the archive")]
     Io {
-        /// What was being done.
+        /// The operation that failed, as a verb.
         doing: &'static str,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -73,29 +73,29 @@ pub enum ArchiveError {
     Compress {
         /// The entry, or the first one of the frame.
         path: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 
-    /// A name that no release may hold.
+    /// A path that no release may have.
     #[error("the path {path:?} cannot be in a release: {why}")]
     Path {
         /// The path, with strange characters escaped.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the path.
         why: BadPath,
     },
-    /// A link target that no release may hold.
-    #[error("the link {path:?} cannot be in a release: of its target, {why}")]
+    /// A link target that no release may have.
+    #[error("the link {path:?} cannot be in a release: its target is bad: {why}")]
     Target {
         /// The link.
         path: String,
-        /// What is wrong with the target.
+        /// The fault of the target.
         why: BadPath,
     },
     /// Two entries with one name.
-    #[error("{path:?} is there twice")]
+    #[error("{path:?} is listed twice")]
     Duplicate {
         /// The name.
         path: String,
@@ -106,7 +106,7 @@ pub enum ArchiveError {
         /// The first one that comes too late.
         path: String,
     },
-    /// An entry below something that is a file.
+    /// An entry below a file.
     #[error("{path:?} lies below {parent:?}, which is a file")]
     BelowFile {
         /// The entry.
@@ -114,7 +114,7 @@ pub enum ArchiveError {
         /// The file.
         parent: String,
     },
-    /// An entry below something that is a link.
+    /// An entry below a symbolic link.
     #[error("{path:?} lies below {parent:?}, which is a symbolic link")]
     BelowLink {
         /// The entry.
@@ -122,7 +122,7 @@ pub enum ArchiveError {
         /// The link.
         parent: String,
     },
-    /// An entry whose directory is not there.
+    /// An entry without its parent directory.
     #[error("{path:?} lies in {parent:?}, which is not in the release")]
     NoParent {
         /// The entry.
@@ -133,9 +133,9 @@ pub enum ArchiveError {
     /// More entries than allowed.
     #[error("there are {count} entries; {limit} are allowed")]
     TooManyEntries {
-        /// How many there are.
+        /// The number of entries.
         count: u64,
-        /// How many may be.
+        /// The limit.
         limit: u64,
     },
     /// One file is too large.
@@ -167,7 +167,7 @@ pub enum ArchiveError {
         limit: u64,
     },
 
-    /// A file was not what it had been a moment before.
+    /// A file changed while it was read.
     #[error("{path:?} changed while it was being read")]
     Changed {
         /// The file.
@@ -177,7 +177,7 @@ pub enum ArchiveError {
     /// The list of frames in the manifest does not fit its list of entries.
     #[error("the manifest contradicts itself: {why}")]
     Manifest {
-        /// How.
+        /// The contradiction.
         why: String,
     },
     /// The file has another size than the manifest says.
@@ -202,15 +202,15 @@ pub enum ArchiveError {
     Frame {
         /// Counted from 0.
         frame: usize,
-        /// Why not.
+        /// The cause.
         why: &'static str,
     },
-    /// A frame wants too much memory.
+    /// A frame that needs too much memory.
     #[error("frame {frame} of the archive needs a window of {window} bytes; {limit} are allowed")]
     Window {
         /// Counted from 0.
         frame: usize,
-        /// What it asks for.
+        /// The window that the frame needs, in bytes.
         window: u64,
         /// The limit.
         limit: u64,
@@ -220,23 +220,23 @@ pub enum ArchiveError {
     Decompress {
         /// Counted from 0.
         frame: usize,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Something follows the last entry of a frame.
-    #[error("frame {frame} of the archive has something behind its last entry")]
+    /// Bytes after the last entry of a frame.
+    #[error("frame {frame} of the archive has bytes after its last entry")]
     Trailing {
         /// Counted from 0.
         frame: usize,
     },
-    /// The tar ended before the manifest did.
+    /// The tar ends before the manifest does.
     #[error("{path:?} is in the manifest but not in the archive")]
     Missing {
         /// The entry.
         path: String,
     },
-    /// The tar has what the manifest does not have.
+    /// An entry that the manifest does not have.
     #[error("{path:?} is in the archive but not in the manifest")]
     NotInManifest {
         /// The entry.
@@ -266,7 +266,7 @@ pub enum ArchiveError {
         /// The entry.
         path: String,
     },
-    /// A type of entry that we do not know.
+    /// An unknown type of entry.
     #[error("{path:?} has the unknown type {kind:?}")]
     UnknownType {
         /// The entry.
@@ -296,7 +296,7 @@ pub enum ArchiveError {
         /// The key.
         key: String,
     },
-    /// A PAX record that we do not write.
+    /// A PAX record that releases do not have.
     #[error("the archive has a PAX record {key:?}, which releases do not use")]
     PaxKey {
         /// The key.
@@ -327,8 +327,8 @@ pub enum ArchiveError {
         /// The file.
         path: String,
     },
-    /// A header with something else in it than larder writes.
-    #[error("the header of {path:?} is not the one that its manifest entry asks for")]
+    /// A header with other bytes than larder writes.
+    #[error("the header of {path:?} is not the one that its manifest entry requires")]
     Header {
         /// The entry that was expected.
         path: String,
@@ -336,16 +336,16 @@ pub enum ArchiveError {
     /// A patch is not one plain zstd frame of the size that was said.
     #[error("a patch is not acceptable: {why}")]
     Patch {
-        /// Why not.
+        /// The cause.
         why: &'static str,
     },
     /// A patch could not be made.
     #[error("a patch cannot be made: {why}")]
     Unpatched {
-        /// zstd's words.
+        /// The message of zstd.
         why: &'static str,
     },
-    /// The consumer of the entries gave up.
+    /// The consumer of the entries failed.
     #[error("{0}")]
     Sink(String),
 }
@@ -356,17 +356,17 @@ impl ArchiveError {
     }
 }
 
-/// Why something could not be done to a file.
+/// The error of an operation on a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The operating system refused.
     #[error("cannot {doing} {}", path.display())]
     Io {
-        /// What was being done.
+        /// The operation that failed, as a verb.
         doing: &'static str,
         /// To which path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },

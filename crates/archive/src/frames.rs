@@ -1,8 +1,8 @@
-//! Where frames begin and end, and the table of them at the end of an archive.
+//! The boundaries of frames, and the seek table at the end of an archive.
 //!
-//! A frame ends after an entry with a probability that rises with the entry's weight; the dice is a hash of the entry's path. So
-//! boundaries follow from paths and sizes alone: they are the same on every machine, and adding or changing an entry moves
-//! boundaries only in its neighbourhood.
+//! A frame ends after an entry with a probability that rises with the weight of the entry; the random number is a hash of the path. So
+//! boundaries follow from paths and sizes alone: they are the same on every machine, and adding or changing an entry moves boundaries
+//! only in its neighbourhood.
 
 use std::ops::Range;
 
@@ -58,16 +58,16 @@ pub(super) fn raw_size<'a>(parts: impl Iterator<Item = (&'a str, header::Shape<'
     spans + if last { header::END as u64 } else { 0 }
 }
 
-/// What [`raw_size`] wants to know of items.
+/// Returns the paths and shapes of items, for [`raw_size`].
 pub(super) fn parts(items: &[Item]) -> impl Iterator<Item = (&str, header::Shape<'_>)> {
     items.iter().map(|item| (item.path.as_str(), (&item.kind).into()))
 }
 
-/// What can be computed from the frames of an archive.
+/// Values that follow from the frames of an archive.
 pub trait ArchiveInfoExt {
-    /// The description of an archive with these frames, by settings without a number.
+    /// Returns the description of an archive with these frames and settings 0.
     fn of_frames(frames: Vec<Frame>) -> ArchiveInfo;
-    /// The seek table that ends it, a skippable frame.
+    /// Returns the seek table that ends the archive, a skippable frame.
     fn seek_table(&self) -> Vec<u8>;
 }
 
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_cover_everything_and_keep_their_size() {
+    fn plan_covers_all_items_within_the_frame_size() {
         let items = items(5000);
         let frames = plan(&items);
         assert!(frames.len() > 8, "{}", frames.len());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_moves_boundaries_only_near_it() {
+    fn new_file_moves_only_nearby_boundaries() {
         let mut items = items(5000);
         let ends = |items: &[Item]| -> Vec<String> { plan(items).iter().map(|f| items[f.end - 1].path.clone()).collect() };
         let before = ends(&items);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_alone() {
+    fn large_file_has_its_own_frame() {
         let mut items = items(10);
         items[5].kind = ItemKind::File { size: MAX * 3, digest: None, executable: false };
         assert!(plan(&items).contains(&(5..6)));

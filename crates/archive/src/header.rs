@@ -13,7 +13,7 @@ pub(super) const BLOCK: u64 = 512;
 /// The two empty blocks at the end of a tar.
 pub(super) const END: usize = 1024;
 
-/// What a header says of an entry, besides its path.
+/// The fields of a header besides the path.
 #[derive(Clone, Copy)]
 pub(super) enum Shape<'a> {
     Dir,
@@ -66,7 +66,7 @@ pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec
     put(into, place.unwrap_or(("", "long")), base, size, short_target);
 }
 
-/// How many bytes an entry takes in the tar: headers, content and padding.
+/// Returns the bytes that an entry takes in the tar: headers, content and padding.
 pub(super) fn span<'a>(path: &str, shape: impl Into<Shape<'a>>) -> u64 {
     let shape = shape.into();
     let name = path.len() + usize::from(matches!(shape, Shape::Dir));
@@ -115,7 +115,7 @@ fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     into.extend_from_slice(format!("{} {key}={value}\n", rest + digits).as_bytes());
 }
 
-/// What all headers of a kind have in common, made once: a release has many.
+/// The template of all headers of a kind, made once: a release has many.
 struct Bases {
     dir: Header,
     file: Header,

@@ -125,7 +125,7 @@ fn every_hostile_header_is_refused_with_its_own_reason() {
 }
 
 #[test]
-fn pax_records_that_we_do_not_write_are_refused() {
+fn unknown_pax_records_are_refused() {
     use ArchiveError as E;
     let long = "l".repeat(150);
     let entries = [file_entry(&long, b"abc")];
@@ -144,7 +144,7 @@ fn pax_records_that_we_do_not_write_are_refused() {
     assert!(matches!(refuse(b"13 path=/etc\n"), E::Path { why: BadPath::Absolute, .. }));
 }
 
-/// Wants one file only.
+/// A sink that wants a single file.
 struct Picky(&'static str, Collect);
 
 impl Sink for Picky {
@@ -160,7 +160,7 @@ impl Sink for Picky {
 }
 
 #[test]
-fn what_nobody_wants_may_have_another_content_but_no_other_place() {
+fn unwanted_file_may_have_other_content_but_no_other_header() {
     let large = text(1, 20 << 20);
     // Held as a whole, and streamed.
     for content in [&b"abc"[..], &large] {
@@ -188,7 +188,7 @@ fn what_nobody_wants_may_have_another_content_but_no_other_place() {
 }
 
 #[test]
-fn order_number_and_content_must_be_those_of_the_manifest() {
+fn archive_that_differs_from_its_manifest_is_refused() {
     use ArchiveError as E;
     let one = |name: &[u8], content: &[u8]| with_body(raw_header(name, b'0', 0o644, content.len() as u64, b""), content);
     let entries = [file_entry("f", b"abc"), file_entry("g", b"xyz")];
@@ -211,7 +211,7 @@ fn order_number_and_content_must_be_those_of_the_manifest() {
 }
 
 #[test]
-fn frames_that_are_not_one_plain_zstd_frame_are_refused() {
+fn frame_that_is_not_one_plain_zstd_frame_is_refused() {
     use ArchiveError as E;
     let entries = [file_entry("f", b"abc")];
     let mut tar = with_body(raw_header(b"f", b'0', 0o644, 3, b""), b"abc");
@@ -231,7 +231,7 @@ fn frames_that_are_not_one_plain_zstd_frame_are_refused() {
 }
 
 #[test]
-fn bombs_are_refused_before_they_go_off() {
+fn decompression_bomb_is_refused_before_it_is_unpacked() {
     use ArchiveError as E;
     // 300 MiB of zeros in a few kB: more than a thousand to one.
     let size = 300 << 20;
@@ -262,7 +262,7 @@ fn bombs_are_refused_before_they_go_off() {
 }
 
 #[test]
-fn a_manifest_that_contradicts_itself_is_refused() {
+fn contradictory_manifest_is_refused() {
     use ArchiveError as E;
     let dir = tempfile::tempdir().unwrap();
     let (file, written) = make(dir.path(), &tree(dir.path(), 200), None, 2);

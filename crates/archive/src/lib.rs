@@ -1,21 +1,21 @@
-//! The only tar and zstd: release archives that are written and read frame by frame.
+//! Release archives, which are written and read frame by frame, and the [deltas](delta) between releases. This crate starts no processes
+//! and knows nothing of environments. Read [`Archive`] and [`write`] first.
 //!
-//! An archive is a row of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of
-//! the "zstd seekable format". The last data frame ends with tar's two empty blocks. Plain `tar --zstd -x` opens the file.
+//! An archive is a sequence of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of the
+//! "zstd seekable format". The last data frame ends with the two empty blocks of tar. Plain `tar --zstd -x` opens the file.
 //!
-//! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. Where a
-//!   frame ends depends on the paths and sizes of its entries alone (see `frames.rs`), so an edit changes the frame that holds it
-//!   and no other: the writer copies all others from the previous archive.
-//! - *The reader does not interpret.* It knows from the manifest which bytes every header must have, and compares; what differs
-//!   is taken apart only to say why it was refused (`diagnose.rs`). A name, link or device that the manifest cannot express
-//!   therefore cannot be created.
-//! - *A patch* is one plain zstd frame whose text may refer to another that both sides hold (`patch.rs`).
+//! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. The
+//!   boundaries of frames depend only on the paths and sizes of entries (`frames.rs`), so an edit changes the frame that holds it and no
+//!   other: the writer copies all others from the previous archive.
+//! - *The reader does not interpret.* It knows from the manifest the bytes of every header, and compares. A header that differs is parsed
+//!   only to name the reason of the refusal (`diagnose.rs`). A name, link or device that the manifest cannot express therefore cannot be
+//!   created.
+//! - *A patch* is one plain zstd frame whose text may refer to another text that both sides hold (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
-//!   holds one frame raw, and at most three frames per thread are in the making or wait for their turn, in buffers that are used
-//!   again: 33 MiB per thread and 8 more, and about 100 MiB from the first larger file on. A reader holds one frame raw and
+//!   holds one frame raw, and at most three frames per thread are in progress or wait for their turn, in buffers that are reused: 33 MiB per thread and 8 more, and about 100 MiB from the first larger file on. A reader holds one frame raw and
 //!   compressed per thread.
-//! - *Versions*: what compresses the same content differently makes other archives of the same tree (`settings.rs`). Frames of such an
-//!   archive are not copied, and packing an installed release again is refused if it does not give the bytes of its manifest.
+//! - *Versions*: other compression settings give other archives of the same tree (`settings.rs`). Frames of such an archive are not
+//!   copied, and packing an installed release is refused if it does not give the bytes of its manifest.
 
 pub mod bounded;
 mod compare;
@@ -29,6 +29,7 @@ mod entry;
 mod error;
 mod frames;
 mod header;
+mod item;
 mod output;
 mod patch;
 pub mod pool;
@@ -44,15 +45,16 @@ pub use digest::Digest;
 pub use entry::{ArchiveInfo, Entry, EntryKind, Frame, tree_digest};
 pub use error::{ArchiveError, BadPath, FileError};
 pub use frames::{ArchiveInfoExt, plan};
+pub use item::{Item, ItemKind, Previous};
 pub use reader::{Archive, FrameReader, Sink};
 pub use rules::{Limits, check_entries, check_path, check_target};
 pub use settings::compresses_like;
-pub use writer::{Item, ItemKind, Previous, Written, write};
+pub use writer::{Written, write};
 
-/// The time of every entry, 2000-01-01: late enough for tools that dislike 1970.
+/// The mtime of every entry, 2000-01-01, since some tools refuse 1970.
 pub const MTIME: u64 = 946_684_800;
 
-/// The compression level: more costs more time than it saves on the way.
+/// The compression level. Higher levels cost more time than they save in transfer.
 pub const LEVEL: i32 = 3;
 
 /// The largest file that a release may hold: sizes in the seek table have 32 bits.
@@ -61,7 +63,7 @@ pub const MAX_FILE: u64 = (4 << 30) - (4 << 20);
 /// The largest window, as power of two, that a reader provides memory for.
 const WINDOW_LOG_MAX: u32 = 27;
 
-/// How much of a large file is held at once, in bytes.
+/// The bytes of a large file that are held at once.
 const CHUNK: usize = 1 << 20;
 
 #[cfg(test)]

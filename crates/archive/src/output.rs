@@ -1,4 +1,4 @@
-//! Putting frames behind each other.
+//! The end of an archive that is being written: frames are appended or copied.
 
 use std::{
     fs::File,
@@ -15,17 +15,16 @@ use super::{
 };
 use crate::{ArchiveInfo, Confined, Digest, Frame};
 
-/// The end of the file that grows, and a copy that may still grow.
+/// The end of a growing archive, and a pending copy from the previous archive.
 pub(super) struct Output<'a> {
     pub(super) out: &'a File,
     pub(super) previous: Option<&'a File>,
     pub(super) at: u64,
     pub(super) limit: u64,
-    /// Where from and how much; the destination ends at `at`.
+    /// The offset and the length of the pending copy, whose destination ends at `at`.
     pub(super) copy: Option<(u64, u64)>,
     pub(super) frames: Vec<Frame>,
-    /// What compresses large files, one after another: it keeps its threads, and tens of megabytes of memory that would cost as much
-    /// to get again as to fill.
+    /// The compressor of large files. It keeps its threads and tens of megabytes of memory, since fresh memory costs as much as filling it.
     pub(super) large: CCtx<'static>,
 }
 
@@ -59,7 +58,7 @@ impl Output<'_> {
             .map_err(|e| ArchiveError::io("copy a part of the previous", e))
     }
 
-    /// Compresses one large file, in `threads` threads; the bytes do not depend on how many.
+    /// Compresses one large file in `threads` threads; the bytes do not depend on their number.
     pub(super) fn put_large(
         &mut self,
         root: &Confined,
@@ -145,9 +144,9 @@ impl Write for Appender<'_> {
     }
 }
 
-/// Copies inside the kernel, sharing blocks where the file system can; by hand where the kernel will not.
+/// Copies inside the kernel, which shares blocks if the file system can; falls back to reading and writing.
 fn copy_range(from: &File, mut from_at: u64, to: &File, mut to_at: u64, mut bytes: u64) -> std::io::Result<()> {
-    let ended = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it is shorter than its manifest says");
+    let ended = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the archive is shorter than its manifest says");
     while bytes > 0 {
         let part = usize::try_from(bytes).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), part) {

@@ -18,8 +18,8 @@ const HELD: u64 = 16 << 20;
 
 /// Takes the files of a frame, one after another.
 pub trait Sink {
-    /// Whether the content of this entry is wanted. Of content that is not, nobody sees whether it has the digest of the manifest; the
-    /// frame that it stands in has its own.
+    /// Returns whether the content of this entry is wanted. The digest of unwanted content is not compared with the manifest; the digest
+    /// of its frame is.
     fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError>;
     /// A part of the content.
     fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError>;
@@ -79,7 +79,7 @@ impl<'a> Archive<'a> {
         Ok(Archive { file, entries, frames })
     }
 
-    /// Which entries each frame holds.
+    /// Returns the range of entries of each frame.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
         self.frames.iter().map(|(_, range)| range.clone())
     }

@@ -1,4 +1,4 @@
-//! What can be copied from the previous archive.
+//! The frames that can be copied from the previous archive.
 
 use std::{collections::HashMap, fs::File, ops::Range, os::unix::fs::FileExt};
 
@@ -24,10 +24,10 @@ impl<'a> Reuse<'a> {
     pub(super) fn new(previous: Previous<'a>, items: &'a [Item]) -> Option<Reuse<'a>> {
         let found = previous.file.metadata().ok()?.len();
         if found != previous.info.bytes {
-            return None; // cut off or overwritten: not worth copying from
+            return None; // cut off or overwritten
         }
         if !settings::compresses_like(previous.info) {
-            return None; // the same content would have other bytes today
+            return None; // the same content has other bytes with the current settings
         }
         let mut by_first = HashMap::new();
         let (mut at, count) = (0usize, previous.info.frames.len());
@@ -51,7 +51,7 @@ impl<'a> Reuse<'a> {
     }
 }
 
-/// Whether an item can still turn out to be this entry.
+/// Returns whether an item may be this entry, as far as is known without reading it.
 fn may_be(item: &Item, entry: &Entry) -> bool {
     item.path == entry.path
         && match (&item.kind, &entry.kind) {
@@ -65,8 +65,8 @@ fn may_be(item: &Item, entry: &Entry) -> bool {
 }
 
 impl Candidate<'_> {
-    /// The frame, if its bytes are what they were when it was written: what a disk has lost since must not get into another archive.
-    /// `buffer` is overwritten.
+    /// Returns the frame if its bytes still have their digest: a frame that the disk has damaged must not be copied into the next archive,
+    /// and from there into all later ones. `buffer` is overwritten.
     pub(super) fn intact(&self, buffer: &mut Vec<u8>) -> Option<Frame> {
         let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
         while done < self.frame.bytes {

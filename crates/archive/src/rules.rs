@@ -1,23 +1,23 @@
-//! Which entries a release may have.
+//! The rules for the entries of a release.
 
 use std::cmp::Ordering;
 
 use super::{ArchiveError, BadPath, MAX_FILE};
 use crate::{Entry, EntryKind, bounded::ENTRIES};
 
-/// How much an archive may hold.
+/// The limits of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
-    /// Entries.
+    /// The most entries.
     pub entries: u64,
-    /// Bytes of all files together.
+    /// The most bytes of all files together.
     pub bytes: u64,
-    /// Raw bytes per compressed byte, once the raw ones exceed [`Limits::RATIO_FROM`].
+    /// The most raw bytes per compressed byte, once there are more than [`Limits::RATIO_FROM`] raw bytes.
     pub ratio: u64,
 }
 
 impl Limits {
-    /// Below this size in bytes the ratio does not matter: a few files of zeros hurt nobody.
+    /// The raw size in bytes up to which any ratio is allowed: a few files of zeros do no harm.
     pub const RATIO_FROM: u64 = 256 << 20;
 }
 
@@ -33,7 +33,7 @@ pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
     if path.starts_with('/') {
         return Err(BadPath::Absolute);
     }
-    // By bytes: parts are so short that a search for characters would take longer to begin than to end.
+    // Byte by byte: parts are too short for a faster search to pay off.
     for part in path.as_bytes().split(|byte| *byte == b'/') {
         match part {
             b"" => return Err(BadPath::EmptyPart),
@@ -46,13 +46,13 @@ pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
     Ok(path)
 }
 
-/// Checks the target of a link. It may point anywhere: nothing of ours follows it.
+/// Checks the target of a link. It may point anywhere, since larder never follows it.
 pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
     plain(target)
 }
 
 fn plain(path: &[u8]) -> Result<&str, BadPath> {
-    // Nearly all are printable ASCII, which one look tells; without an early end, since that takes many bytes at a time.
+    // Nearly all paths are printable ASCII. Without an early exit the compiler checks many bytes at a time.
     let ordinary = path.iter().fold(true, |ordinary, byte| ordinary & (b' '..=b'~').contains(byte));
     if !ordinary && path.contains(&0) {
         return Err(BadPath::Nul);
@@ -78,7 +78,7 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
     }
     let mut last: Option<&str> = None;
     let mut bytes = 0u64;
-    let mut open: Vec<&str> = Vec::new(); // the directories around the entry at hand
+    let mut open: Vec<&str> = Vec::new(); // the directories that contain the current entry
     for (index, Entry { path, kind }) in entries.iter().enumerate() {
         check_path(path.as_bytes()).map_err(|why| ArchiveError::Path { path: path.clone(), why })?;
         match last.map(|last| last.cmp(path.as_str())) {
@@ -87,7 +87,7 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
             Some(Ordering::Less) | None => last = Some(path),
         }
         let parent = path.bytes().rposition(|byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default();
-        // Mostly that of the entry before, or that entry itself.
+        // Mostly the parent of the entry before, or that entry itself.
         if open.last() != Some(&parent) {
             // Other names may stand between a directory and what it holds ("a", "a-b", "a/c"), but never the other way round.
             while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
@@ -116,7 +116,7 @@ pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveEr
     Ok(())
 }
 
-/// Why `path` has no directory around it, by the sorted entries before it.
+/// Returns the error for `path`, which has no parent directory among the sorted entries before it.
 fn orphan(before: &[Entry], path: &str, parent: &str) -> ArchiveError {
     let mut above = Some(parent);
     while let Some(place) = above {
@@ -135,7 +135,7 @@ fn is_below(path: &str, dir: &str) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Whether entries below `dir` may still follow `path` in sorted order: `path` continues `dir` with a byte before '/'.
+/// Returns whether entries below `dir` may still follow `path` in sorted order: `path` continues `dir` with a byte before '/'.
 fn may_come_later(path: &str, dir: &str) -> bool {
     path.strip_prefix(dir).and_then(|rest| rest.bytes().next()).is_some_and(|byte| byte < b'/')
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use zstd::zstd_safe::CCtx;
 
 use super::{
-    ArchiveError, Limits, check_entries,
+    ArchiveError, Item, ItemKind, Limits, Previous, check_entries,
     compress::{Made, Spare, Task, Worker},
     frames,
     output::Output,
@@ -14,73 +14,19 @@ use super::{
 };
 use crate::{ArchiveInfo, Confined, Digest, Entry, EntryKind};
 
-/// Something to be archived; what is not known of a file is found out while it is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// Relative path.
-    pub path: String,
-    /// What it is.
-    pub kind: ItemKind,
-}
-
-/// What an item is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ItemKind {
-    /// A directory.
-    Dir,
-    /// A regular file.
-    File {
-        /// Size in bytes.
-        size: u64,
-        /// Its digest, if it is known without reading it. The writer holds the file to it whenever it reads it.
-        digest: Option<Digest>,
-        /// Whether it may be executed.
-        executable: bool,
-    },
-    /// A symbolic link.
-    Link {
-        /// Where it points to.
-        target: String,
-    },
-}
-
-impl From<&Entry> for Item {
-    fn from(entry: &Entry) -> Item {
-        let kind = match &entry.kind {
-            EntryKind::Dir => ItemKind::Dir,
-            EntryKind::File { size, digest, executable } => {
-                ItemKind::File { size: *size, digest: Some(*digest), executable: *executable }
-            }
-            EntryKind::Link { target } => ItemKind::Link { target: target.clone() },
-        };
-        Item { path: entry.path.clone(), kind }
-    }
-}
-
-/// An archive whose unchanged frames may be copied, those of them that have their digests still.
-#[derive(Debug, Clone, Copy)]
-pub struct Previous<'a> {
-    /// The archive.
-    pub file: &'a File,
-    /// What it holds.
-    pub entries: &'a [Entry],
-    /// Its frames.
-    pub info: &'a ArchiveInfo,
-}
-
-/// What has been written.
+/// The result of writing an archive.
 #[derive(Debug)]
 pub struct Written {
     /// The archive.
     pub info: ArchiveInfo,
     /// All entries with their digests.
     pub entries: Vec<Entry>,
-    /// How many frames were copied from the previous archive.
+    /// The number of frames that were copied from the previous archive.
     pub copied: usize,
 }
 
 /// Writes the files of `root` that `items` names, sorted by path, to `out` from its first byte. `out` is empty or overwritten.
-/// It stops soon after `limit` bytes. The bytes depend on nothing but the content of the tree: not on `threads`, and not on `previous`.
+/// It stops soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],
@@ -129,7 +75,7 @@ pub fn write(
         },
     )?;
     let entries = items.iter().zip(digests).map(|(item, digest)| entry(item, digest)).collect::<Result<Vec<_>, _>>()?;
-    // The worst that can be said of our own work is that a reader would refuse it: so say it now.
+    // An archive that a reader would refuse must not be written.
     check_entries(&entries, &Limits::default())?;
     let info = output.finish()?;
     Ok(Written { info, entries, copied })

@@ -27,7 +27,7 @@ use crate::{
     },
     model::{Access, CommitId, Environment, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId},
     release::{
-        self, Body, Incoming, Look, MAX_RECORD, Refusal, ReleaseError, store,
+        self, Body, Incoming, MAX_RECORD, Refusal, ReleaseError, VerifyLevel,
         trust::{self, Accepted, Expectation},
     },
 };
@@ -157,7 +157,7 @@ async fn accept(control: &Control, environment: &Environment, input: OwnedFd) ->
     };
     let (directory, incoming) = arrive(arriving, input).await?;
     let context = release_context(control, environment, &paths);
-    let manifest = release::take_in(&context, incoming, &expect, &trust, Look::Everything).await;
+    let manifest = release::accept(&context, incoming, &expect, &trust, VerifyLevel::Everything).await;
     drop(directory);
     let manifest = manifest.map_err(|error| of_release(&error))?;
     Ok(Imported {
@@ -226,7 +226,7 @@ impl Arriving {
         let at = |name: &str| directory.path().join(name);
 
         let mut from = Container::new(input);
-        let bytes = part(&mut from, MANIFEST, store::MAX_MANIFEST)?;
+        let bytes = part(&mut from, MANIFEST, release::manifest::MAX_MANIFEST)?;
         let bytes = bytes.ok_or_else(|| unreadable(&ContainerError::Strange("it does not begin with a manifest")))?;
         let manifest = self.check(&bytes)?;
         write_file(&at(MANIFEST), &bytes).map_err(|error| failed(&at(MANIFEST), error))?;

@@ -33,7 +33,7 @@ impl Step for Archive {
             let services = deployment.services.clone();
             // Drawn once, even if this step runs twice.
             let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&deployment.environment.project));
-            let head = release::bundle::Head {
+            let head = release::manifest::Head {
                 project: deployment.environment.project.clone(),
                 environment: deployment.environment.name.clone(),
                 release: spec.release,

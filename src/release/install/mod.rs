@@ -1,13 +1,14 @@
-//! The worker that turns an archive into an installed tree; or a delta and the installed tree of the release before.
+//! The worker that installs a release: it fills a tree from an archive, or from a delta and the installed previous release.
 //!
-//! What the previous release holds unchanged is hard-linked from its tree; only the frames with the rest are decompressed. Links
-//! are created last, so nothing is ever written through one.
+//! Unchanged files are hard-linked from the tree of the previous release after their digests have been compared (`reuse.rs`); only the
+//! frames that hold the other files are decompressed. Symbolic links are created last, so that nothing is written through one.
 //!
-//! A *spare* is an installed copy of the live release, made in advance under the id of a release to come: installing a release
-//! `v` with previous release `v` makes one, of hard links only. Installing into a spare touches what changed and nothing else.
+//! A *spare* is a copy of the live release that is made in advance, in the background, under the id of a release to come: installing
+//! release `v` with previous release `v` makes a copy of hard links. Installing into a spare touches only what changed. Each release is
+//! therefore read through once: when its spare is made, or, if there is no spare, when the next release shares its files.
 
-mod seal;
-mod shared;
+mod fingerprint;
+mod reuse;
 mod target;
 mod writer;
 
@@ -20,23 +21,24 @@ use larder_archive::{Archive, Limits, delta::Delta, pool::both};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    target::{Base, Target},
+    reuse::{Base, Damaged},
+    target::Target,
     writer::refused,
 };
-use super::{Answer, ReleaseError, delta, store, verify};
+use super::{Answer, ReleaseError, delta, manifest, verify};
 use crate::{
     host::files::Confined,
-    model::{ArchiveInfo, Digest, Entry, Manifest, ReleaseId},
+    model::{Digest, ReleaseId},
 };
 
-/// Where the content of a release comes from, besides what it shares with the previous one.
+/// The source of the files that are not shared with the previous release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
-    /// From its archive.
+    /// The archive of the release.
     Archive,
-    /// From a delta, which starts from the previous release.
+    /// A delta that starts from the previous release.
     Delta,
-    /// From the previous release alone: the new one is a copy of it.
+    /// The previous release alone, of which the tree becomes a copy.
     Previous,
 }
 
@@ -45,30 +47,34 @@ pub enum Content {
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
-    /// What descriptor 5 is.
+    /// The kind of descriptor 5.
     pub content: Content,
-    /// Whether the tree to fill is a spare: a complete copy of `previous`, made by an earlier job of this kind that reported success
-    /// and this seal, and not touched since. Then only the difference is applied. Anything else in the tree is removed first.
+    /// The fingerprint of the tree to fill, if that is a spare: a complete copy of `previous`, made by an earlier job that reported this
+    /// fingerprint. If it still holds, only the difference is applied; otherwise the tree is cleared first.
     pub spare: Option<Digest>,
-    /// How many threads link and write.
+    /// The number of threads that link and write.
     pub threads: usize,
-    /// What the archive may hold.
+    /// The limits of the archive.
     pub limits: Limits,
 }
 
-/// What came out.
+/// The result of an installation.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UnpackReport {
-    /// How many entries the tree has.
+    /// The entries of the tree.
     pub entries: u64,
-    /// How many files are shared with the previous release.
+    /// The files that are shared with the previous release.
     pub linked: u64,
-    /// How many files were unpacked.
+    /// The files that were unpacked.
     pub unpacked: u64,
-    /// How many bytes those have.
+    /// The bytes of the unpacked files.
     pub bytes: u64,
-    /// Of a copy of the previous release: what tells later whether somebody has been in it.
-    pub seal: Option<Digest>,
+    /// The installed files of the previous release whose content differs from its manifest; they were unpacked instead of shared.
+    pub damaged: u64,
+    /// The first of the damaged files.
+    pub first_damaged: Option<String>,
+    /// The fingerprint of the tree, if it is a copy of the previous release.
+    pub fingerprint: Option<Digest>,
 }
 
 impl UnpackReport {
@@ -78,24 +84,24 @@ impl UnpackReport {
     }
 }
 
-/// Where the worker finds things.
+/// The paths of the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstallPaths {
-    /// The tree to fill. What an interrupted attempt left in it is removed first.
+    /// The tree to fill. The remains of an interrupted attempt are removed first.
     pub tree: PathBuf,
     /// The directory of all installed trees.
     pub deploy: PathBuf,
 }
 
 impl InstallPaths {
-    /// From `LARDER_TREE` and `LARDER_DEPLOY`.
+    /// Reads `LARDER_TREE` and `LARDER_DEPLOY`.
     pub fn from_environment() -> InstallPaths {
         let place = |name: &str, default: &str| std::env::var_os(name).map_or_else(|| default.into(), PathBuf::from);
         InstallPaths { tree: place("LARDER_TREE", "/tree"), deploy: place("LARDER_DEPLOY", "/deploy") }
     }
 }
 
-/// Does the job. May be repeated; the tree is complete and on the disk when it reports success.
+/// Installs a release. May be repeated; the tree is complete and synced when it reports success.
 pub fn work(
     job: &UnpackJob,
     places: &InstallPaths,
@@ -120,13 +126,13 @@ fn install(
     let path = Path::new("the manifest");
     let (manifest, previous) = match previous {
         Some(file) => {
-            let (manifest, previous) = store::parse_both((manifest, path), (file, Path::new("the previous manifest")));
+            let (manifest, previous) = manifest::parse_both((manifest, path), (file, Path::new("the previous manifest")));
             (manifest?, previous.ok())
         }
-        None => (store::parse_known(manifest, path)?, None),
+        None => (manifest::parse_known(manifest, path)?, None),
     };
     let tree = Confined::open(&places.tree)?;
-    // A previous release that is damaged or gone costs time, not the deployment.
+    // A previous release that is damaged or missing costs time, not the deployment.
     let before = match (job.previous, previous) {
         (Some(id), Some(previous)) => {
             Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok().map(|tree| (previous, tree))
@@ -135,7 +141,7 @@ fn install(
     };
     let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
     let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    // To look at a tree is mostly the kernel's work, to look at lists is our own: one fills the pauses of the other.
+    // Comparing a tree is mostly kernel work and reading lists is not, so both at a time take little longer than one.
     let (opened, spare) = both(
         || match (job.content, &before) {
             (Content::Archive, _) => {
@@ -150,69 +156,48 @@ fn install(
             _ => Err(not_installed()),
         },
         || match (job.spare, base) {
-            (Some(seal), Some(base)) => is_spare(places, &tree, seal, base, job.threads),
+            (Some(expected), Some(base)) => is_spare(places, &tree, expected, base, job.threads),
             _ => Ok(false),
         },
     );
     let (opened, spare) = (opened?, spare?);
-    let target = Target { tree: &tree, base, spare, threads: job.threads };
+    let target = Target { tree: &tree, base, is_spare: spare, threads: job.threads, damaged: Damaged::default() };
     let report = match &opened {
         Opened::Archive(archive) => target.fill(archive, &manifest.entries),
         Opened::Delta(delta) => target.fill_by_delta(delta, &manifest.entries),
         Opened::Previous(base) => target.fill_by_copy(base, &manifest.entries),
     };
     let report = match report {
-        Ok(report) if job.previous == Some(manifest.release) => seal::seal(&tree, &manifest.entries, job.threads)
-            .map(|seal| UnpackReport { seal: Some(seal), ..report })
+        Ok(report) if job.previous == Some(manifest.release) => fingerprint::fingerprint(&tree, &manifest.entries, job.threads)
+            .map(|fingerprint| UnpackReport { fingerprint: Some(fingerprint), ..report })
             .map_err(Into::into),
         report => report,
     };
-    // The process ends next; to free a hundred thousand strings one by one would only keep the deployment waiting.
+    // The process exits next; freeing a hundred thousand strings first would only delay the deployment.
     std::mem::forget(opened);
     std::mem::forget((manifest, before.map(|(previous, _)| previous)));
     report
 }
 
-/// Where the content of the release comes from, looked at as far as possible without reading that.
+/// The source of the content, checked as far as possible without reading content.
 enum Opened<'a> {
     Archive(Archive<'a>),
     Delta(Box<Delta<'a>>),
     Previous(&'a Confined),
 }
 
-/// Looks again whether a spare tree is what it is said to be: by its seal, or if that does not hold, at all but what is in its files.
-fn is_spare(places: &InstallPaths, tree: &Confined, seal: Digest, base: Base<'_>, threads: usize) -> Result<bool, ReleaseError> {
-    // A directory that is missing has no seal.
-    if seal::seal(tree, base.entries, threads).is_ok_and(|found| found == seal) {
+/// Returns whether a spare tree is a copy of `base`: by its fingerprint, or, if that does not hold, by comparing everything but the
+/// content of its files.
+fn is_spare(
+    places: &InstallPaths,
+    tree: &Confined,
+    expected: Digest,
+    base: Base<'_>,
+    threads: usize,
+) -> Result<bool, ReleaseError> {
+    // An error means a missing directory.
+    if fingerprint::fingerprint(tree, base.entries, threads).is_ok_and(|found| found == expected) {
         return Ok(true);
     }
     Ok(verify::compare(&places.tree, base.entries, threads, false)?.is_empty())
-}
-
-/// Unpacks an archive into an empty directory, without any previous release: for measurements and tools.
-pub fn archive_to_tree(
-    archive: &File,
-    entries: &[Entry],
-    info: &ArchiveInfo,
-    dir: &Path,
-    threads: usize,
-) -> Result<UnpackReport, ReleaseError> {
-    let tree = Confined::open(dir)?;
-    let archive = Archive::open(archive, entries, info, &Limits::default()).map_err(refused)?;
-    Target { tree: &tree, base: None, spare: false, threads }.fill(&archive, entries)
-}
-
-/// Installs `manifest` from `archive` into the directory `dir`, sharing files with an installed tree of `previous`.
-pub fn archive_to_tree_with(
-    archive: &File,
-    manifest: &Manifest,
-    dir: &Path,
-    previous: Option<(&Manifest, &Path)>,
-    threads: usize,
-) -> Result<UnpackReport, ReleaseError> {
-    let base = previous.map(|(manifest, tree)| Confined::open(tree).map(|tree| (manifest, tree))).transpose()?;
-    let base = base.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
-    let tree = Confined::open(dir)?;
-    let archive = Archive::open(archive, &manifest.entries, &manifest.archive, &Limits::default()).map_err(refused)?;
-    Target { tree: &tree, base, spare: false, threads }.fill(&archive, &manifest.entries)
 }

@@ -1,4 +1,4 @@
-//! Filling a tree.
+//! The tree that an installation fills.
 
 use std::{
     cmp::Reverse,
@@ -13,8 +13,8 @@ use larder_archive::{
 
 use super::{
     UnpackReport,
-    shared::{clear_changed, make_directories, share, share_one},
-    writer::{BY_ITSELF, Writer, again, empty, refused},
+    reuse::{Base, Damaged, Linker, clear_changed, make_directories, share},
+    writer::{SYNCED_SINGLY, Writer, copy_file, empty, refused},
 };
 use crate::{
     host::files::{Confined, FileError, durable},
@@ -22,22 +22,19 @@ use crate::{
     release::ReleaseError,
 };
 
-/// To copy fewer files than this, a thread of its own costs more than it helps.
+/// The fewest copies that are worth another thread.
 const WORTH_A_THREAD: usize = 16;
 
-/// An installed tree that may share files.
-#[derive(Clone, Copy)]
-pub(super) struct Base<'a> {
-    pub(super) tree: &'a Confined,
-    pub(super) entries: &'a [Entry],
-}
-
-/// The tree to fill, and what may help.
+/// A tree to fill.
 pub(super) struct Target<'a> {
     pub(super) tree: &'a Confined,
+    /// The installed previous release, whose files may be shared.
     pub(super) base: Option<Base<'a>>,
-    pub(super) spare: bool,
+    /// The tree is a complete copy of the base, so that only the difference is applied.
+    pub(super) is_spare: bool,
     pub(super) threads: usize,
+    /// The files of the base that could not be shared because of their content.
+    pub(super) damaged: Damaged,
 }
 
 impl Target<'_> {
@@ -60,7 +57,7 @@ impl Target<'_> {
         let (mut from, mut writer) = (base.cursor(), Writer::new(self.tree.cursor(), &is_linked));
         for (index, entry) in entries.iter().enumerate() {
             if matches!(entry.kind, EntryKind::File { .. }) && !is_linked(index) {
-                again(&mut from, &entry.path, index, entry, &mut writer)?;
+                copy_file(&mut from, &entry.path, index, entry, &mut writer)?;
             }
         }
         writer.write_out().map_err(refused)?;
@@ -68,21 +65,21 @@ impl Target<'_> {
         self.finish(entries, &there, &linked, report)
     }
 
-    /// Directories and shared files. Says which entries of a spare stay, and which files need not be written.
+    /// Creates directories and shares files. Returns which entries of a spare stay, and which files need not be written.
     fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
-        if let (Some(base), true) = (self.base, self.spare) {
+        if let (Some(base), true) = (self.base, self.is_spare) {
             return clear_changed(self.tree, base.entries, entries, self.threads);
         }
         self.tree.clear()?;
         make_directories(self.tree, entries, &[], self.threads)?;
         let linked = match self.base {
-            Some(base) => share(self.tree, base, entries, self.threads)?,
+            Some(base) => share(self.tree, base, entries, self.threads, &self.damaged)?,
             None => Vec::new(),
         };
         Ok((Vec::new(), linked))
     }
 
-    /// Links, and then everything is brought to the disk.
+    /// Creates the symbolic links, then syncs everything to the disk.
     fn finish(
         &self,
         entries: &[Entry],
@@ -90,6 +87,7 @@ impl Target<'_> {
         linked: &[AtomicBool],
         mut report: UnpackReport,
     ) -> Result<UnpackReport, ReleaseError> {
+        (report.damaged, report.first_damaged) = self.damaged.found();
         report.linked = linked.iter().filter(|linked| linked.load(Ordering::Relaxed)).count() as u64;
         let mut cursor = self.tree.cursor();
         for (index, entry) in entries.iter().enumerate() {
@@ -99,7 +97,7 @@ impl Target<'_> {
                 cursor.symlink(target, &entry.path)?;
             }
         }
-        if report.unpacked <= BY_ITSELF && durable::is_ordered(self.tree) {
+        if report.unpacked <= SYNCED_SINGLY && durable::is_ordered(self.tree) {
             durable::commit(self.tree).map_err(|e| FileError::io("sync", self.tree.path(), e))?;
         } else {
             self.tree.sync_file_system()?;
@@ -107,7 +105,7 @@ impl Target<'_> {
         Ok(report)
     }
 
-    /// Links files whose content stood elsewhere in the previous release, and says so in `linked`.
+    /// Links files whose content stands elsewhere in the previous release, and marks them in `linked`.
     fn link_moved(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<(), ReleaseError> {
         let Some(base) = self.base else { return Ok(()) };
         let places = entries.iter().zip(linked).enumerate();
@@ -115,16 +113,16 @@ impl Target<'_> {
         for_each(
             &left,
             self.threads,
-            || (base.tree.cursor(), self.tree.cursor()),
-            |(from, to), (index, (entry, linked))| {
-                if let EntryKind::File { size, executable, .. } = &entry.kind
+            || Linker::new(base.tree, self.tree, &self.damaged),
+            |linker, (index, (entry, linked))| {
+                if let EntryKind::File { executable, .. } = &entry.kind
                     && let ContentOrigin::Old(old) = delta.origin(*index)
                     && let Some(Entry { path, kind: EntryKind::File { executable: was, .. } }) = delta.old_entry(old)
                     && was == executable
                 {
-                    linked.store(share_one(from, to, path, &entry.path, *size, *executable)?, Ordering::Relaxed);
+                    linked.store(linker.link(path, entry)?, Ordering::Relaxed);
                 }
-                Ok(())
+                Ok::<(), ReleaseError>(())
             },
         )
     }
@@ -142,7 +140,7 @@ impl Target<'_> {
             let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
             while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = delta.read(*group, &mut reader, &mut writer) {
-                    next.store(groups.len(), Ordering::Relaxed); // the others need not go on
+                    next.store(groups.len(), Ordering::Relaxed); // the other threads stop
                     return Err(e.into());
                 }
             }
@@ -159,7 +157,7 @@ impl Target<'_> {
         for part in counted {
             report.add(&part?);
         }
-        // Second copies, of what is there by now.
+        // Second copies of content that is written by now.
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || -> Result<_, ReleaseError> {
             let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
@@ -167,7 +165,7 @@ impl Target<'_> {
                 if let ContentOrigin::New(first) = origin
                     && let Some(first) = entries.get(*first)
                 {
-                    again(&mut from, &first.path, *index, entry, &mut writer)?;
+                    copy_file(&mut from, &first.path, *index, entry, &mut writer)?;
                 }
             }
             writer.write_out().map_err(refused)?;
@@ -188,7 +186,7 @@ impl Target<'_> {
         };
         let mut frames: Vec<usize> =
             archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
-        // The largest first, so that no thread is still busy with one when all others have nothing left to do.
+        // The largest first, so that all threads end at about the same time.
         frames.sort_by_key(|frame| Reverse(archive.raw(*frame)));
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(frames.len()), || {
@@ -196,7 +194,7 @@ impl Target<'_> {
             let mut writer = Writer::new(self.tree.cursor(), &is_linked);
             while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
-                    next.store(frames.len(), Ordering::Relaxed); // the others need not go on
+                    next.store(frames.len(), Ordering::Relaxed); // the other threads stop
                     return Err(e);
                 }
             }

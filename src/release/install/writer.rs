@@ -1,4 +1,4 @@
-//! Writing the files that are not shared.
+//! The writer of files that are not shared.
 
 use std::{
     fs::File,
@@ -14,8 +14,8 @@ use crate::{
     release::ReleaseError,
 };
 
-/// Up to so many unpacked files are brought to the disk one by one; beyond, together with all else on the file system.
-pub(super) const BY_ITSELF: u64 = 64;
+/// The most unpacked files that are synced one by one; more are synced together with the whole file system.
+pub(super) const SYNCED_SINGLY: u64 = 64;
 
 pub(super) fn refused(source: ArchiveError) -> ReleaseError {
     ReleaseError::Archive { doing: "accepted", source }
@@ -30,8 +30,8 @@ pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result
     act().map_err(refused)
 }
 
-/// Writes a file with the content of another one, which is only opened here.
-pub(super) fn again(
+/// Writes a file with the content of another file, `path` below `from`. The content is held to the digest of the entry.
+pub(super) fn copy_file(
     from: &mut Cursor<'_>,
     path: &str,
     index: usize,
@@ -64,7 +64,7 @@ pub(super) struct Writer<'a, S> {
     open: Option<(File, String)>,
     skip: &'a S,
     pub(super) report: UnpackReport,
-    /// Files whose content may not be on the disk yet.
+    /// Files whose content may not be synced yet.
     held: Vec<(File, String)>,
 }
 
@@ -73,9 +73,10 @@ impl<'a, S> Writer<'a, S> {
         Writer { cursor, open: None, skip, report: UnpackReport::default(), held: Vec::new() }
     }
 
-    /// Has what was unpacked on the disk, but for names and sizes; all are in good time, because their writing began long ago.
+    /// Syncs the content of the unpacked files, but not names and sizes. Writing them out began when each file ended, so that this
+    /// waits little.
     pub(super) fn write_out(&mut self) -> Result<(), ArchiveError> {
-        if self.report.unpacked > BY_ITSELF {
+        if self.report.unpacked > SYNCED_SINGLY {
             self.held.clear();
         }
         for (file, path) in self.held.drain(..) {
@@ -107,7 +108,7 @@ impl<S: Fn(usize) -> bool> Sink for Writer<'_, S> {
 
     fn end(&mut self) -> Result<(), ArchiveError> {
         let Some((file, path)) = self.open.take() else { return Ok(()) };
-        if self.report.unpacked <= BY_ITSELF {
+        if self.report.unpacked <= SYNCED_SINGLY {
             durable::begin(&file);
             self.held.push((file, path));
         }

@@ -1,4 +1,4 @@
-//! Applies a delta: the new files from patches and from an installed tree of the old release.
+//! The application of a delta: new files from patches and from an installed tree of the old release.
 
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{ArchiveError, Confined, Digest, Entry, EntryKind, Sink, compare::compared, patch::unpack};
 
-/// A delta whose outline and list of patches have been checked, beside the tree that it starts from.
+/// A delta whose outline and list of patches have been checked, and the tree that it starts from.
 pub struct Delta<'a> {
     file: &'a File,
     new: &'a [Entry],
@@ -23,22 +23,22 @@ pub struct Delta<'a> {
     groups: Vec<Resolved>,
 }
 
-/// Where the content of a file comes from that is not linked from the same path.
+/// The origin of the content of a file that is not linked from the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentOrigin {
-    /// It has none.
+    /// The file is empty, or the entry is no file.
     Nowhere,
     /// An old file, by index.
     Old(usize),
-    /// Another new file, by index, which is written before.
+    /// Another new file, by index, which is written earlier.
     New(usize),
     /// A patch.
     Patch,
 }
 
 impl<'a> Delta<'a> {
-    /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the manifest that
-    /// the delta's first part rebuilds.
+    /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the release that
+    /// [`Changes`](super::Changes) describes.
     pub fn open(file: &'a File, old: &'a Endpoint<'a>, base: &'a Confined, new: &Endpoint<'a>) -> Result<Delta<'a>, DeltaError> {
         let outline = Outline::read(file)?;
         outline.starts_from(&old.id, &old.tree)?;
@@ -54,7 +54,7 @@ impl<'a> Delta<'a> {
         Ok(Delta { file, new: new.entries, old, store, known, wanted, groups })
     }
 
-    /// The groups, the largest first, so that threads that share them end at about the same time.
+    /// Returns the groups, the largest first, so that threads that share them end at about the same time.
     pub fn groups(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
         let size =
@@ -63,7 +63,7 @@ impl<'a> Delta<'a> {
         order
     }
 
-    /// Where the content of the new entry with this index comes from.
+    /// Returns the origin of the content of the new entry with this index.
     pub fn origin(&self, index: usize) -> ContentOrigin {
         match self.new.get(index) {
             Some(Entry { path, kind: EntryKind::File { size: 1.., digest, .. } }) => {
@@ -79,25 +79,25 @@ impl<'a> Delta<'a> {
         }
     }
 
-    /// The old entry with this index.
+    /// Returns the old entry with this index.
     pub fn old_entry(&self, index: usize) -> Option<&'a Entry> {
         self.old.entries.get(index)
     }
 
-    /// The memory that applying needs; one per thread.
+    /// Returns the buffers for applying; one per thread.
     pub fn reader(&self) -> GroupReader<'_> {
         let [reference, packed, told, text, buffer] = [const { Vec::new() }; 5];
         GroupReader { old: self.store.reader(), reference, packed, told, text, buffer }
     }
 
-    /// Gives the files of one group to `sink`, each held to its digest.
+    /// Passes the files of one group to `sink`, each held to its digest.
     pub fn read(&self, group: usize, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let Some(group) = self.groups.get(group) else { return Err(refused("there is no such group")) };
         let done = match group.members.as_slice() {
             [file] => self.one(file, group, reader, sink),
             _ => self.many(group, reader, sink),
         };
-        // The delta cannot be blamed for what its base lost.
+        // A damaged base is reported as such.
         if let Err(DeltaError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
             for (index, _) in group.members.iter().filter_map(|file| file.base) {
                 reader.old.open(index)?.verify(&mut reader.buffer)?;
@@ -142,7 +142,7 @@ impl<'a> Delta<'a> {
         })
     }
 
-    /// Gives what the parts of a large file hold, each unpacked while the one before is checked and written.
+    /// Passes on the parts of a large file, each unpacked while the one before is checked and written.
     fn ahead(
         &self,
         file: &groups::File,
@@ -158,7 +158,7 @@ impl<'a> Delta<'a> {
                     reader.text = used.try_recv().unwrap_or_default();
                     let text = self.part(file, part, at, &mut reader).map(|()| std::mem::take(&mut reader.text));
                     let failed = text.is_err();
-                    // Nobody waits for it where it could not be written.
+                    // The receiver is gone after a write error.
                     if send.send(text).is_err() || failed {
                         return;
                     }
@@ -183,7 +183,7 @@ impl<'a> Delta<'a> {
         self.unpack(part, at, reader)
     }
 
-    /// Start, middle, end.
+    /// Writes start, middle and end of a file.
     fn write<'r>(
         &self,
         file: &groups::File,
@@ -228,12 +228,12 @@ impl<'a> Delta<'a> {
             return unpack(reference, packed, part.raw as usize, text).map_err(format::accepted);
         }
         unpack(&[], packed, part.told as usize, told).map_err(format::accepted)?;
-        let wrong = || format::accepted(ArchiveError::Patch { why: "it tells something else than it says" });
+        let wrong = || format::accepted(ArchiveError::Patch { why: "its description contradicts its size" });
         copies::copy(reference, told, part.raw as usize, text).ok_or_else(wrong)
     }
 }
 
-/// See [`Delta::reader`].
+/// The buffers for applying groups; see [`Delta::reader`].
 pub struct GroupReader<'a> {
     old: Reader<'a>,
     reference: Vec<u8>,
@@ -244,7 +244,7 @@ pub struct GroupReader<'a> {
 }
 
 impl GroupReader<'_> {
-    /// Gives the old file with this index to `sink` as the new `entry`.
+    /// Passes the old file with index `old` to `sink` as the new `entry`.
     pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
         let content = self.old.open(old)?;

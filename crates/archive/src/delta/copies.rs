@@ -1,4 +1,4 @@
-//! A long text told by what an older version of it has: copies, and what is new between them.
+//! The description of a long text by copies from an older version and the new bytes between them.
 //!
 //! Programs of two versions are mostly the same runs of bytes at slightly other places. A run is looked for where the last one would
 //! go on, which is nearly always right; else among marks that stand in the older version at regular distances. What is found is
@@ -11,33 +11,34 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeltaError, refused};
 
-/// The fewest bytes that are worth a copy: as many as are compared at once.
+/// The fewest bytes that are worth a copy.
 const WINDOW: usize = 32;
 
-/// How far marks are from each other, in bytes, in an older version of up to so many: as near as they can be while all of them stay in the
-/// processor's cache.
+/// The distance of marks in the older version, in bytes: [`NEAR`] up to [`SHORT`] bytes, [`FAR`] beyond. As near as possible while all marks
+/// stay in the cache of the processor.
 const NEAR: usize = 32;
 const FAR: usize = 128;
 const SHORT: usize = 8 << 20;
 
-/// How far one goes on in the text where nothing was found. No divisor of it is one of those distances, so that every mark is met.
+/// The step through the text after a failed search. It has no common divisor with the distances, so that every mark is met.
 const STEP: usize = 3;
 
-/// After so many steps in vain one goes on faster, since what is new is mostly new for a while. As power of two.
+/// The failed steps after which the search speeds up, as power of two: new bytes mostly come in long runs.
 const PATIENCE: u32 = 5;
 
-/// What is new, then a copy.
+/// A run of new bytes, then a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Copy {
-    /// How many new bytes come before it.
+    /// The new bytes before the copy.
     own: u32,
-    /// How many bytes it has.
+    /// The bytes of the copy.
     length: u32,
-    /// How much further on it begins in the older version than the copy before would have gone on; for the first, than the text.
+    /// The distance in the older version between the end of the copy before (advanced by the new bytes) and the start of this one; for the
+    /// first copy, from the start of the text.
     moved: i32,
 }
 
-/// A text, told: what is new in it, one behind the other, and the copies. What is left of the new bytes stands behind the last copy.
+/// A described text: the new bytes, concatenated, and the copies. New bytes that no copy follows come last.
 #[derive(Debug)]
 pub(super) struct Told {
     own: Vec<u8>,
@@ -46,7 +47,7 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// Which range of the older version the copies take. From now on they want no more than that.
+    /// Reduces the reference to the range of the older version that the copies use, and returns that range.
     pub fn narrow(&mut self) -> Range<usize> {
         let taken = self.taken.clone();
         if let Some(first) = self.copies.first_mut() {
@@ -56,7 +57,7 @@ impl Told {
         taken
     }
 
-    /// As it is written: how many bytes are new, those, and the copies.
+    /// Encodes the description: the number of new bytes, the new bytes, and the copies.
     pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let mut bytes = Vec::with_capacity(self.own.len() + 6 * self.copies.len() + 8);
         let told = |e: postcard::Error| refused(e.to_string());
@@ -69,7 +70,7 @@ impl Told {
     }
 }
 
-/// What finds copies: its memory can be used again.
+/// The search for copies; reuses its memory.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
     /// By hash: the bits of the hash that are not the index of a mark, above the number of the mark; 0 for none.
@@ -77,8 +78,7 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// Tells `text` by what `old` has. `shift` is how much further on in `old` one would look for the start of the text. The same for
-    /// the same arguments every time.
+    /// Describes `text` by copies from `old`. `shift` is the expected offset of the start of the text in `old`. Deterministic.
     pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Told {
         let marks = Marks::set(&mut self.marks, old);
         let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
@@ -133,10 +133,10 @@ pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -
     (into.len() == length).then_some(())
 }
 
-/// How many bytes are compared at once, as long as they are equal.
+/// The bytes that are compared at once.
 const BLOCK: usize = 32;
 
-/// How many bytes at their start two texts have in common.
+/// Returns the length of the common start of two texts.
 pub(super) fn common_start(one: &[u8], other: &[u8]) -> usize {
     let blocks = one.as_chunks::<BLOCK>().0.iter().zip(other.as_chunks::<BLOCK>().0);
     let whole = blocks.take_while(|(one, other)| one == other).count() * BLOCK;
@@ -144,7 +144,7 @@ pub(super) fn common_start(one: &[u8], other: &[u8]) -> usize {
     whole + rest.take_while(|(one, other)| one == other).count()
 }
 
-/// How many bytes at their end.
+/// Returns the length of the common end of two texts.
 pub(super) fn common_end(one: &[u8], other: &[u8]) -> usize {
     let blocks = one.as_rchunks::<BLOCK>().1.iter().rev().zip(other.as_rchunks::<BLOCK>().1.iter().rev());
     let whole = blocks.take_while(|(one, other)| one == other).count() * BLOCK;
@@ -155,9 +155,9 @@ pub(super) fn common_end(one: &[u8], other: &[u8]) -> usize {
 /// Marks in the older version.
 struct Marks<'a> {
     table: &'a [u32],
-    /// How many bits of the hash are the index into the table; the highest.
+    /// The number of the highest bits of the hash, which are the index into the table.
     index: u32,
-    /// How many bits of a mark say where it is; the lowest.
+    /// The number of the lowest bits of a mark, which are its position.
     place: u32,
     distance: usize,
 }
@@ -181,7 +181,7 @@ impl<'a> Marks<'a> {
         Marks { table, index, place, distance }
     }
 
-    /// Where a mark with the hash of this window stands.
+    /// Returns the position of a mark with the hash of this window.
     fn find(&self, window: &[u8; WINDOW]) -> Option<usize> {
         let hash = hash(window);
         let mark = *self.table.get((hash >> (32 - self.index)) as usize)?;

@@ -1,4 +1,4 @@
-//! The difference of two manifests: fields as JSON, entries column by column, because like stands beside like compresses best.
+//! The difference of two manifests: fields as JSON, and entries column by column, since similar values compress best together.
 
 use std::{cmp::Ordering, collections::HashMap};
 
@@ -11,51 +11,51 @@ use super::{
 };
 use crate::{Digest, Entry, EntryKind, bounded};
 
-/// What happens to the entry that the old list has here, or comes before it.
+/// The action on the entry of the old list at this position, or before it.
 pub(super) const REMOVE: u8 = 0;
 pub(super) const CHANGE: u8 = 1;
 pub(super) const ADD: u8 = 2;
 pub(super) const ACTION: u8 = 3;
-/// What the new entry is.
+/// The kind of the new entry.
 pub(super) const DIR: u8 = 0 << 2;
 pub(super) const PLAIN: u8 = 1 << 2;
 pub(super) const EXECUTABLE: u8 = 2 << 2;
 pub(super) const LINK: u8 = 3 << 2;
 pub(super) const KIND: u8 = 3 << 2;
-/// Whether the old release has a file of this content.
+/// The flag of a file whose content the old release has.
 pub(super) const KNOWN: u8 = 1 << 4;
 
-/// One column for each thing that has to be said; each is read from its front as the changes need it.
+/// The columns of the difference. Each is read from its front as the changes need it.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Columns {
     /// The new manifest without entries and frames, as JSON.
     pub head: Vec<u8>,
-    /// What each change is: one action and one kind, or'ed.
+    /// One byte for each change: an action and a kind, or'ed.
     #[serde(deserialize_with = "bounded::changes")]
     pub changes: Vec<u8>,
-    /// How many old entries stay as they are before each change.
+    /// The number of unchanged old entries before each change.
     #[serde(deserialize_with = "bounded::changes")]
     pub skips: Vec<u32>,
-    /// Of an added path: how many bytes it shares with the path before it in the new list, and how many it has of its own.
+    /// For each added path: the bytes that it shares with the path before it in the new list, and the number of its own bytes.
     #[serde(deserialize_with = "bounded::entries")]
     pub shared: Vec<(u32, u32)>,
-    /// Those of their own, one behind the other.
+    /// The own bytes of all added paths, concatenated.
     pub names: String,
     /// The sizes of files; where a file was one before, what the size grew by.
     #[serde(deserialize_with = "bounded::entries")]
     pub sizes: Vec<i64>,
-    /// Which old entry has the same content.
+    /// The index of the old entry with the same content.
     #[serde(deserialize_with = "bounded::entries")]
     pub known: Vec<u32>,
-    /// What links point to.
+    /// The targets of links.
     #[serde(deserialize_with = "bounded::entries")]
     pub targets: Vec<String>,
 }
 
-/// Indices of entries by what they hold.
+/// Indices of entries by their content.
 pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
 
-/// Where the old release has the content of files that the new one does not have from it as they are: the first of several places.
+/// Returns the first old entry with the content of each added or changed file of the new release, if there is one.
 pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents {
     const NOWHERE: usize = usize::MAX;
     let digest = |entry: &Entry| if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None };
@@ -73,7 +73,7 @@ pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents
     found
 }
 
-/// Both sections with the difference: columns and digests.
+/// Returns both sections of the difference: columns and digests.
 pub(super) fn encode(old: &Endpoint<'_>, new: &Endpoint<'_>, known: &Contents) -> Result<[(Vec<u8>, Section); 2], DeltaError> {
     let mut columns = Columns { head: new.head.clone(), ..Columns::default() };
     let mut digests = Vec::new();
@@ -119,7 +119,7 @@ pub(super) fn encode(old: &Endpoint<'_>, new: &Endpoint<'_>, known: &Contents) -
     Ok([format::pack(raw, &old.head)?, (digests, of_digests)])
 }
 
-/// How many bytes two paths have in common at their start; whole characters.
+/// Returns the length of the common start of two paths, in bytes; whole characters.
 fn common(one: &str, other: &str) -> usize {
     let mut length = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
     while !other.is_char_boundary(length) {

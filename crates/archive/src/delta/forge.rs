@@ -1,5 +1,5 @@
-//! Deltas as somebody makes them who knows the format: whatever their sections hold, sizes and digests are right. For the fuzzer, whose
-//! inputs would otherwise all end at the first digest, and for tests.
+//! Forged deltas with any sections but right sizes and digests. For tests, and for the fuzzer, whose inputs would otherwise all be refused
+//! at the first digest.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -12,20 +12,20 @@ use super::{
 };
 use crate::{ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, FileError, compare::compared, patch::pack, tree_digest};
 
-/// In the mode: lists of changes get the lengths that they need, and a tree digest that is right.
+/// A bit of the mode: the columns get consistent lengths and the right tree digest.
 pub const FIT_ENTRIES: u8 = 1;
-/// In the mode: every patch is as long as it should be and has the digest that it should have, and no file is left without one.
+/// A bit of the mode: every patch gets the right length and digest, and every wanted file gets a patch.
 pub const FIT_GROUPS: u8 = 2;
-/// In the mode, beside [`FIT_GROUPS`]: patches are given as what they unpack to.
+/// A bit of the mode, beside [`FIT_GROUPS`]: patches are given unpacked.
 pub const TEXTS: u8 = 4;
 
 /// The most bytes of a text that are made up.
 const MADE_UP: usize = 64 << 10;
 
-/// What a forged delta is made of; as bytes: the mode, the lengths of the lists as u16, the lists, the patches.
+/// The parts of a forged delta. As bytes: the mode, the lengths of the lists as u16, the lists, the patches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forged {
-    /// What is put right; see the constants.
+    /// The corrections to make; see the constants.
     pub mode: u8,
     /// The changes of entries, as they are before they are packed. Without a head they get one.
     pub columns: Vec<u8>,
@@ -38,7 +38,7 @@ pub struct Forged {
 }
 
 impl Forged {
-    /// Any bytes are one.
+    /// Reads any bytes as a forged delta.
     pub fn of(bytes: &[u8]) -> Forged {
         let (head, mut rest) = bytes.split_at_checked(7).unwrap_or_default();
         let mut next = |at: usize| {
@@ -51,7 +51,7 @@ impl Forged {
         Forged { mode: head.first().copied().unwrap_or_default(), columns, digests, groups, patches: rest.to_vec() }
     }
 
-    /// The bytes of which [`Forged::of`] makes the same again.
+    /// Returns the bytes that [`Forged::of`] reads as this value.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![self.mode];
         let lists = [&self.columns, &self.digests, &self.groups];

@@ -38,7 +38,7 @@ pub(super) struct Section {
     pub digest: [u8; 32],
 }
 
-/// See the module. Its own size does not depend on the sizes in it, so the patches can be written before it.
+/// The outline. Its size does not depend on the sizes in it, so that the patches can be written first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outline {
     pub base: String,
@@ -54,7 +54,7 @@ pub(super) struct Outline {
     pub patches: u64,
     /// The list of groups, packed: the end of the file.
     pub groups: Section,
-    /// Where the sections begin; not written.
+    /// The offset of the first section; not written.
     #[serde(skip)]
     start: u64,
 }
@@ -68,7 +68,7 @@ impl Outline {
         Outline { base, base_tree, target, target_tree, columns, digests, patches: 0, groups, start: 0 }
     }
 
-    /// What stands at the start of the file.
+    /// Returns the first bytes of the file.
     pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let outline = postcard::to_stdvec(self).map_err(|e| refused(e.to_string()))?;
         let length = u32::try_from(outline.len()).unwrap_or(u32::MAX);
@@ -80,7 +80,7 @@ impl Outline {
         Ok(bytes)
     }
 
-    /// Reads and checks it, and that the file has exactly the size that it says.
+    /// Reads and checks the outline, and that the file has exactly the size that follows from it.
     pub fn read(file: &File) -> Result<Outline, DeltaError> {
         let outline = Outline::begin(file)?;
         let found = file.metadata().map_err(|e| failed("look at", e))?.len();
@@ -92,7 +92,7 @@ impl Outline {
         }
     }
 
-    /// The same of a file whose end may still be missing.
+    /// Reads and checks the outline of a file whose end may still be missing.
     fn begin(file: &File) -> Result<Outline, DeltaError> {
         let head = read(file, 0, HEAD)?;
         let (magic, head) = head.split_at_checked(8).unwrap_or_default();
@@ -118,7 +118,7 @@ impl Outline {
         Ok(outline)
     }
 
-    /// Refuses a base that is not `old`.
+    /// Refuses a base other than the release with this id and tree digest.
     pub fn starts_from(&self, id: &str, tree: &Digest) -> Result<(), DeltaError> {
         if (self.base.as_str(), &self.base_tree) == (id, tree.as_bytes()) {
             return Ok(());
@@ -126,7 +126,7 @@ impl Outline {
         Err(refused(format!("it starts from release {}, not from {}", self.base, id)))
     }
 
-    /// Where the patches begin.
+    /// Returns the offset of the patches.
     pub fn patches_at(&self) -> u64 {
         self.start.saturating_add(self.columns.bytes).saturating_add(self.digests.bytes)
     }
@@ -152,15 +152,14 @@ impl Outline {
     }
 }
 
-/// Between which releases a delta leads: from where, and to where. Of a file that is still being transferred, its first bytes are
-/// enough.
+/// Returns the ids of the releases that a delta leads from and to. The first bytes of a file that is still being transferred are enough.
 pub fn endpoints(delta: &File) -> Result<(String, String), DeltaError> {
     Outline::begin(delta).map(|outline| (outline.base, outline.target))
 }
 
-/// A packed section, and what the outline says of it.
+/// Packs a section and returns it with its outline entry.
 pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), DeltaError> {
-    // The most effort that costs hardly any time.
+    // The highest level that costs little time.
     let level = match raw.len() {
         0..=0x8000 => 19,
         0x8001..=0x4_0000 => 9,
@@ -178,7 +177,7 @@ pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section),
     Ok((packed, section))
 }
 
-/// What the outline says of a section that is not packed.
+/// Returns the outline entry of a section that is not packed.
 pub(super) fn plain(bytes: &[u8]) -> Section {
     Section { bytes: bytes.len() as u64, raw: bytes.len() as u64, digest: *Digest::of(bytes).as_bytes() }
 }
@@ -205,7 +204,7 @@ fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8
     }
 }
 
-/// Reads exactly so many bytes. Memory is asked for once the file is known to have them.
+/// Reads exactly `length` bytes. Memory is allocated only if the file has them.
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
     let size = file.metadata().map_err(|e| failed("look at", e))?.len();
     if size.saturating_sub(at) < length as u64 {
@@ -225,7 +224,7 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T,
     }
 }
 
-/// What the operating system said about the delta itself.
+/// An error of an operation on the delta file.
 pub(super) fn failed(doing: &'static str, source: std::io::Error) -> DeltaError {
     FileError::Io { doing, path: "the delta".into(), source }.into()
 }

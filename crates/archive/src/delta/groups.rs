@@ -1,22 +1,22 @@
-//! Which new files need patches, and the list of patches that a delta has.
+//! The new files that need patches, and the list of the patches of a delta.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CONTEXT, DeltaError, PART, REFERENCE, TOLD, entries::Contents, refused};
 use crate::{Entry, EntryKind, bounded};
 
-/// The new files whose content comes from patches: those with content that the old release does not have, the first one where
-/// several have the same. Both sides find the same list.
+/// The new files whose content comes from patches: those with content that the old release does not have, and of several with the same
+/// content the first. Both sides compute the same list.
 pub(super) struct Wanted {
     /// Their indices, rising.
     pub entries: Vec<usize>,
-    /// The same by content.
+    /// Their indices by content.
     pub by_digest: Contents,
 }
 
 impl Wanted {
-    /// `there` says which new entries the old list has as they are. Refuses two sizes for the same content: what is copied is only held
-    /// to its digest.
+    /// Computes the list; `there` marks the unchanged entries of `new`. Refuses two sizes for the same content, since a copy is only held to
+    /// its digest.
     pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, DeltaError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);
@@ -50,13 +50,13 @@ pub(super) struct Group {
 /// A new file: the start of its base, what patches give, the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Member {
-    /// Which wanted file: how many lie between it and the member before; for the first one, how many lie before it.
+    /// The number of wanted files between the member before and this one; for the first member, before it.
     pub skip: u32,
     /// The old file that it resembles: 0 none, 1 the one with the same path, otherwise two more than its index.
     pub base: u32,
-    /// How many bytes at the start are those of the base.
+    /// The bytes at the start that are those of the base.
     pub head: u64,
-    /// How many bytes at the end are those of the base.
+    /// The bytes at the end that are those of the base.
     pub tail: u64,
 }
 
@@ -65,28 +65,28 @@ pub(super) struct Member {
 pub(super) struct Part {
     /// Its size in the delta, in bytes.
     pub packed: u32,
-    /// How many bytes it gives.
+    /// The bytes of the unpacked text.
     pub raw: u32,
-    /// If it is told by copies (`copies.rs`): how many bytes it has unpacked. Otherwise 0, and it is packed with the help of the reference.
+    /// The unpacked bytes of the description by copies (`copies.rs`). 0 for a text that is packed against the reference.
     pub told: u32,
     /// The digest of its bytes in the delta.
     pub digest: [u8; 32],
-    /// Where in the base the reference begins; 0 where there are several members, since then a rule says it.
+    /// The offset of the reference in the base; 0 with several members, whose references follow from a rule.
     pub from: u64,
-    /// How many bytes of the base it has; 0 likewise.
+    /// The bytes of the reference; 0 with several members.
     pub reference: u64,
 }
 
-/// A group with everything looked up.
+/// A group whose indices have been resolved.
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub members: Vec<File>,
     pub parts: Vec<Part>,
-    /// Where in the delta the first patch begins.
+    /// The offset of the first patch in the delta.
     pub at: u64,
 }
 
-/// A member of it.
+/// A resolved member of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct File {
     /// The index of the new entry.
@@ -100,12 +100,12 @@ pub(super) struct File {
 }
 
 impl File {
-    /// What patches give.
+    /// Returns the bytes that come from patches.
     pub fn middle(&self) -> u64 {
         self.size - self.head - self.tail
     }
 
-    /// What of the base helps to compress the middle, if it is compressed with others': where from, and how many bytes.
+    /// Returns offset and length of the part of the base that the middle is compressed against, if several middles share a patch.
     pub fn piece(&self) -> (u64, u64) {
         let Some((_, size)) = self.base else { return (0, 0) };
         if self.middle() == 0 {
@@ -117,7 +117,7 @@ impl File {
     }
 }
 
-/// The size of the file that an entry is.
+/// Returns the size of an entry that is a file.
 pub(super) fn size(entry: Option<&Entry>) -> Option<u64> {
     match entry.map(|entry| &entry.kind) {
         Some(EntryKind::File { size, .. }) => Some(*size),
@@ -125,18 +125,18 @@ pub(super) fn size(entry: Option<&Entry>) -> Option<u64> {
     }
 }
 
-/// The index of a path.
+/// Returns the index of a path.
 pub(super) fn find(entries: &[Entry], path: &str) -> Option<usize> {
     entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()
 }
 
-/// The list as it stands in a delta.
+/// Encodes the list of a delta.
 pub(super) fn encode(groups: &[Group]) -> Result<Vec<u8>, DeltaError> {
     postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
 }
 
-/// Looks everything up, and refuses what does not fit: every wanted file must come exactly once, and nothing may need more memory
-/// than [`super::memory`] says. `at` is where the patches begin, `bytes` how many there are.
+/// Decodes and resolves the list. Every wanted file must occur exactly once, and no group may need more memory than [`super::memory`] says.
+/// `at` is the offset of the patches, `bytes` their size.
 pub(super) fn decode(
     list: &[u8],
     old: &[Entry],
@@ -152,7 +152,7 @@ pub(super) fn decode(
     let mut seen = vec![false; wanted.entries.len()];
     let mut resolved = Vec::new();
     for _ in 0..count {
-        // One at a time: a short list can name files without end, but each that is named again is refused before more are read.
+        // One group at a time: a short list can name files without end, and the first that is named twice ends the reading.
         let (group, rest) = postcard::take_from_bytes::<Group>(list).map_err(unreadable)?;
         list = rest;
         let mut members = Vec::with_capacity(group.members.len());
@@ -201,7 +201,7 @@ pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) 
     })
 }
 
-/// Whether sizes fit each other and what may be held.
+/// Checks that sizes fit each other and the bounds of memory.
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();

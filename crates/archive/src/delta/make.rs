@@ -1,4 +1,4 @@
-//! Makes a delta from two releases.
+//! The maker of deltas.
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
@@ -17,21 +17,21 @@ use crate::{
     pool::{self, both},
 };
 
-/// What came out.
+/// The figures of a delta.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaReport {
     /// The size of the delta in bytes.
     pub bytes: u64,
-    /// How many of them the difference of the manifests has.
+    /// The bytes of the manifest difference among them.
     pub manifest: u64,
-    /// How many files are patched.
+    /// The number of patched files.
     pub files: u64,
-    /// How many bytes those have.
+    /// The bytes of the patched files.
     pub content: u64,
 }
 
-/// Writes what turns `old` into `new` to `out`, from its first byte; `out` is empty or overwritten. Every file that is read is held to
-/// its manifest's digest. The bytes depend on nothing but both releases: not on `threads`, and not on where their files are.
+/// Writes the delta from `old` to `new` to `out`, from its first byte; `out` is empty or overwritten. Every file that is read is held to its
+/// digest. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
 pub fn make(
     old: &Endpoint<'_>,
     old_files: Source<'_>,
@@ -131,15 +131,15 @@ struct Plan {
 }
 
 enum Task {
-    /// Several of the small ones.
+    /// Several small files.
     Batch(Range<usize>),
-    /// A large one, or its base, is read through to see whether it is what its manifest says.
+    /// A large file, or its base, is read and held to its digest.
     Verify { large: usize, base: bool },
-    /// Bytes of a large one.
+    /// A part of a large file.
     Part { large: usize, range: Range<u64>, first: bool },
 }
 
-/// Says who is patched with whom: a matter of sizes alone.
+/// Divides the files into tasks, by sizes alone.
 fn plan(pairs: Vec<Pair>) -> Plan {
     let is_small = |pair: &Pair| pair.file.size <= SMALL && pair.file.base.is_none_or(|(_, size)| size <= SMALL);
     let (small, large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);
@@ -174,7 +174,7 @@ enum Made {
     Part { pair: Pair, first: bool, made: Option<Patch> },
 }
 
-/// The members as the list has them.
+/// Returns the members in the form of the list.
 fn members(old: &Endpoint<'_>, new: &Endpoint<'_>, pairs: &[Pair]) -> Vec<Member> {
     let mut next = 0;
     let mut members = Vec::with_capacity(pairs.len());

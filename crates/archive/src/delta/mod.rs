@@ -1,19 +1,19 @@
-//! What turns one release into the next: production holds release N and pulls only what N+1 has that N has not.
+//! Deltas between releases: a server that has release N fetches only the content of release N+1 that N does not have.
 //!
 //! A delta is a file of static bytes: it can be cached, served by ranges, resumed, put on a web server. The same two releases give
-//! the same bytes with the same version of larder. It holds, one behind the other,
+//! the same bytes with the same version of larder. It consists of
 //!
-//! 1. an outline (`format.rs`): which release it starts from, which it leads to, and the sizes and digests of what follows;
+//! 1. an outline (`format.rs`): the release that it starts from, the release that it leads to, and the sizes and digests of the sections;
 //! 2. the difference of the two manifests (`entries.rs`), from which [`Changes`] rebuilds the new one (`rebuild.rs`), so that its
 //!    signature can be checked before anything else is done. Only [`ArchiveInfo::frames`] stays behind: packing the installed tree
 //!    again gives the same frames;
-//! 3. patches (`texts.rs`), and at the end the list of them (`groups.rs`). What both ends of a changed small file share with its old
-//!    version is not in any patch; the middles of many make one patch against the middles of their old versions. A large file is cut
-//!    into parts, each told by copies out of the neighbourhood of the same place in its old version (`copies.rs`).
+//! 3. patches (`texts.rs`), and at the end the list of them (`groups.rs`). The start and the end that a changed small file
+//!    shares with its old version are in no patch; the middles of many files make one patch against the middles of their old versions. A
+//!    large file is cut into parts, each described by copies from the neighbourhood of the same place in its old version (`copies.rs`).
 //!
-//! Files whose content the old release holds anywhere, empty files and second copies need nothing but their manifest entry.
+//! Files whose content the old release has anywhere, empty files and second copies need only their manifest entry.
 //!
-//! *Memory*: [`memory`] says the bound. It depends on the number of threads and of entries, not on the bytes of a release.
+//! *Memory*: [`memory`] returns the bound. It depends on the number of threads and of entries, not on the bytes of a release.
 
 mod apply;
 mod copies;
@@ -36,33 +36,32 @@ pub use source::Source;
 
 use crate::{ArchiveError, ArchiveInfo, Digest, Entry, FileError};
 
-/// The file name's ending, as `.tar.zst` is that of an archive.
+/// The suffix of the file name of a delta.
 pub const SUFFIX: &str = ".delta";
 
 /// Files up to this size, old and new, are patched together with others; larger ones by parts.
 const SMALL: u64 = 4 << 20;
 
-/// The bytes of files that are patched together, old or new, unless a single one has more. Less would compress worse, more would leave a
-/// thread alone with the last ones.
+/// The most bytes of files that are patched together, old or new, unless a single file has more. Fewer would compress worse, more would
+/// leave the last ones to a single thread.
 const GROUP: u64 = 2 << 20;
 
 /// The most bytes of a large file that make one part.
 const PART: u64 = 16 << 20;
 
-/// The most bytes that tell a part by copies: all of it is new, and something to say so.
+/// The most bytes that describe a part by copies: a part without any copy, and a few bytes more.
 const TOLD: u64 = PART + (1 << 20);
 
-/// How many bytes of the old version a part may refer to.
+/// The most bytes of the old version that a part may refer to.
 const REFERENCE: u64 = 24 << 20;
 
-/// How many bytes around what changed in the old version of a small file help to compress what it became.
+/// The bytes around a change in the old version of a small file that help to compress the new version.
 const CONTEXT: u64 = 256;
 
 /// The most memory that making or applying a delta takes with `threads` threads, in bytes, for what depends on contents; manifests
 /// come on top, with about 300 bytes for each entry of both.
 pub fn memory(threads: usize) -> u64 {
-    // Each thread holds a reference, a text, what tells it and its patch, and tables; three finished patches per thread wait for their
-    // turn.
+    // Each thread holds a reference, a text, its description, its patch, and tables; three finished patches per thread wait for their turn.
     let each = REFERENCE + PART + TOLD + PART + (24 << 20) + 3 * PART;
     threads as u64 * each
 }

@@ -1,4 +1,4 @@
-//! The new manifest, rebuilt from the old one and the columns that tell the difference.
+//! The new entries, rebuilt from the old ones and the columns of a delta.
 
 use std::fs::File;
 
@@ -88,9 +88,9 @@ fn contradiction() -> DeltaError {
     refused("its list of entries contradicts itself")
 }
 
-/// What is left of each column, and the new list as far as it is known.
+/// The rest of each column, and the new list as far as it is built.
 struct Reader<'a> {
-    /// Those before `at` have given their paths away.
+    /// The old entries; those before `at` have lost their paths to the new list.
     old: Vec<Entry>,
     at: usize,
     paths: usize,
@@ -104,13 +104,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Takes over old entries as they are.
+    /// Takes over unchanged old entries.
     fn keep(&mut self, count: usize) -> Result<(), DeltaError> {
         let end = self.at.checked_add(count).ok_or_else(contradiction)?;
         let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
         self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
         self.at = end;
-        // What is refused in the end anyway need not fill the memory before.
+        // Refused before the list fills the memory.
         if self.new.len() as u64 > Limits::default().entries {
             return Err(refused("it has more entries than a release may have"));
         }

@@ -1,15 +1,16 @@
-//! Which old file a new one most likely comes from.
+//! The choice of the old file that a new file most likely comes from.
 
 use std::collections::HashMap;
 
 use super::groups;
 use crate::{Entry, EntryKind};
 
-/// Siblings above this size, in bytes, are no help for a file that nothing else is known of.
+/// The largest sibling that may be a base, in bytes.
 const SIBLING: u64 = 64 << 10;
 
-/// For each of `wanted`, indices of new files, where `gone` are the indices of old entries that are not there any more as they are, the index of an old one: the one with its path; else one that is gone now and had the
-/// same path but for versions and hashes in it, or the same name; else a small one in the same directory of the same kind.
+/// Returns the index of an old file for each of `wanted`, the indices of new files: the old file with the same path; or a removed one whose
+/// path differs only in versions and hashes, or has the same name; or a small one of the same kind in the same directory. `gone` are the
+/// indices of old entries that are removed or changed.
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());
@@ -24,7 +25,7 @@ pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize])
             gone.like(&entry.path, old).or_else(|| sibling(&entry.path, old))
         });
         let size = |entry: Option<&Entry>| groups::size(entry).unwrap_or(0);
-        // Reading a giant for the sake of a small file is not worth it, unless it is the same file.
+        // A much larger base is not worth reading, unless it has the same path.
         let sensible = |base: &usize| {
             let (base, new) = (old.get(*base), size(Some(entry)));
             base.is_some_and(|base| base.path == entry.path) || size(base) <= (new * 4).max(SIBLING)
@@ -34,7 +35,7 @@ pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize])
     found
 }
 
-/// Old files that are no longer there.
+/// Old files that were removed.
 struct Gone<'a> {
     by_shape: HashMap<String, usize>,
     by_name: HashMap<&'a str, Vec<usize>>,
@@ -45,7 +46,7 @@ impl<'a> Gone<'a> {
         let mut found = Gone { by_shape: HashMap::new(), by_name: HashMap::new() };
         for index in gone {
             let Some(Entry { path, kind: EntryKind::File { size: 1.., .. } }) = old.get(*index) else { continue };
-            // Something else may have its path now.
+            // Its path may belong to another entry now.
             if groups::find(new, path).is_none() {
                 found.by_shape.entry(shape(path)).or_insert(*index);
                 found.by_name.entry(name(path)).or_default().push(*index);
@@ -64,7 +65,7 @@ impl<'a> Gone<'a> {
             let start = path.split('/').zip(other.split('/')).take_while(|(a, b)| a == b).count();
             (parts, start)
         };
-        // A name like `index.js` is everywhere: looking at a few must do.
+        // A name like `index.js` is common, so only a few are compared.
         self.by_name.get(name(path))?.iter().take(64).max_by_key(alike).copied()
     }
 }
@@ -73,7 +74,7 @@ fn name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// A path without what versions and hashes make of it.
+/// Returns a path without the versions and hashes in it.
 fn shape(path: &str) -> String {
     let mut shape = String::with_capacity(path.len());
     for word in path.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_finds_the_one_that_it_was() {
+    fn new_file_finds_its_old_version() {
         let old = files(&["a/main.4f3a2b1c.js", "a/same.js", "lib/x-1.2.dist-info/METADATA", "moved/deep/thing.css", "z/one.py"]);
         let new = files(&[
             "a/main.99aa88bb.js",

@@ -1,4 +1,4 @@
-//! The files of a release, wherever they are: in an installed tree, or in an archive.
+//! The files of a release, in an installed tree or in an archive.
 
 use std::{
     collections::HashMap,
@@ -13,19 +13,19 @@ use crate::{
     Archive, ArchiveError, Confined, Cursor, Digest, Entry, EntryKind, FileError, FrameReader, Limits, Sink, pool::each_thread,
 };
 
-/// How much of a file is held at once where it is only read through, in bytes.
+/// The bytes of a file that are held at once while it is streamed.
 pub(super) const CHUNK: usize = 1 << 20;
 
-/// Where the files of a release are.
+/// The location of the files of a release.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
-    /// In its installed tree.
+    /// The installed tree.
     Tree(&'a Confined),
-    /// In its archive. What is needed of it is put into `spool`, an empty file.
+    /// The archive. The files that are needed are unpacked into `spool`, an empty file.
     Archive {
         /// The archive.
         archive: &'a File,
-        /// For the files that are needed, unpacked.
+        /// The file for unpacked content.
         spool: &'a File,
     },
 }
@@ -62,14 +62,14 @@ impl<'a> Store<'a> {
         Ok(Store { release: &end.id, entries, place })
     }
 
-    /// A way to its files; one per thread.
+    /// Returns a reader of the files; one per thread.
     pub fn reader(&self) -> Reader<'_> {
         let cursor = if let Place::Tree(tree) = &self.place { Some(tree.cursor()) } else { None };
         Reader { store: self, cursor }
     }
 }
 
-/// Unpacks the files with the indices in `at` to those places.
+/// Unpacks the files with the indices in `at` to those offsets.
 fn spool_files(
     archive: &File,
     end: &Endpoint<'_>,
@@ -121,7 +121,7 @@ impl Sink for Spooler<'_> {
     }
 }
 
-/// See [`Store::reader`].
+/// A reader of the files of a store; see [`Store::reader`].
 pub(super) struct Reader<'a> {
     store: &'a Store<'a>,
     cursor: Option<Cursor<'a>>,
@@ -149,7 +149,7 @@ pub(super) fn damaged(release: &str, entry: &Entry) -> DeltaError {
     DeltaError::Damaged { path: entry.path.clone(), release: release.to_owned() }
 }
 
-/// A file of a tree, if it is there as its manifest says.
+/// Opens a file of a tree, if its kind and size are those of the manifest.
 fn open(cursor: &mut Cursor<'_>, entry: &Entry, size: u64) -> Option<File> {
     let file = cursor.open(&entry.path).ok()?;
     let found = file.metadata().ok()?;
@@ -237,7 +237,7 @@ impl Content<'_> {
         if Digest::from(hasher.finalize()) == *self.digest { Ok(()) } else { Err(self.damaged()) }
     }
 
-    /// What is to be said if it is not as it should be.
+    /// Returns the error for content that differs from the manifest.
     pub fn damaged(&self) -> DeltaError {
         damaged(self.release, self.entry)
     }

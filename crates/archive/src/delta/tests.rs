@@ -172,7 +172,7 @@ fn fuzzer_seeds_are_valid_deltas() {
     }
 }
 
-/// What is copied from the old release, or from another new file, has the size that its digest has elsewhere.
+/// A file with known content must have the size that this content has elsewhere.
 #[test]
 fn copy_with_another_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-/// The same delta with another list of groups, as somebody could make who knows the format.
+/// Returns the delta with another list of groups and a matching outline.
 fn with_groups(world: &World, list: Vec<u8>) -> File {
     let mut outline = Outline::read(&world.delta).unwrap();
     let (packed, section) = format::pack(list, &[]).unwrap();
@@ -240,7 +240,7 @@ fn with_groups(world: &World, list: Vec<u8>) -> File {
     file_with(&bytes)
 }
 
-/// The same with other columns.
+/// Returns the delta with other columns and a matching outline.
 fn with_columns(world: &World, columns: Vec<u8>) -> File {
     let outline = Outline::read(&world.delta).unwrap();
     let bytes = bytes_of(&world.delta);

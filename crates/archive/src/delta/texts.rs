@@ -1,4 +1,4 @@
-//! What one thread makes of changed files: patches.
+//! The worker that makes patches of changed files; one per thread.
 
 use std::ops::Range;
 
@@ -11,21 +11,21 @@ use super::{
 };
 use crate::{Digest, patch::pack};
 
-/// A wanted file, where it stands in the list of them, and its base.
+/// A wanted file with its base, and its position in the list of wanted files.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pair {
     pub place: usize,
     pub file: groups::File,
 }
 
-/// A patch, with what the list says of it.
+/// A patch and its entry in the list.
 pub(super) struct Patch {
     pub part: Part,
     pub packed: Vec<u8>,
 }
 
 impl Patch {
-    /// A text of `raw` bytes that is told by copies.
+    /// Packs a text of `raw` bytes that is described by copies.
     fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, DeltaError> {
         let bytes = told.bytes()?;
         let packed = pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
@@ -35,7 +35,7 @@ impl Patch {
     }
 }
 
-/// One thread's memory.
+/// The buffers of one thread.
 pub(super) struct Worker<'a> {
     old: Reader<'a>,
     new: Reader<'a>,
@@ -52,7 +52,7 @@ impl<'a> Worker<'a> {
         Worker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new(), finder: Finder::default() }
     }
 
-    /// The middles of small files against the middles of their bases.
+    /// Patches the middles of small files against the middles of their bases.
     pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<Patch>), DeltaError> {
         self.both.clear();
         self.text.clear();
@@ -75,7 +75,7 @@ impl<'a> Worker<'a> {
             done.push(Pair { file, ..*pair });
         }
         if let [pair] = done.as_mut_slice() {
-            // Alone, its reference has to be told.
+            // A single file states its reference.
             let (from, reference) = pair.file.piece();
             return Ok((done, self.pack(from, reference)?));
         }
@@ -90,7 +90,7 @@ impl<'a> Worker<'a> {
         content.verify(&mut self.is)
     }
 
-    /// A part of a large file, told by the neighbourhood of the same place in its base.
+    /// Patches a part of a large file against the neighbourhood of the same place in its base.
     pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, DeltaError> {
         let (from, reference) = neighbourhood(&pair.file, range);
         self.text.clear();
@@ -108,7 +108,7 @@ impl<'a> Worker<'a> {
         Patch::told(&told, self.text.len(), from, reference).map(Some)
     }
 
-    /// Packs `self.text` with the reference in `self.both`; nothing needs no patch.
+    /// Packs `self.text` with the reference in `self.both`. An empty text needs no patch.
     fn pack(&mut self, from: u64, reference: u64) -> Result<Option<Patch>, DeltaError> {
         if self.text.is_empty() { Ok(None) } else { self.pack_always(from, reference).map(Some) }
     }
@@ -126,7 +126,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// The most effort that costs hardly any time, by the size of reference and text together.
+/// The highest level that costs little time, by the size of reference and text together.
 fn level(both: usize) -> i32 {
     match both {
         0..=0x8_0000 => 12,
@@ -135,13 +135,14 @@ fn level(both: usize) -> i32 {
     }
 }
 
-/// From so many bytes of reference and text together on, telling takes so much less time than packing that it may take more bytes.
+/// The bytes of reference and text together above which copies are preferred: they take much less time than packing, and a few bytes more.
 const MUCH: usize = 1 << 20;
 
-/// Up to so many bytes that tell a text are worth some effort.
+/// The most bytes of a description that are packed at a higher level.
 const LITTLE: usize = 1 << 20;
 
-/// Where in the base to look for a part: all of it if it is small enough, else as much around the same place as may be held.
+/// Returns the range of the base that a part may refer to: all of it if it is small enough, or else the bytes around the same place, as many
+/// as may be held.
 fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
     let Some((_, size)) = file.base else { return (0, 0) };
     let middle = range.start + (range.end - range.start) / 2;

@@ -15,7 +15,7 @@ use crate::{
         phases::bundle,
         step::{Failure, Step, Work, chain, seconds},
     },
-    release::{self, Body, Incoming, Look, ReleaseError, store, trust::Expectation},
+    release::{self, Body, Incoming, ReleaseError, VerifyLevel, store, trust::Expectation},
 };
 
 /// The time limit for the transfer of a release.
@@ -134,7 +134,7 @@ async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> 
     let trust = [deployment.services.signing.public()];
     let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment).await };
     let incoming = Incoming { body, record: None };
-    let taken = release::take_in(&bundle::context(deployment), incoming, &expect, &trust, Look::Digests).await;
+    let taken = release::accept(&bundle::context(deployment), incoming, &expect, &trust, VerifyLevel::Digests).await;
     let _ = fs::remove_dir_all(directory);
     let manifest = taken.map_err(refused)?;
     // Only now: nothing of a refused release stays.

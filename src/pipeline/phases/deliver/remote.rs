@@ -10,7 +10,7 @@ use crate::{
         phases::{bundle, deploy::install},
         step::{Failure, chain},
     },
-    release::{self, Body, Incoming, Look, ReleaseError, trust::Expectation},
+    release::{self, Body, Incoming, ReleaseError, VerifyLevel, trust::Expectation},
     remote::{self, ManifestCheck, RemoteError},
 };
 
@@ -103,13 +103,13 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
     let taken = match body {
         Some(body) => {
             let (context, incoming) = (bundle::context(deployment), Incoming { body, record: None });
-            release::take_in(&context, incoming, &expect, trust, Look::Digests).await.map_err(PullError::from)
+            release::accept(&context, incoming, &expect, trust, VerifyLevel::Digests).await.map_err(PullError::from)
         }
         // The release is here already; its health record may be newer.
         None => read(deployment).await.map_err(PullError::Other),
     };
     if let (Ok(manifest), Some(record)) = (&taken, record)
-        && let Err(error) = release::take_record(&deployment.paths, &record, manifest, trust)
+        && let Err(error) = release::accept_record(&deployment.paths, &record, manifest, trust)
     {
         deployment.transcript.error(&format!("cannot accept the health record: {}", chain(&error)));
     }
@@ -120,7 +120,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
 /// Makes a check that refuses a release by its manifest, before the archive is fetched.
 fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> ManifestCheck {
     let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
-    Arc::new(move |manifest| match release::admit_manifest(&paths, manifest, &expect, &trust) {
+    Arc::new(move |manifest| match release::accept_manifest(&paths, manifest, &expect, &trust) {
         Err(error @ ReleaseError::Rejected(_)) => Err(RemoteError::Rejected { why: chain(&error), hint: error.hint() }),
         // Other errors occur again when the release is accepted, and are reported then.
         _ => Ok(()),

@@ -13,7 +13,7 @@ use crate::{
         phases::bundle,
         step::{Failure, Step, Work, chain},
     },
-    release::{self, Refusal, ReleaseError},
+    release::{self, Installed, Refusal, ReleaseError},
 };
 
 /// Unpacks the archive into `deploy/<id>`. Files that are the same in the live release are shared with it.
@@ -45,7 +45,15 @@ impl Step for Install {
             let context = bundle::context(deployment);
             let installed = release::install(&context, deployment.spec.release, deployment.previous_release(), begun).await;
             deployment.memory.entries = match installed {
-                Ok(installed) => installed.report.entries,
+                Ok(Installed { report }) => {
+                    if let (1.., Some(first)) = (report.damaged, &report.first_damaged) {
+                        let files = if report.damaged == 1 { "1 file" } else { &format!("{} files", report.damaged) };
+                        deployment.transcript.error(&format!(
+                            "{files} of the previous release no longer had the content of its manifest, first: {first}; this release has the right content"
+                        ));
+                    }
+                    report.entries
+                }
                 Err(error) => return Err(discard(deployment, error)),
             };
             Ok(())

@@ -1,4 +1,5 @@
-//! The seal of a spare: whether anybody has been in it since it was made, told without looking at its files.
+//! The fingerprint of a spare tree, which changes when an entry of the tree is added, removed or replaced. It is computed from the
+//! directories alone, without looking at files.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,13 +10,14 @@ use crate::{
     model::{Digest, Entry, EntryKind},
 };
 
-/// How many directories a thread takes at a time.
+/// The directories that a thread takes at a time.
 const PART: usize = 256;
 
-/// What all directories of a tree look like: nothing in them gets a name, loses it or is replaced without their times changing, and
-/// the time of that change is nobody's to choose. Of the root, which gets another name when the spare is put to use, the time of its
-/// names only. What is in files is not looked at; those are the live release's own, or nobody's who could write them.
-pub(super) fn seal(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
+/// Returns the digest of the inode, mode and change time of every directory. No name in a directory can be added, removed or replaced
+/// without changing its ctime, and no process can set a ctime. The root is renamed when the spare is put to use, which changes its
+/// ctime, so its mtime stands in. File contents are not covered: the files are shared with the live release, whose digests were
+/// compared when the spare was made.
+pub(super) fn fingerprint(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
     let directories: Vec<&str> =
         entries.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.path.as_str()).collect();
     let parts: Vec<&[&str]> = directories.chunks(PART).collect();
@@ -51,7 +53,7 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     #[test]
-    fn a_seal_breaks_where_a_name_comes_goes_or_stands_for_something_else() {
+    fn fingerprint_changes_with_every_change_of_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("tree");
         fs::create_dir_all(root.join("a/b")).unwrap();
@@ -59,7 +61,7 @@ mod tests {
             fs::write(root.join(path), path).unwrap();
         }
         let entries = ["a", "a/b"].map(|path| Entry { path: path.into(), kind: EntryKind::Dir });
-        let now = || seal(&Confined::open(&root).unwrap(), &entries, 2).unwrap();
+        let now = || fingerprint(&Confined::open(&root).unwrap(), &entries, 2).unwrap();
         let mut before = now();
         assert_eq!(before, now());
         let mut broken = |what: &str, act: &dyn Fn()| {
@@ -83,11 +85,11 @@ mod tests {
             fs::write(root.join("a/b/h"), "").unwrap();
             fs::File::open(root.join("a/b")).unwrap().set_modified(found.modified().unwrap()).unwrap();
         });
-        // The root gets its name before the seal is looked at.
+        // The root is renamed before the fingerprint is compared.
         fs::rename(&root, dir.path().join("named")).unwrap();
         let tree = Confined::open(&dir.path().join("named")).unwrap();
-        assert_eq!(before, seal(&tree, &entries, 1).unwrap());
+        assert_eq!(before, fingerprint(&tree, &entries, 1).unwrap());
         fs::remove_dir_all(dir.path().join("named/a/b")).unwrap();
-        assert!(seal(&tree, &entries, 2).is_err());
+        assert!(fingerprint(&tree, &entries, 2).is_err());
     }
 }

@@ -1,37 +1,51 @@
-//! The index of a release: its manifest once more, in a form that is read ten times as fast.
+//! The index of a release: a copy of its manifest in a form that is read ten times as fast.
 //!
-//! Deliveries and installations are mostly a matter of comparing two manifests, and most of that would be reading their text. An index
-//! is nothing but a copy, made where a manifest has just been checked. It names the file that it was made of, down to the time of its
-//! last change, so that one whose manifest was exchanged since is passed over; and the digest of its own content, so that nobody needs
-//! to wait until it is on the disk. There may be none.
+//! Deliveries and installations mostly compare two manifests, and reading the text of these would take most of the time. An index is
+//! written when a manifest has just been checked. It contains the identity of the manifest file, down to the time of the last change, so
+//! that it is ignored once the manifest is replaced; and the digest of its own content, so that it need not be synced. It may be missing.
 
 use std::{
     fs::File,
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ReleaseError,
-    store::{self, SUFFIX},
-};
 use crate::{
     host::files::{FileError, open_regular, place_unsynced},
     model::{Digest, Entry, Frame, Manifest, bounded},
+    release::ReleaseError,
 };
 
-/// How an index begins. Another last character says that older ones are not to be believed, because their manifests were checked by
-/// other rules.
+/// The first bytes of an index. The last one changes when manifests are checked by stricter rules, so that older indices are ignored.
 const MAGIC: &[u8] = b"larder-1";
 
-/// The file of a manifest: inode, size, and the times of the last changes to its content and to itself, in seconds and nanoseconds.
-/// The last cannot be chosen, and changes with everything else.
+/// The identity of a manifest file: inode, size, mtime and ctime, in seconds and nanoseconds. No process can set a ctime, and it changes
+/// with everything else.
 pub type Identity = [u8; 48];
 
-/// Says which file a manifest is, before it is read or after it has got its name.
+/// The largest manifest that is read, in bytes: a million entries with long names.
+pub const MAX_MANIFEST: u64 = 512 << 20;
+
+/// The suffix of the file name of a manifest; the id of the release comes before it.
+pub const SUFFIX: &str = ".manifest.json";
+
+/// Reads a whole file from its first byte, whatever the position of the descriptor: a descriptor that was passed to another process shares
+/// its position with that process.
+pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
+    let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };
+    let size = file.metadata().map_err(failed)?.len();
+    if size > MAX_MANIFEST {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit: MAX_MANIFEST }.into());
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Returns the identity of a manifest file: before the file is read, or after it has got its name.
 pub fn identity(manifest: &File) -> io::Result<Identity> {
     let found = manifest.metadata()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i64::cast_unsigned);
@@ -43,7 +57,7 @@ pub fn identity(manifest: &File) -> io::Result<Identity> {
     Ok(identity)
 }
 
-/// Stands behind [`MAGIC`], the identity of the manifest's file and the digest of this.
+/// The content of an index, which follows [`MAGIC`], the identity of the manifest file and the digest of the content.
 #[derive(Serialize)]
 struct Content<'a> {
     head: Vec<u8>,
@@ -61,26 +75,26 @@ struct Parsed<'a> {
     entries: Vec<Entry>,
 }
 
-/// Where the index to the manifest at `path` is.
+/// Returns the path of the index for the manifest at `path`.
 pub fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     path.with_file_name(format!("{}.index", name.strip_suffix(SUFFIX).unwrap_or(name)))
 }
 
-/// Writes the index of `manifest`, which has been read from that file and checked, beside its name `path`. That it cannot be written costs
-/// time later, nothing else. Whoever gives the file another name, owner or mode afterwards makes it worthless.
+/// Writes the index of `manifest`, which has been read from `file` at `path` and checked. A failure is logged and costs time later.
+/// Renaming the manifest, or changing its owner or mode, invalidates the index.
 pub fn keep(path: &Path, file: io::Result<Identity>, manifest: &Manifest) {
     keep_content(path, file, content_of(manifest));
 }
 
-/// The same, where [`content_of`] was called before.
+/// Writes an index whose content [`content_of`] has returned; see [`keep`].
 pub(super) fn keep_content(path: &Path, file: io::Result<Identity>, content: Result<Vec<u8>, ReleaseError>) {
     if let Err(error) = content.and_then(|content| write(path, file, &content)) {
-        tracing::warn!(path = %path.display(), %error, "a manifest stays without an index");
+        tracing::warn!(path = %path.display(), %error, "index not written");
     }
 }
 
-/// What stands behind the digest of an index.
+/// Returns the serialised content of an index.
 pub(super) fn content_of(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
     let wrong = |why: String| ReleaseError::Manifest { path: "the new manifest".into(), why };
     let head = serde_json::to_vec(&manifest.without_entries()).map_err(|e| wrong(e.to_string()))?;
@@ -95,8 +109,7 @@ fn write(path: &Path, file: io::Result<Identity>, content: &[u8]) -> Result<(), 
     Ok(place_unsynced(&beside(path), &parts, 0o640)?)
 }
 
-/// Opens what is quickest to read of the release whose manifest is at `path`: its index if that belongs to it, else the manifest.
-/// [`store::parse_known`] reads both.
+/// Opens the valid index of the manifest at `path`, or else the manifest. [`parse_known`](super::parse_known) reads both.
 pub fn open(path: &Path) -> Result<File, FileError> {
     let manifest = open_regular(path)?;
     let index = || {
@@ -107,29 +120,29 @@ pub fn open(path: &Path) -> Result<File, FileError> {
     Ok(index().unwrap_or(manifest))
 }
 
-/// The manifest at `path`, which is open as `manifest`, from the index beside it, if there is one that belongs to it.
+/// Returns the manifest at `path`, which is open as `manifest`, from its index, if that is valid.
 pub(super) fn of(path: &Path, manifest: &File) -> Option<Manifest> {
     decode(content(&found(path)?.1, Some(manifest))?)
 }
 
 fn found(path: &Path) -> Option<(File, Vec<u8>)> {
     let index = open_regular(&beside(path)).ok()?;
-    let bytes = store::read_at_start(&index, path).ok()?;
+    let bytes = read_at_start(&index, path).ok()?;
     Some((index, bytes))
 }
 
-/// Whether these bytes are an index and not a manifest.
+/// Returns whether these bytes are an index and not a manifest.
 pub(super) fn is_one(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// Reads a manifest from its index. What was checked when that was written is not checked again.
+/// Reads a manifest from its index, whose content was checked when it was written.
 pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     let damaged = || ReleaseError::Manifest { path: path.to_owned(), why: "its index is damaged".to_owned() };
     content(bytes, None).and_then(decode).ok_or_else(damaged)
 }
 
-/// The content of an index, if that is whole, and made of this manifest where that is known.
+/// Returns the content of an index if its digest is right and, with a manifest, if it was made from that file.
 fn content<'a>(bytes: &'a [u8], manifest: Option<&File>) -> Option<&'a [u8]> {
     let (file, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<48>()?;
     let (digest, content) = rest.split_first_chunk::<32>()?;
@@ -148,15 +161,15 @@ fn decode(content: &[u8]) -> Option<Manifest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::EntryKind;
+    use crate::{model::EntryKind, release::manifest};
 
-    /// The text of a manifest, what it says, and a place where it is.
+    /// Returns the text of a manifest, its value, its directory and its path.
     fn placed() -> (&'static [u8], Manifest, tempfile::TempDir, PathBuf) {
-        let text = include_bytes!("../../fuzz/seeds/manifest/small");
+        let text = include_bytes!("../../../fuzz/seeds/manifest/small");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(format!("x{SUFFIX}"));
         std::fs::write(&path, text).unwrap();
-        (text, store::from_bytes(text, Path::new("m")).unwrap(), dir, path)
+        (text, manifest::from_bytes(text, Path::new("m")).unwrap(), dir, path)
     }
 
     fn known(path: &Path) -> Option<Manifest> {
@@ -164,26 +177,26 @@ mod tests {
     }
 
     #[test]
-    fn an_index_gives_the_manifest_that_it_was_made_of() {
-        let (_, manifest, dir, path) = placed();
+    fn index_gives_the_manifest_that_it_was_made_of() {
+        let (_, expected, dir, path) = placed();
         assert!(known(&path).is_none());
-        // Whoever reads a manifest leaves one.
-        assert_eq!(store::read(&path).unwrap(), manifest);
+        // Reading a manifest writes its index.
+        assert_eq!(manifest::read(&path).unwrap(), expected);
         assert!(dir.path().join("x.index").is_file());
-        assert_eq!(known(&path), Some(manifest.clone()));
-        assert_eq!(store::read(&path).unwrap(), manifest);
-        let bytes = store::read_at_start(&open(&path).unwrap(), &path).unwrap();
+        assert_eq!(known(&path), Some(expected.clone()));
+        assert_eq!(manifest::read(&path).unwrap(), expected);
+        let bytes = read_at_start(&open(&path).unwrap(), &path).unwrap();
         assert!(is_one(&bytes));
-        assert_eq!(store::parse_known(&open(&path).unwrap(), &path).unwrap(), manifest);
-        // For somebody else's manifest, that would be too much trust.
-        assert!(store::parse(&open(&path).unwrap(), &path).is_err());
-        // One without its manifest is no release.
+        assert_eq!(manifest::parse_known(&open(&path).unwrap(), &path).unwrap(), expected);
+        // A manifest from elsewhere must not be an index.
+        assert!(manifest::parse(&open(&path).unwrap(), &path).is_err());
+        // An index without its manifest is not a release.
         std::fs::remove_file(&path).unwrap();
-        assert!(open(&path).is_err() && store::read(&path).is_err());
+        assert!(open(&path).is_err() && manifest::read(&path).is_err());
     }
 
     #[test]
-    fn an_index_of_another_manifest_is_passed_over() {
+    fn index_of_another_manifest_is_ignored() {
         let (text, mut other, _dir, path) = placed();
         let right = other.clone();
         other.entries.push(Entry { path: "zzz".into(), kind: EntryKind::Dir });
@@ -205,12 +218,12 @@ mod tests {
             // File systems count time in steps.
             std::thread::sleep(std::time::Duration::from_millis(20));
             change();
-            assert_eq!(store::read(&path).unwrap(), right);
+            assert_eq!(manifest::read(&path).unwrap(), right);
         }
     }
 
     #[test]
-    fn a_damaged_index_is_passed_over() {
+    fn damaged_index_is_ignored() {
         let (text, right, _dir, path) = placed();
         write(&path, identity(&File::open(&path).unwrap()), &content_of(&right).unwrap()).unwrap();
         let good = std::fs::read(beside(&path)).unwrap();
@@ -222,10 +235,10 @@ mod tests {
         let cut = [0, 8, 88, good.len() - 1].map(|length| good[..length].to_vec());
         for bad in bad.iter().chain(&cut) {
             std::fs::write(beside(&path), bad).unwrap();
-            assert_eq!(store::read_at_start(&open(&path).unwrap(), &path).unwrap(), text);
-            let in_worker = store::parse_known(&File::open(beside(&path)).unwrap(), &path);
+            assert_eq!(read_at_start(&open(&path).unwrap(), &path).unwrap(), text);
+            let in_worker = manifest::parse_known(&File::open(beside(&path)).unwrap(), &path);
             assert!(in_worker.is_err() || bad[8..56] != good[8..56]);
-            assert_eq!(store::read(&path).unwrap(), right);
+            assert_eq!(manifest::read(&path).unwrap(), right);
         }
     }
 }

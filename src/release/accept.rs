@@ -1,4 +1,4 @@
-//! The server side of taking a deliverable from elsewhere into `releases/`.
+//! The acceptance of deliverables from elsewhere into the store: the server side. [`trust`] makes the decisions.
 
 use std::{
     fs::File,
@@ -13,11 +13,10 @@ use super::{
     Context, Refusal, ReleaseError,
     check::{self, Verdict, VerifyJob},
     delta,
-    forms::Forms,
-    index,
-    server::{blocking, lost, run},
+    manifest::{MAX_MANIFEST, encode::EncodedManifest, index},
     store,
     trust::{self, Accepted, Expectation},
+    worker::{blocking, lost, run},
 };
 use crate::{
     host::{
@@ -27,21 +26,21 @@ use crate::{
     model::{HealthRecord, Manifest, PublicKey, Role},
 };
 
-/// How closely an archive is looked at before it gets its name.
+/// The thoroughness of the check of an archive before it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// Every byte against the digests that were signed. Enough where it is installed next: that reads the rest as strictly.
+pub enum VerifyLevel {
+    /// Every byte is held to the signed digests. Enough before an installation, which checks the content as strictly.
     Digests,
-    /// Everything in it as well, by a worker.
+    /// A worker checks the content of the archive as well.
     Everything,
 }
 
-/// What came from elsewhere: files that nobody but the server can change, in a directory on the file system of `releases/`.
+/// A deliverable to accept: files that only the server can change, on the file system of `releases/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// What makes the release.
+    /// The content of the release.
     pub body: Body,
-    /// What somebody says of how it ran; left where it is if it is not accepted, and nothing else changes by that.
+    /// A health record of the release. A record that is not accepted is left in place and changes nothing else.
     pub record: Option<PathBuf>,
 }
 
@@ -68,21 +67,21 @@ impl Body {
     }
 }
 
-/// Checks `incoming` against what was asked for and who is trusted, and gives it its names in `releases/`, the manifest last: it
-/// makes the release exist. What is refused stays where it was, for whoever brought it to remove. May be repeated. Of a delta, only
-/// the manifest can be checked here; its content is, file by file, when it is installed.
-pub async fn take_in(
+/// Checks `incoming` against the expectation and the trusted keys, and renames it into `releases/`, the manifest last, which makes the
+/// release exist. A refused deliverable stays where it was; the caller removes it. May be repeated. Of a delta only the manifest is
+/// checked here; its content is checked file by file when it is installed.
+pub async fn accept(
     context: &Context<'_>,
     incoming: Incoming,
     expect: &Expectation,
     trust: &[PublicKey],
-    look: Look,
+    level: VerifyLevel,
 ) -> Result<Manifest, ReleaseError> {
     let (expect, trust, paths) = (expect.clone(), trust.to_vec(), context.paths.clone());
     let (body, keys) = (incoming.body.clone(), trust.clone());
     let manifest = blocking(move || admit(&paths, &body, &expect, &keys)).await?;
-    match (incoming.body.clone(), look) {
-        (Body::Archive { archive, .. }, Look::Digests) => {
+    match (incoming.body.clone(), level) {
+        (Body::Archive { archive, .. }, VerifyLevel::Digests) => {
             let manifest = manifest.clone();
             let verdict = blocking(move || {
                 let file = open_regular(&archive)?;
@@ -90,7 +89,7 @@ pub async fn take_in(
             });
             verdict.await??;
         }
-        (Body::Archive { archive, manifest }, Look::Everything) => {
+        (Body::Archive { archive, manifest }, VerifyLevel::Everything) => {
             let (archive, described) = blocking(move || Ok((open_regular(&archive)?, open_regular(&manifest)?))).await?;
             verify_archive(context, archive, described).await??;
         }
@@ -100,9 +99,9 @@ pub async fn take_in(
     blocking(move || {
         place(&paths, &incoming.body, &manifest, threads)?;
         if let Some(record) = &incoming.record
-            && let Err(error) = take_record(&paths, record, &manifest, &trust)
+            && let Err(error) = accept_record(&paths, record, &manifest, &trust)
         {
-            tracing::warn!(release = %manifest.release, %error, "a health record was not taken over");
+            tracing::warn!(release = %manifest.release, %error, "health record not accepted");
         }
         if let Body::Archive { manifest, .. } = &incoming.body {
             remove_if_present(manifest)?;
@@ -115,9 +114,9 @@ pub async fn take_in(
 /// The largest health record, in bytes.
 pub const MAX_RECORD: u64 = 4 << 20;
 
-/// Takes over what somebody trusted says of how a release ran elsewhere, in place of what was known before, unless that is newer: a
-/// place may offer what was published long ago. Gives what is known now.
-pub fn take_record(
+/// Accepts a health record of a release that ran elsewhere, if a trusted key signed it, and returns the record that is known now. An older
+/// record does not replace a newer one, since a remote may still offer an old one.
+pub fn accept_record(
     paths: &EnvironmentPaths,
     record: &Path,
     manifest: &Manifest,
@@ -136,23 +135,23 @@ pub fn take_record(
     Ok(record)
 }
 
-/// What was taken over of how a release ran elsewhere, if it is still by somebody in `trust`.
+/// Returns the accepted health record of a release, if a key in `trust` signed it.
 pub fn known_record(paths: &EnvironmentPaths, manifest: &Manifest, trust: &[PublicKey]) -> Option<HealthRecord> {
     let bytes = read_limited(&paths.health(manifest.release), MAX_RECORD).ok()?;
     let record = trust::read_record(&bytes).ok()?;
     trust::accept_record(&record, manifest, trust).is_ok().then_some(record)
 }
 
-/// Has a worker read a whole archive; both descriptors are only read.
+/// Verifies a whole archive in a worker. Both descriptors are only read.
 pub async fn verify_archive(context: &Context<'_>, archive: File, manifest: File) -> Result<Verdict, ReleaseError> {
     let job = VerifyJob { threads: context.threads, limits: Limits::default() };
     run(context, "verify", Role::Verify, None, &job, vec![OwnedFd::from(archive), OwnedFd::from(manifest)]).await
 }
 
-/// All that can be said without the archive.
+/// Checks everything that needs no archive.
 fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
     match body {
-        Body::Archive { manifest, .. } => admit_manifest(paths, manifest, expect, trust),
+        Body::Archive { manifest, .. } => accept_manifest(paths, manifest, expect, trust),
         Body::Delta(path) => {
             let delta = open_regular(path)?;
             let (base, _) = delta::endpoints(&delta)?;
@@ -161,14 +160,14 @@ fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[P
     }
 }
 
-/// The same of a manifest's file: what is refused here need not be fetched.
-pub fn admit_manifest(
+/// Checks a manifest file alone. The archive of a refused manifest need not be fetched.
+pub fn accept_manifest(
     paths: &EnvironmentPaths,
     manifest: &Path,
     expect: &Expectation,
     trust: &[PublicKey],
 ) -> Result<Manifest, ReleaseError> {
-    believe(paths, trust::read_manifest(&read_limited(manifest, store::MAX_MANIFEST)?)?, expect, trust)
+    believe(paths, trust::read_manifest(&read_limited(manifest, MAX_MANIFEST)?)?, expect, trust)
 }
 
 fn believe(
@@ -180,23 +179,23 @@ fn believe(
     trust::accept(expect, &manifest, trust, &Accepted::load(&paths.accepted())?)?;
     match store::read(&paths.manifest(manifest.release)) {
         Ok(known) if known.statement() != manifest.statement() => Err(Refusal::Contradicts { release: manifest.release }.into()),
-        // One that cannot be read is replaced by one that can.
+        // An unreadable manifest is replaced.
         _ => Ok(manifest),
     }
 }
 
-/// What was accepted is read, changed and written by one at a time.
+/// Serialises changes of the file of accepted builds.
 static ACCEPTED: Mutex<()> = Mutex::new(());
 
-/// Gives what was checked its name, with a manifest that says what was checked and nothing else.
+/// Renames checked content into the store, beside a manifest that is encoded anew from the checked value.
 fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: usize) -> Result<(), ReleaseError> {
     let release = manifest.release;
     let described = paths.releases().join(format!(".new-{release}.manifest.json"));
     remove_if_present(&described)?;
     let mut file = create_new(&described, 0o640)?;
-    let forms = Forms::of(manifest, threads)
+    let encoded = EncodedManifest::of(manifest, threads)
         .map_err(|error| ReleaseError::Manifest { path: described.clone(), why: error.to_string() })?;
-    std::io::Write::write_all(&mut file, &forms.text).map_err(|error| lost(&described, error))?;
+    std::io::Write::write_all(&mut file, &encoded.text).map_err(|error| lost(&described, error))?;
     let content = open_regular(body.path())?;
     durable::begin(&content);
     durable::begin(&file);
@@ -204,7 +203,7 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: us
     file.sync_all().map_err(|error| lost(&described, error))?;
     let _one_at_a_time = ACCEPTED.lock();
     let mut accepted = Accepted::load(&paths.accepted())?;
-    // Before it has its names: what is remembered too early refuses nothing that would be right.
+    // Before the rename: a note that comes too early refuses nothing that would be right.
     if accepted.note(manifest) {
         accepted.save(&paths.accepted())?;
     }
@@ -214,6 +213,6 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: us
         Body::Delta(path) => rename_over(path, &paths.delta(release))?,
     }
     rename_over(&described, &paths.manifest(release))?;
-    forms.keep_index(&paths.manifest(release), index::identity(&file));
+    encoded.keep_index(&paths.manifest(release), index::identity(&file));
     Ok(())
 }

@@ -1,6 +1,5 @@
-//! A manifest as it is written: its text, and the content of its index.
-//!
-//! Nearly all of both are entries, and a release can have a hundred thousand of them: so several threads write.
+//! The encoders of a manifest: its text and the content of its index. A release can have a hundred thousand entries, so several threads
+//! write.
 
 use std::{
     fs::File,
@@ -10,19 +9,16 @@ use std::{
 
 use larder_archive::pool::{self, both};
 
-use super::{
-    ReleaseError,
-    index::{self, Identity},
-};
-use crate::model::Manifest;
+use super::index::{self, Identity};
+use crate::{model::Manifest, release::ReleaseError};
 
-/// How many entries a thread writes at a time; for fewer, another one costs more than it helps.
+/// The entries that a thread writes at a time; fewer are not worth another thread.
 const PART: usize = 2048;
 
-/// Where the entries are missing in a text. Nothing else looks like this: inside of strings, quotes have a backslash before them.
+/// The place of the entries in a text without them. It is unique: inside of strings, quotes have a backslash before them.
 const NO_ENTRIES: &[u8] = br#""entries":[]"#;
 
-/// The text of a manifest, as it stands beside an archive: one line.
+/// Returns the text of a manifest, one line, as it stands beside an archive.
 fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Error> {
     let parts: Vec<_> = manifest.entries.chunks(PART).collect();
     if parts.len() < 2 {
@@ -32,7 +28,7 @@ fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Erro
     head.archive.frames.clone_from(&manifest.archive.frames);
     let head = serde_json::to_vec(&head)?;
     let place = head.windows(NO_ENTRIES.len()).position(|part| part == NO_ENTRIES);
-    // Behind the bracket that opens the list.
+    // Entries are inserted behind the bracket that opens the list.
     let place = place.map(|place| place + NO_ENTRIES.len() - 1);
     let Some((before, behind)) = place.and_then(|place| head.split_at_checked(place)) else {
         return serde_json::to_vec(manifest).map(line);
@@ -61,7 +57,7 @@ fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Erro
 }
 
 /// Writes the text of a manifest.
-pub(super) fn write(manifest: &Manifest, threads: usize, to: &File) -> Result<(), ReleaseError> {
+pub(in crate::release) fn write(manifest: &Manifest, threads: usize, to: &File) -> Result<(), ReleaseError> {
     let failed = |e: io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
     let text = text(manifest, threads).map_err(|e| failed(e.into()))?;
     (&mut &*to).write_all(&text).map_err(failed)
@@ -72,22 +68,21 @@ fn line(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
-/// Both forms.
-pub struct Forms {
+/// The text of a manifest and the content of its index.
+pub struct EncodedManifest {
     /// The text of the manifest: one line.
     pub text: Vec<u8>,
     index: Result<Vec<u8>, ReleaseError>,
 }
 
-impl Forms {
-    /// Writes both at a time.
-    pub fn of(manifest: &Manifest, threads: usize) -> Result<Forms, serde_json::Error> {
+impl EncodedManifest {
+    /// Encodes both in parallel.
+    pub fn of(manifest: &Manifest, threads: usize) -> Result<EncodedManifest, serde_json::Error> {
         let (index, text) = both(|| index::content_of(manifest), || text(manifest, threads));
-        Ok(Forms { text: text?, index })
+        Ok(EncodedManifest { text: text?, index })
     }
 
-    /// Puts the index beside the manifest, which has been checked, whose name is `path` and which is the file `identity`; see
-    /// [`index::keep`].
+    /// Writes the index of the manifest at `path`, which has been checked and is the file `identity`; see [`index::keep`].
     pub fn keep_index(self, path: &Path, identity: io::Result<Identity>) {
         index::keep_content(path, identity, self.index);
     }
@@ -98,12 +93,13 @@ mod tests {
     use super::*;
     use crate::{
         model::{Digest, Entry, EntryKind},
-        release::store,
+        release::manifest,
     };
 
     #[test]
-    fn a_text_is_the_same_however_many_write_it() {
-        let mut manifest = store::from_bytes(include_bytes!("../../fuzz/seeds/manifest/small"), Path::new("small")).unwrap();
+    fn manifest_text_does_not_depend_on_threads() {
+        let mut manifest =
+            manifest::from_bytes(include_bytes!("../../../fuzz/seeds/manifest/small"), Path::new("small")).unwrap();
         manifest.tag = Some(r#"v1 "entries":[] \"entries\":[]"#.into());
         for count in [0, 1, PART, PART + 1, 5 * PART + 7] {
             let entry = |n: usize| match n % 3 {

@@ -1,0 +1,59 @@
+//! The input of the writer.
+
+use std::fs::File;
+
+use super::{ArchiveInfo, Digest, Entry, EntryKind};
+
+/// An entry to archive. Unknown properties of a file are determined while it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Relative path.
+    pub path: String,
+    /// Directory, file or link.
+    pub kind: ItemKind,
+}
+
+/// The kind of an item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ItemKind {
+    /// A directory.
+    Dir,
+    /// A regular file.
+    File {
+        /// Size in bytes.
+        size: u64,
+        /// The digest, if it is known. The writer holds the file to it whenever it reads the file.
+        digest: Option<Digest>,
+        /// The file is executable.
+        executable: bool,
+    },
+    /// A symbolic link.
+    Link {
+        /// The target, verbatim.
+        target: String,
+    },
+}
+
+impl From<&Entry> for Item {
+    fn from(entry: &Entry) -> Item {
+        let kind = match &entry.kind {
+            EntryKind::Dir => ItemKind::Dir,
+            EntryKind::File { size, digest, executable } => {
+                ItemKind::File { size: *size, digest: Some(*digest), executable: *executable }
+            }
+            EntryKind::Link { target } => ItemKind::Link { target: target.clone() },
+        };
+        Item { path: entry.path.clone(), kind }
+    }
+}
+
+/// An archive whose unchanged frames may be copied, if their bytes still have their digests.
+#[derive(Debug, Clone, Copy)]
+pub struct Previous<'a> {
+    /// The archive.
+    pub file: &'a File,
+    /// Its entries.
+    pub entries: &'a [Entry],
+    /// Its frames.
+    pub info: &'a ArchiveInfo,
+}

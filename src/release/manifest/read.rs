@@ -1,0 +1,72 @@
+//! Readers of manifests.
+
+use std::{fs::File, path::Path};
+
+use larder_archive::{Limits, check_entries, pool::both, tree_digest};
+
+use super::{
+    head::Head,
+    index::{self, read_at_start},
+};
+use crate::{host::files::open_regular, model::Manifest, release::ReleaseError};
+
+/// Reads and checks the manifest at `path`, from its index if there is one; otherwise writes an index for the next time.
+pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
+    let file = open_regular(path)?;
+    if let Some(manifest) = index::of(path, &file) {
+        return Ok(manifest);
+    }
+    let known = index::identity(&file);
+    let manifest = parse(&file, path)?;
+    index::keep(path, known, &manifest);
+    Ok(manifest)
+}
+
+/// Reads the head of a manifest without checking its entries. For lists, not for decisions.
+pub fn head(path: &Path) -> Result<Head, ReleaseError> {
+    let bytes = read_at_start(&open_regular(path)?, path)?;
+    serde_json::from_slice(&bytes).map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })
+}
+
+/// Reads and checks a manifest that is open; `path` is for messages.
+pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
+    from_bytes(&read_at_start(file, path)?, path)
+}
+
+/// Reads a file that [`index::open`] opened: an index or a manifest. Not for files from elsewhere, since the content of an index is
+/// taken as checked.
+pub fn parse_known(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
+    let bytes = read_at_start(file, path)?;
+    if index::is_one(&bytes) { index::parse(&bytes, path) } else { from_bytes(&bytes, path) }
+}
+
+/// Runs [`parse_known`] on two files in parallel.
+pub(in crate::release) fn parse_both<'a>(
+    (one, of_one): (&File, &'a Path),
+    (other, of_other): (&File, &'a Path),
+) -> (Result<Manifest, ReleaseError>, Result<Manifest, ReleaseError>) {
+    both(|| parse_known(one, of_one), || parse_known(other, of_other))
+}
+
+/// Checks the bytes of a manifest; `path` is for messages.
+pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
+    let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
+    #[derive(serde::Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let other = |format| wrong(format!("it has the format {format}, this larder reads {}; update larder", Manifest::FORMAT));
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
+        // A newer format may not parse at all.
+        Ok(Format { format }) if format != Manifest::FORMAT => other(format),
+        _ => wrong(e.to_string()),
+    })?;
+    if manifest.format != Manifest::FORMAT {
+        return Err(other(manifest.format));
+    }
+    check_entries(&manifest.entries, &Limits::default()).map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    if tree_digest(&manifest.entries) != manifest.tree {
+        return Err(wrong("its tree digest is not that of its entries".to_owned()));
+    }
+    Ok(manifest)
+}

@@ -1,0 +1,138 @@
+//! Retention: the choice of the releases that are removed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::ReleaseId;
+
+/// A release as retention sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReleaseSummary {
+    /// The release.
+    pub id: ReleaseId,
+    /// It has been live. Releases that never were do not count against the limits.
+    pub good: bool,
+    /// The size of its archive.
+    pub bytes: u64,
+}
+
+/// The limits of retention. A release that exceeds any of them is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The most good releases.
+    pub releases: usize,
+    /// The greatest age, as seen from `now`.
+    pub age: Option<Duration>,
+    /// The most bytes of all archives together; the newest releases are kept.
+    pub bytes: Option<u64>,
+    /// The current time.
+    pub now: Timestamp,
+}
+
+/// Returns the releases to remove, oldest first: all good ones that exceed a limit of `keep`, but never the live one, its predecessor and
+/// the pinned ones. Failed releases are removed as soon as a newer good one exists, and do not count against the limits. `releases` may be
+/// in any order.
+pub fn prune_plan(
+    releases: &[ReleaseSummary],
+    live: Option<ReleaseId>,
+    previous: Option<ReleaseId>,
+    pinned: &[ReleaseId],
+    keep: &Keep,
+) -> Vec<ReleaseId> {
+    let mut newest_first: Vec<ReleaseSummary> = releases.to_vec();
+    newest_first.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
+    let newest_good = newest_first.iter().find(|info| info.good).map(|info| info.id);
+    let safe: BTreeSet<ReleaseId> = pinned.iter().copied().chain(live).chain(previous).collect();
+    // Releases that must stay are counted first, however old they are.
+    let mut left = keep.bytes.map(|bytes| {
+        let taken =
+            newest_first.iter().filter(|info| safe.contains(&info.id)).map(|info| info.bytes).fold(0, u64::saturating_add);
+        bytes.saturating_sub(taken)
+    });
+    let mut full = false;
+    let mut fits = |info: &ReleaseSummary| {
+        let Some(left) = left.as_mut().filter(|_| !safe.contains(&info.id)) else { return true };
+        // A small old release does not stay if a newer one was removed.
+        full |= info.bytes > *left;
+        *left = if full { 0 } else { left.saturating_sub(info.bytes) };
+        !full
+    };
+    let young = |info: &ReleaseSummary| {
+        let age = keep.now.duration_since(info.id.created());
+        keep.age.is_none_or(|most| age <= SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX))
+    };
+    let mut kept = safe.clone();
+    let good = newest_first.iter().filter(|info| info.good).take(keep.releases);
+    kept.extend(good.filter(|info| young(info) && fits(info)).map(|info| info.id));
+    // The newest ones may still go live, or have just failed and are about to be examined.
+    kept.extend(
+        newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
+    );
+    newest_first.iter().rev().map(|info| info.id).filter(|id| !kept.contains(id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(second: i64) -> ReleaseId {
+        ReleaseId::new(jiff::Timestamp::from_second(second).unwrap())
+    }
+
+    fn keep(releases: usize) -> Keep {
+        Keep { releases, age: None, bytes: None, now: Timestamp::from_second(11_000).unwrap() }
+    }
+
+    /// Ten releases, one every thousand seconds, of 100 bytes each; those of `good` went live.
+    fn ten(good: &[usize]) -> (Vec<ReleaseId>, Vec<ReleaseSummary>) {
+        let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
+        let infos = ids.iter().enumerate().map(|(n, id)| ReleaseSummary { id: *id, good: good.contains(&n), bytes: 100 });
+        (ids.clone(), infos.collect())
+    }
+
+    const ALL: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    #[test]
+    fn prune_plan_keeps_needed_releases_and_ignores_failed_ones() {
+        let (ids, all) = ten(&ALL);
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &keep(3)), ids[..7]);
+        // The live one is old after a rollback; its predecessor and a pinned one stay as well.
+        let gone = prune_plan(&all, Some(ids[2]), Some(ids[9]), &[ids[0]], &keep(2));
+        assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
+        // Nine failures in a row push nothing out; the one that failed before a good one goes.
+        let (ids, some) = ten(&[0, 2]);
+        assert_eq!(prune_plan(&some, Some(ids[2]), Some(ids[0]), &[], &keep(2)), [ids[1]]);
+        assert_eq!(prune_plan(&ten(&[]).1, None, None, &[], &keep(1)), []);
+        assert_eq!(prune_plan(&[], Some(ids[0]), None, &[], &keep(0)), []);
+    }
+
+    #[test]
+    fn prune_plan_removes_old_releases_that_are_not_needed() {
+        let (ids, all) = ten(&ALL);
+        let rule = Keep { age: Some(Duration::from_secs(3500)), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
+        assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[3]), &[ids[1]], &rule), [ids[2], ids[4], ids[5], ids[6]]);
+        // A clock that was put back makes nothing older.
+        let rule = Keep { age: Some(Duration::from_secs(1)), now: Timestamp::from_second(1).unwrap(), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), None, &[], &rule), []);
+    }
+
+    #[test]
+    fn prune_plan_removes_the_oldest_releases_beyond_the_size() {
+        let (ids, mut all) = ten(&ALL);
+        let rule = Keep { bytes: Some(450), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..6]);
+        // What must stay is counted before all others, whatever its age, and stays where there is no room at all.
+        assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[1]), &[ids[2]], &rule), ids[3..9]);
+        let nothing = Keep { bytes: Some(0), ..keep(100) };
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[ids[0]], &nothing), ids[1..8]);
+        // One that is too large takes those before it along: no gaps.
+        all[6].bytes = 1000;
+        assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
+        // Failed ones take no room.
+        let (ids, some) = ten(&[7, 8, 9]);
+        let rule = Keep { bytes: Some(300), ..keep(100) };
+        assert_eq!(prune_plan(&some, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
+    }
+}

@@ -1,0 +1,137 @@
+//! The start of workers, and the files of releases that are handed to them.
+
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use super::{ReleaseError, SigningKey, error::Answer, manifest::index};
+use crate::{
+    host::{
+        files::{FileError, open_regular},
+        launch::{Launcher, Stdio},
+        root::EnvironmentPaths,
+    },
+    model::{EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Supervision},
+};
+
+/// The largest report of a worker, in bytes.
+const MAX_REPORT: usize = 1 << 20;
+
+/// The environment that a worker serves, and the limits of its work.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Starts the worker.
+    pub launcher: &'a Launcher,
+    /// The project.
+    pub project: ProjectId,
+    /// The environment.
+    pub environment: EnvId,
+    /// The paths of the environment.
+    pub paths: &'a EnvironmentPaths,
+    /// The log of the deployment, as the worker's stdout and stderr.
+    pub output: Option<OwnedFd>,
+    /// The number of threads of a worker.
+    pub threads: usize,
+    /// The key that signs the manifests of releases that are built here.
+    pub signing: &'a SigningKey,
+    /// The largest archive that is written, in bytes.
+    pub archive_limit: u64,
+}
+
+/// The files of a release in the store, and the temporary names that they are written under.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    pub(super) archive: PathBuf,
+    pub(super) manifest: PathBuf,
+    pub(super) new_archive: PathBuf,
+    pub(super) new_manifest: PathBuf,
+}
+
+impl Files {
+    pub(super) fn of(paths: &EnvironmentPaths, release: ReleaseId) -> Files {
+        let releases = paths.releases();
+        Files {
+            archive: paths.archive(release),
+            manifest: paths.manifest(release),
+            new_archive: releases.join(format!(".new-{release}.tar.zst")),
+            new_manifest: releases.join(format!(".new-{release}.manifest.json")),
+        }
+    }
+}
+
+/// Runs a worker and returns its report.
+///
+/// # Errors
+///
+/// The worker cannot be started, exits without a report, or reports a failure.
+pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+    context: &Context<'_>,
+    what: &'static str,
+    role: Role,
+    release: impl Into<Option<ReleaseId>>,
+    job: &J,
+    extra: Vec<OwnedFd>,
+) -> Result<R, ReleaseError> {
+    let failed = |source| ReleaseError::Launch { what, source };
+    let launch = Launch {
+        role,
+        project: context.project,
+        environment: Some(context.environment),
+        release: release.into(),
+        slot: None,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    };
+    let output = |which: &Option<OwnedFd>| {
+        which.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| FileError::io("share", "the log of the deployment", e))
+    };
+    let stdio = Stdio { stdin: None, stdout: output(&context.output)?, stderr: output(&context.output)?, extra };
+    let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
+    let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    if let Some(Answer::Done(report)) = report {
+        // The worker reports when everything is synced; the removal of its sandbox need not be waited for.
+        return Ok(report);
+    }
+    // The caller reverts a failed job, for which the worker must have exited.
+    let exit: Exit = child.wait().await.map_err(failed)?;
+    match report {
+        Some(answer) => answer.into_result(),
+        None => Err(ReleaseError::Died { what, exit }),
+    }
+}
+
+/// Runs file operations on a blocking thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static,
+) -> Result<T, ReleaseError> {
+    tokio::task::spawn_blocking(act).await.map_err(|_| ReleaseError::Cancelled)?
+}
+
+/// An error of an operation on an open file.
+pub(super) fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
+    FileError::io("use", path, e).into()
+}
+
+/// Returns whether a tree with the name of the release exists. The digests of its files show whether it is complete.
+pub(super) fn installed(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
+    paths.tree(release).symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
+/// Opens a file of a release. A missing file means an unknown release.
+pub(super) fn known(paths: &EnvironmentPaths, release: ReleaseId, path: &Path) -> Result<File, ReleaseError> {
+    open_regular(path).map_err(|e| unknown(paths, release, e))
+}
+
+/// Opens the manifest of a release, or its index. A missing file means an unknown release.
+pub(super) fn known_manifest(paths: &EnvironmentPaths, release: ReleaseId) -> Result<File, ReleaseError> {
+    index::open(&paths.manifest(release)).map_err(|e| unknown(paths, release, e))
+}
+
+fn unknown(paths: &EnvironmentPaths, release: ReleaseId, error: FileError) -> ReleaseError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ReleaseError::Unknown { release, path: paths.releases() },
+        _ => error.into(),
+    }
+}
