@@ -17,18 +17,10 @@ use super::{
 use crate::model::{DeploymentId, Event, Fault, Outcome, UserName};
 
 /// A deployment that is about to end, by the way it came to its end.
+#[allow(clippy::large_enum_variant)] // One value per deployment, never stored.
 pub(super) enum Ended {
     /// Its plan was walked to its end or unwound, or its journal failed on the way.
-    Walked {
-        deployment: Deployment,
-        journal: Journal,
-        outcome: Result<Outcome, JournalError>,
-        /// Whether a later server or a person has taken it over.
-        recovered: bool,
-        verdict: Option<watch::Sender<Option<Outcome>>>,
-        /// The queue's lock, released when the verdict is given.
-        work: Option<OwnedMutexGuard<()>>,
-    },
+    Walked(Walk),
     /// Its journal could not be begun; nothing was done.
     Unopened { deployment: Deployment, fault: Fault, verdict: watch::Sender<Option<Outcome>> },
     /// It waited, and was superseded or may not start any more.
@@ -37,14 +29,26 @@ pub(super) enum Ended {
     Unusable { id: DeploymentId, error: JournalError },
 }
 
+/// A deployment whose plan was walked to its end or unwound.
+pub(super) struct Walk {
+    pub deployment: Deployment,
+    pub journal: Journal,
+    /// The outcome, or the failure of the journal that ended the walk.
+    pub outcome: Result<Outcome, JournalError>,
+    /// Whether a later server or a person has taken the deployment over.
+    pub recovered: bool,
+    /// The receiver of the verdict; `None` if the pusher's server has died.
+    pub verdict: Option<watch::Sender<Option<Outcome>>>,
+    /// The queue's lock, released when the verdict is given.
+    pub work: Option<OwnedMutexGuard<()>>,
+}
+
 impl Pipeline {
     /// Ends a deployment: records the outcome in the journal, the history and what is live; gives the verdict; then starts the
     /// follow-ups and tells the observers. Returns the outcome that counts.
     pub(super) async fn conclude(&self, queue: &Queue, ended: Ended) -> Outcome {
         match ended {
-            Ended::Walked { deployment, journal, outcome, recovered, verdict, work } => {
-                self.conclude_walked(queue, deployment, journal, outcome, recovered, verdict, work).await
-            }
+            Ended::Walked(walk) => self.conclude_walk(queue, walk).await,
             Ended::Unopened { deployment, fault, verdict } => {
                 let outcome = Outcome::Refused { fault };
                 verdict::print(&deployment, &outcome);
@@ -91,17 +95,8 @@ impl Pipeline {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // The fields of one variant.
-    async fn conclude_walked(
-        &self,
-        queue: &Queue,
-        deployment: Deployment,
-        mut journal: Journal,
-        outcome: Result<Outcome, JournalError>,
-        recovered: bool,
-        verdict: Option<watch::Sender<Option<Outcome>>>,
-        work: Option<OwnedMutexGuard<()>>,
-    ) -> Outcome {
+    async fn conclude_walk(&self, queue: &Queue, walk: Walk) -> Outcome {
+        let Walk { deployment, mut journal, outcome, recovered, verdict, work } = walk;
         let recorded = outcome.and_then(|outcome| {
             // Before the end: a server that is killed in between leaves a deployment without an end, which has its follow-ups again.
             followups::are_due(&deployment);

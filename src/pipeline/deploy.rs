@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    conclude::Ended,
+    conclude::{Ended, Walk},
     core::Pipeline,
     error::PipelineError,
     failure::Failure,
@@ -110,7 +110,8 @@ impl Pipeline {
             Ok(mut journal) => {
                 deployment.services.observers.milestone(deployment.announcement("began", News::Began));
                 let outcome = runner::run(&plan, &mut deployment, &mut journal).await;
-                Ended::Walked { deployment, journal, outcome, recovered: false, verdict: Some(verdict), work: Some(work) }
+                let (verdict, work) = (Some(verdict), Some(work));
+                Ended::Walked(Walk { deployment, journal, outcome, recovered: false, verdict, work })
             }
             // Nothing was done yet, so there is nothing to revert.
             Err(error) => {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    conclude::Ended,
+    conclude::{Ended, Walk},
     context::Deployment,
     core::Pipeline,
     error::{PipelineError, ThawError},
@@ -129,7 +129,8 @@ impl Pipeline {
             step: unknown.0.to_string(),
         })?;
         let outcome = self.walk_on(&plan, &mut deployment, &mut journal, why).await;
-        let ended = Ended::Walked { deployment, journal, outcome, recovered: true, verdict: None, work: None };
+        let walk = Walk { deployment, journal, outcome, recovered: true, verdict: None, work: None };
+        let ended = Ended::Walked(walk);
         Ok(self.conclude(queue, ended).await)
     }
 
