@@ -22,7 +22,7 @@ pub fn top() -> &'static Path {
 pub fn sources() -> Vec<Source> {
     let mut roots = vec![top().join("src")];
     roots.extend(fs::read_dir(top().join("crates")).into_iter().flatten().map(|entry| entry.unwrap().path().join("src")));
-    let mut files: Vec<_> = roots.iter().flat_map(|root| walkdir::WalkDir::new(root)).map(Result::unwrap).collect();
+    let mut files: Vec<_> = roots.iter().flat_map(walkdir::WalkDir::new).map(Result::unwrap).collect();
     files.retain(|entry| entry.path().extension().is_some_and(|extension| extension == "rs"));
     let mut sources: Vec<_> = files
         .iter()
