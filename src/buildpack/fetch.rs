@@ -1,6 +1,6 @@
-//! Fetches buildpacks from git: kept in the cache as bare repositories, checked out anew for each build.
+//! Fetches buildpacks from git. The cache has a bare repository for each address, and each build checks out the commit again.
 //!
-//! The git of the system does the work, without any user's configuration: the address is the project's, and the user is the build's.
+//! The system's git runs as the build user and reads no configuration files, because the project chooses the address.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,12 +19,13 @@ use super::{
 /// The cause of a failed fetch; one line.
 pub(super) type FetchError = String;
 
-/// Variables of the configuration that say how other machines are reached, as far as git reads them; proxies also in lower case.
+/// The proxy variables of the configuration that are passed to git, also in lower case.
 const PROXIES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"];
+/// The certificate variables of the configuration that are passed to git.
 const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "GIT_SSL_CAINFO"];
 
-/// Checks out `commit` of the buildpack at `url` into the empty directory `to`. Of the `configuration` only the variables for reaching other
-/// machines are used.
+/// Checks out `commit` of the buildpack at `url` into the empty directory `to`. Git gets only the variables for proxies and
+/// certificates from `configuration`.
 pub(super) fn fetch<W: Write + Send + 'static>(
     paths: &BuildPaths,
     url: &str,
@@ -43,7 +44,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     let found = format!("{commit}^{{commit}}");
     if git.run(&["cat-file", "-e", &found]).is_err() {
         if git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--end-of-options", url, commit]).is_err() {
-            // Not every server sends a commit by its id. Then everything is fetched.
+            // Some servers do not send a commit by its id. All branches and tags are fetched from them.
             let all = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
             git.run(&[&["fetch", "--quiet", "--end-of-options", url], &all[..]].concat())?;
         }
@@ -56,12 +57,13 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     Ok(())
 }
 
+/// Returns the variables for git: the proxies and certificates of `configuration`.
 fn network(configuration: &[(String, String)]) -> Vec<(OsString, OsString)> {
     let proxy = |name: &str| PROXIES.iter().any(|known| name == *known || name == known.to_ascii_lowercase());
     let known = configuration.iter().filter(|(name, _)| proxy(name) || CERTIFICATES.contains(&name.as_str()));
     let mut all: Vec<(OsString, OsString)> = known.map(|(name, value)| (name.into(), value.into())).collect();
-    // curl, which git uses, reads the proxy only in lower case, because a web server could set the other spelling, and SSL_CERT_FILE only if
-    // it was built with OpenSSL.
+    // Git uses curl. For http:// addresses curl ignores HTTP_PROXY in upper case, because in a CGI program a client can set it with a
+    // header. SSL_CERT_FILE works only if curl was built with OpenSSL.
     for (given, understood) in [("HTTP_PROXY", "http_proxy"), ("SSL_CERT_FILE", "GIT_SSL_CAINFO")] {
         let find = |wanted: &str| configuration.iter().find(|(name, _)| name == wanted);
         if let (Some((_, value)), None) = (find(given), find(understood)) {

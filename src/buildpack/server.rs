@@ -114,7 +114,7 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: Output) {
         }
         total = total.saturating_add(count as u64);
         if total > TOTAL {
-            // Reading goes on, or the build would block on a full pipe.
+            // The rest is read and dropped, because the build would otherwise block on a full pipe.
             if !cut {
                 cut = true;
                 drop(output.send(format!(" !     The rest of the output is not shown: the limit is {} MiB.", TOTAL >> 20)).await);

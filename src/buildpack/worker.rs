@@ -79,7 +79,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             return Err(BuildStop::script(&what, &what, exit));
         }
         let wrong = |why: String| {
-            let hint = "a script that changes no variables leaves $LARDER_VARIABLES alone";
+            let hint = "write a complete JSON object to $LARDER_VARIABLES, or leave the file unchanged";
             BuildStop::new(&what, format!("{what} left invalid variables: {why}"), Blame::Pusher, hint)
         };
         let after = script::read_back(&variables).map_err(wrong)?;

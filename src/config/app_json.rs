@@ -16,9 +16,9 @@ use super::{
 use crate::model::ProcessType;
 
 const FILE: &str = "app.json";
-/// The buildpacks of one project.
+/// The maximum number of buildpacks of one project.
 const MAX_BUILDPACKS: usize = 32;
-/// The unused keys that are named; more would be noise.
+/// The maximum number of warnings about unused keys.
 const MAX_WARNINGS: usize = 10;
 
 /// The values of an `app.json` that larder uses.
@@ -34,13 +34,13 @@ pub struct AppJson {
     pub formation: IndexMap<ProcessType, u16>,
     /// `scripts.postdeploy`.
     pub postdeploy: Option<CommandLine>,
-    /// The path of the first `healthchecks.web` entry with one.
+    /// The path of the first entry of `healthchecks.web` that has a path.
     pub health_path: Option<HttpPath>,
-    /// Keys that would change the deployment elsewhere, one sentence each.
+    /// Warnings about keys that change a deployment on Heroku or Dokku and have no effect here.
     pub warnings: Vec<String>,
 }
 
-/// Collects problems, each at a JSON pointer.
+/// The problems of the file. Each names the JSON pointer of a value.
 #[derive(Default)]
 struct Problems(Vec<ConfigError>);
 
@@ -153,7 +153,7 @@ fn unused(top: &Map<String, Value>) -> Vec<String> {
             script.as_object().into_iter().flatten().map(|(inner, _)| (format!("scripts.{name}.{inner}"), inner.as_str()));
         match name.as_str() {
             "postdeploy" => {}
-            // Heroku CI runs these, not a deployment.
+            // Heroku runs these scripts in its CI, not in a deployment.
             "test" | "test-setup" => {}
             _ if script.is_object() => found.extend(nested.map(|(key, inner)| (key, script_remedy(inner)))),
             _ => found.push((format!("scripts.{name}"), script_remedy(name))),
@@ -242,15 +242,17 @@ fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Valu
     }
 }
 
-/// Returns the value of a variable as text. Whole numbers and booleans stand for the text that they are written as. A fraction does
-/// not: JSON does not keep its digits, so `1.10` would become `1.1`.
+/// Returns the value of a variable as text. Whole numbers and booleans become their text. Fractions are refused, because the JSON
+/// parser does not preserve their digits: `1.10` would become `1.1`.
 fn plain(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) if text.contains('\0') => Err("the value has a NUL character".to_owned()),
         Value::String(text) => Ok(text.clone()),
         Value::Bool(value) => Ok(value.to_string()),
         Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
-        Value::Number(number) => Err(format!("this is the number {number}, whose digits JSON does not keep")),
+        Value::Number(number) => {
+            Err(format!("this is the fraction {number}, and JSON does not preserve the digits of fractions"))
+        }
         other => Err(described(other)),
     }
 }
@@ -347,7 +349,7 @@ mod tests {
         let app = AppJson::parse(br#"{"env": {"A": 5, "B": {"value": true}, "C": -1}}"#).unwrap();
         assert_eq!(app.env.values().collect::<Vec<_>>(), ["5", "true", "-1"]);
         let problems = AppJson::parse(br#"{"env": {"A": 1.10}}"#).unwrap_err();
-        assert!(problems[0].to_string().contains("/env/A: this is the number 1.1, whose digits"), "{}", problems[0]);
+        assert!(problems[0].to_string().contains("/env/A: this is the fraction 1.1, and JSON"), "{}", problems[0]);
     }
 
     #[test]

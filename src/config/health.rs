@@ -74,7 +74,7 @@ pub(super) struct HealthOverrides {
 }
 
 impl HealthOverrides {
-    /// Starts from a check that another file set, so that a level that sets `status` alone keeps the path.
+    /// Creates the overrides from a check that another file set. A level of the recipe that sets only `status` then keeps the path.
     pub fn from_check(check: &HealthCheck) -> HealthOverrides {
         match check {
             HealthCheck::Http { path, status } => {
@@ -175,19 +175,19 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
         |reader, node, key, health| {
             health.interval = reader.time(node, key);
             if health.interval == Some(TimeSpan::seconds(0)) {
-                reader.mismatch(node, key, "more than nothing, such as 1s");
+                reader.mismatch(node, key, "a duration above zero, such as 1s");
             }
         },
     ),
 ];
 
-/// Reads `health:` and merges it. Keys that belong to another kind of check than the level's own are problems.
+/// Reads `health:` of one level and merges it into `merged`. A key that does not belong to the resulting kind of check is a problem.
 pub(super) fn read_health(reader: &mut Reader, node: &Node, key: &str, merged: &mut HealthOverrides) {
     let mut health = HealthOverrides::default();
     keys::read_section(reader, node, key, "{path: /healthz, timeout: 60s}", HEALTH_KEYS, &mut health);
     merged.merge(&health);
     let kind = health.implied();
-    // A misspelt type has been reported; the keys that it would need are unknown.
+    // The misspelt type has been reported. The keys of the intended type are unknown.
     if health.kind.is_none() && node.child("type").is_some() {
         return;
     }
@@ -222,9 +222,9 @@ const SMOKE_KEYS: &[KeyRow<SmokeKeys>] = &[
         Fallback::Unstated,
         "Sign in",
         |reader, node, key, smoke| {
-            smoke.contains = reader.value(node, key, "text of the answer", |text| {
+            smoke.contains = reader.value(node, key, "1 to 1024 bytes of text", |text| {
                 if text.is_empty() || text.len() > 1024 {
-                    Err("the text is empty or too long".to_owned())
+                    Err("the text is empty or longer than 1024 bytes".to_owned())
                 } else {
                     Ok(text.to_owned())
                 }

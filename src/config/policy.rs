@@ -1,5 +1,5 @@
-//! Rules that both the recipe and the server file can state: promotion, drift and retention. The server file limits or completes
-//! the recipe's.
+//! Rules for promotion, drift and retention, which both the recipe and the server file can set. The server file limits or completes
+//! the rules of the recipe.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,12 +14,12 @@ use super::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DriftPolicy {
-    /// The deployment warns, keeps the changes as a patch, and continues without them.
+    /// The deployment warns, saves the changes as a patch, and continues without them.
     #[default]
     Keep,
     /// The deployment is refused until the changes are saved or discarded.
     Refuse,
-    /// The deployment keeps the changes as a patch and applies it to the new release. It fails if the patch does not apply.
+    /// The deployment saves the changes as a patch and applies the patch to the new release. It fails if the patch does not apply.
     Reapply,
 }
 
@@ -44,11 +44,11 @@ pub struct Retention {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PromotionPolicy {
-    /// The time that it must have served.
+    /// The minimum time for which the release has served.
     pub min_healthy: Option<TimeSpan>,
-    /// The checks that it must have passed.
+    /// The checks that the release must have passed.
     pub checks: Vec<PromoteCheck>,
-    /// The number of its processes that may have exited unexpectedly.
+    /// The maximum number of processes of the release that exited unexpectedly.
     pub max_restarts: Option<u32>,
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{ProcessType, StopSignal};
 
-/// The instances of one process that may run.
+/// The maximum number of instances of one process.
 pub(super) const MAX_INSTANCES: u64 = 100;
 
 /// A process with a command.
@@ -26,11 +26,11 @@ pub struct ProcessSpec {
     pub memory: Option<ByteSize>,
     /// Variables that only this process sees.
     pub env: IndexMap<VariableName, String>,
-    /// The way to stop it, where it differs from [`super::Settings::stop`].
+    /// The way to stop the process, if it differs from [`super::Settings::stop`].
     pub stop: Option<Stop>,
 }
 
-/// The settings of a process besides its command; a value that is absent changes nothing.
+/// The settings of a process besides its command. An absent value leaves the setting unchanged.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ProcessTuning {
     /// The number of instances.
@@ -39,17 +39,17 @@ pub struct ProcessTuning {
     pub memory: Option<ByteSize>,
     /// Variables that only this process sees.
     pub env: IndexMap<VariableName, String>,
-    /// The way to stop it.
+    /// The way to stop the process.
     pub stop: Option<Stop>,
 }
 
 impl ProcessSpec {
-    /// Creates a process from its command. One `web` runs, and none of the others until they are scaled, as on Heroku and Dokku.
+    /// Creates a process from its command. The scale is 1 for `web` and 0 for other processes, as on Heroku and Dokku.
     pub(super) fn new(process: &ProcessType, command: CommandLine) -> ProcessSpec {
         ProcessSpec { command, scale: u16::from(process.is_web()), memory: None, env: IndexMap::new(), stop: None }
     }
 
-    /// Replaces what `tuning` sets.
+    /// Overwrites the settings that `tuning` contains.
     pub(super) fn tune(&mut self, tuning: ProcessTuning) {
         self.scale = tuning.scale.unwrap_or(self.scale);
         self.memory = tuning.memory.or(self.memory);
@@ -59,7 +59,7 @@ impl ProcessSpec {
 }
 
 impl ProcessTuning {
-    /// Replaces what `more` sets.
+    /// Overwrites the settings that `more` contains.
     pub(super) fn tune(&mut self, more: ProcessTuning) {
         self.scale = more.scale.or(self.scale);
         self.memory = more.memory.or(self.memory);
@@ -85,7 +85,7 @@ pub(super) struct StopOverrides {
 }
 
 impl StopOverrides {
-    /// Returns `stop` with the values that are set here.
+    /// Returns `stop` with the overrides applied.
     pub fn over(self, stop: Stop) -> Stop {
         Stop { signal: self.signal.unwrap_or(stop.signal), grace: self.grace.unwrap_or(stop.grace) }
     }
@@ -102,7 +102,7 @@ pub(super) struct ProcessOverrides {
 }
 
 impl ProcessOverrides {
-    /// Splits the command from the rest. `stop` completes a partial `stop:`.
+    /// Splits the command from the other settings. `stop` supplies the missing keys of a partial `stop:`.
     pub fn split(self, stop: Stop) -> (Option<CommandLine>, ProcessTuning) {
         let stop = (self.stop != StopOverrides::default()).then(|| self.stop.over(stop));
         (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop })

@@ -12,12 +12,12 @@ use crate::model::ProcessType;
 const FILE: &str = "Procfile";
 const EXPECTED: &str = "a line such as `web: python app.py`";
 const BUILDPACKS_FILE: &str = ".buildpacks";
-/// The processes of one project.
+/// The maximum number of processes of one project.
 const MAX_PROCESSES: usize = 100;
-/// The buildpacks of one project.
+/// The maximum number of buildpacks of one project.
 const MAX_BUILDPACKS: usize = 32;
 
-/// The processes of a Procfile in the order of the file, `release` among them.
+/// The processes of a Procfile in the order of the file, including `release`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Procfile {
     /// The command of each process type.
@@ -34,8 +34,8 @@ impl Procfile {
             match parse_line(line) {
                 Ok((process, command)) => {
                     if let Some((first, _)) = lines.get(&process) {
-                        let problem = format!("the process {:?} is there twice", process.as_str());
-                        let hint = format!("it is first on line {first}; remove or rename one");
+                        let problem = format!("the process {:?} is defined twice", process.as_str());
+                        let hint = format!("the first definition is on line {first}; remove or rename one");
                         problems.push(ConfigError::new(FILE, problem).at_line(number).hint(hint));
                     } else {
                         lines.insert(process, (number, command));

@@ -98,7 +98,7 @@ impl FromStr for ByteSize {
             "T" | "TB" | "TIB" => 1 << 40,
             _ => return Err(format!("{} has the unknown unit {}", shown(text), shown(unit))),
         };
-        // The bound keeps sums of sizes from overflowing, and every size within the signed integers of the kernel.
+        // With this bound, sums of sizes do not overflow, and every size fits into the kernel's signed 64-bit integers.
         let bytes = number.checked_mul(factor).filter(|bytes| *bytes <= 1 << 50);
         bytes.map(ByteSize).ok_or_else(|| format!("{} is more than 1024T", shown(text)))
     }
@@ -149,7 +149,7 @@ impl FromStr for StatusRange {
         let (from, to) = text.split_once('-').unwrap_or((text, text));
         match (status(from), status(to)) {
             (Some(from), Some(to)) if from <= to => Ok(StatusRange { from, to }),
-            _ => Err(format!("{} is not a status or a range of them", shown(text))),
+            _ => Err(format!("{} is neither a status nor a range of statuses", shown(text))),
         }
     }
 }

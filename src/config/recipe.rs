@@ -1,7 +1,8 @@
 //! The recipe: `larder.yml` of a repository, in which a project describes its own deployment. Every key is optional.
 //!
-//! A [`Recipe`] keeps the YAML tree whose problems [`Recipe::parse`] reported. Its levels, the file itself and one environment, are
-//! read again when they are merged, by the table in [`super::settings::KEYS`].
+//! [`Recipe::parse`] checks the whole file, and a [`Recipe`] keeps its YAML tree. The settings of an environment are merged from two
+//! levels of the tree: the top of the file and the environment's entry in `environments`. Each merge reads both levels again, by the
+//! table [`super::settings::KEYS`].
 
 use super::{
     error::ConfigError,
@@ -15,7 +16,7 @@ use crate::model::EnvironmentName;
 /// The name of the file, for errors.
 const FILE: &str = "larder.yml";
 
-/// A recipe without problems.
+/// A recipe that was parsed without problems.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recipe {
     root: Node,
@@ -39,14 +40,14 @@ impl Recipe {
         reader.finish(Recipe { root })
     }
 
-    /// Returns the settings of an environment by the recipe alone, with defaults.
+    /// Returns the settings of an environment from the recipe and the defaults, without the other files of the project.
     pub fn for_environment(&self, environment: &EnvironmentName) -> Settings {
         self.apply(environment, Settings::default())
     }
 
     /// Merges the recipe over settings from other files.
     pub(super) fn apply(&self, environment: &EnvironmentName, settings: Settings) -> Settings {
-        // Problems were reported when the recipe was parsed.
+        // The problems of this reader are ignored: `parse` has reported them.
         let mut reader = Reader::new(FILE);
         let mut draft = Draft::new(settings);
         read_level(&mut reader, &self.root, None, &mut draft);
@@ -57,11 +58,11 @@ impl Recipe {
     }
 }
 
-/// Reads one level: the file itself, or the environment of that name.
+/// Reads one level into `draft`: the top of the file, or the entry of `environment`.
 fn read_level(reader: &mut Reader, node: &Node, environment: Option<&str>, draft: &mut Draft) {
     let name = environment.map_or_else(|| "the file".to_owned(), |name| format!("{ENVIRONMENTS}.{name}"));
     let mapping = Mapping { name: &name, prefix: "", example: "{env: {KEY: value}}" };
-    // Environments are the last row of the table, and do not nest.
+    // The last row of the table is `environments`, which an environment cannot have.
     let keys: &[KeyRow<Draft>] = match KEYS {
         [keys @ .., _] if environment.is_some() => keys,
         keys => keys,
@@ -70,7 +71,7 @@ fn read_level(reader: &mut Reader, node: &Node, environment: Option<&str>, draft
     report_double_keys(reader, node);
 }
 
-/// Reports values that one level sets under two names.
+/// Reports each setting that one level sets under both of its names.
 fn report_double_keys(reader: &mut Reader, level: &Node) {
     let mut both = |node: &Node, first: &str, second: &str| {
         reader.problem(node, format!("both {first} and {second} are given")).hint = Some("keep one of them".to_owned());

@@ -56,7 +56,7 @@ checked_text!(
 );
 
 checked_text!(
-    /// A persistent path: a [`RelativePath`], with a slash at its end if it is a directory whatever its name.
+    /// A persistent path: a [`RelativePath`]. A slash at its end marks a directory, even if the name has an extension.
     DataPath,
     String,
     |text| text.strip_suffix('/').unwrap_or(text).parse::<RelativePath>().map(drop)
@@ -138,7 +138,7 @@ checked_text!(
 /// A buildpack that a project asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BuildpackRef {
-    /// A buildpack that is part of larder or that the operator installed.
+    /// A buildpack of larder, by its name.
     Named(String),
     /// A directory of the project itself, relative to its top.
     Directory(RelativePath),
@@ -163,7 +163,7 @@ impl FromStr for BuildpackRef {
         if let Some(path) = text.strip_prefix("./") {
             return Ok(BuildpackRef::Directory(path.trim_end_matches('/').parse()?));
         }
-        // Heroku's short names stand for languages.
+        // Heroku's names of its buildpacks select larder's buildpack for the same language.
         let name = text.strip_prefix("urn:buildpack:").unwrap_or(text);
         let name = match name.strip_prefix("heroku/").unwrap_or(name) {
             "nodejs" => "node",
@@ -200,7 +200,7 @@ impl fmt::Display for BuildpackRef {
     }
 }
 
-/// Checks a directory of the host. The system's own directories are visible anyway, or must never be.
+/// Checks a directory of the host that sandboxes shall see. Refuses the directories of the system that they must never see.
 pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
     let parts: Vec<&str> = text.split('/').skip(1).collect();
     let clean = text.starts_with('/')
@@ -210,11 +210,11 @@ pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
     if !clean {
         return Err(format!("{} is not an absolute path without \".\", \"..\" and empty parts", shown(text)));
     }
-    // An operator may have installed language runtimes below /root.
+    // Directories below /root are allowed: an operator may have installed language runtimes there.
     if matches!(parts.as_slice(), ["proc" | "sys" | "dev" | "run" | "boot", ..] | ["root"]) {
         return Err(format!("{} must not be visible in sandboxes", shown(text)));
     }
-    // A sandbox mounts directories of its own there.
+    // Every sandbox mounts its own directories at these paths.
     const OWN: [&str; 13] =
         ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
     if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {

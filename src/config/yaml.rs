@@ -208,8 +208,8 @@ fn no_duplicates(file: &str, pairs: Vec<(Node, Node)>) -> Result<Vec<(Node, Node
     for (key, _) in &pairs {
         let text = key.text().unwrap_or_default();
         if let Some(first) = seen.insert(text, key.at.line) {
-            return Err(problem(file, key.at, format!("the key {} is there twice", shown(text)))
-                .hint(format!("it is first on line {first}; remove one")));
+            return Err(problem(file, key.at, format!("the key {} is repeated", shown(text)))
+                .hint(format!("the first is on line {first}; remove one")));
         }
     }
     Ok(pairs)

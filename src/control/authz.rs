@@ -1,4 +1,4 @@
-//! The access decision: the only place that knows which right a caller has.
+//! The access decision: the only code that determines the right of a caller.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    /// The name for records.
+    /// Returns the name for records and logs.
     pub fn name(&self) -> UserName {
         match self {
             Caller::User(name) => name.clone(),
@@ -33,7 +33,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Returns the right that `caller` has on `project` or, without one, on the server as a whole.
+/// Returns the right of `caller` on `project` or, without a project, on the server as a whole.
 pub(super) fn access(registry: &Registry, caller: &Caller, project: Option<&ProjectName>) -> Access {
     let Caller::User(name) = caller else { return Access::Admin };
     let Some(user) = registry.user(name) else { return Access::None };
@@ -42,7 +42,7 @@ pub(super) fn access(registry: &Registry, caller: &Caller, project: Option<&Proj
     }
     match project {
         Some(project) => user.access.get(project).copied().unwrap_or(Access::None),
-        // Every known user may ask about the server; changing it needs the admin right.
+        // Every known user may view the server's state. A change of the server needs the admin right.
         None => Access::View,
     }
 }
@@ -58,12 +58,13 @@ pub(super) fn authorize(
     if has >= needed { Ok(()) } else { Err(refusal(caller, project, needed, has)) }
 }
 
-/// The refusal reads the same for a project that does not exist and for one that the caller may not see.
+/// Returns the error of a refused request. A project that does not exist and a project that the caller may not see give the same
+/// text.
 fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: Access) -> CommandError {
     match project {
         Some(project) if has == Access::None => not_found(format!("there is no project {project} that you may see"))
             .hint(format!("an administrator can run `larder user grant {caller} {project} push`")),
-        Some(project) => refused(format!("{caller} may not do this with {project}: it needs the right to {}", verb(needed)))
+        Some(project) => refused(format!("{caller} may not do this with {project}: the right to {} is missing", verb(needed)))
             .hint(format!("an administrator can run `larder user grant {caller} {project} {needed}`")),
         None => refused(format!("{caller} is not an administrator of this server")),
     }

@@ -17,7 +17,7 @@ use crate::{
 /// A question or an order to the server.
 ///
 /// Implementations live in `handlers/`, beside the view that they return. [`Control::handle`] is the only caller of
-/// [`Request::handle`]: nothing else can make a [`Context`].
+/// [`Request::handle`]: code outside this module's parent cannot create a [`Context`].
 pub trait Request: Send + Sized + 'static {
     /// The answer, as data. Its JSON is what `--json` prints and what an HTTP interface would return.
     type View: Serialize + Send + 'static;
@@ -25,15 +25,15 @@ pub trait Request: Send + Sized + 'static {
     /// The name in log records.
     const NAME: &'static str;
 
-    /// The project that the request concerns, if it concerns one, and the right that it needs there or, without a project, on the
-    /// server as a whole.
+    /// Returns the project that the request concerns and the right that the request needs on this project. Without a project, the
+    /// right applies to the server as a whole.
     fn needs(&self) -> (Option<&ProjectName>, Access);
 
     /// Carries out the request for a caller that has the right.
     fn handle(self, context: &Context<'_>) -> impl Future<Output = Result<Reply<Self::View>, CommandError>> + Send;
 }
 
-/// The surroundings of a request whose caller was found to have the right that it needs.
+/// The state and the caller of an authorised request.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The state of the server.
@@ -55,7 +55,7 @@ impl Control {
 pub enum Reply<V> {
     /// The complete answer.
     View(V),
-    /// The request reads bytes from the caller; the view follows at their end.
+    /// A function that reads bytes from the caller. It returns the view when it has read all of them.
     Upload(Upload<V>),
     /// Output that arrives over time.
     Stream(Stream),
@@ -67,34 +67,34 @@ impl<V> From<V> for Reply<V> {
     }
 }
 
-/// Reads bytes from a descriptor and returns what became of them.
+/// A function that reads bytes from a descriptor and returns the view of the result.
 pub type Upload<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<V, CommandError>> + Send>;
 
 /// Output that arrives over time.
 pub enum Stream {
-    /// The transcript of a deployment and then its outcome.
+    /// The transcript of a deployment, followed by its outcome.
     Deployment {
         /// The deployment.
         ticket: Box<Ticket>,
         /// The outcome that counts as success.
         goal: DeploymentGoal,
     },
-    /// Log lines: those already written, then those to come.
+    /// Log lines: the existing lines, then new lines as they are written.
     Logs {
-        /// Lines already written, oldest first.
+        /// The existing lines, oldest first.
         past: Vec<String>,
-        /// Lines to come.
+        /// The new lines.
         follower: Box<LogFollower>,
     },
     /// A command of a project; the interface connects its standard descriptors.
     Run(Box<dyn FnOnce(Stdio) -> BoxFuture<'static, Result<Child, CommandError>> + Send>),
-    /// Bytes, written to the descriptor that the interface gives.
+    /// Bytes that are written to a descriptor of the interface.
     Bytes(Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<(), CommandError>> + Send>),
     /// The output and exit status of a command on another server.
     Relay(Box<Exec>),
 }
 
-/// The outcome of a deployment that its caller asked for.
+/// The outcome of a deployment that counts as success for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeploymentGoal {
     /// The release is live, or its dry run succeeded.
@@ -104,16 +104,16 @@ pub enum DeploymentGoal {
 }
 
 impl Stream {
-    /// A deployment whose caller wants it to go live.
+    /// Returns a stream that succeeds if the deployment goes live.
     pub(super) fn deployment(ticket: Ticket) -> Stream {
         Stream::Deployment { ticket: Box::new(ticket), goal: DeploymentGoal::Live }
     }
 }
 
-/// Log lines to come.
+/// A source of new log lines.
 pub struct LogFollower {
-    /// All lines of the server.
+    /// The log lines of all processes of the server.
     pub lines: tokio::sync::broadcast::Receiver<LogLine>,
-    /// Selects the lines that were asked for.
+    /// Returns true for the lines that the caller requested.
     pub wanted: Box<dyn Fn(&LogLine) -> bool + Send>,
 }

@@ -12,7 +12,7 @@ impl StartCheck for Control {
         let by = request.trigger.by();
         let caller = if *by == UserName::operator() { Caller::Operator } else { Caller::User(by.clone()) };
         if self.access(&caller, Some(&asked.project)) < Access::Push {
-            return Err(format!("{by} may not push to {} any more", asked.project));
+            return Err(format!("{by} may no longer push to {}", asked.project));
         }
         let registry = self.registry();
         let environments = registry.projects.iter().flat_map(|project| &project.environments);

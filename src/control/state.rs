@@ -26,7 +26,7 @@ pub struct ServerKeys {
     pub fingerprint: String,
     /// The key that signs this server's deliverables.
     pub signing: PublicKey,
-    /// The key that this server logs in with on servers that it pulls from; a line as in an `authorized_keys` file.
+    /// The public key for logins to the servers that this server pulls from, as a line of an `authorized_keys` file.
     pub pull: Option<String>,
 }
 
@@ -34,7 +34,7 @@ struct Shared {
     root: Root,
     pipeline: Pipeline,
     registry: RwLock<Registry>,
-    /// Serialises changes of the registry, from reading it to having written it.
+    /// Serialises changes of the registry. It is held from the read to the completed write.
     change_lock: tokio::sync::Mutex<()>,
     /// Serialises the creation and removal of projects and environments, from the registry entry to the last directory.
     create_destroy_lock: tokio::sync::Mutex<()>,
@@ -49,7 +49,7 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
-    /// The control state over `registry`, which was loaded from `root`.
+    /// Creates the state from `registry`, which was loaded from `root`.
     pub fn new(root: Root, pipeline: Pipeline, registry: Registry, keys: ServerKeys) -> Control {
         Control(Arc::new(Shared {
             root,
@@ -63,27 +63,27 @@ impl Control {
         }))
     }
 
-    /// Returns an error unless `caller` has the right `needed` on `project` or, without one, on the server as a whole.
+    /// Returns an error unless `caller` has the right `needed` on `project` or, without a project, on the server as a whole.
     pub(super) fn authorize(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) -> Result<(), CommandError> {
         authz::authorize(&self.0.registry.read(), caller, project, needed)
     }
 
-    /// The right that `caller` has on `project` or, without one, on the server as a whole.
+    /// Returns the right of `caller` on `project` or, without a project, on the server as a whole.
     pub(super) fn access(&self, caller: &Caller, project: Option<&ProjectName>) -> Access {
         authz::access(&self.0.registry.read(), caller, project)
     }
 
-    /// The user that an SSH key belongs to. The caller of this function has verified the key.
+    /// Returns the user with an SSH key. The caller must have verified that the client has the private key.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         self.0.registry.read().user_of_key(fingerprint)
     }
 
-    /// Notified after each change of users, keys and rights.
+    /// Returns a receiver that is notified after each change of users, keys and rights.
     pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
         self.0.changed.subscribe()
     }
 
-    /// Returns when `caller` has lost the right `needed`; never returns while the right lasts.
+    /// Waits until `caller` no longer has the right `needed`.
     pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
         let mut changes = self.0.changed.subscribe();
         while self.access(caller, project) >= needed {
@@ -93,14 +93,14 @@ impl Control {
         }
     }
 
-    /// A project, for a caller that has the right `needed` on it.
+    /// Returns a project if `caller` has the right `needed` on it.
     pub fn project(&self, caller: &Caller, name: &ProjectName, needed: Access) -> Result<Project, CommandError> {
         self.authorize(caller, Some(name), needed)?;
         let project = self.0.registry.read().project(name).cloned();
         project.ok_or_else(|| error::no_project(name, &self.names(caller)))
     }
 
-    /// The environment that a target names; the project's default environment if the target names none.
+    /// Returns the environment that a target names, or the project's default environment if the target names none.
     pub(super) fn environment(&self, target: &Target) -> Result<Environment, CommandError> {
         let registry = self.0.registry.read();
         let project = registry.project(&target.project).ok_or_else(|| error::no_project(&target.project, &[]))?;
@@ -111,19 +111,20 @@ impl Control {
         found.cloned().ok_or_else(|| error::no_environment(project, target))
     }
 
-    /// The names of the projects that a caller may see.
+    /// Returns the names of the projects that a caller may see.
     pub(super) fn names(&self, caller: &Caller) -> Vec<ProjectName> {
         self.visible(caller).into_iter().map(|project| project.name).collect()
     }
 
-    /// The projects that a caller may see.
+    /// Returns the projects that a caller may see.
     pub(super) fn visible(&self, caller: &Caller) -> Vec<Project> {
         let registry = self.0.registry.read();
         let visible = |project: &&Project| authz::access(&registry, caller, Some(&project.name)) >= Access::View;
         registry.projects.iter().filter(visible).cloned().collect()
     }
 
-    /// The keys whose deliverables an environment accepts: those that its project trusts, those of its remotes, and this server's own.
+    /// Returns the keys whose deliverables an environment accepts: the keys that its project trusts, the keys of its remotes, and
+    /// this server's own key.
     pub fn trusted(&self, environment: &Environment) -> Vec<PublicKey> {
         let registry = self.0.registry.read();
         let of_project = registry.trusted.iter().filter(|trusted| trusted.project == environment.project);
@@ -133,7 +134,7 @@ impl Control {
         keys
     }
 
-    /// The pipeline that deploys.
+    /// Returns the pipeline, which runs the deployments.
     pub fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline
     }
@@ -150,17 +151,17 @@ impl Control {
         &self.0.heads
     }
 
-    /// Read access to the registry. Must not be held across an await.
+    /// Locks the registry for reading. The guard must not be held across an await.
     pub(super) fn registry(&self) -> parking_lot::RwLockReadGuard<'_, Registry> {
         self.0.registry.read()
     }
 
-    /// The lock that creating and destroying projects and environments takes.
+    /// Takes the lock for creating and destroying projects and environments.
     pub(super) async fn create_destroy_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.create_destroy_lock.lock().await
     }
 
-    /// The lock that changes of the registry and of small files beside it take.
+    /// Takes the lock for changes of the registry and of the small files beside it.
     pub(super) async fn change_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.change_lock.lock().await
     }
@@ -180,7 +181,7 @@ impl Control {
         Ok(result)
     }
 
-    /// Changes one environment in the registry and returns it as it is then.
+    /// Changes one environment in the registry and returns the changed environment.
     pub(super) async fn change_environment(
         &self,
         environment: &Environment,
@@ -189,7 +190,8 @@ impl Control {
         self.change(|registry| {
             let mut environments = registry.projects.iter_mut().flat_map(|project| &mut project.environments);
             let known = environments.find(|known| known.id == environment.id);
-            let known = known.ok_or_else(|| error::not_found(format!("the environment {} is gone", environment.title())))?;
+            let known =
+                known.ok_or_else(|| error::not_found(format!("the environment {} no longer exists", environment.title())))?;
             change(known)?;
             Ok(known.clone())
         })

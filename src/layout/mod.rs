@@ -1,5 +1,5 @@
-//! Layouts: all files and directories below the root, as data in `layouts/*.yaml`. The keeper creates them with code of its own,
-//! because it parses nothing; this module compares path, kind, owner and mode on the disk with the layout.
+//! Layouts: descriptions of all files and directories below the root, in `layouts/*.yaml`. This module compares path, kind, owner and
+//! mode on the disk with a layout. The keeper does not read layouts, because it parses no files; its code creates the directories.
 
 use std::{
     fs,
@@ -90,7 +90,7 @@ pub enum Made {
 pub struct Viewer {
     /// The uid of the server.
     pub uid: u32,
-    /// True in system mode, where the owners are different users.
+    /// True if larder runs as root, where the owners are different users.
     pub system: bool,
 }
 
@@ -107,7 +107,7 @@ impl Layout {
         for entry in layout.root.iter().chain(&layout.project).chain(&layout.entries) {
             let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));
             if !roles.insert(&entry.role) {
-                return wrong("is there twice");
+                return wrong("is defined twice");
             }
             let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
             if entry.path.is_empty() || !Path::new(&entry.path).components().all(inside) {
@@ -130,7 +130,8 @@ impl Layout {
         named.filter_map(|entry| entry.finding(environment, viewer)).collect()
     }
 
-    /// Returns the entry of `path`, relative to the root, and whether `path` is inside of it, as for the content of a tree.
+    /// Returns the entry for `path`, which is relative to the root. The flag is true if `path` is not the entry itself but inside it, as
+    /// for the content of a tree.
     pub fn entry(&self, path: &Path) -> Option<(&LayoutEntry, bool)> {
         let mut names = path.components();
         let (entries, below) = match (names.next(), names.next(), names.next()) {
@@ -152,7 +153,7 @@ impl LayoutEntry {
         (bits <= 0o7777).then_some(bits)
     }
 
-    /// Returns true if `path` is this entry (`false`) or lies inside of this tree (`true`).
+    /// Returns `Some(false)` if `path` is this entry, `Some(true)` if it is inside this tree, and `None` otherwise.
     fn position(&self, path: &Path) -> Option<bool> {
         let mut names = path.components().map(|name| name.as_os_str().to_string_lossy());
         for pattern in Path::new(&self.path).components().filter(|name| *name != Component::CurDir) {
@@ -181,9 +182,9 @@ impl LayoutEntry {
             Ok(meta) => meta,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.made == Made::Deployment => return None,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Some(format!("{shown} is missing; a restart of the server makes it again, empty"));
+                return Some(format!("{shown} is missing; a restart of the server creates it empty"));
             }
-            // The entry is in a directory that only another user can read.
+            // The parent directory is readable only for another user, so nothing can be said about the entry.
             Err(_) => return None,
         };
         let found = meta.file_type();

@@ -103,7 +103,7 @@ fn invalid_layout_is_refused() {
         (place("path: a, kind: directory, mode: \"0999\""), "needs a mode"),
         (place("path: a, kind: link, mode: \"0755\""), "links have no mode"),
         (place("path: a, kind: link, colour: red"), "colour"),
-        (place("path: a, kind: link") + "- {role: a, path: b, kind: link, owner: run, made: environment}\n", "is there twice"),
+        (place("path: a, kind: link") + "- {role: a, path: b, kind: link, owner: run, made: environment}\n", "is defined twice"),
     ] {
         let error = Layout::parse("x.yaml", text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(says) && error.contains("x.yaml"), "{text}: {error}");

@@ -1,4 +1,4 @@
-//! The events of a deployment's journal, and the status of a step that they add up to.
+//! The events of a deployment's journal, and the status of a step that follows from its events.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub enum Blame {
     Host,
     /// larder itself.
     Bug,
-    /// No party: a person cancelled, or a newer push took its place.
+    /// No party: a person cancelled the deployment, or a newer push replaced it.
     Nobody,
 }
 
@@ -52,7 +52,7 @@ pub enum Outcome {
         /// The number of the release.
         number: ReleaseNumber,
     },
-    /// Nothing was changed: the deployment failed before its first change, or did not begin.
+    /// The deployment changed nothing: it failed before its first change, or did not begin.
     Refused {
         /// The failure.
         fault: Fault,
@@ -64,7 +64,7 @@ pub enum Outcome {
     },
     /// The dry run succeeded, and all its changes were reverted.
     Tried,
-    /// The deployment failed, and so did reverting it. The environment is frozen until a person releases it.
+    /// The deployment failed, and its changes could not be reverted. The environment is frozen until a person unfreezes it.
     Stuck {
         /// The first failure.
         fault: Fault,
@@ -77,14 +77,14 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The deployment began. The specification's fields stand beside the event's own.
+    /// The deployment began. The fields of the specification are fields of the event.
     Opened(Box<DeploymentSpec>),
     /// A step began.
     Started {
         /// The name of the step.
         step: String,
     },
-    /// A step did its work.
+    /// A step succeeded.
     Succeeded {
         /// The name of the step.
         step: String,
@@ -116,9 +116,9 @@ pub enum Event {
         /// The reason.
         why: String,
     },
-    /// A server took the deployment over after a restart.
+    /// The server continued the deployment after a restart.
     Recovered,
-    /// A person has released the environment that a stuck deployment had frozen.
+    /// A person unfroze the environment that a stuck deployment had frozen.
     Cleared {
         /// The person.
         by: UserName,
@@ -129,9 +129,9 @@ pub enum Event {
         #[serde(flatten)]
         outcome: Outcome,
     },
-    /// The observers were told of an end.
+    /// The observers received the outcome of the deployment.
     Announced {
-        /// The end: 1 for the first.
+        /// The number of the `Ended` event that was announced: 1 for the first of this journal.
         ending: u32,
     },
 }
@@ -146,21 +146,21 @@ pub struct Record {
     pub event: Event,
 }
 
-/// The status of a step, folded from its events.
+/// The status of a step, computed from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The step was not reached.
     Waiting,
-    /// The step has begun and not ended: its effects may be there in part.
+    /// The step has begun and not ended: it may have some of its effects.
     Running,
-    /// The step succeeded: its effects are there.
+    /// The step succeeded: it has all of its effects.
     Done,
-    /// The step failed: its effects may be there in part.
+    /// The step failed: it may have some of its effects.
     Failed,
     /// The step is being reverted.
     Undoing,
-    /// The step was reverted: its effects are gone.
+    /// The step was reverted: it has no effects any more.
     Undone,
     /// The undo failed.
     UndoFailed,

@@ -11,21 +11,21 @@ use uuid::Uuid;
 #[serde(transparent)]
 pub struct ProjectId(pub u32);
 
-/// The number of an environment on this server, which is never reused. The uids of its users follow from it.
+/// The number of an environment on this server, which is never reused. [`UserNumbers::of`] computes the uids of its users from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
-/// The range of uids for environments in system mode. Each environment has four.
+/// The first number of the uids of environments, if larder runs as root. [`UserNumbers::of`] counts from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserNumbers(pub u32);
 
 impl UserNumbers {
-    /// The uids of one environment.
+    /// The number of uids of each environment.
     pub const EACH: u32 = 4;
 
-    /// Returns the uid of one of an environment's users.
+    /// Returns the uid of an environment's user number `which`, below [`UserNumbers::EACH`].
     pub fn of(self, environment: EnvId, which: u32) -> u32 {
         self.0.saturating_add(environment.0.saturating_mul(Self::EACH)).saturating_add(which)
     }
@@ -49,7 +49,7 @@ macro_rules! moment_id {
         impl $type {
             /// Creates a new id for the time `now`.
             pub fn new(now: Timestamp) -> Self {
-                // Version 7 also orders the ids of one second.
+                // UUIDs of version 7 contain the milliseconds, so ids of the same second are ordered, too.
                 let seconds = u64::try_from(now.as_second()).unwrap_or_default();
                 let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
                 let moment = uuid::Timestamp::from_unix(uuid::ContextV7::new(), seconds, nanoseconds);
@@ -86,7 +86,7 @@ macro_rules! moment_id {
                     seconds: moment.timestamp().as_second(),
                     uuid: Uuid::try_parse(uuid).map_err(|_| wrong())?,
                 };
-                // Only one spelling is valid, because ids are names of directories.
+                // Ids are names of directories, so each id has exactly one valid spelling.
                 if id.to_string() == text { Ok(id) } else { Err(wrong()) }
             }
         }

@@ -7,35 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// A kind of worker, which determines the user, the view of the file system and the limits. The work itself is described in a sealed
-/// job that the keeper passes on unread.
+/// The kind of a worker. It determines the user, the view of the file system and the limits. The work itself is described in a sealed
+/// job, which the keeper passes to the worker without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// Runs git and reads and writes refs of one project; as the git user.
+    /// Runs git, and reads and writes the refs of one project; as the git user.
     Git,
     /// Checks a commit and exports it to the environment's `project/`; as the git user.
     Source,
-    /// Buildpacks and phase scripts at `/app`, over the exported source; as the environment's build user.
+    /// Runs buildpacks and phase scripts at `/app`, an overlay of the exported source; as the environment's build user.
     Build,
-    /// Reads the built `/app`, without changing it, into an archive; as the environment's build user.
+    /// Packs the built `/app` into an archive without changing it; as the environment's build user.
     Bundle,
     /// Unpacks an archive to `deploy/<release>`; as the environment's unpack user.
     Unpack,
-    /// Compares an archive from elsewhere with its manifest; as the environment's unpack user, who sees no
-    /// directory at all.
+    /// Compares an archive from another server with its manifest. Runs as the environment's unpack user, without access to any
+    /// directory of larder.
     Verify,
     /// An application process at `/app` in a slot; as the environment's run user.
     Run,
     /// A single command at `/app` in a slot (release command, `larder run`); as the environment's run user.
     Task,
-    /// Compares the live `/app` of a slot, or without a slot an installed tree, with its release, and changes nothing; as the
+    /// Compares the live `/app` of a slot with its release, or an installed tree if the launch has no slot. Changes nothing; as the
     /// environment's run user.
     Drift,
     /// Applies a patch to the release in a slot; as the environment's run user.
     Patch,
     /// Deletes the files of one of the environment's users in an area; as that user.
     Sweep(Area),
-    /// Reads installed trees, without changing any, into archives and deltas; as the environment's unpack user.
+    /// Packs installed trees into archives and deltas without changing them; as the environment's unpack user.
     Pack,
 }
 
@@ -53,20 +53,20 @@ pub enum Area {
     Build,
     /// The cache of buildpacks; build user.
     Cache,
-    /// One installed release, the one in [`Launch::release`]; unpack user.
+    /// The installed release [`Launch::release`]; unpack user.
     Tree,
-    /// The scratch layer of a slot, the one in [`Launch::slot`]; run user.
+    /// The scratch layer of the slot [`Launch::slot`]; run user.
     Slot,
     /// The exported source; git user.
     Source,
 }
 
-/// A class of limits. The keeper has the numbers.
+/// A class of limits. The keeper knows the values of each class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
     /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
     Build {
-        /// The memory that the project asks for, in bytes. The operator's limit applies without it, and caps it.
+        /// The memory limit of the recipe in bytes, at most the operator's limit. Without a value, the operator's limit applies.
         memory: Option<u64>,
     },
     /// Applications and their commands.
@@ -83,10 +83,10 @@ pub enum LimitClass {
 pub enum Supervision {
     /// The exit is reported. The process is killed when the server that requested it exits.
     Once,
-    /// The process survives the server and is restarted with backoff when it exits. `label` is returned in listings and has no meaning
-    /// for the keeper; at most 1 KiB.
+    /// The process outlives the server, and is restarted with backoff when it exits. The keeper returns `label`, at most 1 KiB, in
+    /// listings and does not interpret it.
     Keep {
-        /// The server's mark, to recognise the process after a restart.
+        /// Bytes by which the server recognises the process after a restart.
         label: Vec<u8>,
         /// The signal that asks the process and its children to exit.
         stop: StopSignal,
@@ -141,7 +141,7 @@ pub struct Launch {
     pub supervision: Supervision,
 }
 
-/// The keeper's number for a process, which a keeper never reuses.
+/// The keeper's number of a process. A keeper never reuses a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessId(pub u64);

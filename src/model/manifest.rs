@@ -17,7 +17,7 @@ pub struct Manifest {
     pub release: ReleaseId,
     /// The commit that was built.
     pub commit: CommitId,
-    /// The id of that commit's git tree. Commits with the same tree have the same source.
+    /// The id of the git tree of `commit`. Commits with the same tree have the same source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<CommitId>,
     /// The build number, which increases with every build of the project.
@@ -25,11 +25,11 @@ pub struct Manifest {
     /// The version tag of the commit, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// The mode of that environment.
+    /// The mode of the environment that built the release.
     pub mode: Mode,
     /// The buildpacks of the build, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The processes of the buildpacks, for types that the Procfile does not have.
+    /// The default processes of the buildpacks, for process types that are not in the Procfile.
     pub processes: Vec<(ProcessType, String)>,
     /// The time of the build (RFC 3339).
     pub created: jiff::Timestamp,
@@ -80,9 +80,9 @@ impl Manifest {
         }
     }
 
-    /// Returns the signed text: all fields in one canonical spelling. The digest of the tree stands for the entries, and the digest of the
-    /// archive for the frames; each is computed from what it stands for. A verifier of the signature must first
-    /// compare those two digests. A manifest therefore keeps its signature while its frames are unknown.
+    /// Returns the signed text: all fields in one canonical spelling. The digest of the tree represents the entries, and the digest of
+    /// the archive represents the frames. A verifier must therefore compare both digests with the entries and the frames before it
+    /// relies on the signature. The signature is valid also for a manifest whose frames are not known yet.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {
@@ -124,7 +124,7 @@ impl Manifest {
             archive_bytes: self.archive.bytes,
             archive_settings: Some(self.archive.settings).filter(|number| *number != 0),
         };
-        // Strings and numbers only, so that serialisation cannot fail.
+        // Serialisation cannot fail, because the statement consists of strings and numbers.
         serde_json::to_vec(&statement).unwrap_or_default()
     }
 }

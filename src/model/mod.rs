@@ -1,6 +1,6 @@
 //! The values of larder: names, modes, phases, releases, events. No input or output.
 //!
-//! A value of one of these types was checked when it was made; no other module checks it again.
+//! These types check their values when they are created or parsed, so other modules do not check them again.
 
 mod access;
 mod checked;

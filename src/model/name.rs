@@ -1,7 +1,7 @@
 //! Names from user input that become directories, hosts and refs.
 //!
-//! The allow-lists are strict because names are the only user input that becomes part of a path. A path, an option, a reserved word
-//! of the file system and a look-alike are all rejected.
+//! The allow-lists are strict because names are the only user input that becomes part of a path. They reject paths, options, reserved
+//! names of the file system and look-alikes.
 
 use super::checked_text;
 
@@ -47,7 +47,7 @@ name!(
     EnvironmentName,
     "environment name",
     "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter; \"git\" is reserved",
-    // The directory `git/` is beside those of the environments.
+    // The repository `git/` is beside the directories of the environments.
     |text| is_label(text) && text != "git"
 );
 
@@ -83,7 +83,7 @@ name!(
     /// The short name of a branch, without `refs/heads/`; the rules of `git check-ref-format`, and printable ASCII only.
     BranchName,
     "branch name",
-    "use what git allows for a branch, in plain ASCII letters, digits and ./_+-",
+    "use a branch name that git allows, of ASCII letters, digits and ./_+-#@",
     |text| (1..=200).contains(&text.len())
         && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"./_+-#@".contains(&c))
         && !text.starts_with('-')
@@ -105,7 +105,7 @@ impl BranchName {
 }
 
 impl UserName {
-    /// The name in records for the operator on the server itself. No user can have this name.
+    /// Returns the name that records use for the operator, who works on the server itself. No user can have this name.
     pub fn operator() -> UserName {
         UserName(String::from("operator"))
     }

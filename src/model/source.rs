@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommitId, Digest};
 
 /// The contents of `project/tree`. The exporter writes the list as postcard to `project/list` after the tree is complete. The bundler
-/// takes digests of unchanged files from it, and the next export writes only what changed.
+/// takes the digests of unchanged files from the list, and the next export writes only changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {
     /// The version of this format.
@@ -20,14 +20,14 @@ pub struct SourceList {
 }
 
 impl SourceList {
-    /// The version that this code writes and reads. Another one means a new export from scratch.
+    /// The version that this code writes and reads. A list of another version is ignored, and all files are exported again.
     pub const FORMAT: u32 = 3;
 }
 
 /// One exported file, directory or link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceEntry {
-    /// Relative path with `/`.
+    /// The path relative to `project/tree`, with `/` as the separator.
     pub path: String,
     pub kind: SourceKind,
 }

@@ -1,4 +1,4 @@
-//! The specification of a deployment: everything that is decided or drawn at random before its first step.
+//! The specification of a deployment: every decision and every random id that is made before its first step.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::{
 pub struct StepName(String);
 
 impl StepName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -45,17 +45,17 @@ pub enum Trigger {
     },
     /// `larder deploy`.
     Redeploy {
-        /// The user who asked for it.
+        /// The user who requested the deployment.
         by: UserName,
     },
-    /// A deliverable that was asked for by name: `larder pull`, or `larder promote` on the other server.
+    /// `larder pull`, or `larder promote` on the server that sends the release.
     Pull {
-        /// The user who asked for it.
+        /// The user who requested the deployment.
         by: UserName,
     },
     /// `larder rollback`.
     Rollback {
-        /// The user who asked for it.
+        /// The user who requested the deployment.
         by: UserName,
     },
 }
@@ -73,7 +73,7 @@ impl Trigger {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The commit: the release is built here.
+    /// The release is built here from its commit.
     #[default]
     Commit,
     /// The environment's own store of deliverables.
@@ -82,7 +82,7 @@ pub enum Origin {
     Environment(EnvironmentName),
     /// A remote: another server, or a shared store of deliverables.
     Remote(RemoteName),
-    /// An earlier deployment: the release was live here before, and its journal has everything about it.
+    /// An earlier deployment of this environment: the release was live before, and the journal of that deployment describes it.
     #[serde(rename = "past")]
     Previous,
 }
@@ -99,7 +99,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The environment that a deployment belongs to, by its numbers and names.
+/// The numbers and names of the environment that a deployment belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentIdentity {
     /// The environment's number, which is never used again.
@@ -113,7 +113,7 @@ pub struct EnvironmentIdentity {
 }
 
 impl EnvironmentIdentity {
-    /// The identity of `environment`.
+    /// Returns the identity of `environment`.
     pub fn of(environment: &Environment) -> EnvironmentIdentity {
         EnvironmentIdentity {
             id: environment.id,
@@ -124,11 +124,11 @@ impl EnvironmentIdentity {
     }
 }
 
-/// Everything about a deployment that is fixed before its first step. It is the first event of the deployment's journal, and the
-/// only source from which a server that takes the deployment over rebuilds it.
+/// The part of a deployment that is fixed before its first step. The specification is the first event of the deployment's journal. A
+/// server that continues the deployment after a restart restores it from this specification alone.
 ///
-/// Two versions are read. Version 2 is what this program writes. Version 1 is the `opened` event of larder 0.1, which has no
-/// `version`; reading it fills in what was true for every deployment of that version.
+/// There are two versions of the format. This program writes version 2. Version 1 is the `opened` event of larder 0.1, which has no
+/// field `version`. The fields that version 1 lacks get the values that all deployments of larder 0.1 had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct DeploymentSpec {
@@ -143,44 +143,44 @@ pub struct DeploymentSpec {
     pub environment: Option<EnvironmentIdentity>,
     /// The environment's mode when the deployment began.
     pub mode: Mode,
-    /// How the release replaces the previous one.
+    /// The way in which the release replaces the previous one.
     pub strategy: Strategy,
-    /// The branch that is deployed and whose ref carries the verdict.
+    /// The branch that is deployed. Its ref moves when the deployment succeeds.
     pub branch: BranchName,
     /// The commit that is deployed.
     pub commit: CommitId,
-    /// The release that is made or brought; drawn here, so that a step that runs twice means the same release.
+    /// The release that the deployment builds or fetches. Its id is fixed here, so that a repeated step uses the same release.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
     /// The slot that the release boots in.
     pub slot: Slot,
-    /// The release that is live when the deployment begins, and that unwinding goes back to.
+    /// The live release when the deployment began. Unwinding restores it.
     pub previous: Option<Live>,
     /// The names of the steps, in order.
     pub plan: Vec<StepName>,
-    /// The step after which the deployment is finished rather than unwound: from then on its release serves visitors.
+    /// The step after which the release serves requests. A deployment that is interrupted later is finished, not unwound.
     pub commit_point: StepName,
     /// The source of the release.
     pub origin: Origin,
-    /// Whether the release was installed here before: then its tree, its files and its ref are not this deployment's to remove.
+    /// True if the release was installed here before. Unwinding then does not remove its tree, its files and its ref.
     pub again: bool,
-    /// The deployment that made the release live before, if one did.
+    /// The earlier deployment that made this release live, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<DeploymentId>,
-    /// The reason for which the promotion policy does not apply, in the words of the person who decided that.
+    /// The reason that a person gave for overriding the promotion policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overriding: Option<String>,
     /// The phases of a dry run; empty for a deployment that shall go live.
     #[serde(rename = "trial", skip_serializing_if = "Vec::is_empty")]
     pub dry_run: Vec<Phase>,
-    /// The commit that the pusher saw the branch at.
+    /// The commit of the branch that the client saw before the push.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen: Option<CommitId>,
-    /// Whether the newest release was asked for, and not this one by name.
+    /// True if the newest release was requested, and not this release by its name.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub newest: bool,
-    /// Tags that come in the same push: name and object. Git stores them only after the deployment.
+    /// The tags of the same push: name and object. Git stores them only after the deployment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(String, CommitId)>,
 }
@@ -253,7 +253,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
         let fields: Fields = serde_json::from_value(Value::Object(map)).map_err(|error| SpecError::Field(error.to_string()))?;
         let missing = |name: &str| SpecError::Field(format!("missing field `{name}`"));
         let (mode, strategy, commit_point) = match version {
-            // The mode is not in version 1. The plan says whether the release was built; `for_environment` settles the rest.
+            // Version 1 has no mode. The plan shows whether the release is built; `for_environment` sets the environment's mode.
             1 => {
                 let cooks = fields.plan.iter().any(|step| step.as_str() == "build.compile");
                 let mode = if cooks { Mode::Cooking } else { Mode::Final };
@@ -299,7 +299,7 @@ impl DeploymentSpec {
     /// The version of the format that this program writes.
     pub const VERSION: u32 = 2;
 
-    /// The specification as a deployment of `environment` uses it. Completes version 1, and refuses a journal that was written for
+    /// Returns the specification for a deployment of `environment`. Adds the fields that version 1 lacks, and refuses a journal of
     /// another environment.
     ///
     /// # Errors
@@ -319,13 +319,13 @@ impl DeploymentSpec {
         Ok(self)
     }
 
-    /// The phases of a dry run as text; `None` for a deployment that shall go live.
+    /// Returns the phases of a dry run as text, or `None` for a deployment that shall go live.
     pub fn dry_run_phases(&self) -> Option<String> {
         let phases: Vec<_> = self.dry_run.iter().map(|phase| phase.as_str()).collect();
         (!phases.is_empty()).then(|| phases.join(", "))
     }
 
-    /// The release, as what it is once it is live.
+    /// Returns the record of the release as the live release.
     pub fn live(&self) -> Live {
         Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
     }

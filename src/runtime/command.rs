@@ -1,4 +1,4 @@
-//! The command line of a project's process, and why one cannot be started.
+//! The command of a project's process, and the reasons why a command cannot be started.
 
 use std::{
     fs::{self, File},
@@ -9,8 +9,8 @@ use std::{
 
 use super::process::RunJob;
 
-/// The project's own shell line is read by the project's own shell, after its `.profile.d/*.sh` and `.profile`, as Heroku does it. The
-/// script itself is fixed; everything of the project's is an argument.
+/// The script that runs a shell line of the project: it sources `.profile.d/*.sh` and `.profile`, as on Heroku, and then starts a shell
+/// with the line. This text never changes; the line and its arguments are arguments of the script.
 const PROFILE: &str = r#"shell=$0 command=$1; shift
 for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
 if [ -z "$command" ]; then exec "$@"; fi
@@ -59,14 +59,15 @@ pub struct Defect {
 }
 
 impl Defect {
-    /// The lines for the process's standard error.
+    /// Returns the lines for the process's standard error.
     pub fn text(&self) -> String {
         let hint = self.hint.as_ref().map(|hint| format!("{HINT}{hint}\n")).unwrap_or_default();
         format!("{CANNOT_START}{}\n{hint}", self.why)
     }
 }
 
-/// Returns the defect of the script that `job` starts, if the file itself shows one. A shell gives a less helpful message for it.
+/// Returns the defect of the script that `job` starts, if the content or the mode of the file shows a defect. The message of a shell
+/// would be less helpful.
 pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     let words = shlex::split(&job.command)?;
     let mut words = words.iter().skip_while(|word| *word == "exec" || word.contains('='));
@@ -108,7 +109,7 @@ fn pattern(path: &Path) -> String {
     }
 }
 
-/// The first line of a text file without its newline; nothing for what is no text.
+/// Returns the first line of a text file without its newline, or `None` if the file is not text.
 fn first_line(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(512).read_to_end(&mut bytes).ok()?;
@@ -131,7 +132,7 @@ pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect 
     let (status, why) = match error.kind() {
         io::ErrorKind::NotFound if !is_path => (127, format!("{name}: command not found")),
         io::ErrorKind::NotFound if !path.exists() => (127, format!("{name}: no such file")),
-        // The file exists, so what is missing is its loader.
+        // The file exists, so the kernel means its loader.
         io::ErrorKind::NotFound => (126, format!("{name}: it needs a library loader that this server does not have")),
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             (126, format!("{name}: it is neither a program for this machine nor a script that begins with `#!`"))

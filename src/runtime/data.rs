@@ -1,14 +1,14 @@
-//! Persistent paths: `/app/<path>` becomes a symlink to `/data/<path>`, so that what is written there outlives the release.
+//! Persistent paths: `/app/<path>` becomes a symlink to `/data/<path>`, so that the files at the path outlive the release.
 //!
-//! All of it runs as the environment's run user inside the sandbox, so a symlink that the project planted leads nowhere that the
-//! application could not go by itself.
+//! This code runs as the environment's run user inside the sandbox. A malicious symlink of the project therefore leads only to files
+//! that the application can access anyway.
 //!
-//! A path that has no data yet is *seeded*: what the release brings there becomes its first content. A path without data and without
-//! such content becomes a directory, or, if its name has a file extension, a symlink to a file that the application makes. A slash at
-//! the end of a path always means a directory. Data that exists is never changed.
+//! A path that has no data yet is *seeded*: the release's file or directory at the path is copied as its first content. If the release
+//! has none, the path becomes an empty directory or, if its name has a file extension, a symlink to a file that the application
+//! creates. A slash at the end of a path always means a directory. Existing data is never changed.
 //!
-//! The note `.larder-seed` in the data directory records which paths a deployment began, so that its undo removes those and nothing
-//! else. The note is written before the first path is seeded: a worker that is killed in between leaves nothing that is unknown.
+//! The note `.larder-seed` in the data directory lists the paths that a deployment seeded, so that the undo removes exactly these
+//! paths. The note is written before the first path is seeded, so the list is complete even if the worker is killed.
 
 use std::{
     ffi::OsString,
@@ -37,11 +37,11 @@ pub enum DataJob {
         /// The deployment that the note names.
         deployment: DeploymentId,
     },
-    /// Removes what a deployment began, which is named by its note.
+    /// Removes the paths that a deployment seeded, which its note lists.
     Unseed {
-        /// The deployment. A note of another deployment is left alone.
+        /// The deployment. Nothing happens if the note belongs to another deployment.
         deployment: DeploymentId,
-        /// True to remove all content of these paths; false to remove only files that have not changed since they were seeded.
+        /// True to remove all content of the paths; false to remove only the files that have not changed since the seeding.
         all: bool,
     },
 }
@@ -59,24 +59,24 @@ const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// The name of the note.
 const NOTE: &str = ".larder-seed";
-/// The most that is read of a note, in bytes.
+/// The maximum number of bytes that are read of a note.
 const NOTE_MAX: u64 = 1 << 20;
 
 /// A change time as the file system keeps it: seconds and nanoseconds.
 type ChangeTime = (i64, i64);
 
-/// The paths that a deployment began.
+/// The paths that a deployment seeded.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     deployment: DeploymentId,
     paths: Vec<String>,
-    /// The change time after the last path was seeded; absent until then. No process of the application has run before.
+    /// The change time of the note after the last path was seeded; absent before. No process of the application runs before it.
     until: Option<ChangeTime>,
 }
 
 impl Note {
     fn read(data: &Path) -> io::Result<Option<Note>> {
-        // The application may write here, too: its FIFO must not block, and its other files are no note.
+        // The application can write to this directory, too. A FIFO of this name must not block, and only a regular file is read.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(data.join(NOTE), flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -108,7 +108,7 @@ fn changed(found: &Metadata) -> ChangeTime {
 fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> io::Result<()> {
     let note = Note::read(data)?;
     if note.as_ref().is_some_and(|note| note.deployment != deployment) {
-        // That deployment has ended.
+        // The deployment of this note has ended.
         remove(&data.join(NOTE))?;
     }
     let mut note = note.filter(|note| note.deployment == deployment);
@@ -128,13 +128,14 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
     if let Some(mut note) = note.filter(|note| note.until.is_none()) {
         note.until = Some(note.write(data)?);
         note.write(data)?;
-        // Change times have the resolution of the kernel's clock tick; what the application writes must be later than the note.
+        // Change times have the resolution of the kernel's clock tick. After the pause, all writes of the application have later change
+        // times than the note.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
 
-/// A path without the slash that marks a directory. With it, every operation would follow a symlink at the path.
+/// Returns a path without the slash that marks a directory. With the slash, operations would follow a symlink at the path.
 fn plain(path: &str) -> &str {
     path.trim_end_matches('/')
 }
@@ -153,8 +154,8 @@ fn link_one(here: &Path, there: &Path, path: &str) -> io::Result<()> {
     symlink(there, here)
 }
 
-/// Makes the first content of a path complete under another name and renames it, so that a worker that is killed leaves no half
-/// copy.
+/// Creates the first content of a path under another name and renames it when it is complete, so that a killed worker leaves no
+/// partial copy.
 fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io::Result<()> {
     fs::create_dir_all(there.parent().unwrap_or(there))?;
     let half = half_name(there);
@@ -173,7 +174,7 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
             }
             fs::copy(here, &half)?;
         }
-        // The application makes its file through the symlink.
+        // The application creates the file through the symlink.
         _ if is_file_name(path) => return Ok(()),
         _ => fs::create_dir(&half)?,
     }
@@ -205,7 +206,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Copies a directory with its modes; symlinks stay symlinks, wherever they lead.
+/// Copies a directory with its modes. Symlinks are copied as symlinks.
 fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -224,11 +225,11 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     fs::set_permissions(to, fs::Permissions::from_mode(mode | 0o700))
 }
 
-/// Removes what `deployment` began.
+/// Removes the paths that `deployment` seeded.
 fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
     let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
     for path in note.paths.iter().rev() {
-        // The application may have changed the note: nothing outside the data directory may be meant.
+        // The application may have changed the note. Paths outside the data directory are ignored.
         let inside = Path::new(plain(path)).components().all(|part| matches!(part, std::path::Component::Normal(_)));
         if !inside {
             continue;
@@ -242,7 +243,7 @@ fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
                 Some(until) => remove_unchanged(path, until)?,
             }
         }
-        // Parents that were made for it; one with anything else in it stays.
+        // Empty parents are removed, too. A parent with other content stays.
         for parent in there.ancestors().skip(1).take_while(|parent| *parent != data) {
             if fs::remove_dir(parent).is_err() {
                 break;
@@ -264,7 +265,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes files that have not changed since `until`, and directories that are empty then. A change time cannot be set back.
+/// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set a change time back.
 fn remove_unchanged(path: &Path, until: ChangeTime) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,

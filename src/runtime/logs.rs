@@ -55,7 +55,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Makes logs with these limits.
+    /// Creates logs with these limits.
     pub fn new(limits: LogLimits) -> Logs {
         Logs { limits, lines: broadcast::Sender::new(1024) }
     }
@@ -84,7 +84,8 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        // On a full disk reading goes on: else the pipe would fill and block the application, and the log would not resume later.
+        // If the log cannot be opened or written, as on a full disk, lines are still read: a full pipe would block the application.
+        // Each line tries the log again, so logging resumes by itself.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
         let mut reported: Option<Instant> = None;
@@ -93,7 +94,7 @@ impl Logs {
             if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
                 return Ok(());
             }
-            // Sanitised before the prefix is added: no control sequence can hide or change the prefix on a reader's screen.
+            // The text is sanitised before the prefix is added, so that no control sequence can hide or change the prefix on a terminal.
             let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
             let written = match &mut file {
@@ -134,7 +135,7 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    /// Writes a line, even if the file cannot be rotated before it; the next line tries the rotation again.
+    /// Writes a line. If the rotation before it fails, the line is written all the same, and the next line tries the rotation again.
     fn write_line(&mut self, text: &str) -> io::Result<()> {
         let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
         self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
@@ -142,7 +143,7 @@ impl RotatingFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        // Without a current file there is nothing to rotate: it was removed, or the last attempt failed after renaming it.
+        // The current file is missing if it was removed, or if the last attempt failed after renaming it. There is nothing to rotate then.
         if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
                 let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
@@ -158,11 +159,11 @@ impl RotatingFile {
     }
 }
 
-/// The most bytes that are read of a log for its last lines.
+/// The maximum number of bytes that are read for the last lines of a log.
 const TAIL_MAX: u64 = 4 << 20;
 
-/// Returns the last `count` lines of the log at `path` and, if it has fewer, of its rotated files; oldest first, none where there is no
-/// log yet. Returns fewer than `count` lines also if they are longer than 4 MiB together.
+/// Returns the last `count` lines of the log at `path`, oldest first. If the file has fewer lines, its rotated files are read, too.
+/// Returns fewer lines if the log has fewer or if `count` lines would exceed 4 MiB, and none if there is no log.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     let (mut lines, mut budget) = (Vec::new(), TAIL_MAX);
     for number in 0.. {
@@ -183,13 +184,13 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Returns whole lines from the end of a file, at least `wanted` if it has so many and the budget, in bytes, allows; and whether that is
-/// the whole file.
+/// Returns whole lines from the end of a file, and true if they are the whole file. They are at least `wanted` lines, unless the file has
+/// fewer or the budget, in bytes, is too small.
 fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
     use io::{Read, Seek, SeekFrom};
     let size = file.metadata()?.len();
     let most = size.min(*budget);
-    // Enough for lines of the usual length; grows if it is not.
+    // 128 bytes per line are enough for usual logs. The window grows if they are not.
     let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
     loop {
         file.seek(SeekFrom::Start(size.saturating_sub(window)))?;

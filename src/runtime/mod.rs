@@ -1,7 +1,7 @@
-//! Application processes: starting them in a slot, following them, stopping them, their logs and their persistent paths.
+//! Application processes: starts, watches and stops them, and manages their logs and their persistent paths.
 //!
-//! The keeper owns the processes and restarts them when they exit; this module decides which there should be. After a restart of the
-//! server [`Runtime::adopt`] finds them by the labels that the keeper has stored. The type to read first is [`Runtime`].
+//! The keeper owns the processes and restarts them when they exit. This module decides which processes run. After a restart of the
+//! server, [`Runtime::adopt`] finds them by the labels that the keeper has stored. The type to read first is [`Runtime`].
 
 mod command;
 mod data;

@@ -1,9 +1,9 @@
-//! The ports on which applications listen.
+//! The assignment of ports on which applications listen.
 
 use std::{collections::HashSet, net::TcpListener, ops::RangeInclusive};
 
-/// A range of loopback ports, assigned in turn, so that a released port is unused for as long as possible: late connections to a stopped
-/// process must not reach another one.
+/// A range of loopback ports that are assigned in turn. A released port thus stays unused for as long as possible, so that late
+/// connections to a stopped process do not reach another process.
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
@@ -12,10 +12,10 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Makes the range `from` to `to`, both included.
+    /// Creates the range `from` to `to`, both included.
     pub fn new(from: u16, to: u16) -> Ports {
-        // Another server on this machine may have the same range; if both began at the same port, they would choose the same one at
-        // the same time.
+        // Another server on this machine may have the same range. Servers that start at random ports rarely try the same port at the
+        // same time.
         let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
         let size = u64::from(to.saturating_sub(from)).saturating_add(1);
         let next = u16::try_from(random % size).map_or(from, |offset| from.saturating_add(offset));
@@ -27,12 +27,12 @@ impl Ports {
         (*self.range.start(), *self.range.end())
     }
 
-    /// Marks `port` as taken by a process of an earlier server.
+    /// Marks `port` as taken by a process that outlived a restart of the server.
     pub fn claim(&mut self, port: u16) {
         self.taken.insert(port);
     }
 
-    /// Takes a port on which no process listens; nothing if the range is exhausted.
+    /// Takes a port on which no process listens. Returns `None` if the range is exhausted.
     pub fn take(&mut self) -> Option<u16> {
         let (from, to) = self.bounds();
         for _ in from..=to {

@@ -1,4 +1,4 @@
-//! The processes of a release: what to start, and how those that run are told apart.
+//! The processes of a release: the jobs that start them, and the labels that identify running ones.
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -13,17 +13,16 @@ use crate::model::{
 /// The job of a worker that runs a command of the project at `/app`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunJob {
-    /// The command line as the project wrote it. The project's own shell reads it, as the project's own user. If empty, the arguments
-    /// are the command.
+    /// The command line from the Procfile or the recipe. A shell in the sandbox reads it. If it is empty, the arguments are the command.
     pub command: String,
-    /// Arguments as they are; `"$@"` in the command line.
+    /// The arguments of the command line, which are `"$@"` in it. They are passed unchanged.
     pub arguments: Vec<String>,
     /// The environment, complete except for the variables that the keeper adds.
     pub env: Vec<(String, String)>,
-    /// For a phase script: the variables as JSON. The script finds them in the file `$LARDER_VARIABLES`; the content of this file
-    /// when the script ends is the worker's report.
+    /// For a phase script: the variables as JSON, which the script reads in the file `$LARDER_VARIABLES`. The worker reports the content
+    /// of this file at the end of the script.
     pub variables: Option<String>,
-    /// Work on the persistent paths, done before the command; there may be no command then.
+    /// Work on the persistent paths before the command. A job with such work may have no command.
     pub data: Option<DataJob>,
 }
 
@@ -50,11 +49,11 @@ pub struct Process {
 /// Processes to start.
 #[derive(Debug, Clone)]
 pub struct Boot {
-    /// The environment that they belong to.
+    /// The environment that the processes belong to.
     pub environment: Environment,
-    /// The slot in which they run.
+    /// The slot in which the processes run.
     pub slot: Slot,
-    /// The release that they run.
+    /// The release that the processes run.
     pub release: ReleaseId,
     /// The process types.
     pub processes: Vec<Process>,
@@ -78,20 +77,20 @@ impl Boot {
     }
 }
 
-/// The identity of an application process. The keeper stores it for the next server.
+/// The identity of an application process. The keeper stores it, so that a restarted server recognises the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
     /// The environment.
     pub environment: EnvId,
-    /// The slot in which it runs.
+    /// The slot in which the process runs.
     pub slot: Slot,
-    /// The release that it runs.
+    /// The release that the process runs.
     pub release: ReleaseId,
     /// The process type.
     pub process: ProcessType,
     /// The number among the instances of its type, from 1.
     pub index: u32,
-    /// The port on which it should listen.
+    /// The port on which the process should listen.
     pub port: Option<u16>,
 }
 
@@ -111,7 +110,7 @@ impl Label {
         postcard::to_stdvec(self).unwrap_or_default()
     }
 
-    /// Decodes a label from the keeper; nothing where it is none.
+    /// Decodes a label from the keeper. Returns `None` if the bytes are not a label.
     pub fn from_bytes(bytes: &[u8]) -> Option<Label> {
         postcard::from_bytes(bytes).ok()
     }
@@ -126,16 +125,16 @@ impl fmt::Display for Label {
 /// A running process of a slot.
 #[derive(Debug, Clone)]
 pub struct Instance {
-    /// The keeper's number for it.
+    /// The keeper's number of the process.
     pub id: ProcessId,
-    /// Its identity.
+    /// The identity of the process.
     pub label: Label,
-    /// Its exits since it was started.
+    /// The exits of the process since its first start.
     pub exits: watch::Receiver<Exits>,
 }
 
 impl Instance {
-    /// Returns the address on which it should listen, for a process that was given a port.
+    /// Returns the address on which the process should listen, if the process has a port.
     pub fn address(&self) -> Option<SocketAddr> {
         self.label.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
     }

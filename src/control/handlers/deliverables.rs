@@ -1,5 +1,5 @@
-//! Deliverables: the releases that other servers may pull, with their files. Offered are releases that went live here, and releases that
-//! were accepted from elsewhere.
+//! Deliverables: the releases that other servers may pull, with their files. A server offers the releases that went live here and
+//! the releases that it accepted from other servers.
 
 use std::{
     fs::File,
@@ -36,10 +36,10 @@ use crate::{
 /// The number of threads that make a delta.
 const DELTA_THREADS: usize = 2;
 
-/// One delta is made at a time, because it takes processor time from applications.
+/// Limits the server to one delta at a time, because making a delta takes processor time from applications.
 static DELTA_LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// The size of the pieces in which a pack is passed on, in bytes.
+/// The size of the buffer through which a pack is copied, in bytes.
 const PIECE: usize = 256 * 1024;
 
 /// Lists the releases that other servers may pull, newest first.
@@ -53,7 +53,7 @@ impl Request for DeliverableList {
     type View = Vec<Offer>;
     const NAME: &'static str = "deliverable list";
 
-    // The right of `git fetch`.
+    // The same right as for `git fetch`.
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         (Some(&self.target.project), Access::View)
     }
@@ -101,7 +101,7 @@ pub struct DeliverableGet {
     pub object: Object,
     /// The byte ranges to send, in this order; the part of a range beyond the end of the file is ignored.
     pub parts: Vec<Range<u64>>,
-    /// For a pack: commits that the caller has.
+    /// For a pack: the commits that the caller has already.
     pub haves: Vec<CommitId>,
 }
 
@@ -120,9 +120,9 @@ impl Request for DeliverableGet {
             return send_pack(control, offered, &parts, haves);
         }
         let path = file_of(control, &target, &offered, object).await?;
-        // Opened before the answer begins: a release that is pruned meanwhile can still be read to its end.
+        // The file is opened before the answer begins, so that it can be sent completely even if the release is pruned meanwhile.
         let file = files::open_regular(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => not_found(format!("{} of {target} is not here any more", offered.offer.title())),
+            io::ErrorKind::NotFound => not_found(format!("{} of {target} was pruned", offered.offer.title())),
             _ => CommandError::internal(&error),
         })?;
         let send = move |output: OwnedFd| -> BoxFuture<'static, _> {
@@ -237,14 +237,12 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
         }
         Found::Ambiguous => Err(usage(format!("{text} names more than one release of {target}"))
             .hint("name the environment too, as in shop/staging, or give more digits")),
-        Found::None if was_here(control, target, text) => {
-            Err(not_found(format!("{text} of {target} is not here any more; {}", here())))
-        }
+        Found::None if was_here(control, target, text) => Err(not_found(format!("{text} of {target} was pruned; {}", here()))),
         Found::None => Err(not_found(format!("{target} has no release {text}; {}", here()))),
     }
 }
 
-/// Returns true if a release with this name was live once, which means that it was pruned.
+/// Returns true if a release with this name was live once. Such a release that is no longer offered was pruned.
 fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     let project = control.registry().project(&target.project).cloned();
     let environments = project.into_iter().flat_map(|project| project.environments);
@@ -301,10 +299,10 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
     })
 }
 
-/// The time for which a written health record is reused: a client asks for its digest first and then for its bytes, which must agree.
+/// The time for which a written health record is reused. A client first requests its digest and then its bytes, which must agree.
 const RECORD_FRESH: Duration = Duration::from_secs(10);
 
-/// Returns the path of the health record of a release: the one from here, else the one that came with the release.
+/// Returns the path of the health record of a release: this server's own record, or else the record that came with the release.
 fn record(
     control: &Control,
     environment: &Environment,
@@ -325,7 +323,7 @@ fn record(
 }
 
 fn unsent(path: &Path, error: &io::Error) -> CommandError {
-    CommandError::new(Kind::Internal, format!("cannot send {}: {error}", path.display())).hint("ask for it again")
+    CommandError::new(Kind::Internal, format!("cannot send {}: {error}", path.display())).hint("repeat the request")
 }
 
 /// Returns a descriptor for a writer, and a future that copies what is written to `output` without the first `bytes` bytes. The writer
@@ -350,7 +348,7 @@ fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Out
     Ok((writer.into(), passing))
 }
 
-/// Writes parts of a file. A slow reader blocks no thread, and a reader that takes nothing is given up after a time limit.
+/// Writes parts of a file to `output`. A slow reader blocks no thread. Fails if the reader takes nothing for a time limit.
 async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
     let mut output = Outlet::within(output, TRANSFER_IDLE_LIMIT)?;
     for part in parts {

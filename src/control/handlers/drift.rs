@@ -1,4 +1,4 @@
-//! Drift, and the patches that keep it.
+//! Requests about drift and about patches, which are saved drift.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::{
     pipeline::DriftError,
 };
 
-/// The largest part of a patch's text that is shown, in bytes.
+/// The maximum length of the text of a patch that is shown, in bytes.
 const TEXT_MAX: u64 = 4 << 20;
 
 /// Compares the live files with their release, or manages patches.
@@ -100,7 +100,7 @@ pub struct TreeReport {
 pub struct TreeDifference {
     /// The path in the tree.
     pub path: String,
-    /// The difference, for people.
+    /// The difference as text.
     pub what: String,
 }
 
@@ -117,9 +117,9 @@ pub struct PatchRow {
     pub commit: CommitId,
     /// The time at which the patch was saved.
     pub created: Timestamp,
-    /// The user who saved it; absent if larder did.
+    /// The user who saved the patch; absent if a deployment or a restart saved it.
     pub by: Option<UserName>,
-    /// The number of changes in it.
+    /// The number of changes in the patch.
     pub changes: u64,
 }
 
@@ -140,7 +140,7 @@ impl Request for Drift {
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         let needed = match self.action {
             DriftAction::Show { .. } | DriftAction::Patches => Access::View,
-            // A patch may contain more than the repository shows.
+            // A patch can contain data that is not in the repository, so the right to view is not enough.
             DriftAction::ShowPatch { .. } => Access::Push,
             DriftAction::Save | DriftAction::DropPatch { .. } => Access::Operate,
         };

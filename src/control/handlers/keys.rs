@@ -1,4 +1,4 @@
-//! Keys: those that log users in, this server's own, and those whose deliverables a project accepts.
+//! Requests about keys: the login keys of users, this server's own keys, and the signing keys that a project trusts.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::{
     model::{Access, ProjectName, PublicKey, RemoteName, UserName},
 };
 
-/// The number of keys that one project may trust.
+/// The maximum number of keys that one project may trust.
 const TRUSTED_MAX: usize = 64;
 
 /// Adds a key to a user.
@@ -66,7 +66,7 @@ pub struct KeyRemove {
 /// A key that was removed.
 #[derive(Debug, Serialize)]
 pub struct KeyRemoved {
-    /// The user that had it.
+    /// The user that had the key.
     pub name: UserName,
     /// The fingerprint of the key.
     pub fingerprint: String,
@@ -112,10 +112,10 @@ impl Request for KeyShow {
     }
 }
 
-/// Accepts deliverables that are signed by a key; without a key, lists the accepted ones.
+/// Accepts deliverables that are signed with a key; without a key, lists the accepted keys.
 #[derive(Debug)]
 pub struct KeyTrust {
-    /// The project that accepts them.
+    /// The project that accepts the deliverables.
     pub project: ProjectName,
     /// The key; absent to list the accepted keys.
     pub key: Option<PublicKey>,
@@ -205,7 +205,7 @@ fn list(control: &Control, project: &ProjectName) -> Result<Vec<TrustRow>, Comma
     Ok(rows)
 }
 
-/// Stops accepting deliverables that are signed by a key. Releases that were accepted stay.
+/// Stops accepting deliverables that are signed with a key. Releases that were accepted stay.
 #[derive(Debug)]
 pub struct KeyUntrust {
     /// The project.
@@ -239,8 +239,8 @@ impl Request for KeyUntrust {
             if registry.trusted.len() < before {
                 return Ok(());
             }
-            Err(not_found(format!("{project} does not trust {key} by itself"))
-                .hint(format!("`larder key trust {project}` lists the keys; the key of a remote is removed with the remote")))
+            Err(not_found(format!("{key} is not a trusted key of {project} itself"))
+                .hint(format!("`larder key trust {project}` lists the keys; `larder remote remove` removes the key of a remote")))
         };
         control.change(untrust).await?;
         Ok(KeyUntrusted { project, key }.into())

@@ -1,4 +1,4 @@
-//! Promotion: releases go from the environment that cooked them to the environment that serves them.
+//! Requests that move a release from the environment that cooked it to an environment that serves it.
 
 use serde::Serialize;
 
@@ -17,10 +17,10 @@ use crate::{
     pipeline::{Candidate, Goal, Summary},
 };
 
-/// Brings a release to an environment and makes it live.
+/// Deploys a release from another environment or a remote.
 #[derive(Debug)]
 pub struct Pull {
-    /// The environment; if only a project is named, its environment of mode final.
+    /// The environment. If the target names only a project: its environment of mode final.
     pub target: Target,
     /// The release; the newest if absent.
     pub release: Option<String>,
@@ -30,12 +30,12 @@ pub struct Pull {
     pub overriding: Option<String>,
 }
 
-/// The answer to [`Pull`] where nothing had to be deployed.
+/// The answer to [`Pull`] if the release is live already.
 #[derive(Debug, Serialize)]
 pub struct PullView {
-    /// The title of the release, which is live already.
+    /// The title of the release.
     pub release: String,
-    /// Its number here.
+    /// The number of the release in this environment.
     pub number: ReleaseNumber,
 }
 
@@ -60,10 +60,10 @@ impl Request for Pull {
             if live.release == found.release {
                 return Ok(PullView { release: found.title(), number: live.number }.into());
             }
-            // A server that withholds newer releases must not turn "the newest" into a rollback.
+            // A remote that withholds newer releases must not cause a rollback through "the newest release".
             if release.is_none() && found.release < live.release {
                 return Err(refused(format!("the newest release on offer, {}, is older than the live one", found.title()))
-                    .hint("name the release to pull it all the same, or use `larder rollback`"));
+                    .hint("give the name of the release to pull it anyway, or use `larder rollback`"));
             }
         }
         let newest = release.is_none();
@@ -73,10 +73,10 @@ impl Request for Pull {
     }
 }
 
-/// Has another environment or server pull a release that was cooked here.
+/// Deploys a release that was cooked here to another environment or server, or publishes it to a shared location.
 #[derive(Debug)]
 pub struct Promote {
-    /// The environment that cooked it; if only a project is named, its environment of mode cooking.
+    /// The environment that cooked the release. If the target names only a project: its environment of mode cooking.
     pub target: Target,
     /// The release; the live one if absent.
     pub release: Option<String>,
@@ -95,7 +95,7 @@ pub struct Published {
     pub number: ReleaseNumber,
     /// The commit of the release.
     pub commit: CommitId,
-    /// The remote that has it now.
+    /// The remote that the release was published to.
     pub remote: RemoteName,
 }
 
@@ -145,7 +145,7 @@ impl Request for Promote {
     }
 }
 
-/// The other environment of the project that is named `to` and serves deliverables.
+/// Returns the other environment of the project with the name `to`, if it is in mode final.
 fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
     let unknown = || {
         not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
@@ -161,7 +161,7 @@ fn builds_its_own(environment: &Environment) -> CommandError {
     refused(format!("{} is in mode {}: it builds its own releases", environment.title(), environment.mode))
 }
 
-/// Publishes a release to a shared location, which pulls nothing by itself.
+/// Publishes a release to a shared location: a directory or a bucket.
 async fn publish(
     control: &Control,
     environment: &Environment,
@@ -190,8 +190,8 @@ async fn publish(
     Ok(published.into())
 }
 
-/// The environment that a target names. If it names a project only and the default environment has another mode, the only environment
-/// of this mode.
+/// Returns the environment that a target names. If the target names only a project whose default environment has another mode, returns
+/// the project's only environment of this mode.
 fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
     let usual = control.environment(target)?;
     if target.environment.is_some() || usual.mode == mode {
@@ -205,7 +205,8 @@ fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result
         [one] => Ok(one.clone()),
         several => {
             let names: Vec<_> = several.iter().map(Environment::title).collect();
-            Err(usage(format!("which one: {}?", names.join(" or "))))
+            Err(usage(format!("the project {} has several environments of mode {mode}", target.project))
+                .hint(format!("name one of them: {}", names.join(", "))))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `larder static-server`: the web process of projects that consist of files only.
 //!
-//! The server runs as a project's own process, in its sandbox, behind larder's proxy: it listens on the loopback address only, and
-//! needs no TLS. It has one thread, because its responses come from the page cache. The type to read first is [`Site`].
+//! The server runs as a process of the project, in the sandbox and behind larder's proxy. It therefore listens only on the loopback
+//! address, without TLS. It has one thread, because its responses come from the page cache. The type to read first is [`Site`].
 
 mod answer;
 mod files;
@@ -30,14 +30,14 @@ use tokio::{
 use answer::Site;
 use settings::{Settings, StaticError};
 
-/// The most connections at a time; further ones wait.
+/// The maximum number of simultaneous connections. Further connections wait.
 const CONNECTIONS: usize = 512;
-/// The time limit for an idle connection, between requests, too.
+/// The time limit for the head of a request. It also closes connections that are idle between requests.
 const SILENCE: Duration = Duration::from_secs(60);
 /// The time limit for responses in flight after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(25);
 
-/// Runs the server until SIGTERM; `arguments` are those after the command's name. The exit status is 0 after SIGTERM, 2 for wrong
+/// Runs the server until SIGTERM. `arguments` follow the name of the command. The exit status is 0 after SIGTERM, 2 for wrong
 /// options, 5 for a wrong `static.json` or directory, 1 for other errors.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = Settings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
@@ -81,7 +81,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break,
             Err(_) => {
-                // Most likely the process is out of descriptors: some are freed when connections end.
+                // The most likely cause is a lack of file descriptors. Some are freed when connections end.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
