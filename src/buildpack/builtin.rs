@@ -37,8 +37,8 @@ struct PackFile {
     signs: Vec<String>,
 }
 
-/// The built-in buildpacks, in the order in which they are asked: a language that often brings a `package.json` for its assets comes before
-/// `node`, and a sign that most projects have comes last.
+/// The built-in buildpacks, in the order of detection. Languages whose projects often have a `package.json` for assets come before
+/// `node`. Files that most projects have, such as a Procfile, are looked for last.
 pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
     let mut packs: Vec<(u32, BuiltinPack)> = FILES
         .iter()
@@ -53,7 +53,7 @@ pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
     packs.into_iter().map(|(_, pack)| pack).collect()
 });
 
-/// Returns whether a directory of a buildpack can have this name.
+/// Returns true if a directory of a buildpack can have this name.
 pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 64

@@ -1,4 +1,4 @@
-//! Runs one script: with an environment from zero, its output forwarded, its last lines kept, and its process group killed at the end.
+//! Runs one script in an empty environment. Forwards its output, keeps the last lines, and kills its process group at the end.
 
 use std::{
     collections::VecDeque,
@@ -89,7 +89,7 @@ impl ScriptExit {
         Some(self.sentence(number, line.trim().to_owned()))
     }
 
-    /// Completes a line that ends in a colon, which only announces the cause: by the line that follows, or else by removing the colon.
+    /// Completes a line that ends in a colon: adds the next line, which has the cause, or else removes the colon.
     fn sentence(&self, number: usize, line: String) -> String {
         let Some(start) = line.strip_suffix(':') else { return line };
         let following = self.tail.iter().skip(number + 1).map(|line| line.trim().trim_start_matches("! ").trim());

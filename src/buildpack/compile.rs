@@ -12,7 +12,7 @@ use super::{
 };
 
 impl<W: Write + Send + 'static> Worker<W> {
-    /// Runs `bin/compile` of each buildpack. Each also gets what the buildpacks before it have exported.
+    /// Runs `bin/compile` of each buildpack. A buildpack also gets the variables that the buildpacks before it exported.
     pub(super) fn compile(&mut self) -> Result<(), BuildStop> {
         let selected = self.select()?;
         let temporary = self.temporary()?;
@@ -66,7 +66,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         let mut processes: Vec<(ProcessType, String)> = Vec::new();
         for pack in self.select()? {
             let program = pack.directory.join("bin/release");
-            // Optional in Heroku's API.
+            // `bin/release` is optional in Heroku's API.
             if script::look(&program) != script::ScriptFile::Executable {
                 continue;
             }
@@ -86,7 +86,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             }
             let wrong = |why: String| {
                 let why = format!("bin/release of buildpack {} printed no process types: {why}", pack.label);
-                BuildStop::new(&what, why, Blame::Pusher, "it prints YAML with default_process_types: TYPE: COMMAND")
+                BuildStop::new(&what, why, Blame::Pusher, "print YAML with default_process_types: TYPE: COMMAND")
             };
             // The last buildpack takes precedence, as on Heroku.
             for (name, command) in release::parse(&exit.stdout).map_err(wrong)? {

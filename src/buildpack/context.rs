@@ -27,7 +27,7 @@ const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 /// A buildpack that is ready to run.
 #[derive(Debug, Clone)]
 pub(super) struct SelectedBuildpack {
-    /// Its name, address or path, as people know it.
+    /// The name, the address or the path of the buildpack, for messages.
     pub label: String,
     /// larder's version, the commit, `operator` or `project`.
     pub version: String,
@@ -98,7 +98,7 @@ impl BuildStop {
         BuildStop { what: what.into(), why: why.into(), blame, hint: hint.into(), exit: None }
     }
 
-    /// Creates a stop because a script exited with a failure. Without a reason of the script, `subject` and the last line are the cause.
+    /// Creates a stop for a script that failed. If the script printed no reason, `subject` and the last line are the cause.
     pub fn script(what: &str, subject: &str, exit: ScriptExit) -> BuildStop {
         let why = exit.reason().unwrap_or_else(|| match exit.last_line() {
             Some(line) => format!("{subject} {}: {line}", exit.how()),
@@ -138,7 +138,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         drop(writeln!(output, "{line}").and_then(|()| output.flush()));
     }
 
-    /// Returns the worker's temporary directory. It lies in the cache, whose next build removes what a killed build has left.
+    /// Returns the worker's temporary directory. It is in the cache, where the next build removes the leftovers of a killed build.
     pub fn temporary(&mut self) -> Result<PathBuf, BuildStop> {
         if let Some(temporary) = &self.temporary {
             return Ok(temporary.path().to_owned());
@@ -157,7 +157,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         Ok(path)
     }
 
-    /// Returns `TMPDIR` for builds without a sandbox, which have no `/tmp` of their own: what a killed build leaves is removed with `temporary`.
+    /// Returns `TMPDIR` for builds without a sandbox, which have no `/tmp` of their own. The next build removes it with `temporary`.
     pub fn temporary_variable(&self, temporary: &Path) -> Option<(OsString, OsString)> {
         (self.paths.app != Path::new("/app")).then(|| ("TMPDIR".into(), temporary.into()))
     }
@@ -182,16 +182,16 @@ impl<W: Write + Send + 'static> Worker<W> {
     pub fn run(&self, what: &str, script: &ScriptCommand<'_>) -> Result<ScriptExit, BuildStop> {
         child::run(script, &self.output).map_err(|error| {
             let hint = match error.kind() {
-                std::io::ErrorKind::NotFound => "its first line names an interpreter that is not on this server",
-                std::io::ErrorKind::PermissionDenied => "its executable bit is missing: git update-index --chmod=+x FILE",
-                _ => "a script begins with a line like #!/bin/sh",
+                std::io::ErrorKind::NotFound => "change its first line: this server does not have the interpreter that it names",
+                std::io::ErrorKind::PermissionDenied => "set its executable bit: git update-index --chmod=+x FILE",
+                _ => "begin the script with a line such as #!/bin/sh",
             };
             BuildStop::new(what, format!("cannot start {what}: {error}"), Blame::Pusher, hint)
         })
     }
 }
 
-/// Returns whether a project can set an environment variable of this name. larder's own variables are excluded.
+/// Returns true if a project can set an environment variable of this name. larder's own variables are excluded.
 pub(super) fn is_variable(name: &str) -> bool {
     let letters = name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
     letters && (1..=200).contains(&name.len()) && !name.starts_with(|c: char| c.is_ascii_digit()) && !name.starts_with("LARDER_")

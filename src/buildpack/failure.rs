@@ -31,7 +31,7 @@ pub enum BuildpackError {
 }
 
 impl BuildpackError {
-    /// Returns who has to act.
+    /// Returns the party that has to act.
     pub fn blame(&self) -> Blame {
         match self {
             BuildpackError::Failed(failure) => failure.blame,

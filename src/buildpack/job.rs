@@ -97,7 +97,7 @@ pub(super) const MORE_MEMORY: &str =
     "the build needs more memory: raise build.memory in larder.yml; this server's own limit is builds.memory in its file";
 
 impl BuildFailure {
-    /// Adds that the kernel killed a process of the build for lack of memory, which only the keeper knows. The original cause stays,
+    /// Adds that the kernel killed a process of the build at the memory limit, which the keeper reports. The original cause stays,
     /// because the build may have failed for another reason.
     pub(super) fn out_of_memory(&mut self) {
         self.why = format!("out of memory: {}", self.why);

@@ -60,7 +60,7 @@ pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// Returns whether a value is at most `left` levels deep.
+/// Returns true if a value is at most `left` levels deep.
 fn is_within_depth(value: &Value, left: usize) -> bool {
     match (value, left) {
         (Value::Object(_) | Value::Array(_), 0) => false,

@@ -1,4 +1,5 @@
-//! Selects the buildpacks of a build: those that the recipe names, or else the first built-in one that accepts the project.
+//! Selects the buildpacks of a build: the buildpacks that the recipe names, or else the first built-in buildpack that accepts the
+//! project.
 
 use std::{
     fs,
@@ -19,7 +20,7 @@ use super::{
 };
 
 impl<W: Write + Send + 'static> Worker<W> {
-    /// Returns the buildpacks of this build. The first call finds them.
+    /// Returns the buildpacks of this build. The first call selects them.
     pub(super) fn select(&mut self) -> Result<Vec<SelectedBuildpack>, BuildStop> {
         if let Some(selected) = &self.selected {
             return Ok(selected.clone());
@@ -35,7 +36,7 @@ impl<W: Write + Send + 'static> Worker<W> {
     fn detect_builtin(&mut self) -> Result<SelectedBuildpack, BuildStop> {
         for pack in builtin::PACKS.iter() {
             let Some(selected) = self.by_name(pack.name) else { continue };
-            // The operator's replacement may look for other files.
+            // A buildpack of the operator that replaces a built-in one may look for other files.
             let replaced = selected.directory.starts_with(&self.paths.operator);
             if !replaced && !pack.signs.iter().any(|sign| self.paths.app.join(sign).symlink_metadata().is_ok()) {
                 continue;
@@ -55,7 +56,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             }
         }
         let hint = format!(
-            "add a Procfile, or name buildpacks in larder.yml; the built-in ones look for these files in the root: {}",
+            "add a Procfile, or name buildpacks in larder.yml; the built-in buildpacks look for these files in the root: {}",
             signs.join(", ")
         );
         Err(BuildStop::new("detect", why, Blame::Pusher, hint))
@@ -72,7 +73,7 @@ impl<W: Write + Send + 'static> Worker<W> {
                 let exit = self.detect(&selected, true)?;
                 if !exit.success() {
                     let why = format!("buildpack {} does not accept the project", selected.label);
-                    let hint = "see which files its bin/detect looks for, or remove it from the list";
+                    let hint = "add a file that its bin/detect looks for, or remove the buildpack from the list";
                     let what = format!("buildpack {}: bin/detect", selected.label);
                     return Err(BuildStop::new(what, why, Blame::Pusher, hint).with_exit(exit));
                 }
@@ -94,7 +95,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         directory.join("bin").is_dir().then(|| SelectedBuildpack { label: name.to_owned(), version, directory })
     }
 
-    /// Finds, copies or fetches a buildpack; `number` is its place in the recipe's list.
+    /// Finds, copies or fetches a buildpack; `number` is its position in the recipe's list.
     fn find(&mut self, reference: &BuildpackRef, number: usize) -> Result<SelectedBuildpack, BuildStop> {
         let what = format!("buildpack {reference}");
         match reference {
@@ -113,7 +114,7 @@ impl<W: Write + Send + 'static> Worker<W> {
                     let hint = "a buildpack is a directory with bin/detect and bin/compile";
                     return Err(BuildStop::new(&what, why, Blame::Pusher, hint));
                 }
-                // A copy, so that files that the buildpack writes beside itself (`export`) do not become part of the application.
+                // The buildpack is copied, because the file `export` that it may write beside `bin/` must not become part of the application.
                 let to = self.temporary()?.join(format!("buildpack-{number}"));
                 copy_tree(&from, &to)
                     .map_err(|error| BuildStop::new(&what, format!("cannot copy {path}: {error}"), Blame::Pusher, ""))?;
@@ -133,7 +134,7 @@ impl<W: Write + Send + 'static> Worker<W> {
         }
     }
 
-    /// Runs `bin/detect`. `named` tells it that the recipe names the buildpack, so that it need not leave the project to another one.
+    /// Runs `bin/detect`. `named` sets `LARDER_NAMED`: a buildpack that the recipe names need not leave the project to another buildpack.
     fn detect(&self, selected: &SelectedBuildpack, named: bool) -> Result<ScriptExit, BuildStop> {
         let program = selected.directory.join("bin/detect");
         let mut environment = self.environment();
@@ -164,11 +165,8 @@ fn check_scripts(selected: &SelectedBuildpack) -> Result<(), BuildStop> {
             }
             script::ScriptFile::Missing if needed => {
                 let cloud_native = selected.directory.join("bin/build").exists();
-                let hint = if cloud_native {
-                    "it is a Cloud Native Buildpack; larder runs buildpacks of Heroku's classic API"
-                } else {
-                    ""
-                };
+                let hint =
+                    if cloud_native { "use a buildpack for Heroku's classic API: this is a Cloud Native Buildpack" } else { "" };
                 return Err(BuildStop::new(what, format!("buildpack {label} has no {script}"), Blame::Pusher, hint));
             }
             script::ScriptFile::Missing | script::ScriptFile::Executable => {}

@@ -80,7 +80,7 @@ pub(super) fn shown(text: &str) -> String {
 
 /// Returns a hint for an unknown word: the known word that is most similar, else all known words.
 pub(super) fn did_you_mean(given: &str, known: &[&str]) -> String {
-    // Longer words than any known one are not compared: the time would grow with the product of the lengths.
+    // Words that are much longer than the known words are not compared, because the time grows with the product of the lengths.
     let near = (given.len() <= 64)
         .then(|| {
             known

@@ -12,11 +12,11 @@ pub(super) enum Fallback {
     Unstated,
     /// A value in YAML. A test reads it and compares the result with the default in code.
     Is(&'static str),
-    /// A sentence, where the default is not a single value.
+    /// A sentence, for a default that is not a single value.
     Says(&'static str),
 }
 
-/// Reads a value into `T` and merges it with what is there. The text is the key's full name, for errors.
+/// A function that reads a value and merges it into `T`. The text is the key's full name, for errors.
 type Read<T> = fn(&mut Reader, &Node, &str, &mut T);
 
 /// The form of a key's value.
@@ -83,7 +83,7 @@ pub(super) struct Mapping<'p> {
     pub example: &'p str,
 }
 
-/// Reads a mapping by its table and merges every value into `target`. Unknown keys are problems.
+/// Reads a mapping by its table and merges every value into `target`. An unknown key is a problem.
 pub(super) fn read<T>(reader: &mut Reader, node: &Node, mapping: &Mapping, keys: &[KeyRow<T>], target: &mut T) {
     let known: Vec<_> = keys.iter().map(|key| key.name).collect();
     let section = reader.section(node, mapping.name, &known, mapping.example);

@@ -1,5 +1,5 @@
-//! All configuration files of a project, merged. The recipe counts before the Procfile, the Procfile before `.buildpacks` and
-//! `app.json`, and those before the defaults of buildpacks. The server file completes and limits the result.
+//! Merges all configuration files of a project. The recipe takes precedence over the Procfile, the Procfile over `.buildpacks` and
+//! `app.json`, and these over the defaults of buildpacks. The server file completes and limits the result.
 
 use super::{
     app_json::AppJson,
@@ -78,7 +78,7 @@ fn read<T: Default>(
 }
 
 impl ProjectConfig {
-    /// Returns the settings of an environment, before the server file.
+    /// Returns the settings of an environment without the server file.
     pub fn settings(&self, environment: &EnvironmentName) -> Settings {
         let mut settings = Settings::default();
         let app = &self.app_json;
@@ -106,7 +106,7 @@ impl ProjectConfig {
         self.recipe.apply(environment, settings)
     }
 
-    /// Returns the keys that larder does not use although they change deployments elsewhere, one sentence each.
+    /// Returns the warnings about keys that change deployments on Heroku or Dokku and have no effect here.
     pub fn warnings(&self) -> &[String] {
         &self.app_json.warnings
     }
@@ -114,8 +114,8 @@ impl ProjectConfig {
 
 impl Settings {
     /// Completes and limits the settings by the server file: variables that the project does not set, limits of builds and the
-    /// promotion policy. All of it belongs to one deployment. Values of the operator that count at any later time (retention, drift)
-    /// are not stored; [`Settings::retention`] and [`Settings::drift_policy`] read them when they are needed.
+    /// promotion policy. The result applies to one deployment. The operator's values for retention and drift also apply later, so they
+    /// are not stored; [`Settings::retention`] and [`Settings::drift_policy`] combine them with the recipe's values when needed.
     pub fn on_server(mut self, server: &ServerConfig) -> Settings {
         for (name, value) in &server.env {
             if !self.env.contains_key(name) {
@@ -127,23 +127,23 @@ impl Settings {
         self.build.memory = Some(self.build.memory.map_or(limit, |asked| asked.min(limit)));
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);
-        // A project can ask for more proof than the operator, not for less.
+        // A project can set stricter conditions than the operator, not weaker ones.
         self.promote = self.promote.and(&server.promote);
         self
     }
 
-    /// Returns the retention limits under the server's current file: the recipe's number and age before the server's, and the
-    /// smaller amount of disk space.
+    /// Returns the retention limits. The number and the age are those of the recipe, or else of the server's current file. The disk
+    /// space is the smaller value of both.
     pub fn retention(&self, server: &ServerConfig) -> Retention {
         Retention {
             releases: self.keep_releases.unwrap_or(server.keep.releases),
             age: self.keep_age.or(server.keep.age),
-            // The disk is the operator's: a project can ask for less of it, not for more.
+            // The operator limits the disk space. A project can only lower this limit.
             bytes: self.keep_bytes.into_iter().chain(server.keep.bytes).min(),
         }
     }
 
-    /// Returns the policy on drift under the server's current file: the recipe's, else the server's.
+    /// Returns the policy on drift: the recipe's, or else that of the server's current file.
     pub fn drift_policy(&self, server: &ServerConfig) -> DriftPolicy {
         self.drift.or(server.drift).unwrap_or_default()
     }

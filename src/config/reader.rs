@@ -11,9 +11,9 @@ use super::{
     yaml::{Node, Value},
 };
 
-/// The problems of one file that are reported; more would be noise.
+/// The maximum number of problems that are reported for one file.
 const MAX_PROBLEMS: usize = 20;
-/// The items of a list.
+/// The maximum number of items of a list.
 const MAX_ITEMS: usize = 256;
 
 /// Reads values of one file and collects its problems.
@@ -101,7 +101,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Reads a scalar with `parse`, whose error says what is wrong with the text.
+    /// Reads a scalar with `parse`. Its error is the problem.
     pub fn value<T>(
         &mut self,
         node: &Node,
@@ -218,7 +218,7 @@ impl<'f> Reader<'f> {
         })
     }
 
-    /// Reads environment variables. Values are text; numbers and booleans stand for the text that they are written as.
+    /// Reads environment variables. Values are text; numbers and booleans keep the text that the file has.
     pub fn env(&mut self, node: &Node, key: &str) -> IndexMap<VariableName, String> {
         const MAX_BYTES: usize = 32 * 1024;
         let mut variables = IndexMap::new();

@@ -203,7 +203,7 @@ impl ServerConfig {
             Err(error) => return Err(unreadable(error)),
         };
         let mut bytes = Vec::new();
-        // One byte more than allowed, so that the parser reports the excess.
+        // One byte more than the limit is read, so that the parser reports a file that is too large.
         let limit = u64::try_from(FileLimits::SERVER.bytes).unwrap_or(u64::MAX).saturating_add(1);
         file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
         ServerConfig::parse(&name, &bytes)

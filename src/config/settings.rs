@@ -25,13 +25,13 @@ use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 /// The settings of one environment. Journals keep them, so fields are only added with a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The buildpacks, in order. None means that they are detected.
+    /// The buildpacks, in order. If the list is empty, they are detected.
     pub buildpacks: Vec<BuildpackRef>,
     /// Settings of the build; its time limit is in [`Settings::timeouts`].
     pub build: BuildSettings,
     /// The processes with a command, in the order of the files.
     pub processes: IndexMap<ProcessType, ProcessSpec>,
-    /// Settings of processes for which no file has a command. A buildpack may have one, see [`Settings::with_defaults`].
+    /// Settings of processes that have no command in any file. [`Settings::with_defaults`] may add the command of a buildpack.
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,
     /// The command that runs once before the switch.
     pub release: Option<CommandLine>,
@@ -104,7 +104,7 @@ impl Settings {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
     }
 
-    /// Returns the way to stop a process: its own, else the one for all.
+    /// Returns the way to stop a process: its own setting, or else the setting for all processes.
     pub fn stop_of(&self, process: &ProcessType) -> Stop {
         self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
     }
@@ -123,8 +123,8 @@ impl Settings {
         self
     }
 
-    /// Returns a process that should run and has no command, neither from a file nor, after [`Settings::with_defaults`], from a
-    /// buildpack. A process that is scaled to zero needs none: a worker-only application says `web: 0`.
+    /// Returns a process that should run and has no command. Call it after [`Settings::with_defaults`], which adds the commands of
+    /// buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
     pub fn without_command(&self) -> Option<&ProcessType> {
         self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
     }
@@ -167,7 +167,7 @@ impl Default for Settings {
     }
 }
 
-/// Settings while the levels of a recipe are merged into them. Keys whose parts depend on each other are collected first.
+/// Settings into which the levels of a recipe are being merged. Keys whose parts depend on each other are collected until the end.
 pub(super) struct Draft {
     settings: Settings,
     health: HealthOverrides,
@@ -176,7 +176,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Starts from settings of other files.
+    /// Creates a draft from the settings of other files.
     pub fn new(settings: Settings) -> Draft {
         let health = HealthOverrides::from_check(&settings.health.check);
         Draft { settings, health, processes: IndexMap::new(), stop: StopOverrides::default() }
@@ -374,7 +374,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
          scale, timeouts) are merged key by key.",
         Unstated,
         || "staging:\n  env:\n    LOG_LEVEL: debug\n  scale:\n    web: 1".to_owned(),
-        // Read by the recipe: the levels have an order.
+        // `recipe.rs` reads this key, because the levels must be read in their order.
         |_, _, _, _| {},
     ),
 ];

@@ -138,7 +138,7 @@ checked_text!(
 /// A buildpack that a project asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BuildpackRef {
-    /// A buildpack of larder, by its name.
+    /// A buildpack of larder or of the operator, by its name.
     Named(String),
     /// A directory of the project itself, relative to its top.
     Directory(RelativePath),

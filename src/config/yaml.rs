@@ -1,7 +1,7 @@
 //! A YAML parser with limits: size, depth, no aliases, no tags, no duplicate keys. Every value has its line.
 //!
-//! The parser's events become a small tree of nodes first. The recipe and the server file are read from that tree, so that all
-//! their problems are reported at once; [`parse`] fills any other type through serde, after the tree has been checked.
+//! The parser first builds a tree of nodes. The recipe and the server file are read from this tree, so that all their problems are
+//! reported at once. [`parse`] checks the tree and then deserializes any other type with serde.
 
 use serde::de::DeserializeOwned;
 use serde_yaml::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, Span};

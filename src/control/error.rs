@@ -10,7 +10,7 @@ pub enum Kind {
     Deployment,
     /// The command line is wrong: 2.
     Usage,
-    /// The caller has no right to it, or the object is frozen or in use: 3.
+    /// The request was refused: the caller has no right to the object, or the object is frozen or in use. Status 3.
     Refused,
     /// The object does not exist: 4.
     NotFound,
@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The exit status.
+    /// Returns the exit status.
     pub fn exit_code(self) -> u8 {
         match self {
             Kind::Deployment => 1,
@@ -38,7 +38,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandError {
-    /// The kind, which picks the exit status.
+    /// The kind, which determines the exit status.
     pub kind: Kind,
     /// The failed action, its object and the cause, in one sentence.
     pub message: String,
@@ -47,12 +47,12 @@ pub struct CommandError {
 }
 
 impl CommandError {
-    /// Makes an error without hints.
+    /// Creates an error without hints.
     pub fn new(kind: Kind, message: impl Into<String>) -> CommandError {
         CommandError { kind, message: message.into(), hints: Vec::new() }
     }
 
-    /// Makes an internal error from `error` and all its sources.
+    /// Creates an internal error from `error` and all its sources.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
         CommandError::new(Kind::Internal, crate::pipeline::chain(error))
     }
@@ -65,7 +65,7 @@ impl CommandError {
     }
 }
 
-/// The word of `known` that is most similar to `given`, if one is similar enough to be a correction.
+/// Returns the word of `known` that is most similar to `given`, if it is similar enough to be a correction.
 pub(super) fn similar<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = known.map(|word| (strsim::jaro_winkler(given, word), word));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, word)| word)

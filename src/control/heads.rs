@@ -18,10 +18,10 @@ use crate::{
     remote::Blob,
 };
 
-/// The number of heads that are remembered; beyond it, all are forgotten.
+/// The maximum number of cached heads. The cache is emptied when it is full.
 const HEADS_MAX: usize = 4096;
 
-/// The fields of a manifest that an offer needs. They never change for a release. Entries and frames, which may be many, are skipped.
+/// The fields of a manifest that an offer needs. They never change for a release. The lists of entries and frames are skipped.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct ManifestHead {
     pub project: ProjectName,

@@ -23,9 +23,9 @@ pub struct Key {
 pub struct User {
     /// The name, unique on this server.
     pub name: UserName,
-    /// Grants every right on every project.
+    /// True if the user has every right on every project.
     pub admin: bool,
-    /// The keys that log this user in.
+    /// The SSH keys of the user.
     pub keys: Vec<Key>,
     /// Rights on single projects.
     #[serde(default)]
@@ -35,11 +35,11 @@ pub struct User {
 /// A signing key whose deliverables a project accepts from any source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustedKey {
-    /// The project that accepts them.
+    /// The project that accepts the deliverables.
     pub project: ProjectName,
     /// The public half of the signing key.
     pub key: PublicKey,
-    /// A name for people, unique in the project.
+    /// The name of the key, unique in the project.
     pub name: RemoteName,
 }
 
@@ -81,7 +81,7 @@ pub struct Registry {
     /// The projects with their environments, in the order in which they were created.
     #[serde(default)]
     pub projects: Vec<Project>,
-    /// Signing keys that projects trust, besides those of their remotes.
+    /// The signing keys that projects trust, besides the keys of their remotes.
     #[serde(default)]
     pub trusted: Vec<TrustedKey>,
     /// The last project number that was given; numbers are never reused.
@@ -92,7 +92,7 @@ pub struct Registry {
     pub last_environment: u32,
 }
 
-/// The largest registry that is read or written, in bytes.
+/// The maximum size of a registry that is read or written, in bytes.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Registry {
@@ -100,7 +100,7 @@ impl Registry {
     pub fn load(path: &Path) -> io::Result<Registry> {
         let bytes = match files::read_limited(path, BYTES_MAX) {
             Ok(bytes) => bytes,
-            // Only this error: a registry that cannot be read now must not be replaced by an empty one.
+            // Only a missing file means an empty registry. After any other error, an empty registry would overwrite the users and projects.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
             Err(error) => return Err(io::Error::other(error)),
         };
@@ -122,23 +122,23 @@ impl Registry {
         files::write_atomic(path, &bytes, 0o600).map_err(io::Error::other)
     }
 
-    /// The user with this name.
+    /// Returns the user with this name.
     pub fn user(&self, name: &UserName) -> Option<&User> {
         self.users.iter().find(|user| &user.name == name)
     }
 
-    /// The user with this name, to be changed.
+    /// Returns a mutable reference to the user with this name.
     pub fn user_mut(&mut self, name: &UserName) -> Option<&mut User> {
         self.users.iter_mut().find(|user| &user.name == name)
     }
 
-    /// The user that a key logs in.
+    /// Returns the user that has the key.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         let holds = |user: &&User| user.keys.iter().any(|key| key.fingerprint == fingerprint);
         self.users.iter().find(holds).map(|user| user.name.clone())
     }
 
-    /// The project with this name.
+    /// Returns the project with this name.
     pub fn project(&self, name: &ProjectName) -> Option<&Project> {
         self.projects.iter().find(|project| &project.name == name)
     }

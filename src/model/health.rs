@@ -19,7 +19,7 @@ pub struct HealthRecord {
     pub number: ReleaseNumber,
     /// The digest of the release's tree.
     pub tree: Digest,
-    /// The periods in which the release served, oldest first. The last has no end while it serves.
+    /// The periods in which the release served, oldest first. The last period has no end while the release serves.
     pub served: Vec<Period>,
     /// The time of the statement.
     pub as_of: Timestamp,
@@ -44,7 +44,7 @@ impl HealthRecord {
             record: &'a HealthRecord,
         }
         let record = HealthRecord { signature: None, ..self.clone() };
-        // Strings and numbers only, so that serialisation cannot fail.
+        // Serialisation cannot fail, because the statement consists of strings and numbers.
         serde_json::to_vec(&Statement { larder: "health record", record: &record }).unwrap_or_default()
     }
 }
@@ -55,7 +55,7 @@ impl HealthRecord {
 pub struct Period {
     /// The start; the release was healthy then.
     pub since: Timestamp,
-    /// The end, or nothing while the release serves.
+    /// The end; absent while the release serves.
     pub until: Option<Timestamp>,
 }
 

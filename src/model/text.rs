@@ -1,15 +1,15 @@
 //! Untrusted text for terminals. Git clients before 2.55 print a server's bytes as they are.
 
-/// The characters of a line; the rest is replaced by an ellipsis.
+/// The maximum number of characters of a line. The rest is replaced by an ellipsis.
 pub const LINE_LIMIT: usize = 4096;
-/// The characters of the reason in git's `! [remote rejected]` line.
+/// The maximum number of characters of the reason in git's `! [remote rejected]` line.
 pub const REASON_LIMIT: usize = 200;
 
 const ESCAPE: char = '\u{1b}';
 const RESET: &str = "\u{1b}[0m";
 
 /// Returns one line of output without sequences that move the cursor, change the title or hide text. Colours (SGR sequences) stay, and
-/// are reset at the end. Of a line that overwrites itself with carriage returns, the last state stays.
+/// are reset at the end. If a line overwrites itself with carriage returns, only its last state stays.
 pub fn sanitise_line(line: &str) -> String {
     let line = line.trim_end_matches(['\r', '\n']);
     let line = line.rsplit('\r').next().unwrap_or(line);
@@ -129,8 +129,8 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     }
 }
 
-/// Returns SGR parameters without the one that hides text (8), or nothing if none is left. In an extended colour, as in `38;5;8`, an 8
-/// is part of the colour.
+/// Returns SGR parameters without parameter 8, which hides text, or `None` if no parameter is left. In an extended colour, such as
+/// `38;5;8`, an 8 is part of the colour.
 fn shown(parameters: &str) -> Option<String> {
     let number = |parameter: &str| parameter.trim_start_matches('0').to_owned();
     let mut kept = Vec::new();

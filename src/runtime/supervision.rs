@@ -15,7 +15,7 @@ use crate::{
     model::{EnvId, Exit, ProcessId, Role, Slot, Supervision},
 };
 
-/// An error that keeps a process from being started or stopped.
+/// The reason why a process could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The keeper refused.
@@ -49,7 +49,7 @@ struct Shared {
     ports: Mutex<Ports>,
     logs: Logs,
     supervised: Mutex<HashMap<ProcessId, Supervised>>,
-    /// Processes that the previous server had asked to stop. They are no instances, but use their slot and their port until they exit.
+    /// Processes that the previous server was stopping. They are not instances, but occupy their slot and their port until they exit.
     stopping: Mutex<HashMap<ProcessId, Label>>,
 }
 
@@ -58,7 +58,7 @@ struct Shared {
 pub struct Runtime(Arc<Shared>);
 
 impl Runtime {
-    /// Makes a runtime without processes; [`Runtime::adopt`] fills it.
+    /// Creates a runtime without processes. [`Runtime::adopt`] adds the running ones.
     pub fn new(launcher: Launcher, ports: Ports, logs: Logs) -> Runtime {
         Runtime(Arc::new(Shared {
             launcher,
@@ -93,12 +93,13 @@ impl Runtime {
         Some(process.instance.label.clone())
     }
 
-    /// Stops the processes of a slot: asks them to exit, and kills those that have not after `grace`. Safe to repeat.
+    /// Stops the processes of a slot: sends their stop signal, and kills the processes that have not exited after `grace`. Safe to
+    /// repeat.
     pub async fn stop(&self, environment: EnvId, slot: Slot, grace: Duration) -> Result<(), RuntimeError> {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
 
-    /// Stops the processes of an environment for which `which` holds, as [`Runtime::stop_each`] does.
+    /// Stops the processes of an environment for which `which` returns true, as [`Runtime::stop_each`] does.
     pub async fn stop_where(
         &self,
         environment: EnvId,
@@ -108,8 +109,8 @@ impl Runtime {
         self.stop_each(environment, |label| which(label).then_some(grace)).await
     }
 
-    /// Stops the processes of an environment for which `grace` returns a time limit, all at once, and waits until they have exited:
-    /// until then they use their slot.
+    /// Stops the processes of an environment for which `grace` returns a time limit, all at the same time. Waits until they have exited,
+    /// because they occupy their slot until then.
     pub async fn stop_each(&self, environment: EnvId, grace: impl Fn(&Label) -> Option<Duration>) -> Result<(), RuntimeError> {
         let stopping = self.instances(environment, None).into_iter();
         let stopping: Vec<_> = stopping.filter_map(|one| grace(&one.label).map(|grace| (one, grace))).collect();
@@ -145,7 +146,8 @@ impl Runtime {
 }
 
 impl Runtime {
-    /// Starts all processes of `boot`. If one cannot be started, those started before it keep running: the caller stops the slot.
+    /// Starts all processes of `boot`. If a process cannot be started, the processes before it keep running, and the caller must stop
+    /// the slot.
     pub async fn boot(&self, boot: &Boot) -> Result<Vec<Instance>, RuntimeError> {
         let mut started = Vec::new();
         for process in &boot.processes {
@@ -174,7 +176,7 @@ impl Runtime {
         let mut env = boot.env.clone();
         env.extend(process.env.iter().cloned());
         env.push((String::from("PORT"), port.to_string()));
-        // Not Heroku's DYNO: applications take it for a promise of Heroku's surroundings, such as a router that speaks TLS.
+        // Heroku's DYNO is not set, because applications then assume Heroku's environment, such as a router that terminates TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), env, ..RunJob::default() };
         let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
@@ -192,7 +194,7 @@ impl Runtime {
         Ok(self.register(child.id(), label, output, logs))
     }
 
-    /// Adds a process that runs, and follows its output.
+    /// Adds a running process and follows its output.
     fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: PathBuf) -> Instance {
         let (sender, exits) = watch::channel(Exits::default());
         let instance = Instance { id, label: label.clone(), exits };
@@ -203,10 +205,10 @@ impl Runtime {
         instance
     }
 
-    /// Takes over the processes that outlived the previous server, and returns their number. `logs` gives the directory of an
-    /// environment's logs, or nothing for an environment that does not exist any more, whose processes are then stopped.
+    /// Adds the processes that outlived the previous server, and returns their number. `logs` returns the directory of an environment's
+    /// logs, or `None` for an environment that no longer exists. The processes of such an environment are stopped.
     ///
-    /// A process that the previous server had asked to stop becomes no instance; [`Runtime::stop_each`] waits for it.
+    /// A process that the previous server was stopping does not become an instance. [`Runtime::stop_each`] waits for it.
     pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
         let mut adopted = 0_usize;
         for known in self.0.launcher.supervised().await? {

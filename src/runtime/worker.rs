@@ -11,7 +11,7 @@ use std::{
 use super::{command, data, process::RunJob};
 use crate::host::launch::write_report;
 
-/// The most that a script may leave in its variables file.
+/// The maximum size of the variables file after a script, in bytes.
 const VARIABLES_MAX: u64 = 256 * 1024;
 
 /// Runs the job. Returns the exit status, unless the worker becomes the command.
@@ -29,7 +29,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
         }
     }
     if let Some(defect) = command::script_defect(&job, app) {
-        // The command is started all the same: its line may do something else about that.
+        // The command is started even if its script has a defect, because the shell line may handle the failure.
         say(&defect.text());
     }
     let mut command = command::of(&job, app);

@@ -1,7 +1,7 @@
 //! Git's two services, and the answers to its hooks.
 //!
-//! A push passes here twice: as bytes between the client and receive-pack ([`Pushes::serve`]), and as the questions of its hooks
-//! ([`Pushes::answer_hooks`]), which start deployments and return git's verdict on each ref.
+//! This module handles a push in two ways. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
+//! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
 
 use std::{
     collections::BTreeMap,
@@ -30,28 +30,28 @@ use crate::{
     },
 };
 
-/// A push in flight, as its hooks see it.
+/// The state of a push in flight that its hooks share.
 #[derive(Debug, Clone)]
 pub struct Push {
     caller: Caller,
     project: Project,
-    /// Set when pre-receive has accepted the push as a whole.
+    /// True if pre-receive has accepted the push as a whole.
     asked: Arc<AtomicBool>,
-    /// Set when any ref was refused. The channel's exit status then agrees with git's report.
+    /// True if any ref was refused. The exit status of the channel then agrees with git's report.
     failed: Arc<AtomicBool>,
-    /// Set when proc-receive has decided on the refs. Git refuses some refs by itself before that.
+    /// True if proc-receive has decided on the refs. Git refuses some refs by itself before.
     decided: Arc<AtomicBool>,
-    /// The number of refs that pre-receive was asked about.
+    /// The number of refs in the request of pre-receive.
     refs: Arc<AtomicUsize>,
     early: Arc<Mutex<Early>>,
 }
 
-/// The findings of pre-receive. proc-receive reports them, because only there each ref has a reason of its own.
+/// The findings of pre-receive. Only proc-receive can give a reason for each ref, so it reports them.
 #[derive(Debug, Default)]
 struct Early {
     /// The objections, by ref.
     objections: BTreeMap<String, PushRejection>,
-    /// Set when the objects of the push were deleted, so that no ref can be accepted any more.
+    /// True if the objects of the push were deleted, so that no ref can be accepted any more.
     discarded: bool,
 }
 
@@ -123,7 +123,7 @@ impl Pushes {
             () = self.control.revoked(&who, Some(&name), needed) => {
                 let _ = serving.child.kill().await;
                 let _ = serving.child.wait().await;
-                tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to it");
+                tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to use it");
                 let what = if pushing { "push to" } else { "read" };
                 return Err(CommandError::new(Kind::Refused, format!("your right to {what} {name} was taken away"))
                     .hint("a deployment that had begun goes on; ask an administrator"));
@@ -142,11 +142,11 @@ impl Pushes {
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
         let refused = refused_by_git || turned_away || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
-        // git's receive-pack exits 0 whatever becomes of the refs.
+        // git's receive-pack exits 0 even if refs were refused.
         Ok(if code == 0 && refused { 1 } else { code })
     }
 
-    /// Says that the disk has less free space than the server file reserves, if it has.
+    /// Returns the reason to refuse a push if the disk has less free space than the server file reserves.
     fn full_disk(&self) -> Option<String> {
         let services = self.control.pipeline().services();
         let reserve = services.config.limits.disk_reserve.bytes();
@@ -170,7 +170,8 @@ impl Pushes {
         }
     }
 
-    /// Returns the project as it is now, if the pusher may still push to it. Rights and projects may have changed since the push began.
+    /// Returns the current state of the project if the user may still push to it. Rights and projects may have changed since the push
+    /// began.
     fn still(&self, push: &Push) -> Result<Project, String> {
         let Push { caller, project, .. } = push;
         let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
@@ -247,7 +248,7 @@ impl Pushes {
         apply_early(&session, &updates, &mut fates);
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
-            // The deployment of the ref before this one may have taken long.
+            // The deployment of the previous ref may have taken long, so the right is checked again.
             let fate = self.still(&session.ticket).map_or_else(|why| refusal(&why), |_| fate);
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
         }
@@ -331,7 +332,7 @@ impl Pushes {
         }
     }
 
-    /// Sends the output of a deployment to the pusher, and returns its verdict. The deployment goes on if the pusher disconnects.
+    /// Sends the output of a deployment to the client, and returns the verdict. The deployment continues if the client disconnects.
     async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> RefVerdict {
         let gone = session.gone();
         tokio::pin!(gone);
@@ -397,7 +398,7 @@ fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [
     }
 }
 
-/// The advice for a push from a shallow clone, which git refuses by itself, in three words.
+/// The advice for a push from a shallow clone. Git itself refuses such a push, with the words "shallow update not allowed".
 const SHALLOW: &str = " !     The server's git refused this push before larder could look at it.\n \
                        !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
 

@@ -1,4 +1,4 @@
-//! A limit per user on things that a user may have at the same time, so that one user cannot take what others need.
+//! A limit on the connections or requests that one user may have at the same time, so that one user cannot block others.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,12 +21,12 @@ pub struct UserPermit {
 }
 
 impl UserLimit {
-    /// A limit of `per_user` permits for each user.
+    /// Creates a limit of `per_user` permits for each user.
     pub fn new(per_user: usize) -> Arc<UserLimit> {
         Arc::new(UserLimit { per_user, taken: Mutex::default() })
     }
 
-    /// Takes a permit for `user`. Returns none if the user has all of its permits.
+    /// Takes a permit for `user`. Returns `None` if the user holds all of its permits already.
     pub fn acquire(self: &Arc<Self>, user: &UserName) -> Option<UserPermit> {
         let mut taken = self.taken.lock();
         let count = taken.entry(user.clone()).or_default();

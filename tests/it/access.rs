@@ -77,7 +77,7 @@ fn keys_are_added_and_removed(world: &World) {
     let key = std::fs::read_to_string(world.public_key("laptop")).unwrap();
     world.ssh("alice", &["key", "add", "alice", "--key", &format!("'{}'", key.trim())]).ok();
     world.ssh("laptop", &["whoami"]).exits(0).says("alice");
-    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("laptop")]).exits(3).says("alice's already");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("laptop")]).exits(3).says("already belongs to alice");
     let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
     let fingerprint = fingerprint.ok().split(' ').nth(1).unwrap().to_owned();
     world.larder(&["user", "list"]).says(&fingerprint);

@@ -189,7 +189,7 @@ fn failed_project_creation_frees_the_name(world: &World) {
     // An existing directory is not deleted.
     let found = world.root().join("projects/blog/data");
     fs::create_dir_all(&found).unwrap();
-    world.larder(&["project", "create", "blog"]).exits(3).says("projects/blog is there already");
+    world.larder(&["project", "create", "blog"]).exits(3).says("projects/blog exists already");
     assert!(found.is_dir());
     fs::remove_dir_all(world.root().join("projects/blog")).unwrap();
     world.project("blog");
@@ -306,12 +306,12 @@ fn disk_matches_the_layout(world: &World) {
         let layout = checks.as_array().unwrap().iter().filter(|check| check["what"] == "layout");
         layout.map(|check| format!("{} {}", check["grade"], check["finding"])).collect::<Vec<_>>()
     };
-    assert_eq!(findings(), ["\"good\" \"everything lies as standard says\""]);
+    assert_eq!(findings(), ["\"good\" \"all directories match the layout standard\""]);
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     repo.page("version two");
     repo.push().accepted();
-    assert_eq!(findings(), ["\"good\" \"everything lies as standard says\""]);
+    assert_eq!(findings(), ["\"good\" \"all directories match the layout standard\""]);
     let releases = world.environment("shop").join("releases");
     fs::set_permissions(&releases, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     assert!(findings()[0].contains("production/releases has the mode 0777; run: chmod 0750"), "{:?}", findings());

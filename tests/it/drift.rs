@@ -47,7 +47,7 @@ fn patches(world: &World) -> Vec<Value> {
 fn changes_by_hand_are_listed_and_saved(world: &World) {
     let repo = shop(world, "data: [media]\n");
     let clean = world.larder(&["drift", "shop"]);
-    clean.exits(0).says("v1 of shop/production runs as it was released.").says("The installed tree is what its manifest says.");
+    clean.exits(0).says("v1 of shop/production runs as it was released.").says("The installed tree matches its manifest.");
     world.larder(&["drift", "shop", "--save"]).exits(3).says("nothing in shop/production was changed by hand");
     by_hand(world, HOTFIX);
     by_hand(world, "echo mine > media/file; mkdir -p tmp log; echo x > tmp/x; echo x > log/web.log; touch lib/data.bin");
@@ -206,7 +206,7 @@ fn changed_installed_tree_is_reported(world: &World) {
     let tree = top.join("deploy").join(std::fs::read_link(top.join("deploy/current")).unwrap());
     std::fs::write(tree.join("index.html"), "tampered").unwrap();
     let drift = world.larder(&["drift", "shop"]);
-    drift.exits(0).says("NOT what its manifest says").says("index.html has another content").says("runs as it was released");
+    drift.exits(0).says("does NOT match its manifest").says("index.html has another content").says("runs as it was released");
     assert_eq!(world.larder(&["drift", "shop", "--json"]).json()["tree"]["differences"][0]["path"], "index.html");
     world.larder(&["drift", "shop", "--quick"]).keeps_quiet_about("manifest");
 }

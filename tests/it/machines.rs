@@ -102,7 +102,7 @@ fn production_without_tools_internet_and_staging_serves() {
         assert_eq!(names(&production.environment(project).join("cache")), Vec::<String>::new());
         assert!(!names(&staging.environment(project).join("cache")).is_empty());
         same_release(&production, &staging, project);
-        production.larder(&["drift", project]).says("The installed tree is what its manifest says.");
+        production.larder(&["drift", project]).says("The installed tree matches its manifest.");
     }
     let found = tools(&staging, "shop");
     assert!(["cc", "make", "npm"].iter().all(|tool| found.iter().any(|path| path.ends_with(tool))), "{found:?}");

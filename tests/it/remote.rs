@@ -386,7 +386,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     staging.larder(&["user", "grant", "production", "shop", "view"]).ok();
     let signing = staging.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
     let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
-    refused.exits(3).says(&format!("it says that it signs with {signing}")).says(&format!("--trust {signing}"));
+    refused.exits(3).says(&format!("it claims to sign with {signing}")).says(&format!("--trust {signing}"));
     let host = host_key(staging);
     let added = production.larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing]);
     added.exits(0).says("it offers one deliverable");
@@ -411,7 +411,10 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
         (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
         (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
         (&["remote", "add", "shop", "x", "file:///srv"], "nothing is pulled from there or published there"),
-        (&["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing], "pulls by itself"),
+        (
+            &["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing],
+            "a larder server, which pulls them",
+        ),
         (&["remote", "add", "shop", "x", &url, "--host-key", "SHA256:abc"], "ssh-ed25519 AAAA"),
         (&["remote", "add", "shop", "x", &url, "--trust", "abc"], "ed25519:"),
     ] {

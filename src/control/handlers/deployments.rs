@@ -1,4 +1,4 @@
-//! Deployments that no push starts, rollbacks, and plans.
+//! Requests that start, follow and stop deployments without a push, rollbacks, and plans.
 
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ pub enum DeployAction {
         /// The phases of a dry run, whose changes are reverted; empty to go live.
         dry_run: Vec<Phase>,
     },
-    /// Deploys the commit of the last deployment, which failed.
+    /// Deploys the commit of the last deployment again, if that deployment failed.
     Retry,
     /// Follows the deployment in flight, or shows the last one.
     Follow,
@@ -43,7 +43,7 @@ pub enum DeployAction {
     Unfreeze,
 }
 
-/// The answer to [`Deploy`] where no deployment is followed.
+/// The answer to [`Deploy`] if no deployment is followed.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum DeployView {
@@ -105,7 +105,7 @@ async fn start(
     let trial = dry_run_phases(dry_run)?;
     let live = control.pipeline().live(environment.id);
     let (commit, goal) = match (reference, live) {
-        // An environment that does not build deploys the very release that is live.
+        // An environment that does not build deploys the live release again.
         (None, Some(live)) if environment.mode == Mode::Final => {
             let goal = Goal::Release { release: live.release, origin: Origin::Previous, newest: false, overriding: None };
             (live.commit, goal)
@@ -168,7 +168,7 @@ async fn unfreeze(
 pub struct Rollback {
     /// The environment.
     pub target: Target,
-    /// The release; if absent, the newest good one that is older than the live one.
+    /// The release. If absent: the newest release before the live one that went live.
     pub release: Option<String>,
 }
 
@@ -211,13 +211,13 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     error.hints().into_iter().fold(shown, CommandError::hint)
 }
 
-/// A request to the pipeline that does not come from a push.
+/// Returns a request to the pipeline for a deployment without a push.
 pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
     let branch = environment.branch.clone();
     pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
 }
 
-/// Returns the phases of a dry run of `asked`: those asked for, and those that they depend on. Empty if none is asked for.
+/// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Empty if `asked` is empty.
 fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
         return Err(usage(format!("{late} cannot be tried: it changes what is live"))
@@ -238,12 +238,12 @@ pub(super) fn submit<V>(control: &Control, request: pipeline::Request) -> Result
     Ok(Reply::Stream(Stream::deployment(ticket)))
 }
 
-/// The error of a deployment that was not queued.
+/// Returns the error for a deployment that was not queued.
 pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
     match error {
         PipelineError::NoEnvironment(_) => not_found(error.to_string()),
         PipelineError::Frozen { environment, .. } => refused(error.to_string())
-            .hint(format!("look at the server, repair what is named, then run `larder deploy {environment} --unfreeze`")),
+            .hint(format!("repair the cause on the server, then run `larder deploy {environment} --unfreeze`")),
         PipelineError::Stopping | PipelineError::Recovering(_) | PipelineError::Busy { .. } => refused(error.to_string()),
         PipelineError::Record { .. } => CommandError::internal(error),
     }
@@ -268,7 +268,7 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
     })
 }
 
-/// Asks for the steps that a push would take.
+/// Asks for the steps of a push.
 #[derive(Debug)]
 pub struct Plan {
     /// The environment.

@@ -21,11 +21,11 @@ pub struct Doctor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Grade {
-    /// As it should be.
+    /// The check found no problem.
     Good,
-    /// Works, with a restriction.
+    /// larder works with a restriction.
     Warning,
-    /// Does not work.
+    /// larder cannot work.
     Bad,
 }
 
@@ -36,7 +36,7 @@ pub struct Check {
     pub what: String,
     /// The severity.
     pub grade: Grade,
-    /// The finding and the remedy, for people.
+    /// The finding and the remedy, as text.
     pub finding: String,
 }
 
@@ -116,7 +116,7 @@ fn layout(control: &Control, system: bool) -> Vec<Check> {
     });
     let bad: Vec<Check> = findings.map(|finding| Check::new(Grade::Bad, "layout", finding)).collect();
     if bad.is_empty() {
-        return vec![Check::new(Grade::Good, "layout", format!("everything lies as {} says", layout.layout))];
+        return vec![Check::new(Grade::Good, "layout", format!("all directories match the layout {}", layout.layout))];
     }
     bad
 }

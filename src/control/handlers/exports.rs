@@ -55,12 +55,12 @@ impl Request for ReleaseExport {
         let known = releases::named(&all, &self.release, &environment)?;
         let paths = control.root().environment(&environment.project, &environment.name);
         if !paths.archive(known.release).is_file() && paths.delta(known.release).is_file() {
-            // The release came as a delta and is not packed yet.
+            // A release that came as a delta has no archive yet.
             let context = release_context(control, &environment, &paths);
             release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
         }
         let pipeline = control.pipeline().clone();
-        // Opened before the answer begins: a release that is pruned meanwhile can still be read to its end.
+        // The file is opened before the answer begins, so that it can be sent completely even if the release is pruned meanwhile.
         let opened = run_blocking(move || {
             let release = known.release;
             let gone = |error: files::FileError| match error.kind() {
@@ -69,7 +69,7 @@ impl Request for ReleaseExport {
             };
             let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;
             let archive = files::open_regular(&paths.archive(release)).map_err(gone)?;
-            // The health record from here, else the one that came with the release.
+            // This server's own health record, or else the record that came with the release.
             let record = match pipeline.health(&environment, release) {
                 Some(record) => Some(serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?),
                 None => files::read_limited(&paths.health(release), MAX_RECORD).ok(),
@@ -113,7 +113,7 @@ pub struct ReleaseImport {
 /// A release that was accepted.
 #[derive(Debug, Serialize)]
 pub struct Imported {
-    /// The environment that has the release now, as `project/environment`.
+    /// The environment that the release was added to, as `project/environment`.
     pub environment: String,
     /// The id of the release.
     pub release: ReleaseId,
@@ -191,8 +191,8 @@ fn release_context<'a>(control: &'a Control, environment: &Environment, paths: &
     control.pipeline().services().release_context(environment, paths)
 }
 
-/// Reads a container on a thread of its own, because a slow client would occupy a thread of the runtime. Dropping the future ends the
-/// thread.
+/// Reads a container on a thread of its own, because a slow client would block a thread of the runtime. The thread ends when the future
+/// is dropped.
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
     let cancelled = CancellationToken::new();
     let _guard = cancelled.clone().drop_guard();

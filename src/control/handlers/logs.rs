@@ -1,4 +1,4 @@
-//! The output of processes: lines already written, and lines to come.
+//! Requests for the output of processes: the existing lines, and new lines as they are written.
 
 use std::{collections::VecDeque, path::Path};
 
@@ -19,9 +19,9 @@ pub struct Logs {
     pub target: Target,
     /// A process such as `web.1` or a process type such as `web`; all processes if absent.
     pub process: Option<String>,
-    /// The number of lines already written to return.
+    /// The number of existing lines to return.
     pub lines: usize,
-    /// Continues with lines to come.
+    /// True to continue with new lines.
     pub follow: bool,
 }
 
@@ -36,7 +36,7 @@ impl Request for Logs {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<String>>, CommandError> {
         let Logs { target, process, lines: count, follow } = self;
         let environment = control.environment(&target)?;
-        // Subscribed before the files are read, so that no line falls between the two.
+        // The subscription begins before the files are read, so that no line is missed between them.
         let to_come = follow.then(|| control.pipeline().services().runtime.logs().subscribe());
         let directory = control.root().environment(&environment.project, &environment.name).log();
         let wanted =
@@ -52,7 +52,7 @@ impl Request for Logs {
     }
 }
 
-/// The processes that have a log, by name.
+/// Returns the names of the processes that have a log.
 fn log_names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -61,19 +61,19 @@ fn log_names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Merges the logs of several processes by the time at which each line begins. The lines of one process keep their order, even
-/// where the clock was set back, and lines of one millisecond stay together, process by process.
+/// Merges the logs of several processes by the time at the beginning of each line. The lines of one process keep their order, even if
+/// the clock was set back. Lines of the same millisecond are grouped by process.
 fn merged(logs: Vec<Vec<String>>) -> Vec<String> {
     let mut logs: Vec<VecDeque<String>> = logs.into_iter().map(VecDeque::from).collect();
     let mut lines = Vec::with_capacity(logs.iter().map(VecDeque::len).sum());
-    // The first of several minima is taken, so the process whose turn it is continues until its time has passed.
+    // Of several equal times the first is taken, so the lines of one process at the same time stay together.
     while let Some(next) = logs.iter_mut().filter(|log| !log.is_empty()).min_by(|a, b| time(a.front()).cmp(time(b.front()))) {
         lines.extend(next.pop_front());
     }
     lines
 }
 
-/// The time at the beginning of a line, which sorts as text.
+/// Returns the time at the beginning of a line. Times sort as text.
 fn time(line: Option<&String>) -> &str {
     line.and_then(|line| line.split(' ').next()).unwrap_or_default()
 }

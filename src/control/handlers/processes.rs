@@ -1,4 +1,4 @@
-//! Processes: listing, scaling, restarting, and single commands.
+//! Requests that list, scale and restart processes, and run single commands.
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -32,19 +32,19 @@ pub struct Ps {
 pub struct ProcessRow {
     /// The name, such as `web.1`.
     pub process: String,
-    /// The slot that it runs in.
+    /// The slot that the process runs in.
     pub slot: Slot,
-    /// The release that it runs.
+    /// The release that the process runs.
     pub release: ReleaseId,
     /// The number of that release.
     pub number: Option<ReleaseNumber>,
-    /// The port that it was told to listen on.
+    /// The port that the process should listen on.
     pub port: Option<u16>,
     /// The number of restarts since this server started.
     pub restarts: u32,
     /// The last exit status or signal.
     pub last_exit: Option<String>,
-    /// Set if its slot is live.
+    /// True if the slot is live.
     pub active: bool,
 }
 
@@ -93,7 +93,7 @@ pub struct Scale {
 pub struct Scaled {
     /// The environment, as `project/environment`.
     pub environment: String,
-    /// The process types that were named, with their numbers.
+    /// The process types of the request, with their numbers.
     pub scale: IndexMap<String, u32>,
 }
 
@@ -203,7 +203,7 @@ impl Request for Run {
         }
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
         let job = RunJob {
-            // The words are arguments; no shell parses them.
+            // The words are passed as arguments, so no shell parses them.
             arguments: self.command,
             env: facts.env.clone().into_iter().collect(),
             ..RunJob::default()

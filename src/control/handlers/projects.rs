@@ -1,4 +1,4 @@
-//! Projects and environments: creating, listing and destroying them.
+//! Requests that create, list and destroy projects and environments.
 
 use serde::Serialize;
 
@@ -16,18 +16,18 @@ use crate::{
     pipeline::{LastScan, chain},
 };
 
-/// Creates an environment, and its project if that does not exist.
+/// Creates an environment, and its project if it does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProjectCreate {
     /// The project.
     pub project: ProjectName,
     /// The name of the new environment.
     pub environment: EnvironmentName,
-    /// The mode in which it deploys.
+    /// The mode in which the environment deploys.
     pub mode: Mode,
-    /// The branch that it deploys.
+    /// The branch that the environment deploys.
     pub branch: BranchName,
-    /// Host names besides those made of project, environment and the server's domain.
+    /// Further host names, besides the name that consists of environment, project and the server's domain.
     pub domains: Vec<String>,
     /// The way in which a new release replaces the old one.
     pub strategy: Strategy,
@@ -42,7 +42,8 @@ pub struct ProjectCreated {
     pub ssh_port: u16,
     /// The address of the new environment.
     pub url: String,
-    /// The commit of the branch if it was stored before; the branch was deleted, because it will name the live commit.
+    /// The commit of the branch if the branch had been pushed before. The branch was deleted, because a deploy branch names the live
+    /// commit.
     pub unset: Option<CommitId>,
 }
 
@@ -56,7 +57,7 @@ impl Request for ProjectCreate {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
         ensure_available(&self)?;
-        // Held until an environment that cannot be prepared is removed again: no other request may build on it meanwhile.
+        // The lock is held until an environment that cannot be prepared is removed, so that no other request uses it meanwhile.
         let _one_at_a_time = control.create_destroy_lock().await;
         let project = enter(control, self).await?;
         match prepare(control, &project).await {
@@ -69,7 +70,7 @@ impl Request for ProjectCreate {
     }
 }
 
-/// Enters the environment in the registry, which gives it its numbers.
+/// Adds the environment to the registry, which assigns its numbers.
 async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, CommandError> {
     let root = control.root();
     let domain = control.pipeline().services().config.domain.as_str();
@@ -87,10 +88,13 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
             Some(_) => root.environment(&spec.project, &spec.environment).path().to_owned(),
             None => root.project(&spec.project),
         };
-        // Undoing a failed creation deletes the directory, so it must not hold anything else.
+        // The undo of a failed creation deletes the directory, so the directory must not exist before.
         if directory.symlink_metadata().is_ok() {
-            return Err(refused(format!("{} is there already, and is not of this server", directory.display()))
-                .hint("move it away, or delete it, and try again"));
+            return Err(refused(format!(
+                "{} exists already and does not belong to a project of this server",
+                directory.display()
+            ))
+            .hint("move it away, or delete it, and try again"));
         }
         let environment = Environment {
             id,
@@ -113,8 +117,8 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
     control.change(enter).await
 }
 
-/// Removes an environment that could not be prepared from the registry and from the keeper, which would give its name to no other
-/// number. Returns the error to show.
+/// Removes an environment that could not be prepared from the registry and from the keeper. The keeper would otherwise refuse the same
+/// name with another number. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;
@@ -152,9 +156,9 @@ fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
     match (spec.mode, spec.strategy) {
         (Mode::Cooking | Mode::Final, Strategy::BlueGreen) => Ok(()),
         (Mode::Cooking | Mode::Final, Strategy::InPlace) => {
-            Err(usage("the strategy in-place is not there in this version; use blue-green"))
+            Err(usage("the strategy in-place is not available in this version; use blue-green"))
         }
-        (mode, _) => Err(usage(format!("the mode {mode} is not there in this version; use cooking or final"))),
+        (mode, _) => Err(usage(format!("the mode {mode} is not available in this version; use cooking or final"))),
     }
 }
 
@@ -165,28 +169,27 @@ fn ensure_no_clash(project: &Project, spec: &ProjectCreate) -> Result<(), Comman
                 .hint("`larder project info NAME` shows it; `--env NAME` creates a further environment"));
         }
         if environment.branch == spec.branch {
-            return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch)).hint(
-                "a branch names the commit that is live in one environment; give the new one another branch with --branch",
-            ));
+            return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch))
+                .hint("choose another branch with --branch: a deploy branch names the live commit of one environment"));
         }
     }
     Ok(())
 }
 
-/// Returns an error if a host name of the new environment is one of another environment, given with `--domain` or made of names.
+/// Returns an error if another environment already has a host name of the new environment.
 fn ensure_hosts_are_free(registry: &Registry, new: &Environment, domain: &str) -> Result<(), CommandError> {
     let hosts = new.hosts(domain);
     let others = registry.projects.iter().flat_map(|project| &project.environments).filter(|other| other.id != new.id);
     for other in others {
         if let Some(taken) = other.hosts(domain).into_iter().find(|host| hosts.contains(host)) {
-            return Err(refused(format!("the host name {taken} leads to another environment already"))
-                .hint("choose another name, or another --domain; `larder project list` shows those that you may see"));
+            return Err(refused(format!("the host name {taken} belongs to another environment"))
+                .hint("choose another name or another --domain; `larder project list` shows the host names that you may see"));
         }
     }
     Ok(())
 }
 
-/// Creates directories, repository, queue and route. Safe to repeat. Returns the commit of the branch if it was stored before.
+/// Creates directories, repository, queue and route. Safe to repeat. Returns the commit of the branch if it had been pushed before.
 async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
@@ -196,15 +199,15 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
         environment: Some((environment.id, environment.name.clone())),
     };
     services.launcher.register(registration).await.map_err(|error| internal(&error))?;
-    // A clone checks out the branch of the default environment, whichever environment was created last.
+    // A clone checks out the branch of the default environment, not of the environment that was created last.
     let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
     services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
     control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))?;
     delete_stored_branch(control, environment).await.map_err(|error| internal(&error))
 }
 
-/// Deletes the branch of a new environment if it was pushed, and only stored, before. A deploy branch names the live commit, and nothing
-/// is live yet; moreover git would not send the branch again, and the pusher could not deploy it. The objects stay.
+/// Deletes the branch of a new environment if it had been pushed before. A deploy branch names the live commit, and nothing is live
+/// yet. Also, git would not push a branch that the server has already, so the user could not deploy it. The objects stay.
 async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
     let commit = match repositories.resolve(environment.project_id, CommitSpec::Branch(environment.branch.clone())).await {
@@ -221,7 +224,7 @@ async fn delete_stored_branch(control: &Control, environment: &Environment) -> R
     };
     match repositories.move_ref(environment.project_id, change).await {
         Ok(()) => Ok(Some(commit)),
-        // A push has moved the branch meanwhile; it is deployed like any other.
+        // A push has moved the branch meanwhile. This push is deployed like any other.
         Err(GitError::Failure(GitFailure::Moved { .. })) => Ok(None),
         Err(error) => Err(error),
     }
@@ -231,7 +234,7 @@ async fn delete_stored_branch(control: &Control, environment: &Environment) -> R
 #[derive(Debug)]
 pub struct ProjectList;
 
-/// A project in a list. The vectors have one item for each environment, in their order.
+/// A project in a list. Each vector has one item per environment, in the order of the project's environments.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProjectRow {
     /// The project.

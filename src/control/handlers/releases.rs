@@ -1,4 +1,4 @@
-//! Releases: the list, one of them, two compared, and pins.
+//! Requests that list, show, compare and pin releases.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use crate::{
     release::{self, Change, ReleaseError, store},
 };
 
-/// The number of commits between two releases that are listed.
+/// The maximum number of commits between two releases that are listed.
 const COMMITS_MAX: usize = 50;
 
 /// Lists the releases of an environment.
@@ -65,7 +65,7 @@ pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment)
     }
 }
 
-/// Returns the release that `name` names; without a name, the live one, or the error that `missing` makes.
+/// Returns the release that `name` names. Without a name, returns the live release, or the error of `missing` if nothing is live.
 fn named_or_live(
     all: &[KnownRelease],
     name: Option<&str>,
@@ -102,7 +102,7 @@ pub struct ReleaseShow {
     pub release: Option<String>,
 }
 
-/// Everything that is known of one release.
+/// All information about one release.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReleaseDetail {
     /// The release as in a list.
@@ -125,7 +125,7 @@ pub struct ManifestBrief {
     pub project: ProjectName,
     /// The environment that built the release.
     pub environment: EnvironmentName,
-    /// The mode of that environment.
+    /// The mode of the environment that built the release.
     pub mode: Mode,
     /// The build number.
     pub build: u64,
@@ -236,7 +236,7 @@ pub struct CommitsBetween {
     pub added: Vec<Commit>,
     /// Commits of the first release that the second does not have, newest first.
     pub removed: Vec<Commit>,
-    /// Set if there are more commits than are listed.
+    /// True if there are more commits than are listed.
     pub more: bool,
 }
 
@@ -303,7 +303,7 @@ pub struct ReleasePin {
     pub target: Target,
     /// The release.
     pub release: String,
-    /// Set to keep the release.
+    /// True to keep the release, false to unpin it.
     pub pinned: bool,
 }
 
@@ -314,9 +314,9 @@ pub struct ReleasePinned {
     pub environment: String,
     /// The name of the release.
     pub release: String,
-    /// Set if the release is pinned now.
+    /// True if the release is pinned now.
     pub pinned: bool,
-    /// Set if the request changed that.
+    /// True if the request changed the pin.
     pub changed: bool,
 }
 
@@ -331,7 +331,7 @@ impl Request for ReleasePin {
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ReleasePinned>, CommandError> {
         let ReleasePin { target, release, pinned } = self;
         let environment = control.environment(&target)?;
-        // Held so that the release is not pruned between the lookup and the pin.
+        // The lock is held so that the release is not pruned between the lookup and the pin.
         let _settled = control.pipeline().settled(environment.id).await;
         let known = named(&known(control, &environment).await?, &release, &environment)?;
         let paths = control.root().environment(&environment.project, &environment.name);

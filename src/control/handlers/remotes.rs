@@ -15,9 +15,9 @@ use crate::{
     remote::{Address, DeliverableStore, RemoteError, ssh},
 };
 
-/// The number of remotes that one environment may have.
+/// The maximum number of remotes of one environment.
 const REMOTES_MAX: usize = 16;
-/// The largest answer of another server about its keys, in bytes.
+/// The maximum size of another server's answer about its keys, in bytes.
 const KEYS_BYTES: u64 = 64 << 10;
 
 /// Lists the remotes of an environment.
@@ -56,7 +56,7 @@ pub struct RemoteAdded {
     pub environment: String,
     /// The name of the remote.
     pub remote: RemoteName,
-    /// The number of deliverables on offer there; absent if none are pulled from there or if they cannot be listed.
+    /// The number of deliverables that the remote offers. Absent if nothing is pulled from the remote or if they cannot be listed.
     pub offers: Option<usize>,
     /// The reason why they cannot be listed.
     pub problem: Option<RemoteProblem>,
@@ -75,7 +75,7 @@ impl Request for RemoteAdd {
     type View = RemoteAdded;
     const NAME: &'static str = "remote add";
 
-    // Remotes decide whose code runs here, and which machines this server connects to.
+    // A remote determines whose code runs here, and which machines this server connects to.
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         (None, Access::Admin)
     }
@@ -96,14 +96,16 @@ impl Request for RemoteAdd {
         match (is_server, &remote.host_key) {
             (false, Some(_)) => return Err(usage("only a larder server, ssh://..., has a host key")),
             (true, _) if remote.publish => {
-                return Err(usage("--publish is for directories and buckets; a larder server pulls by itself"));
+                return Err(usage(
+                    "--publish is for directories and buckets; releases are not published to a larder server, which pulls them",
+                ));
             }
             (true, None) => return Err(introduce(control, &target, &environment, &remote).await),
             (true, Some(_)) if remote.trust.is_empty() => {
                 return Err(introduce(control, &target, &environment, &remote).await);
             }
             (false, None) if remote.trust.is_empty() && !remote.publish => {
-                return Err(usage("this remote would have no effect: nothing is pulled from there or published there")
+                return Err(usage("this remote would have no effect: it has neither a trusted key nor --publish")
                     .hint("give --trust KEY to pull deliverables that this key has signed, or --publish to publish"));
             }
             _ => {}
@@ -129,7 +131,7 @@ impl Request for RemoteAdd {
     }
 }
 
-/// The error of a remote, with its hints.
+/// Returns the error of a request for a remote, with its hints.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
         RemoteError::Address(_) => Kind::Usage,
@@ -162,7 +164,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
         match place.list().await {
             Err(RemoteError::Unpinned { line, .. }) => seen.host_key = Some(line),
             Err(error) => return of_remote(&error),
-            // Unreachable: the client asks nothing of a server without a pinned key.
+            // Unreachable: the client sends no command to a server without a pinned key.
             Ok(_) => return CommandError::new(Kind::Internal, "a server answered without a pinned host key"),
         }
     }
@@ -178,7 +180,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
     let key = match (remote.trust.first(), offered) {
         (Some(given), _) => given.to_string(),
         (None, Ok(Some(key))) => {
-            error = error.hint(format!("it says that it signs with {key}"));
+            error = error.hint(format!("it claims to sign with {key}"));
             key.to_string()
         }
         (None, Ok(None)) => String::from("KEY"),
@@ -203,7 +205,7 @@ async fn signing_key(place: &DeliverableStore) -> Result<Option<PublicKey>, Remo
     place.leave().await;
     match answer {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().and_then(|value| first_key(&value))),
-        // An older version does not know the command.
+        // An older version of larder does not have the command.
         Err(RemoteError::Refused { code: 2, .. }) => Ok(None),
         Err(error) => Err(error),
     }

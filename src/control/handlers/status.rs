@@ -42,15 +42,15 @@ pub struct StatusReport {
 pub struct EnvironmentStatus {
     /// The name, as `project/environment`.
     pub environment: String,
-    /// The mode in which it deploys.
+    /// The mode in which the environment deploys.
     pub mode: Mode,
-    /// The branch that it deploys.
+    /// The branch that the environment deploys.
     pub branch: String,
     /// The live release.
     pub live: Option<Live>,
     /// `live`, `empty`, `deploying` or `frozen`.
     pub state: &'static str,
-    /// An explanation of the state, for people.
+    /// An explanation of the state, as text.
     pub note: Option<String>,
     /// The result of the last comparison of the live files with their release.
     pub drift: Option<LastScan>,

@@ -48,7 +48,7 @@ impl Request for Whoami {
 pub struct UserAdd {
     /// The name of the new user.
     pub name: UserName,
-    /// Grants every right on every project.
+    /// True to grant every right on every project.
     pub admin: bool,
     /// The first keys.
     pub keys: Vec<Key>,
@@ -59,7 +59,7 @@ pub struct UserAdd {
 pub struct UserAdded {
     /// The new user.
     pub name: UserName,
-    /// The number of keys that log it in.
+    /// The number of keys of the user.
     pub keys: usize,
 }
 
@@ -145,7 +145,7 @@ impl Request for UserRemove {
     }
 }
 
-/// Gives a user a right on a project, in place of the one it had.
+/// Gives a user a right on a project. It replaces the user's earlier right on this project.
 #[derive(Debug)]
 pub struct UserGrant {
     /// The user.
@@ -198,10 +198,10 @@ impl Request for UserGrant {
     }
 }
 
-/// Returns an error if a user has the key. A key belongs to one user, or records could not name the pusher.
+/// Returns an error if a user has the key. A key belongs to one user, because records name the user of a key.
 pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), CommandError> {
     match registry.user_of_key(&key.fingerprint) {
-        Some(owner) => Err(refused(format!("the key {} is {owner}'s already", key.fingerprint))),
+        Some(owner) => Err(refused(format!("the key {} already belongs to {owner}", key.fingerprint))),
         None => Ok(()),
     }
 }

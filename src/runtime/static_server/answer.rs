@@ -16,7 +16,7 @@ use super::{
     settings::{Settings, StaticError, matches},
 };
 
-/// The bytes of a file that are read at a time; a file up to this size is sent as one piece.
+/// The number of bytes of a file that are read at a time. A file up to this size is sent as one piece.
 const PIECE: u64 = 64 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -32,7 +32,7 @@ pub(super) struct Site {
 impl Site {
     /// Opens the directory that `settings` name.
     pub fn new(settings: Settings) -> Result<Site, StaticError> {
-        let wrong = |error| StaticError::Settings(format!("the directory {} cannot be served: {error}", settings.root.display()));
+        let wrong = |error| StaticError::Settings(format!("cannot serve the directory {}: {error}", settings.root.display()));
         let data = std::env::var_os("LARDER_DATA").unwrap_or_else(|| "/data".into());
         let directory = Directory::open(&settings.root).map_err(wrong)?.with_data(data.as_ref());
         Ok(Site { settings, directory })
@@ -131,7 +131,7 @@ impl Site {
         for (end, word) in [("br", "br"), ("gz", "gzip")] {
             if let Some(sibling) = self.directory.file(&format!("{name}.{end}"))? {
                 varies = true;
-                // A range counts in bytes of the file that was requested, not of its compressed sibling.
+                // A range refers to the bytes of the requested file, not of its compressed variant.
                 if encoding.is_none() && !ranged && accepts(asked, word) {
                     encoding = Some(word);
                     opened = sibling;
@@ -215,7 +215,7 @@ enum Part {
     None,
 }
 
-/// Reads a Range header with one range. Several ranges and invalid ones mean the whole file, as RFC 9110, section 14.2 allows.
+/// Reads a Range header with one range. Headers with several ranges and invalid headers are ignored, as RFC 9110, section 14.2 allows.
 fn part(range: &str, total: u64) -> Part {
     // RFC 9110, section 14.1: names of range units are case-insensitive.
     let bytes = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));
@@ -237,7 +237,7 @@ fn part(range: &str, total: u64) -> Part {
     }
 }
 
-/// Returns whether the client accepts an encoding: it is named, and not with weight 0.
+/// Returns true if the client accepts an encoding: the header names it with a weight other than 0.
 fn accepts(headers: &HeaderMap, word: &str) -> bool {
     let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).any(|item| {
@@ -257,7 +257,7 @@ enum Comparison {
     Weak,
 }
 
-/// Returns whether a list of entity tags contains `tag` or is `*`.
+/// Returns true if a list of entity tags contains `tag` or is `*`.
 fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str, comparison: Comparison) -> bool {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     lists

@@ -1,4 +1,4 @@
-//! The directory that is served: opens the files that requests name, and none outside of it.
+//! The directory that is served: opens the files that requests name, and no files outside the directory.
 
 use std::{
     collections::HashMap,
@@ -21,9 +21,9 @@ use rustix::{
     io::Errno,
 };
 
-/// Files up to this size in bytes are read to make their entity tag; for larger ones the state of the inode is used.
+/// The maximum size, in bytes, of files whose entity tag is a digest of the content. Larger files use the state of the inode.
 const READ_FOR_TAG: u64 = 16 * 1024 * 1024;
-/// The most entity tags that are cached.
+/// The maximum number of cached entity tags.
 const TAGS: usize = 16 * 1024;
 
 /// A file or directory that a name stands for.
@@ -31,7 +31,7 @@ const TAGS: usize = 16 * 1024;
 pub(super) enum Entry {
     /// A regular file, opened.
     File(Opened),
-    /// A directory; its index is another name.
+    /// A directory. Its index must be opened by its own name.
     Directory,
 }
 
@@ -46,8 +46,8 @@ pub(super) struct Opened {
     pub tag: String,
 }
 
-/// The state of an inode: while it is the same, so is the content. Modification times are equal for all files of a release; the
-/// change time is set by the file system.
+/// The state of an inode, which changes with the content. The change time is set by the file system, while all files of a release
+/// have the same modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
@@ -60,7 +60,7 @@ struct Identity {
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
-    /// The persistent data: its path, with which symlinks to it begin, and its handle.
+    /// The directory of the persistent data: its path, which is the beginning of symlinks to the data, and its handle.
     data: Option<(PathBuf, OwnedFd)>,
     tags: Mutex<HashMap<Identity, String>>,
 }
@@ -72,14 +72,14 @@ impl Directory {
         Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
     }
 
-    /// Also follows symlinks to the persistent data at `path`. Other symlinks out of the directory are not followed.
+    /// Adds the directory of the persistent data at `path`. Symlinks into it are followed, and other symlinks out of the site are not.
     pub fn with_data(mut self, path: &Path) -> Directory {
         let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.data = opened.ok().map(|handle| (path.to_owned(), handle));
         self
     }
 
-    /// Opens a name relative to the directory; `None` where nothing may be served under it.
+    /// Opens a name relative to the directory. Returns `None` if the name must not or cannot be served.
     pub fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
         if name.is_empty() {
             return Ok(Some(Entry::Directory));
@@ -98,7 +98,7 @@ impl Directory {
         let file = match opened {
             Ok(handle) => File::from(handle),
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO) => return Err(io::Error::other("no file can be opened")),
-            // Clients see no difference between absent, unreadable, a symlink that leads out, and a name that is too long.
+            // Clients cannot distinguish missing files, unreadable files, symlinks out of the directory and names that are too long.
             Err(_) => return Ok(None),
         };
         let found = file.metadata()?;
@@ -187,8 +187,8 @@ impl Directory {
     }
 }
 
-/// Returns whether a name may be served. Names that begin with a dot are not, except `.well-known` (RFC 8615); neither are the files
-/// that configure the deployment, where the site is served from the root of its repository.
+/// Returns true if a name may be served. Names that begin with a dot are not served, except `.well-known` (RFC 8615). If the site is
+/// the root of the repository, the files that configure the deployment are not served either.
 fn is_public(name: &str) -> bool {
     !RECIPE.contains(&name)
         && name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
@@ -197,7 +197,7 @@ fn is_public(name: &str) -> bool {
 /// The files that configure a deployment.
 const RECIPE: [&str; 4] = ["larder.yml", "Procfile", "app.json", "static.json"];
 
-/// Splits and percent-decodes a request's path; `None` where it cannot be a name.
+/// Splits and percent-decodes a request's path. Returns `None` if the path cannot name a file.
 pub(super) fn decode(path: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {

@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 const USAGE: &str =
     "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]; PORT also comes from the environment";
-/// The most bytes of a `static.json`.
+/// The maximum size of a `static.json` in bytes.
 const LIMIT: u64 = 256 * 1024;
 
-/// An error that keeps the server from running.
+/// An error that prevents the start of the server.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StaticError {
     /// The options are wrong.
@@ -47,7 +47,7 @@ pub(super) struct Settings {
     pub release: Option<HeaderValue>,
 }
 
-/// The part of Heroku's `static.json` that has a meaning here. The first route that matches counts, so routes keep their order.
+/// The part of Heroku's `static.json` that has an effect here. The first matching route is used, so routes keep their order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -59,14 +59,14 @@ struct File {
     error_page: Option<String>,
     #[serde(default)]
     headers: IndexMap<String, IndexMap<String, String>>,
-    /// Ignored: redirects to https are up to the proxy. Accepted, so that files of other servers work.
+    /// Ignored, because a TLS proxy redirects to https. The key is accepted, so that files of other servers work.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
 }
 
 impl Settings {
-    /// Combines the options, `static.json` in the working directory, and the values of `PORT` and `LARDER_RELEASE`. An option counts
-    /// before the file.
+    /// Combines the options, `static.json` in the working directory, and the values of `PORT` and `LARDER_RELEASE`. An option takes
+    /// precedence over the file.
     pub fn new(
         arguments: impl IntoIterator<Item = OsString>,
         port: Option<OsString>,
@@ -125,7 +125,7 @@ impl Settings {
 }
 
 impl File {
-    /// Reads `static.json` in the working directory; the defaults where there is none.
+    /// Reads `static.json` in the working directory. Returns the defaults if the file does not exist.
     fn read() -> Result<File, StaticError> {
         let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
         let file = match fs::File::open("static.json") {
@@ -146,7 +146,7 @@ impl File {
     }
 }
 
-/// Returns whether `path` matches `pattern`: `*` stands for any text within one directory, `**` for any text.
+/// Returns true if `path` matches `pattern`: `*` stands for any text within one directory, `**` for any text.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
     // reachable[i]: the pattern up to here can end before byte i of the path. The time is linear in both, whatever the pattern.
     let bytes = path.as_bytes();

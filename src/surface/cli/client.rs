@@ -12,7 +12,7 @@ use crate::{
     surface::ssh::{KeyError, keys},
 };
 
-/// Has the server carry out `words` with the descriptors of this process. Returns the exit status.
+/// Sends `words` and the descriptors of this process to the server, which carries out the command. Returns the exit status.
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
     let words = inline_key_files(words)?;
     if let Some(remote) = &cli.remote {
@@ -31,11 +31,10 @@ fn unanswered(root: &Root, error: &CallError) -> CommandError {
                 .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
                 .hint("to ask a server elsewhere: `larder -r REMOTE ...` with the name of a git remote")
         }
-        io::ErrorKind::PermissionDenied => CommandError::new(
-            Kind::Refused,
-            format!("you may not use the control socket {}", root.control_socket().display()),
-        )
-        .hint("use ssh, where every user has rights of their own; this socket is for root and the account that larder runs as"),
+        io::ErrorKind::PermissionDenied => {
+            CommandError::new(Kind::Refused, format!("you may not use the control socket {}", root.control_socket().display()))
+                .hint("use ssh with your own key; this socket is for root and the account that larder runs as")
+        }
         io::ErrorKind::UnexpectedEof => CommandError::new(Kind::Internal, "the server stopped before it answered"),
         _ => CommandError::internal(io_error),
     }
@@ -58,7 +57,7 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
             Some(file) => {
                 let text = fs::read_to_string(file)
                     .map_err(|error| CommandError::new(Kind::NotFound, format!("cannot read the key file {file}: {error}")))?;
-                // A private key must not leave the machine, not even to be refused by the server.
+                // A private key is refused here, because it must not leave the machine.
                 if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
                     return Err(CommandError::new(Kind::Usage, format!("{file}: {error}")));
                 }
@@ -70,7 +69,8 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     Ok(inlined)
 }
 
-/// Returns the index at which a project's own command begins, whose options are not larder's: at `--`, or after `run PROJECT`.
+/// Returns the index of the first word of a command for the project: after `--`, or after `run PROJECT`. Its options are not options of
+/// larder.
 fn own_words(words: &[String]) -> usize {
     let (mut verb, mut run, mut named) = (false, false, false);
     let mut at = 0;
@@ -116,8 +116,8 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     CommandError::new(Kind::Internal, format!("cannot start ssh: {error}"))
 }
 
-/// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. Without a port, the caller's own ssh configuration decides, as it
-/// does for git.
+/// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. Without a port, ssh takes it from the caller's configuration, as
+/// for git.
 fn login_of(url: &str) -> Option<(String, Option<String>)> {
     let rest = url.strip_prefix("ssh://")?;
     let (authority, _) = rest.split_once('/')?;

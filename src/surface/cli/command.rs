@@ -12,13 +12,13 @@ pub(super) trait Command: Sized {
     /// The request that the arguments stand for.
     type Request: Request;
 
-    /// Makes the request. Returns an error for arguments that clap cannot check.
+    /// Creates the request. Returns an error for arguments that clap cannot check.
     fn request(self) -> Result<Self::Request, CommandError>;
 
     /// Renders the answer for people. `--json` prints the view itself.
     fn show(view: &View<Self>) -> Shown;
 
-    /// The exit status that goes with an answer.
+    /// Returns the exit status for an answer.
     fn exit_code(_view: &View<Self>) -> u8 {
         0
     }
@@ -31,7 +31,7 @@ pub(super) type View<C> = <<C as Command>::Request as Request>::View;
 pub(super) enum Shown {
     /// A listing or a page.
     Page(String),
-    /// One sentence or two on what was changed. `--json` adds them to the view as `done`.
+    /// One or two sentences about the change that the command made. `--json` adds them to the view as `done`.
     Done(String),
     /// Text that another program reads, such as a patch. It is written unchanged, except to a terminal.
     Verbatim(String),
@@ -56,7 +56,7 @@ pub(super) enum Format {
     Verbatim,
 }
 
-/// An answer, or the means to get it.
+/// An answer, or a function that returns it.
 pub(super) enum Outcome {
     Answer(Answer),
     Upload(Upload<Answer>),
@@ -77,12 +77,12 @@ pub(super) struct Asked {
 pub(super) struct Asking<'a> {
     pub control: &'a Control,
     pub caller: &'a Caller,
-    /// Set if the answer is wanted as JSON.
+    /// True to render the answer as JSON.
     pub json: bool,
 }
 
 impl Asking<'_> {
-    /// Has a command's request handled, and renders the answer.
+    /// Passes a command's request to its handler, and renders the answer.
     pub async fn ask<C: Command + 'static>(self, command: C) -> Result<Asked, CommandError> {
         let request = command.request()?;
         let (project, needed) = request.needs();
@@ -103,7 +103,7 @@ fn render<C: Command>(view: &View<C>, json: bool) -> Answer {
     let code = C::exit_code(view);
     let shown = C::show(view);
     if json {
-        // Serialising a view fails only for a map whose keys are not strings; no view has one.
+        // Serialising a view fails only for a map whose keys are not strings, and no view has such a map.
         let mut value = serde_json::to_value(view).unwrap_or_default();
         if let (Shown::Done(done), Value::Object(fields)) = (&shown, &mut value) {
             fields.insert(String::from("done"), json!(done.trim_end()));

@@ -66,10 +66,10 @@ pub enum Local {
     Server(ServeArgs),
 }
 
-/// The addresses to listen on. The server file supplies those that are absent.
+/// The addresses to listen on. The server file supplies absent addresses.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(
-    after_help = "Settings that are not given here are read from DIR/larder.yml, if it exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets users of its own; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
+    after_help = "Other settings are read from DIR/larder.yml, if the file exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets users of its own; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
 )]
 pub struct ServeArgs {
     /// Address for ssh, where pushes arrive; port 0 picks a free port
@@ -113,7 +113,7 @@ fn split_colons(words: &[String]) -> Vec<String> {
 
 /// Writes completions for `shell`.
 pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) -> std::io::Result<()> {
-    // Written to memory first, because the generator panics if it cannot write, as to a closed pipe.
+    // The completions are written to memory first, because the generator panics if it cannot write, for example to a closed pipe.
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
     out.write_all(&text)

@@ -38,8 +38,8 @@ const PORTS: (u16, u16) = (2222, 8080);
 /// The time within which the server must be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Replaces this process by the server, after starting a child that sets up the example. Ctrl-C and other signals so reach the server
-/// itself.
+/// Starts a child that sets up the example, and replaces this process by the server. The server thus gets Ctrl-C and other signals
+/// directly.
 pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> {
     let root = root.map_or_else(default_root, Path::to_path_buf);
     if let Some(server) = args.guide {
@@ -80,7 +80,7 @@ fn is_installed(program: &str) -> bool {
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// Installs git and ssh on a fresh Debian. Other users than root get an error that names the packages.
+/// Installs git and ssh on Debian if they are missing. Users other than root get an error that names the packages.
 fn install() {
     say("Installing git and openssh-client ...");
     let apt = |arguments: &[&str]| {
@@ -93,19 +93,19 @@ fn install() {
     }
 }
 
-/// The default directory. It is not below the home directory, because larder's own users must be able to reach it.
+/// Returns the default directory. It is not below the home directory, because larder's own users must be able to enter it.
 fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Creates the directory, or checks that no other user can have prepared anything in it: every user may write in /var/tmp.
+/// Creates the directory. Checks that another user cannot have prepared an existing one, because every user can write in /var/tmp.
 fn create_root(root: &Path) -> Result<(), CommandError> {
     let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
     match fs::DirBuilder::new().mode(0o755).create(root) {
-        // Regardless of the umask: larder's own users must be able to reach it.
+        // The mode is set regardless of the umask, because larder's own users must be able to enter the directory.
         Ok(()) => fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(failed),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = fs::symlink_metadata(root).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! One command, from its words to its exit status; the same for the control socket and for ssh.
+//! Carries out one command, from its words to its exit status, for the control socket and for ssh.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -18,7 +18,7 @@ use crate::{
     remote::ssh::{Exec, Output},
 };
 
-/// The length at which a line of another server is broken, in bytes.
+/// The maximum length of a line of another server's output, in bytes. Longer lines are broken.
 const LINE_MAX: usize = 16 << 10;
 
 /// The descriptors and the state of the caller of a command.
@@ -30,13 +30,13 @@ pub struct Io {
     pub stdout: OwnedFd,
     /// The standard error.
     pub stderr: OwnedFd,
-    /// Set if the output reaches a terminal although its descriptor is none, as over ssh.
+    /// True if the output goes to a terminal although its descriptor is not a terminal, as over ssh.
     pub terminal: bool,
-    /// Cancelled when the caller has gone.
+    /// Cancelled when the caller disconnects.
     pub gone: CancellationToken,
 }
 
-/// The two output streams of a command. They are terminals, files or pipes of the caller, which may not read.
+/// The two output streams of a command. They are terminals, files or pipes of the caller, who may not read them.
 #[derive(Debug)]
 pub struct Screen {
     out: Outlet,
@@ -88,7 +88,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     let gone = io.gone.clone();
     let answering = conclude(outcome, io);
     tokio::pin!(answering);
-    // A caller that loses the right meanwhile is treated as gone.
+    // A caller that loses the right meanwhile is treated like a caller that disconnects.
     tokio::select! {
         code = &mut answering => code,
         () = control.revoked(caller, project.as_ref(), needed) => {
@@ -136,7 +136,7 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
                 Ok(child) => child,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
-            // The caller sees the end of its output when the command closes it, not when this function returns.
+            // The caller's output ends when the command closes it, not when this function returns.
             drop(stderr);
             let exit = tokio::select! {
                 exit = child.wait() => exit,
@@ -179,8 +179,8 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
     }
 }
 
-/// Writes an answer. Much of its text comes from repositories and processes, so control characters are removed, except from text for
-/// another program.
+/// Writes an answer. Control characters are removed, because much of the text comes from repositories and processes. Text for another
+/// program is written unchanged.
 async fn write(answer: Answer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
     let unchanged = match answer.format {
         Format::Json => true,
@@ -196,7 +196,7 @@ async fn write(answer: Answer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd)
     Ok(answer.code)
 }
 
-/// Shows a deployment until it ends. The deployment goes on if the caller goes away.
+/// Shows a deployment until it ends. The deployment continues if the caller disconnects.
 async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal, gone: &CancellationToken) -> io::Result<u8> {
     use model::Outcome;
     let failed = Kind::Deployment.exit_code();
@@ -266,7 +266,9 @@ async fn logs(mut screen: Screen, past: Vec<String>, mut follower: LogFollower, 
         match line {
             Ok(line) if (follower.wanted)(&line) => screen.out(&format!("{}\n", line.text)).await?,
             Ok(_) => {}
-            Err(RecvError::Lagged(missed)) => screen.err(&format!("({missed} lines were left out here)\n")).await?,
+            Err(RecvError::Lagged(missed)) => {
+                screen.err(&format!("({missed} lines are missing here: the output was read too slowly)\n")).await?
+            }
             Err(RecvError::Closed) => return Ok(0),
         }
     }

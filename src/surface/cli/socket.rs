@@ -26,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 use super::session::{self, Io, Screen};
 use crate::control::{Caller, CommandError, Control, Kind};
 
-/// The largest message, in bytes.
+/// The maximum size of a message in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
-/// The number of clients that are served at the same time.
+/// The maximum number of clients that are served at the same time.
 const CLIENTS_MAX: usize = 64;
-/// The number of further clients that are told at the same time that there are too many.
+/// The maximum number of further clients that get the message that there are too many clients.
 const REJECTIONS_MAX: usize = 16;
 /// The time that a client may take to send its message.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +120,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
         tokio::pin!(running);
         tokio::select! {
             code = &mut running => code,
-            // A client sends nothing after its message. Whatever arrives, usually the end of the stream, means that it is gone.
+            // A client sends nothing after its message. Any further input, usually the end of the stream, means that it has disconnected.
             _ = stream.read(&mut end) => {
                 gone.cancel();
                 running.await
@@ -132,7 +132,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
 
 async fn reject(mut stream: UnixStream) -> io::Result<()> {
     let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
-    let why = format!("the server carries out {CLIENTS_MAX} commands at the same time, and no more");
+    let why = format!("the server already carries out {CLIENTS_MAX} commands, which is the maximum");
     let error = CommandError::new(Kind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
     let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
     stream.write_all(&[code]).await
@@ -194,7 +194,7 @@ pub enum CallError {
     TooLong(usize),
 }
 
-/// Has the server at `path` carry out a command. Returns the exit status.
+/// Sends a command to the server at `path`. Returns the exit status.
 pub fn call(path: &Path, words: Vec<String>, descriptors: [BorrowedFd<'_>; 3]) -> Result<u8, CallError> {
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
     let message = serde_json::to_vec(&Call { words }).map_err(io::Error::other)?;

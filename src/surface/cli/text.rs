@@ -8,7 +8,7 @@ use crate::{
     model::{Live, sanitise_text},
 };
 
-/// The number of files or changes that are shown; `--json` prints all.
+/// The maximum number of files or changes that are shown; `--json` prints all.
 pub(super) const ROWS_MAX: usize = 500;
 
 /// Lays out rows in columns below a header; `none` without rows.
@@ -25,12 +25,12 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     lines.lines().map(|line| format!("{}\n", line.trim())).collect()
 }
 
-/// A time in UTC, to the second.
+/// Renders a time in UTC, to the second.
 pub(super) fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// A size with a unit, in at most four digits.
+/// Renders a size with a unit, in at most four digits.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match UNITS.iter().find(|(_, shift)| bytes >> shift >= 10) {
@@ -39,17 +39,17 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// A number with its noun: `1 key`, `2 keys`.
+/// Renders a number with its noun: `1 key`, `2 keys`.
 pub(super) fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The live release in an overview.
+/// Renders the live release for an overview.
 pub(super) fn live(live: Option<&Live>) -> String {
     live.map_or_else(|| String::from("-"), |live| format!("{} ({})", live.number, live.commit.short()))
 }
 
-/// An error as all of larder's errors look: `error: MESSAGE`, and a line `hint: ADVICE` for each hint.
+/// Renders an error: `error: MESSAGE`, and a line `hint: ADVICE` for each hint.
 pub fn error(error: &CommandError) -> String {
     let mut text = format!("error: {error}\n");
     for hint in &error.hints {

@@ -1,7 +1,8 @@
-//! One channel: copies the client's input into a pipe and the output of two pipes to the client, and ends in the order that clients expect.
+//! One channel of a connection: copies the client's input into a pipe and the output of two pipes to the client, and closes the channel in
+//! the order that clients expect.
 //!
-//! The connection's own task must not wait for one channel, because all channels of the connection would wait with it. So input is
-//! queued here, and a full queue closes the client's window; output waits for the client's window in this channel's own tasks.
+//! The connection's task must not wait for one channel, because all channels of the connection would wait, too. Input is therefore
+//! queued, and a full queue closes the client's window. Output waits for the client's window in tasks of the channel.
 
 use std::{
     collections::VecDeque,
@@ -32,19 +33,19 @@ use super::{
 
 /// The receive window of a channel, in bytes.
 pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
-/// The size of queued input from which on the window is not opened again, in bytes.
+/// The size of queued input, in bytes, above which the window stays closed.
 pub(super) const INPUT_HIGH: usize = 1024 * 1024;
-/// The largest size of queued input, in bytes. Only a client that disregards its window reaches it, or several uploads over one
-/// connection beside a stuck one.
+/// The maximum size of queued input, in bytes. It is reached only if a client ignores its window, or if several uploads share a
+/// connection with a stuck one.
 pub(super) const INPUT_MAX: usize = 16 * 1024 * 1024;
 
-/// The memory that a queued chunk takes besides its bytes. Without it, chunks of one byte would take many times the size that is counted.
+/// The memory that a queued chunk takes besides its bytes. It is counted, because chunks of one byte take many times their size.
 const CHUNK_COST: usize = 64;
 
 const PIPE_SIZE: usize = 1024 * 1024;
 const READ_FIRST: usize = 16 * 1024;
 const READ_LARGE: usize = 256 * 1024;
-/// The time for which output is read after the request has ended, if a process that it left behind still holds the pipe.
+/// The time for which output is read after the request has ended, if a remaining process of the request holds the pipe open.
 const LINGER: Duration = Duration::from_secs(5);
 /// The exit status of a request that panicked.
 const STATUS_BUG: u32 = 70;
@@ -59,9 +60,9 @@ const CTRL_D: u8 = 4;
 /// The state that the connection's task and the channel's tasks share.
 pub(super) struct Shared {
     pub(super) input: Input,
-    /// Cancelled when the client cannot receive any more.
+    /// Cancelled when the client can no longer receive data.
     pub(super) gone: CancellationToken,
-    /// Cancelled when the request should end: the client is gone, or has interrupted it.
+    /// Cancelled when the request should end, because the client disconnected or interrupted it.
     pub(super) stop: CancellationToken,
     finished: AtomicBool,
 }
@@ -112,7 +113,7 @@ impl Input {
         true
     }
 
-    /// Returns when a chunk was taken out.
+    /// Waits until a chunk has been taken from the queue.
     pub(super) async fn space_freed(&self) {
         self.taken.notified().await;
     }
@@ -136,7 +137,7 @@ impl Input {
         self.taken.notify_one();
     }
 
-    /// Returns the next chunk, or none at the end of the input.
+    /// Returns the next chunk, or `None` at the end of the input.
     async fn next(&self) -> Option<Bytes> {
         loop {
             {
@@ -160,7 +161,7 @@ fn cost_of(chunk: &[u8]) -> usize {
     chunk.len().saturating_add(CHUNK_COST)
 }
 
-/// A request with everything that is needed to carry it out.
+/// A request with the state that carrying it out needs.
 pub(super) struct Job {
     pub(super) handler: Arc<dyn ExecHandler>,
     pub(super) identity: Identity,
@@ -193,7 +194,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
         io: ExecIo { stdin, stdout, stderr, gone: shared.stop.clone() },
     };
     let handler = job.handler;
-    // A task of its own: a panic ends that task only, and the request goes on when the client is gone.
+    // The request runs in its own task, so that a panic ends only this task and the request continues if the client disconnects.
     let work = tokio::spawn(async move { handler.exec(call).await });
     let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), terminal));
     let ended = CancellationToken::new();
@@ -213,7 +214,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
     finish(&write, &shared, status).await;
 }
 
-/// Answers a request that is refused.
+/// Sends the answer to a refused request.
 pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String, status: u32) {
     shared.input.discard();
     refuse(&write, &shared, &text, status).await;
@@ -257,7 +258,7 @@ impl Pipes {
         let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         if bulk {
             for end in [&to_stdin, &from_stdout] {
-                // The kernel refuses if the user has many pipes already; the default size works, too.
+                // The kernel refuses a larger pipe if the user has many pipes already. The default size works, too.
                 let _ = fcntl_setpipe_size(end, PIPE_SIZE);
             }
         }
@@ -307,7 +308,8 @@ async fn forward(
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
     let mut after_return = false;
-    // One limit for all output: with a limit for each read, a process that still holds the pipe could prolong it for ever.
+    // The limit applies to all reads together. With a limit for each read, a process that writes to the pipe could prolong it
+    // forever.
     let given_up = async {
         ended.cancelled().await;
         tokio::time::sleep(LINGER).await;
@@ -319,7 +321,7 @@ async fn forward(
         let count = tokio::select! {
             biased;
             () = shared.gone.cancelled() => return,
-            // The output that the request itself left in the pipe is sent, however slowly the client reads it.
+            // The output that the request itself left in the pipe is sent, even if the client reads it slowly.
             () = &mut given_up, if !is_over => {
                 is_over = true;
                 continue;

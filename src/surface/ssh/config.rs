@@ -15,7 +15,7 @@ use super::limits::Limits;
 pub struct SshConfig {
     /// The host key, from [`super::keys::load_or_create_host_key`].
     pub host_key: PrivateKey,
-    /// The login names in `ssh NAME@host` that are accepted. They do not identify a user: the key does.
+    /// The accepted login names in `ssh NAME@host`. The key identifies the user, not the login name.
     pub logins: Vec<String>,
     /// The algorithms on offer.
     pub profile: Profile,
@@ -26,7 +26,7 @@ pub struct SshConfig {
 }
 
 impl SshConfig {
-    /// The default configuration with this host key.
+    /// Creates the default configuration with this host key.
     pub fn new(host_key: PrivateKey) -> Self {
         Self {
             host_key,

@@ -1,16 +1,16 @@
 //! The parser of exec requests, a closed grammar.
 //!
-//! A request that looks like git must be one of the two services with exactly one project path, to the letter. Every other request is
-//! the words of one of larder's own commands. No shell sees any of it.
+//! A request that looks like git must be exactly one of the two services with exactly one project path. Every other request consists of
+//! the words of a larder command. No shell parses a request.
 
 use super::keys;
 use crate::model::{NameError, ProjectName};
 
-/// The longest exec request that is parsed, in bytes. Every key that is accepted fits, with the command around it.
+/// The maximum length of an exec request in bytes. A command with the longest accepted key fits.
 pub const MAX_EXEC: usize = 2 * keys::MAX_LINE;
 const MAX_WORDS: usize = 1024;
 
-/// One of git's two services. It alone decides which right is needed.
+/// One of git's two services. The needed right depends only on the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GitService {
     /// `git push`.
@@ -24,7 +24,7 @@ pub enum GitService {
 pub struct RepoPath {
     /// The project of the repository.
     pub project: ProjectName,
-    /// Set for the project's pillar repository instead of its code.
+    /// True for the project's pillar repository instead of its code.
     pub pillar: bool,
 }
 
@@ -62,7 +62,7 @@ pub enum ExecError {
         /// The program.
         given: String,
     },
-    /// A request of git-lfs, which makes them before each push of a clone that uses it.
+    /// A request of git-lfs. A clone that uses git-lfs sends such a request before each push.
     #[error("git-lfs is not served here; keep the files in git itself: git lfs migrate export --everything --include='*'")]
     Lfs,
     /// The argument of a git service is not exactly one project path.
@@ -71,12 +71,12 @@ pub enum ExecError {
         /// The text after the service's name.
         given: String,
     },
-    /// The path is not that of a project.
+    /// The path does not name a project.
     #[error("{given:?} is not the path of a project; use ssh://HOST/PROJECT or ssh://HOST/PROJECT/pillar")]
     Path {
         /// The path as given.
         given: String,
-        /// The reason why it is not a name.
+        /// The reason why the path does not name a project.
         #[source]
         source: NameError,
     },
@@ -128,7 +128,7 @@ fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
     Ok(ExecRequest::Git { service, path: parse_path(path)? })
 }
 
-/// Returns the only argument, either wholly in single quotes, as git writes it, or bare.
+/// Returns the only argument. It is either completely in single quotes, as git writes it, or without quotes.
 fn argument_of(argument: &str) -> Option<&str> {
     let plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/._-".contains(&c));
     let inner = match argument.strip_prefix('\'') {
@@ -152,7 +152,7 @@ fn parse_path(given: &str) -> Result<RepoPath, ExecError> {
     }
 }
 
-/// The beginning of a text, enough to recognise it.
+/// Returns the beginning of a text, for messages.
 fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }

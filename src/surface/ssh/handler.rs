@@ -1,4 +1,4 @@
-//! The interface between the SSH server and the rest of larder: who logged in, what was requested, and who carries it out.
+//! The interface between the SSH server and the rest of larder: identities, requests, and the handler that carries them out.
 
 use std::{net::IpAddr, os::fd::OwnedFd};
 
@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 use super::{exec::ExecRequest, keys::PublicKeyInfo};
 use crate::model::UserName;
 
-/// The user of a connection. It comes only from a signature that was verified.
+/// The user of a connection. An identity is created only after a signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The user, a person or a machine.
     pub user: UserName,
 }
 
-/// The terminal of a client that requested one. It decides about line endings and colours only.
+/// The terminal that a client requested. It affects only line endings and colours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tty {
     /// `TERM`, at most 64 characters of `[A-Za-z0-9._+-]`.
@@ -30,20 +30,20 @@ pub struct Tty {
 /// The request's ends of the pipes that carry its input and output. Dropping one closes it.
 #[derive(Debug)]
 pub struct ExecIo {
-    /// The input. It ends when the client closes it or is gone.
+    /// The input. It ends when the client closes it or disconnects.
     pub stdin: OwnedFd,
-    /// The output. Writing fails with a broken pipe when the client is gone.
+    /// The output. Writing fails with a broken pipe after the client has disconnected.
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// Cancelled when the client closed the channel, vanished or pressed Ctrl-C. The request decides by itself when to end.
+    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request itself must then end.
     pub gone: CancellationToken,
 }
 
 /// A request, ready to be carried out.
 #[derive(Debug)]
 pub struct ExecCall {
-    /// The user who requests it.
+    /// The user who sent the request.
     pub identity: Identity,
     /// The request.
     pub request: ExecRequest,
@@ -59,13 +59,15 @@ pub struct ExecCall {
 
 /// Identifies users and carries out their requests.
 pub trait ExecHandler: Send + Sync + 'static {
-    /// Returns the user of a key. Clients may offer keys that they cannot sign with, so this must change nothing; it runs on the
-    /// connection's task, so it must not block. It is called again before each request, so that a removed key stops working at once.
+    /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. It must
+    /// not block, because it runs on the connection's task. It is called again before each request, so that a removed key stops working
+    /// at once.
     fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<Identity>;
 
-    /// Notified whenever keys may have been removed. Open connections then check their key again, and end if it has no user.
+    /// Returns a receiver that is notified when keys may have been removed. Open connections then check their key again, and end if the
+    /// key has no user.
     fn key_changes(&self) -> watch::Receiver<()>;
 
-    /// Carries out a request and returns its exit status. Runs as a task of its own, which is not aborted when the client is gone.
+    /// Carries out a request and returns its exit status. Runs in its own task, which is not aborted when the client disconnects.
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32>;
 }

@@ -6,8 +6,8 @@ use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PublicKey, ssh_key
 
 pub use crate::remote::ssh::KeyFileError as HostKeyError;
 
-/// Loads the host key at `path` and returns it with its fingerprint. Creates the key if the file does not exist. A key that cannot be
-/// read is an error, because clients would take a new one for an impostor's.
+/// Loads the host key at `path` and returns it with its fingerprint. Creates the key if the file does not exist. An unreadable
+/// key is an error and is not replaced, because clients refuse a server whose host key has changed.
 pub fn load_or_create_host_key(path: &Path) -> Result<(PrivateKey, String), HostKeyError> {
     crate::remote::ssh::load_or_create("host key", path)
 }
@@ -31,7 +31,7 @@ pub struct PublicKeyInfo {
     pub algorithm: String,
     /// `SHA256:` and the digest in base64, as `ssh-keygen -l` prints it.
     pub fingerprint_sha256: String,
-    /// Kind and key without the comment. Two lines are equal if and only if the keys are.
+    /// Kind and key without the comment. Two lines are equal if and only if their keys are equal.
     pub openssh_line: String,
     /// The comment at the end of the line, often `user@host`; shown, never trusted.
     pub comment: String,

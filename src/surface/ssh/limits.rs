@@ -1,7 +1,7 @@
 //! Limits on connections before and after the login.
 //!
-//! Connections are counted in total and per source (an IPv4 address or an IPv6 /64). A source that misbehaves is blocked for a while. The
-//! table of sources is bounded: an attacker with many addresses can make it forget sources, but not grow.
+//! Connections are counted in total and per source (an IPv4 address or an IPv6 /64). A source with many offences is blocked for a time.
+//! The table of sources is bounded: an attacker with many addresses can replace its entries, but cannot make it grow.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ pub struct Limits {
     pub connections_per_user: usize,
     /// The number of connections at the same time that have not logged in yet.
     pub unauthenticated: usize,
-    /// The number of them from which on new ones are dropped at random, with rising probability.
+    /// The number of connections without a login from which on new connections are dropped at random, with rising probability.
     pub early_drop: usize,
     /// The number of connections of one source at the same time that have not logged in yet.
     pub unauthenticated_per_source: usize,
@@ -89,7 +89,7 @@ impl Default for Limits {
 pub struct Network {
     /// Any address in the range.
     pub address: IpAddr,
-    /// The number of leading bits that all its addresses share.
+    /// The number of leading bits that all addresses of the range share.
     pub prefix: u8,
 }
 
@@ -237,7 +237,7 @@ fn early_drop_chance(limits: &Limits, unauthenticated: usize) -> f64 {
     }
 }
 
-/// Forgets the source that was seen longest ago, if possible one without open connections and penalties.
+/// Removes the source that was seen longest ago. Prefers sources without open connections and penalties.
 fn forget_one(sources: &mut HashMap<IpAddr, Source>) {
     let oldest = sources.iter().min_by_key(|(_, s)| (s.unauthenticated > 0, s.blocked, s.seen)).map(|(key, _)| *key);
     if let Some(key) = oldest {
@@ -245,7 +245,7 @@ fn forget_one(sources: &mut HashMap<IpAddr, Source>) {
     }
 }
 
-/// The source of an address. The holder of an IPv6 address usually holds its whole /64.
+/// Returns the source of an address. The holder of an IPv6 address usually holds the whole /64 network.
 fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
@@ -262,7 +262,7 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Counts the connection only against the total from now on.
+    /// Marks the connection as logged in. From now on it counts only against the total.
     pub(super) fn logged_in(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.limiter.logged_in(self.source, self.exempt);

@@ -1,10 +1,10 @@
 //! The embedded SSH server: authenticates users by their public keys, parses their requests, and connects channels to pipes.
 //!
-//! An [`ExecHandler`] decides what a request means and who may make it. This module starts no process and opens no path that a client
-//! names.
+//! An [`ExecHandler`] checks the rights of the user and carries out requests. This module starts no process and opens no path that a
+//! client names.
 //!
-//! russh's own accept loop has no login deadline and opens the receive window by itself, so this module has an accept loop (`server`),
-//! limits (`limits`) and flow control (`channel`) of its own.
+//! russh's accept loop has no login deadline and opens the receive window automatically. This module therefore has its own accept loop
+//! (`server`), limits (`limits`) and flow control (`channel`).
 
 mod channel;
 mod config;

@@ -29,11 +29,11 @@ use super::{
 };
 use crate::surface::user_limit::{UserLimit, UserPermit};
 
-/// The number of clients that are refused before a pause, when descriptors run out.
+/// The number of clients that are closed at once when descriptors run out, before the accept loop pauses.
 const REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(1);
-/// The time that a connection may take to end after it was told to.
+/// The time that a connection may take to end after the server has asked it to end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves connections until `shutdown`. Running requests may then finish within the configured time. Returns when the last connection
@@ -56,7 +56,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, handler: Arc<dyn Ex
         cut: CancellationToken::new(),
         connections: JoinSet::new(),
     };
-    // A spare descriptor. It is closed when descriptors run out, so that clients can be accepted and closed instead of left waiting.
+    // A spare descriptor. When descriptors run out, it is freed, so that waiting clients can be accepted and closed.
     let mut reserve = reserve();
     let mut back_off = BACK_OFF;
     loop {
@@ -174,7 +174,7 @@ impl SshServer {
     }
 }
 
-/// A random number from 0 to below 1. Clients must not be able to predict which connections are dropped.
+/// Returns a random number from 0 to below 1. Clients must not be able to predict which connections are dropped.
 fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK) {
@@ -194,7 +194,7 @@ enum End {
     Shutdown,
 }
 
-/// Returns when the key of the connection was removed. Running requests go on, as for any client that disconnects.
+/// Waits until the key of the connection is removed. Running requests continue, as after any disconnect.
 async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<Progress>, peer: SocketAddr) -> End {
     let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
@@ -274,7 +274,7 @@ impl ConnectionTask {
                         let why = match end {
                             End::TooManyConnections => "you have too many connections open; end one of them",
                             End::Idle => "idle for too long",
-                            End::Revoked => "your key may not log in any more",
+                            End::Revoked => "your key was removed or lost its user",
                             _ => "the server is restarting",
                         };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
@@ -293,7 +293,7 @@ impl ConnectionTask {
         self.note(&progress, result);
     }
 
-    /// Returns the reason when the connection should end.
+    /// Waits until the connection should end, and returns the reason.
     async fn oversee(&mut self, progress: &Progress, began: tokio::time::Instant) -> End {
         let limits = &self.config.limits;
         let login = async {
@@ -353,7 +353,7 @@ impl ConnectionTask {
     }
 }
 
-/// The client's socket, which can be ended from outside at any moment. russh has no way to do that.
+/// The client's socket, which the server can close at any time. russh has no function for this.
 struct CancellableStream {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,

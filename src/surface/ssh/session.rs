@@ -25,10 +25,10 @@ use super::{
     keys::{self, PublicKeyInfo},
 };
 
-/// The window of a channel whose queue is full. It is not zero, because russh opens windows only in answer to data: the client sends
-/// these few bytes now and then, and each time the window may be opened again.
+/// The window of a channel whose queue is full. It is not zero, because russh can open a window only in answer to data. The client sends
+/// these few bytes repeatedly, and each time the window can be opened again.
 const CLOSED_WINDOW: u32 = 2;
-/// The delay of the answer to such a packet, so that a waiting client costs little processor time.
+/// The delay before the answer to a packet for a full queue, so that a waiting client costs little processor time.
 const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
 /// The time for which a channel whose queue is full may delay the others before it is closed.
 const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
@@ -256,7 +256,8 @@ impl Handler for Connection {
         Ok(None)
     }
 
-    // Answers only whether a signature with this key would be accepted. Nothing is kept, because the client has not proven the key.
+    // The answer only states that a signature with this key would be accepted. Nothing is stored, because the client has not proven
+    // that it has the private key.
     async fn auth_publickey_offered(&mut self, login: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
         self.progress.attempts.fetch_add(1, Ordering::Relaxed);
         self.offers = self.offers.saturating_add(1);
@@ -269,7 +270,7 @@ impl Handler for Connection {
         }
     }
 
-    // The only place where an identity comes from.
+    // This is the only code that creates an identity.
     async fn auth_publickey(&mut self, login: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
         match self.lookup(login, key.public_key, key.algorithm) {
             Some((info, identity)) => {

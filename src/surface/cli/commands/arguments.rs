@@ -24,7 +24,7 @@ impl On {
     }
 }
 
-/// The environment that a command concerns, and perhaps one of its releases.
+/// The environment that a command concerns, with an optional release of this environment.
 #[derive(Debug, clap::Args)]
 pub struct OnRelease {
     /// Project, or PROJECT/ENVIRONMENT; then a release: v41, its id, a tag, or the first digits of its commit
@@ -53,7 +53,7 @@ impl OnRelease {
     }
 }
 
-/// A project with an optional environment, where it is always the first word.
+/// A project with an optional environment, for commands whose first word is always the project.
 #[derive(Debug, clap::Args)]
 pub struct OnTarget {
     /// Project, or PROJECT/ENVIRONMENT
@@ -61,7 +61,7 @@ pub struct OnTarget {
     pub target: Target,
 }
 
-/// Parses the name of a release. Names appear in messages, so characters that a terminal would obey are refused here.
+/// Parses the name of a release. Names appear in messages, so control characters are refused here.
 pub fn release_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > 250 || sanitise_reason(text) != text {
         return Err(String::from("this is not the name of a release; releases are v1, v2, ..."));
@@ -71,8 +71,9 @@ pub fn release_name(text: &str) -> Result<String, String> {
 
 /// Checks the reason given with `--override`, which is recorded as one line.
 pub fn override_reason(given: Option<String>) -> Result<Option<String>, CommandError> {
-    let wrong =
-        |why: &str| CommandError::new(Kind::Usage, format!("--override {why}")).hint("say in a few words why it cannot wait");
+    let wrong = |why: &str| {
+        CommandError::new(Kind::Usage, format!("--override {why}")).hint("give the reason for the override in a few words")
+    };
     match given {
         None => Ok(None),
         Some(text) if text.trim().len() < 4 => Err(wrong("needs a reason")),

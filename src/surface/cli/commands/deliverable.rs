@@ -1,4 +1,4 @@
-//! `larder deliverable`: the commands by which other servers pull. People do not need them, so the help does not list them.
+//! `larder deliverable`: the commands that other servers run when they pull. The help does not list them.
 
 use std::ops::Range;
 
@@ -89,7 +89,7 @@ pub enum ObjectWord {
     Manifest,
     /// The archive, tar + zstd
     Archive,
-    /// The health record: how the release ran
+    /// The health record of the release
     Health,
     /// The delta that turns an older release into this one
     Delta,

@@ -22,7 +22,7 @@ pub struct Deploy {
     on: On,
     #[command(flatten)]
     action: Action,
-    /// Try only these phases, up to bundle, separated by commas, then revert all changes; phases that they need run too
+    /// Run only these phases, up to bundle, separated by commas, and the phases that they need; then revert all changes
     #[arg(long, value_name = "PHASE", value_delimiter = ',', conflicts_with_all = ["retry", "follow", "cancel", "unfreeze"])]
     only: Vec<Phase>,
 }
@@ -30,19 +30,19 @@ pub struct Deploy {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Action {
-    /// Deploy this branch, tag or commit, which was pushed before; the deploy branch names it afterwards
+    /// Deploy this branch, tag or commit, which must have been pushed; the deploy branch then names its commit
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
-    /// Deploy the commit of the last deployment, which failed, again
+    /// Deploy the commit of the last deployment again, if that deployment failed
     #[arg(long)]
     retry: bool,
     /// Show the deployment in flight, or the last one, from its beginning
     #[arg(long)]
     follow: bool,
-    /// Stop the deployment in flight and revert its changes; a queued deployment is next
+    /// Stop the deployment in flight and revert its changes; a queued deployment then starts
     #[arg(long)]
     cancel: bool,
-    /// Allow deployments again after one got stuck and you have repaired the cause
+    /// Allow deployments again after you have repaired the cause of a stuck one
     #[arg(long)]
     unfreeze: bool,
 }

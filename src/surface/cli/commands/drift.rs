@@ -14,10 +14,10 @@ use crate::{
     pipeline::LastScan,
 };
 
-/// Show or save local changes to the live release
+/// Show or save changes that were made by hand to the live release
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The files of the live release are compared with the files that its processes see at /app, and the installed tree with its manifest. Files in data/ are not part of a release. Expected changes, such as caches and logs, are marked; `drift: {ignore: [...]}` in larder.yml adds patterns.\n\nChanges are also saved automatically before a slot is emptied; the last 20 such patches are kept. `drift:` in larder.yml says what a deployment does about changes.\n\nExamples:\n  larder drift shop\n  larder drift shop --save\n  larder drift shop --show 3f9a1c > hotfix.diff"
+    after_help = "The files of the live release are compared with the files that its processes see at /app, and the installed tree with its manifest. Files in data/ are not part of a release. Expected changes, such as caches and logs, are marked; `drift: {ignore: [...]}` in larder.yml adds patterns of expected changes.\n\nChanges are also saved automatically before a slot is emptied; the last 20 such patches are kept. `drift:` in larder.yml says what a deployment does about changes.\n\nExamples:\n  larder drift shop\n  larder drift shop --save\n  larder drift shop --show 3f9a1c > hotfix.diff"
 )]
 pub struct Drift {
     #[command(flatten)]
@@ -92,9 +92,9 @@ fn report(report: &DriftReport) -> String {
     }
     match &report.tree {
         None => {}
-        Some(tree) if tree.differences.is_empty() => text.push_str("The installed tree is what its manifest says.\n"),
+        Some(tree) if tree.differences.is_empty() => text.push_str("The installed tree matches its manifest.\n"),
         Some(tree) => {
-            text.push_str("The installed tree is NOT what its manifest says; deploy again to replace it:\n");
+            text.push_str("The installed tree does NOT match its manifest; deploy again to replace it:\n");
             for one in tree.differences.iter().take(ROWS_MAX) {
                 text.push_str(&format!("  {} {}\n", sanitise_line(&one.path), one.what));
             }
@@ -139,7 +139,7 @@ fn patches(rows: &[PatchRow]) -> String {
     text::table(&["PATCH", "OF", "COMMIT", "SAVED BY", "AT (UTC)", "CHANGES"], rows.iter().map(line).collect())
 }
 
-/// The text of a patch, unchanged. Changes that are not text follow it, where `git apply` ignores them.
+/// Renders the unchanged text of a patch. A list of its changes to other files follows, which `git apply` ignores.
 fn patch(detail: &PatchDetail) -> String {
     let mut text = detail.text.clone();
     let others: Vec<_> = detail.patch.changes.iter().filter(|change| !matches!(change.kept, SavedAs::Text { .. })).collect();
@@ -159,7 +159,7 @@ fn patch(detail: &PatchDetail) -> String {
     text
 }
 
-/// A few words on drift for an overview; empty if nothing was changed by hand.
+/// Renders the number of changes for an overview. Returns an empty text if nothing was changed by hand.
 pub(super) fn brief(last: Option<&LastScan>) -> String {
     match last {
         Some(last) if last.changes > 0 => {

@@ -50,7 +50,7 @@ pub struct Add {
     /// File with the public key, on the machine where you type this
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     key_file: Option<PathBuf>,
-    /// The public key itself, one line; over ssh, the only way to give one
+    /// The public key itself, one line; over ssh, --key-file is not available
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     key: Option<String>,
 }
@@ -69,8 +69,8 @@ impl Command for Add {
     }
 }
 
-/// Parses the key that a command was given. The server reads no file that a caller names: the local program replaces `--key-file` by
-/// `--key` before it calls the server.
+/// Parses the key of a command. The server reads no file that a caller names, so the local program replaces `--key-file` by `--key`
+/// before it sends the command.
 pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
         return Err(CommandError::new(Kind::Usage, format!("{} is on your machine, not on the server", file.display()))
@@ -84,7 +84,7 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
 }
 
-/// Remove a key; it cannot log in any more, and its open connections end
+/// Remove a key; logins with it are refused, and its open connections end
 #[derive(Debug, clap::Args)]
 pub struct Remove {
     /// Fingerprint, SHA256:..., as `larder user list` shows it
@@ -99,7 +99,7 @@ impl Command for Remove {
     }
 
     fn show(view: &KeyRemoved) -> Shown {
-        Shown::Done(format!("{} may not log in with {} any more", view.name, view.fingerprint))
+        Shown::Done(format!("{} can no longer log in with {}", view.name, view.fingerprint))
     }
 }
 

@@ -70,7 +70,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Has the command's request handled.
+    /// Passes the command's request to its handler.
     pub(super) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             Verb::Whoami(command) => asking.ask(command).await,

@@ -9,12 +9,12 @@ use crate::{
     model::Phase,
 };
 
-/// Print the steps that a push would take, without taking them
+/// Print the steps of a push without running them
 #[derive(Debug, clap::Args)]
 pub struct Plan {
     #[command(flatten)]
     on: On,
-    /// Branch, tag or commit that would be deployed; it must have been pushed
+    /// Branch, tag or commit, which must have been pushed
     #[arg(value_name = "REF")]
     reference: Option<String>,
     /// Print only these phases, separated by commas, such as build,deploy

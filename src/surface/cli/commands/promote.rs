@@ -6,10 +6,10 @@ use super::{
 };
 use crate::control::{self, CommandError, Published};
 
-/// Have another server or environment serve a release that was cooked here
+/// Deploy a release that was cooked here to another server or environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE: the one that is live here. PROJECT alone means its environment of mode cooking.\n\nThis server only asks: the other one pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nTo a shared location the release is published with its health record, again if it is there already.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
+    after_help = "Without RELEASE: the live release. PROJECT alone means its environment of mode cooking.\n\nThis server only sends the request: the other server or environment pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nIf the remote is a shared location, the release is published there with its health record. A release that is there already is published again.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
 )]
 pub struct Promote {
     #[command(flatten)]
@@ -17,7 +17,7 @@ pub struct Promote {
     /// Remote of the project (`larder remote list`), or one of its environments on this server
     #[arg(long, value_name = "REMOTE")]
     to: String,
-    /// Go live although the promotion policy refuses, for this reason; the reason is recorded
+    /// Go live although the promotion policy refuses the release; the reason is recorded
     #[arg(long = "override", value_name = "WHY")]
     overriding: Option<String>,
 }

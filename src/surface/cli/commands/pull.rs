@@ -9,10 +9,10 @@ use crate::{
     model::RemoteName,
 };
 
-/// Bring a deliverable from staging and make it live
+/// Deploy a release that another environment or server cooked
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). What is missing here is transferred, the signature and every digest are checked, and then the release goes live through the same steps as any other. Nothing is built.\n\nExit status: 0 the release is live, 1 it failed, or its signature, its digests or the promotion policy refused it, and the live release stays, 3 it was refused before that, 4 the project, environment or release does not exist.\n\nExamples:\n  larder pull shop\n  larder pull shop v42 --from staging"
+    after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). Only missing data is transferred, the signature and every digest are checked, and then the release goes live through the same steps as any other. Nothing is built.\n\nExit status: 0 the release is live, 1 it failed, or its signature, its digests or the promotion policy refused it, and the live release stays, 3 it was refused before that, 4 the project, environment or release does not exist.\n\nExamples:\n  larder pull shop\n  larder pull shop v42 --from staging"
 )]
 pub struct Pull {
     #[command(flatten)]
@@ -20,7 +20,7 @@ pub struct Pull {
     /// Look in this remote only
     #[arg(long, value_name = "REMOTE")]
     from: Option<RemoteName>,
-    /// Go live although the promotion policy refuses, for this reason; the reason is recorded
+    /// Go live although the promotion policy refuses the release; the reason is recorded
     #[arg(long = "override", value_name = "WHY")]
     overriding: Option<String>,
 }

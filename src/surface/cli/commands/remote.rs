@@ -48,13 +48,13 @@ pub struct Add {
     name: RemoteName,
     /// ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, https://HOST/PATH or s3://BUCKET/PREFIX
     url: String,
-    /// Key whose deliverables are accepted from there, as `larder key show` prints it there; may be repeated
+    /// Signing key whose deliverables are accepted, as `larder key show` on the remote prints it; may be repeated
     #[arg(long, value_name = "KEY")]
     trust: Vec<PublicKey>,
     /// For ssh: the host key of the server, as `ssh-ed25519 AAAA...`
     #[arg(long, value_name = "LINE")]
     host_key: Option<String>,
-    /// Publish there what this environment cooks
+    /// Publish the releases that this environment cooks
     #[arg(long)]
     publish: bool,
 }
@@ -128,7 +128,7 @@ impl Command for Remove {
     }
 
     fn show(view: &RemoteRemoved) -> Shown {
-        Shown::Done(format!("{} has no remote {} any more", view.environment, view.remote))
+        Shown::Done(format!("the remote {} of {} was removed", view.remote, view.environment))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::control::{self, CommandError, Kind, Target};
 /// Run a command in the live release
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The command sees the live release at /app with its configuration. The processes of the slot see its changes there, which are gone with the next release. The exit status is that of the command. A command that still runs is ended when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
+    after_help = "The command sees the live release at /app and its configuration. Files that it changes at /app are visible to the processes of the slot, and are discarded with the slot. The exit status is that of the command. The command is stopped when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
 )]
 pub struct Run {
     /// Project, or PROJECT/ENVIRONMENT

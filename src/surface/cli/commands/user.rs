@@ -48,7 +48,7 @@ pub struct Add {
     /// File with the public key, on the machine where you type this
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     key_file: Option<PathBuf>,
-    /// The public key itself, one line; over ssh, the only way to give one
+    /// The public key itself, one line; over ssh, --key-file is not available
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     key: Option<String>,
 }
@@ -105,7 +105,7 @@ impl Command for Remove {
     }
 
     fn show(view: &UserRemoved) -> Shown {
-        Shown::Done(format!("{} may not log in any more", view.name))
+        Shown::Done(format!("{} can no longer log in", view.name))
     }
 }
 
@@ -117,7 +117,7 @@ pub struct Grant {
     name: UserName,
     /// Project on which the right is given
     project: ProjectName,
-    /// The right; it replaces the one before
+    /// The right; it replaces the earlier right
     access: Right,
 }
 
