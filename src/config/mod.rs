@@ -1,7 +1,7 @@
-//! The server file, the recipe, the Procfile and app.json. The only module that parses YAML.
+//! The configuration files: the server file, the recipe, the Procfile and app.json. No other module parses YAML.
 //!
-//! Everything here is a pure function of bytes, except that [`ServerConfig::load`] reads its file. Every error is one line: file,
-//! line, problem, expected value, hint. Read [`project`] first: it merges all files into [`Settings`].
+//! All functions are pure functions of bytes, except [`ServerConfig::load`], which reads a file. Every error is one line: file, line,
+//! problem, expected value, hint. The module to read first is [`project`], which merges all files into [`Settings`].
 
 mod app_json;
 mod error;

@@ -98,12 +98,12 @@ impl PromotionPolicy {
 
 /// The keys of `promote:`, which are the same in both files.
 pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
-    KeyRow::value("min_healthy", "The time that it has served there.", Unstated, "10m", |reader, node, key, promote| {
+    KeyRow::value("min_healthy", "The minimum time for which the release has served there.", Unstated, "10m", |reader, node, key, promote| {
         promote.min_healthy = reader.time(node, key).or(promote.min_healthy);
     }),
     KeyRow::value(
         "checks",
-        "The checks that it has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",
+        "The checks that the release has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",
         Unstated,
         "[smoke]",
         |reader, node, key, promote| {
@@ -115,7 +115,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
     KeyRow::value(
         "max_restarts",
-        "The number of its processes that may have exited unexpectedly there.",
+        "The maximum number of unexpected exits of its processes there.",
         Unstated,
         "3",
         |reader, node, key, promote| {

@@ -51,7 +51,7 @@ pub struct ServerConfig {
     pub keep: KeepConfig,
     /// The conditions that a release from elsewhere must meet in any environment of this server.
     pub promote: PromotionPolicy,
-    /// The reaction to files that were changed by hand, for recipes that do not set one.
+    /// The reaction to files that were changed by hand, for recipes that do not set a policy.
     pub drift: Option<DriftPolicy>,
     /// Limits of process logs.
     pub log: LogConfig,
@@ -113,9 +113,9 @@ impl HttpConfig {
 pub struct BuildsConfig {
     /// The number of builds that run at the same time.
     pub parallel: u16,
-    /// The memory of one build.
+    /// The memory limit of one build.
     pub memory: ByteSize,
-    /// The processes and threads of one build.
+    /// The maximum number of processes and threads of one build.
     pub pids: u32,
     /// The time limit of one build. A recipe cannot exceed it.
     pub timeout: TimeSpan,
@@ -124,17 +124,17 @@ pub struct BuildsConfig {
 /// Limits of a push and a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PushLimits {
-    /// The compressed size of one push.
+    /// The maximum compressed size of one push.
     pub push_bytes: ByteSize,
-    /// The files and directories of one tree.
+    /// The maximum number of files and directories of one tree.
     pub tree_entries: u64,
-    /// The sum of the sizes of the files of one tree.
+    /// The maximum total size of the files of one tree.
     pub tree_bytes: ByteSize,
-    /// The size of one file.
+    /// The maximum size of one file.
     pub file_bytes: ByteSize,
-    /// The refs that one push may change.
+    /// The maximum number of refs that one push may change.
     pub refs_per_push: u32,
-    /// The size of one release archive.
+    /// The maximum size of one release archive.
     pub archive_bytes: ByteSize,
     /// The free disk space below which pushes are refused.
     pub disk_reserve: ByteSize,
@@ -143,13 +143,13 @@ pub struct PushLimits {
 /// Retention limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepConfig {
-    /// The releases per environment, for recipes that do not set a number.
+    /// The number of releases that stay in each environment, for recipes that do not set a number.
     pub releases: u16,
-    /// The age beyond which releases are pruned, for recipes that do not set one.
+    /// The age at which releases are pruned, for recipes that do not set an age.
     pub age: Option<Age>,
-    /// The disk space of the archives of one environment. A recipe cannot exceed it.
+    /// The maximum disk space of the archives of one environment. A recipe cannot exceed it.
     pub bytes: Option<ByteSize>,
-    /// The records of deployments per environment.
+    /// The number of records of deployments that stay in each environment.
     pub deployments: u32,
 }
 
@@ -246,7 +246,7 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::section("ports", "The local ports for applications, both ends included.", "{from: 20000, to: 29999}", PORTS_KEYS),
     KeyRow::value(
         "paths",
-        "Further directories of the host that sandboxes see, read-only, such as language runtimes; programs are found in their `bin`.",
+        "Further directories of the host that sandboxes see, read-only, such as language runtimes. Their `bin` directories are in PATH.",
         Unstated,
         "\n- /opt/node",
         |reader, node, key, config| {
@@ -257,13 +257,13 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::section(
         "keep",
-        "Retention limits per environment. A release beyond any of them is pruned, except the live one, its predecessor and pinned ones.",
+        "Retention limits per environment. A release that exceeds any of these limits is pruned, except the live release, its predecessor and pinned releases.",
         "{releases: 10}",
         KEEP_KEYS,
     ),
     KeyRow::custom(
         "promote",
-        "The conditions that a release must have met elsewhere before an environment of this server accepts it; a recipe can ask for more.",
+        "The conditions that a release from elsewhere must have met before an environment of this server accepts it. A recipe can add conditions.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, config| policy::read_promote(reader, node, key, &mut config.promote),
@@ -277,13 +277,13 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::section(
         "log",
-        "Process logs: the size at which one is rotated, and the number of old ones.",
+        "Process logs: the size at which a log is rotated, and the number of rotated logs that stay.",
         "{max_bytes: 10M, keep: 5}",
         LOG_KEYS,
     ),
     KeyRow::custom(
         "env",
-        "Variables for every project that does not set them itself.",
+        "Variables for all projects. A project can set them to other values.",
         Unstated,
         || "HTTPS_PROXY: http://proxy.example.com:3128".to_owned(),
         |reader, node, key, config| config.env = reader.env(node, key),
@@ -350,7 +350,7 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
 const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "parallel",
-        "The builds that run at the same time; others wait.",
+        "The number of builds that run at the same time. Further builds wait.",
         Unstated,
         "1",
         |reader, node, key, config| {
@@ -359,14 +359,14 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::value(
         "memory",
-        "The memory of one build. A recipe cannot exceed it.",
+        "The memory limit of one build. A recipe cannot exceed it.",
         Unstated,
         "2G",
         |reader, node, key, config| {
             set(&mut config.builds.memory, reader.bytes(node, key));
         },
     ),
-    KeyRow::value("pids", "The processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
+    KeyRow::value("pids", "The maximum number of processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
         set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
     }),
     KeyRow::value(
@@ -381,13 +381,13 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
 ];
 
 const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
-    KeyRow::value("push_bytes", "The compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
+    KeyRow::value("push_bytes", "The maximum compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.push_bytes, reader.bytes(node, key));
     }),
-    KeyRow::value("tree_entries", "The files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
+    KeyRow::value("tree_entries", "The maximum number of files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
         set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
     }),
-    KeyRow::value("tree_bytes", "The sum of the sizes of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
+    KeyRow::value("tree_bytes", "The maximum total size of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
         set(&mut config.limits.tree_bytes, reader.bytes(node, key));
     }),
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
@@ -397,12 +397,12 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
         set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
     }),
-    KeyRow::value("archive_bytes", "The size of one release archive.", Unstated, "4G", |reader, node, key, config| {
+    KeyRow::value("archive_bytes", "The maximum size of one release archive.", Unstated, "4G", |reader, node, key, config| {
         set(&mut config.limits.archive_bytes, reader.bytes(node, key));
     }),
     KeyRow::value(
         "disk_reserve",
-        "Pushes are refused, before anything is written, while less disk than this is free.",
+        "The free disk space below which pushes are refused. Nothing is written then.",
         Unstated,
         "512M",
         |reader, node, key, config| set(&mut config.limits.disk_reserve, reader.bytes(node, key)),
@@ -411,7 +411,7 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const DEPLOYMENTS_KEYS: &[KeyRow<ServerConfig>] = &[KeyRow::value(
     "parallel",
-    "The deployments that run at the same time. One environment never has more than one.",
+    "The number of deployments that run at the same time. One environment never runs more than one.",
     Unstated,
     "4",
     |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),
@@ -430,7 +430,7 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
     // The live release and its predecessor are never pruned.
     KeyRow::value(
         "releases",
-        "The releases that stay, for recipes that do not set a number.",
+        "The number of releases that stay, for recipes that do not set a number.",
         Unstated,
         "10",
         |reader, node, key, config| {
@@ -439,7 +439,7 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::value(
         "age",
-        "Older releases are pruned, for recipes that do not set an age.",
+        "The age at which releases are pruned, for recipes that do not set an age.",
         Says("no limit"),
         "1y",
         |reader, node, key, config| {
@@ -448,14 +448,14 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::value(
         "bytes",
-        "The disk space of the archives; the oldest are pruned first. A recipe cannot exceed it.",
+        "The maximum disk space of the archives. The oldest are pruned first. A recipe cannot exceed this limit.",
         Says("no limit"),
         "20G",
         |reader, node, key, config| config.keep.bytes = reader.size(node, key),
     ),
     KeyRow::value(
         "deployments",
-        "The records and logs of deployments that stay.",
+        "The number of deployments whose records and logs stay.",
         Is("200"),
         "200",
         |reader, node, key, config| {

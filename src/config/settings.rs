@@ -446,12 +446,12 @@ const KEEP_KEYS: &[KeyRow<Draft>] = &[
         let releases = reader.number(node, key, 2, 1000).and_then(|number| u16::try_from(number).ok());
         draft.settings.keep_releases = releases.or(draft.settings.keep_releases);
     }),
-    KeyRow::value("age", "Older releases are pruned: 12h, 90d, 12w, 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
+    KeyRow::value("age", "The age at which releases are pruned, such as 12h, 90d, 12w or 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
         draft.settings.keep_age = reader.age(node, key).or(draft.settings.keep_age);
     }),
     KeyRow::value(
         "bytes",
-        "The disk space of their archives; the oldest are pruned first. Never more than the server file allows.",
+        "The maximum disk space of their archives. The oldest are pruned first. The limit of the server file applies as well.",
         AS_SERVER,
         "2G",
         |reader, node, key, draft| draft.settings.keep_bytes = reader.size(node, key).or(draft.settings.keep_bytes),

@@ -150,7 +150,7 @@ fn excess_local_commands_are_refused(world: &World) {
             }
         }
         let more = world.larder(&["whoami"]);
-        more.status == 3 && more.stderr.contains("64 commands at the same time")
+        more.status == 3 && more.stderr.contains("carries out 64 commands")
     });
     for one in &mut all {
         one.kill().unwrap();
@@ -226,7 +226,7 @@ fn remote_option_asks_the_server_of_a_git_remote(world: &World) {
 fn missing_features_are_named(world: &World) {
     for (words, says) in [(&["--mode", "editable"][..], "editable"), (&["--strategy", "in-place"], "in-place")] {
         let created = world.larder(&[&["project", "create", "shop"][..], words].concat());
-        created.exits(2).says(says).says("not there in this version");
+        created.exits(2).says(says).says("not available in this version");
     }
     assert_eq!(world.larder(&["project", "list", "--json"]).json(), serde_json::json!([]));
     world.project("shop");

@@ -107,7 +107,7 @@ fn releases_are_signed_and_keys_are_trusted_by_name(world: &World) {
     let rows = world.larder(&["key", "trust", "shop", "--json"]).json();
     assert_eq!((&rows[0]["key"], &rows[0]["name"]), (&other.as_str().into(), &"lab".into()));
     world.larder(&["key", "untrust", "shop", &other]).says("accepts no further deliverables");
-    world.larder(&["key", "untrust", "shop", &other]).exits(4).says("does not trust");
+    world.larder(&["key", "untrust", "shop", &other]).exits(4).says("is not a trusted key of shop itself");
     assert_eq!(world.larder(&["key", "trust", "shop", "--json"]).json(), Value::Array(Vec::new()));
 }
 
@@ -210,7 +210,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     assert!(ssh.stdout(File::create(&again).unwrap()).status().unwrap().success());
     let found = parts(&fs::read(again).unwrap());
     assert_eq!((&found[1].1, &found[2].1), (&whole[1].1, &whole[2].1), "it is handed on with its proof");
-    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("needs the right to push to it");
+    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("the right to push to it is missing");
     production.end();
 }
 

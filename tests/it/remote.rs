@@ -410,7 +410,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     for (words, says) in [
         (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
         (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
-        (&["remote", "add", "shop", "x", "file:///srv"], "nothing is pulled from there or published there"),
+        (&["remote", "add", "shop", "x", "file:///srv"], "neither a trusted key nor --publish"),
         (
             &["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing],
             "a larder server, which pulls them",

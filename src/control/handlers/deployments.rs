@@ -49,9 +49,9 @@ pub enum DeployAction {
 pub enum DeployView {
     /// The last deployment, which has ended.
     Past {
-        /// Its summary.
+        /// The summary of the deployment.
         deployment: Box<Summary>,
-        /// Its output.
+        /// The output of the deployment.
         transcript: String,
     },
     /// An environment that can be deployed again.
@@ -190,7 +190,7 @@ impl Request for Rollback {
     }
 }
 
-/// Returns the id of the release that has the tag `name` now, and any other name unchanged.
+/// Returns the id of the release that has the tag `name` now. Returns any other name unchanged.
 pub(super) async fn id_of_tag(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
     let name = name?;
     let known = control.pipeline().releases(environment).await.unwrap_or_default();
