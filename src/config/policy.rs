@@ -98,9 +98,15 @@ impl PromotionPolicy {
 
 /// The keys of `promote:`, which are the same in both files.
 pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
-    KeyRow::value("min_healthy", "The minimum time for which the release has served there.", Unstated, "10m", |reader, node, key, promote| {
-        promote.min_healthy = reader.time(node, key).or(promote.min_healthy);
-    }),
+    KeyRow::value(
+        "min_healthy",
+        "The minimum time for which the release has served there.",
+        Unstated,
+        "10m",
+        |reader, node, key, promote| {
+            promote.min_healthy = reader.time(node, key).or(promote.min_healthy);
+        },
+    ),
     KeyRow::value(
         "checks",
         "The checks that the release has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",

@@ -366,9 +366,15 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
             set(&mut config.builds.memory, reader.bytes(node, key));
         },
     ),
-    KeyRow::value("pids", "The maximum number of processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
-        set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
-    }),
+    KeyRow::value(
+        "pids",
+        "The maximum number of processes and threads of one build.",
+        Unstated,
+        "2048",
+        |reader, node, key, config| {
+            set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
+        },
+    ),
     KeyRow::value(
         "timeout",
         "The time limit of one build. A recipe cannot exceed it.",
@@ -384,12 +390,24 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("push_bytes", "The maximum compressed size of one push.", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.push_bytes, reader.bytes(node, key));
     }),
-    KeyRow::value("tree_entries", "The maximum number of files and directories of one tree.", Unstated, "200000", |reader, node, key, config| {
-        set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
-    }),
-    KeyRow::value("tree_bytes", "The maximum total size of the files of one tree.", Unstated, "2G", |reader, node, key, config| {
-        set(&mut config.limits.tree_bytes, reader.bytes(node, key));
-    }),
+    KeyRow::value(
+        "tree_entries",
+        "The maximum number of files and directories of one tree.",
+        Unstated,
+        "200000",
+        |reader, node, key, config| {
+            set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
+        },
+    ),
+    KeyRow::value(
+        "tree_bytes",
+        "The maximum total size of the files of one tree.",
+        Unstated,
+        "2G",
+        |reader, node, key, config| {
+            set(&mut config.limits.tree_bytes, reader.bytes(node, key));
+        },
+    ),
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.file_bytes, reader.bytes(node, key));
     }),

@@ -446,9 +446,15 @@ const KEEP_KEYS: &[KeyRow<Draft>] = &[
         let releases = reader.number(node, key, 2, 1000).and_then(|number| u16::try_from(number).ok());
         draft.settings.keep_releases = releases.or(draft.settings.keep_releases);
     }),
-    KeyRow::value("age", "The age at which releases are pruned, such as 12h, 90d, 12w or 2y.", AS_SERVER, "90d", |reader, node, key, draft| {
-        draft.settings.keep_age = reader.age(node, key).or(draft.settings.keep_age);
-    }),
+    KeyRow::value(
+        "age",
+        "The age at which releases are pruned, such as 12h, 90d, 12w or 2y.",
+        AS_SERVER,
+        "90d",
+        |reader, node, key, draft| {
+            draft.settings.keep_age = reader.age(node, key).or(draft.settings.keep_age);
+        },
+    ),
     KeyRow::value(
         "bytes",
         "The maximum disk space of their archives. The oldest are pruned first. The limit of the server file applies as well.",
