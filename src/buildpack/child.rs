@@ -26,11 +26,11 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// The destination of a script's stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capture {
-    /// The build's output, together with stderr.
+    /// The build's output, which also gets stderr.
     Nothing,
-    /// The caller; stderr goes to the build's output.
+    /// A buffer for the caller. The build's output gets stderr.
     Stdout,
-    /// The caller; stderr is kept only for a failure.
+    /// A buffer for the caller. The last lines of stderr are kept for the error, and nothing goes to the build's output.
     Quietly,
 }
 
@@ -155,7 +155,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output:
         // The child is awaited without being reaped, so that no other process can have its id when the group is killed.
         use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
         while matches!(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Err(rustix::io::Errno::INTR)) {}
-        // Background processes would keep the pipe open.
+        // The whole group is killed, because background processes would keep the pipe open.
         let _ = kill_process_group(pid, Signal::KILL);
     }
     let status = child.wait()?;

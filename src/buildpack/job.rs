@@ -93,8 +93,7 @@ pub struct BuildFailure {
 }
 
 /// The hint for a build that ran out of memory.
-pub(super) const MORE_MEMORY: &str =
-    "the build needs more memory: raise build.memory in larder.yml; this server's own limit is builds.memory in its file";
+pub(super) const MORE_MEMORY: &str = "raise build.memory in larder.yml; the operator's limit is builds.memory in the server file";
 
 impl BuildFailure {
     /// Adds that the kernel killed a process of the build at the memory limit, which the keeper reports. The original cause stays,

@@ -305,7 +305,7 @@ fn syntax(error: &serde_json::Error) -> ConfigError {
     }
     ConfigError::new(FILE, format!("this is not JSON: {reason}"))
         .at(number(error.line()), number(error.column()))
-        .hint("JSON has double quotes, no comments and no comma after the last item")
+        .hint("use double quotes, and remove comments and a comma after the last item")
 }
 
 #[cfg(test)]

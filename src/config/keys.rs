@@ -40,7 +40,7 @@ pub(super) struct KeyRow<T: 'static> {
 }
 
 impl<T> KeyRow<T> {
-    /// A key with a scalar or a list.
+    /// Creates the row of a key with a scalar or a list.
     pub const fn value(
         name: &'static str,
         help: &'static str,
@@ -51,12 +51,12 @@ impl<T> KeyRow<T> {
         KeyRow { name, help, fallback, form: Form::Value { example, read }, is_commented: false }
     }
 
-    /// A key that groups others.
+    /// Creates the row of a key that groups other keys.
     pub const fn section(name: &'static str, help: &'static str, example: &'static str, keys: &'static [KeyRow<T>]) -> KeyRow<T> {
         KeyRow { name, help, fallback: Fallback::Unstated, form: Form::Section { example, keys }, is_commented: false }
     }
 
-    /// A key whose value has a form of its own.
+    /// Creates the row of a key whose value has any other form.
     pub const fn custom(
         name: &'static str,
         help: &'static str,
@@ -162,7 +162,7 @@ fn wrap(text: &mut String, paragraph: &str, width: usize) {
     text.push('\n');
 }
 
-/// Every row of a table with its full name and its stated default, sections included, for tests.
+/// Returns the full name and the stated default of every row of a table, including the rows of sections, for tests.
 #[cfg(test)]
 pub(super) fn rows<T>(keys: &'static [KeyRow<T>], prefix: &str) -> Vec<(String, Fallback)> {
     let mut rows = Vec::new();

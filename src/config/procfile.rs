@@ -92,7 +92,7 @@ fn parse_line(line: &str) -> Result<(ProcessType, CommandLine), ConfigError> {
     let process = name.trim_end().parse::<ProcessType>().map_err(|_| {
         ConfigError::new(FILE, format!("{} is not a process type", shown(name)))
             .expected(EXPECTED)
-            .hint("a type has 1 to 63 letters, digits, dashes and underscores, and starts with a letter")
+            .hint("use 1 to 63 letters, digits, dashes and underscores, starting with a letter")
     })?;
     let command = command
         .trim()

@@ -59,7 +59,7 @@ impl Node {
         self.children().find(|(name, node)| *name == key && node.value != Value::Null).map(|(_, node)| node)
     }
 
-    /// Returns the pairs of a mapping; nothing for other values.
+    /// Returns the pairs of a mapping, or no pairs for other values.
     pub fn children(&self) -> impl Iterator<Item = (&str, &Node)> {
         let pairs: &[_] = if let Value::Map(pairs) = &self.value { pairs } else { &[] };
         pairs.iter().filter_map(|(key, value)| Some((key.text()?, value)))
@@ -233,7 +233,7 @@ fn start(span: &Span) -> At {
     place(span.start.line(), span.start.col())
 }
 
-/// The parser counts lines from 1 and columns from 0.
+/// Converts a position of the parser, which counts lines from 1 and columns from 0.
 fn place(line: usize, column: usize) -> At {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     At { line: number(line.max(1)), column: number(column).saturating_add(1) }

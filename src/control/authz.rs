@@ -63,9 +63,9 @@ pub(super) fn authorize(
 fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: Access) -> CommandError {
     match project {
         Some(project) if has == Access::None => not_found(format!("there is no project {project} that you may see"))
-            .hint(format!("an administrator can run `larder user grant {caller} {project} push`")),
+            .hint(format!("ask an administrator to run `larder user grant {caller} {project} push`")),
         Some(project) => refused(format!("{caller} may not do this with {project}: the right to {} is missing", verb(needed)))
-            .hint(format!("an administrator can run `larder user grant {caller} {project} {needed}`")),
+            .hint(format!("ask an administrator to run `larder user grant {caller} {project} {needed}`")),
         None => refused(format!("{caller} is not an administrator of this server")),
     }
 }

@@ -100,5 +100,9 @@ pub(super) fn no_project(name: &ProjectName, known: &[ProjectName]) -> CommandEr
 
 pub(super) fn no_environment(project: &Project, target: &Target) -> CommandError {
     let names: Vec<_> = project.environments.iter().map(|environment| environment.name.to_string()).collect();
-    not_found(format!("there is no environment {target}")).hint(format!("{} has {}", project.name, names.join(", ")))
+    not_found(format!("there is no environment {target}")).hint(format!(
+        "name an environment of {}: {}",
+        project.name,
+        names.join(", ")
+    ))
 }

@@ -44,7 +44,7 @@ pub struct LogLine {
 /// The interval at which a log that cannot be written is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The longest line, in bytes; a longer one is split.
+/// The maximum length of a line, in bytes. A longer line is split.
 const LINE_MAX: u64 = 16 * 1024;
 
 /// The logs of all processes; cheap to clone.

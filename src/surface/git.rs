@@ -126,7 +126,7 @@ impl Pushes {
                 tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to use it");
                 let what = if pushing { "push to" } else { "read" };
                 return Err(CommandError::new(Kind::Refused, format!("your right to {what} {name} was taken away"))
-                    .hint("a deployment that had begun goes on; ask an administrator"));
+                    .hint("ask an administrator for the right; a deployment that had begun continues"));
             }
         };
         let refused_by_git = asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed);

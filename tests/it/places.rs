@@ -216,7 +216,10 @@ fn a_bucket(world: &World) {
     let settings = settings(bucket.port);
     world.restart(&settings.each_ref().map(|(name, value)| (name.as_str(), value.as_str())));
     world.larder(&["remote", "add", "shop", "shared", "s3://deliverables/ours", "--publish"]).ok();
-    world.larder(&["remote", "check", "shop", "shared"]).says("it offers 2 deliverables").says("nothing is pulled from there");
+    world
+        .larder(&["remote", "check", "shop", "shared"])
+        .says("it offers 2 deliverables")
+        .says("nothing is pulled from this remote");
 }
 
 /// The settings for the bucket, reached through this port.

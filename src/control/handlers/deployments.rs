@@ -163,7 +163,7 @@ async fn unfreeze(
     }
 }
 
-/// Makes an older release live again, by a new deployment.
+/// Deploys an older release again.
 #[derive(Debug)]
 pub struct Rollback {
     /// The environment.
@@ -205,7 +205,7 @@ async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -
 pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     let shown = match error {
         SupplyError::None { .. } => not_found(error.to_string()),
-        SupplyError::Named(_) => refused(error.to_string()).hint("`larder releases` lists the releases"),
+        SupplyError::Named(_) => refused(error.to_string()).hint("list the releases with `larder releases`"),
         SupplyError::Host(_) => CommandError::internal(error),
     };
     error.hints().into_iter().fold(shown, CommandError::hint)
@@ -221,7 +221,7 @@ pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: Com
 fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
         return Err(usage(format!("{late} cannot be tried: it changes what is live"))
-            .hint("--only takes phases from gather to bundle; without --only, all phases run and the release goes live"));
+            .hint("give phases from gather to bundle, or deploy without --only"));
     }
     let depended_on = |phase: Phase| match phase {
         Phase::Gather => true,

@@ -191,7 +191,7 @@ async fn save(control: &Control, by: UserName, environment: &Environment) -> Res
     let (live, drift, patch) = saved.map_err(|error| of_drift(&error))?;
     let Some(patch) = patch else {
         return Err(refused(format!("cannot save a patch: nothing in {} was changed by hand", environment.title()))
-            .hint(format!("`larder drift {}` also shows expected changes, such as caches and logs", environment.title())));
+            .hint(format!("see expected changes, such as caches and logs, with `larder drift {}`", environment.title())));
     };
     Ok(DriftReport { environment: environment.title(), live, drift, tree: None, patch: Some(patch.id) })
 }
@@ -217,7 +217,7 @@ async fn named(control: &Control, environment: &Environment, name: String) -> Re
     run_blocking(move || {
         patches.find(&name).ok_or_else(|| {
             not_found(format!("there is no patch {} in {title}", sanitise_reason(&name)))
-                .hint(format!("`larder drift {title} --patches` lists them; four characters of an id are enough"))
+                .hint(format!("list the patches with `larder drift {title} --patches`; four characters of an id are enough"))
         })
     })
     .await
@@ -225,7 +225,7 @@ async fn named(control: &Control, environment: &Environment, name: String) -> Re
 
 fn of_drift(error: &DriftError) -> CommandError {
     match error {
-        DriftError::Nothing(_) => not_found(error.to_string()).hint("push first; then there is a release to compare with"),
+        DriftError::Nothing(_) => not_found(error.to_string()).hint("push a release first"),
         DriftError::Failed { .. } => CommandError::internal(error),
     }
 }

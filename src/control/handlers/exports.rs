@@ -1,4 +1,4 @@
-//! Releases in one file, for transfers between servers that cannot reach each other.
+//! Requests that export a release to one file and import such a file, for servers that cannot reach each other.
 
 use std::{
     fs::{self, File},
@@ -169,7 +169,7 @@ async fn accept(control: &Control, environment: &Environment, input: OwnedFd) ->
     })
 }
 
-/// The error of a release that was not accepted, with a hint; other errors are internal.
+/// Returns the error for a release that was not accepted, with a hint. Other errors are internal.
 fn of_release(error: &ReleaseError) -> CommandError {
     match error {
         ReleaseError::Rejected(refusal) => refused(refusal.to_string()).hint(refusal.hint()),
@@ -182,7 +182,7 @@ fn unreadable(why: &ContainerError) -> CommandError {
         ContainerError::Io(_) => CommandError::internal(why),
         _ => {
             let refusal = Refusal::Unreadable { what: "export".to_owned(), why: why.to_string() };
-            refused(refusal.to_string()).hint("make the file again with `larder release export`, or copy it again")
+            refused(refusal.to_string()).hint("create the file again with `larder release export`, or copy it again")
         }
     }
 }
@@ -264,7 +264,7 @@ impl Arriving {
         let needed = manifest.archive.bytes.saturating_add(self.reserve);
         match files::free_space(&self.paths.incoming()) {
             Ok(free) if free.bytes < needed => Err(refused(format!(
-                "the archive has {} MiB and the disk has {} MiB left, of which {} are kept free",
+                "the archive needs {} MiB, the disk has {} MiB free, and {} MiB of it are reserved",
                 manifest.archive.bytes >> 20,
                 free.bytes >> 20,
                 self.reserve >> 20

@@ -239,8 +239,9 @@ impl Request for KeyUntrust {
             if registry.trusted.len() < before {
                 return Ok(());
             }
-            Err(not_found(format!("{key} is not a trusted key of {project} itself"))
-                .hint(format!("`larder key trust {project}` lists the keys; `larder remote remove` removes the key of a remote")))
+            Err(not_found(format!("{key} is not a trusted key of {project} itself")).hint(format!(
+                "list the keys with `larder key trust {project}`; remove the key of a remote with `larder remote remove`"
+            )))
         };
         control.change(untrust).await?;
         Ok(KeyUntrusted { project, key }.into())

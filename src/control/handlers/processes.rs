@@ -17,7 +17,7 @@ use crate::{
     runtime::{Boot, RunJob},
 };
 
-/// The largest number of processes of one type.
+/// The maximum number of processes of one type.
 const SCALE_MAX: u32 = 100;
 
 /// Lists the processes of an environment.

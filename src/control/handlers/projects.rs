@@ -165,8 +165,9 @@ fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
 fn ensure_no_clash(project: &Project, spec: &ProjectCreate) -> Result<(), CommandError> {
     for environment in &project.environments {
         if environment.name == spec.environment {
-            return Err(refused(format!("{} exists already", environment.title()))
-                .hint("`larder project info NAME` shows it; `--env NAME` creates a further environment"));
+            return Err(refused(format!("{} exists already", environment.title())).hint(
+                "create a further environment with `--env NAME`, or show the existing one with `larder project info NAME`",
+            ));
         }
         if environment.branch == spec.branch {
             return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch))
@@ -291,7 +292,7 @@ fn row(control: &Control, project: Project) -> ProjectRow {
     ProjectRow { project, live, urls, drift }
 }
 
-/// The addresses of each environment.
+/// Returns the addresses of each environment.
 fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
     let services = control.pipeline().services();
     let of_environment = |environment: &Environment| {

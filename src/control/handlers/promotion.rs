@@ -123,7 +123,7 @@ impl Request for Promote {
                 Some(name) => format!("{} has no release {name} that was ever live", environment.title()),
                 None => format!("nothing is live in {} yet", environment.title()),
             })
-            .hint("`larder releases` lists the releases")
+            .hint("list the releases with `larder releases`")
         })?;
         if let Some(remote) = environment.remotes.iter().find(|remote| remote.name.as_str() == to) {
             let place = control.pipeline().services().places.open(remote, &environment.project);
@@ -149,7 +149,7 @@ impl Request for Promote {
 fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
     let unknown = || {
         not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
-            .hint("`larder remote add` names another server, `larder project info` lists the environments here")
+            .hint("add another server with `larder remote add`, or list the environments with `larder project info`")
     };
     let name = to.parse().map_err(|_| unknown())?;
     let target = Target { project: environment.project.clone(), environment: Some(name) };

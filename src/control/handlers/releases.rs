@@ -58,8 +58,10 @@ pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment)
             let error = not_found(error.to_string());
             Err(match similar(text, names.iter().map(String::as_str)) {
                 Some(other) => error.hint(format!("did you mean {other}?")),
-                None => error
-                    .hint(format!("`larder releases {}` lists them; name one by number, tag, id or commit", environment.title())),
+                None => error.hint(format!(
+                    "list the releases with `larder releases {}`; name one by number, tag, id or commit",
+                    environment.title()
+                )),
             })
         }
     }

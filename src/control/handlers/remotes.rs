@@ -58,7 +58,7 @@ pub struct RemoteAdded {
     pub remote: RemoteName,
     /// The number of deliverables that the remote offers. Absent if nothing is pulled from the remote or if they cannot be listed.
     pub offers: Option<usize>,
-    /// The reason why they cannot be listed.
+    /// The reason why the deliverables cannot be listed.
     pub problem: Option<RemoteProblem>,
 }
 
@@ -171,7 +171,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
     let line = seen.host_key.clone().unwrap_or_default();
     let mut error = refused(format!("{} is not trusted yet; nothing was changed", remote.url));
     if remote.host_key.is_none() {
-        error = error.hint(format!("it shows the host key {}", ssh::fingerprint(&line)));
+        error = error.hint(format!("its host key is {}", ssh::fingerprint(&line)));
     }
     let offered = match open(control, environment, &seen) {
         Ok(place) => signing_key(&place).await,
@@ -194,7 +194,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
     };
     let name = &remote.name;
     error
-        .hint("compare both with what `larder key show` prints on that server itself")
+        .hint("compare both keys with the output of `larder key show` on that server")
         .hint(format!("then run: larder remote add {target} {name} {} --host-key \"{line}\" --trust {key}", remote.url))
 }
 
@@ -307,7 +307,7 @@ impl Request for RemoteCheck {
             }
         }
         if remote.trust.is_empty() {
-            checks.push(Check::new(Grade::Warning, "trust", "no key: nothing is pulled from there"));
+            checks.push(Check::new(Grade::Warning, "trust", "no trusted key: nothing is pulled from this remote"));
         } else {
             let keys: Vec<_> = remote.trust.iter().map(ToString::to_string).collect();
             checks.push(Check::new(Grade::Good, "trust", keys.join(" ")));
@@ -315,10 +315,10 @@ impl Request for RemoteCheck {
         if place.is_server() && !remote.trust.is_empty() {
             match signing_key(&place).await {
                 Ok(Some(key)) if remote.trust.contains(&key) => {
-                    checks.push(Check::new(Grade::Good, "signing key", "the trusted one"));
+                    checks.push(Check::new(Grade::Good, "signing key", "the server signs with a trusted key"));
                 }
                 Ok(Some(key)) => {
-                    let finding = format!("it signs with {key}, which is not trusted here");
+                    let finding = format!("the server signs with {key}, which is not trusted here");
                     checks.push(Check::new(Grade::Bad, "signing key", finding));
                 }
                 Ok(None) | Err(_) => {}

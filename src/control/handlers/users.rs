@@ -210,6 +210,6 @@ pub(super) fn no_user(users: &[User], name: &UserName) -> CommandError {
     let error = not_found(format!("there is no user {name}"));
     match similar(name.as_str(), users.iter().map(|user| user.name.as_str())) {
         Some(other) => error.hint(format!("did you mean {other}?")),
-        None => error.hint("`larder user list` lists all users"),
+        None => error.hint("list all users with `larder user list`"),
     }
 }

@@ -199,7 +199,7 @@ fn content_type(name: &str) -> HeaderValue {
     let guess = mime_guess::from_path(name).first_or_octet_stream();
     let is_text = guess.type_() == mime_guess::mime::TEXT && guess.subtype() != mime_guess::mime::XML;
     let value = match guess.subtype() {
-        // RFC 9239: the only type of JavaScript, whatever the extension.
+        // RFC 9239: JavaScript has this type only, for every extension.
         mime_guess::mime::JAVASCRIPT => String::from("text/javascript; charset=utf-8"),
         _ if is_text => format!("{guess}; charset=utf-8"),
         _ => guess.to_string(),
@@ -318,7 +318,7 @@ fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Makes a body of a file's bytes: a small file is read at once, a large one piece by piece as the client takes it.
+/// Creates a response body from a file. A small file is read at once, a large file piece by piece as the client reads it.
 fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
     if length <= PIECE {
         let bytes = read(&file, from, length)?;

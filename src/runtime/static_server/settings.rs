@@ -148,7 +148,8 @@ impl File {
 
 /// Returns true if `path` matches `pattern`: `*` stands for any text within one directory, `**` for any text.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
-    // reachable[i]: the pattern up to here can end before byte i of the path. The time is linear in both, whatever the pattern.
+    // reachable[i] is true if the pattern read so far can match the first i bytes of the path. The time is at most proportional to the
+    // product of both lengths.
     let bytes = path.as_bytes();
     let mut reachable = vec![false; bytes.len() + 1];
     if let Some(first) = reachable.first_mut() {

@@ -29,7 +29,7 @@ fn unanswered(root: &Root, error: &CallError) -> CommandError {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             CommandError::new(Kind::NotFound, format!("no larder serves {}", root.path().display()))
                 .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
-                .hint("to ask a server elsewhere: `larder -r REMOTE ...` with the name of a git remote")
+                .hint("reach a server on another machine with `larder -r REMOTE ...`, where REMOTE is a git remote")
         }
         io::ErrorKind::PermissionDenied => {
             CommandError::new(Kind::Refused, format!("you may not use the control socket {}", root.control_socket().display()))
@@ -100,12 +100,12 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => {
             return CommandError::new(Kind::NotFound, format!("there is no git remote {remote} here"))
-                .hint("`git remote -v` lists them");
+                .hint("list the git remotes with `git remote -v`");
         }
     };
     let Some((login, port)) = login_of(&url) else {
         return CommandError::new(Kind::Configuration, format!("the remote {remote} is not an ssh address: {url}"))
-            .hint("it should look like ssh://larder@HOST:PORT/PROJECT");
+            .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
     };
     let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
     let mut ssh = Command::new("ssh");

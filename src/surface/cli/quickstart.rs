@@ -115,7 +115,7 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
             }
             let why = format!("{} is not a directory of yours that only you can write", root.display());
             Err(CommandError::new(Kind::Refused, why)
-                .hint("another user may have prepared it; choose another one with --root, or inspect it and delete it"))
+                .hint("choose another directory with --root, or delete this one after a look at its content: another user may have created it"))
         }
         Err(error) => Err(failed(error)),
     }

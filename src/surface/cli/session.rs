@@ -79,7 +79,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     let asked = match command {
         Command::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
         Command::Local(_) => Err(CommandError::new(Kind::Usage, "this command runs on your own machine, not on the server")
-            .hint("`help` lists the commands of the server")),
+            .hint("list the commands of the server with `help`")),
     };
     let Asked { project, needed, outcome } = match asked {
         Ok(asked) => asked,

@@ -21,7 +21,7 @@ pub fn host_key_line(key: &PrivateKey) -> Result<String, HostKeyError> {
 
 const MIN_RSA_BITS: u32 = 2048;
 const MAX_RSA_BITS: u32 = 8192;
-/// The longest line that is parsed, in bytes: a key of [`MAX_RSA_BITS`] takes 1,420, the rest is for the comment.
+/// The maximum length of a line, in bytes: a key of [`MAX_RSA_BITS`] takes 1,420, the rest is for the comment.
 pub const MAX_LINE: usize = 16 * 1024;
 
 /// A public key as larder stores and shows it.

@@ -21,13 +21,13 @@ pub struct Limits {
     pub handshake: Duration,
     /// The number of connections at the same time.
     pub connections: usize,
-    /// The number of connections of one user at the same time.
+    /// The maximum number of simultaneous connections of one user.
     pub connections_per_user: usize,
-    /// The number of connections at the same time that have not logged in yet.
+    /// The maximum number of simultaneous connections that have not logged in yet.
     pub unauthenticated: usize,
     /// The number of connections without a login from which on new connections are dropped at random, with rising probability.
     pub early_drop: usize,
-    /// The number of connections of one source at the same time that have not logged in yet.
+    /// The maximum number of simultaneous connections of one source that have not logged in yet.
     pub unauthenticated_per_source: usize,
     /// The sustained rate of new connections of one source, per second.
     pub rate: f64,
@@ -35,9 +35,9 @@ pub struct Limits {
     pub burst: f64,
     /// The number of refused logins per connection.
     pub auth_failures: usize,
-    /// The number of keys that may be offered per connection.
+    /// The maximum number of keys that a client may offer per connection.
     pub offers: usize,
-    /// The number of channels of one connection at the same time.
+    /// The maximum number of simultaneous channels of one connection.
     pub channels_open: usize,
     /// The total number of channels of one connection.
     pub channels_total: usize,
@@ -51,7 +51,7 @@ pub struct Limits {
     pub refusal_delay: Duration,
     /// Sources that the limits per source do not apply to.
     pub exempt: Vec<Network>,
-    /// The number of sources that are remembered.
+    /// The maximum number of sources in the table.
     pub sources: usize,
 }
 

@@ -83,7 +83,7 @@ pub async fn serve(listener: TcpListener, config: SshConfig, handler: Arc<dyn Ex
                 sleep(back_off).await;
                 back_off = back_off.saturating_mul(2).min(BACK_OFF_MAX);
             }
-            // The client hung up while it was waiting, or the network failed; the server goes on.
+            // The client disconnected while it was waiting, or the network failed. The server continues.
             Err(error) => {
                 tracing::debug!(%error, "a connection failed before it was accepted");
                 sleep(Duration::from_millis(5)).await;
@@ -122,7 +122,7 @@ fn russh_config(config: &SshConfig) -> server::Config {
         auth_rejection_time_initial: Some(Duration::ZERO),
         // russh also counts offered keys, and the first request, which asks for the methods.
         max_auth_attempts: limits.offers.saturating_add(1),
-        // Only for a client that reads nothing from the network; an idle client answers keepalives.
+        // This limit is for clients that read nothing from the network. An idle client answers keepalives.
         inactivity_timeout: Some(stalled),
         keepalive_interval: Some(limits.keepalive),
         keepalive_max: limits.keepalive_max,
@@ -328,7 +328,7 @@ impl ConnectionTask {
                 () = self.shutdown.cancelled() => true,
             };
             if shutdown {
-                // A client whose request has just ended disconnects by itself; it is not told that the server ends.
+                // A client whose request has just ended disconnects by itself during this pause, without a message about the shutdown.
                 sleep(Duration::from_millis(200)).await;
                 return End::Shutdown;
             }

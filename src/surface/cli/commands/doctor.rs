@@ -19,7 +19,7 @@ impl Command for Doctor {
     }
 }
 
-/// A check as a line.
+/// Renders a check as one line.
 pub(super) fn line(check: &Check) -> String {
     let mark = match check.grade {
         Grade::Good => "ok  ",

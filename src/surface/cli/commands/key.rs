@@ -75,11 +75,11 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
     if let Some(file) = file {
         return Err(CommandError::new(Kind::Usage, format!("{} is on your machine, not on the server", file.display()))
             .hint("send the key itself, in quotes of its own for the server: --key \"'$(cat FILE)'\"")
-            .hint("or have the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
+            .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {
-        CommandError::new(Kind::Usage, error.to_string()).hint("a public key is one line, such as `ssh-ed25519 AAAA... name`")
+        CommandError::new(Kind::Usage, error.to_string()).hint("give one line, such as `ssh-ed25519 AAAA... name`")
     })?;
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
 }

@@ -21,7 +21,8 @@ impl Command for Run {
     type Request = control::Run;
 
     fn request(self) -> Result<control::Run, CommandError> {
-        let usage = |message: String| CommandError::new(Kind::Usage, message).hint("`larder run shop -- COMMAND ARGUMENT...`");
+        let usage =
+            |message: String| CommandError::new(Kind::Usage, message).hint("write `larder run shop -- COMMAND ARGUMENT...`");
         let mut words = self.words.into_iter().peekable();
         let target = match self.app {
             Some(target) => target,
