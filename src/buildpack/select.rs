@@ -102,7 +102,7 @@ impl<W: Write + Send + 'static> Worker<W> {
             BuildpackRef::Named(name) => {
                 let found = if builtin::is_name(name) { self.by_name(name) } else { None };
                 let names: Vec<&str> = builtin::PACKS.iter().map(|pack| pack.name).collect();
-                let hint = format!("the built-in buildpacks are {}", names.join(", "));
+                let hint = format!("name a built-in buildpack: {}", names.join(", "));
                 found.ok_or_else(|| BuildStop::new(&what, format!("there is no buildpack {name}"), Blame::Pusher, hint))
             }
             BuildpackRef::Directory(path) => {
@@ -111,7 +111,7 @@ impl<W: Write + Send + 'static> Worker<W> {
                 let from = self.paths.app.join(&path);
                 if !inside || !from.join("bin").is_dir() {
                     let why = format!("there is no buildpack in the directory {path} of the project");
-                    let hint = "a buildpack is a directory with bin/detect and bin/compile";
+                    let hint = "name a directory with bin/detect and bin/compile";
                     return Err(BuildStop::new(&what, why, Blame::Pusher, hint));
                 }
                 // The buildpack is copied, because the file `export` that it may write beside `bin/` must not become part of the application.
@@ -161,7 +161,12 @@ fn check_scripts(selected: &SelectedBuildpack) -> Result<(), BuildStop> {
         match script::look(&selected.directory.join(script)) {
             script::ScriptFile::NotExecutable => {
                 let why = format!("{script} of buildpack {label} is not executable");
-                return Err(BuildStop::new(what, why, Blame::Pusher, "chmod +x it in the buildpack's repository"));
+                return Err(BuildStop::new(
+                    what,
+                    why,
+                    Blame::Pusher,
+                    "run `chmod +x` on the script in the buildpack's repository",
+                ));
             }
             script::ScriptFile::Missing if needed => {
                 let cloud_native = selected.directory.join("bin/build").exists();

@@ -1,4 +1,4 @@
-//! Untrusted text for terminals. Git clients before 2.55 print a server's bytes as they are.
+//! Sanitises untrusted text for terminals. Git clients before 2.55 print the bytes of a server unchanged.
 
 /// The maximum number of characters of a line. The rest is replaced by an ellipsis.
 pub const LINE_LIMIT: usize = 4096;
@@ -16,8 +16,8 @@ pub fn sanitise_line(line: &str) -> String {
     printable(line, LINE_LIMIT)
 }
 
-/// Sanitises text of several lines in the same way, but completely: no line is cut, and text before a carriage return
-/// stays visible.
+/// Sanitises text of several lines like [`sanitise_line`], but without loss: no line is cut, and text before a carriage return stays
+/// visible.
 pub fn sanitise_text(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -112,7 +112,7 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
             }
             None
         }
-        // Strings for the terminal (titles, links, images): they end with BEL or ESC \.
+        // String sequences (titles, links, images) end with BEL or ESC \.
         ']' | 'P' | '^' | '_' | 'X' => {
             while let Some(c) = rest.next() {
                 if c == '\u{7}' || c == '\u{9c}' {
@@ -141,7 +141,7 @@ fn shown(parameters: &str) -> Option<String> {
                 let shades = match rest.next().map(number).as_deref() {
                     Some("5") => 1,
                     Some("2") => 3,
-                    // Terminals disagree on what follows.
+                    // Terminals interpret the following parameters differently, so they are dropped.
                     _ => break,
                 };
                 kept.extend([parameter, if shades == 1 { "5" } else { "2" }]);

@@ -242,7 +242,7 @@ fn missing_or_second_server_is_reported(world: &World) {
     let nowhere = world.directory().join("nowhere");
     let mut command = world.client(env!("CARGO_BIN_EXE_larder"));
     command.arg("--root").arg(&nowhere).args(["releases", "shop"]);
-    Output::of(&mut command).exits(4).says("no larder serves").says("larder serve --root");
+    Output::of(&mut command).exits(4).says("no server runs in").says("larder serve --root");
     assert!(!nowhere.exists(), "asking made a directory");
     // A second server on the same root does not disturb the first.
     let mut second = world.larder_command();

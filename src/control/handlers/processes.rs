@@ -114,9 +114,8 @@ impl Request for Scale {
         if let Some(live) = control.pipeline().live(environment.id) {
             let known = process_types(control, &environment, live.release)?;
             if let Some((process, _)) = scale.iter().find(|(process, _)| !known.contains(process)) {
-                return Err(
-                    not_found(format!("the live release has no process {process}")).hint(format!("it has {}", known.join(", ")))
-                );
+                return Err(not_found(format!("the live release has no process {process}"))
+                    .hint(format!("name one of its processes: {}", known.join(", "))));
             }
         }
         let set = |known: &mut Environment| {
@@ -169,7 +168,7 @@ impl Request for Restart {
 async fn restart(control: &Control, environment: &Environment) -> Result<(), CommandError> {
     control.pipeline().restart(environment).await.map_err(|error| match error {
         RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
-            of_pipeline(&why).hint("new process numbers apply from the next deployment on")
+            of_pipeline(&why).hint("deploy to apply the new process numbers")
         }
         RestartError::NotNow(why) => of_pipeline(&why),
         RestartError::Failed(why) => CommandError::new(Kind::Deployment, why),

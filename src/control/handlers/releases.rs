@@ -227,7 +227,7 @@ pub struct ReleaseDiffView {
     pub to: KnownRelease,
     /// The files that differ, by path.
     pub files: Vec<Change>,
-    /// The commits between them; absent if the repository no longer has both.
+    /// The commits between both releases; absent if the repository no longer has both commits.
     pub commits: Option<CommitsBetween>,
 }
 
@@ -275,7 +275,8 @@ impl Request for ReleaseDiff {
         let all = known(control, &environment).await?;
         let from = named(&all, &self.from, &environment)?;
         let to = named_or_live(&all, self.to.as_deref(), &environment, || {
-            usage("compare with which release?").hint("name two, as in `larder release diff shop v1 v2`")
+            usage("no second release is named, and nothing is live to compare with")
+                .hint("name two, as in `larder release diff shop v1 v2`")
         })?;
         let (before, after) = (manifest(control, &environment, &from).await?, manifest(control, &environment, &to).await?);
         let files = run_blocking(move || Ok(release::changes(&before.entries, &after.entries))).await?;

@@ -1,4 +1,4 @@
-//! Users and their rights.
+//! Requests about users and their rights.
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -50,7 +50,7 @@ pub struct UserAdd {
     pub name: UserName,
     /// True to grant every right on every project.
     pub admin: bool,
-    /// The first keys.
+    /// The keys of the new user.
     pub keys: Vec<Key>,
 }
 

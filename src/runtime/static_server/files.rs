@@ -118,7 +118,7 @@ impl Directory {
         Ok(Some(Entry::File(Opened { file, length: found.len(), tag })))
     }
 
-    /// Opens a name like [`Self::entry`]; `None` for a directory.
+    /// Opens a name like [`Self::entry`]. Returns `None` for a directory.
     pub fn file(&self, name: &str) -> io::Result<Option<Opened>> {
         Ok(match self.entry(name)? {
             Some(Entry::File(opened)) => Some(opened),
@@ -141,7 +141,7 @@ impl Directory {
         Err(Errno::XDEV)
     }
 
-    /// Opens a name part by part, without following any symlink: for kernels before 5.6 and seccomp filters without openat2.
+    /// Opens a name part by part without following symlinks, on kernels before 5.6 and under seccomp filters that forbid openat2.
     fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut parts = name.split('/').peekable();
         let mut current: Option<OwnedFd> = None;

@@ -27,7 +27,7 @@ fn unanswered(root: &Root, error: &CallError) -> CommandError {
     let CallError::Io(io_error) = error else { return CommandError::new(Kind::Usage, error.to_string()) };
     match io_error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            CommandError::new(Kind::NotFound, format!("no larder serves {}", root.path().display()))
+            CommandError::new(Kind::NotFound, format!("no server runs in {}", root.path().display()))
                 .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
                 .hint("reach a server on another machine with `larder -r REMOTE ...`, where REMOTE is a git remote")
         }

@@ -7,9 +7,9 @@ use crate::{
     model::{Access, ProjectName},
 };
 
-/// A command that the server carries out: the arguments that clap parsed, the request they stand for, and the text of its answer.
+/// A command that the server carries out: parsed arguments that become a request, and the text of the answer.
 pub(super) trait Command: Sized {
-    /// The request that the arguments stand for.
+    /// The request that the arguments become.
     type Request: Request;
 
     /// Creates the request. Returns an error for arguments that clap cannot check.
@@ -67,7 +67,7 @@ pub(super) enum Outcome {
 pub(super) struct Asked {
     /// The project on which the request needs a right; the server as a whole if absent.
     pub project: Option<ProjectName>,
-    /// The right that the request needs, for as long as its output goes on.
+    /// The right that the request needs until the end of its output.
     pub needed: Access,
     pub outcome: Outcome,
 }

@@ -8,8 +8,8 @@ use super::{commands::Verb, quickstart};
 
 /// Push-to-deploy: staging cooks, the larder keeps, production serves
 ///
-/// larder is a git server that builds what is pushed, keeps the result as a release, runs it, and rejects the push if the new code does
-/// not serve. Try `larder quickstart`. The same commands work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git
+/// larder is a git server that builds each push, keeps the result as a release, runs the release, and rejects the push if the release is
+/// not healthy. Try `larder quickstart`. The same commands work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git
 /// remote (`larder -r prod status`).
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]

@@ -98,7 +98,7 @@ fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Creates the directory. Checks that another user cannot have prepared an existing one, because every user can write in /var/tmp.
+/// Creates the directory. If it exists, checks that no other user can have created its content: every user can write in /var/tmp.
 fn create_root(root: &Path) -> Result<(), CommandError> {
     let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
@@ -113,7 +113,8 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
             if own {
                 return Ok(());
             }
-            let why = format!("{} is not a directory of yours that only you can write", root.display());
+            let why =
+                format!("{} does not belong to you alone: it is not a directory, or other users can write to it", root.display());
             Err(CommandError::new(Kind::Refused, why)
                 .hint("choose another directory with --root, or delete this one after a look at its content: another user may have created it"))
         }

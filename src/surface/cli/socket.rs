@@ -150,7 +150,10 @@ async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandErr
     stream.read_exact(prefix.get_mut(received..).unwrap_or_default()).await?;
     let length = u32::from_be_bytes(prefix) as usize;
     if length > MESSAGE_MAX {
-        let error = CommandError::new(Kind::Usage, format!("{}; or the program has another version", too_long(length)));
+        let error = CommandError::new(
+            Kind::Usage,
+            format!("{}, or the program and the server have different versions", too_long(length)),
+        );
         return Ok((Err(error), descriptors));
     }
     let mut message = Vec::new();
@@ -183,7 +186,7 @@ fn too_long(length: usize) -> String {
     format!("the command has {length} bytes; at most {MESSAGE_MAX} are accepted")
 }
 
-/// An error of the client's side.
+/// The reason why the client got no exit status from the server.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// The server cannot be reached, or ended before it answered.

@@ -51,7 +51,7 @@ const LINGER: Duration = Duration::from_secs(5);
 const STATUS_BUG: u32 = 70;
 /// The exit status of a request that cannot be parsed.
 pub(super) const STATUS_USAGE: u32 = 2;
-/// The exit status of a request that is refused, for now or for this key.
+/// The exit status of a request that is refused, temporarily or for this key.
 pub(super) const STATUS_REFUSED: u32 = 3;
 const STDERR: u32 = 1;
 const CTRL_C: u8 = 3;
@@ -292,11 +292,11 @@ async fn feed(mut pipe: pipe::Sender, shared: Arc<Shared>, terminal: bool) {
         () = moving => {}
         () = shared.gone.cancelled() => {}
     }
-    // The request sees the end of its input; further input of the client is dropped.
+    // The input of the request ends here. Further input of the client is dropped.
     shared.input.discard();
 }
 
-/// Moves output to the client until all of it was taken.
+/// Sends output to the client until the client has taken all of it.
 async fn forward(
     mut pipe: pipe::Receiver,
     write: &ChannelWriteHalf<Msg>,

@@ -19,7 +19,7 @@ pub struct Limits {
     pub login_grace: Duration,
     /// The time from the connection to the end of the key exchange.
     pub handshake: Duration,
-    /// The number of connections at the same time.
+    /// The maximum number of simultaneous connections.
     pub connections: usize,
     /// The maximum number of simultaneous connections of one user.
     pub connections_per_user: usize,
@@ -33,13 +33,13 @@ pub struct Limits {
     pub rate: f64,
     /// The number of new connections of one source that may exceed the rate.
     pub burst: f64,
-    /// The number of refused logins per connection.
+    /// The maximum number of refused logins per connection.
     pub auth_failures: usize,
     /// The maximum number of keys that a client may offer per connection.
     pub offers: usize,
     /// The maximum number of simultaneous channels of one connection.
     pub channels_open: usize,
-    /// The total number of channels of one connection.
+    /// The maximum number of channels of one connection in total.
     pub channels_total: usize,
     /// The time without data after which a keepalive is sent.
     pub keepalive: Duration,
@@ -141,7 +141,7 @@ impl Offence {
     }
 }
 
-// Penalties add up, and block a source once they reach the minimum; no source is blocked for longer than the maximum.
+// Penalties add up. A source is blocked once their sum reaches the minimum, and never for longer than the maximum.
 const PENALTY_MIN: Duration = Duration::from_secs(15);
 const PENALTY_MAX: Duration = Duration::from_secs(600);
 
@@ -149,7 +149,7 @@ struct Source {
     unauthenticated: usize,
     tokens: f64,
     seen: Instant,
-    /// The end of all penalties together; it may be in the past.
+    /// The time at which the sum of all penalties ends. It may be in the past.
     penalty_ends: Instant,
     blocked: bool,
 }

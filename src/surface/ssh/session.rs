@@ -30,7 +30,7 @@ use super::{
 const CLOSED_WINDOW: u32 = 2;
 /// The delay before the answer to a packet for a full queue, so that a waiting client costs little processor time.
 const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
-/// The time for which a channel whose queue is full may delay the others before it is closed.
+/// The time for which a channel with a full queue may delay the other channels before it is closed.
 const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
 
 /// The reason why the server ends a session.
@@ -88,7 +88,7 @@ impl Drop for Busy {
 
 struct Open {
     shared: Arc<Shared>,
-    /// Taken by the first request; a channel carries one request.
+    /// Absent after the first request, because a channel carries only one request.
     write: Option<ChannelWriteHalf<Msg>>,
     tty: Option<Tty>,
     git_protocol: Option<String>,
@@ -130,8 +130,7 @@ impl Connection {
         }
     }
 
-    /// Returns the key and its user if the login name and the kind of key are accepted. The client cannot tell the reasons for a refusal
-    /// apart.
+    /// Returns the key and its user if the login name and the kind of key are accepted. All refusals look the same to the client.
     fn lookup(
         &self,
         login: &str,

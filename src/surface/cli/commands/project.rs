@@ -70,9 +70,9 @@ pub struct Create {
 pub enum ModeWord {
     /// Not available yet. Development: the checkout itself runs
     Editable,
-    /// Builds here, and serves what it unpacks from its own release archive
+    /// Builds here, packs a release archive, and serves this release
     Cooking,
-    /// Never builds; serves what a cooking environment built, here or on another server
+    /// Never builds; serves releases that a cooking environment built, here or on another server
     Final,
 }
 
@@ -125,10 +125,10 @@ impl Command for Create {
         if let Some(commit) = &view.unset {
             let short = commit.short();
             text.push_str(&format!(
-                "\n{branch} was stored here at {short} and was never deployed. Push it again: it is deployed from now on.\n"
+                "\n{branch} was pushed at {short} before and was never deployed. Push it again to deploy it.\n"
             ));
         }
-        text.push_str(&format!("\nIts address will be {}\n", view.url));
+        text.push_str(&format!("\nThe address of the environment will be {}\n", view.url));
         Shown::Page(text)
     }
 }
