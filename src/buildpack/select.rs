@@ -114,7 +114,8 @@ impl<W: Write + Send + 'static> Worker<W> {
                     let hint = "name a directory with bin/detect and bin/compile";
                     return Err(BuildStop::new(&what, why, Blame::Pusher, hint));
                 }
-                // The buildpack is copied, because the file `export` that it may write beside `bin/` must not become part of the application.
+                // The buildpack is copied, because the file `export` that it may write beside `bin/` must not become part of the
+                // application.
                 let to = self.temporary()?.join(format!("buildpack-{number}"));
                 copy_tree(&from, &to)
                     .map_err(|error| BuildStop::new(&what, format!("cannot copy {path}: {error}"), Blame::Pusher, ""))?;
