@@ -25,7 +25,7 @@ pub const FILES: &[BuiltinFile] = include!(concat!(env!("OUT_DIR"), "/buildpacks
 pub(super) struct BuiltinPack {
     /// The name of its directory, which recipes use.
     pub name: &'static str,
-    /// Files of which a project has at least one if `bin/detect` accepts it. Without any, the script is not started.
+    /// The files that `bin/detect` looks for. If a project has none of them, the script is not started.
     pub signs: Vec<String>,
 }
 

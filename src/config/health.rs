@@ -87,7 +87,7 @@ impl HealthOverrides {
 
     /// Merges another level, key by key.
     pub fn merge(&mut self, more: &HealthOverrides) {
-        // Another kind of check discards the keys of the first kind.
+        // A level with another kind of check discards the keys of the earlier kind.
         if more.kind.is_some() || more.implied().is_some_and(|kind| Some(kind) != self.implied()) {
             self.kind = None;
         }

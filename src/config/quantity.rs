@@ -1,4 +1,4 @@
-//! Amounts in configuration files: durations, sizes, ages and ranges of HTTP statuses. Each is text with a unit.
+//! Amounts in configuration files: durations, sizes and ages, which are numbers with a unit, and ranges of HTTP statuses.
 
 use std::{fmt, str::FromStr, time::Duration};
 

@@ -9,7 +9,7 @@ use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, Proje
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// The new release boots beside the old one and gets the requests when it is healthy.
-    // Older journals have the names of the variants.
+    // Older journals contain the Rust names of the variants.
     #[serde(alias = "BlueGreen")]
     BlueGreen,
     /// The old release stops first.
@@ -23,7 +23,7 @@ pub struct Project {
     /// The project's number, which is never reused.
     pub id: ProjectId,
     pub name: ProjectName,
-    /// The environments on this server; the first is the default one.
+    /// The environments on this server, in the order of their creation. [`Environment::default`] marks the default one.
     pub environments: Vec<Environment>,
 }
 
@@ -45,7 +45,7 @@ pub struct Environment {
     /// True if the environment has the project's own host name.
     #[serde(default)]
     pub default: bool,
-    /// The instances of each process type that the operator has scaled.
+    /// The number of instances of each process type that was scaled with `larder ps --scale`.
     #[serde(default)]
     pub scale: std::collections::BTreeMap<String, u32>,
     /// The remotes for pulling and publishing deliverables.

@@ -1,4 +1,4 @@
-//! The values of larder: names, modes, phases, releases, events. No input or output.
+//! The values of larder: names, modes, phases, releases, events. This module does no input or output.
 //!
 //! These types check their values when they are created or parsed, so other modules do not check them again.
 

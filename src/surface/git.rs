@@ -1,4 +1,4 @@
-//! Git's two services, and the answers to its hooks.
+//! Serves git's two services, and answers its hooks.
 //!
 //! This module handles a push in two ways. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.

@@ -125,7 +125,7 @@ fn disk(control: &Control) -> Check {
     let reserve = control.pipeline().services().config.limits.disk_reserve.bytes();
     match files::free_space(control.root().path()) {
         Ok(free) if free.bytes < reserve => {
-            let finding = format!("{} MiB free; deployments are refused below {}", free.bytes >> 20, reserve >> 20);
+            let finding = format!("{} MiB free; deployments are refused below {} MiB", free.bytes >> 20, reserve >> 20);
             Check::new(Grade::Bad, "disk", finding)
         }
         Ok(free) => {

@@ -27,7 +27,7 @@ pub struct StatusReport {
     pub version: &'static str,
     /// `system` or `rootless`.
     pub mode: String,
-    /// The isolation of projects on this machine, one sentence each.
+    /// Sentences about the isolation of projects on this machine.
     pub protection: Vec<String>,
     /// The fingerprint of the SSH host key.
     pub host_key: String,
@@ -89,7 +89,8 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
     let (state, note) = match (history.frozen(), &running, &live) {
         (Some((deployment, _)), ..) => {
             let title = environment.title();
-            let note = format!("deployment {deployment} got stuck; `larder deploy {title} --unfreeze` after looking");
+            let note =
+                format!("deployment {deployment} got stuck; repair the cause, then run `larder deploy {title} --unfreeze`");
             ("frozen", Some(note))
         }
         (None, Some(ticket), _) => {

@@ -27,7 +27,7 @@ pub struct Tty {
     pub rows: u32,
 }
 
-/// The request's ends of the pipes that carry its input and output. Dropping one closes it.
+/// The request's ends of the pipes that carry its input and output. An end is closed when it is dropped.
 #[derive(Debug)]
 pub struct ExecIo {
     /// The input. It ends when the client closes it or disconnects.
@@ -36,7 +36,7 @@ pub struct ExecIo {
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request itself must then end.
+    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request is not aborted: it decides when to end.
     pub gone: CancellationToken,
 }
 
