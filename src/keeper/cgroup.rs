@@ -1,4 +1,4 @@
-//! Control groups: limits of processes, in the hierarchy that this machine has (v2 or v1).
+//! Control groups, which limit the memory, the number and the CPU share of processes; cgroup v2, or v1 where v2 is not usable.
 
 use std::{
     fs, io,
@@ -21,12 +21,12 @@ pub struct Limits {
     pub weight: u64,
     /// Size limit of a file in bytes.
     pub file: Option<u64>,
-    /// True if it has low priority for processor, disk and out-of-memory kills.
+    /// True if the process has low CPU and disk priority, and is killed before others when memory runs out.
     pub background: bool,
 }
 
 impl Limits {
-    /// The values of `class`, within the operator's limits.
+    /// Returns the limits of `class`, none higher than the operator's.
     pub fn of(class: LimitClass, config: &Config) -> Limits {
         match class {
             LimitClass::Build { memory } => {
@@ -98,7 +98,7 @@ impl Hierarchy {
         self.kind
     }
 
-    /// Creates the group `name` with `limits`. A limit that cannot be set is skipped: a process without it is better than none.
+    /// Creates the group `name` with `limits`. A limit that cannot be set is skipped, so that the process starts nevertheless.
     pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
         // The keeper's process id keeps the name apart from groups that an earlier keeper left.
         let name = format!("{}.{name}", std::process::id());
@@ -131,7 +131,7 @@ impl Hierarchy {
         group
     }
 
-    /// Removes a group; later, if a process in it has not ended yet.
+    /// Removes a group. A group that still has processes is removed by a later call of [`Hierarchy::group`].
     pub fn remove(&mut self, group: Group) {
         self.leftover.extend(group.directories.into_iter().filter(|path| fs::remove_dir(path).is_err()));
     }
@@ -158,7 +158,8 @@ impl Group {
         }
     }
 
-    /// Opens a file to which a process writes `0` to move itself into the group, in any one hierarchy.
+    /// Opens `cgroup.procs` of the group in the first hierarchy that allows it. A process that writes `0` to the file moves itself into
+    /// the group.
     pub fn open_procs(&self) -> Option<fs::File> {
         self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
     }
@@ -221,7 +222,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The directory of this process's own group in the mounted hierarchy that `matches` its type and options.
+/// Returns the directory of the group `own` below the first mount whose file system type and options satisfy `matches`.
 fn shown(mounts: &str, own: &str, matches: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -267,7 +268,7 @@ fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
-/// Enables controllers for the groups below `group`, one by one: real-time processes can forbid `cpu` alone.
+/// Enables controllers for the groups below `group`, one by one, because real-time processes in the group block `cpu` only.
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     for controller in controllers {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {

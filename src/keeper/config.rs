@@ -19,7 +19,7 @@ pub struct Config {
     pub server_env: Vec<(OsString, OsString)>,
     /// The installed program, which the server and all workers run; normally [`Config::own_program`].
     pub exe: PathBuf,
-    /// The program of the server role, if it is another one.
+    /// The program of the server role, if it is not `exe`.
     pub server_exe: Option<PathBuf>,
     /// The files that are unpacked to `lib/<version>/`.
     pub lib: Vec<LibFile>,
@@ -34,11 +34,11 @@ pub struct Config {
     pub build_memory: Option<u64>,
     /// Limit of processes and threads of one build.
     pub build_processes: u64,
-    /// True if workers get namespaces of their own if the machine allows it.
+    /// False to run workers without namespaces even where the machine allows them.
     pub namespaces: bool,
-    /// True if `/app` is an overlay if the machine allows it; otherwise it is a copy.
+    /// False to make `/app` a copy of its tree even where the machine allows an overlay.
     pub overlays: bool,
-    /// Size of a worker's `/tmp` in bytes; it is memory and counts towards the worker's limit.
+    /// Size of a worker's `/tmp` in bytes. Files in `/tmp` use memory and count towards the worker's memory limit.
     pub temporary: u64,
 }
 
@@ -87,7 +87,7 @@ pub struct LibFile {
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// Another keeper uses the root.
-    #[error("{0} is in use by another larder")]
+    #[error("cannot use {}: another larder is running there", .0.display())]
     Taken(PathBuf),
     /// A socket could not be bound.
     #[error("cannot listen on {address}")]
@@ -129,8 +129,8 @@ impl KeeperError {
     /// The advice for the operator, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
-            KeeperError::Taken(_) => Some("stop that one first, or choose another --root".to_owned()),
-            KeeperError::Listen { .. } => Some("choose another address, or stop the program that uses it".to_owned()),
+            KeeperError::Taken(_) => Some("stop the other larder first, or choose another --root".to_owned()),
+            KeeperError::Listen { .. } => Some("choose another address, or stop the program that listens there".to_owned()),
             KeeperError::Closed { closed, .. } => {
                 let closed = closed.display();
                 Some(format!("choose a --root that is not below {closed}, such as /srv/larder, or run: chmod o+x {closed}"))

@@ -1,7 +1,8 @@
 //! The guard: the first process of a namespace, between the keeper and the program, as the same user as the program.
 //!
-//! The guard reaps orphans, forwards stop signals to all processes and reports how the program ended. Its own end ends the
-//! namespace. Without a namespace, the guard is the subreaper of everything that the program starts.
+//! The guard reaps orphans, forwards stop signals to all processes and reports how the program ended. When the
+//! guard exits, the kernel kills all processes of the namespace. Without a namespace, the guard is the subreaper of all descendants of the
+//! program.
 
 use std::{
     ffi::CString,
@@ -20,23 +21,23 @@ use serde::{Deserialize, Serialize};
 use super::sys::{self, Forked, Waited};
 use crate::host::launch::wire;
 
-/// A control message of the first process to the keeper.
+/// A control message of the guard to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum GuardEvent {
     /// The program could not be started.
     Failed(String),
     /// The program runs.
     Started,
-    /// The program has ended: exit code, signal.
+    /// The program has exited, with an exit code or by a signal.
     Ended(Option<i32>, Option<i32>),
 }
 
-/// The keeper's command to start. Every other byte is the number of a signal to forward.
+/// The keeper's command to start the program. Bytes other than `GO` and [`END`] are numbers of signals to forward.
 pub const GO: u8 = 0;
 /// The keeper's command to kill everything.
 pub const END: u8 = 9;
 
-/// Starts the program and guards it; returns only if it cannot be started. `control` is the number of the control socket.
+/// Starts the program and guards it. Returns only if the program cannot be started. `control` is the number of the control socket.
 pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
         // The program runs as the same user, but must not be able to trace this process.
@@ -74,7 +75,7 @@ pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environmen
     watch(program)
 }
 
-/// Descriptor 0 is the control socket; descriptor 1 reports ended children.
+/// Guards the program until it exits. Descriptor 0 is the control socket; descriptor 1 is readable when a child has exited.
 fn watch(program: i32) -> ! {
     let (control, signals) = (sys::arranged(0), sys::arranged(1));
     // The kernel kills all processes of a namespace when its first process ends.
@@ -120,7 +121,8 @@ fn watch(program: i32) -> ! {
     sys::exit_now(code.unwrap_or(125))
 }
 
-/// Kills all children until there are none, for a guard without a namespace. As subreaper it inherits their orphans.
+/// Kills all children until there are none; for a guard without a namespace. The guard is the subreaper of its descendants, so the
+/// children of a killed child become its own.
 fn end_descendants() {
     let own = format!("/proc/self/task/{}/children", std::process::id());
     loop {

@@ -2,11 +2,11 @@
 //!
 //! The keeper has one thread and one `poll`. It owns the listening sockets, the mounts, the control groups and the user numbers, and
 //! takes requests only from the server that it has started itself: small messages with numbers and enums (`host::launch::wire`),
-//! never a path, a command or a user. It parses nothing that comes from the network or from a project, and runs no program but
-//! larder.
+//! never a path, a command or a user. The keeper parses nothing that comes from the network or from a project, and runs no program
+//! except larder.
 //!
 //! Reading order: [`supervisor`] (the loop and the requests) → [`lifecycle`] (states of the server process) → [`table`] (processes, from
-//! start to end) → [`assignment`] (user, directories and variables of a role) → [`spawn`] and [`guard`] (from fork to the end) →
+//! start to exit) → [`assignment`] (user, directories and variables of a role) → [`spawn`] and [`guard`] (from fork to the end) →
 //! [`sandbox`] and [`layers`] (mounts) → [`directories`] (directories and owners). [`probe`] asks the kernel what it allows.
 
 mod assignment;
@@ -57,7 +57,7 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     if !config.root.is_absolute() {
         return Err(KeeperError::Setup(format!("use {}: the root must be an absolute path", config.root.display())));
     }
-    // The umask and signal dispositions of the parent may suit an interactive shell; nothing below depends on them.
+    // The code below does not depend on the umask and the signal dispositions that the parent process has set.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::collect_children();
     let users = Users::new(&config.root)?;
@@ -104,9 +104,9 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     supervisor::Supervisor::new(config, users, directories, listeners, base)?.run()
 }
 
-/// Enters a mount namespace for all later mounts; without root, it is inside a user namespace that maps only the own user.
+/// Enters a mount namespace for all later mounts. Without root, also enters a user namespace, which maps only the current user.
 ///
-/// Some kernels allow the user namespace and then refuse its map, and a process cannot leave the namespace again: so a child tries first.
+/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process tries first.
 fn own_namespace(users: Users) -> Result<(), String> {
     probe::run(0, || enter_namespace(users).map_err(io::Error::other)).map_err(|error| error.to_string())?;
     enter_namespace(users)
@@ -157,7 +157,7 @@ fn lock(root: &Path) -> Result<OwnedFd, KeeperError> {
     }
 }
 
-/// Listens on `address`. `[::]` accepts IPv4 connections as well if `both`, as is usual for servers.
+/// Listens on `address`. If `both` is true, `[::]` also accepts IPv4 connections.
 fn listener(address: SocketAddr, both: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;

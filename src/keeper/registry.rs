@@ -63,8 +63,8 @@ impl NameRegistry {
         self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
     }
 
-    /// Adds names. A number keeps its name, and a name its number. A known registration writes nothing: a server registers everything
-    /// when it starts, also while the disk is full.
+    /// Adds names. Fails if the number has another name, or the name another number. A known registration writes nothing, because a server
+    /// registers everything when it starts, and must start while the disk is full.
     pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
         let (project, name) = &registration.project;
         let has = |env: &EnvId, name: &EnvironmentName| {
@@ -110,7 +110,7 @@ impl NameRegistry {
         self.replace(next)
     }
 
-    /// Writes before it changes the memory, so that a failed change can be repeated as if it had never been tried.
+    /// Writes the file before it changes the names in memory, so that a failed change can be retried.
     fn replace(&mut self, next: Names) -> Result<(), String> {
         self.save(&next).map_err(|error| format!("cannot write {}: {error}", self.file.display()))?;
         self.names = next;

@@ -1,4 +1,4 @@
-//! The server process as the keeper holds it: the connection, the messages that wait to be sent, and the check before a reload.
+//! The keeper's handle of the server process: the connection, the messages that wait to be sent, and the check before a reload.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
 
-/// Answers and events that may wait for a server that does not read them.
+/// The maximum number of answers and events that wait for the server to read them.
 const MAX_OUTBOX: usize = 8192;
 /// The path of the program that the keeper itself runs.
 const OWN: &str = "/proc/self/exe";
@@ -43,7 +43,7 @@ pub enum Message {
 
 /// Opens the program of the server role, and the program of its workers.
 ///
-/// Both stay open: all workers of a server are of its version, even if the file is replaced meanwhile.
+/// Both files stay open, so that all workers of a server have its version, even if the installed file is replaced meanwhile.
 fn open_programs(config: &Config, program: Program) -> io::Result<(File, File)> {
     let workers = match program {
         Program::Installed => File::open(&config.exe)?,
@@ -59,7 +59,7 @@ pub fn is_replaced(config: &Config) -> bool {
     file(&config.exe) != file(Path::new(OWN))
 }
 
-/// The parts that a server and the check before a reload have in common.
+/// Returns the process specification of a server, or of the check before a reload.
 fn spec(
     config: &Config,
     users: Users,
@@ -86,7 +86,7 @@ fn spec(
     }
 }
 
-/// Collects an ended process and logs why it could not be started, if it could not.
+/// Returns the status of a process that has exited. Logs the reason if its program could not be started.
 fn collect(process: &Process) -> Option<WaitIdStatus> {
     let status = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     let status = status.unwrap_or_else(|error| {
@@ -101,7 +101,6 @@ fn collect(process: &Process) -> Option<WaitIdStatus> {
 
 /// A running server.
 pub struct Server {
-    /// Its process.
     pub process: Process,
     /// The keeper's end of the connection.
     pub socket: OwnedFd,
@@ -190,7 +189,7 @@ impl Server {
     pub fn flush(&mut self) {
         while let Some((bytes, descriptor)) = self.outbox.front() {
             let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            // A full socket is retried after the next poll; a broken one is followed by the end of the process.
+            // A full socket is retried after the next poll. A broken socket means that the process is about to exit.
             if wire::send(&self.socket, bytes, &beside).is_err() {
                 return;
             }
@@ -201,17 +200,16 @@ impl Server {
 
 /// The check before a reload: the installed program reads the configuration and exits, while the old server goes on.
 pub struct Check {
-    /// Its process.
     pub process: Process,
-    /// The time at which it is killed.
+    /// The time at which the check is killed.
     pub deadline: Instant,
 }
 
 impl Check {
-    /// A check reads a few small files.
+    /// The time limit of a check, which only reads a few small files.
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// Starts the check; nothing where this keeper's configuration has none.
+    /// Starts the check. Returns `None` if the keeper's configuration has no check.
     pub fn start(config: &Config, users: Users, null: &OwnedFd) -> io::Result<Option<Check>> {
         let Some(words) = config.check_args.as_deref() else { return Ok(None) };
         let (server, _) = open_programs(config, Program::Installed)?;

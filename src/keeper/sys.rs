@@ -16,7 +16,7 @@ pub enum Forked {
     Parent {
         /// The child's process id.
         pid: i32,
-        /// The child's descriptor.
+        /// The child's pidfd.
         pidfd: OwnedFd,
     },
 }
@@ -47,14 +47,14 @@ pub fn exit_now(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Moves `descriptors` to 0, 1, 2, ... and closes every other one. Those from `private` on are close-on-exec.
+/// Moves `descriptors` to the numbers 0, 1, 2, ... and closes all other descriptors. Numbers from `private` on are close-on-exec.
 ///
-/// For a process that has just been forked: the owners of descriptors in memory become invalid and must be forgotten.
+/// Only for a process that has just been forked: all existing `OwnedFd` values become invalid, and must be neither used nor dropped.
 pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
     // Duplicated first, so that no target overwrites a source that is still needed.
     let mut aside = Vec::with_capacity(descriptors.len());
     for &descriptor in descriptors {
-        // SAFETY: fcntl on numbers; fails where one is not open.
+        // SAFETY: fcntl takes a number, and fails if no descriptor with this number is open.
         aside.push(check(unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 64) }.into())? as RawFd);
     }
     for (target, &source) in aside.iter().enumerate() {
@@ -73,17 +73,17 @@ pub fn forget(descriptor: &OwnedFd) {
 
 /// Closes every descriptor from `first` on; for a process that has just been forked.
 pub fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: what is closed belongs to objects that are never used or dropped again in this process.
+    // SAFETY: the owners of the closed descriptors are never used or dropped again in this process.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
 /// A borrowed descriptor by number, after [`arrange`].
 pub fn arranged(number: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: `arrange` has put it there and nothing closes it before exec or exit.
+    // SAFETY: `arrange` has moved a descriptor to this number, and nothing closes it before exec or exit.
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
-/// Default dispositions for all signals and nothing blocked.
+/// Resets all signals to their default dispositions, and unblocks them.
 pub fn reset_signals() {
     // SAFETY: setting dispositions to default and emptying the mask touch no memory of ours but `set`.
     unsafe {
@@ -98,7 +98,7 @@ pub fn reset_signals() {
     }
 }
 
-/// Keeps ended children until they are collected, also if the parent process has set SIGCHLD to be ignored.
+/// Makes the kernel keep the status of exited children until `wait`, even if the parent process has set SIGCHLD to be ignored.
 pub fn collect_children() {
     // SAFETY: setting a disposition to default touches no memory of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
@@ -159,7 +159,7 @@ pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd
     .map(drop)
 }
 
-/// Drops every capability that a later exec could bring back.
+/// Empties the capability bounding set, so that no later exec can gain a capability.
 pub fn drop_bounding_set() {
     for capability in 0..64 {
         // SAFETY: plain numbers; the kernel refuses unknown capabilities.
@@ -167,7 +167,7 @@ pub fn drop_bounding_set() {
     }
 }
 
-/// Lets this process use the disk only while it is idle.
+/// Lets this process use the disk only while no other process does.
 pub fn idle_disk_priority() -> io::Result<()> {
     const WHO_PROCESS: c_int = 1;
     const CLASS_IDLE: c_int = 3 << 13;
@@ -209,7 +209,8 @@ pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
     }
 }
 
-/// Sends a signal: to a child that is not collected yet, to its process group if `pid` is negative, to the whole namespace if it is -1.
+/// Sends a signal to a child that was not waited for yet, to its process group if `pid` is negative, or to the whole namespace if `pid`
+/// is -1.
 pub fn signal(pid: i32, signal: c_int) {
     // SAFETY: plain numbers.
     unsafe { libc::kill(pid, signal) };

@@ -199,7 +199,7 @@ async fn second_keeper_of_a_root_is_refused() {
         let world = World::new(ground).await;
         let second = keeper_command(ground, &world.root, &world.root, "none").output().unwrap();
         let text = String::from_utf8_lossy(&second.stderr);
-        assert!(second.status.code() == Some(3) && text.contains("is in use by another larder"), "{text}");
+        assert!(second.status.code() == Some(3) && text.contains("another larder is running there"), "{text}");
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     model::{Area, Launch, LimitClass, ProjectId, Role, StopSignal, Supervision},
 };
 
-/// Bytes of a supervised process's output that can wait for a server.
+/// The size of the pipe that holds a supervised process's output while no server reads it, in bytes.
 const OUTPUT: usize = 1024 * 1024;
 /// The longest label, in bytes.
 const MAX_LABEL: usize = 1024;
@@ -40,20 +40,20 @@ pub struct Entry {
     pub report: Option<OwnedFd>,
     pub standard: [Option<OwnedFd>; 3],
     pub extra: Vec<OwnedFd>,
-    /// Both ends of a supervised process's output.
+    /// Both ends of the pipe for a supervised process's output.
     pub output: Option<(OwnedFd, OwnedFd)>,
     pub live: Option<Live>,
-    /// The launch request that waits for the start.
+    /// The number of the launch request that is answered after the start.
     pub request: Option<u64>,
     pub restarts: u32,
     pub backoff: Backoff,
     /// The time of the next restart.
     pub due: Option<Instant>,
-    /// Set when the process must not be restarted: when it is killed.
+    /// The time at which the process is killed; set once the process is being stopped and must not be restarted.
     pub stopping: Option<Instant>,
-    /// True if the server that launched it has ended, so that its end is reported to no server.
+    /// True if the server that launched the process has exited, so that its exit is not reported.
     pub orphaned: bool,
-    /// For a cleanup of the keeper's own: the directory to delete, and the users that follow this one.
+    /// For a cleanup that the keeper starts itself: the directory to delete, and the users whose cleanups follow.
     pub cleanup: Option<(Discarded, VecDeque<User>)>,
 }
 
@@ -68,14 +68,14 @@ pub struct Live {
     pub since: Instant,
     /// The reason why its program could not be started.
     pub failed: Option<String>,
-    /// True if the control socket is closed; only the end of the process follows.
+    /// True if the guard has closed the control socket and is about to exit.
     pub closed: bool,
     /// Exit code and signal of its program.
     pub ended: Option<(Option<i32>, Option<i32>)>,
 }
 
 impl Live {
-    /// Collects the process; returns exit code and signal once it has ended.
+    /// Returns exit code and signal once the process has exited.
     pub fn end(&self) -> Option<(Option<i32>, Option<i32>)> {
         let own = match waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(None) => return None,
@@ -86,12 +86,12 @@ impl Live {
     }
 }
 
-/// Gives a pipe of `from`'s to `to`, so that the process can open its own standard descriptors again, for example as `/dev/stdout`.
-/// Only a pipe changes its owner, never a file.
+/// Changes the owner of a pipe from `from` to `to`, so that the process can reopen its standard descriptors, for example as
+/// `/dev/stdout`. The owner of a file is never changed.
 fn hand_over(descriptor: &OwnedFd, from: Identity, to: Identity) {
     let is_pipe = |found: &Stat| FileType::from_raw_mode(found.st_mode) == FileType::Fifo && found.st_uid == from.uid;
     if fstat(descriptor).is_ok_and(|found| is_pipe(&found)) {
-        // A failure costs only the reopening.
+        // If this fails, only reopening the descriptor is not possible.
         let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     }
 }
@@ -117,7 +117,7 @@ impl Entry {
         }
     }
 
-    /// The entry of launch request `seq`, with the descriptors that came with it. Checks everything that the server controls.
+    /// Creates the entry of launch request `seq`, with the descriptors that came with the request. Checks everything that the server controls.
     pub fn requested(
         seq: u64,
         launch: Launch,
@@ -163,7 +163,7 @@ impl Entry {
         Ok(entry)
     }
 
-    /// The entry of a worker that deletes a directory as the first of `cleanup_users`; `null` takes the place of a job.
+    /// Creates the entry of a worker that deletes a directory as the first of `cleanup_users`. The worker gets `null` instead of a job.
     pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<User>, null: OwnedFd) -> Option<Entry> {
         let assignment = Assignment::cleanup(&discarded.name, cleanup_users.pop_front()?);
         let launch = Launch {
@@ -178,14 +178,14 @@ impl Entry {
         Some(Entry { cleanup: Some((discarded, cleanup_users)), ..Entry::new(launch, assignment, null) })
     }
 
-    /// Returns true if the process is restarted when it ends.
+    /// Returns true if the process is restarted when it exits.
     pub fn supervised(&self) -> bool {
         self.output.is_some()
     }
 
-    /// Asks the process to end, unless it was asked before, and has it killed at `by` at the latest.
+    /// Sends the stop signal, if it was not sent yet, and sets the time of the kill to `by`, or leaves an earlier time.
     ///
-    /// A second stop signal is never sent: many programs take it as an order to exit at once.
+    /// A second stop signal is never sent, because many programs react by exiting at once.
     pub fn stop(&mut self, by: Instant) {
         self.due = None;
         let Some(live) = &self.live else { return };

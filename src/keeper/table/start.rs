@@ -1,4 +1,4 @@
-//! From an entry to a running process: its directories, its overlay, its group, its environment.
+//! Starts the process of an entry: prepares its directories, overlay, control group and environment variables.
 
 use std::{
     ffi::OsString,
@@ -66,8 +66,8 @@ impl Table {
         }
         let limits = Limits::of(launch.limits, &self.config);
         let group = self.groups.group(&id.0.to_string(), &limits);
-        let program = self.program.as_ref().ok_or("no server was started yet")?;
-        // Opened again, so that the position of the last reader does not matter.
+        let program = self.program.as_ref().ok_or("no server has been started yet")?;
+        // Reopened, so that each start reads the job from its beginning.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
         let job = open(job, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| format!("cannot open the job: {error}"))?;
@@ -108,7 +108,7 @@ impl Table {
         }
     }
 
-    /// The complete environment variables of a worker.
+    /// Returns all environment variables of a worker.
     fn environment(&self, entry: &Entry, view: bool) -> Vec<(OsString, OsString)> {
         let binary = if view { PathBuf::from(BINARY) } else { self.config.exe.clone() };
         let mut path: OsString = binary.parent().unwrap_or(Path::new("/")).into();
