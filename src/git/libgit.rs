@@ -1,4 +1,4 @@
-//! Access to a repository through libgit2: opening it, its process-wide settings, and the translation of its errors and ids.
+//! Access to repositories through libgit2: opens them, sets libgit2's process-wide options, and translates its errors and ids.
 
 use std::{path::Path, sync::Once};
 
@@ -22,12 +22,13 @@ fn prepare() {
         use git2::ConfigLevel::{Global, ProgramData, System, XDG};
         for level in [ProgramData, System, XDG, Global] {
             // SAFETY: `Once` makes this the first use of libgit2 in this process, because every use goes through `open`, and all
-            // other callers wait here until it is done.
+            // other callers wait here until the set-up is done.
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
-        // SAFETY: as above. The keeper decides who runs where; in a user namespace the owner of a file may have no name.
+        // SAFETY: as above. The check of the owner is switched off: the keeper chooses the user of each worker, and in a user namespace
+        // the owner of a repository may not be mapped.
         let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
-        // SAFETY: as above. In bytes, per process.
+        // SAFETY: as above. The size is in bytes, for the whole process.
         let _ = unsafe { git2::opts::set_cache_max_size(32 << 20) };
     });
 }
@@ -60,7 +61,7 @@ pub(super) fn add_quarantine(repository: &Repository, path: &Path, name: &str) -
     let failed =
         |why: &str| GitFailure::Failed { doing: String::from("read the objects of a push in progress"), why: why.to_owned() };
     if !is_quarantine(name) {
-        return Err(failed("the name of their directory is not one of git's"));
+        return Err(failed("the directory does not have a name that git gives to a quarantine"));
     }
     let objects = path.join("objects").join(name);
     let objects = objects.to_str().ok_or_else(|| failed("the path of the repository is not UTF-8"))?;

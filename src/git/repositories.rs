@@ -42,7 +42,7 @@ pub enum GitError {
         exit: Exit,
     },
     /// The worker sent the answer to another job.
-    #[error("cannot {doing}: the git worker sent another answer")]
+    #[error("cannot {doing}: the git worker sent the answer to another job")]
     UnexpectedAnswer {
         /// The operation.
         doing: &'static str,
@@ -80,8 +80,8 @@ impl Repositories {
         self.locks.lock().entry(project).or_default().clone()
     }
 
-    /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; versions that git does not know are ignored. A push needs
-    /// its token.
+    /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; versions that git does not know are ignored. A push
+    /// needs a token.
     pub async fn serve(
         &self,
         project: ProjectId,
@@ -117,7 +117,7 @@ impl Repositories {
         }
     }
 
-    /// Returns all tags without `refs/tags/`, each with its commit, and whether there are more than are read.
+    /// Returns the names of tags without `refs/tags/`, each with its commit, and true if some tags were left out.
     pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
         let doing = "read the tags";
         match self.ask(project, GitJob::Tags, doing).await? {
@@ -187,7 +187,7 @@ impl Repositories {
         report.map(|_| ()).map_err(GitError::from)
     }
 
-    /// Removes the locks that killed git processes have left in the repository. Waits until it is not in use.
+    /// Removes the locks that killed git processes have left in the repository. Waits until the repository is not in use.
     pub async fn remove_locks(&self, project: ProjectId) -> Result<(), GitError> {
         let _exclusive = self.lock(project).write_owned().await;
         let doing = "remove stale locks";
@@ -196,7 +196,7 @@ impl Repositories {
         Ok(report.map(|_| ())?)
     }
 
-    /// Packs the repository. Does nothing and returns `false` if it is in use.
+    /// Packs the repository. Does nothing and returns `false` if the repository is in use.
     pub async fn gc(&self, project: ProjectId) -> Result<bool, GitError> {
         let Ok(_exclusive) = self.lock(project).try_write_owned() else { return Ok(false) };
         let doing = "pack the repository";
@@ -266,7 +266,7 @@ impl Repositories {
     }
 }
 
-/// Returns the protocol version, if git has it. A client may send any text.
+/// Returns the protocol version that a client asks for, if git supports it. A client may send any text.
 fn protocol_version(asked: &str) -> Option<u8> {
     asked.split(':').find_map(|word| match word.strip_prefix("version=") {
         Some("0") => Some(0),

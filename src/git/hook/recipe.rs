@@ -62,7 +62,7 @@ fn content(repository: &Repository, tree: &Tree<'_>, path: &str) -> Option<Vec<u
     Some(repository.find_blob(entry.id()).ok()?.content().to_vec())
 }
 
-/// Empties git's quarantine. For a push of which no ref will be accepted, so that none of its objects are kept.
+/// Empties git's quarantine, so that a push without any accepted ref leaves no objects.
 pub(super) fn discard(quarantine: &Path) -> io::Result<()> {
     for entry in fs::read_dir(quarantine)? {
         let path: PathBuf = entry?.path();

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{git::source::RecipeFiles, model::CommitId};
 
-/// The version of these messages. The hook of another version is refused.
+/// The version of these messages. The server refuses a hook with another version.
 pub const VERSION: u32 = 3;
 /// The maximum size of a frame, in bytes.
 pub const FRAME_LIMIT: usize = 64 * 1024;
@@ -25,7 +25,7 @@ pub const CHUNK: usize = 50;
 pub const PART: usize = 32 * 1024;
 /// The maximum number of commits of a push whose recipe is sent.
 pub const RECIPE_COMMITS: usize = 4;
-/// The maximum size of these recipes together, in bytes.
+/// The maximum total size of the recipes of a push, in bytes.
 pub const RECIPE_BYTES: usize = 1 << 20;
 
 /// A file of the recipe.
@@ -101,7 +101,7 @@ pub struct RefChange {
 /// The request of a hook, as the server sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRequest {
-    /// The hook that asks.
+    /// The hook that sends the request.
     pub kind: HookKind,
     /// The refs that the push changes.
     pub refs: Vec<RefChange>,
@@ -143,7 +143,7 @@ pub(super) enum ClientFrame {
     Hello { version: u32, token: [u8; 16], kind: HookKind, atomic: bool, quarantine: Option<String> },
     /// The next refs.
     Refs(Vec<RefChange>),
-    /// The number of refs whose names larder does not accept; they are not among the others.
+    /// The number of refs whose names larder does not accept. `Refs` does not contain them.
     BadNames(usize),
     /// A push option.
     Option(String),
@@ -160,7 +160,7 @@ pub(super) enum ClientFrame {
 pub(super) enum ServerFrame {
     /// A line for the pusher.
     Line(String),
-    /// A sign of life while there is nothing else to send.
+    /// A heartbeat while there is nothing else to send.
     Beat,
     /// The verdicts on the next refs.
     Verdicts(Vec<(String, RefVerdict)>),
@@ -172,7 +172,7 @@ pub(super) enum ServerFrame {
     Refused(String),
 }
 
-/// Returns true for ref names that larder accepts. Other names are refused one by one; they do not concern the refs beside them.
+/// Returns true for ref names that larder accepts. Other refs are refused one by one; the rest of the push is not affected.
 pub(super) fn is_refname(name: &str) -> bool {
     name.len() <= REFNAME_LIMIT && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }

@@ -65,7 +65,7 @@ fn export(
     let incremental = old.map(|old| apply::apply(repository, project, Some(old), plan.clone()));
     let (entries, changed) = match incremental {
         Some(Ok(done)) => done,
-        // The tree was changed by another process, or was never as the list says.
+        // Another process has changed the tree, or the list was wrong.
         Some(Err(_)) | None => apply::apply(repository, project, None, plan).map_err(failed(doing()))?,
     };
     let list = SourceList { format: SourceList::FORMAT, boot: tree::boot(), commit: job.commit.clone(), entries };
@@ -85,20 +85,21 @@ fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
     Some(commit.tree_id())
 }
 
-/// The error of an id that is not that of a commit. git lets a branch be pushed at an annotated tag, which is an object of its own.
+/// Returns the error of an id that does not name a commit. git accepts a branch that points to an annotated tag, which is an object of its
+/// own.
 fn no_commit(repository: &Repository, id: &CommitId) -> Stop {
     let tag = Oid::from_str(id.as_str()).and_then(|oid| repository.find_tag(oid));
     let Ok(tag) = tag else { return Stop::Failed(GitFailure::NotFound(format!("commit {}", id.short()))) };
     let name = tag.name().ok().filter(|name| !name.is_empty()).unwrap_or("TAG");
     SourceRefusal {
         path: None,
-        reason: format!("is the annotated tag {}, and no commit", sanitise_reason(name)),
+        reason: format!("is the annotated tag {}, not a commit", sanitise_reason(name)),
         hint: format!("push the commit that the tag names: git push REMOTE '{}^{{commit}}:BRANCH'", sanitise_reason(name)),
     }
     .into()
 }
 
-/// Refuses a push from a shallow clone, with the remedy. git would refuse it after pre-receive with "shallow update not allowed" only.
+/// Refuses a push from a shallow clone, with a hint. git would refuse the push later, with only "shallow update not allowed".
 fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Stop> {
     let doing = || format!("read the history of commit {}", commit.short());
     let wrong = |error: git2::Error| failed(doing())(error.message());
@@ -116,7 +117,7 @@ fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Stop>
                 return Err(SourceRefusal {
                     path: None,
                     reason: String::from("comes from a shallow clone, so its history is incomplete"),
-                    hint: String::from("fetch the whole history and push again: `git fetch --unshallow`"),
+                    hint: String::from("fetch the whole history with `git fetch --unshallow`, then push again"),
                 }
                 .into());
             }

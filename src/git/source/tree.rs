@@ -74,7 +74,7 @@ impl<'r> TreeWriter<'r> {
         Ok(symlinkat(target, parent, name)?)
     }
 
-    /// Creates a file. It is always a new inode: another tree may have hard links to the old one.
+    /// Creates a file, always as a new inode, because another tree may have hard links to the old file.
     pub fn file(&mut self, path: &str, executable: bool, content: &[u8]) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         let mode = Mode::from_raw_mode(if executable { 0o755 } else { 0o644 });
@@ -115,8 +115,8 @@ pub fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// Writes the list, by an atomic rename. Does not wait for the disk: whatever a power failure leaves of tree and list has the id of an
-/// earlier boot, and the next export starts from scratch.
+/// Writes the list, by an atomic rename. Does not wait for the disk: after a power failure, any list that is left has the id of an earlier
+/// boot, and the next export starts from scratch.
 pub fn write_list(place: &Path, list: &SourceList) -> io::Result<()> {
     let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
     let draft = place.join(DRAFT);
