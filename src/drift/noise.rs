@@ -4,7 +4,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::release::ReleaseError;
 
-/// The rules of the project, and those for files that every application leaves.
+/// The rules of a project. The built-in rules, for files that many applications create, are in [`Rules::noise`].
 pub struct Rules {
     data: Vec<String>,
     ignore: Gitignore,
@@ -21,7 +21,7 @@ impl Rules {
         Ok(Rules { data: data.to_vec(), ignore })
     }
 
-    /// Returns the fault of the first bad pattern, if there is one.
+    /// Returns the problem of the first invalid pattern, if there is one.
     pub fn wrong(ignore: &[String]) -> Option<String> {
         let wrong = |(index, pattern): (usize, &String)| {
             let line = GitignoreBuilder::new("").add_line(None, pattern).err()?;
@@ -30,12 +30,12 @@ impl Rules {
         ignore.iter().enumerate().find_map(wrong)
     }
 
-    /// Returns whether a path is persistent and so not part of a release.
+    /// Returns true if a path is persistent, and therefore not part of a release.
     pub fn persists(&self, path: &str) -> bool {
         self.data.iter().any(|data| path == data || path.strip_prefix(data.as_str()).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Returns whether a persistent path lies below a directory, which then had to be created.
+    /// Returns true if a persistent path is below the directory `path`. larder creates such a directory itself.
     pub fn leads_to_data(&self, path: &str) -> bool {
         self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
     }
@@ -49,7 +49,7 @@ impl Rules {
         if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
             return Some("bytecode that Python keeps");
         }
-        // A change to a file of the release is never expected, wherever it lies.
+        // The rules below are for new files; a change to a file of the release is not expected in any directory.
         if ours {
             return None;
         }

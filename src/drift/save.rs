@@ -1,4 +1,4 @@
-//! The writer of patches: differences of texts as one text for `git apply`, all other files as a whole.
+//! The writer of patches: changes of text files become one diff for `git apply`; all other files are saved whole.
 
 use std::{
     fs::File,
@@ -14,14 +14,14 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The largest file that is saved as a difference, in bytes.
+/// The largest file that is saved as a diff, in bytes.
 const TEXT: u64 = 1 << 20;
 /// The largest file that is saved, in bytes.
 const FILE: u64 = 256 << 20;
-/// The most bytes of whole files in a patch.
+/// The maximum total size of the whole files in a patch, in bytes.
 const ALL: u64 = 1 << 30;
 
-/// Writes the unexpected changes of `drift` and notes in it how each is saved. `tree` is the installed release. Returns the frames of the
+/// Writes the unexpected changes of `drift`, and records in `drift` how each is saved. `tree` is the installed release. Returns the frames of the
 /// archive, if there are whole files.
 pub fn write(
     app: &Confined,
@@ -35,7 +35,7 @@ pub fn write(
     let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
     for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
         if let Some(piece) = differ(app, tree, change) {
-            // The header is for other tools; larder reads from behind it.
+            // The header is for other tools. larder reads only the text after it.
             let header = header(change);
             out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
             let length = piece.len() as u64;
@@ -70,7 +70,7 @@ pub fn write(
     Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "written", source })?.info))
 }
 
-/// Returns the difference of two texts, also of an added or removed one; none if a side is no text.
+/// Returns the diff of a changed, added or removed text file; `None` if a version is not text, or both are equal.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
         Some(TreeEntry::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
@@ -92,7 +92,7 @@ fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     Some(options.create_patch(&old, &new).to_string())
 }
 
-/// Returns the header that git writes above the differences of a file.
+/// Returns the header that git writes above the diff of a file.
 fn header(change: &Drifted) -> String {
     let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
     let mode = |executable: bool| if executable { "100755" } else { "100644" };
@@ -113,7 +113,7 @@ fn named(side: char, path: &str) -> String {
     format!("{side}/{path}")
 }
 
-/// Reads a text and holds it to its digest.
+/// Reads a text file. Returns `None` if the file is too large, does not have this digest, or is not text.
 pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
     if size > TEXT {
         return None;

@@ -1,4 +1,4 @@
-//! The server side of drift: it opens files, starts the workers and waits for their exit.
+//! The server side of drift: opens files, starts the workers and waits for their exit.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
@@ -71,7 +71,8 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
     Ok((drift, Some(patch)))
 }
 
-/// Compares an installed tree with its manifest. Returns paths with their differences, and the number of further ones.
+/// Compares an installed tree with its manifest. Returns paths with their differences, and the number of
+/// differences that are not listed.
 pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
     let manifest = manifest(context, release).await?;
     match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
@@ -128,7 +129,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
 }
 
 fn confused() -> ReleaseError {
-    ReleaseError::Refused { why: String::from("the drift worker answered another question") }
+    ReleaseError::Refused { why: String::from("the drift worker sent the answer to another job") }
 }
 
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static) -> Result<T, ReleaseError> {
