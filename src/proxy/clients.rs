@@ -12,14 +12,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::shared::Shared;
 
-/// The open connections by client address.
+/// The number of permits in use for each client address.
 #[derive(Default)]
 pub(super) struct Clients {
     open: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Clients {
-    /// Counts one more for `client`, unless it has `limit` already.
+    /// Takes a permit for `client`; returns `None` if the client already has `limit` permits.
     pub fn enter(self: &Arc<Self>, client: IpAddr, limit: usize) -> Option<ClientPermit> {
         let mut open = self.open.lock();
         let count = open.entry(client).or_insert(0);
@@ -49,7 +49,7 @@ impl Drop for ClientPermit {
     }
 }
 
-/// The state that all requests of one client connection share. Its drop ends the connection's count.
+/// The state that all requests of one client connection share. On drop, the connection no longer counts as open.
 pub(super) struct Connection {
     pub proxy: Arc<Shared>,
     pub peer: IpAddr,

@@ -19,11 +19,11 @@ use super::{
     upload::Upload,
 };
 
-/// Idle connections that are kept per instance.
+/// The maximum number of idle connections per instance.
 const MAX_IDLE: usize = 128;
 /// Age after which an idle connection is not used again: the application has probably closed it.
 pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
-/// Time after a refused connection during which an instance is tried only after all others.
+/// Time after a failed connection during which an instance is tried only after all others.
 const REST: Duration = Duration::from_secs(1);
 /// Time that a connection may take to become ready again after its last response.
 const READY_WAIT: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ pub(super) struct Endpoint {
 #[derive(Default)]
 struct Pool {
     idle: Vec<(SendRequest<Upload>, Instant)>,
-    /// The time of the last refused connection, until one succeeds.
+    /// The time of the last failed attempt to connect; `None` after a successful one.
     refused: Option<Instant>,
 }
 
@@ -45,7 +45,7 @@ impl Endpoint {
         Arc::new(Self { address, pool: Mutex::default() })
     }
 
-    /// Returns whether the instance had refused a connection shortly before `now`.
+    /// Returns true if a connection to the instance failed shortly before `now`.
     pub fn was_resting(&self, now: Instant) -> bool {
         self.pool.lock().refused.is_some_and(|refused| refused <= now && now < refused + REST)
     }
@@ -81,14 +81,15 @@ impl Endpoint {
             if sender.is_ready() {
                 return Some(sender);
             }
-            // Either its task has not yet noticed the end of the last response, or the connection is closed.
+            // Either the connection's task has not processed the end of the last response yet, or the connection is closed.
             if let Ok(Ok(())) = timeout(READY_WAIT, sender.ready()).await {
                 return Some(sender);
             }
         }
     }
 
-    /// Opens a connection and starts the task that drives it. The task ends with the connection or with `cut`.
+    /// Opens a connection and starts the task that drives it. The task ends when the connection is closed or `cut` is
+    /// cancelled.
     pub async fn connect(
         &self,
         settings: &ProxySettings,
@@ -122,7 +123,7 @@ impl Endpoint {
             }
             Err(error) => {
                 let first = self.pool.lock().refused.replace(Instant::now()).is_none();
-                // Once per outage, not once per attempt.
+                // One warning per outage, not one per attempt.
                 if first && matches!(error, ConnectError::Foreign { .. }) {
                     tracing::warn!(%address, %error, "application unreachable");
                 }
