@@ -23,9 +23,9 @@ use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, S
 
 /// Time that [`Launcher::reset_area`] waits for processes that are not being stopped.
 const IN_USE: Duration = Duration::from_secs(2);
-/// Time that it waits for processes that have been killed.
+/// Time that [`Launcher::reset_area`] waits for processes that have been killed.
 const KILLED: Duration = Duration::from_secs(30);
-/// The longest pause between two attempts.
+/// The longest pause between two attempts of [`Launcher::reset_area`].
 const POLL: Duration = Duration::from_millis(100);
 
 /// The server's connection to the keeper.
@@ -35,19 +35,19 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Takes over the connection on descriptor 3, with which the keeper starts the server. Needs a running tokio runtime.
+    /// Takes over the connection that the keeper passes to the server as descriptor 3. Needs a running tokio runtime.
     pub fn from_inherited() -> io::Result<Launcher> {
         let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
         if keeper != ours {
             let text = format!(
-                "the keeper is larder {keeper:?} and this server is larder {ours:?}; hint: restart larder (a reload keeps the keeper)"
+                "cannot serve a keeper of version {keeper:?}: this server has version {ours:?}\nhint: restart larder; a reload does not replace the keeper"
             );
             return Err(io::Error::other(text));
         }
         Launcher::over(take(3)?)
     }
 
-    /// A connection over `socket`, a sequenced-packet socket whose other end a keeper holds.
+    /// Opens a connection over `socket`, a sequenced-packet socket to a keeper.
     pub fn over(socket: OwnedFd) -> io::Result<Launcher> {
         Connection::open(socket).map(|connection| Launcher { connection })
     }
@@ -112,19 +112,20 @@ impl Launcher {
         }
     }
 
-    /// Subscribes to events of supervised processes. A listener that falls more than 1024 events behind gets an error and misses some.
+    /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind gets an error
+    /// and misses the oldest ones.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.connection.events()
     }
 
-    /// Stops a supervised process for good: sends its stop signal to it and its descendants, and kills after `grace`, at most
-    /// [`MAX_GRACE`], what is left. Repeated for a process that is being stopped, it can only shorten the time that is left.
+    /// Stops a supervised process permanently: sends the stop signal to the process and its descendants, and kills the remaining ones after
+    /// `grace`, or after [`MAX_GRACE`] if that is shorter. A second call can only shorten the remaining time.
     pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         let grace = u32::try_from(grace.min(MAX_GRACE).as_millis()).unwrap_or(u32::MAX);
         self.connection.done("stop a process", &Request::Stop { id, grace }).await
     }
 
-    /// Waits for the final end of process `id`, also of one that [`Launcher::supervised`] returned.
+    /// Waits until process `id` has exited and is not restarted. Also works for processes that [`Launcher::supervised`] returned.
     pub async fn ended(&self, id: ProcessId) -> Result<Exit, LaunchError> {
         wait(&mut self.connection.end_of(id)).await
     }
@@ -134,16 +135,16 @@ impl Launcher {
         self.connection.done("create the directories", &Request::Register(registration)).await
     }
 
-    /// Kills all processes of an environment and removes its directory, or those of a whole project. Safe to repeat.
+    /// Kills all processes of an environment, or of a whole project, and removes its directory. Safe to repeat.
     pub async fn unregister(&self, project: ProjectId, environment: Option<EnvId>) -> Result<(), LaunchError> {
         self.connection.done("remove the directories", &Request::Unregister { project, environment }).await
     }
 
-    /// Discards an area, to be deleted in the background, and creates an empty one (none for a tree). The cost does not depend on its
-    /// content.
+    /// Replaces an area by an empty one; a tree is only removed. The old area is deleted in the background, so the time does not depend on
+    /// its size.
     ///
-    /// Waits while processes that are being stopped use the area, and two seconds for others: a worker reports its result before its
-    /// sandbox is taken down.
+    /// Waits for processes that use the area and are being stopped, and up to two seconds for others, because a worker reports its result
+    /// before its sandbox is removed.
     pub async fn reset_area(
         &self,
         environment: EnvId,
