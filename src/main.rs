@@ -86,7 +86,7 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// The exit code after printing. A closed pipe counts as success.
+/// Returns the exit code after printing. A closed pipe counts as success.
 fn printed(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -94,7 +94,7 @@ fn printed(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// The keeper tells a wrong configuration from a broken program by the exit code.
+/// Maps an error to an exit code, by which the keeper distinguishes an invalid configuration from a broken program.
 fn server_failed(error: ServerError) -> CommandError {
     let kind = if matches!(error, ServerError::Config(_)) { Kind::Configuration } else { Kind::Internal };
     CommandError::new(kind, chain(&error))
