@@ -81,7 +81,7 @@ impl Drop for CgroupWarmer {
     }
 }
 
-/// The helper's loop; ends with the keeper.
+/// Runs the helper until the keeper exits.
 fn run(control: &OwnedFd, group: &Group, users: Users) -> ! {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     sys::reset_signals();
@@ -93,8 +93,8 @@ fn run(control: &OwnedFd, group: &Group, users: Users) -> ! {
         sys::exit_now(0);
     }
     std::mem::forget(procs);
-    // The file stays usable: the kernel checks the rights of the process that opened it. (Older kernels check the writer; there, starts
-    // are slower.)
+    // The file stays usable, because the kernel checks the rights of the process that opened it. Older kernels check the writer; there the
+    // helper exits, and starts are slower.
     if spawn::drop_privileges(users.system().then(|| users.identity(User::Helper))).is_err() {
         sys::exit_now(0);
     }
@@ -112,7 +112,7 @@ fn run(control: &OwnedFd, group: &Group, users: Users) -> ! {
                 _ => sys::exit_now(0),
             }
         }
-        // 0 stands for the writing process.
+        // The id 0 is that of the writing process.
         if (woken || active) && procs.write_all(b"0").is_err() {
             sys::exit_now(0);
         }

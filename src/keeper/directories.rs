@@ -1,4 +1,5 @@
-//! The directories below the root: created with their owners, discarded by one rename, never walked.
+//! The directories below the root: creates them with their owners, and discards them by one rename. The keeper never walks through the
+//! tree of another user.
 //!
 //! Every path goes through [`Directories::open`], which follows no symlink and does not leave the root. A server or a project's user
 //! that rearranges its own directories can therefore not make the keeper touch anything else.
@@ -30,7 +31,7 @@ use crate::{
     model::{EnvId, Slot},
 };
 
-/// Paths relative to the root.
+/// Returns larder's paths, relative to the root.
 pub fn relative() -> Root {
     Root::new("")
 }
@@ -50,7 +51,7 @@ pub struct Directories {
 pub struct Scratch {
     /// The changed files.
     pub upper: OwnedFd,
-    /// The kernel's own directory.
+    /// The `workdir` of the overlay, which only the kernel uses.
     pub work: OwnedFd,
 }
 
@@ -84,7 +85,7 @@ impl Directories {
             directories.make(name, user, mode)?;
         }
         let hooks = Identity { gid: users.identity(User::Git).gid, uid: users.identity(User::Server).uid };
-        // The socket in it inherits the group, so that only the git user can reach it.
+        // The hook socket in this directory inherits the group, so that only the git user can connect to it.
         directories.make_as("hooks", hooks, 0o2750)?;
         Ok(directories)
     }
@@ -99,7 +100,8 @@ impl Directories {
         beneath(&self.root, path.as_ref())
     }
 
-    /// Creates a directory with its owner and mode; corrects the owner of one that the keeper owns. The parent must exist.
+    /// Creates a directory with its owner and mode. An existing directory gets them, too, if it belongs to the keeper or to `user`. The
+    /// parent must exist.
     pub fn make(&self, path: impl AsRef<Path>, user: User, mode: u32) -> io::Result<()> {
         self.make_as(path.as_ref(), self.users.identity(user), mode)
     }
@@ -137,10 +139,10 @@ impl Directories {
         self.make(project.join("git"), User::Git, 0o700)?;
         let Some((env, name)) = &registration.environment else { return Ok(()) };
         let paths = relative().environment(&registration.project.1, name);
-        // The server writes the links `run` and `deploy/current`, and the records; it enters no other directory.
+        // The server writes the links `run` and `deploy/current`, and its records, into its own directories only.
         self.make(paths.path(), User::Server, 0o755)?;
         self.make(paths.deploy(), User::Server, 0o755)?;
-        // These hold code, values of variables and output of processes.
+        // These directories contain code, values of variables and output of processes, so others cannot read them.
         for path in [paths.releases(), paths.archives(), paths.deployments(), paths.log()] {
             self.make(path, User::Server, 0o750)?;
         }
@@ -155,7 +157,7 @@ impl Directories {
         Ok(())
     }
 
-    /// Creates the directories of a scratch layer: `upper` for changed files, and the kernel's own `work`.
+    /// Creates the directories of a scratch layer: `upper` for changed files, and `work` for the kernel.
     pub fn make_scratch(&self, path: &Path, user: User) -> io::Result<()> {
         self.make(path, User::Keeper, 0o755)?;
         self.make(path.join("upper"), user, 0o755)?;
@@ -259,7 +261,7 @@ impl Directories {
     }
 }
 
-/// Fails if another user can write the root: write permission for a directory allows to rename its entries.
+/// Fails if another user can write to the root, because that user could then rename the directories in it.
 fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
     let (found, own) = (fstat(root)?, users.identity(User::Keeper).uid);
     let refused = |path: &Path, why: String| Err(io::Error::other(format!("{}: {why}", path.display())));
@@ -270,7 +272,7 @@ fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
     if found.st_mode & 0o022 != 0 {
         return refused(
             path,
-            format!("other users can write it (mode {:04o}); hint: chmod 755 {}", found.st_mode & 0o7777, path.display()),
+            format!("other users can write to it (mode {:04o}); hint: chmod 755 {}", found.st_mode & 0o7777, path.display()),
         );
     }
     if !users.system() {
@@ -279,20 +281,20 @@ fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
     if found.st_mode & 0o005 != 0o005 {
         return refused(path, format!("larder's own users cannot enter it; hint: chmod 755 {}", path.display()));
     }
-    // Above the root, by its real path, another owner may be trusted: an operator's home, a shared disk.
+    // A directory above the root's real path may belong to another trusted user, for example an operator, so this is only a warning.
     for above in fs::canonicalize(path)?.ancestors().skip(1) {
         let found = fs::metadata(above)?;
         let sticky = found.mode() & 0o1000 != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !sticky) {
             let path = above.display();
-            tracing::warn!(%path, owner = found.uid(), "users who can write this directory can replace larder's root");
+            tracing::warn!(%path, owner = found.uid(), "users who can write to this directory can replace larder's root");
         }
     }
     Ok(())
 }
 
-/// Unpacks embedded files, so that a partly written directory is never used. An equal directory stays; two builds of one version can
-/// embed different files.
+/// Unpacks embedded files, so that a partly written directory is never used. Compares the files of an existing directory, because two builds
+/// of one version can embed different files.
 fn unpack_lib(root: &Path, files: &[LibFile]) -> io::Result<()> {
     let target = root.join(relative().lib());
     let same = |file: &LibFile| fs::read(target.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);

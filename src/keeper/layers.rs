@@ -21,9 +21,9 @@ use super::{
 /// The parts of an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Layer {
-    /// The tree below, relative to the root.
+    /// The path of the lower tree, relative to the root.
     pub lower: PathBuf,
-    /// The owner of that tree on disk.
+    /// The owner of the lower tree on disk.
     pub owner: Identity,
     /// The directory with `upper` and `work`, relative to the root.
     pub scratch: PathBuf,
@@ -57,7 +57,7 @@ pub struct Layers {
     count: u64,
     /// User namespaces that show one owner's files as another's.
     idmaps: HashMap<(Identity, Identity), OwnedFd>,
-    /// The reason why files of the lower tree cannot appear as the worker's own, once that has failed.
+    /// The reason why the worker cannot appear as the owner of the lower tree's files, if mapping the owner has failed.
     pub idmap_fails: Option<String>,
     /// `Ok` if overlays can be mounted; otherwise the reason.
     pub works: Result<(), String>,
@@ -116,7 +116,7 @@ impl Layers {
         Ok((id, path, writable))
     }
 
-    /// Retires the overlays of directories at or below `path`, relative to the root: the path names another directory from now on.
+    /// Retires the overlays of directories at or below `path` (relative to the root), which names another directory from now on.
     pub fn retire(&mut self, path: &Path) {
         for mounted in self.mounted.values_mut() {
             mounted.retired |= mounted.layer.scratch.starts_with(path) || mounted.layer.lower.starts_with(path);
@@ -168,20 +168,20 @@ impl Layers {
         target: &Path,
         directories: &Directories,
     ) -> io::Result<()> {
-        // By descriptor: in a path, the kernel would follow symlinks with the keeper's rights.
+        // The directories are passed by descriptor, because the kernel would follow symlinks in a path with the keeper's rights.
         let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
         let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
-        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The kernel
-        // refuses the option together with `userxattr`, and with it `upper` alone would no longer show what a build or a process changed,
-        // which bundles and drift rely on.
+        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The option is
+        // not set: the kernel refuses it together with `userxattr`, and `upper` would no longer contain all changed files, as bundles and
+        // drift require.
         let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let options = if read_only {
             flags |= MountFlags::RDONLY;
             vec![format!("lowerdir={upper}:{below},{simple}")]
         } else {
-            // Files that the kernel left there before a crash prevent the mount.
+            // Files that the kernel left in `work` before a crash prevent the mount.
             directories.clear_own(&scratch.work)?;
             let options = format!("lowerdir={below},upperdir={upper},workdir={work},{simple}");
             // A scratch layer need not survive a power cut, so no write waits for the disk.

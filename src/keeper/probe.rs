@@ -23,8 +23,8 @@ use super::{
 /// Limit of an error message of a child, in bytes.
 const MAX_TEXT: u64 = 4096;
 
-/// Tries to enter the view that every worker gets, without binds of its own. Where `/proc` is covered, as in many containers, all
-/// other mounts succeed and this one fails.
+/// Tries to enter the view that every worker gets, without binds of its own. In containers that cover parts of
+/// `/proc`, all other mounts succeed, but the mount of `/proc` fails.
 pub fn view(base: &Base, config: &Config) -> io::Result<()> {
     let view = View {
         base: base.clone(),
@@ -37,9 +37,9 @@ pub fn view(base: &Base, config: &Config) -> io::Result<()> {
     run(NAMESPACES, || view.enter())
 }
 
-/// Returns the first directory above `root` that the server's user cannot enter, with its mode; nothing is created.
+/// Returns the first directory above `root` that the server's user cannot enter, with its mode. Creates nothing.
 ///
-/// A child tries it as that user, so that groups and access control lists count, too.
+/// A child process tries to enter each directory as that user, so that groups and access control lists are taken into account.
 pub fn closed_ancestor(root: &Path, users: Users) -> io::Result<Option<(PathBuf, u32)>> {
     if !users.system() {
         return Ok(None);
@@ -51,7 +51,7 @@ pub fn closed_ancestor(root: &Path, users: Users) -> io::Result<Option<(PathBuf,
     for directory in above {
         let tried = run(0, || {
             drop_privileges(Some(users.identity(User::Server)))?;
-            // The dot needs the right to enter the directory itself.
+            // Looking up `.` needs the permission to enter the directory itself.
             fs::symlink_metadata(directory.join(".")).map(drop)
         });
         if tried.is_err() {
@@ -80,7 +80,7 @@ pub fn run(namespaces: i32, act: impl FnOnce() -> io::Result<()>) -> io::Result<
             let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
             match status.and_then(|status| status.exit_status()) {
                 Some(0) => Ok(()),
-                _ if text.is_empty() => Err(io::Error::other("the child that tried it was killed")),
+                _ if text.is_empty() => Err(io::Error::other("the child process that tried it was killed")),
                 _ => Err(io::Error::other(text)),
             }
         }

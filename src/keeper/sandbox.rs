@@ -79,7 +79,7 @@ pub struct Base {
 
 impl Base {
     /// Mounts the shared part at `path`. The calling process must be in a mount namespace of its own. `root`, larder's own directory,
-    /// is hidden wherever it is.
+    /// is hidden even below a directory that the view shows.
     pub fn prepare(path: &Path, root: &Path, host_paths: &[PathBuf]) -> io::Result<Base> {
         step("/", mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))?;
         let hidden = MountFlags::NOSUID | MountFlags::NODEV;
@@ -98,7 +98,7 @@ impl Base {
                 _ => {}
             }
         }
-        // Parents first: a directory below one that is mounted needs no mount of its own.
+        // Parents are mounted first, because a directory below a mounted one needs no mount of its own.
         let mut host_paths: Vec<_> = host_paths.iter().collect();
         host_paths.sort();
         for source in host_paths {
@@ -115,7 +115,7 @@ impl Base {
                 true => Err(io::Error::other("larder uses this name in sandboxes itself; hint: choose another directory")),
                 false => fs::create_dir_all(&target).and_then(|()| bind(source, &target, host, true)),
             };
-            // Workers without this directory are better than workers without a view of their own.
+            // This error is not fatal: workers still get a view of their own, without this directory.
             if let Err(error) = mounted {
                 tracing::warn!(path = %source.display(), %error, "cannot show this directory to builds and processes");
             }
@@ -145,7 +145,7 @@ impl Base {
     }
 }
 
-/// Covers `directory` of the host if the view at `base` shows it, as it does for a root below `/opt`.
+/// Covers `directory` of the host with an empty mount if the view at `base` shows the directory, such as a root below `/opt`.
 fn hide(directory: &Path, base: &Path) -> io::Result<()> {
     let shown = base.join(directory.strip_prefix("/").unwrap_or(directory));
     if !shown.exists() {
@@ -186,11 +186,11 @@ pub struct View {
     pub root: PathBuf,
     /// The directories of this worker.
     pub binds: Vec<Bind>,
-    /// The user that it runs as.
+    /// The user of the worker.
     pub worker: Identity,
     /// larder's binary.
     pub binary: PathBuf,
-    /// Size of its `/tmp` in bytes.
+    /// Size of the worker's `/tmp` in bytes.
     pub temporary: u64,
 }
 
@@ -212,7 +212,7 @@ impl View {
         step("/dev/pts", mount("devpts", base.join("dev/pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, terminals))?;
         self.write_user_database()?;
         self.copy_resolver_file()?;
-        // Without the binary, only calls of larder itself fail.
+        // Without the binary, only calls of larder from inside the view fail.
         if let Err(error) =
             bind(&self.binary, &base.join(BINARY.trim_start_matches('/')), READ_ONLY | NO_SETUID | NO_DEVICES, false)
         {
@@ -266,7 +266,7 @@ impl View {
         Ok(())
     }
 
-    /// Copies the file in `/run` that `/etc/resolv.conf` links to, if it does.
+    /// Copies the target of the link `/etc/resolv.conf` if the target is in `/run`, as with systemd-resolved.
     fn copy_resolver_file(&self) -> io::Result<()> {
         let Ok(real) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
         if let Ok(below) = real.strip_prefix("/run") {

@@ -1,6 +1,6 @@
-//! Starting a process: fork into its namespaces, build its view, drop every privilege, execute the program.
+//! Starts a process: forks into its namespaces, builds its view, drops all privileges, and executes the program.
 //!
-//! A small first process stays between the keeper and the program, see [`guard`].
+//! A guarded process has the [`guard`] between the keeper and the program.
 
 use std::{
     ffi::{CString, OsString},
@@ -63,7 +63,7 @@ pub struct ProcessSpec {
     pub guarded: bool,
 }
 
-/// The result of one look at a control socket.
+/// The result of one read from a control socket.
 #[derive(Debug)]
 pub enum Received {
     /// A control message.
@@ -90,7 +90,7 @@ impl Process {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match sys::fork(if spec.view.is_some() { NAMESPACES } else { 0 })? {
             Forked::Child => {
-                // Otherwise this process would hold the keeper's end open and never see that the keeper has ended.
+                // An open copy of the keeper's end would hide from this process that the keeper has exited.
                 sys::forget(&control);
                 child(spec, &theirs)
             }
@@ -109,7 +109,7 @@ impl Process {
     pub fn receive(&self) -> Received {
         let mut buffer = [0; 4096];
         let received = match wire::receive(&self.control, &mut buffer) {
-            // The process ended before it read our last command. The socket reports that once, before it returns its messages.
+            // The process exited before it read the last command. The socket reports this error once, and then returns the messages.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => wire::receive(&self.control, &mut buffer),
             other => other,
         };
@@ -118,7 +118,7 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Received::Empty,
             Err(_) => 0,
         };
-        // Only larder itself writes there, and it writes whole messages.
+        // Only larder itself writes to the socket, and only whole messages.
         buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Received::Closed, Received::Event)
     }
 
@@ -150,7 +150,7 @@ impl Process {
     }
 }
 
-/// Prepares the new process and executes its program. Never returns: the keeper's objects must not be dropped in the child.
+/// Prepares the new process and executes its program. Never returns, because the child must not drop the keeper's objects.
 fn child(spec: &ProcessSpec, control: &OwnedFd) -> ! {
     let at = spec.descriptors.len();
     let error = match prepare(spec, control) {
@@ -188,26 +188,27 @@ fn prepare(spec: &ProcessSpec, control: &OwnedFd) -> io::Result<Strings> {
     let descriptors: Vec<RawFd> = spec.descriptors.iter().copied().chain([spec.program, control.as_raw_fd()]).collect();
     sys::arrange(&descriptors, spec.descriptors.len())?;
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    // No core dumps: the server's memory holds keys, that of workers holds users' data.
+    // Core dumps are disabled, because the memory of the server contains keys, and the memory of workers contains users' data.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     if let Some(limits) = &spec.limits {
-        limit(spec, limits).map_err(|error| named("cannot set its limits", error))?;
+        limit(spec, limits).map_err(|error| named("cannot set the limits", error))?;
     }
     umask(rustix::fs::Mode::from_raw_mode(0o022));
     if let Some(view) = &spec.view {
-        view.enter().map_err(|error| named("cannot build its view", error))?;
+        view.enter().map_err(|error| named("cannot build the view", error))?;
     } else if spec.guarded {
         set_child_subreaper(Some(rustix::process::getpid()))?;
     }
     chdir(&spec.directory).map_err(|error| named(&spec.directory.display().to_string(), error.into()))?;
-    drop_privileges(spec.identity).map_err(|error| named("cannot drop its privileges", error))?;
-    // The kernel clears the parent death signal at every change of user, so it is set again. If the keeper has ended meanwhile, its
-    // end of the control socket is closed, and the guard sees that first.
+    drop_privileges(spec.identity).map_err(|error| named("cannot drop privileges", error))?;
+    // The kernel clears the parent death signal at every change of user, so it is set again. If the keeper has exited in
+    // between, its end of the control socket is closed, which the guard checks first.
     end_with_the_keeper(spec)?;
     Ok((argv, environment))
 }
 
-/// Has the kernel kill this process when the keeper ends. A guard without a namespace lives on briefly to kill its descendants.
+/// Makes the kernel kill this process when the keeper exits. A guard without a namespace is not killed, because it must first kill its
+/// descendants.
 fn end_with_the_keeper(spec: &ProcessSpec) -> io::Result<()> {
     if spec.view.is_some() || !spec.guarded {
         set_parent_process_death_signal(Some(Signal::KILL))?;

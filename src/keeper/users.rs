@@ -67,7 +67,8 @@ struct Others {
 }
 
 impl Users {
-    /// Users with numbers of their own if the keeper is root. An existing `root` keeps its numbers.
+    /// Assigns separate numbers to the users if the keeper is root; otherwise all users are the keeper's own. An existing `root` keeps its
+    /// numbers.
     pub fn new(root: &Path) -> Result<Users, KeeperError> {
         let keeper = Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         if keeper.uid != 0 {
@@ -77,7 +78,7 @@ impl Users {
         let first = match fs::read_to_string(numbers(root)) {
             Ok(text) => match text.trim().parse() {
                 Ok(first) => first,
-                Err(_) => return wrong(format!("read {}: the file holds no number", numbers(root).display())),
+                Err(_) => return wrong(format!("read {}: the file does not contain a number", numbers(root).display())),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => choose(&map()),
             Err(error) => return wrong(format!("read {}: {error}", numbers(root).display())),
@@ -90,7 +91,7 @@ impl Users {
         });
         match server {
             Some(Identity { uid: 0, .. }) => {
-                wrong("use the user \"larder\": its number is 0 (expected a number of its own)".to_owned())
+                wrong("use the user \"larder\": its number is 0 (expected an unprivileged user)".to_owned())
             }
             server => {
                 let server = server.unwrap_or(Identity { uid: first, gid: first });
@@ -99,7 +100,7 @@ impl Users {
         }
     }
 
-    /// Records the numbers that `root` uses from now on, unless they are recorded.
+    /// Records the numbers of `root`, unless they are recorded already.
     pub fn save(&self, root: &Path) -> io::Result<()> {
         let Some(Others { first, .. }) = self.others else { return Ok(()) };
         let (path, fresh) = (numbers(root), numbers(root).with_extension("new"));

@@ -1,4 +1,4 @@
-//! Directories that come and go while processes use them: created, reset, discarded, and deleted in the background.
+//! The directories of projects and environments: created, reset and discarded on request, and deleted in the background.
 
 use std::{
     collections::VecDeque,
@@ -40,8 +40,8 @@ impl Table {
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards an area and creates an empty one. Answers [`Reply::Busy`] while processes use the area. In a slot, `larder run`
-    /// sessions are killed, and processes that are being stopped are waited for by the caller.
+    /// Discards an area and creates an empty one. Answers [`Reply::Busy`] while processes use the area. In a slot, kills
+    /// `larder run` sessions; the caller waits for processes that are being stopped.
     pub fn reset_area(
         &mut self,
         env: EnvId,
@@ -64,14 +64,14 @@ impl Table {
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // A killed process that has not ended yet keeps its directory under the new name, and disturbs nothing. The processes of a
-        // slot share an overlay, however: as long as it is mounted, the next process would get it, with the discarded files.
+        // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they have
+        // exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
         let going = |entry: &Entry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
         let is_user = |entry: &&Entry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
         let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
-        // A process that is not being stopped decides: waiting for the others would not help.
+        // A process that is not being stopped comes first, because waiting for the others would not help.
         users.sort_by_key(|(_, entry)| entry.stopping);
         if let Some((id, entry)) = users.first() {
             let why = format!("process {} ({}) still uses it", id.0, entry.role_name());
@@ -81,7 +81,7 @@ impl Table {
             return Ok(Reply::Busy { why, left });
         }
         self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
-        // A process that is about to end may still hold an overlay of the discarded directory.
+        // A process that is about to exit may still use an overlay of the discarded directory.
         self.layers.retire(&path);
         match area {
             Area::Build | Area::Slot => self.directories.make_scratch(&path, user).map_err(text)?,
@@ -91,7 +91,7 @@ impl Table {
         Ok(Reply::Done)
     }
 
-    /// Kills the tasks in a slot: `larder run` sessions, which could otherwise keep the slot in use for any time.
+    /// Kills the tasks in a slot: `larder run` sessions, which could otherwise use the slot for an unlimited time.
     fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
         let tasks = self.entries.values_mut().filter(|entry| {
             let launch = &entry.launch;
@@ -114,7 +114,8 @@ impl Table {
 
     /// Kills all processes of an environment or a project and removes its directories.
     ///
-    /// A missing one counts as removed, so that a server that crashed before it recorded the removal can repeat the request.
+    /// A missing project or environment counts as removed, so that a server that crashed before it recorded the removal can repeat the
+    /// request.
     pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
         let Ok(name) = self.registry.project(project).cloned() else { return Ok(()) };
         let envs = match environment {
@@ -148,7 +149,7 @@ impl Table {
         self.registry.remove(project, environment)
     }
 
-    /// Has the next user delete its files in a discarded directory; removes the directory once it is empty.
+    /// Removes a discarded directory if it is empty. Otherwise starts a worker that deletes the files of the next user in it.
     pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<User>) {
         if self.directories.remove_discarded(&discarded).is_ok() {
             return;

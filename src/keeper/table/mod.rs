@@ -1,7 +1,7 @@
-//! All processes but the server, from the request to start one to the end of everything that it started.
+//! All processes except the server, from the launch request to the exit of the last descendant.
 //!
-//! [`entry`] is one process, [`start`] leads from an entry to a running process, and [`areas`] holds the directories that come and
-//! go while processes use them.
+//! [`entry`] has the state of one process, [`start`] starts the process of an entry, and [`areas`] creates, resets and discards
+//! directories, which must not be in use by a process.
 
 mod areas;
 mod entry;
@@ -46,9 +46,9 @@ const MAX_PROCESSES: usize = 4096;
 const WARMER_GROUP: &str = "warmer";
 /// Discarded directories are deleted after this time without a request, because deleting slows down other work on the disk.
 const QUIET: Duration = Duration::from_millis(400);
-/// With so many discarded directories the deletion does not wait for a quiet moment.
+/// The number of discarded directories from which on deletion does not wait for [`QUIET`].
 const MAX_DISCARDED: usize = 64;
-/// The interval at which a killed process that has not ended yet is killed again.
+/// The interval at which a killed process that has not exited yet is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The outcome of a request, or an event, for the server.
@@ -62,7 +62,7 @@ pub enum Outcome {
     Event(Event),
 }
 
-/// All processes but the server, and what they are started from.
+/// All processes except the server, and everything that is needed to start them.
 #[derive(Debug)]
 pub struct Table {
     config: Config,
@@ -86,7 +86,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table; deletes what an earlier keeper discarded.
+    /// Creates a table without processes. Directories that an earlier keeper discarded are deleted later.
     pub fn new(config: Config, users: Users, directories: Directories, base: Result<Base, String>) -> io::Result<Table> {
         let registry = NameRegistry::open(&config.root.join("keeper"))?;
         users.check_unshared(registry.last_environment()).map_err(io::Error::other)?;
@@ -113,12 +113,12 @@ impl Table {
         })
     }
 
-    /// Sets the program of new workers; `path` is where they find it.
+    /// Sets the program of new workers, and its path on this machine.
     pub fn use_program(&mut self, program: File, path: PathBuf) {
         (self.program, self.config.exe) = (Some(program), path);
     }
 
-    /// The isolation and the limits that are in force.
+    /// Returns the isolation and the limits that are in force.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
             system: self.users.system(),
@@ -161,14 +161,14 @@ impl Table {
         let id = ProcessId(self.last);
         entry.live = Some(self.start(id, &entry)?);
         if !entry.supervised() {
-            // Only the process itself may hold these open, or readers of its output would wait for the keeper, too.
+            // The keeper closes its copies, or readers of the output would not see the end of the output when the process exits.
             (entry.report, entry.standard, entry.extra) = (None, [None, None, None], Vec::new());
         }
         self.entries.insert(id, entry);
         Ok(())
     }
 
-    /// The descriptors to poll: ends of all processes, and the control sockets that are still open.
+    /// Returns the descriptors to poll: for each process, its control socket while that is open, and its pidfd.
     pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, Option<&OwnedFd>, &OwnedFd)> {
         let live = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.live.as_ref()?)));
         live.map(|(id, live)| (id, (!live.closed).then_some(&live.process.control), &live.process.pidfd))
@@ -232,13 +232,13 @@ impl Table {
         }
     }
 
-    /// The next moment at which [`Table::tick`] has something to do.
+    /// Returns the time at which [`Table::tick`] must be called next.
     pub fn deadline(&self) -> Option<Instant> {
         let others = self.entries.values().flat_map(|entry| [entry.due, entry.stopping.filter(|_| entry.live.is_some())]);
         others.chain([self.cleanup_due()]).flatten().min()
     }
 
-    /// The time at which the next deletion may begin; one runs at a time.
+    /// Returns the time at which the next deletion may begin. Only one deletion runs at a time.
     fn cleanup_due(&self) -> Option<Instant> {
         let idle = self.program.is_some() && self.entries.values().all(|entry| entry.cleanup.is_none());
         let quiet = if self.discarded.len() < MAX_DISCARDED { QUIET } else { Duration::ZERO };
@@ -294,7 +294,7 @@ impl Table {
         Ok(())
     }
 
-    /// Stops a process for good. For a process that is already being stopped, `grace` can only shorten what is left.
+    /// Stops a process, which is not restarted. If the process is already being stopped, `grace` can only shorten the remaining time.
     pub fn stop(&mut self, id: ProcessId, grace: Duration) -> Result<(), String> {
         let entry = self.entry(id)?;
         entry.stop(Instant::now() + grace);
@@ -306,11 +306,11 @@ impl Table {
         Ok(())
     }
 
-    /// Kills the processes that belong to a server that has ended.
+    /// Kills the processes that belong to a server that has exited.
     pub fn end_requests(&mut self) {
         self.outcomes.clear();
         for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {
-            // No server knows a supervised process whose start was never answered.
+            // A supervised process is killed only if its launch was not answered yet, because the next server would not know it.
             if let Some(live) = entry.live.as_ref().filter(|_| !entry.supervised() || entry.request.is_some()) {
                 live.process.kill();
                 entry.stopping.get_or_insert_with(Instant::now);
@@ -320,7 +320,7 @@ impl Table {
         }
     }
 
-    /// Stops all processes and kills at `by` what is left, whatever grace was given before; returns whether any are left.
+    /// Stops all processes, and kills the remaining ones at `by`, even if their grace is longer. Returns true if any process is left.
     pub fn stop_all(&mut self, by: Instant) -> bool {
         self.discarded.clear();
         self.entries.retain(|_, entry| {
@@ -330,7 +330,7 @@ impl Table {
         !self.entries.is_empty()
     }
 
-    /// The first supervised process after `after`, with its output; also one that is being stopped.
+    /// Returns the first supervised process with an id above `after`, and its output. Processes that are being stopped are included.
     pub fn supervised(&self, after: Option<ProcessId>) -> Option<(Supervised, OwnedFd)> {
         let later = self.entries.iter().filter(|(id, entry)| after.is_none_or(|after| **id > after) && !entry.orphaned);
         let mut found = later.filter_map(|(id, entry)| {
