@@ -1,8 +1,8 @@
 //! Connections to the instances of an application.
 //!
-//! [`Connector`] is the only way to an upstream: requests, health checks and probes of instances use it. Today's implementation is
-//! [`TcpConnector`]. An environment with a network namespace of its own needs another one, whose sockets are made inside that namespace;
-//! nothing else in the proxy depends on how a connection was made.
+//! [`Connector`] is the only way to an upstream: requests, health checks and probes of instances use it. The only implementation
+//! is [`TcpConnector`]. Environments with network namespaces would need another connector, which creates its sockets inside the namespace.
+//! Nothing else in the proxy depends on how a connection was made.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::host::sockets;
 /// The reason why there is no connection to an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The operating system could not connect, or could not tell who listens.
+    /// The operating system could not connect, or could not identify the listener.
     #[error("cannot connect to {address}")]
     Io {
         /// The address of the instance.
@@ -55,8 +55,8 @@ pub trait Connector: Send + Sync + 'static {
     /// Opens a connection to the instance at `address`. The returned stream never leads to a process of another environment.
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>>;
 
-    /// Returns whether a process of another environment listens at `address`, or may listen there. Always `false` where addresses are
-    /// private to an environment.
+    /// Returns true if a process of another environment listens at `address`, or if the listener is unknown. Always returns false if
+    /// addresses are private to an environment.
     fn is_foreign(&self, _address: SocketAddr) -> bool {
         false
     }
@@ -65,8 +65,8 @@ pub trait Connector: Send + Sync + 'static {
 /// Connects over TCP to ports that all projects of this machine share.
 ///
 /// While an application is down, any project can bind its port. If an owner is given, a connection is therefore only used if that user
-/// listens on the port. The kernel is asked after the connection was made, because the listener could change in between; the question
-/// takes some microseconds, and the connection is kept for many requests.
+/// listens on the port. The check follows the connection, because the listener could change between a check and a connection. A check
+/// takes a few microseconds, and a connection serves many requests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpConnector {
     owner: Option<u32>,

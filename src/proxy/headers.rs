@@ -37,8 +37,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
     [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
 
-/// Other headers that applications take to come from a proxy. None is passed on: larder writes those that it can vouch for, and a trusted
-/// proxy may have passed on a visitor's own header.
+/// Other headers that applications trust because proxies set them. None of them is passed on, not even from a trusted proxy, which may have
+/// received it from a visitor. larder sets the headers whose value it knows.
 const FROM_PROXIES: [&str; 12] = [
     "forwarded",
     "x-real-ip",
@@ -109,7 +109,7 @@ pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgra
 }
 
 /// Returns the visitor's address that a trusted proxy states: the last address in `X-Forwarded-For` that is not a trusted proxy's. The
-/// addresses before it were sent by the visitor and prove nothing. `X-Real-IP` is used only if there is no such address, because many
+/// addresses before it were sent by the visitor and can be forged. `X-Real-IP` is used only if there is no such address, because many
 /// proxies pass on a visitor's own `X-Real-IP`.
 pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr> {
     let chain = joined(headers, &FORWARDED_FOR).unwrap_or_default();
@@ -207,7 +207,7 @@ fn is_protected(name: &str) -> bool {
         )
 }
 
-/// Returns whether an application could take this header for one that a proxy has set.
+/// Returns true if an application could mistake this header for a header that a proxy has set.
 fn is_spoof(name: &str, trusted: bool) -> bool {
     if name.starts_with("x-larder-") {
         return true;

@@ -16,7 +16,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Enables TCP keep-alive, so that the kernel notices vanished peers on connections that may be silent for long.
+/// Enables TCP keep-alive, so that the kernel detects vanished peers on connections that are idle for a long time.
 pub(super) fn keep_alive(stream: &impl AsFd) {
     let set = sockopt::set_socket_keepalive(stream, true)
         .and_then(|()| sockopt::set_tcp_keepidle(stream, Duration::from_secs(60)))

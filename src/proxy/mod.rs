@@ -1,6 +1,6 @@
 //! The HTTP proxy in front of all applications: routes requests by host, holds them, switches between targets and drains.
 //!
-//! A [`Route`] is the way into one environment, a [`Target`] the running instances behind it. [`Route::switch`] replaces the live
+//! A [`Route`] leads to one environment; a [`Target`] is the set of running instances behind a route. [`Route::switch`] replaces the live
 //! target at once; [`Retired::drain`] then waits for the requests that the old target still answers. Read [`Proxy`] first, then `relay.rs`
 //! for the path of one request. `request.rs` and `headers.rs` define which requests are valid and what an application sees of them.
 
