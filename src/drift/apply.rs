@@ -1,7 +1,8 @@
 //! The application of a patch to the release of a slot, completely or not at all.
 //!
-//! Everything is decided before anything is written. A change that the release already contains is skipped, so that a fix may have been
-//! committed meanwhile; a text that the release has changed elsewhere is merged as `patch` would; anything else is a conflict.
+//! All changes are decided before any file is written. A change that the release already contains is skipped, because the fix may have been
+//! committed meanwhile. A text file that the release has changed at other lines is merged, as `patch` does. Every other difference is a
+//! conflict.
 
 use std::{
     fs::File,
@@ -20,12 +21,12 @@ use crate::{
     release::{Answer, ChangeKind, ReleaseError},
 };
 
-/// The job. Descriptors: 5 the text, and 6 the archive, if there is one.
+/// The job of the patch worker. Descriptor 5 is the diff; descriptor 6 is the archive, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyJob {
     /// The changes to apply.
     pub changes: Vec<Drifted>,
-    /// The outline of the archive.
+    /// The frames of the archive.
     pub archive: Option<ArchiveInfo>,
 }
 
@@ -99,9 +100,9 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
             return match () {
                 () if is(Errno::NOENT) => Ok(None),
                 () if is(Errno::NOTDIR) || is(Errno::LOOP) => {
-                    Err(String::from("a parent of it is not a directory in this release"))
+                    Err(String::from("a parent directory of it is not a directory in this release"))
                 }
-                () => Err(format!("it cannot be read: {source}")),
+                () => Err(format!("cannot read it: {source}")),
             };
         }
         Err(error) => return Err(error.to_string()),
@@ -117,7 +118,7 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
             let target = cursor.read_link(path).map_err(|error| error.to_string())?;
             Ok(Some(TreeEntry::Link { target: target.to_string_lossy().into_owned() }))
         }
-        _ => Err(String::from("it is no file in this release")),
+        _ => Err(String::from("this release has a special file there")),
     }
 }
 
@@ -141,7 +142,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
             };
             let new = patched(&base, change, diffs)?;
             if crate::model::Digest::of(new.as_bytes()) != *digest {
-                return Err(String::from("the patch is damaged: it makes something else of it"));
+                return Err(String::from("the patch is damaged: the result has another digest than expected"));
             }
             Move::Write(new, *executable)
         }
@@ -177,18 +178,18 @@ fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &
                 _ => Err(String::from("this release has another version of it")),
             }
         }
-        (None, Some(_), Some(_)) => Err(String::from("this release does not have it any more")),
-        (_, _, None) => Err(String::from("this release has another version of what was removed")),
-        (_, None, Some(_)) => Err(String::from("this release brings something else there")),
+        (None, Some(_), Some(_)) => Err(String::from("this release no longer has it")),
+        (_, _, None) => Err(String::from("the patch removes a version that this release does not have")),
+        (_, None, Some(_)) => Err(String::from("this release has other content there")),
         _ => Err(String::from("this release has another version of it")),
     }
 }
 
 fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String> {
-    let SavedAs::Text { at, length } = change.kept else { return Err(String::from("the patch has no text for it")) };
+    let SavedAs::Text { at, length } = change.kept else { return Err(String::from("the patch has no diff for it")) };
     let length = usize::try_from(length).ok().filter(|length| *length <= 8 << 20).ok_or("the patch is damaged")?;
     let mut bytes = vec![0; length];
-    diffs.read_exact_at(&mut bytes, at).map_err(|error| format!("the patch cannot be read: {error}"))?;
+    diffs.read_exact_at(&mut bytes, at).map_err(|error| format!("cannot read the patch: {error}"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| "the patch is damaged")?;
     let patch = diffy::Patch::from_str(text).map_err(|error| format!("the patch is damaged: {error}"))?;
     diffy::apply(base, &patch).map_err(|_| String::from("this release has changed the same lines"))
@@ -196,7 +197,7 @@ fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String>
 
 fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
     let mut cursor = app.cursor();
-    // In reverse order, so that a directory is empty when its turn comes.
+    // In reverse order, so that a directory is emptied before it is removed.
     for (change, one) in moves.iter().rev() {
         let replaced = matches!(one, Move::Make(_) | Move::Write(..) | Move::Whole);
         if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {

@@ -16,9 +16,9 @@ use crate::{
     release::{ChangeKind, ReleaseError},
 };
 
-/// The most bytes that are read; beyond, a file of the right size counts as unchanged.
+/// The maximum number of bytes that are read. After that, a file with the expected size counts as unchanged.
 const BYTES: u64 = 4 << 30;
-/// The marker of a slot without an overlay that is being filled.
+/// The file that marks a slot without an overlay while its tree is being copied.
 const MARK: &str = ".larder-filling";
 
 /// The entries of a release, found by binary search; they are sorted by path.
@@ -46,8 +46,8 @@ impl<'e> Known<'e> {
     }
 }
 
-/// Compares `app` with `entries`. With `upper`, only the entries of that layer are compared; all others come from the installed tree, which
-/// is not compared here.
+/// Compares `app` with `entries`. With `upper`, only the entries of that layer are compared. All other entries are those of the installed
+/// tree, which is not compared here.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
     let mut look =
         Look { app, upper, known: Known(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
@@ -99,7 +99,7 @@ impl Look<'_> {
         let listed = self.app.open_dir(directory).and_then(|view| Ok((view.names()?, view)));
         let (names, view) = match listed {
             Ok(listed) => listed,
-            // Removed meanwhile, or not readable; this must not fail the comparison.
+            // The directory was removed meanwhile or is not readable, which must not make the comparison fail.
             Err(error) => return self.note(directory.to_owned(), Err(odd(&error))),
         };
         let above: Option<HashSet<OsString>> = self
@@ -186,7 +186,7 @@ impl Look<'_> {
         }
     }
 
-    /// Notes everything that the release has below a path as removed.
+    /// Records all entries of the release below a path as removed.
     fn gone(&mut self, path: &str) {
         let known = Known(self.known.0);
         for entry in known.below(path) {
@@ -246,7 +246,8 @@ fn odd(error: &FileError) -> &'static str {
     }
 }
 
-/// Returns the size and digest of the bytes that were read, at most `size`; a concurrent writer may change the file meanwhile.
+/// Returns the size and digest of the bytes that were read, at most `size`. The size can differ from the expected one, because a concurrent
+/// writer may change the file.
 pub fn hash(cursor: &mut Cursor<'_>, name: &OsStr, size: u64) -> Result<(u64, crate::model::Digest), FileError> {
     let file = cursor.open(name)?;
     let mut file = file.take(size);

@@ -1,9 +1,10 @@
 //! Drift: changes to the files of a live release, and the patches that save them.
 //!
 //! `/app` is an overlay of the immutable release and the scratch layer of the slot, so a live file differs only if the scratch layer has
-//! an entry for it. [`look`] compares these entries, but not the installed tree below; [`verify_tree`] compares that with its manifest,
-//! byte by byte. Both run in a worker that sees what the application sees and cannot change it. A patch saves the changes: a text for
-//! `patch -p1` and `git apply`, an archive of whole files, and the list ([`save`], [`patches`]). [`apply`] applies it to another release.
+//! an entry for it. [`look`] compares only these entries; [`verify_tree`] compares the installed tree with its manifest, byte by
+//! byte. Both run in a worker that sees the same files as the application, read-only. A patch saves the changes as a diff for `patch -p1`
+//! and
+//! `git apply`, an archive of whole files, and a list ([`save`], [`patches`]). [`apply`] applies a patch to another release.
 
 mod apply;
 mod look;
@@ -29,7 +30,7 @@ use crate::{
     release::{Answer, ChangeKind, ReleaseError, store, verify},
 };
 
-/// The most changes that are listed; further ones are counted.
+/// The maximum number of changes that are listed. Further changes are only counted.
 const MOST: usize = 5000;
 
 /// An entry of a tree, in the form that patches and workers use.
@@ -44,7 +45,7 @@ pub enum TreeEntry {
         size: u64,
         /// The digest of its content.
         digest: Digest,
-        /// The file is executable.
+        /// True if the file is executable.
         executable: bool,
     },
     /// A symbolic link.
@@ -94,26 +95,26 @@ pub struct Drifted {
     pub change: ChangeKind,
     /// The entry of the release.
     pub was: Option<TreeEntry>,
-    /// The current entry; also none if it is no file, directory or link, see `odd`.
+    /// The current entry. `None` if it was removed, or is neither a file nor a directory nor a link (see `odd`).
     pub now: Option<TreeEntry>,
-    /// The reason why it can be listed but not saved: a socket, an unreadable file.
+    /// The reason why the change can be listed but not saved, such as a socket or an unreadable file.
     pub odd: Option<String>,
-    /// The reason why it is expected: a cache, a log, `drift.ignore`. Such changes are shown and never saved.
+    /// The reason why the change is expected: a cache, a log, `drift.ignore`. Expected changes are shown and never saved.
     pub noise: Option<String>,
-    /// The form in which a patch has it.
+    /// The form in which a patch contains the change.
     pub kept: SavedAs,
 }
 
-/// The form in which a patch has a change.
+/// The form in which a patch contains a change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedAs {
     /// Not at all: saving was not requested, or is impossible.
     #[default]
     No,
-    /// In the list alone: a directory, a link, a removal, a mode.
+    /// Only in the list: a directory, a link, a removal, a mode.
     Listed,
-    /// As a difference in the text.
+    /// As a part of the diff.
     Text {
         /// The offset, in bytes.
         at: u64,
@@ -146,7 +147,8 @@ impl Drift {
     }
 }
 
-/// The job of the drift worker. Descriptor 5 is the manifest; to save, 6 and 7 are the text and the archive to write.
+/// The job of the drift worker. Descriptor 5 is the manifest. If changes are to be saved, descriptors 6 and 7 are the diff and the archive
+/// to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookJob {
     /// The live `/app`.
@@ -157,7 +159,7 @@ pub enum LookJob {
         ignore: Vec<String>,
         /// Expected changes: path and exact content.
         known: Vec<Known>,
-        /// The changes are to be written.
+        /// True to write a patch.
         save: bool,
     },
     /// The installed tree.
@@ -172,7 +174,7 @@ pub type Known = (String, Option<TreeEntry>);
 pub enum LookReport {
     /// The drift of the slot, with the frames of the archive, if one was written.
     Slot(Drift, Option<ArchiveInfo>),
-    /// The differences of the tree: path and difference, and the number of further ones.
+    /// The differences of the tree, each with its path, and the number of differences that are not listed.
     Tree(Vec<(String, String)>, u64),
 }
 
@@ -188,7 +190,7 @@ pub struct DriftPaths {
 }
 
 impl DriftPaths {
-    /// Reads `LARDER_APP`, `LARDER_UPPER` and `LARDER_TREE`; with `LARDER_LOWER` there is no overlay.
+    /// Reads `LARDER_APP`, `LARDER_UPPER` and `LARDER_TREE`. If `LARDER_LOWER` is set, `/app` is not an overlay.
     pub fn from_environment() -> DriftPaths {
         let place = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let overlay = place("LARDER_LOWER").is_none();

@@ -1,5 +1,5 @@
 //! The patches of an environment: `archives/patches/<id>/` with `patch.json`, `changes.diff` and, if there are whole files,
-//! `files.tar.zst`. The id comes from the content, so the same drift is kept once.
+//! `files.tar.zst`. The id is derived from the content, so the same drift is saved once.
 
 use std::{
     fs::{self, File},
@@ -18,15 +18,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The list.
+/// The file with the list of changes.
 const LIST: &str = "patch.json";
-/// The text.
+/// The file with the diff.
 const TEXT: &str = "changes.diff";
-/// The whole files.
+/// The archive of whole files.
 const FILES: &str = "files.tar.zst";
 /// The largest list, in bytes.
 const BYTES_MAX: u64 = 64 << 20;
-/// The most automatic patches that are kept.
+/// The maximum number of automatic patches that are kept.
 const AUTOMATIC: usize = 20;
 
 /// A saved patch.
@@ -34,7 +34,7 @@ const AUTOMATIC: usize = 20;
 pub struct Patch {
     /// The version of the format.
     pub format: u32,
-    /// Its name.
+    /// The id of the patch.
     pub id: String,
     /// The release that was changed.
     pub release: ReleaseId,
@@ -44,7 +44,7 @@ pub struct Patch {
     pub tree: Digest,
     /// The time when it was saved.
     pub created: Timestamp,
-    /// The user who saved it; none for an automatic patch, which is saved before a slot is emptied.
+    /// The user who saved the patch; `None` for an automatic patch, which is saved before a slot is emptied.
     pub by: Option<UserName>,
     /// The changes.
     pub changes: Vec<Drifted>,
@@ -86,16 +86,16 @@ impl Patches {
         match fs::DirBuilder::new().mode(0o700).create(&self.0) {
             Ok(()) => sync_dir(self.0.parent().unwrap_or(&self.0))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(io_error("make", &self.0, error)),
+            Err(error) => return Err(io_error("create", &self.0, error)),
         }
         let directory = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0);
-        let directory = directory.map_err(|error| io_error("make a directory in", &self.0, error))?;
+        let directory = directory.map_err(|error| io_error("create a directory in", &self.0, error))?;
         let (text, files) = (create_new(&directory.path().join(TEXT), 0o600)?, create_new(&directory.path().join(FILES), 0o600)?);
         Ok(New { directory, text, files })
     }
 
-    /// Renames a patch to its id; durable afterwards. If the same changes are saved already, returns that patch, which gets a user if it had
-    /// none.
+    /// Renames a patch to its id; durable afterwards. If the same changes are saved already, returns the existing patch, and records the
+    /// user if that patch has none.
     pub fn finish(
         &self,
         new: New,
@@ -185,7 +185,7 @@ impl Patches {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Removes a patch for good.
+    /// Removes a patch permanently.
     pub fn drop(&self, patch: &Patch) -> Result<(), ReleaseError> {
         let directory = self.0.join(&patch.id);
         // Renamed first, so that a patch exists as a whole or not at all.

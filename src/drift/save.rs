@@ -21,8 +21,8 @@ const FILE: u64 = 256 << 20;
 /// The maximum total size of the whole files in a patch, in bytes.
 const ALL: u64 = 1 << 30;
 
-/// Writes the unexpected changes of `drift`, and records in `drift` how each is saved. `tree` is the installed release. Returns the frames of the
-/// archive, if there are whole files.
+/// Writes the unexpected changes of `drift`, and records in `drift` how each is saved. `tree` is the installed release. Returns the frames
+/// of the archive, if there are whole files.
 pub fn write(
     app: &Confined,
     tree: &Confined,
