@@ -47,7 +47,7 @@ impl From<CommitId> for Expected {
     }
 }
 
-/// An atomic change of refs. Once it is answered, it survives a power failure.
+/// An atomic change of refs. After the worker has answered, the change survives a power failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRef {
     /// The full name of the ref.

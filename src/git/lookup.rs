@@ -123,7 +123,7 @@ pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) ->
     walk.set_sorting(Sort::TOPOLOGICAL | Sort::TIME).map_err(failed(doing()))?;
     walk.push(oid(to)?).map_err(failed(doing()))?;
     if let Some(from) = from {
-        // A commit that has been removed meanwhile hides nothing.
+        // A commit that was removed meanwhile is ignored.
         let _ = walk.hide(oid(from)?);
     }
     let limit = limit.min(LOG_LIMIT);

@@ -1,4 +1,4 @@
-//! Worker side: maintenance of a repository that nothing else uses meanwhile: stale locks, and `git gc`.
+//! Worker side: maintenance of a repository that no other process uses: removes stale locks and runs `git gc`.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -16,7 +16,7 @@ use crate::model::sanitise_reason;
 pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));
-    // A directory that cannot be listed does not exist, or its next use fails with the reason.
+    // A directory that cannot be listed is skipped: it does not exist, or the next operation in it fails with the reason.
     for entry in [top].into_iter().chain(inside).flatten().flatten().filter(|entry| entry.file_type().is_file()) {
         let name = entry.file_name().to_string_lossy();
         if name.ends_with(".lock") || name == "packed-refs.new" {

@@ -35,7 +35,7 @@ fn failed(doing: &str, why: impl std::fmt::Display) -> GitFailure {
 fn run(mut command: Command, input: Option<&str>, doing: &str) -> Result<(), GitFailure> {
     let mut child = command.spawn().map_err(|error| failed(doing, error))?;
     if let Some((input, mut stdin)) = input.zip(child.stdin.take()) {
-        // A command that ends before it has read its input says why on its standard error.
+        // A command that exits before it has read its input reports the reason on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(|error| failed(doing, error))?;

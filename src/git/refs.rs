@@ -71,7 +71,8 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     }
     // git has started the writeback of the files. One sync waits for them, for their names, and for the pushed objects.
     File::open(path).and_then(durable::commit).map_err(failed_io(format!("write {} to the disk", change.refname)))?;
-    // Another writer may have moved the ref between the check above and git's lock. git compares the old value itself; this verifies git.
+    // Another writer may have moved the ref between the check above and git's lock. git compares the old value itself; this check verifies
+    // the result.
     let after = current(&open(path).map_err(failed("open the repository"))?, &change.refname)?;
     if after == change.new {
         Ok(GitAnswer::Done)

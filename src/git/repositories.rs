@@ -173,8 +173,8 @@ impl Repositories {
         self.transfer(project, GitJob::ExportPack { want, haves }, stdio, "pack a commit").await
     }
 
-    /// Imports a pack of at most `bytes` bytes. Afterwards the repository has `want` and everything reachable from it, for two weeks unless a
-    /// ref names it.
+    /// Imports a pack of at most `bytes` bytes. Afterwards the repository has `want` and everything reachable from it, for two weeks unless
+    /// a ref names it.
     pub async fn import_pack(&self, project: ProjectId, want: CommitId, pack: OwnedFd, bytes: u64) -> Result<(), GitError> {
         let stdio = Stdio { stdin: Some(pack), ..Stdio::default() };
         self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "import a commit").await

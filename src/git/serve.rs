@@ -37,8 +37,8 @@ pub struct Push<'a> {
     pub limits: ServeLimits,
 }
 
-/// Faults of objects that old programs wrote into many histories, and that harm no reader (git-fsck(1), "FSCK MESSAGES"). They cannot be
-/// repaired without rewriting the history, so git warns of them instead of refusing the push.
+/// Harmless faults of objects that old programs have written (git-fsck(1), "FSCK MESSAGES"). A fault cannot be repaired without rewriting
+/// the history, so git only warns about these faults and does not refuse the push.
 const HARMLESS_FAULTS: [&str; 8] = [
     "badTimezone",
     "badDateOverflow",
@@ -68,7 +68,7 @@ pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
     settings
         .config("receive.fsckObjects", "true")
         .config("receive.maxInputSize", push.limits.pack_bytes.to_string())
-        // A prefix up to a slash: the server decides about every ref that is created, moved or deleted.
+        // `refs` is the prefix of all refs, so proc-receive decides about every ref that is created, moved or deleted.
         .config("receive.procReceiveRefs", "refs")
         .config("receive.advertisePushOptions", "true")
         .config("receive.advertiseAtomic", "true")

@@ -1,5 +1,5 @@
-//! The hook's side: runs inside git's receive-pack, asks the server and passes on its answer. Fails closed: on any error, the push is
-//! refused with the reason.
+//! The client of the hook socket. Runs inside git's receive-pack, asks the server, and passes on the answer. On any error, the hook refuses
+//! the push and reports the reason.
 
 use std::{
     ffi::OsString,
@@ -22,7 +22,7 @@ use crate::{
     model::{CommitId, sanitise_line, sanitise_reason},
 };
 
-/// The maximum silence of the server, which sends a sign of life every few seconds.
+/// The maximum silence of the server, which sends a heartbeat every 20 seconds.
 const SILENCE: Duration = Duration::from_secs(180);
 /// The time in which the server must read the request.
 const WRITE_TIME: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 /// The reason why a hook got no answer.
 #[derive(Debug, thiserror::Error)]
 enum HookError {
-    #[error("{0} is not set: this repository only takes pushes through its larder server")]
+    #[error("{0} is not set: this repository accepts pushes only through its larder server")]
     NoEnvironment(&'static str),
     #[error("{0} is not a push token")]
     BadToken(&'static str),
@@ -121,7 +121,7 @@ fn proc_receive(
     let request = read_proc_receive(stdin, stdout);
     let answer = ask(HookKind::ProcReceive, &request, stderr, env).unwrap_or_else(|error| Answer::Refused(error.to_string()));
     let Ok(request) = request else {
-        // The protocol with git itself is broken. git refuses all refs when the hook fails.
+        // The protocol with git failed. git refuses all refs when the hook fails.
         if let Answer::Refused(why) = answer {
             say(stderr, &format!(" !     refused: {why}"));
         }
@@ -209,7 +209,7 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Git
     }
     let mut parts = offered.splitn(2, |byte| *byte == 0);
     if parts.next() != Some(b"version=1") {
-        return Err(HookError::Git(String::from("this version of git speaks another proc-receive protocol")));
+        return Err(HookError::Git(String::from("this version of git uses another version of the proc-receive protocol")));
     }
     let capabilities = parts.next().unwrap_or_default();
     let has = |wanted: &[u8]| capabilities.split(|byte| *byte == b' ').any(|word| word == wanted);
@@ -259,8 +259,8 @@ fn add_option(request: &mut GitRequest, option: String) -> Result<(), HookError>
     Ok(())
 }
 
-/// Sends the request to the server, prints its lines, and returns its answer. A request that could not be read is sent as a refusal, so that
-/// the server knows how the push ended.
+/// Sends the request to the server, prints its lines, and returns its answer. A request that could not be read is sent as a refusal, so
+/// that the server knows how the push ended.
 fn ask(
     kind: HookKind,
     request: &Result<GitRequest, HookError>,

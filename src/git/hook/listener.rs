@@ -1,5 +1,5 @@
-//! The server's side of the hook socket: authenticates hooks, reads their requests, and sends lines to them without ever waiting. A pusher
-//! whose terminal is stopped does not delay the deployment.
+//! The server's side of the hook socket: authenticates hooks, reads their requests, and sends lines to them without waiting, so that a
+//! client that does not read its output does not delay the deployment.
 
 use std::{
     io,
@@ -38,7 +38,7 @@ use crate::{
 const CALLERS: usize = 64;
 /// The time in which a hook must send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// The interval of the signs of life of a silent session.
+/// The interval of the heartbeats of a silent session.
 const BEAT: Duration = Duration::from_secs(20);
 /// The maximum number of lines that are queued for a slow hook. Further lines are left out and counted.
 const LINES: usize = 2048;
@@ -95,8 +95,8 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         let stream = match stream {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely: others need time to give some back.
-                tracing::warn!(%error, "the hook socket could not accept a caller");
+                // Most likely the process is out of descriptors; the pause lets other sessions close theirs.
+                tracing::warn!(%error, "cannot accept a connection on the hook socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -210,7 +210,7 @@ impl<T> HookSession<T> {
         let left_out = AtomicU64::new(0);
         let writer = tokio::spawn(async move {
             tokio::select! {
-                // A hook sends nothing after its request. Any message, or the end of the stream, means that it has ended.
+                // A hook sends nothing after its request. Any message, or the end of the stream, means that the hook has exited.
                 _ = receive::<ClientFrame>(&mut from) => {}
                 () = write_all(to, queue) => {}
             }
@@ -226,7 +226,7 @@ impl<T> HookSession<T> {
         }
     }
 
-    /// Completes when the hook has ended before its answer, because the pusher disconnected.
+    /// Completes if the hook exits before its answer, because the client disconnected.
     pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut gone = self.gone.clone();
         async move {
@@ -251,8 +251,8 @@ impl<T> HookSession<T> {
         self.finish(Vec::new()).await;
     }
 
-    /// Accepts the push in pre-receive although no ref of it will be accepted, so that proc-receive can give each ref its own reason. Empties
-    /// git's quarantine.
+    /// Accepts the push in pre-receive although no ref of it will be accepted, so that proc-receive can give each ref its own reason.
+    /// Empties git's quarantine.
     pub async fn discard(self) {
         self.end(vec![ServerFrame::Discard]).await;
     }
@@ -268,11 +268,11 @@ impl<T> HookSession<T> {
     async fn end(mut self, frames: Vec<ServerFrame>) {
         let missing = self.left_out.load(Ordering::Relaxed);
         let note = (missing > 0).then(|| ServerFrame::Line(format!("       ({missing} lines were left out here)")));
-        // Waits as long as the hook exists: a client that does not read for a while must not get a failure instead of the verdict. The
-        // writer ends with the hook, and the hook with its client.
+        // Waits as long as the hook runs, because a client that does not read for a while must still get the verdict. The hook exits when
+        // the client disconnects, and the writer ends when the hook exits.
         for frame in note.into_iter().chain(frames) {
             if self.frames.send(frame).await.is_err() {
-                return tracing::warn!("hook socket: the hook ended before its answer");
+                return tracing::warn!("hook socket: the hook exited before its answer");
             }
         }
         // Closing the queue ends the writer after it has written everything.

@@ -15,7 +15,7 @@ pub use registry::{PushRegistry, PushTicket, PushToken};
 pub use wire::{HookKind, HookRequest, REFS_LIMIT, RefChange, RefVerdict};
 
 /// The hook scripts: file name and content. The server unpacks them as executables to its `lib/<version>/hooks`. There is no
-/// post-receive: when git would run it, the server itself has given the verdict already.
+/// post-receive hook: when git would run it, the server has already given its verdict.
 pub const SCRIPTS: &[(&str, &[u8])] = &[
     ("pre-receive", include_bytes!("../../../hooks/pre-receive")),
     ("proc-receive", include_bytes!("../../../hooks/proc-receive")),

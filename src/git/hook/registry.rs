@@ -1,4 +1,4 @@
-//! Push tokens. Each push in progress has one; it authenticates the hooks of that push, and becomes invalid at the end of the push.
+//! Push tokens. Each push in progress has a token, which authenticates the hooks of the push and becomes invalid at its end.
 
 use std::{
     collections::HashMap,
@@ -114,7 +114,7 @@ impl<T: Clone> PushRegistry<T> {
     }
 }
 
-/// The validity of one push token; it ends when this value is dropped.
+/// A valid push token. The token becomes invalid when this value is dropped.
 #[derive(Debug)]
 pub struct PushTicket<T> {
     token: PushToken,

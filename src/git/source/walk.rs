@@ -205,7 +205,7 @@ impl Walk<'_> {
         }
         if let PlannedKind::File { size, .. } = &kind {
             if *size > file_bytes {
-                let reason = format!("has {size} bytes; files of up to {file_bytes} bytes are deployed");
+                let reason = format!("has {size} bytes (at most {file_bytes} are allowed)");
                 return Err(refuse(path, reason, "keep large data in `data/`, not in the repository").into());
             }
             self.bytes = self.bytes.saturating_add(*size);
