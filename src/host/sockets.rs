@@ -1,4 +1,5 @@
-//! The owner of a listening socket. All projects share the ports of the machine, so a client asks before it connects to one.
+//! The owner of a listening socket. All projects share the ports of the machine, so the proxy checks the owner
+//! of a port that it connects to.
 
 use std::{
     fs, io,
@@ -84,7 +85,7 @@ fn listed(lists: &str, address: SocketAddr) -> Option<u32> {
         IpAddr::V4(ip) => (hex(&ip.octets()), hex(&ip.to_ipv6_mapped().octets())),
         IpAddr::V6(ip) => (hex(&ip.octets()), String::new()),
     };
-    // In the order of the kernel's preference.
+    // The kernel prefers the addresses in this order.
     let addresses = [exact, mapped, hex(&Ipv4Addr::UNSPECIFIED.octets()), "0".repeat(32)];
     let port = format!("{:04X}", address.port());
     let listening = lists.lines().filter_map(|line| {

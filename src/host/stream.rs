@@ -105,7 +105,8 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        // The process that passed the descriptor shares its flags and goes on to use it: in a shell, the next command.
+        // The process that passed the descriptor shares its flags, and may continue to use the descriptor, such as a shell for its next
+        // command.
         if let Target::Pipe { pipe, blocking: true } = &self.target
             && let Ok(flags) = fcntl_getfl(pipe.as_fd())
         {
@@ -118,7 +119,7 @@ fn stalled(limit: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no data was transferred for {} seconds", limit.as_secs()))
 }
 
-/// A reader from a client that may be slow; for a thread of its own, which blocks.
+/// A reader from a client that may be slow. Reading blocks the thread.
 #[derive(Debug)]
 pub struct Inlet {
     file: File,

@@ -1,8 +1,8 @@
 //! Durable writes of many files and names with a single wait for the disk.
 //!
-//! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made: when
-//! the last one has reached it, so have all earlier ones, by any process. It is therefore enough to write contents out as they come and
-//! to wait once, at the end. On other file systems, the whole file system is synced.
+//! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made. When
+//! the last change is on the disk, all earlier changes of all processes are, too. It is therefore sufficient to start writing contents as
+//! they are created, and to wait once at the end. On other file systems, the whole file system is synced.
 #![allow(unsafe_code)]
 
 use std::{
@@ -27,7 +27,7 @@ static JOURNALS: Mutex<Vec<(u64, bool)>> = Mutex::new(Vec::new());
 pub fn is_ordered(file: impl AsFd) -> bool {
     match fstatfs(&file).map(|found| u64::try_from(found.f_type)) {
         Ok(Ok(XFS)) => true,
-        // Without a journal, as ext2 or by choice, nothing is ordered.
+        // Without a journal (ext2, or ext4 with `^has_journal`), changes are not ordered.
         Ok(Ok(EXT4)) => fstat(&file).is_ok_and(|found| has_journal(found.st_dev)),
         _ => false,
     }
@@ -81,14 +81,14 @@ pub fn commit(directory: impl AsFd) -> io::Result<()> {
     if !is_ordered(directory) {
         return Ok(syncfs(directory)?);
     }
-    // A change that is later than all others, to wait for. The directory that a killed process left serves as well.
+    // Creates a directory as the last change, and waits for it. A directory that a killed process has left serves the same purpose.
     let name = c".commit";
     match mkdirat(directory, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-        // Another process removed the directory; its change serves as well.
+        // Another process removed the directory; waiting for that change serves the same purpose.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }

@@ -18,7 +18,7 @@ pub enum PrivateError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The secret is not a regular file of the server's user.
-    #[error("{} is not a regular file that belongs to the server's user (uid {uid}); set its owner right, or restore it from a backup", path.display())]
+    #[error("{} is not a regular file that belongs to the server's user (uid {uid}); correct its owner, or restore it from a backup", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum PrivateError {
         uid: u32,
     },
     /// Other users can read or write the secret.
-    #[error("{} has mode {mode:04o}, so that others may use it; run: chmod 600 {}", path.display(), path.display())]
+    #[error("{} has mode {mode:04o} (expected 0600); run: chmod 600 {}", path.display(), path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum PrivateError {
 /// Reads a secret of at most `max` bytes; `None` if the file does not exist. A file that other users can read or change is refused,
 /// because it is no longer a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
-    // Follows no symlink, and does not wait for the other end of a pipe.
+    // Does not follow a symlink, and does not block on a FIFO.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -64,7 +64,7 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
 
 /// Writes a new, durable secret. Returns `false` and changes nothing if the file exists, because another process may have created it.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
-    // Complete before it gets its name; temporary files have mode 0600.
+    // The file is complete before it gets its name. Temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(parent(path))

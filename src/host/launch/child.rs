@@ -55,7 +55,8 @@ impl Child {
         self.connection.done("kill a process", &Request::End { id: self.id, now: true }).await
     }
 
-    /// Reads the report of a worker, at most `limit` bytes; waits until the worker closes it. `None` if the worker ended without one.
+    /// Reads the report of a worker, at most `limit` bytes; waits until the worker closes it. `None` if the worker exited
+    /// without a report.
     pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
         let Some(report) = self.report.take() else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());

@@ -1,4 +1,4 @@
-//! The connection to the keeper: numbered requests, their answers, and the ends of processes.
+//! The connection to the keeper: numbered requests, their answers, and the exits of processes.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +22,7 @@ use crate::model::{Exit, ProcessId};
 
 type Answer = (Reply, Vec<OwnedFd>);
 
-/// Events that a slow listener may fall behind before it misses events.
+/// The number of events by which a slow receiver may fall behind before it misses events.
 const EVENTS: usize = 1024;
 
 /// A connection to the keeper.
@@ -39,14 +39,14 @@ struct Table {
     last: u64,
     gone: bool,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
-    /// Ends of processes, for handles that wait.
+    /// The exits of processes, for handles that wait.
     ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
-    /// The last ends, for handles that are created after the end.
+    /// The last exits, for handles that are created after the exit.
     ended: VecDeque<(ProcessId, Exit)>,
 }
 
 impl Connection {
-    /// Connects over `socket` and follows it. Needs a running tokio runtime.
+    /// Opens a connection over `socket`, and starts the task that reads answers and events. Needs a running tokio runtime.
     pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<Connection>> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = UnixStream::from_std(socket.into())?;
@@ -141,7 +141,7 @@ impl Connection {
     fn answer(&self, seq: u64, reply: Reply, descriptors: Vec<OwnedFd>) {
         let mut table = self.table.lock();
         if let Reply::Started { id, .. } = reply {
-            // Before the caller runs, so that an end that follows at once is not missed.
+            // The entry is created before the caller runs, so that an exit that follows at once is not missed.
             table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
         }
         let started = match (&reply, table.waiting.remove(&seq)) {
@@ -149,7 +149,7 @@ impl Connection {
             (_, None) => None,
         };
         drop(table);
-        // The caller was cancelled before the answer arrived; without a handle, the process would never be ended.
+        // The caller was cancelled before the answer arrived. The process is killed, because no handle exists that could do so later.
         if let Some(Reply::Started { id, .. }) = started
             && let Ok(bytes) = wire::encode(&Frame { seq: 0, body: Request::End { id, now: true } })
         {
@@ -172,12 +172,12 @@ impl Connection {
     }
 }
 
-/// The error for an answer that does not fit its request.
+/// Returns the error for an answer of the wrong type.
 pub(super) fn unexpected(doing: &'static str, reply: &Reply) -> LaunchError {
     LaunchError::Refused { doing, why: format!("unexpected answer: {reply:?}") }
 }
 
-/// Waits for the end that `end` reports.
+/// Waits for the exit that `end` reports.
 pub(super) async fn wait(end: &mut watch::Receiver<Option<Exit>>) -> Result<Exit, LaunchError> {
     let exit = end.wait_for(Option::is_some).await.map_err(|_| LaunchError::Gone)?;
     (*exit).ok_or(LaunchError::Gone)

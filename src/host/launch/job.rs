@@ -40,7 +40,7 @@ pub fn write_report<R: Serialize>(to: &mut impl Write, report: &R) -> io::Result
 pub struct WorkerInput {
     /// The sealed job; for [`read_job`].
     pub job: File,
-    /// The write end of the report; for [`write_report`].
+    /// The write end of the report pipe; for [`write_report`].
     pub report: File,
     /// Descriptors from 5 on, as given at the launch.
     pub extra: Vec<OwnedFd>,

@@ -47,13 +47,13 @@ pub struct Stdio {
 pub struct SupervisedProcess {
     /// Its number, which survives restarts.
     pub id: ProcessId,
-    /// The label that the previous server gave it.
+    /// The label that the previous server gave the process.
     pub label: Vec<u8>,
     /// The request that launched it.
     pub launch: Launch,
     /// The read end of its stdout and stderr.
     pub output: OwnedFd,
-    /// True if the previous server had asked it to stop. It uses its slot and its port until it has ended.
+    /// True if the previous server had begun to stop the process. It uses its slot and its port until it has exited.
     pub stopping: bool,
 }
 
@@ -77,7 +77,7 @@ pub struct Capabilities {
     pub namespaces: Result<(), String>,
     /// `Ok` if `/app` is an overlay; otherwise the reason why it is a copy.
     pub overlay: Result<(), String>,
-    /// `Ok` if files of a release appear as the worker's own in the overlay; otherwise the reason.
+    /// `Ok` if the worker owns the release's files in the overlay; otherwise the reason.
     pub idmap: Result<(), String>,
     /// The control groups that limit processes.
     pub cgroup: Cgroups,

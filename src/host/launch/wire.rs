@@ -24,10 +24,10 @@ pub const MAX_DESCRIPTORS: usize = 13;
 pub const MAX_EXTRA: usize = 8;
 /// Limit of a job, in bytes.
 pub const MAX_JOB: u64 = 16 * 1024 * 1024;
-/// Limit of the time between the stop signal of a process and its end, whatever a recipe asks for.
+/// The maximum time between the stop signal of a process and its kill, even if a recipe requests more.
 pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
-/// A message with the number that ties an answer to its request; 0 where there is no answer or no request.
+/// A message with the number of its request; 0 for an event, and for a request without an answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Frame<T> {
     /// The number of the request.
@@ -79,14 +79,14 @@ pub enum Request {
     End {
         /// The process.
         id: ProcessId,
-        /// True if to kill.
+        /// True to kill the process.
         now: bool,
     },
-    /// Stop a supervised process for good.
+    /// Stop a supervised process permanently.
     Stop {
         /// The process.
         id: ProcessId,
-        /// Milliseconds between its stop signal and the kill of everything that is left; at most [`MAX_GRACE`].
+        /// Milliseconds between the stop signal and the kill of the remaining processes; at most [`MAX_GRACE`].
         grace: u32,
     },
     /// Discard an area, to be deleted in the background, and create an empty one.
@@ -106,9 +106,9 @@ pub enum Request {
     RenameTree {
         /// The environment.
         environment: EnvId,
-        /// The release that the tree is named after.
+        /// The release that the tree is named after now.
         from: ReleaseId,
-        /// The release that the tree gets the name of.
+        /// The release that the tree is named after the renaming.
         to: ReleaseId,
     },
     /// Prepare for launches that follow soon.
@@ -120,11 +120,11 @@ pub enum Request {
 pub enum Reply {
     /// The request succeeded and has no result.
     Done,
-    /// The process was started; for a supervised one the read end of its output comes along.
+    /// The process was started. For a supervised process, the read end of its output accompanies the message.
     Started {
         /// Its number.
         id: ProcessId,
-        /// True if it can write every file at `/app`.
+        /// True if the process can write every file at `/app`.
         writable: bool,
     },
     /// A supervised process, with the read end of its output; `None` after the last one.
@@ -137,7 +137,7 @@ pub enum Reply {
     Busy {
         /// A process that uses it.
         why: String,
-        /// Milliseconds until the last of them is killed, if all of them are being stopped.
+        /// Milliseconds until the last of these processes is killed, if all of them are being stopped.
         left: Option<u32>,
     },
     /// An event that belongs to no request.
@@ -151,14 +151,14 @@ pub struct Supervised {
     pub id: ProcessId,
     /// The request that launched it.
     pub launch: Launch,
-    /// True if it was asked to stop and has not ended yet.
+    /// True if the process is being stopped and has not exited yet.
     pub stopping: bool,
 }
 
 /// A change in the life of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// The process and all its descendants have ended.
+    /// The process and all its descendants have exited.
     Exited {
         /// The process.
         id: ProcessId,
@@ -166,7 +166,7 @@ pub enum Event {
         exit: Exit,
         /// The number of restarts so far.
         restarts: u32,
-        /// True if the process ended for good; otherwise it is restarted after a pause.
+        /// True if the process is not restarted; otherwise it is restarted after a pause.
         last: bool,
     },
     /// The process was restarted.
