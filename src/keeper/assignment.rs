@@ -1,4 +1,5 @@
-//! The assignment of a role in an environment: its user, directories and variables. The table of roles in ARCHITECTURE.md is the same.
+//! The assignment of a role in an environment: its user, directories and variables. ARCHITECTURE.md shows the same roles
+//! as a table.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +36,7 @@ pub struct Assignment {
     pub tree: Option<ReleaseId>,
     /// True if `/app` is read-only, mounted over the layer that the application itself writes.
     read_only_app: bool,
-    /// True if it runs code of the project, which needs the host's languages and settings.
+    /// True if the worker runs code of the project, which needs the host's language runtimes and settings.
     pub own_code: bool,
     directories: Vec<RoleDirectory>,
 }
@@ -159,14 +160,14 @@ impl Assignment {
         Ok(assignment)
     }
 
-    /// The deletion of `user`'s files in a discarded directory.
+    /// Returns the assignment of a worker that deletes `user`'s files in a discarded directory.
     pub fn cleanup(name: &str, user: User) -> Assignment {
         let path = Path::new("trash").join(name);
         let directories = vec![RoleDirectory { variable: "LARDER_AREA", target: "/area", path, writable: true }];
         Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories }
     }
 
-    /// The mounts of the worker; `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
+    /// Returns the mounts of the worker. `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
     pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<Bind> {
         let mut binds: Vec<_> = self
             .directories
@@ -177,7 +178,7 @@ impl Assignment {
                 source: Source::Below(directory.path.clone()),
                 target: directory.target,
                 writable: directory.writable,
-                // An operator may mount another disk inside of it.
+                // An operator may have mounted another disk inside the data directory.
                 recursive: directory.variable == "LARDER_DATA",
             })
             .collect();
@@ -197,7 +198,7 @@ impl Assignment {
         binds
     }
 
-    /// The `LARDER_*` variables: paths in the worker's view, or real paths below `root` for a worker without a view of its own.
+    /// Returns the `LARDER_*` variables: paths in the worker's view, or real paths below `root` for a worker without a view of its own.
     /// Without an overlay, the worker first copies `LARDER_LOWER` to `LARDER_APP` (`workers::fill`).
     pub fn variables(&self, root: Option<&Path>, overlay: bool) -> BTreeMap<&'static str, OsString> {
         let mut variables: BTreeMap<&'static str, OsString> = BTreeMap::new();
@@ -228,7 +229,7 @@ impl Assignment {
     }
 }
 
-/// The directory and the owner of an area.
+/// Returns the directory and the owner of an area.
 pub fn area_path(
     registry: &NameRegistry,
     env: EnvId,

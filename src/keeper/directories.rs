@@ -293,8 +293,8 @@ fn safe_root(path: &Path, root: &OwnedFd, users: Users) -> io::Result<()> {
     Ok(())
 }
 
-/// Unpacks embedded files, so that a partly written directory is never used. Compares the files of an existing directory, because two builds
-/// of one version can embed different files.
+/// Unpacks embedded files, so that a partly written directory is never used. Compares the files of an existing directory, because two
+/// builds of one version can embed different files.
 fn unpack_lib(root: &Path, files: &[LibFile]) -> io::Result<()> {
     let target = root.join(relative().lib());
     let same = |file: &LibFile| fs::read(target.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);

@@ -172,9 +172,9 @@ impl Layers {
         let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
         let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
-        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The option is
-        // not set: the kernel refuses it together with `userxattr`, and `upper` would no longer contain all changed files, as bundles and
-        // drift require.
+        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The
+        // option is not set: the kernel refuses it together with `userxattr`, and `upper` would no longer contain all changed files, as
+        // bundles and drift require.
         let simple = if self.unprivileged { "userxattr" } else { "index=off,metacopy=off,redirect_dir=off" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let options = if read_only {

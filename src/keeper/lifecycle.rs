@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-/// Exit status of a server whose configuration is wrong: `Kind::Configuration` of the command line.
+/// Exit status of a server whose configuration is invalid: `Kind::Configuration` of the command line.
 pub const CONFIGURATION: u8 = 5;
 
 /// The program that a server is started from.
@@ -31,7 +31,7 @@ pub enum State {
     Stopping,
 }
 
-/// Something that changes the lifecycle.
+/// An event that changes the lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The server sent a request.
@@ -46,7 +46,7 @@ pub enum Event {
     Stop,
 }
 
-/// The end of a server, and the facts that decide the next action.
+/// The exit of a server, and the facts that decide the next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exited {
     /// The exit status; `None` for a signal and for a failed start.
@@ -82,7 +82,8 @@ impl State {
             (_, Event::Stop) => (Stopping, Action::Terminate),
 
             (Starting(_), Event::Request) => (Running, Action::None),
-            // The first server reports a problem that the operator is waiting to read; nothing is running that must survive.
+            // If the first server fails, the keeper exits with the same status: the operator waits for the result, and no process must
+            // survive.
             (Starting(_), Event::Exited(Exited { code: Some(code), served: false, .. })) => (Stopping, Action::Exit(code)),
             // Another program reads the same server file, so a fallback would not help.
             (Starting(_), Event::Exited(Exited { code: Some(CONFIGURATION), .. })) => (Backoff, Action::StartLater),
@@ -99,7 +100,7 @@ impl State {
     }
 }
 
-/// A process that has lived this long starts over with the first pause.
+/// After a process has run this long, its next pause is the first one again.
 pub const STABLE: Duration = Duration::from_secs(10);
 
 /// Pauses between starts of a process that exits again and again; doubled with each start, up to a limit.

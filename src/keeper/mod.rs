@@ -106,7 +106,8 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
 
 /// Enters a mount namespace for all later mounts. Without root, also enters a user namespace, which maps only the current user.
 ///
-/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process tries first.
+/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process tries
+/// first.
 fn own_namespace(users: Users) -> Result<(), String> {
     probe::run(0, || enter_namespace(users).map_err(io::Error::other)).map_err(|error| error.to_string())?;
     enter_namespace(users)

@@ -1,4 +1,4 @@
-//! The keeper's loop: keeps a server running, performs its requests, follows all processes, stops on request.
+//! The keeper's loop: keeps a server running, performs its requests, handles the exits of all processes, and stops on request.
 
 use std::{
     os::fd::OwnedFd,
@@ -32,10 +32,10 @@ const APPLICATION_GRACE: Duration = Duration::from_secs(10);
 /// Time from a stop request to the end of the last process, whatever grace a recipe gives. It is below the
 /// `TimeoutStopSec=60` of the documented systemd unit.
 const STOP_LIMIT: Duration = Duration::from_secs(55);
-/// Requests that are performed before other events are looked at again.
+/// The maximum number of requests that are performed before other events are handled.
 const REQUESTS_AT_ONCE: usize = 64;
 
-/// The keeper at work.
+/// The keeper's loop with its state.
 pub struct Supervisor {
     config: Config,
     users: Users,
@@ -69,7 +69,7 @@ enum Cause {
 }
 
 impl Supervisor {
-    /// Prepares everything but the server, which [`Supervisor::run`] starts.
+    /// Prepares everything except the server, which [`Supervisor::run`] starts.
     pub fn new(
         config: Config,
         users: Users,
@@ -98,7 +98,7 @@ impl Supervisor {
         })
     }
 
-    /// Works until a stop request; returns the keeper's exit status.
+    /// Runs until a stop request; returns the keeper's exit status.
     pub fn run(mut self) -> Result<ExitCode, KeeperError> {
         self.start_server(Program::Installed);
         loop {
@@ -140,7 +140,7 @@ impl Supervisor {
             causes.push(Cause::CheckEnd);
         }
         for (id, control, pidfd) in self.table.waiting() {
-            // The handler of the end reads the last control messages, too.
+            // The handler of an exit also reads the last control messages.
             ready.push(PollFd::new(pidfd, PollFlags::IN));
             causes.push(Cause::End(id));
             if let Some(control) = control {
@@ -161,7 +161,7 @@ impl Supervisor {
         Ok(ready.iter().zip(causes).filter(|(ready, _)| !ready.revents().is_empty()).map(|(_, cause)| cause).collect())
     }
 
-    /// Performs everything whose time has come.
+    /// Performs all actions that are due.
     fn tick(&mut self) {
         let now = Instant::now();
         self.table.tick();
@@ -237,7 +237,7 @@ impl Supervisor {
         let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
         match self.state {
             State::Running => tracing::error!(code, signal = status.terminating_signal(), "server exited unexpectedly"),
-            State::Starting(_) if code == Some(CONFIGURATION) => tracing::error!("the server refuses its configuration"),
+            State::Starting(_) if code == Some(CONFIGURATION) => tracing::error!("the server rejected its configuration"),
             State::Starting(_) => {
                 tracing::error!(code, signal = status.terminating_signal(), "server exited before it was ready");
             }
@@ -261,7 +261,7 @@ impl Supervisor {
         }
     }
 
-    /// Has the installed program read the configuration. The running server is asked to exit only if that succeeds.
+    /// Starts the check of the configuration by the installed program. The running server is asked to exit only if the check succeeds.
     fn check_reload(&mut self) {
         if self.check.is_some() {
             return;
@@ -284,7 +284,7 @@ impl Supervisor {
             code => {
                 let path = self.config.exe.display();
                 let signal = status.terminating_signal();
-                tracing::error!(%path, code, signal, "reload refused: the installed program failed its check; the running server stays");
+                tracing::error!(%path, code, signal, "reload refused: the check by the installed program failed; the running server stays");
             }
         }
     }
@@ -304,7 +304,7 @@ impl Supervisor {
                     self.perform(frame, descriptors);
                 }
                 None | Some(Ok(Message::Empty)) => return,
-                // A process closes its descriptors before it has ended, and may write a last line to the log in between.
+                // A process closes its descriptors before it exits, and may write a last line to the log in between.
                 Some(Ok(Message::Closed)) => {
                     self.server.iter_mut().for_each(|server| server.closed = true);
                     return self.kill_server = self.kill_server.or(Some(Instant::now() + CLOSED_GRACE));

@@ -64,8 +64,8 @@ impl Table {
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they have
-        // exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
+        // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they
+        // have exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
         let going = |entry: &Entry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
         let is_user = |entry: &&Entry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)

@@ -117,7 +117,8 @@ impl Entry {
         }
     }
 
-    /// Creates the entry of launch request `seq`, with the descriptors that came with the request. Checks everything that the server controls.
+    /// Creates the entry of launch request `seq`, with the descriptors that came with the request. Checks everything that the server
+    /// controls.
     pub fn requested(
         seq: u64,
         launch: Launch,
