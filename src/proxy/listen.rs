@@ -107,7 +107,8 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// A client that disconnected before it was accepted is ignored. After any other error, such as too many open files, the loop pauses.
+/// Pauses the loop after an error of `accept`, such as too many open files. Does not pause if the client disconnected before it was
+/// accepted.
 async fn pause_after(error: &io::Error) {
     if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted) {
         tracing::warn!(%error, "cannot accept connections");
@@ -164,7 +165,7 @@ async fn attend(connection: Arc<Connection>, stream: TcpStream, shutdown: Cancel
     let serving = builder.serve_connection(stream, service).with_upgrades();
     tokio::pin!(serving);
     let stopping = tokio::select! {
-        // An error here is a client that disconnected or sent no valid HTTP, which hyper has already answered.
+        // An error means that the client disconnected or sent invalid HTTP, which hyper has already answered.
         _ = serving.as_mut() => return,
         () = shutdown.cancelled() => true,
     };

@@ -70,7 +70,7 @@ pub async fn fetch(
     wanted: usize,
     limit: Duration,
 ) -> Result<(StatusCode, Vec<u8>), ProbeError> {
-    // Text that is not a path would reach the other side as another request line.
+    // Text that is not a path could inject another request line.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
         .header(header::HOST, host)
@@ -99,7 +99,7 @@ pub async fn fetch(
         tokio::pin!(answering);
         let response = tokio::select! {
             response = answering.as_mut() => response,
-            // The connection may end at the moment at which the response arrives; the response counts.
+            // If the connection ends while the response arrives, the response counts.
             _ = connection => answering.await,
         };
         response.map_err(failed)

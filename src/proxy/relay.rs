@@ -31,7 +31,7 @@ use super::{
 const MAX_RETRIES: usize = 3;
 /// The pause before instances that all refused a connection are tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-/// Age up to which an idle connection is taken to be open: no application closes one sooner.
+/// Age up to which an idle connection is assumed to be open, because applications do not close connections sooner.
 const SURELY_OPEN: Duration = Duration::from_secs(1);
 /// Characters of a path that an access line keeps.
 const LOGGED_PATH: usize = 1024;

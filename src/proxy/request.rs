@@ -54,7 +54,7 @@ pub(super) fn read(request: &mut Request<Incoming>) -> Result<Host, Page> {
     Ok(found)
 }
 
-/// Counts `Max-Forwards` of an OPTIONS request down. Returns whether it was 0, so that the proxy must answer the request itself
+/// Decrements `Max-Forwards` of an OPTIONS request. Returns true if the value was 0, so that the proxy must answer the request itself
 /// (RFC 9110, section 7.6.2).
 pub(super) fn is_last_hop(request: &mut Request<Incoming>) -> bool {
     if *request.method() != Method::OPTIONS {
@@ -71,8 +71,8 @@ pub(super) fn is_last_hop(request: &mut Request<Incoming>) -> bool {
     }
 }
 
-/// The protocol that the client may upgrade to. Only a GET without a body can upgrade, and not to HTTP/2, whose requests would bypass
-/// the proxy.
+/// Returns the protocol that the client may upgrade to. Only a GET without a body can upgrade. An upgrade to HTTP/2 is not possible,
+/// because its requests would bypass the proxy.
 pub(super) fn upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     let headers = request.headers();
     let protocol = headers.get(header::UPGRADE)?;

@@ -27,7 +27,7 @@ use super::{
     upload::{BodyError, Progress},
 };
 
-/// Time in which both sides must leave HTTP after they have agreed to upgrade.
+/// Time limit for the switch of both connections to the new protocol after an upgrade was accepted.
 const HANDOVER: Duration = Duration::from_secs(10);
 /// Size of a tunnel's buffer in each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
@@ -170,8 +170,8 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
     response.map(|body| ResponseBody::Page(Full::new(body), open))
 }
 
-/// Starts a tunnel as a task that `serve` waits for. It copies bytes both ways until one side closes its connection, the target is cut,
-/// or the server stops.
+/// Starts a tunnel as a task that `serve` waits for. The task copies bytes both ways until one side closes its connection, the target is
+/// cut, or the server stops.
 fn tunnel(connection: &Arc<Connection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();

@@ -1,4 +1,4 @@
-//! The way into one environment: its state, the switch from one target to the next, and holds.
+//! Routes. A route sends requests to one environment; this file has its state, the switch between targets, and holds.
 
 use std::{
     sync::{
@@ -34,7 +34,7 @@ pub enum State {
     Stopped,
 }
 
-/// The way into one environment. Several hosts may lead to it.
+/// The route to one environment. Several hosts may have the same route.
 pub struct Route {
     name: Arc<str>,
     inside: RwLock<Inside>,
@@ -53,7 +53,8 @@ struct Held {
     released: CancellationToken,
 }
 
-/// While it exists, the route's requests wait. Dropping it releases them; they are routed by the state of that moment.
+/// A hold. While this value exists, the route's requests wait. Dropping it releases the requests, which are routed by the state of that
+/// moment.
 #[must_use = "a hold ends when it is dropped"]
 pub struct Hold {
     route: Arc<Route>,
@@ -98,7 +99,7 @@ impl Route {
         self.set(State::Live(new))
     }
 
-    /// Changes the state. If a target was live and is not any more, it is returned, to be drained.
+    /// Changes the state. If this replaces a live target, returns that target, to be drained.
     pub fn set(&self, state: State) -> Option<Retired> {
         let old = {
             let mut inside = self.inside.write();
@@ -160,7 +161,7 @@ impl Route {
             return Admission::Wait(held.clone());
         }
         match &inside.state {
-            // Entered under the lock: a switch either comes before, or its drain sees this request.
+            // The request enters under the lock, so a switch either happens before, or its drain waits for this request.
             State::Live(target) => Admission::Pass(target.enter()),
             State::Empty => Admission::Refuse(Page::Empty),
             State::Starting => Admission::Refuse(Page::Starting),

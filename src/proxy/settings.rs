@@ -26,14 +26,14 @@ pub struct ProxySettings {
     /// Concurrent client connections, tunnels included. Further connections are answered with 503 and closed.
     pub max_connections: usize,
     /// Concurrent connections of one client address; further ones are answered with 429 and closed. Connections of trusted proxies are
-    /// not counted; instead, the concurrent requests of each visitor behind them are.
+    /// not counted; instead, the limit applies to the concurrent requests of each visitor behind them.
     pub max_connections_per_peer: usize,
     /// Size of a request's head and of a response's head, in bytes.
     pub max_header_size: usize,
     /// Time in which a client must send a request's head; also the time that a connection may idle between two requests.
     pub header_timeout: Duration,
-    /// Time without progress after which a body is given up: the client sends nothing of a request or takes nothing of a response, or the
-    /// application takes nothing of a request.
+    /// Time without progress after which the transfer of a body is aborted: the client neither sends nor receives data, or the application
+    /// receives no data.
     pub stall_timeout: Duration,
     /// Time in which one instance must accept a connection.
     pub connect_timeout: Duration,
@@ -45,7 +45,7 @@ pub struct ProxySettings {
     pub max_waiting: usize,
     /// Time in which requests and tunnels must finish after `serve` was told to stop.
     pub shutdown_limit: Duration,
-    /// Addresses of other proxies in front of this one. Their statements about a visitor's address and scheme are believed.
+    /// Addresses of other proxies in front of this one. Their headers for a visitor's address and scheme are trusted.
     pub trusted: Vec<IpAddr>,
     /// The scheme that clients use, for `X-Forwarded-Proto`.
     pub scheme: Scheme,

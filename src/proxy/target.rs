@@ -151,7 +151,8 @@ impl Retired {
         self.target.in_flight()
     }
 
-    /// Returns the target, to be switched back to. Its requests in flight stay counted, so that the next drain waits for them.
+    /// Returns the target, so that the route can be switched back to it. Its requests in flight stay counted, so that the next drain waits
+    /// for them.
     pub fn restore(self) -> Target {
         self.target
     }
@@ -185,7 +186,7 @@ impl InFlight {
         let now = Instant::now();
         for resting in [false, true] {
             for endpoint in endpoints.iter().cycle().skip(turn).take(endpoints.len()) {
-                // As of `now`: an instance that refuses in the first round is not tried again in the second.
+                // The state as of `now` decides, so that an instance that refuses in the first round is not tried again in the second.
                 if endpoint.was_resting(now) != resting {
                     continue;
                 }

@@ -59,8 +59,8 @@ impl Progress {
         self.taken.store(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), SeqCst);
     }
 
-    /// Returns when the application has taken none of the available data for `limit`. Only this notices the stall: data that the
-    /// application does not take is not read from the client either, so a closed client connection is not noticed.
+    /// Returns when the application has taken none of the available data for `limit`. No other timeout detects this stall: while the
+    /// application takes no data, the proxy does not read from the client, and cannot detect that the client has disconnected.
     pub async fn untaken(&self, limit: Duration) {
         loop {
             let since = if self.client.load(SeqCst) {
@@ -130,7 +130,7 @@ impl Body for Upload {
             Poll::Ready(Some(Ok(frame))) => {
                 stall.clear();
                 let Some(data) = frame.data_ref() else {
-                    // Trailers are not passed on: applications merge them with headers that the proxy has checked.
+                    // Trailers are not passed on, because applications may merge them with the headers that the proxy has checked.
                     progress.end(DONE);
                     return Poll::Ready(None);
                 };

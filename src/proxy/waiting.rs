@@ -1,4 +1,4 @@
-//! Requests that wait: permits for those that a hold keeps back, and the gate that is closed while the server starts.
+//! Waiting requests: the permits of requests that wait in a hold, and the gate that is closed while the server starts.
 
 use std::sync::{
     Arc,
@@ -52,8 +52,8 @@ impl Gate {
     }
 }
 
-/// A closed gate: while it exists, requests whose route is not live yet wait. Requests for live routes pass. Dropping it opens the gate,
-/// and the waiting requests are routed by the routes of that moment.
+/// A closed gate. While this value exists, requests whose route is not live yet wait, and requests for live routes pass. Dropping the value
+/// opens the gate, and the waiting requests are routed by the routes of that moment.
 #[must_use = "the gate opens when it is dropped"]
 pub struct StartupGate {
     slot: Arc<GateSlot>,
