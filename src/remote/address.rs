@@ -56,7 +56,7 @@ impl FromStr for Address {
 
 fn parse(text: &str) -> Result<Address, String> {
     if text.len() > LONGEST || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(String::from("it has white space or control characters, or is too long"));
+        return Err(String::from("it contains white space or control characters, or is too long"));
     }
     let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
     match scheme {

@@ -16,7 +16,7 @@ use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sa
 
 /// The maximum length of the ranges in one command, in bytes. A larder server accepts commands of at most 1024 bytes.
 const RANGES_BYTES: usize = 600;
-/// The time limit for a list of offers. A push waits for it.
+/// The time limit for a list of offers, which a push may wait for.
 const LISTED: Duration = Duration::from_secs(60);
 /// The time limit for a small answer that the other side has to compute, such as a delta.
 const WORKED_OUT: Duration = Duration::from_secs(20 * 60);
@@ -82,7 +82,7 @@ pub struct DeliverableStore {
 }
 
 impl DeliverableStore {
-    /// Also requests deltas. For a caller that can apply one.
+    /// Also requests deltas; for callers that can apply them.
     #[must_use]
     pub fn with_deltas(self) -> DeliverableStore {
         DeliverableStore { deltas: true, ..self }
@@ -138,7 +138,7 @@ impl DeliverableStore {
         words
     }
 
-    /// Waits for `answer` at most `limit`. Other limits only detect silence, not an answer that arrives byte by byte.
+    /// Waits for `answer`, at most for `limit`. The other time limits detect only silence, not an answer that arrives byte by byte.
     async fn within<T>(
         &self,
         limit: Duration,
@@ -201,8 +201,8 @@ impl DeliverableStore {
         }
     }
 
-    /// Sends ranges of an object to `to`, in order. A remote may send more or less than was requested: the receiver must count, and ends the
-    /// transfer by dropping its end of the channel.
+    /// Sends ranges of an object to `to`, in order. A remote may send more or less than was requested: the receiver must count, and ends
+    /// the transfer by dropping its end of the channel.
     pub async fn fetch(
         &self,
         release: ReleaseId,
@@ -248,7 +248,8 @@ impl DeliverableStore {
         }
     }
 
-    /// Sends a git pack from byte `offset` on: the commit of a release with everything reachable from it, except what is reachable from `haves`.
+    /// Sends a git pack from byte `offset` on: the commit of a release with everything reachable from it, except what is reachable from
+    /// `haves`.
     pub(super) async fn pack(
         &self,
         release: ReleaseId,

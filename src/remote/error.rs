@@ -167,14 +167,14 @@ impl RemoteError {
             }
             RemoteError::Login { key, .. } => vec![
                 format!("an administrator there can run: larder user add NAME --key \"{key}\""),
-                String::from("and then: larder user grant NAME PROJECT view"),
+                String::from("then: larder user grant NAME PROJECT view"),
             ],
             RemoteError::Unreachable { .. } | RemoteError::Lost { .. } => {
                 vec![String::from("try again; the transfer resumes where it was interrupted")]
             }
             RemoteError::NoRoom { .. } => vec![String::from("free disk space, or keep fewer releases (`keep:` in larder.yml)")],
             RemoteError::TooLarge { .. } | RemoteError::Invalid { .. } | RemoteError::Damaged { .. } => {
-                vec![String::from("ask the operator of that remote; its data is not as it should be")]
+                vec![String::from("ask the operator of that remote to check its data")]
             }
             RemoteError::Rejected { hint, .. } => hint.iter().cloned().collect(),
             _ => Vec::new(),

@@ -30,8 +30,8 @@ pub struct Publication {
     pub health: Option<Vec<u8>>,
 }
 
-/// Publishes a release: the archive first, the offer that makes it exist last. Idempotent; files that are already published are not sent
-/// again. Returns the number of bytes sent.
+/// Publishes a release: the archive first and the offer last, because the offer makes the release visible. Idempotent; files that are
+/// already published are not sent again. Returns the number of bytes sent.
 pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
     let Some(store) = remote.files() else {
         let (remote, doing) = (remote.title().to_owned(), String::from("accept a publication; a larder server pulls"));
@@ -80,7 +80,7 @@ pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u
     }
     sent = sent.saturating_add(small(store.offer_path(project, release), "offer", json(&share.offer)).await?);
     if store.is_listable() {
-        // Rebuilt from the published offers, so that a concurrent publication is missing only until the next one.
+        // The list is rebuilt from the published offers, so a concurrent publication is missing in it only until the next publication.
         let mut offers = store.list(project, u64::MAX).await?;
         offers.truncate(OFFERS);
         sent = sent.saturating_add(small(store.index_path(project), "list", json(&offers)).await?);

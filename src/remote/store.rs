@@ -5,7 +5,7 @@
 //!                   <release>.manifest.json
 //!                   <release>.health.json        the health record at the time of publication
 //!                   <release>.offer.json         written last: the release exists once this file does
-//!                   index.json                   all offers, for web servers, which cannot be listed
+//!                   index.json                   all offers, for clients of web servers, whose directories cannot be listed
 //! ```
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -48,7 +48,7 @@ pub struct ObjectFiles {
 impl ObjectFiles {
     /// Opens the store at an address that is not a larder server's. `buckets` are settings for S3.
     pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<ObjectFiles, RemoteError> {
-        // Fails if a provider is installed already, which is then the same one.
+        // Fails only if the same provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let failed = |error: object_store::Error| RemoteError::Unreachable {
             remote: title.to_owned(),
@@ -59,7 +59,7 @@ impl ObjectFiles {
             .with_connect_timeout(CONNECT)
             .with_read_timeout(STALLED)
             .with_timeout_disabled();
-        // Few retries here: the transfer itself retries, and knows whether there is progress.
+        // There are few retries here, because the transfer itself retries, depending on its progress.
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
         let mut prefix = Path::default();
         let (objects, listable): (Arc<dyn ObjectStore>, bool) = match address {
@@ -158,7 +158,7 @@ impl ObjectFiles {
         for release in newest.into_iter().rev() {
             match self.get(&self.offer_path(project, release), "offer", OFFER_BYTES).await {
                 Ok(bytes) => offers.push(serde_json::from_slice(&bytes).map_err(invalid)?),
-                // Removed since it was listed.
+                // The offer was removed after it was listed.
                 Err(RemoteError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -33,7 +33,7 @@ use crate::{
 const NOTE: &str = ".note";
 /// The size of the buffer for verifying digests, in bytes.
 const BUFFER: usize = 1 << 20;
-/// The number of connections for one file after which progress does not reset the backoff any more.
+/// The number of connections for one file after which progress no longer resets the backoff.
 const ATTEMPTS: u32 = 200;
 /// The number of bytes that must stay free on the disk.
 const RESERVE: u64 = 64 << 20;
@@ -116,12 +116,12 @@ struct WriterState {
     note: Arc<File>,
     /// The pieces that were missing when the fetch began, in order.
     missing: Vec<Piece>,
-    /// The number of those that are complete by now.
+    /// The number of these pieces that are complete.
     next: usize,
     /// The number of bytes of the next piece that are written.
     part: u64,
     hasher: blake3::Hasher,
-    /// The number of those bytes that an earlier attempt had written, so that an error in them is not the remote's.
+    /// The number of these bytes that an earlier attempt had written. If they are wrong, the remote is not at fault.
     found: u64,
     fetched: u64,
     reused: u64,
@@ -220,7 +220,8 @@ impl PartialFile {
                         limit,
                     });
                 }
-                // The part that an earlier attempt has written is wrong. Retried once; a second time, the remote is wrong.
+                // The bytes that an earlier attempt has written are wrong. The piece is fetched again once; a second failure is the
+                // remote's.
                 (Written::Wrong { found: true }, _) if again => {
                     again = false;
                     Some(Duration::ZERO)

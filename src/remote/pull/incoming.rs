@@ -1,4 +1,4 @@
-//! The directory of one transfer, `releases/.incoming/<id>/`, and the lock that gives one pull the use of it.
+//! The directory of one transfer, `releases/.incoming/<id>/`, and the lock that reserves it for one pull.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ use crate::{
 /// The file that pulls lock.
 pub(super) const LOCK: &str = "lock";
 
-/// The lock of one incoming directory. Threads that write there share it: an aborted pull leaves threads behind that still write, and another
-/// pull must not begin before the last of them has ended.
+/// The lock of one incoming directory. All threads that write to the directory share the lock, because the threads of an aborted pull may
+/// still be writing, and another pull must not begin before the last of them has ended.
 #[derive(Debug, Clone)]
 pub(super) struct IncomingLease {
     _lock: Arc<File>,

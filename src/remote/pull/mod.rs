@@ -1,8 +1,8 @@
 //! Pulls a release from a remote; resumes an interrupted pull.
 //!
-//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. A later pull uses the
-//! complete frames that an interrupted one has left, which it recognises by their digests, and resumes the incomplete frame, whose position
-//! is in a note beside the file. A frame with a wrong digest is discarded and fetched again.
+//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. A later pull reuses
+//! the complete frames of an interrupted pull, which it verifies by their digests, and resumes the incomplete frame, whose position is in a
+//! file beside the partial file. A frame with a wrong digest is discarded and fetched again.
 
 mod fill;
 mod frames;
@@ -37,13 +37,13 @@ use crate::{
     model::ReleaseId,
 };
 
-/// Called with the number of bytes that are here, fetched or reused, and the total.
+/// A function that is called with the number of bytes that were fetched or reused so far, and the total.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
-/// Checks the file of the manifest before the archive is fetched. Rejects it with [`RemoteError::Rejected`].
+/// A function that checks the manifest file before the archive is fetched. It rejects the manifest with [`RemoteError::Rejected`].
 pub type ManifestCheck = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
 
-/// A progress that reports one line for every tenth, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB report nothing.
+/// Returns a progress function that reports one line for every tenth, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB report nothing.
 pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> Progress {
     let reported = parking_lot::Mutex::new(0_u64);
     Arc::new(move |done, total| {
@@ -113,8 +113,8 @@ impl Pulled {
 }
 
 /// Fetches the release of an offer into `releases/.incoming/`. `held` are releases whose tree this environment has, and perhaps their
-/// archive, newest first. Only changes are fetched: a delta from one of them ([`DeliverableStore::with_deltas`]), or the frames that their archives do not
-/// have. Can be interrupted at any moment and repeated. Two pulls of one release wait for each other.
+/// archive, newest first. Only changes are fetched: a delta from one of them ([`DeliverableStore::with_deltas`]), or the frames that their
+/// archives do not have. Can be interrupted at any moment and repeated. A second pull of the same release waits for the first.
 pub async fn pull(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -125,8 +125,8 @@ pub async fn pull(
     pull_checked(remote, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as ManifestCheck)).await
 }
 
-/// Like [`pull`], and checks the manifest: if `check` rejects it, the archive is not fetched and nothing is kept. The manifest of a delta is
-/// inside the delta, so the caller must check it when the delta is applied.
+/// Like [`pull`], and checks the manifest: if `check` rejects it, the archive is not fetched and nothing is kept. The manifest of a delta
+/// is inside the delta, so the caller must check it when the delta is applied.
 pub async fn pull_checked(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -161,7 +161,7 @@ async fn fill(
     } else {
         content(remote, offer, held, paths, progress, check, pulled).await?;
     }
-    // Also for a release that is held already: its record may have changed.
+    // The record is fetched even for a release that is held already, because it may have changed.
     if let Some(record) = patiently(|| remote.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
         pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
@@ -245,7 +245,7 @@ async fn by_frames(
         match head {
             Ok(archive) => (archive, known),
             Err(damaged) => {
-                // It has the offered digest, so fetching it again would not help.
+                // The manifest has the offered digest, so fetching it again would not help.
                 clear(&pulled.directory);
                 return Err(damaged);
             }

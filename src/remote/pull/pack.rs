@@ -1,8 +1,8 @@
 //! Pulls the commit of a release, as a git pack.
 //!
-//! Its digest is not known in advance: the other side creates a pack for each request. git creates the same bytes from the same repository,
-//! so an interrupted transfer resumes at its last byte. git's own checksum at the end of the pack, which is verified on import, detects
-//! parts that do not fit.
+//! The digest of the pack is not known in advance, because the other server creates a pack for each request. git creates the same bytes
+//! from an unchanged repository, so an interrupted transfer resumes after its last byte. If the parts are from different packs, the import
+//! fails, because the checksum at the end of the pack does not match.
 
 use std::{
     fs::File,
@@ -28,7 +28,8 @@ use crate::{
 pub struct Pack {
     /// The file, positioned at its beginning.
     pub file: File,
-    /// Set if the pack was fetched by more than one request. The parts may then not fit, and the pack has to be fetched again.
+    /// Set if the pack was fetched by more than one request. Its parts may then be from different packs, so that it has to be fetched
+    /// again.
     pub resumed: bool,
     directory: PathBuf,
     lease: IncomingLease,
@@ -51,9 +52,9 @@ pub async fn pull_pack(
     haves: &[CommitId],
     paths: &EnvironmentPaths,
 ) -> Result<Pack, RemoteError> {
-    // A directory of its own: that of the release's files is cleared when they are accepted.
+    // The pack has a separate directory, because the directory of the release's files is cleared when they are accepted.
     let (directory, lease) = enter_directory(paths.incoming().join(format!("{release}.commit"))).await?;
-    // Other `haves` lead to another pack, which must not be resumed from this one.
+    // The name depends on `haves`, because a pack for other `haves` must not be resumed from this file.
     let all: String = haves.iter().map(CommitId::as_str).collect();
     let path = directory.join(format!("pack-{}.part", Digest::of(all.as_bytes()).short()));
     let opened = path.clone();

@@ -98,7 +98,7 @@ impl std::fmt::Debug for RemoteServer {
 }
 
 impl RemoteServer {
-    /// The server at `host`, which must have `host_key`. Without a host key no request is ever sent.
+    /// Returns a client of the server at `host`, which must have `host_key`. Without a host key, no request is sent.
     pub fn new(title: String, login: &str, host: &str, port: u16, host_key: Option<&str>, key: PullKey) -> RemoteServer {
         let host_key = host_key.map(str::to_owned);
         let connection = tokio::sync::Mutex::default();
@@ -156,7 +156,7 @@ impl RemoteServer {
         Err(self.unreachable("the connection was closed at once"))
     }
 
-    /// Runs a command on the server. No shell is involved there.
+    /// Runs a command on the server, without a shell.
     pub async fn exec(&self, words: &[String]) -> Result<Exec, RemoteError> {
         let doing = words.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
         let lost = |why: String| RemoteError::Lost { remote: self.title.clone(), doing: format!("asking for `{doing}`"), why };

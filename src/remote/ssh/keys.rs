@@ -148,7 +148,7 @@ impl KeyFile<'_> {
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
                 return self.load()?.ok_or_else(|| self.failed("read")(io::Error::from(io::ErrorKind::NotFound)));
             }
-            Err(error) => return Err(self.failed("name")(error.error)),
+            Err(error) => return Err(self.failed("save")(error.error)),
         }
         fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(self.failed("sync the directory of"))?;
         Ok(key)

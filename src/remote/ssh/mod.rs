@@ -1,4 +1,4 @@
-//! Connections to other larder servers: a client that runs commands of their command language, with a key of this server's own.
+//! Connections to other larder servers: a client that runs larder commands there, and this server's key.
 
 mod client;
 mod keys;
