@@ -42,10 +42,10 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     })
 }
 
-/// The command with which the keeper has an installed program check the configuration before a reload.
+/// The command that the keeper runs before a reload, so that the installed program checks the configuration.
 pub const CHECK: &str = "check-server";
 
-/// Runs `larder check-server ROOT`: fails if a server of this program would not start with the keeper that is running.
+/// Runs `larder check-server ROOT`. Fails if this program's server could not start under the running keeper.
 pub fn check(root: &Root) -> Result<ExitCode, CommandError> {
     let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
     if keeper != ours {

@@ -43,11 +43,11 @@ use crate::{
     },
 };
 
-/// The time for which requests wait after a start while environments are recovered. Requests to an environment that is recovered do not
-/// wait.
+/// The time for which requests wait after a start while environments are recovered. Requests to environments that are already recovered do
+/// not wait.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
-/// The time that deployments and requests of ssh clients get to finish during a stop. The next server takes over the others.
+/// The time that deployments and requests of ssh clients get to finish during a stop. The next server takes over unfinished deployments.
 const WORK_DRAIN: Duration = Duration::from_secs(30);
 
 /// The number of requests of one user at the same time. Most requests start a process.
@@ -56,8 +56,8 @@ const REQUESTS_PER_USER: usize = 16;
 /// The time within which a client must read an error.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time that HTTP requests get to finish after that. It is short, because new requests are not answered meanwhile, and both times
-/// together are shorter than the keeper's limit for a stop (`SERVER_GRACE`).
+/// The time that HTTP requests get to finish after [`WORK_DRAIN`]. It is short, because new requests are not answered meanwhile. Both times
+/// together must be shorter than the keeper's limit for a stop (`SERVER_GRACE`).
 const HTTP_DRAIN: Duration = Duration::from_secs(10);
 
 /// The reason why the server cannot start.
@@ -92,7 +92,7 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
 
 /// Runs the server role until it is told to stop.
 pub fn main(root: Root) -> Result<ExitCode, ServerError> {
-    // Held as long as the process runs. Outside the test build it does nothing.
+    // Held as long as the process runs. Only test builds have failpoints.
     let _faults = fail::FailScenario::setup();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
     runtime.block_on(run(root))?;
@@ -217,7 +217,7 @@ fn services(
         http: reachable(inherited.http_address),
         routes: Default::default(),
         drift: Default::default(),
-        // An observer is one line here, and a file with an `impl Observer`.
+        // To add an observer, add a line here, and a file with its `impl Observer`.
         observers: observe::Observers::start(
             [Some(Arc::new(observe::ServerLog) as _), observe::of_tests()].into_iter().flatten(),
         ),
@@ -267,7 +267,7 @@ async fn follow_processes(
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                // The last exit of a process is one that was requested.
+                // The last exit of a process was requested, so it is not unexpected.
                 Ok(Event::Exited { id, exit, last: false, .. }) => {
                     if let Some(label) = runtime.exited(id, exit) {
                         pipeline.process_ended(&label, exit);
@@ -369,7 +369,7 @@ impl ExecHandler for SshHandler {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
                     Kind::Refused,
-                    format!("{caller} has {REQUESTS_PER_USER} requests under way, and no more are taken"),
+                    format!("{caller} has {REQUESTS_PER_USER} requests in progress (the limit)"),
                 )
                 .hint("wait until one has ended, or end one, such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
@@ -379,7 +379,7 @@ impl ExecHandler for SshHandler {
             let words = match call.request {
                 ExecRequest::Git { service, path } if path.pillar => {
                     let _ = service;
-                    let why = format!("{} has no pillar repository: pillars are not there in this version", path.project);
+                    let why = format!("{} has no pillar repository: this version does not support pillars", path.project);
                     return refuse(stderr, &CommandError::new(Kind::NotFound, why)).await;
                 }
                 ExecRequest::Git { service, path } => {
