@@ -27,7 +27,7 @@ pub fn work() -> io::Result<()> {
 
 /// Copies `lower` to `app` unless that has been done; starts an interrupted copy over.
 fn fill(lower: &Path, app: &Path) -> io::Result<()> {
-    // The kernel releases the lock when this process ends, in any way.
+    // The kernel releases the lock when this process exits or is killed.
     let lock = File::open(app)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let mark = app.join(MARK);
@@ -51,7 +51,7 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
     fs::remove_file(mark)
 }
 
-/// Copies one entry; returns whether it is a directory, whose content is then still missing.
+/// Copies one entry. Returns true for a directory, whose content is not copied.
 fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
     let (from, kind) = (entry.path(), entry.file_type()?);
     if kind.is_dir() {

@@ -8,7 +8,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Limit of nested directories that are open at a time; deeper ones are moved up first.
+/// The maximum number of nested directories that are open at a time. Deeper ones are first moved to the top directory.
 const DEPTH: usize = 64;
 
 /// Empties the directory that `LARDER_AREA` names, as far as this user is allowed to.
@@ -28,14 +28,14 @@ pub fn empty(area: &Path) -> io::Result<()> {
         sweep.failure = None;
         let top = sweep.top.try_clone()?;
         sweep.clear(top, 0);
-        // Directories that were moved up are deleted in the next round.
+        // Directories that were moved to the top are deleted in the next round.
         if sweep.moved == before {
             return sweep.failure.map_or(Ok(()), |error| Err(error.into()));
         }
     }
 }
 
-/// Lets the users that follow enter the directory.
+/// Returns the mode with which the users of later sweeps can enter a directory.
 fn open_mode() -> Mode {
     Mode::from_raw_mode(0o755)
 }
@@ -65,13 +65,13 @@ impl Sweep {
     }
 
     fn remove(&mut self, parent: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> {
-        // The entry is a directory, or belongs to another user and may contain files of this one.
+        // If `unlinkat` fails, the entry is a directory, or belongs to another user but may contain files of this user.
         let refused = match unlinkat(parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(error) => error,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // This follows a symlink that replaces the directory meanwhile, but only to files whose mode this user may change anyway.
+        // If a symlink replaces the directory meanwhile, this follows it, but changes only files whose mode this user may change anyway.
         let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
         let directory = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
