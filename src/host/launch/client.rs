@@ -107,7 +107,7 @@ impl Launcher {
             };
             match descriptors.into_iter().next() {
                 Some(output) => all.push(SupervisedProcess { id, label, launch, output, stopping }),
-                None => return Err(LaunchError::Refused { doing, why: "the descriptor of its output is missing".to_owned() }),
+                None => return Err(LaunchError::Refused { doing, why: "the descriptor of the output is missing".to_owned() }),
             }
         }
     }
