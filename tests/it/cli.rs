@@ -248,7 +248,7 @@ fn missing_or_second_server_is_reported(world: &World) {
     let mut second = world.larder_command();
     second.args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     let second = Output::of(&mut second);
-    second.exits(3).says("in use by another larder");
+    second.exits(3).says("another larder is running there");
     world.larder(&["status"]).exits(0);
 }
 
