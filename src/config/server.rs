@@ -353,36 +353,24 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
         "The number of builds that run at the same time. Further builds wait.",
         Unstated,
         "1",
-        |reader, node, key, config| {
-            set(&mut config.builds.parallel, number(reader, node, key, 1..=64));
-        },
+        |reader, node, key, config| set(&mut config.builds.parallel, number(reader, node, key, 1..=64)),
     ),
     KeyRow::value(
         "memory",
         "The memory limit of one build. A recipe cannot exceed it.",
         Unstated,
         "2G",
-        |reader, node, key, config| {
-            set(&mut config.builds.memory, reader.bytes(node, key));
-        },
+        |reader, node, key, config| set(&mut config.builds.memory, reader.bytes(node, key)),
     ),
-    KeyRow::value(
-        "pids",
-        "The maximum number of processes and threads of one build.",
-        Unstated,
-        "2048",
-        |reader, node, key, config| {
-            set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
-        },
-    ),
+    KeyRow::value("pids", "The limit of processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
+        set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
+    }),
     KeyRow::value(
         "timeout",
         "The time limit of one build. A recipe cannot exceed it.",
         Unstated,
         "1h",
-        |reader, node, key, config| {
-            set(&mut config.builds.timeout, reader.time(node, key));
-        },
+        |reader, node, key, config| set(&mut config.builds.timeout, reader.time(node, key)),
     ),
 ];
 
@@ -392,21 +380,17 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     }),
     KeyRow::value(
         "tree_entries",
-        "The maximum number of files and directories of one tree.",
+        "The limit of files and directories of one tree.",
         Unstated,
         "200000",
-        |reader, node, key, config| {
-            set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000));
-        },
+        |reader, node, key, config| set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000)),
     ),
     KeyRow::value(
         "tree_bytes",
-        "The maximum total size of the files of one tree.",
+        "The maximum total size of the files in one tree.",
         Unstated,
         "2G",
-        |reader, node, key, config| {
-            set(&mut config.limits.tree_bytes, reader.bytes(node, key));
-        },
+        |reader, node, key, config| set(&mut config.limits.tree_bytes, reader.bytes(node, key)),
     ),
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.file_bytes, reader.bytes(node, key));
@@ -451,9 +435,7 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
         "The number of releases that stay, for recipes that do not set a number.",
         Unstated,
         "10",
-        |reader, node, key, config| {
-            set(&mut config.keep.releases, number(reader, node, key, 2..=1000));
-        },
+        |reader, node, key, config| set(&mut config.keep.releases, number(reader, node, key, 2..=1000)),
     ),
     KeyRow::value(
         "age",
@@ -476,9 +458,7 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
         "The number of deployments whose records and logs stay.",
         Is("200"),
         "200",
-        |reader, node, key, config| {
-            set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000));
-        },
+        |reader, node, key, config| set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000)),
     ),
 ];
 
