@@ -254,7 +254,7 @@ fn requests_per_user_are_limited(world: &World) {
     let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
     until("there are too many", || {
         let more = world.ssh("alice", &["whoami"]);
-        more.status == 3 && more.stderr.contains("alice has 16 requests under way")
+        more.status == 3 && more.stderr.contains("alice has 16 requests in progress")
     });
     world.ssh("bob", &["whoami"]).exits(0);
     for one in &mut all {
