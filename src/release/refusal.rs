@@ -25,7 +25,7 @@ pub enum Refusal {
         key: PublicKey,
     },
     /// The signature is not over this manifest.
-    #[error("the signature of release {release} does not fit its manifest: it was altered after {key} had signed it")]
+    #[error("the signature of release {release} does not match its manifest: the manifest was altered after {key} signed it")]
     BadSignature {
         /// The refused release.
         release: ReleaseId,
@@ -43,7 +43,7 @@ pub enum Refusal {
         wanted: ProjectName,
     },
     /// It was built by an environment that is not accepted.
-    #[error("release {release} was made by the environment {found}; accepted is what comes from {}", names(.wanted))]
+    #[error("release {release} was made by the environment {found}; accepted environments: {}", names(.wanted))]
     OtherEnvironment {
         /// The refused release.
         release: ReleaseId,
@@ -72,7 +72,7 @@ pub enum Refusal {
     },
     /// An older release than one accepted before is offered as the newest.
     #[error(
-        "release {release} (build {build}) is offered as the newest, but release {newer} (build {newer_build}) of the same server was accepted before: this is an old release again"
+        "release {release} (build {build}) is offered as the newest, but release {newer} (build {newer_build}) of the same server was accepted before: an old release is offered again"
     )]
     Replayed {
         /// The refused release.
@@ -85,7 +85,7 @@ pub enum Refusal {
         newer_build: u64,
     },
     /// The store has this release with another manifest.
-    #[error("there is a release {release} here already, and its manifest says something else")]
+    #[error("there is a release {release} here already, with another manifest")]
     Contradicts {
         /// The refused release.
         release: ReleaseId,
@@ -153,35 +153,38 @@ impl Refusal {
     pub fn hint(&self) -> String {
         match self {
             Refusal::Unsigned { .. } => {
-                "deploy it once more on the server that cooked it; a larder of today signs what it makes".to_owned()
+                "deploy the commit again on the server that cooked the release; this version of larder signs releases".to_owned()
             }
             Refusal::UnknownSigner { project, key, .. } => format!(
                 "compare it with what `larder key show` prints on the server that cooked it; if it is the same: `larder key trust {project} {key}`"
             ),
             Refusal::BadSignature { .. } => {
-                "fetch it again from the server that cooked it; if that does not help, it is changed on the way".to_owned()
+                "fetch the release again from the server that cooked it; if the error persists, files are changed on the way"
+                    .to_owned()
             }
             Refusal::OtherProject { found, .. } => {
-                format!("look at the address of the remote: it leads to deliverables of {found}")
+                format!("correct the address of the remote: it has the deliverables of {found}")
             }
             Refusal::OtherEnvironment { found, .. } => {
                 format!("if {found} is meant to deliver here, name it in the address of the remote")
             }
             Refusal::OtherRelease { .. } => {
-                "look who can write where the deliverables lie; files there were renamed or exchanged".to_owned()
+                "check who can write to the store of the remote: files there were renamed or exchanged".to_owned()
             }
             Refusal::OtherCommit { wanted, .. } => {
                 format!("deploy {} on the server that cooks, then try again", wanted.short())
             }
             Refusal::Replayed { release, .. } => {
-                format!("if you do want the older one, ask for it by name: {release}")
+                format!("to deploy the older release, name it: {release}")
             }
             Refusal::Contradicts { .. } => {
-                "a release never changes; look what happened to the key of the server that cooked it".to_owned()
+                "a release never changes: check who has the signing key of the server that cooked it".to_owned()
             }
             Refusal::NewerFormat { .. } => "update larder here".to_owned(),
-            Refusal::Unreadable { .. } | Refusal::Truncated { .. } | Refusal::Altered { .. } => "fetch it again".to_owned(),
-            Refusal::Disagrees { .. } => "deploy it once more on the server that cooked it; do not use this one".to_owned(),
+            Refusal::Unreadable { .. } | Refusal::Truncated { .. } | Refusal::Altered { .. } => {
+                "fetch the release again".to_owned()
+            }
+            Refusal::Disagrees { .. } => "deploy the commit again on the server that cooked the release".to_owned(),
             Refusal::Record { .. } => "fetch the record again from the server that ran the release".to_owned(),
         }
     }

@@ -204,7 +204,7 @@ pub fn accept_record(record: &HealthRecord, manifest: &Manifest, trust: &[Public
         return Err(refused(format!("it is signed by {}, which is not trusted for {}", signature.key, manifest.project)));
     }
     if !verify_signature(&signature, &record.statement()) {
-        return Err(refused(format!("it was altered after {} had signed it", signature.key)));
+        return Err(refused(format!("it was altered after {} signed it", signature.key)));
     }
     if record.project != manifest.project {
         return Err(refused(format!("it is about the project {}", record.project)));

@@ -113,7 +113,7 @@ fn unsigned_untrusted_and_forged_releases_are_refused() {
     assert_eq!(
         found.to_string(),
         format!(
-            "the signature of release {release} does not fit its manifest: it was altered after {} had signed it",
+            "the signature of release {release} does not match its manifest: the manifest was altered after {} signed it",
             key.public()
         )
     );
@@ -136,7 +136,7 @@ fn release_of_another_project_environment_id_or_commit_is_refused() {
     let found = refusal(&expect, &manifest, &trust);
     assert_eq!(
         found.to_string(),
-        format!("release {release} was made by the environment staging; accepted is what comes from qa, beta")
+        format!("release {release} was made by the environment staging; accepted environments: qa, beta")
     );
 
     let wanted = ReleaseId::new(jiff::Timestamp::now());
@@ -175,7 +175,7 @@ fn old_build_offered_as_the_newest_is_refused() {
     assert_eq!(
         found.to_string(),
         format!(
-            "release {} (build 5) is offered as the newest, but release {} (build 6) of the same server was accepted before: this is an old release again",
+            "release {} (build 5) is offered as the newest, but release {} (build 6) of the same server was accepted before: an old release is offered again",
             five.release, six.release
         )
     );

@@ -149,7 +149,11 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let unsigned = Manifest { signature: None, ..forge.forged(&second, |_| {}) };
     forge.offers(&unsigned, &archive, None, honest);
     let text = format!("release {} is not signed", unsigned.release);
-    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; a larder of today signs what it makes");
+    forge.refuses(
+        pull,
+        &text,
+        "hint: deploy the commit again on the server that cooked the release; this version of larder signs releases",
+    );
 
     let stranger = SigningKey::ephemeral().unwrap();
     let mut unknown = forge.forged(&second, |_| {});
@@ -162,19 +166,19 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     altered.build += 100;
     forge.offers(&altered, &archive, None, honest);
     let text = format!(
-        "the signature of release {} does not fit its manifest: it was altered after {trusted} had signed it",
+        "the signature of release {} does not match its manifest: the manifest was altered after {trusted} signed it",
         altered.release
     );
     forge.refuses(
         pull,
         &text,
-        "hint: fetch it again from the server that cooked it; if that does not help, it is changed on the way",
+        "hint: fetch the release again from the server that cooked it; if the error persists, files are changed on the way",
     );
 
     let blog = forge.forged(&second, |manifest| manifest.project = "blog".parse().unwrap());
     forge.offers(&blog, &archive, None, honest);
     let text = format!("release {} belongs to the project blog, not to shop", blog.release);
-    forge.refuses(pull, &text, "hint: look at the address of the remote: it leads to deliverables of blog");
+    forge.refuses(pull, &text, "hint: correct the address of the remote: it has the deliverables of blog");
 
     let (old, newer) = (forge.forged(&second, |_| {}), ReleaseId::new(jiff::Timestamp::now()));
     forge.offers(&old, &archive, None, |offer| {
@@ -182,7 +186,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
         offer.build += 1;
     });
     let text = format!("the file of release {newer} is release {} under another name", old.release);
-    forge.refuses(pull, &text, "hint: look who can write where the deliverables lie; files there were renamed or exchanged");
+    forge.refuses(pull, &text, "hint: check who can write to the store of the remote: files there were renamed or exchanged");
 
     // A commit that nobody has cooked, and a place that says it has.
     let staged = forge.repo.head();
@@ -210,14 +214,14 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let disagreeing = forge.forged(&second, |manifest| manifest.archive = first.archive.clone());
     forge.offers(&disagreeing, &first_archive, None, honest);
     let text = format!("the archive of release {} and its manifest disagree: ", disagreeing.release);
-    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; do not use this one");
+    forge.refuses(pull, &text, "hint: deploy the commit again on the server that cooked the release");
     let lying = forge.forged(&second, |manifest| {
         manifest.entries.retain(|entry| entry.path != "index.html");
         manifest.tree = larder_archive::tree_digest(&manifest.entries);
     });
     forge.offers(&lying, &archive, None, honest);
     let text = format!("the archive of release {} and its manifest disagree: ", lying.release);
-    forge.refuses(pull, &text, "hint: deploy it once more on the server that cooked it; do not use this one");
+    forge.refuses(pull, &text, "hint: deploy the commit again on the server that cooked the release");
 
     // Bytes that nobody has signed.
     let good = forge.forged(&second, |_| {});
@@ -270,10 +274,10 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
     let before = world.snapshot("shop");
     let said = forge.pull();
     said.exits(1).says(&format!(
-        "release {} (build 11) is offered as the newest, but release {} (build 12) of the same server was accepted before: this is an old release again",
+        "release {} (build 11) is offered as the newest, but release {} (build 12) of the same server was accepted before: an old release is offered again",
         middle.release, new.release
     ));
-    said.says(&format!("hint: if you do want the older one, ask for it by name: {}", middle.release));
+    said.says(&format!("hint: to deploy the older release, name it: {}", middle.release));
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
     // Older than what is live, it is not even begun.
@@ -297,7 +301,7 @@ fn release_of_another_environment_is_refused(world: &World) {
     let good = fs::read(&path).unwrap();
     fs::write(&path, serde_json::to_vec(&lab).unwrap()).unwrap();
     let pull = || world.larder(&["pull", "shop/production", &made.release.to_string()]);
-    let text = format!("release {} was made by the environment lab; accepted is what comes from staging", made.release);
+    let text = format!("release {} was made by the environment lab; accepted environments: staging", made.release);
     forge.refuses(pull, &text, "hint: if lab is meant to deliver here, name it in the address of the remote");
     fs::write(&path, good).unwrap();
     pull().ok();
@@ -317,8 +321,8 @@ fn two_statements_about_one_release(world: &World) {
     let refused = import(world, "shop/production", &container(&parts));
     refused
         .exits(3)
-        .says(&format!("there is a release {} here already, and its manifest says something else", first.release))
-        .says("hint: a release never changes; look what happened to the key of the server that cooked it");
+        .says(&format!("there is a release {} here already, with another manifest", first.release))
+        .says("hint: a release never changes: check who has the signing key of the server that cooked it");
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(live_manifest(world, "production", "shop"), serde_json::to_value(&first).unwrap());
     world.serves("shop", "version one");
