@@ -35,9 +35,9 @@ pub(super) struct Walk {
     pub journal: Journal,
     /// The outcome, or the failure of the journal that ended the walk.
     pub outcome: Result<Outcome, JournalError>,
-    /// Whether a later server or a person has taken the deployment over.
+    /// True if a later server or a person has taken the deployment over.
     pub recovered: bool,
-    /// The receiver of the verdict; `None` if the pusher's server has died.
+    /// The receiver of the verdict; `None` if the server that accepted the push has died.
     pub verdict: Option<watch::Sender<Option<Outcome>>>,
     /// The queue's lock, released when the verdict is given.
     pub work: Option<OwnedMutexGuard<()>>,

@@ -150,7 +150,7 @@ impl Services {
 pub struct Deployment {
     /// Everything that was decided before the first step.
     pub spec: DeploymentSpec,
-    /// What the steps have found out so far.
+    /// The results of the steps so far.
     pub facts: Facts,
     /// The environment as it is registered now, with the mode of the specification.
     pub environment: Environment,
@@ -164,7 +164,7 @@ pub struct Deployment {
     pub memory: Memory,
 }
 
-/// What a deployment holds in this process only. It is never journalled, and a revived deployment has it anew.
+/// The state of a deployment in this process only. It is never journalled; a revived deployment gets a new one.
 #[derive(Default)]
 pub struct Memory {
     /// Cancelled when a person wants the deployment to end.
@@ -220,7 +220,7 @@ impl Deployment {
         let release = self.spec.release.to_string();
         match std::fs::read_link(self.paths.current()) {
             Ok(target) if self.previous_release() != Some(self.spec.release) && target.as_os_str() == release.as_str() => {
-                Err(Failure::nobody(format!("`current` still names {release}, which therefore stays")))
+                Err(Failure::blameless(format!("`current` still names {release}, which therefore stays")))
             }
             _ => Ok(()),
         }

@@ -52,7 +52,7 @@ impl Pipeline {
                 ticket.transcript.title("Another deployment is under way; this one waits for it");
                 if let Some(old) = superseded {
                     let why = format!("superseded by the newer push of {}", ticket.request.commit.short());
-                    let (this, fault) = (self.clone(), Failure::nobody(why).in_phase(Phase::Gather));
+                    let (this, fault) = (self.clone(), Failure::blameless(why).in_phase(Phase::Gather));
                     self.0.tasks.spawn(async move { this.conclude(&queue, Ended::NeverBegan { pending: old, fault }).await });
                 }
             }
@@ -91,7 +91,7 @@ impl Pipeline {
     async fn deploy(&self, queue: &Queue, pending: Pending) {
         let work = queue.work.clone().lock_owned().await;
         if let Err(why) = self.may_start(queue, &pending.ticket.request) {
-            let fault = Failure::nobody(why).in_phase(Phase::Gather);
+            let fault = Failure::blameless(why).in_phase(Phase::Gather);
             self.conclude(queue, Ended::NeverBegan { pending, fault }).await;
             return;
         }

@@ -33,7 +33,7 @@ impl Failure {
     }
 
     /// A failure without a party at fault, such as a cancel.
-    pub fn nobody(why: impl fmt::Display) -> Failure {
+    pub fn blameless(why: impl fmt::Display) -> Failure {
         Failure { blame: Blame::Nobody, why: why.to_string(), hints: Vec::new() }
     }
 

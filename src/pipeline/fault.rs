@@ -33,7 +33,7 @@ pub fn delivered() {
     fail::fail_point!("announce.delivered", |marks| die("announce.delivered", marks));
 }
 
-/// Whether the step `name` was told to fail before (`step.NAME`) or after (`step.NAME.late`) its work.
+/// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);
     let _ = name;
@@ -58,20 +58,20 @@ pub fn step_panics(name: &str) {
     let _ = name;
 }
 
-/// Whether the undo of the step `name` was told to fail.
+/// Returns true if a failpoint makes the undo of the step `name` fail.
 pub fn undo_fails(name: &str) -> bool {
     fail::fail_point!(&format!("undo.{name}"), |_| true);
     let _ = name;
     false
 }
 
-/// Whether taking an environment into service was told to fail.
+/// Returns true if a failpoint makes the attachment of an environment fail.
 pub fn attach_fails() -> bool {
     fail::fail_point!("attach-fails", |_| true);
     false
 }
 
-/// Whether every step shall run twice.
+/// Returns true if a failpoint makes every step run twice.
 pub fn everything_twice() -> bool {
     fail::fail_point!("twice", |_| true);
     false
@@ -86,8 +86,8 @@ pub async fn delay(name: &'static str) {
 }
 
 /// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next
-/// server has the same failpoints. Where the directory has a file `stop`, the process stops instead, and whoever sees the mark kills
-/// it together with its keeper.
+/// server has the same failpoints. If the directory has a file `stop`, the process stops instead, and the test that finds the mark
+/// kills it together with its keeper.
 #[allow(dead_code)] // Without failpoints nothing calls it.
 fn die(name: &str, marks: Option<String>) {
     let marks = marks.map(std::path::PathBuf::from);

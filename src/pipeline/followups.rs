@@ -51,7 +51,7 @@ pub(super) fn are_due(deployment: &Deployment) {
     }
 }
 
-/// Whether follow-ups of a deployment are left.
+/// Returns true if follow-ups of a deployment are left.
 fn are_left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
     services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
 }

@@ -43,9 +43,9 @@ pub struct Summary {
     pub ended: Option<Timestamp>,
     /// The outcome; `None` while it runs.
     pub outcome: Option<Outcome>,
-    /// Whether a person has released the environment after it got stuck.
+    /// True if a person has unfrozen the environment after the deployment got stuck.
     pub cleared: bool,
-    /// Whether it was a dry run.
+    /// True for a dry run.
     #[serde(rename = "trial")]
     pub dry_run: bool,
     /// The release that was live when it began.
@@ -87,12 +87,12 @@ impl Summary {
         Some((self.deployment, self.ending?, self.outcome.clone()?))
     }
 
-    /// Whether its release went live.
+    /// Returns true if the release went live.
     pub fn went_live(&self) -> bool {
         matches!(self.outcome, Some(Outcome::Live { .. }))
     }
 
-    /// Whether it froze its environment, and no person has released it yet.
+    /// Returns true if the deployment froze its environment, and no person has unfrozen it yet.
     pub fn is_stuck(&self) -> bool {
         matches!(self.outcome, Some(Outcome::Stuck { .. })) && !self.cleared
     }

@@ -49,7 +49,7 @@ pub enum RefDecision {
     Refuse {
         /// The reason in git's line.
         reason: String,
-        /// What to do instead, for the pusher's screen.
+        /// An instruction for the pusher's screen.
         hint: Option<String>,
     },
 }

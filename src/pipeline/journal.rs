@@ -101,7 +101,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     state: JournalState,
-    /// Whether the directory entries of the file and its directory may not be on the disk yet.
+    /// True until the directory entries of the file and of its directory are on the disk.
     new: bool,
 }
 
@@ -128,7 +128,7 @@ pub struct JournalState {
     pub endings: u32,
     /// The last end that observers were told of; 0 for none.
     pub announced: u32,
-    /// Whether a person has released the environment after the deployment got stuck.
+    /// True if a person has unfrozen the environment after the deployment got stuck.
     pub cleared: bool,
 }
 
@@ -199,18 +199,18 @@ impl JournalState {
         self.steps.get(step).copied().unwrap_or(Status::Waiting)
     }
 
-    /// Whether the deployment has passed its commit point, and this was not undone.
+    /// Returns true if the deployment has passed its commit point, and the commit was not undone.
     pub fn is_committed(&self) -> bool {
         self.spec.as_ref().is_some_and(|spec| self.status(spec.commit_point.as_str()) == Status::Done)
     }
 
-    /// Whether unwinding has begun.
+    /// Returns true if unwinding has begun.
     pub fn is_unwinding(&self) -> bool {
         self.steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone | Status::UndoFailed))
     }
 
-    /// Whether a server that takes the deployment over finishes it, and does not unwind it: it is past its commit point, and
-    /// nothing has failed or was undone.
+    /// Returns true if recovery finishes the deployment instead of unwinding it: the deployment is past its commit point, and no
+    /// step has failed or was undone.
     pub fn is_to_be_finished(&self) -> bool {
         self.is_committed() && !self.is_unwinding() && self.fault.is_none()
     }

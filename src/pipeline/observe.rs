@@ -38,7 +38,7 @@ pub enum News {
 /// One announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announcement {
-    /// The same for every delivery of the same event, also by a later server: whoever must not act twice remembers it.
+    /// The same for every delivery of one event, also by a later server. An observer that must not act twice remembers it.
     pub id: String,
     /// The moment at which this delivery was made.
     pub at: Timestamp,

@@ -41,7 +41,7 @@ pub enum Goal {
         release: ReleaseId,
         /// The place that has it.
         origin: Origin,
-        /// Whether the newest release was asked for, and not this one by name.
+        /// True if the request asked for the newest release, not for this release by name.
         newest: bool,
         /// The reason for which the promotion policy does not apply.
         overriding: Option<String>,
@@ -87,7 +87,7 @@ pub(super) struct State {
     pub(super) live: Option<Live>,
     /// The release of the running deployment, which is never pruned.
     pub(super) in_progress: Option<ReleaseId>,
-    /// Whether the environment is being removed: no deployment enters any more.
+    /// True while the environment is being removed; no deployment enters then.
     pub(super) closed: bool,
 }
 

@@ -72,7 +72,7 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
         None => Outcome::Tried,
         Some(undo) => {
             let phase = plan.steps().last().map_or(Phase::Gather, Step::phase);
-            Outcome::Stuck { fault: Failure::nobody("the dry run succeeded").in_phase(phase), undo }
+            Outcome::Stuck { fault: Failure::blameless("the dry run succeeded").in_phase(phase), undo }
         }
     })
 }
@@ -112,7 +112,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 /// permits does not count.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let cancelled = deployment.memory.cancelled.clone();
-    let gone = || Err(Failure::nobody("cancelled"));
+    let gone = || Err(Failure::blameless("cancelled"));
     let _acquired = tokio::select! {
         biased;
         () = cancelled.cancelled() => return gone(),
@@ -156,7 +156,7 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
         }
         journal.append(Event::UndoStarted { step: step.name().to_owned() })?;
         let undone = match fault::undo_fails(step.name()) {
-            true => Err(Failure::nobody("told to fail")),
+            true => Err(Failure::blameless("told to fail")),
             false => undo(step, deployment).await,
         };
         match undone {
@@ -182,7 +182,7 @@ pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let undoing = tokio::time::timeout(UNDO_LIMIT, step.undo(deployment));
-    let late = || Failure::nobody(format!("took longer than {}", seconds(UNDO_LIMIT)));
+    let late = || Failure::blameless(format!("took longer than {}", seconds(UNDO_LIMIT)));
     caught(step.name(), async { undoing.await.unwrap_or_else(|_| Err(late())) }).await
 }
 

@@ -39,7 +39,7 @@ impl Pipeline {
         let environment = &queue.environment();
         let id = history.of_release(live.release).map(|summary| summary.deployment);
         let id = id.ok_or_else(|| {
-            Failure::nobody(format!("the record of the deployment that made {} live no longer exists", live.number))
+            Failure::blameless(format!("the record of the deployment that made {} live no longer exists", live.number))
         })?;
         let (recorded, _) = self.reopen(queue, id).map_err(|error| Failure::host(&error))?;
         let (mut spec, mut facts) = (recorded.spec, recorded.facts);

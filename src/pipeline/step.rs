@@ -30,7 +30,7 @@ pub trait Step: Send + Sync {
     /// One line for `larder plan`.
     fn about(&self) -> &'static str;
 
-    /// Whether the work outlives a power cut, so that the `started` event has to be on the disk before the work begins. A step that
+    /// Returns true if the work outlives a power cut: the `started` event must then be on the disk before the work begins. A step that
     /// works in scratch directories and in memory only, or has nothing to do this time, returns `false`: after a power cut there
     /// is nothing to revert.
     fn is_durable(&self, deployment: &Deployment) -> bool {
@@ -51,7 +51,7 @@ pub trait Step: Send + Sync {
         (limit, late.hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", self.phase())))
     }
 
-    /// Whether a cancel or the time limit ends the work in the middle. A step that is short, and that leaves half a state behind
+    /// Returns true if a cancel or the time limit may interrupt the work. A step that is short, and that leaves half a state behind
     /// if it is cut, returns `false`; a cancel then takes effect before the next step.
     fn interruptible(&self) -> bool {
         true

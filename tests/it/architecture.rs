@@ -33,9 +33,6 @@ const KEPT: [(&str, &[&str]); 17] = [
 /// The lines of a file without its tests.
 const MAX_LINES: usize = 500;
 
-/// Import cycles between files that are still to be removed, as `source root: modules`. The list may only shrink.
-const KNOWN_CYCLES: [&str; 0] = [];
-
 /// The sources of the program itself, with their paths below `src/`.
 fn program() -> Vec<(PathBuf, Source)> {
     let below = |source: Source| Some((source.path.strip_prefix("src").ok()?.to_owned(), source));
@@ -127,26 +124,13 @@ fn files_import_each_other_without_cycles() {
         let (root, module) = source.module();
         roots.entry(root).or_default().push((module, source));
     }
-    let known: Vec<BTreeSet<&str>> = KNOWN_CYCLES.iter().map(|cycle| cycle.split(' ').collect()).collect();
     let (mut seen, mut wrong) = (0, Vec::new());
-    let mut found: Vec<String> = Vec::new();
     for (root, files) in &roots {
         let imports = Imports::of(files);
         seen += imports.edges.values().map(BTreeSet::len).sum::<usize>();
         for cycle in imports.cycles() {
             let modules: Vec<_> = cycle.iter().map(|module| module.join("/")).collect();
-            let cycle = format!("{}: {}", root.display(), modules.join(" "));
-            let names: BTreeSet<_> = cycle.split(' ').collect();
-            if !known.iter().any(|known| names.is_subset(known)) {
-                wrong.push(format!("import cycle in {cycle}"));
-            }
-            found.push(cycle);
-        }
-    }
-    for known in known {
-        let is_left = found.iter().any(|cycle| cycle.split(' ').collect::<BTreeSet<_>>().is_subset(&known));
-        if !is_left {
-            wrong.push(format!("there is no such cycle any more, remove it from KNOWN_CYCLES: {known:?}"));
+            wrong.push(format!("import cycle in {}: {}", root.display(), modules.join(" ")));
         }
     }
     assert!(seen > 300, "only {seen} imports were found");

@@ -11,10 +11,7 @@ const HEADLESS: [&str; 10] = ["What", "Whether", "Where", "Which", "Why", "Who",
 const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "trade", "trades"];
 
 /// Texts with such a word that are right: a name of the system, or a person.
-const ALLOWED_TEXTS: [&str; 3] = ["(\"nobody\"", "\"nobody\",", "user nobody"];
-
-/// The headless docs and the vague words per module that are still to be rewritten. The counts may only fall.
-const ALLOWED: [(&str, usize, usize); 2] = [("keeper", 0, 1), ("pipeline", 24, 16)];
+const ALLOWED_TEXTS: [&str; 4] = ["(\"nobody\"", "\"nobody\",", "user nobody", "nobody:x:"];
 
 /// Of a module's doc comments, one in fifty may be headless: some questions are the clearest opening.
 const HEADLESS_PER_DOCS: usize = 50;
@@ -68,8 +65,7 @@ fn doc_comment_does_not_open_with_a_headless_clause() {
     let counted = counted();
     let mut wrong = Vec::new();
     for (module, counts) in &counted {
-        let known = ALLOWED.iter().find(|(name, ..)| name == module).map_or(0, |(_, headless, _)| *headless);
-        let allowed = known.max(counts.docs / HEADLESS_PER_DOCS);
+        let allowed = counts.docs / HEADLESS_PER_DOCS;
         if counts.headless.len() > allowed {
             let list = counts.headless.join("\n  ");
             wrong.push(format!("{module}: {} headless docs, {allowed} are allowed:\n  {list}", counts.headless.len()));
@@ -83,10 +79,8 @@ fn doc_comment_does_not_open_with_a_headless_clause() {
 fn texts_name_their_subject() {
     let mut wrong = Vec::new();
     for (module, counts) in counted() {
-        let allowed = ALLOWED.iter().find(|(name, ..)| *name == module).map_or(0, |(_, _, vague)| *vague);
-        if counts.vague.len() > allowed {
-            let list = counts.vague.join("\n  ");
-            wrong.push(format!("{module}: {} vague words, {allowed} are allowed:\n  {list}", counts.vague.len()));
+        if !counts.vague.is_empty() {
+            wrong.push(format!("{module}:\n  {}", counts.vague.join("\n  ")));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -118,22 +112,4 @@ fn public_item_has_a_doc_comment() {
     }
     assert!(seen > 1000, "only {seen} public items were found");
     assert!(missing.len() <= UNDOCUMENTED, "{} items, {UNDOCUMENTED} are allowed:\n{}", missing.len(), missing.join("\n"));
-}
-
-/// A module that needs less than its allowance gives it back.
-#[test]
-fn language_allowance_falls_with_the_counts() {
-    let counted = counted();
-    let slack: Vec<_> = ALLOWED
-        .iter()
-        .filter(|(module, headless, vague)| {
-            let counts = counted.get(*module);
-            let (found, docs, texts) =
-                counts.map_or((0, 0, 0), |counts| (counts.headless.len(), counts.docs, counts.vague.len()));
-            let least = docs / HEADLESS_PER_DOCS;
-            (*headless > least && *headless > found + 10) || *vague > texts + 10
-        })
-        .map(|(module, ..)| format!("{module}: lower its counts in ALLOWED"))
-        .collect();
-    assert!(slack.is_empty(), "{}", slack.join("\n"));
 }

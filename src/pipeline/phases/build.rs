@@ -215,7 +215,7 @@ pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built
         buildpack::build(launcher, environment.project_id, environment.id, job, lines, &deployment.memory.cancelled).await;
     let _ = copying.await;
     built.map_err(|error| match error {
-        BuildpackError::Cancelled => Failure::nobody("cancelled"),
+        BuildpackError::Cancelled => Failure::blameless("cancelled"),
         other => Failure { blame: other.blame(), why: other.why(), hints: other.hints() },
     })
 }

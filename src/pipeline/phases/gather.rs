@@ -226,6 +226,6 @@ impl Step for LoadRelease {
 }
 
 fn unknown(release: ReleaseId) -> Failure {
-    Failure::nobody(format!("the record of the deployment that made {release} live no longer exists"))
+    Failure::blameless(format!("the record of the deployment that made {release} live no longer exists"))
         .hint("choose another release (`larder releases` lists them), or deploy the commit again with `larder deploy --ref`")
 }

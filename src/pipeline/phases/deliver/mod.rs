@@ -41,7 +41,7 @@ impl Step for Deliverable {
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {
         // The recipe is not known yet, and the bandwidth is not up to the project. A transfer that stalls ends sooner.
         let why = format!("took longer than {}", seconds(LIMIT));
-        (LIMIT, Failure::nobody(why).hint("try again: the next attempt resumes the transfer"))
+        (LIMIT, Failure::blameless(why).hint("try again: the next attempt resumes the transfer"))
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
@@ -78,7 +78,7 @@ impl Step for Deliverable {
 async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
     let path = deployment.paths.manifest(deployment.spec.release);
     let read = tokio::task::spawn_blocking(move || store::read(&path)).await;
-    read.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))
+    read.map_err(Failure::blameless)?.map_err(|error| Failure::host(&error))
 }
 
 /// Returns what the release must be: of this project, with the requested id, made of the deployed commit or of one with the same tree;
@@ -110,12 +110,13 @@ async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<()
         return Ok(());
     }
     let why = format!("release {} was made of {} (expected {})", spec.release, manifest.commit.short(), spec.commit.short());
-    Err(Failure::nobody(why).hint("run `larder remote check`: the remote that offered the release is misconfigured or dishonest"))
+    Err(Failure::blameless(why)
+        .hint("run `larder remote check`: the remote that offered the release is misconfigured or dishonest"))
 }
 
 fn refused(error: ReleaseError) -> Failure {
     let hint = error.hint();
-    let failure = Failure::nobody(chain(&error));
+    let failure = Failure::blameless(chain(&error));
     hint.into_iter().fold(failure, Failure::hint)
 }
 
@@ -129,7 +130,7 @@ async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> 
     }
     let (own, release) = (deployment.paths.clone(), spec.release);
     let shared = tokio::task::spawn_blocking(move || share(&sibling, &own, release)).await;
-    let body = shared.map_err(Failure::nobody)?.map_err(|error| Failure::host(&error))?;
+    let body = shared.map_err(Failure::blameless)?.map_err(|error| Failure::host(&error))?;
     let directory = deployment.paths.incoming().join(release.to_string());
     let trust = [deployment.services.signing.public()];
     let expect = Expectation { environments: vec![name.clone()], ..expectation(deployment).await };

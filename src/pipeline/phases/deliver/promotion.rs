@@ -40,7 +40,7 @@ impl Step for PromotionCheck {
             let what = missing.join("; ");
             let environment = deployment.environment.title();
             let Some(reason) = &deployment.spec.overriding else {
-                return Err(Failure::nobody(format!("not fit for promotion: {what}"))
+                return Err(Failure::blameless(format!("not fit for promotion: {what}"))
                     .hint("wait until the release meets the policy, then try again")
                     .hint(format!("in an emergency: larder pull {environment} {release} --override \"why\"")));
             };

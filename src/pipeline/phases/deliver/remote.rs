@@ -16,7 +16,7 @@ use crate::{
 
 /// Pulls a release from a remote, and the commit as well where the repository does not have it.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
-    let gone = || Failure::nobody(format!("the remote {name} was removed in the meantime"));
+    let gone = || Failure::blameless(format!("the remote {name} was removed in the meantime"));
     let remote = deployment.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
     let place = deployment.services.places.open(remote, &deployment.environment.project).map_err(unreached)?;
     let brought = async {
@@ -81,7 +81,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
     let spec = &deployment.spec;
     let offers = place.list().await?;
     let offer = offers.into_iter().find(|offer| offer.release == spec.release);
-    let gone = || Failure::nobody(format!("{} no longer offers {}", place.title(), spec.release));
+    let gone = || Failure::blameless(format!("{} no longer offers {}", place.title(), spec.release));
     let offer = offer.ok_or_else(|| PullError::Other(gone()))?;
     let transcript = deployment.transcript.clone();
     let progress = remote::tenths(move |line| transcript.detail(line));
@@ -136,7 +136,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         return Ok(());
     }
     if !place.is_server() {
-        return Err(Failure::nobody(format!("the repository here does not have the commit {}", spec.commit.short())).hint(
+        return Err(Failure::blameless(format!("the repository here does not have the commit {}", spec.commit.short())).hint(
             format!("{} has releases only; push the commit to any branch of this project first, then pull again", place.title()),
         ));
     }
@@ -163,5 +163,5 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
 
 fn unreached(error: RemoteError) -> Failure {
     let hints = error.hints();
-    hints.into_iter().fold(Failure::nobody(chain(&error)), Failure::hint)
+    hints.into_iter().fold(Failure::blameless(chain(&error)), Failure::hint)
 }

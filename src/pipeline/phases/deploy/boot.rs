@@ -19,9 +19,9 @@ use crate::{
 /// The first pause between two checks. It doubles up to the recipe's interval, so that a fast start is noticed at once and a slow one
 /// is not disturbed.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
-/// How many lines of a failed process's log the pusher sees.
+/// The number of lines of a failed process's log that the pusher sees.
 const LOG_LINES: usize = 20;
-/// How long one health request may take.
+/// The time limit of one health request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The remedy for a process that listens on no port or on a port of its own.
 const LISTEN: &str = "listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT";

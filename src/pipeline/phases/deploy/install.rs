@@ -98,7 +98,7 @@ fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
         ReleaseError::Refused { why } if brought => {
             remove(paths, release, paths.archive(release));
             let refusal = Refusal::Disagrees { release, why };
-            Failure::nobody(refusal.to_string()).hint(refusal.hint())
+            Failure::blameless(refusal.to_string()).hint(refusal.hint())
         }
         error => bundle::failure(error),
     }
