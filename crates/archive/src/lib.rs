@@ -1,5 +1,5 @@
 //! Release archives, which are written and read frame by frame, and the [deltas](delta) between releases. This crate starts no processes
-//! and knows nothing of environments. Read [`Archive`] and [`write`] first.
+//! and knows nothing of environments. Read [`Archive`] and [`write()`] first.
 //!
 //! An archive is a sequence of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of the
 //! "zstd seekable format". The last data frame ends with the two empty blocks of tar. Plain `tar --zstd -x` opens the file.
