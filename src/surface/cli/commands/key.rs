@@ -79,7 +79,8 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {
-        CommandError::new(Kind::Usage, error.to_string()).hint("give one line, such as `ssh-ed25519 AAAA... name`")
+        CommandError::new(Kind::Usage, error.to_string())
+            .hint("give the public key as one line, such as `ssh-ed25519 AAAA... name`")
     })?;
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
 }
