@@ -57,7 +57,7 @@ struct Project {
 impl Project {
     fn new(files: &[(&str, &str)]) -> Project {
         let project = Project { temp: tempfile::tempdir().unwrap() };
-        for directory in ["app", "cache", "bin"] {
+        for directory in ["app", "cache", "bin", "tmp"] {
             fs::create_dir(project.temp.path().join(directory)).unwrap();
         }
         for (name, text) in files {

@@ -42,6 +42,8 @@ impl Real {
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.env("PATH", &self.path).env("LARDER_BUILDPACKS", ours("")).current_dir(self.project.app(""));
+        // Some tools leave files in their temporary directory.
+        command.env("TMPDIR", self.project.temp.path().join("tmp"));
         for name in ["NODE_ENV", "CI", "VIRTUAL_ENV", "CARGO_TARGET_DIR", "RUSTFLAGS", "PIP_FIND_LINKS"] {
             command.env_remove(name);
         }

@@ -421,6 +421,8 @@ async fn descriptor_exhaustion_is_survived() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "surface::ssh::tests::hostile::descriptor_exhaustion_is_survived"])
         .env(FEW_FILES, &path)
+        // That process exits without dropping its world.
+        .env("TMPDIR", directory.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
