@@ -185,7 +185,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     refused("more", "shop", &[&good[..], b"more"].concat(), "something follows its archive", "larder release export");
     // Another archive under this manifest: of another release, and with one frame too many bytes.
     let longer = with("archive.tar.zst", &|content| content.push(0));
-    refused("longer", "shop", &longer, "and its manifest disagree", "do not use this one");
+    refused("longer", "shop", &longer, "and its manifest disagree", "deploy the commit again");
 
     // What is right, over ssh; and once more, which changes nothing.
     production.key("dora");
