@@ -239,7 +239,7 @@ fn long_output_keeps_verdict_and_last_lines(world: &World) {
     push.accepted().says("is left out").says("the last word of the build").says("v2 is live: http").says("to go back to v1");
     repo.program(".larder/build", &format!("#!/bin/sh\n{flood}echo no such header\nexit 3\n")).commit("broken");
     let push = repo.push();
-    push.rejected_with("no such header").says("is left out").says("Everything was put back. v2 is still live.");
+    push.rejected_with("no such header").says("is left out").says("All changes were reverted. v2 is still live.");
     let shown = push.remote().iter().filter(|line| line.trim() == "no such header").count();
     assert!(shown >= 1, "{}", push.0);
     // Somebody who follows later reads the same.
