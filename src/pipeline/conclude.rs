@@ -126,7 +126,7 @@ impl Pipeline {
         }
         let announcement = deployment.announcement(&id, News::Ended(outcome.clone()));
         self.announce(queue, announcement, ending.map(|ending| (journal, ending)));
-        // Where a later server has taken it over, they wait until it is known what runs: see `take_up_followups`.
+        // A recovered deployment's follow-ups wait until the live state is known: see `take_up_followups`.
         if !recovered {
             self.follow_up(queue, deployment, idle);
         }
@@ -138,7 +138,7 @@ impl Pipeline {
         let state = journal.state();
         let mut queue = queue.state.lock();
         if let Some(mut summary) = Summary::of(state) {
-            // Where the journal failed, the state may have an end that is not on the disk, or none; the verdict counts.
+            // If the journal failed, the state may have no end, or an end that is not on the disk. The verdict counts.
             summary.outcome = Some(outcome.clone());
             if summary.went_live() || state.is_committed() {
                 queue.live = Some(deployment.spec.live());

@@ -156,7 +156,7 @@ pub fn for_each<T: Sync, S, E: Send>(
     state: impl Fn() -> S + Sync,
     act: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    // What one thread takes at a time; for less, another one costs more than it helps.
+    // The work of one thread at a time. For less work, a second thread costs more than it saves.
     const PART: usize = 64;
     let parts: Vec<&[T]> = items.chunks(PART).collect();
     let next = AtomicUsize::new(0);

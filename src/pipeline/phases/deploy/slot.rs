@@ -110,7 +110,7 @@ async fn unseed(deployment: &Deployment) {
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
-    // Data that stays is in nobody's way; freezing the environment for it would be worse.
+    // Data that stays does no harm; freezing the environment because of it would be worse.
     match processes::task(deployment, &job).await.and_then(|ended| ended.success("removing seeded data").map(drop)) {
         Ok(()) => {}
         Err(failure) => {
