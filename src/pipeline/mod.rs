@@ -23,7 +23,7 @@ mod known;
 mod modes;
 pub mod observe;
 #[cfg(test)]
-mod old_journals;
+mod old_journals_tests;
 mod output;
 mod phases;
 mod plan;
