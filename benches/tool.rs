@@ -29,9 +29,9 @@ use larder::{
     release::{
         bundle::{self, BundleJob},
         delta,
-        install::{self, Content, UnpackJob},
+        install::{self, ContentSource, UnpackJob},
         manifest::{Head, encode::EncodedManifest, index},
-        pack::{self, DeltaJob, Origin},
+        pack::{self, DeltaJob, PackSource},
         store,
     },
 };
@@ -134,7 +134,8 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     let spare = fingerprint_of(&tree)?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
     // The same release again makes a spare.
-    let content = if previous.is_some_and(|(path, _)| path == archive) { Content::Previous } else { Content::Archive };
+    let content =
+        if previous.is_some_and(|(path, _)| path == archive) { ContentSource::Previous } else { ContentSource::Archive };
     let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
     let places = install::InstallPaths { tree, deploy: deploy.into() };
     let (manifest, before) = match previous {
@@ -175,8 +176,8 @@ fn open_both(one: &Path, other: &Path) -> (Result<File, FileError>, Result<File,
 
 fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path) -> Outcome {
     let job = DeltaJob {
-        old: Origin { tree: Some(text(old)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
-        new: Origin { tree: Some(text(new)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
+        old: PackSource { tree: Some(text(old)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
+        new: PackSource { tree: Some(text(new)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
         threads: threads(),
     };
     let deploy = old.parent().ok_or("a tree has a name")?;
@@ -205,7 +206,7 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let (written, of_old) = open_both(&path, &manifest_of(older));
     let (written, of_old) = (written?, of_old?);
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
-    let job = UnpackJob { previous, content: Content::Delta, spare, threads: threads(), limits };
+    let job = UnpackJob { previous, content: ContentSource::Delta, spare, threads: threads(), limits };
     let places = install::InstallPaths { tree, deploy: deploy.into() };
     let report = install::work(&job, &places, &file, &written, Some(&of_old)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))

@@ -8,14 +8,14 @@ use std::{
 };
 
 use larder::{
-    control::{CommandError, Kind},
+    control::{CommandError, ErrorKind},
     git::hook,
     host::root::Root,
     pipeline::chain,
     runtime::static_server,
     serve,
     server::{self, ServerError},
-    surface::cli::{self, Cli, Command, Local, client, quickstart},
+    surface::cli::{self, Cli, CliCommand, Local, client, quickstart},
     workers,
 };
 
@@ -77,12 +77,12 @@ fn run_hook(name: &str) -> ExitCode {
 fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     let root = absolute(cli.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))?;
     match cli.command {
-        Command::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
-        Command::Local(Local::Serve(args)) => serve::main(root, args),
-        Command::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
-        Command::Local(Local::Server(_)) => server::main(root).map_err(server_failed),
-        Command::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
-        Command::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
+        CliCommand::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
+        CliCommand::Local(Local::Serve(args)) => serve::main(root, args),
+        CliCommand::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
+        CliCommand::Local(Local::Server(_)) => server::main(root).map_err(server_failed),
+        CliCommand::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
+        CliCommand::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
     }
 }
 
@@ -96,12 +96,12 @@ fn printed(result: io::Result<()>) -> ExitCode {
 
 /// Maps an error to an exit code, by which the keeper distinguishes an invalid configuration from a broken program.
 fn server_failed(error: ServerError) -> CommandError {
-    let kind = if matches!(error, ServerError::Config(_)) { Kind::Configuration } else { Kind::Internal };
+    let kind = if matches!(error, ServerError::Config(_)) { ErrorKind::Configuration } else { ErrorKind::Internal };
     CommandError::new(kind, chain(&error))
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
-    CommandError::new(Kind::Internal, chain(error))
+    CommandError::new(ErrorKind::Internal, chain(error))
 }
 
 /// Makes the root absolute, because processes with other working directories use it.

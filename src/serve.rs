@@ -7,7 +7,7 @@ use std::{path::Path, process::ExitCode};
 use crate::{
     buildpack,
     config::ServerConfig,
-    control::{CommandError, Kind},
+    control::{CommandError, ErrorKind},
     git,
     host::root::Root,
     keeper::{self, KeeperError, LibFile},
@@ -50,7 +50,7 @@ pub fn check(root: &Root) -> Result<ExitCode, CommandError> {
     let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
     if keeper != ours {
         let text = format!("cannot reload: the keeper is larder {keeper}, and the installed program is larder {ours}");
-        return Err(CommandError::new(Kind::Refused, text).hint("restart larder to change its version"));
+        return Err(CommandError::new(ErrorKind::Refused, text).hint("restart larder to change its version"));
     }
     load(root).map(|_| ExitCode::SUCCESS)
 }
@@ -58,16 +58,16 @@ pub fn check(root: &Root) -> Result<ExitCode, CommandError> {
 fn load(root: &Root) -> Result<ServerConfig, CommandError> {
     ServerConfig::load(&root.server_file()).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        CommandError::new(Kind::Configuration, lines.join("\n"))
+        CommandError::new(ErrorKind::Configuration, lines.join("\n"))
     })
 }
 
 /// The exit status of a keeper that cannot start.
-fn kind(error: &KeeperError) -> Kind {
+fn kind(error: &KeeperError) -> ErrorKind {
     match error {
-        KeeperError::Taken(_) => Kind::Refused,
-        KeeperError::Listen { .. } | KeeperError::Root { .. } | KeeperError::Closed { .. } => Kind::Configuration,
-        KeeperError::Setup(_) | KeeperError::Wait(_) => Kind::Internal,
+        KeeperError::Taken(_) => ErrorKind::Refused,
+        KeeperError::Listen { .. } | KeeperError::Root { .. } | KeeperError::Closed { .. } => ErrorKind::Configuration,
+        KeeperError::Setup(_) | KeeperError::Wait(_) => ErrorKind::Internal,
     }
 }
 

@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{HttpConfig, HttpScheme, ServerConfig, SshProfile},
-    control::{Caller, CommandError, Control, Kind, Registry, ServerKeys},
+    control::{Caller, CommandError, Control, ErrorKind, Registry, ServerKeys},
     git::{
         Repositories, Service,
         hook::{Listener, PushRegistry},
     },
     host::{
-        launch::{Event, Launcher, Registration, Stdio, take_inherited},
+        launch::{Launcher, ProcessEvent, Registration, Stdio, take_inherited},
         root::Root,
         stream::Outlet,
     },
@@ -38,7 +38,7 @@ use crate::{
     surface::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
-        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, Identity, PublicKeyInfo},
+        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, PublicKeyInfo, SshIdentity},
         user_limit::UserLimit,
     },
 };
@@ -147,7 +147,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let hooks = tokio::spawn(pushes.clone().answer_hooks(hooks));
     let socket = socket::bind(&root.control_socket()).map_err(system("open the control socket"))?;
     let socket = tokio::spawn(socket::serve(socket, control.clone(), stop.requested.clone()));
-    let mut ssh_config = ssh::SshConfig::new(key);
+    let mut ssh_config = ssh::SshServerConfig::new(key);
     ssh_config.drain = WORK_DRAIN;
     ssh_config.profile = match services.config.ssh.profile {
         SshProfile::Strict => ssh::Profile::Strict,
@@ -200,10 +200,10 @@ fn services(
     inherited: &Inherited,
     pull_key: PullKey,
 ) -> Result<Arc<Services>, ServerError> {
-    let limits = remote::Limits {
+    let limits = remote::TransferLimits {
         archive_bytes: config.limits.archive_bytes.bytes(),
         pack_bytes: config.limits.push_bytes.bytes(),
-        ..remote::Limits::default()
+        ..remote::TransferLimits::default()
     };
     let (from, to) = config.ports;
     let logs = Logs::new(LogLimits { max_bytes: config.log.max_bytes.bytes(), keep: config.log.keep.into() });
@@ -268,7 +268,7 @@ async fn follow_processes(
         loop {
             match events.recv().await {
                 // The last exit of a process was requested, so it is not unexpected.
-                Ok(Event::Exited { id, exit, last: false, .. }) => {
+                Ok(ProcessEvent::Exited { id, exit, last: false, .. }) => {
                     if let Some(label) = runtime.exited(id, exit) {
                         pipeline.process_ended(&label, exit);
                     }
@@ -348,11 +348,11 @@ struct SshHandler {
 }
 
 impl ExecHandler for SshHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<Identity> {
+    fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<SshIdentity> {
         let user = self.control.user_of_key(&key.fingerprint_sha256)?;
         // Nearly every request of a user starts a process.
         self.control.pipeline().services().launcher.prewarm();
-        Some(Identity { user })
+        Some(SshIdentity { user })
     }
 
     fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
@@ -368,7 +368,7 @@ impl ExecHandler for SshHandler {
             let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
-                    Kind::Refused,
+                    ErrorKind::Refused,
                     format!("{caller} has {REQUESTS_PER_USER} requests in progress (the limit)"),
                 )
                 .hint("wait until one has ended, or end one, such as `logs --follow`");
@@ -380,7 +380,7 @@ impl ExecHandler for SshHandler {
                 ExecRequest::Git { service, path } if path.pillar => {
                     let _ = service;
                     let why = format!("{} has no pillar repository: this version does not support pillars", path.project);
-                    return refuse(stderr, &CommandError::new(Kind::NotFound, why)).await;
+                    return refuse(stderr, &CommandError::new(ErrorKind::NotFound, why)).await;
                 }
                 ExecRequest::Git { service, path } => {
                     let service = match service {

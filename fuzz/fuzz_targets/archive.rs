@@ -10,7 +10,7 @@
 use std::io::Write;
 
 use larder_archive::{
-    Archive, ArchiveError, ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, Frame, FrameReader, Limits, Sink, check_path,
+    Archive, ArchiveError, ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, Frame, FrameReader, ArchiveLimits, Sink, check_path,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(&packed).expect("space on the disk");
     file.write_all(&info.seek_table()).expect("space on the disk");
-    let Ok(archive) = Archive::open(&file, &entries, &info, &Limits::default()) else { return };
+    let Ok(archive) = Archive::open(&file, &entries, &info, &ArchiveLimits::default()) else { return };
     let mut reader = FrameReader::new().expect("memory");
     let mut seen = Seen { hasher: blake3::Hasher::new(), entry: None };
     let _ = archive.read(0, &mut reader, &mut seen);

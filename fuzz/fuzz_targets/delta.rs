@@ -8,7 +8,7 @@ use std::{fs::File, os::unix::fs::FileExt, sync::LazyLock};
 use larder_archive::{
     ArchiveError, Confined, Digest, Entry, EntryKind, Sink, check_path,
     delta::{
-        self, Changes, ContentOrigin, Delta, DeltaError, Endpoint,
+        self, Changes, ContentOrigin, Delta, DeltaError, DeltaEndpoint,
         forge::{self, Planted},
     },
     tree_digest,
@@ -43,12 +43,12 @@ fuzz_target!(|input: &[u8]| {
     let _ = apply(&old);
 });
 
-fn apply(old: &Endpoint<'_>) -> Result<(), DeltaError> {
+fn apply(old: &DeltaEndpoint<'_>) -> Result<(), DeltaError> {
     let changes = Changes::read(&FILE, &old.id, &old.tree, &old.head)?;
     let (id, tree, head) = (changes.id().to_owned(), changes.tree(), changes.head().to_vec());
     let entries = changes.entries(old.entries.to_vec())?;
     assert!(tree_digest(&entries) == tree);
-    let new = Endpoint { id, tree, archive: old.archive, entries: &entries, head };
+    let new = DeltaEndpoint { id, tree, archive: old.archive, entries: &entries, head };
     let delta = Delta::open(&FILE, old, &OLD.tree, &new)?;
     let mut reader = delta.reader();
     for (index, entry) in entries.iter().enumerate() {

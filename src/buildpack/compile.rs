@@ -7,11 +7,11 @@ use crate::model::{Blame, ProcessType};
 use super::{
     builtin,
     child::{Capture, ScriptCommand},
-    context::{BuildStop, Worker, is_variable},
+    context::{BuildStop, BuildWorker, is_variable},
     release, script,
 };
 
-impl<W: Write + Send + 'static> Worker<W> {
+impl<W: Write + Send + 'static> BuildWorker<W> {
     /// Runs `bin/compile` of each buildpack. A buildpack also gets the variables that the buildpacks before it exported.
     pub(super) fn compile(&mut self) -> Result<(), BuildStop> {
         let selected = self.select()?;

@@ -116,7 +116,7 @@ impl BuildStop {
 }
 
 /// A job in progress. Its output goes to `W`.
-pub(super) struct Worker<W> {
+pub(super) struct BuildWorker<W> {
     pub job: BuildJob,
     pub paths: BuildPaths,
     pub output: Arc<Mutex<W>>,
@@ -126,10 +126,10 @@ pub(super) struct Worker<W> {
     temporary: Option<TempDir>,
 }
 
-impl<W: Write + Send + 'static> Worker<W> {
-    pub fn new(job: BuildJob, paths: BuildPaths, output: W) -> Worker<W> {
+impl<W: Write + Send + 'static> BuildWorker<W> {
+    pub fn new(job: BuildJob, paths: BuildPaths, output: W) -> BuildWorker<W> {
         let output = Arc::new(Mutex::new(output));
-        Worker { job, paths, output, report: BuildReport::default(), selected: None, temporary: None }
+        BuildWorker { job, paths, output, report: BuildReport::default(), selected: None, temporary: None }
     }
 
     /// Writes a line to the build's output.

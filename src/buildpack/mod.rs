@@ -21,5 +21,5 @@ mod worker;
 pub use failure::BuildpackError;
 pub use job::{BuildFailure, BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;
-pub use server::{Output, build, clear_cache};
+pub use server::{BuildOutput, build, clear_cache};
 pub use worker::work;

@@ -15,11 +15,11 @@ use crate::{
 use super::{
     builtin,
     child::{Capture, ScriptCommand, ScriptExit},
-    context::{BuildStop, SelectedBuildpack, Worker},
+    context::{BuildStop, BuildWorker, SelectedBuildpack},
     fetch, script,
 };
 
-impl<W: Write + Send + 'static> Worker<W> {
+impl<W: Write + Send + 'static> BuildWorker<W> {
     /// Returns the buildpacks of this build. The first call selects them.
     pub(super) fn select(&mut self) -> Result<Vec<SelectedBuildpack>, BuildStop> {
         if let Some(selected) = &self.selected {

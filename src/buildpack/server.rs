@@ -20,7 +20,7 @@ use super::{
 };
 
 /// The lines of a build's output without line ends. The channel is bounded, so a slow reader slows the build.
-pub type Output = mpsc::Sender<String>;
+pub type BuildOutput = mpsc::Sender<String>;
 
 /// The maximum size of a report in bytes.
 const REPORT: usize = 1024 * 1024;
@@ -35,7 +35,7 @@ pub async fn build(
     project: ProjectId,
     environment: EnvId,
     job: &BuildJob,
-    output: Output,
+    output: BuildOutput,
     cancel: &CancellationToken,
 ) -> Result<Built, BuildpackError> {
     let (writer, reader) = pipe::pipe().map_err(BuildpackError::Pipe)?;
@@ -103,7 +103,7 @@ pub async fn clear_cache(launcher: &Launcher, project: ProjectId, environment: E
 }
 
 /// Splits the worker's output into lines and sends them.
-async fn forward(mut from: impl AsyncRead + Unpin, output: Output) {
+async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
     let mut total: u64 = 0;

@@ -6,17 +6,17 @@ use crate::model::{Blame, Phase};
 
 use super::{
     child::{Capture, ScriptCommand},
-    context::{BuildPaths, BuildStop, Worker, is_variable},
+    context::{BuildPaths, BuildStop, BuildWorker, is_variable},
     job::{BuildFailure, BuildJob, BuildReport, BuildStep, DoneStep},
     script,
 };
 
 /// Runs a job in the sandbox. Failures are part of the report.
 pub fn work(job: BuildJob) -> BuildReport {
-    Worker::new(job, BuildPaths::from_environment(), std::io::stdout()).work()
+    BuildWorker::new(job, BuildPaths::from_environment(), std::io::stdout()).work()
 }
 
-impl<W: Write + Send + 'static> Worker<W> {
+impl<W: Write + Send + 'static> BuildWorker<W> {
     /// Runs the steps until one of them fails.
     pub fn work(mut self) -> BuildReport {
         for step in self.job.steps.clone() {

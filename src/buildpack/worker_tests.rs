@@ -57,7 +57,7 @@ impl World {
             home: self.path("app"),
         };
         let output = self.path("output");
-        let report = Worker::new(job, paths, fs::File::create(&output).unwrap()).work();
+        let report = BuildWorker::new(job, paths, fs::File::create(&output).unwrap()).work();
         (report, fs::read_to_string(output).unwrap())
     }
 }

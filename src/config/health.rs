@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     keys::{self, Fallback, KeyRow},
     quantity::{StatusRange, TimeSpan},
-    reader::Reader,
+    reader::ConfigReader,
     value::{CommandLine, HttpPath},
     yaml::{Node, Value},
 };
@@ -182,7 +182,7 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
 ];
 
 /// Reads `health:` of one level and merges it into `merged`. A key that does not belong to the resulting kind of check is a problem.
-pub(super) fn read_health(reader: &mut Reader, node: &Node, key: &str, merged: &mut HealthOverrides) {
+pub(super) fn read_health(reader: &mut ConfigReader, node: &Node, key: &str, merged: &mut HealthOverrides) {
     let mut health = HealthOverrides::default();
     keys::read_section(reader, node, key, "{path: /healthz, timeout: 60s}", HEALTH_KEYS, &mut health);
     merged.merge(&health);
@@ -241,7 +241,7 @@ pub(super) fn smoke_example() -> String {
 }
 
 /// Reads one request of `smoke:`: a path, or a mapping of its keys.
-pub(super) fn read_smoke(reader: &mut Reader, node: &Node, key: &str) -> Option<Smoke> {
+pub(super) fn read_smoke(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<Smoke> {
     let mut smoke = SmokeKeys::default();
     if node.text().is_some() {
         smoke.path = reader.path(node, key);

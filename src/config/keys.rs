@@ -3,7 +3,7 @@
 //! The recipe's table is [`super::settings::KEYS`], the server file's is [`super::server::KEYS`]. The reference pages below `docs/`
 //! are rendered from the same rows, and a test compares them.
 
-use super::{reader::Reader, yaml::Node};
+use super::{reader::ConfigReader, yaml::Node};
 
 /// The default of a key, as the reference states it.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +17,7 @@ pub(super) enum Fallback {
 }
 
 /// A function that reads a value and merges it into `T`. The text is the key's full name, for errors.
-type Read<T> = fn(&mut Reader, &Node, &str, &mut T);
+type Read<T> = fn(&mut ConfigReader, &Node, &str, &mut T);
 
 /// The form of a key's value.
 enum Form<T: 'static> {
@@ -84,7 +84,7 @@ pub(super) struct Mapping<'p> {
 }
 
 /// Reads a mapping by its table and merges every value into `target`. An unknown key is a problem.
-pub(super) fn read<T>(reader: &mut Reader, node: &Node, mapping: &Mapping, keys: &[KeyRow<T>], target: &mut T) {
+pub(super) fn read<T>(reader: &mut ConfigReader, node: &Node, mapping: &Mapping, keys: &[KeyRow<T>], target: &mut T) {
     let known: Vec<_> = keys.iter().map(|key| key.name).collect();
     let section = reader.section(node, mapping.name, &known, mapping.example);
     for key in keys {
@@ -98,7 +98,14 @@ pub(super) fn read<T>(reader: &mut Reader, node: &Node, mapping: &Mapping, keys:
 }
 
 /// Reads the mapping of the key `name` by its table.
-pub(super) fn read_section<T>(reader: &mut Reader, node: &Node, name: &str, example: &str, keys: &[KeyRow<T>], target: &mut T) {
+pub(super) fn read_section<T>(
+    reader: &mut ConfigReader,
+    node: &Node,
+    name: &str,
+    example: &str,
+    keys: &[KeyRow<T>],
+    target: &mut T,
+) {
     read(reader, node, &Mapping { name, prefix: name, example }, keys, target);
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     keys::{self, Fallback::Unstated, KeyRow},
     quantity::{Age, ByteSize, TimeSpan},
-    reader::Reader,
+    reader::ConfigReader,
     yaml::Node,
 };
 
@@ -132,6 +132,6 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
 ];
 
 /// Reads `promote:` over `promote`, key by key.
-pub(super) fn read_promote(reader: &mut Reader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
+pub(super) fn read_promote(reader: &mut ConfigReader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
     keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
 }

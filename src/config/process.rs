@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     keys::{self, Fallback, KeyRow},
     quantity::{ByteSize, TimeSpan},
-    reader::Reader,
+    reader::ConfigReader,
     value::{CommandLine, VariableName},
     yaml::Node,
 };
@@ -159,7 +159,7 @@ pub(super) fn processes_example() -> String {
 }
 
 /// Reads a process: a command, or a mapping of its keys.
-pub(super) fn read_process(reader: &mut Reader, node: &Node, key: &str, process: &mut ProcessOverrides) {
+pub(super) fn read_process(reader: &mut ConfigReader, node: &Node, key: &str, process: &mut ProcessOverrides) {
     if node.text().is_some() {
         process.command = reader.command(node, key).or_else(|| process.command.take());
         return;
@@ -168,17 +168,17 @@ pub(super) fn read_process(reader: &mut Reader, node: &Node, key: &str, process:
 }
 
 /// Reads `stop:` over `stop`, key by key.
-pub(super) fn read_stop(reader: &mut Reader, node: &Node, key: &str, stop: &mut StopOverrides) {
+pub(super) fn read_stop(reader: &mut ConfigReader, node: &Node, key: &str, stop: &mut StopOverrides) {
     keys::read_section(reader, node, key, "{grace: 10s, signal: TERM}", STOP_KEYS, stop);
 }
 
 /// Reads a number of instances.
-pub(super) fn instances(reader: &mut Reader, node: &Node, key: &str) -> Option<u16> {
+pub(super) fn instances(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<u16> {
     reader.number(node, key, 0, MAX_INSTANCES).and_then(|number| u16::try_from(number).ok())
 }
 
 /// Reads the name of a process that can be scaled.
-pub(super) fn process_type(reader: &mut Reader, key: &Node, name: &str) -> Option<ProcessType> {
+pub(super) fn process_type(reader: &mut ConfigReader, key: &Node, name: &str) -> Option<ProcessType> {
     match name.parse::<ProcessType>() {
         Ok(process) if process.is_release() => {
             reader.problem(key, "release is not a process that keeps running").hint =

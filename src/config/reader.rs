@@ -1,4 +1,4 @@
-//! Reads known keys from a YAML tree and collects every problem; [`Reader`] is the type to read first.
+//! Reads known keys from a YAML tree and collects every problem; [`ConfigReader`] is the type to read first.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ const MAX_PROBLEMS: usize = 20;
 const MAX_ITEMS: usize = 256;
 
 /// Reads values of one file and collects its problems.
-pub(super) struct Reader<'f> {
+pub(super) struct ConfigReader<'f> {
     file: &'f str,
     problems: Vec<ConfigError>,
 }
@@ -35,9 +35,9 @@ impl<'n> Section<'n> {
     }
 }
 
-impl<'f> Reader<'f> {
-    pub fn new(file: &'f str) -> Reader<'f> {
-        Reader { file, problems: Vec::new() }
+impl<'f> ConfigReader<'f> {
+    pub fn new(file: &'f str) -> ConfigReader<'f> {
+        ConfigReader { file, problems: Vec::new() }
     }
 
     /// Returns the value if there was no problem, else the problems in the order of the file.

@@ -7,7 +7,7 @@
 use super::{
     error::ConfigError,
     keys::{self, KeyRow, Mapping},
-    reader::Reader,
+    reader::ConfigReader,
     settings::{Draft, ENVIRONMENTS, KEYS, Settings},
     yaml::{self, FileLimits, Node},
 };
@@ -26,7 +26,7 @@ impl Recipe {
     /// Parses a recipe. All its problems are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Recipe, Vec<ConfigError>> {
         let root = yaml::parse_tree(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
-        let mut reader = Reader::new(FILE);
+        let mut reader = ConfigReader::new(FILE);
         read_level(&mut reader, &root, None, &mut Draft::new(Settings::default()));
         if let Some(node) = root.child(ENVIRONMENTS) {
             for (name, key, node) in reader.pairs(node, ENVIRONMENTS, "a mapping, such as {staging: {scale: {web: 1}}}") {
@@ -48,7 +48,7 @@ impl Recipe {
     /// Merges the recipe over settings from other files.
     pub(super) fn apply(&self, environment: &EnvironmentName, settings: Settings) -> Settings {
         // The problems of this reader are ignored: `parse` has reported them.
-        let mut reader = Reader::new(FILE);
+        let mut reader = ConfigReader::new(FILE);
         let mut draft = Draft::new(settings);
         read_level(&mut reader, &self.root, None, &mut draft);
         if let Some(node) = self.root.child(ENVIRONMENTS).and_then(|node| node.child(environment.as_str())) {
@@ -59,7 +59,7 @@ impl Recipe {
 }
 
 /// Reads one level into `draft`: the top of the file, or the entry of `environment`.
-fn read_level(reader: &mut Reader, node: &Node, environment: Option<&str>, draft: &mut Draft) {
+fn read_level(reader: &mut ConfigReader, node: &Node, environment: Option<&str>, draft: &mut Draft) {
     let name = environment.map_or_else(|| "the file".to_owned(), |name| format!("{ENVIRONMENTS}.{name}"));
     let mapping = Mapping { name: &name, prefix: "", example: "{env: {KEY: value}}" };
     // The last row of the table is `environments`, which an environment cannot have.
@@ -72,7 +72,7 @@ fn read_level(reader: &mut Reader, node: &Node, environment: Option<&str>, draft
 }
 
 /// Reports each setting that one level sets under both of its names.
-fn report_double_keys(reader: &mut Reader, level: &Node) {
+fn report_double_keys(reader: &mut ConfigReader, level: &Node) {
     let mut both = |node: &Node, first: &str, second: &str| {
         reader.problem(node, format!("both {first} and {second} are given")).hint = Some("keep one of them".to_owned());
     };

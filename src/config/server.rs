@@ -20,7 +20,7 @@ use super::{
     },
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     quantity::{Age, ByteSize, TimeSpan},
-    reader::Reader,
+    reader::ConfigReader,
     value::{Domain, VariableName, host_path},
     yaml::{self, FileLimits, Node},
 };
@@ -213,7 +213,7 @@ impl ServerConfig {
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
         let root = yaml::parse_tree(file, bytes, FileLimits::SERVER).map_err(|error| vec![error])?;
-        let mut reader = Reader::new(file);
+        let mut reader = ConfigReader::new(file);
         let mut config = ServerConfig::default();
         let mapping = Mapping { name: "the file", prefix: "", example: "{domain: example.com}" };
         keys::read(&mut reader, &root, &mapping, KEYS, &mut config);
@@ -477,11 +477,11 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-fn number<T: TryFrom<u64>>(reader: &mut Reader, node: &Node, key: &str, range: RangeInclusive<u64>) -> Option<T> {
+fn number<T: TryFrom<u64>>(reader: &mut ConfigReader, node: &Node, key: &str, range: RangeInclusive<u64>) -> Option<T> {
     reader.number(node, key, *range.start(), *range.end()).and_then(|number| T::try_from(number).ok())
 }
 
-fn check_ports(reader: &mut Reader, root: &Node, (from, to): (u16, u16)) {
+fn check_ports(reader: &mut ConfigReader, root: &Node, (from, to): (u16, u16)) {
     const MIN_PORTS: u16 = 10;
     if let Some(node) = root.child("ports").filter(|_| to < from.saturating_add(MIN_PORTS - 1)) {
         reader.problem(node, format!("ports: there are fewer than ten from {from} to {to}")).expected =

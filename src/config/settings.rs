@@ -16,7 +16,7 @@ use super::{
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
-    reader::Reader,
+    reader::ConfigReader,
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
     yaml::Node,
 };
@@ -464,11 +464,11 @@ const KEEP_KEYS: &[KeyRow<Draft>] = &[
     ),
 ];
 
-fn buildpack(reader: &mut Reader, node: &Node) -> Option<BuildpackRef> {
+fn buildpack(reader: &mut ConfigReader, node: &Node) -> Option<BuildpackRef> {
     reader.value(node, "buildpack", BuildpackRef::EXPECTED, str::parse)
 }
 
-fn data(reader: &mut Reader, node: &Node, key: &str) -> Vec<DataPath> {
+fn data(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<DataPath> {
     let mut paths: Vec<DataPath> = Vec::new();
     for node in reader.bounded(node, key, "[media, var/uploads]") {
         let expected = "a path inside the application, such as media";

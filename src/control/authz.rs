@@ -82,7 +82,7 @@ fn verb(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Kind, User};
+    use crate::control::{ErrorKind, User};
 
     fn registry() -> Registry {
         let user = |name: &str, admin, access: &[(&str, Access)]| User {
@@ -111,6 +111,6 @@ mod tests {
     fn hidden_project_reads_like_missing_project() {
         let caller = Caller::User("bob".parse().unwrap());
         let error = authorize(&registry(), &caller, Some(&"blog".parse().unwrap()), Access::View).unwrap_err();
-        assert_eq!(error.kind, Kind::NotFound);
+        assert_eq!(error.kind, ErrorKind::NotFound);
     }
 }

@@ -5,7 +5,7 @@ use crate::model::{Project, ProjectName};
 
 /// The kind of an error. Its exit status is part of what scripts rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The deployment failed: 1.
     Deployment,
     /// The command line is wrong: 2.
@@ -20,16 +20,16 @@ pub enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ErrorKind {
     /// Returns the exit status.
     pub fn exit_code(self) -> u8 {
         match self {
-            Kind::Deployment => 1,
-            Kind::Usage => 2,
-            Kind::Refused => 3,
-            Kind::NotFound => 4,
-            Kind::Configuration => 5,
-            Kind::Internal => 70,
+            ErrorKind::Deployment => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Refused => 3,
+            ErrorKind::NotFound => 4,
+            ErrorKind::Configuration => 5,
+            ErrorKind::Internal => 70,
         }
     }
 }
@@ -39,7 +39,7 @@ impl Kind {
 #[error("{message}")]
 pub struct CommandError {
     /// The kind, which determines the exit status.
-    pub kind: Kind,
+    pub kind: ErrorKind,
     /// The failed action, its object and the cause, in one sentence.
     pub message: String,
     /// Advice on what to do next, one line each.
@@ -48,13 +48,13 @@ pub struct CommandError {
 
 impl CommandError {
     /// Creates an error without hints.
-    pub fn new(kind: Kind, message: impl Into<String>) -> CommandError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> CommandError {
         CommandError { kind, message: message.into(), hints: Vec::new() }
     }
 
     /// Creates an internal error from `error` and all its sources.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
-        CommandError::new(Kind::Internal, crate::pipeline::chain(error))
+        CommandError::new(ErrorKind::Internal, crate::pipeline::chain(error))
     }
 
     /// Adds a hint.
@@ -72,15 +72,15 @@ pub(super) fn similar<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> 
 }
 
 pub(super) fn not_found(message: impl Into<String>) -> CommandError {
-    CommandError::new(Kind::NotFound, message)
+    CommandError::new(ErrorKind::NotFound, message)
 }
 
 pub(super) fn refused(message: impl Into<String>) -> CommandError {
-    CommandError::new(Kind::Refused, message)
+    CommandError::new(ErrorKind::Refused, message)
 }
 
 pub(super) fn usage(message: impl Into<String>) -> CommandError {
-    CommandError::new(Kind::Usage, message)
+    CommandError::new(ErrorKind::Usage, message)
 }
 
 /// Runs a blocking function on a thread that may block.

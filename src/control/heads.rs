@@ -23,7 +23,7 @@ const HEADS_MAX: usize = 4096;
 
 /// The fields of a manifest that an offer needs. They never change for a release. The lists of entries and frames are skipped.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct ManifestHead {
+pub(super) struct OfferHead {
     pub project: ProjectName,
     pub environment: EnvironmentName,
     pub commit: CommitId,
@@ -47,7 +47,7 @@ pub(super) struct ArchiveHead {
 pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, KnownHead>>>);
 
 /// The head of a manifest, with the size and digest of the manifest file.
-type KnownHead = Arc<(ManifestHead, Blob)>;
+type KnownHead = Arc<(OfferHead, Blob)>;
 
 impl ManifestHeads {
     /// Returns the head of the manifest at `path`; reads the file on the first call only.

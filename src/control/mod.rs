@@ -15,9 +15,9 @@ mod state;
 
 pub use self::{
     authz::Caller,
-    error::{CommandError, Kind},
+    error::{CommandError, ErrorKind},
     handlers::*,
     registry::{Key, Registry, Target, TrustedKey, User},
-    request::{Context, DeploymentGoal, LogFollower, Reply, Request, Stream, Upload},
+    request::{Context, DeploymentGoal, LogFollower, Reply, Request, Stream, UploadFn},
     state::{Control, ServerKeys},
 };

@@ -56,7 +56,7 @@ pub enum Reply<V> {
     /// The complete answer.
     View(V),
     /// A function that reads bytes from the caller. It returns the view when it has read all of them.
-    Upload(Upload<V>),
+    Upload(UploadFn<V>),
     /// Output that arrives over time.
     Stream(Stream),
 }
@@ -68,7 +68,7 @@ impl<V> From<V> for Reply<V> {
 }
 
 /// A function that reads bytes from a descriptor and returns the view of the result.
-pub type Upload<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<V, CommandError>> + Send>;
+pub type UploadFn<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<V, CommandError>> + Send>;
 
 /// Output that arrives over time.
 pub enum Stream {

@@ -3,11 +3,11 @@
 use super::{authz::Caller, state::Control};
 use crate::{
     model::{Access, Environment, UserName},
-    pipeline::{Request, StartCheck},
+    pipeline::{DeployRequest, StartCheck},
 };
 
 impl StartCheck for Control {
-    fn check(&self, request: &Request) -> Result<Environment, String> {
+    fn check(&self, request: &DeployRequest) -> Result<Environment, String> {
         let asked = &request.environment;
         let by = request.trigger.by();
         let caller = if *by == UserName::operator() { Caller::Operator } else { Caller::User(by.clone()) };

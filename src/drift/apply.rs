@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::{FileExt, PermissionsExt},
 };
 
-use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink};
+use larder_archive::{Archive, ArchiveError, ArchiveLimits, FrameReader, Sink};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use super::{DriftPaths, Drifted, SavedAs, TreeEntry, look::hash, save::text, who
 use crate::{
     host::files::{Confined, Cursor, FileError},
     model::{ArchiveInfo, Entry},
-    release::{Answer, ChangeKind, ReleaseError},
+    release::{ChangeKind, ReleaseError, WorkerAnswer},
 };
 
 /// The job of the patch worker. Descriptor 5 is the diff; descriptor 6 is the archive, if there is one.
@@ -47,7 +47,7 @@ pub enum Applied {
 }
 
 /// Applies a patch.
-pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> Answer<Applied> {
+pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> WorkerAnswer<Applied> {
     apply(job, places, text, archive).into()
 }
 
@@ -262,7 +262,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
 /// Unpacks the wanted whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
     let refused = |source| ReleaseError::Archive { doing: "accepted", source };
-    let archive = Archive::open(file, entries, info, &Limits::default()).map_err(refused)?;
+    let archive = Archive::open(file, entries, info, &ArchiveLimits::default()).map_err(refused)?;
     let mut reader = FrameReader::new().map_err(refused)?;
     let mut writer = Writer { cursor: app.cursor(), wanted, open: None };
     for frame in 0..archive.frames().len() {

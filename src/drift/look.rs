@@ -22,9 +22,9 @@ const BYTES: u64 = 4 << 30;
 const MARK: &str = ".larder-filling";
 
 /// The entries of a release, found by binary search; they are sorted by path.
-pub struct Known<'e>(pub &'e [Entry]);
+pub struct KnownEntries<'e>(pub &'e [Entry]);
 
-impl<'e> Known<'e> {
+impl<'e> KnownEntries<'e> {
     pub fn get(&self, path: &str) -> Option<&'e EntryKind> {
         let at = self.0.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         self.0.get(at).map(|entry| &entry.kind)
@@ -50,7 +50,7 @@ impl<'e> Known<'e> {
 /// tree, which is not compared here.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
     let mut look =
-        Look { app, upper, known: Known(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
+        Look { app, upper, known: KnownEntries(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
     let mut pending = vec![String::new()];
     while let Some(directory) = pending.pop() {
         look.directory(&directory, &mut pending);
@@ -84,7 +84,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
 struct Look<'a> {
     app: &'a Confined,
     upper: Option<&'a Confined>,
-    known: Known<'a>,
+    known: KnownEntries<'a>,
     rules: &'a Rules,
     found: Vec<Drifted>,
     left_out: u64,
@@ -106,7 +106,7 @@ impl Look<'_> {
             .upper
             .map(|upper| upper.open_dir(directory).and_then(|dir| dir.names()).unwrap_or_default().into_iter().collect());
         let present: HashSet<&OsStr> = names.iter().map(OsString::as_os_str).collect();
-        let known = Known(self.known.0);
+        let known = KnownEntries(self.known.0);
         for entry in known.children(directory) {
             let name = entry.path.rsplit('/').next().unwrap_or_default();
             if !present.contains(OsStr::new(name)) {
@@ -188,7 +188,7 @@ impl Look<'_> {
 
     /// Records all entries of the release below a path as removed.
     fn gone(&mut self, path: &str) {
-        let known = Known(self.known.0);
+        let known = KnownEntries(self.known.0);
         for entry in known.below(path) {
             self.note_gone(&entry.path);
         }

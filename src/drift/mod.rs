@@ -26,7 +26,7 @@ pub use server::{DriftTarget, apply, look, save, verify_tree};
 use crate::{
     host::files::Confined,
     model::{ArchiveInfo, Digest, Entry, EntryKind},
-    release::{Answer, ChangeKind, ReleaseError, store, verify},
+    release::{ChangeKind, ReleaseError, WorkerAnswer, store, verify},
 };
 
 /// The maximum number of changes that are listed. Further changes are only counted.
@@ -157,7 +157,7 @@ pub enum LookJob {
         /// Patterns of expected changes, as in `.gitignore`.
         ignore: Vec<String>,
         /// Expected changes: path and exact content.
-        known: Vec<Known>,
+        known: Vec<KnownEntry>,
         /// True to write a patch.
         save: bool,
     },
@@ -166,7 +166,7 @@ pub enum LookJob {
 }
 
 /// A path and its entry.
-pub type Known = (String, Option<TreeEntry>);
+pub type KnownEntry = (String, Option<TreeEntry>);
 
 /// The report of the drift worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +202,7 @@ impl DriftPaths {
 }
 
 /// Runs the drift worker.
-pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Option<(&File, &File)>) -> Answer<LookReport> {
+pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Option<(&File, &File)>) -> WorkerAnswer<LookReport> {
     let done = || -> Result<LookReport, ReleaseError> {
         let manifest = store::parse_known(manifest, std::path::Path::new("the manifest"))?;
         match job {

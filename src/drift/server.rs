@@ -2,12 +2,12 @@
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
-use super::{Applied, ApplyJob, Drift, Known, LookJob, LookReport, Patch, patches::Patches};
+use super::{Applied, ApplyJob, Drift, KnownEntry, LookJob, LookReport, Patch, patches::Patches};
 use crate::{
     host::{files::FileError, launch::Stdio},
     model::{Launch, LimitClass, ReleaseId, Role, Slot, Supervision, UserName},
     release::{
-        Answer, Context, ReleaseError,
+        ReleaseError, WorkerAnswer, WorkerContext,
         manifest::{self, index},
     },
 };
@@ -19,7 +19,7 @@ const MAX_REPORT: usize = 16 << 20;
 #[derive(Debug)]
 pub struct DriftTarget<'a> {
     /// The environment.
-    pub context: Context<'a>,
+    pub context: WorkerContext<'a>,
     /// The release in the slot.
     pub release: ReleaseId,
     /// The slot.
@@ -29,7 +29,7 @@ pub struct DriftTarget<'a> {
     /// Patterns of expected changes.
     pub ignore: Vec<String>,
     /// Expected changes with their exact content: those that the deployment itself has written.
-    pub known: Vec<Known>,
+    pub known: Vec<KnownEntry>,
 }
 
 /// Compares the live tree with its release. The slot must not be emptied meanwhile.
@@ -73,7 +73,7 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
 
 /// Compares an installed tree with its manifest. Returns paths with their differences, and the number of
 /// differences that are not listed.
-pub async fn verify_tree(context: &Context<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
+pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
     let manifest = manifest(context, release).await?;
     match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
         LookReport::Tree(found, more) => Ok((found, more)),
@@ -93,13 +93,13 @@ pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, Re
     run(&place.context, Role::Patch, place.release, Some(place.slot), &job, extra).await
 }
 
-async fn manifest(context: &Context<'_>, release: ReleaseId) -> Result<File, ReleaseError> {
+async fn manifest(context: &WorkerContext<'_>, release: ReleaseId) -> Result<File, ReleaseError> {
     let path = context.paths.manifest(release);
     blocking(move || Ok(index::open(&path)?)).await
 }
 
 async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
-    context: &Context<'_>,
+    context: &WorkerContext<'_>,
     role: Role,
     release: ReleaseId,
     slot: Option<Slot>,
@@ -119,7 +119,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     };
     let stdio = Stdio { extra, ..Stdio::default() };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
-    let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    let report: Option<WorkerAnswer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
     // The worker holds the overlay of the slot until it exits.
     let exit = child.wait().await.map_err(failed)?;
     match report {

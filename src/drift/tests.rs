@@ -9,7 +9,7 @@ use std::{
 use super::{Applied, ApplyJob, Drift, DriftPaths, LookJob, LookReport, SavedAs, TreeEntry, apply_work, look_work};
 use crate::{
     model::Manifest,
-    release::{Answer, ChangeKind, bundle, store, tests::head},
+    release::{ChangeKind, WorkerAnswer, bundle, store, tests::head},
 };
 
 /// An installed release, the live view and the scratch layer.
@@ -295,7 +295,7 @@ fn patch_does_not_follow_links_out_of_the_application() {
     evil.changes.iter_mut().for_each(|change| change.path = String::from("../out"));
     let trap = world(release);
     let answer = apply_work(&evil, &trap.places, &saved.text, Some(&saved.files));
-    assert!(matches!(answer, Answer::Done(Applied::Conflicts(_)) | Answer::Refused(_)), "{answer:?}");
+    assert!(matches!(answer, WorkerAnswer::Done(Applied::Conflicts(_)) | WorkerAnswer::Refused(_)), "{answer:?}");
     assert!(!trap.places.app.with_file_name("out").exists());
 }
 

@@ -7,7 +7,7 @@ use walkdir::WalkDir;
 use super::{
     job::{GitAnswer, GitFailure, GitReport},
     libgit::failed_io,
-    program::{self, Settings},
+    program::{self, GitSettings},
 };
 use crate::model::sanitise_reason;
 
@@ -33,7 +33,7 @@ pub fn remove_locks(repository: &Path) -> GitReport {
 pub fn gc(path: &Path) -> GitReport {
     remove_locks(path)?;
     let git = program::find().ok_or(GitFailure::NoGit)?;
-    let output = Settings::new()
+    let output = GitSettings::new()
         .config("gc.pruneExpire", "2.weeks.ago")
         .config("gc.packRefs", "true")
         .config("pack.threads", "1")

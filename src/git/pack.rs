@@ -11,7 +11,7 @@ use git2::Oid;
 use super::{
     job::{GitAnswer, GitFailure, GitReport},
     libgit,
-    program::{self, Settings},
+    program::{self, GitSettings},
 };
 use crate::model::{CommitId, sanitise_reason};
 
@@ -21,7 +21,7 @@ const HAVES: usize = 64;
 fn git(path: &Path, words: &[&str]) -> Result<Command, GitFailure> {
     let git = program::find().ok_or(GitFailure::NoGit)?;
     let settings =
-        Settings::new().config("pack.threads", "1").config("pack.windowMemory", "64m").config("core.bigFileThreshold", "64m");
+        GitSettings::new().config("pack.threads", "1").config("pack.windowMemory", "64m").config("core.bigFileThreshold", "64m");
     let mut command = settings.command(&git);
     command.arg("--git-dir").arg(path).args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     Ok(command)

@@ -31,26 +31,26 @@ pub fn find() -> Option<PathBuf> {
 
 /// Builds the environment and the settings of a git process.
 #[derive(Debug, Default)]
-pub struct Settings {
+pub struct GitSettings {
     config: Vec<(OsString, OsString)>,
     env: Vec<(&'static str, OsString)>,
 }
 
-impl Settings {
+impl GitSettings {
     /// The settings of every git process.
-    pub fn new() -> Settings {
+    pub fn new() -> GitSettings {
         let config = ALWAYS.iter().map(|(key, value)| (key.into(), value.into())).collect();
-        Settings { config, env: Vec::new() }
+        GitSettings { config, env: Vec::new() }
     }
 
     /// Adds a setting.
-    pub fn config(mut self, key: &str, value: impl AsRef<OsStr>) -> Settings {
+    pub fn config(mut self, key: &str, value: impl AsRef<OsStr>) -> GitSettings {
         self.config.push((key.into(), value.as_ref().to_owned()));
         self
     }
 
     /// Adds a variable for git and its hooks.
-    pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Settings {
+    pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> GitSettings {
         self.env.push((name, value.as_ref().to_owned()));
         self
     }

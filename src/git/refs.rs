@@ -7,7 +7,7 @@ use git2::{ErrorCode, Repository};
 use super::{
     job::{Expected, GitAnswer, GitFailure, GitReport, MoveRef, OWN_REFS, RefEntry},
     libgit::{commit_id, failed, failed_io, open},
-    program::{self, Settings},
+    program::{self, GitSettings},
 };
 use crate::{
     host::files::durable,
@@ -105,7 +105,7 @@ impl Script {
 fn run_update_ref(path: &Path, script: &[u8], change: &MoveRef) -> Result<(), GitFailure> {
     let doing = || format!("move {}", change.refname);
     let git = program::find().ok_or(GitFailure::NoGit)?;
-    let mut child = Settings::new()
+    let mut child = GitSettings::new()
         .config("core.fsyncMethod", "writeout-only")
         .command(&git)
         .arg("--git-dir")

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use super::{
     hook::PushToken,
     job::{CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, LogEntry, MoveRef, RefEntry, ServeLimits, Service},
-    source::{Source, SourceJob, SourceRefusal, SourceReport},
+    source::{CommitSource, SourceJob, SourceRefusal, SourceReport},
 };
 use crate::{
     host::launch::{Child, LaunchError, Launcher, Stdio},
@@ -207,7 +207,7 @@ impl Repositories {
     }
 
     /// Checks a commit and exports it if the job says so.
-    pub async fn source(&self, project: ProjectId, environment: EnvId, job: SourceJob) -> Result<Source, GitError> {
+    pub async fn source(&self, project: ProjectId, environment: EnvId, job: SourceJob) -> Result<CommitSource, GitError> {
         let _shared = self.lock(project).read_owned().await;
         let doing = "export a commit";
         let mut child = self.launch(Role::Source, project, Some(environment), &job, Stdio::default(), doing).await?;

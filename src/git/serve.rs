@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::process::CommandExt, path::Path};
 
 use super::{
     job::{OWN_REFS, ServeLimits, Service},
-    program::{self, Settings, WorkerPaths},
+    program::{self, GitSettings, WorkerPaths},
 };
 
 /// The reason why git could not be started. The client sees it.
@@ -26,7 +26,7 @@ pub enum ServeError {
 
 /// The values that a push needs besides the repository.
 #[derive(Debug)]
-pub struct Push<'a> {
+pub struct PushSettings<'a> {
     /// The directory of the hook scripts.
     pub hooks: &'a Path,
     /// The socket on which the server answers hooks.
@@ -51,8 +51,8 @@ const HARMLESS_FAULTS: [&str; 8] = [
 ];
 
 /// Returns the settings of upload-pack, or of receive-pack for a push.
-pub fn settings(protocol: Option<u8>, push: Option<&Push<'_>>) -> Settings {
-    let mut settings = Settings::new()
+pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSettings {
+    let mut settings = GitSettings::new()
         .config("transfer.hideRefs", OWN_REFS)
         .config("transfer.fsckObjects", "true")
         .config("uploadpack.allowFilter", "true")
@@ -105,7 +105,7 @@ pub fn serve(
             if let Err(error) = leave_program() {
                 return ServeError::Program(error);
             }
-            let push = Push { hooks, socket, token, limits };
+            let push = PushSettings { hooks, socket, token, limits };
             (settings(protocol, Some(&push)).command(&git), "receive-pack")
         }
     };

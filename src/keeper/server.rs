@@ -24,7 +24,7 @@ use super::{
     spawn::{self, Process, ProcessSpec},
     users::{User, Users},
 };
-use crate::host::launch::wire::{self, Frame, MAX_MESSAGE, Reply, Request};
+use crate::host::launch::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
 
 /// The maximum number of answers and events that wait for the server to read them.
 const MAX_OUTBOX: usize = 8192;
@@ -34,7 +34,7 @@ const OWN: &str = "/proc/self/exe";
 /// The result of one read of the server's connection.
 pub enum Message {
     /// A request and the descriptors that came with it.
-    Request(Frame<Request>, Vec<OwnedFd>),
+    Request(LaunchFrame<LaunchRequest>, Vec<OwnedFd>),
     /// Nothing has arrived yet.
     Empty,
     /// The server has closed its end and is about to exit.
@@ -169,8 +169,9 @@ impl Server {
     }
 
     /// Queues a message. A server that does not read its messages is killed.
-    pub fn send(&mut self, seq: u64, body: Reply, descriptor: Option<OwnedFd>) {
-        let bytes = wire::encode(&Frame { seq, body }).or_else(|why| wire::encode(&Frame { seq, body: Reply::Refused(why) }));
+    pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
+        let bytes = wire::encode(&LaunchFrame { seq, body })
+            .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
         match bytes {
             Ok(bytes) if self.outbox.len() < MAX_OUTBOX => self.outbox.push_back((bytes, descriptor)),
             _ => {

@@ -19,7 +19,7 @@ use super::{
     users::Users,
 };
 use crate::{
-    host::launch::wire::{Frame, MAX_GRACE, Reply, Request},
+    host::launch::wire::{LaunchFrame, LaunchReply, LaunchRequest, MAX_GRACE},
     model::ProcessId,
 };
 
@@ -317,27 +317,27 @@ impl Supervisor {
         }
     }
 
-    fn perform(&mut self, Frame { seq, body }: Frame<Request>, descriptors: Vec<OwnedFd>) {
-        if self.state == State::Stopping && matches!(body, Request::Register(_)) {
-            return self.reply(seq, Reply::Refused("larder is stopping".into()), None);
+    fn perform(&mut self, LaunchFrame { seq, body }: LaunchFrame<LaunchRequest>, descriptors: Vec<OwnedFd>) {
+        if self.state == State::Stopping && matches!(body, LaunchRequest::Register(_)) {
+            return self.reply(seq, LaunchReply::Refused("larder is stopping".into()), None);
         }
-        let done = |result: Result<(), String>| result.map_or_else(Reply::Refused, |()| Reply::Done);
+        let done = |result: Result<(), String>| result.map_or_else(LaunchReply::Refused, |()| LaunchReply::Done);
         let reply = match body {
-            Request::Launch { launch, given } => return self.table.launch(seq, launch, given, descriptors),
-            Request::Supervised { after } => match self.table.supervised(after) {
-                Some((process, output)) => return self.reply(seq, Reply::Supervised(Some(process)), Some(output)),
-                None => Reply::Supervised(None),
+            LaunchRequest::Launch { launch, given } => return self.table.launch(seq, launch, given, descriptors),
+            LaunchRequest::Supervised { after } => match self.table.supervised(after) {
+                Some((process, output)) => return self.reply(seq, LaunchReply::Supervised(Some(process)), Some(output)),
+                None => LaunchReply::Supervised(None),
             },
-            Request::Register(registration) => done(self.table.register(&registration)),
-            Request::Unregister { project, environment } => done(self.table.unregister(project, environment)),
-            Request::End { id, now } => done(self.table.end(id, now)),
-            Request::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()).min(MAX_GRACE))),
-            Request::ResetArea { environment, area, release, slot } => {
-                self.table.reset_area(environment, area, release, slot).unwrap_or_else(Reply::Refused)
+            LaunchRequest::Register(registration) => done(self.table.register(&registration)),
+            LaunchRequest::Unregister { project, environment } => done(self.table.unregister(project, environment)),
+            LaunchRequest::End { id, now } => done(self.table.end(id, now)),
+            LaunchRequest::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()).min(MAX_GRACE))),
+            LaunchRequest::ResetArea { environment, area, release, slot } => {
+                self.table.reset_area(environment, area, release, slot).unwrap_or_else(LaunchReply::Refused)
             }
-            Request::RenameTree { environment, from, to } => done(self.table.rename_tree(environment, from, to)),
-            Request::Prewarm => return self.table.prewarm(),
-            Request::Capabilities => Reply::Capabilities(self.table.capabilities()),
+            LaunchRequest::RenameTree { environment, from, to } => done(self.table.rename_tree(environment, from, to)),
+            LaunchRequest::Prewarm => return self.table.prewarm(),
+            LaunchRequest::Capabilities => LaunchReply::Capabilities(self.table.capabilities()),
         };
         // Number 0 marks a request that expects no answer.
         if seq != 0 {
@@ -345,7 +345,7 @@ impl Supervisor {
         }
     }
 
-    fn reply(&mut self, seq: u64, body: Reply, descriptor: Option<OwnedFd>) {
+    fn reply(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
         if let Some(server) = &mut self.server {
             server.send(seq, body, descriptor);
         }
@@ -355,9 +355,9 @@ impl Supervisor {
     fn flush(&mut self) {
         while let Some(outcome) = self.table.next_outcome() {
             match outcome {
-                Outcome::Started { seq, id, writable, output } => self.reply(seq, Reply::Started { id, writable }, output),
-                Outcome::Failed { seq, why } => self.reply(seq, Reply::Refused(why), None),
-                Outcome::Event(event) => self.reply(0, Reply::Event(event), None),
+                Outcome::Started { seq, id, writable, output } => self.reply(seq, LaunchReply::Started { id, writable }, output),
+                Outcome::Failed { seq, why } => self.reply(seq, LaunchReply::Refused(why), None),
+                Outcome::Event(event) => self.reply(0, LaunchReply::Event(event), None),
             }
         }
         if let Some(server) = &mut self.server {

@@ -41,18 +41,18 @@ pub struct LayoutEntry {
     pub role: String,
     /// The path below the directory of its list; `*` stands for any characters within one name.
     pub path: String,
-    pub kind: Kind,
+    pub kind: LayoutKind,
     pub owner: Owner,
     /// The permission bits, in octal; a link has none.
     #[serde(default)]
     mode: Option<String>,
-    pub made: Made,
+    pub made: CreationTime,
 }
 
 /// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum LayoutKind {
     Directory,
     Link,
     File,
@@ -78,7 +78,7 @@ pub enum Owner {
 /// The moment at which an entry is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Made {
+pub enum CreationTime {
     /// With the environment, or at the first start.
     Environment,
     /// By a deployment; the entry may be missing.
@@ -114,8 +114,8 @@ impl Layout {
                 return wrong("has a path that is not below the environment's directory");
             }
             match (entry.kind, &entry.mode) {
-                (Kind::Link, None) => {}
-                (Kind::Link, Some(_)) => return wrong("is a link, and links have no mode"),
+                (LayoutKind::Link, None) => {}
+                (LayoutKind::Link, Some(_)) => return wrong("is a link, and links have no mode"),
                 (_, None) if entry.owner == Owner::Operator => {}
                 _ if entry.bits().is_none() => return wrong("needs a mode such as \"0755\""),
                 _ => {}
@@ -170,7 +170,7 @@ impl LayoutEntry {
         }
         match (names.next(), self.kind) {
             (None, _) => Some(false),
-            (Some(_), Kind::Tree) => Some(true),
+            (Some(_), LayoutKind::Tree) => Some(true),
             (Some(_), _) => None,
         }
     }
@@ -180,7 +180,7 @@ impl LayoutEntry {
         let shown = path.display();
         let meta = match fs::symlink_metadata(&path) {
             Ok(meta) => meta,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.made == Made::Deployment => return None,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.made == CreationTime::Deployment => return None,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Some(format!("{shown} is missing; a restart of the server creates it empty"));
             }
@@ -189,10 +189,10 @@ impl LayoutEntry {
         };
         let found = meta.file_type();
         let fits = match self.kind {
-            Kind::Directory | Kind::Tree => found.is_dir(),
-            Kind::Link => found.is_symlink(),
-            Kind::File => found.is_file(),
-            Kind::Socket => std::os::unix::fs::FileTypeExt::is_socket(&found),
+            LayoutKind::Directory | LayoutKind::Tree => found.is_dir(),
+            LayoutKind::Link => found.is_symlink(),
+            LayoutKind::File => found.is_file(),
+            LayoutKind::Socket => std::os::unix::fs::FileTypeExt::is_socket(&found),
         };
         if !fits {
             return Some(format!("{shown} should be a {}", format!("{:?}", self.kind).to_lowercase()));

@@ -149,7 +149,7 @@ pub struct Record {
 /// The status of a step, computed from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum StepStatus {
     /// The step was not reached.
     Waiting,
     /// The step has begun and not ended: it may have some of its effects.
@@ -166,20 +166,20 @@ pub enum Status {
     UndoFailed,
 }
 
-impl Status {
+impl StepStatus {
     /// Returns the status after `event` of the same step; `None` if that event cannot follow.
-    pub fn next(self, event: &Event) -> Option<Status> {
+    pub fn next(self, event: &Event) -> Option<StepStatus> {
         match (self, event) {
             // A step whose server was killed runs again: every step may safely run twice.
-            (Status::Waiting | Status::Running | Status::Done, Event::Started { .. }) => Some(Status::Running),
-            (Status::Running, Event::Succeeded { .. }) => Some(Status::Done),
-            (Status::Running, Event::Failed { .. }) => Some(Status::Failed),
+            (StepStatus::Waiting | StepStatus::Running | StepStatus::Done, Event::Started { .. }) => Some(StepStatus::Running),
+            (StepStatus::Running, Event::Succeeded { .. }) => Some(StepStatus::Done),
+            (StepStatus::Running, Event::Failed { .. }) => Some(StepStatus::Failed),
             (
-                Status::Running | Status::Done | Status::Failed | Status::Undoing | Status::UndoFailed,
+                StepStatus::Running | StepStatus::Done | StepStatus::Failed | StepStatus::Undoing | StepStatus::UndoFailed,
                 Event::UndoStarted { .. },
-            ) => Some(Status::Undoing),
-            (Status::Undoing, Event::UndoFinished { .. }) => Some(Status::Undone),
-            (Status::Undoing, Event::UndoFailed { .. }) => Some(Status::UndoFailed),
+            ) => Some(StepStatus::Undoing),
+            (StepStatus::Undoing, Event::UndoFinished { .. }) => Some(StepStatus::Undone),
+            (StepStatus::Undoing, Event::UndoFailed { .. }) => Some(StepStatus::UndoFailed),
             _ => None,
         }
     }
@@ -192,14 +192,14 @@ mod tests {
     #[test]
     fn step_that_never_started_cannot_succeed() {
         let succeeded = Event::Succeeded { step: String::new(), facts: serde_json::Value::Null };
-        assert_eq!(Status::Waiting.next(&succeeded), None);
-        assert_eq!(Status::Running.next(&succeeded), Some(Status::Done));
+        assert_eq!(StepStatus::Waiting.next(&succeeded), None);
+        assert_eq!(StepStatus::Running.next(&succeeded), Some(StepStatus::Done));
     }
 
     #[test]
     fn interrupted_undo_begins_again() {
         let undo = Event::UndoStarted { step: String::new() };
-        assert_eq!(Status::Undoing.next(&undo), Some(Status::Undoing));
-        assert_eq!(Status::Undone.next(&undo), None);
+        assert_eq!(StepStatus::Undoing.next(&undo), Some(StepStatus::Undoing));
+        assert_eq!(StepStatus::Undone.next(&undo), None);
     }
 }

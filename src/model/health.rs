@@ -24,9 +24,9 @@ pub struct HealthRecord {
     /// The time of the statement.
     pub as_of: Timestamp,
     /// The checks that the release passed.
-    pub checks: Vec<Check>,
+    pub checks: Vec<PassedCheck>,
     /// The processes of the release that exited unexpectedly, oldest first.
-    pub restarts: Vec<Restart>,
+    pub restarts: Vec<ProcessRestart>,
     /// The server's signature over [`HealthRecord::statement`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
@@ -62,7 +62,7 @@ pub struct Period {
 /// A passed check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Check {
+pub struct PassedCheck {
     /// The name: `smoke`, `health` or `tests` (the project's post_build script).
     pub name: String,
     pub passed: Timestamp,
@@ -71,7 +71,7 @@ pub struct Check {
 /// A process that exited unexpectedly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Restart {
+pub struct ProcessRestart {
     /// The process, such as `web.1`.
     pub process: String,
     pub at: Timestamp,

@@ -11,7 +11,7 @@ use super::{
     failure::Failure,
     observe::{Announcement, News, Observers},
     scans::DriftScans,
-    spare::Spare,
+    spare::SpareTree,
     state_files::BuildNumbers,
     transcript::Transcript,
 };
@@ -25,7 +25,7 @@ use crate::{
     model::{
         DeploymentSpec, EnvId, Environment, HealthRecord, Launch, LimitClass, Phase, ReleaseId, Role, Supervision, UserNumbers,
     },
-    proxy::{Connector, Proxy, Retired, Route, State, Target, TcpConnector},
+    proxy::{Connector, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
     runtime::Runtime,
@@ -72,8 +72,8 @@ const THREADS: usize = 2;
 
 impl Services {
     /// Returns the context in which a release of `environment` is made, brought or installed.
-    pub fn release_context<'s>(&'s self, environment: &Environment, paths: &'s EnvironmentPaths) -> release::Context<'s> {
-        release::Context {
+    pub fn release_context<'s>(&'s self, environment: &Environment, paths: &'s EnvironmentPaths) -> release::WorkerContext<'s> {
+        release::WorkerContext {
             launcher: &self.launcher,
             project: environment.project_id,
             environment: environment.id,
@@ -98,8 +98,8 @@ impl Services {
     }
 
     /// Returns the web processes of an environment as an upstream of the proxy.
-    pub fn target(&self, environment: &Environment, addresses: Vec<SocketAddr>) -> Target {
-        Target::new(addresses, self.connector(environment))
+    pub fn target(&self, environment: &Environment, addresses: Vec<SocketAddr>) -> RouteTarget {
+        RouteTarget::new(addresses, self.connector(environment))
     }
 
     /// Returns the connector to the processes of an environment, and to no others.
@@ -120,7 +120,7 @@ impl Services {
             self.proxy.remove_route(&host);
         }
         // A connection that still holds the route must not reach a port that is given to another environment.
-        drop(route.set(State::Empty));
+        drop(route.set(RouteState::Empty));
     }
 
     /// Routes the domains of a recipe to an environment, and removes every other domain but its own hosts. A domain that another
@@ -178,9 +178,9 @@ pub struct Memory {
     /// The upstream that the switch replaced, to be drained. Its requests do not survive the server either.
     pub retired: Option<Retired>,
     /// The route's state before the switch, if visitors were shown a page of larder's own.
-    pub replaced_state: Option<State>,
+    pub replaced_state: Option<RouteState>,
     /// A copy of a tree that the installation may begin with.
-    pub(super) spare: Spare,
+    pub(super) spare: SpareTree,
     /// The number of entries of the installed tree, once it is installed.
     pub entries: u64,
 }

@@ -16,7 +16,7 @@ use super::{
     facts::Facts,
     history::History,
     journal::{JournalError, JournalState},
-    queue::{Queue, Request, Ticket},
+    queue::{DeployRequest, Queue, Ticket},
     transcript::Transcript,
     verdict,
 };
@@ -28,10 +28,10 @@ use crate::{
 /// Checks again, when a deployment starts, what was checked when it was submitted. It may have waited for a long time.
 pub trait StartCheck: Send + Sync {
     /// Returns the environment as it is registered now, or the reason why the request may not start any more.
-    fn check(&self, request: &Request) -> Result<Environment, String>;
+    fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
 }
 
-pub(super) struct Shared {
+pub(super) struct PipelineState {
     pub(super) services: Arc<Services>,
     pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
     /// The environments that are still to be attached since the server started.
@@ -44,13 +44,13 @@ pub(super) struct Shared {
 
 /// All deployments of this server; cheap to clone.
 #[derive(Clone)]
-pub struct Pipeline(pub(super) Arc<Shared>);
+pub struct Pipeline(pub(super) Arc<PipelineState>);
 
 impl Pipeline {
     /// Creates a pipeline without environments; [`Pipeline::attach`] adds them.
     pub fn new(services: Arc<Services>) -> Pipeline {
         let parallel = Arc::new(Semaphore::new(services.config.deployments_parallel.into()));
-        Pipeline(Arc::new(Shared {
+        Pipeline(Arc::new(PipelineState {
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),

@@ -15,7 +15,7 @@ use super::{
     modes,
     observe::News,
     plan::Plan,
-    queue::{Entered, Goal, Pending, Queue, Request, Ticket},
+    queue::{DeployRequest, Entered, Goal, Pending, Queue, Ticket},
     runner,
     transcript::Transcript,
 };
@@ -29,7 +29,7 @@ impl Pipeline {
     /// # Errors
     /// The environment is frozen, unknown, being recovered or being removed; the request is a dry run and a deployment is under
     /// way; the server is stopping; or the deployment's directory cannot be made.
-    pub fn submit(&self, request: Request) -> Result<Ticket, PipelineError> {
+    pub fn submit(&self, request: DeployRequest) -> Result<Ticket, PipelineError> {
         if self.0.stopping.is_cancelled() {
             return Err(PipelineError::Stopping);
         }
@@ -124,7 +124,7 @@ impl Pipeline {
 
     /// Checks everything again that was checked when the request was submitted, and takes over changes of the environment, such as
     /// its scale. Returns the reason why the deployment may not start any more.
-    fn may_start(&self, queue: &Queue, request: &Request) -> Result<(), String> {
+    fn may_start(&self, queue: &Queue, request: &DeployRequest) -> Result<(), String> {
         queue.is_thawed().map_err(|error| error.to_string())?;
         let environment = match self.0.start_check.get() {
             Some(check) => check.check(request)?,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config::{DriftPolicy, Settings},
-    drift::{self, Applied, Drift, DriftTarget, Known, Patch, patches::Patches},
+    drift::{self, Applied, Drift, DriftTarget, KnownEntry, Patch, patches::Patches},
     host::{files, root::EnvironmentPaths},
     model::{EnvId, Environment, Live, ReleaseId, UserName},
     release::ReleaseError,
@@ -40,7 +40,7 @@ const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 /// processes write there. Without this file more drift is shown, and nothing is lost.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-struct Expected(BTreeMap<ReleaseId, Vec<Known>>);
+struct Expected(BTreeMap<ReleaseId, Vec<KnownEntry>>);
 
 impl Expected {
     fn read(paths: &EnvironmentPaths) -> Expected {
@@ -49,7 +49,7 @@ impl Expected {
     }
 
     /// Stores what is expected for `release`; entries of releases other than `other` are dropped.
-    fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<Known>, other: Option<ReleaseId>) {
+    fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<KnownEntry>, other: Option<ReleaseId>) {
         self.0.retain(|known, _| Some(*known) == other);
         self.0.insert(release, known);
         let bytes = serde_json::to_vec(&self).unwrap_or_default();
@@ -78,7 +78,7 @@ pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     let patch = deployment.facts.patch.as_ref().and_then(|id| Patches::of(&paths.archives()).find(id));
     let patched: HashSet<&str> = patch.iter().flat_map(|patch| &patch.changes).map(|change| change.path.as_str()).collect();
     let known = drift.real().filter(|change| !patched.contains(change.path.as_str()));
-    let known: Vec<Known> = known.map(|change| (change.path.clone(), change.now.clone())).collect();
+    let known: Vec<KnownEntry> = known.map(|change| (change.path.clone(), change.now.clone())).collect();
     if !known.is_empty() {
         Expected::read(paths).write(paths, live.release, known, deployment.previous_release());
         deployment.services.drift.forget(environment.id, live.slot);

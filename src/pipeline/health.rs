@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::HealthCheck,
     host::{files, root::EnvironmentPaths},
-    model::{Check, Environment, Exit, HealthRecord, Period, ReleaseId, Restart},
+    model::{Environment, Exit, HealthRecord, PassedCheck, Period, ProcessRestart, ReleaseId},
     release::store,
     runtime::Label,
 };
@@ -33,7 +33,7 @@ const LIST_MAX: u64 = 256 * 1024;
 struct Ended {
     release: ReleaseId,
     #[serde(flatten)]
-    restart: Restart,
+    restart: ProcessRestart,
 }
 
 impl Pipeline {
@@ -42,7 +42,7 @@ impl Pipeline {
         let Some(queue) = self.queue(label.environment) else { return };
         let environment = queue.environment();
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
-        let restart = Restart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
+        let restart = ProcessRestart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
         if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
             tracing::warn!(%error, "cannot record the exit of a process");
         }
@@ -93,7 +93,7 @@ fn fold(
         tree,
         served,
         as_of,
-        checks: checks.into_iter().map(|(name, passed)| Check { name: name.to_owned(), passed }).collect(),
+        checks: checks.into_iter().map(|(name, passed)| PassedCheck { name: name.to_owned(), passed }).collect(),
         restarts: restarts.collect(),
         signature: None,
     })
@@ -147,7 +147,7 @@ mod tests {
 
     fn ended(second: i64, release: ReleaseId) -> Ended {
         let at = Timestamp::from_second(second).unwrap();
-        Ended { release, restart: Restart { process: "web.1".to_owned(), at, exit: "exited 1".to_owned() } }
+        Ended { release, restart: ProcessRestart { process: "web.1".to_owned(), at, exit: "exited 1".to_owned() } }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::facts::Facts;
-use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, Status};
+use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, StepStatus};
 
 /// The reason why a journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +113,7 @@ pub struct JournalState {
     /// The moment of the first event.
     pub opened: Option<Timestamp>,
     /// The status of each step that was ever started.
-    pub steps: BTreeMap<String, Status>,
+    pub steps: BTreeMap<String, StepStatus>,
     /// The moment at which each step succeeded, for steps that were not undone.
     pub moments: BTreeMap<String, Timestamp>,
     /// The facts as of the last success.
@@ -195,18 +195,18 @@ impl JournalState {
     }
 
     /// Returns the status of a step.
-    pub fn status(&self, step: &str) -> Status {
-        self.steps.get(step).copied().unwrap_or(Status::Waiting)
+    pub fn status(&self, step: &str) -> StepStatus {
+        self.steps.get(step).copied().unwrap_or(StepStatus::Waiting)
     }
 
     /// Returns true if the deployment has passed its commit point, and the commit was not undone.
     pub fn is_committed(&self) -> bool {
-        self.spec.as_ref().is_some_and(|spec| self.status(spec.commit_point.as_str()) == Status::Done)
+        self.spec.as_ref().is_some_and(|spec| self.status(spec.commit_point.as_str()) == StepStatus::Done)
     }
 
     /// Returns true if unwinding has begun.
     pub fn is_unwinding(&self) -> bool {
-        self.steps.values().any(|status| matches!(status, Status::Undoing | Status::Undone | Status::UndoFailed))
+        self.steps.values().any(|status| matches!(status, StepStatus::Undoing | StepStatus::Undone | StepStatus::UndoFailed))
     }
 
     /// Returns true if recovery finishes the deployment instead of unwinding it: the deployment is past its commit point, and no
@@ -363,9 +363,9 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"at\":\"2026-01-01T00:0").unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
-        assert_eq!(journal.state().status("a"), Status::Running);
+        assert_eq!(journal.state().status("a"), StepStatus::Running);
         journal.append(Event::Succeeded { step: String::from("a"), facts: serde_json::Value::Null }).unwrap();
-        assert_eq!(JournalState::read(directory.path()).unwrap().status("a"), Status::Done);
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("a"), StepStatus::Done);
     }
 
     #[test]
@@ -384,7 +384,7 @@ mod tests {
         journal.append(started("a")).unwrap();
         assert!(matches!(journal.append(started(&"b".repeat(LINE_MAX))), Err(JournalError::Long { .. })));
         journal.append(started("c")).unwrap();
-        assert_eq!(JournalState::read(directory.path()).unwrap().status("c"), Status::Running);
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("c"), StepStatus::Running);
         let path = directory.path().join(Journal::FILE);
         let lines = fs::read(&path).unwrap();
         fs::write(&path, [&vec![b' '; LINE_MAX], &lines[..]].concat()).unwrap();

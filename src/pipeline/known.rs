@@ -42,7 +42,7 @@ pub struct KnownRelease {
 
 /// An error of a release name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
+pub enum ReleaseNameError {
     /// No release has this name.
     #[error("there is no release {text} in {environment}")]
     Unknown {
@@ -74,7 +74,11 @@ impl KnownRelease {
 
 /// Finds a release by number (`v42`), tag, id or commit; the first four or more characters of an id or commit are enough. Of several
 /// releases of one commit, the newest is meant. A name that is a number is never a tag; `refs/tags/v3` is. `releases` is newest first.
-pub fn find<'k>(releases: &'k [KnownRelease], text: &str, environment: &Environment) -> Result<&'k KnownRelease, NameError> {
+pub fn find<'k>(
+    releases: &'k [KnownRelease],
+    text: &str,
+    environment: &Environment,
+) -> Result<&'k KnownRelease, ReleaseNameError> {
     if let Some(tag) = text.strip_prefix("refs/tags/") {
         return one(releases.iter().filter(|known| has_tag(known, tag)), text, environment);
     }
@@ -102,16 +106,17 @@ fn one<'k>(
     mut found: impl Iterator<Item = &'k KnownRelease>,
     text: &str,
     environment: &Environment,
-) -> Result<&'k KnownRelease, NameError> {
-    let first = found
-        .next()
-        .ok_or_else(|| NameError::Unknown { text: crate::model::sanitise_reason(text), environment: environment.title() })?;
+) -> Result<&'k KnownRelease, ReleaseNameError> {
+    let first = found.next().ok_or_else(|| ReleaseNameError::Unknown {
+        text: crate::model::sanitise_reason(text),
+        environment: environment.title(),
+    })?;
     let others: Vec<_> = found.filter(|known| known.commit != first.commit).take(4).collect();
     if others.is_empty() {
         return Ok(first);
     }
     let names = std::iter::once(first).chain(others).map(|known| format!("{} ({})", known.name(), known.commit.short()));
-    Err(NameError::Ambiguous { text: crate::model::sanitise_reason(text), names: names.collect() })
+    Err(ReleaseNameError::Ambiguous { text: crate::model::sanitise_reason(text), names: names.collect() })
 }
 
 impl Pipeline {
@@ -226,7 +231,7 @@ mod tests {
         assert_eq!(number(&all[2].release.to_string()), Ok(2));
         assert_eq!(number(all[1].release.to_string().get(..12).unwrap()), Ok(3));
         for text in ["v9", "v0", "v", "", "bee", "beefy", "refs/tags/beef", "v1.2.0", "--x"] {
-            assert!(matches!(number(text), Err(NameError::Unknown { .. })), "{text}");
+            assert!(matches!(number(text), Err(ReleaseNameError::Unknown { .. })), "{text}");
         }
         let ambiguous = number("abcd").unwrap_err().to_string();
         assert_eq!(ambiguous, "abcd may be v4 (abcd1abcd1) or v3 (abcd2abcd2) or v2 (abcd2abcd2)");

@@ -1,6 +1,6 @@
 //! The pipeline: everything that happens to a push.
 //!
-//! The way of a push through the files: [`intake`] decides ref by ref; a deploy branch becomes a [`Request`], which `deploy.rs` puts
+//! The way of a push through the files: [`intake`] decides ref by ref; a deploy branch becomes a [`DeployRequest`], which `deploy.rs` puts
 //! into its environment's queue; when its turn comes, a `DeploymentSpec` fixes everything about the deployment, with the names of
 //! its steps; the runner walks that plan and journals each move; `conclude.rs` ends the deployment, and the [`Ticket`]'s outcome is
 //! the verdict on the ref. After a crash `recover.rs` goes on from the journal. [`Pipeline`] is the type to read first.
@@ -50,13 +50,13 @@ pub use self::{
     facts::Facts,
     history::{History, Summary},
     intake::PushRejection,
-    known::{KnownRelease, NameError, find},
+    known::{KnownRelease, ReleaseNameError, find},
     plan::Plan,
-    queue::{Goal, Request, Ticket},
+    queue::{DeployRequest, Goal, Ticket},
     running::RestartError,
     scans::{DriftScans, LastScan},
     state_files::{BuildNumbers, Pin, Pins},
-    supply::{Candidate, SupplyError},
+    supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},
     util::{chain, seconds},
 };

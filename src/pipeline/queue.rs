@@ -6,12 +6,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{error::PipelineError, history::History, spare::Spare, transcript::Transcript};
+use super::{error::PipelineError, history::History, spare::SpareTree, transcript::Transcript};
 use crate::model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
 
 /// A request to deploy.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct DeployRequest {
     /// The kind of request, and the user who made it.
     pub trigger: Trigger,
     /// The environment.
@@ -54,7 +54,7 @@ pub struct Ticket {
     /// The deployment.
     pub deployment: DeploymentId,
     /// The request that was submitted.
-    pub request: Request,
+    pub request: DeployRequest,
     /// The output.
     pub transcript: Transcript,
     /// The outcome, once there is one.
@@ -78,7 +78,7 @@ pub(super) struct Pending {
 }
 
 /// The state of an environment's queue.
-pub(super) struct State {
+pub(super) struct QueueState {
     /// The environment as it was registered last.
     pub(super) environment: Environment,
     pub(super) running: Option<Ticket>,
@@ -108,14 +108,14 @@ pub(super) enum Entered {
 pub(super) struct Queue {
     /// The environment's number.
     pub(super) id: EnvId,
-    pub(super) state: Arc<Mutex<State>>,
+    pub(super) state: Arc<Mutex<QueueState>>,
     /// Held by every operation that decides what runs here: a deployment from its specification to its verdict, a restart, a
     /// removal. Each of them begins with what is live, and would otherwise act on a release that is not live any more.
     pub(super) work: Arc<tokio::sync::Mutex<()>>,
     /// Held while the slot that the last switch left is drained and emptied.
     pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
     /// The tree that the next installation begins with.
-    pub(super) spare: Spare,
+    pub(super) spare: SpareTree,
     /// Held while releases are removed, and while a request chooses one.
     pub(super) store: Arc<tokio::sync::Mutex<()>>,
     /// Held while observers are told of an ending, so that they hear of one after the other.
@@ -125,13 +125,13 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Queue {
         let id = environment.id;
-        let state = State { environment, running: None, waiting: None, history, live, in_progress: None, closed: false };
+        let state = QueueState { environment, running: None, waiting: None, history, live, in_progress: None, closed: false };
         Queue {
             id,
             state: Arc::new(Mutex::new(state)),
             work: Arc::default(),
             idle_slot: Arc::default(),
-            spare: Spare::default(),
+            spare: SpareTree::default(),
             store: Arc::default(),
             announcing: Arc::default(),
         }

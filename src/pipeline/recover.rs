@@ -22,7 +22,7 @@ use super::{
 use crate::{
     host::{files, root::EnvironmentPaths},
     model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, UserName},
-    proxy::State,
+    proxy::RouteState,
 };
 
 impl Pipeline {
@@ -64,13 +64,13 @@ impl Pipeline {
                 let why = history.frozen().map(|(_, why)| why).unwrap_or_default();
                 let instances = services.runtime.instances(environment.id, history::active_slot(&paths));
                 drop(match web_addresses(&instances) {
-                    none if none.is_empty() => route.set(State::Failed(why)),
+                    none if none.is_empty() => route.set(RouteState::Failed(why)),
                     addresses => route.switch(services.target(&environment, addresses)),
                 });
             }
             None => {
                 let _ = services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
-                drop(route.set(State::Empty));
+                drop(route.set(RouteState::Empty));
             }
             Some(live) => {
                 if let Err(failure) = self.serve(&queue, &history, &live).await {

@@ -18,7 +18,7 @@ use super::{
     step::Step,
     util::{chain, run_blocking, seconds},
 };
-use crate::model::{Blame, Event, Fault, Outcome, Phase, Status};
+use crate::model::{Blame, Event, Fault, Outcome, Phase, StepStatus};
 
 /// The time limit of one undo. It is the server's: the recipe of a release that failed cannot stretch it. It leaves time to drain
 /// and to stop processes that do not end by themselves.
@@ -29,7 +29,7 @@ const UNDO_LIMIT: Duration = Duration::from_secs(300);
 pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<Outcome, JournalError> {
     let mut clock = PhaseClock::default();
     for step in plan.steps() {
-        if journal.state().status(step.name()) == Status::Done {
+        if journal.state().status(step.name()) == StepStatus::Done {
             continue;
         }
         clock.enter(step.phase(), deployment);
@@ -177,7 +177,7 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
 
 /// Returns the steps that were begun and are not reverted yet, last one first.
 pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator<Item = &'p dyn Step> {
-    plan.steps().rev().filter(|step| !matches!(state.status(step.name()), Status::Waiting | Status::Undone))
+    plan.steps().rev().filter(|step| !matches!(state.status(step.name()), StepStatus::Waiting | StepStatus::Undone))
 }
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {

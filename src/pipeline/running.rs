@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::{Environment, Live, ProcessType},
-    proxy::State,
+    proxy::RouteState,
     runtime::{Instance, Label},
 };
 
@@ -27,9 +27,9 @@ impl Pipeline {
         let served = self.serve_live(queue, history, live).await;
         let route = self.0.services.route(&queue.environment());
         if let Err(failure) = &served
-            && !matches!(route.state(), State::Live(_))
+            && !matches!(route.state(), RouteState::Live(_))
         {
-            drop(route.set(State::Failed(failure.why.clone())));
+            drop(route.set(RouteState::Failed(failure.why.clone())));
         }
         served
     }
@@ -110,7 +110,7 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
     let mut instances: Vec<_> = running.filter(|instance| which(&instance.label.process)).collect();
     let mut healthy = Ok(());
     if instances.len() != wanted_count as usize {
-        drop(route.set(State::Starting));
+        drop(route.set(RouteState::Starting));
         let spec = &deployment.spec;
         let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot };
         // The layer of a slot does not survive its mount.
@@ -132,7 +132,7 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
     if !addresses.is_empty() {
         drop(route.switch(services.target(&environment, addresses)));
     } else if !processes::any_web(deployment) {
-        drop(route.set(State::Stopped));
+        drop(route.set(RouteState::Stopped));
     }
     healthy
 }

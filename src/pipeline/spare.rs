@@ -10,7 +10,7 @@ use crate::model::{Digest, ReleaseId};
 /// The spare tree of an environment, if there is one. It stands in `deploy/` under a name of its own, which the file
 /// `deploy/.spare` holds: a server that starts finds and removes the one that a dead server has left.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Spare {
+pub(super) struct SpareTree {
     ready: Arc<Mutex<Option<TreeCopy>>>,
     /// Held while a spare tree is made.
     pub(super) in_progress: Arc<tokio::sync::Mutex<()>>,
@@ -27,7 +27,7 @@ pub(super) struct TreeCopy {
     pub(super) seal: Digest,
 }
 
-impl Spare {
+impl SpareTree {
     /// Takes the tree out; the next caller gets none.
     pub(super) fn take(&self) -> Option<TreeCopy> {
         self.ready.lock().take()

@@ -13,7 +13,7 @@ use crate::{
 
 /// A release that could become live. Data from remotes is not trusted: the signed manifest is checked before the release is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub struct ReleaseCandidate {
     /// The id.
     pub release: ReleaseId,
     /// The commit.
@@ -30,15 +30,15 @@ pub struct Candidate {
     pub origin: Origin,
 }
 
-impl Candidate {
-    fn of_head(head: Head, origin: Origin) -> Candidate {
+impl ReleaseCandidate {
+    fn of_head(head: Head, origin: Origin) -> ReleaseCandidate {
         let Head { release, commit, source, build, tag, .. } = head;
-        Candidate { release, commit, source, build, tag, number: None, origin }
+        ReleaseCandidate { release, commit, source, build, tag, number: None, origin }
     }
 
-    fn of_offer(offer: Offer, remote: &RemoteName) -> Candidate {
+    fn of_offer(offer: Offer, remote: &RemoteName) -> ReleaseCandidate {
         let Offer { release, commit, source, build, tag, number, .. } = offer;
-        Candidate { release, commit, source, build, tag, number, origin: Origin::Remote(remote.clone()) }
+        ReleaseCandidate { release, commit, source, build, tag, number, origin: Origin::Remote(remote.clone()) }
     }
 
     /// Returns a title such as `v42 (1a2b3c4d5e)`, for messages.
@@ -106,7 +106,7 @@ const NAMED: usize = 5;
 /// The offers of remotes, and the remotes that could not be reached.
 #[derive(Default)]
 struct RemoteOffers {
-    candidates: Vec<Candidate>,
+    candidates: Vec<ReleaseCandidate>,
     unreachable: Vec<String>,
 }
 
@@ -116,7 +116,7 @@ impl Pipeline {
         match environment.mode {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
             Mode::Final => {
-                let Candidate { release, origin, .. } = self.deliverable(environment, commit).await?;
+                let ReleaseCandidate { release, origin, .. } = self.deliverable(environment, commit).await?;
                 Ok(Goal::Release { release, origin, newest: false, overriding: None })
             }
         }
@@ -124,13 +124,13 @@ impl Pipeline {
 
     /// Returns the newest build of `commit`, or of another commit with the same tree: from the environment's own store, from its siblings
     /// on this server, or from its remotes, in this order.
-    async fn deliverable(&self, environment: &Environment, commit: &CommitId) -> Result<Candidate, SupplyError> {
+    async fn deliverable(&self, environment: &Environment, commit: &CommitId) -> Result<ReleaseCandidate, SupplyError> {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
-        let fits = |candidate: &&Candidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
+        let fits = |candidate: &&ReleaseCandidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
         let mut all = self.stored(environment).await?;
         // A release that was live here before is taken as it is; others may have newer builds or health records at their source.
         let history = self.history(environment.id);
-        let was_live = |candidate: &&Candidate| history.of_release(candidate.release).is_some();
+        let was_live = |candidate: &&ReleaseCandidate| history.of_release(candidate.release).is_some();
         if let Some(found) = newest(all.iter().filter(fits).filter(was_live)) {
             return Ok(found);
         }
@@ -153,7 +153,7 @@ impl Pipeline {
         environment: &Environment,
         name: Option<&str>,
         from: Option<&RemoteName>,
-    ) -> Result<Candidate, SupplyError> {
+    ) -> Result<ReleaseCandidate, SupplyError> {
         if let Some(from) = from
             && !environment.remotes.iter().any(|remote| remote.name == *from)
         {
@@ -177,16 +177,16 @@ impl Pipeline {
     }
 
     /// Returns the deliverables in the environment's own store.
-    async fn stored(&self, environment: &Environment) -> Result<Vec<Candidate>, SupplyError> {
+    async fn stored(&self, environment: &Environment) -> Result<Vec<ReleaseCandidate>, SupplyError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let read = tokio::task::spawn_blocking(move || store::heads(&paths.releases())).await;
         let heads = read.map_err(|error| SupplyError::Host(error.to_string()))?;
         let heads = heads.map_err(|error| SupplyError::Host(chain(&error)))?;
-        Ok(heads.into_iter().map(|head| Candidate::of_head(head, Origin::Store)).collect())
+        Ok(heads.into_iter().map(|head| ReleaseCandidate::of_head(head, Origin::Store)).collect())
     }
 
     /// Returns the releases that other environments of the project on this server have cooked and served.
-    async fn siblings(&self, environment: &Environment) -> Result<Vec<Candidate>, SupplyError> {
+    async fn siblings(&self, environment: &Environment) -> Result<Vec<ReleaseCandidate>, SupplyError> {
         let cooks = |other: &Environment| {
             other.project_id == environment.project_id && other.id != environment.id && other.mode == Mode::Cooking
         };
@@ -217,7 +217,7 @@ impl Pipeline {
             };
             match listed.await {
                 Ok(offers) => {
-                    let offers = offers.into_iter().map(|offer| Candidate::of_offer(offer, &remote.name));
+                    let offers = offers.into_iter().map(|offer| ReleaseCandidate::of_offer(offer, &remote.name));
                     found.candidates.extend(offers);
                 }
                 Err(error) => found.unreachable.extend(words(&error)),
@@ -266,19 +266,19 @@ fn words(error: &RemoteError) -> Vec<String> {
 }
 
 /// Returns the newest build; of one release with several sources, the nearest that has a current health record.
-fn newest<'c>(candidates: impl Iterator<Item = &'c Candidate>) -> Option<Candidate> {
+fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<ReleaseCandidate> {
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,
         Origin::Remote(_) => 1,
         Origin::Store | Origin::Previous | Origin::Commit => 0,
     };
     // Two builds can have the same second.
-    let age = |candidate: &Candidate| (candidate.release.created(), candidate.build, candidate.release);
+    let age = |candidate: &ReleaseCandidate| (candidate.release.created(), candidate.build, candidate.release);
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }
 
-fn none(wanted: String, mut candidates: Vec<Candidate>, unreachable: Vec<String>) -> SupplyError {
+fn none(wanted: String, mut candidates: Vec<ReleaseCandidate>, unreachable: Vec<String>) -> SupplyError {
     candidates.sort_by_key(|candidate| (std::cmp::Reverse(candidate.release), candidate.number.is_none()));
     candidates.dedup_by_key(|candidate| candidate.release);
-    SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(Candidate::title).collect(), unreachable }
+    SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(ReleaseCandidate::title).collect(), unreachable }
 }

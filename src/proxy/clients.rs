@@ -10,7 +10,7 @@ use hyper::header::HeaderValue;
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::shared::Shared;
+use super::shared::ProxyState;
 
 /// The number of permits in use for each client address.
 #[derive(Default)]
@@ -50,8 +50,8 @@ impl Drop for ClientPermit {
 }
 
 /// The state that all requests of one client connection share. On drop, the connection no longer counts as open.
-pub(super) struct Connection {
-    pub proxy: Arc<Shared>,
+pub(super) struct ClientConnection {
+    pub proxy: Arc<ProxyState>,
     pub peer: IpAddr,
     pub peer_value: HeaderValue,
     pub trusted: bool,
@@ -63,7 +63,7 @@ pub(super) struct Connection {
     pub _permit: Option<ClientPermit>,
 }
 
-impl Connection {
+impl ClientConnection {
     /// Takes a permit for one request of a visitor behind a trusted proxy; `None` if the visitor has too many requests in flight.
     pub fn visit(&self, visitor: IpAddr) -> Option<ClientPermit> {
         let permit = self.clients.enter(visitor, self.proxy.settings.max_connections_per_peer);
@@ -74,7 +74,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for ClientConnection {
     fn drop(&mut self) {
         self.proxy.counts.open.fetch_sub(1, Relaxed);
     }

@@ -16,7 +16,7 @@ use super::{
     connect::{ConnectError, Connector},
     io,
     settings::ProxySettings,
-    upload::Upload,
+    upload::UploadBody,
 };
 
 /// The maximum number of idle connections per instance.
@@ -35,7 +35,7 @@ pub(super) struct Endpoint {
 
 #[derive(Default)]
 struct Pool {
-    idle: Vec<(SendRequest<Upload>, Instant)>,
+    idle: Vec<(SendRequest<UploadBody>, Instant)>,
     /// The time of the last failed attempt to connect; `None` after a successful one.
     refused: Option<Instant>,
 }
@@ -56,7 +56,7 @@ impl Endpoint {
     }
 
     /// Keeps a connection for the next request. If the pool is full, the connection is closed.
-    pub fn give_back(&self, sender: SendRequest<Upload>) {
+    pub fn give_back(&self, sender: SendRequest<UploadBody>) {
         let mut pool = self.pool.lock();
         if pool.idle.len() < MAX_IDLE {
             pool.idle.push((sender, Instant::now()));
@@ -64,7 +64,7 @@ impl Endpoint {
     }
 
     /// Takes an idle connection that has not idled for longer than `max_idle`.
-    pub async fn pooled(&self, max_idle: Duration) -> Option<SendRequest<Upload>> {
+    pub async fn pooled(&self, max_idle: Duration) -> Option<SendRequest<UploadBody>> {
         loop {
             let mut sender = {
                 let idle = &mut self.pool.lock().idle;
@@ -95,7 +95,7 @@ impl Endpoint {
         settings: &ProxySettings,
         connector: &dyn Connector,
         cut: &CancellationToken,
-    ) -> Result<SendRequest<Upload>, ConnectError> {
+    ) -> Result<SendRequest<UploadBody>, ConnectError> {
         let address = self.address;
         let failed = |source| ConnectError::Io { address, source };
         let connected = async {

@@ -55,7 +55,7 @@ const FROM_PROXIES: [&str; 12] = [
 ];
 
 /// The origin of a request.
-pub(super) struct Origin<'a> {
+pub(super) struct RequestOrigin<'a> {
     /// The address of the connection's peer.
     pub peer: &'a HeaderValue,
     /// The visitor's address: the peer's, unless a trusted proxy states another one.
@@ -71,7 +71,12 @@ pub(super) struct Origin<'a> {
 }
 
 /// Rewrites a client's headers for an application. `upgrade` is the protocol that the client may upgrade to.
-pub(super) fn to_application(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: Option<HeaderValue>, ids: &RequestIds) {
+pub(super) fn to_application(
+    headers: &mut HeaderMap,
+    origin: &RequestOrigin<'_>,
+    upgrade: Option<HeaderValue>,
+    ids: &RequestIds,
+) {
     remove_named_in_connection(headers);
     for name in HOP_BY_HOP.iter().chain(&NOT_FOR_APPLICATIONS) {
         headers.remove(name);
@@ -286,7 +291,8 @@ mod tests {
         let peer = address_value([192, 0, 2, 7].into());
         let visitor = if trusted { visitor(&map, &[]).map(address_value) } else { None };
         let visitor = visitor.unwrap_or_else(|| peer.clone());
-        let origin = Origin { peer: &peer, visitor: &visitor, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
+        let origin =
+            RequestOrigin { peer: &peer, visitor: &visitor, trusted, scheme: Scheme::Http, host: &host, port: Some(8080) };
         to_application(&mut map, &origin, None, &RequestIds::new());
         map
     }

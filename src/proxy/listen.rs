@@ -16,12 +16,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    clients::{Clients, Connection},
+    clients::{ClientConnection, Clients},
     headers,
     io::{PatientStream, keep_alive},
     relay,
     settings::ProxyError,
-    shared::Shared,
+    shared::ProxyState,
 };
 
 /// The pause after the system has run out of descriptors or memory.
@@ -60,7 +60,7 @@ impl Rejection {
 }
 
 pub(super) async fn serve(
-    proxy: Arc<Shared>,
+    proxy: Arc<ProxyState>,
     listener: std::net::TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
@@ -118,12 +118,12 @@ async fn pause_after(error: &io::Error) {
 
 /// Counts a new connection and checks the limits.
 fn enter(
-    proxy: &Arc<Shared>,
+    proxy: &Arc<ProxyState>,
     clients: &Arc<Clients>,
     address: SocketAddr,
     tasks: &TaskTracker,
     hang_up: &CancellationToken,
-) -> Result<Arc<Connection>, Rejection> {
+) -> Result<Arc<ClientConnection>, Rejection> {
     let settings = &proxy.settings;
     let peer = address.ip().to_canonical();
     let trusted = settings.trusted.contains(&peer);
@@ -137,7 +137,7 @@ fn enter(
     };
     proxy.counts.open.fetch_add(1, Relaxed);
     proxy.counts.accepted.fetch_add(1, Relaxed);
-    Ok(Arc::new(Connection {
+    Ok(Arc::new(ClientConnection {
         proxy: proxy.clone(),
         peer,
         peer_value: headers::address_value(peer),
@@ -149,7 +149,7 @@ fn enter(
     }))
 }
 
-async fn attend(connection: Arc<Connection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {
+async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {
     let settings = &connection.proxy.settings;
     let _ = stream.set_nodelay(true);
     keep_alive(&stream);

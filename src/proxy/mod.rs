@@ -1,6 +1,6 @@
 //! The HTTP proxy in front of all applications: routes requests by host, holds them, switches between targets and drains.
 //!
-//! A [`Route`] leads to one environment; a [`Target`] is the set of running instances behind a route. [`Route::switch`] replaces the live
+//! A [`Route`] leads to one environment; a [`RouteTarget`] is the set of running instances behind a route. [`Route::switch`] replaces the live
 //! target at once; [`Retired::drain`] then waits for the requests that the old target still answers. Read [`Proxy`] first, then `relay.rs`
 //! for the path of one request. `request.rs` and `headers.rs` define which requests are valid and what an application sees of them.
 
@@ -42,23 +42,23 @@ pub use access::AccessLine;
 pub use connect::{ConnectError, Connector, TcpConnector};
 pub use counts::{ProxyStats, Stats};
 pub use probe::{ProbeError, fetch, probe};
-pub use route::{Hold, Route, State};
+pub use route::{Hold, Route, RouteState};
 pub use settings::{ProxyError, ProxySettings, Scheme};
-pub use target::{DrainReport, Retired, Target};
+pub use target::{DrainReport, Retired, RouteTarget};
 pub use waiting::StartupGate;
 
-use shared::Shared;
+use shared::ProxyState;
 
 /// The HTTP proxy. Clones share one table of routes.
 #[derive(Clone)]
 pub struct Proxy {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 }
 
 impl Proxy {
     /// A proxy without routes.
     pub fn new(settings: ProxySettings) -> Self {
-        Self { shared: Arc::new(Shared::new(settings)) }
+        Self { shared: Arc::new(ProxyState::new(settings)) }
     }
 
     /// Accepts connections until `shutdown`, then lets requests in flight finish, at most for `shutdown_limit`.

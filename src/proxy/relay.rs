@@ -15,16 +15,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     access::{LoggedHead, RequestRecord},
-    clients::Connection,
+    clients::ClientConnection,
     connect::ConnectError,
     endpoint::MAX_IDLE_AGE,
-    headers::{self, Origin, REQUEST_ID},
+    headers::{self, REQUEST_ID, RequestOrigin},
     pages::{Page, Pages},
     request,
     response::{self, Open, ResponseBody},
     route::Route,
     target::Lease,
-    upload::{Progress, Upload},
+    upload::{UploadBody, UploadProgress},
 };
 
 /// The number of times that a request may be retried because its connection turned out to be closed.
@@ -38,7 +38,7 @@ const LOGGED_PATH: usize = 1024;
 
 /// Answers one request. Every request gets a response.
 pub(super) async fn answer(
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let proxy = &connection.proxy;
@@ -62,7 +62,7 @@ pub(super) async fn answer(
         permit => permit.flatten(),
     };
     let visitor_value = visitor.map_or_else(|| connection.peer_value.clone(), headers::address_value);
-    let origin = Origin {
+    let origin = RequestOrigin {
         peer: &connection.peer_value,
         visitor: &visitor_value,
         trusted: connection.trusted,
@@ -85,7 +85,7 @@ pub(super) async fn answer(
     let accept = request.headers().get(header::ACCEPT).cloned();
     let id = request.headers().get(REQUEST_ID).cloned();
     let (parts, body) = request.into_parts();
-    let (upload, progress) = Upload::new(body, &route.counts, proxy.settings.stall_timeout);
+    let (upload, progress) = UploadBody::new(body, &route.counts, proxy.settings.stall_timeout);
     let mut onward = Request::new(upload);
     *onward.method_mut() = parts.method;
     *onward.uri_mut() = parts.uri;
@@ -110,8 +110,8 @@ struct RetryCopy {
 }
 
 impl RetryCopy {
-    fn of(request: &Request<Upload>) -> Option<Self> {
-        let harmless = request.method().is_idempotent() && matches!(request.body(), Upload::Empty);
+    fn of(request: &Request<UploadBody>) -> Option<Self> {
+        let harmless = request.method().is_idempotent() && matches!(request.body(), UploadBody::Empty);
         harmless.then(|| Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -119,8 +119,8 @@ impl RetryCopy {
         })
     }
 
-    fn restore(self) -> Request<Upload> {
-        let mut request = Request::new(Upload::Empty);
+    fn restore(self) -> Request<UploadBody> {
+        let mut request = Request::new(UploadBody::Empty);
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;
@@ -130,10 +130,10 @@ impl RetryCopy {
 
 /// Sends the request to the route's live target and waits for the head of the response.
 async fn forward(
-    connection: &Connection,
+    connection: &ClientConnection,
     route: &Arc<Route>,
-    mut request: Request<Upload>,
-    progress: Option<&Arc<Progress>>,
+    mut request: Request<UploadBody>,
+    progress: Option<&Arc<UploadProgress>>,
 ) -> Result<(Response<Incoming>, Lease), Page> {
     let settings = &connection.proxy.settings;
     let mut retries = 0;

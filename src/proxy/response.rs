@@ -20,11 +20,11 @@ use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
 
 use super::{
     access::RequestRecord,
-    clients::{ClientPermit, Connection},
+    clients::{ClientConnection, ClientPermit},
     headers,
     pages::Page,
     target::{InFlight, Lease},
-    upload::{BodyError, Progress},
+    upload::{BodyError, UploadProgress},
 };
 
 /// Time limit for the switch of both connections to the new protocol after an upgrade was accepted.
@@ -54,7 +54,7 @@ pub(super) struct Download {
     ended: bool,
     open: Open,
     lease: Option<Lease>,
-    upload: Option<Arc<Progress>>,
+    upload: Option<Arc<UploadProgress>>,
 }
 
 impl Drop for Download {
@@ -122,11 +122,11 @@ impl Body for ResponseBody {
 
 /// Turns an application's response into the client's.
 pub(super) fn deliver(
-    connection: &Arc<Connection>,
+    connection: &Arc<ClientConnection>,
     mut response: Response<Incoming>,
     lease: Lease,
     mut open: Open,
-    upload: Option<Arc<Progress>>,
+    upload: Option<Arc<UploadProgress>>,
     on_upgrade: Option<OnUpgrade>,
 ) -> Response<ResponseBody> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -152,7 +152,7 @@ pub(super) fn deliver(
 
 /// Answers with a page of the proxy. `headers` are those of the request, for `Accept`; `id` is its request id.
 pub(super) fn page(
-    connection: &Connection,
+    connection: &ClientConnection,
     page: &Page,
     headers: &HeaderMap,
     id: Option<&HeaderValue>,
@@ -172,7 +172,7 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
 
 /// Starts a tunnel as a task that `serve` waits for. The task copies bytes both ways until one side closes its connection, the target is
 /// cut, or the server stops.
-fn tunnel(connection: &Arc<Connection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
+fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
     connection.tasks.spawn(async move {

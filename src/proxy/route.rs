@@ -15,19 +15,19 @@ use tokio_util::sync::CancellationToken;
 use super::{
     counts::{RouteCounts, Stats},
     pages::Page,
-    target::{InFlight, Retired, Target},
+    target::{InFlight, Retired, RouteTarget},
     waiting::WaitPermit,
 };
 
 /// The state of an environment, as its visitors see it.
 #[derive(Clone)]
-pub enum State {
+pub enum RouteState {
     /// No deployment has succeeded yet.
     Empty,
     /// The processes are being started.
     Starting,
     /// Requests are sent to this target.
-    Live(Target),
+    Live(RouteTarget),
     /// The processes failed to start, for this reason.
     Failed(String),
     /// No web process runs, and none is configured to run.
@@ -43,7 +43,7 @@ pub struct Route {
 }
 
 struct Inside {
-    state: State,
+    state: RouteState,
     /// Holds in force; requests wait for the newest one.
     holds: Vec<Arc<Held>>,
 }
@@ -72,7 +72,7 @@ impl Route {
     pub fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            inside: RwLock::new(Inside { state: State::Starting, holds: Vec::new() }),
+            inside: RwLock::new(Inside { state: RouteState::Starting, holds: Vec::new() }),
             waiting: AtomicUsize::new(0),
             counts: Arc::default(),
         })
@@ -84,27 +84,27 @@ impl Route {
     }
 
     /// The current state.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> RouteState {
         self.inside.read().state.clone()
     }
 
     /// Returns whether requests are sent to a target.
     pub fn is_live(&self) -> bool {
-        matches!(self.inside.read().state, State::Live(_))
+        matches!(self.inside.read().state, RouteState::Live(_))
     }
 
     /// Sends every request from the next one on to `new`, in constant time. Returns the previous target, to be drained. If the live
     /// target has the same instances, it stays in place with its requests in flight, and nothing is returned.
-    pub fn switch(&self, new: Target) -> Option<Retired> {
-        self.set(State::Live(new))
+    pub fn switch(&self, new: RouteTarget) -> Option<Retired> {
+        self.set(RouteState::Live(new))
     }
 
     /// Changes the state. If this replaces a live target, returns that target, to be drained.
-    pub fn set(&self, state: State) -> Option<Retired> {
+    pub fn set(&self, state: RouteState) -> Option<Retired> {
         let old = {
             let mut inside = self.inside.write();
-            if let State::Live(new) = &state {
-                if matches!(&inside.state, State::Live(old) if old.is_same(new)) {
+            if let RouteState::Live(new) = &state {
+                if matches!(&inside.state, RouteState::Live(old) if old.is_same(new)) {
                     return None;
                 }
                 new.activate();
@@ -112,7 +112,7 @@ impl Route {
             std::mem::replace(&mut inside.state, state)
         };
         match old {
-            State::Live(target) => Some(target.retire()),
+            RouteState::Live(target) => Some(target.retire()),
             _ => None,
         }
     }
@@ -162,11 +162,11 @@ impl Route {
         }
         match &inside.state {
             // The request enters under the lock, so a switch either happens before, or its drain waits for this request.
-            State::Live(target) => Admission::Pass(target.enter()),
-            State::Empty => Admission::Refuse(Page::Empty),
-            State::Starting => Admission::Refuse(Page::Starting),
-            State::Failed(reason) => Admission::Refuse(Page::Failed(reason.clone())),
-            State::Stopped => Admission::Refuse(Page::Stopped),
+            RouteState::Live(target) => Admission::Pass(target.enter()),
+            RouteState::Empty => Admission::Refuse(Page::Empty),
+            RouteState::Starting => Admission::Refuse(Page::Starting),
+            RouteState::Failed(reason) => Admission::Refuse(Page::Failed(reason.clone())),
+            RouteState::Stopped => Admission::Refuse(Page::Stopped),
         }
     }
 }
@@ -175,7 +175,7 @@ impl Hold {
     /// Waits until nothing is in flight at the live target, at most `limit`. Returns the number of requests and tunnels that are left.
     pub async fn settle(&self, limit: Duration) -> usize {
         match self.route.state() {
-            State::Live(target) => target.settle(limit).await,
+            RouteState::Live(target) => target.settle(limit).await,
             _ => 0,
         }
     }

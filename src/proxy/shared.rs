@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Settings, routes, counters and the access log of one proxy.
-pub(super) struct Shared {
+pub(super) struct ProxyState {
     pub settings: ProxySettings,
     /// Routes by host in normal form.
     pub routes: RwLock<HashMap<Box<str>, Arc<Route>>>,
@@ -21,7 +21,7 @@ pub(super) struct Shared {
     pub gate: Arc<GateSlot>,
 }
 
-impl Shared {
+impl ProxyState {
     pub fn new(settings: ProxySettings) -> Self {
         Self {
             settings,

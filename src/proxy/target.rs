@@ -1,6 +1,6 @@
 //! The running instances behind a route: load balancing, requests in flight, and draining.
 //!
-//! A [`Target`] is live until [`Target::retire`] makes it [`Retired`]. A retired target gets no new requests. It is either drained, or
+//! A [`RouteTarget`] is live until [`RouteTarget::retire`] makes it [`Retired`]. A retired target gets no new requests. It is either drained, or
 //! restored when the switch that retired it is undone; both see every request that is still in flight.
 
 use std::{
@@ -23,7 +23,7 @@ use super::{
     connect::{ConnectError, Connector},
     endpoint::Endpoint,
     settings::ProxySettings,
-    upload::Upload,
+    upload::UploadBody,
 };
 
 /// Time in which requests that were cut must end.
@@ -31,7 +31,7 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// The instances of one release in one slot. Clones refer to the same instances.
 #[derive(Clone)]
-pub struct Target {
+pub struct RouteTarget {
     shared: Arc<Shared>,
 }
 
@@ -59,10 +59,10 @@ pub struct DrainReport {
 /// A target that gets no new requests. Requests and tunnels in flight continue.
 #[must_use = "drain it before its instances are stopped"]
 pub struct Retired {
-    target: Target,
+    target: RouteTarget,
 }
 
-impl Target {
+impl RouteTarget {
     /// The instances at `addresses`, one per `web` process, reached through `connector`.
     pub fn new(addresses: Vec<SocketAddr>, connector: Arc<dyn Connector>) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl Target {
 
     /// Returns whether both have the same instances: clones of one target, or targets with the same addresses. Two slots that run at
     /// the same time never share an address.
-    pub(super) fn is_same(&self, other: &Target) -> bool {
+    pub(super) fn is_same(&self, other: &RouteTarget) -> bool {
         let (own, others) = (&self.shared.endpoints, &other.shared.endpoints);
         Arc::ptr_eq(&self.shared, &other.shared)
             || (own.len() == others.len() && own.iter().zip(others).all(|(one, other)| one.address == other.address))
@@ -120,7 +120,7 @@ impl Target {
         InFlight { target: self.clone() }
     }
 
-    /// Marks the target as live; reverts [`Target::retire`].
+    /// Marks the target as live; reverts [`RouteTarget::retire`].
     pub(super) fn activate(&self) {
         self.shared.retired.store(false, SeqCst);
     }
@@ -153,14 +153,14 @@ impl Retired {
 
     /// Returns the target, so that the route can be switched back to it. Its requests in flight stay counted, so that the next drain waits
     /// for them.
-    pub fn restore(self) -> Target {
+    pub fn restore(self) -> RouteTarget {
         self.target
     }
 }
 
 /// A request in flight. While it exists, its target is not drained.
 pub(super) struct InFlight {
-    target: Target,
+    target: RouteTarget,
 }
 
 impl InFlight {
@@ -213,7 +213,7 @@ impl Drop for InFlight {
 
 /// A connection in use by one request.
 pub(super) struct Lease {
-    pub sender: SendRequest<Upload>,
+    pub sender: SendRequest<UploadBody>,
     pub in_flight: InFlight,
     /// Set if the connection has carried an earlier request.
     pub reused: bool,

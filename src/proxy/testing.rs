@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Proxy, ProxySettings, Route, Target, TcpConnector};
+use super::{Proxy, ProxySettings, Route, RouteTarget, TcpConnector};
 
 /// The limit of every wait in these tests. Only a failing test reaches it.
 pub const LONG: Duration = Duration::from_secs(30);
@@ -146,7 +146,7 @@ impl App {
         Self { address, connections, tick, stop }
     }
 
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> RouteTarget {
         tcp(vec![self.address])
     }
 
@@ -221,8 +221,8 @@ async fn answer(
 }
 
 /// The instances at these addresses, over plain TCP.
-pub fn tcp(addresses: Vec<SocketAddr>) -> Target {
-    Target::new(addresses, Arc::new(TcpConnector::default()))
+pub fn tcp(addresses: Vec<SocketAddr>) -> RouteTarget {
+    RouteTarget::new(addresses, Arc::new(TcpConnector::default()))
 }
 
 /// An application that answers each request's head with exactly these bytes and closes; with `None` it never answers.

@@ -32,10 +32,10 @@ async fn request_is_routed_by_host_in_any_spelling() {
 async fn route_state_determines_the_page() {
     let (front, route) = Front::with_route(quick()).await;
     assert!(front.get("/").await.contains("is starting"));
-    route.set(State::Failed("web exited 1".into()));
+    route.set(RouteState::Failed("web exited 1".into()));
     let failed = front.get("/").await;
     assert!(failed.starts_with("HTTP/1.1 503") && failed.contains("failed to start") && !failed.contains("exited"), "{failed}");
-    route.set(State::Stopped);
+    route.set(RouteState::Stopped);
     assert!(front.get("/").await.contains("is stopped"));
     route.switch(tcp(Vec::new()));
     assert!(front.get("/").await.starts_with("HTTP/1.1 502"));
@@ -248,7 +248,7 @@ async fn requests_and_probes_use_only_the_connector_of_their_target() {
     // Reserved for documentation (RFC 5737): nothing can be reached there without the connector.
     let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
     let connector = Arc::new(FakeConnector { listener: app.address, asked: Mutex::default() });
-    route.switch(Target::new(vec![address], connector.clone()));
+    route.switch(RouteTarget::new(vec![address], connector.clone()));
     assert!(front.get("/").await.ends_with("blue"));
     let mut tunnel = socket(&front).await;
     echo(&mut tunnel, "through the tunnel").await;
@@ -263,7 +263,7 @@ async fn target_of_another_user_is_not_reached() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("foreign").await;
     let other = rustix::process::geteuid().as_raw() + 1;
-    route.switch(Target::new(vec![app.address], Arc::new(TcpConnector::new(Some(other)))));
+    route.switch(RouteTarget::new(vec![app.address], Arc::new(TcpConnector::new(Some(other)))));
     let answer = front.get("/").await;
     assert!(answer.starts_with("HTTP/1.1 502") && !answer.contains("foreign"), "{answer}");
 }

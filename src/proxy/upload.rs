@@ -37,7 +37,7 @@ const BROKEN: u8 = 2;
 const STALLED: u8 = 3;
 
 /// The progress of an upload, for the task that waits for the response.
-pub(super) struct Progress {
+pub(super) struct UploadProgress {
     state: AtomicU8,
     done: Notify,
     started: Instant,
@@ -47,7 +47,7 @@ pub(super) struct Progress {
     client: AtomicBool,
 }
 
-impl Progress {
+impl UploadProgress {
     fn new() -> Self {
         let (state, taken, client) = (AtomicU8::new(SENDING), AtomicU64::new(0), AtomicBool::new(false));
         Self { state, done: Notify::new(), started: Instant::now(), taken, client }
@@ -101,24 +101,24 @@ impl Progress {
 }
 
 /// A request's body on its way to the application.
-pub(super) enum Upload {
+pub(super) enum UploadBody {
     Empty,
-    Streaming { inner: Incoming, progress: Arc<Progress>, stall: Stall, counts: Arc<RouteCounts> },
+    Streaming { inner: Incoming, progress: Arc<UploadProgress>, stall: Stall, counts: Arc<RouteCounts> },
 }
 
-impl Upload {
+impl UploadBody {
     /// Wraps a client's body. The progress is `None` if there is no body.
-    pub fn new(inner: Incoming, counts: &Arc<RouteCounts>, stall_timeout: Duration) -> (Self, Option<Arc<Progress>>) {
+    pub fn new(inner: Incoming, counts: &Arc<RouteCounts>, stall_timeout: Duration) -> (Self, Option<Arc<UploadProgress>>) {
         if inner.is_end_stream() {
             return (Self::Empty, None);
         }
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(UploadProgress::new());
         let stall = Stall::new(stall_timeout);
         (Self::Streaming { inner, progress: progress.clone(), stall, counts: counts.clone() }, Some(progress))
     }
 }
 
-impl Body for Upload {
+impl Body for UploadBody {
     type Data = Bytes;
     type Error = BodyError;
 

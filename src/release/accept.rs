@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::Limits;
+use larder_archive::ArchiveLimits;
 use parking_lot::Mutex;
 
 use super::{
-    Context, Refusal, ReleaseError,
+    Refusal, ReleaseError, WorkerContext,
     check::{self, Verdict, VerifyJob},
     delta,
     manifest::{MAX_MANIFEST, encode::EncodedManifest, index},
@@ -71,7 +71,7 @@ impl Body {
 /// release exist. A refused deliverable stays where it was; the caller removes it. May be repeated. Of a delta only the manifest is
 /// checked here; its content is checked file by file when it is installed.
 pub async fn accept(
-    context: &Context<'_>,
+    context: &WorkerContext<'_>,
     incoming: Incoming,
     expect: &Expectation,
     trust: &[PublicKey],
@@ -85,7 +85,7 @@ pub async fn accept(
             let manifest = manifest.clone();
             let verdict = blocking(move || {
                 let file = open_regular(&archive)?;
-                check::verdict(&manifest, check::read_digests(&file, &manifest, &Limits::default()))
+                check::verdict(&manifest, check::read_digests(&file, &manifest, &ArchiveLimits::default()))
             });
             verdict.await??;
         }
@@ -143,8 +143,8 @@ pub fn known_record(paths: &EnvironmentPaths, manifest: &Manifest, trust: &[Publ
 }
 
 /// Verifies a whole archive in a worker. Both descriptors are only read.
-pub async fn verify_archive(context: &Context<'_>, archive: File, manifest: File) -> Result<Verdict, ReleaseError> {
-    let job = VerifyJob { threads: context.threads, limits: Limits::default() };
+pub async fn verify_archive(context: &WorkerContext<'_>, archive: File, manifest: File) -> Result<Verdict, ReleaseError> {
+    let job = VerifyJob { threads: context.threads, limits: ArchiveLimits::default() };
     run(context, "verify", Role::Verify, None, &job, vec![OwnedFd::from(archive), OwnedFd::from(manifest)]).await
 }
 

@@ -9,7 +9,7 @@ use larder_archive::{self as archive, ArchiveError, Previous, between};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, ReleaseError,
+    ReleaseError, WorkerAnswer,
     manifest::{self, Head, encode},
     tree,
     walk::Warnings,
@@ -83,7 +83,7 @@ pub fn work(
     archive: &File,
     manifest: &File,
     previous: Option<(&File, &File)>,
-) -> Answer<BundleReport> {
+) -> WorkerAnswer<BundleReport> {
     bundle(job, places, archive, manifest, previous).into()
 }
 

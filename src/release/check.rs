@@ -8,10 +8,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use larder_archive::{Archive, ArchiveError, FrameReader, Limits, Sink, pool::each_thread};
+use larder_archive::{Archive, ArchiveError, ArchiveLimits, FrameReader, Sink, pool::each_thread};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Refusal, ReleaseError, store};
+use super::{Refusal, ReleaseError, WorkerAnswer, store};
 use crate::model::{Digest, Entry, Manifest};
 
 /// The job. Descriptors: 5 archive, 6 manifest.
@@ -20,14 +20,14 @@ pub struct VerifyJob {
     /// The number of threads that decompress.
     pub threads: usize,
     /// The limits of the archive.
-    pub limits: Limits,
+    pub limits: ArchiveLimits,
 }
 
 /// The result: accepted, or the reason to refuse it.
 pub type Verdict = Result<(), Refusal>;
 
 /// Verifies the digest of every frame, every header, the digest of every file, and that there is nothing else.
-pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> Answer<Verdict> {
+pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> WorkerAnswer<Verdict> {
     verify(job, archive, manifest).into()
 }
 
@@ -48,7 +48,7 @@ pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> 
 }
 
 /// Reads the whole archive as an installation would, without writing.
-pub fn read_all(file: &File, manifest: &Manifest, limits: &Limits, threads: usize) -> Result<(), ArchiveError> {
+pub fn read_all(file: &File, manifest: &Manifest, limits: &ArchiveLimits, threads: usize) -> Result<(), ArchiveError> {
     let archive = Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
     let count = archive.frames().len();
     let next = AtomicUsize::new(0);
@@ -69,7 +69,7 @@ pub fn read_all(file: &File, manifest: &Manifest, limits: &Limits, threads: usiz
 }
 
 /// Compares the bytes of all frames with their digests, and decompresses nothing.
-pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &Limits) -> Result<(), ArchiveError> {
+pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &ArchiveLimits) -> Result<(), ArchiveError> {
     Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
     let mut buffer = vec![0; 1 << 20];
     for (index, frame) in manifest.archive.frames.iter().enumerate() {

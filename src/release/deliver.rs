@@ -6,14 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::{Archive, Limits, delta::DeltaReport, pool::both};
+use larder_archive::{Archive, ArchiveLimits, delta::DeltaReport, pool::both};
 
 use super::{
     ReleaseError, delta,
     manifest::{self, index},
-    pack::{ArchiveJob, ArchiveReport, DeltaJob, Origin, PackJob},
+    pack::{ArchiveJob, ArchiveReport, DeltaJob, PackJob, PackSource},
     store,
-    worker::{Context, Files, blocking, installed, known_manifest, lost, run},
+    worker::{Files, WorkerContext, blocking, installed, known_manifest, lost, run},
 };
 use crate::{
     host::{
@@ -25,7 +25,7 @@ use crate::{
 
 /// Returns the path of the delta between two releases, which are in the store or installed. A delta that is not cached is made. The file
 /// never changes; it may be removed at any time, so callers open it at once.
-pub async fn make_delta(context: &Context<'_>, from: ReleaseId, to: ReleaseId) -> Result<PathBuf, ReleaseError> {
+pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: ReleaseId) -> Result<PathBuf, ReleaseError> {
     let path = store::cached_delta(context.paths, from, to);
     let paths = context.paths.clone();
     let (cached, threads) = (path.clone(), context.threads);
@@ -119,7 +119,7 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
         if tree.is_none() && archive.is_none() {
             return Err(ReleaseError::Unknown { release, path: paths.releases() });
         }
-        let origin = Origin { tree, archive: archive.is_some() };
+        let origin = PackSource { tree, archive: archive.is_some() };
         if let Some(archive) = archive {
             let spool = tempfile::tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
             extra.extend([OwnedFd::from(archive), spool.into()]);
@@ -133,7 +133,7 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
 /// Packs the installed tree of a release that came as a delta into `<release>.tar.zst`. Afterwards its manifest lists the frames, and the
 /// delta is removed. The archive is byte for byte the one that the manifest names; otherwise this fails and changes nothing. Does nothing
 /// if the archive exists.
-pub async fn rebuild(context: &Context<'_>, release: ReleaseId) -> Result<Manifest, ReleaseError> {
+pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<Manifest, ReleaseError> {
     let files = Files::of(context.paths, release);
     let paths = context.paths.clone();
     let opened = {
@@ -190,7 +190,7 @@ fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Pat
         let why = "it describes another release than the one that was packed".to_owned();
         return Err(ReleaseError::Manifest { path: files.new_manifest.clone(), why });
     }
-    Archive::open(archive, &manifest.entries, &manifest.archive, &Limits::default())
+    Archive::open(archive, &manifest.entries, &manifest.archive, &ArchiveLimits::default())
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     durable::begin(archive);
     archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;

@@ -2,20 +2,20 @@
 
 use std::fs::File;
 
-use larder_archive::delta::{self, Changes, DeltaError, Endpoint};
+use larder_archive::delta::{self, Changes, DeltaEndpoint, DeltaError};
 
 use super::ReleaseError;
 use crate::model::{Manifest, ReleaseId};
 
 /// Returns a release as one end of a delta. The head is the manifest without entries and frames, as JSON.
-pub fn endpoint(manifest: &Manifest) -> Result<Endpoint<'_>, ReleaseError> {
-    Ok(Endpoint { head: head(manifest)?, ..plain_endpoint(manifest) })
+pub fn endpoint(manifest: &Manifest) -> Result<DeltaEndpoint<'_>, ReleaseError> {
+    Ok(DeltaEndpoint { head: head(manifest)?, ..plain_endpoint(manifest) })
 }
 
 /// Returns a release as one end of a delta that is applied; the head stays empty.
-pub(super) fn plain_endpoint(manifest: &Manifest) -> Endpoint<'_> {
+pub(super) fn plain_endpoint(manifest: &Manifest) -> DeltaEndpoint<'_> {
     let Manifest { release, tree, archive, entries, .. } = manifest;
-    Endpoint { id: release.to_string(), tree: *tree, archive, entries, head: Vec::new() }
+    DeltaEndpoint { id: release.to_string(), tree: *tree, archive, entries, head: Vec::new() }
 }
 
 fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {

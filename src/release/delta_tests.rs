@@ -8,8 +8,8 @@ use std::{
 };
 
 use larder_archive::{
-    Limits,
-    delta::{DeltaError, Source, make},
+    ArchiveLimits,
+    delta::{DeltaError, FileSource, make},
 };
 use proptest::prelude::*;
 
@@ -18,9 +18,9 @@ use crate::{
     host::files::Confined,
     model::{Manifest, ReleaseId},
     release::{
-        Answer, ReleaseError,
+        ReleaseError, WorkerAnswer,
         bundle::{self, BundleJob},
-        install::{self, Content, UnpackJob, UnpackReport},
+        install::{self, ContentSource, UnpackJob, UnpackReport},
         manifest::Head,
         store,
         tests::head,
@@ -123,9 +123,9 @@ impl World {
         let (old, new) = (Confined::open(&self.old.tree)?, Confined::open(&self.new.tree)?);
         make(
             &endpoint(&self.old.manifest)?,
-            Source::Tree(&old),
+            FileSource::Tree(&old),
             &endpoint(&self.new.manifest)?,
-            Source::Tree(&new),
+            FileSource::Tree(&new),
             out,
             threads,
         )?;
@@ -143,10 +143,11 @@ impl World {
         let _ = std::fs::create_dir(&tree);
         let places = install::InstallPaths { tree, deploy: self.dir.path().into() };
         let previous = Some(self.old.manifest.release);
-        let job = UnpackJob { previous, content: Content::Archive, spare: None, threads: 2, limits: Limits::default() };
+        let job =
+            UnpackJob { previous, content: ContentSource::Archive, spare: None, threads: 2, limits: ArchiveLimits::default() };
         let copy = || done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)));
         let spare = if spare { copy()?.fingerprint } else { None };
-        let job = UnpackJob { previous, content: Content::Delta, spare, threads: 2, limits: Limits::default() };
+        let job = UnpackJob { previous, content: ContentSource::Delta, spare, threads: 2, limits: ArchiveLimits::default() };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
         assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "it said that it was well");
         Ok(report)
@@ -161,7 +162,7 @@ impl World {
     }
 }
 
-fn done(answer: Answer<UnpackReport>) -> Result<UnpackReport, ReleaseError> {
+fn done(answer: WorkerAnswer<UnpackReport>) -> Result<UnpackReport, ReleaseError> {
     answer.into_result()
 }
 
@@ -179,8 +180,10 @@ fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
     world.make(&again, 1).unwrap();
     assert!(bytes_of(&again) == bytes, "not the same with one thread");
     let (again, spools) = (tempfile::tempfile().unwrap(), [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()]);
-    let from =
-        |release: &Release, spool| Source::Archive { archive: Box::leak(Box::new(release.archive.try_clone().unwrap())), spool };
+    let from = |release: &Release, spool| FileSource::Archive {
+        archive: Box::leak(Box::new(release.archive.try_clone().unwrap())),
+        spool,
+    };
     let [one, two] = &spools;
     let ends = (endpoint(&world.old.manifest).unwrap(), endpoint(&world.new.manifest).unwrap());
     make(&ends.0, from(&world.old, one), &ends.1, from(&world.new, two), &again, 2).unwrap();
@@ -383,7 +386,7 @@ fn delta_whose_head_does_not_fit_is_refused() {
         assert!(head.contains(text), "{head}");
         end.head = head.replacen(text, lie, 1).into_bytes();
         let out = tempfile::tempfile().unwrap();
-        make(&endpoint(&world.old.manifest).unwrap(), Source::Tree(&old), &end, Source::Tree(&new), &out, 1).unwrap();
+        make(&endpoint(&world.old.manifest).unwrap(), FileSource::Tree(&old), &end, FileSource::Tree(&new), &out, 1).unwrap();
         let refused = manifest(&out, world.old.manifest.clone()).unwrap_err().to_string();
         assert!(refused.contains(why), "{lie}: {refused}");
     }

@@ -134,7 +134,7 @@ impl ReleaseError {
 
 /// The answer of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Answer<T> {
+pub enum WorkerAnswer<T> {
     /// The job is done.
     Done(T),
     /// The tree or the archive was refused.
@@ -143,10 +143,10 @@ pub enum Answer<T> {
     Failed(String),
 }
 
-impl<T> From<Result<T, ReleaseError>> for Answer<T> {
-    fn from(result: Result<T, ReleaseError>) -> Answer<T> {
+impl<T> From<Result<T, ReleaseError>> for WorkerAnswer<T> {
+    fn from(result: Result<T, ReleaseError>) -> WorkerAnswer<T> {
         match result {
-            Ok(done) => Answer::Done(done),
+            Ok(done) => WorkerAnswer::Done(done),
             Err(e) => {
                 let mut why = e.to_string();
                 let mut machine = false;
@@ -159,7 +159,7 @@ impl<T> From<Result<T, ReleaseError>> for Answer<T> {
                 }
                 // Bounded, since it contains names from a hostile tree.
                 let why = why.chars().take(4000).collect();
-                if machine { Answer::Failed(why) } else { Answer::Refused(why) }
+                if machine { WorkerAnswer::Failed(why) } else { WorkerAnswer::Refused(why) }
             }
         }
     }
@@ -183,13 +183,13 @@ fn is_of_the_machine(error: &std::io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| those.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-impl<T> Answer<T> {
+impl<T> WorkerAnswer<T> {
     /// Returns the answer as a result.
     pub fn into_result(self) -> Result<T, ReleaseError> {
         match self {
-            Answer::Done(done) => Ok(done),
-            Answer::Refused(why) => Err(ReleaseError::Refused { why }),
-            Answer::Failed(why) => Err(ReleaseError::Failed { why }),
+            WorkerAnswer::Done(done) => Ok(done),
+            WorkerAnswer::Refused(why) => Err(ReleaseError::Refused { why }),
+            WorkerAnswer::Failed(why) => Err(ReleaseError::Failed { why }),
         }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
             let source = std::io::Error::from_raw_os_error(code);
             let file = FileError::Io { doing: "write", path: "x".into(), source };
             let error = ReleaseError::Archive { doing: "accepted", source: ArchiveError::File(file) };
-            Answer::<()>::from(Err(error)).into_result().unwrap_err()
+            WorkerAnswer::<()>::from(Err(error)).into_result().unwrap_err()
         };
         for code in [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::ENOMEM] {
             let error = answer(code);

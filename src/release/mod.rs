@@ -32,14 +32,14 @@ mod worker;
 pub use accept::{Body, Incoming, MAX_RECORD, VerifyLevel, accept, accept_manifest, accept_record, known_record, verify_archive};
 pub use changes::{Change, ChangeKind, changes};
 pub use deliver::{make_delta, rebuild};
-pub use error::{Answer, ReleaseError};
+pub use error::{ReleaseError, WorkerAnswer};
 pub use promotion::promotable;
 pub use refusal::Refusal;
 pub use retention::{Keep, ReleaseSummary, prune_plan};
 pub use server::{Bundled, Installed, bundle, install, spare};
 pub use signing::{SigningKey, SigningKeyError, verify_signature};
 pub use verify::{Difference, verify};
-pub use worker::Context;
+pub use worker::WorkerContext;
 
 #[cfg(test)]
 mod delta_tests;

@@ -4,12 +4,12 @@ use std::{fs::File, path::Path};
 
 use larder_archive::{
     self as archive, ArchiveError, Item, Previous,
-    delta::{self, DeltaError, DeltaReport, Source},
+    delta::{self, DeltaError, DeltaReport, FileSource},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, ReleaseError,
+    ReleaseError, WorkerAnswer,
     delta::endpoint,
     manifest::{self, encode},
 };
@@ -29,16 +29,16 @@ pub enum PackJob {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaJob {
     /// The location of the files of the older release.
-    pub old: Origin,
+    pub old: PackSource,
     /// The location of the files of the newer release.
-    pub new: Origin,
+    pub new: PackSource,
     /// The number of threads that read and compress.
     pub threads: usize,
 }
 
 /// The location of the files of a release. The tree is preferred; if it is damaged or incomplete, the archive is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct PackSource {
     /// The installed tree.
     pub tree: Option<ReleaseId>,
     /// The archive is among the descriptors.
@@ -67,7 +67,7 @@ pub struct ArchiveReport {
 }
 
 /// Makes a delta; `deploy` is the directory of all installed trees.
-pub fn delta(job: &DeltaJob, deploy: &Path, files: &[File]) -> Answer<DeltaReport> {
+pub fn delta(job: &DeltaJob, deploy: &Path, files: &[File]) -> WorkerAnswer<DeltaReport> {
     make(job, deploy, files).into()
 }
 
@@ -98,7 +98,7 @@ struct Location<'a> {
 }
 
 impl<'a> Location<'a> {
-    fn of(origin: Origin, deploy: &Path, files: &'a [File]) -> Result<Location<'a>, ReleaseError> {
+    fn of(origin: PackSource, deploy: &Path, files: &'a [File]) -> Result<Location<'a>, ReleaseError> {
         let archive = match (origin.archive, files) {
             (true, [archive, spool]) => Some((archive, spool)),
             (false, []) => None,
@@ -112,10 +112,10 @@ impl<'a> Location<'a> {
         }
     }
 
-    fn source(&self) -> Result<Source<'_>, ReleaseError> {
+    fn source(&self) -> Result<FileSource<'_>, ReleaseError> {
         match (&self.tree, self.archive) {
-            (Some(tree), _) => Ok(Source::Tree(tree)),
-            (None, Some((archive, spool))) => Ok(Source::Archive { archive, spool }),
+            (Some(tree), _) => Ok(FileSource::Tree(tree)),
+            (None, Some((archive, spool))) => Ok(FileSource::Archive { archive, spool }),
             (None, None) => Err(missing()),
         }
     }
@@ -127,7 +127,7 @@ impl<'a> Location<'a> {
 }
 
 /// Packs an installed tree again, out of the directory `deploy`. The archive must be byte for byte the one that the manifest names.
-pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Answer<ArchiveReport> {
+pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> WorkerAnswer<ArchiveReport> {
     again(job, deploy, files).into()
 }
 

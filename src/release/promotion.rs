@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Recipe,
-        model::{Check, Digest, Period, ReleaseId, ReleaseNumber, Restart},
+        model::{Digest, PassedCheck, Period, ProcessRestart, ReleaseId, ReleaseNumber},
     };
 
     fn at(second: i64) -> Timestamp {
@@ -115,8 +115,8 @@ mod tests {
                 Period { since: at(100), until: None },
             ],
             as_of: at(190),
-            checks: vec![Check { name: "smoke".to_owned(), passed: at(1) }],
-            restarts: vec![Restart { process: "web.1".to_owned(), at: at(5), exit: "exited 1".to_owned() }; 4],
+            checks: vec![PassedCheck { name: "smoke".to_owned(), passed: at(1) }],
+            restarts: vec![ProcessRestart { process: "web.1".to_owned(), at: at(5), exit: "exited 1".to_owned() }; 4],
             signature: None,
         }
     }

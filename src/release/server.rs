@@ -5,15 +5,15 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
 };
 
-use larder_archive::{Limits, pool::both};
+use larder_archive::{ArchiveLimits, pool::both};
 
 use super::{
     ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport},
     delta,
-    install::{Content, UnpackJob, UnpackReport},
+    install::{ContentSource, UnpackJob, UnpackReport},
     manifest::{self, Head, index},
-    worker::{Context, Files, blocking, installed, known, known_manifest, lost, run},
+    worker::{Files, WorkerContext, blocking, installed, known, known_manifest, lost, run},
 };
 use crate::{
     host::{
@@ -41,7 +41,7 @@ pub struct Installed {
 
 /// Bundles the built tree into a release. `previous` is a release in the store that may share frames. May be repeated: the remains of
 /// an interrupted attempt are replaced.
-pub async fn bundle(context: &Context<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
+pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
     let release = head.release;
     let files = Files::of(context.paths, release);
     let before = previous.map(|id| Files::of(context.paths, id));
@@ -95,7 +95,7 @@ fn keep(
     if (parsed.tree, parsed.archive.digest, parsed.archive.bytes) != (report.tree, report.archive, report.archive_bytes) {
         return Err(wrong("it differs from what its worker reported"));
     }
-    larder_archive::Archive::open(archive, &parsed.entries, &parsed.archive, &Limits::default())
+    larder_archive::Archive::open(archive, &parsed.entries, &parsed.archive, &ArchiveLimits::default())
         .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     sign(&mut parsed, manifest, files, signing)?;
     // Both start before the first wait, so that the file system makes one commit.
@@ -137,7 +137,7 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
 /// that [`spare`] reported when it filled that directory with a copy of `previous`; a repeated attempt must not pass it again. May be
 /// repeated.
 pub async fn install(
-    context: &Context<'_>,
+    context: &WorkerContext<'_>,
     release: ReleaseId,
     previous: Option<ReleaseId>,
     spare: Option<Digest>,
@@ -147,13 +147,13 @@ pub async fn install(
 
 /// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is the id that the next
 /// release will get. Runs in the background; a failure only costs the next installation time.
-pub async fn spare(context: &Context<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
+pub async fn spare(context: &WorkerContext<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
     unpack(context, next, live, Some(live), None).await
 }
 
 /// Fills the tree named `tree` with the content of `release`.
 async fn unpack(
-    context: &Context<'_>,
+    context: &WorkerContext<'_>,
     tree: ReleaseId,
     release: ReleaseId,
     previous: Option<ReleaseId>,
@@ -171,7 +171,7 @@ async fn unpack(
     let base = before.as_ref().map(|(id, _)| *id);
     // A spare is a copy of `previous`, which may not be the base of the delta.
     let spare = spare.filter(|_| base == previous);
-    let job = UnpackJob { previous: base, content, spare, threads: context.threads, limits: Limits::default() };
+    let job = UnpackJob { previous: base, content, spare, threads: context.threads, limits: ArchiveLimits::default() };
     let file = match file {
         Some(file) => OwnedFd::from(file),
         None => manifest.try_clone().map_err(|e| lost(&context.paths.manifest(release), e))?.into(),
@@ -194,16 +194,16 @@ fn content(
     paths: &EnvironmentPaths,
     release: ReleaseId,
     previous: Option<ReleaseId>,
-) -> Result<(Content, Option<File>, Option<ReleaseId>), ReleaseError> {
+) -> Result<(ContentSource, Option<File>, Option<ReleaseId>), ReleaseError> {
     let unknown = match known(paths, release, &paths.archive(release)) {
-        Ok(archive) => return Ok((Content::Archive, Some(archive), previous)),
+        Ok(archive) => return Ok((ContentSource::Archive, Some(archive), previous)),
         Err(e @ ReleaseError::Unknown { .. }) => e,
         Err(e) => return Err(e),
     };
     if previous == Some(release) && installed(paths, release) {
-        return Ok((Content::Previous, None, previous));
+        return Ok((ContentSource::Previous, None, previous));
     }
     let Ok(file) = open_regular(&paths.delta(release)) else { return Err(unknown) };
     let (base, _) = delta::endpoints(&file)?;
-    if installed(paths, base) { Ok((Content::Delta, Some(file), Some(base))) } else { Err(unknown) }
+    if installed(paths, base) { Ok((ContentSource::Delta, Some(file), Some(base))) } else { Err(unknown) }
 }

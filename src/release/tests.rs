@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-use larder_archive::{ItemKind, Limits, tree_digest};
+use larder_archive::{ArchiveLimits, ItemKind, tree_digest};
 use proptest::prelude::*;
 
 use super::{
-    Answer, ReleaseError,
+    ReleaseError, WorkerAnswer,
     bundle::{self, BundleJob, BundleReport},
-    install::{self, Content, UnpackJob, UnpackReport},
+    install::{self, ContentSource, UnpackJob, UnpackReport},
     manifest::Head,
     store, tree,
     verify::{self, verify},
@@ -78,10 +78,10 @@ fn install_on(
 ) -> Result<UnpackReport, ReleaseError> {
     let job = UnpackJob {
         previous: previous.map(|(id, _)| id),
-        content: Content::Archive,
+        content: ContentSource::Archive,
         spare,
         threads: 2,
-        limits: Limits::default(),
+        limits: ArchiveLimits::default(),
     };
     let places = install::InstallPaths { tree: deploy.join(name.to_string()), deploy: deploy.into() };
     let _ = std::fs::create_dir(&places.tree);
@@ -471,7 +471,7 @@ fn manifests_are_checked_when_they_are_read() {
 #[test]
 fn answer_has_the_whole_chain_of_causes() {
     let e = ReleaseError::Archive { doing: "accepted", source: larder_archive::ArchiveError::SeekTable };
-    let Answer::<()>::Refused(why) = Answer::from(Err(e)) else { panic!() };
+    let WorkerAnswer::<()>::Refused(why) = WorkerAnswer::from(Err(e)) else { panic!() };
     assert_eq!(why, "the release archive cannot be accepted: the archive's seek table differs from its manifest");
 }
 

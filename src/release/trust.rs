@@ -121,9 +121,9 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     manifest::from_bytes(bytes, Path::new("manifest")).map_err(|error| {
         let why = match error {
             ReleaseError::Manifest { why, .. } => why,
-            other => match super::Answer::<()>::from(Err(other)) {
-                super::Answer::Refused(why) | super::Answer::Failed(why) => why,
-                super::Answer::Done(()) => String::new(),
+            other => match super::WorkerAnswer::<()>::from(Err(other)) {
+                super::WorkerAnswer::Refused(why) | super::WorkerAnswer::Failed(why) => why,
+                super::WorkerAnswer::Done(()) => String::new(),
             },
         };
         Refusal::Unreadable { what: "manifest".to_owned(), why: why.chars().take(1000).collect() }

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use larder_archive::{ArchiveInfoExt, Limits, tree_digest};
+use larder_archive::{ArchiveInfoExt, ArchiveLimits, tree_digest};
 
 use super::{
     Refusal, SigningKey, check, store,
@@ -54,8 +54,8 @@ fn refusal(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey]) -> Re
 }
 
 fn look(file: &File, manifest: &Manifest) -> Result<(), Refusal> {
-    let quick = check::verdict(manifest, check::read_digests(file, manifest, &Limits::default())).unwrap();
-    let whole = check::verdict(manifest, check::read_all(file, manifest, &Limits::default(), 2)).unwrap();
+    let quick = check::verdict(manifest, check::read_digests(file, manifest, &ArchiveLimits::default())).unwrap();
+    let whole = check::verdict(manifest, check::read_all(file, manifest, &ArchiveLimits::default(), 2)).unwrap();
     // What the quick look refuses, the thorough one refuses too; the other way round it may not be.
     assert!(quick.is_ok() || whole.is_err(), "{quick:?} {whole:?}");
     whole
@@ -289,7 +289,7 @@ fn truncated_or_altered_archive_is_refused() {
         let old = bytes[at as usize];
         for new in [old ^ 1, old ^ 0x80, !old] {
             open().write_all_at(&[new], at).unwrap();
-            let quick = check::read_digests(&open(), manifest, &Limits::default());
+            let quick = check::read_digests(&open(), manifest, &ArchiveLimits::default());
             let found = check::verdict(manifest, quick).unwrap().unwrap_err();
             assert!(matches!(found, Refusal::Altered { .. }), "byte {at}: {found}");
             assert!(found.to_string().starts_with(&format!("the archive of release {release} was altered or damaged: ")));

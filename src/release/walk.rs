@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use larder_archive::{ArchiveError, BadPath, Item, ItemKind, Limits, check_path, check_target, pool::each_thread};
+use larder_archive::{ArchiveError, ArchiveLimits, BadPath, Item, ItemKind, check_path, check_target, pool::each_thread};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{FileType, Stat};
 
@@ -130,7 +130,7 @@ impl Walk<'_> {
 
 /// Refuses more entries than a release may have. Called after every directory, so that a huge tree is refused early.
 pub(super) fn check_count(count: u64) -> Result<(), ReleaseError> {
-    let limit = Limits::default().entries;
+    let limit = ArchiveLimits::default().entries;
     if count <= limit {
         return Ok(());
     }

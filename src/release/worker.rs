@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ReleaseError, SigningKey, error::Answer, manifest::index};
+use super::{ReleaseError, SigningKey, error::WorkerAnswer, manifest::index};
 use crate::{
     host::{
         files::{FileError, open_regular},
@@ -21,7 +21,7 @@ const MAX_REPORT: usize = 1 << 20;
 
 /// The environment that a worker serves, and the limits of its work.
 #[derive(Debug)]
-pub struct Context<'a> {
+pub struct WorkerContext<'a> {
     /// Starts the worker.
     pub launcher: &'a Launcher,
     /// The project.
@@ -67,7 +67,7 @@ impl Files {
 ///
 /// The worker cannot be started, exits without a report, or reports a failure.
 pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
-    context: &Context<'_>,
+    context: &WorkerContext<'_>,
     what: &'static str,
     role: Role,
     release: impl Into<Option<ReleaseId>>,
@@ -89,8 +89,8 @@ pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     };
     let stdio = Stdio { stdin: None, stdout: output(&context.output)?, stderr: output(&context.output)?, extra };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
-    let report: Option<Answer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
-    if let Some(Answer::Done(report)) = report {
+    let report: Option<WorkerAnswer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
+    if let Some(WorkerAnswer::Done(report)) = report {
         // The worker reports when everything is synced; the removal of its sandbox need not be waited for.
         return Ok(report);
     }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::{
     address::Address,
     error::RemoteError,
-    offer::{Blob, LIST_BYTES, Limits, OFFERS, Object, Offer, SMALL_BYTES},
+    offer::{Blob, LIST_BYTES, OFFERS, Object, Offer, SMALL_BYTES, TransferLimits},
     ssh::{Exec, PullKey, RemoteServer},
     store::ObjectFiles,
 };
@@ -27,13 +27,13 @@ const HAVES: usize = 12;
 #[derive(Debug, Clone)]
 pub struct DeliverableStores {
     key: PullKey,
-    limits: Limits,
+    limits: TransferLimits,
     buckets: Arc<Vec<(String, String)>>,
 }
 
 impl DeliverableStores {
     /// Uses `key` for other servers.
-    pub fn new(key: PullKey, limits: Limits) -> DeliverableStores {
+    pub fn new(key: PullKey, limits: TransferLimits) -> DeliverableStores {
         DeliverableStores { key, limits, buckets: Arc::default() }
     }
 
@@ -76,7 +76,7 @@ pub struct DeliverableStore {
     title: String,
     project: ProjectName,
     environment: Option<EnvironmentName>,
-    limits: Limits,
+    limits: TransferLimits,
     deltas: bool,
     backend: Arc<Backend>,
 }
@@ -98,7 +98,7 @@ impl DeliverableStore {
     }
 
     /// The maximum sizes of transfers.
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> TransferLimits {
         self.limits
     }
 
@@ -327,7 +327,8 @@ mod tests {
     #[tokio::test]
     async fn list_that_never_completes_times_out() {
         let directory = tempfile::tempdir().unwrap();
-        let stores = DeliverableStores::new(PullKey::load_or_make(&directory.path().join("key")).unwrap(), Limits::default());
+        let stores =
+            DeliverableStores::new(PullKey::load_or_make(&directory.path().join("key")).unwrap(), TransferLimits::default());
         let url = format!("file://{}", directory.path().display());
         let remote = Remote { name: "store".parse().unwrap(), url, host_key: None, trust: Vec::new(), publish: false };
         let store = stores.open(&remote, &"shop".parse().unwrap()).unwrap();
@@ -342,7 +343,7 @@ mod tests {
     fn address_decides_whether_remote_is_a_server() {
         let directory = tempfile::tempdir().unwrap();
         let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
-        let stores = DeliverableStores::new(key, Limits::default());
+        let stores = DeliverableStores::new(key, TransferLimits::default());
         let remote = |url: &str| Remote {
             name: "store".parse().unwrap(),
             url: url.to_owned(),

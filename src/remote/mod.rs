@@ -5,7 +5,7 @@
 //! a deliverable is accepted: a completed transfer is only known to have the digests in its manifest.
 //!
 //! *Memory*: a transfer holds at most 16 chunks between the network and the disk, and a connection at most 2 MiB that were sent and not yet
-//! read. Lists and manifests have limits of their own ([`Limits`]).
+//! read. Lists and manifests have limits of their own ([`TransferLimits`]).
 
 mod address;
 mod deliverable_store;
@@ -19,6 +19,6 @@ mod store;
 pub use address::{Address, AddressError};
 pub use deliverable_store::{DeliverableStore, DeliverableStores};
 pub use error::RemoteError;
-pub use offer::{Blob, Found, Limits, Object, Offer, find};
+pub use offer::{Blob, Found, Object, Offer, TransferLimits, find};
 pub use publish::{Publication, publish};
-pub use pull::{ManifestCheck, Pack, Progress, Pulled, PulledContent, discard, pull, pull_checked, pull_pack, sweep, tenths};
+pub use pull::{ManifestCheck, Pack, ProgressFn, Pulled, PulledContent, discard, pull, pull_checked, pull_pack, sweep, tenths};

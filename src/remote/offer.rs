@@ -18,7 +18,7 @@ pub(crate) const QUEUE: usize = 16;
 
 /// The maximum sizes of transfers from a remote, whatever it offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct TransferLimits {
     /// The maximum size of an archive or a delta, in bytes.
     pub archive_bytes: u64,
     /// The maximum size of a manifest, in bytes.
@@ -27,9 +27,9 @@ pub struct Limits {
     pub pack_bytes: u64,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { archive_bytes: 4 << 30, manifest_bytes: 256 << 20, pack_bytes: 512 << 20 }
+impl Default for TransferLimits {
+    fn default() -> TransferLimits {
+        TransferLimits { archive_bytes: 4 << 30, manifest_bytes: 256 << 20, pack_bytes: 512 << 20 }
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    control::{Caller, CommandError, Control, Kind},
+    control::{Caller, CommandError, Control, ErrorKind},
     git::{
         ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
@@ -25,14 +25,14 @@ use crate::{
     host::{files, launch::Stdio},
     model::{Access, CommitId, Project, ProjectName, Trigger},
     pipeline::{
-        PushRejection, Request, Ticket, chain,
+        DeployRequest, PushRejection, Ticket, chain,
         intake::{RefDecision, RefUpdate, decide, unstorable},
     },
 };
 
 /// The state of a push in flight that its hooks share.
 #[derive(Debug, Clone)]
-pub struct Push {
+pub struct PushInFlight {
     caller: Caller,
     project: Project,
     /// True if pre-receive has accepted the push as a whole.
@@ -59,12 +59,12 @@ struct Early {
 #[derive(Clone)]
 pub struct Pushes {
     control: Control,
-    tokens: PushRegistry<Push>,
+    tokens: PushRegistry<PushInFlight>,
 }
 
 impl Pushes {
     /// Serves pushes that `control` authorizes. Hooks identify their push by one of `tokens`.
-    pub fn new(control: Control, tokens: PushRegistry<Push>) -> Pushes {
+    pub fn new(control: Control, tokens: PushRegistry<PushInFlight>) -> Pushes {
         Pushes { control, tokens }
     }
 
@@ -95,7 +95,7 @@ impl Pushes {
         let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
             Service::ReceivePack => {
-                let push = Push {
+                let push = PushInFlight {
                     caller,
                     project,
                     asked: asked.clone(),
@@ -125,7 +125,7 @@ impl Pushes {
                 let _ = serving.child.wait().await;
                 tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to use it");
                 let what = if pushing { "push to" } else { "read" };
-                return Err(CommandError::new(Kind::Refused, format!("your right to {what} {name} was taken away"))
+                return Err(CommandError::new(ErrorKind::Refused, format!("your right to {what} {name} was taken away"))
                     .hint("ask an administrator for the right; a deployment that had begun continues"));
             }
         };
@@ -158,7 +158,7 @@ impl Pushes {
     }
 
     /// Answers hooks until the listener ends.
-    pub async fn answer_hooks(self, mut listener: Listener<Push>) {
+    pub async fn answer_hooks(self, mut listener: Listener<PushInFlight>) {
         while let Some(session) = listener.accept().await {
             let pushes = self.clone();
             tokio::spawn(async move {
@@ -172,8 +172,8 @@ impl Pushes {
 
     /// Returns the current state of the project if the user may still push to it. Rights and projects may have changed since the push
     /// began.
-    fn still(&self, push: &Push) -> Result<Project, String> {
-        let Push { caller, project, .. } = push;
+    fn still(&self, push: &PushInFlight) -> Result<Project, String> {
+        let PushInFlight { caller, project, .. } = push;
         let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
         if now.id != project.id {
             return Err(format!("{} is another project now; push again", project.name));
@@ -182,7 +182,7 @@ impl Pushes {
     }
 
     /// Records objections that are known before git keeps the objects of a push. Returns true if no ref can be accepted.
-    fn look_early(&self, session: &HookSession<Push>, project: &Project) -> bool {
+    fn look_early(&self, session: &HookSession<PushInFlight>, project: &Project) -> bool {
         let request = &session.request;
         let updates = updates(session);
         let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
@@ -208,7 +208,7 @@ impl Pushes {
     }
 
     /// Refuses a push as a whole, before its objects are kept, for reasons that concern all of its refs.
-    async fn pre_receive(&self, session: HookSession<Push>) {
+    async fn pre_receive(&self, session: HookSession<PushInFlight>) {
         let config = &self.control.pipeline().services().config;
         let limit = config.limits.refs_per_push as usize;
         let accepted = self.still(&session.ticket).and_then(|project| {
@@ -232,7 +232,7 @@ impl Pushes {
     }
 
     /// Decides on each ref. The verdict on a deploy branch is that of its deployment.
-    async fn proc_receive(&self, session: HookSession<Push>) {
+    async fn proc_receive(&self, session: HookSession<PushInFlight>) {
         let updates = updates(&session);
         let atomic = session.request.atomic;
         let mut fates = match self.still(&session.ticket) {
@@ -267,7 +267,7 @@ impl Pushes {
     }
 
     /// Refuses an atomic push as a whole, before its deployment, if git would refuse to store one of its other refs afterwards.
-    async fn refuse_unstorable(&self, session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
+    async fn refuse_unstorable(&self, session: &HookSession<PushInFlight>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
         let repositories = &self.control.pipeline().services().repositories;
         let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {
             Ok((refs, _)) => {
@@ -287,7 +287,7 @@ impl Pushes {
         }
     }
 
-    async fn verdict(&self, session: &HookSession<Push>, fate: RefDecision) -> RefVerdict {
+    async fn verdict(&self, session: &HookSession<PushInFlight>, fate: RefDecision) -> RefVerdict {
         match fate {
             RefDecision::Store { note } => {
                 if let Some(note) = note {
@@ -313,7 +313,7 @@ impl Pushes {
                     }
                 };
                 let tags = coming(session);
-                let request = Request {
+                let request = DeployRequest {
                     trigger,
                     environment: *environment,
                     branch,
@@ -333,7 +333,12 @@ impl Pushes {
     }
 
     /// Sends the output of a deployment to the client, and returns the verdict. The deployment continues if the client disconnects.
-    async fn follow(&self, session: &HookSession<Push>, mut ticket: Ticket, environment: crate::model::EnvId) -> RefVerdict {
+    async fn follow(
+        &self,
+        session: &HookSession<PushInFlight>,
+        mut ticket: Ticket,
+        environment: crate::model::EnvId,
+    ) -> RefVerdict {
         let gone = session.gone();
         tokio::pin!(gone);
         match ticket.transcript.follow() {
@@ -366,13 +371,13 @@ fn refusal(why: &str) -> RefDecision {
 }
 
 /// Returns the tags that a push creates or moves.
-fn coming(session: &HookSession<Push>) -> Vec<(String, CommitId)> {
+fn coming(session: &HookSession<PushInFlight>) -> Vec<(String, CommitId)> {
     let tags = session.request.refs.iter().filter(|change| !change.new.is_zero());
     tags.filter_map(|change| Some((change.refname.strip_prefix("refs/tags/")?.to_owned(), change.new.clone()))).collect()
 }
 
 /// Returns the refs that a hook asks about.
-fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
+fn updates(session: &HookSession<PushInFlight>) -> Vec<RefUpdate> {
     let updates = session.request.refs.iter();
     let update =
         |change: &RefChange| RefUpdate { name: change.refname.clone(), old: change.old.clone(), new: change.new.clone() };
@@ -380,7 +385,7 @@ fn updates(session: &HookSession<Push>) -> Vec<RefUpdate> {
 }
 
 /// Applies the findings of pre-receive.
-fn apply_early(session: &HookSession<Push>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
+fn apply_early(session: &HookSession<PushInFlight>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
     let mut early = session.ticket.early.lock();
     for (update, fate) in updates.iter().zip(fates) {
         if matches!(fate, RefDecision::Refuse { .. }) {

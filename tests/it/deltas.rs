@@ -10,7 +10,7 @@ use larder::{
     host::root::{EnvironmentPaths, Root},
     model::{EnvId, Manifest, Mode, ProjectId, ReleaseId},
     release::{
-        self, Context, ReleaseError, SigningKey,
+        self, ReleaseError, SigningKey, WorkerContext,
         bundle::{self, BundleJob},
         delta,
         manifest::Head,
@@ -21,12 +21,12 @@ use larder::{
 use crate::keeper_world::{World, grounds};
 
 /// One of the two environments of the world.
-fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> Context<'a> {
+fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> WorkerContext<'a> {
     let (project, environment) = (ProjectId(number), EnvId(number + 2));
     // Nothing that these tests make is signed by it; it only has to be there.
     static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::ephemeral().unwrap());
     let (signing, archive_limit) = (&*SIGNING, u64::MAX);
-    Context { launcher: &world.launcher, project, environment, paths, output: None, threads: 2, signing, archive_limit }
+    WorkerContext { launcher: &world.launcher, project, environment, paths, output: None, threads: 2, signing, archive_limit }
 }
 
 fn paths(world: &World, project: &str) -> EnvironmentPaths {

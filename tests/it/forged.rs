@@ -10,7 +10,7 @@ use std::{
 use larder::{
     model::{Digest, HealthRecord, Manifest, ReleaseId, Remote},
     release::SigningKey,
-    remote::{Blob, DeliverableStore, DeliverableStores, Limits, Offer, Publication, publish, ssh::PullKey},
+    remote::{Blob, DeliverableStore, DeliverableStores, Offer, Publication, TransferLimits, publish, ssh::PullKey},
 };
 
 use crate::{
@@ -56,7 +56,7 @@ impl<'w> Forge<'w> {
         world.larder(&["remote", "add", "shop/production", "evil", &url, "--trust", &key.public().to_string()]).ok();
         let pull_key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
         let remote = Remote { name: "evil".parse().unwrap(), url, host_key: None, trust: Vec::new(), publish: true };
-        let place = DeliverableStores::new(pull_key, Limits::default()).open(&remote, &"shop".parse().unwrap()).unwrap();
+        let place = DeliverableStores::new(pull_key, TransferLimits::default()).open(&remote, &"shop".parse().unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Forge { world, repo, key, directory, place, runtime }
     }

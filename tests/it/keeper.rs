@@ -9,7 +9,7 @@ use std::{
 };
 
 use larder::{
-    host::launch::{Cgroups, Event, LaunchError, Stdio},
+    host::launch::{Cgroups, LaunchError, ProcessEvent, Stdio},
     model::{Area, Launch, LimitClass, ProjectId, Role, Slot, StopSignal, Supervision},
 };
 use rustix::{
@@ -112,11 +112,11 @@ async fn supervised_process_outlives_the_server_and_is_restarted() {
         fs::write(world.env().join("data/end"), b"").unwrap();
         world.give(&world.env().join("data/end"), 2);
         let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
-        let Event::Exited { exit, last: false, .. } = event else { panic!("{event:?}") };
+        let ProcessEvent::Exited { exit, last: false, .. } = event else { panic!("{event:?}") };
         assert_eq!(exit.code, Some(3));
         assert_eq!(read_line(&kept[0].output).await, "up");
         let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
-        assert_eq!(event, Event::Restarted { id, restarts: 1 });
+        assert_eq!(event, ProcessEvent::Restarted { id, restarts: 1 });
 
         let refused = world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue)).await;
         assert!(matches!(refused, Err(LaunchError::Refused { .. })), "{refused:?}");

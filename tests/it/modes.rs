@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use larder::layout::{Kind, Layout, Owner};
+use larder::layout::{Layout, LayoutKind, Owner};
 
 use crate::{
     harness::{Repo, World, in_each_mode, within},
@@ -65,10 +65,10 @@ fn differences(root: &Path, layout: &Layout) -> Vec<String> {
         }
         let kind = found.file_type();
         let fits = match entry.kind {
-            Kind::Directory | Kind::Tree => kind.is_dir(),
-            Kind::Link => kind.is_symlink(),
-            Kind::File => kind.is_file(),
-            Kind::Socket => kind.is_socket(),
+            LayoutKind::Directory | LayoutKind::Tree => kind.is_dir(),
+            LayoutKind::Link => kind.is_symlink(),
+            LayoutKind::File => kind.is_file(),
+            LayoutKind::Socket => kind.is_socket(),
         };
         let mode = found.mode() & 0o7777;
         if !fits || entry.bits().is_some_and(|bits| bits != mode) {

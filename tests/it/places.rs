@@ -17,8 +17,8 @@ use larder::{
     host::root::Root,
     model::Remote,
     remote::{
-        DeliverableStore, DeliverableStores, Limits, Offer, Progress, Publication, Pulled, RemoteError, discard, publish, pull,
-        ssh::PullKey,
+        DeliverableStore, DeliverableStores, Offer, ProgressFn, Publication, Pulled, RemoteError, TransferLimits, discard,
+        publish, pull, ssh::PullKey,
     },
 };
 
@@ -37,7 +37,7 @@ struct Shared {
 
 fn stores(world: &World) -> DeliverableStores {
     let key = PullKey::load_or_make(&world.directory().join("home/pull-key")).unwrap();
-    DeliverableStores::new(key, Limits::default())
+    DeliverableStores::new(key, TransferLimits::default())
 }
 
 fn open(stores: &DeliverableStores, url: &str) -> DeliverableStore {
@@ -93,7 +93,7 @@ fn suite(world: &World, shared: &Shared) {
     fs::create_dir_all(paths.releases()).unwrap();
     let run = &shared.runtime;
     let list = || run.block_on(shared.read.list());
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     // Before the first publication there is an empty list or no list.
     assert!(
         list().map_or_else(|error| matches!(error, RemoteError::NotFound { .. }), |offers| offers.is_empty()),
@@ -144,7 +144,7 @@ fn suite(world: &World, shared: &Shared) {
 fn altered(world: &World, shared: &Shared, release: &Offer, file: &Path) {
     let root = Root::new(world.directory().join("home/another"));
     let paths = root.environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     let mut bytes = fs::read(file).unwrap();
     bytes[700_000] ^= 1;
     fs::write(file, bytes).unwrap();
@@ -200,7 +200,7 @@ fn a_web_server_without_ranges(world: &World) {
     let offer = runtime.block_on(reader.list()).unwrap().remove(0);
     let paths = Root::new(world.directory().join("home/puller"));
     let paths = paths.environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     let refused = runtime.block_on(pull(&reader, &offer, &[], &paths, &quiet)).unwrap_err();
     assert!(refused.to_string().contains("refused to give a part of the manifest"), "{refused}");
 }

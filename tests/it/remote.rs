@@ -10,8 +10,8 @@ use larder::{
     host::root::{EnvironmentPaths, Root},
     model::{CommitId, ReleaseId, Remote},
     remote::{
-        DeliverableStore, DeliverableStores, Limits, Offer, Progress, Pulled, PulledContent, RemoteError, discard, pull,
-        pull_pack, ssh::PullKey,
+        DeliverableStore, DeliverableStores, Offer, ProgressFn, Pulled, PulledContent, RemoteError, TransferLimits, discard,
+        pull, pull_pack, ssh::PullKey,
     },
 };
 
@@ -50,7 +50,7 @@ impl Puller {
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         fs::create_dir_all(paths.releases()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        Puller { places: DeliverableStores::new(key, Limits::default()), directory, paths, runtime }
+        Puller { places: DeliverableStores::new(key, TransferLimits::default()), directory, paths, runtime }
     }
 
     fn place(&self, world: &World, port: u16) -> DeliverableStore {
@@ -68,7 +68,7 @@ impl Puller {
     }
 
     fn pull(&self, place: &DeliverableStore, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
-        let quiet: Progress = Arc::new(|_, _| {});
+        let quiet: ProgressFn = Arc::new(|_, _| {});
         self.runtime.block_on(pull(place, offer, held, &self.paths, &quiet))
     }
 
@@ -207,7 +207,7 @@ fn interrupted_pull_resumes(world: &World) {
     let pulled = loop {
         attempt += 1;
         assert!(attempt < 60, "it does not get any further; {} bytes passed", link.passed());
-        let quiet: Progress = Arc::new(|_, _| {});
+        let quiet: ProgressFn = Arc::new(|_, _| {});
         let pulling = pull(&place, &first, &[], &puller.paths, &quiet);
         let limit = Duration::from_millis(300 + random(attempt, 2500));
         if let Ok(pulled) = puller.runtime.block_on(async { tokio::time::timeout(limit, pulling).await }) {
@@ -278,7 +278,7 @@ fn pull_over_a_slow_link_completes(world: &World) {
     let place = puller.place(world, link.port);
     let offer = puller.list(&place).unwrap().remove(0);
     let began = Instant::now();
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     // Killed repeatedly: each attempt resumes the previous one, and gets more time if the handshake alone is slow.
     let mut limit = Duration::from_millis(1700);
     let pulled = loop {

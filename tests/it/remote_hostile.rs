@@ -13,8 +13,10 @@ use jiff::Timestamp;
 use larder::{
     host::root::Root,
     model::{Digest, ReleaseId, Remote},
-    remote::{Blob, DeliverableStore, DeliverableStores, Limits, Offer, Progress, RemoteError, pull, pull_pack, ssh::PullKey},
-    surface::ssh::{self, ExecCall, ExecHandler, ExecRequest, Identity, PublicKeyInfo, SshConfig, keys},
+    remote::{
+        Blob, DeliverableStore, DeliverableStores, Offer, ProgressFn, RemoteError, TransferLimits, pull, pull_pack, ssh::PullKey,
+    },
+    surface::ssh::{self, ExecCall, ExecHandler, ExecRequest, PublicKeyInfo, SshIdentity, SshServerConfig, keys},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,8 +41,8 @@ struct Hostile {
 }
 
 impl ExecHandler for Hostile {
-    fn authenticate(&self, _key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
-        Some(Identity { user: "production".parse().unwrap() })
+    fn authenticate(&self, _key: &PublicKeyInfo, _source: IpAddr) -> Option<SshIdentity> {
+        Some(SshIdentity { user: "production".parse().unwrap() })
     }
 
     fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
@@ -102,7 +104,7 @@ fn against<T>(
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let stop = CancellationToken::new();
-    let mut config = SshConfig::new(host_key);
+    let mut config = SshServerConfig::new(host_key);
     config.drain = Duration::from_secs(1);
     let server = runtime.spawn(ssh::serve(listener, config, Arc::new(Hostile { wrong, offer: offer.clone() }), stop.clone()));
     let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
@@ -113,7 +115,7 @@ fn against<T>(
         trust: Vec::new(),
         publish: false,
     };
-    let limits = Limits { pack_bytes: 1 << 20, ..Limits::default() };
+    let limits = TransferLimits { pack_bytes: 1 << 20, ..TransferLimits::default() };
     let store = DeliverableStores::new(key, limits).open(&remote, &"shop".parse().unwrap()).unwrap();
     let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
     std::fs::create_dir_all(paths.releases()).unwrap();
@@ -149,7 +151,7 @@ fn endless_list_is_rejected() {
 fn endless_standard_error_ends_the_request() {
     let error = against(Misbehaviour::Chatters, async |remote, _, _| remote.list().await.unwrap_err());
     assert!(matches!(error, RemoteError::Lost { .. }) && error.to_string().contains("is too long"), "{error}");
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     let error = against(Misbehaviour::Chatters, async |remote, offer, paths| {
         tokio::time::timeout(Duration::from_secs(60), pull(remote, offer, &[], paths, &quiet)).await.unwrap().unwrap_err()
     });
@@ -158,7 +160,7 @@ fn endless_standard_error_ends_the_request() {
 
 #[test]
 fn file_larger_than_its_offer_is_rejected() {
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     let error =
         against(Misbehaviour::Endless, async |remote, offer, paths| pull(remote, offer, &[], paths, &quiet).await.unwrap_err());
     assert!(
@@ -173,7 +175,7 @@ fn file_larger_than_its_offer_is_rejected() {
 
 #[test]
 fn content_that_differs_from_its_offer_is_not_kept() {
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     for wrong in [Misbehaviour::Lies, Misbehaviour::Short] {
         let error = against(wrong, async |remote, offer, paths| {
             assert_eq!(remote.list().await.unwrap(), std::slice::from_ref(offer));
@@ -187,7 +189,7 @@ fn content_that_differs_from_its_offer_is_not_kept() {
 
 #[test]
 fn error_message_of_a_remote_is_sanitised() {
-    let quiet: Progress = Arc::new(|_, _| {});
+    let quiet: ProgressFn = Arc::new(|_, _| {});
     let error =
         against(Misbehaviour::Escapes, async |remote, offer, paths| pull(remote, offer, &[], paths, &quiet).await.unwrap_err());
     let shown = error.to_string();

@@ -6,19 +6,19 @@ use parking_lot::Mutex;
 use rustix::{buffer::spare_capacity, io::Errno};
 use zstd::bulk::Compressor;
 
-use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::Candidate, settings};
+use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::FrameCandidate, settings};
 use crate::{Confined, Cursor, Digest, Frame};
 
 /// A frame to build.
 pub(super) struct Task<'a> {
     pub(super) items: &'a [Item],
     pub(super) last: bool,
-    pub(super) candidate: Option<Candidate<'a>>,
+    pub(super) candidate: Option<FrameCandidate<'a>>,
     pub(super) raw: u64,
 }
 
 /// The result of a task.
-pub(super) enum Made<'a> {
+pub(super) enum BuiltFrame<'a> {
     Copy {
         frame: Frame,
         digests: Vec<Option<Digest>>,
@@ -36,19 +36,19 @@ pub(super) enum Made<'a> {
 }
 
 /// Reads and compresses frames; one per thread.
-pub(super) struct Worker<'a> {
+pub(super) struct CompressWorker<'a> {
     cursor: Cursor<'a>,
     compressor: Compressor<'static>,
     raw: Vec<u8>,
     /// Buffers for compressed frames.
-    spare: &'a Spare,
+    spare: &'a SpareBuffers,
 }
 
 /// Buffers for reuse: fresh memory costs as much as filling it.
 #[derive(Default)]
-pub(super) struct Spare(Mutex<Vec<Vec<u8>>>);
+pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
 
-impl Spare {
+impl SpareBuffers {
     fn take(&self) -> Vec<u8> {
         self.0.lock().pop().unwrap_or_default()
     }
@@ -60,19 +60,19 @@ impl Spare {
     }
 }
 
-impl<'a> Worker<'a> {
-    pub(super) fn new(root: &'a Confined, spare: &'a Spare) -> Result<Worker<'a>, ArchiveError> {
-        Ok(Worker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
+impl<'a> CompressWorker<'a> {
+    pub(super) fn new(root: &'a Confined, spare: &'a SpareBuffers) -> Result<CompressWorker<'a>, ArchiveError> {
+        Ok(CompressWorker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
     /// Builds a frame, or finds that it can be copied.
-    pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<Made<'t>, ArchiveError> {
+    pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<BuiltFrame<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
             && !task.items.iter().any(unknown)
             && let Some(frame) = same.intact(&mut self.raw)
         {
-            return Ok(Made::Copy { frame, digests: same.digests() });
+            return Ok(BuiltFrame::Copy { frame, digests: same.digests() });
         }
         if task.raw > frames::MAX + header::END as u64 {
             // One file. Whether it changed must be known before it is compressed, not after.
@@ -83,9 +83,9 @@ impl<'a> Worker<'a> {
             if let Some(same) = task.candidate.filter(|same| digest.is_some() && same.digests().contains(&digest))
                 && let Some(frame) = same.intact(&mut self.raw)
             {
-                return Ok(Made::Copy { frame, digests: same.digests() });
+                return Ok(BuiltFrame::Copy { frame, digests: same.digests() });
             }
-            return Ok(Made::Large { task, digest });
+            return Ok(BuiltFrame::Large { task, digest });
         }
         let digests = self.read(&task)?;
         let mut bytes = self.spare.take();
@@ -93,7 +93,7 @@ impl<'a> Worker<'a> {
             && let Some(frame) = same.intact(&mut bytes)
         {
             self.spare.put(bytes);
-            return Ok(Made::Copy { frame, digests });
+            return Ok(BuiltFrame::Copy { frame, digests });
         }
         bytes.clear();
         settings::tune(&mut self.compressor, task.raw)?;
@@ -104,7 +104,7 @@ impl<'a> Worker<'a> {
         })?;
         let frame =
             Frame { offset: 0, bytes: bytes.len() as u64, raw: task.raw, entries: count(task.items), digest: Digest::of(&bytes) };
-        Ok(Made::New { frame, bytes, digests })
+        Ok(BuiltFrame::New { frame, bytes, digests })
     }
 
     /// Fills `self.raw` with the tar of the task's items.

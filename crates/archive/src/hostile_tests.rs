@@ -177,7 +177,7 @@ fn unwanted_file_may_have_other_content_but_no_other_header() {
         };
         let pick = |packed: &[u8], wanted| {
             let (file, info) = in_one_frame(&entries, packed);
-            let archive = Archive::open(&file, &entries, &info, &Limits::default()).unwrap();
+            let archive = Archive::open(&file, &entries, &info, &ArchiveLimits::default()).unwrap();
             let mut picky = Picky(wanted, Collect::default());
             archive.read(0, &mut FrameReader::new().unwrap(), &mut picky).map(|()| picky.1.files)
         };

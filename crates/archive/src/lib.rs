@@ -47,7 +47,7 @@ pub use error::{ArchiveError, BadPath, FileError};
 pub use frames::{ArchiveInfoExt, plan};
 pub use item::{Item, ItemKind, Previous};
 pub use reader::{Archive, FrameReader, Sink};
-pub use rules::{Limits, check_entries, check_path, check_target};
+pub use rules::{ArchiveLimits, check_entries, check_path, check_target};
 pub use settings::compresses_like;
 pub use writer::{Written, write};
 

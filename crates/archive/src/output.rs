@@ -16,7 +16,7 @@ use super::{
 use crate::{ArchiveInfo, Confined, Digest, Frame};
 
 /// The end of a growing archive, and a pending copy from the previous archive.
-pub(super) struct Output<'a> {
+pub(super) struct ArchiveOutput<'a> {
     pub(super) out: &'a File,
     pub(super) previous: Option<&'a File>,
     pub(super) at: u64,
@@ -28,7 +28,7 @@ pub(super) struct Output<'a> {
     pub(super) large: CCtx<'static>,
 }
 
-impl Output<'_> {
+impl ArchiveOutput<'_> {
     pub(super) fn put(&mut self, mut frame: Frame, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.flush()?;
         self.out.write_all_at(bytes, self.at).map_err(|e| ArchiveError::io("write", e))?;

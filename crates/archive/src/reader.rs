@@ -10,7 +10,7 @@ use std::{
 
 use zstd::{bulk::Decompressor, zstd_safe};
 
-use super::{ArchiveError, ArchiveInfoExt, CHUNK, Limits, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
+use super::{ArchiveError, ArchiveInfoExt, ArchiveLimits, CHUNK, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
 use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
 /// Frames up to this size after decompression are held, larger ones streamed.
@@ -37,7 +37,12 @@ pub struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     /// Checks everything that does not need decompression.
-    pub fn open(file: &'a File, entries: &'a [Entry], info: &ArchiveInfo, limits: &Limits) -> Result<Archive<'a>, ArchiveError> {
+    pub fn open(
+        file: &'a File,
+        entries: &'a [Entry],
+        info: &ArchiveInfo,
+        limits: &ArchiveLimits,
+    ) -> Result<Archive<'a>, ArchiveError> {
         check_entries(entries, limits)?;
         let contradiction = |why: &str| ArchiveError::Manifest { why: why.to_owned() };
         let mut frames = Vec::with_capacity(info.frames.len());
@@ -60,7 +65,7 @@ impl<'a> Archive<'a> {
         if at != entries.len() || frames.is_empty() {
             return Err(contradiction("its frames hold fewer entries than it lists"));
         }
-        if raw_total > Limits::RATIO_FROM && raw_total / info.bytes.max(1) >= limits.ratio {
+        if raw_total > ArchiveLimits::RATIO_FROM && raw_total / info.bytes.max(1) >= limits.ratio {
             return Err(ArchiveError::Ratio { raw: raw_total, bytes: info.bytes, limit: limits.ratio });
         }
         if *info != (ArchiveInfo { settings: info.settings, ..ArchiveInfo::of_frames(info.frames.clone()) }) {

@@ -14,7 +14,7 @@ pub(super) struct Reuse<'a> {
 
 /// A frame of the previous archive that has the same paths, kinds, modes and sizes.
 #[derive(Clone, Copy)]
-pub(super) struct Candidate<'a> {
+pub(super) struct FrameCandidate<'a> {
     frame: Frame,
     file: &'a File,
     entries: &'a [Entry],
@@ -42,12 +42,12 @@ impl<'a> Reuse<'a> {
         Some(Reuse { items, file: previous.file, by_first })
     }
 
-    pub(super) fn candidate(&self, range: Range<usize>, last: bool) -> Option<Candidate<'a>> {
+    pub(super) fn candidate(&self, range: Range<usize>, last: bool) -> Option<FrameCandidate<'a>> {
         let items = self.items.get(range)?;
         let (frame, entries, was_last) = self.by_first.get(items.first()?.path.as_str())?;
         let same = *was_last == last && entries.len() == items.len();
         let same = same && items.iter().zip(*entries).all(|(item, entry)| may_be(item, entry));
-        same.then_some(Candidate { frame: *frame, file: self.file, entries })
+        same.then_some(FrameCandidate { frame: *frame, file: self.file, entries })
     }
 }
 
@@ -64,7 +64,7 @@ fn may_be(item: &Item, entry: &Entry) -> bool {
         }
 }
 
-impl Candidate<'_> {
+impl FrameCandidate<'_> {
     /// Returns the frame if its bytes still have their digest: a frame that the disk has damaged must not be copied into the next archive,
     /// and from there into all later ones. `buffer` is overwritten.
     pub(super) fn intact(&self, buffer: &mut Vec<u8>) -> Option<Frame> {

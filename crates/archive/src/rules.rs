@@ -7,7 +7,7 @@ use crate::{Entry, EntryKind, bounded::ENTRIES};
 
 /// The limits of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Limits {
+pub struct ArchiveLimits {
     /// The most entries.
     pub entries: u64,
     /// The most bytes of all files together.
@@ -16,14 +16,14 @@ pub struct Limits {
     pub ratio: u64,
 }
 
-impl Limits {
+impl ArchiveLimits {
     /// The raw size in bytes up to which any ratio is allowed: a few files of zeros do no harm.
     pub const RATIO_FROM: u64 = 256 << 20;
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { entries: ENTRIES as u64, bytes: 32 << 30, ratio: 1000 }
+impl Default for ArchiveLimits {
+    fn default() -> ArchiveLimits {
+        ArchiveLimits { entries: ENTRIES as u64, bytes: 32 << 30, ratio: 1000 }
     }
 }
 
@@ -71,7 +71,7 @@ fn plain(path: &[u8]) -> Result<&str, BadPath> {
 
 /// Checks a whole list: every path and target, order, uniqueness, that every parent is a directory, and the limits on numbers
 /// and sizes.
-pub fn check_entries(entries: &[Entry], limits: &Limits) -> Result<(), ArchiveError> {
+pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), ArchiveError> {
     let count = entries.len() as u64;
     if count > limits.entries {
         return Err(ArchiveError::TooManyEntries { count, limit: limits.entries });
@@ -155,7 +155,7 @@ mod tests {
         Entry { path: path.into(), kind: EntryKind::Link { target: target.into() } }
     }
     fn check(entries: &[Entry]) -> Result<(), ArchiveError> {
-        check_entries(entries, &Limits::default())
+        check_entries(entries, &ArchiveLimits::default())
     }
 
     #[test]
@@ -199,12 +199,12 @@ mod tests {
 
     #[test]
     fn numbers_are_limited() {
-        let limits = Limits { entries: 1, ..Limits::default() };
+        let limits = ArchiveLimits { entries: 1, ..ArchiveLimits::default() };
         assert!(matches!(
             check_entries(&[dir("a"), dir("b")], &limits),
             Err(ArchiveError::TooManyEntries { count: 2, limit: 1 })
         ));
-        let limits = Limits { bytes: 1, ..Limits::default() };
+        let limits = ArchiveLimits { bytes: 1, ..ArchiveLimits::default() };
         assert!(matches!(check_entries(&[file("a"), file("b")], &limits), Err(ArchiveError::TooManyBytes { bytes: 2, .. })));
         let huge =
             Entry { path: "a".into(), kind: EntryKind::File { size: u64::MAX, digest: Digest::of(b""), executable: false } };

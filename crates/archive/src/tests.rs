@@ -77,7 +77,7 @@ fn bytes(file: &File) -> Vec<u8> {
 }
 
 pub(super) fn read(file: &File, entries: &[Entry], info: &ArchiveInfo) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
-    let archive = Archive::open(file, entries, info, &Limits::default())?;
+    let archive = Archive::open(file, entries, info, &ArchiveLimits::default())?;
     let mut reader = FrameReader::new()?;
     let mut collect = Collect::default();
     for frame in 0..archive.frames().len() {

@@ -5,10 +5,10 @@ use std::fs::File;
 use zstd::zstd_safe::CCtx;
 
 use super::{
-    ArchiveError, Item, ItemKind, Limits, Previous, check_entries,
-    compress::{Made, Spare, Task, Worker},
+    ArchiveError, ArchiveLimits, Item, ItemKind, Previous, check_entries,
+    compress::{BuiltFrame, CompressWorker, SpareBuffers, Task},
     frames,
-    output::Output,
+    output::ArchiveOutput,
     pool,
     reuse::Reuse,
 };
@@ -37,11 +37,18 @@ pub fn write(
 ) -> Result<Written, ArchiveError> {
     let plan = frames::plan(items);
     let reuse = previous.and_then(|previous| Reuse::new(previous, items));
-    let mut output =
-        Output { out, previous: previous.map(|p| p.file), at: 0, limit, copy: None, frames: Vec::new(), large: CCtx::create() };
+    let mut output = ArchiveOutput {
+        out,
+        previous: previous.map(|p| p.file),
+        at: 0,
+        limit,
+        copy: None,
+        frames: Vec::new(),
+        large: CCtx::create(),
+    };
     let mut digests: Vec<Option<Digest>> = Vec::with_capacity(items.len());
     let mut copied = 0;
-    let spare = Spare::default();
+    let spare = SpareBuffers::default();
     let task = |index: usize| -> Option<Task<'_>> {
         let range = plan.get(index)?.clone();
         let last = index + 1 == plan.len();
@@ -52,21 +59,21 @@ pub fn write(
     pool::ordered(
         plan.len(),
         threads,
-        || Worker::new(root, &spare),
+        || CompressWorker::new(root, &spare),
         |worker, index| task(index).map(|task| worker.make(task)).transpose(),
         |_, made| {
             match made {
-                Some(Made::Copy { frame, digests: known }) => {
+                Some(BuiltFrame::Copy { frame, digests: known }) => {
                     copied += 1;
                     digests.extend(known);
                     output.copy(frame)?;
                 }
-                Some(Made::New { frame, bytes, digests: read }) => {
+                Some(BuiltFrame::New { frame, bytes, digests: read }) => {
                     digests.extend(read);
                     output.put(frame, &bytes)?;
                     spare.put(bytes);
                 }
-                Some(Made::Large { task, digest }) => {
+                Some(BuiltFrame::Large { task, digest }) => {
                     digests.extend(output.put_large(root, &task, digest, threads)?);
                 }
                 None => {}
@@ -76,7 +83,7 @@ pub fn write(
     )?;
     let entries = items.iter().zip(digests).map(|(item, digest)| entry(item, digest)).collect::<Result<Vec<_>, _>>()?;
     // An archive that a reader would refuse must not be written.
-    check_entries(&entries, &Limits::default())?;
+    check_entries(&entries, &ArchiveLimits::default())?;
     let info = output.finish()?;
     Ok(Written { info, entries, copied })
 }

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::{
     control::{
-        error::{CommandError, Kind, no_project, not_found, run_blocking, usage},
+        error::{CommandError, ErrorKind, no_project, not_found, run_blocking, usage},
         heads,
         registry::Target,
         request::{Context, Reply, Request, Stream},
@@ -282,7 +282,7 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
         return Err(not_found(format!("there is no delta from {from} to {title}, because {from} is not here")));
     }
     let services = control.pipeline().services();
-    let context = release::Context {
+    let context = release::WorkerContext {
         launcher: &services.launcher,
         project: offered.environment.project_id,
         environment: offered.environment.id,
@@ -323,7 +323,7 @@ fn record(
 }
 
 fn unsent(path: &Path, error: &io::Error) -> CommandError {
-    CommandError::new(Kind::Internal, format!("cannot send {}: {error}", path.display())).hint("repeat the request")
+    CommandError::new(ErrorKind::Internal, format!("cannot send {}: {error}", path.display())).hint("repeat the request")
 }
 
 /// Returns a descriptor for a writer, and a future that copies what is written to `output` without the first `bytes` bytes. The writer

@@ -117,7 +117,7 @@ async fn start(
         }
     };
     let request = deployment(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
-    submit(control, pipeline::Request { dry_run: trial, ..request })
+    submit(control, pipeline::DeployRequest { dry_run: trial, ..request })
 }
 
 fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
@@ -212,9 +212,9 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
 }
 
 /// Returns a request to the pipeline for a deployment without a push.
-pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::Request {
+pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::DeployRequest {
     let branch = environment.branch.clone();
-    pipeline::Request { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
+    pipeline::DeployRequest { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
 }
 
 /// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Empty if `asked` is empty.
@@ -233,7 +233,7 @@ fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
 }
 
 /// Submits a deployment and follows it.
-pub(super) fn submit<V>(control: &Control, request: pipeline::Request) -> Result<Reply<V>, CommandError> {
+pub(super) fn submit<V>(control: &Control, request: pipeline::DeployRequest) -> Result<Reply<V>, CommandError> {
     let ticket = control.pipeline().submit(request).map_err(|error| of_pipeline(&error))?;
     Ok(Reply::Stream(Stream::deployment(ticket)))
 }
@@ -270,7 +270,7 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
 
 /// Asks for the steps of a push.
 #[derive(Debug)]
-pub struct Plan {
+pub struct PlanShow {
     /// The environment.
     pub target: Target,
     /// A branch, a tag or a commit that must exist.
@@ -286,7 +286,7 @@ pub struct PlanView {
     pub plan: Vec<String>,
 }
 
-impl Request for Plan {
+impl Request for PlanShow {
     type View = PlanView;
     const NAME: &'static str = "plan";
 

@@ -31,7 +31,7 @@ pub enum Grade {
 
 /// The result of one check.
 #[derive(Debug, Clone, Serialize)]
-pub struct Check {
+pub struct DoctorCheck {
     /// The subject of the check.
     pub what: String,
     /// The severity.
@@ -40,38 +40,40 @@ pub struct Check {
     pub finding: String,
 }
 
-impl Check {
-    pub(super) fn new(grade: Grade, what: &str, finding: impl Into<String>) -> Check {
-        Check { what: what.to_owned(), grade, finding: finding.into() }
+impl DoctorCheck {
+    pub(super) fn new(grade: Grade, what: &str, finding: impl Into<String>) -> DoctorCheck {
+        DoctorCheck { what: what.to_owned(), grade, finding: finding.into() }
     }
 }
 
 impl Request for Doctor {
-    type View = Vec<Check>;
+    type View = Vec<DoctorCheck>;
     const NAME: &'static str = "doctor";
 
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         (None, Access::Admin)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Check>>, CommandError> {
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<DoctorCheck>>, CommandError> {
         let services = control.pipeline().services();
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
         let mut checks = vec![disk(control)];
         checks.push(if capabilities.system {
-            Check::new(Grade::Good, "users", "every environment has users of its own")
+            DoctorCheck::new(Grade::Good, "users", "every environment has users of its own")
         } else {
             let finding = "rootless: projects are not isolated from each other; run larder as root to isolate them";
-            Check::new(Grade::Warning, "users", finding)
+            DoctorCheck::new(Grade::Warning, "users", finding)
         });
         checks.push(match capabilities.namespaces {
-            Ok(()) => Check::new(Grade::Good, "sandbox", "namespaces work"),
-            Err(why) => Check::new(Grade::Warning, "sandbox", format!("{why}; allow user namespaces, or run larder as root")),
+            Ok(()) => DoctorCheck::new(Grade::Good, "sandbox", "namespaces work"),
+            Err(why) => {
+                DoctorCheck::new(Grade::Warning, "sandbox", format!("{why}; allow user namespaces, or run larder as root"))
+            }
         });
         checks.push(match capabilities.cgroup {
-            Cgroups::V2 | Cgroups::V1 => Check::new(Grade::Good, "limits", "cgroups work"),
+            Cgroups::V2 | Cgroups::V1 => DoctorCheck::new(Grade::Good, "limits", "cgroups work"),
             Cgroups::None => {
-                Check::new(Grade::Warning, "limits", "cannot create cgroups: a build can use all memory of this machine")
+                DoctorCheck::new(Grade::Warning, "limits", "cannot create cgroups: a build can use all memory of this machine")
             }
         });
         checks.extend(PROGRAMS.map(program));
@@ -79,7 +81,7 @@ impl Request for Doctor {
         for environment in control.registry().projects.iter().flat_map(|project| &project.environments) {
             if let Some((deployment, why)) = control.pipeline().history(environment.id).frozen() {
                 let finding = format!("frozen by deployment {deployment}: {why}");
-                checks.push(Check::new(Grade::Bad, &environment.title(), finding));
+                checks.push(DoctorCheck::new(Grade::Bad, &environment.title(), finding));
             }
         }
         Ok(checks.into())
@@ -89,23 +91,23 @@ impl Request for Doctor {
 /// The programs that builds use. Without git or bash nothing can be deployed.
 const PROGRAMS: [&str; 12] = ["git", "bash", "tar", "zstd", "node", "npm", "python3", "php", "ruby", "go", "cargo", "java"];
 
-fn program(name: &str) -> Check {
+fn program(name: &str) -> DoctorCheck {
     let directories = ["/usr/local/bin", "/usr/bin", "/bin"];
     let mut paths = directories.iter().map(|directory| format!("{directory}/{name}"));
     match paths.find(|path| std::path::Path::new(path).exists()) {
-        Some(path) => Check::new(Grade::Good, name, path),
+        Some(path) => DoctorCheck::new(Grade::Good, name, path),
         None => {
             let grade = if matches!(name, "git" | "bash") { Grade::Bad } else { Grade::Warning };
-            Check::new(grade, name, "not installed; projects that need it cannot be built")
+            DoctorCheck::new(grade, name, "not installed; projects that need it cannot be built")
         }
     }
 }
 
 /// Compares the directories of all environments with their layout.
-fn layout(control: &Control, system: bool) -> Vec<Check> {
+fn layout(control: &Control, system: bool) -> Vec<DoctorCheck> {
     let layout = match Layout::standard() {
         Ok(layout) => layout,
-        Err(error) => return vec![Check::new(Grade::Bad, "layout", error.to_string())],
+        Err(error) => return vec![DoctorCheck::new(Grade::Bad, "layout", error.to_string())],
     };
     let viewer = Viewer { uid: rustix::process::geteuid().as_raw(), system };
     let projects = control.registry().projects.clone();
@@ -114,24 +116,24 @@ fn layout(control: &Control, system: bool) -> Vec<Check> {
         let paths = control.root().environment(&environment.project, &environment.name);
         layout.findings(paths.path(), viewer)
     });
-    let bad: Vec<Check> = findings.map(|finding| Check::new(Grade::Bad, "layout", finding)).collect();
+    let bad: Vec<DoctorCheck> = findings.map(|finding| DoctorCheck::new(Grade::Bad, "layout", finding)).collect();
     if bad.is_empty() {
-        return vec![Check::new(Grade::Good, "layout", format!("all directories match the layout {}", layout.layout))];
+        return vec![DoctorCheck::new(Grade::Good, "layout", format!("all directories match the layout {}", layout.layout))];
     }
     bad
 }
 
-fn disk(control: &Control) -> Check {
+fn disk(control: &Control) -> DoctorCheck {
     let reserve = control.pipeline().services().config.limits.disk_reserve.bytes();
     match files::free_space(control.root().path()) {
         Ok(free) if free.bytes < reserve => {
             let finding = format!("{} MiB free; deployments are refused below {} MiB", free.bytes >> 20, reserve >> 20);
-            Check::new(Grade::Bad, "disk", finding)
+            DoctorCheck::new(Grade::Bad, "disk", finding)
         }
         Ok(free) => {
             let grade = if free.bytes < reserve.saturating_mul(4) { Grade::Warning } else { Grade::Good };
-            Check::new(grade, "disk", format!("{} MiB free", free.bytes >> 20))
+            DoctorCheck::new(grade, "disk", format!("{} MiB free", free.bytes >> 20))
         }
-        Err(error) => Check::new(Grade::Bad, "disk", error.to_string()),
+        Err(error) => DoctorCheck::new(Grade::Bad, "disk", error.to_string()),
     }
 }

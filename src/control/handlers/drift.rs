@@ -20,14 +20,14 @@ const TEXT_MAX: u64 = 4 << 20;
 
 /// Compares the live files with their release, or manages patches.
 #[derive(Debug)]
-pub struct Drift {
+pub struct DriftRequest {
     /// The environment.
     pub target: Target,
     /// The action.
     pub action: DriftAction,
 }
 
-/// An action of [`Drift`].
+/// An action of [`DriftRequest`].
 #[derive(Debug)]
 pub enum DriftAction {
     /// Shows the changes.
@@ -51,7 +51,7 @@ pub enum DriftAction {
     },
 }
 
-/// The answer to [`Drift`].
+/// The answer to [`DriftRequest`].
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum DriftView {
@@ -133,7 +133,7 @@ pub struct PatchDetail {
     pub text: String,
 }
 
-impl Request for Drift {
+impl Request for DriftRequest {
     type View = DriftView;
     const NAME: &'static str = "drift";
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::releases;
 use crate::{
     control::{
-        error::{CommandError, Kind, not_found, refused, run_blocking},
+        error::{CommandError, ErrorKind, not_found, refused, run_blocking},
         registry::Target,
         request::{Context, Reply, Request, Stream},
         state::Control,
@@ -80,7 +80,7 @@ impl Request for ReleaseExport {
         let send = move |output: OwnedFd| -> BoxFuture<'static, _> {
             Box::pin(async move {
                 let written = write(manifest, record, archive, output).await;
-                written.map_err(|error| CommandError::new(Kind::Internal, format!("cannot send the release: {error}")))
+                written.map_err(|error| CommandError::new(ErrorKind::Internal, format!("cannot send the release: {error}")))
             })
         };
         Ok(Reply::Stream(Stream::Bytes(Box::new(send))))
@@ -187,7 +187,11 @@ fn unreadable(why: &ContainerError) -> CommandError {
     }
 }
 
-fn release_context<'a>(control: &'a Control, environment: &Environment, paths: &'a EnvironmentPaths) -> release::Context<'a> {
+fn release_context<'a>(
+    control: &'a Control,
+    environment: &Environment,
+    paths: &'a EnvironmentPaths,
+) -> release::WorkerContext<'a> {
     control.pipeline().services().release_context(environment, paths)
 }
 
@@ -218,7 +222,7 @@ impl Arriving {
     fn read(&self, input: Inlet) -> Result<(tempfile::TempDir, Incoming), CommandError> {
         let incoming = self.paths.incoming();
         let failed = |path: &Path, error: io::Error| {
-            CommandError::new(Kind::Internal, format!("cannot write {}: {error}", path.display()))
+            CommandError::new(ErrorKind::Internal, format!("cannot write {}: {error}", path.display()))
         };
         fs::DirBuilder::new().recursive(true).mode(0o750).create(&incoming).map_err(|error| failed(&incoming, error))?;
         let directory = tempfile::Builder::new().prefix("import-").tempdir_in(&incoming);

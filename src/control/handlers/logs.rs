@@ -14,7 +14,7 @@ use crate::{
 
 /// Reads or follows the output of processes.
 #[derive(Debug)]
-pub struct Logs {
+pub struct LogsRead {
     /// The environment.
     pub target: Target,
     /// A process such as `web.1` or a process type such as `web`; all processes if absent.
@@ -25,7 +25,7 @@ pub struct Logs {
     pub follow: bool,
 }
 
-impl Request for Logs {
+impl Request for LogsRead {
     type View = Vec<String>;
     const NAME: &'static str = "logs";
 
@@ -34,7 +34,7 @@ impl Request for Logs {
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<String>>, CommandError> {
-        let Logs { target, process, lines: count, follow } = self;
+        let LogsRead { target, process, lines: count, follow } = self;
         let environment = control.environment(&target)?;
         // The subscription begins before the files are read, so that no line is missed between them.
         let to_come = follow.then(|| control.pipeline().services().runtime.logs().subscribe());

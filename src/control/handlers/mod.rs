@@ -17,12 +17,12 @@ mod users;
 
 pub use self::{
     deliverables::{DeliverableGet, DeliverableInfo, DeliverableList},
-    deployments::{Deploy, DeployAction, DeployView, Plan, PlanView, Rollback},
-    doctor::{Check, Doctor, Grade},
-    drift::{Drift, DriftAction, DriftReport, DriftView, PatchDetail, PatchRow, TreeDifference, TreeReport},
+    deployments::{Deploy, DeployAction, DeployView, PlanShow, PlanView, Rollback},
+    doctor::{Doctor, DoctorCheck, Grade},
+    drift::{DriftAction, DriftReport, DriftRequest, DriftView, PatchDetail, PatchRow, TreeDifference, TreeReport},
     exports::{Imported, ReleaseExport, ReleaseImport},
     keys::{KeyAdd, KeyAdded, KeyRemove, KeyRemoved, KeyShow, KeyTrust, KeyTrustView, KeyUntrust, KeyUntrusted, TrustRow},
-    logs::Logs,
+    logs::LogsRead,
     processes::{ProcessRow, Ps, Restart, Restarted, Run, Scale, Scaled},
     projects::{ProjectCreate, ProjectCreated, ProjectDestroy, ProjectDestroyed, ProjectInfo, ProjectList, ProjectRow},
     promotion::{Promote, Published, Pull, PullView},

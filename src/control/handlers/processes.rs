@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::deployments::of_pipeline;
 use crate::{
     control::{
-        error::{CommandError, Kind, not_found, usage},
+        error::{CommandError, ErrorKind, not_found, usage},
         registry::Target,
         request::{Context, Reply, Request, Stream},
         state::Control,
@@ -171,7 +171,7 @@ async fn restart(control: &Control, environment: &Environment) -> Result<(), Com
             of_pipeline(&why).hint("deploy to apply the new process numbers")
         }
         RestartError::NotNow(why) => of_pipeline(&why),
-        RestartError::Failed(why) => CommandError::new(Kind::Deployment, why),
+        RestartError::Failed(why) => CommandError::new(ErrorKind::Deployment, why),
     })
 }
 

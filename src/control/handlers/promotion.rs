@@ -14,7 +14,7 @@ use crate::{
         state::Control,
     },
     model::{Access, CommitId, Environment, Mode, Origin, ProjectName, ReleaseNumber, Remote, RemoteName, Trigger},
-    pipeline::{Candidate, Goal, Summary},
+    pipeline::{Goal, ReleaseCandidate, Summary},
 };
 
 /// Deploys a release from another environment or a remote.
@@ -67,7 +67,7 @@ impl Request for Pull {
             }
         }
         let newest = release.is_none();
-        let Candidate { release, commit, origin, .. } = found;
+        let ReleaseCandidate { release, commit, origin, .. } = found;
         let goal = Goal::Release { release, origin, newest, overriding };
         submit(control, deployment(Trigger::Pull { by: caller.name() }, environment, commit, goal))
     }

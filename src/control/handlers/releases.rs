@@ -6,14 +6,14 @@ use serde::Serialize;
 use super::deployments::of_pipeline;
 use crate::{
     control::{
-        error::{CommandError, Kind, not_found, run_blocking, similar, usage},
+        error::{CommandError, ErrorKind, not_found, run_blocking, similar, usage},
         registry::Target,
         request::{Context, Reply, Request},
         state::Control,
     },
     git::LogEntry,
     model::{Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName},
-    pipeline::{self, KnownRelease, NameError, Pin, Pins, Summary},
+    pipeline::{self, KnownRelease, Pin, Pins, ReleaseNameError, Summary},
     release::{self, Change, ReleaseError, store},
 };
 
@@ -50,10 +50,10 @@ pub(super) async fn known(control: &Control, environment: &Environment) -> Resul
 pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment) -> Result<KnownRelease, CommandError> {
     match pipeline::find(all, text, environment) {
         Ok(found) => Ok(found.clone()),
-        Err(error @ NameError::Ambiguous { .. }) => {
+        Err(error @ ReleaseNameError::Ambiguous { .. }) => {
             Err(usage(error.to_string()).hint("give its number, or more digits of its id"))
         }
-        Err(error @ NameError::Unknown { .. }) => {
+        Err(error @ ReleaseNameError::Unknown { .. }) => {
             let names: Vec<String> = all.iter().flat_map(|known| known.tags.iter().cloned().chain([known.name()])).collect();
             let error = not_found(error.to_string());
             Err(match similar(text, names.iter().map(String::as_str)) {
@@ -196,7 +196,7 @@ impl Request for ReleaseShow {
         })?;
         let manifest = match manifest(control, &environment, &known).await {
             Ok(manifest) => Some(ManifestBrief::from(&manifest)),
-            Err(error) if error.kind == Kind::NotFound => None,
+            Err(error) if error.kind == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
         let paths = control.root().environment(&environment.project, &environment.name);

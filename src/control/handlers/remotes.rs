@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::doctor::{Check, Grade};
+use super::doctor::{DoctorCheck, Grade};
 use crate::{
     control::{
-        error::{CommandError, Kind, not_found, refused, usage},
+        error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
         request::{Context, Reply, Request},
         state::Control,
@@ -134,10 +134,10 @@ impl Request for RemoteAdd {
 /// Returns the error of a request for a remote, with its hints.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
-        RemoteError::Address(_) => Kind::Usage,
-        RemoteError::NotFound { .. } => Kind::NotFound,
-        RemoteError::File(_) | RemoteError::Aborted => Kind::Internal,
-        _ => Kind::Refused,
+        RemoteError::Address(_) => ErrorKind::Usage,
+        RemoteError::NotFound { .. } => ErrorKind::NotFound,
+        RemoteError::File(_) | RemoteError::Aborted => ErrorKind::Internal,
+        _ => ErrorKind::Refused,
     };
     error.hints().into_iter().fold(CommandError::new(kind, chain(error)), CommandError::hint)
 }
@@ -165,7 +165,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
             Err(RemoteError::Unpinned { line, .. }) => seen.host_key = Some(line),
             Err(error) => return of_remote(&error),
             // Unreachable: the client sends no command to a server without a pinned key.
-            Ok(_) => return CommandError::new(Kind::Internal, "a server answered without a pinned host key"),
+            Ok(_) => return CommandError::new(ErrorKind::Internal, "a server answered without a pinned host key"),
         }
     }
     let line = seen.host_key.clone().unwrap_or_default();
@@ -277,49 +277,49 @@ pub struct RemoteCheck {
 }
 
 impl Request for RemoteCheck {
-    type View = Vec<Check>;
+    type View = Vec<DoctorCheck>;
     const NAME: &'static str = "remote check";
 
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         (Some(&self.target.project), Access::Operate)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Check>>, CommandError> {
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<DoctorCheck>>, CommandError> {
         let environment = control.environment(&self.target)?;
         let remote = named(&environment, &self.name)?;
         let place = open(control, &environment, remote)?;
         let mut checks = Vec::new();
         match place.list().await {
             Ok(offers) => {
-                checks.push(Check::new(Grade::Good, "reached", place.title()));
+                checks.push(DoctorCheck::new(Grade::Good, "reached", place.title()));
                 if let Some(key) = &remote.host_key {
-                    checks.push(Check::new(Grade::Good, "host key", ssh::fingerprint(key)));
+                    checks.push(DoctorCheck::new(Grade::Good, "host key", ssh::fingerprint(key)));
                 }
                 let newest = offers
                     .first()
                     .map(|newest| format!(", the newest is {} of {}", sanitise_line(&newest.title()), newest.environment));
                 let finding = format!("it offers {}{}", count(offers.len()), newest.unwrap_or_default());
-                checks.push(Check::new(Grade::Good, "deliverables", finding));
+                checks.push(DoctorCheck::new(Grade::Good, "deliverables", finding));
             }
             Err(error) => {
                 let hints: Vec<_> = error.hints().into_iter().map(|hint| format!("; {hint}")).collect();
-                checks.push(Check::new(Grade::Bad, "reached", format!("{}{}", chain(&error), hints.concat())));
+                checks.push(DoctorCheck::new(Grade::Bad, "reached", format!("{}{}", chain(&error), hints.concat())));
             }
         }
         if remote.trust.is_empty() {
-            checks.push(Check::new(Grade::Warning, "trust", "no trusted key: nothing is pulled from this remote"));
+            checks.push(DoctorCheck::new(Grade::Warning, "trust", "no trusted key: nothing is pulled from this remote"));
         } else {
             let keys: Vec<_> = remote.trust.iter().map(ToString::to_string).collect();
-            checks.push(Check::new(Grade::Good, "trust", keys.join(" ")));
+            checks.push(DoctorCheck::new(Grade::Good, "trust", keys.join(" ")));
         }
         if place.is_server() && !remote.trust.is_empty() {
             match signing_key(&place).await {
                 Ok(Some(key)) if remote.trust.contains(&key) => {
-                    checks.push(Check::new(Grade::Good, "signing key", "the server signs with a trusted key"));
+                    checks.push(DoctorCheck::new(Grade::Good, "signing key", "the server signs with a trusted key"));
                 }
                 Ok(Some(key)) => {
                     let finding = format!("the server signs with {key}, which is not trusted here");
-                    checks.push(Check::new(Grade::Bad, "signing key", finding));
+                    checks.push(DoctorCheck::new(Grade::Bad, "signing key", finding));
                 }
                 Ok(None) | Err(_) => {}
             }

@@ -77,7 +77,7 @@ impl Push {
         for kind in ["pre-receive", "proc-receive"] {
             script(&hooks.join(kind), &format!("#!/bin/sh\nexec '{}' hook {kind}\n", relay.display()));
         }
-        let push = serve::Push { hooks: &hooks, socket: &self.socket, token, limits: ServeLimits::default() };
+        let push = serve::PushSettings { hooks: &hooks, socket: &self.socket, token, limits: ServeLimits::default() };
         let command = serve::settings(None, Some(&push)).command(Path::new("git"));
         let mut text = String::from("#!/bin/sh\nexec env -i \\\n");
         for (name, value) in command.get_envs() {

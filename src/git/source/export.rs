@@ -6,7 +6,7 @@ use git2::{ErrorCode, Oid, Repository};
 
 use super::{
     apply,
-    job::{Source, SourceJob, SourceRefusal, SourceReport, Stop, failed},
+    job::{CommitSource, ExportStop, SourceJob, SourceRefusal, SourceReport, failed},
     special, tree, walk,
 };
 use crate::{
@@ -21,12 +21,12 @@ const HISTORY: usize = 50_000;
 pub fn perform(paths: &WorkerPaths, job: &SourceJob) -> SourceReport {
     match run(paths, job) {
         Ok(source) => SourceReport::Ready(Box::new(source)),
-        Err(Stop::Refused(refusal)) => SourceReport::Refused(refusal),
-        Err(Stop::Failed(failure)) => SourceReport::Failed(failure),
+        Err(ExportStop::Refused(refusal)) => SourceReport::Refused(refusal),
+        Err(ExportStop::Failed(failure)) => SourceReport::Failed(failure),
     }
 }
 
-fn run(paths: &WorkerPaths, job: &SourceJob) -> Result<Source, Stop> {
+fn run(paths: &WorkerPaths, job: &SourceJob) -> Result<CommitSource, ExportStop> {
     let repository_path = paths.repository();
     let repository = libgit::open(&repository_path).map_err(|error| failed("open the repository")(error.message()))?;
     if let Some(quarantine) = &job.quarantine {
@@ -58,7 +58,7 @@ fn export(
     job: &SourceJob,
     old: Option<&[SourceEntry]>,
     plan: Vec<walk::PlannedEntry>,
-) -> Result<u64, Stop> {
+) -> Result<u64, ExportStop> {
     let doing = || format!("export commit {}", job.commit.short());
     // A crash between here and the new list makes the next export start from scratch.
     tree::remove_list(project).map_err(failed(doing()))?;
@@ -87,9 +87,9 @@ fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
 
 /// Returns the error of an id that does not name a commit. git accepts a branch that points to an annotated tag, which is an object of its
 /// own.
-fn no_commit(repository: &Repository, id: &CommitId) -> Stop {
+fn no_commit(repository: &Repository, id: &CommitId) -> ExportStop {
     let tag = Oid::from_str(id.as_str()).and_then(|oid| repository.find_tag(oid));
-    let Ok(tag) = tag else { return Stop::Failed(GitFailure::NotFound(format!("commit {}", id.short()))) };
+    let Ok(tag) = tag else { return ExportStop::Failed(GitFailure::NotFound(format!("commit {}", id.short()))) };
     let name = tag.name().ok().filter(|name| !name.is_empty()).unwrap_or("TAG");
     SourceRefusal {
         path: None,
@@ -100,7 +100,7 @@ fn no_commit(repository: &Repository, id: &CommitId) -> Stop {
 }
 
 /// Refuses a push from a shallow clone, with a hint. git would refuse the push later, with only "shallow update not allowed".
-fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Stop> {
+fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), ExportStop> {
     let doing = || format!("read the history of commit {}", commit.short());
     let wrong = |error: git2::Error| failed(doing())(error.message());
     let mut walk = repository.revwalk().map_err(wrong)?;

@@ -62,7 +62,7 @@ impl RecipeFiles {
 
 /// A commit that can be deployed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct CommitSource {
     /// The id of the commit.
     pub commit: CommitId,
     /// The tree of the commit. Commits with the same tree have the same source.
@@ -109,7 +109,7 @@ impl fmt::Display for SourceRefusal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceReport {
     /// The commit was checked, and exported if the job says so.
-    Ready(Box<Source>),
+    Ready(Box<CommitSource>),
     /// The commit cannot be deployed; the pusher must change it.
     Refused(SourceRefusal),
     /// The job failed on the server.
@@ -118,25 +118,25 @@ pub enum SourceReport {
 
 /// The reason why an export ends early.
 #[derive(Debug)]
-pub(in crate::git) enum Stop {
+pub(in crate::git) enum ExportStop {
     Refused(SourceRefusal),
     Failed(GitFailure),
 }
 
-impl From<SourceRefusal> for Stop {
-    fn from(refusal: SourceRefusal) -> Stop {
-        Stop::Refused(refusal)
+impl From<SourceRefusal> for ExportStop {
+    fn from(refusal: SourceRefusal) -> ExportStop {
+        ExportStop::Refused(refusal)
     }
 }
 
-impl From<GitFailure> for Stop {
-    fn from(failure: GitFailure) -> Stop {
-        Stop::Failed(failure)
+impl From<GitFailure> for ExportStop {
+    fn from(failure: GitFailure) -> ExportStop {
+        ExportStop::Failed(failure)
     }
 }
 
 /// Turns an error of git or of the system into the failure of the operation `doing`.
-pub(super) fn failed<E: fmt::Display>(doing: impl Into<String>) -> impl FnOnce(E) -> Stop {
+pub(super) fn failed<E: fmt::Display>(doing: impl Into<String>) -> impl FnOnce(E) -> ExportStop {
     let doing = doing.into();
-    move |error| Stop::Failed(GitFailure::Failed { doing, why: error.to_string() })
+    move |error| ExportStop::Failed(GitFailure::Failed { doing, why: error.to_string() })
 }

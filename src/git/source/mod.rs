@@ -13,4 +13,4 @@ mod tree;
 mod walk;
 
 pub use export::perform;
-pub use job::{RecipeFiles, Source, SourceJob, SourceLimits, SourceRefusal, SourceReport};
+pub use job::{CommitSource, RecipeFiles, SourceJob, SourceLimits, SourceRefusal, SourceReport};

@@ -4,7 +4,7 @@
 use git2::{Oid, Repository};
 
 use super::{
-    job::{RecipeFiles, Source, SourceJob, SourceRefusal, Stop, failed},
+    job::{CommitSource, ExportStop, RecipeFiles, SourceJob, SourceRefusal, failed},
     walk::{PlannedEntry, PlannedKind},
 };
 use crate::model::sanitise_reason;
@@ -23,7 +23,7 @@ const SCRIPTS: usize = 64;
 const ROOT: usize = 1000;
 
 /// Describes a commit whose tree was checked by the walk.
-pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: &SourceJob) -> Result<Source, Stop> {
+pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: &SourceJob) -> Result<CommitSource, ExportStop> {
     let mut warnings = Vec::new();
     let files = RecipeFiles {
         larder_yml: recipe(repository, plan, "larder.yml")?,
@@ -42,7 +42,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
         PlannedKind::File { size, .. } => size,
         _ => 0,
     });
-    Ok(Source {
+    Ok(CommitSource {
         commit: job.commit.clone(),
         tree: tree.to_string().parse().map_err(failed("name the tree of a commit"))?,
         files,
@@ -60,12 +60,12 @@ fn find<'p>(plan: &'p [PlannedEntry], path: &str) -> Option<&'p PlannedEntry> {
     plan.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok().and_then(|at| plan.get(at))
 }
 
-fn read(repository: &Repository, oid: Oid, path: &str) -> Result<Vec<u8>, Stop> {
+fn read(repository: &Repository, oid: Oid, path: &str) -> Result<Vec<u8>, ExportStop> {
     let blob = repository.find_blob(oid).map_err(|error| failed(format!("read {path} of the commit"))(error.message()))?;
     Ok(blob.content().to_vec())
 }
 
-fn recipe(repository: &Repository, plan: &[PlannedEntry], name: &str) -> Result<Option<Vec<u8>>, Stop> {
+fn recipe(repository: &Repository, plan: &[PlannedEntry], name: &str) -> Result<Option<Vec<u8>>, ExportStop> {
     let refuse = |reason: String, hint: &str| SourceRefusal { path: Some(name.to_owned()), reason, hint: hint.to_owned() };
     match find(plan, name).map(|entry| &entry.kind) {
         None => Ok(None),
@@ -95,7 +95,7 @@ fn scripts(plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Vec<String> {
 }
 
 /// Warns about Git LFS pointers: they are deployed as they are, because git does not contain the files themselves.
-fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Result<(), Stop> {
+fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Result<(), ExportStop> {
     let mut uses_lfs = false;
     for entry in plan.iter().filter(|entry| entry.path.rsplit('/').next() == Some(".gitattributes")).take(100) {
         if let PlannedKind::File { oid, size, .. } = entry.kind {

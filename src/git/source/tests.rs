@@ -24,7 +24,7 @@ fn job(commit: &CommitId, export: bool) -> SourceJob {
     }
 }
 
-fn ready(world: &World, job: &SourceJob) -> Source {
+fn ready(world: &World, job: &SourceJob) -> CommitSource {
     match perform(&world.paths, job) {
         SourceReport::Ready(source) => *source,
         other => panic!("{other:?}"),

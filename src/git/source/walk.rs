@@ -3,7 +3,7 @@
 
 use git2::{ObjectType, Odb, Oid, Repository};
 
-use super::job::{SourceLimits, SourceRefusal, Stop, failed};
+use super::job::{ExportStop, SourceLimits, SourceRefusal, failed};
 use crate::model::{Digest, SourceEntry, SourceKind, sanitise_reason};
 
 /// The maximum size of a tree object, in bytes; enough for a hundred thousand names of git's maximum length.
@@ -64,7 +64,7 @@ pub fn walk(
     tree: Oid,
     known: Option<(&[SourceEntry], Oid)>,
     limits: &SourceLimits,
-) -> Result<Vec<PlannedEntry>, Stop> {
+) -> Result<Vec<PlannedEntry>, ExportStop> {
     let odb = repository.odb().map_err(|error| failed("open the objects")(error.message()))?;
     let (entries, known_tree) = known.map_or((&[][..], None), |(entries, tree)| (entries, Some(tree)));
     let mut walk = Walk { repository, odb, limits, known: entries, found: Vec::new(), bytes: 0 };
@@ -86,7 +86,7 @@ fn printable(path: &str) -> String {
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, tree: Oid, known: Option<Oid>, path: &str, depth: usize) -> Result<(), Stop> {
+    fn directory(&mut self, tree: Oid, known: Option<Oid>, path: &str, depth: usize) -> Result<(), ExportStop> {
         if known == Some(tree) {
             return self.unchanged(path);
         }
@@ -129,7 +129,7 @@ impl Walk<'_> {
     }
 
     /// Adds the entries of a directory that has not changed since the previous export.
-    fn unchanged(&mut self, path: &str) -> Result<(), Stop> {
+    fn unchanged(&mut self, path: &str) -> Result<(), ExportStop> {
         let known = self.known;
         let (from, to) = if path.is_empty() {
             (0, known.len())
@@ -155,7 +155,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn file(&mut self, oid: Oid, executable: bool, path: String) -> Result<(), Stop> {
+    fn file(&mut self, oid: Oid, executable: bool, path: String) -> Result<(), ExportStop> {
         if let Some((size, digest)) = self.known_file(oid, &path) {
             return self.add(&path, PlannedKind::File { oid, size, executable, digest: Some(digest) });
         }
@@ -175,13 +175,13 @@ impl Walk<'_> {
         }
     }
 
-    fn header(&self, oid: Oid, path: &str) -> Result<(u64, ObjectType), Stop> {
+    fn header(&self, oid: Oid, path: &str) -> Result<(u64, ObjectType), ExportStop> {
         let doing = || format!("read {:?} of the commit", printable(path));
         let (size, kind) = self.odb.read_header(oid).map_err(|error| failed(doing())(error.message()))?;
         Ok((size as u64, kind))
     }
 
-    fn target(&self, oid: Oid, path: &str) -> Result<String, Stop> {
+    fn target(&self, oid: Oid, path: &str) -> Result<String, ExportStop> {
         let refused = |reason: &str| refuse(path, reason, "create the link again with `ln -s`");
         let (size, kind) = self.header(oid, path)?;
         if kind != ObjectType::Blob || size == 0 || size > TARGET_LIMIT as u64 {
@@ -196,7 +196,7 @@ impl Walk<'_> {
     }
 
     /// Adds an entry, unless it exceeds a limit.
-    fn add(&mut self, path: &str, kind: PlannedKind) -> Result<(), Stop> {
+    fn add(&mut self, path: &str, kind: PlannedKind) -> Result<(), ExportStop> {
         let whole = |reason, hint: &str| SourceRefusal { path: None, reason, hint: hint.to_owned() };
         let SourceLimits { entries, bytes, file_bytes, .. } = *self.limits;
         if self.found.len() as u64 >= entries {

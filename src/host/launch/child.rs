@@ -6,9 +6,9 @@ use serde::de::DeserializeOwned;
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, sync::watch};
 
 use super::{
-    connection::{Connection, wait},
+    connection::{KeeperConnection, wait},
     types::LaunchError,
-    wire::Request,
+    wire::LaunchRequest,
 };
 use crate::model::{Exit, ProcessId};
 
@@ -20,7 +20,7 @@ pub struct Child {
     pub(super) report: Option<OwnedFd>,
     pub(super) output: Option<OwnedFd>,
     pub(super) end: watch::Receiver<Option<Exit>>,
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<KeeperConnection>,
     pub(super) supervised: bool,
 }
 
@@ -47,12 +47,12 @@ impl Child {
 
     /// Sends SIGTERM to the process and its descendants.
     pub async fn terminate(&self) -> Result<(), LaunchError> {
-        self.connection.done("signal a process", &Request::End { id: self.id, now: false }).await
+        self.connection.done("signal a process", &LaunchRequest::End { id: self.id, now: false }).await
     }
 
     /// Kills the process and its descendants.
     pub async fn kill(&self) -> Result<(), LaunchError> {
-        self.connection.done("kill a process", &Request::End { id: self.id, now: true }).await
+        self.connection.done("kill a process", &LaunchRequest::End { id: self.id, now: true }).await
     }
 
     /// Reads the report of a worker, at most `limit` bytes; waits until the worker closes it. `None` if the worker exited
@@ -81,7 +81,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.supervised && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
-            self.connection.tell(&Request::End { id: self.id, now: true });
+            self.connection.tell(&LaunchRequest::End { id: self.id, now: true });
         }
     }
 }

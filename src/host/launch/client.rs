@@ -13,11 +13,11 @@ use tokio::sync::broadcast;
 
 use super::{
     child::Child,
-    connection::{Connection, unexpected, wait},
+    connection::{KeeperConnection, unexpected, wait},
     inherited::take,
     job::sealed,
     types::{Capabilities, LaunchError, Registration, Stdio, SupervisedProcess},
-    wire::{Event, Given, MAX_EXTRA, MAX_GRACE, Reply, Request, Supervised},
+    wire::{Given, LaunchReply, LaunchRequest, MAX_EXTRA, MAX_GRACE, ProcessEvent, Supervised},
 };
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
 
@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The server's connection to the keeper.
 #[derive(Debug, Clone)]
 pub struct Launcher {
-    connection: Arc<Connection>,
+    connection: Arc<KeeperConnection>,
 }
 
 impl Launcher {
@@ -49,7 +49,7 @@ impl Launcher {
 
     /// Opens a connection over `socket`, a sequenced-packet socket to a keeper.
     pub fn over(socket: OwnedFd) -> io::Result<Launcher> {
-        Connection::open(socket).map(|connection| Launcher { connection })
+        KeeperConnection::open(socket).map(|connection| Launcher { connection })
     }
 
     /// Starts a process. `job` reaches the process sealed; the keeper does not read it.
@@ -78,9 +78,9 @@ impl Launcher {
         let standard = [&writer, &stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten();
         let descriptors: Vec<_> = [&job].into_iter().chain(standard).chain(&stdio.extra).map(AsFd::as_fd).collect();
         let doing = "start a process";
-        let (reply, descriptors) = self.connection.ask(doing, &Request::Launch { launch, given }, &descriptors).await?;
+        let (reply, descriptors) = self.connection.ask(doing, &LaunchRequest::Launch { launch, given }, &descriptors).await?;
         match reply {
-            Reply::Started { id, writable } => {
+            LaunchReply::Started { id, writable } => {
                 let end = self.connection.end_of(id);
                 let output = descriptors.into_iter().next();
                 Ok(Child { id, writable, report, output, end, connection: Arc::clone(&self.connection), supervised })
@@ -95,10 +95,10 @@ impl Launcher {
         let mut all: Vec<SupervisedProcess> = Vec::new();
         loop {
             let after = all.last().map(|process| process.id);
-            let (reply, descriptors) = self.connection.ask(doing, &Request::Supervised { after }, &[]).await?;
+            let (reply, descriptors) = self.connection.ask(doing, &LaunchRequest::Supervised { after }, &[]).await?;
             let Supervised { id, launch, stopping } = match reply {
-                Reply::Supervised(Some(process)) => process,
-                Reply::Supervised(None) => return Ok(all),
+                LaunchReply::Supervised(Some(process)) => process,
+                LaunchReply::Supervised(None) => return Ok(all),
                 other => return Err(unexpected(doing, &other)),
             };
             let label = match &launch.supervision {
@@ -114,7 +114,7 @@ impl Launcher {
 
     /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind gets an error
     /// and misses the oldest ones.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    pub fn events(&self) -> broadcast::Receiver<ProcessEvent> {
         self.connection.events()
     }
 
@@ -122,7 +122,7 @@ impl Launcher {
     /// `grace`, or after [`MAX_GRACE`] if that is shorter. A second call can only shorten the remaining time.
     pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         let grace = u32::try_from(grace.min(MAX_GRACE).as_millis()).unwrap_or(u32::MAX);
-        self.connection.done("stop a process", &Request::Stop { id, grace }).await
+        self.connection.done("stop a process", &LaunchRequest::Stop { id, grace }).await
     }
 
     /// Waits until process `id` has exited and is not restarted. Also works for processes that [`Launcher::supervised`] returned.
@@ -132,12 +132,12 @@ impl Launcher {
 
     /// Creates the directories of a project or an environment. Safe to repeat.
     pub async fn register(&self, registration: Registration) -> Result<(), LaunchError> {
-        self.connection.done("create the directories", &Request::Register(registration)).await
+        self.connection.done("create the directories", &LaunchRequest::Register(registration)).await
     }
 
     /// Kills all processes of an environment, or of a whole project, and removes its directory. Safe to repeat.
     pub async fn unregister(&self, project: ProjectId, environment: Option<EnvId>) -> Result<(), LaunchError> {
-        self.connection.done("remove the directories", &Request::Unregister { project, environment }).await
+        self.connection.done("remove the directories", &LaunchRequest::Unregister { project, environment }).await
     }
 
     /// Replaces an area by an empty one; a tree is only removed. The old area is deleted in the background, so the time does not depend on
@@ -153,12 +153,12 @@ impl Launcher {
         slot: Option<Slot>,
     ) -> Result<(), LaunchError> {
         let doing = "reset a directory";
-        let request = Request::ResetArea { environment, area, release, slot };
+        let request = LaunchRequest::ResetArea { environment, area, release, slot };
         let (begun, mut pause, mut patience) = (Instant::now(), Duration::from_millis(1), IN_USE);
         loop {
             let (why, left) = match self.connection.ask(doing, &request, &[]).await?.0 {
-                Reply::Done => return Ok(()),
-                Reply::Busy { why, left } => (why, left),
+                LaunchReply::Done => return Ok(()),
+                LaunchReply::Busy { why, left } => (why, left),
                 other => return Err(unexpected(doing, &other)),
             };
             if let Some(left) = left.filter(|_| patience == IN_USE) {
@@ -175,19 +175,19 @@ impl Launcher {
 
     /// Gives the installed tree of `from` the name of `to`, which must have no tree.
     pub async fn rename_tree(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
-        self.connection.done("rename a tree", &Request::RenameTree { environment, from, to }).await
+        self.connection.done("rename a tree", &LaunchRequest::RenameTree { environment, from, to }).await
     }
 
     /// Announces launches that follow soon, so that they take less time. Returns without waiting for the keeper.
     pub fn prewarm(&self) {
-        self.connection.tell(&Request::Prewarm);
+        self.connection.tell(&LaunchRequest::Prewarm);
     }
 
     /// Returns the isolation and the limits that are in force on this machine.
     pub async fn capabilities(&self) -> Result<Capabilities, LaunchError> {
         let doing = "report its capabilities";
-        match self.connection.ask(doing, &Request::Capabilities, &[]).await?.0 {
-            Reply::Capabilities(standing) => Ok(standing),
+        match self.connection.ask(doing, &LaunchRequest::Capabilities, &[]).await?.0 {
+            LaunchReply::Capabilities(standing) => Ok(standing),
             other => Err(unexpected(doing, &other)),
         }
     }

@@ -16,22 +16,22 @@ use tokio::{
 
 use super::{
     types::LaunchError,
-    wire::{self, Event, Frame, MAX_MESSAGE, Reply, Request},
+    wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE, ProcessEvent},
 };
 use crate::model::{Exit, ProcessId};
 
-type Answer = (Reply, Vec<OwnedFd>);
+type Answer = (LaunchReply, Vec<OwnedFd>);
 
 /// The number of events by which a slow receiver may fall behind before it misses events.
 const EVENTS: usize = 1024;
 
 /// A connection to the keeper.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct KeeperConnection {
     /// A sequenced-packet socket; the type is used only to wait for readiness.
     socket: UnixStream,
     table: Mutex<Table>,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<ProcessEvent>,
 }
 
 #[derive(Debug, Default)]
@@ -45,25 +45,25 @@ struct Table {
     ended: VecDeque<(ProcessId, Exit)>,
 }
 
-impl Connection {
+impl KeeperConnection {
     /// Opens a connection over `socket`, and starts the task that reads answers and events. Needs a running tokio runtime.
-    pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<Connection>> {
+    pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<KeeperConnection>> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = UnixStream::from_std(socket.into())?;
         let (events, _) = broadcast::channel(EVENTS);
-        let connection = Arc::new(Connection { socket, table: Mutex::default(), events });
+        let connection = Arc::new(KeeperConnection { socket, table: Mutex::default(), events });
         tokio::spawn(Arc::clone(&connection).follow());
         Ok(connection)
     }
 
     /// Subscribes to events of supervised processes.
-    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+    pub(super) fn events(&self) -> broadcast::Receiver<ProcessEvent> {
         self.events.subscribe()
     }
 
-    pub(super) async fn done(&self, doing: &'static str, request: &Request) -> Result<(), LaunchError> {
+    pub(super) async fn done(&self, doing: &'static str, request: &LaunchRequest) -> Result<(), LaunchError> {
         match self.ask(doing, request, &[]).await?.0 {
-            Reply::Done => Ok(()),
+            LaunchReply::Done => Ok(()),
             other => Err(unexpected(doing, &other)),
         }
     }
@@ -71,7 +71,7 @@ impl Connection {
     pub(super) async fn ask(
         &self,
         doing: &'static str,
-        body: &Request,
+        body: &LaunchRequest,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Answer, LaunchError> {
         let (sender, receiver) = oneshot::channel();
@@ -89,11 +89,11 @@ impl Connection {
             self.table.lock().waiting.remove(&seq);
             error
         };
-        let bytes = wire::encode(&Frame { seq, body }).map_err(|why| forget(LaunchError::Message(why)))?;
+        let bytes = wire::encode(&LaunchFrame { seq, body }).map_err(|why| forget(LaunchError::Message(why)))?;
         let sent = self.socket.async_io(Interest::WRITABLE, || wire::send(&self.socket, &bytes, descriptors));
         sent.await.map_err(|_| forget(LaunchError::Gone))?;
         match receiver.await.map_err(|_| LaunchError::Gone)? {
-            (Reply::Refused(why), _) => Err(LaunchError::Refused { doing, why }),
+            (LaunchReply::Refused(why), _) => Err(LaunchError::Refused { doing, why }),
             answer => Ok(answer),
         }
     }
@@ -110,8 +110,8 @@ impl Connection {
     }
 
     /// Sends a request that expects no answer; for `drop`.
-    pub(super) fn tell(&self, body: &Request) {
-        if let Ok(bytes) = wire::encode(&Frame { seq: 0, body }) {
+    pub(super) fn tell(&self, body: &LaunchRequest) {
+        if let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body }) {
             let _ = wire::send(&self.socket, &bytes, &[]);
         }
     }
@@ -123,9 +123,9 @@ impl Connection {
             let received = self.socket.async_io(Interest::READABLE, || wire::receive(&self.socket, &mut buffer)).await;
             let Ok((length, descriptors)) = received else { break };
             let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
-            match wire::decode::<Reply>(bytes) {
-                Ok(Frame { body: Reply::Event(event), .. }) => self.note(event),
-                Ok(Frame { seq, body }) => self.answer(seq, body, descriptors),
+            match wire::decode::<LaunchReply>(bytes) {
+                Ok(LaunchFrame { body: LaunchReply::Event(event), .. }) => self.note(event),
+                Ok(LaunchFrame { seq, body }) => self.answer(seq, body, descriptors),
                 Err(why) => {
                     tracing::error!(why, "cannot decode a message of the keeper");
                     break;
@@ -138,9 +138,9 @@ impl Connection {
         table.ends.clear();
     }
 
-    fn answer(&self, seq: u64, reply: Reply, descriptors: Vec<OwnedFd>) {
+    fn answer(&self, seq: u64, reply: LaunchReply, descriptors: Vec<OwnedFd>) {
         let mut table = self.table.lock();
-        if let Reply::Started { id, .. } = reply {
+        if let LaunchReply::Started { id, .. } = reply {
             // The entry is created before the caller runs, so that an exit that follows at once is not missed.
             table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
         }
@@ -150,15 +150,15 @@ impl Connection {
         };
         drop(table);
         // The caller was cancelled before the answer arrived. The process is killed, because no handle exists that could do so later.
-        if let Some(Reply::Started { id, .. }) = started
-            && let Ok(bytes) = wire::encode(&Frame { seq: 0, body: Request::End { id, now: true } })
+        if let Some(LaunchReply::Started { id, .. }) = started
+            && let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body: LaunchRequest::End { id, now: true } })
         {
             let _ = wire::send(&self.socket, &bytes, &[]);
         }
     }
 
-    fn note(&self, event: Event) {
-        if let Event::Exited { id, exit, last: true, .. } = event {
+    fn note(&self, event: ProcessEvent) {
+        if let ProcessEvent::Exited { id, exit, last: true, .. } = event {
             let mut table = self.table.lock();
             let sender = table.ends.remove(&id);
             table.ended.truncate(EVENTS - 1);
@@ -173,7 +173,7 @@ impl Connection {
 }
 
 /// Returns the error for an answer of the wrong type.
-pub(super) fn unexpected(doing: &'static str, reply: &Reply) -> LaunchError {
+pub(super) fn unexpected(doing: &'static str, reply: &LaunchReply) -> LaunchError {
     LaunchError::Refused { doing, why: format!("unexpected answer: {reply:?}") }
 }
 

@@ -16,7 +16,7 @@ pub use client::Launcher;
 pub use inherited::take as take_inherited;
 pub use job::{WorkerInput, read_job, write_report};
 pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
-pub use wire::{Event, MAX_GRACE};
+pub use wire::{MAX_GRACE, ProcessEvent};
 
 /// A variable and its value that make glibc ask for large pages, for workers with buffers of many megabytes. On a virtual machine, a
 /// page fault costs about as much as compressing a kilobyte. Other C libraries ignore the variable.

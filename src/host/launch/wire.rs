@@ -29,7 +29,7 @@ pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
 /// A message with the number of its request; 0 for an event, and for a request without an answer.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Frame<T> {
+pub struct LaunchFrame<T> {
     /// The number of the request.
     pub seq: u64,
     /// The message.
@@ -53,7 +53,7 @@ pub struct Given {
 
 /// A request of the server. It holds only ids and enums, except in a registration.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Request {
+pub enum LaunchRequest {
     /// Start a process.
     Launch {
         /// The process to start.
@@ -117,7 +117,7 @@ pub enum Request {
 
 /// An answer or an event of the keeper.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Reply {
+pub enum LaunchReply {
     /// The request succeeded and has no result.
     Done,
     /// The process was started. For a supervised process, the read end of its output accompanies the message.
@@ -141,7 +141,7 @@ pub enum Reply {
         left: Option<u32>,
     },
     /// An event that belongs to no request.
-    Event(Event),
+    Event(ProcessEvent),
 }
 
 /// A supervised process, as the keeper reports it to a server that has just started.
@@ -157,7 +157,7 @@ pub struct Supervised {
 
 /// A change in the life of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub enum ProcessEvent {
     /// The process and all its descendants have exited.
     Exited {
         /// The process.
@@ -179,7 +179,7 @@ pub enum Event {
 }
 
 /// Encodes a frame; fails if it exceeds [`MAX_MESSAGE`].
-pub fn encode<T: Serialize>(frame: &Frame<T>) -> Result<Vec<u8>, String> {
+pub fn encode<T: Serialize>(frame: &LaunchFrame<T>) -> Result<Vec<u8>, String> {
     let bytes = postcard::to_stdvec(frame).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_MESSAGE {
         return Err(format!("the message has {} bytes (limit {MAX_MESSAGE})", bytes.len()));
@@ -188,7 +188,7 @@ pub fn encode<T: Serialize>(frame: &Frame<T>) -> Result<Vec<u8>, String> {
 }
 
 /// Decodes a frame; trailing bytes are an error.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Frame<T>, String> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<LaunchFrame<T>, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((frame, [])) => Ok(frame),
         Ok((_, rest)) => Err(format!("{} trailing bytes", rest.len())),
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn frame_round_trips_and_trailing_bytes_are_refused() {
-        let frame = Frame { seq: 7, body: Request::Supervised { after: Some(ProcessId(3)) } };
+        let frame = LaunchFrame { seq: 7, body: LaunchRequest::Supervised { after: Some(ProcessId(3)) } };
         let mut bytes = encode(&frame).unwrap();
-        let back: Frame<Request> = decode(&bytes).unwrap();
-        assert!(back.seq == 7 && matches!(back.body, Request::Supervised { after: Some(ProcessId(3)) }));
+        let back: LaunchFrame<LaunchRequest> = decode(&bytes).unwrap();
+        assert!(back.seq == 7 && matches!(back.body, LaunchRequest::Supervised { after: Some(ProcessId(3)) }));
         bytes.push(0);
-        assert!(decode::<Request>(&bytes).is_err());
+        assert!(decode::<LaunchRequest>(&bytes).is_err());
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
             for seed in 0..=255u8 {
                 let bytes: Vec<u8> =
                     (0..length).map(|at| seed.wrapping_mul(31).wrapping_add((at as u8).wrapping_mul(seed))).collect();
-                let _ = decode::<Request>(&bytes);
+                let _ = decode::<LaunchRequest>(&bytes);
             }
         }
     }

@@ -16,7 +16,7 @@ use super::{
     entry::Entry,
 };
 use crate::{
-    host::launch::{Registration, wire::Reply},
+    host::launch::{Registration, wire::LaunchReply},
     model::{Area, EnvId, Launch, ProjectId, ReleaseId, Role, Slot},
 };
 
@@ -48,7 +48,7 @@ impl Table {
         area: Area,
         release: Option<ReleaseId>,
         slot: Option<Slot>,
-    ) -> Result<Reply, String> {
+    ) -> Result<LaunchReply, String> {
         self.requested = Instant::now();
         let (path, user) = area_path(&self.registry, env, area, release, slot)?;
         let uses = |launch: &Launch| match (area, launch.role) {
@@ -78,7 +78,7 @@ impl Table {
             let last = users.iter().map(|(_, entry)| entry.stopping).collect::<Option<Vec<_>>>();
             let left = last.and_then(|ends| ends.into_iter().max()).map(|end| end.saturating_duration_since(Instant::now()));
             let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
-            return Ok(Reply::Busy { why, left });
+            return Ok(LaunchReply::Busy { why, left });
         }
         self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
         // A process that is about to exit may still use an overlay of the discarded directory.
@@ -88,7 +88,7 @@ impl Table {
             Area::Cache | Area::Source => self.directories.make(&path, user, 0o755).map_err(text)?,
             Area::Tree => {}
         }
-        Ok(Reply::Done)
+        Ok(LaunchReply::Done)
     }
 
     /// Kills the tasks in a slot: `larder run` sessions, which could otherwise use the slot for an unlimited time.

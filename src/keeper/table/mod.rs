@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     host::launch::{
-        Capabilities, Cgroups, Event,
+        Capabilities, Cgroups, ProcessEvent,
         wire::{Given, Supervised},
     },
     model::{Exit, Launch, LimitClass, ProcessId, StopSignal},
@@ -59,7 +59,7 @@ pub enum Outcome {
     /// Launch request `seq` failed.
     Failed { seq: u64, why: String },
     /// An event that belongs to no request.
-    Event(Event),
+    Event(ProcessEvent),
 }
 
 /// All processes except the server, and everything that is needed to start them.
@@ -192,7 +192,7 @@ impl Table {
                         let output = entry.output.as_ref().and_then(|(read, _)| read.try_clone().ok());
                         self.outcomes.push_back(Outcome::Started { seq, id, writable: live.writable, output });
                     } else if entry.cleanup.is_none() {
-                        self.outcomes.push_back(Outcome::Event(Event::Restarted { id, restarts: entry.restarts }));
+                        self.outcomes.push_back(Outcome::Event(ProcessEvent::Restarted { id, restarts: entry.restarts }));
                     }
                 }
             }
@@ -223,7 +223,7 @@ impl Table {
         }
         let last = !entry.supervised() || entry.stopping.is_some();
         if entry.cleanup.is_none() && !entry.orphaned {
-            self.outcomes.push_back(Outcome::Event(Event::Exited { id, exit, restarts: entry.restarts, last }));
+            self.outcomes.push_back(Outcome::Event(ProcessEvent::Exited { id, exit, restarts: entry.restarts, last }));
         }
         if !last {
             entry.due = Some(Instant::now() + entry.backoff.after(live.since.elapsed()));
@@ -301,7 +301,7 @@ impl Table {
         if entry.live.is_none() {
             let (exit, restarts) = (Exit { code: None, signal: None, out_of_memory: false }, entry.restarts);
             self.entries.remove(&id);
-            self.outcomes.push_back(Outcome::Event(Event::Exited { id, exit, restarts, last: true }));
+            self.outcomes.push_back(Outcome::Event(ProcessEvent::Exited { id, exit, restarts, last: true }));
         }
         Ok(())
     }

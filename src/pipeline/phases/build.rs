@@ -19,9 +19,9 @@ use crate::{
 const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes a clean layer to build in, over the exported source.
-pub struct Layer;
+pub struct PrepareLayer;
 
-impl Step for Layer {
+impl Step for PrepareLayer {
     fn name(&self) -> &'static str {
         "gather.layer"
     }

@@ -12,9 +12,9 @@ use crate::{
 
 /// Packs the build's result into `releases/<id>.tar.zst` with its manifest. Frames of the previous archive that did not change are copied
 /// as they are.
-pub struct Archive;
+pub struct WriteArchive;
 
-impl Step for Archive {
+impl Step for WriteArchive {
     fn name(&self) -> &'static str {
         "bundle.archive"
     }
@@ -85,7 +85,7 @@ impl Step for Archive {
 }
 
 /// Returns the context in which a release is made or installed.
-pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::Context<'_> {
+pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::WorkerContext<'_> {
     deployment.services.release_context(&deployment.environment, &deployment.paths)
 }
 

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Checks the commit's tree, exports it, and reads the recipe.
-pub struct Source;
+pub struct ExportSource;
 
-impl Step for Source {
+impl Step for ExportSource {
     fn name(&self) -> &'static str {
         "gather.source"
     }

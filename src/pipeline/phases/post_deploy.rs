@@ -77,9 +77,9 @@ async fn stop(deployment: &Deployment) -> Result<(), Failure> {
 const PAGE: usize = 1 << 20;
 
 /// Requests the pages under `smoke:` of the recipe through the proxy, as a visitor would.
-pub struct Smoke;
+pub struct SmokeChecks;
 
-impl Step for Smoke {
+impl Step for SmokeChecks {
     fn name(&self) -> &'static str {
         "post_deploy.smoke"
     }

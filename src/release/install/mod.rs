@@ -17,15 +17,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_archive::{Archive, Limits, delta::Delta, pool::both};
+use larder_archive::{Archive, ArchiveLimits, delta::Delta, pool::both};
 use serde::{Deserialize, Serialize};
 
 use self::{
-    reuse::{Base, Damaged},
-    target::Target,
+    reuse::{Damaged, ReuseBase},
+    target::InstallTarget,
     writer::refused,
 };
-use super::{Answer, ReleaseError, delta, manifest, verify};
+use super::{ReleaseError, WorkerAnswer, delta, manifest, verify};
 use crate::{
     host::files::Confined,
     model::{Digest, ReleaseId},
@@ -33,7 +33,7 @@ use crate::{
 
 /// The source of the files that are not shared with the previous release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Content {
+pub enum ContentSource {
     /// The archive of the release.
     Archive,
     /// A delta that starts from the previous release.
@@ -48,14 +48,14 @@ pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
     /// The kind of descriptor 5.
-    pub content: Content,
+    pub content: ContentSource,
     /// The fingerprint of the tree to fill, if that is a spare: a complete copy of `previous`, made by an earlier job that reported this
     /// fingerprint. If it still holds, only the difference is applied; otherwise the tree is cleared first.
     pub spare: Option<Digest>,
     /// The number of threads that link and write.
     pub threads: usize,
     /// The limits of the archive.
-    pub limits: Limits,
+    pub limits: ArchiveLimits,
 }
 
 /// The result of an installation.
@@ -108,7 +108,7 @@ pub fn work(
     archive: &File,
     manifest: &File,
     previous: Option<&File>,
-) -> Answer<UnpackReport> {
+) -> WorkerAnswer<UnpackReport> {
     install(job, places, archive, manifest, previous).into()
 }
 
@@ -140,19 +140,21 @@ fn install(
         _ => None,
     };
     let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
-    let base = before.as_ref().map(|(manifest, tree)| Base { tree, entries: &manifest.entries });
+    let base = before.as_ref().map(|(manifest, tree)| ReuseBase { tree, entries: &manifest.entries });
     // Comparing a tree is mostly kernel work and reading lists is not, so both at a time take little longer than one.
     let (opened, spare) = both(
         || match (job.content, &before) {
-            (Content::Archive, _) => {
+            (ContentSource::Archive, _) => {
                 let opened = Archive::open(archive, &manifest.entries, &manifest.archive, &job.limits);
                 opened.map(Opened::Archive).map_err(refused)
             }
-            (Content::Delta, Some((_, base))) => match &before_end {
+            (ContentSource::Delta, Some((_, base))) => match &before_end {
                 Some(old) => Ok(Opened::Delta(Box::new(Delta::open(archive, old, base, &delta::plain_endpoint(&manifest))?))),
                 None => Err(not_installed()),
             },
-            (Content::Previous, Some((previous, base))) if previous.entries == manifest.entries => Ok(Opened::Previous(base)),
+            (ContentSource::Previous, Some((previous, base))) if previous.entries == manifest.entries => {
+                Ok(Opened::Previous(base))
+            }
             _ => Err(not_installed()),
         },
         || match (job.spare, base) {
@@ -161,7 +163,7 @@ fn install(
         },
     );
     let (opened, spare) = (opened?, spare?);
-    let target = Target { tree: &tree, base, is_spare: spare, threads: job.threads, damaged: Damaged::default() };
+    let target = InstallTarget { tree: &tree, base, is_spare: spare, threads: job.threads, damaged: Damaged::default() };
     let report = match &opened {
         Opened::Archive(archive) => target.fill(archive, &manifest.entries),
         Opened::Delta(delta) => target.fill_by_delta(delta, &manifest.entries),
@@ -192,7 +194,7 @@ fn is_spare(
     places: &InstallPaths,
     tree: &Confined,
     expected: Digest,
-    base: Base<'_>,
+    base: ReuseBase<'_>,
     threads: usize,
 ) -> Result<bool, ReleaseError> {
     // An error means a missing directory.

@@ -17,7 +17,7 @@ use crate::{
 
 /// The installed tree of the previous release, whose files may be shared.
 #[derive(Clone, Copy)]
-pub(super) struct Base<'a> {
+pub(super) struct ReuseBase<'a> {
     pub(super) tree: &'a Confined,
     pub(super) entries: &'a [Entry],
 }
@@ -87,7 +87,7 @@ pub(super) fn clear_changed(
 /// linked; the others have to be unpacked.
 pub(super) fn share(
     tree: &Confined,
-    base: Base<'_>,
+    base: ReuseBase<'_>,
     entries: &[Entry],
     threads: usize,
     damaged: &Damaged,

@@ -13,7 +13,7 @@ use larder_archive::{
 
 use super::{
     UnpackReport,
-    reuse::{Base, Damaged, Linker, clear_changed, make_directories, share},
+    reuse::{Damaged, Linker, ReuseBase, clear_changed, make_directories, share},
     writer::{SYNCED_SINGLY, Writer, copy_file, empty, refused},
 };
 use crate::{
@@ -26,10 +26,10 @@ use crate::{
 const WORTH_A_THREAD: usize = 16;
 
 /// A tree to fill.
-pub(super) struct Target<'a> {
+pub(super) struct InstallTarget<'a> {
     pub(super) tree: &'a Confined,
     /// The installed previous release, whose files may be shared.
-    pub(super) base: Option<Base<'a>>,
+    pub(super) base: Option<ReuseBase<'a>>,
     /// The tree is a complete copy of the base, so that only the difference is applied.
     pub(super) is_spare: bool,
     pub(super) threads: usize,
@@ -37,7 +37,7 @@ pub(super) struct Target<'a> {
     pub(super) damaged: Damaged,
 }
 
-impl Target<'_> {
+impl InstallTarget<'_> {
     pub(super) fn fill(&self, archive: &Archive<'_>, entries: &[Entry]) -> Result<UnpackReport, ReleaseError> {
         let (there, linked) = self.prepare(entries)?;
         let report = self.unpack(archive, entries, &linked).map_err(refused)?;

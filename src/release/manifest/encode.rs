@@ -9,7 +9,7 @@ use std::{
 
 use larder_archive::pool::{self, both};
 
-use super::index::{self, Identity};
+use super::index::{self, ManifestIdentity};
 use crate::{model::Manifest, release::ReleaseError};
 
 /// The entries that a thread writes at a time; fewer are not worth another thread.
@@ -83,7 +83,7 @@ impl EncodedManifest {
     }
 
     /// Writes the index of the manifest at `path`, which has been checked and is the file `identity`; see [`index::keep`].
-    pub fn keep_index(self, path: &Path, identity: io::Result<Identity>) {
+    pub fn keep_index(self, path: &Path, identity: io::Result<ManifestIdentity>) {
         index::keep_content(path, identity, self.index);
     }
 }

@@ -24,7 +24,7 @@ const MAGIC: &[u8] = b"larder-1";
 
 /// The identity of a manifest file: inode, size, mtime and ctime, in seconds and nanoseconds. No process can set a ctime, and it changes
 /// with everything else.
-pub type Identity = [u8; 48];
+pub type ManifestIdentity = [u8; 48];
 
 /// The largest manifest that is read, in bytes: a million entries with long names.
 pub const MAX_MANIFEST: u64 = 512 << 20;
@@ -46,7 +46,7 @@ pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, Release
 }
 
 /// Returns the identity of a manifest file: before the file is read, or after it has got its name.
-pub fn identity(manifest: &File) -> io::Result<Identity> {
+pub fn identity(manifest: &File) -> io::Result<ManifestIdentity> {
     let found = manifest.metadata()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i64::cast_unsigned);
     let mut identity = [0; 48];
@@ -83,12 +83,12 @@ pub fn beside(path: &Path) -> PathBuf {
 
 /// Writes the index of `manifest`, which has been read from `file` at `path` and checked. A failure is logged and costs time later.
 /// Renaming the manifest, or changing its owner or mode, invalidates the index.
-pub fn keep(path: &Path, file: io::Result<Identity>, manifest: &Manifest) {
+pub fn keep(path: &Path, file: io::Result<ManifestIdentity>, manifest: &Manifest) {
     keep_content(path, file, content_of(manifest));
 }
 
 /// Writes an index whose content [`content_of`] has returned; see [`keep`].
-pub(super) fn keep_content(path: &Path, file: io::Result<Identity>, content: Result<Vec<u8>, ReleaseError>) {
+pub(super) fn keep_content(path: &Path, file: io::Result<ManifestIdentity>, content: Result<Vec<u8>, ReleaseError>) {
     if let Err(error) = content.and_then(|content| write(path, file, &content)) {
         tracing::warn!(path = %path.display(), %error, "index not written");
     }
@@ -102,7 +102,7 @@ pub(super) fn content_of(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
     postcard::to_stdvec(&content).map_err(|e| wrong(e.to_string()))
 }
 
-fn write(path: &Path, file: io::Result<Identity>, content: &[u8]) -> Result<(), ReleaseError> {
+fn write(path: &Path, file: io::Result<ManifestIdentity>, content: &[u8]) -> Result<(), ReleaseError> {
     let file = file.map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })?;
     let digest = Digest::of(content);
     let parts = [MAGIC, &file, digest.as_bytes(), content];

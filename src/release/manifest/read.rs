@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::Path};
 
-use larder_archive::{Limits, check_entries, pool::both, tree_digest};
+use larder_archive::{ArchiveLimits, check_entries, pool::both, tree_digest};
 
 use super::{
     head::Head,
@@ -64,7 +64,8 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     if manifest.format != Manifest::FORMAT {
         return Err(other(manifest.format));
     }
-    check_entries(&manifest.entries, &Limits::default()).map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+    check_entries(&manifest.entries, &ArchiveLimits::default())
+        .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
     if tree_digest(&manifest.entries) != manifest.tree {
         return Err(wrong("its tree digest is not that of its entries".to_owned()));
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{
-    Progress,
+    ProgressFn,
     frames::{HeldFrames, Piece},
     incoming::IncomingLease,
 };
@@ -106,7 +106,7 @@ pub(super) struct PartialFile {
     path: PathBuf,
     bytes: u64,
     state: WriterState,
-    progress: Progress,
+    progress: ProgressFn,
 }
 
 /// The state of the writing thread.
@@ -135,7 +135,7 @@ impl PartialFile {
         path: &Path,
         bytes: u64,
         pieces: Vec<Piece>,
-        progress: &Progress,
+        progress: &ProgressFn,
     ) -> Result<PartialFile, RemoteError> {
         let (kept, owned) = (lease.clone(), path.to_owned());
         let state = lease.blocking(move || WriterState::open(kept, &owned, bytes, pieces)).await?;
@@ -363,7 +363,7 @@ impl WriterState {
     }
 
     /// Writes chunks until the channel is closed.
-    fn write(mut self, mut chunks: mpsc::Receiver<Bytes>, progress: &Progress) -> (WriterState, Result<Written, RemoteError>) {
+    fn write(mut self, mut chunks: mpsc::Receiver<Bytes>, progress: &ProgressFn) -> (WriterState, Result<Written, RemoteError>) {
         while let Some(chunk) = chunks.blocking_recv() {
             match self.take(&chunk) {
                 Ok(Written::All) => progress(self.fetched.saturating_add(self.reused), self.total),

@@ -22,7 +22,7 @@ pub(super) struct Piece {
 
 /// The fields of a manifest that a transfer needs. The entries, which can be many, are skipped.
 #[derive(Debug, Deserialize)]
-pub(super) struct ManifestHead {
+pub(super) struct TransferHead {
     project: ProjectName,
     environment: EnvironmentName,
     release: ReleaseId,
@@ -31,8 +31,8 @@ pub(super) struct ManifestHead {
     archive: ArchiveInfo,
 }
 
-impl ManifestHead {
-    pub(super) fn read(path: &Path) -> Result<ManifestHead, RemoteError> {
+impl TransferHead {
+    pub(super) fn read(path: &Path) -> Result<TransferHead, RemoteError> {
         let file = open_regular(path)?;
         let read = serde_json::from_reader(BufReader::new(file));
         Ok(read.map_err(|error| FileError::io("read", path, std::io::Error::other(error)))?)
@@ -81,7 +81,7 @@ impl HeldFrames {
     pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> HeldFrames {
         let mut known = HashMap::new();
         let readable = archives.into_iter().filter_map(|(manifest, archive)| {
-            Some((ManifestHead::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
+            Some((TransferHead::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
         });
         for (frames, file) in readable.take(ARCHIVES) {
             for frame in frames {

@@ -38,13 +38,13 @@ use crate::{
 };
 
 /// A function that is called with the number of bytes that were fetched or reused so far, and the total.
-pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+pub type ProgressFn = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A function that checks the manifest file before the archive is fetched. It rejects the manifest with [`RemoteError::Rejected`].
 pub type ManifestCheck = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
 
 /// Returns a progress function that reports one line for every tenth, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB report nothing.
-pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> Progress {
+pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> ProgressFn {
     let reported = parking_lot::Mutex::new(0_u64);
     Arc::new(move |done, total| {
         let tenth = done.saturating_mul(10).checked_div(total).unwrap_or(10);
@@ -120,7 +120,7 @@ pub async fn pull(
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
-    progress: &Progress,
+    progress: &ProgressFn,
 ) -> Result<Pulled, RemoteError> {
     pull_checked(remote, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as ManifestCheck)).await
 }
@@ -132,7 +132,7 @@ pub async fn pull_checked(
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
-    progress: &Progress,
+    progress: &ProgressFn,
     check: &ManifestCheck,
 ) -> Result<Pulled, RemoteError> {
     let (directory, lease) = enter(paths, offer.release).await?;
@@ -152,7 +152,7 @@ async fn fill(
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
-    progress: &Progress,
+    progress: &ProgressFn,
     check: &ManifestCheck,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
@@ -174,7 +174,7 @@ async fn content(
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
-    progress: &Progress,
+    progress: &ProgressFn,
     check: &ManifestCheck,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
@@ -187,7 +187,7 @@ async fn content(
         }
     }
     if !by_delta(remote, offer, held, progress, pulled).await? {
-        let quiet: Progress = Arc::new(|_, _| {});
+        let quiet: ProgressFn = Arc::new(|_, _| {});
         blob(remote, offer, Object::Manifest, offer.manifest, MANIFEST, &quiet, pulled).await?;
         let (manifest, check) = (pulled.directory.join(MANIFEST), Arc::clone(check));
         pulled.lease.blocking(move || check(&manifest)).await?;
@@ -203,7 +203,7 @@ async fn by_delta(
     remote: &DeliverableStore,
     offer: &Offer,
     held: &[ReleaseId],
-    progress: &Progress,
+    progress: &ProgressFn,
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
     for from in held.iter().take(if remote.wants_deltas() { BASES } else { 0 }).copied() {
@@ -225,7 +225,7 @@ async fn by_frames(
     offer: &Offer,
     held: &[ReleaseId],
     paths: &EnvironmentPaths,
-    progress: &Progress,
+    progress: &ProgressFn,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
     let manifest = pulled.directory.join(MANIFEST);
@@ -234,7 +234,7 @@ async fn by_frames(
     let (expected, known) = {
         let offer = offer.clone();
         let read = blocking(move || {
-            let head = frames::ManifestHead::read(&manifest)?.checked(&offer).map_err(|why| RemoteError::Damaged {
+            let head = frames::TransferHead::read(&manifest)?.checked(&offer).map_err(|why| RemoteError::Damaged {
                 remote: title,
                 what: String::from("manifest"),
                 why,
@@ -277,7 +277,7 @@ async fn blob(
     object: Object,
     blob: Blob,
     name: &str,
-    progress: &Progress,
+    progress: &ProgressFn,
     pulled: &mut Pulled,
 ) -> Result<(), RemoteError> {
     let part = pulled.directory.join(format!("{name}.part"));

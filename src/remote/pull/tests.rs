@@ -10,7 +10,7 @@ use super::{incoming::LOCK, *};
 use crate::{
     host::root::Root,
     model::{ArchiveInfo, Digest, Frame, Remote},
-    remote::{DeliverableStores, Limits, Publication, publish, ssh::PullKey},
+    remote::{DeliverableStores, Publication, TransferLimits, publish, ssh::PullKey},
 };
 
 struct World {
@@ -50,7 +50,7 @@ impl World {
         let shared = directory.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
         let key = PullKey::load_or_make(&directory.path().join("key")).unwrap();
-        let stores = DeliverableStores::new(key, Limits::default());
+        let stores = DeliverableStores::new(key, TransferLimits::default());
         let remote = Remote {
             name: "shared".parse().unwrap(),
             url: format!("file://{}", shared.display()),
@@ -104,7 +104,7 @@ impl World {
 
     async fn pull(&self, offer: &Offer, held: &[ReleaseId]) -> Result<Pulled, RemoteError> {
         let seen = Arc::clone(&self.seen);
-        let progress: Progress = Arc::new(move |done, total| seen.lock().push((done, total)));
+        let progress: ProgressFn = Arc::new(move |done, total| seen.lock().push((done, total)));
         pull(&self.store, offer, held, &self.paths, &progress).await
     }
 

@@ -189,7 +189,7 @@ impl RemoteServer {
 
 /// A piece of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
+pub enum ExecOutput {
     /// Bytes of the standard output.
     Out(Bytes),
     /// Bytes of the standard error.
@@ -222,20 +222,20 @@ impl Exec {
     }
 
     /// Returns the next piece of output; `None` at the end, after which [`Exec::code`] is the exit code.
-    pub async fn next(&mut self) -> Result<Option<Output>, RemoteError> {
+    pub async fn next(&mut self) -> Result<Option<ExecOutput>, RemoteError> {
         let limit = if self.began { STALLED } else { WORKING };
         loop {
             let message = timeout(limit, self.channel.wait()).await;
             match message.map_err(|_| self.lost(format!("no data for {limit:?}")))? {
                 Some(ChannelMsg::Data { data }) => {
                     self.began = true;
-                    return Ok(Some(Output::Out(data)));
+                    return Ok(Some(ExecOutput::Out(data)));
                 }
                 Some(ChannelMsg::ExtendedData { data, .. }) => {
                     self.began = true;
                     let left = WORDS_MAX.saturating_sub(self.words.len()).min(data.len());
                     self.words.push_str(&String::from_utf8_lossy(data.get(..left).unwrap_or_default()));
-                    return Ok(Some(Output::Err(data)));
+                    return Ok(Some(ExecOutput::Err(data)));
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
                 Some(ChannelMsg::Failure) => return Err(self.lost("it does not run commands")),
@@ -251,8 +251,8 @@ impl Exec {
     pub async fn next_out(&mut self) -> Result<Option<Bytes>, RemoteError> {
         while let Some(piece) = self.next().await? {
             match piece {
-                Output::Out(data) => return Ok(Some(data)),
-                Output::Err(data) => {
+                ExecOutput::Out(data) => return Ok(Some(data)),
+                ExecOutput::Err(data) => {
                     self.noise = self.noise.saturating_add(data.len());
                     if self.noise > NOISE_MAX {
                         return Err(self.lost("the standard error of the command is too long"));

@@ -3,5 +3,5 @@
 mod client;
 mod keys;
 
-pub use client::{Exec, Output, RemoteServer};
+pub use client::{Exec, ExecOutput, RemoteServer};
 pub use keys::{KeyFileError, PullKey, fingerprint, host_key, line_of, load_or_create};

@@ -12,8 +12,8 @@ use hyper::{
 };
 
 use super::{
-    files::{self, Directory, Entry, Opened},
-    settings::{Settings, StaticError, matches},
+    files::{self, Directory, Opened, ServedEntry},
+    settings::{StaticError, StaticSettings, matches},
 };
 
 /// The number of bytes of a file that are read at a time. A file up to this size is sent as one piece.
@@ -25,13 +25,13 @@ type Answer = Response<Body>;
 /// The site that is served: a directory and the settings for it.
 #[derive(Debug)]
 pub(super) struct Site {
-    settings: Settings,
+    settings: StaticSettings,
     directory: Directory,
 }
 
 impl Site {
     /// Opens the directory that `settings` name.
-    pub fn new(settings: Settings) -> Result<Site, StaticError> {
+    pub fn new(settings: StaticSettings) -> Result<Site, StaticError> {
         let wrong = |error| StaticError::Settings(format!("cannot serve the directory {}: {error}", settings.root.display()));
         let data = std::env::var_os("LARDER_DATA").unwrap_or_else(|| "/data".into());
         let directory = Directory::open(&settings.root).map_err(wrong)?.with_data(data.as_ref());
@@ -78,7 +78,7 @@ impl Site {
         let name = parts.join("/");
         let with_slash = path.ends_with('/');
         match self.directory.entry(&name)? {
-            Some(Entry::File(opened)) if !with_slash => {
+            Some(ServedEntry::File(opened)) if !with_slash => {
                 if self.settings.clean_urls
                     && let Some(clean) = clean_parts(&parts)
                 {
@@ -86,7 +86,7 @@ impl Site {
                 }
                 return self.send(&name, opened, StatusCode::OK, request);
             }
-            Some(Entry::Directory) => {
+            Some(ServedEntry::Directory) => {
                 let index = if name.is_empty() { String::from("index.html") } else { format!("{name}/index.html") };
                 if let Some(opened) = self.directory.file(&index)? {
                     if with_slash || name.is_empty() {
@@ -96,7 +96,7 @@ impl Site {
                     return Ok(moved(&format!("{}/", files::encode(&parts)), query));
                 }
             }
-            Some(Entry::File(_)) | None => {}
+            Some(ServedEntry::File(_)) | None => {}
         }
         if !with_slash && !name.is_empty() {
             let page = format!("{name}.html");

@@ -28,7 +28,7 @@ const TAGS: usize = 16 * 1024;
 
 /// A file or directory that a name stands for.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum ServedEntry {
     /// A regular file, opened.
     File(Opened),
     /// A directory. Its index must be opened by its own name.
@@ -80,9 +80,9 @@ impl Directory {
     }
 
     /// Opens a name relative to the directory. Returns `None` if the name must not or cannot be served.
-    pub fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
+    pub fn entry(&self, name: &str) -> io::Result<Option<ServedEntry>> {
         if name.is_empty() {
-            return Ok(Some(Entry::Directory));
+            return Ok(Some(ServedEntry::Directory));
         }
         if !is_public(name) {
             return Ok(None);
@@ -103,7 +103,7 @@ impl Directory {
         };
         let found = file.metadata()?;
         if found.is_dir() {
-            return Ok(Some(Entry::Directory));
+            return Ok(Some(ServedEntry::Directory));
         }
         if !found.is_file() {
             return Ok(None);
@@ -115,14 +115,14 @@ impl Directory {
             changed: (found.ctime(), found.ctime_nsec()),
         };
         let tag = self.tag(&file, identity)?;
-        Ok(Some(Entry::File(Opened { file, length: found.len(), tag })))
+        Ok(Some(ServedEntry::File(Opened { file, length: found.len(), tag })))
     }
 
     /// Opens a name like [`Self::entry`]. Returns `None` for a directory.
     pub fn file(&self, name: &str) -> io::Result<Option<Opened>> {
         Ok(match self.entry(name)? {
-            Some(Entry::File(opened)) => Some(opened),
-            Some(Entry::Directory) | None => None,
+            Some(ServedEntry::File(opened)) => Some(opened),
+            Some(ServedEntry::Directory) | None => None,
         })
     }
 
@@ -266,7 +266,7 @@ mod tests {
             assert!(directory.file(name).unwrap().is_none(), "{name}");
         }
         assert!(directory.file("sub/a").unwrap().is_some() && directory.file("inside").unwrap().is_some());
-        assert!(matches!(directory.entry("sub").unwrap(), Some(Entry::Directory)));
+        assert!(matches!(directory.entry("sub").unwrap(), Some(ServedEntry::Directory)));
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod tests {
         assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "the data directory is not known yet");
         let directory = directory.with_data(&data);
         assert_eq!(directory.file("sub/media/deep/a").unwrap().unwrap().length, 4);
-        assert!(matches!(directory.entry("sub/media").unwrap(), Some(Entry::Directory)));
+        assert!(matches!(directory.entry("sub/media").unwrap(), Some(ServedEntry::Directory)));
         for name in ["sub/media/out", "sub/media/none", "absolute", "out"] {
             assert!(directory.entry(name).unwrap().is_none(), "{name}");
         }

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use answer::Site;
-use settings::{Settings, StaticError};
+use settings::{StaticError, StaticSettings};
 
 /// The maximum number of simultaneous connections. Further connections wait.
 const CONNECTIONS: usize = 512;
@@ -40,7 +40,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Runs the server until SIGTERM. `arguments` follow the name of the command. The exit status is 0 after SIGTERM, 2 for wrong
 /// options, 5 for a wrong `static.json` or directory, 1 for other errors.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = Settings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
+    let outcome = StaticSettings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -54,7 +54,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(settings: Settings) -> Result<(), StaticError> {
+fn run(settings: StaticSettings) -> Result<(), StaticError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StaticError::Start)?;
     runtime.block_on(async {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port));

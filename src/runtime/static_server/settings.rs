@@ -30,7 +30,7 @@ pub(super) enum StaticError {
 
 /// The settings of the server.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Settings {
+pub(super) struct StaticSettings {
     /// The directory that is served.
     pub root: PathBuf,
     /// The port on the loopback address.
@@ -64,14 +64,14 @@ struct File {
     _https_only: bool,
 }
 
-impl Settings {
+impl StaticSettings {
     /// Combines the options, `static.json` in the working directory, and the values of `PORT` and `LARDER_RELEASE`. An option takes
     /// precedence over the file.
     pub fn new(
         arguments: impl IntoIterator<Item = OsString>,
         port: Option<OsString>,
         release: Option<OsString>,
-    ) -> Result<Settings, StaticError> {
+    ) -> Result<StaticSettings, StaticError> {
         let usage = |what: String| StaticError::Usage(format!("{what}\n{USAGE}"));
         let (mut root, mut fallback, mut port) = (None, None, port);
         let mut arguments = arguments.into_iter();
@@ -120,7 +120,7 @@ impl Settings {
         let root = root.map(PathBuf::from).or_else(|| file.root.map(PathBuf::from)).unwrap_or_else(|| PathBuf::from("."));
         let error_page = file.error_page.map(|page| page.trim_start_matches('/').to_owned());
         let release = release.and_then(|release| HeaderValue::try_from(release.to_str()?).ok());
-        Ok(Settings { root, port, clean_urls: file.clean_urls, routes, error_page, headers, release })
+        Ok(StaticSettings { root, port, clean_urls: file.clean_urls, routes, error_page, headers, release })
     }
 }
 
@@ -182,8 +182,8 @@ pub(super) fn matches(pattern: &str, path: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn settings(arguments: &[&str], port: Option<&str>) -> Result<Settings, StaticError> {
-        Settings::new(arguments.iter().map(OsString::from), port.map(OsString::from), Some("v7".into()))
+    fn settings(arguments: &[&str], port: Option<&str>) -> Result<StaticSettings, StaticError> {
+        StaticSettings::new(arguments.iter().map(OsString::from), port.map(OsString::from), Some("v7".into()))
     }
 
     #[test]

@@ -5,7 +5,7 @@ use hyper::{Request, StatusCode, body::Bytes};
 
 use super::*;
 
-fn site(change: impl FnOnce(&mut Settings)) -> (tempfile::TempDir, Site) {
+fn site(change: impl FnOnce(&mut StaticSettings)) -> (tempfile::TempDir, Site) {
     let temp = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = temp.path().join(name);
@@ -23,7 +23,7 @@ fn site(change: impl FnOnce(&mut Settings)) -> (tempfile::TempDir, Site) {
     write("larder.yml", "env: {}");
     write("empty/.keep", "");
     write("large.bin", &"0123456789".repeat(20_000));
-    let mut settings = Settings {
+    let mut settings = StaticSettings {
         root: temp.path().to_owned(),
         port: 0,
         clean_urls: false,
@@ -189,7 +189,7 @@ async fn routes_error_page_and_clean_urls_apply() {
 
 #[test]
 fn missing_directory_is_named() {
-    let settings = |root: &str| Settings {
+    let settings = |root: &str| StaticSettings {
         root: root.into(),
         port: 0,
         clean_urls: false,

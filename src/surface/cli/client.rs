@@ -7,7 +7,7 @@ use super::{
     socket::{self, CallError},
 };
 use crate::{
-    control::{CommandError, Kind},
+    control::{CommandError, ErrorKind},
     host::root::Root,
     surface::ssh::{KeyError, keys},
 };
@@ -24,18 +24,19 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
 }
 
 fn unanswered(root: &Root, error: &CallError) -> CommandError {
-    let CallError::Io(io_error) = error else { return CommandError::new(Kind::Usage, error.to_string()) };
+    let CallError::Io(io_error) = error else { return CommandError::new(ErrorKind::Usage, error.to_string()) };
     match io_error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            CommandError::new(Kind::NotFound, format!("no server runs in {}", root.path().display()))
+            CommandError::new(ErrorKind::NotFound, format!("no server runs in {}", root.path().display()))
                 .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
                 .hint("reach a server on another machine with `larder -r REMOTE ...`, where REMOTE is a git remote")
         }
-        io::ErrorKind::PermissionDenied => {
-            CommandError::new(Kind::Refused, format!("you may not use the control socket {}", root.control_socket().display()))
-                .hint("use ssh with your own key; this socket is for root and the account that larder runs as")
-        }
-        io::ErrorKind::UnexpectedEof => CommandError::new(Kind::Internal, "the server stopped before it answered"),
+        io::ErrorKind::PermissionDenied => CommandError::new(
+            ErrorKind::Refused,
+            format!("you may not use the control socket {}", root.control_socket().display()),
+        )
+        .hint("use ssh with your own key; this socket is for root and the account that larder runs as"),
+        io::ErrorKind::UnexpectedEof => CommandError::new(ErrorKind::Internal, "the server stopped before it answered"),
         _ => CommandError::internal(io_error),
     }
 }
@@ -55,11 +56,12 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
         match file {
             None => inlined.push(word.clone()),
             Some(file) => {
-                let text = fs::read_to_string(file)
-                    .map_err(|error| CommandError::new(Kind::NotFound, format!("cannot read the key file {file}: {error}")))?;
+                let text = fs::read_to_string(file).map_err(|error| {
+                    CommandError::new(ErrorKind::NotFound, format!("cannot read the key file {file}: {error}"))
+                })?;
                 // A private key is refused here, because it must not leave the machine.
                 if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
-                    return Err(CommandError::new(Kind::Usage, format!("{file}: {error}")));
+                    return Err(CommandError::new(ErrorKind::Usage, format!("{file}: {error}")));
                 }
                 inlined.extend([String::from("--key"), text.trim().to_owned()]);
             }
@@ -99,12 +101,12 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     let url = match asked {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => {
-            return CommandError::new(Kind::NotFound, format!("there is no git remote {remote} here"))
+            return CommandError::new(ErrorKind::NotFound, format!("there is no git remote {remote} here"))
                 .hint("list the git remotes with `git remote -v`");
         }
     };
     let Some((login, port)) = login_of(&url) else {
-        return CommandError::new(Kind::Configuration, format!("the remote {remote} is not an ssh address: {url}"))
+        return CommandError::new(ErrorKind::Configuration, format!("the remote {remote} is not an ssh address: {url}"))
             .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
     };
     let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
@@ -113,7 +115,7 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
         ssh.arg("-p").arg(port);
     }
     let error = ssh.arg("--").arg(login).arg(quoted).exec();
-    CommandError::new(Kind::Internal, format!("cannot start ssh: {error}"))
+    CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}"))
 }
 
 /// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. Without a port, ssh takes it from the caller's configuration, as

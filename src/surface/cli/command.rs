@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    control::{Caller, CommandError, Control, Reply, Request, Stream, Upload},
+    control::{Caller, CommandError, Control, Reply, Request, Stream, UploadFn},
     model::{Access, ProjectName},
 };
 
@@ -16,16 +16,16 @@ pub(super) trait Command: Sized {
     fn request(self) -> Result<Self::Request, CommandError>;
 
     /// Renders the answer for people. `--json` prints the view itself.
-    fn show(view: &View<Self>) -> Shown;
+    fn show(view: &ViewOf<Self>) -> Shown;
 
     /// Returns the exit status for an answer.
-    fn exit_code(_view: &View<Self>) -> u8 {
+    fn exit_code(_view: &ViewOf<Self>) -> u8 {
         0
     }
 }
 
 /// The view of a command's request.
-pub(super) type View<C> = <<C as Command>::Request as Request>::View;
+pub(super) type ViewOf<C> = <<C as Command>::Request as Request>::View;
 
 /// An answer for people.
 pub(super) enum Shown {
@@ -38,7 +38,7 @@ pub(super) enum Shown {
 }
 
 /// An answer that is ready to be written.
-pub(super) struct Answer {
+pub(super) struct CommandAnswer {
     pub text: String,
     pub format: Format,
     /// The exit status.
@@ -57,9 +57,9 @@ pub(super) enum Format {
 }
 
 /// An answer, or a function that returns it.
-pub(super) enum Outcome {
-    Answer(Answer),
-    Upload(Upload<Answer>),
+pub(super) enum CommandOutcome {
+    Answer(CommandAnswer),
+    Upload(UploadFn<CommandAnswer>),
     Stream(Stream),
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Asked {
     pub project: Option<ProjectName>,
     /// The right that the request needs until the end of its output.
     pub needed: Access,
-    pub outcome: Outcome,
+    pub outcome: CommandOutcome,
 }
 
 /// The connection of commands to `control`, for one caller.
@@ -89,17 +89,17 @@ impl Asking<'_> {
         let project = project.cloned();
         let json = self.json;
         let outcome = match self.control.handle(self.caller, request).await? {
-            Reply::View(view) => Outcome::Answer(render::<C>(&view, json)),
-            Reply::Upload(upload) => Outcome::Upload(Box::new(move |input| {
+            Reply::View(view) => CommandOutcome::Answer(render::<C>(&view, json)),
+            Reply::Upload(upload) => CommandOutcome::Upload(Box::new(move |input| {
                 Box::pin(async move { upload(input).await.map(|view| render::<C>(&view, json)) })
             })),
-            Reply::Stream(stream) => Outcome::Stream(stream),
+            Reply::Stream(stream) => CommandOutcome::Stream(stream),
         };
         Ok(Asked { project, needed, outcome })
     }
 }
 
-fn render<C: Command>(view: &View<C>, json: bool) -> Answer {
+fn render<C: Command>(view: &ViewOf<C>, json: bool) -> CommandAnswer {
     let code = C::exit_code(view);
     let shown = C::show(view);
     if json {
@@ -108,12 +108,12 @@ fn render<C: Command>(view: &View<C>, json: bool) -> Answer {
         if let (Shown::Done(done), Value::Object(fields)) = (&shown, &mut value) {
             fields.insert(String::from("done"), json!(done.trim_end()));
         }
-        return Answer { text: format!("{value:#}\n"), format: Format::Json, code };
+        return CommandAnswer { text: format!("{value:#}\n"), format: Format::Json, code };
     }
     let (text, format) = match shown {
         Shown::Page(text) => (text, Format::Text),
         Shown::Done(text) => (format!("{}\n", text.trim_end()), Format::Text),
         Shown::Verbatim(text) => (text, Format::Verbatim),
     };
-    Answer { text, format, code }
+    CommandAnswer { text, format, code }
 }

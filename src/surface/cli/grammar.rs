@@ -32,12 +32,12 @@ pub struct Cli {
     pub json: bool,
     /// Command to carry out
     #[command(subcommand)]
-    pub command: Command,
+    pub command: CliCommand,
 }
 
 /// All commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// A command that the server carries out.
     #[command(flatten)]
     Verb(Verb),

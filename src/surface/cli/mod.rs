@@ -13,6 +13,6 @@ pub mod socket;
 mod text;
 
 pub use self::{
-    grammar::{Cli, Command, Local, ServeArgs, completions, manual, parse},
+    grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, parse},
     text::error as error_text,
 };

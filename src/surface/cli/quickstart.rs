@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::control::{CommandError, Kind};
+use crate::control::{CommandError, ErrorKind};
 
 /// Serve an example project in a directory of its own, pushed through real ssh and git
 #[derive(Debug, Clone, clap::Args)]
@@ -50,12 +50,12 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
     }
     for program in ["git", "ssh", "ssh-keygen"] {
         if !is_installed(program) {
-            return Err(CommandError::new(Kind::NotFound, format!("{program} is not installed"))
+            return Err(CommandError::new(ErrorKind::NotFound, format!("{program} is not installed"))
                 .hint("on Debian: apt-get install git openssh-client"));
         }
     }
     if root.join("state").exists() {
-        return Err(CommandError::new(Kind::Refused, format!("there is a server in {} already", root.display()))
+        return Err(CommandError::new(ErrorKind::Refused, format!("there is a server in {} already", root.display()))
             .hint(format!("serve it again with `larder serve --root {0}`, or delete it: rm -rf {0}", root.display())));
     }
     create_root(&root)?;
@@ -100,7 +100,7 @@ fn default_root() -> PathBuf {
 
 /// Creates the directory. If it exists, checks that no other user can have created its content: every user can write in /var/tmp.
 fn create_root(root: &Path) -> Result<(), CommandError> {
-    let failed = |error: io::Error| CommandError::new(Kind::Internal, format!("cannot create {}: {error}", root.display()));
+    let failed = |error: io::Error| CommandError::new(ErrorKind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
@@ -115,7 +115,7 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
             }
             let why =
                 format!("{} does not belong to you alone: it is not a directory, or other users can write to it", root.display());
-            Err(CommandError::new(Kind::Refused, why)
+            Err(CommandError::new(ErrorKind::Refused, why)
                 .hint("choose another directory with --root, or delete this one after a look at its content: another user may have created it"))
         }
         Err(error) => Err(failed(error)),
@@ -172,7 +172,7 @@ fn guide(root: &Path) -> Result<(), CommandError> {
     let mut push = Command::new("git");
     let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
-        return Err(CommandError::new(Kind::Deployment, "cannot push the example"));
+        return Err(CommandError::new(ErrorKind::Deployment, "cannot push the example"));
     }
     let host = url.trim_start_matches("http://");
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
@@ -200,7 +200,7 @@ impl Guide {
         let begun = Instant::now();
         while self.larder(&["whoami"]).is_err() {
             if begun.elapsed() > READY_TIMEOUT {
-                return Err(CommandError::new(Kind::Internal, "the server was not ready within a minute")
+                return Err(CommandError::new(ErrorKind::Internal, "the server was not ready within a minute")
                     .hint("run it again with LARDER_LOG=debug to see the reason"));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -220,7 +220,7 @@ impl Guide {
         }
         let program = command.get_program().to_string_lossy().into_owned();
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(CommandError::new(Kind::Internal, format!("{program} failed: {said}")))
+        Err(CommandError::new(ErrorKind::Internal, format!("{program} failed: {said}")))
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
         let root = directory.path().join("a/q");
         create_root(&root).unwrap();
         create_root(&root).unwrap();
-        let refused = |path: &Path| create_root(path).unwrap_err().kind == Kind::Refused;
+        let refused = |path: &Path| create_root(path).unwrap_err().kind == ErrorKind::Refused;
         for mode in [0o775, 0o757, 0o1777] {
             fs::set_permissions(&root, fs::Permissions::from_mode(mode)).unwrap();
             assert!(refused(&root), "{mode:o}");

@@ -6,16 +6,16 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    command::{Answer, Asked, Asking, Format, Outcome},
-    grammar::{Cli, Command, parse},
+    command::{Asked, Asking, CommandAnswer, CommandOutcome, Format},
+    grammar::{Cli, CliCommand, parse},
     text,
 };
 use crate::{
-    control::{Caller, CommandError, Control, DeploymentGoal, Kind, LogFollower, Stream},
+    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, Stream},
     host::{launch::Stdio, stream::Outlet},
     model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
-    remote::ssh::{Exec, Output},
+    remote::ssh::{Exec, ExecOutput},
 };
 
 /// The maximum length of a line of another server's output, in bytes. Longer lines are broken.
@@ -77,9 +77,11 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
         Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr)?).await,
     };
     let asked = match command {
-        Command::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
-        Command::Local(_) => Err(CommandError::new(Kind::Usage, "this command runs on your own machine, not on the server")
-            .hint("list the commands of the server with `help`")),
+        CliCommand::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
+        CliCommand::Local(_) => {
+            Err(CommandError::new(ErrorKind::Usage, "this command runs on your own machine, not on the server")
+                .hint("list the commands of the server with `help`"))
+        }
     };
     let Asked { project, needed, outcome } = match asked {
         Ok(asked) => asked,
@@ -108,16 +110,16 @@ async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
     Ok(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
+async fn conclude(outcome: CommandOutcome, io: Io) -> io::Result<u8> {
     let Io { stdin, stdout, stderr, terminal, gone } = io;
     match outcome {
-        Outcome::Answer(answer) => {
+        CommandOutcome::Answer(answer) => {
             drop(stdin);
             write(answer, terminal, stdout, stderr).await
         }
-        Outcome::Upload(upload) => {
+        CommandOutcome::Upload(upload) => {
             let answer = if rustix::termios::isatty(&stdin) {
-                Err(CommandError::new(Kind::Usage, "these bytes cannot come from a terminal")
+                Err(CommandError::new(ErrorKind::Usage, "these bytes cannot come from a terminal")
                     .hint("read them from a file: ... < FILE"))
             } else {
                 tokio::select! {
@@ -130,7 +132,7 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
                 Err(error) => Screen::new(stdout, stderr)?.refuse(&error).await,
             }
         }
-        Outcome::Stream(Stream::Run(start)) => {
+        CommandOutcome::Stream(Stream::Run(start)) => {
             let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
             let mut child = match start(stdio).await {
                 Ok(child) => child,
@@ -149,10 +151,10 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
             let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
             Ok(u8::try_from(code).unwrap_or(1))
         }
-        Outcome::Stream(Stream::Bytes(send)) => {
+        CommandOutcome::Stream(Stream::Bytes(send)) => {
             drop(stdin);
             if rustix::termios::isatty(&stdout) {
-                let error = CommandError::new(Kind::Usage, "these bytes are not for a terminal");
+                let error = CommandError::new(ErrorKind::Usage, "these bytes are not for a terminal");
                 return Screen::new(stdout, stderr)?.refuse(&error.hint("write them to a file: ... > FILE")).await;
             }
             let sent = tokio::select! {
@@ -164,15 +166,15 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
                 Err(error) => Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             }
         }
-        Outcome::Stream(Stream::Deployment { ticket, goal }) => {
+        CommandOutcome::Stream(Stream::Deployment { ticket, goal }) => {
             drop(stdin);
             deployment(Screen::new(stdout, stderr)?, *ticket, goal, &gone).await
         }
-        Outcome::Stream(Stream::Logs { past, follower }) => {
+        CommandOutcome::Stream(Stream::Logs { past, follower }) => {
             drop(stdin);
             logs(Screen::new(stdout, stderr)?, past, *follower, &gone).await
         }
-        Outcome::Stream(Stream::Relay(exec)) => {
+        CommandOutcome::Stream(Stream::Relay(exec)) => {
             drop(stdin);
             relay(Screen::new(stdout, stderr)?, *exec, &gone).await
         }
@@ -181,7 +183,7 @@ async fn conclude(outcome: Outcome, io: Io) -> io::Result<u8> {
 
 /// Writes an answer. Control characters are removed, because much of the text comes from repositories and processes. Text for another
 /// program is written unchanged.
-async fn write(answer: Answer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
+async fn write(answer: CommandAnswer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
     let unchanged = match answer.format {
         Format::Json => true,
         Format::Text => false,
@@ -199,7 +201,7 @@ async fn write(answer: Answer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd)
 /// Shows a deployment until it ends. The deployment continues if the caller disconnects.
 async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal, gone: &CancellationToken) -> io::Result<u8> {
     use model::Outcome;
-    let failed = Kind::Deployment.exit_code();
+    let failed = ErrorKind::Deployment.exit_code();
     let mut lines = ticket.transcript.follow()?;
     loop {
         let text = tokio::select! {
@@ -229,8 +231,8 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
             piece = exec.next() => piece,
         };
         let (bytes, stream) = match piece {
-            Ok(Some(Output::Out(bytes))) => (bytes, 0),
-            Ok(Some(Output::Err(bytes))) => (bytes, 1),
+            Ok(Some(ExecOutput::Out(bytes))) => (bytes, 0),
+            Ok(Some(ExecOutput::Err(bytes))) => (bytes, 1),
             Ok(None) => break,
             Err(error) => {
                 screen.err(&sanitise_text(&format!("error: {}\n", chain(&error)))).await?;

@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::session::{self, Io, Screen};
-use crate::control::{Caller, CommandError, Control, Kind};
+use crate::control::{Caller, CommandError, Control, ErrorKind};
 
 /// The maximum size of a message in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -133,7 +133,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
 async fn reject(mut stream: UnixStream) -> io::Result<()> {
     let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
     let why = format!("the server already carries out {CLIENTS_MAX} commands, which is the maximum");
-    let error = CommandError::new(Kind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
+    let error = CommandError::new(ErrorKind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
     let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
     stream.write_all(&[code]).await
 }
@@ -151,7 +151,7 @@ async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandErr
     let length = u32::from_be_bytes(prefix) as usize;
     if length > MESSAGE_MAX {
         let error = CommandError::new(
-            Kind::Usage,
+            ErrorKind::Usage,
             format!("{}, or the program and the server have different versions", too_long(length)),
         );
         return Ok((Err(error), descriptors));

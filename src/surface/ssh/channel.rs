@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exec::ExecRequest,
-    handler::{ExecCall, ExecHandler, ExecIo, Identity, Tty},
+    handler::{ExecCall, ExecHandler, ExecIo, SshIdentity, Tty},
 };
 
 /// The receive window of a channel, in bytes.
@@ -58,7 +58,7 @@ const CTRL_C: u8 = 3;
 const CTRL_D: u8 = 4;
 
 /// The state that the connection's task and the channel's tasks share.
-pub(super) struct Shared {
+pub(super) struct ChannelState {
     pub(super) input: Input,
     /// Cancelled when the client can no longer receive data.
     pub(super) gone: CancellationToken,
@@ -67,7 +67,7 @@ pub(super) struct Shared {
     finished: AtomicBool,
 }
 
-impl Shared {
+impl ChannelState {
     pub(super) fn new() -> Arc<Self> {
         let gone = CancellationToken::new();
         Arc::new(Self { input: Input::default(), stop: gone.child_token(), gone, finished: AtomicBool::new(false) })
@@ -164,7 +164,7 @@ fn cost_of(chunk: &[u8]) -> usize {
 /// A request with the state that carrying it out needs.
 pub(super) struct Job {
     pub(super) handler: Arc<dyn ExecHandler>,
-    pub(super) identity: Identity,
+    pub(super) identity: SshIdentity,
     pub(super) request: ExecRequest,
     pub(super) git_protocol: Option<String>,
     pub(super) tty: Option<Tty>,
@@ -172,7 +172,7 @@ pub(super) struct Job {
 }
 
 /// Carries out a request and closes the channel.
-pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: Job) {
+pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>, job: Job) {
     let bulk = matches!(job.request, ExecRequest::Git { .. });
     let pipes = Pipes::open(bulk);
     let (pipes, stdin, stdout, stderr) = match pipes {
@@ -215,12 +215,12 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, job: 
 }
 
 /// Sends the answer to a refused request.
-pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<Shared>, text: String, status: u32) {
+pub(super) async fn refuse_request(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>, text: String, status: u32) {
     shared.input.discard();
     refuse(&write, &shared, &text, status).await;
 }
 
-async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &Shared, text: &str, status: u32) {
+async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &ChannelState, text: &str, status: u32) {
     let told = write.extended_data_bytes(STDERR, Bytes::copy_from_slice(text.as_bytes()));
     tokio::select! {
         _ = told => {}
@@ -230,7 +230,7 @@ async fn refuse(write: &ChannelWriteHalf<Msg>, shared: &Shared, text: &str, stat
 }
 
 /// Sends exit status, end of data and close. Clients rely on this order.
-async fn finish(write: &ChannelWriteHalf<Msg>, shared: &Shared, status: u32) {
+async fn finish(write: &ChannelWriteHalf<Msg>, shared: &ChannelState, status: u32) {
     let goodbye = async {
         write.exit_status(status).await?;
         write.eof().await?;
@@ -272,7 +272,7 @@ impl Pipes {
 }
 
 /// Moves queued input into the pipe.
-async fn feed(mut pipe: pipe::Sender, shared: Arc<Shared>, terminal: bool) {
+async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool) {
     let moving = async {
         while let Some(mut chunk) = shared.input.next().await {
             let mut last = false;
@@ -301,7 +301,7 @@ async fn forward(
     mut pipe: pipe::Receiver,
     write: &ChannelWriteHalf<Msg>,
     stream: Option<u32>,
-    shared: &Shared,
+    shared: &ChannelState,
     ended: &CancellationToken,
     terminal: bool,
 ) {

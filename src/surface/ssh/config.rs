@@ -8,11 +8,11 @@ use russh::{
     mac,
 };
 
-use super::limits::Limits;
+use super::limits::SshLimits;
 
 /// The configuration of the SSH server.
 #[derive(Debug, Clone)]
-pub struct SshConfig {
+pub struct SshServerConfig {
     /// The host key, from [`super::keys::load_or_create_host_key`].
     pub host_key: PrivateKey,
     /// The accepted login names in `ssh NAME@host`. The key identifies the user, not the login name.
@@ -20,19 +20,19 @@ pub struct SshConfig {
     /// The algorithms on offer.
     pub profile: Profile,
     /// All limits.
-    pub limits: Limits,
+    pub limits: SshLimits,
     /// The time that requests may take to finish after a shutdown was requested.
     pub drain: Duration,
 }
 
-impl SshConfig {
+impl SshServerConfig {
     /// Creates the default configuration with this host key.
     pub fn new(host_key: PrivateKey) -> Self {
         Self {
             host_key,
             logins: vec![String::from("git"), String::from("larder")],
             profile: Profile::default(),
-            limits: Limits::default(),
+            limits: SshLimits::default(),
             drain: Duration::from_secs(30),
         }
     }

@@ -11,7 +11,7 @@ use crate::model::UserName;
 
 /// The user of a connection. An identity is created only after a signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct SshIdentity {
     /// The user, a person or a machine.
     pub user: UserName,
 }
@@ -44,7 +44,7 @@ pub struct ExecIo {
 #[derive(Debug)]
 pub struct ExecCall {
     /// The user who sent the request.
-    pub identity: Identity,
+    pub identity: SshIdentity,
     /// The request.
     pub request: ExecRequest,
     /// The client's `GIT_PROTOCOL`, checked: `version=` and options.
@@ -62,7 +62,7 @@ pub trait ExecHandler: Send + Sync + 'static {
     /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. It must
     /// not block, because it runs on the connection's task. It is called again before each request, so that a removed key stops working
     /// at once.
-    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<Identity>;
+    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<SshIdentity>;
 
     /// Returns a receiver that is notified when keys may have been removed. Open connections then check their key again, and end if the
     /// key has no user.

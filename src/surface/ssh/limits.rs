@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 /// All limits of the server. The defaults suit a machine with a few hundred users.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct SshLimits {
     /// The time from the connection to the login.
     pub login_grace: Duration,
     /// The time from the connection to the end of the key exchange.
@@ -55,7 +55,7 @@ pub struct Limits {
     pub sources: usize,
 }
 
-impl Default for Limits {
+impl Default for SshLimits {
     fn default() -> Self {
         Self {
             login_grace: Duration::from_secs(30),
@@ -112,7 +112,7 @@ impl Network {
 
 /// The reason why a connection is closed before a byte is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum ConnectionRefusal {
     Full,
     TooManyUnauthenticated,
     EarlyDrop,
@@ -163,30 +163,35 @@ struct Table {
 
 /// Counts connections, and decides which are accepted.
 pub(super) struct ConnectionLimiter {
-    limits: Limits,
+    limits: SshLimits,
     table: Mutex<Table>,
 }
 
 impl ConnectionLimiter {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
+    pub(super) fn new(limits: SshLimits) -> Arc<Self> {
         Arc::new(Self { limits, table: Mutex::default() })
     }
 
     /// Takes a permit for a connection. `chance` is a random number from 0 to below 1.
-    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, now: Instant, chance: f64) -> Result<ConnectionPermit, Refusal> {
+    pub(super) fn acquire(
+        self: &Arc<Self>,
+        address: IpAddr,
+        now: Instant,
+        chance: f64,
+    ) -> Result<ConnectionPermit, ConnectionRefusal> {
         let limits = &self.limits;
         let exempt = limits.exempt.iter().any(|network| network.contains(address));
         let source = source_of(address);
         let mut table = self.table.lock();
         if table.connections >= limits.connections {
-            return Err(Refusal::Full);
+            return Err(ConnectionRefusal::Full);
         }
         if table.unauthenticated >= limits.unauthenticated {
-            return Err(Refusal::TooManyUnauthenticated);
+            return Err(ConnectionRefusal::TooManyUnauthenticated);
         }
         if !exempt {
             if chance < early_drop_chance(limits, table.unauthenticated) {
-                return Err(Refusal::EarlyDrop);
+                return Err(ConnectionRefusal::EarlyDrop);
             }
             let full = table.sources.len() >= limits.sources && !table.sources.contains_key(&source);
             if full {
@@ -204,13 +209,13 @@ impl ConnectionLimiter {
             entry.seen = now;
             entry.blocked &= entry.penalty_ends > now;
             if entry.blocked {
-                return Err(Refusal::Penalty);
+                return Err(ConnectionRefusal::Penalty);
             }
             if entry.unauthenticated >= limits.unauthenticated_per_source {
-                return Err(Refusal::TooManyFromSource);
+                return Err(ConnectionRefusal::TooManyFromSource);
             }
             if entry.tokens < 1.0 {
-                return Err(Refusal::Rate);
+                return Err(ConnectionRefusal::Rate);
             }
             entry.tokens -= 1.0;
             entry.unauthenticated = entry.unauthenticated.saturating_add(1);
@@ -229,7 +234,7 @@ impl ConnectionLimiter {
     }
 }
 
-fn early_drop_chance(limits: &Limits, unauthenticated: usize) -> f64 {
+fn early_drop_chance(limits: &SshLimits, unauthenticated: usize) -> f64 {
     let range = limits.unauthenticated.saturating_sub(limits.early_drop);
     match unauthenticated.checked_sub(limits.early_drop) {
         Some(over) if range > 0 => 0.3 + 0.7 * (over as f64 / range as f64),
@@ -302,10 +307,10 @@ mod tests {
 
     #[test]
     fn connections_of_one_source_are_limited_and_returned() {
-        let limiter = ConnectionLimiter::new(Limits::default());
+        let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         let mut inside: Vec<_> = (0..8).map(|_| limiter.acquire(ip(FAR), now, 1.0).ok().unwrap()).collect();
-        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::TooManyFromSource));
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(ConnectionRefusal::TooManyFromSource));
         assert!(limiter.acquire(ip("203.0.113.8"), now, 1.0).is_ok());
         inside[0].logged_in();
         inside[0].logged_in();
@@ -319,12 +324,12 @@ mod tests {
 
     #[test]
     fn connection_rate_is_limited_and_recovers() {
-        let limiter = ConnectionLimiter::new(Limits::default());
+        let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         for _ in 0..15 {
             assert!(limiter.acquire(ip(FAR), now, 1.0).is_ok());
         }
-        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::Rate));
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(ConnectionRefusal::Rate));
         assert!(limiter.acquire(ip(FAR), now + Duration::from_millis(150), 1.0).is_ok());
         assert!(limiter.acquire(ip(FAR), now + Duration::from_millis(160), 1.0).is_err());
         for _ in 0..100 {
@@ -335,47 +340,47 @@ mod tests {
 
     #[test]
     fn ipv6_network_is_one_source() {
-        let limiter = ConnectionLimiter::new(Limits::default());
+        let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         let inside: Vec<_> = (0..8).map(|n| limiter.acquire(ip(&format!("2001:db8::{n:x}")), now, 1.0).ok().unwrap()).collect();
-        assert_eq!(limiter.acquire(ip("2001:db8::ffff:1"), now, 1.0).err(), Some(Refusal::TooManyFromSource));
+        assert_eq!(limiter.acquire(ip("2001:db8::ffff:1"), now, 1.0).err(), Some(ConnectionRefusal::TooManyFromSource));
         assert!(limiter.acquire(ip("2001:db8:0:1::1"), now, 1.0).is_ok());
         drop(inside);
     }
 
     #[test]
     fn totals_apply_to_all_and_early_drop_grows() {
-        let limiter = ConnectionLimiter::new(Limits::default());
+        let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         let mut inside = Vec::new();
         for n in 0..64_u32 {
             inside.push(limiter.acquire(IpAddr::from((0xC000_0200 + n).to_be_bytes()), now, 1.0).ok().unwrap());
         }
-        assert_eq!(limiter.acquire(ip("127.0.0.1"), now, 1.0).err(), Some(Refusal::TooManyUnauthenticated));
+        assert_eq!(limiter.acquire(ip("127.0.0.1"), now, 1.0).err(), Some(ConnectionRefusal::TooManyUnauthenticated));
         inside.truncate(32);
-        assert_eq!(limiter.acquire(ip(FAR), now, 0.29).err(), Some(Refusal::EarlyDrop));
+        assert_eq!(limiter.acquire(ip(FAR), now, 0.29).err(), Some(ConnectionRefusal::EarlyDrop));
         assert!(limiter.acquire(ip(FAR), now, 0.31).is_ok());
         inside.truncate(31);
         assert!(limiter.acquire(ip(FAR), now, 0.0).is_ok());
-        let limits = Limits { connections: 2, ..Limits::default() };
+        let limits = SshLimits { connections: 2, ..SshLimits::default() };
         let limiter = ConnectionLimiter::new(limits);
         let mut two: Vec<_> = (0..2).map(|_| limiter.acquire(ip("::1"), now, 1.0).ok().unwrap()).collect();
         two.iter_mut().for_each(ConnectionPermit::logged_in);
-        assert_eq!(limiter.acquire(ip("::1"), now, 1.0).err(), Some(Refusal::Full));
+        assert_eq!(limiter.acquire(ip("::1"), now, 1.0).err(), Some(ConnectionRefusal::Full));
     }
 
     #[test]
     fn penalties_add_up_and_end() {
-        let limiter = ConnectionLimiter::new(Limits::default());
+        let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         for _ in 0..2 {
             limiter.acquire(ip(FAR), now, 1.0).ok().unwrap().offence(Offence::RefusedLogin, now);
         }
         let third = limiter.acquire(ip(FAR), now, 1.0).ok().unwrap();
         third.offence(Offence::RefusedLogin, now);
-        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(Refusal::Penalty));
+        assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(ConnectionRefusal::Penalty));
         // Blocked until the penalty ends, not only while its rest is longer than the minimum.
-        assert_eq!(limiter.acquire(ip(FAR), now + Duration::from_secs(14), 1.0).err(), Some(Refusal::Penalty));
+        assert_eq!(limiter.acquire(ip(FAR), now + Duration::from_secs(14), 1.0).err(), Some(ConnectionRefusal::Penalty));
         assert!(limiter.acquire(ip(FAR), now + Duration::from_secs(16), 1.0).is_ok());
         for _ in 0..100 {
             third.offence(Offence::Crash, now);
@@ -385,7 +390,7 @@ mod tests {
 
     #[test]
     fn source_table_is_bounded() {
-        let limiter = ConnectionLimiter::new(Limits { sources: 100, ..Limits::default() });
+        let limiter = ConnectionLimiter::new(SshLimits { sources: 100, ..SshLimits::default() });
         let now = Instant::now();
         for n in 0..10_000_u32 {
             drop(limiter.acquire(IpAddr::from(n.to_be_bytes()), now + Duration::from_millis(n.into()), 1.0));

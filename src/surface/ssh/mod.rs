@@ -18,10 +18,10 @@ mod session;
 mod tests;
 
 pub use self::{
-    config::{Profile, SshConfig},
+    config::{Profile, SshServerConfig},
     exec::{ExecError, ExecRequest, GitService, RepoPath},
-    handler::{ExecCall, ExecHandler, ExecIo, Identity, Tty},
+    handler::{ExecCall, ExecHandler, ExecIo, SshIdentity, Tty},
     keys::{KeyError, PublicKeyInfo},
-    limits::{Limits, Network},
+    limits::{Network, SshLimits},
     server::serve,
 };

@@ -22,10 +22,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     channel,
-    config::SshConfig,
-    handler::{ExecHandler, Identity},
+    config::SshServerConfig,
+    handler::{ExecHandler, SshIdentity},
     limits::{ConnectionLimiter, ConnectionPermit, Offence},
-    session::{Connection, Progress, SessionError},
+    session::{ConnectionProgress, SessionError, SshConnection},
 };
 use crate::surface::user_limit::{UserLimit, UserPermit};
 
@@ -38,7 +38,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves connections until `shutdown`. Running requests may then finish within the configured time. Returns when the last connection
 /// has ended.
-pub async fn serve(listener: TcpListener, config: SshConfig, handler: Arc<dyn ExecHandler>, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<dyn ExecHandler>, shutdown: CancellationToken) {
     let listener = match listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)) {
         Ok(listener) => listener,
         Err(error) => {
@@ -105,7 +105,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
-fn russh_config(config: &SshConfig) -> server::Config {
+fn russh_config(config: &SshServerConfig) -> server::Config {
     let limits = &config.limits;
     let mut methods = MethodSet::empty();
     methods.push(MethodKind::PublicKey);
@@ -135,7 +135,7 @@ struct SshServer {
     limiter: Arc<ConnectionLimiter>,
     user_limit: Arc<UserLimit>,
     russh: Arc<server::Config>,
-    config: Arc<SshConfig>,
+    config: Arc<SshServerConfig>,
     handler: Arc<dyn ExecHandler>,
     shutdown: CancellationToken,
     cut: CancellationToken,
@@ -195,7 +195,7 @@ enum End {
 }
 
 /// Waits until the key of the connection is removed. Running requests continue, as after any disconnect.
-async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<Progress>, peer: SocketAddr) -> End {
+async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<ConnectionProgress>, peer: SocketAddr) -> End {
     let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
     let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
@@ -215,7 +215,7 @@ async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<Progress>, peer: S
 /// The task that oversees one connection: its deadlines, its limits and its end.
 struct ConnectionTask {
     russh: Arc<server::Config>,
-    config: Arc<SshConfig>,
+    config: Arc<SshServerConfig>,
     handler: Arc<dyn ExecHandler>,
     shutdown: CancellationToken,
     cut: CancellationToken,
@@ -233,8 +233,8 @@ impl ConnectionTask {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "cannot turn off Nagle's algorithm");
         }
-        let progress = Progress::new();
-        let connection = Connection::new(
+        let progress = ConnectionProgress::new();
+        let connection = SshConnection::new(
             Arc::clone(&self.handler),
             Arc::clone(&self.config),
             peer,
@@ -294,7 +294,7 @@ impl ConnectionTask {
     }
 
     /// Waits until the connection should end, and returns the reason.
-    async fn oversee(&mut self, progress: &Progress, began: tokio::time::Instant) -> End {
+    async fn oversee(&mut self, progress: &ConnectionProgress, began: tokio::time::Instant) -> End {
         let limits = &self.config.limits;
         let login = async {
             if timeout_at(began + limits.handshake, progress.keyed.cancelled()).await.is_err() {
@@ -309,7 +309,7 @@ impl ConnectionTask {
             () = self.shutdown.cancelled() => return End::Shutdown,
         }
         self.permit.logged_in();
-        if let Some((_, Identity { user })) = progress.login.get() {
+        if let Some((_, SshIdentity { user })) = progress.login.get() {
             self.user_permit = self.user_limit.acquire(user);
             if self.user_permit.is_none() {
                 tracing::warn!(peer = %self.peer, %user, "too many connections of one user");
@@ -335,7 +335,7 @@ impl ConnectionTask {
         }
     }
 
-    fn note(&self, progress: &Progress, result: Result<(), SessionError>) {
+    fn note(&self, progress: &ConnectionProgress, result: Result<(), SessionError>) {
         let peer = self.peer;
         // Nothing aborts russh's task, so a task that cannot be joined has panicked.
         let crashed = matches!(&result, Err(SessionError::Protocol(russh::Error::Join(_))));

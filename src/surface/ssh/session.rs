@@ -18,10 +18,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    channel::{self, Job, Shared},
-    config::SshConfig,
+    channel::{self, ChannelState, Job},
+    config::SshServerConfig,
     exec::{self, ExecRequest},
-    handler::{ExecHandler, Identity, Tty},
+    handler::{ExecHandler, SshIdentity, Tty},
     keys::{self, PublicKeyInfo},
 };
 
@@ -45,7 +45,7 @@ pub(super) enum SessionError {
 }
 
 /// The progress of a connection, for the task that oversees it.
-pub(super) struct Progress {
+pub(super) struct ConnectionProgress {
     /// Cancelled when the key exchange is done.
     pub(super) keyed: CancellationToken,
     /// Cancelled when a user has logged in.
@@ -53,12 +53,12 @@ pub(super) struct Progress {
     /// The number of running requests.
     pub(super) busy: watch::Sender<usize>,
     /// The key that logged in, and its user.
-    pub(super) login: OnceLock<(PublicKeyInfo, Identity)>,
+    pub(super) login: OnceLock<(PublicKeyInfo, SshIdentity)>,
     /// The number of login attempts of any kind.
     pub(super) attempts: AtomicUsize,
 }
 
-impl Progress {
+impl ConnectionProgress {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             keyed: CancellationToken::new(),
@@ -71,10 +71,10 @@ impl Progress {
 }
 
 /// Counts a running request until it is dropped.
-struct Busy(Arc<Progress>);
+struct Busy(Arc<ConnectionProgress>);
 
 impl Busy {
-    fn new(progress: &Arc<Progress>) -> Self {
+    fn new(progress: &Arc<ConnectionProgress>) -> Self {
         progress.busy.send_modify(|count| *count = count.saturating_add(1));
         Self(Arc::clone(progress))
     }
@@ -87,7 +87,7 @@ impl Drop for Busy {
 }
 
 struct Open {
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     /// Absent after the first request, because a channel carries only one request.
     write: Option<ChannelWriteHalf<Msg>>,
     tty: Option<Tty>,
@@ -95,25 +95,25 @@ struct Open {
 }
 
 /// The state of one connection.
-pub(super) struct Connection {
+pub(super) struct SshConnection {
     handler: Arc<dyn ExecHandler>,
-    config: Arc<SshConfig>,
+    config: Arc<SshServerConfig>,
     peer: SocketAddr,
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
     shutdown: CancellationToken,
-    login: Option<(PublicKeyInfo, Identity)>,
+    login: Option<(PublicKeyInfo, SshIdentity)>,
     offers: usize,
     failures: usize,
     channels: HashMap<ChannelId, Open>,
     channels_total: usize,
 }
 
-impl Connection {
+impl SshConnection {
     pub(super) fn new(
         handler: Arc<dyn ExecHandler>,
-        config: Arc<SshConfig>,
+        config: Arc<SshServerConfig>,
         peer: SocketAddr,
-        progress: Arc<Progress>,
+        progress: Arc<ConnectionProgress>,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -136,7 +136,7 @@ impl Connection {
         login: &str,
         key: &russh::keys::PublicKey,
         algorithm: &russh::keys::Algorithm,
-    ) -> Option<(PublicKeyInfo, Identity)> {
+    ) -> Option<(PublicKeyInfo, SshIdentity)> {
         let peer = self.peer;
         let known_login = self.config.logins.iter().any(|known| known == login);
         let info = match keys::info(key) {
@@ -238,7 +238,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for SshConnection {
     fn drop(&mut self) {
         for open in self.channels.values() {
             open.shared.gone.cancel();
@@ -246,7 +246,7 @@ impl Drop for Connection {
     }
 }
 
-impl Handler for Connection {
+impl Handler for SshConnection {
     type Error = SessionError;
 
     // russh calls this when the key exchange is done and the login begins.
@@ -326,7 +326,7 @@ impl Handler for Connection {
         let id = channel.id();
         // Input arrives through `data` below; russh's own queue would block the whole connection.
         let (_, write) = channel.split();
-        let open = Open { shared: Shared::new(), write: Some(write), tty: None, git_protocol: None };
+        let open = Open { shared: ChannelState::new(), write: Some(write), tty: None, git_protocol: None };
         self.channels.insert(id, open);
         reply.accept().await;
         Ok(())

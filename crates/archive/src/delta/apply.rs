@@ -3,12 +3,12 @@
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
 use super::{
-    DeltaError, Endpoint, Source, copies,
+    DeltaEndpoint, DeltaError, FileSource, copies,
     entries::{self, Contents},
     format::{self, Outline},
     groups::{self, Part, Resolved, Wanted},
     refused,
-    source::{Reader, Store},
+    source::{Store, StoreReader},
 };
 use crate::{ArchiveError, Confined, Digest, Entry, EntryKind, Sink, compare::compared, patch::unpack};
 
@@ -16,7 +16,7 @@ use crate::{ArchiveError, Confined, Digest, Entry, EntryKind, Sink, compare::com
 pub struct Delta<'a> {
     file: &'a File,
     new: &'a [Entry],
-    old: &'a Endpoint<'a>,
+    old: &'a DeltaEndpoint<'a>,
     store: Store<'a>,
     known: Contents,
     wanted: Wanted,
@@ -39,7 +39,12 @@ pub enum ContentOrigin {
 impl<'a> Delta<'a> {
     /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the release that
     /// [`Changes`](super::Changes) describes.
-    pub fn open(file: &'a File, old: &'a Endpoint<'a>, base: &'a Confined, new: &Endpoint<'a>) -> Result<Delta<'a>, DeltaError> {
+    pub fn open(
+        file: &'a File,
+        old: &'a DeltaEndpoint<'a>,
+        base: &'a Confined,
+        new: &DeltaEndpoint<'a>,
+    ) -> Result<Delta<'a>, DeltaError> {
         let outline = Outline::read(file)?;
         outline.starts_from(&old.id, &old.tree)?;
         if (outline.target.as_str(), &outline.target_tree) != (new.id.as_str(), new.tree.as_bytes()) {
@@ -50,7 +55,7 @@ impl<'a> Delta<'a> {
         let wanted = Wanted::of(new.entries, old.entries, &there, &known)?;
         let list = outline.read_groups(file)?;
         let groups = groups::decode(&list, old.entries, new.entries, &wanted, outline.patches_at(), outline.patches)?;
-        let store = Store::open(Source::Tree(base), old, &[], 1)?;
+        let store = Store::open(FileSource::Tree(base), old, &[], 1)?;
         Ok(Delta { file, new: new.entries, old, store, known, wanted, groups })
     }
 
@@ -235,7 +240,7 @@ impl<'a> Delta<'a> {
 
 /// The buffers for applying groups; see [`Delta::reader`].
 pub struct GroupReader<'a> {
-    old: Reader<'a>,
+    old: StoreReader<'a>,
     reference: Vec<u8>,
     packed: Vec<u8>,
     told: Vec<u8>,

@@ -5,8 +5,8 @@ use std::{cmp::Ordering, collections::HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DeltaError, Endpoint,
-    format::{self, Section},
+    DeltaEndpoint, DeltaError,
+    format::{self, DeltaSection},
     refused,
 };
 use crate::{Digest, Entry, EntryKind, bounded};
@@ -74,7 +74,11 @@ pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents
 }
 
 /// Returns both sections of the difference: columns and digests.
-pub(super) fn encode(old: &Endpoint<'_>, new: &Endpoint<'_>, known: &Contents) -> Result<[(Vec<u8>, Section); 2], DeltaError> {
+pub(super) fn encode(
+    old: &DeltaEndpoint<'_>,
+    new: &DeltaEndpoint<'_>,
+    known: &Contents,
+) -> Result<[(Vec<u8>, DeltaSection); 2], DeltaError> {
     let mut columns = Columns { head: new.head.clone(), ..Columns::default() };
     let mut digests = Vec::new();
     let (mut at, mut skip) = (0usize, 0u32);

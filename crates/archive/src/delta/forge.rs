@@ -4,10 +4,10 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use super::{
-    DeltaError, Endpoint,
+    DeltaEndpoint, DeltaError,
     entries::{self, ACTION, ADD, Columns, EXECUTABLE, KIND, KNOWN, LINK, PLAIN, REMOVE},
     format::{self, Outline},
-    groups::{self, Group, Member, Part, Wanted},
+    groups::{self, Member, Part, PatchGroup, Wanted},
     rebuild,
 };
 use crate::{ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, FileError, compare::compared, patch::pack, tree_digest};
@@ -61,7 +61,7 @@ impl Forged {
     }
 
     /// Returns the delta file, which starts from `old`.
-    pub fn delta(mut self, old: &Endpoint<'_>) -> Result<Vec<u8>, DeltaError> {
+    pub fn delta(mut self, old: &DeltaEndpoint<'_>) -> Result<Vec<u8>, DeltaError> {
         let mut tree = old.tree;
         if let Some(entries) = self.fit_entries(old, &mut tree)
             && self.mode & FIT_GROUPS != 0
@@ -70,14 +70,14 @@ impl Forged {
         }
         let (columns, of_columns) = format::pack(self.columns, &old.head)?;
         let (groups, of_groups) = format::pack(self.groups, &[])?;
-        let new = Endpoint { tree, ..old.clone() };
+        let new = DeltaEndpoint { tree, ..old.clone() };
         let mut outline = Outline::new(old, &new, of_columns, format::plain(&self.digests));
         (outline.patches, outline.groups) = (self.patches.len() as u64, of_groups);
         Ok([outline.bytes()?, columns, self.digests, self.patches, groups].concat())
     }
 
     /// Gives the columns a head and corrects `tree` to the digest of the new entries. Returns these if the columns are readable.
-    fn fit_entries(&mut self, old: &Endpoint<'_>, tree: &mut Digest) -> Option<Vec<Entry>> {
+    fn fit_entries(&mut self, old: &DeltaEndpoint<'_>, tree: &mut Digest) -> Option<Vec<Entry>> {
         let mut columns: Columns = format::decode(&self.columns, "entries").ok()?;
         if self.mode & FIT_ENTRIES != 0 {
             fit(&mut columns, &mut self.digests, old.entries);
@@ -98,7 +98,7 @@ impl Forged {
     fn fit_groups(&mut self, old: &[Entry], new: &[Entry]) -> Option<()> {
         let (_, there) = compared(old, new);
         let wanted = Wanted::of(new, old, &there, &entries::contents(old, new, &there)).ok()?;
-        let mut groups: Vec<Group> = format::decode(&self.groups, "groups").ok()?;
+        let mut groups: Vec<PatchGroup> = format::decode(&self.groups, "groups").ok()?;
         let mut seen = vec![false; wanted.entries.len()];
         for group in &mut groups {
             let (mut next, mut middles) = (0usize, 0u64);
@@ -117,7 +117,7 @@ impl Forged {
             let size = groups::size(new.get(*wanted.entries.get(skip)?))?;
             let member = Member { skip: u32::try_from(skip).ok()?, base: 0, head: 0, tail: 0 };
             let raw = u32::try_from(size).ok()?;
-            groups.push(Group {
+            groups.push(PatchGroup {
                 members: vec![member],
                 parts: vec![Part { packed: 30, raw, told: 0, digest: [0; 32], from: 0, reference: 0 }],
             });
@@ -238,9 +238,15 @@ impl Planted {
     }
 
     /// Returns the tree as one end of a delta.
-    pub fn endpoint(&self) -> Endpoint<'_> {
+    pub fn endpoint(&self) -> DeltaEndpoint<'_> {
         let tree = tree_digest(&self.entries);
-        Endpoint { id: format!("release-{tree}"), tree, archive: &self.archive, entries: &self.entries, head: b"a head".to_vec() }
+        DeltaEndpoint {
+            id: format!("release-{tree}"),
+            tree,
+            archive: &self.archive,
+            entries: &self.entries,
+            head: b"a head".to_vec(),
+        }
     }
 }
 

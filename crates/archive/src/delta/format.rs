@@ -4,7 +4,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{DeltaError, Endpoint, refused};
+use super::{DeltaEndpoint, DeltaError, refused};
 use crate::{
     ArchiveError, Digest, FileError,
     patch::{self, unpack},
@@ -27,7 +27,7 @@ const MAX_SECTION: u64 = 120 << 20;
 
 /// A part of the file that is read as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Section {
+pub(super) struct DeltaSection {
     /// Its size in the file, in bytes.
     #[serde(with = "postcard::fixint::le")]
     pub bytes: u64,
@@ -46,14 +46,14 @@ pub(super) struct Outline {
     pub target: String,
     pub target_tree: [u8; 32],
     /// Changed entries and the manifest's other fields, packed with the old fields as reference.
-    pub columns: Section,
+    pub columns: DeltaSection,
     /// Digests of changed files: as they are.
-    pub digests: Section,
+    pub digests: DeltaSection,
     /// The size of all patches together; they come next.
     #[serde(with = "postcard::fixint::le")]
     pub patches: u64,
     /// The list of groups, packed: the end of the file.
-    pub groups: Section,
+    pub groups: DeltaSection,
     /// The offset of the first section; not written.
     #[serde(skip)]
     start: u64,
@@ -61,10 +61,10 @@ pub(super) struct Outline {
 
 impl Outline {
     /// The outline of a delta that has no patches yet.
-    pub fn new(old: &Endpoint<'_>, new: &Endpoint<'_>, columns: Section, digests: Section) -> Outline {
+    pub fn new(old: &DeltaEndpoint<'_>, new: &DeltaEndpoint<'_>, columns: DeltaSection, digests: DeltaSection) -> Outline {
         let (base, base_tree) = (old.id.clone(), *old.tree.as_bytes());
         let (target, target_tree) = (new.id.clone(), *new.tree.as_bytes());
-        let groups = Section { bytes: 0, raw: 0, digest: [0; 32] };
+        let groups = DeltaSection { bytes: 0, raw: 0, digest: [0; 32] };
         Outline { base, base_tree, target, target_tree, columns, digests, patches: 0, groups, start: 0 }
     }
 
@@ -158,7 +158,7 @@ pub fn endpoints(delta: &File) -> Result<(String, String), DeltaError> {
 }
 
 /// Packs a section and returns it with its outline entry.
-pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section), DeltaError> {
+pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, DeltaSection), DeltaError> {
     // The highest level that costs little time.
     let level = match raw.len() {
         0..=0x8000 => 19,
@@ -173,16 +173,16 @@ pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, Section),
     both.extend_from_slice(&raw);
     drop(raw);
     let packed = patch::pack(&both, reference.len(), level).map_err(written)?;
-    let section = Section { raw: text, ..plain(&packed) };
+    let section = DeltaSection { raw: text, ..plain(&packed) };
     Ok((packed, section))
 }
 
 /// Returns the outline entry of a section that is not packed.
-pub(super) fn plain(bytes: &[u8]) -> Section {
-    Section { bytes: bytes.len() as u64, raw: bytes.len() as u64, digest: *Digest::of(bytes).as_bytes() }
+pub(super) fn plain(bytes: &[u8]) -> DeltaSection {
+    DeltaSection { bytes: bytes.len() as u64, raw: bytes.len() as u64, digest: *Digest::of(bytes).as_bytes() }
 }
 
-fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], what: &str) -> Result<Vec<u8>, DeltaError> {
+fn packed_section(file: &File, at: u64, section: &DeltaSection, reference: &[u8], what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.raw > MAX_SECTION {
         return Err(refused(format!("its list of {what} is too long")));
     }
@@ -192,7 +192,7 @@ fn packed_section(file: &File, at: u64, section: &Section, reference: &[u8], wha
     Ok(raw)
 }
 
-fn section(file: &File, at: u64, section: &Section, what: &str) -> Result<Vec<u8>, DeltaError> {
+fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.bytes > MAX_SECTION {
         return Err(refused(format!("its list of {what} is too long")));
     }

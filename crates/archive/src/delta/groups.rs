@@ -39,7 +39,7 @@ impl Wanted {
 
 /// One or more files that are patched together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Group {
+pub(super) struct PatchGroup {
     #[serde(deserialize_with = "bounded::entries")]
     pub members: Vec<Member>,
     /// One patch; or several, if there is one member.
@@ -131,7 +131,7 @@ pub(super) fn find(entries: &[Entry], path: &str) -> Option<usize> {
 }
 
 /// Encodes the list of a delta.
-pub(super) fn encode(groups: &[Group]) -> Result<Vec<u8>, DeltaError> {
+pub(super) fn encode(groups: &[PatchGroup]) -> Result<Vec<u8>, DeltaError> {
     postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
 }
 
@@ -153,7 +153,7 @@ pub(super) fn decode(
     let mut resolved = Vec::new();
     for _ in 0..count {
         // One group at a time: a short list can name files without end, and the first that is named twice ends the reading.
-        let (group, rest) = postcard::take_from_bytes::<Group>(list).map_err(unreadable)?;
+        let (group, rest) = postcard::take_from_bytes::<PatchGroup>(list).map_err(unreadable)?;
         list = rest;
         let mut members = Vec::with_capacity(group.members.len());
         let mut next = 0usize;

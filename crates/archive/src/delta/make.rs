@@ -5,12 +5,12 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DeltaError, Endpoint, GROUP, PART, SMALL, Source, entries,
+    DeltaEndpoint, DeltaError, FileSource, GROUP, PART, SMALL, entries,
     format::{self, Outline},
-    groups::{self, Group, Member, Wanted},
+    groups::{self, Member, PatchGroup, Wanted},
     relatives,
     source::Store,
-    texts::{Pair, Patch, Worker},
+    texts::{Pair, PatchWorker, TextPatch},
 };
 use crate::{
     compare::compared,
@@ -33,10 +33,10 @@ pub struct DeltaReport {
 /// Writes the delta from `old` to `new` to `out`, from its first byte; `out` is empty or overwritten. Every file that is read is held to its
 /// digest. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
 pub fn make(
-    old: &Endpoint<'_>,
-    old_files: Source<'_>,
-    new: &Endpoint<'_>,
-    new_files: Source<'_>,
+    old: &DeltaEndpoint<'_>,
+    old_files: FileSource<'_>,
+    new: &DeltaEndpoint<'_>,
+    new_files: FileSource<'_>,
     out: &File,
     threads: usize,
 ) -> Result<DeltaReport, DeltaError> {
@@ -55,12 +55,12 @@ pub fn make(
     let bases: Vec<usize> = pairs.iter().filter_map(|pair| pair.file.base.map(|(index, _)| index)).collect();
     let stores = (Store::open(old_files, old, &bases, threads)?, Store::open(new_files, new, &wanted.entries, threads)?);
     let plan = plan(pairs);
-    let mut groups: Vec<Group> = Vec::new();
+    let mut groups: Vec<PatchGroup> = Vec::new();
     let mut at = first;
     pool::ordered(
         plan.tasks.len(),
         threads,
-        || Ok(Worker::new(&stores)),
+        || Ok(PatchWorker::new(&stores)),
         |worker, index| match plan.tasks.get(index) {
             Some(Task::Batch(range)) => worker.batch(plan.small.get(range.clone()).unwrap_or_default()).map(Made::Batch),
             Some(Task::Verify { large, base }) => {
@@ -77,16 +77,16 @@ pub fn make(
             let made = match made {
                 Made::Nothing => None,
                 Made::Batch((pairs, Some(made))) => {
-                    groups.push(Group { members: members(old, new, &pairs), parts: vec![made.part] });
+                    groups.push(PatchGroup { members: members(old, new, &pairs), parts: vec![made.part] });
                     Some(made)
                 }
                 Made::Batch((pairs, None)) => {
-                    groups.push(Group { members: members(old, new, &pairs), parts: Vec::new() });
+                    groups.push(PatchGroup { members: members(old, new, &pairs), parts: Vec::new() });
                     None
                 }
                 Made::Part { pair, first, made } => {
                     if first {
-                        groups.push(Group { members: members(old, new, &[pair]), parts: Vec::new() });
+                        groups.push(PatchGroup { members: members(old, new, &[pair]), parts: Vec::new() });
                     }
                     if let (Some(group), Some(made)) = (groups.last_mut(), &made) {
                         group.parts.push(made.part);
@@ -113,7 +113,7 @@ pub fn make(
     Ok(DeltaReport { bytes, manifest: first, files: wanted.entries.len() as u64, content })
 }
 
-fn pairs(old: &Endpoint<'_>, new: &Endpoint<'_>, gone: &[usize], wanted: &Wanted) -> Vec<Pair> {
+fn pairs(old: &DeltaEndpoint<'_>, new: &DeltaEndpoint<'_>, gone: &[usize], wanted: &Wanted) -> Vec<Pair> {
     let bases = relatives::of(old.entries, new.entries, gone, &wanted.entries);
     let mut pairs = Vec::with_capacity(wanted.entries.len());
     for (place, (entry, base)) in wanted.entries.iter().zip(bases).enumerate() {
@@ -170,16 +170,16 @@ fn plan(pairs: Vec<Pair>) -> Plan {
 
 enum Made {
     Nothing,
-    Batch((Vec<Pair>, Option<Patch>)),
-    Part { pair: Pair, first: bool, made: Option<Patch> },
+    Batch((Vec<Pair>, Option<TextPatch>)),
+    Part { pair: Pair, first: bool, made: Option<TextPatch> },
 }
 
 /// Returns the members in the form of the list.
-fn members(old: &Endpoint<'_>, new: &Endpoint<'_>, pairs: &[Pair]) -> Vec<Member> {
+fn members(old: &DeltaEndpoint<'_>, new: &DeltaEndpoint<'_>, pairs: &[Pair]) -> Vec<Member> {
     let mut next = 0;
     let mut members = Vec::with_capacity(pairs.len());
     for Pair { place, file } in pairs {
-        let path = |release: &Endpoint<'_>, index: usize| release.entries.get(index).map(|entry| entry.path.clone());
+        let path = |release: &DeltaEndpoint<'_>, index: usize| release.entries.get(index).map(|entry| entry.path.clone());
         let base = match file.base {
             None => 0,
             Some((index, _)) if path(old, index) == path(new, file.entry) => 1,

@@ -32,7 +32,7 @@ pub use apply::{ContentOrigin, Delta, GroupReader};
 pub use format::endpoints;
 pub use make::{DeltaReport, make};
 pub use rebuild::Changes;
-pub use source::Source;
+pub use source::FileSource;
 
 use crate::{ArchiveError, ArchiveInfo, Digest, Entry, FileError};
 
@@ -68,7 +68,7 @@ pub fn memory(threads: usize) -> u64 {
 
 /// A release at one end of a delta.
 #[derive(Debug, Clone)]
-pub struct Endpoint<'a> {
+pub struct DeltaEndpoint<'a> {
     /// The id of the release, as text; this crate only compares it.
     pub id: String,
     /// The digest of its tree.

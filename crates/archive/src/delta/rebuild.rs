@@ -8,7 +8,7 @@ use super::{
     format::{self, Outline},
     refused,
 };
-use crate::{Digest, Entry, EntryKind, Limits, check_entries, pool::both, tree_digest};
+use crate::{ArchiveLimits, Digest, Entry, EntryKind, check_entries, pool::both, tree_digest};
 
 /// The most bytes that all paths of a manifest may have together.
 const MAX_PATHS: usize = 256 << 20;
@@ -50,7 +50,7 @@ impl Changes {
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;
-        let (checked, digest) = both(|| check_entries(&entries, &Limits::default()), || tree_digest(&entries));
+        let (checked, digest) = both(|| check_entries(&entries, &ArchiveLimits::default()), || tree_digest(&entries));
         checked.map_err(format::accepted)?;
         if digest != tree {
             return Err(refused("its tree digest is not that of its entries"));
@@ -111,7 +111,7 @@ impl Reader<'_> {
         self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
         self.at = end;
         // Refused before the list fills the memory.
-        if self.new.len() as u64 > Limits::default().entries {
+        if self.new.len() as u64 > ArchiveLimits::default().entries {
             return Err(refused("it has more entries than a release may have"));
         }
         Ok(())

@@ -8,9 +8,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use super::{DeltaError, Endpoint, format, groups};
+use super::{DeltaEndpoint, DeltaError, format, groups};
 use crate::{
-    Archive, ArchiveError, Confined, Cursor, Digest, Entry, EntryKind, FileError, FrameReader, Limits, Sink, pool::each_thread,
+    Archive, ArchiveError, ArchiveLimits, Confined, Cursor, Digest, Entry, EntryKind, FileError, FrameReader, Sink,
+    pool::each_thread,
 };
 
 /// The bytes of a file that are held at once while it is streamed.
@@ -18,7 +19,7 @@ pub(super) const CHUNK: usize = 1 << 20;
 
 /// The location of the files of a release.
 #[derive(Debug, Clone, Copy)]
-pub enum Source<'a> {
+pub enum FileSource<'a> {
     /// The installed tree.
     Tree(&'a Confined),
     /// The archive. The files that are needed are unpacked into `spool`, an empty file.
@@ -44,11 +45,16 @@ enum Place<'a> {
 
 impl<'a> Store<'a> {
     /// Makes the files with the indices `wanted` accessible.
-    pub fn open(source: Source<'a>, end: &'a Endpoint<'_>, wanted: &[usize], threads: usize) -> Result<Store<'a>, DeltaError> {
+    pub fn open(
+        source: FileSource<'a>,
+        end: &'a DeltaEndpoint<'_>,
+        wanted: &[usize],
+        threads: usize,
+    ) -> Result<Store<'a>, DeltaError> {
         let entries = end.entries;
         let place = match source {
-            Source::Tree(tree) => Place::Tree(tree),
-            Source::Archive { archive, spool } => {
+            FileSource::Tree(tree) => Place::Tree(tree),
+            FileSource::Archive { archive, spool } => {
                 let mut at = HashMap::with_capacity(wanted.len());
                 let mut next = 0u64;
                 for index in wanted {
@@ -63,21 +69,21 @@ impl<'a> Store<'a> {
     }
 
     /// Returns a reader of the files; one per thread.
-    pub fn reader(&self) -> Reader<'_> {
+    pub fn reader(&self) -> StoreReader<'_> {
         let cursor = if let Place::Tree(tree) = &self.place { Some(tree.cursor()) } else { None };
-        Reader { store: self, cursor }
+        StoreReader { store: self, cursor }
     }
 }
 
 /// Unpacks the files with the indices in `at` to those offsets.
 fn spool_files(
     archive: &File,
-    end: &Endpoint<'_>,
+    end: &DeltaEndpoint<'_>,
     spool: &File,
     at: &HashMap<usize, u64>,
     threads: usize,
 ) -> Result<(), DeltaError> {
-    let archive = Archive::open(archive, end.entries, end.archive, &Limits::default()).map_err(format::accepted)?;
+    let archive = Archive::open(archive, end.entries, end.archive, &ArchiveLimits::default()).map_err(format::accepted)?;
     let frames: Vec<usize> = archive
         .frames()
         .enumerate()
@@ -122,14 +128,14 @@ impl Sink for Spooler<'_> {
 }
 
 /// A reader of the files of a store; see [`Store::reader`].
-pub(super) struct Reader<'a> {
+pub(super) struct StoreReader<'a> {
     store: &'a Store<'a>,
     cursor: Option<Cursor<'a>>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> StoreReader<'a> {
     /// Opens the file with this index; it has the size that its manifest says.
-    pub fn open(&mut self, index: usize) -> Result<Content<'a>, DeltaError> {
+    pub fn open(&mut self, index: usize) -> Result<FileContent<'a>, DeltaError> {
         let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that no manifest has"))?;
         let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };
         let (bytes, at) = match (&mut self.cursor, &self.store.place) {
@@ -137,7 +143,7 @@ impl<'a> Reader<'a> {
             (None, Place::Spool { file, at }) => (Bytes::Spool(file), at.get(&index).copied().unwrap_or_default()),
             (None, Place::Tree(_)) => return Err(self.damaged(entry)),
         };
-        Ok(Content { bytes, at, size: *size, digest, entry, release: self.store.release })
+        Ok(FileContent { bytes, at, size: *size, digest, entry, release: self.store.release })
     }
 
     fn damaged(&self, entry: &Entry) -> DeltaError {
@@ -162,7 +168,7 @@ enum Bytes<'a> {
 }
 
 /// An open file of a release.
-pub(super) struct Content<'a> {
+pub(super) struct FileContent<'a> {
     bytes: Bytes<'a>,
     at: u64,
     pub size: u64,
@@ -171,7 +177,7 @@ pub(super) struct Content<'a> {
     release: &'a str,
 }
 
-impl Content<'_> {
+impl FileContent<'_> {
     /// Fills `into` with what stands at `from`.
     pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeltaError> {
         let file = match &self.bytes {

@@ -10,11 +10,11 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Changes, ContentOrigin, Delta, DeltaError, Endpoint, Source,
+    Changes, ContentOrigin, Delta, DeltaEndpoint, DeltaError, FileSource,
     entries::Columns,
     forge::{FIT_ENTRIES, FIT_GROUPS, Forged, Planted, TEXTS, plant},
     format::{self, Outline},
-    groups::{self, Group, Member, Part},
+    groups::{self, Member, Part, PatchGroup},
     make,
 };
 use crate::{ArchiveError, Confined, Entry, EntryKind, Sink, tree_digest};
@@ -22,7 +22,7 @@ use crate::{ArchiveError, Confined, Entry, EntryKind, Sink, tree_digest};
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/delta");
 
 /// Takes a delta apart; the head of its columns is left out, `with_head` or not.
-fn taken_apart(delta: &File, old: &Endpoint<'_>, with_head: bool) -> Forged {
+fn taken_apart(delta: &File, old: &DeltaEndpoint<'_>, with_head: bool) -> Forged {
     let outline = Outline::read(delta).unwrap();
     let columns = outline.read_columns(delta, &old.head).unwrap();
     let mut columns: Columns = format::decode(&columns, "columns").unwrap();
@@ -99,7 +99,7 @@ fn applied(bytes: &[u8], old: &Planted, tree: &Path) -> Result<Applied, DeltaErr
     let changes = Changes::read(&file, &end.id, &end.tree, &end.head)?;
     let (id, head) = (changes.id().to_owned(), changes.head().to_vec());
     let entries = changes.entries(old.entries.clone())?;
-    let new = Endpoint { id, tree: tree_digest(&entries), entries: &entries, archive: end.archive, head };
+    let new = DeltaEndpoint { id, tree: tree_digest(&entries), entries: &entries, archive: end.archive, head };
     let delta = Delta::open(&file, &end, &tree, &new)?;
     let (mut reader, mut collected) = (delta.reader(), Collected::default());
     for group in delta.groups() {
@@ -131,7 +131,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         edit(other.path());
         let new = Planted::read(other.path()).unwrap();
         let (delta, after) = (tempfile::tempfile().unwrap(), Confined::open(other.path()).unwrap());
-        make(&old.endpoint(), Source::Tree(&before), &new.endpoint(), Source::Tree(&after), &delta, 1).unwrap();
+        make(&old.endpoint(), FileSource::Tree(&before), &new.endpoint(), FileSource::Tree(&after), &delta, 1).unwrap();
         let forged = taken_apart(&delta, &old.endpoint(), false);
         // As it was: nothing was lost on the way.
         let (entries, files) = applied(&forged.clone().delta(&old.endpoint()).unwrap(), &old, one.path()).unwrap();
@@ -145,7 +145,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         // Without any base, every file in two parts.
         let texts: Vec<_> = files.values().flatten().copied().collect();
         let part = |raw| Part { packed: 0, raw, told: 0, digest: [0; 32], from: 0, reference: 0 };
-        let group = |file: &Vec<u8>| Group {
+        let group = |file: &Vec<u8>| PatchGroup {
             members: vec![Member { skip: 0, base: 0, head: 0, tail: 0 }],
             parts: vec![part(9), part(file.len() as u32 - 9)],
         };
@@ -217,7 +217,7 @@ impl World {
         let new = write(&new_tree, &[("a", text("new")), ("b", text("B!")), ("c/e", "eee".into()), ("m", "x".into())], "b");
         let delta = tempfile::tempfile().unwrap();
         let (before, after) = (Confined::open(old_tree.path()).unwrap(), Confined::open(new_tree.path()).unwrap());
-        make(&old.endpoint(), Source::Tree(&before), &new.endpoint(), Source::Tree(&after), &delta, 2).unwrap();
+        make(&old.endpoint(), FileSource::Tree(&before), &new.endpoint(), FileSource::Tree(&after), &delta, 2).unwrap();
         World { old_tree, _new_tree: new_tree, old, new, delta }
     }
 
@@ -257,10 +257,10 @@ fn patch_list_with_a_lie_is_refused() {
     let world = World::changed();
     let outline = Outline::read(&world.delta).unwrap();
     let list = outline.read_groups(&world.delta).unwrap();
-    let good: Vec<groups::Group> = format::decode(&list, "list").unwrap();
+    let good: Vec<groups::PatchGroup> = format::decode(&list, "list").unwrap();
     assert_eq!(good.len(), 1);
     world.apply(&with_groups(&world, list)).unwrap();
-    type Lie = Box<dyn Fn(&mut Vec<groups::Group>)>;
+    type Lie = Box<dyn Fn(&mut Vec<groups::PatchGroup>)>;
     let lies: Vec<Lie> = vec![
         Box::new(|groups| drop(groups.pop())),
         Box::new(|groups| groups.push(groups[0].clone())),
@@ -298,11 +298,11 @@ fn endless_patch_list_is_refused_early() {
     let world = World::changed();
     let refused = |list: Vec<u8>| world.apply(&with_groups(&world, list)).unwrap_err().to_string();
     let member = groups::Member { skip: 0, base: 0, head: 0, tail: 0 };
-    let endless = groups::Group { members: vec![member; 1_000_001], parts: Vec::new() };
+    let endless = groups::PatchGroup { members: vec![member; 1_000_001], parts: Vec::new() };
     let why = refused(groups::encode(&[endless]).unwrap());
     assert!(why.contains("cannot be read"), "{why}");
     // The second group has what the first one has; what comes after it is no group at all.
-    let good: Vec<groups::Group> =
+    let good: Vec<groups::PatchGroup> =
         format::decode(&Outline::read(&world.delta).unwrap().read_groups(&world.delta).unwrap(), "list").unwrap();
     let mut list = groups::encode(&[good[0].clone(), good[0].clone()]).unwrap();
     list[0] = 100;

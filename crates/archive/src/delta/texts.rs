@@ -7,7 +7,7 @@ use super::{
     copies::{Finder, Told, common_end, common_start},
     format,
     groups::{self, Part},
-    source::{Reader, Store},
+    source::{Store, StoreReader},
 };
 use crate::{Digest, patch::pack};
 
@@ -19,26 +19,26 @@ pub(super) struct Pair {
 }
 
 /// A patch and its entry in the list.
-pub(super) struct Patch {
+pub(super) struct TextPatch {
     pub part: Part,
     pub packed: Vec<u8>,
 }
 
-impl Patch {
+impl TextPatch {
     /// Packs a text of `raw` bytes that is described by copies.
-    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<Patch, DeltaError> {
+    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let bytes = told.bytes()?;
         let packed = pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
         let digest = *Digest::of(&packed).as_bytes();
         let (told, raw) = (bytes.len() as u32, raw as u32);
-        Ok(Patch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
+        Ok(TextPatch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
     }
 }
 
 /// The buffers of one thread.
-pub(super) struct Worker<'a> {
-    old: Reader<'a>,
-    new: Reader<'a>,
+pub(super) struct PatchWorker<'a> {
+    old: StoreReader<'a>,
+    new: StoreReader<'a>,
     was: Vec<u8>,
     is: Vec<u8>,
     both: Vec<u8>,
@@ -46,14 +46,14 @@ pub(super) struct Worker<'a> {
     finder: Finder,
 }
 
-impl<'a> Worker<'a> {
-    pub fn new((old, new): &'a (Store<'_>, Store<'_>)) -> Worker<'a> {
+impl<'a> PatchWorker<'a> {
+    pub fn new((old, new): &'a (Store<'_>, Store<'_>)) -> PatchWorker<'a> {
         let (old, new) = (old.reader(), new.reader());
-        Worker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new(), finder: Finder::default() }
+        PatchWorker { old, new, was: Vec::new(), is: Vec::new(), both: Vec::new(), text: Vec::new(), finder: Finder::default() }
     }
 
     /// Patches the middles of small files against the middles of their bases.
-    pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<Patch>), DeltaError> {
+    pub fn batch(&mut self, pairs: &[Pair]) -> Result<(Vec<Pair>, Option<TextPatch>), DeltaError> {
         self.both.clear();
         self.text.clear();
         let mut done = Vec::with_capacity(pairs.len());
@@ -91,7 +91,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Patches a part of a large file against the neighbourhood of the same place in its base.
-    pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<Patch>, DeltaError> {
+    pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<TextPatch>, DeltaError> {
         let (from, reference) = neighbourhood(&pair.file, range);
         self.text.clear();
         self.new.open(pair.file.entry)?.append(range.start, range.end - range.start, &mut self.text)?;
@@ -105,24 +105,24 @@ impl<'a> Worker<'a> {
         let mut told = self.finder.tell(&self.was, &self.text, shift);
         let taken = told.narrow();
         let (from, reference) = (from + taken.start as u64, taken.len() as u64);
-        Patch::told(&told, self.text.len(), from, reference).map(Some)
+        TextPatch::told(&told, self.text.len(), from, reference).map(Some)
     }
 
     /// Packs `self.text` with the reference in `self.both`. An empty text needs no patch.
-    fn pack(&mut self, from: u64, reference: u64) -> Result<Option<Patch>, DeltaError> {
+    fn pack(&mut self, from: u64, reference: u64) -> Result<Option<TextPatch>, DeltaError> {
         if self.text.is_empty() { Ok(None) } else { self.pack_always(from, reference).map(Some) }
     }
 
-    fn pack_always(&mut self, from: u64, reference: u64) -> Result<Patch, DeltaError> {
+    fn pack_always(&mut self, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let before = self.both.len();
         if before > 0 && before + self.text.len() > MUCH {
-            return Patch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
+            return TextPatch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
         }
         self.both.append(&mut self.text);
         let packed = pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
         let raw = (self.both.len() - before) as u32;
         let digest = *Digest::of(&packed).as_bytes();
-        Ok(Patch { part: Part { packed: packed.len() as u32, told: 0, raw, digest, from, reference }, packed })
+        Ok(TextPatch { part: Part { packed: packed.len() as u32, told: 0, raw, digest, from, reference }, packed })
     }
 }
 

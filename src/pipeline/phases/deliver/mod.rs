@@ -23,9 +23,9 @@ const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps need no other
 /// environment or server.
-pub struct Deliverable;
+pub struct SupplyDeliverable;
 
-impl Step for Deliverable {
+impl Step for SupplyDeliverable {
     fn name(&self) -> &'static str {
         "gather.deliverable"
     }

@@ -27,9 +27,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const LISTEN: &str = "listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT";
 
 /// Starts the web processes and waits until they are healthy.
-pub struct Boot;
+pub struct BootWeb;
 
-impl Step for Boot {
+impl Step for BootWeb {
     fn name(&self) -> &'static str {
         "deploy.boot"
     }

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
-pub struct Slot;
+pub struct PrepareSlot;
 
-impl Step for Slot {
+impl Step for PrepareSlot {
     fn name(&self) -> &'static str {
         "deploy.slot"
     }
@@ -121,9 +121,9 @@ async fn unseed(deployment: &Deployment) {
 }
 
 /// Runs the project's release command, once, in the slot. If it fails, the release never serves.
-pub struct Release;
+pub struct ReleaseCommand;
 
-impl Step for Release {
+impl Step for ReleaseCommand {
     fn name(&self) -> &'static str {
         "deploy.release"
     }

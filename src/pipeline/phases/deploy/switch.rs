@@ -13,7 +13,7 @@ use crate::{
         step::{Failure, Step, Work},
         util::run_blocking,
     },
-    proxy::State,
+    proxy::RouteState,
 };
 
 /// Points the links, the ref and the route to the new release. The ref is part of the step because a deploy branch names the live commit:
@@ -50,14 +50,14 @@ impl Step for Switch {
             let addresses = addresses(deployment, spec.slot);
             let route = deployment.services.route(&deployment.environment);
             let state = route.state();
-            let there = matches!(&state, State::Live(target) if target.addresses() == addresses);
-            if matches!(state, State::Failed(_) | State::Stopped) {
+            let there = matches!(&state, RouteState::Live(target) if target.addresses() == addresses);
+            if matches!(state, RouteState::Failed(_) | RouteState::Stopped) {
                 deployment.memory.replaced_state = Some(state);
             }
             let retired = match addresses.is_empty() {
                 // Web processes without an address were lost with an earlier server; the recovery boots them next.
                 true if processes::any_web(deployment) => None,
-                true => route.set(State::Stopped),
+                true => route.set(RouteState::Stopped),
                 false if there => None,
                 false => route.switch(deployment.services.target(&deployment.environment, addresses)),
             };
@@ -77,17 +77,17 @@ impl Step for Switch {
                 (_, Some(retired)) => route.switch(retired.restore()),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
-                    let there = matches!(route.state(), State::Live(target) if target.addresses() == addresses);
+                    let there = matches!(route.state(), RouteState::Live(target) if target.addresses() == addresses);
                     match addresses.is_empty() {
                         // All web processes were lost in a restart; the recovery boots them next.
-                        true if matches!(route.state(), State::Starting) => None,
+                        true if matches!(route.state(), RouteState::Starting) => None,
                         // The release has no web process, or it did not start, and the old reason still applies.
-                        true => route.set(deployment.memory.replaced_state.take().unwrap_or(State::Stopped)),
+                        true => route.set(deployment.memory.replaced_state.take().unwrap_or(RouteState::Stopped)),
                         false if there => None,
                         false => route.switch(deployment.services.target(&deployment.environment, addresses)),
                     }
                 }
-                (None, None) => route.set(State::Empty),
+                (None, None) => route.set(RouteState::Empty),
             };
             let settings = previous.as_ref().map(|_| deployment.previous_settings());
             deployment.services.open_domains(&deployment.environment, &settings.unwrap_or_default());

@@ -1,7 +1,7 @@
 //! Arguments that several commands share.
 
 use crate::{
-    control::{CommandError, Kind, Target},
+    control::{CommandError, ErrorKind, Target},
     model::sanitise_reason,
 };
 
@@ -18,8 +18,9 @@ pub struct On {
 
 impl On {
     pub fn target(self) -> Result<Target, CommandError> {
-        let missing =
-            || CommandError::new(Kind::Usage, "which project?").hint("name it, as in `larder releases shop`, or `--app shop`");
+        let missing = || {
+            CommandError::new(ErrorKind::Usage, "which project?").hint("name it, as in `larder releases shop`, or `--app shop`")
+        };
         self.target.or(self.app).ok_or_else(missing)
     }
 }
@@ -41,13 +42,13 @@ impl OnRelease {
         let target = match self.app {
             Some(app) => Some(app),
             None => {
-                let parse = |word: String| word.parse().map_err(|error| CommandError::new(Kind::Usage, format!("{error}")));
+                let parse = |word: String| word.parse().map_err(|error| CommandError::new(ErrorKind::Usage, format!("{error}")));
                 words.next().map(parse).transpose()?
             }
         };
         let release = words.next();
         if let Some(more) = words.next() {
-            return Err(CommandError::new(Kind::Usage, format!("{more:?} is one word too many after --app")));
+            return Err(CommandError::new(ErrorKind::Usage, format!("{more:?} is one word too many after --app")));
         }
         Ok((On { target, app: None }.target()?, release))
     }
@@ -72,7 +73,7 @@ pub fn release_name(text: &str) -> Result<String, String> {
 /// Checks the reason given with `--override`, which is recorded as one line.
 pub fn override_reason(given: Option<String>) -> Result<Option<String>, CommandError> {
     let wrong = |why: &str| {
-        CommandError::new(Kind::Usage, format!("--override {why}")).hint("give the reason for the override in a few words")
+        CommandError::new(ErrorKind::Usage, format!("--override {why}")).hint("give the reason for the override in a few words")
     };
     match given {
         None => Ok(None),

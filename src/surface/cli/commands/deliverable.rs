@@ -12,7 +12,7 @@ use super::{
     arguments::OnTarget,
 };
 use crate::{
-    control::{CommandError, DeliverableGet, DeliverableInfo, DeliverableList, Kind, Target},
+    control::{CommandError, DeliverableGet, DeliverableInfo, DeliverableList, ErrorKind, Target},
     model::{CommitId, ReleaseId},
     remote::{Blob, Object, Offer},
 };
@@ -102,10 +102,10 @@ impl ObjectArgs {
         let object = match (self.object, self.from) {
             (ObjectWord::Delta, Some(from)) => Object::Delta { from },
             (ObjectWord::Delta, None) => {
-                let error = CommandError::new(Kind::Usage, "a delta starts from a release that you have");
+                let error = CommandError::new(ErrorKind::Usage, "a delta starts from a release that you have");
                 return Err(error.hint("name it: --from RELEASE"));
             }
-            (_, Some(_)) => return Err(CommandError::new(Kind::Usage, "--from goes with a delta only")),
+            (_, Some(_)) => return Err(CommandError::new(ErrorKind::Usage, "--from goes with a delta only")),
             (ObjectWord::Manifest, None) => Object::Manifest,
             (ObjectWord::Archive, None) => Object::Archive,
             (ObjectWord::Health, None) => Object::Health,

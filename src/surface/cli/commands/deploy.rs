@@ -8,7 +8,7 @@ use super::{
     arguments::On,
 };
 use crate::{
-    control::{self, CommandError, DeployAction, DeployView, Kind},
+    control::{self, CommandError, DeployAction, DeployView, ErrorKind},
     model::{Outcome, Phase},
 };
 
@@ -74,7 +74,7 @@ impl Command for Deploy {
     fn exit_code(view: &DeployView) -> u8 {
         match view {
             DeployView::Past { deployment, .. } if deployment.went_live() || deployment.outcome == Some(Outcome::Tried) => 0,
-            DeployView::Past { .. } => Kind::Deployment.exit_code(),
+            DeployView::Past { .. } => ErrorKind::Deployment.exit_code(),
             DeployView::Unfrozen { .. } => 0,
         }
     }

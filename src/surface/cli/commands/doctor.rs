@@ -1,7 +1,7 @@
 //! `larder doctor`.
 
 use super::super::command::{Command, Shown};
-use crate::control::{self, Check, CommandError, Grade};
+use crate::control::{self, CommandError, DoctorCheck, Grade};
 
 /// Check this machine's set-up: disk, sandbox, limits, missing languages
 #[derive(Debug, clap::Args)]
@@ -14,13 +14,13 @@ impl Command for Doctor {
         Ok(control::Doctor)
     }
 
-    fn show(checks: &Vec<Check>) -> Shown {
+    fn show(checks: &Vec<DoctorCheck>) -> Shown {
         Shown::Page(checks.iter().map(line).collect())
     }
 }
 
 /// Renders a check as one line.
-pub(super) fn line(check: &Check) -> String {
+pub(super) fn line(check: &DoctorCheck) -> String {
     let mark = match check.grade {
         Grade::Good => "ok  ",
         Grade::Warning => "warn",

@@ -47,9 +47,9 @@ struct Action {
 }
 
 impl Command for Drift {
-    type Request = control::Drift;
+    type Request = control::DriftRequest;
 
-    fn request(self) -> Result<control::Drift, CommandError> {
+    fn request(self) -> Result<control::DriftRequest, CommandError> {
         let action = match self.action {
             Action { save: true, .. } => DriftAction::Save,
             Action { patches: true, .. } => DriftAction::Patches,
@@ -57,7 +57,7 @@ impl Command for Drift {
             Action { drop: Some(patch), .. } => DriftAction::DropPatch { patch },
             Action { quick, .. } => DriftAction::Show { quick },
         };
-        Ok(control::Drift { target: self.on.target()?, action })
+        Ok(control::DriftRequest { target: self.on.target()?, action })
     }
 
     fn show(view: &DriftView) -> Shown {

@@ -10,8 +10,8 @@ use super::super::{
 };
 use crate::{
     control::{
-        self, CommandError, KeyAdd, KeyAdded, KeyRemove, KeyRemoved, KeyShow, KeyTrust, KeyTrustView, KeyUntrust, KeyUntrusted,
-        Kind, ServerKeys, TrustRow,
+        self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyRemove, KeyRemoved, KeyShow, KeyTrust, KeyTrustView, KeyUntrust,
+        KeyUntrusted, ServerKeys, TrustRow,
     },
     model::{ProjectName, PublicKey, RemoteName, UserName},
     surface::ssh::keys,
@@ -60,7 +60,7 @@ impl Command for Add {
 
     fn request(self) -> Result<KeyAdd, CommandError> {
         let key = read_key(self.key_file, self.key)?;
-        let missing = || CommandError::new(Kind::Usage, "which key?").hint("give --key-file FILE");
+        let missing = || CommandError::new(ErrorKind::Usage, "which key?").hint("give --key-file FILE");
         Ok(KeyAdd { name: self.user, key: key.ok_or_else(missing)? })
     }
 
@@ -73,13 +73,13 @@ impl Command for Add {
 /// before it sends the command.
 pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
-        return Err(CommandError::new(Kind::Usage, format!("{} is on your machine, not on the server", file.display()))
+        return Err(CommandError::new(ErrorKind::Usage, format!("{} is on your machine, not on the server", file.display()))
             .hint("send the key itself, in quotes of its own for the server: --key \"'$(cat FILE)'\"")
             .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {
-        CommandError::new(Kind::Usage, error.to_string())
+        CommandError::new(ErrorKind::Usage, error.to_string())
             .hint("give the public key as one line, such as `ssh-ed25519 AAAA... name`")
     })?;
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))

@@ -24,11 +24,11 @@ pub struct Logs {
 }
 
 impl Command for Logs {
-    type Request = control::Logs;
+    type Request = control::LogsRead;
 
-    fn request(self) -> Result<control::Logs, CommandError> {
+    fn request(self) -> Result<control::LogsRead, CommandError> {
         let target = self.on.target()?;
-        Ok(control::Logs { target, process: self.process, lines: self.lines.into(), follow: self.follow })
+        Ok(control::LogsRead { target, process: self.process, lines: self.lines.into(), follow: self.follow })
     }
 
     fn show(lines: &Vec<String>) -> Shown {

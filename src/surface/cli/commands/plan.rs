@@ -23,10 +23,10 @@ pub struct Plan {
 }
 
 impl Command for Plan {
-    type Request = control::Plan;
+    type Request = control::PlanShow;
 
-    fn request(self) -> Result<control::Plan, CommandError> {
-        Ok(control::Plan { target: self.on.target()?, reference: self.reference, only: self.only })
+    fn request(self) -> Result<control::PlanShow, CommandError> {
+        Ok(control::PlanShow { target: self.on.target()?, reference: self.reference, only: self.only })
     }
 
     fn show(view: &PlanView) -> Shown {

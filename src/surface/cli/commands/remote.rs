@@ -11,7 +11,7 @@ use super::{
     doctor,
 };
 use crate::{
-    control::{Check, CommandError, RemoteAdd, RemoteAdded, RemoteCheck, RemoteList, RemoteRemove, RemoteRemoved},
+    control::{CommandError, DoctorCheck, RemoteAdd, RemoteAdded, RemoteCheck, RemoteList, RemoteRemove, RemoteRemoved},
     model::{self, PublicKey, RemoteName},
     remote::ssh::fingerprint,
 };
@@ -148,7 +148,7 @@ impl Command for TryOut {
         Ok(RemoteCheck { target: self.on.target, name: self.name })
     }
 
-    fn show(checks: &Vec<Check>) -> Shown {
+    fn show(checks: &Vec<DoctorCheck>) -> Shown {
         Shown::Page(checks.iter().map(doctor::line).collect())
     }
 }

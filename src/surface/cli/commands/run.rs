@@ -1,7 +1,7 @@
 //! `larder run`.
 
 use super::super::command::{Command, Shown};
-use crate::control::{self, CommandError, Kind, Target};
+use crate::control::{self, CommandError, ErrorKind, Target};
 
 /// Run a command in the live release
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ impl Command for Run {
 
     fn request(self) -> Result<control::Run, CommandError> {
         let usage =
-            |message: String| CommandError::new(Kind::Usage, message).hint("write `larder run shop -- COMMAND ARGUMENT...`");
+            |message: String| CommandError::new(ErrorKind::Usage, message).hint("write `larder run shop -- COMMAND ARGUMENT...`");
         let mut words = self.words.into_iter().peekable();
         let target = match self.app {
             Some(target) => target,

@@ -218,7 +218,7 @@ async fn rsa_and_ecdsa_keys_log_in_unless_weak() {
         match keys::parse_line(&line) {
             Ok(key) => {
                 assert!(good, "{name}");
-                world.handler.keys.lock().push((key.openssh_line, Identity { user: "carol".parse().unwrap() }));
+                world.handler.keys.lock().push((key.openssh_line, SshIdentity { user: "carol".parse().unwrap() }));
                 assert!(world.run(&name, &["true"]).await.status.success(), "{name}");
             }
             Err(error) => assert!(!good, "{name}: {error}"),

@@ -32,7 +32,7 @@ type Call = (String, ExecRequest, Option<String>, Option<Tty>);
 /// Carries out git's own programs on bare repositories, and a few commands.
 struct TestHandler {
     repositories: std::path::PathBuf,
-    keys: Mutex<Vec<(String, Identity)>>,
+    keys: Mutex<Vec<(String, SshIdentity)>>,
     calls: Mutex<Vec<Call>>,
     /// Notified after a change of `keys`.
     changed: watch::Sender<()>,
@@ -41,7 +41,7 @@ struct TestHandler {
 }
 
 impl ExecHandler for TestHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<Identity> {
+    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<SshIdentity> {
         assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
         keys.iter().find(|(line, _)| *line == key.openssh_line).map(|(_, identity)| identity.clone())
@@ -167,7 +167,7 @@ impl World {
         Self::with(|_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut SshConfig)) -> Self {
+    async fn with(change: impl FnOnce(&mut SshServerConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let (host_key, _) = keys::load_or_create_host_key(&root.join("host")).unwrap();
@@ -175,7 +175,7 @@ impl World {
         for (name, seed) in [("alice", 1), ("bob", 2)] {
             let key = new_key(seed);
             write_key(&root.join(name), &key);
-            known.push((line_of(&key), Identity { user: name.parse().unwrap() }));
+            known.push((line_of(&key), SshIdentity { user: name.parse().unwrap() }));
         }
         write_key(&root.join("stranger"), &new_key(3));
         let handler = Arc::new(TestHandler {
@@ -189,7 +189,7 @@ impl World {
         let address = listener.local_addr().unwrap();
         let host_line = host_key.public_key().to_openssh().unwrap();
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
-        let mut config = SshConfig::new(host_key);
+        let mut config = SshServerConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
         // Different values, so that the duration of a test that hangs shows which limit ended it.
         config.limits.keepalive = Duration::from_secs(7);
