@@ -19,6 +19,9 @@ const HEADLESS_PER_DOCS: usize = 50;
 /// The public items without a doc comment that are still to be described. The number may only fall.
 const UNDOCUMENTED: usize = 45;
 
+/// Types of the keeper with a name that another module uses, too. The keeper imports no such type of another module.
+const KEEPER_TYPES: [&str; 7] = ["Entry", "Event", "Live", "Outcome", "Process", "ProcessSpec", "User"];
+
 #[derive(Default)]
 struct Counts {
     docs: usize,
@@ -112,4 +115,28 @@ fn public_item_has_a_doc_comment() {
     }
     assert!(seen > 1000, "only {seen} public items were found");
     assert!(missing.len() <= UNDOCUMENTED, "{} items, {UNDOCUMENTED} are allowed:\n{}", missing.len(), missing.join("\n"));
+}
+
+/// Returns the name of the type that a line defines, if other files can name the type.
+fn visible_type(line: &str) -> Option<&str> {
+    let line = line.trim_start().strip_prefix("pub")?;
+    let line = line.strip_prefix('(').and_then(|rest| rest.split_once(") ")).map_or(line, |(_, rest)| rest);
+    let (kind, rest) = line.trim_start().split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    (matches!(kind, "struct" | "enum" | "trait" | "type" | "union") && !name.is_empty()).then_some(name)
+}
+
+#[test]
+fn type_name_that_other_files_see_is_unique() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for source in sources().iter().filter(|source| !source.is_test_helper()) {
+        let text = source.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for name in text.lines().filter_map(visible_type) {
+            places.entry(name.to_owned()).or_default().push(source.path.display().to_string());
+        }
+    }
+    assert!(places.len() > 500, "only {} types were found", places.len());
+    let several = places.iter().filter(|(name, files)| files.len() > 1 && !KEEPER_TYPES.contains(&name.as_str()));
+    let wrong: Vec<_> = several.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect();
+    assert!(wrong.is_empty(), "types with the same name:\n{}", wrong.join("\n"));
 }

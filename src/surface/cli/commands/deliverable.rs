@@ -19,30 +19,30 @@ use crate::{
 
 /// List and read the releases that other servers may pull
 #[derive(Debug, Subcommand)]
-pub enum Deliverable {
-    List(List),
-    Info(Info),
-    Get(Get),
+pub enum DeliverableVerb {
+    List(DeliverableListArgs),
+    Info(DeliverableInfoArgs),
+    Get(DeliverableGetArgs),
 }
 
-impl Deliverable {
+impl DeliverableVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            Deliverable::List(command) => asking.ask(command).await,
-            Deliverable::Info(command) => asking.ask(command).await,
-            Deliverable::Get(command) => asking.ask(command).await,
+            DeliverableVerb::List(command) => asking.ask(command).await,
+            DeliverableVerb::Info(command) => asking.ask(command).await,
+            DeliverableVerb::Get(command) => asking.ask(command).await,
         }
     }
 }
 
 /// List the releases that can be pulled, newest first
 #[derive(Debug, clap::Args)]
-pub struct List {
+pub struct DeliverableListArgs {
     #[command(flatten)]
     on: OnTarget,
 }
 
-impl Command for List {
+impl Command for DeliverableListArgs {
     type Request = DeliverableList;
 
     fn request(self) -> Result<DeliverableList, CommandError> {
@@ -117,12 +117,12 @@ impl ObjectArgs {
 
 /// Print size and digest of a file of a release
 #[derive(Debug, clap::Args)]
-pub struct Info {
+pub struct DeliverableInfoArgs {
     #[command(flatten)]
     object: ObjectArgs,
 }
 
-impl Command for Info {
+impl Command for DeliverableInfoArgs {
     type Request = DeliverableInfo;
 
     fn request(self) -> Result<DeliverableInfo, CommandError> {
@@ -137,7 +137,7 @@ impl Command for Info {
 
 /// Write a file of a release, or parts of it, to the standard output
 #[derive(Debug, clap::Args)]
-pub struct Get {
+pub struct DeliverableGetArgs {
     #[command(flatten)]
     object: ObjectArgs,
     /// Offset of the first byte
@@ -151,7 +151,7 @@ pub struct Get {
     haves: Vec<CommitId>,
 }
 
-impl Command for Get {
+impl Command for DeliverableGetArgs {
     type Request = DeliverableGet;
 
     fn request(self) -> Result<DeliverableGet, CommandError> {

@@ -17,7 +17,7 @@ use crate::{
 #[command(
     after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop following it (Ctrl-C); only --cancel ends it.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
 )]
-pub struct Deploy {
+pub struct DeployArgs {
     #[command(flatten)]
     on: On,
     #[command(flatten)]
@@ -47,7 +47,7 @@ struct Action {
     unfreeze: bool,
 }
 
-impl Command for Deploy {
+impl Command for DeployArgs {
     type Request = control::Deploy;
 
     fn request(self) -> Result<control::Deploy, CommandError> {

@@ -5,9 +5,9 @@ use crate::control::{self, CommandError, DoctorCheck, Grade};
 
 /// Check this machine's set-up: disk, sandbox, limits, missing languages
 #[derive(Debug, clap::Args)]
-pub struct Doctor {}
+pub struct DoctorArgs {}
 
-impl Command for Doctor {
+impl Command for DoctorArgs {
     type Request = control::Doctor;
 
     fn request(self) -> Result<control::Doctor, CommandError> {

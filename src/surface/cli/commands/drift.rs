@@ -19,7 +19,7 @@ use crate::{
 #[command(
     after_help = "The files of the live release are compared with the files that its processes see at /app, and the installed tree with its manifest. Files in data/ are not part of a release. Expected changes, such as caches and logs, are marked; `drift: {ignore: [...]}` in larder.yml adds patterns of expected changes.\n\nChanges are also saved automatically before a slot is emptied; the last 20 such patches are kept. `drift:` in larder.yml says what a deployment does about changes.\n\nExamples:\n  larder drift shop\n  larder drift shop --save\n  larder drift shop --show 3f9a1c > hotfix.diff"
 )]
-pub struct Drift {
+pub struct DriftArgs {
     #[command(flatten)]
     on: On,
     #[command(flatten)]
@@ -46,7 +46,7 @@ struct Action {
     drop: Option<String>,
 }
 
-impl Command for Drift {
+impl Command for DriftArgs {
     type Request = control::DriftRequest;
 
     fn request(self) -> Result<control::DriftRequest, CommandError> {

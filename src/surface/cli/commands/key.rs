@@ -19,22 +19,22 @@ use crate::{
 
 /// Manage SSH keys of users, show this server's own keys, trust signing keys
 #[derive(Debug, Subcommand)]
-pub enum Key {
-    Add(Add),
-    Remove(Remove),
-    Show(Show),
-    Trust(Trust),
-    Untrust(Untrust),
+pub enum KeyVerb {
+    Add(KeyAddArgs),
+    Remove(KeyRemoveArgs),
+    Show(KeyShowArgs),
+    Trust(KeyTrustArgs),
+    Untrust(KeyUntrustArgs),
 }
 
-impl Key {
+impl KeyVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            Key::Add(command) => asking.ask(command).await,
-            Key::Remove(command) => asking.ask(command).await,
-            Key::Show(command) => asking.ask(command).await,
-            Key::Trust(command) => asking.ask(command).await,
-            Key::Untrust(command) => asking.ask(command).await,
+            KeyVerb::Add(command) => asking.ask(command).await,
+            KeyVerb::Remove(command) => asking.ask(command).await,
+            KeyVerb::Show(command) => asking.ask(command).await,
+            KeyVerb::Trust(command) => asking.ask(command).await,
+            KeyVerb::Untrust(command) => asking.ask(command).await,
         }
     }
 }
@@ -44,7 +44,7 @@ impl Key {
 #[command(
     after_help = "Examples:\n  larder key add alice --key-file ~/.ssh/laptop.pub\n  ssh -p 2222 larder@HOST key add alice --key \"'$(cat ~/.ssh/laptop.pub)'\""
 )]
-pub struct Add {
+pub struct KeyAddArgs {
     /// Name of the user
     user: UserName,
     /// File with the public key, on the machine where you type this
@@ -55,7 +55,7 @@ pub struct Add {
     key: Option<String>,
 }
 
-impl Command for Add {
+impl Command for KeyAddArgs {
     type Request = KeyAdd;
 
     fn request(self) -> Result<KeyAdd, CommandError> {
@@ -87,12 +87,12 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
 
 /// Remove a key; logins with it are refused, and its open connections end
 #[derive(Debug, clap::Args)]
-pub struct Remove {
+pub struct KeyRemoveArgs {
     /// Fingerprint, SHA256:..., as `larder user list` shows it
     fingerprint: String,
 }
 
-impl Command for Remove {
+impl Command for KeyRemoveArgs {
     type Request = KeyRemove;
 
     fn request(self) -> Result<KeyRemove, CommandError> {
@@ -106,9 +106,9 @@ impl Command for Remove {
 
 /// Show this server's own keys: the SSH host key, the key that signs releases, the key that pulls
 #[derive(Debug, clap::Args)]
-pub struct Show {}
+pub struct KeyShowArgs {}
 
-impl Command for Show {
+impl Command for KeyShowArgs {
     type Request = KeyShow;
 
     fn request(self) -> Result<KeyShow, CommandError> {
@@ -129,7 +129,7 @@ impl Command for Show {
 #[command(
     after_help = "`larder key show` prints the key on the server that cooks.\n\nExample: larder key trust shop ed25519:... --name staging"
 )]
-pub struct Trust {
+pub struct KeyTrustArgs {
     /// Project that accepts the deliverables
     project: ProjectName,
     /// Signing key, ed25519:..., as `larder key show` prints it
@@ -139,7 +139,7 @@ pub struct Trust {
     name: Option<RemoteName>,
 }
 
-impl Command for Trust {
+impl Command for KeyTrustArgs {
     type Request = KeyTrust;
 
     fn request(self) -> Result<KeyTrust, CommandError> {
@@ -159,14 +159,14 @@ impl Command for Trust {
 
 /// Revoke a trusted signing key; releases that were accepted stay
 #[derive(Debug, clap::Args)]
-pub struct Untrust {
+pub struct KeyUntrustArgs {
     /// Project that trusts the key
     project: ProjectName,
     /// Signing key, ed25519:...
     key: PublicKey,
 }
 
-impl Command for Untrust {
+impl Command for KeyUntrustArgs {
     type Request = KeyUntrust;
 
     fn request(self) -> Result<KeyUntrust, CommandError> {

@@ -9,7 +9,7 @@ use crate::control::{self, CommandError};
 /// Show the output of processes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  larder logs shop\n  larder logs shop --follow --process worker")]
-pub struct Logs {
+pub struct LogsArgs {
     #[command(flatten)]
     on: On,
     /// Continue with new lines until Ctrl-C
@@ -23,7 +23,7 @@ pub struct Logs {
     process: Option<String>,
 }
 
-impl Command for Logs {
+impl Command for LogsArgs {
     type Request = control::LogsRead;
 
     fn request(self) -> Result<control::LogsRead, CommandError> {

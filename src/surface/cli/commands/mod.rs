@@ -41,32 +41,32 @@ use crate::control::CommandError;
 /// Then run `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    Whoami(whoami::Whoami),
+    Whoami(whoami::WhoamiArgs),
     #[command(subcommand)]
-    User(user::User),
+    User(user::UserVerb),
     #[command(subcommand)]
-    Key(key::Key),
+    Key(key::KeyVerb),
     #[command(subcommand)]
-    Project(project::Project),
-    Deploy(deploy::Deploy),
-    Rollback(rollback::Rollback),
-    Pull(pull::Pull),
-    Promote(promote::Promote),
-    Plan(plan::Plan),
-    Releases(release::List),
+    Project(project::ProjectVerb),
+    Deploy(deploy::DeployArgs),
+    Rollback(rollback::RollbackArgs),
+    Pull(pull::PullArgs),
+    Promote(promote::PromoteArgs),
+    Plan(plan::PlanArgs),
+    Releases(release::ReleaseListArgs),
     #[command(subcommand)]
-    Release(release::Release),
-    Drift(drift::Drift),
-    Ps(ps::Ps),
-    Restart(restart::Restart),
-    Logs(logs::Logs),
-    Run(run::Run),
+    Release(release::ReleaseVerb),
+    Drift(drift::DriftArgs),
+    Ps(ps::PsArgs),
+    Restart(restart::RestartArgs),
+    Logs(logs::LogsArgs),
+    Run(run::RunArgs),
     #[command(subcommand)]
-    Remote(remote::Remote),
+    Remote(remote::RemoteVerb),
     #[command(subcommand, hide = true)]
-    Deliverable(deliverable::Deliverable),
-    Status(status::Status),
-    Doctor(doctor::Doctor),
+    Deliverable(deliverable::DeliverableVerb),
+    Status(status::StatusArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 impl Verb {

@@ -11,7 +11,7 @@ use crate::{
 
 /// Print the steps of a push without running them
 #[derive(Debug, clap::Args)]
-pub struct Plan {
+pub struct PlanArgs {
     #[command(flatten)]
     on: On,
     /// Branch, tag or commit, which must have been pushed
@@ -22,7 +22,7 @@ pub struct Plan {
     only: Vec<Phase>,
 }
 
-impl Command for Plan {
+impl Command for PlanArgs {
     type Request = control::PlanShow;
 
     fn request(self) -> Result<control::PlanShow, CommandError> {

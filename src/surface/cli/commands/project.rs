@@ -19,20 +19,20 @@ use crate::{
 
 /// Manage projects and their environments
 #[derive(Debug, Subcommand)]
-pub enum Project {
-    Create(Create),
-    List(List),
-    Info(Info),
-    Destroy(Destroy),
+pub enum ProjectVerb {
+    Create(ProjectCreateArgs),
+    List(ProjectListArgs),
+    Info(ProjectInfoArgs),
+    Destroy(ProjectDestroyArgs),
 }
 
-impl Project {
+impl ProjectVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            Project::Create(command) => asking.ask(command).await,
-            Project::List(command) => asking.ask(command).await,
-            Project::Info(command) => asking.ask(command).await,
-            Project::Destroy(command) => asking.ask(command).await,
+            ProjectVerb::Create(command) => asking.ask(command).await,
+            ProjectVerb::List(command) => asking.ask(command).await,
+            ProjectVerb::Info(command) => asking.ask(command).await,
+            ProjectVerb::Destroy(command) => asking.ask(command).await,
         }
     }
 }
@@ -42,7 +42,7 @@ impl Project {
 #[command(
     after_help = "Examples:\n  larder project create shop\n  larder project create shop --env staging --branch next --domain staging.example.com"
 )]
-pub struct Create {
+pub struct ProjectCreateArgs {
     /// Name of the project
     name: ProjectName,
     /// Mode in which the environment deploys
@@ -92,7 +92,7 @@ pub enum LayoutWord {
     Standard,
 }
 
-impl Command for Create {
+impl Command for ProjectCreateArgs {
     type Request = ProjectCreate;
 
     fn request(self) -> Result<ProjectCreate, CommandError> {
@@ -135,9 +135,9 @@ impl Command for Create {
 
 /// List the projects that you may see
 #[derive(Debug, clap::Args)]
-pub struct List {}
+pub struct ProjectListArgs {}
 
-impl Command for List {
+impl Command for ProjectListArgs {
     type Request = ProjectList;
 
     fn request(self) -> Result<ProjectList, CommandError> {
@@ -169,12 +169,12 @@ fn projects(rows: &[ProjectRow]) -> String {
 
 /// Show the environments of a project: mode, branch, live release, addresses
 #[derive(Debug, clap::Args)]
-pub struct Info {
+pub struct ProjectInfoArgs {
     /// Name of the project
     name: ProjectName,
 }
 
-impl Command for Info {
+impl Command for ProjectInfoArgs {
     type Request = ProjectInfo;
 
     fn request(self) -> Result<ProjectInfo, CommandError> {
@@ -188,7 +188,7 @@ impl Command for Info {
 
 /// Stop a project and delete everything that belongs to it: code, releases, data, records
 #[derive(Debug, clap::Args)]
-pub struct Destroy {
+pub struct ProjectDestroyArgs {
     /// Name of the project
     name: ProjectName,
     /// Name of the project again, as confirmation: this cannot be undone
@@ -196,7 +196,7 @@ pub struct Destroy {
     confirm: Option<String>,
 }
 
-impl Command for Destroy {
+impl Command for ProjectDestroyArgs {
     type Request = ProjectDestroy;
 
     fn request(self) -> Result<ProjectDestroy, CommandError> {

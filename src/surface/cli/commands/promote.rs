@@ -11,7 +11,7 @@ use crate::control::{self, CommandError, Published};
 #[command(
     after_help = "Without RELEASE: the live release. PROJECT alone means its environment of mode cooking.\n\nThis server only sends the request: the other server or environment pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nIf the remote is a shared location, the release is published there with its health record. A release that is there already is published again.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
 )]
-pub struct Promote {
+pub struct PromoteArgs {
     #[command(flatten)]
     on: OnRelease,
     /// Remote of the project (`larder remote list`), or one of its environments on this server
@@ -22,7 +22,7 @@ pub struct Promote {
     overriding: Option<String>,
 }
 
-impl Command for Promote {
+impl Command for PromoteArgs {
     type Request = control::Promote;
 
     fn request(self) -> Result<control::Promote, CommandError> {

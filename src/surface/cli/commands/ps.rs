@@ -17,7 +17,7 @@ use crate::{
 #[command(
     after_help = "The slot with a * is live. Scaling restarts all processes of the environment.\n\nExamples:\n  larder ps shop\n  larder ps shop --scale web=2 --scale worker=1"
 )]
-pub struct Ps {
+pub struct PsArgs {
     #[command(flatten)]
     on: On,
     /// Number of processes of a type, for this and later releases; may be repeated
@@ -32,18 +32,18 @@ fn pair(text: &str) -> Result<(String, u32), String> {
     Ok((process.to_string(), count))
 }
 
-impl Ps {
+impl PsArgs {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
-        let Ps { on, scale } = self;
-        if scale.is_empty() { asking.ask(List { on }).await } else { asking.ask(Scale { on, scale }).await }
+        let PsArgs { on, scale } = self;
+        if scale.is_empty() { asking.ask(PsListArgs { on }).await } else { asking.ask(PsScaleArgs { on, scale }).await }
     }
 }
 
-struct List {
+struct PsListArgs {
     on: On,
 }
 
-impl Command for List {
+impl Command for PsListArgs {
     type Request = control::Ps;
 
     fn request(self) -> Result<control::Ps, CommandError> {
@@ -66,12 +66,12 @@ impl Command for List {
     }
 }
 
-struct Scale {
+struct PsScaleArgs {
     on: On,
     scale: Vec<(String, u32)>,
 }
 
-impl Command for Scale {
+impl Command for PsScaleArgs {
     type Request = control::Scale;
 
     fn request(self) -> Result<control::Scale, CommandError> {

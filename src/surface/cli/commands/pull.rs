@@ -14,7 +14,7 @@ use crate::{
 #[command(
     after_help = "Without RELEASE: the newest. PROJECT alone means its environment of mode final.\n\nThe deliverable is looked for in the project's cooking environments on this server and in the remotes (`larder remote list`). Only missing data is transferred, the signature and every digest are checked, and then the release goes live through the same steps as any other. Nothing is built.\n\nExit status: 0 the release is live, 1 it failed, or its signature, its digests or the promotion policy refused it, and the live release stays, 3 it was refused before that, 4 the project, environment or release does not exist.\n\nExamples:\n  larder pull shop\n  larder pull shop v42 --from staging"
 )]
-pub struct Pull {
+pub struct PullArgs {
     #[command(flatten)]
     on: OnRelease,
     /// Look in this remote only
@@ -25,7 +25,7 @@ pub struct Pull {
     overriding: Option<String>,
 }
 
-impl Command for Pull {
+impl Command for PullArgs {
     type Request = control::Pull;
 
     fn request(self) -> Result<control::Pull, CommandError> {

@@ -21,12 +21,12 @@ use crate::{
 
 /// List the releases of an environment, newest first; the one with a * is live
 #[derive(Debug, clap::Args)]
-pub struct List {
+pub struct ReleaseListArgs {
     #[command(flatten)]
     on: On,
 }
 
-impl Command for List {
+impl Command for ReleaseListArgs {
     type Request = ReleaseList;
 
     fn request(self) -> Result<ReleaseList, CommandError> {
@@ -64,24 +64,24 @@ impl Command for List {
 #[command(
     after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id or the beginning of it, or its commit or the beginning of it. If several releases have the same commit, the newest is meant. A name like v3 is always a number; refs/tags/v3 is the tag."
 )]
-pub enum Release {
-    Show(Show),
-    Diff(Diff),
-    Export(Export),
-    Import(Import),
-    Pin(Pin),
-    Unpin(Unpin),
+pub enum ReleaseVerb {
+    Show(ReleaseShowArgs),
+    Diff(ReleaseDiffArgs),
+    Export(ReleaseExportArgs),
+    Import(ReleaseImportArgs),
+    Pin(ReleasePinArgs),
+    Unpin(ReleaseUnpinArgs),
 }
 
-impl Release {
+impl ReleaseVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            Release::Show(command) => asking.ask(command).await,
-            Release::Diff(command) => asking.ask(command).await,
-            Release::Export(command) => asking.ask(command).await,
-            Release::Import(command) => asking.ask(command).await,
-            Release::Pin(command) => asking.ask(command).await,
-            Release::Unpin(command) => asking.ask(command).await,
+            ReleaseVerb::Show(command) => asking.ask(command).await,
+            ReleaseVerb::Diff(command) => asking.ask(command).await,
+            ReleaseVerb::Export(command) => asking.ask(command).await,
+            ReleaseVerb::Import(command) => asking.ask(command).await,
+            ReleaseVerb::Pin(command) => asking.ask(command).await,
+            ReleaseVerb::Unpin(command) => asking.ask(command).await,
         }
     }
 }
@@ -89,7 +89,7 @@ impl Release {
 /// Show one release: commit, build, tag, digests, sizes, buildpacks, deployments
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: larder release show shop v42")]
-pub struct Show {
+pub struct ReleaseShowArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Release; the live one if none is named
@@ -97,7 +97,7 @@ pub struct Show {
     release: Option<String>,
 }
 
-impl Command for Show {
+impl Command for ReleaseShowArgs {
     type Request = ReleaseShow;
 
     fn request(self) -> Result<ReleaseShow, CommandError> {
@@ -171,7 +171,7 @@ fn deployed(summary: &Summary) -> String {
 /// Show the files and commits that differ between two releases
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: larder release diff shop v41 v42")]
-pub struct Diff {
+pub struct ReleaseDiffArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Older release
@@ -182,7 +182,7 @@ pub struct Diff {
     to: Option<String>,
 }
 
-impl Command for Diff {
+impl Command for ReleaseDiffArgs {
     type Request = ReleaseDiff;
 
     fn request(self) -> Result<ReleaseDiff, CommandError> {
@@ -252,7 +252,7 @@ fn file(change: &Change) -> String {
 #[command(
     after_help = "The file holds the archive, the signed manifest and the health record.\n\nExample: larder release export shop v42 > shop-v42.tar"
 )]
-pub struct Export {
+pub struct ReleaseExportArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Release to export
@@ -260,7 +260,7 @@ pub struct Export {
     release: String,
 }
 
-impl Command for Export {
+impl Command for ReleaseExportArgs {
     type Request = ReleaseExport;
 
     fn request(self) -> Result<ReleaseExport, CommandError> {
@@ -278,12 +278,12 @@ impl Command for Export {
 #[command(
     after_help = "The release must be signed by a key that is trusted here: `larder key trust shop KEY`.\n\nExample: larder release import shop < shop-v42.tar"
 )]
-pub struct Import {
+pub struct ReleaseImportArgs {
     #[command(flatten)]
     on: OnTarget,
 }
 
-impl Command for Import {
+impl Command for ReleaseImportArgs {
     type Request = ReleaseImport;
 
     fn request(self) -> Result<ReleaseImport, CommandError> {
@@ -302,7 +302,7 @@ impl Command for Import {
 
 /// Keep a release regardless of the limits for pruning
 #[derive(Debug, clap::Args)]
-pub struct Pin {
+pub struct ReleasePinArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Release to keep
@@ -310,7 +310,7 @@ pub struct Pin {
     release: String,
 }
 
-impl Command for Pin {
+impl Command for ReleasePinArgs {
     type Request = ReleasePin;
 
     fn request(self) -> Result<ReleasePin, CommandError> {
@@ -324,7 +324,7 @@ impl Command for Pin {
 
 /// Let a pinned release be pruned like any other
 #[derive(Debug, clap::Args)]
-pub struct Unpin {
+pub struct ReleaseUnpinArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Release to unpin
@@ -332,7 +332,7 @@ pub struct Unpin {
     release: String,
 }
 
-impl Command for Unpin {
+impl Command for ReleaseUnpinArgs {
     type Request = ReleasePin;
 
     fn request(self) -> Result<ReleasePin, CommandError> {

@@ -18,20 +18,20 @@ use crate::{
 
 /// Manage the servers and shared locations that deliverables are pulled from or published to
 #[derive(Debug, Subcommand)]
-pub enum Remote {
-    Add(Add),
-    List(List),
-    Remove(Remove),
-    Check(TryOut),
+pub enum RemoteVerb {
+    Add(RemoteAddArgs),
+    List(RemoteListArgs),
+    Remove(RemoteRemoveArgs),
+    Check(RemoteCheckArgs),
 }
 
-impl Remote {
+impl RemoteVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            Remote::Add(command) => asking.ask(command).await,
-            Remote::List(command) => asking.ask(command).await,
-            Remote::Remove(command) => asking.ask(command).await,
-            Remote::Check(command) => asking.ask(command).await,
+            RemoteVerb::Add(command) => asking.ask(command).await,
+            RemoteVerb::List(command) => asking.ask(command).await,
+            RemoteVerb::Remove(command) => asking.ask(command).await,
+            RemoteVerb::Check(command) => asking.ask(command).await,
         }
     }
 }
@@ -41,7 +41,7 @@ impl Remote {
 #[command(
     after_help = "Without --host-key or --trust, a larder server is not added: its keys are shown, with the command that trusts them.\n\nExamples:\n  larder remote add shop staging ssh://larder@staging.example.com:2222/shop/staging\n  larder remote add shop shared s3://deliverables/ours --trust ed25519:...\n  larder remote add shop/staging shared file:///srv/deliverables --publish"
 )]
-pub struct Add {
+pub struct RemoteAddArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Name for the remote
@@ -59,11 +59,11 @@ pub struct Add {
     publish: bool,
 }
 
-impl Command for Add {
+impl Command for RemoteAddArgs {
     type Request = RemoteAdd;
 
     fn request(self) -> Result<RemoteAdd, CommandError> {
-        let Add { on, name, url, trust, host_key, publish } = self;
+        let RemoteAddArgs { on, name, url, trust, host_key, publish } = self;
         Ok(RemoteAdd { target: on.target, remote: model::Remote { name, url, host_key, trust, publish } })
     }
 
@@ -87,12 +87,12 @@ impl Command for Add {
 
 /// List the remotes of an environment
 #[derive(Debug, clap::Args)]
-pub struct List {
+pub struct RemoteListArgs {
     #[command(flatten)]
     on: OnTarget,
 }
 
-impl Command for List {
+impl Command for RemoteListArgs {
     type Request = RemoteList;
 
     fn request(self) -> Result<RemoteList, CommandError> {
@@ -113,14 +113,14 @@ impl Command for List {
 
 /// Remove a remote; releases that were pulled from it stay
 #[derive(Debug, clap::Args)]
-pub struct Remove {
+pub struct RemoteRemoveArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Name of the remote
     name: RemoteName,
 }
 
-impl Command for Remove {
+impl Command for RemoteRemoveArgs {
     type Request = RemoteRemove;
 
     fn request(self) -> Result<RemoteRemove, CommandError> {
@@ -134,14 +134,14 @@ impl Command for Remove {
 
 /// Connect to a remote, and report what works
 #[derive(Debug, clap::Args)]
-pub struct TryOut {
+pub struct RemoteCheckArgs {
     #[command(flatten)]
     on: OnTarget,
     /// Name of the remote
     name: RemoteName,
 }
 
-impl Command for TryOut {
+impl Command for RemoteCheckArgs {
     type Request = RemoteCheck;
 
     fn request(self) -> Result<RemoteCheck, CommandError> {

@@ -8,12 +8,12 @@ use crate::control::{self, CommandError, Restarted};
 
 /// Restart all processes of an environment, which does not answer meanwhile
 #[derive(Debug, clap::Args)]
-pub struct Restart {
+pub struct RestartArgs {
     #[command(flatten)]
     on: On,
 }
 
-impl Command for Restart {
+impl Command for RestartArgs {
     type Request = control::Restart;
 
     fn request(self) -> Result<control::Restart, CommandError> {

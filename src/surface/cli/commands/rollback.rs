@@ -11,12 +11,12 @@ use crate::control::{self, CommandError};
 #[command(
     after_help = "Without RELEASE: the newest good release that is older than the live one.\n\nThe old release goes live through the same steps as a new one: boot, checks, switch. It gets a number of its own, and the branch names its commit afterwards. Nothing is built, and no data is touched.\n\nExit status: 0 the release is live, 1 the rollback failed and the live release stays, 3 it was refused, 4 the project, environment or release does not exist.\n\nExamples:\n  larder rollback shop\n  larder rollback shop v41"
 )]
-pub struct Rollback {
+pub struct RollbackArgs {
     #[command(flatten)]
     on: OnRelease,
 }
 
-impl Command for Rollback {
+impl Command for RollbackArgs {
     type Request = control::Rollback;
 
     fn request(self) -> Result<control::Rollback, CommandError> {

@@ -8,7 +8,7 @@ use crate::control::{self, CommandError, ErrorKind, Target};
 #[command(
     after_help = "The command sees the live release at /app and its configuration. Files that it changes at /app are visible to the processes of the slot, and are discarded with the slot. The exit status is that of the command. The command is stopped when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
 )]
-pub struct Run {
+pub struct RunArgs {
     /// Project, or PROJECT/ENVIRONMENT
     #[arg(long, short = 'a', value_name = "PROJECT")]
     app: Option<Target>,
@@ -17,7 +17,7 @@ pub struct Run {
     words: Vec<String>,
 }
 
-impl Command for Run {
+impl Command for RunArgs {
     type Request = control::Run;
 
     fn request(self) -> Result<control::Run, CommandError> {

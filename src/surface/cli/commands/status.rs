@@ -11,9 +11,9 @@ use crate::control::{self, CommandError, EnvironmentStatus, StatusReport};
 
 /// Show how projects are isolated here, and the state of all environments
 #[derive(Debug, clap::Args)]
-pub struct Status {}
+pub struct StatusArgs {}
 
-impl Command for Status {
+impl Command for StatusArgs {
     type Request = control::Status;
 
     fn request(self) -> Result<control::Status, CommandError> {

@@ -18,20 +18,20 @@ use crate::{
 
 /// Manage the users of this server and their rights
 #[derive(Debug, Subcommand)]
-pub enum User {
-    Add(Add),
-    List(List),
-    Remove(Remove),
-    Grant(Grant),
+pub enum UserVerb {
+    Add(UserAddArgs),
+    List(UserListArgs),
+    Remove(UserRemoveArgs),
+    Grant(UserGrantArgs),
 }
 
-impl User {
+impl UserVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
-            User::Add(command) => asking.ask(command).await,
-            User::List(command) => asking.ask(command).await,
-            User::Remove(command) => asking.ask(command).await,
-            User::Grant(command) => asking.ask(command).await,
+            UserVerb::Add(command) => asking.ask(command).await,
+            UserVerb::List(command) => asking.ask(command).await,
+            UserVerb::Remove(command) => asking.ask(command).await,
+            UserVerb::Grant(command) => asking.ask(command).await,
         }
     }
 }
@@ -39,7 +39,7 @@ impl User {
 /// Add a user with an SSH key
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: larder user add alice --admin --key-file ~/.ssh/id_ed25519.pub")]
-pub struct Add {
+pub struct UserAddArgs {
     /// Name of the user; no account on the machine is needed
     name: UserName,
     /// Give the user every right on this server
@@ -53,7 +53,7 @@ pub struct Add {
     key: Option<String>,
 }
 
-impl Command for Add {
+impl Command for UserAddArgs {
     type Request = UserAdd;
 
     fn request(self) -> Result<UserAdd, CommandError> {
@@ -68,9 +68,9 @@ impl Command for Add {
 
 /// List all users with their rights and the fingerprints of their keys
 #[derive(Debug, clap::Args)]
-pub struct List {}
+pub struct UserListArgs {}
 
-impl Command for List {
+impl Command for UserListArgs {
     type Request = UserList;
 
     fn request(self) -> Result<UserList, CommandError> {
@@ -92,12 +92,12 @@ impl Command for List {
 
 /// Remove a user with its keys and rights
 #[derive(Debug, clap::Args)]
-pub struct Remove {
+pub struct UserRemoveArgs {
     /// Name of the user
     name: UserName,
 }
 
-impl Command for Remove {
+impl Command for UserRemoveArgs {
     type Request = UserRemove;
 
     fn request(self) -> Result<UserRemove, CommandError> {
@@ -112,7 +112,7 @@ impl Command for Remove {
 /// Give a user a right on a project, or take it away
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: larder user grant bob shop push")]
-pub struct Grant {
+pub struct UserGrantArgs {
     /// Name of the user
     name: UserName,
     /// Project on which the right is given
@@ -134,7 +134,7 @@ pub enum Right {
     Operate,
 }
 
-impl Command for Grant {
+impl Command for UserGrantArgs {
     type Request = UserGrant;
 
     fn request(self) -> Result<UserGrant, CommandError> {

@@ -8,9 +8,9 @@ use crate::control::{self, CommandError, WhoamiView};
 
 /// Show your user name and your right on each project
 #[derive(Debug, clap::Args)]
-pub struct Whoami {}
+pub struct WhoamiArgs {}
 
-impl Command for Whoami {
+impl Command for WhoamiArgs {
     type Request = control::Whoami;
 
     fn request(self) -> Result<control::Whoami, CommandError> {
