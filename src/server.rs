@@ -51,7 +51,7 @@ const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 const WORK_DRAIN: Duration = Duration::from_secs(30);
 
 /// The number of requests of one user at the same time. Most requests start a process.
-const REQUESTS_PER_USER: usize = 16;
+const MAX_REQUESTS_PER_USER: usize = 16;
 
 /// The time within which a client must read an error.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -153,7 +153,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         SshProfile::Strict => ssh::Profile::Strict,
         SshProfile::Default => ssh::Profile::Default,
     };
-    let handler = Arc::new(SshHandler { control, pushes, limit: UserLimit::new(REQUESTS_PER_USER) });
+    let handler = Arc::new(SshHandler { control, pushes, limit: UserLimit::new(MAX_REQUESTS_PER_USER) });
     let ssh = tokio::spawn(ssh::serve(inherited.ssh, ssh_config, handler, stop.requested.clone()));
     announce(&services, &fingerprint);
 
@@ -369,7 +369,7 @@ impl ExecHandler for SshHandler {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
                     ErrorKind::Refused,
-                    format!("{caller} has {REQUESTS_PER_USER} requests in progress (the limit)"),
+                    format!("{caller} has {MAX_REQUESTS_PER_USER} requests in progress (the limit)"),
                 )
                 .hint("wait until one has ended, or end one, such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;

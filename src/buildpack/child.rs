@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 /// The number of last lines that the report contains.
 const TAIL_LINES: usize = 20;
 /// The maximum length of such a line in bytes.
-const LINE: usize = 512;
+const MAX_LINE: usize = 512;
 /// The maximum size of a captured stdout in bytes.
-pub(super) const VALUE: usize = 64 * 1024;
+pub(super) const MAX_VALUE: usize = 64 * 1024;
 /// The time limit for remaining output after the script exited and its process group was killed.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -55,7 +55,7 @@ pub(super) struct ScriptExit {
     pub code: Option<i32>,
     /// The signal that ended the script.
     pub signal: Option<i32>,
-    /// The captured stdout; at most [`VALUE`] bytes.
+    /// The captured stdout; at most [`MAX_VALUE`] bytes.
     pub stdout: Vec<u8>,
     /// The last lines of the output.
     pub tail: Vec<String>,
@@ -201,7 +201,7 @@ fn collect(mut from: impl Read, to: &Mutex<Vec<u8>>) {
             Ok(0) => return,
             Ok(count) => {
                 let mut to = to.lock();
-                let free = VALUE.saturating_sub(to.len());
+                let free = MAX_VALUE.saturating_sub(to.len());
                 to.extend(buffer.iter().take(count.min(free)));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -222,7 +222,7 @@ impl Tail {
         for &byte in bytes {
             if byte == b'\n' || byte == b'\r' {
                 self.close();
-            } else if self.open.len() < LINE {
+            } else if self.open.len() < MAX_LINE {
                 self.open.push(byte);
             }
         }
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn captured_stdout_is_limited_and_separate_from_output() {
         let (ended, text) = shell_script("head -c 200000 /dev/zero; echo seen >&2", Capture::Stdout);
-        assert_eq!((ended.stdout.len(), text.as_str()), (VALUE, "seen\n"));
+        assert_eq!((ended.stdout.len(), text.as_str()), (MAX_VALUE, "seen\n"));
     }
 
     #[test]
@@ -340,6 +340,6 @@ mod tests {
         for _ in 0..100 {
             tail.push(&[b'x'; 10_000]);
         }
-        assert_eq!(tail.lines(), ["x".repeat(LINE)]);
+        assert_eq!(tail.lines(), ["x".repeat(MAX_LINE)]);
     }
 }

@@ -15,9 +15,9 @@ struct Document {
 }
 
 /// The maximum number of process types.
-const TYPES: usize = 64;
+const MAX_TYPES: usize = 64;
 /// The maximum length of a command in bytes.
-const COMMAND: usize = 4096;
+const MAX_COMMAND: usize = 4096;
 
 /// Returns the default process types in the output of `bin/release`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> {
@@ -25,11 +25,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> 
     for (name, command) in document(bytes)?.default_process_types.unwrap_or_default() {
         let name: ProcessType = name.parse().map_err(|error| format!("default_process_types: {error}"))?;
         let command = command.trim().to_owned();
-        if command.is_empty() || command.len() > COMMAND || command.contains(['\n', '\0']) {
-            return Err(format!("default_process_types: the command of {name} must be one line of at most {COMMAND} bytes"));
+        if command.is_empty() || command.len() > MAX_COMMAND || command.contains(['\n', '\0']) {
+            return Err(format!("default_process_types: the command of {name} must be one line of at most {MAX_COMMAND} bytes"));
         }
-        if processes.len() == TYPES {
-            return Err(format!("default_process_types: more than {TYPES}"));
+        if processes.len() == MAX_TYPES {
+            return Err(format!("default_process_types: more than {MAX_TYPES}"));
         }
         processes.push((name, command));
     }

@@ -10,9 +10,9 @@ use std::{
 use serde_json::{Map, Value};
 
 /// The maximum size of the variables as JSON, in bytes.
-pub(super) const VARIABLES: u64 = 256 * 1024;
+pub(super) const MAX_VARIABLES: u64 = 256 * 1024;
 /// The maximum depth of nested objects and lists.
-const DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// The kind of file at the path of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +44,9 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
         return Err(String::from("it is no longer a file"));
     }
     let mut text = String::new();
-    file.take(VARIABLES + 1).read_to_string(&mut text).map_err(gone)?;
-    if text.len() as u64 > VARIABLES {
-        return Err(format!("it is larger than {} KiB", VARIABLES / 1024));
+    file.take(MAX_VARIABLES + 1).read_to_string(&mut text).map_err(gone)?;
+    if text.len() as u64 > MAX_VARIABLES {
+        return Err(format!("it is larger than {} KiB", MAX_VARIABLES / 1024));
     }
     parse(&text)
 }
@@ -54,8 +54,8 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
 /// Parses variables: a JSON object of limited depth.
 pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))? {
-        Value::Object(object) if object.values().all(|value| is_within_depth(value, DEPTH)) => Ok(object),
-        Value::Object(_) => Err(format!("it is nested more than {DEPTH} deep")),
+        Value::Object(object) if object.values().all(|value| is_within_depth(value, MAX_DEPTH)) => Ok(object),
+        Value::Object(_) => Err(format!("it is nested more than {MAX_DEPTH} deep")),
         _ => Err(String::from("it is JSON, but not an object")),
     }
 }

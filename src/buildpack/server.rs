@@ -23,11 +23,11 @@ use super::{
 pub type BuildOutput = mpsc::Sender<String>;
 
 /// The maximum size of a report in bytes.
-const REPORT: usize = 1024 * 1024;
+const MAX_REPORT: usize = 1024 * 1024;
 /// The maximum length of a line in bytes; the rest is dropped.
-const LINE: usize = 4096;
+const MAX_LINE: usize = 4096;
 /// The maximum output of one build in bytes; the rest is dropped.
-const TOTAL: u64 = 64 * 1024 * 1024;
+const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 
 /// Runs a build, or a part of one, in the environment's sandbox.
 pub async fn build(
@@ -54,7 +54,7 @@ pub async fn build(
     let mut child = launcher.launch(launch, job, stdio).await?;
     let follow = async {
         // Output and report are read at the same time: the worker would block on a full pipe of either.
-        let ((), report) = tokio::join!(forward(reader, output), child.report::<BuildReport>(REPORT));
+        let ((), report) = tokio::join!(forward(reader, output), child.report::<BuildReport>(MAX_REPORT));
         Ok::<_, BuildpackError>((report?, child.wait().await?))
     };
     let ended = tokio::select! {
@@ -113,11 +113,15 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
             break;
         }
         total = total.saturating_add(count as u64);
-        if total > TOTAL {
+        if total > MAX_OUTPUT {
             // The rest is read and dropped, because the build would otherwise block on a full pipe.
             if !cut {
                 cut = true;
-                drop(output.send(format!(" !     The rest of the output is not shown: the limit is {} MiB.", TOTAL >> 20)).await);
+                drop(
+                    output
+                        .send(format!(" !     The rest of the output is not shown: the limit is {} MiB.", MAX_OUTPUT >> 20))
+                        .await,
+                );
             }
             continue;
         }
@@ -151,7 +155,7 @@ impl Lines {
                         self.open.clear();
                         self.returned = false;
                     }
-                    if self.open.len() < LINE {
+                    if self.open.len() < MAX_LINE {
                         self.open.push(byte);
                     }
                 }
@@ -189,7 +193,7 @@ mod tests {
         for _ in 0..100 {
             assert!(lines.push(&[b'x'; 1000]).is_empty());
         }
-        assert_eq!(lines.push(b"\nnext\n"), ["x".repeat(LINE), String::from("next")]);
+        assert_eq!(lines.push(b"\nnext\n"), ["x".repeat(MAX_LINE), String::from("next")]);
     }
 
     #[tokio::test]

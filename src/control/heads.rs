@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The maximum number of cached heads. The cache is emptied when it is full.
-const HEADS_MAX: usize = 4096;
+const MAX_HEADS: usize = 4096;
 
 /// The fields of a manifest that an offer needs. They never change for a release. The lists of entries and frames are skipped.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,7 +59,7 @@ impl ManifestHeads {
         let head = serde_json::from_reader(BufReader::new(file)).map_err(|error| unreadable(path, io::Error::other(error)))?;
         let known = Arc::new((head, digest(path)?));
         let mut heads = self.0.lock();
-        if heads.len() >= HEADS_MAX {
+        if heads.len() >= MAX_HEADS {
             heads.clear();
         }
         heads.insert(path.to_owned(), Arc::clone(&known));

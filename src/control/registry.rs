@@ -93,12 +93,12 @@ pub struct Registry {
 }
 
 /// The maximum size of a registry that is read or written, in bytes.
-const BYTES_MAX: u64 = 16 * 1024 * 1024;
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Registry {
     /// Reads the registry at `path`. Returns an empty registry if the file does not exist.
     pub fn load(path: &Path) -> io::Result<Registry> {
-        let bytes = match files::read_limited(path, BYTES_MAX) {
+        let bytes = match files::read_limited(path, MAX_BYTES) {
             Ok(bytes) => bytes,
             // Only a missing file means an empty registry. After any other error, an empty registry would overwrite the users and projects.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
@@ -112,9 +112,9 @@ impl Registry {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
         // The next start would refuse to read it.
-        if bytes.len() as u64 > BYTES_MAX {
+        if bytes.len() as u64 > MAX_BYTES {
             return Err(io::Error::other(format!(
-                "cannot write {}: it would have {} bytes (at most {BYTES_MAX} are allowed); remove unused users, keys or projects",
+                "cannot write {}: it would have {} bytes (at most {MAX_BYTES} are allowed); remove unused users, keys or projects",
                 path.display(),
                 bytes.len()
             )));
@@ -189,7 +189,7 @@ mod tests {
     fn oversized_registry_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registry.json");
-        let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(BYTES_MAX as usize) };
+        let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(MAX_BYTES as usize) };
         let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
         let large = Registry { users: vec![user], ..Registry::default() };
         assert!(large.save(&path).unwrap_err().to_string().contains("at most 16777216 are allowed"));

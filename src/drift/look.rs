@@ -9,7 +9,7 @@ use std::{
 use larder_archive::{check_path, check_target};
 use rustix::fs::{FileType, Stat};
 
-use super::{Drift, Drifted, MOST, SavedAs, TreeEntry, noise::Rules};
+use super::{Drift, Drifted, MAX_CHANGES, SavedAs, TreeEntry, noise::Rules};
 use crate::{
     host::files::{Confined, Cursor, FileError},
     model::{Entry, EntryKind},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The maximum number of bytes that are read. After that, a file with the expected size counts as unchanged.
-const BYTES: u64 = 4 << 30;
+const MAX_BYTES: u64 = 4 << 30;
 /// The file that marks a slot without an overlay while its tree is being copied.
 const MARK: &str = ".larder-filling";
 
@@ -49,8 +49,16 @@ impl<'e> KnownEntries<'e> {
 /// Compares `app` with `entries`. With `upper`, only the entries of that layer are compared. All other entries are those of the installed
 /// tree, which is not compared here.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
-    let mut look =
-        Look { app, upper, known: KnownEntries(entries), rules, found: Vec::new(), left_out: 0, bytes: BYTES, made: Vec::new() };
+    let mut look = Look {
+        app,
+        upper,
+        known: KnownEntries(entries),
+        rules,
+        found: Vec::new(),
+        left_out: 0,
+        bytes: MAX_BYTES,
+        made: Vec::new(),
+    };
     let mut pending = vec![String::new()];
     while let Some(directory) = pending.pop() {
         look.directory(&directory, &mut pending);
@@ -72,7 +80,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
         .cloned()
         .collect();
     for path in empty {
-        match found.len() < MOST {
+        match found.len() < MAX_CHANGES {
             true => found.push(change(path, None, Ok(TreeEntry::Dir), rules)),
             false => left_out += 1,
         }
@@ -198,7 +206,7 @@ impl Look<'_> {
         if self.rules.persists(path) {
             return;
         }
-        if self.found.len() >= MOST {
+        if self.found.len() >= MAX_CHANGES {
             self.left_out += 1;
             return;
         }
@@ -217,7 +225,7 @@ impl Look<'_> {
     }
 
     fn note(&mut self, path: String, now: Result<TreeEntry, &'static str>) {
-        if self.found.len() >= MOST {
+        if self.found.len() >= MAX_CHANGES {
             self.left_out += 1;
             return;
         }

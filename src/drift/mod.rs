@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The maximum number of changes that are listed. Further changes are only counted.
-const MOST: usize = 5000;
+const MAX_CHANGES: usize = 5000;
 
 /// An entry of a tree, in the form that patches and workers use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,8 +208,8 @@ pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Opti
         match job {
             LookJob::Tree => {
                 let found = verify(&places.tree, &manifest)?;
-                let more = found.len().saturating_sub(MOST) as u64;
-                Ok(LookReport::Tree(found.iter().take(MOST).map(|one| one.parts()).collect(), more))
+                let more = found.len().saturating_sub(MAX_CHANGES) as u64;
+                Ok(LookReport::Tree(found.iter().take(MAX_CHANGES).map(|one| one.parts()).collect(), more))
             }
             LookJob::Slot { data, ignore, known, .. } => {
                 let app = Confined::open(&places.app)?;

@@ -25,9 +25,9 @@ const TEXT: &str = "changes.diff";
 /// The archive of whole files.
 const FILES: &str = "files.tar.zst";
 /// The largest list, in bytes.
-const BYTES_MAX: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 /// The maximum number of automatic patches that are kept.
-const AUTOMATIC: usize = 20;
+const MAX_AUTOMATIC: usize = 20;
 
 /// A saved patch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ impl Patches {
 
     fn read(&self, id: &str) -> Result<Patch, ReleaseError> {
         let path = self.0.join(id).join(LIST);
-        let bytes = read_limited(&path, BYTES_MAX)?;
+        let bytes = read_limited(&path, MAX_BYTES)?;
         let wrong = |why: String| ReleaseError::Manifest { path: path.clone(), why };
         let patch: Patch = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
         if patch.format != Patch::FORMAT || patch.id != id {
@@ -198,7 +198,7 @@ impl Patches {
 
     /// Removes the oldest automatic patches, and the remains of unfinished ones.
     fn prune(&self) -> Result<(), ReleaseError> {
-        for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(AUTOMATIC) {
+        for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(MAX_AUTOMATIC) {
             self.drop(old)?;
         }
         for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
@@ -254,10 +254,10 @@ mod tests {
         let again = keep("a", Some("ann"));
         assert_eq!((again.id.as_str(), again.by.unwrap().as_str()), (first.id.as_str(), "ann"));
         assert_eq!(keep("a", None).by.unwrap().as_str(), "ann");
-        for number in 0..AUTOMATIC + 3 {
+        for number in 0..MAX_AUTOMATIC + 3 {
             keep(&number.to_string(), None);
         }
-        assert_eq!(patches.list().len(), AUTOMATIC + 1);
+        assert_eq!(patches.list().len(), MAX_AUTOMATIC + 1);
         let found = patches.find(first.id.get(..6).unwrap()).unwrap();
         assert_eq!(found.by.as_ref().unwrap().as_str(), "ann");
         patches.drop(&found).unwrap();

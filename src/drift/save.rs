@@ -15,11 +15,11 @@ use crate::{
 };
 
 /// The largest file that is saved as a diff, in bytes.
-const TEXT: u64 = 1 << 20;
+const MAX_TEXT: u64 = 1 << 20;
 /// The largest file that is saved, in bytes.
-const FILE: u64 = 256 << 20;
+const MAX_FILE: u64 = 256 << 20;
 /// The maximum total size of the whole files in a patch, in bytes.
-const ALL: u64 = 1 << 30;
+const MAX_TOTAL: u64 = 1 << 30;
 
 /// Writes the unexpected changes of `drift`, and records in `drift` how each is saved. `tree` is the installed release. Returns the frames
 /// of the archive, if there are whole files.
@@ -31,7 +31,7 @@ pub fn write(
     archive: &File,
 ) -> Result<Option<ArchiveInfo>, ReleaseError> {
     let mut out = std::io::BufWriter::new(text);
-    let (mut at, mut left) = (0_u64, ALL);
+    let (mut at, mut left) = (0_u64, MAX_TOTAL);
     let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
     for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
         if let Some(piece) = differ(app, tree, change) {
@@ -49,7 +49,7 @@ pub fn write(
         }
         change.kept = match (&change.was, &change.now) {
             (Some(TreeEntry::File { digest: was, .. }), Some(TreeEntry::File { digest, .. })) if was == digest => SavedAs::Listed,
-            (_, Some(TreeEntry::File { size, .. })) if *size <= FILE.min(left) => {
+            (_, Some(TreeEntry::File { size, .. })) if *size <= MAX_FILE.min(left) => {
                 left -= size;
                 SavedAs::Whole
             }
@@ -115,11 +115,11 @@ fn named(side: char, path: &str) -> String {
 
 /// Reads a text file. Returns `None` if the file is too large, does not have this digest, or is not text.
 pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
-    if size > TEXT {
+    if size > MAX_TEXT {
         return None;
     }
     let mut bytes = Vec::new();
-    root.cursor().open(path).ok()?.take(TEXT + 1).read_to_end(&mut bytes).ok()?;
+    root.cursor().open(path).ok()?.take(MAX_TEXT + 1).read_to_end(&mut bytes).ok()?;
     if Digest::of(&bytes) != *digest || bytes.contains(&0) {
         return None;
     }

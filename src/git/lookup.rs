@@ -11,16 +11,16 @@ use super::{
 use crate::model::{CommitId, sanitise_reason};
 
 /// The maximum number of entries in a log.
-const LOG_LIMIT: usize = 50;
+const MAX_LOG: usize = 50;
 /// The maximum number of tags that are read.
-const TAGS_LIMIT: usize = 10_000;
+const MAX_TAGS: usize = 10_000;
 
 /// Returns the tags of commits, sorted by name.
 pub fn tags(path: &Path) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (mut found, mut more) = (Vec::new(), false);
     each_tag(&repository, |name, commit| {
-        more = found.len() == TAGS_LIMIT;
+        more = found.len() == MAX_TAGS;
         if !more && let Ok(id) = commit_id(commit) {
             found.push(RefEntry { refname: name.to_owned(), id });
         }
@@ -126,7 +126,7 @@ pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) ->
         // A commit that was removed meanwhile is ignored.
         let _ = walk.hide(oid(from)?);
     }
-    let limit = limit.min(LOG_LIMIT);
+    let limit = limit.min(MAX_LOG);
     let (mut entries, mut more) = (Vec::new(), false);
     for id in walk {
         if entries.len() == limit {

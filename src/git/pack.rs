@@ -16,7 +16,7 @@ use super::{
 use crate::model::{CommitId, sanitise_reason};
 
 /// The maximum number of the receiver's commits that are considered.
-const HAVES: usize = 64;
+const MAX_HAVES: usize = 64;
 
 fn git(path: &Path, words: &[&str]) -> Result<Command, GitFailure> {
     let git = program::find().ok_or(GitFailure::NoGit)?;
@@ -51,7 +51,7 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
         return Err(GitFailure::NotFound(want.to_string()));
     }
     // git fails on ids of objects that the repository does not have.
-    let known = haves.iter().take(HAVES).filter(|have| is_here(have)).map(|have| format!("^{have}\n"));
+    let known = haves.iter().take(MAX_HAVES).filter(|have| is_here(have)).map(|have| format!("^{have}\n"));
     let list: String = known.chain([format!("{want}\n")]).collect();
     let mut command = git(path, &["pack-objects", "--revs", "--thin", "--stdout", "--delta-base-offset", "-q"])?;
     command.stdin(Stdio::piped()).stdout(Stdio::inherit());

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The maximum number of refs that are read.
-const REFS_LIMIT: usize = 10_000;
+const MAX_REFS: usize = 10_000;
 
 /// Creates the repository, unless it exists, and sets its `HEAD` to branch `head`.
 pub fn init(path: &Path, head: &BranchName) -> GitReport {
@@ -147,7 +147,7 @@ fn current(repository: &Repository, refname: &str) -> Result<Option<CommitId>, G
 /// Returns all refs except larder's own, sorted by name.
 pub fn read_refs(path: &Path, limit: usize) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
-    let (mut refs, limit) = (Vec::new(), limit.min(REFS_LIMIT));
+    let (mut refs, limit) = (Vec::new(), limit.min(MAX_REFS));
     let mut more = false;
     for reference in repository.references().map_err(failed("read the refs"))? {
         let reference = reference.map_err(failed("read the refs"))?;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The maximum size of a report, in bytes.
-const REPORT_LIMIT: usize = 4 << 20;
+const MAX_REPORT: usize = 4 << 20;
 
 /// The reason why an operation on a repository failed.
 #[derive(Debug, thiserror::Error)]
@@ -254,7 +254,7 @@ impl Repositories {
     }
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
-        match child.report(REPORT_LIMIT).await {
+        match child.report(MAX_REPORT).await {
             // The report is the last act of a worker, so its exit and the end of its sandbox are not awaited.
             Ok(Some(report)) => Ok(report),
             Ok(None) => {

@@ -16,7 +16,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use tokio_util::sync::CancellationToken;
 
 /// Time without progress after which a transfer fails.
-pub const TRANSFER_IDLE_LIMIT: Duration = Duration::from_secs(120);
+pub const TRANSFER_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bytes of a file that are read at once.
 const PIECE: u64 = 256 * 1024;
 /// Interval at which a waiting reader checks for cancellation.

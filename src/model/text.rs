@@ -1,9 +1,9 @@
 //! Sanitises untrusted text for terminals. Git clients before 2.55 print the bytes of a server unchanged.
 
 /// The maximum number of characters of a line. The rest is replaced by an ellipsis.
-pub const LINE_LIMIT: usize = 4096;
+pub const MAX_LINE: usize = 4096;
 /// The maximum number of characters of the reason in git's `! [remote rejected]` line.
-pub const REASON_LIMIT: usize = 200;
+pub const MAX_REASON: usize = 200;
 
 const ESCAPE: char = '\u{1b}';
 const RESET: &str = "\u{1b}[0m";
@@ -13,7 +13,7 @@ const RESET: &str = "\u{1b}[0m";
 pub fn sanitise_line(line: &str) -> String {
     let line = line.trim_end_matches(['\r', '\n']);
     let line = line.rsplit('\r').next().unwrap_or(line);
-    printable(line, LINE_LIMIT)
+    printable(line, MAX_LINE)
 }
 
 /// Sanitises text of several lines like [`sanitise_line`], but without loss: no line is cut, and text before a carriage return stays
@@ -65,7 +65,7 @@ pub fn sanitise_bytes(line: &[u8]) -> String {
     sanitise_line(&String::from_utf8_lossy(line))
 }
 
-/// Returns a reason for git's rejected line: one printable line without colours, at most [`REASON_LIMIT`] characters, never empty.
+/// Returns a reason for git's rejected line: one printable line without colours, at most [`MAX_REASON`] characters, never empty.
 pub fn sanitise_reason(reason: &str) -> String {
     let mut clean = String::new();
     let mut rest = reason.chars();
@@ -84,10 +84,10 @@ pub fn sanitise_reason(reason: &str) -> String {
     if clean.is_empty() {
         return String::from("no reason was given");
     }
-    if clean.chars().count() <= REASON_LIMIT {
+    if clean.chars().count() <= MAX_REASON {
         return clean.to_owned();
     }
-    let mut cut: String = clean.chars().take(REASON_LIMIT - 1).collect();
+    let mut cut: String = clean.chars().take(MAX_REASON - 1).collect();
     cut.push('\u{2026}');
     cut
 }
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn text_of_several_lines_is_not_cut() {
-        let long = "x".repeat(LINE_LIMIT * 2);
+        let long = "x".repeat(MAX_LINE * 2);
         for (given, clean) in [
             ("a\u{1b}[2J\nb\u{1b}]0;title\nc\n", "a\nb\nc\n"),
             ("one\r\ntwo\r\n", "one\ntwo\n"),
@@ -223,9 +223,9 @@ mod tests {
 
     #[test]
     fn line_or_reason_that_is_too_long_is_cut() {
-        assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), LINE_LIMIT + 1);
+        assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), MAX_LINE + 1);
         let reason = sanitise_reason(&"y ".repeat(1000));
-        assert_eq!(reason.chars().count(), REASON_LIMIT);
+        assert_eq!(reason.chars().count(), MAX_REASON);
     }
 
     #[test]

@@ -26,13 +26,13 @@ use crate::{
 };
 
 /// The time limit of a scan.
-const LIMIT: Duration = Duration::from_secs(60);
+const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The size limit of `expected-drift.json`, in bytes.
-const EXPECTED: u64 = 64 << 20;
+const MAX_EXPECTED: u64 = 64 << 20;
 /// The most changes that are listed on the pusher's screen.
-const NAMED: usize = 10;
+const MAX_NAMED: usize = 10;
 /// The age up to which a scan counts as current in an overview.
-const CURRENT: Duration = Duration::from_secs(60);
+const MAX_AGE: Duration = Duration::from_secs(60);
 /// The most environments that an overview scans again, and the time that it waits for them.
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 
@@ -44,7 +44,7 @@ struct Expected(BTreeMap<ReleaseId, Vec<KnownEntry>>);
 
 impl Expected {
     fn read(paths: &EnvironmentPaths) -> Expected {
-        let bytes = files::read_limited(&paths.expected_drift(), EXPECTED).unwrap_or_default();
+        let bytes = files::read_limited(&paths.expected_drift(), MAX_EXPECTED).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
@@ -106,8 +106,8 @@ impl LiveSlot<'_> {
             ignore: self.settings.drift_ignore.clone(),
             known: Expected::read(&paths).0.remove(&self.live.release).unwrap_or_default(),
         };
-        let late = || ReleaseError::Refused { why: format!("the scan took longer than {} s", LIMIT.as_secs()) };
-        tokio::time::timeout(LIMIT, act(place)).await.unwrap_or_else(|_| Err(late()))
+        let late = || ReleaseError::Refused { why: format!("the scan took longer than {} s", SCAN_TIMEOUT.as_secs()) };
+        tokio::time::timeout(SCAN_TIMEOUT, act(place)).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn scan(&self) -> Result<Drift, ReleaseError> {
@@ -203,13 +203,13 @@ fn files(number: u64) -> String {
 
 /// Lists the changes; those that cannot be saved as errors.
 fn list(transcript: &Transcript, drift: &Drift) {
-    for change in drift.real().take(NAMED) {
+    for change in drift.real().take(MAX_NAMED) {
         let odd = change.odd.as_ref().map(|odd| format!(" ({odd})")).unwrap_or_default();
         let line = format!("{} {}{odd}", change.change.as_str(), change.path);
         if change.odd.is_some() { transcript.error(&line) } else { transcript.detail(&line) }
     }
-    let odd = drift.real().skip(NAMED).filter(|change| change.odd.is_some()).count() as u64;
-    let rest = (drift.real().count().saturating_sub(NAMED) as u64).saturating_add(drift.left_out);
+    let odd = drift.real().skip(MAX_NAMED).filter(|change| change.odd.is_some()).count() as u64;
+    let rest = (drift.real().count().saturating_sub(MAX_NAMED) as u64).saturating_add(drift.left_out);
     if rest > 0 {
         transcript.detail(&format!("... and {rest} more"));
     }
@@ -242,7 +242,7 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
             Ok(())
         }
         Applied::Conflicts(conflicts) => {
-            for (path, why) in conflicts.iter().take(NAMED) {
+            for (path, why) in conflicts.iter().take(MAX_NAMED) {
                 deployment.transcript.error(&format!("{path}: {why}"));
             }
             let first = conflicts.first().map(|(path, why)| format!("{path}: {why}")).unwrap_or_default();
@@ -354,7 +354,7 @@ impl Pipeline {
                 && self.under_way(environment.id).0.is_none()
                 && self
                     .last_drift(environment.id)
-                    .is_none_or(|last| Timestamp::now().duration_since(last.at).unsigned_abs() > CURRENT)
+                    .is_none_or(|last| Timestamp::now().duration_since(last.at).unsigned_abs() > MAX_AGE)
         };
         let scans = environments.iter().filter(stale).take(AT_ONCE.0).cloned().map(|environment| {
             let this = self.clone();

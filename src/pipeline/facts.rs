@@ -16,7 +16,7 @@ use crate::{
 const VERSION: u64 = 1;
 
 /// The most bytes that the facts of a deployment may take, so that an event with them fits a line of the journal.
-const BYTES_MAX: usize = 768 * 1024;
+const MAX_BYTES: usize = 768 * 1024;
 
 /// The facts so far. They are journalled whole with every step that changed them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -78,8 +78,8 @@ impl Facts {
             map.insert(String::from("version"), Value::from(VERSION));
         }
         let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
-        if bytes > BYTES_MAX {
-            let why = format!("variables and settings take {} KiB in all (at most {} KiB)", bytes >> 10, BYTES_MAX >> 10);
+        if bytes > MAX_BYTES {
+            let why = format!("variables and settings take {} KiB in all (at most {} KiB)", bytes >> 10, MAX_BYTES >> 10);
             return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
         }
         Ok(value)

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The size in bytes above which the older half of the list is dropped.
-const LIST_MAX: u64 = 256 * 1024;
+const MAX_LIST: u64 = 256 * 1024;
 
 /// A line of `restarts.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     line.push(b'\n');
     // A single write: a server that is killed leaves whole lines.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.write_all(&line)?;
-    if std::fs::metadata(path)?.len() > LIST_MAX {
+    if std::fs::metadata(path)?.len() > MAX_LIST {
         let all = read(path);
         let mut kept = Vec::new();
         for ended in all.iter().skip(all.len() / 2) {
@@ -136,7 +136,7 @@ fn note(path: &Path, ended: &Ended) -> io::Result<()> {
 /// Reads the list, oldest first; lines that cannot be parsed are skipped.
 fn read(path: &Path) -> Vec<Ended> {
     let Ok(file) = File::open(path) else { return Vec::new() };
-    let lines = BufReader::new(io::Read::take(file, LIST_MAX.saturating_mul(2))).split(b'\n');
+    let lines = BufReader::new(io::Read::take(file, MAX_LIST.saturating_mul(2))).split(b'\n');
     lines.map_while(Result::ok).filter_map(|line| serde_json::from_slice(&line).ok()).collect()
 }
 
@@ -160,7 +160,7 @@ mod tests {
             note(&path, &ended(second, release)).unwrap();
         }
         let found = read(&path);
-        assert!(std::fs::metadata(&path).unwrap().len() <= LIST_MAX && found.len() > 500, "{}", found.len());
+        assert!(std::fs::metadata(&path).unwrap().len() <= MAX_LIST && found.len() > 500, "{}", found.len());
         assert_eq!(found.last(), Some(&ended(4999, release)));
         // A line that was cut by a power failure, and one of another form.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();

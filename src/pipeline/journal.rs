@@ -73,7 +73,7 @@ pub enum JournalError {
         step: String,
     },
     /// An event is longer than a line may be.
-    #[error("{path}: an event of {bytes} bytes is longer than a line may be ({LINE_MAX} bytes)")]
+    #[error("{path}: an event of {bytes} bytes is longer than a line may be ({MAX_LINE} bytes)")]
     Long {
         /// The path of the journal.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum JournalError {
 }
 
 /// The longest line, in bytes; a longer one was not written by larder.
-const LINE_MAX: usize = 1024 * 1024;
+const MAX_LINE: usize = 1024 * 1024;
 
 /// An open journal; the only writer of its file.
 #[derive(Debug)]
@@ -228,12 +228,12 @@ impl JournalState {
         let mut line = Vec::new();
         for number in 1.. {
             line.clear();
-            reader.by_ref().take(LINE_MAX as u64).read_until(b'\n', &mut line).map_err(unreadable)?;
+            reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line).map_err(unreadable)?;
             let wrong = |why| JournalError::Line { path: path.clone(), line: number, why };
             let text = match line.split_last() {
                 Some((b'\n', text)) => text,
                 // Not the end of the file: the lines after this one count as well.
-                _ if line.len() >= LINE_MAX => return Err(wrong(format!("it is longer than {LINE_MAX} bytes"))),
+                _ if line.len() >= MAX_LINE => return Err(wrong(format!("it is longer than {MAX_LINE} bytes"))),
                 _ => break,
             };
             let record: Record = serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
@@ -301,7 +301,7 @@ impl Journal {
         let record = Record { at: Timestamp::now(), event: event.clone() };
         let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
-        if line.len() > LINE_MAX {
+        if line.len() > MAX_LINE {
             return Err(JournalError::Long { path: self.path.clone(), bytes: line.len() });
         }
         self.state.apply(&record).map_err(|misfit| misfit.in_file(&self.path))?;
@@ -382,12 +382,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
         journal.append(started("a")).unwrap();
-        assert!(matches!(journal.append(started(&"b".repeat(LINE_MAX))), Err(JournalError::Long { .. })));
+        assert!(matches!(journal.append(started(&"b".repeat(MAX_LINE))), Err(JournalError::Long { .. })));
         journal.append(started("c")).unwrap();
         assert_eq!(JournalState::read(directory.path()).unwrap().status("c"), StepStatus::Running);
         let path = directory.path().join(Journal::FILE);
         let lines = fs::read(&path).unwrap();
-        fs::write(&path, [&vec![b' '; LINE_MAX], &lines[..]].concat()).unwrap();
+        fs::write(&path, [&vec![b' '; MAX_LINE], &lines[..]].concat()).unwrap();
         let error = JournalState::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains(":1:") && error.contains("longer"), "{error}");
     }

@@ -11,10 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::model::{DeploymentId, Outcome, UserName};
 
 /// The time that one observer has for one announcement.
-const LIMIT: Duration = Duration::from_secs(30);
+const OBSERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The number of announcements that wait for one observer.
-const WAITING_MAX: usize = 1024;
+const MAX_WAITING: usize = 1024;
 
 /// The waits before an announcement is tried again.
 #[cfg(not(test))]
@@ -71,7 +71,7 @@ impl Observers {
     /// Starts a task for each observer; needs the runtime.
     pub fn start(observers: impl IntoIterator<Item = Arc<dyn Observer>>) -> Observers {
         let start = |observer: Arc<dyn Observer>| {
-            let (sender, deliveries) = mpsc::channel(WAITING_MAX);
+            let (sender, deliveries) = mpsc::channel(MAX_WAITING);
             let name = observer.name();
             tokio::spawn(serve(observer, deliveries));
             (name, sender)
@@ -113,11 +113,11 @@ async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bo
     let mut retries = retries.iter();
     loop {
         let observing = AssertUnwindSafe(observer.observe(announcement)).catch_unwind();
-        let why = match tokio::time::timeout(LIMIT, observing).await {
+        let why = match tokio::time::timeout(OBSERVER_TIMEOUT, observing).await {
             Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(why))) => why,
             Ok(Err(_)) => String::from("it panicked"),
-            Err(_) => format!("it took longer than {} s", LIMIT.as_secs()),
+            Err(_) => format!("it took longer than {} s", OBSERVER_TIMEOUT.as_secs()),
         };
         tracing::warn!(observer = observer.name(), id = announcement.id, why, "observer failed");
         match retries.next() {

@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// A longer line is cut into several.
-const LINE_MAX: u64 = 4096;
+const MAX_LINE: u64 = 4096;
 /// The number of last lines that are searched for a cause.
 const TAIL_LINES: usize = 60;
 /// The longest cause, in characters: with what comes before and after it, it fits git's own line.
-const CAUSE_MAX: usize = 120;
+const MAX_CAUSE: usize = 120;
 
 /// The last lines of a worker's output, once it has closed both of its write ends.
 pub type Copying = JoinHandle<VecDeque<String>>;
@@ -38,7 +38,7 @@ pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Cop
         let mut tail = VecDeque::new();
         loop {
             line.clear();
-            match (&mut lines).take(LINE_MAX).read_until(b'\n', &mut line).await {
+            match (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line).await {
                 Ok(0) | Err(_) => return tail,
                 Ok(_) => {
                     let text = String::from_utf8_lossy(&line);
@@ -70,7 +70,7 @@ pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>
 /// The cause of a process's failure, in its own words.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cause {
-    /// One line, at most [`CAUSE_MAX`] characters; nothing where the output has no such line.
+    /// One line, at most [`MAX_CAUSE`] characters; nothing where the output has no such line.
     pub sentence: Option<String>,
     /// The remedy, where larder itself found the cause.
     pub hint: Option<String>,
@@ -151,7 +151,7 @@ fn reads_like_an_error(line: &str) -> bool {
 }
 
 fn cut(line: &str) -> String {
-    match line.char_indices().nth(CAUSE_MAX) {
+    match line.char_indices().nth(MAX_CAUSE) {
         Some((end, _)) => format!("{}\u{2026}", line.get(..end).unwrap_or_default().trim_end()),
         None => line.to_owned(),
     }
@@ -196,7 +196,7 @@ mod tests {
             assert_eq!(said(text), None, "{text}");
         }
         let long = said(&format!("Error: {}", "x".repeat(500))).unwrap();
-        assert_eq!(long.chars().count(), CAUSE_MAX + 1);
+        assert_eq!(long.chars().count(), MAX_CAUSE + 1);
         let own = cause("larder: cannot start x: command not found\nlarder: hint: look\n".lines());
         assert_eq!(own.hint.as_deref(), Some("look"));
         assert_eq!(own.after("web.1 exited 127"), "web.1 exited 127: cannot start x: command not found");

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The time limit for publishing a release to one remote. A transfer that stalls ends much sooner.
-const LIMIT: Duration = Duration::from_secs(6 * 3600);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// Publishes the release that has just become live to every remote of its environment with `publish`. A failure is only logged:
 /// `larder promote` and `larder pull` report a missing release themselves.
@@ -24,8 +24,8 @@ pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Opt
     for remote in environment.remotes.iter().filter(|remote| remote.publish) {
         let places = &deployment.services.places;
         let published = publish(places, environment, &deployment.paths, &state, record.clone(), remote);
-        let late = || Err(format!("it took longer than {} hours", LIMIT.as_secs() / 3600));
-        match tokio::time::timeout(LIMIT, published).await.unwrap_or_else(|_| late()) {
+        let late = || Err(format!("it took longer than {} hours", PUBLISH_TIMEOUT.as_secs() / 3600));
+        match tokio::time::timeout(PUBLISH_TIMEOUT, published).await.unwrap_or_else(|_| late()) {
             Ok(bytes) => tracing::info!(remote = %remote.name, release = %live.release, bytes, "published"),
             Err(why) => tracing::error!(remote = %remote.name, release = %live.release, why, "cannot publish"),
         }

@@ -22,7 +22,7 @@ use crate::model::{Blame, Event, Fault, Outcome, Phase, StepStatus};
 
 /// The time limit of one undo. It is the server's: the recipe of a release that failed cannot stretch it. It leaves time to drain
 /// and to stop processes that do not end by themselves.
-const UNDO_LIMIT: Duration = Duration::from_secs(300);
+const UNDO_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
 /// next one is made. Returns the outcome, which the caller records.
@@ -181,8 +181,8 @@ pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator
 }
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
-    let undoing = tokio::time::timeout(UNDO_LIMIT, step.undo(deployment));
-    let late = || Failure::blameless(format!("took longer than {}", seconds(UNDO_LIMIT)));
+    let undoing = tokio::time::timeout(UNDO_TIMEOUT, step.undo(deployment));
+    let late = || Failure::blameless(format!("took longer than {}", seconds(UNDO_TIMEOUT)));
     caught(step.name(), async { undoing.await.unwrap_or_else(|_| Err(late())) }).await
 }
 

@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// The size in bytes above which a file cannot be one of these.
-const BYTES_MAX: u64 = 4 << 20;
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Reads a JSON file; nothing where there is none.
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }
-    let bytes = files::read_limited(path, BYTES_MAX).map_err(io::Error::other)?;
+    let bytes = files::read_limited(path, MAX_BYTES).map_err(io::Error::other)?;
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).map_err(|error| io::Error::other(format!("{} is damaged: {error}", path.display())))
 }

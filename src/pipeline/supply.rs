@@ -101,7 +101,7 @@ impl SupplyError {
 }
 
 /// The most offers that a refusal lists.
-const NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 
 /// The offers of remotes, and the remotes that could not be reached.
 #[derive(Default)]
@@ -280,5 +280,5 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<
 fn none(wanted: String, mut candidates: Vec<ReleaseCandidate>, unreachable: Vec<String>) -> SupplyError {
     candidates.sort_by_key(|candidate| (std::cmp::Reverse(candidate.release), candidate.number.is_none()));
     candidates.dedup_by_key(|candidate| candidate.release);
-    SupplyError::None { wanted, offered: candidates.iter().take(NAMED).map(ReleaseCandidate::title).collect(), unreachable }
+    SupplyError::None { wanted, offered: candidates.iter().take(MAX_NAMED).map(ReleaseCandidate::title).collect(), unreachable }
 }

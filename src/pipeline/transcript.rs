@@ -3,7 +3,7 @@
 //! A follower reads the file, not a queue. So a slow one costs no memory and delays nothing, and one that comes late, or again, sees
 //! everything from the beginning.
 //!
-//! The output of workers is limited to [`OUTPUT_MAX`]; what comes after that is left out, which the transcript says, except for its
+//! The output of workers is limited to [`MAX_OUTPUT`]; what comes after that is left out, which the transcript says, except for its
 //! last lines. larder's own lines are always written.
 
 use std::{
@@ -21,11 +21,11 @@ use tokio::sync::watch;
 use crate::{host::files, model::sanitise_line};
 
 /// The size in bytes above which output of workers is left out; a build that prints for ever must not fill the disk.
-const OUTPUT_MAX: u64 = 8 * 1024 * 1024;
+const MAX_OUTPUT: u64 = 8 * 1024 * 1024;
 /// The size in bytes that no transcript exceeds. larder's own lines of one deployment are far fewer.
-const BYTES_MAX: u64 = 2 * OUTPUT_MAX;
+const MAX_BYTES: u64 = 2 * MAX_OUTPUT;
 /// The most that is shown of the end of output that was left out, in bytes.
-const TAIL_MAX: usize = 16 * 1024;
+const MAX_TAIL: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Shared {
@@ -48,7 +48,7 @@ struct LeftOut {
     told: bool,
     /// Lines that came since larder's last own line.
     lines: u64,
-    /// The last of them, at most [`TAIL_MAX`] bytes.
+    /// The last of them, at most [`MAX_TAIL`] bytes.
     tail: VecDeque<String>,
     bytes: usize,
 }
@@ -58,7 +58,7 @@ impl LeftOut {
         self.lines = self.lines.saturating_add(1);
         self.bytes = self.bytes.saturating_add(line.len());
         self.tail.push_back(line);
-        while self.bytes > TAIL_MAX
+        while self.bytes > MAX_TAIL
             && self.tail.len() > 1
             && let Some(first) = self.tail.pop_front()
         {
@@ -113,7 +113,7 @@ impl Transcript {
     pub fn line(&self, text: &str) {
         let mut log = self.0.log.lock();
         let tail = log.left_out.take();
-        self.write(&mut log, &format!("{tail}{}\n", sanitise_line(text)), BYTES_MAX);
+        self.write(&mut log, &format!("{tail}{}\n", sanitise_line(text)), MAX_BYTES);
     }
 
     /// Writes a line of a worker's output, within the limit.
@@ -121,15 +121,15 @@ impl Transcript {
         let line = format!("{}\n", sanitise_line(text));
         let mut log = self.0.log.lock();
         if !log.left_out.told {
-            if self.write(&mut log, &line, OUTPUT_MAX) {
+            if self.write(&mut log, &line, MAX_OUTPUT) {
                 return;
             }
             log.left_out.told = true;
             let note = format!(
                 " !     The output is longer than {} MiB; the rest is left out, except for its last lines.\n",
-                OUTPUT_MAX >> 20
+                MAX_OUTPUT >> 20
             );
-            self.write(&mut log, &note, BYTES_MAX);
+            self.write(&mut log, &note, MAX_BYTES);
         }
         log.left_out.push(line);
     }
@@ -217,7 +217,7 @@ mod tests {
         transcript.output("more");
         transcript.title("v1 is live");
         let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();
-        assert!((kept.len() as u64) < OUTPUT_MAX + 100_000, "{}", kept.len());
+        assert!((kept.len() as u64) < MAX_OUTPUT + 100_000, "{}", kept.len());
         assert_eq!(kept.matches("the rest is left out").count(), 1);
         let last = kept.lines().rev().take(4).collect::<Vec<_>>();
         assert_eq!(last, ["-----> v1 is live", "more", " !     build: exited 1", "the reason"]);

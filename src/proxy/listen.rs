@@ -27,7 +27,7 @@ use super::{
 /// The pause after the system has run out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// Time that tunnels get after a stop. They do not end by themselves, and clients can reopen them.
-const TUNNELS: Duration = Duration::from_secs(2);
+const TUNNEL_GRACE: Duration = Duration::from_secs(2);
 /// The value of `Retry-After` for a rejected connection, in seconds.
 const RETRY_AFTER: u8 = 5;
 
@@ -94,7 +94,7 @@ pub(super) async fn serve(
     drop(listener);
     tasks.close();
     let limit = proxy.settings.shutdown_limit;
-    let tunnels = TUNNELS.min(limit);
+    let tunnels = TUNNEL_GRACE.min(limit);
     if timeout(tunnels, tasks.wait()).await.is_ok() {
         return Ok(());
     }

@@ -34,7 +34,7 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Age up to which an idle connection is assumed to be open, because applications do not close connections sooner.
 const SURELY_OPEN: Duration = Duration::from_secs(1);
 /// Characters of a path that an access line keeps.
-const LOGGED_PATH: usize = 1024;
+const MAX_LOGGED_PATH: usize = 1024;
 
 /// Answers one request. Every request gets a response.
 pub(super) async fn answer(
@@ -75,7 +75,11 @@ pub(super) async fn answer(
         peer: visitor.unwrap_or(connection.peer),
         host: named.name,
         method: request.method().clone(),
-        path: request.uri().path_and_query().map(|path| path.as_str().chars().take(LOGGED_PATH).collect()).unwrap_or_default(),
+        path: request
+            .uri()
+            .path_and_query()
+            .map(|path| path.as_str().chars().take(MAX_LOGGED_PATH).collect())
+            .unwrap_or_default(),
         request_id: request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
     });
     let open = Open { record, _permit: permit };

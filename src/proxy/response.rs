@@ -28,7 +28,7 @@ use super::{
 };
 
 /// Time limit for the switch of both connections to the new protocol after an upgrade was accepted.
-const HANDOVER: Duration = Duration::from_secs(10);
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Size of a tunnel's buffer in each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
@@ -180,7 +180,7 @@ fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: On
         let cut = in_flight.cut();
         let carry = async {
             let both = async { tokio::try_join!(client, application) };
-            let Ok(Ok((client, application))) = timeout(HANDOVER, both).await else { return };
+            let Ok(Ok((client, application))) = timeout(HANDOVER_TIMEOUT, both).await else { return };
             let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
             let route = open.record.route().clone();
             // An error means that one side has closed its connection; dropping the streams closes the other side's.

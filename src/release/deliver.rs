@@ -56,11 +56,11 @@ pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: Releas
 }
 
 /// The most cached deltas of an environment.
-const CACHED: usize = 16;
+const MAX_CACHED: usize = 16;
 /// The bytes of the disk that are left free.
 const RESERVE: u64 = 256 << 20;
 
-/// Removes the oldest cached deltas beyond [`CACHED`] and beyond `limit` bytes in all. `newest`, which a caller waits for, stays.
+/// Removes the oldest cached deltas beyond [`MAX_CACHED`] and beyond `limit` bytes in all. `newest`, which a caller waits for, stays.
 fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     // The name of an unfinished delta begins with a dot.
@@ -77,7 +77,7 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let mut left = limit.saturating_sub(newest.symlink_metadata().map_or(0, |found| found.len()));
     let mut kept = 1_usize;
     for (_, bytes, path) in others {
-        if kept < CACHED && bytes <= left {
+        if kept < MAX_CACHED && bytes <= left {
             (kept, left) = (kept.saturating_add(1), left.saturating_sub(bytes));
         } else if let Err(error) = remove_if_present(&path) {
             tracing::warn!(%error, "cannot remove an old delta");
@@ -221,7 +221,7 @@ mod tests {
         (1..=40).for_each(|age| drop(make(&format!("{age}..b"), age, 10)));
         make(".new-x", 90, 10);
         forget_oldest(dir.path(), &newest, 1 << 20);
-        assert_eq!(left(), CACHED + 1);
+        assert_eq!(left(), MAX_CACHED + 1);
         assert!(dir.path().join("15..b").exists() && !dir.path().join("16..b").exists());
         // Also by their size. The newest stays, whatever its size.
         forget_oldest(dir.path(), &newest, 125);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{config::PromotionPolicy, model::HealthRecord};
 
 /// The greatest tolerated difference between the clocks of two servers.
-const CLOCKS: Duration = Duration::from_secs(300);
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(300);
 
 /// Checks an accepted health record against the policy. Returns everything that is missing, in words; without a record all of it.
 pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
@@ -18,7 +18,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
         return Err(vec!["there is no health record of it from elsewhere, and `promote` requires one".to_owned()]);
     };
     let mut missing = Vec::new();
-    if between(now, record.as_of) > CLOCKS {
+    if between(now, record.as_of) > MAX_CLOCK_DIFFERENCE {
         missing.push(format!("its record is of {}, which is in the future: look at the clocks of both servers", record.as_of));
     }
     if let Some(wanted) = policy.min_healthy.map(|span| span.get()) {

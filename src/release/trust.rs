@@ -59,15 +59,15 @@ struct Mark {
 }
 
 /// The most pairs of signer and environment that are remembered.
-const MARKS_MAX: usize = 256;
+const MAX_MARKS: usize = 256;
 
 /// The largest `accepted.json`, in bytes.
-const BYTES_MAX: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 impl Accepted {
     /// Reads the file at `path`; without a file, nothing was accepted.
     pub fn load(path: &Path) -> Result<Accepted, ReleaseError> {
-        match read_limited(path, BYTES_MAX) {
+        match read_limited(path, MAX_BYTES) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|error| ReleaseError::Manifest { path: path.to_owned(), why: error.to_string() }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Accepted::default()),
@@ -100,7 +100,7 @@ impl Accepted {
         self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
         // The oldest are dropped first: a trusted signer that invents environments only drops its own marks.
         self.marks.sort_by_key(|mark| mark.created);
-        let excess = self.marks.len().saturating_sub(MARKS_MAX - 1);
+        let excess = self.marks.len().saturating_sub(MAX_MARKS - 1);
         self.marks.drain(..excess);
         let (project, environment) = (project.clone(), environment.clone());
         self.marks.push(Mark {

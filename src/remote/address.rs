@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use crate::model::{EnvironmentName, ProjectName};
 
 /// The maximum length of an address, in bytes.
-const LONGEST: usize = 1000;
+const MAX_LENGTH: usize = 1000;
 
 /// The validated address of a store of deliverables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl FromStr for Address {
 }
 
 fn parse(text: &str) -> Result<Address, String> {
-    if text.len() > LONGEST || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if text.len() > MAX_LENGTH || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(String::from("it contains white space or control characters, or is too long"));
     }
     let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;

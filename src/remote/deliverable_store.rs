@@ -8,20 +8,20 @@ use tokio::sync::mpsc;
 use super::{
     address::Address,
     error::RemoteError,
-    offer::{Blob, LIST_BYTES, OFFERS, Object, Offer, SMALL_BYTES, TransferLimits},
+    offer::{Blob, MAX_LIST_BYTES, MAX_OFFERS, MAX_SMALL_BYTES, Object, Offer, TransferLimits},
     ssh::{Exec, PullKey, RemoteServer},
     store::ObjectFiles,
 };
 use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sanitise_line};
 
 /// The maximum length of the ranges in one command, in bytes. A larder server accepts commands of at most 1024 bytes.
-const RANGES_BYTES: usize = 600;
+const MAX_RANGES_BYTES: usize = 600;
 /// The time limit for a list of offers, which a push may wait for.
-const LISTED: Duration = Duration::from_secs(60);
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for a small answer that the other side has to compute, such as a delta.
-const WORKED_OUT: Duration = Duration::from_secs(20 * 60);
+const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// The maximum number of commits that are named in a request for a pack.
-const HAVES: usize = 12;
+const MAX_HAVES: usize = 12;
 
 /// Opens remotes, with the key and the settings of this server.
 #[derive(Debug, Clone)]
@@ -155,24 +155,24 @@ impl DeliverableStore {
 
     /// Returns all offers of the project, newest first.
     pub async fn list(&self) -> Result<Vec<Offer>, RemoteError> {
-        self.within(LISTED, "list of deliverables", self.listed()).await
+        self.within(LIST_TIMEOUT, "list of deliverables", self.listed()).await
     }
 
     async fn listed(&self) -> Result<Vec<Offer>, RemoteError> {
         let mut offers: Vec<Offer> = match &*self.backend {
             Backend::Server(server) => {
                 let bytes =
-                    server.exec(&self.words("list", &["--json"])).await?.output("list of deliverables", LIST_BYTES).await?;
+                    server.exec(&self.words("list", &["--json"])).await?.output("list of deliverables", MAX_LIST_BYTES).await?;
                 serde_json::from_slice(&bytes).map_err(|error| self.invalid("list of deliverables", error))?
             }
-            Backend::Files(files) => files.list(&self.project, LIST_BYTES).await?,
+            Backend::Files(files) => files.list(&self.project, MAX_LIST_BYTES).await?,
         };
         let mine = |offer: &Offer| {
             offer.project == self.project && self.environment.as_ref().is_none_or(|wanted| *wanted == offer.environment)
         };
         offers.retain(mine);
         offers.sort_by_key(|offer| std::cmp::Reverse((offer.release, offer.live)));
-        offers.truncate(OFFERS);
+        offers.truncate(MAX_OFFERS);
         Ok(offers)
     }
 
@@ -182,7 +182,7 @@ impl DeliverableStore {
 
     /// Returns size and digest of a delta. A larder server computes it on request, which can take minutes; other remotes have none.
     pub async fn delta(&self, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
-        self.within(WORKED_OUT, Object::DELTA, self.described(release, from)).await
+        self.within(COMPUTE_TIMEOUT, Object::DELTA, self.described(release, from)).await
     }
 
     async fn described(&self, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
@@ -190,7 +190,7 @@ impl DeliverableStore {
             Backend::Server(server) => {
                 let (release, from) = (release.to_string(), from.to_string());
                 let words = self.words("info", &[&release, "delta", "--from", &from, "--json"]);
-                let bytes = server.exec(&words).await?.output(Object::DELTA, SMALL_BYTES).await?;
+                let bytes = server.exec(&words).await?.output(Object::DELTA, MAX_SMALL_BYTES).await?;
                 serde_json::from_slice(&bytes).map_err(|error| self.invalid(Object::DELTA_NOTE, error))
             }
             // Shared stores have no deltas.
@@ -236,12 +236,12 @@ impl DeliverableStore {
         let record = async {
             match &*self.backend {
                 Backend::Server(server) => {
-                    server.exec(&self.get(release, Object::Health, &[])).await?.output("health record", SMALL_BYTES).await
+                    server.exec(&self.get(release, Object::Health, &[])).await?.output("health record", MAX_SMALL_BYTES).await
                 }
-                Backend::Files(files) => files.whole(&self.project, release, Object::Health, SMALL_BYTES).await,
+                Backend::Files(files) => files.whole(&self.project, release, Object::Health, MAX_SMALL_BYTES).await,
             }
         };
-        match self.within(WORKED_OUT, "health record", record).await {
+        match self.within(COMPUTE_TIMEOUT, "health record", record).await {
             Ok(record) => Ok(Some(record)),
             Err(RemoteError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -260,7 +260,7 @@ impl DeliverableStore {
         let server = self.server("send a commit")?;
         let from = offset.to_string();
         let mut more = vec!["--offset", &from];
-        for have in haves.iter().take(HAVES) {
+        for have in haves.iter().take(MAX_HAVES) {
             more.extend(["--have", have.as_str()]);
         }
         stream(server.exec(&self.get(release, Object::Pack, &more)).await?, "pack", to).await
@@ -300,7 +300,7 @@ fn batches(ranges: &[Range<u64>]) -> Vec<String> {
     for range in ranges {
         let word = format!("{}+{}", range.start, range.end.saturating_sub(range.start));
         match batches.last_mut() {
-            Some(last) if last.len().saturating_add(word.len()) < RANGES_BYTES => {
+            Some(last) if last.len().saturating_add(word.len()) < MAX_RANGES_BYTES => {
                 last.push(',');
                 last.push_str(&word);
             }
@@ -318,7 +318,7 @@ mod tests {
     fn ranges_are_split_to_fit_command_lines() {
         let ranges: Vec<_> = (0..200_u64).map(|n| n * 1_000_000_007..n * 1_000_000_007 + 4_194_304).collect();
         let batches = batches(&ranges);
-        assert!(batches.len() > 1 && batches.iter().all(|batch| batch.len() <= RANGES_BYTES));
+        assert!(batches.len() > 1 && batches.iter().all(|batch| batch.len() <= MAX_RANGES_BYTES));
         let again: Vec<_> = batches.iter().flat_map(|batch| batch.split(',')).collect();
         assert_eq!(again.len(), 200);
         assert_eq!(again[1], "1000000007+4194304");

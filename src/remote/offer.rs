@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, sanitise_reason};
 
 /// The maximum size of a list of offers, in bytes.
-pub(super) const LIST_BYTES: u64 = 4 << 20;
+pub(super) const MAX_LIST_BYTES: u64 = 4 << 20;
 /// The maximum number of offers of one remote that are read.
-pub(super) const OFFERS: usize = 1000;
+pub(super) const MAX_OFFERS: usize = 1000;
 /// The maximum size of a health record, and of the description of an object, in bytes.
-pub(super) const SMALL_BYTES: u64 = 1 << 20;
+pub(super) const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// The number of chunks of a transfer that may wait for the disk. A chunk is one read from the network, 32 KiB over ssh.
-pub(crate) const QUEUE: usize = 16;
+pub(crate) const MAX_QUEUE: usize = 16;
 
 /// The maximum sizes of transfers from a remote, whatever it offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub enum Found<'a> {
 }
 
 /// The minimum length of an abbreviated commit id.
-const SHORTEST: usize = 7;
+const MIN_LENGTH: usize = 7;
 
 /// Finds the offer that `text` names: a release id, `v42`, a tag, or a commit id or its abbreviation. Of several releases of one commit, the
 /// newest is returned. `offers` must be sorted newest first.
@@ -167,7 +167,7 @@ pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
             (None, _) => Found::None,
         };
     }
-    if text.len() < SHORTEST {
+    if text.len() < MIN_LENGTH {
         return Found::None;
     }
     let mut begin = offers.iter().filter(|offer| offer.commit.as_str().starts_with(text));

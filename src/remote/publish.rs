@@ -8,14 +8,14 @@ use tokio::io::AsyncReadExt;
 use super::{
     deliverable_store::DeliverableStore,
     error::RemoteError,
-    offer::{OFFERS, Object, Offer},
+    offer::{MAX_OFFERS, Object, Offer},
 };
 use crate::{host::files::open_regular, model::sanitise_line};
 
 /// The size of a part of an upload, in bytes.
 const PART: usize = 8 << 20;
 /// The maximum number of parts that are uploaded at the same time.
-const PARTS: usize = 2;
+const MAX_PARTS: usize = 2;
 
 /// A release to publish.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u
             if read == 0 {
                 break;
             }
-            writer.wait_for_capacity(PARTS).await.map_err(|error| failed(object.word(), error))?;
+            writer.wait_for_capacity(MAX_PARTS).await.map_err(|error| failed(object.word(), error))?;
             writer.write(buffer.get(..read).unwrap_or_default());
             sent = sent.saturating_add(read as u64);
         }
@@ -82,7 +82,7 @@ pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u
     if store.is_listable() {
         // The list is rebuilt from the published offers, so a concurrent publication is missing in it only until the next publication.
         let mut offers = store.list(project, u64::MAX).await?;
-        offers.truncate(OFFERS);
+        offers.truncate(MAX_OFFERS);
         sent = sent.saturating_add(small(store.index_path(project), "list", json(&offers)).await?);
     }
     Ok(sent)

@@ -21,16 +21,16 @@ use tokio::sync::mpsc;
 use super::{
     address::Address,
     error::RemoteError,
-    offer::{OFFERS, Object, Offer},
+    offer::{MAX_OFFERS, Object, Offer},
 };
 use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
 /// The time limit for a connection.
-const CONNECT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The maximum silence of a transfer.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximum size of an offer, in bytes.
-const OFFER_BYTES: u64 = 64 << 10;
+const MAX_OFFER_BYTES: u64 = 64 << 10;
 const OFFER_ENDING: &str = ".offer.json";
 const INDEX: &str = "index.json";
 
@@ -56,8 +56,8 @@ impl ObjectFiles {
         };
         let options = ClientOptions::new()
             .with_allow_http(true)
-            .with_connect_timeout(CONNECT)
-            .with_read_timeout(STALLED)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_read_timeout(STALL_TIMEOUT)
             .with_timeout_disabled();
         // There are few retries here, because the transfer itself retries, depending on its progress.
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
@@ -150,13 +150,13 @@ impl ObjectFiles {
             let entry = entry.map_err(|error| self.failed("list of deliverables", &error))?;
             let id = entry.location.filename().and_then(|name| name.strip_suffix(OFFER_ENDING)?.parse::<ReleaseId>().ok());
             newest.extend(id);
-            if newest.len() > OFFERS {
+            if newest.len() > MAX_OFFERS {
                 newest.pop_first();
             }
         }
         let mut offers = Vec::new();
         for release in newest.into_iter().rev() {
-            match self.get(&self.offer_path(project, release), "offer", OFFER_BYTES).await {
+            match self.get(&self.offer_path(project, release), "offer", MAX_OFFER_BYTES).await {
                 Ok(bytes) => offers.push(serde_json::from_slice(&bytes).map_err(invalid)?),
                 // The offer was removed after it was listed.
                 Err(RemoteError::NotFound { .. }) => {}

@@ -60,7 +60,7 @@ const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// The name of the note.
 const NOTE: &str = ".larder-seed";
 /// The maximum number of bytes that are read of a note.
-const NOTE_MAX: u64 = 1 << 20;
+const MAX_NOTE: u64 = 1 << 20;
 
 /// A change time as the file system keeps it: seconds and nanoseconds.
 type ChangeTime = (i64, i64);
@@ -85,7 +85,7 @@ impl Note {
         };
         let mut text = Vec::new();
         if file.metadata()?.is_file() {
-            file.take(NOTE_MAX).read_to_end(&mut text)?;
+            file.take(MAX_NOTE).read_to_end(&mut text)?;
         }
         Ok(serde_json::from_slice(&text).ok())
     }

@@ -45,7 +45,7 @@ pub struct LogLine {
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The maximum length of a line, in bytes. A longer line is split.
-const LINE_MAX: u64 = 16 * 1024;
+const MAX_LINE: u64 = 16 * 1024;
 
 /// The logs of all processes; cheap to clone.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ impl Logs {
         let mut reported: Option<Instant> = None;
         loop {
             buffer.clear();
-            if (&mut lines).take(LINE_MAX).read_until(b'\n', &mut buffer).await? == 0 {
+            if (&mut lines).take(MAX_LINE).read_until(b'\n', &mut buffer).await? == 0 {
                 return Ok(());
             }
             // The text is sanitised before the prefix is added, so that no control sequence can hide or change the prefix on a terminal.
@@ -160,12 +160,12 @@ impl RotatingFile {
 }
 
 /// The maximum number of bytes that are read for the last lines of a log.
-const TAIL_MAX: u64 = 4 << 20;
+const MAX_TAIL: u64 = 4 << 20;
 
 /// Returns the last `count` lines of the log at `path`, oldest first. If the file has fewer lines, its rotated files are read, too.
 /// Returns fewer lines if the log has fewer or if `count` lines would exceed 4 MiB, and none if there is no log.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
-    let (mut lines, mut budget) = (Vec::new(), TAIL_MAX);
+    let (mut lines, mut budget) = (Vec::new(), MAX_TAIL);
     for number in 0.. {
         let name = if number == 0 { path.to_owned() } else { rotated(path, number) };
         let mut file = match File::open(name) {

@@ -12,7 +12,7 @@ use super::{command, data, process::RunJob};
 use crate::host::launch::write_report;
 
 /// The maximum size of the variables file after a script, in bytes.
-const VARIABLES_MAX: u64 = 256 * 1024;
+const MAX_VARIABLES: u64 = 256 * 1024;
 
 /// Runs the job. Returns the exit status, unless the worker becomes the command.
 pub fn work(job: RunJob, report: &mut impl io::Write) -> io::Result<i32> {
@@ -55,7 +55,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     };
     if status.success() {
         let mut changed = String::new();
-        fs::File::open(file.path())?.take(VARIABLES_MAX).read_to_string(&mut changed)?;
+        fs::File::open(file.path())?.take(MAX_VARIABLES).read_to_string(&mut changed)?;
         write_report(report, &changed)?;
     }
     Ok(status.code().unwrap_or_else(|| 128_i32.saturating_add(status.signal().unwrap_or(0))))

@@ -9,7 +9,7 @@ use rustix::{
 };
 
 /// The maximum number of nested directories that are open at a time. Deeper ones are first moved to the top directory.
-const DEPTH: usize = 64;
+const MAX_DEPTH: usize = 64;
 
 /// Empties the directory that `LARDER_AREA` names, as far as this user is allowed to.
 pub fn work() -> io::Result<()> {
@@ -77,7 +77,7 @@ impl Sweep {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
             other => other?,
         };
-        if depth >= DEPTH {
+        if depth >= MAX_DEPTH {
             self.moved += 1;
             return renameat(parent, name, &self.top, format!(".sweep-{}-{}", std::process::id(), self.moved));
         }

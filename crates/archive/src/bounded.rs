@@ -8,16 +8,16 @@ use serde::{
 };
 
 /// The most entries of a release, and so of every list with an element for each entry.
-pub const ENTRIES: usize = 1_000_000;
+pub const MAX_ENTRIES: usize = 1_000_000;
 
-/// For `deserialize_with`: a list of at most [`ENTRIES`] elements.
+/// For `deserialize_with`: a list of at most [`MAX_ENTRIES`] elements.
 pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
-    input.deserialize_seq(AtMost(ENTRIES, PhantomData))
+    input.deserialize_seq(AtMost(MAX_ENTRIES, PhantomData))
 }
 
 /// For `deserialize_with`: a list of changes between two releases. All entries may be removed and as many others added.
 pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
-    input.deserialize_seq(AtMost(2 * ENTRIES, PhantomData))
+    input.deserialize_seq(AtMost(2 * MAX_ENTRIES, PhantomData))
 }
 
 struct AtMost<T>(usize, PhantomData<T>);
@@ -55,12 +55,12 @@ mod tests {
     #[test]
     fn list_with_more_than_the_most_entries_is_refused() {
         let json = |count: usize| format!("{{\"list\":[{}]}}", vec!["1"; count].join(","));
-        assert_eq!(serde_json::from_str::<List>(&json(ENTRIES)).unwrap().list.len(), ENTRIES);
-        let error = serde_json::from_str::<List>(&json(ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
+        assert_eq!(serde_json::from_str::<List>(&json(MAX_ENTRIES)).unwrap().list.len(), MAX_ENTRIES);
+        let error = serde_json::from_str::<List>(&json(MAX_ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
         assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
         // Also in a format that states the length first.
         let binary = |count: usize| postcard::to_stdvec(&vec![1_u8; count]).unwrap();
-        assert!(postcard::from_bytes::<List>(&binary(ENTRIES)).is_ok());
-        assert!(postcard::from_bytes::<List>(&binary(ENTRIES + 1)).is_err());
+        assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES)).is_ok());
+        assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES + 1)).is_err());
     }
 }

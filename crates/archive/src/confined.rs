@@ -129,7 +129,7 @@ pub struct Cursor<'a> {
 
 impl Cursor<'_> {
     /// The most directories that stay open.
-    const DEPTH: usize = 12;
+    const MAX_OPEN: usize = 12;
 
     /// The directory at `path`, opened from the nearest one above that is open.
     fn directory(&mut self, path: &OsStr) -> rustix::io::Result<BorrowedFd<'_>> {
@@ -154,7 +154,7 @@ impl Cursor<'_> {
 
     /// Keeps the directory at `path` open, which was reached from the last one of those that are open or from the root.
     fn keep(&mut self, path: &OsStr, fd: OwnedFd) {
-        if self.open.len() == Self::DEPTH {
+        if self.open.len() == Self::MAX_OPEN {
             self.open.remove(0);
         }
         self.open.push((path.to_owned(), fd));

@@ -61,7 +61,7 @@ pub const LEVEL: i32 = 3;
 pub const MAX_FILE: u64 = (4 << 30) - (4 << 20);
 
 /// The largest window, as power of two, that a reader provides memory for.
-const WINDOW_LOG_MAX: u32 = 27;
+const MAX_WINDOW_LOG: u32 = 27;
 
 /// The bytes of a large file that are held at once.
 const CHUNK: usize = 1 << 20;

@@ -5,27 +5,27 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, find_frame_compressed_size, get_error_name};
 
-use super::{ArchiveError, WINDOW_LOG_MAX, reader};
+use super::{ArchiveError, MAX_WINDOW_LOG, reader};
 
 /// Above this size of reference and text together, in bytes, zstd's own tables do not reach the whole reference any more, and its
 /// search for long matches does.
 const LONG: usize = 1 << 20;
 
 /// The largest reference and text together, in bytes.
-pub const REACH: usize = 1 << WINDOW_LOG_MAX;
+pub const MAX_REACH: usize = 1 << MAX_WINDOW_LOG;
 
 /// Compresses what follows the first `reference` bytes of `both`, at `level`, into one frame without a checksum.
 pub fn pack(both: &[u8], reference: usize, level: i32) -> Result<Vec<u8>, ArchiveError> {
     let failed = |code| ArchiveError::Unpatched { why: get_error_name(code) };
     let (before, text) = both.split_at_checked(reference).ok_or(ArchiveError::Unpatched { why: "its reference is missing" })?;
-    if both.len() > REACH {
+    if both.len() > MAX_REACH {
         return Err(ArchiveError::Unpatched { why: "its reference and its text are too large" });
     }
     let mut context = CCtx::create();
     let mut set = |parameter| context.set_parameter(parameter).map_err(failed);
     set(CParameter::CompressionLevel(level))?;
     set(CParameter::ChecksumFlag(false))?;
-    set(CParameter::WindowLog(both.len().next_power_of_two().trailing_zeros().clamp(10, WINDOW_LOG_MAX)))?;
+    set(CParameter::WindowLog(both.len().next_power_of_two().trailing_zeros().clamp(10, MAX_WINDOW_LOG)))?;
     if both.len() > LONG {
         set(CParameter::EnableLongDistanceMatching(true))?;
     }

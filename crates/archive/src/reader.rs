@@ -10,11 +10,11 @@ use std::{
 
 use zstd::{bulk::Decompressor, zstd_safe};
 
-use super::{ArchiveError, ArchiveInfoExt, ArchiveLimits, CHUNK, WINDOW_LOG_MAX, check_entries, diagnose, frames, header};
+use super::{ArchiveError, ArchiveInfoExt, ArchiveLimits, CHUNK, MAX_WINDOW_LOG, check_entries, diagnose, frames, header};
 use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
 /// Frames up to this size after decompression are held, larger ones streamed.
-const HELD: u64 = 16 << 20;
+const MAX_HELD: u64 = 16 << 20;
 
 /// Takes the files of a frame, one after another.
 pub trait Sink {
@@ -101,11 +101,11 @@ impl<'a> Archive<'a> {
             return Err(ArchiveError::Frame { frame, why: "there is no such frame" });
         };
         let last = frame + 1 == self.frames.len();
-        if info.raw > HELD {
+        if info.raw > MAX_HELD {
             return self.stream(frame, info, range.clone(), last, sink);
         }
         // Refuse an absurd size before any memory is asked for.
-        if info.bytes > zstd_safe::compress_bound(HELD as usize) as u64 {
+        if info.bytes > zstd_safe::compress_bound(MAX_HELD as usize) as u64 {
             return Err(ArchiveError::Frame { frame, why: "it is larger than what it holds" });
         }
         reader.packed.resize(info.bytes as usize, 0);
@@ -143,7 +143,7 @@ impl<'a> Archive<'a> {
         let part = Part { file: self.file, at: info.offset, left: info.bytes, hasher: blake3::Hasher::new() };
         let input = BufReader::with_capacity(CHUNK, part);
         let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?.single_frame();
-        decoder.window_log_max(WINDOW_LOG_MAX).map_err(failed)?;
+        decoder.window_log_max(MAX_WINDOW_LOG).map_err(failed)?;
         let mut content = Content::Streamed { from: &mut decoder, buffer: Vec::new() };
         let walked = self.walk(frame, range, last, &mut content, sink);
         if let Err(ArchiveError::Sink(_) | ArchiveError::File(_)) = walked {
@@ -260,7 +260,7 @@ impl FrameReader {
 /// Looks at a frame's own header: what it asks for must be known before the decompressor obeys it.
 fn check_frame_header(frame: usize, bytes: &[u8], raw: u64) -> Result<(), ArchiveError> {
     let window = window_of(bytes, raw).map_err(|why| ArchiveError::Frame { frame, why })?;
-    let limit = 1 << WINDOW_LOG_MAX;
+    let limit = 1 << MAX_WINDOW_LOG;
     if window > limit { Err(ArchiveError::Window { frame, window, limit }) } else { Ok(()) }
 }
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{ArchiveError, BadPath, MAX_FILE};
-use crate::{Entry, EntryKind, bounded::ENTRIES};
+use crate::{Entry, EntryKind, bounded::MAX_ENTRIES};
 
 /// The limits of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,7 +23,7 @@ impl ArchiveLimits {
 
 impl Default for ArchiveLimits {
     fn default() -> ArchiveLimits {
-        ArchiveLimits { entries: ENTRIES as u64, bytes: 32 << 30, ratio: 1000 }
+        ArchiveLimits { entries: MAX_ENTRIES as u64, bytes: 32 << 30, ratio: 1000 }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     host::{
         files,
         root::EnvironmentPaths,
-        stream::{Outlet, TRANSFER_IDLE_LIMIT},
+        stream::{Outlet, TRANSFER_IDLE_TIMEOUT},
     },
     model::{Access, CommitId, Environment, ProjectName, ReleaseId},
     pipeline::Summary,
@@ -331,7 +331,7 @@ fn unsent(path: &Path, error: &io::Error) -> CommandError {
 fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Output = io::Result<()>>)> {
     let (reader, writer) = io::pipe()?;
     let mut from = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
-    let mut output = Outlet::within(output, TRANSFER_IDLE_LIMIT)?;
+    let mut output = Outlet::within(output, TRANSFER_IDLE_TIMEOUT)?;
     let passing = async move {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mut piece = vec![0; PIECE];
@@ -350,7 +350,7 @@ fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Out
 
 /// Writes parts of a file to `output`. A slow reader blocks no thread. Fails if the reader takes nothing for a time limit.
 async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
-    let mut output = Outlet::within(output, TRANSFER_IDLE_LIMIT)?;
+    let mut output = Outlet::within(output, TRANSFER_IDLE_TIMEOUT)?;
     for part in parts {
         let end = part.end.min(file.metadata()?.len());
         file.seek(SeekFrom::Start(part.start))?;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The maximum length of the text of a patch that is shown, in bytes.
-const TEXT_MAX: u64 = 4 << 20;
+const MAX_TEXT: u64 = 4 << 20;
 
 /// Compares the live files with their release, or manages patches.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl Request for DriftRequest {
                 let patch = named(control, &environment, patch).await?;
                 let patches = control.pipeline().patches(&environment);
                 let detail = move || {
-                    let text = patches.text(&patch, TEXT_MAX).map_err(|error| CommandError::internal(&error))?;
+                    let text = patches.text(&patch, MAX_TEXT).map_err(|error| CommandError::internal(&error))?;
                     Ok(PatchDetail { patch, text })
                 };
                 DriftView::Patch(Box::new(run_blocking(detail).await?))

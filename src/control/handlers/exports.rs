@@ -23,7 +23,7 @@ use crate::{
     host::{
         files,
         root::EnvironmentPaths,
-        stream::{Inlet, Outlet, TRANSFER_IDLE_LIMIT},
+        stream::{Inlet, Outlet, TRANSFER_IDLE_TIMEOUT},
     },
     model::{Access, CommitId, Environment, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId},
     release::{
@@ -88,7 +88,7 @@ impl Request for ReleaseExport {
 }
 
 async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: OwnedFd) -> io::Result<()> {
-    let mut out = Outlet::within(out, TRANSFER_IDLE_LIMIT)?;
+    let mut out = Outlet::within(out, TRANSFER_IDLE_TIMEOUT)?;
     let size = manifest.metadata()?.len();
     out.write(&before_part(MANIFEST, size)).await?;
     out.write_from(manifest, size).await?;
@@ -200,7 +200,7 @@ fn release_context<'a>(
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
     let cancelled = CancellationToken::new();
     let _guard = cancelled.clone().drop_guard();
-    let input = Inlet::new(input, TRANSFER_IDLE_LIMIT, cancelled);
+    let input = Inlet::new(input, TRANSFER_IDLE_TIMEOUT, cancelled);
     let (tell, told) = tokio::sync::oneshot::channel();
     let reading = move || drop(tell.send(arriving.read(input)));
     let thread = std::thread::Builder::new().name(String::from("import")).spawn(reading);

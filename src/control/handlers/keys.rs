@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The maximum number of keys that one project may trust.
-const TRUSTED_MAX: usize = 64;
+const MAX_TRUSTED: usize = 64;
 
 /// Adds a key to a user.
 #[derive(Debug)]
@@ -183,8 +183,8 @@ fn trust(registry: &mut Registry, project: ProjectName, key: PublicKey, name: Re
             refused(format!("{} is the name of another key that {project} trusts", taken.name)).hint("choose another --name")
         );
     }
-    if known.count() >= TRUSTED_MAX {
-        return Err(refused(format!("{project} trusts {TRUSTED_MAX} keys already")).hint("remove one with `larder key untrust`"));
+    if known.count() >= MAX_TRUSTED {
+        return Err(refused(format!("{project} trusts {MAX_TRUSTED} keys already")).hint("remove one with `larder key untrust`"));
     }
     registry.trusted.push(TrustedKey { project, key, name });
     Ok(())

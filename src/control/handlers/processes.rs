@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The maximum number of processes of one type.
-const SCALE_MAX: u32 = 100;
+const MAX_SCALE: u32 = 100;
 
 /// Lists the processes of an environment.
 #[derive(Debug)]
@@ -108,8 +108,8 @@ impl Request for Scale {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Scaled>, CommandError> {
         let Scale { target, scale } = self;
         let environment = control.environment(&target)?;
-        if let Some((process, count)) = scale.iter().find(|(_, count)| *count > SCALE_MAX) {
-            return Err(usage(format!("{process}={count}: at most {SCALE_MAX} of one type")));
+        if let Some((process, count)) = scale.iter().find(|(_, count)| *count > MAX_SCALE) {
+            return Err(usage(format!("{process}={count}: at most {MAX_SCALE} of one type")));
         }
         if let Some(live) = control.pipeline().live(environment.id) {
             let known = process_types(control, &environment, live.release)?;

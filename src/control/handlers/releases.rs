@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The maximum number of commits between two releases that are listed.
-const COMMITS_MAX: usize = 50;
+const MAX_COMMITS: usize = 50;
 
 /// Lists the releases of an environment.
 #[derive(Debug)]
@@ -288,7 +288,7 @@ impl Request for ReleaseDiff {
 async fn commits(control: &Control, environment: &Environment, from: &KnownRelease, to: &KnownRelease) -> Option<CommitsBetween> {
     let repositories = &control.pipeline().services().repositories;
     let log = |from: &KnownRelease, to: &KnownRelease| {
-        repositories.log(environment.project_id, Some(from.commit.clone()), to.commit.clone(), COMMITS_MAX)
+        repositories.log(environment.project_id, Some(from.commit.clone()), to.commit.clone(), MAX_COMMITS)
     };
     let (added, removed) = tokio::join!(log(from, to), log(to, from));
     let ((added, more), (removed, still_more)) = (added.ok()?, removed.ok()?);

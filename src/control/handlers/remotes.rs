@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// The maximum number of remotes of one environment.
-const REMOTES_MAX: usize = 16;
+const MAX_REMOTES: usize = 16;
 /// The maximum size of another server's answer about its keys, in bytes.
-const KEYS_BYTES: u64 = 64 << 10;
+const MAX_KEYS_BYTES: u64 = 64 << 10;
 
 /// Lists the remotes of an environment.
 #[derive(Debug)]
@@ -112,8 +112,8 @@ impl Request for RemoteAdd {
         }
         let place = open(control, &environment, &remote)?;
         let add = |known: &mut Environment| {
-            if known.remotes.len() >= REMOTES_MAX {
-                return Err(refused(format!("{} has {REMOTES_MAX} remotes already", known.title())));
+            if known.remotes.len() >= MAX_REMOTES {
+                return Err(refused(format!("{} has {MAX_REMOTES} remotes already", known.title())));
             }
             known.remotes.retain(|other| other.name != remote.name);
             known.remotes.push(remote.clone());
@@ -201,7 +201,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
 /// Asks a server for its signing key.
 async fn signing_key(place: &DeliverableStore) -> Result<Option<PublicKey>, RemoteError> {
     let words = ["key", "show", "--json"].map(str::to_owned);
-    let answer = place.exec(&words).await?.output("keys", KEYS_BYTES).await;
+    let answer = place.exec(&words).await?.output("keys", MAX_KEYS_BYTES).await;
     place.leave().await;
     match answer {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().and_then(|value| first_key(&value))),

@@ -13,7 +13,7 @@ use super::{
     pktline, recipe,
     registry::parse_token,
     wire::{
-        CHUNK, ClientFrame, HookKind, OPTION_LIMIT, OPTIONS_LIMIT, PART, REFS_LIMIT, RecipeFile, RefChange, RefVerdict,
+        ClientFrame, HookKind, MAX_CHUNK, MAX_OPTION, MAX_OPTIONS, MAX_PART, MAX_REFS, RecipeFile, RefChange, RefVerdict,
         ServerFrame, VERSION, is_refname, read_frame, write_frame,
     },
 };
@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// The maximum silence of the server, which sends a heartbeat every 20 seconds.
-const SILENCE: Duration = Duration::from_secs(180);
+const MAX_SILENCE: Duration = Duration::from_secs(180);
 /// The time in which the server must read the request.
-const WRITE_TIME: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variable with the directory of the objects that git has not accepted yet (git-receive-pack(1)).
 const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 
@@ -42,14 +42,14 @@ enum HookError {
     Gone(#[source] io::Error),
     #[error("cannot read git's request: {0}")]
     Git(String),
-    #[error("the push changes more than {REFS_LIMIT} refs; push them in smaller groups")]
+    #[error("the push changes more than {MAX_REFS} refs; push them in smaller groups")]
     TooManyRefs,
-    #[error("the push has more than {OPTIONS_LIMIT} options, or one longer than {OPTION_LIMIT} bytes")]
+    #[error("the push has more than {MAX_OPTIONS} options, or one longer than {MAX_OPTION} bytes")]
     TooManyOptions,
 }
 
 /// The maximum length of a line with a ref change, in bytes: git's own limit for a packet.
-const LINE_LIMIT: u64 = 65_520;
+const MAX_LINE: u64 = 65_520;
 /// The reason that is reported for a ref whose name larder does not accept.
 const BAD_NAME: &str = "this ref name is not allowed here: names are UTF-8 text of at most 512 bytes";
 
@@ -168,8 +168,7 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
     let mut lines = BufReader::new(stdin);
     loop {
         let mut line = Vec::new();
-        let read =
-            (&mut lines).take(LINE_LIMIT).read_until(b'\n', &mut line).map_err(|error| HookError::Git(error.to_string()))?;
+        let read = (&mut lines).take(MAX_LINE).read_until(b'\n', &mut line).map_err(|error| HookError::Git(error.to_string()))?;
         if read == 0 {
             break;
         }
@@ -177,7 +176,7 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
     }
     let text = |name: &str| env(name).map(|value| value.to_string_lossy().into_owned());
     let count = text("GIT_PUSH_OPTION_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0usize);
-    if count > OPTIONS_LIMIT {
+    if count > MAX_OPTIONS {
         return Err(HookError::TooManyOptions);
     }
     for number in 0..count {
@@ -235,7 +234,7 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Git
 }
 
 fn add_ref(request: &mut GitRequest, line: &[u8]) -> Result<(), HookError> {
-    if request.refs.len().saturating_add(request.bad_names.len()) == REFS_LIMIT {
+    if request.refs.len().saturating_add(request.bad_names.len()) == MAX_REFS {
         return Err(HookError::TooManyRefs);
     }
     let wrong = || HookError::Git(format!("{:?} is not a change of a ref", sanitise_reason(&String::from_utf8_lossy(line))));
@@ -252,7 +251,7 @@ fn add_ref(request: &mut GitRequest, line: &[u8]) -> Result<(), HookError> {
 }
 
 fn add_option(request: &mut GitRequest, option: String) -> Result<(), HookError> {
-    if request.options.len() == OPTIONS_LIMIT || option.len() > OPTION_LIMIT {
+    if request.options.len() == MAX_OPTIONS || option.len() > MAX_OPTION {
         return Err(HookError::TooManyOptions);
     }
     request.options.push(option);
@@ -273,8 +272,8 @@ fn ask(
     let token = env(TOKEN).ok_or(HookError::NoEnvironment(TOKEN))?;
     let token = token.to_str().and_then(parse_token).ok_or(HookError::BadToken(TOKEN))?;
     let stream = UnixStream::connect(&path).map_err(|source| HookError::Unreachable { path: path.clone(), source })?;
-    stream.set_write_timeout(Some(WRITE_TIME)).map_err(HookError::Gone)?;
-    stream.set_read_timeout(Some(SILENCE)).map_err(HookError::Gone)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT)).map_err(HookError::Gone)?;
+    stream.set_read_timeout(Some(MAX_SILENCE)).map_err(HookError::Gone)?;
     let mut to = &stream;
     let mut put = |frame: ClientFrame| write_frame(&mut to, &frame).map_err(HookError::Gone);
     let (atomic, quarantine) = match request {
@@ -302,7 +301,7 @@ fn ask(
 }
 
 fn send_request(request: &GitRequest, put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>) -> Result<(), HookError> {
-    request.refs.chunks(CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec())))?;
+    request.refs.chunks(MAX_CHUNK).try_for_each(|refs| put(ClientFrame::Refs(refs.to_vec())))?;
     put(ClientFrame::BadNames(request.bad_names.len()))?;
     request.options.iter().try_for_each(|option| put(ClientFrame::Option(option.clone())))?;
     request.recipes.iter().try_for_each(|(commit, files)| send_recipe(commit, files, put))?;
@@ -318,7 +317,7 @@ fn send_recipe(
     for file in RecipeFile::ALL {
         let Some(content) = file.of(&mut files).take() else { continue };
         let empty = content.is_empty().then_some(&[][..]);
-        for part in content.chunks(PART).chain(empty) {
+        for part in content.chunks(MAX_PART).chain(empty) {
             put(ClientFrame::Recipe { commit: commit.clone(), file, part: part.to_vec() })?;
         }
     }

@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     registry::PushRegistry,
     wire::{
-        CHUNK, ClientFrame, HookRequest, OPTION_LIMIT, OPTIONS_LIMIT, RECIPE_BYTES, RECIPE_COMMITS, REFS_LIMIT, RecipeFile,
+        ClientFrame, HookRequest, MAX_CHUNK, MAX_OPTION, MAX_OPTIONS, MAX_RECIPE_BYTES, MAX_RECIPE_COMMITS, MAX_REFS, RecipeFile,
         RefVerdict, ServerFrame, VERSION, is_refname, receive, send,
     },
 };
@@ -35,13 +35,13 @@ use crate::{
 };
 
 /// The maximum number of hooks that send a request at the same time.
-const CALLERS: usize = 64;
+const MAX_CALLERS: usize = 64;
 /// The time in which a hook must send its request.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval of the heartbeats of a silent session.
-const BEAT: Duration = Duration::from_secs(20);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
 /// The maximum number of lines that are queued for a slow hook. Further lines are left out and counted.
-const LINES: usize = 2048;
+const MAX_LINES: usize = 2048;
 
 /// The hook socket. Dropping it closes the socket; accepted sessions continue.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl<T: Clone + Send + Sync + 'static> Listener<T> {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        let (found, sessions) = mpsc::channel(CALLERS);
+        let (found, sessions) = mpsc::channel(MAX_CALLERS);
         let acceptor = tokio::spawn(accept_all(listener, expected_uid, pushes, found));
         Ok(Listener { path: path.to_owned(), sessions, acceptor })
     }
@@ -85,7 +85,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
     pushes: PushRegistry<T>,
     found: mpsc::Sender<HookSession<T>>,
 ) {
-    let permits = Arc::new(Semaphore::new(CALLERS));
+    let permits = Arc::new(Semaphore::new(MAX_CALLERS));
     let mut callers = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -113,14 +113,14 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         let (pushes, found) = (pushes.clone(), found.clone());
         callers.spawn(async move {
             let (mut from, mut to) = stream.into_split();
-            let asked = timeout(REQUEST_TIME, read_request(&mut from, &pushes)).await;
+            let asked = timeout(REQUEST_TIMEOUT, read_request(&mut from, &pushes)).await;
             match asked.unwrap_or_else(|_| Err(String::from("the hook did not send its request in time"))) {
                 Ok((ticket, request)) => {
                     let _ = found.send(HookSession::start(ticket, request, from, to)).await;
                 }
                 Err(why) => {
                     tracing::warn!(%why, "hook socket: request rejected");
-                    let _ = timeout(REQUEST_TIME, send(&mut to, &ServerFrame::Refused(why))).await;
+                    let _ = timeout(REQUEST_TIMEOUT, send(&mut to, &ServerFrame::Refused(why))).await;
                 }
             }
             drop(permit);
@@ -150,15 +150,15 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
                     return Err(format!("{:?} is not the name of a ref", sanitise_reason(&bad.refname)));
                 }
                 request.refs.extend(refs);
-                if request.refs.len() > REFS_LIMIT {
-                    return Err(format!("the push changes more than {REFS_LIMIT} refs; push them in smaller groups"));
+                if request.refs.len() > MAX_REFS {
+                    return Err(format!("the push changes more than {MAX_REFS} refs; push them in smaller groups"));
                 }
             }
             ClientFrame::BadNames(count) => request.bad_names = count,
             ClientFrame::Option(option) => {
                 request.options.push(option);
-                if request.options.len() > OPTIONS_LIMIT || request.options.iter().any(|option| option.len() > OPTION_LIMIT) {
-                    return Err(format!("the push has more than {OPTIONS_LIMIT} options, or too long ones"));
+                if request.options.len() > MAX_OPTIONS || request.options.iter().any(|option| option.len() > MAX_OPTION) {
+                    return Err(format!("the push has more than {MAX_OPTIONS} options, or too long ones"));
                 }
             }
             ClientFrame::Recipe { commit, file, part } => add_recipe(&mut request, commit, file, part)?,
@@ -181,7 +181,7 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
     if request.recipes.iter().all(|(known, _)| *known != commit) {
         request.recipes.push((commit.clone(), RecipeFiles::default()));
     }
-    if bytes > RECIPE_BYTES || request.recipes.len() > RECIPE_COMMITS {
+    if bytes > MAX_RECIPE_BYTES || request.recipes.len() > MAX_RECIPE_COMMITS {
         return Err(String::from("the recipes of the push are too large"));
     }
     if let Some((_, files)) = request.recipes.iter_mut().find(|(known, _)| *known == commit) {
@@ -205,7 +205,7 @@ pub struct HookSession<T> {
 
 impl<T> HookSession<T> {
     fn start(ticket: T, request: HookRequest, mut from: OwnedReadHalf, to: OwnedWriteHalf) -> HookSession<T> {
-        let (frames, queue) = mpsc::channel(LINES);
+        let (frames, queue) = mpsc::channel(MAX_LINES);
         let (ended, gone) = watch::channel(false);
         let left_out = AtomicU64::new(0);
         let writer = tokio::spawn(async move {
@@ -241,7 +241,7 @@ impl<T> HookSession<T> {
             other => (name, other),
         });
         let clean: Vec<_> = clean.collect();
-        let mut frames: Vec<ServerFrame> = clean.chunks(CHUNK).map(|chunk| ServerFrame::Verdicts(chunk.to_vec())).collect();
+        let mut frames: Vec<ServerFrame> = clean.chunks(MAX_CHUNK).map(|chunk| ServerFrame::Verdicts(chunk.to_vec())).collect();
         frames.push(ServerFrame::Done);
         self.end(frames).await;
     }
@@ -289,7 +289,7 @@ impl<T> Drop for HookSession<T> {
 }
 
 async fn write_all(mut to: OwnedWriteHalf, mut queue: mpsc::Receiver<ServerFrame>) {
-    let mut beat = interval(BEAT);
+    let mut beat = interval(HEARTBEAT_INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let frame = tokio::select! {

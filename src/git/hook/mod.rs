@@ -12,7 +12,7 @@ mod wire;
 pub use client::main;
 pub use listener::{HookSession, Listener};
 pub use registry::{PushRegistry, PushTicket, PushToken};
-pub use wire::{HookKind, HookRequest, REFS_LIMIT, RefChange, RefVerdict};
+pub use wire::{HookKind, HookRequest, MAX_REFS, RefChange, RefVerdict};
 
 /// The hook scripts: file name and content. The server unpacks them as executables to its `lib/<version>/hooks`. There is no
 /// post-receive hook: when git would run it, the server has already given its verdict.

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 /// The maximum length of a packet, including the length digits.
-const LIMIT: usize = 65520;
+const MAX_PACKET: usize = 65520;
 
 /// Reads one packet, without its trailing newline. Returns `None` at the end of a section.
 pub fn read(from: &mut (impl Read + ?Sized)) -> io::Result<Option<Vec<u8>>> {
@@ -12,7 +12,7 @@ pub fn read(from: &mut (impl Read + ?Sized)) -> io::Result<Option<Vec<u8>>> {
     let length = std::str::from_utf8(&digits).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
     match length {
         Some(0) => Ok(None),
-        Some(length) if (4..=LIMIT).contains(&length) => {
+        Some(length) if (4..=MAX_PACKET).contains(&length) => {
             let mut payload = vec![0; length - 4];
             from.read_exact(&mut payload)?;
             if payload.last() == Some(&b'\n') {
@@ -26,7 +26,7 @@ pub fn read(from: &mut (impl Read + ?Sized)) -> io::Result<Option<Vec<u8>>> {
 
 /// Writes one packet.
 pub fn write(to: &mut (impl Write + ?Sized), payload: &[u8]) -> io::Result<()> {
-    if payload.len() + 4 > LIMIT {
+    if payload.len() + 4 > MAX_PACKET {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the packet line is too long"));
     }
     write!(to, "{:04x}", payload.len() + 4)?;

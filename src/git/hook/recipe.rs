@@ -8,14 +8,14 @@ use std::{
 
 use git2::{ObjectType, Oid, Repository, Tree};
 
-use super::wire::{RECIPE_BYTES, RECIPE_COMMITS, RecipeFile, RefChange};
+use super::wire::{MAX_RECIPE_BYTES, MAX_RECIPE_COMMITS, RecipeFile, RefChange};
 use crate::{
     git::{libgit, source::RecipeFiles},
     model::CommitId,
 };
 
 /// The maximum size of a root directory that is read, in bytes of its tree object.
-const ROOT_LIMIT: usize = 1 << 20;
+const MAX_ROOT: usize = 1 << 20;
 
 /// Returns the recipes of the pushed branches. A recipe that cannot be read is left out: the export reads it again and reports the reason.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
@@ -25,8 +25,8 @@ pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChang
     if quarantine.is_some_and(|name| libgit::add_quarantine(&opened, repository, name).is_err()) {
         return found;
     }
-    let mut left = RECIPE_BYTES;
-    for change in branches.take(RECIPE_COMMITS) {
+    let mut left = MAX_RECIPE_BYTES;
+    for change in branches.take(MAX_RECIPE_COMMITS) {
         if found.iter().any(|(commit, _)| *commit == change.new) {
             continue;
         }
@@ -42,7 +42,7 @@ pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChang
 fn of_commit(repository: &Repository, commit: &CommitId) -> Option<(RecipeFiles, usize)> {
     let commit = repository.find_commit(Oid::from_str(commit.as_str()).ok()?).ok()?;
     let (size, _) = repository.odb().ok()?.read_header(commit.tree_id()).ok()?;
-    let tree = if size <= ROOT_LIMIT { commit.tree().ok()? } else { return None };
+    let tree = if size <= MAX_ROOT { commit.tree().ok()? } else { return None };
     let (mut files, mut bytes) = (RecipeFiles::default(), 0_usize);
     for file in RecipeFile::ALL {
         let content = content(repository, &tree, file.path());

@@ -10,23 +10,23 @@ use crate::{git::source::RecipeFiles, model::CommitId};
 /// The version of these messages. The server refuses a hook with another version.
 pub const VERSION: u32 = 3;
 /// The maximum size of a frame, in bytes.
-pub const FRAME_LIMIT: usize = 64 * 1024;
+pub const MAX_FRAME: usize = 64 * 1024;
 /// The maximum number of refs in a push.
-pub const REFS_LIMIT: usize = 2000;
+pub const MAX_REFS: usize = 2000;
 /// The maximum length of a ref name, in bytes.
-pub const REFNAME_LIMIT: usize = 512;
+pub const MAX_REFNAME: usize = 512;
 /// The maximum number of push options.
-pub const OPTIONS_LIMIT: usize = 32;
+pub const MAX_OPTIONS: usize = 32;
 /// The maximum length of a push option, in bytes.
-pub const OPTION_LIMIT: usize = 1024;
-/// The maximum number of refs or verdicts in one frame, so that no frame exceeds [`FRAME_LIMIT`].
-pub const CHUNK: usize = 50;
+pub const MAX_OPTION: usize = 1024;
+/// The maximum number of refs or verdicts in one frame, so that no frame exceeds [`MAX_FRAME`].
+pub const MAX_CHUNK: usize = 50;
 /// The maximum size of a part of a recipe in one frame, in bytes.
-pub const PART: usize = 32 * 1024;
+pub const MAX_PART: usize = 32 * 1024;
 /// The maximum number of commits of a push whose recipe is sent.
-pub const RECIPE_COMMITS: usize = 4;
+pub const MAX_RECIPE_COMMITS: usize = 4;
 /// The maximum total size of the recipes of a push, in bytes.
-pub const RECIPE_BYTES: usize = 1 << 20;
+pub const MAX_RECIPE_BYTES: usize = 1 << 20;
 
 /// A file of the recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +174,7 @@ pub(super) enum ServerFrame {
 
 /// Returns true for ref names that larder accepts. Other refs are refused one by one; the rest of the push is not affected.
 pub(super) fn is_refname(name: &str) -> bool {
-    name.len() <= REFNAME_LIMIT && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
+    name.len() <= MAX_REFNAME && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
 /// Writes one frame, blocking.
@@ -209,7 +209,7 @@ pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
 
 fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
     let body = postcard::to_stdvec(frame).map_err(invalid)?;
-    let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= FRAME_LIMIT);
+    let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= MAX_FRAME);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "frame too long"))?;
     Ok([length.to_be_bytes().as_slice(), &body].concat())
 }
@@ -217,8 +217,8 @@ fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
 /// Checks the length of a frame before memory is allocated for it.
 fn checked(length: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(length) as usize;
-    if length > FRAME_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes (at most {FRAME_LIMIT})")));
+    if length > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes (at most {MAX_FRAME})")));
     }
     Ok(length)
 }
@@ -240,9 +240,9 @@ mod tests {
     #[test]
     fn largest_chunk_fits_into_a_frame() {
         let id: CommitId = "a".repeat(64).parse().unwrap();
-        let change = RefChange { old: id.clone(), new: id, refname: "r".repeat(REFNAME_LIMIT) };
-        assert!(encode(&ClientFrame::Refs(vec![change; CHUNK])).is_ok());
+        let change = RefChange { old: id.clone(), new: id, refname: "r".repeat(MAX_REFNAME) };
+        assert!(encode(&ClientFrame::Refs(vec![change; MAX_CHUNK])).is_ok());
         let verdict = RefVerdict::Refused { reason: "\u{2026}".repeat(200) };
-        assert!(encode(&ServerFrame::Verdicts(vec![("r".repeat(REFNAME_LIMIT), verdict); CHUNK])).is_ok());
+        assert!(encode(&ServerFrame::Verdicts(vec![("r".repeat(MAX_REFNAME), verdict); MAX_CHUNK])).is_ok());
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The maximum number of commits of a push that are checked for a complete history.
-const HISTORY: usize = 50_000;
+const MAX_HISTORY: usize = 50_000;
 
 /// Performs the job of a source worker.
 pub fn perform(paths: &WorkerPaths, job: &SourceJob) -> SourceReport {
@@ -110,7 +110,7 @@ fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), Expor
             walk.hide(known.id()).map_err(wrong)?;
         }
     }
-    for step in walk.take(HISTORY) {
+    for step in walk.take(MAX_HISTORY) {
         match step {
             Ok(_) => {}
             Err(error) if error.code() == ErrorCode::NotFound => {

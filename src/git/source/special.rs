@@ -14,13 +14,13 @@ const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// The size of LFS pointers, in bytes.
 const LFS_SIZES: std::ops::Range<u64> = 100..1024;
 /// The maximum number of files that are searched for LFS pointers.
-const LFS_LOOKS: usize = 2000;
+const MAX_LFS_LOOKS: usize = 2000;
 /// The number of LFS pointers that are named in the warning.
-const LFS_NAMED: usize = 3;
+const MAX_LFS_NAMED: usize = 3;
 /// The maximum number of scripts in `.larder/`.
-const SCRIPTS: usize = 64;
+const MAX_SCRIPTS: usize = 64;
 /// The maximum number of names of the root directory that are reported.
-const ROOT: usize = 1000;
+const MAX_ROOT: usize = 1000;
 
 /// Describes a commit whose tree was checked by the walk.
 pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: &SourceJob) -> Result<CommitSource, ExportStop> {
@@ -33,7 +33,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
     };
     let scripts = scripts(plan, &mut warnings);
     large_files(repository, plan, &mut warnings)?;
-    let root = plan.iter().filter(|entry| !entry.path.contains('/')).take(ROOT);
+    let root = plan.iter().filter(|entry| !entry.path.contains('/')).take(MAX_ROOT);
     let root = root.map(|entry| match entry.kind {
         PlannedKind::Dir => format!("{}/", entry.path),
         _ => entry.path.clone(),
@@ -84,7 +84,7 @@ fn scripts(plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Vec<String> {
     for entry in plan {
         let Some(name) = entry.path.strip_prefix(".larder/").filter(|name| !name.contains('/')) else { continue };
         match entry.kind {
-            PlannedKind::File { executable: true, .. } if scripts.len() < SCRIPTS => scripts.push(name.to_owned()),
+            PlannedKind::File { executable: true, .. } if scripts.len() < MAX_SCRIPTS => scripts.push(name.to_owned()),
             PlannedKind::File { executable: false, .. } if name.parse::<crate::model::Phase>().is_ok() => warnings.push(format!(
                 ".larder/{name} is not executable and will not run; to make it executable: `git update-index --chmod=+x .larder/{name}`"
             )),
@@ -111,14 +111,14 @@ fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Ve
         PlannedKind::File { oid, size, .. } if LFS_SIZES.contains(&size) => Some((oid, &entry.path)),
         _ => None,
     });
-    for (oid, path) in small.take(LFS_LOOKS) {
+    for (oid, path) in small.take(MAX_LFS_LOOKS) {
         if read(repository, oid, path)?.starts_with(LFS) {
             pointers.push(sanitise_reason(path));
         }
     }
     if !pointers.is_empty() {
-        let named = pointers.iter().take(LFS_NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let more = pointers.len().saturating_sub(LFS_NAMED);
+        let named = pointers.iter().take(MAX_LFS_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = pointers.len().saturating_sub(MAX_LFS_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         warnings.push(format!("{named}{more}: the repository contains only the Git LFS pointer, which is deployed as it is"));
         warnings.push(String::from(

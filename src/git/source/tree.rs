@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, symlinkat, unlinka
 use crate::model::SourceList;
 
 /// The maximum size of the list, in bytes.
-const LIST_LIMIT: u64 = 256 << 20;
+const MAX_LIST: u64 = 256 << 20;
 
 /// The directory of the exported tree, in an environment's `project/`.
 pub const TREE: &str = "tree";
@@ -87,7 +87,7 @@ impl<'r> TreeWriter<'r> {
 /// Reads the list of the previous export. Returns `None` if there is none, or if it is not exactly as [`write_list`] would write it.
 pub fn read_list(place: &Path) -> Option<SourceList> {
     let path = place.join(LIST);
-    if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > LIST_LIMIT {
+    if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > MAX_LIST {
         return None;
     }
     let list: SourceList = postcard::from_bytes(&fs::read(&path).ok()?).ok()?;

@@ -7,11 +7,11 @@ use super::job::{ExportStop, SourceLimits, SourceRefusal, failed};
 use crate::model::{Digest, SourceEntry, SourceKind, sanitise_reason};
 
 /// The maximum size of a tree object, in bytes; enough for a hundred thousand names of git's maximum length.
-const TREE_LIMIT: usize = 32 << 20;
+const MAX_TREE: usize = 32 << 20;
 /// The maximum length of a symlink's target, as in the kernel (`PATH_MAX` without the NUL).
-const TARGET_LIMIT: usize = 4095;
+const MAX_TARGET: usize = 4095;
 /// The maximum length of a name, as in file systems (`NAME_MAX`).
-const NAME_LIMIT: usize = 255;
+const MAX_NAME: usize = 255;
 
 const DIRECTORY: i32 = 0o040_000;
 const LINK: i32 = 0o120_000;
@@ -96,7 +96,7 @@ impl Walk<'_> {
         }
         let doing = || format!("read directory {:?} of the commit", printable_root(path));
         let (size, _) = self.odb.read_header(tree).map_err(|error| failed(doing())(error.message()))?;
-        if size > TREE_LIMIT {
+        if size > MAX_TREE {
             return Err(refuse(printable_root(path), "has too many files", "spread them over directories").into());
         }
         let tree = self.repository.find_tree(tree).map_err(|error| failed(doing())(error.message()))?;
@@ -184,7 +184,7 @@ impl Walk<'_> {
     fn target(&self, oid: Oid, path: &str) -> Result<String, ExportStop> {
         let refused = |reason: &str| refuse(path, reason, "create the link again with `ln -s`");
         let (size, kind) = self.header(oid, path)?;
-        if kind != ObjectType::Blob || size == 0 || size > TARGET_LIMIT as u64 {
+        if kind != ObjectType::Blob || size == 0 || size > MAX_TARGET as u64 {
             return Err(refused("is a symbolic link with an empty or overlong target").into());
         }
         let blob = self.odb.read(oid).map_err(|error| failed(format!("read link {:?}", printable(path)))(error.message()))?;
@@ -226,8 +226,8 @@ impl Walk<'_> {
         if text.contains(char::is_control) {
             return Err(refuse(&shown, "has control characters in its name", rename));
         }
-        if text.len() > NAME_LIMIT {
-            return Err(refuse(&shown, format!("has a name of more than {NAME_LIMIT} bytes"), rename));
+        if text.len() > MAX_NAME {
+            return Err(refuse(&shown, format!("has a name of more than {MAX_NAME} bytes"), rename));
         }
         if matches!(text, "" | "." | "..") || text.contains('/') || is_dot_git(text) {
             return Err(refuse(&shown, "has a name that is not allowed in a repository", "create the commit again without it"));

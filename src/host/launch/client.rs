@@ -22,11 +22,11 @@ use super::{
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
 
 /// Time that [`Launcher::reset_area`] waits for processes that are not being stopped.
-const IN_USE: Duration = Duration::from_secs(2);
+const MAX_WAIT_IN_USE: Duration = Duration::from_secs(2);
 /// Time that [`Launcher::reset_area`] waits for processes that have been killed.
-const KILLED: Duration = Duration::from_secs(30);
+const MAX_WAIT_KILLED: Duration = Duration::from_secs(30);
 /// The longest pause between two attempts of [`Launcher::reset_area`].
-const POLL: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// The server's connection to the keeper.
 #[derive(Debug, Clone)]
@@ -154,22 +154,22 @@ impl Launcher {
     ) -> Result<(), LaunchError> {
         let doing = "reset a directory";
         let request = LaunchRequest::ResetArea { environment, area, release, slot };
-        let (begun, mut pause, mut patience) = (Instant::now(), Duration::from_millis(1), IN_USE);
+        let (begun, mut pause, mut patience) = (Instant::now(), Duration::from_millis(1), MAX_WAIT_IN_USE);
         loop {
             let (why, left) = match self.connection.ask(doing, &request, &[]).await?.0 {
                 LaunchReply::Done => return Ok(()),
                 LaunchReply::Busy { why, left } => (why, left),
                 other => return Err(unexpected(doing, &other)),
             };
-            if let Some(left) = left.filter(|_| patience == IN_USE) {
+            if let Some(left) = left.filter(|_| patience == MAX_WAIT_IN_USE) {
                 let stopped = Duration::from_millis(left.into()).saturating_add(begun.elapsed());
-                patience = stopped.min(MAX_GRACE).saturating_add(KILLED);
+                patience = stopped.min(MAX_GRACE).saturating_add(MAX_WAIT_KILLED);
             }
             if begun.elapsed() > patience {
                 return Err(LaunchError::Refused { doing, why });
             }
             tokio::time::sleep(pause).await;
-            pause = pause.saturating_mul(2).min(POLL);
+            pause = pause.saturating_mul(2).min(MAX_PAUSE);
         }
     }
 

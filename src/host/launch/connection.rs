@@ -23,7 +23,7 @@ use crate::model::{Exit, ProcessId};
 type Answer = (LaunchReply, Vec<OwnedFd>);
 
 /// The number of events by which a slow receiver may fall behind before it misses events.
-const EVENTS: usize = 1024;
+const MAX_EVENTS: usize = 1024;
 
 /// A connection to the keeper.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl KeeperConnection {
     pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<KeeperConnection>> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = UnixStream::from_std(socket.into())?;
-        let (events, _) = broadcast::channel(EVENTS);
+        let (events, _) = broadcast::channel(MAX_EVENTS);
         let connection = Arc::new(KeeperConnection { socket, table: Mutex::default(), events });
         tokio::spawn(Arc::clone(&connection).follow());
         Ok(connection)
@@ -161,7 +161,7 @@ impl KeeperConnection {
         if let ProcessEvent::Exited { id, exit, last: true, .. } = event {
             let mut table = self.table.lock();
             let sender = table.ends.remove(&id);
-            table.ended.truncate(EVENTS - 1);
+            table.ended.truncate(MAX_EVENTS - 1);
             table.ended.push_front((id, exit));
             drop(table);
             if let Some(sender) = sender {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The most time that the end of a failed build waits until the disk has space again.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes a clean layer to build in, over the exported source.
 pub struct PrepareLayer;
@@ -69,7 +69,7 @@ async fn wait_for_space(deployment: &Deployment) {
     let reserve = deployment.services.config.limits.disk_reserve.bytes();
     let is_full = || files::free_space(deployment.paths.path()).is_ok_and(|free| free.bytes < reserve);
     let wait = async || {
-        let deadline = tokio::time::Instant::now() + CLEANUP_LIMIT;
+        let deadline = tokio::time::Instant::now() + CLEANUP_TIMEOUT;
         while is_full() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -121,7 +121,7 @@ impl Step for Checks {
                         "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`",
                     ));
             }
-            if free.inodes < INODES_MIN {
+            if free.inodes < MIN_INODES {
                 return Err(full(format!("the server's disk has space for only {} more files", free.inodes)));
             }
             Ok(())
@@ -130,7 +130,7 @@ impl Step for Checks {
 }
 
 /// Fewer free inodes than this are not enough for a deployment.
-const INODES_MIN: u64 = 10_000;
+const MIN_INODES: u64 = 10_000;
 
 /// Chooses buildpacks, compiles, and asks them for process types.
 pub struct Compile;

@@ -74,7 +74,7 @@ async fn stop(deployment: &Deployment) -> Result<(), Failure> {
 }
 
 /// The most bytes of a smoke page that are read.
-const PAGE: usize = 1 << 20;
+const MAX_PAGE: usize = 1 << 20;
 
 /// Requests the pages under `smoke:` of the recipe through the proxy, as a visitor would.
 pub struct SmokeChecks;
@@ -103,7 +103,7 @@ impl Step for SmokeChecks {
             let host = boot::health_host(&deployment.environment, &settings, services.config.domain.as_str());
             for smoke in settings.smoke {
                 let path = smoke.path.as_str();
-                let wanted = if smoke.contains.is_some() { PAGE } else { 0 };
+                let wanted = if smoke.contains.is_some() { MAX_PAGE } else { 0 };
                 let answer = fetch(&TcpConnector::default(), services.http, path, &host, wanted, Duration::from_secs(10)).await;
                 let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
                 if !smoke.status.contains(status.as_u16()) {
@@ -118,7 +118,7 @@ impl Step for SmokeChecks {
                 if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
                     let text: String = text.chars().take(60).collect();
                     return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(
-                        format!("it answered {status} with {} bytes; the first {} KiB are searched", page.len(), PAGE >> 10),
+                        format!("it answered {status} with {} bytes; the first {} KiB are searched", page.len(), MAX_PAGE >> 10),
                     ));
                 }
             }

@@ -25,7 +25,7 @@ use crate::{
     remote::{
         deliverable_store::DeliverableStore,
         error::RemoteError,
-        offer::{Object, QUEUE},
+        offer::{MAX_QUEUE, Object},
     },
 };
 
@@ -195,7 +195,7 @@ impl PartialFile {
         let (mut again, mut attempts) = (true, 0_u32);
         while let Some(ranges) = self.state.ranges() {
             let before = self.state.fetched;
-            let (to, chunks) = mpsc::channel(QUEUE);
+            let (to, chunks) = mpsc::channel(MAX_QUEUE);
             let sending = async {
                 let sent = remote.fetch(release, object, &ranges, &to).await;
                 drop(to);

@@ -74,7 +74,7 @@ pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
 pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 
 /// The maximum number of older archives that are used.
-const ARCHIVES: usize = 3;
+const MAX_ARCHIVES: usize = 3;
 
 impl HeldFrames {
     /// The frames of these manifests and archives, newest first. Unreadable archives are skipped.
@@ -83,7 +83,7 @@ impl HeldFrames {
         let readable = archives.into_iter().filter_map(|(manifest, archive)| {
             Some((TransferHead::read(&manifest).ok()?.archive.frames, Arc::new(open_regular(&archive).ok()?)))
         });
-        for (frames, file) in readable.take(ARCHIVES) {
+        for (frames, file) in readable.take(MAX_ARCHIVES) {
             for frame in frames {
                 known.entry(frame.digest).or_insert((Arc::clone(&file), frame.offset, frame.bytes));
             }

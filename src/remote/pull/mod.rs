@@ -197,7 +197,7 @@ async fn content(
 }
 
 /// The number of held releases for which a delta is requested.
-const BASES: usize = 2;
+const MAX_BASES: usize = 2;
 
 async fn by_delta(
     remote: &DeliverableStore,
@@ -206,7 +206,7 @@ async fn by_delta(
     progress: &ProgressFn,
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
-    for from in held.iter().take(if remote.wants_deltas() { BASES } else { 0 }).copied() {
+    for from in held.iter().take(if remote.wants_deltas() { MAX_BASES } else { 0 }).copied() {
         let delta = match patiently(|| remote.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
             // The delta is not smaller, or the remote cannot compute it: the archive is fetched instead.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     host::{files::FileError, root::EnvironmentPaths},
     model::{CommitId, Digest, ReleaseId},
-    remote::{deliverable_store::DeliverableStore, error::RemoteError, offer::QUEUE},
+    remote::{deliverable_store::DeliverableStore, error::RemoteError, offer::MAX_QUEUE},
 };
 
 /// A complete pack. While this value exists, no other pull uses its file.
@@ -69,7 +69,7 @@ pub async fn pull_pack(
     let limit = remote.limits().pack_bytes;
     let mut pauses = fill::pauses();
     loop {
-        let (to, chunks) = mpsc::channel(QUEUE);
+        let (to, chunks) = mpsc::channel(MAX_QUEUE);
         let sending = async {
             let sent = remote.pack(release, haves, here, &to).await;
             drop(to);

@@ -19,24 +19,24 @@ use super::keys::{PullKey, fingerprint, line_of};
 use crate::{model::sanitise_line, remote::error::RemoteError};
 
 /// The time limit for each of: TCP connection, key exchange, authentication.
-const GREETING: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The silence after which a keep-alive request is sent.
-const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// The number of unanswered keep-alive requests after which the connection is lost.
-const KEEPALIVE_MAX: usize = 3;
+const MAX_KEEPALIVES: usize = 3;
 /// The maximum silence of a transfer on a connection that is alive.
-const STALLED: Duration = Duration::from_secs(120);
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// The maximum time before the first byte of an answer: the other side may have to compute a delta.
-const WORKING: Duration = Duration::from_secs(20 * 60);
+const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// The maximum number of requests on one connection. The other side allows 32.
-const REQUESTS: usize = 24;
+const MAX_REQUESTS: usize = 24;
 /// The maximum length of a command on the other side, in bytes.
-const COMMAND_MAX: usize = 1024;
+const MAX_COMMAND: usize = 1024;
 /// The number of bytes of the standard error that are kept for messages.
-const WORDS_MAX: usize = 4096;
+const MAX_WORDS: usize = 4096;
 
 /// The maximum size of the standard error of a command whose standard output is read alone, in bytes.
-const NOISE_MAX: usize = 64 * 1024;
+const MAX_NOISE: usize = 64 * 1024;
 
 static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     Arc::new(client::Config {
@@ -46,8 +46,8 @@ static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
             compression: vec![compression::NONE].into(),
             ..Preferred::default()
         },
-        keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVE_MAX,
+        keepalive_interval: Some(KEEPALIVE_INTERVAL),
+        keepalive_max: MAX_KEEPALIVES,
         channel_buffer_size: 32,
         nodelay: true,
         ..client::Config::default()
@@ -110,19 +110,19 @@ impl RemoteServer {
     }
 
     async fn connect(&self) -> Result<Connection, RemoteError> {
-        let late = |_| self.unreachable(format!("no answer within {GREETING:?}"));
-        let stream = timeout(GREETING, TcpStream::connect((self.host.as_str(), self.port))).await.map_err(late)?;
+        let late = |_| self.unreachable(format!("no answer within {CONNECT_TIMEOUT:?}"));
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((self.host.as_str(), self.port))).await.map_err(late)?;
         let stream = stream.map_err(|error| self.unreachable(error))?;
         let seen = Arc::default();
         let handler = Pinned { expected: self.host_key.clone(), seen: Arc::clone(&seen) };
-        let greeted = timeout(GREETING, client::connect_stream(CONFIG.clone(), stream, handler)).await.map_err(late)?;
+        let greeted = timeout(CONNECT_TIMEOUT, client::connect_stream(CONFIG.clone(), stream, handler)).await.map_err(late)?;
         let mut handle = match (greeted, seen.lock().take()) {
             (Ok(handle), _) => handle,
             (Err(russh::Error::UnknownKey), Some(line)) => return Err(self.other_key(line)),
             (Err(error), _) => return Err(self.unreachable(error)),
         };
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&self.key.0), None);
-        let login = timeout(GREETING, handle.authenticate_publickey(&self.login, key)).await.map_err(late)?;
+        let login = timeout(CONNECT_TIMEOUT, handle.authenticate_publickey(&self.login, key)).await.map_err(late)?;
         if !login.map_err(|error| self.unreachable(error))?.success() {
             return Err(RemoteError::Login { remote: self.title.clone(), key: self.key.line() });
         }
@@ -141,12 +141,12 @@ impl RemoteServer {
         let mut slot = self.connection.lock().await;
         // A connection that was lost since its last use is replaced. A new connection that is lost at once is an error.
         for fresh in [false, true] {
-            let usable = slot.take().filter(|known| !fresh && known.requests < REQUESTS && !known.handle.is_closed());
+            let usable = slot.take().filter(|known| !fresh && known.requests < MAX_REQUESTS && !known.handle.is_closed());
             let mut connection = match usable {
                 Some(known) => known,
                 None => self.connect().await?,
             };
-            if let Ok(Ok(channel)) = timeout(GREETING, connection.handle.channel_open_session()).await {
+            if let Ok(Ok(channel)) = timeout(CONNECT_TIMEOUT, connection.handle.channel_open_session()).await {
                 connection.requests = connection.requests.saturating_add(1);
                 let handle = Arc::clone(&connection.handle);
                 *slot = Some(connection);
@@ -161,8 +161,8 @@ impl RemoteServer {
         let doing = words.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
         let lost = |why: String| RemoteError::Lost { remote: self.title.clone(), doing: format!("asking for `{doing}`"), why };
         let command = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| lost(error.to_string()))?;
-        if command.len() > COMMAND_MAX {
-            return Err(lost(format!("the command has {} bytes (at most {COMMAND_MAX} are allowed)", command.len())));
+        if command.len() > MAX_COMMAND {
+            return Err(lost(format!("the command has {} bytes (at most {MAX_COMMAND} are allowed)", command.len())));
         }
         let (channel, connection) = self.channel().await?;
         channel.exec(true, command).await.map_err(|error| lost(error.to_string()))?;
@@ -223,7 +223,7 @@ impl Exec {
 
     /// Returns the next piece of output; `None` at the end, after which [`Exec::code`] is the exit code.
     pub async fn next(&mut self) -> Result<Option<ExecOutput>, RemoteError> {
-        let limit = if self.began { STALLED } else { WORKING };
+        let limit = if self.began { STALL_TIMEOUT } else { COMPUTE_TIMEOUT };
         loop {
             let message = timeout(limit, self.channel.wait()).await;
             match message.map_err(|_| self.lost(format!("no data for {limit:?}")))? {
@@ -233,7 +233,7 @@ impl Exec {
                 }
                 Some(ChannelMsg::ExtendedData { data, .. }) => {
                     self.began = true;
-                    let left = WORDS_MAX.saturating_sub(self.words.len()).min(data.len());
+                    let left = MAX_WORDS.saturating_sub(self.words.len()).min(data.len());
                     self.words.push_str(&String::from_utf8_lossy(data.get(..left).unwrap_or_default()));
                     return Ok(Some(ExecOutput::Err(data)));
                 }
@@ -254,7 +254,7 @@ impl Exec {
                 ExecOutput::Out(data) => return Ok(Some(data)),
                 ExecOutput::Err(data) => {
                     self.noise = self.noise.saturating_add(data.len());
-                    if self.noise > NOISE_MAX {
+                    if self.noise > MAX_NOISE {
                         return Err(self.lost("the standard error of the command is too long"));
                     }
                 }

@@ -22,9 +22,9 @@ use rustix::{
 };
 
 /// The maximum size, in bytes, of files whose entity tag is a digest of the content. Larger files use the state of the inode.
-const READ_FOR_TAG: u64 = 16 * 1024 * 1024;
+const MAX_READ_FOR_TAG: u64 = 16 * 1024 * 1024;
 /// The maximum number of cached entity tags.
-const TAGS: usize = 16 * 1024;
+const MAX_TAGS: usize = 16 * 1024;
 
 /// A file or directory that a name stands for.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl Directory {
             return Ok(tag.clone());
         }
         let mut hasher = blake3::Hasher::new();
-        if identity.length <= READ_FOR_TAG {
+        if identity.length <= MAX_READ_FOR_TAG {
             let mut buffer = vec![0; 64 * 1024];
             let mut at = 0;
             loop {
@@ -179,7 +179,7 @@ impl Directory {
         let digest = hasher.finalize().to_hex();
         let tag = format!("\"{}\"", digest.get(..32).unwrap_or(&digest));
         let mut tags = self.tags.lock();
-        if tags.len() >= TAGS {
+        if tags.len() >= MAX_TAGS {
             tags.clear();
         }
         tags.insert(identity, tag.clone());

@@ -31,11 +31,11 @@ use answer::Site;
 use settings::{StaticError, StaticSettings};
 
 /// The maximum number of simultaneous connections. Further connections wait.
-const CONNECTIONS: usize = 512;
+const MAX_CONNECTIONS: usize = 512;
 /// The time limit for the head of a request. It also closes connections that are idle between requests.
-const SILENCE: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for responses in flight after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(25);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Runs the server until SIGTERM. `arguments` follow the name of the command. The exit status is 0 after SIGTERM, 2 for wrong
 /// options, 5 for a wrong `static.json` or directory, 1 for other errors.
@@ -70,7 +70,7 @@ fn run(settings: StaticSettings) -> Result<(), StaticError> {
 }
 
 async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -93,7 +93,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
             async move { Ok::<_, std::convert::Infallible>(site.answer(&request).await) }
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(64 * 1024);
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(64 * 1024);
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // A client that disconnects is no error.
@@ -102,7 +102,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await;
 }
 
 type Accepted = (tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit);

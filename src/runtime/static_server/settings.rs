@@ -9,7 +9,7 @@ use serde::Deserialize;
 const USAGE: &str =
     "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]; PORT also comes from the environment";
 /// The maximum size of a `static.json` in bytes.
-const LIMIT: u64 = 256 * 1024;
+const MAX_BYTES: u64 = 256 * 1024;
 
 /// An error that prevents the start of the server.
 #[derive(Debug, thiserror::Error)]
@@ -134,9 +134,9 @@ impl File {
             Err(error) => return Err(wrong(error.to_string())),
         };
         let mut text = String::new();
-        file.take(LIMIT + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-        if text.len() as u64 > LIMIT {
-            return Err(wrong(format!("larger than {} KiB", LIMIT / 1024)));
+        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(wrong(format!("larger than {} KiB", MAX_BYTES / 1024)));
         }
         File::parse(&text).map_err(|error| wrong(error.to_string()))
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The maximum length of a line of another server's output, in bytes. Longer lines are broken.
-const LINE_MAX: usize = 16 << 10;
+const MAX_LINE: usize = 16 << 10;
 
 /// The descriptors and the state of the caller of a command.
 #[derive(Debug)]
@@ -246,7 +246,7 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
         held.extend_from_slice(&bytes);
         let complete = held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
         // A line that grows too long is written in pieces, so that the buffer is bounded.
-        let complete = if complete == 0 && held.len() > LINE_MAX { held.len() } else { complete };
+        let complete = if complete == 0 && held.len() > MAX_LINE { held.len() } else { complete };
         let lines: Vec<u8> = held.drain(..complete).collect();
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             let line = format!("{}\n", sanitise_bytes(line).trim_end());

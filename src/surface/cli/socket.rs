@@ -27,11 +27,11 @@ use super::session::{self, Io, Screen};
 use crate::control::{Caller, CommandError, Control, ErrorKind};
 
 /// The maximum size of a message in bytes.
-const MESSAGE_MAX: usize = 1 << 20;
+const MAX_MESSAGE: usize = 1 << 20;
 /// The maximum number of clients that are served at the same time.
-const CLIENTS_MAX: usize = 64;
+const MAX_CLIENTS: usize = 64;
 /// The maximum number of further clients that get the message that there are too many clients.
-const REJECTIONS_MAX: usize = 16;
+const MAX_REJECTIONS: usize = 16;
 /// The time that a client may take to send its message.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -62,7 +62,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves clients until `shutdown`. Only root and the account that larder runs as are served.
 pub async fn serve(listener: UnixListener, control: Control, shutdown: CancellationToken) {
-    let (clients, rejections) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Semaphore::new(REJECTIONS_MAX)));
+    let (clients, rejections) = (Arc::new(Semaphore::new(MAX_CLIENTS)), Arc::new(Semaphore::new(MAX_REJECTIONS)));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -132,7 +132,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
 
 async fn reject(mut stream: UnixStream) -> io::Result<()> {
     let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
-    let why = format!("the server already carries out {CLIENTS_MAX} commands, which is the maximum");
+    let why = format!("the server already carries out {MAX_CLIENTS} commands, which is the maximum");
     let error = CommandError::new(ErrorKind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
     let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
     stream.write_all(&[code]).await
@@ -149,7 +149,7 @@ async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandErr
     let descriptors = Descriptors { stdin, stdout, stderr };
     stream.read_exact(prefix.get_mut(received..).unwrap_or_default()).await?;
     let length = u32::from_be_bytes(prefix) as usize;
-    if length > MESSAGE_MAX {
+    if length > MAX_MESSAGE {
         let error = CommandError::new(
             ErrorKind::Usage,
             format!("{}, or the program and the server have different versions", too_long(length)),
@@ -183,7 +183,7 @@ async fn receive_descriptors(stream: &UnixStream, buffer: &mut [u8]) -> io::Resu
 }
 
 fn too_long(length: usize) -> String {
-    format!("the command has {length} bytes; at most {MESSAGE_MAX} are accepted")
+    format!("the command has {length} bytes; at most {MAX_MESSAGE} are accepted")
 }
 
 /// The reason why the client got no exit status from the server.
@@ -201,7 +201,7 @@ pub enum CallError {
 pub fn call(path: &Path, words: Vec<String>, descriptors: [BorrowedFd<'_>; 3]) -> Result<u8, CallError> {
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
     let message = serde_json::to_vec(&Call { words }).map_err(io::Error::other)?;
-    let length = u32::try_from(message.len()).ok().filter(|length| *length as usize <= MESSAGE_MAX);
+    let length = u32::try_from(message.len()).ok().filter(|length| *length as usize <= MAX_MESSAGE);
     let prefix = length.ok_or(CallError::TooLong(message.len()))?.to_be_bytes();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

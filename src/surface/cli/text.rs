@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The maximum number of files or changes that are shown; `--json` prints all.
-pub(super) const ROWS_MAX: usize = 500;
+pub(super) const MAX_ROWS: usize = 500;
 
 /// Lays out rows in columns below a header; `none` without rows.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {

@@ -37,7 +37,7 @@ pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
 pub(super) const INPUT_HIGH: usize = 1024 * 1024;
 /// The maximum size of queued input, in bytes. It is reached only if a client ignores its window, or if several uploads share a
 /// connection with a stuck one.
-pub(super) const INPUT_MAX: usize = 16 * 1024 * 1024;
+pub(super) const MAX_INPUT: usize = 16 * 1024 * 1024;
 
 /// The memory that a queued chunk takes besides its bytes. It is counted, because chunks of one byte take many times their size.
 const CHUNK_COST: usize = 64;
@@ -103,7 +103,7 @@ impl Input {
             return true;
         }
         let cost = queue.cost.saturating_add(cost_of(data));
-        if cost > INPUT_MAX {
+        if cost > MAX_INPUT {
             return false;
         }
         queue.cost = cost;
@@ -413,6 +413,6 @@ mod unit {
         }
         assert!(input.queue.lock().chunks.is_empty());
         let taken = (0..).take_while(|_| input.push(b"x")).count();
-        assert_eq!(taken, INPUT_MAX / (CHUNK_COST + 1));
+        assert_eq!(taken, MAX_INPUT / (CHUNK_COST + 1));
     }
 }

@@ -142,8 +142,8 @@ impl Offence {
 }
 
 // Penalties add up. A source is blocked once their sum reaches the minimum, and never for longer than the maximum.
-const PENALTY_MIN: Duration = Duration::from_secs(15);
-const PENALTY_MAX: Duration = Duration::from_secs(600);
+const MIN_PENALTY: Duration = Duration::from_secs(15);
+const MAX_PENALTY: Duration = Duration::from_secs(600);
 
 struct Source {
     unauthenticated: usize,
@@ -281,8 +281,8 @@ impl ConnectionPermit {
         }
         if let Some(entry) = self.limiter.table.lock().sources.get_mut(&self.source) {
             let ends = entry.penalty_ends.max(now) + offence.penalty();
-            entry.penalty_ends = ends.min(now + PENALTY_MAX);
-            entry.blocked |= entry.penalty_ends.saturating_duration_since(now) >= PENALTY_MIN;
+            entry.penalty_ends = ends.min(now + MAX_PENALTY);
+            entry.blocked |= entry.penalty_ends.saturating_duration_since(now) >= MIN_PENALTY;
         }
     }
 }
@@ -385,7 +385,7 @@ mod tests {
         for _ in 0..100 {
             third.offence(Offence::Crash, now);
         }
-        assert!(limiter.acquire(ip(FAR), now + PENALTY_MAX + Duration::from_secs(1), 1.0).is_ok());
+        assert!(limiter.acquire(ip(FAR), now + MAX_PENALTY + Duration::from_secs(1), 1.0).is_ok());
     }
 
     #[test]

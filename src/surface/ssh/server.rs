@@ -30,9 +30,9 @@ use super::{
 use crate::surface::user_limit::{UserLimit, UserPermit};
 
 /// The number of clients that are closed at once when descriptors run out, before the accept loop pauses.
-const REFUSED_AT_ONCE: usize = 128;
+const MAX_REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
-const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 /// The time that a connection may take to end after the server has asked it to end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -74,14 +74,14 @@ pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<
             Err(error) if is_out_of_descriptors(&error) => {
                 tracing::warn!(%error, "no descriptor for another ssh connection; raise the limit on open files");
                 reserve = None;
-                for _ in 0..REFUSED_AT_ONCE {
+                for _ in 0..MAX_REFUSED_AT_ONCE {
                     match listener.accept().now_or_never() {
                         Some(Ok(refused)) => drop(refused),
                         _ => break,
                     }
                 }
                 sleep(back_off).await;
-                back_off = back_off.saturating_mul(2).min(BACK_OFF_MAX);
+                back_off = back_off.saturating_mul(2).min(MAX_BACK_OFF);
             }
             // The client disconnected while it was waiting, or the network failed. The server continues.
             Err(error) => {

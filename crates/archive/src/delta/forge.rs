@@ -20,7 +20,7 @@ pub const FIT_GROUPS: u8 = 2;
 pub const TEXTS: u8 = 4;
 
 /// The most bytes of a text that are made up.
-const MADE_UP: usize = 64 << 10;
+const MAX_MADE_UP: usize = 64 << 10;
 
 /// The parts of a forged delta. As bytes: the mode, the lengths of the lists as u16, the lists, the patches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Forged {
             left = rest;
             let mut patch = taken.to_vec();
             if self.mode & TEXTS != 0 {
-                patch.resize(length.min(MADE_UP).max(patch.len()), 0);
+                patch.resize(length.min(MAX_MADE_UP).max(patch.len()), 0);
                 patch = pack(&patch, 0, 1).ok()?;
             }
             part.packed = u32::try_from(patch.len()).ok()?;
@@ -171,7 +171,7 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.shared.resize(added, (0, 1));
     let mut names = 0;
     for (_, own) in &mut columns.shared {
-        *own = if names < MADE_UP { (*own).min(300) } else { 0 };
+        *own = if names < MAX_MADE_UP { (*own).min(300) } else { 0 };
         names += *own as usize;
     }
     while columns.names.len() < names {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTEXT, DeltaError, PART, REFERENCE, TOLD, entries::Contents, refused};
+use super::{CONTEXT, DeltaError, MAX_COPIES, MAX_PART, MAX_REFERENCE, entries::Contents, refused};
 use crate::{Entry, EntryKind, bounded};
 
 /// The new files whose content comes from patches: those with content that the old release does not have, and of several with the same
@@ -205,17 +205,18 @@ pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) 
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();
-    let small =
-        |part: &Part| u64::from(part.raw) <= PART && u64::from(part.told) <= TOLD && u64::from(part.packed) <= PART + (1 << 20);
+    let small = |part: &Part| {
+        u64::from(part.raw) <= MAX_PART && u64::from(part.told) <= MAX_COPIES && u64::from(part.packed) <= MAX_PART + (1 << 20)
+    };
     if middles != raw || !parts.iter().all(small) {
         return None;
     }
     if let [file] = members {
         let size = file.base.map_or(0, |(_, size)| size);
         let inside = |part: &Part| part.from.checked_add(part.reference).is_some_and(|end| end <= size);
-        return parts.iter().all(|part| inside(part) && part.reference <= REFERENCE).then_some(());
+        return parts.iter().all(|part| inside(part) && part.reference <= MAX_REFERENCE).then_some(());
     }
     let pieces = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.piece().1))?;
     let by_rule = |part: &Part| part.from == 0 && part.reference == 0;
-    (members.len() > 1 && parts.len() == 1 && parts.iter().all(by_rule) && pieces <= REFERENCE).then_some(())
+    (members.len() > 1 && parts.len() == 1 && parts.iter().all(by_rule) && pieces <= MAX_REFERENCE).then_some(())
 }

@@ -5,7 +5,7 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DeltaEndpoint, DeltaError, FileSource, GROUP, PART, SMALL, entries,
+    DeltaEndpoint, DeltaError, FileSource, MAX_GROUP, MAX_PART, MAX_SMALL, entries,
     format::{self, Outline},
     groups::{self, Member, PatchGroup, Wanted},
     relatives,
@@ -141,13 +141,13 @@ enum Task {
 
 /// Divides the files into tasks, by sizes alone.
 fn plan(pairs: Vec<Pair>) -> Plan {
-    let is_small = |pair: &Pair| pair.file.size <= SMALL && pair.file.base.is_none_or(|(_, size)| size <= SMALL);
+    let is_small = |pair: &Pair| pair.file.size <= MAX_SMALL && pair.file.base.is_none_or(|(_, size)| size <= MAX_SMALL);
     let (small, large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);
     let mut tasks = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, pair) in small.iter().enumerate() {
         let weight = pair.file.size.max(pair.file.base.map_or(0, |(_, size)| size));
-        if bytes > 0 && bytes + weight > GROUP {
+        if bytes > 0 && bytes + weight > MAX_GROUP {
             tasks.push(Task::Batch(start..at));
             (start, bytes) = (at, 0);
         }
@@ -161,8 +161,8 @@ fn plan(pairs: Vec<Pair>) -> Plan {
         if pair.file.base.is_some() {
             tasks.push(Task::Verify { large: index, base: true });
         }
-        for at in (0..pair.file.size).step_by(PART as usize) {
-            tasks.push(Task::Part { large: index, range: at..pair.file.size.min(at + PART), first: at == 0 });
+        for at in (0..pair.file.size).step_by(MAX_PART as usize) {
+            tasks.push(Task::Part { large: index, range: at..pair.file.size.min(at + MAX_PART), first: at == 0 });
         }
     }
     Plan { small, large, tasks }

@@ -40,20 +40,20 @@ use crate::{ArchiveError, ArchiveInfo, Digest, Entry, FileError};
 pub const SUFFIX: &str = ".delta";
 
 /// Files up to this size, old and new, are patched together with others; larger ones by parts.
-const SMALL: u64 = 4 << 20;
+const MAX_SMALL: u64 = 4 << 20;
 
 /// The most bytes of files that are patched together, old or new, unless a single file has more. Fewer would compress worse, more would
 /// leave the last ones to a single thread.
-const GROUP: u64 = 2 << 20;
+const MAX_GROUP: u64 = 2 << 20;
 
 /// The most bytes of a large file that make one part.
-const PART: u64 = 16 << 20;
+const MAX_PART: u64 = 16 << 20;
 
 /// The most bytes that describe a part by copies: a part without any copy, and a few bytes more.
-const TOLD: u64 = PART + (1 << 20);
+const MAX_COPIES: u64 = MAX_PART + (1 << 20);
 
 /// The most bytes of the old version that a part may refer to.
-const REFERENCE: u64 = 24 << 20;
+const MAX_REFERENCE: u64 = 24 << 20;
 
 /// The bytes around a change in the old version of a small file that help to compress the new version.
 const CONTEXT: u64 = 256;
@@ -62,7 +62,7 @@ const CONTEXT: u64 = 256;
 /// come on top, with about 300 bytes for each entry of both.
 pub fn memory(threads: usize) -> u64 {
     // Each thread holds a reference, a text, its description, its patch, and tables; three finished patches per thread wait for their turn.
-    let each = REFERENCE + PART + TOLD + PART + (24 << 20) + 3 * PART;
+    let each = MAX_REFERENCE + MAX_PART + MAX_COPIES + MAX_PART + (24 << 20) + 3 * MAX_PART;
     threads as u64 * each
 }
 

@@ -6,7 +6,7 @@ use super::groups;
 use crate::{Entry, EntryKind};
 
 /// The largest sibling that may be a base, in bytes.
-const SIBLING: u64 = 64 << 10;
+const MAX_SIBLING: u64 = 64 << 10;
 
 /// Returns the index of an old file for each of `wanted`, the indices of new files: the old file with the same path; or a removed one whose
 /// path differs only in versions and hashes, or has the same name; or a small one of the same kind in the same directory. `gone` are the
@@ -28,7 +28,7 @@ pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize])
         // A much larger base is not worth reading, unless it has the same path.
         let sensible = |base: &usize| {
             let (base, new) = (old.get(*base), size(Some(entry)));
-            base.is_some_and(|base| base.path == entry.path) || size(base) <= (new * 4).max(SIBLING)
+            base.is_some_and(|base| base.path == entry.path) || size(base) <= (new * 4).max(MAX_SIBLING)
         };
         found.push(base.filter(sensible));
     }
@@ -93,7 +93,7 @@ fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
     let at = old.partition_point(|entry| entry.path.as_str() < path);
     let fits = |index: &usize| {
         old.get(*index).is_some_and(|entry| {
-            matches!(entry.kind, EntryKind::File { size: 1..=SIBLING, .. })
+            matches!(entry.kind, EntryKind::File { size: 1..=MAX_SIBLING, .. })
                 && parent(&entry.path) == parent(path)
                 && ending(&entry.path) == ending(path)
         })

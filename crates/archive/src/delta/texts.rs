@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    DeltaError, REFERENCE,
+    DeltaError, MAX_REFERENCE,
     copies::{Finder, Told, common_end, common_start},
     format,
     groups::{self, Part},
@@ -28,7 +28,7 @@ impl TextPatch {
     /// Packs a text of `raw` bytes that is described by copies.
     fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let bytes = told.bytes()?;
-        let packed = pack(&bytes, 0, if bytes.len() > LITTLE { -1 } else { 3 }).map_err(format::written)?;
+        let packed = pack(&bytes, 0, if bytes.len() > MAX_LITTLE { -1 } else { 3 }).map_err(format::written)?;
         let digest = *Digest::of(&packed).as_bytes();
         let (told, raw) = (bytes.len() as u32, raw as u32);
         Ok(TextPatch { part: Part { packed: packed.len() as u32, told, raw, digest, from, reference }, packed })
@@ -139,7 +139,7 @@ fn level(both: usize) -> i32 {
 const MUCH: usize = 1 << 20;
 
 /// The most bytes of a description that are packed at a higher level.
-const LITTLE: usize = 1 << 20;
+const MAX_LITTLE: usize = 1 << 20;
 
 /// Returns the range of the base that a part may refer to: all of it if it is small enough, or else the bytes around the same place, as many
 /// as may be held.
@@ -147,7 +147,7 @@ fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
     let Some((_, size)) = file.base else { return (0, 0) };
     let middle = range.start + (range.end - range.start) / 2;
     let place = u128::from(middle) * u128::from(size) / u128::from(file.size.max(1));
-    ((place as u64).saturating_sub(REFERENCE / 2).min(size.saturating_sub(REFERENCE)), size.min(REFERENCE))
+    ((place as u64).saturating_sub(MAX_REFERENCE / 2).min(size.saturating_sub(MAX_REFERENCE)), size.min(MAX_REFERENCE))
 }
 
 fn part(bytes: &[u8], from: u64, count: u64) -> &[u8] {

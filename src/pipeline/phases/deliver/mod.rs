@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The time limit for the transfer of a release.
-const LIMIT: Duration = Duration::from_secs(6 * 3600);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// Makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps need no other
 /// environment or server.
@@ -40,8 +40,8 @@ impl Step for SupplyDeliverable {
 
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {
         // The recipe is not known yet, and the bandwidth is not up to the project. A transfer that stalls ends sooner.
-        let why = format!("took longer than {}", seconds(LIMIT));
-        (LIMIT, Failure::blameless(why).hint("try again: the next attempt resumes the transfer"))
+        let why = format!("took longer than {}", seconds(TRANSFER_TIMEOUT));
+        (TRANSFER_TIMEOUT, Failure::blameless(why).hint("try again: the next attempt resumes the transfer"))
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -20,9 +20,9 @@ use crate::{
 /// is not disturbed.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// The number of lines of a failed process's log that the pusher sees.
-const LOG_LINES: usize = 20;
+const MAX_LOG_LINES: usize = 20;
 /// The time limit of one health request.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The remedy for a process that listens on no port or on a port of its own.
 const LISTEN: &str = "listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT";
 
@@ -171,11 +171,11 @@ async fn check_until_healthy(deployment: &Deployment, settings: &Settings, insta
 
 /// Requests the health page once.
 async fn request(connector: &dyn Connector, address: SocketAddr, path: &str, expected: StatusRange, host: &str) -> Answer {
-    match probe(connector, address, path, host, ANSWER_LIMIT).await {
+    match probe(connector, address, path, host, ANSWER_TIMEOUT).await {
         Ok(status) if expected.contains(status.as_u16()) => Answer::Healthy,
         Ok(status) => Answer::Status(status.as_u16()),
         Err(ProbeError::Connect(error)) => unconnected(&error),
-        Err(ProbeError::Timeout { .. }) => Answer::Error(format!("no response after {}", seconds(ANSWER_LIMIT))),
+        Err(ProbeError::Timeout { .. }) => Answer::Error(format!("no response after {}", seconds(ANSWER_TIMEOUT))),
         Err(ProbeError::Exchange { source, .. }) => Answer::Error(chain(&source)),
         Err(error) => Answer::Error(chain(&error)),
     }
@@ -229,7 +229,7 @@ pub async fn exited_early(deployment: &Deployment, instance: &Instance, exit: Op
 async fn show_log(deployment: &Deployment, process: &str) -> Cause {
     // The last output may still be on its way through the pipe.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let lines = tail(&Logs::file(&deployment.paths.log(), process), LOG_LINES).unwrap_or_default();
+    let lines = tail(&Logs::file(&deployment.paths.log(), process), MAX_LOG_LINES).unwrap_or_default();
     let since = deployment.spec.id.created().to_string();
     let since = since.get(..19).unwrap_or_default();
     let lines: Vec<_> = lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)).collect();

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The size limit of the variables that a task leaves, in bytes.
-const VARIABLES_MAX: usize = 512 * 1024;
+const MAX_VARIABLES: usize = 512 * 1024;
 
 /// Returns the project's configuration: the variables of the recipe and the server file, as phase scripts have changed them.
 pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
@@ -152,7 +152,7 @@ pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<TaskEnd, Fail
     let started = deployment.services.runtime.task(&boot(deployment, |_| false), job, stdio).await;
     let mut child = started.map_err(|error| Failure::host(&error))?;
     let variables = match &job.variables {
-        Some(_) => child.report(VARIABLES_MAX).await.map_err(failed)?,
+        Some(_) => child.report(MAX_VARIABLES).await.map_err(failed)?,
         None => None,
     };
     let exit = child.wait().await.map_err(failed)?;

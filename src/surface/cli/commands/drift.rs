@@ -3,7 +3,7 @@
 use super::{
     super::{
         command::{Command, Shown},
-        text::{self, ROWS_MAX, moment, size},
+        text::{self, MAX_ROWS, moment, size},
     },
     arguments::On,
 };
@@ -83,10 +83,10 @@ fn report(report: &DriftReport) -> String {
     };
     let (by_hand, noise): (Vec<_>, Vec<_>) = report.drift.changes.iter().partition(|change| change.noise.is_none());
     let all: Vec<&Drifted> = by_hand.into_iter().chain(noise).collect();
-    for change in all.iter().take(ROWS_MAX) {
+    for change in all.iter().take(MAX_ROWS) {
         text.push_str(&line(change));
     }
-    let more = (all.len().saturating_sub(ROWS_MAX) as u64).saturating_add(report.drift.left_out);
+    let more = (all.len().saturating_sub(MAX_ROWS) as u64).saturating_add(report.drift.left_out);
     if more > 0 {
         text.push_str(&format!("  ... and {more} more\n"));
     }
@@ -95,7 +95,7 @@ fn report(report: &DriftReport) -> String {
         Some(tree) if tree.differences.is_empty() => text.push_str("The installed tree matches its manifest.\n"),
         Some(tree) => {
             text.push_str("The installed tree does NOT match its manifest; deploy again to replace it:\n");
-            for one in tree.differences.iter().take(ROWS_MAX) {
+            for one in tree.differences.iter().take(MAX_ROWS) {
                 text.push_str(&format!("  {} {}\n", sanitise_line(&one.path), one.what));
             }
         }

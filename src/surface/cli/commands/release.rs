@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::{
     super::{
         command::{Asked, Asking, Command, Shown},
-        text::{self, ROWS_MAX, moment, size},
+        text::{self, MAX_ROWS, moment, size},
     },
     arguments::{On, OnTarget, release_name},
 };
@@ -200,11 +200,11 @@ impl Command for ReleaseDiffArgs {
         let count = |way: ChangeKind| diff.files.iter().filter(|change| change.change == way).count();
         let (added, changed, removed) = (count(ChangeKind::Added), count(ChangeKind::Changed), count(ChangeKind::Removed));
         text.push_str(&format!("\n{added} added, {changed} changed, {removed} removed\n"));
-        for change in diff.files.iter().take(ROWS_MAX) {
+        for change in diff.files.iter().take(MAX_ROWS) {
             text.push_str(&file(change));
         }
-        if diff.files.len() > ROWS_MAX {
-            text.push_str(&format!("  ... and {} more (--json lists all)\n", diff.files.len() - ROWS_MAX));
+        if diff.files.len() > MAX_ROWS {
+            text.push_str(&format!("  ... and {} more (--json lists all)\n", diff.files.len() - MAX_ROWS));
         }
         Shown::Page(text)
     }
