@@ -58,7 +58,7 @@ fn every_pack_is_complete_and_has_an_example() {
 }
 
 #[test]
-fn packs_are_asked_in_the_order_of_their_files() {
+fn packs_are_tried_in_the_order_of_their_files() {
     let names: Vec<&str> = PACKS.iter().map(|pack| pack.name).collect();
     assert_eq!(names, ["ruby", "python", "php", "java", "go", "rust", "node", "static", "procfile"]);
 }

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_word_is_answered_with_the_nearest_or_all_known_words() {
+    fn unknown_word_is_reported_with_the_nearest_or_all_known_words() {
         assert_eq!(did_you_mean("buidpacks", &["build", "buildpacks"]), "did you mean \"buildpacks\"?");
         assert_eq!(did_you_mean("xyz", &["env", "data"]), "the known ones are env, data");
         assert!(did_you_mean(&"x".repeat(100_000), &["env"]).starts_with("the known ones"));

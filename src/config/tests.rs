@@ -445,7 +445,7 @@ fn process_scaled_to_zero_needs_no_command() {
 
 /// The hint names every known key, so no golden file contains it: a new key would change the file.
 #[test]
-fn unknown_key_far_from_all_is_answered_with_the_known_keys() {
+fn unknown_key_unlike_all_others_is_reported_with_the_known_keys() {
     let known: Vec<_> = settings::KEYS.iter().map(|key| key.name).collect();
     let error = |text: &str| Recipe::parse(text.as_bytes()).unwrap_err()[0].to_string();
     let all = format!("larder.yml:1: unknown key \"kubernetes\"; the known ones are {}", known.join(", "));

@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn a_push_without_its_hooks_is_not_served() {
+    fn push_without_hooks_is_refused() {
         let paths = WorkerPaths { repo: "/nonexistent".into(), source: None, hooks: None, hook_socket: None };
         let error = serve(&paths, Service::ReceivePack, None, None, ServeLimits::default());
         assert!(matches!(error, ServeError::Missing("LARDER_HOOKS")), "{error}");
     }
 
     #[test]
-    fn git_gets_nothing_of_our_environment() {
+    fn git_inherits_no_variables_of_the_server() {
         let command = settings(Some(2), None).command(Path::new("git"));
         let names: Vec<_> = command.get_envs().filter_map(|(name, _)| name.to_str()).collect();
         assert!(names.contains(&"GIT_PROTOCOL") && !names.contains(&"LD_PRELOAD") && !names.contains(&"LARDER_PUSH_TOKEN"));

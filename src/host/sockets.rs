@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_sockets_are_ranked_like_the_kernel() {
+    fn sockets_are_ranked_like_the_kernel_does() {
         let line = |place: &str, state: &str, uid: u32| {
             format!("   0: {place}:1F90 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid:5}        0 1 1 0\n")
         };

@@ -92,7 +92,7 @@ mod tests {
     use crate::model::Blame;
 
     #[test]
-    fn facts_too_large_for_a_line_are_the_projects_to_mend() {
+    fn facts_too_large_for_a_line_are_blamed_on_the_project() {
         let before = Facts::default();
         assert_eq!(before.changed_facts(&before), Ok(Value::Null));
         let mut now = Facts::default();

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn clock_put_back_keeps_order() {
+    fn history_stays_ordered_after_the_clock_was_set_back() {
         let mut history = History::default();
         for (number, second) in [(1, 1000), (2, 3000), (3, 2000)] {
             history.record(summary(number, second, true));

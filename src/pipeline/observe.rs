@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn observer_that_panics_or_fails_is_asked_again() {
+    async fn observer_that_panics_or_fails_is_retried() {
         let calls = Arc::new(Mutex::new(0));
         let observers = Observers::start([Arc::new(Fails(calls.clone())) as Arc<dyn Observer>]);
         let announcement = Announcement {

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_output_keeps_own_lines_and_the_last_of_it() {
+    fn flood_of_output_keeps_own_lines_and_last_output() {
         let directory = tempfile::tempdir().unwrap();
         let transcript = Transcript::open(directory.path()).unwrap();
         let line = "x".repeat(4000);

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_condition_of_a_promotion_is_named() {
         let record = record();
         let of = |text: &str| promotable(&policy(text), Some(&record), at(190));
         assert_eq!(served(&record), Duration::from_secs(180));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_said_in_two_units() {
+    fn time_spans_are_written_in_two_units() {
         for (seconds, said) in [(0, "0 ms"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "1 d 1 h")] {
             assert_eq!(words(Duration::from_secs(seconds)), said);
         }

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn made_once_private_and_the_same_ever_after() {
+    fn signing_key_is_created_once_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         let first = SigningKey::load_or_make(&path).unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_read_or_what_is_no_key_is_refused_and_not_replaced() {
+    fn exposed_or_invalid_signing_key_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         SigningKey::load_or_make(&path).unwrap();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_over_these_bytes_and_by_this_key() {
+    fn signature_is_valid_only_for_its_bytes_and_key() {
         let (one, other) = (SigningKey::ephemeral().unwrap(), SigningKey::ephemeral().unwrap());
         let signature = one.sign(b"v42");
         assert!(verify_signature(&signature, b"v42"));

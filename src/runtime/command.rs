@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_script_is_told_with_its_defect() {
+    fn unusable_script_is_reported_with_its_defect() {
         let app = tempfile::tempdir().unwrap();
         let app = app.path();
         write(app, "good.sh", "#!/bin/sh\nexit 0\n", 0o755);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_start_is_told_as_a_shell_would() {
+    fn failed_start_is_reported_like_a_shell_does() {
         let app = tempfile::tempdir().unwrap();
         write(app.path(), "text", "no program\n", 0o755);
         let refused = |command: &str| {

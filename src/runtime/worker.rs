@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn script_hands_its_variables_on() {
+    fn script_passes_its_variables_on() {
         let app = tempfile::tempdir().unwrap();
         let script = RunJob {
             variables: Some(String::from("{\"a\":1}")),

@@ -224,7 +224,7 @@ fn removed_user_is_disconnected(world: &World) {
     };
     let mut logs = open(&["logs", "shop", "--follow"]);
     let mut run = open(&["run", "shop", "--", "sleep", "98764"]);
-    // A smaller right ends requests that need the greater one, and no others.
+    // A smaller right ends only the requests that need the greater right.
     world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
     until("the command of a user without the right ends", || run.try_wait().unwrap().is_some());
     let runs = || processes::of(world.directory()).iter().any(|process| process.arguments.contains(&String::from("98764")));
@@ -250,7 +250,7 @@ fn requests_per_user_are_limited(world: &World) {
         logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
         logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few more than are allowed: the command below may take the place of one of them.
+    // A few connections above the limit, because the command below may get the place of one of them.
     let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
     until("there are too many", || {
         let more = world.ssh("alice", &["whoami"]);

@@ -19,7 +19,7 @@ in_one_mode!(
     second_environment_deploys_its_own_branch,
     branch_stored_before_its_environment_is_deployed_again,
     failed_project_creation_frees_the_name,
-    remote_option_asks_the_server_of_a_git_remote,
+    remote_option_uses_the_server_of_a_git_remote,
     missing_features_are_named,
     missing_or_second_server_is_reported,
     closed_output_is_no_error,
@@ -49,7 +49,7 @@ fn project_is_created_deployed_and_destroyed(world: &World) {
     assert!(!world.root().join("projects/shop/production").exists(), "its directory is still there");
     world.larder(&["project", "info", "shop"]).exits(4);
     assert_eq!(world.get("shop", "/").status, 404);
-    // The name is free again, and the new project has nothing of the old one.
+    // The name is free again, and the new project shares nothing with the old one.
     world.project("shop");
     assert_eq!(repo.live(), None);
     repo.push().accepted().says("v1 is live");
@@ -140,10 +140,10 @@ fn excess_local_commands_are_refused(world: &World) {
         let mut logs = world.larder_command();
         logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few more than are served: the command below may take the place of one of them.
+    // A few clients above the limit, because the command below may get the place of one of them.
     let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
     until("there are too many", || {
-        // A follower that was refused, because all came at once, tries again.
+        // A follower that was refused, because all connected at once, tries again.
         for one in &mut all {
             if one.try_wait().unwrap().is_some() {
                 *one = follow();
@@ -195,13 +195,13 @@ fn failed_project_creation_frees_the_name(world: &World) {
     world.project("blog");
 }
 
-fn remote_option_asks_the_server_of_a_git_remote(world: &World) {
+fn remote_option_uses_the_server_of_a_git_remote(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     repo.git(&["remote", "add", "prod", &repo.url()]).ok();
     repo.git(&["remote", "add", "elsewhere", "https://example.com/shop"]).ok();
-    // OpenSSH reads its files from the account's home; so a program of that name adds the options of this world.
+    // OpenSSH reads its files from the home of the account, so a wrapper named `ssh` adds the options of this world.
     let options = world.ssh_options("alice").join("' '");
     let bin = world.directory().join("home/bin");
     repo.program("../../home/bin/ssh", &format!("#!/bin/sh\nexec /usr/bin/ssh '{options}' \"$@\"\n"));

@@ -5,15 +5,15 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 use crate::harness::{Repo, World, cli::Output, git::Push, in_one_mode, installed, until};
 
 in_one_mode!(
-    dropbear,
-    putty,
+    dropbear_client_pushes,
+    putty_client_pushes,
     one_connection_carries_pushes_and_commands,
     shallow_or_partial_clone_pushes,
     refused_push_exits_1_on_the_ssh_channel,
     one_bad_ref_is_refused_alone,
 );
 
-/// A good push and a bad one with `ssh` instead of OpenSSH; git must show both verdicts.
+/// Pushes a good and a bad commit with `ssh` in place of OpenSSH; git must show both verdicts.
 fn verdicts_with(world: &World, variant: &str, ssh: &str) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -34,7 +34,7 @@ fn verdicts_with(world: &World, variant: &str, ssh: &str) {
     world.serves("shop", "version two");
 }
 
-fn dropbear(world: &World) {
+fn dropbear_client_pushes(world: &World) {
     if installed("dbclient").is_none() || installed("dropbearconvert").is_none() {
         return;
     }
@@ -42,11 +42,11 @@ fn dropbear(world: &World) {
     let mut convert = world.client("dropbearconvert");
     convert.args(["openssh", "dropbear"]).arg(world.private_key("alice")).arg(&key);
     Output::of(&mut convert).ok();
-    // git gives `-p PORT`, which dbclient knows too.
+    // git passes `-p PORT`, which dbclient supports, too.
     verdicts_with(world, "ssh", &format!("dbclient -y -y -i {}", key.display()));
 }
 
-fn putty(world: &World) {
+fn putty_client_pushes(world: &World) {
     if installed("plink").is_none() || installed("puttygen").is_none() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Persistent paths and what belongs to an environment rather than to a release: files and directories below `data/`, what a failed
-//! deployment takes back of them, and what runs once.
+//! The persistent state of an environment: files and directories below `data/`, the part that a failed deployment removes again, and
+//! `postdeploy`, which runs once.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -108,7 +108,7 @@ fn failed_first_deployment_removes_seeded_data(world: &World) {
     repo.push().rejected_with("the release command exited 1");
     assert_eq!(names(&data(world)), ["kept"], "what the failed deployment put there is gone, and nothing else");
     assert_eq!(names(&data(world).join("kept")), ["by-hand"]);
-    // A kill in the middle leaves nothing either.
+    // A deployment that is killed leaves nothing, either.
     world.restart(&[("FAILPOINTS", "journal.started.deploy.release=1*sleep(60000)")]);
     let mut push = repo.command();
     let mut push = push.args(["push", &repo.url(), "HEAD:refs/heads/main"]).stderr(std::process::Stdio::null()).spawn().unwrap();
@@ -140,20 +140,20 @@ fn postdeploy_runs_once_per_environment(world: &World) {
     repo.write("app.json", r#"{"scripts": {"postdeploy": "echo seeded >> db/seeds"}}"#);
     repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").page("version one");
     repo.push().says("Running the postdeploy script").rejected_with("post_install: ");
-    // Nothing is live yet, and it has run.
+    // The script has run, although no release is live yet.
     repo.remove(".larder/post_install").page("version one");
     repo.push().accepted().0.keeps_quiet_about("Running the postdeploy script");
     assert_eq!(sh(world, "cat db/seeds"), "seeded", "the failed deployment keeps what postdeploy has made");
     repo.page("version two");
     repo.push().accepted().0.keeps_quiet_about("Running the postdeploy script");
-    // One that has failed has not run: the next deployment runs it.
+    // A failed script does not count: the next deployment runs it again.
     world.larder(&["project", "create", "blog", "--mode", "cooking"]).ok();
     let blog = Repo::new(world, "blog");
     blog.write("Procfile", PROCFILE).write("app.json", r#"{"scripts": {"postdeploy": "exit 3"}}"#).page("one");
     blog.push().rejected_with("the postdeploy script exited 3");
     blog.write("app.json", r#"{"scripts": {"postdeploy": "echo fine"}}"#).page("one");
     blog.push().accepted().says("Running the postdeploy script");
-    // Running every step twice does not mean twice the script.
+    // The script runs once even if every step runs twice.
     world.restart(&[("FAILPOINTS", "twice=return")]);
     world.larder(&["project", "create", "wiki", "--mode", "cooking"]).ok();
     let wiki = Repo::new(world, "wiki");
@@ -169,7 +169,7 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     let mut push = repo.command();
     let mut push = push.args(["push", &repo.url(), "HEAD:refs/heads/main"]).stderr(std::process::Stdio::null()).spawn().unwrap();
     crate::harness::until("postdeploy has begun", || data(world).join("db/seeds").exists());
-    // The server alone, so that it cannot record the end of the script, which the keeper kills then.
+    // Only the server is killed, so it cannot record the end of the script; the keeper then kills the script.
     world.kill9_server();
     let _ = push.wait();
     crate::harness::until("the deployment has its end", || world.has_ended("shop"));
@@ -178,7 +178,7 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     world.larder(&["deploy", "shop", "--follow"]).says("was interrupted and is not run again");
 }
 
-/// What a failed build wrote would fill the disk until the next one, and keep every other project out.
+/// The files of a failed build would fill the disk until the next build, and every push of other projects would fail.
 fn failed_build_leaves_no_layer(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     repo.page("version one");

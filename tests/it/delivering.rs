@@ -50,7 +50,7 @@ fn failed_step_of_a_delivery_leaves_nothing(world: &World) {
     assert_eq!(steps, world.last_plan("shop"));
     assert!(steps[0] == "gather.deliverable" && steps.iter().all(|step| !step.starts_with("build.")), "{steps:?}");
     let ask = || world.larder(&["pull", "shop"]);
-    // What was brought stays: it is complete and was believed.
+    // The fetched release stays in the store, because it is complete and verified.
     let stays = |name: &str| name.starts_with(&release);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
     attempt.fails_once_at_each(&steps);
@@ -71,14 +71,14 @@ fn repeated_step_of_a_delivery_succeeds(world: &World) {
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     until("the old release has retired", || world.ports("shop").len() == 1);
     world.is_consistent("shop");
-    // Once for version one, twice for version two; and staging's own are elsewhere.
+    // Version one ran once, version two twice; staging keeps its records elsewhere.
     assert_eq!(world.larder(&["run", "shop/production", "--", "cat", "media/count"]).ok().lines().count(), 3);
     world.larder(&["rollback", "shop/production"]).ok();
     world.serves("shop", "version one");
     world.is_consistent("shop");
 }
 
-/// The same steps, except that the release is fetched from elsewhere, as an archive or as a delta.
+/// The same tests with a release that is fetched from another server, as an archive or as a delta.
 fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);

@@ -23,7 +23,7 @@ use crate::keeper_world::{World, grounds};
 /// One of the two environments of the world.
 fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> WorkerContext<'a> {
     let (project, environment) = (ProjectId(number), EnvId(number + 2));
-    // Nothing that these tests make is signed by it; it only has to be there.
+    // The key signs nothing in these tests, but the context needs one.
     static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::ephemeral().unwrap());
     let (signing, archive_limit) = (&*SIGNING, u64::MAX);
     WorkerContext { launcher: &world.launcher, project, environment, paths, output: None, threads: 2, signing, archive_limit }
@@ -97,7 +97,7 @@ async fn delta_installs_a_release_of_another_environment() {
         fs::remove_file(tree.join("d2/2")).unwrap();
         let new = cook(&staging, &tree, 2000);
 
-        // Both have the first one; staging has installed it, of the second it has the archive only.
+        // Both environments have the first release; staging has installed it, and has only the archive of the second.
         for path in [staging.archive(old.release), staging.manifest(old.release)] {
             fs::copy(&path, production.releases().join(path.file_name().unwrap())).unwrap();
         }
@@ -111,7 +111,7 @@ async fn delta_installs_a_release_of_another_environment() {
         assert_eq!(release::make_delta(&cook_side, old.release, new.release).await.unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "it was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
-        // From trees, from archives, and from the archive of a tree that is damaged: the same bytes.
+        // A delta has the same bytes from trees, from archives, and from the archive of a damaged tree.
         release::install(&cook_side, new.release, Some(old.release), None).await.unwrap();
         fs::remove_file(staging.tree(new.release).join("d3/3")).unwrap();
         fs::remove_file(&path).unwrap();
@@ -123,7 +123,7 @@ async fn delta_installs_a_release_of_another_environment() {
             Err(ReleaseError::Unknown { release, .. }) if release == unknown
         ));
 
-        // On the other side, on a spare, as a deployment does; the id of the spare is that of the release to come.
+        // The other side installs into a spare tree, as a deployment does. The spare has the id of the new release.
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
         let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.fingerprint;
@@ -134,7 +134,7 @@ async fn delta_installs_a_release_of_another_environment() {
         let spare = release::spare(&serve_side, unknown, new.release).await.unwrap();
         assert_eq!((spare.report.linked, spare.report.unpacked), (200, 0));
 
-        // The archive comes back byte for byte, or nothing changes.
+        // The archive is rebuilt byte for byte, or nothing changes.
         let edited = production.tree(new.release).join("new");
         let text = fs::read(&edited).unwrap();
         fs::write(&edited, "NEW\n").unwrap();
@@ -160,7 +160,7 @@ async fn delta_installs_a_release_of_another_environment() {
             assert!(fs::read(production.archive(new.release)).unwrap() == fs::read(staging.archive(new.release)).unwrap());
         }
 
-        // A delta whose base is gone is as good as none.
+        // A delta without its base is not used.
         for path in [production.archive(new.release), production.tree(old.release)] {
             if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
         }

@@ -73,7 +73,7 @@ fn changes_by_hand_are_listed_and_saved(world: &World) {
     repo.write("../hotfix.diff", text);
     repo.git(&["apply", "--check", "../hotfix.diff"]).ok();
 
-    // By default the next release is without the changes; the push says so, and the patch stays.
+    // By default, the next release does not contain the changes; the push says so, and the patch is kept.
     repo.write("index.html", PAGE.replace("last", "second")).commit("two");
     let push = repo.push();
     push.accepted().says("4 files of v1 were changed by hand").says("changed index.html").says(&format!("--show {id}"));
@@ -120,7 +120,7 @@ fn hotfix_is_applied_to_next_release(world: &World) {
         .says("drift: keep");
     assert_eq!(repo.live(), live);
     world.get("shop", "/").holds("FIXED");
-    // A patch that was committed conflicts with nothing.
+    // A patch whose changes were committed causes no conflict.
     repo.write("index.html", PAGE.replace("one", "FIXED").replace("last", "second")).remove("lib/old.txt");
     repo.write("extra.txt", "new\n").commit("five");
     repo.push().accepted().says("3 were so already");

@@ -1,5 +1,5 @@
-//! DeliverableStores that lie, by somebody who holds everything but the keys, and by somebody who holds one that is trusted: each lie is refused
-//! with its reason, and nothing of it stays.
+//! Forged deliverables: an attacker controls the store of a remote, without or with a trusted key. Each forgery is refused with its
+//! reason and leaves nothing behind.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ in_one_mode!(
     forged_deliverables_of_a_place_are_refused_with_the_reason,
     old_build_offered_as_the_newest_is_refused,
     release_of_another_environment_is_refused,
-    two_statements_about_one_release,
+    contradictory_statements_about_one_release_are_refused,
     health_record_counts_only_with_a_trusted_signature,
 );
 
@@ -119,7 +119,7 @@ impl<'w> Forge<'w> {
         self.world.larder(&["pull", "shop", "--from", "evil"])
     }
 
-    /// A pull and a push are refused with reason and hint, and change nothing.
+    /// Asserts that `ask` is refused with reason and hint, and changes nothing.
     #[track_caller]
     fn refuses(&self, ask: impl FnOnce() -> Output, text: &str, hint: &str) {
         let accepted = || fs::read_to_string(self.world.environment("shop").join("accepted.json")).unwrap_or_default();
@@ -132,7 +132,7 @@ impl<'w> Forge<'w> {
         self.world.serves("shop", "version one");
         match self.world.outcomes("shop").pop().flatten().as_deref() {
             Some("refused") => assert_eq!(accepted(), known, "{text}: it counts as accepted"),
-            // Its manifest was good, and nobody who is trusted may take back that there was such a build.
+            // The manifest was valid, so the build still counts as accepted.
             Some("rolled_back") => {}
             other => panic!("{text}: {other:?}"),
         }
@@ -188,7 +188,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let text = format!("the file of release {newer} is release {} under another name", old.release);
     forge.refuses(pull, &text, "hint: check who can write to the store of the remote: files there were renamed or exchanged");
 
-    // A commit that nobody has cooked, and a place that says it has.
+    // The offer claims a commit that was never cooked.
     let staged = forge.repo.head();
     let commit = forge.repo.page("version three");
     let other = forge.forged(&second, |_| {});
@@ -208,7 +208,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     forge.offers_text(&format, newer.as_bytes(), &archive, None, honest);
     forge.refuses(pull, "the manifest has the format 2; this larder reads formats up to 1", "hint: update larder here");
 
-    // Signed by somebody who is trusted, and still the archive holds other files than the manifest lists.
+    // The signature is trusted, but the archive has other files than the manifest.
     let first: Manifest = serde_json::from_value(live_manifest(world, "production", "shop")).unwrap();
     let first_archive = world.environment("shop").join("releases").join(format!("{}.tar.zst", first.release));
     let disagreeing = forge.forged(&second, |manifest| manifest.archive = first.archive.clone());
@@ -223,7 +223,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let text = format!("the archive of release {} and its manifest disagree: ", lying.release);
     forge.refuses(pull, &text, "hint: deploy the commit again on the server that cooked the release");
 
-    // Bytes that nobody has signed.
+    // The bytes of the archive do not match the signed digest.
     let good = forge.forged(&second, |_| {});
     let bytes = fs::read(&archive).unwrap();
     let bad = world.directory().join("home/archive");
@@ -243,7 +243,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
         assert!(!world.environment("shop").join("releases").join(format!("{}.manifest.json", good.release)).exists());
     }
 
-    // The same hands with nothing to hide: none of the above was refused for something else.
+    // The same key and store without a forgery are accepted, so none of the cases above was refused for another reason.
     forge.offers(&good, &archive, None, honest);
     forge.pull().ok();
     world.serves("shop", "version two");
@@ -253,7 +253,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
 fn old_build_offered_as_the_newest_is_refused(world: &World) {
     let forge = Forge::new(world, "");
     let (made, archive) = forge.genuine();
-    // A second apart: names tell seconds only.
+    // The builds are a second apart, because release names have a resolution of seconds.
     let now = jiff::Timestamp::now();
     let build = |number: i64| {
         forge.forged(&made, |manifest| {
@@ -268,7 +268,7 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
         forge.offers(release, &archive, None, |_| {});
         pull(release).ok();
     }
-    // The new one was no good. Somebody hides it now, and with it that there are newer ones than this.
+    // The newest release was rolled back. The attacker now hides it and offers an older one as the newest.
     world.larder(&["rollback", "shop/production", &old.release.to_string()]).ok();
     forge.offers(&middle, &archive, None, |_| {});
     let before = world.snapshot("shop");
@@ -280,7 +280,7 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
     said.says(&format!("hint: to deploy the older release, name it: {}", middle.release));
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
-    // Older than what is live, it is not even begun.
+    // A release older than the live one is refused before a deployment begins.
     world.larder(&["rollback", "shop/production", &new.release.to_string()]).ok();
     forge.pull().exits(3).says("is older than the live one");
     pull(&middle).ok();
@@ -290,7 +290,7 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
 fn release_of_another_environment_is_refused(world: &World) {
     let forge = Forge::new(world, "");
     let (made, archive) = forge.genuine();
-    // Signed by this very server: only the environment is not the one that is asked.
+    // The manifest is signed by this server itself; only the environment differs.
     let copy = world.directory().join("home/signing-key");
     fs::write(&copy, fs::read(world.root().join("state/signing_ed25519_key")).unwrap()).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
@@ -308,7 +308,7 @@ fn release_of_another_environment_is_refused(world: &World) {
     world.serves("shop", "version two");
 }
 
-fn two_statements_about_one_release(world: &World) {
+fn contradictory_statements_about_one_release_are_refused(world: &World) {
     let forge = Forge::new(world, "");
     let path = world.directory().join("home/export");
     export(world, "v1", &path);
@@ -328,7 +328,7 @@ fn two_statements_about_one_release(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// Returns a record of staging of some hours ago.
+/// Returns a health record of staging that claims five hours of service.
 fn boasting(world: &World, of: &Manifest) -> HealthRecord {
     let path = world.directory().join("home/record");
     let mut command = world.larder_command();

@@ -1,19 +1,19 @@
-//! What freezes an environment, what goes on meanwhile, and how it is released.
+//! The causes that freeze an environment, its service meanwhile, and `--unfreeze`.
 
 use std::{fs, thread};
 
 use crate::harness::{Repo, World, in_one_mode, state::names, until};
 
 in_one_mode!(
-    a_branch_that_cannot_be_put_back_costs_no_tree,
-    a_record_without_an_end_is_ended_before_anything_else,
-    a_record_that_cannot_be_read_freezes,
-    a_record_that_cannot_be_written_is_no_silence,
-    journal_that_cannot_be_recovered_freezes_until_it_is_mended
+    branch_that_cannot_be_restored_freezes_and_keeps_current_tree,
+    stuck_journal_without_an_end_is_concluded_by_unfreeze,
+    unreadable_journal_freezes_environment,
+    journal_write_failure_rejects_push_or_freezes_environment,
+    unrecoverable_journal_freezes_environment_until_it_is_repaired
 );
 
-/// The undo of the switch fails half-way: what `current` names stays complete, and what was live before goes on.
-fn a_branch_that_cannot_be_put_back_costs_no_tree(world: &World) {
+/// The undo of the switch fails half-way: `current` still names a complete tree, and the previous release keeps serving.
+fn branch_that_cannot_be_restored_freezes_and_keeps_current_tree(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -30,21 +30,21 @@ fn a_branch_that_cannot_be_put_back_costs_no_tree(world: &World) {
     world.serves("shop", "version one");
     let current =
         world.environment("shop").join("deploy").join(fs::read_link(world.environment("shop").join("deploy/current")).unwrap());
-    assert!(current.join("index.html").is_file(), "current names what is not there");
+    assert!(current.join("index.html").is_file(), "current names an incomplete tree");
     assert!(fs::read_to_string(current.join("index.html")).unwrap().contains("version one"));
     world.larder(&["deploy", "shop", "--unfreeze"]).exits(3).says("main.lock");
     fs::remove_file(&lock).unwrap();
     world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
     world.is_consistent("shop");
-    repo.remove(".larder/post_install").commit("mended");
+    repo.remove(".larder/post_install").commit("repaired");
     repo.push().accepted();
     world.serves("shop", "version two");
     world.is_consistent("shop");
 }
 
-/// The end of a stuck deployment did not get onto the disk. Were it only cleared, the next start would unwind it over what is live
-/// by then.
-fn a_record_without_an_end_is_ended_before_anything_else(world: &World) {
+/// The end of a stuck deployment was not written to the disk. `--unfreeze` must write an end: a journal without one would be unwound
+/// by the next start, over the release that is live by then.
+fn stuck_journal_without_an_end_is_concluded_by_unfreeze(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -68,8 +68,8 @@ fn a_record_without_an_end_is_ended_before_anything_else(world: &World) {
     world.is_consistent("shop");
 }
 
-/// What is live stays as it is until somebody has looked.
-fn a_record_that_cannot_be_read_freezes(world: &World) {
+/// The live release stays untouched until an operator has repaired the journal.
+fn unreadable_journal_freezes_environment(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -93,16 +93,16 @@ fn a_record_that_cannot_be_read_freezes(world: &World) {
     world.is_consistent("shop");
 }
 
-fn a_record_that_cannot_be_written_is_no_silence(world: &World) {
+fn journal_write_failure_rejects_push_or_freezes_environment(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "record.opened=1*return;record.ended=1*return")]);
     let commit = repo.page("version two");
-    // Nothing was begun, so there is nothing to look at.
+    // Nothing was begun, so the environment is not frozen.
     repo.push().rejected_with("could not be written").says("Nothing was changed");
     world.larder(&["deploy", "shop", "--unfreeze"]).exits(4);
-    // It serves, but nobody could promise that it does so after a power cut.
+    // The release serves, but its record would not survive a power cut.
     repo.push().rejected_with("frozen");
     assert!(world.larder(&["status"]).ok().contains("frozen"));
     repo.push_as(&["HEAD:refs/heads/main", "--force"]);
@@ -117,13 +117,13 @@ fn a_record_that_cannot_be_written_is_no_silence(world: &World) {
     repo.push().accepted().says("v3 is live");
 }
 
-/// A deployment whose server died, and whose journal has a version, a step, facts or an environment that the next server does not know.
-/// It is neither finished nor unwound with a guess in their place.
-fn journal_that_cannot_be_recovered_freezes_until_it_is_mended(world: &World) {
+/// The server died during a deployment, and the next server does not know the journal's version, a step, its facts or its environment.
+/// The deployment is neither finished nor unwound with defaults in their place.
+fn unrecoverable_journal_freezes_environment_until_it_is_repaired(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
-    repo.program(".larder/build", "#!/bin/sh\necho at the gate; exec sleep 98761\n");
+    repo.program(".larder/build", "#!/bin/sh\necho build started; exec sleep 98761\n");
     repo.page("version two");
     let edits: [(&str, &str, &str); 4] = [
         ("\"version\":2,", "\"version\":3,", "format version 3"),
@@ -143,7 +143,7 @@ fn journal_that_cannot_be_recovered_freezes_until_it_is_mended(world: &World) {
                     && names.iter().any(|name| {
                         let running =
                             !fs::read_to_string(log(name).with_file_name("journal.jsonl")).unwrap_or_default().contains("ended");
-                        running && fs::read_to_string(log(name)).unwrap_or_default().contains("at the gate")
+                        running && fs::read_to_string(log(name)).unwrap_or_default().contains("build started")
                     })
             });
             world.kill9_all();
@@ -166,7 +166,7 @@ fn journal_that_cannot_be_recovered_freezes_until_it_is_mended(world: &World) {
         world.larder(&["deploy", "shop", "--unfreeze"]).exits(0);
         world.serves("shop", "version one");
     }
-    repo.remove(".larder/build").commit("mended");
+    repo.remove(".larder/build").commit("repaired");
     repo.push().accepted();
     world.serves("shop", "version two");
     world.is_consistent("shop");

@@ -1,4 +1,4 @@
-//! Hostile pushes: they are refused quickly, with a reason, and without using much of the machine.
+//! Hostile pushes: larder refuses them quickly, with a reason, and with little use of the machine.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ in_one_mode!(
     build_cannot_reach_beyond_its_sandbox,
     build_leaves_no_processes,
     endless_build_output_is_bounded,
-    names_that_look_like_options_stay_names,
+    names_like_options_are_treated_as_names,
     push_of_too_many_refs_is_refused,
     tree_with_escaping_paths_is_refused,
     old_history_with_harmless_faults_is_deployed,
@@ -24,8 +24,8 @@ fn git_bomb_is_refused_quickly(world: &World) {
         command.args(if kind == "tree" { &["mktree"][..] } else { &["hash-object", "-w", "--stdin"] });
         piped(&mut command, text)
     };
-    // Each level names the level below as often as a tree of a few kilobytes can: a handful of objects stands for more files than any
-    // disk holds.
+    // Each tree of a few kilobytes names the tree below as often as possible, so a handful of objects stands for more files than any
+    // disk can hold.
     let (mut id, mut mode) = (hash("blob", "boom\n"), ("100644", "blob"));
     for _ in 0..10 {
         let entries: String = (0..200).map(|number| format!("{} {} {id}\tf{number:03}\n", mode.0, mode.1)).collect();
@@ -146,7 +146,7 @@ fn endless_build_output_is_bounded(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn names_that_look_like_options_stay_names(world: &World) {
+fn names_like_options_are_treated_as_names(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();

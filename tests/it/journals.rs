@@ -8,7 +8,7 @@ use crate::harness::{Repo, World, until};
 /// `LARDER_TEST_JOURNALS=DIR cargo test --test it journals:: -- --ignored`.
 #[test]
 #[ignore = "writes fixtures"]
-fn fixtures_of_this_version_are_written() {
+fn journal_fixtures_of_this_version_are_written() {
     let directory = std::env::var_os("LARDER_TEST_JOURNALS").expect("LARDER_TEST_JOURNALS names a directory");
     let directory = Path::new(&directory);
     fs::create_dir_all(directory).unwrap();

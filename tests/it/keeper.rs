@@ -328,7 +328,7 @@ async fn reload_keeps_applications_running() {
 /// Prints the duration of launches; checks nothing.
 #[tokio::test]
 #[ignore = "a measurement"]
-async fn cost_of_a_launch() {
+async fn launch_cost_is_measured() {
     for ground in grounds() {
         let world = World::new(ground).await;
         for (what, count) in [("alone", 50), ("beside a kept one", 50)] {

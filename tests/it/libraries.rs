@@ -10,7 +10,7 @@ use crate::harness::{Repo, World, cli::Output, in_one_mode, installed};
 
 in_one_mode!(dulwich_sees_the_verdict, libgit2_sees_the_verdict, jgit_sees_the_verdict, go_git_sees_the_verdict);
 
-/// A good push, a bad one and its fix. `push` pushes the head of the clone, and its status is that of the program.
+/// Makes a good push, a bad push and a fix. `push` pushes the head of the clone and returns the output of the program.
 fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -20,7 +20,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     repo.commit("broken");
     let refused = push(&repo);
     assert_ne!(refused.status, 0, "{refused}");
-    // The reason that came with the ref, not the output of the server.
+    // The reason comes with the ref, not from the output of the server.
     assert!(refused.stdout.contains("web.1 exited 6") && refused.stdout.contains("v1 still live"), "{refused}");
     world.serves("shop", "version one");
     repo.remove("Procfile");

@@ -1,4 +1,4 @@
-//! The one integration binary: the real server, real git and real ssh, in a world of its own for each test.
+//! The only integration binary: the real server, real git and real ssh, with a separate world for each test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ mod data;
 mod delivering;
 mod deltas;
 mod drift;
+mod dry_run;
 mod examples;
 mod forged;
 mod fronted;
@@ -47,13 +48,12 @@ mod roundabout;
 mod serving;
 mod shared;
 mod streams;
-mod trials;
 mod unwind;
 mod verdicts;
 
-/// A file in `tests/it` that no `mod` line names would be compiled by nobody and fail for nobody.
+/// A file in `tests/it` without a `mod` line would not be compiled, and its tests would never run.
 #[test]
-fn no_test_file_is_forgotten() {
+fn every_test_file_is_a_module() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
     for (listing, directory) in [("main.rs", directory.clone()), ("harness/mod.rs", directory.join("harness"))] {
         if !directory.exists() {

@@ -14,9 +14,9 @@ use crate::{
     promotion::{pair, production, staging},
 };
 
-in_each_mode!(every_path_has_owner_and_mode_of_the_layout);
+in_each_mode!(path_owners_and_modes_match_the_layout);
 
-fn every_path_has_owner_and_mode_of_the_layout(world: &World) {
+fn path_owners_and_modes_match_the_layout(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     repo.write("app.json", r#"{"env": {"SECRET": {"generator": "secret"}}}"#).write("larder.yml", "data: [media]\n");
@@ -34,7 +34,7 @@ fn every_path_has_owner_and_mode_of_the_layout(world: &World) {
     world.larder(&["release", "pin", "shop", "v1"]);
     world.larder(&["restart", "shop"]).ok();
     let layout = Layout::standard().unwrap();
-    // Files of unfinished writes and discarded directories disappear by themselves.
+    // Drafts of unfinished writes and discarded directories are removed later.
     let mut wrong = Vec::new();
     within(Duration::from_secs(20), || {
         wrong = differences(world.root(), &layout);

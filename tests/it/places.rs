@@ -1,4 +1,4 @@
-//! Remotes that are stores of files: a directory, a web server, a bucket. The same suite for each.
+//! Remotes that are stores of files: a directory, a web server with and without ranges, and a bucket, each with the same suite.
 
 use std::{
     fs,
@@ -24,7 +24,12 @@ use larder::{
 
 use crate::harness::{Repo, World, in_one_mode, link::Link, within};
 
-in_one_mode!(a_directory, a_web_server, a_web_server_without_ranges, a_bucket);
+in_one_mode!(
+    directory_store_resumes_and_verifies_pulls,
+    web_server_store_resumes_and_verifies_pulls,
+    web_server_without_ranges_verifies_pulls,
+    bucket_store_resumes_and_verifies_pulls
+);
 
 /// A store, as its publisher and as its readers open it.
 struct Shared {
@@ -160,7 +165,7 @@ fn newest(world: &World, directory: &Path) -> (Offer, PathBuf) {
     (offers[0].clone(), file)
 }
 
-fn a_directory(world: &World) {
+fn directory_store_resumes_and_verifies_pulls(world: &World) {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
     let store = open(&stores(world), &format!("file://{}", directory.display()));
@@ -172,7 +177,7 @@ fn a_directory(world: &World) {
     assert!(words.unwrap_err().to_string().contains("is not a larder server"));
 }
 
-fn a_web_server(world: &World) {
+fn web_server_store_resumes_and_verifies_pulls(world: &World) {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
     let web = Web::serve(&directory, true);
@@ -187,7 +192,7 @@ fn a_web_server(world: &World) {
 }
 
 /// A web server without ranges, such as `python3 -m http.server`.
-fn a_web_server_without_ranges(world: &World) {
+fn web_server_without_ranges_verifies_pulls(world: &World) {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
     let web = Web::serve(&directory, false);
@@ -205,7 +210,7 @@ fn a_web_server_without_ranges(world: &World) {
     assert!(refused.to_string().contains("refused to give a part of the manifest"), "{refused}");
 }
 
-fn a_bucket(world: &World) {
+fn bucket_store_resumes_and_verifies_pulls(world: &World) {
     let Some(bucket) = Bucket::serve(world) else { return };
     let link = Link::to(bucket.port);
     let publish = open(&stores(world).with_buckets(settings(bucket.port)), "s3://deliverables/ours");

@@ -1,10 +1,10 @@
-//! `larder plan` prints the steps and takes none.
+//! `larder plan` prints the steps of a deployment without running them.
 
 use crate::harness::{Repo, World, in_one_mode, output::golden};
 
-in_one_mode!(the_plan_of_a_cooking_environment, the_plan_of_a_final_environment);
+in_one_mode!(plan_of_a_cooking_environment_matches_the_golden_file, plan_of_a_final_environment_matches_the_golden_file);
 
-fn the_plan_of_a_cooking_environment(world: &World) {
+fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
     world.project("shop");
     golden("plan-cooking.txt", world.larder(&["plan", "shop"]).ok());
     let only = world.larder(&["plan", "shop", "--only", "gather,bundle"]);
@@ -16,7 +16,7 @@ fn the_plan_of_a_cooking_environment(world: &World) {
     repo.push().accepted();
     assert_eq!(world.ssh("alice", &["plan", "shop"]).ok(), world.larder(&["plan", "shop"]).ok());
     assert_eq!(world.journals("shop").len(), 1);
-    // What was announced is what was done, in that order.
+    // The deployment runs the printed steps, in that order.
     let journal = &world.journals("shop")[0];
     let done: Vec<_> =
         journal.iter().filter(|record| record["event"] == "succeeded").map(|record| record["step"].as_str().unwrap()).collect();
@@ -26,7 +26,7 @@ fn the_plan_of_a_cooking_environment(world: &World) {
     world.larder(&["plan", "nowhere"]).exits(4);
 }
 
-fn the_plan_of_a_final_environment(world: &World) {
+fn plan_of_a_final_environment_matches_the_golden_file(world: &World) {
     world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
     golden("plan-final.txt", world.larder(&["plan", "shop"]).ok());
 }

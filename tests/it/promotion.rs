@@ -58,7 +58,7 @@ fn production_serves_bytes_of_staging_on_one_server(world: &World) {
     assert_eq!(here, there, "the same release, to the last digest");
     assert!(here["signature"]["key"].as_str().unwrap().starts_with("ed25519:"));
     world.is_consistent("shop");
-    // The next release by `promote`, and back by `rollback`.
+    // `promote` deploys the next release, and `rollback` returns to the previous one.
     let second = repo.page("version two");
     staging(&repo).accepted();
     world.serves("shop", "version one");
@@ -67,7 +67,7 @@ fn production_serves_bytes_of_staging_on_one_server(world: &World) {
     assert_eq!(repo.live(), Some(second));
     world.larder(&["rollback", "shop/production"]).ok();
     world.serves("shop", "version one");
-    // Forward again by `pull`, which finds the newest release.
+    // `pull` deploys the newest release again.
     world.larder(&["pull", "shop"]).ok();
     world.serves("shop", "version two");
     world.larder(&["pull", "shop"]).says("is live already");
@@ -199,7 +199,7 @@ fn production_pulls_from_staging_on_another_server(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
-    // The second release by `promote`. Only changes are transferred, and the archive is the same.
+    // `promote` deploys the second release. Only changes are transferred, and the archive is the same.
     repo.page("version two");
     repo.push().accepted();
     let promoted = staging.larder(&["promote", "shop", "v2", "--to", "prod"]);
@@ -209,7 +209,7 @@ fn production_pulls_from_staging_on_another_server(world: &World) {
     world.serves("shop", "version two");
     are_alike(world, &staging);
     world.is_consistent("shop");
-    // By push, with the repository's own history.
+    // A push deploys the third release, with the history of the repository.
     repo.page("version three");
     repo.push().accepted();
     let here = Repo::new(world, "shop");

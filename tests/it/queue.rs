@@ -1,22 +1,22 @@
-//! Pushes at the same time: one deployment per environment, in order, and every verdict is that of its own commit.
+//! Simultaneous pushes: one deployment per environment at a time, in order, and each push gets the verdict of its own commit.
 
 use std::{fs, thread};
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, until};
 
-in_each_mode!(push_after_push_to_several_projects);
+in_each_mode!(consecutive_pushes_to_several_projects_go_live);
 in_one_mode!(
-    two_pushes_at_once_to_one_project,
-    ten_pushes_to_ten_projects,
-    a_waiting_push_is_superseded,
-    what_runs_is_cancelled_before_what_waits,
+    simultaneous_pushes_to_one_project_accept_one,
+    simultaneous_pushes_to_ten_projects_get_their_own_verdicts,
+    waiting_push_is_superseded_by_a_newer_one,
+    cancel_stops_the_running_deployment_before_the_waiting_one,
     restarts_and_deployments_exclude_each_other,
-    waiting_does_not_count,
+    time_in_the_build_queue_does_not_count_as_build_time,
     queued_push_into_frozen_environment_is_refused,
     queued_push_of_a_removed_user_is_refused,
 );
 
-/// No two deployments of an environment overlap: each ends before the next one opens.
+/// Asserts that no two deployments of an environment overlap: each ends before the next one opens.
 fn one_at_a_time(world: &World, project: &str) {
     let moment = |record: &serde_json::Value| record["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let journals = world.journals(project);
@@ -31,7 +31,7 @@ fn one_at_a_time(world: &World, project: &str) {
     }
 }
 
-fn two_pushes_at_once_to_one_project(world: &World) {
+fn simultaneous_pushes_to_one_project_accept_one(world: &World) {
     world.project("shop");
     let base = Repo::site(world, "shop", "version zero");
     base.push().accepted();
@@ -63,7 +63,7 @@ fn two_pushes_at_once_to_one_project(world: &World) {
     one_at_a_time(world, "shop");
 }
 
-fn ten_pushes_to_ten_projects(world: &World) {
+fn simultaneous_pushes_to_ten_projects_get_their_own_verdicts(world: &World) {
     let names: Vec<_> = (0..10).map(|number| format!("shop{number}")).collect();
     let repos: Vec<_> = names
         .iter()
@@ -95,7 +95,7 @@ fn ten_pushes_to_ten_projects(world: &World) {
     }
 }
 
-fn a_waiting_push_is_superseded(world: &World) {
+fn waiting_push_is_superseded_by_a_newer_one(world: &World) {
     world.project("shop");
     let base = Repo::new(world, "shop");
     base.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n");
@@ -114,13 +114,13 @@ fn a_waiting_push_is_superseded(world: &World) {
         until("the first push is under way", || deployments() == 1);
         let waiting = scope.spawn(|| second.push_as(&["--force", main]));
         until("the second push waits", || deployments() == 2);
-        // A push that is refused for its recipe neither waits nor takes the place of one that does.
+        // A push that is refused for its recipe neither waits nor replaces the waiting push.
         wrong.write("larder.yml", "helth: 1\n");
         wrong.commit("broken");
         wrong.push_as(&["--force", main]).rejected_with("larder.yml:1").rejected_with("nothing is live yet");
         assert_eq!(deployments(), 2);
         let newest = scope.spawn(|| third.push_as(&["--force", main]));
-        // It is told at once; nobody has to wait for the first one.
+        // The superseded push ends at once, before the first push does.
         let superseded = waiting.join().unwrap();
         std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
         [first.join().unwrap(), superseded, newest.join().unwrap()]
@@ -133,7 +133,7 @@ fn a_waiting_push_is_superseded(world: &World) {
     one_at_a_time(world, "shop");
 }
 
-fn what_runs_is_cancelled_before_what_waits(world: &World) {
+fn cancel_stops_the_running_deployment_before_the_waiting_one(world: &World) {
     world.project("shop");
     let hangs = Repo::new(world, "shop");
     hangs.program(".larder/build", "#!/bin/sh\nexec sleep 98762\n");
@@ -155,8 +155,8 @@ fn what_runs_is_cancelled_before_what_waits(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// Each push begins while the chores of the one before it are still being done.
-fn push_after_push_to_several_projects(world: &World) {
+/// Each push begins while the follow-ups of the previous push still run.
+fn consecutive_pushes_to_several_projects_go_live(world: &World) {
     let rounds = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 60 } else { 6 };
     let names: Vec<_> = (0..4).map(|number| format!("shop{number}")).collect();
     for name in &names {
@@ -214,18 +214,18 @@ fn restarts_and_deployments_exclude_each_other(world: &World) {
     world.serves("shop", "version 6");
     world.is_consistent("shop");
     until("one release runs", || world.ports("shop").len() == 1);
-    // What is destroyed while it is restarted is gone, and does not come back.
+    // A project that is destroyed during a restart does not come back.
     thread::scope(|scope| {
         let restart = scope.spawn(|| world.larder(&["restart", "shop"]));
         world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
         restart.join().unwrap();
     });
     world.larder(&["status"]).keeps_quiet_about("shop/production");
-    until("nothing of it runs", || world.application("shop").is_empty());
+    until("no process of it runs", || world.application("shop").is_empty());
 }
 
-/// A build that waits for another one's end has all of its own time afterwards.
-fn waiting_does_not_count(world: &World) {
+/// A build that waited for another build still has its whole time limit.
+fn time_in_the_build_queue_does_not_count_as_build_time(world: &World) {
     fs::write(world.root().join("larder.yml"), "builds: {parallel: 1}\n").unwrap();
     world.restart(&[]);
     let slow = |name: &str, seconds: u32| {
@@ -245,7 +245,7 @@ fn waiting_does_not_count(world: &World) {
     assert!(pushes.iter().any(|push| push.0.stderr.contains("waiting for another build")), "{pushes:#?}");
 }
 
-/// A site whose builds wait for a file, and a second clone of it.
+/// Makes the builds of `live` wait for a file, and returns a second clone with another page.
 fn gated<'w>(world: &'w World, live: &Repo<'w>) -> Repo<'w> {
     live.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n");
     live.page("version two");

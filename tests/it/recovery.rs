@@ -1,4 +1,4 @@
-//! The server dies: at every event of a journal, and at any instant. The next one puts things right without help.
+//! Kills of the server, or of keeper and server, at every event of a journal and at random instants. The next start recovers.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -11,36 +11,36 @@ use std::{
 
 use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
 
-in_each_mode!(a_killed_server_leaves_the_application_alone);
+in_each_mode!(application_keeps_running_when_the_server_is_killed);
 in_one_mode!(
-    a_killed_keeper_and_server_come_back,
-    a_graceful_restart_serves_again,
-    leftovers_of_the_killed_are_removed,
-    followups_are_taken_up,
+    killed_keeper_and_server_recover_at_any_instant,
+    graceful_restart_serves_the_live_release,
+    leftovers_of_a_kill_are_removed_at_start,
+    pending_followups_run_after_a_restart,
     every_outcome_is_announced_once,
-    whoever_comes_too_early_is_told
+    push_during_recovery_is_rejected_with_the_reason
 );
 
-/// How many worlds share the events of a big test; each runs on its own, and mostly waits.
+/// The number of worlds that share the events of a large test. Each runs in its own thread and mostly waits.
 const SHARES: usize = 6;
 
-/// What is deployed while somebody dies.
+/// The kind of deployment that is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Course {
-    /// What is pushed is built.
+    /// The pushed commit is built.
     Cooking,
-    /// What is pushed was cooked before, by another environment of the same server.
+    /// The pushed commit was cooked before, by another environment of the same server.
     Delivering,
 }
 
-/// So many versions are cooked in advance where that is how things go; more than anybody needs.
+/// The number of versions that are cooked in advance for [`Course::Delivering`]; more than a test uses.
 const COOKED: u32 = 5;
 
 fn thorough() -> bool {
     std::env::var_os("LARDER_TEST_THOROUGH").is_some()
 }
 
-/// A directory in which failpoints remember that they have fired: the next server has the same ones.
+/// Creates the directory in which failpoints record that they have fired, because the next server has the same failpoints.
 fn marks(world: &World) -> PathBuf {
     let marks = world.directory().join("marks");
     fs::create_dir(&marks).unwrap();
@@ -48,7 +48,7 @@ fn marks(world: &World) -> PathBuf {
     marks
 }
 
-/// The file of the test observer.
+/// Creates the file that the test observer writes to.
 fn observed(world: &World) -> PathBuf {
     let file = world.directory().join("observed");
     fs::write(&file, "").unwrap();
@@ -56,7 +56,7 @@ fn observed(world: &World) -> PathBuf {
     file
 }
 
-/// Whether every end in the journals of a project is recorded as announced.
+/// Returns true if every end in the journals of a project is recorded as announced.
 fn all_announced(world: &World, project: &str) -> bool {
     world.journals(project).iter().all(|journal| {
         let ends = journal.iter().filter(|record| record["event"] == "ended").count() as u64;
@@ -65,13 +65,13 @@ fn all_announced(world: &World, project: &str) -> bool {
     })
 }
 
-/// The test observer has seen every end in the journals since it was added exactly once, with the right outcome.
+/// Asserts that the test observer has seen every end since it was added exactly once, with the right outcome.
 fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::path::Path) {
     until("observers are told", || all_announced(world, project));
     let text = fs::read_to_string(observed).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.iter().collect::<BTreeSet<_>>().len(), lines.len(), "announced twice: {text}");
-    // The first deployment was before the observer.
+    // The first deployment ended before the observer was added.
     for journal in world.journals(project).iter().skip(1) {
         let id = journal[0]["deployment"].as_str().unwrap();
         let ends = journal.iter().filter(|record| record["event"] == "ended");
@@ -82,32 +82,32 @@ fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::p
     }
 }
 
-/// Every event of a deployment's journal that a push can meet, on its good way and on its way back.
+/// Returns every journal event that a push can reach, while it runs and while it is unwound.
 fn events(steps: &[String]) -> Vec<String> {
     let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
     let whole = ["opened", "recovered", "ended", "announced"].map(str::to_owned);
     let events = whole.into_iter().chain(steps.iter().flat_map(of_step));
-    // Observers know of an ending, and the journal does not say so yet.
+    // The observers have been told of an ending, but the journal does not record it yet.
     let delivered = String::from("announce.delivered");
     events.map(|event| format!("journal.{event}")).chain([delivered]).collect()
 }
 
-/// Who dies.
+/// The processes that are killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
-    /// The server role alone; its keeper starts another.
+    /// The server role alone; the keeper starts a new one.
     Server,
-    /// Keeper and server, as when the machine is reset.
+    /// Keeper and server, as in a reset of the machine.
     Both,
 }
 
 #[test]
-fn the_server_dies_at_every_event_of_a_journal() {
+fn server_killed_at_every_journal_event_recovers() {
     at_every_event(Victim::Server, Course::Cooking);
 }
 
 #[test]
-fn keeper_and_server_die_at_every_event_of_a_journal() {
+fn keeper_and_server_killed_at_every_journal_event_recover() {
     at_every_event(Victim::Both, Course::Cooking);
 }
 
@@ -124,10 +124,10 @@ pub fn at_every_event(victim: Victim, course: Course) {
     }
     assert!(all.len() > 75, "{all:?}");
     let missed: Vec<_> = all.difference(&died).collect();
-    assert!(missed.is_empty(), "nobody died at {missed:?}");
+    assert!(missed.is_empty(), "no kill happened at {missed:?}");
 }
 
-/// A world in which the server dies once at each of some events.
+/// A world in which the server is killed once at each of some events.
 struct Deadly<'w> {
     world: &'w World,
     repo: Repo<'w>,
@@ -135,12 +135,12 @@ struct Deadly<'w> {
     points: String,
     victim: Victim,
     course: Course,
-    /// The commits of the versions to come, where they are cooked already.
+    /// The commits of the next versions, if they are cooked in advance.
     cooked: VecDeque<String>,
     version: u32,
 }
 
-/// Takes every [`SHARES`]th event. Returns those events, and all at which somebody died.
+/// Kills at every [`SHARES`]th event. Returns these events, and all events at which a kill happened.
 fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>, Vec<String>) {
     let Some(world) = (if share.is_multiple_of(2) { World::any() } else { World::rootless() }) else { return Default::default() };
     let (repo, cooked) = match course {
@@ -173,7 +173,7 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     }
     let steps = world.steps("shop");
     let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
-    // A death before the switch sends every share the whole way back, one after it lets the deployment be finished.
+    // A kill before the switch makes every share unwind completely; a kill after the switch makes it finish the deployment.
     let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
     let mut points = dying(&[&events[..], &turns].concat());
@@ -189,7 +189,7 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
             break;
         }
     }
-    // The way back from the very last step: also what was done after the switch is undone.
+    // The unwind from the last step also reverts the steps after the switch.
     let last = steps.last().unwrap();
     let failing = [format!("step.{last}=1*return"), dying(&[format!("journal.failed.{last}")]).concat()].join(";");
     deadly.points = format!("{};{failing}", deadly.points);
@@ -206,7 +206,7 @@ impl Deadly<'_> {
         names(&self.marks).len()
     }
 
-    /// Pushes the next version, whatever happens to the server meanwhile, until it is live.
+    /// Pushes the next version until it is live, over all kills.
     fn survives(&mut self) {
         let (old, new) = (format!("version {}\n", self.version), format!("version {}\n", self.version + 1));
         self.version += 1;
@@ -237,17 +237,17 @@ impl Deadly<'_> {
             if self.victim == Victim::Server {
                 assert_eq!(world.application("shop"), application, "the application was restarted: {}", push.0);
             }
-            assert_ne!(push.0.status, 0, "the push was accepted and is not live: {}", push.0);
+            assert_ne!(push.0.status, 0, "the push was accepted, but its commit is not live: {}", push.0);
         }
         panic!("version {} never went live", self.version);
     }
 
-    /// Checks the next version out.
+    /// Checks out the next version, and returns its commit.
     fn next(&mut self, page: &str) -> String {
         match self.course {
             Course::Cooking => self.repo.page(page),
             Course::Delivering => {
-                let commit = self.cooked.pop_front().expect("more versions were needed than were cooked");
+                let commit = self.cooked.pop_front().expect("too few versions were cooked");
                 self.repo.git(&["checkout", "--quiet", &commit]).ok();
                 commit
             }
@@ -257,8 +257,8 @@ impl Deadly<'_> {
     fn push_to_a_dying_server(&self) -> Push {
         let (before, ready) = (self.deaths(), self.world.with(|server| server.ready()));
         let push = self.repo.push();
-        // It may also die after the verdict, while observers are told.
-        until("observers are told, or it died", || self.deaths() > before || all_announced(self.world, "shop"));
+        // The kill may also happen after the verdict, while observers are told.
+        until("observers are told, or the server was killed", || self.deaths() > before || all_announced(self.world, "shop"));
         if self.deaths() > before {
             until("a server is ready again and stays", || {
                 let died = self.deaths();
@@ -270,16 +270,16 @@ impl Deadly<'_> {
         push
     }
 
-    /// Kills both whenever the server has stopped at an event, also while it recovers from the last time.
+    /// Kills both whenever the server has stopped at an event, also during the recovery from the last kill.
     fn push_to_both_dying(&self) -> Push {
         let mut seen = self.deaths();
         thread::scope(|scope| {
             let push = scope.spawn(|| self.repo.push());
             let mut last = Instant::now();
-            // It is ready before all is recovered if that takes long, and can meet the next event after that.
+            // A server may be ready before the recovery is complete, and can reach the next event after that.
             let settled = || self.world.has_ended("shop") && all_announced(self.world, "shop");
             while !push.is_finished() || !settled() || self.deaths() > seen {
-                assert!(last.elapsed() < Duration::from_secs(60), "neither an end nor a death for a minute");
+                assert!(last.elapsed() < Duration::from_secs(60), "neither an end nor a kill for a minute");
                 if self.deaths() > seen {
                     last = Instant::now();
                     self.world.kill9_all();
@@ -297,7 +297,7 @@ impl Deadly<'_> {
     }
 }
 
-fn a_killed_server_leaves_the_application_alone(world: &World) {
+fn application_keeps_running_when_the_server_is_killed(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -308,7 +308,7 @@ fn a_killed_server_leaves_the_application_alone(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(world.application("shop"), application, "the application was restarted");
     assert_eq!(world.ports("shop"), [u64::from(port)]);
-    // While no server is there, the application itself still answers.
+    // Without a server, the application itself still answers.
     world.with(|server| server.shoot_role());
     let answer = crate::harness::http::get(port, "shop.localhost", "/");
     assert_eq!(answer.unwrap().status, 200);
@@ -318,7 +318,7 @@ fn a_killed_server_leaves_the_application_alone(world: &World) {
     world.serves("shop", "version two");
 }
 
-fn a_killed_keeper_and_server_come_back(world: &World) {
+fn killed_keeper_and_server_recover_at_any_instant(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version 1");
     repo.push().accepted();
@@ -333,19 +333,19 @@ fn a_killed_keeper_and_server_come_back(world: &World) {
             let _ = push.join().unwrap();
         });
         world.start(&[]);
-        whole_again(world, &repo, &commit, version);
+        recovers(world, &repo, &commit, version);
     }
 }
 
 #[test]
-fn the_server_dies_at_random_instants() {
+fn server_killed_at_random_instants_recovers() {
     let Some(world) = World::any() else { return };
     world.project("shop");
     let repo = Repo::site(&world, "shop", "version 1");
     repo.push().accepted();
     let mut version = 1;
     for (number, delay) in instants(if thorough() { 50 } else { 6 }).into_iter().enumerate() {
-        // The pauses between the keeper's attempts grow; a new keeper begins with the first again.
+        // The keeper's backoff grows with every kill; a new keeper starts with the shortest pause.
         if number % 6 == 5 {
             world.restart(&[]);
         }
@@ -361,13 +361,13 @@ fn the_server_dies_at_random_instants() {
         if repo.live().as_ref() != Some(&commit) {
             assert_eq!(world.application("shop"), application, "the application was restarted");
         }
-        whole_again(&world, &repo, &commit, version);
+        recovers(&world, &repo, &commit, version);
     }
     world.end();
 }
 
-/// After whatever happened: no half state, one version answers, and the same push makes the new one live.
-fn whole_again(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
+/// Asserts that the state is consistent and one version answers, and that a repeated push makes the new version live.
+fn recovers(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
     world.is_consistent("shop");
     let live = repo.live().unwrap() == commit;
     world.serves("shop", &format!("version {}", if live { version } else { version - 1 }));
@@ -376,8 +376,8 @@ fn whole_again(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
     world.is_consistent("shop");
 }
 
-/// A lock of git's, without whose removal no push gets through; and a deployment that had not even begun.
-fn leftovers_of_the_killed_are_removed(world: &World) {
+/// A stale lock of git, which would block every push, and the directory of a deployment that never began.
+fn leftovers_of_a_kill_are_removed_at_start(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -399,7 +399,7 @@ fn leftovers_of_the_killed_are_removed(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Instants of a push: spread over the time that one takes here, and shifted from run to run.
+/// Returns instants within the duration of a push, evenly spread and shifted from run to run.
 fn instants(count: u32) -> Vec<Duration> {
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     eprintln!("seed of the instants: {seed}");
@@ -407,7 +407,7 @@ fn instants(count: u32) -> Vec<Duration> {
     (0..count).map(|number| (spread * number + spread * (seed % 1000) / 1000) / count).collect()
 }
 
-fn a_graceful_restart_serves_again(world: &World) {
+fn graceful_restart_serves_the_live_release(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -421,7 +421,7 @@ fn a_graceful_restart_serves_again(world: &World) {
     world.serves("shop", "version two");
 }
 
-fn followups_are_taken_up(world: &World) {
+fn pending_followups_run_after_a_restart(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 2}\n");
@@ -439,18 +439,20 @@ fn followups_are_taken_up(world: &World) {
     world.is_consistent("shop");
 }
 
-fn whoever_comes_too_early_is_told(world: &World) {
+fn push_during_recovery_is_rejected_with_the_reason(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "attach=1*sleep(9000)")]);
     repo.page("version two");
     repo.push().rejected_with("still being recovered");
-    until("it is there", || world.larder(&["deploy", "shop", "--cancel"]).status == 4 && world.get("shop", "/").status == 200);
+    until("the environment is recovered", || {
+        world.larder(&["deploy", "shop", "--cancel"]).status == 4 && world.get("shop", "/").status == 200
+    });
     repo.push().accepted();
 }
 
-/// Every outcome that a deployment can have reaches an observer exactly once, also over a restart.
+/// Every possible outcome of a deployment reaches an observer exactly once, also across a restart.
 fn every_outcome_is_announced_once(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");

@@ -1,4 +1,4 @@
-//! Pushes of other refs than a new commit of a deploy branch; and following, cancelling and retrying deployments.
+//! Pushes of refs other than deploy branches, and the commands that follow, cancel and retry deployments.
 
 use std::{
     fs,
@@ -304,7 +304,7 @@ fn queued_push_is_superseded_by_a_newer_one(world: &World) {
     let (repo, _) = live_site(world);
     repo.page("version two");
     slow_site(&repo, "");
-    // Further clones, because a clone can only push what it has checked out. They build on the commit that will be live by then.
+    // Separate clones, because a clone pushes its own HEAD. Their parent is the commit that will be live by then.
     let clones: Vec<_> = ["version three", "version four"]
         .iter()
         .map(|page| {

@@ -89,7 +89,7 @@ fn releases_are_signed_and_keys_are_trusted_by_name(world: &World) {
     let manifest: Value = serde_json::from_slice(&fs::read(releases(world).join(release)).unwrap()).unwrap();
     assert_eq!(manifest["signature"]["key"], key);
 
-    // The key is made once, and nobody else can read it.
+    // The key is created once and readable only by the server.
     let path = world.root().join("state/signing_ed25519_key");
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
@@ -136,7 +136,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
         let incoming = releases(&production).join(".incoming");
         assert!(!incoming.exists() || names(&incoming).is_empty(), "{what} has left something");
     };
-    // Before anybody is trusted, and then all else that can be wrong.
+    // First without a trusted key, then with each other defect.
     refused(
         "unknown",
         "shop",
@@ -183,11 +183,11 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     refused("nothing", "shop", b"", "it ends in the middle", "larder release export");
     refused("else", "shop", &[b'x'; 5000], "it is no export of a release", "larder release export");
     refused("more", "shop", &[&good[..], b"more"].concat(), "something follows its archive", "larder release export");
-    // Another archive under this manifest: of another release, and with one frame too many bytes.
+    // The manifest with another archive: of another release, and with one byte too many in a frame.
     let longer = with("archive.tar.zst", &|content| content.push(0));
     refused("longer", "shop", &longer, "and its manifest disagree", "deploy the commit again");
 
-    // What is right, over ssh; and once more, which changes nothing.
+    // A valid import over ssh; the second import changes nothing.
     production.key("dora");
     production.larder(&["user", "add", "dora", "--key-file", &production.public_key("dora")]).ok();
     production.larder(&["user", "grant", "dora", "shop", "push"]).ok();
@@ -202,7 +202,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     assert_eq!(read(format!("{id}.health.json")), whole[1].1);
     import(&production, "shop", &good).exits(0);
     assert_eq!(names(&releases(&production).join(".incoming")), Vec::<String>::new());
-    // An export by somebody who may only look; and none for those who may not.
+    // The right to view permits an export; without a right there is none.
     production.larder(&["user", "grant", "dora", "shop", "view"]).ok();
     let again = production.directory().join("again");
     let mut ssh = production.client("ssh");
@@ -234,7 +234,7 @@ fn health_record_has_periods_checks_and_restarts(world: &World) {
     until("the end of the process is in the record", || {
         record(world, "v1")["restarts"].as_array().is_some_and(|ends| ends.iter().any(|end| end["process"] == "web.1"))
     });
-    // It survives the server; what replaces a release ends its time.
+    // The record survives a restart of the server; the next release ends its period of service.
     world.restart(&[]);
     repo.page("two");
     repo.push().accepted();

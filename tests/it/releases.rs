@@ -34,7 +34,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 4: ").says("v2 is live");
     let builds = |environment| manifest(world, "shop", environment)["build"].as_u64();
     assert_eq!((builds("production"), builds("staging")), (Some(4), Some(2)));
-    // Each project has its own numbers; a project that is created again goes on where the old one ended.
+    // Each project has its own numbers; a recreated project continues after the last number of the old one.
     world.project("blog");
     Repo::site(world, "blog", "one").push().accepted().says("build 1: ");
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
@@ -171,7 +171,7 @@ fn retention_follows_recipe_of_live_release(world: &World) {
         repo.push().accepted();
     }
     let pruned = || std::thread::sleep(std::time::Duration::from_millis(700));
-    // A recipe that keeps less is tried in a dry run, and fails in a push.
+    // A recipe that keeps fewer releases is used in a dry run, and in a push that fails.
     repo.write("larder.yml", "keep: {releases: 2}\n").program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.page("five");
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();

@@ -135,7 +135,7 @@ fn offered_release_can_be_fetched(world: &World) {
     assert_eq!((offer.commit.as_str(), offer.live, offer.build), (repo.head().as_str(), true, 1));
     let (archive, manifest) = (file(world, offer, "tar.zst"), file(world, offer, "manifest.json"));
     assert_eq!((offer.archive_bytes, offer.manifest.bytes), (archive.len() as u64, manifest.len() as u64));
-    // By every name, completely and in parts.
+    // The release is fetched by each of its names, completely and in parts.
     let id = offer.release.to_string();
     for name in ["v1", id.as_str(), offer.commit.as_str(), offer.commit.short()] {
         assert_eq!(get(world, &["shop", name, "manifest"]), manifest, "{name}");

@@ -1,4 +1,4 @@
-//! Reloads, deaths and stops of the server role while applications, deployments and stopping processes exist.
+//! Reloads, kills and stops of the server role during deployments and while processes run or stop.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ fn deployment_in_progress_during_reload_sees_its_pages(world: &World) {
     visitor.satisfied();
 }
 
-/// Answers with another protocol, and then says nothing.
+/// Switches the protocol, and then sends nothing.
 const UPGRADE: &str = r#"
 import http.server, os, time
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-//! Rollbacks: deployments of an older release, which build and copy nothing.
+//! Rollbacks: deployments of an older release, without a build and without a copy.
 
 use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, state::names};
 
@@ -84,7 +84,7 @@ fn rollback_to_unusable_release_is_refused(world: &World) {
     let failed = repo.commit("a version that does not start");
     repo.push().rejected();
     rollback(world, &[&failed[..10]]).exits(3).says("that was ever live");
-    // Neither can one that retention has removed.
+    // A release that retention has removed cannot be rolled back to, either.
     repo.remove("Procfile").write("larder.yml", "keep:\n  releases: 2\n");
     for page in ["version two", "version three", "version four"] {
         repo.page(page);

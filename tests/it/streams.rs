@@ -59,7 +59,7 @@ fn python_application(world: &World) -> bool {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: exec python3 server.py\n").write("server.py", PYTHON);
-    // Without dependencies nothing has to be fetched.
+    // The application has no dependencies, so that nothing is fetched.
     repo.write("larder.yml", "buildpack: procfile\n");
     repo.commit("streams");
     repo.push().accepted();
@@ -107,7 +107,7 @@ fn connection_is_upgraded(world: &World) {
     assert!(rest.is_empty());
 }
 
-/// The new release is live for a moment, and then the switch is undone: requests that it has begun are finished.
+/// The new release is live for a moment, then the switch is undone: the requests that it has begun are finished.
 fn request_begun_before_a_switch_was_undone_is_finished(world: &World) {
     if installed("python3").is_none() {
         return;

@@ -1,17 +1,17 @@
-//! Every step fails once, before and after its work, and runs twice once: the environment never shows it.
+//! Failures of every step, before and after its work, and steps that run twice: the environment stays consistent.
 
 use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode, output::golden};
 
-in_each_mode!(every_step_fails_once_and_leaves_nothing, every_step_runs_twice);
-in_one_mode!(an_undo_that_fails_freezes_the_environment, panicking_step_fails_its_deployment, switch_is_not_cut_by_a_time_limit);
+in_each_mode!(failure_at_any_step_leaves_nothing, deployment_with_every_step_run_twice_goes_live);
+in_one_mode!(failing_undo_freezes_the_environment, panicking_step_fails_its_deployment, switch_is_not_cut_by_a_time_limit);
 
-fn every_step_fails_once_and_leaves_nothing(world: &World) {
+fn failure_at_any_step_leaves_nothing(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let good = repo.head();
     repo.push().accepted();
     let steps = world.steps("shop");
-    // Each failpoint fires once, so each push fails one place further on.
+    // Each failpoint fires once, so each push fails at the next place.
     let names = faults::around(&steps);
     world.restart(&[("FAILPOINTS", &faults::once(&names))]);
     world.serves("shop", "version one");
@@ -33,7 +33,7 @@ fn every_step_fails_once_and_leaves_nothing(world: &World) {
     world.serves("shop", "version two");
     let seen = visitor.satisfied();
     let flickers = seen.pages.len();
-    // A late failure after the switch shows the new version for a moment; nothing else may.
+    // Only a failure after the switch may show the new version for a moment.
     assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
     world.is_consistent("shop");
     let outcomes = world.outcomes("shop");
@@ -59,13 +59,13 @@ fn panicking_step_fails_its_deployment(world: &World) {
     repo.page("version two");
     repo.push().rejected_with("internal error in deploy.boot").says("reverting deploy.slot").says("v1 is still live");
     world.serves("shop", "version one");
-    // The queue goes on.
+    // The queue accepts the next deployment.
     repo.push().accepted().says("v2 is live");
     world.serves("shop", "version two");
     world.is_consistent("shop");
 }
 
-/// A git that is killed while it moves the branch leaves its lock, and the branch could not be put back either.
+/// A git process that is killed while it moves the branch leaves its lock, which would also block the undo.
 fn switch_is_not_cut_by_a_time_limit(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -77,7 +77,7 @@ fn switch_is_not_cut_by_a_time_limit(world: &World) {
     world.is_consistent("shop");
 }
 
-fn every_step_runs_twice(world: &World) {
+fn deployment_with_every_step_run_twice_goes_live(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.write("larder.yml", "data:\n  - media\nsmoke:\n  - /\n").write("Procfile", "release: echo released >> media/count\n");
@@ -95,7 +95,7 @@ fn every_step_runs_twice(world: &World) {
     assert_eq!(world.larder(&["run", "shop", "--", "cat", "media/count"]).ok().lines().count(), 4);
 }
 
-fn an_undo_that_fails_freezes_the_environment(world: &World) {
+fn failing_undo_freezes_the_environment(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -106,7 +106,7 @@ fn an_undo_that_fails_freezes_the_environment(world: &World) {
     repo.push().rejected_with("frozen since deployment").rejected_with("deploy.install");
     world.larder(&["deploy", "shop", "--retry"]).exits(3).says("frozen");
     world.larder(&["status"]).says("frozen");
-    // It stays frozen over a restart, until a person has looked.
+    // The environment stays frozen across a restart, until an operator unfreezes it.
     world.restart(&[]);
     repo.push().rejected_with("frozen since deployment");
     world.serves("shop", "version one");

@@ -160,7 +160,7 @@ fn failed_first_push_leaves_project_empty(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// A live first version whose recipe does not wait long, for tests of what a second one is refused for.
+/// Deploys a first version whose recipe has short time limits; tests then push a second version that is rejected.
 fn live_shop(world: &World) -> Repo<'_> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -172,7 +172,7 @@ fn live_shop(world: &World) -> Repo<'_> {
 
 fn missing_program_is_named_with_exit_127(world: &World) {
     let repo = live_shop(world);
-    // One that needs no shell, one that does, and one that is a path.
+    // A command without a shell, a command that needs one, and a path.
     for command in ["no-such-server --port 80", "no-such-server --port $PORT", "bin/no-such-server"] {
         repo.write("Procfile", format!("web: {command}\n")).commit("broken");
         let push = repo.push();
@@ -229,7 +229,7 @@ fn unhealthy_answer_is_shown_with_expected_status(world: &World) {
     repo.push().rejected_with("`sh check.sh` exited 3");
 }
 
-/// More output than the transcript keeps: what larder itself says and how a tool ended are there all the same.
+/// The output exceeds the limit of the transcript; larder's own lines and the last lines of the tool are kept.
 fn long_output_keeps_verdict_and_last_lines(world: &World) {
     let repo = live_shop(world);
     let flood = format!("yes {} | head -n 60000\n", "0123456789".repeat(20));
@@ -242,7 +242,7 @@ fn long_output_keeps_verdict_and_last_lines(world: &World) {
     push.rejected_with("no such header").says("is left out").says("All changes were reverted. v2 is still live.");
     let shown = push.remote().iter().filter(|line| line.trim() == "no such header").count();
     assert!(shown >= 1, "{}", push.0);
-    // Somebody who follows later reads the same.
+    // A later follower reads the same.
     world.larder(&["deploy", "shop", "--follow"]).says("is left out").says("no such header");
 }
 
@@ -256,6 +256,6 @@ fn full_disk_is_refused_in_larders_own_words(world: &World) {
     let push = repo.push();
     assert_ne!(push.0.status, 0, "{}", push.0);
     push.says("remote error: the server's disk is nearly full").0.keeps_quiet_about("unpacker error");
-    // Reading needs no room.
+    // Reading needs no free disk space.
     assert!(repo.live().is_some());
 }

@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_comes_back_to_directories_and_forgets_those_that_are_gone() {
+    fn cursor_reopens_directories_and_forgets_removed_ones() {
         let directory = tempfile::tempdir().unwrap();
         let tree = Confined::open(directory.path()).unwrap();
         let mut cursor = tree.cursor();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_are_exact_and_clearing_keeps_what_links_point_to() {
+    fn modes_are_exact_and_clearing_keeps_targets_of_links() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("kept"), "s").unwrap();
         let inner = dir.path().join("tree");

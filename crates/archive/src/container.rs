@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back_and_tar_reads_them_too() {
+    fn container_parts_round_trip_and_are_read_by_tar() {
         let long = vec![7; 2000];
         for parts in [
             &[("manifest.json", &b"{}"[..]), ("health.json", b"[]"), ("archive.tar.zst", &long)][..],
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cut_and_no_changed_byte_goes_unseen() {
+    fn truncated_or_changed_container_is_refused() {
         let bytes = container(&[("manifest.json", b"{}"), ("archive.tar.zst", b"zst")]);
         let whole = read(&bytes).unwrap();
         for cut in 0..bytes.len() {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn other_parts_orders_and_sizes_are_refused() {
+    fn container_with_unexpected_parts_is_refused() {
         let strange = |parts: &[(&'static str, &[u8])]| matches!(read(&container(parts)), Err(ContainerError::Strange(_)));
         assert!(strange(&[("archive.tar.zst", b""), ("manifest.json", b"")]));
         assert!(strange(&[("manifest.json", b""), ("manifest.json", b"")]));

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_span_is_what_is_encoded_and_another_reader_sees_the_same() {
+    fn header_span_equals_its_encoding_and_is_read_by_tar() {
         let part = "abcdefghi/".repeat(40);
         let mut paths: Vec<String> = (1..=part.len()).map(|n| part[..n].trim_end_matches('/').to_owned()).collect();
         paths.extend([

@@ -72,7 +72,7 @@ fn with_body(mut header: Vec<u8>, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_honest_one_of_the_hostile_kind_is_accepted() {
+fn archive_without_a_defect_is_accepted() {
     let entries = [file_entry("f", b"abc")];
     let files = hostile(&entries, with_body(raw_header(b"f", b'0', 0o644, 3, b""), b"abc")).unwrap();
     assert_eq!(files, [("f".to_owned(), b"abc".to_vec())]);

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_costs_what_changed_and_needs_its_reference() {
+    fn patch_size_follows_the_change_and_reference_is_required() {
         for (size, level) in [(1000, 19), (300_000, 19), (3 << 20, 3), (3 << 20, 1), (20 << 20, 3)] {
             let old = noise(1, size);
             let mut new = old.clone();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn no_reference_and_no_text_are_fine() {
+    fn empty_reference_or_text_round_trips() {
         let mut back = vec![1];
         unpack(&[], &pack(b"text", 0, 19).unwrap(), 4, &mut back).unwrap();
         assert_eq!(back, b"text");

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_come_in_order_and_an_error_ends_it() {
+    fn pool_returns_results_in_order_and_stops_at_an_error() {
         let mut seen = Vec::new();
         let square = |(): &mut (), n: usize| if n == 77 { Err(n) } else { Ok(n * n) };
         let all = ordered(

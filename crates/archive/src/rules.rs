@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_of_the_list_is_checked() {
+    fn entry_list_of_invalid_shape_is_refused() {
         assert!(check(&[dir("a"), dir("a-b"), file("a-b/c"), dir("a/b"), file("a/b/c"), file("a/c"), link("l", "/x")]).is_ok());
         assert!(matches!(check(&[file("a"), file("a")]), Err(ArchiveError::Duplicate { .. })));
         assert!(matches!(check(&[file("b"), file("a")]), Err(ArchiveError::Unsorted { .. })));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_limited() {
+    fn entry_numbers_above_the_limits_are_refused() {
         let limits = ArchiveLimits { entries: 1, ..ArchiveLimits::default() };
         assert!(matches!(
             check_entries(&[dir("a"), dir("b")], &limits),

@@ -102,7 +102,7 @@ async fn start(
     reference: Option<String>,
     dry_run: Vec<Phase>,
 ) -> Result<Reply<DeployView>, CommandError> {
-    let trial = dry_run_phases(dry_run)?;
+    let phases = dry_run_phases(dry_run)?;
     let live = control.pipeline().live(environment.id);
     let (commit, goal) = match (reference, live) {
         // An environment that does not build deploys the live release again.
@@ -117,7 +117,7 @@ async fn start(
         }
     };
     let request = deployment(Trigger::Redeploy { by: caller.name() }, environment, commit, goal);
-    submit(control, pipeline::DeployRequest { dry_run: trial, ..request })
+    submit(control, pipeline::DeployRequest { dry_run: phases, ..request })
 }
 
 fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {

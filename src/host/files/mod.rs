@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_atomic_write_replaces_the_file_and_leaves_nothing_else() {
+    fn atomic_write_replaces_the_file_and_leaves_no_draft() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         write_atomic(&path, b"one", 0o600).unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_finished_goes_and_nothing_else() {
+    fn unfinished_files_are_removed_and_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         for name in [".new-a1b2c3", "manifest", "new-"] {
             std::fs::write(dir.path().join(name), "").unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_replaced_and_may_dangle() {
+    fn symlink_is_replaced_atomically_even_if_it_dangles() {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("current");
         replace_symlink(&link, Path::new("v1")).unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn two_directories_change_places() {
+    fn exchange_swaps_two_directories() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         std::fs::create_dir(&a).unwrap();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_is_limited_and_follows_no_link() {
+    fn limited_read_refuses_large_files_links_and_pipes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "12345").unwrap();

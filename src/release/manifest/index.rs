@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn index_gives_the_manifest_that_it_was_made_of() {
+    fn index_gives_the_manifest_that_it_was_built_from() {
         let (_, expected, dir, path) = placed();
         assert!(known(&path).is_none());
         // Reading a manifest writes its index.

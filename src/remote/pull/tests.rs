@@ -307,7 +307,7 @@ async fn abandoned_incoming_directory_is_swept() {
 }
 
 #[test]
-fn every_tenth_is_reported_once() {
+fn progress_reports_every_tenth_once() {
     let reported = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&reported);
     let progress = tenths(move |line| kept.lock().push(line.to_owned()));

@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn range_gives_part_of_the_file() {
+    fn range_returns_part_of_the_file() {
         let some = |first, last| Part::Some { first, last };
         for (range, expected) in [
             ("bytes=0-4", some(0, 4)),

@@ -73,7 +73,7 @@ pub fn golden(name: &str, text: &str) {
 }
 
 #[test]
-fn what_differs_from_run_to_run_is_replaced() {
+fn output_that_differs_between_runs_is_normalised() {
     let text = "-----> Deploying 1a2b3c4d of main\n-----> build: 1.2 s\nhttp://shop.localhost:40123\nend: 2 min 5 s\n";
     assert_eq!(normalised(text), "-----> Deploying SHORT of main\n-----> build: TIME\nhttp://shop.localhost:PORT\nend: TIME\n");
 }

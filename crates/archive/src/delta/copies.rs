@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_moved_costs_a_few_bytes() {
+    fn moved_content_costs_a_few_bytes() {
         let old = noise(1, 1 << 20);
         assert!(told(&old, &old, 0).len() < 16);
         // Something in between, something gone, something elsewhere.
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn every_few_bytes_something_new() {
+    fn frequent_small_changes_give_short_copies() {
         let old = noise(3, 200_000);
         let mut text = old.clone();
         text.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn short_texts_and_none() {
+    fn short_and_empty_texts_round_trip() {
         let old = noise(4, 100);
         for old in [&old[..], &old[..31], &old[..64], &[]] {
             for text in [old, &noise(4, 100)[..], &noise(5, 33), &[], b"x", &[0; 5000]] {
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_something_else_is_refused() {
+    fn description_of_another_text_is_refused() {
         let old = noise(6, 1000);
         let encode =
             |copies: &[Copy], own: &[u8]| Told { copies: copies.to_vec(), own: own.to_vec(), taken: 0..0 }.bytes().unwrap();
@@ -294,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_comes_back(seed in any::<u64>(), cuts in prop::collection::vec((0usize..4000, 0usize..4000, prop::collection::vec(any::<u8>(), 0..50)), 0..20), shift in any::<i64>()) {
+        fn any_text_round_trips(seed in any::<u64>(), cuts in prop::collection::vec((0usize..4000, 0usize..4000, prop::collection::vec(any::<u8>(), 0..50)), 0..20), shift in any::<i64>()) {
             let old = noise(seed, 4000);
             let mut text = Vec::new();
             for (from, to, new) in cuts {

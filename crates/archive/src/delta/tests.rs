@@ -253,7 +253,7 @@ fn with_columns(world: &World, columns: Vec<u8>) -> File {
 }
 
 #[test]
-fn patch_list_with_a_lie_is_refused() {
+fn patch_list_with_a_false_value_is_refused() {
     let world = World::changed();
     let outline = Outline::read(&world.delta).unwrap();
     let list = outline.read_groups(&world.delta).unwrap();
@@ -335,7 +335,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_lists_give_the_right_tree_or_none(at in any::<prop::sample::Index>(), to in any::<u8>(), columns in any::<bool>()) {
+    fn changed_lists_give_the_right_tree_or_an_error(at in any::<prop::sample::Index>(), to in any::<u8>(), columns in any::<bool>()) {
         let world = World::changed();
         let outline = Outline::read(&world.delta).unwrap();
         let mut list = if columns {

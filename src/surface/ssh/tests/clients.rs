@@ -17,7 +17,7 @@ async fn request_returns_output_errors_and_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_request_gets_one_line() {
+async fn malformed_request_gets_one_error_line() {
     let world = World::new().await;
     for command in ["git-receive-pack '../etc'", "git-upload-archive 'shop'", "git-receive-pack --help", "x 'y"] {
         let output = world.run("alice", &[command]).await;

@@ -1,4 +1,4 @@
-//! `larder deploy --only`: phases are tried and put back, and what is live stays.
+//! `larder deploy --only`: a dry run of some phases reverts its changes, and the live release stays.
 
 use std::process::{Child, Stdio};
 
@@ -10,13 +10,13 @@ use crate::harness::{
     in_each_mode, in_one_mode, state, until,
 };
 
-in_each_mode!(what_is_tried_is_put_back);
+in_each_mode!(dry_run_reverts_all_its_changes);
 in_one_mode!(
-    what_cannot_be_tried_is_refused,
-    a_trial_is_in_nobodys_way,
-    every_step_of_a_trial_fails_once,
-    a_killed_trial_is_put_back,
-    production_says_whether_it_would_take_a_release,
+    dry_run_of_unsupported_phases_is_refused,
+    push_waits_for_a_running_dry_run,
+    failure_at_any_step_of_a_dry_run_leaves_nothing,
+    killed_dry_run_is_reverted,
+    dry_run_of_gather_tells_if_production_accepts_a_release,
 );
 
 /// A live site, and a commit on the stored branch `topic` with `script` as its build.
@@ -35,15 +35,15 @@ fn topic(repo: &Repo<'_>, script: &str) {
     repo.push_as(&["--force", "HEAD:refs/heads/topic"]).accepted();
 }
 
-fn trial(world: &World, phases: &str) -> Output {
+fn dry_run(world: &World, phases: &str) -> Output {
     world.larder(&["deploy", "shop", "--ref", "topic", "--only", phases])
 }
 
-fn what_is_tried_is_put_back(world: &World) {
+fn dry_run_reverts_all_its_changes(world: &World) {
     let (repo, live) = live_and_topic(world, "echo built here; touch built; : > $LARDER_CACHE/kept");
     let before = world.snapshot("shop");
     let visitor = world.visitor("shop");
-    trial(world, "post_build")
+    dry_run(world, "post_build")
         .exits(0)
         .says("Dry run of gather, build, post_build: nothing goes live")
         .says("built here")
@@ -52,14 +52,14 @@ fn what_is_tried_is_put_back(world: &World) {
     let phases: Vec<_> = world.last_plan("shop").iter().map(|step| step.split_once('.').unwrap().0.to_owned()).collect();
     assert!(phases.iter().all(|phase| ["gather", "build", "post_build"].contains(&phase.as_str())), "{phases:?}");
     assert!(phases.last().is_some_and(|phase| phase == "post_build"), "{phases:?}");
-    // An archive is made, and not kept.
-    trial(world, "bundle").exits(0).says("dry run of gather, build, bundle succeeded");
+    // The archive is made, but not kept.
+    dry_run(world, "bundle").exits(0).says("dry run of gather, build, bundle succeeded");
     assert_eq!(world.snapshot("shop"), before);
-    assert!(world.environment("shop").join("cache/kept").exists(), "what a build has fetched helps the next one");
+    assert!(world.environment("shop").join("cache/kept").exists(), "the cache of a dry run is not kept");
     world.larder(&["deploy", "shop", "--follow"]).exits(0).says("dry run of");
-    // One that fails is no failed deployment.
+    // A failed dry run does not count as a failed deployment.
     topic(&repo, "echo no such luck; exit 3");
-    trial(world, "build").exits(1).says("no such luck").says("exited 3").says("v1 is still live").keeps_quiet_about("--retry");
+    dry_run(world, "build").exits(1).says("no such luck").says("exited 3").says("v1 is still live").keeps_quiet_about("--retry");
     assert_eq!(world.snapshot("shop").files, before.files);
     world.larder(&["status"]).ok();
     world.larder(&["status"]).keeps_quiet_about("failed");
@@ -67,14 +67,14 @@ fn what_is_tried_is_put_back(world: &World) {
     visitor.satisfied();
     world.serves("shop", "version one");
     assert_eq!(repo.live(), Some(live));
-    // It has used nothing up.
+    // The dry runs used up no release number.
     topic(&repo, "true");
     repo.push().accepted().says("v2 is live");
     world.serves("shop", "version two");
     world.is_consistent("shop");
 }
 
-fn what_cannot_be_tried_is_refused(world: &World) {
+fn dry_run_of_unsupported_phases_is_refused(world: &World) {
     world.project("shop");
     world.larder(&["deploy", "shop", "--only", "build"]).exits(4).says("nothing is live in shop/production yet");
     let repo = Repo::site(world, "shop", "version one");
@@ -87,7 +87,7 @@ fn what_cannot_be_tried_is_refused(world: &World) {
     deploy(&["--only", "cook"]).exits(2).says("the phases are gather");
     deploy(&["--only", "build", "--retry"]).exits(2);
     assert_eq!(world.journals("shop").len(), 1);
-    // Without --ref: the commit that is live.
+    // Without --ref, the dry run uses the live commit.
     deploy(&["--only", "pre_install"]).exits(0).says("dry run of gather, pre_install succeeded");
     let steps = world.last_plan("shop");
     assert!(steps.iter().all(|step| step.starts_with("gather.") || step.starts_with("pre_install.")), "{steps:?}");
@@ -97,29 +97,29 @@ const GATE: &str = "echo waiting for the gate; while ! [ -e \"$LARDER_CACHE/gate
 
 fn waits(world: &World, deployments: usize) {
     let directory = world.environment("shop").join("deployments");
-    until("the build waits", || {
+    until("the build is waiting", || {
         let names = state::names(&directory);
         let logs = names.iter().map(|name| std::fs::read_to_string(directory.join(name).join("log")).unwrap_or_default());
         names.len() == deployments && logs.filter(|log| log.contains("waiting for the gate")).count() == 1
     });
 }
 
-fn start_trial(world: &World) -> Child {
+fn start_dry_run(world: &World) -> Child {
     let mut command = world.larder_command();
     command.args(["deploy", "shop", "--ref", "topic", "--only", "build"]).stdout(Stdio::null()).spawn().unwrap()
 }
 
-fn a_trial_is_in_nobodys_way(world: &World) {
+fn push_waits_for_a_running_dry_run(world: &World) {
     let (repo, _) = live_and_topic(world, GATE);
-    let mut first = start_trial(world);
+    let mut first = start_dry_run(world);
     waits(world, 2);
-    // Another one takes nobody's place; a push waits.
-    trial(world, "gather").exits(3).says("shop/production is being deployed");
+    // A second dry run is refused; a push waits.
+    dry_run(world, "gather").exits(3).says("shop/production is being deployed");
     repo.page("version three");
     std::thread::scope(|scope| {
         let push = scope.spawn(|| repo.push());
         until("the push waits", || world.larder(&["status"]).ok().contains("another waits"));
-        trial(world, "gather").exits(3);
+        dry_run(world, "gather").exits(3);
         std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
         push.join().unwrap().accepted().says("this one waits for it").says("v2 is live");
     });
@@ -128,67 +128,67 @@ fn a_trial_is_in_nobodys_way(world: &World) {
     world.is_consistent("shop");
 }
 
-fn every_step_of_a_trial_fails_once(world: &World) {
+fn failure_at_any_step_of_a_dry_run_leaves_nothing(world: &World) {
     let (_, _) = live_and_topic(world, "true");
-    trial(world, "pre_install,configure,post_build,bundle").ok();
+    dry_run(world, "pre_install,configure,post_build,bundle").ok();
     let points = around(&world.last_plan("shop"));
     assert!(points.len() > 15, "{points:?}");
     world.restart(&[("FAILPOINTS", &once(&points))]);
     world.serves("shop", "version one");
     let before = world.snapshot("shop");
     for point in &points {
-        trial(world, "pre_install,configure,post_build,bundle").exits(1).says("told to fail").says("is still live");
+        dry_run(world, "pre_install,configure,post_build,bundle").exits(1).says("told to fail").says("is still live");
         assert_eq!(world.snapshot("shop"), before, "{point} left something behind");
     }
-    trial(world, "pre_install,configure,post_build,bundle").ok();
+    dry_run(world, "pre_install,configure,post_build,bundle").ok();
     assert_eq!(world.snapshot("shop"), before);
-    // Putting back what went well fails like any other undo.
+    // The revert of a successful dry run can fail like any other undo.
     world.restart(&[("FAILPOINTS", "undo.bundle.archive=1*return")]);
-    trial(world, "bundle").exits(1).says("is frozen");
+    dry_run(world, "bundle").exits(1).says("is frozen");
     world.larder(&["deploy", "shop", "--unfreeze"]).ok();
     assert_eq!(world.snapshot("shop").files, before.files);
-    trial(world, "bundle").ok();
+    dry_run(world, "bundle").ok();
 }
 
-fn a_killed_trial_is_put_back(world: &World) {
+fn killed_dry_run_is_reverted(world: &World) {
     let (repo, live) = live_and_topic(world, GATE);
     let before = world.snapshot("shop");
-    let mut trial = start_trial(world);
+    let mut dry_run = start_dry_run(world);
     waits(world, 2);
     world.kill9_all();
-    let _ = trial.wait();
+    let _ = dry_run.wait();
     world.start(&[]);
-    until("it is put back", || world.has_ended("shop"));
+    until("the dry run is reverted", || world.has_ended("shop"));
     assert_eq!(world.outcomes("shop")[1].as_deref(), Some("rolled_back"));
     world.serves("shop", "version one");
     assert_eq!((world.snapshot("shop").files, repo.live()), (before.files, Some(live)));
     world.larder(&["status"]).keeps_quiet_about("failed");
-    // While everything that went well is put back.
+    // The second kill happens while a successful dry run is reverted.
     std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
     world.restart(&[("FAILPOINTS", "journal.undo_started.build.compile=1*sleep(60000)")]);
-    let mut trial = start_trial(world);
-    until("it is being put back", || {
+    let mut dry_run = start_dry_run(world);
+    until("the dry run is being reverted", || {
         world.journals("shop").get(2).is_some_and(|journal| journal.iter().any(|event| event["event"] == "undo_started"))
     });
     world.kill9_all();
-    assert!(!trial.wait().unwrap().success());
+    assert!(!dry_run.wait().unwrap().success());
     world.start(&[]);
-    until("it is put back", || world.has_ended("shop"));
+    until("the dry run is reverted", || world.has_ended("shop"));
     world.serves("shop", "version one");
     world.is_consistent("shop");
 }
 
-fn production_says_whether_it_would_take_a_release(world: &World) {
+fn dry_run_of_gather_tells_if_production_accepts_a_release(world: &World) {
     let (repo, release) = halfway(world, "", "");
     let (live, commit) = (repo.live(), repo.head());
     let ask = || world.larder(&["deploy", "shop", "--ref", &commit, "--only", "gather"]);
     ask().exits(0).says("dry run of gather succeeded; all changes were reverted: v1 is still live");
-    // What was fetched and believed need not come again.
+    // The verified deliverable stays in the store.
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     world.serves("shop", "version one");
     assert_eq!(repo.live(), live);
     world.is_consistent_with_a_store("shop");
-    repo.page("nobody has cooked this");
+    repo.page("not cooked");
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
     world.larder(&["deploy", "shop", "--ref", "topic", "--only", "gather"]).exits(4).says("no deliverable of commit");
 }
