@@ -11,10 +11,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, join_all};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Semaphore,
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,7 +27,7 @@ use crate::{
         stream::Outlet,
     },
     model::{Environment, UserNumbers},
-    pipeline::{BuildNumbers, Pipeline, Services, chain, observe},
+    pipeline::{BuildNumbers, Permits, Pipeline, Services, chain, observe},
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, DeliverableStores, ssh::PullKey},
@@ -212,7 +209,7 @@ fn services(
         repositories: Repositories::new(launcher.clone()),
         places: DeliverableStores::new(pull_key, limits),
         proxy: Proxy::new(front_door(&config.http)),
-        builds: Arc::new(Semaphore::new(config.builds.parallel.into())),
+        permits: Permits::new(&config),
         ssh: inherited.ssh_address,
         http: reachable(inherited.http_address),
         routes: Default::default(),

@@ -41,7 +41,7 @@ pub struct ServerConfig {
     pub builds: BuildsConfig,
     /// Limits of a push and a release.
     pub limits: PushLimits,
-    /// The number of deployments that run at the same time, each in another environment.
+    /// The number of deployments that do heavy work at the same time; see `pipeline::Permits`.
     pub deployments_parallel: u16,
     /// The ports for applications, from and to, both included.
     pub ports: (u16, u16),
@@ -350,7 +350,7 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
 const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "parallel",
-        "The number of builds that run at the same time. Further builds wait.",
+        "The number of builds that run at the same time, at most deployments.parallel. Further builds wait.",
         Unstated,
         "1",
         |reader, node, key, config| set(&mut config.builds.parallel, number(reader, node, key, 1..=64)),
@@ -413,7 +413,8 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const DEPLOYMENTS_KEYS: &[KeyRow<ServerConfig>] = &[KeyRow::value(
     "parallel",
-    "The number of deployments that run at the same time. One environment never runs more than one.",
+    "The number of deployments that build, install, run a script or start processes at the same time. Further ones wait before that step; a \
+     rollback does not wait. One environment never runs more than one deployment.",
     Unstated,
     "4",
     |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),

@@ -3,13 +3,13 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     facts::Facts,
     failure::Failure,
     observe::{Announcement, News, Observers},
+    permits::Permits,
     scans::DriftScans,
     spare::SpareTree,
     state_files::BuildNumbers,
@@ -55,8 +55,8 @@ pub struct Services {
     pub ssh: SocketAddr,
     /// The address of the proxy, for smoke checks.
     pub http: SocketAddr,
-    /// One permit for each build that may run at a time on this machine.
-    pub builds: Arc<Semaphore>,
+    /// The limits on concurrent heavy work.
+    pub permits: Permits,
     /// The last build number of each project.
     pub numbers: BuildNumbers,
     /// The scans for drift.

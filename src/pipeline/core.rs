@@ -7,7 +7,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -36,7 +35,6 @@ pub(super) struct PipelineState {
     pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
     /// The environments that are still to be attached since the server started.
     pub(super) awaited: Mutex<HashSet<EnvId>>,
-    pub(super) parallel: Arc<Semaphore>,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
@@ -49,12 +47,10 @@ pub struct Pipeline(pub(super) Arc<PipelineState>);
 impl Pipeline {
     /// Creates a pipeline without environments; [`Pipeline::attach`] adds them.
     pub fn new(services: Arc<Services>) -> Pipeline {
-        let parallel = Arc::new(Semaphore::new(services.config.deployments_parallel.into()));
         Pipeline(Arc::new(PipelineState {
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),
-            parallel,
             start_check: OnceLock::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

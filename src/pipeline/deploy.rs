@@ -77,7 +77,6 @@ impl Pipeline {
     async fn work_off(&self, queue: Queue, first: Pending) {
         let mut next = Some(first);
         while let Some(pending) = next {
-            let _permit = self.0.parallel.clone().acquire_owned().await;
             let title = pending.ticket.request.environment.title();
             // Steps that panic are caught by the runner. This is for everything around them: the queue goes on in any case.
             if AssertUnwindSafe(self.deploy(&queue, pending)).catch_unwind().await.is_err() {

@@ -25,6 +25,7 @@ pub mod observe;
 #[cfg(test)]
 mod old_journals_tests;
 mod output;
+mod permits;
 mod phases;
 mod plan;
 mod publish;
@@ -51,6 +52,7 @@ pub use self::{
     history::{History, Summary},
     intake::PushRejection,
     known::{KnownRelease, ReleaseNameError, find},
+    permits::Permits,
     plan::Plan,
     queue::{DeployRequest, Goal, Ticket},
     running::RestartError,

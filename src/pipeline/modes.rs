@@ -1,13 +1,32 @@
 //! The plan of each mode: the names of its steps, in order.
 //!
-//! From `deploy.install` on, all plans are the same: every release is installed, booted, checked and switched the same way.
+//! From `deploy.install` on, all plans are the same.
 
 use crate::model::{Mode, Origin, StepName};
 
 /// The step after which a deployment is finished rather than unwound: its code serves, and visitors have seen it.
 pub const COMMIT_POINT: &str = "deploy.switch";
 
-/// Builds a release from its commit, packs it into an archive, and serves what it unpacks from that archive.
+/// The end of every plan: a complete release is installed, booted, checked and switched the same way, wherever it comes from.
+const SERVING: &[&str] = &[
+    "deploy.install",
+    "deploy.slot",
+    "deploy.script",
+    "deploy.release",
+    "deploy.boot",
+    "deploy.switch",
+    "post_deploy.workers",
+    "post_deploy.smoke",
+    FIRST,
+    "post_deploy.script",
+    "post_install.script",
+    "post_install.alive",
+];
+
+/// The step that only a release which was never live here can need.
+const FIRST: &str = "post_deploy.first";
+
+/// Builds a release from its commit and packs it into an archive. What serves is unpacked from that archive.
 const COOKING: &[&str] = &[
     "gather.source",
     "gather.layer",
@@ -20,21 +39,9 @@ const COOKING: &[&str] = &[
     "post_build.script",
     "bundle.script",
     "bundle.archive",
-    "deploy.install",
-    "deploy.slot",
-    "deploy.script",
-    "deploy.release",
-    "deploy.boot",
-    "deploy.switch",
-    "post_deploy.workers",
-    "post_deploy.smoke",
-    "post_deploy.first",
-    "post_deploy.script",
-    "post_install.script",
-    "post_install.alive",
 ];
 
-/// Finds a release that was built elsewhere, verifies it, and installs it. Never builds.
+/// Finds a release that was built elsewhere and verifies it. Never builds.
 const DELIVERING: &[&str] = &[
     "gather.deliverable",
     "gather.source",
@@ -44,37 +51,11 @@ const DELIVERING: &[&str] = &[
     "pre_install.checks",
     "pre_install.script",
     "configure.script",
-    "deploy.install",
-    "deploy.slot",
-    "deploy.script",
-    "deploy.release",
-    "deploy.boot",
-    "deploy.switch",
-    "post_deploy.workers",
-    "post_deploy.smoke",
-    "post_deploy.first",
-    "post_deploy.script",
-    "post_install.script",
-    "post_install.alive",
 ];
 
 /// Goes back to a release that was live before. Its settings and processes come from the record of that deployment, and its tree,
-/// if it is still there, is used as it is: so no step takes longer for a larger release.
-const RECALLING: &[&str] = &[
-    "gather.recall",
-    "pre_install.checks",
-    "deploy.install",
-    "deploy.slot",
-    "deploy.script",
-    "deploy.release",
-    "deploy.boot",
-    "deploy.switch",
-    "post_deploy.workers",
-    "post_deploy.smoke",
-    "post_deploy.script",
-    "post_install.script",
-    "post_install.alive",
-];
+/// if it still exists, is used as it is: so no step takes longer for a larger release.
+const RECALLING: &[&str] = &["gather.recall", "pre_install.checks"];
 
 /// Returns the steps for a release that comes from `origin` to an environment with this mode.
 pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
@@ -86,7 +67,8 @@ pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
         (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => DELIVERING,
         (_, Origin::Previous) => RECALLING,
     };
-    names.iter().copied().map(StepName::from).collect()
+    let serving = SERVING.iter().filter(|name| !names.is_empty() && (**name != FIRST || *origin != Origin::Previous));
+    names.iter().chain(serving).copied().map(StepName::from).collect()
 }
 
 /// Returns the origin of what is pushed to an environment of this mode.

@@ -5,15 +5,27 @@ use std::{future::Future, pin::Pin, time::Duration};
 use super::context::Deployment;
 pub use super::{
     failure::Failure,
+    permits::Resource,
     util::{chain, seconds},
 };
-use crate::model::Phase;
+use crate::model::{Origin, Phase};
 
 /// A boxed future, as a step returns it.
 pub type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
 
 /// The permits and locks that a step holds while it works, as [`Step::acquire`] returns them.
 pub type Acquired<'a> = Pin<Box<dyn Future<Output = Result<Vec<Box<dyn Send>>, Failure>> + Send + 'a>>;
+
+/// Returns the permit of a resource, for [`Step::acquire`]. A rollback needs none.
+pub fn permit(deployment: &Deployment, resource: Resource) -> Acquired<'_> {
+    Box::pin(async move {
+        if deployment.spec.origin == Origin::Previous {
+            return Ok(Vec::new());
+        }
+        let permit = deployment.services.permits.acquire(resource, &deployment.transcript).await;
+        Ok(vec![Box::new(permit.map_err(|error| Failure::host(&error))?) as Box<dyn Send>])
+    })
+}
 
 /// A unit of work that a deployment does and can revert.
 ///

@@ -1,7 +1,7 @@
 //! Deliveries without a build: every step of the plan fails once, runs twice, and is killed once.
 
 use crate::{
-    harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, state::names, until},
+    harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, output::golden, state::names, until},
     promotion::{are_alike, here, introduce, live_manifest, pair, production, staging},
     recovery::{Course, Victim, at_every_event},
 };
@@ -53,7 +53,7 @@ fn failed_step_of_a_delivery_leaves_nothing(world: &World) {
     // The fetched release stays in the store, because it is complete and verified.
     let stays = |name: &str| name.starts_with(&release);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
-    attempt.fails_once_at_each(&steps);
+    golden("unwind-final.txt", &attempt.fails_once_at_each(&steps));
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.serves("staging--shop", "version two");
@@ -112,7 +112,7 @@ fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World
     let fetching: Vec<_> =
         steps.iter().filter(|step| step.starts_with("gather.") || *step == "deploy.install").cloned().collect();
     assert!(fetching.len() > 4, "{fetching:?}");
-    attempt.fails_once_at_each(&fetching);
+    drop(attempt.fails_once_at_each(&fetching));
     assert!(deltas.get() > 4, "it did not come as a delta");
     complete();
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);

@@ -14,6 +14,8 @@ in_one_mode!(
     time_in_the_build_queue_does_not_count_as_build_time,
     queued_push_into_frozen_environment_is_refused,
     queued_push_of_a_removed_user_is_refused,
+    rollback_restart_and_removal_do_not_wait_for_another_project,
+    failing_deployment_is_reverted_while_another_project_builds,
 );
 
 /// Asserts that no two deployments of an environment overlap: each ends before the next one opens.
@@ -310,4 +312,82 @@ fn queued_push_of_a_removed_user_is_refused(world: &World) {
     assert_ne!(second.status, 0, "{second}");
     until("it has ended", || deployments() == 2);
     assert_eq!(world.journals("shop").len(), 2, "a deployment of a user who was removed was begun");
+}
+
+/// Does `work` while the build of another project is under way.
+fn while_another_builds(world: &World, work: impl FnOnce()) {
+    world.project("slow");
+    let slow = Repo::site(world, "slow", "slow one");
+    slow.write("larder.yml", "buildpacks: [./pack]\n");
+    slow.program("pack/bin/detect", "#!/bin/sh\necho slow\n");
+    slow.program(
+        "pack/bin/compile",
+        "#!/bin/sh\ntouch \"$2/../../begun\"\nwhile ! [ -e \"$2/../../gate\" ]; do sleep 0.05; done\n",
+    );
+    slow.write("Procfile", "web: larder static-server --root .\n").page("slow one");
+    let cache = world.environment("slow").join("cache");
+    thread::scope(|scope| {
+        let push = scope.spawn(|| slow.push());
+        until("the slow project builds", || cache.join("begun").exists());
+        let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        assert!(!push.is_finished(), "the slow build has ended too early");
+        fs::write(cache.join("gate"), "").unwrap();
+        push.join().unwrap().accepted();
+        worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    world.serves("slow", "slow one");
+}
+
+fn one_deployment_at_a_time(world: &World) {
+    fs::write(world.root().join("larder.yml"), "deployments: {parallel: 1}\n").unwrap();
+    world.restart(&[]);
+}
+
+fn rollback_restart_and_removal_do_not_wait_for_another_project(world: &World) {
+    for name in ["shop", "old"] {
+        world.project(name);
+        let repo = Repo::site(world, name, "version one");
+        repo.push().accepted();
+        repo.page("version two");
+        repo.push().accepted();
+    }
+    one_deployment_at_a_time(world);
+    let next = Repo::new(world, "shop");
+    next.git(&["pull", "--quiet", &next.url(), "main"]).ok();
+    next.page("version three");
+    thread::scope(|scope| {
+        let mut waiting = None;
+        while_another_builds(world, || {
+            world.larder(&["rollback", "shop"]).ok();
+            world.serves("shop", "version one");
+            world.larder(&["restart", "shop"]).ok();
+            world.larder(&["project", "destroy", "old", "--confirm", "old"]).ok();
+            // A build waits, and says what for, and does not keep its project from anything else.
+            waiting = Some(scope.spawn(|| next.push_as(&["--force", "HEAD:refs/heads/main"])));
+            let log = || {
+                let deployments = world.environment("shop").join("deployments");
+                let logs = crate::harness::state::names(&deployments).into_iter();
+                logs.filter_map(|name| fs::read_to_string(deployments.join(name).join("log")).ok()).collect::<String>()
+            };
+            until("the push says what it waits for", || log().contains("waiting for another build on this server"));
+            assert_eq!(log().matches("waiting for").count(), 1, "{}", log());
+        });
+        waiting.unwrap().join().unwrap().accepted();
+    });
+    world.serves("shop", "version three");
+    world.is_consistent("shop");
+}
+
+fn failing_deployment_is_reverted_while_another_project_builds(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    one_deployment_at_a_time(world);
+    // Fails before it needs the permit that the other project's build holds.
+    repo.program(".larder/configure", "#!/bin/sh\nexit 7\n").page("version two");
+    while_another_builds(world, || {
+        repo.push().rejected_with("configure");
+    });
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
 }

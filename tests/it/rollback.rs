@@ -1,6 +1,6 @@
 //! Rollbacks: deployments of an older release, without a build and without a copy.
 
-use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, state::names};
+use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, output::golden, state::names};
 
 in_each_mode!(rollback_goes_back_and_forward_without_building, failure_at_any_step_of_rollback_leaves_nothing);
 in_one_mode!(
@@ -121,7 +121,7 @@ fn failure_at_any_step_of_rollback_leaves_nothing(world: &World) {
     rollback(world, &["v1"]).ok();
     let ask = || rollback(world, &["v2"]);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &|_| false };
-    attempt.fails_once_at_each(&world.last_plan("shop"));
+    golden("unwind-rollback.txt", &attempt.fails_once_at_each(&world.last_plan("shop")));
     assert_eq!(repo.live().as_ref(), Some(&commits[1]));
 }
 

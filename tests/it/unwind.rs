@@ -26,7 +26,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
         assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
         assert_eq!(repo.live().as_ref(), Some(&good), "{name}");
         world.serves("shop", "version one");
-        unwinds.push_str(&unwind(world));
+        unwinds.push_str(&faults::unwind(world));
     }
     golden("unwind-cooking.txt", &unwinds);
     repo.push().accepted();
@@ -39,16 +39,6 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
     let outcomes = world.outcomes("shop");
     assert_eq!(outcomes.len(), names.len() + 2);
     assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
-}
-
-/// The step that failed in the last deployment, and the steps that were reverted, in order.
-fn unwind(world: &World) -> String {
-    let journals = world.journals("shop");
-    let of = |word: &str| {
-        let events = journals.last().unwrap().iter().filter(|record| record["event"] == word);
-        events.map(|record| record["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
-    format!("{}: {}\n", of("failed").join(" "), of("undo_finished").join(" "))
 }
 
 fn panicking_step_fails_its_deployment(world: &World) {

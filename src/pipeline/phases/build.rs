@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output,
-        step::{Acquired, Failure, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work},
     },
 };
 
@@ -153,18 +153,8 @@ impl Step for Compile {
     }
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        Box::pin(async {
-            // Builds slow down the sites that are served from the same machine; so few run at a time.
-            let builds = &deployment.services.builds;
-            let permit = match builds.clone().try_acquire_owned() {
-                Ok(permit) => permit,
-                Err(_) => {
-                    deployment.transcript.detail("waiting for another build on this server");
-                    builds.clone().acquire_owned().await.map_err(|error| Failure::host(&error))?
-                }
-            };
-            Ok(vec![Box::new(permit) as Box<dyn Send>])
-        })
+        // Builds slow down the sites that are served from the same machine.
+        step::permit(deployment, Resource::Build)
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

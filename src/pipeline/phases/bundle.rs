@@ -5,7 +5,7 @@ use crate::{
     model::{Phase, ReleaseId},
     pipeline::{
         context::Deployment,
-        step::{Failure, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work},
     },
     release::{self, ReleaseError},
 };
@@ -25,6 +25,10 @@ impl Step for WriteArchive {
 
     fn about(&self) -> &'static str {
         "pack the build's result into a reproducible archive with a manifest"
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        step::permit(deployment, Resource::Unpack)
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

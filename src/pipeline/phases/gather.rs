@@ -17,7 +17,7 @@ use crate::{
         intake::{self, RecipeErrors},
         journal::JournalState,
         state_files::Secrets,
-        step::{Failure, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work},
     },
 };
 
@@ -39,6 +39,10 @@ impl Step for ExportSource {
 
     fn is_durable(&self, _: &Deployment) -> bool {
         false
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        step::permit(deployment, Resource::Unpack)
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -8,7 +8,7 @@ use crate::{
     model::Phase,
     pipeline::{
         context::Deployment,
-        step::{Failure, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work},
     },
     runtime::RunJob,
 };
@@ -47,6 +47,15 @@ impl Step for Script {
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
         self.is_there(deployment)
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        // Visitors are served by then, and the old release runs beside the new one until the plan ends.
+        let before_switch = self.0 <= Phase::Deploy;
+        match self.is_there(deployment) && before_switch {
+            true => step::permit(deployment, Resource::Script),
+            false => Box::pin(async { Ok(Vec::new()) }),
+        }
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -12,6 +12,16 @@ pub fn once(points: &[String]) -> String {
     points.iter().map(|point| format!("{point}=1*return")).collect::<Vec<_>>().join(";")
 }
 
+/// Returns the step that failed in the last deployment, and the steps that were reverted, in order.
+pub fn unwind(world: &World) -> String {
+    let journals = world.journals("shop");
+    let of = |word: &str| {
+        let events = journals.last().unwrap().iter().filter(|record| record["event"] == word);
+        events.map(|record| record["step"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    format!("{}: {}\n", of("failed").join(" "), of("undo_finished").join(" "))
+}
+
 /// A way to make another release live, which can be repeated.
 pub struct Attempt<'a, 'w> {
     pub world: &'w World,
@@ -28,18 +38,20 @@ pub struct Attempt<'a, 'w> {
 
 impl Attempt<'_, '_> {
     /// Asserts that a failure before or after any of these steps changes nothing, one attempt after the other, and that the last attempt
-    /// succeeds.
-    pub fn fails_once_at_each(&self, steps: &[String]) {
+    /// succeeds. Returns the step that failed and the reverted steps of each attempt, for a golden file.
+    pub fn fails_once_at_each(&self, steps: &[String]) -> String {
         let points = around(steps);
         self.world.restart(&[("FAILPOINTS", &once(&points))]);
         self.world.serves("shop", self.old);
         let (before, live) = (self.state(), self.repo.live());
         let visitor = self.world.visitor("shop");
+        let mut unwinds = String::new();
         for point in &points {
             (self.ask)().exits(1).says("told to fail").says("is still live");
             assert_eq!(self.state(), before, "{point} left something behind");
             assert_eq!(self.repo.live(), live, "{point}");
             self.world.serves("shop", self.old);
+            unwinds.push_str(&unwind(self.world));
         }
         (self.ask)().ok();
         self.world.serves("shop", self.new);
@@ -48,6 +60,7 @@ impl Attempt<'_, '_> {
         let flickers = visitor.satisfied().pages.len();
         assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
         self.world.is_consistent("shop");
+        unwinds
     }
 
     fn state(&self) -> Snapshot {

@@ -10,7 +10,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output::{self, Cause},
-        step::{Failure, Step, Work, chain, seconds},
+        step::{self, Acquired, Failure, Resource, Step, Work, chain, seconds},
     },
     proxy::{ConnectError, Connector, ProbeError, probe},
     runtime::{Instance, Label, Logs, RunJob, tail},
@@ -44,6 +44,10 @@ impl Step for BootWeb {
 
     fn is_durable(&self, _: &Deployment) -> bool {
         false
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        step::permit(deployment, Resource::Boot)
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         phases::bundle,
-        step::{Failure, Step, Work, chain},
+        step::{self, Acquired, Failure, Resource, Step, Work, chain},
     },
     release::{self, Installed, Refusal, ReleaseError},
 };
@@ -34,6 +34,13 @@ impl Step for Install {
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
         !deployment.spec.again
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        match deployment.spec.again {
+            true => Box::pin(async { Ok(Vec::new()) }),
+            false => step::permit(deployment, Resource::Unpack),
+        }
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

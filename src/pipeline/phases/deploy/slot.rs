@@ -7,7 +7,7 @@ use crate::{
         context::Deployment,
         drift,
         state_files::Postdeploy,
-        step::{Acquired, Failure, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work},
     },
     runtime::{DataJob, Label, RunJob},
 };
@@ -138,6 +138,13 @@ impl Step for ReleaseCommand {
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
         release_command(deployment).is_some()
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        match release_command(deployment).is_some() {
+            true => step::permit(deployment, Resource::Script),
+            false => Box::pin(async { Ok(Vec::new()) }),
+        }
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {

@@ -1,0 +1,118 @@
+//! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses and releases the permit
+//! at its end, so a deployment never holds one while it waits for something else.
+//!
+//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another project. Steps after the switch take none either.
+
+use std::sync::Arc;
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+use super::transcript::Transcript;
+use crate::config::ServerConfig;
+
+/// Heavy work that only a limited number of steps do at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Buildpacks.
+    Build,
+    /// Export, packing and installation of whole trees.
+    Unpack,
+    /// The start of a release's processes.
+    Boot,
+    /// The project's own scripts and its release command.
+    Script,
+}
+
+impl Resource {
+    /// The line for a pusher whose deployment waits.
+    fn wait(self) -> &'static str {
+        match self {
+            Resource::Build => "waiting for another build on this server",
+            Resource::Unpack => "waiting for the files of another project's release",
+            Resource::Boot => "waiting for the start of another project's processes",
+            Resource::Script => "waiting for a script of another project",
+        }
+    }
+}
+
+/// The permits of this server. Waiters are served in the order of their arrival.
+#[derive(Debug)]
+pub struct Permits {
+    build: Arc<Semaphore>,
+    unpack: Arc<Semaphore>,
+    boot: Arc<Semaphore>,
+    script: Arc<Semaphore>,
+}
+
+impl Permits {
+    /// Creates the permits that the server file allows: `deployments.parallel` of each resource, and at most `builds.parallel` builds.
+    pub fn new(config: &ServerConfig) -> Permits {
+        let permits = |count: u16| Arc::new(Semaphore::new(count.into()));
+        let deployments = config.deployments_parallel;
+        Permits {
+            build: permits(config.builds.parallel.min(deployments)),
+            unpack: permits(deployments),
+            boot: permits(deployments),
+            script: permits(deployments),
+        }
+    }
+
+    /// Acquires a permit, and tells the pusher once if the deployment has to wait.
+    ///
+    /// # Errors
+    /// The permits are closed, which this program never does.
+    pub async fn acquire(&self, resource: Resource, transcript: &Transcript) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let semaphore = self.semaphore(resource);
+        match semaphore.clone().try_acquire_owned() {
+            Ok(permit) => Ok(permit),
+            Err(_) => {
+                transcript.detail(resource.wait());
+                semaphore.clone().acquire_owned().await
+            }
+        }
+    }
+
+    fn semaphore(&self, resource: Resource) -> &Arc<Semaphore> {
+        match resource {
+            Resource::Build => &self.build,
+            Resource::Unpack => &self.unpack,
+            Resource::Boot => &self.boot,
+            Resource::Script => &self.script,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deployments_limit_sizes_every_resource() {
+        let mut config = ServerConfig { deployments_parallel: 3, ..ServerConfig::default() };
+        config.builds.parallel = 2;
+        let available = |config: &ServerConfig| {
+            let permits = Permits::new(config);
+            [Resource::Build, Resource::Unpack, Resource::Boot, Resource::Script]
+                .map(|resource| permits.semaphore(resource).available_permits())
+        };
+        assert_eq!(available(&config), [2, 3, 3, 3]);
+        config.deployments_parallel = 1;
+        assert_eq!(available(&config), [1, 1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn released_permit_goes_to_the_first_waiter() {
+        let permits = Permits::new(&ServerConfig { deployments_parallel: 1, ..ServerConfig::default() });
+        let semaphore = permits.semaphore(Resource::Boot);
+        let held = semaphore.clone().try_acquire_owned().unwrap();
+        let mut first = Box::pin(semaphore.clone().acquire_owned());
+        assert!(futures_util::poll!(first.as_mut()).is_pending());
+        let mut second = Box::pin(semaphore.clone().acquire_owned());
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(held);
+        // A step that comes now does not overtake them.
+        assert!(semaphore.clone().try_acquire_owned().is_err());
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        assert!(futures_util::poll!(first.as_mut()).is_ready());
+    }
+}
