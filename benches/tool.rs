@@ -1,12 +1,12 @@
-//! The work of larder's workers on trees and archives, as a program: for measurements beside `tar` and `rsync`, without a server.
+//! Runs the functions of larder's workers on trees and archives without a server, for comparison with `tar` and `rsync`.
 //!
 //! ```text
-//! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes ARCHIVE.json, the manifest
-//! tool take-in ARCHIVE                                  checks the manifest and makes its index, as a server does with its releases
-//! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   on top of DEPLOY/NAME, if that is a spare
-//! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    from manifests and trees; the archives themselves may be missing
-//! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     the same as unpack, from a delta; also writes DELTA.json, the new manifest
-//! tool export REPOSITORIES PLACE COMMIT                 REPOSITORIES holds project.git
+//! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes the manifest, ARCHIVE.json
+//! tool accept ARCHIVE                                   checks the manifest and writes its index, as the server does for its releases
+//! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   installs into DEPLOY/NAME if it is a spare tree
+//! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    reads manifests and trees; the archives may be missing
+//! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     like unpack, from a delta; also writes the new manifest, DELTA.json
+//! tool export REPOSITORIES DIRECTORY COMMIT             exports a commit of REPOSITORIES/project.git
 //! ```
 
 use std::{
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         [verb, tree, archive] if verb.as_os_str() == "bundle" => bundle(tree, archive, None),
         [verb, tree, archive, previous] if verb.as_os_str() == "bundle" => bundle(tree, archive, Some(previous)),
-        [verb, archive] if verb.as_os_str() == "take-in" => take_in(archive),
+        [verb, archive] if verb.as_os_str() == "accept" => accept(archive),
         [verb, archive, deploy, name] if verb.as_os_str() == "unpack" => unpack(archive, deploy, name, None),
         [verb, archive, deploy, name, previous, older] if verb.as_os_str() == "unpack" => {
             unpack(archive, deploy, name, Some((previous, older)))
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         [verb, older, old, newer, new, out] if verb.as_os_str() == "delta" => delta((older, old), (newer, new), out),
         [verb, delta, deploy, name, older, old] if verb.as_os_str() == "patch" => patch(delta, deploy, name, older, old),
         [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
-        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | take-in ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES PLACE COMMIT".into()),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | accept ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES DIRECTORY COMMIT".into()),
     };
     match outcome {
         Ok(line) => {
@@ -90,7 +90,7 @@ fn manifest_of(archive: &Path) -> PathBuf {
     path.into()
 }
 
-fn take_in(archive: &Path) -> Outcome {
+fn accept(archive: &Path) -> Outcome {
     Ok(format!("{} entries", store::read(&manifest_of(archive))?.entries.len()))
 }
 

@@ -1,1 +1,1 @@
-"""What the rows share: a hermetic world, servers to measure, trees to deploy, and the table."""
+"""Shared code of the rows: an isolated world, the servers to measure, the trees to deploy, and the table."""

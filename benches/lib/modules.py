@@ -1,4 +1,4 @@
-"""The large tree of the archive and sync rows: real packages where a registry answers, else a made one."""
+"""The large tree of the rows archive and sync: real packages if a registry answers, else synthetic files."""
 
 import random
 import shutil
@@ -6,22 +6,22 @@ import shutil
 from lib import trees
 from lib.world import find
 
-# Frameworks and tools with many files, as a front-end project has them.
+# Frameworks and tools of front-end projects, which have many files.
 NODE = (
     "typescript", "webpack", "eslint", "react", "react-dom", "next", "vite", "lodash", "rxjs", "date-fns", "core-js", "express", "jest",
     "@babel/core", "@babel/preset-env", "@mui/material",
 )
-# Beside them what an application in Python has, a third of the bytes: with the above about 51,000 files and 750 MB.
+# Packages of a Python application, a third of the bytes. All packages have about 51,000 files with 750 MB.
 PYTHON = ("django", "flask", "requests", "sqlalchemy", "numpy", "pandas", "matplotlib", "sympy")
 
 
 def options(parser):
-    parser.add_argument("--tree", metavar="npm|synthetic|DIR", default="npm", help="what the tree is (default: npm, synthetic if that fails)")
-    parser.add_argument("--tree-files", type=int, default=20_000, help="files of a synthetic tree (default: 20,000)")
+    parser.add_argument("--tree", metavar="npm|synthetic|DIR", default="npm", help="content of the tree (default: npm, or synthetic if that fails)")
+    parser.add_argument("--tree-files", type=int, default=20_000, help="number of files of a synthetic tree (default: 20,000)")
 
 
 def large_tree(args, progress):
-    """A directory of its own with the tree in it, and a line that says what it is. Made once for all rows; nobody writes to it."""
+    """Returns the directory of the tree and a description. The tree is created once for all rows, which must not write to it."""
     world = args.store()
     if hasattr(world, "large_tree"):
         return world.large_tree
@@ -42,7 +42,7 @@ def large_tree(args, progress):
 
 
 def packages(world, target, progress):
-    """Installs the packages without running any of their scripts; whether that worked. Without the Python ones if only they fail."""
+    """Installs the packages without their scripts. Returns true on success, also if only the Python packages fail."""
     if find("npm") is None:
         return False
     progress("tree: npm install")
@@ -63,11 +63,11 @@ def packages(world, target, progress):
         pip = [environment / "bin/pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "--only-binary=:all:"]
         made = world.run([*pip, *PYTHON], check=False, timeout=900)
     if made.returncode != 0:
-        progress(f"tree: no Python packages: {(made.stderr.strip().splitlines() or ['?'])[-1][:200]}")
+        progress(f"tree: pip failed: {(made.stderr.strip().splitlines() or ['?'])[-1][:200]}")
         shutil.rmtree(environment, ignore_errors=True)
     return True
 
 
 def settle(world):
-    """Writes out what is dirty, so that one contestant's writing is not another's waiting."""
+    """Writes dirty pages to the disk, so that the writes of one contestant do not delay the next."""
     world.run(["sync"])

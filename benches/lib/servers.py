@@ -1,4 +1,4 @@
-"""The servers that are measured: larder, and what people use today."""
+"""The servers that are measured: larder and the tools that it is compared with."""
 
 import getpass
 import json
@@ -14,7 +14,7 @@ from lib.world import Unavailable, find, free_port, need, tail
 
 
 class Sshd:
-    """Debian's own sshd on a loopback port, with its own keys; logs in as whoever runs the benches."""
+    """Debian's sshd on a loopback port with its own keys; clients log in as the user who runs the benchmarks."""
 
     def __init__(self, world, name="sshd", home=None, authorized_keys=None, python=None):
         sshd = need("sshd", "openssh-server")
@@ -26,7 +26,7 @@ class Sshd:
         if authorized_keys is None:
             authorized_keys = base / "authorized_keys"
             authorized_keys.write_text(world.public_key + "\n")
-        # The login shell would read the user's own files; the git processes would read the user's own configuration.
+        # Without this, the login shell and git would read the files of the user.
         home = home or world.path(name, "home")
         (home / ".gitconfig").write_text("[gc]\n\tauto = 0\n[receive]\n\tautogc = false\n[safe]\n\tdirectory = *\n")
         environment = f"HOME={home} GIT_CONFIG_NOSYSTEM=1"
@@ -39,23 +39,23 @@ class Sshd:
             f"UseDNS no\nMaxStartups 100\nMaxSessions 500\nSetEnv {environment}\n"
         )
         if os.getuid() == 0:
-            # Where sshd puts its unprivileged half; the Debian service makes it at its start.
+            # The directory for the unprivileged process of sshd; on Debian, its service creates it.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         self.process = world.spawn([sshd, "-D", "-e", "-f", base / "config"], name)
         world.wait_for_port(self.port, self.process)
 
     def url(self, path):
-        """The address of a repository behind it."""
+        """Returns the address of a repository."""
         return f"ssh://{self.user}@127.0.0.1:{self.port}{path}"
 
     @property
     def pid(self):
-        """The listening process."""
+        """Returns the listening process."""
         return self.process.pid
 
 
 def serve_directory(world, root, name):
-    """A static file server on a loopback port: nginx where there is one, else Python's. Follows links."""
+    """A static file server on a loopback port: nginx if installed, else Python's. Follows links."""
     port = free_port()
     nginx = find("nginx")
     if nginx is None:
@@ -68,7 +68,7 @@ def serve_directory(world, root, name):
 
 
 def nginx_config(world, name, body, workers=1):
-    """A configuration file for an nginx that touches nothing outside the world."""
+    """Writes a configuration for an nginx that uses only files of the world."""
     base = world.path("nginx", name)
     temporary = "".join(
         f"{kind}_temp_path {base}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -84,12 +84,12 @@ def nginx_config(world, name, body, workers=1):
 
 
 class Larder:
-    """larder itself, by its public surface only."""
+    """larder, used through its commands and addresses only."""
 
     def __init__(self, world, binary, name="larder"):
         binary = Path(binary)
         if not binary.exists():
-            raise Unavailable(f"no larder at {binary}")
+            raise Unavailable(f"{binary} does not exist")
         self.world, self.binary, self.root = world, binary, world.path(name)
         self.root.chmod(0o755)
         self.process = world.spawn(
@@ -100,7 +100,7 @@ class Larder:
         self._world_ask("user", "add", "alice", "--admin", "--key-file", world.key.with_suffix(".pub"))
 
     def _ready(self, seconds):
-        """The addresses of the `ready ssh=... http=...` line."""
+        """Returns the addresses in the line `ready ssh=... http=...`."""
         found, lines = {}, []
 
         def read():
@@ -124,23 +124,23 @@ class Larder:
         return self.world.run([self.binary, "--root", self.root, *words], timeout=60)
 
     def create(self, project):
-        """A new project in mode cooking; its push address."""
+        """Creates a project in mode cooking and returns the address to push to."""
         self._world_ask("project", "create", project, "--mode", "cooking")
         return f"ssh://larder@{self.ssh}/{project}"
 
     def web(self, project):
-        """Host, port and Host header of a project."""
+        """Returns host, port and Host header of a project."""
         host, port = self.http.rsplit(":", 1)
         return host.strip("[]"), int(port), f"{project}.localhost"
 
     def environment(self, project):
-        """The directory of a project's only environment, once something was deployed to it."""
+        """Returns the directory of a project's only environment after its first deployment."""
         for journal in self.root.glob(f"projects/{project}/*/deployments"):
             return journal.parent
         raise Unavailable(f"{project} has no deployments/ below {self.root}/projects")
 
     def steps(self, project):
-        """The steps of the newest deployment, from its journal: name -> milliseconds, in order."""
+        """Returns the steps of the newest deployment from its journal, in order: name -> milliseconds."""
         journals = list(self.environment(project).glob("deployments/*/journal.jsonl"))
         records = [[json.loads(line) for line in journal.read_text().splitlines() if line.strip()] for journal in journals]
         records = [record for record in records if record]
@@ -151,7 +151,7 @@ class Larder:
 
 
 def moment(text):
-    """Seconds since the epoch of an RFC 3339 time, nanoseconds included."""
+    """Converts an RFC 3339 time to seconds since the epoch, with nanoseconds."""
     text = text.split("[")[0].replace("Z", "+00:00")
     fraction = 0.0
     if "." in text:
@@ -162,7 +162,7 @@ def moment(text):
 
 
 def steps_of(records):
-    """Step -> milliseconds, from the records of one journal; `(between)` is what lies between steps."""
+    """Returns step -> milliseconds from the records of one journal; `(between)` is the time between steps."""
     took, started, last, between = {}, {}, None, 0.0
     for record in records:
         at, event, step = moment(record["at"]), record.get("event"), record.get("step")
@@ -180,16 +180,16 @@ def steps_of(records):
 
 
 def starts_application(step):
-    """Whether a step's time is mostly the application's own start, which PERFORMANCE.md excludes."""
+    """Returns true if a step mostly waits for the start of the application, which is not larder's own time."""
     return any(word in step for word in ("boot", "health", "await", "wait", "start"))
 
 
 class Piku:
-    """piku, from a piku.py that the caller gives; in a HOME of its own behind an sshd of its own."""
+    """piku, from the piku.py that --piku names, with its own HOME and its own sshd."""
 
     def __init__(self, world, script):
         if script is None:
-            raise Unavailable("piku is on no package index; give its single file with --piku PATH-TO-piku.py")
+            raise Unavailable("piku is not in any package index; name its file with --piku PATH-TO-piku.py")
         uwsgi = need("uwsgi", "uwsgi-core")
         self.world = world
         home = world.path("piku")
@@ -211,9 +211,9 @@ class Piku:
         self.emperor = world.spawn([uwsgi, "--ini", home / ".piku" / "uwsgi" / "uwsgi.ini"], "piku-uwsgi", env=self.env)
 
     def url(self, app):
-        """The push address of an application; it exists from the first push on."""
+        """Returns the address to push an application to. The first push creates the application."""
         return f"ssh://{self.sshd.user}@127.0.0.1:{self.sshd.port}/{app}"
 
     def checkout(self, app):
-        """Where an application's files are."""
+        """Returns the directory of an application's files."""
         return self.home / ".piku" / "apps" / app

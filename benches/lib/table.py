@@ -1,4 +1,4 @@
-"""Samples, their medians, paired ratios, and the one table that is printed."""
+"""Samples, their medians, paired ratios, and the table that is printed."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -8,28 +8,28 @@ OURS = "larder"
 
 @dataclass
 class Row:
-    """One thing that was measured, by everybody in the same rounds."""
+    """One measurement of all contestants in the same rounds."""
 
     title: str
     unit: str = "ms"
-    # Who is 1.00x.
+    # The contestant whose ratio is 1.00x.
     reference: str = ""
-    # Rates: more is better; everything else: less is better.
+    # True for rates, where more is better. Otherwise less is better.
     rate: bool = False
-    # What we aim at, as PERFORMANCE.md says it.
+    # The target ratio of larder.
     target: str = ""
-    # Who -> one value per round. The values of a round belong together.
+    # Contestant -> one value per round. The values of a round are compared with each other.
     samples: dict = field(default_factory=dict)
-    # Who -> why there are no values.
+    # Contestant -> the reason why it has no values.
     absent: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
 
     def add(self, who, value):
-        """One more value; the caller adds one for each contestant and round."""
+        """Adds a value; the caller adds one per contestant and round."""
         self.samples.setdefault(who, []).append(value)
 
     def lines(self):
-        """One line per contestant: who, median, min-max, ratio, spread of the ratio, target."""
+        """Returns a line per contestant: name, median, minimum to maximum, ratio, spread of the ratio, target."""
         reference = self.samples.get(self.reference, [])
         order = sorted(self.samples, key=lambda who: (not who.startswith(OURS), who != self.reference))
         for who in order:
@@ -49,14 +49,14 @@ class Row:
 
 
 def number(value):
-    """Three digits that mean something."""
+    """Formats a number with three significant digits."""
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def render(rows, runs):
-    """The table as text."""
+    """Formats the table as text."""
     head = ["row", "who", "median", "min–max", "ratio", "spread", "target (ours)"]
     body = []
     for row in rows:
@@ -85,7 +85,7 @@ def render(rows, runs):
 
 
 def rounds(runs, contestants):
-    """Who goes when: every round starts with another contestant, so that nobody always runs on a warm or a tired machine."""
+    """Yields the order of contestants for each round. Each round starts with a different one, so that changes of speed affect all alike."""
     contestants = list(contestants)
     for index in range(runs):
         shift = index % len(contestants) if contestants else 0

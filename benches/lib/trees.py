@@ -1,4 +1,4 @@
-"""Trees to deploy: the same for every contestant, made from a seed."""
+"""Trees to deploy: generated from a seed, and the same for every contestant."""
 
 import random
 
@@ -9,7 +9,7 @@ WORDS = (
 
 
 def text(rng, size):
-    """About `size` bytes of lines that compress as prose or code does."""
+    """Returns about `size` bytes of lines that compress like prose or code."""
     lines, length = [], 0
     while length < size:
         line = " ".join(rng.choices(WORDS, k=rng.randint(4, 12))) + f" {rng.randrange(1 << 32):08x}"
@@ -19,17 +19,17 @@ def text(rng, size):
 
 
 def size_of_file(rng):
-    """Sizes as source trees have them: most are small, a few are large."""
+    """Returns a file size as in source trees: most are small, a few are large."""
     return int(min(rng.lognormvariate(7.3, 1.3), 400_000))
 
 
 def page(marker):
-    """The page that says which version is being served. One line differs between versions."""
+    """Returns the page that names the served version. One line differs between versions."""
     return f"<!doctype html>\n<title>bench</title>\n<h1>A page</h1>\n<p>version {marker}</p>\n<p>end</p>\n"
 
 
 def site(directory, files, seed=1):
-    """A static site with `files` files, `index.html` among them."""
+    """Creates a static site with `files` files, including `index.html`."""
     rng = random.Random(seed)
     small = {
         "style.css": "body { font: 1em/1.5 serif }\n",
@@ -44,7 +44,7 @@ def site(directory, files, seed=1):
 
 
 def fill(directory, files, rng, suffix):
-    """`files` files, fifty to a directory, two levels deep."""
+    """Creates `files` files, fifty per directory, two levels deep."""
     for index in range(files):
         place = directory / f"{index // 1000:02d}" / f"{index % 1000 // 50:02d}"
         if index % 50 == 0:
@@ -53,7 +53,7 @@ def fill(directory, files, rng, suffix):
 
 
 def wsgi(directory):
-    """A WSGI application of five files without dependencies."""
+    """Creates a WSGI application of five files without dependencies."""
     (directory / "version.txt").write_text("version first\n")
     (directory / "requirements.txt").write_text("# none\n")
     (directory / "wsgi.py").write_text(
@@ -74,7 +74,7 @@ def wsgi(directory):
 
 
 def commit(world, directory, message="first"):
-    """Makes the tree a repository with one more commit."""
+    """Commits the tree; creates the repository if necessary."""
     if not (directory / ".git").exists():
         world.git("init", "--quiet", cwd=directory)
     world.git("add", "--all", cwd=directory)

@@ -1,4 +1,4 @@
-"""A hermetic place to measure in: own HOME, keys, ports and processes, all gone at the end."""
+"""An isolated environment for measurements: its own HOME, keys, ports and processes, which are removed at the end."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ from pathlib import Path
 
 
 class Unavailable(Exception):
-    """A contestant or a row that cannot run here. The message says why; the table repeats it."""
+    """A contestant or row that cannot run on this machine. The table shows the message."""
 
 
 def find(program):
-    """The path of a program, daemons included, or nothing."""
+    """Returns the path of a program, also of a daemon in sbin, or None."""
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def need(program, package=None):
-    """The path of a program, or the reason why a row cannot run."""
+    """Returns the path of a program; raises Unavailable if it is missing."""
     path = find(program)
     if path is None:
         raise Unavailable(f"{program} is missing (Debian: {package or program})")
@@ -29,14 +29,14 @@ def need(program, package=None):
 
 
 def free_port():
-    """A loopback port that nobody listens on at this moment."""
+    """Returns a loopback port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def forgets_slowly(path):
-    """Whether a file system is ext4 without a journal: for minutes after files were removed, making files is up to ten times slower."""
+    """Returns true for ext4 without a journal, which creates files up to ten times slower for minutes after others were removed."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -48,7 +48,7 @@ def forgets_slowly(path):
 
 
 def tail(path, lines=5):
-    """The end of a log, for an error message."""
+    """Returns the last lines of a log, for an error message."""
     try:
         return "\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:])
     except OSError:
@@ -56,11 +56,11 @@ def tail(path, lines=5):
 
 
 class World:
-    """A temporary directory with a HOME and keys in it, and the processes that were started in it."""
+    """A temporary directory with a HOME and keys, and the processes that were started in it."""
 
     def __init__(self, parent=None, keep=False):
         self.root = Path(tempfile.mkdtemp(prefix="larder-bench-", dir=parent))
-        # Servers that drop their privileges have to get through.
+        # Servers that drop their privileges must be able to enter.
         self.root.chmod(0o755)
         self.keep = keep
         self.processes = []
@@ -77,14 +77,14 @@ class World:
         self.public_key = self.key.with_suffix(".pub").read_text().strip()
 
     def path(self, *parts):
-        """A new directory in this world."""
+        """Creates a directory in this world."""
         path = self.root.joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     @property
     def env(self):
-        """The whole environment of every process that is started here."""
+        """Returns the complete environment of the processes of this world."""
         return {
             "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin",
             "HOME": str(self.root / "home"),
@@ -98,7 +98,7 @@ class World:
 
     @property
     def ssh_options(self):
-        """The options of every ssh client: nothing of the user's own configuration or agent."""
+        """Returns the options of ssh clients, which ignore the user's configuration and agent."""
         return [
             "-F", "none", "-i", str(self.key), "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
             "-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "GlobalKnownHostsFile=none",
@@ -107,11 +107,11 @@ class World:
 
     @property
     def ssh_command(self):
-        """The same, as git wants it."""
+        """Returns the ssh command for git."""
         return " ".join(["ssh", *self.ssh_options])
 
     def run(self, argv, check=True, env=None, **options):
-        """Runs a command to its end and returns it with its output."""
+        """Runs a command to its end and returns the result with its output."""
         options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
@@ -120,7 +120,7 @@ class World:
                 [str(part) for part in argv], env={**self.env, **(env or {})}, text=True, errors="replace", check=False, **options
             )
         except (FileNotFoundError, PermissionError) as why:
-            raise Unavailable(f"{argv[0]} cannot be run: {why.strerror}") from None
+            raise Unavailable(f"cannot run {argv[0]}: {why.strerror}") from None
         if check and done.returncode != 0:
             said = "\n".join(((done.stdout or "") + (done.stderr or "")).splitlines()[-8:])
             raise Unavailable(f"`{' '.join(str(part) for part in argv[:6])}` exited {done.returncode}: {said}")
@@ -131,7 +131,7 @@ class World:
         return self.run(["git", *arguments], cwd=cwd, **options)
 
     def spawn(self, argv, name, env=None, **options):
-        """Starts a server in a process group of its own; its output goes to a log, its end comes with the world's."""
+        """Starts a server in its own process group. Its output goes to a log; it is stopped with the world."""
         log = self.path("logs") / f"{name}.log"
         with open(log, "ab") as out:
             options.setdefault("stdout", out)
@@ -145,7 +145,7 @@ class World:
         return process
 
     def wait_for_port(self, port, process, seconds=20):
-        """Waits until somebody listens on a loopback port."""
+        """Waits until a process listens on a loopback port."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if process.poll() is not None:
@@ -158,7 +158,7 @@ class World:
         raise Unavailable(f"{process.args[0]} does not listen on port {port}: {tail(process.log)}")
 
     def stop(self, process, seconds=15):
-        """Ends a server and what it started, by its own process group only."""
+        """Stops a server and its children, by its process group only."""
         if process in self.processes:
             self.processes.remove(process)
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -174,7 +174,7 @@ class World:
             pass
 
     def close(self):
-        """Ends everything and removes the directory."""
+        """Stops all processes and removes the directory."""
         for process in list(reversed(self.processes)):
             self.stop(process)
         if self.keep:
@@ -186,7 +186,7 @@ class World:
             print(f"could not be removed completely: {self.root}", file=sys.stderr)
 
     def _unmount(self):
-        """A mount that a killed server left behind must not be entered by the removal."""
+        """Unmounts the mounts that a killed server left behind, so that the removal does not enter them."""
         try:
             mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         except OSError:

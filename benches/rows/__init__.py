@@ -1,1 +1,1 @@
-"""One file per row (or group of rows) of the table."""
+"""The rows of the table: one file for each row, or for a group of rows."""

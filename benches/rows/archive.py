@@ -1,4 +1,4 @@
-"""Bundle and unpack a large tree: ours, tar with zstd, bsdtar."""
+"""Bundling and unpacking of a large tree: larder, tar with zstd, bsdtar."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from lib.table import OURS, Row, rounds
 from lib.tool import tool
 from lib.world import Unavailable, find
 
-HELP = "bundle and unpack a large tree (--tree): ours, tar and zstd, bsdtar"
+HELP = "time to bundle and unpack a large tree (--tree), compared with tar and zstd, and with bsdtar"
 TAR = "tar | zstd -T0 -3"
 UNTAR = "tar --zstd -x"
 MAKES_MANY_FILES = True
@@ -23,13 +23,13 @@ def measure(world, args, progress):
     tree, what = modules.large_tree(args, progress)
     bundle = Row("bundle", reference=TAR, target="≤ 0.80x")
     size = Row("bundle: size", unit="kB", reference=TAR, target="≤ 1.02x")
-    unpack = Row("unpack (ours checks every digest, and is on the disk when it ends)", reference=UNTAR, target="≤ 0.50x")
+    unpack = Row("unpack (larder checks every digest and syncs to the disk)", reference=UNTAR, target="≤ 0.50x")
     bundle.notes.append(f"tree: {what}; page cache warm")
     archives = world.path("archives")
     out = world.path("out")
 
     def shell(script):
-        # The paths are our own; pipefail so that half a pipeline is no result.
+        # The paths need no quoting. With pipefail, a failing part of a pipeline is no result.
         return lambda: world.run(["bash", "-c", f"set -o pipefail; {script}"], timeout=900)
 
     bundlers = {
@@ -57,7 +57,7 @@ def measure(world, args, progress):
     for index, order in rounds(args.runs, bundlers):
         for name in order:
             archive, act = bundlers[name]
-            # An archive is a new file. To free the pages of an older one takes time that is nobody's own.
+            # An archive is a new file: freeing the pages of an old one would take time that belongs to no contestant.
             if archive is not None:
                 archive.unlink(missing_ok=True)
             timed(world, bundle, name, act)
@@ -65,10 +65,10 @@ def measure(world, args, progress):
                 size.add(name, archive.stat().st_size / 1024)
         progress(f"bundle: round {index + 1} of {args.runs}")
     if OURS in bundle.samples:
-        # Nobody is locked in: plain tar opens what ours wrote, and finds the same tree.
+        # Plain tar must open the archive of larder and give the same tree.
         shell(f"tar --zstd -xf {archives}/ours.zst -C {out}")()
         check = world.run(["diff", "-rq", "--no-dereference", "--", tree, out], check=False)
-        bundle.notes.append("ours, opened by plain tar: " + ("the same tree" if check.returncode == 0 else f"DIFFERS: {check.stdout[:300]}"))
+        bundle.notes.append("larder's archive, opened by plain tar: " + ("the same tree" if check.returncode == 0 else f"DIFFERS: {check.stdout[:300]}"))
         empty(out)
     for index, order in rounds(args.runs, unpackers):
         for name in order:
@@ -80,7 +80,7 @@ def measure(world, args, progress):
 
 
 def timed(world, row, name, act):
-    """One value for one contestant; who fails is out."""
+    """Measures one contestant once. A contestant that fails is excluded from further rounds."""
     if name in row.absent:
         return
     start = time.monotonic()
@@ -94,13 +94,13 @@ def timed(world, row, name, act):
 
 
 def empty(directory):
-    """Removes what is in a directory."""
+    """Removes the content of a directory."""
     shutil.rmtree(directory)
     directory.mkdir()
 
 
 def read_all(tree):
-    """Reads every file once, in one thread: nobody who bundles can be faster without more threads."""
+    """Reads every file once in one thread: the lower limit for bundling with one thread."""
     for place, _, names in os.walk(tree):
         for name in names:
             path = os.path.join(place, name)

@@ -1,4 +1,4 @@
-"""Bringing release N+1 to a machine that holds N: ours as a delta, rsync, patches of whole tars, chunks, a full copy."""
+"""Transfer of release N+1 to a machine that has release N: larder's delta, rsync, patches of whole tars, chunks, a full copy."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from lib.tool import tool
 from lib.world import Unavailable, find, free_port, need
 from rows.archive import timed
 
-HELP = "release N+1 where N is held: a delta, rsync -z, zstd and xdelta3 of whole tars, casync, a full copy; bytes and time"
+HELP = "bytes and time of a transfer of release N+1 to a machine that has N, compared with rsync -z, zstd, xdelta3, casync, a full copy"
 MAKES_MANY_FILES = True
 RSYNC = "rsync -z"
 FILES = "zstd -3 --patch-from, file by file"
@@ -25,7 +25,7 @@ XDELTA = "xdelta3 -1, whole tar"
 CASYNC = "casync"
 FULL = "full archive"
 
-# The release that is held, and what other versions of its packages change.
+# The packages of the release that the machine has, and the changes of other versions of them.
 HELD = (
     "typescript@5.6.2 webpack@5.95.0 eslint@9.11.0 react@18.3.1 react-dom@18.3.1 next@14.2.14 vite@5.4.8 lodash@4.17.21 rxjs@7.8.1 "
     "date-fns@3.6.0 core-js@3.38.0 express@4.21.0 jest@29.7.0 @babel/core@7.25.2 @babel/preset-env@7.25.4 @mui/material@6.1.1 "
@@ -37,8 +37,8 @@ BINARIES = ["@next/swc-linux-x64-gnu", "@swc/core-linux-x64-gnu", "@esbuild/linu
 
 
 def options(parser):
-    parser.add_argument("--deliver", metavar="npm|synthetic", default="npm", help="what is delivered (default: npm, synthetic if that fails)")
-    parser.add_argument("--deliver-trees", metavar="DIR", type=Path, help="keep the trees that are delivered here, and take them from here the next time")
+    parser.add_argument("--deliver", metavar="npm|synthetic", default="npm", help="content of the tree (default: npm, or synthetic if that fails)")
+    parser.add_argument("--deliver-trees", metavar="DIR", type=Path, help="directory that keeps the trees for the next run")
 
 
 def measure(world, args, progress):
@@ -58,11 +58,11 @@ def measure(world, args, progress):
 
 
 def one(world, args, held, new, title, progress):
-    """Both rows of one set of changes."""
+    """Measures the two rows of one set of changes."""
     size = Row(f"deliver {title}: bytes", unit="kB", reference=FILES, target="≤ 1.10x")
     row = Row(f"deliver {title}: make, transfer, apply", reference=RSYNC, target="≤ 0.30x")
     row.notes.append(
-        "rsync asks an rsync daemon, everybody else's file comes by HTTP, both on loopback; ours checks every digest and applies to a spare tree"
+        "rsync uses an rsync daemon, all others use HTTP, both on loopback; larder checks every digest and installs into a spare tree"
     )
     work, deploy = world.path("work"), held.parent
     port, web = daemon(world, new), web_server(world, work)
@@ -140,7 +140,7 @@ def one(world, args, held, new, title, progress):
         world.run([ours, "bundle", held, older], timeout=900)
         world.run([ours, "bundle", new, newer, older], timeout=900)
         for archive in (older, newer):
-            world.run([ours, "take-in", archive])
+            world.run([ours, "accept", archive])
 
         def spare():
             shutil.rmtree(deploy / state.get("name", "none"), ignore_errors=True)
@@ -177,7 +177,7 @@ def one(world, args, held, new, title, progress):
         progress(f"{row.title}: round {index + 1} of {runs}")
     if OURS in row.samples:
         check = world.run(["diff", "-rq", "--no-dereference", "--", deploy / state["name"], new], check=False)
-        row.notes.append("ours, compared with the new tree: " + ("the same" if check.returncode == 0 else f"DIFFERS: {check.stdout[:300]}"))
+        row.notes.append("larder's result, compared with the new tree: " + ("identical" if check.returncode == 0 else f"DIFFERS: {check.stdout[:300]}"))
         shutil.rmtree(deploy / state["name"], ignore_errors=True)
     for place in (work, live):
         shutil.rmtree(place, ignore_errors=True)
@@ -185,14 +185,14 @@ def one(world, args, held, new, title, progress):
 
 
 def releases(world, args, held, progress):
-    """The held tree, and one tree for each set of changes that shares its unchanged files."""
+    """Returns the old tree, and for each set of changes a new tree that shares the unchanged files."""
     kind = args.deliver
     if kind == "npm" and not install(world, held, HELD, progress):
         kind = "synthetic (npm gave nothing)"
     if not held.exists():
         held.mkdir()
         trees.fill(held, 20_000, random.Random(1), ".txt")
-    progress(f"delivered tree: {kind}")
+    progress(f"tree to deliver: {kind}")
     sets = {"B1, small edits": linked(world, held)}
     edit(held, sets["B1, small edits"], 557)
     if kind == "npm":
@@ -211,7 +211,7 @@ def releases(world, args, held, progress):
 
 
 def keep(world, directory, held, sets):
-    """Puts links to the trees aside, one directory for each, if anybody wants that."""
+    """Keeps hard links to the trees, one directory for each, if --deliver-trees is given."""
     if directory is None:
         return
     directory.mkdir(parents=True)
@@ -220,7 +220,7 @@ def keep(world, directory, held, sets):
 
 
 def kept(directory, held):
-    """The trees that an earlier run put aside, as links beside each other; nothing if there are none."""
+    """Returns the trees that an earlier run has kept, linked into this world; None if there are none."""
     if directory is None or not directory.is_dir():
         return {}
     sets = {path.name: held.parent / release_id() for path in sorted(directory.iterdir()) if path.name != "held"}
@@ -230,7 +230,7 @@ def kept(directory, held):
 
 
 def install(world, target, packages, progress):
-    """Installs exact versions without running any of their scripts; whether that worked."""
+    """Installs exact versions without their scripts. Returns true on success."""
     if find("npm") is None:
         return False
     progress(f"npm install: {len(packages)} packages")
@@ -248,14 +248,14 @@ def install(world, target, packages, progress):
 
 
 def linked(world, held):
-    """A tree with the same files; what is written there is written to files of its own."""
+    """Returns a copy by hard links. Changed files must be replaced, not written in place."""
     tree = held.parent / release_id()
     world.run(["cp", "-al", "--", held, tree])
     return tree
 
 
 def edit(held, tree, count):
-    """One to three lines changed, added or removed in some text files."""
+    """Changes, adds or removes one to three lines in some text files."""
     rng = random.Random(1)
     text = (".js", ".ts", ".mjs", ".css", ".json", ".md", ".txt")
     fitting = [path for path in files(held) if path.endswith(text) and 200 < (held / path).stat().st_size < 400_000]
@@ -271,7 +271,7 @@ def edit(held, tree, count):
 
 
 def files(tree):
-    """The relative paths of a tree's regular files, sorted."""
+    """Returns the relative paths of a tree's regular files, sorted."""
     found = []
     for place, _, names in os.walk(tree):
         paths = (os.path.join(place, name) for name in names)
@@ -280,14 +280,14 @@ def files(tree):
 
 
 def differs(new, old):
-    """Whether a file is new or has another content."""
+    """Returns true if a file is new or has other content."""
     if not old.exists() or old.is_symlink():
         return True
     return not os.path.samefile(new, old) and new.read_bytes() != old.read_bytes()
 
 
 def file_by_file(held, new, changed):
-    """The bytes of one patch for each changed file: what a delta is measured against. Nobody would run it so, hence no time."""
+    """Returns the total size of one patch for each changed file, the reference for the size of a delta. Its time is not measured."""
     total = 0
     for path in changed:
         base = [f"--patch-from={held / path}"] if (held / path).exists() else []
@@ -297,13 +297,13 @@ def file_by_file(held, new, changed):
 
 
 def copy(world, held, live):
-    """The live tree as the held release left it."""
+    """Restores the live tree to the old release."""
     live.mkdir(exist_ok=True)
     world.run(["rsync", "-a", "--delete", f"{held}/", f"{live}/"], timeout=900)
 
 
 def web_server(world, work):
-    """A server of plain files on loopback. Not rsync's daemon: for a single file that spends a tenth of a second in pauses."""
+    """Starts a web server of plain files on loopback. An rsync daemon would pause for a tenth of a second per file."""
     port = free_port()
     process = world.spawn([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", work, str(port)], f"http-{port}")
     world.wait_for_port(port, process)
@@ -311,7 +311,7 @@ def web_server(world, work):
 
 
 def daemon(world, new):
-    """An rsync daemon on loopback with the new tree."""
+    """Starts an rsync daemon on loopback with the new tree."""
     port = free_port()
     config = world.root / "rsyncd.conf"
     owner = f"uid = {os.getuid()}\ngid = {os.getgid()}\n" if os.getuid() == 0 else ""
@@ -324,5 +324,5 @@ def daemon(world, new):
 
 
 def release_id():
-    """A name as larder gives to releases."""
+    """Returns a name in the form of a release id."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4()}"

@@ -1,4 +1,4 @@
-"""What a release costs on disk: many releases of one tree that differ in one file."""
+"""Disk usage of many releases of one tree that differ in one file."""
 
 from lib import trees
 from lib.servers import Sshd
@@ -10,12 +10,12 @@ HELP = "disk usage of --releases releases of a tree of --du-files files that dif
 
 
 def options(parser):
-    parser.add_argument("--releases", type=int, default=20, help="how many (default: 20)")
-    parser.add_argument("--du-files", type=int, default=5000, help="files in the tree (default: 5000)")
+    parser.add_argument("--releases", type=int, default=20, help="number of releases (default: 20)")
+    parser.add_argument("--du-files", type=int, default=5000, help="number of files in the tree (default: 5000)")
 
 
 def used(world, *paths):
-    """Kilobytes of several directories together; a file with many links counts once."""
+    """Returns the disk usage of several directories together, in KiB; a file with many links counts once."""
     there = [path for path in paths if path.exists()]
     out = world.run(["du", "-sk", "--", *there]).stdout
     return sum(int(line.split()[0]) for line in out.splitlines())
@@ -27,7 +27,7 @@ def measure(world, args, progress):
     trees.site(original, args.du_files)
     trees.commit(world, original)
     tree = used(world, original) - used(world, original / ".git")
-    row.notes.append(f"the tree itself takes {tree:,} kB; the changed file 4 kB, which is the limit")
+    row.notes.append(f"the tree itself takes {tree:,} kB; the changed file takes 4 kB, the lower limit")
 
     def run(label, build, places, count):
         try:
@@ -55,7 +55,7 @@ def measure(world, args, progress):
         lambda one: [one.server.environment(one.project) / name for name in ("deploy", "releases")],
         lambda one: len([entry for entry in (one.server.environment(one.project) / "deploy").iterdir() if entry.is_dir() and not entry.is_symlink()]),
     )
-    # The directory of the first, empty state is not a release.
+    # The directory of the initial empty state is not a release.
     fresh = world.root / "fresh" / "releases"
     run(
         RELEASES,

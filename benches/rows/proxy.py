@@ -1,4 +1,4 @@
-"""The reverse proxy: wrk through larder's proxy, through nginx, and straight to the application."""
+"""The reverse proxy: wrk through larder's proxy, through nginx, and directly to the application."""
 
 import re
 
@@ -13,7 +13,7 @@ NGINX = "nginx, upstream keep-alive"
 PLAIN = "nginx as Debian configures it"
 NONE = "no proxy (limit)"
 
-# The application is the same nginx for everybody, so that the proxy is the difference.
+# All contestants use the same nginx as application, so that only the proxy differs.
 START = """#!/bin/sh
 set -e
 base=$(mktemp -d)
@@ -40,7 +40,7 @@ def options(parser):
 
 
 def wrk(world, tool, port, header, connections, seconds):
-    """Requests per second and p99 in milliseconds."""
+    """Returns requests per second, and the 99th percentile of the latency in milliseconds."""
     out = world.run(
         [tool, "-t", 1, "-c", connections, "-d", f"{seconds}s", "--latency", "-H", f"Host: {header}", f"http://127.0.0.1:{port}/"],
         timeout=seconds + 30,
@@ -48,7 +48,7 @@ def wrk(world, tool, port, header, connections, seconds):
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     late = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
     if rate is None or late is None or "Non-2xx" in out:
-        raise Unavailable("wrk got errors: " + " ".join(out.split()[-20:]))
+        raise Unavailable("wrk reported errors: " + " ".join(out.split()[-20:]))
     return float(rate.group(1)), float(late.group(1)) * {"us": 0.001, "ms": 1, "s": 1000}[late.group(2)]
 
 

@@ -1,4 +1,4 @@
-"""Push to live: a one-line change, pushed over ssh on loopback, until `git push` returns and until the new content is served."""
+"""Push to live: the time from `git push` of a one-line change until it returns, and until the new content is served."""
 
 import http.client
 import shutil
@@ -12,7 +12,7 @@ from lib.servers import Larder, Piku, Sshd, serve_directory, starts_application
 from lib.table import OURS, Row, rounds
 from lib.world import Unavailable, free_port
 
-HELP = "push to live: a static site of --files files, and a small WSGI application"
+HELP = "time from git push to live, for a static site of --files files and a small WSGI application"
 FLOOR = "sshd + git checkout -f"
 RELEASES = "sshd + fresh release + symlink"
 PIKU = "piku"
@@ -39,14 +39,14 @@ done
 
 
 def options(parser):
-    parser.add_argument("--files", type=int, action="append", help="size of the site; again for more sizes (default: 5 and 5000)")
-    parser.add_argument("--curve", action="store_true", help="also 10, 1,000 and 50,000 files: cost as a function of the tree")
-    parser.add_argument("--piku", metavar="PIKU.PY", help="piku's single file, for the rows in which it is a peer")
-    parser.add_argument("--no-wsgi", action="store_true", help="leave the WSGI row out")
+    parser.add_argument("--files", type=int, action="append", help="number of files of the site; may be repeated (default: 5 and 5000)")
+    parser.add_argument("--curve", action="store_true", help="also measure 10, 1,000 and 50,000 files")
+    parser.add_argument("--piku", metavar="PIKU.PY", help="path of piku.py, for the rows that compare with piku")
+    parser.add_argument("--no-wsgi", action="store_true", help="skip the WSGI row")
 
 
 class Contestant:
-    """Somebody to push to: a working copy, an address, and the place where the content appears."""
+    """A server to push to: a working copy, the address to push to, and the address where the content is served."""
 
     def __init__(self, world, name, work, url, host, port, host_header, page, path="/"):
         self.world, self.name, self.work = world, name, work
@@ -55,7 +55,7 @@ class Contestant:
         world.git("remote", "add", "live", url, cwd=work)
 
     def change(self):
-        """One line of one file, committed; not part of what is measured."""
+        """Commits a change of one line; this is not measured."""
         self.count += 1
         marker = f"{self.name.split()[0]}-{self.count}-{time.monotonic_ns()}"
         self.page(marker)
@@ -63,7 +63,7 @@ class Contestant:
         return marker.encode()
 
     def push(self, patience=30, trace=None):
-        """Pushes a change. Milliseconds until `git push` returned, until the content was served, and git's own output."""
+        """Pushes a change. Returns the milliseconds until `git push` returned and until the content was served, and the output of git."""
         marker, seen, stop = self.change(), [], threading.Event()
         watcher = threading.Thread(target=self._watch, args=(marker, seen, stop), daemon=True)
         watcher.start()
@@ -77,7 +77,7 @@ class Contestant:
         returned = (time.monotonic() - start) * 1000
         if done.returncode != 0:
             stop.set()
-            raise Unavailable("git push was refused: " + " | ".join(done.stderr.strip().splitlines()[-3:]))
+            raise Unavailable("git push was rejected: " + " | ".join(done.stderr.strip().splitlines()[-3:]))
         watcher.join(patience)
         stop.set()
         if not seen:
@@ -85,7 +85,7 @@ class Contestant:
         return returned, (seen[0] - start) * 1000, done.stderr
 
     def _watch(self, marker, seen, stop):
-        """Asks until the new content is there, on a new connection each time as a new visitor would."""
+        """Requests the page on a new connection each time, until it has the new content."""
         while not stop.is_set():
             try:
                 connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
@@ -101,14 +101,14 @@ class Contestant:
 
 
 def copy_of(world, original, name):
-    """A working copy of its own, with the history so far."""
+    """Returns a separate working copy with the same history."""
     work = world.root / "work" / name
     shutil.copytree(original, work, symlinks=True)
     return work
 
 
 def behind_hook(world, sshd, name, original, hook, label):
-    """A bare repository behind sshd whose post-receive hook puts the content where a static server looks."""
+    """Returns a bare repository behind sshd whose post-receive hook checks the content out for a static server."""
     base = world.path(name)
     live, releases = base / "live", world.path(name, "releases")
     if "{releases}" not in hook:
@@ -131,7 +131,7 @@ def behind_hook(world, sshd, name, original, hook, label):
 
 
 def larder_site(world, args, original, project):
-    """The same site, pushed to larder and served by it."""
+    """Returns the same site, pushed to and served by larder."""
     server = shared(world, "larder", lambda: Larder(world, args.larder))
     url = server.create(project)
     work = copy_of(world, original, f"larder-{project}")
@@ -142,7 +142,7 @@ def larder_site(world, args, original, project):
 
 
 def static_contestants(world, args, files, row_pair):
-    """Everybody who takes part in the static row; who cannot is noted as absent."""
+    """Returns the contestants of the static row; those that cannot run are noted as absent."""
     original = world.path("work", f"site-{files}")
     trees.site(original, files)
     trees.commit(world, original)
@@ -179,7 +179,7 @@ def static_contestants(world, args, files, row_pair):
 
 
 def shared(world, key, build):
-    """One server of a kind per world; a failed start is not tried again."""
+    """Starts one server of each kind per world; a failed start is not repeated."""
     known = world.__dict__.setdefault("shared", {})
     if key not in known:
         try:
@@ -192,7 +192,7 @@ def shared(world, key, build):
 
 
 def wsgi_contestants(world, args, rows):
-    """A WSGI application of five files: larder and piku."""
+    """Returns the contestants of the row with a WSGI application of five files: larder and piku."""
     original = world.path("work", "wsgi")
     trees.wsgi(original)
     contestants = []
@@ -232,7 +232,7 @@ def wsgi_contestants(world, args, rows):
 
 
 def compete(contestants, runs, returns, serves, progress):
-    """A first push each, not counted, then `runs` rounds. Who fails is out for the rest, with the reason in the table."""
+    """Measures `runs` rounds after a first push that is not counted. A contestant that fails is excluded, with the reason in the table."""
     alive = []
     for one in contestants:
         try:
@@ -263,7 +263,7 @@ def compete(contestants, runs, returns, serves, progress):
 
 
 def where_the_time_goes(world, contestants, row, runs):
-    """What the client sees of each part of a push, and larder's own steps; pushes of their own, not counted."""
+    """Adds notes on the parts of a push as the client sees them, and on larder's steps, from extra pushes that are not counted."""
     for one in contestants:
         parts, steps = [], []
         for index in range(min(runs, 5)):
@@ -282,13 +282,13 @@ def where_the_time_goes(world, contestants, row, runs):
                 f"{name} {statistics.median(part[name] for part in parts):.0f} ms" for name in parts[0]
             ))
         if steps:
-            row.notes.append(f"{one.name}, own steps by the journal: " + ", ".join(
+            row.notes.append(f"{one.name}, steps from the journal: " + ", ".join(
                 f"{name} {statistics.median(step.get(name, 0.0) for step in steps):.1f} ms" for name in steps[0]
             ))
 
 
 def client_parts(trace, began, returned):
-    """Splits a push by git's packet trace (whose clock is the local time of day): set-up, sending, verdict, farewell."""
+    """Splits a push into set-up, sending, verdict and end by git's packet trace, which has the local time of day."""
     first = sent = last = None
     clock = time.localtime(began)
     began = clock.tm_hour * 3600 + clock.tm_min * 60 + clock.tm_sec + began % 1

@@ -1,4 +1,4 @@
-"""Back to the release before: from the command to the first answer by the old code, whatever the size of the tree."""
+"""Rollback: the time from the command until the old code answers, by the size of the tree."""
 
 import http.client
 import random
@@ -10,7 +10,7 @@ from lib.servers import Larder, starts_application
 from lib.table import OURS, Row, rounds
 from lib.world import Unavailable, free_port
 
-HELP = "`larder rollback` until the old code answers, for trees of 10 and 40,000 files, beside a link switch with restart and beside a push"
+HELP = "time of larder rollback until the old code answers, for 10 and 40,000 files, compared with a link switch and with a push"
 SIZES = (10, 40_000)
 LINK = "link switch + restart"
 PUSH = f"{OURS}, push of the old code"
@@ -19,11 +19,11 @@ BRANCH = "main"
 
 
 def options(parser):
-    parser.add_argument("--rollback-files", type=int, action="append", help="tree sizes (default: 10, 40000)")
+    parser.add_argument("--rollback-files", type=int, action="append", help="number of files of the tree; may be repeated (default: 10 and 40000)")
 
 
 def answer(host, port, header):
-    """What is served, on a new connection; nothing where nobody answers."""
+    """Requests the page on a new connection; returns None without an answer."""
     try:
         connection = http.client.HTTPConnection(host, port, timeout=5)
         connection.request("GET", "/", headers={"Host": header, "Connection": "close"})
@@ -35,7 +35,7 @@ def answer(host, port, header):
 
 
 def until_answer(act, where, marker):
-    """Milliseconds from the beginning of `act` until `marker` is served. `act` gives a running process, or nothing."""
+    """Returns the milliseconds from the start of `act` until `marker` is served. `act` returns a running process, or None."""
     start = time.monotonic()
     process = act()
     try:
@@ -46,7 +46,7 @@ def until_answer(act, where, marker):
                 raise Unavailable(f"{marker} was not served within {PATIENCE} s")
             time.sleep(0.002)
         took = (time.monotonic() - start) * 1000
-        # What comes after the verdict is not measured, but must not run into the next measurement.
+        # Work after the verdict is not measured, but must end before the next measurement.
         if process and process.wait(PATIENCE) != 0:
             raise Unavailable(f"`{' '.join(map(str, process.args[-3:]))}` exited {process.returncode}")
         return took
@@ -57,14 +57,14 @@ def until_answer(act, where, marker):
 
 
 def application(directory, files):
-    """The small WSGI application, with as many further files as make the tree one of `files`."""
+    """Creates the small WSGI application, with further files up to `files` in all."""
     trees.wsgi(directory)
     (directory / "Procfile").write_text("web: python3 wsgi.py\n")
     trees.fill(directory / "pages", files - 6, random.Random(1), ".html")
 
 
 class Toggle:
-    """Somebody with two versions, of which one is served; each measurement goes to the other one."""
+    """A contestant with two versions, one of which is served. Each measurement switches to the other version."""
 
     def __init__(self):
         self.old, self.live = "one", "two"
@@ -76,7 +76,7 @@ class Toggle:
 
 
 class ByLink(Toggle):
-    """Two release directories, a link, and a process that is ended and started again: what Capistrano and its kin do."""
+    """Two release directories, a link and a restart of the process, as Capistrano does it."""
 
     def __init__(self, world, files):
         super().__init__()
@@ -104,7 +104,7 @@ class ByLink(Toggle):
 
 
 class ByLarder(Toggle):
-    """The same application pushed twice; back by `rollback`, or by pushing the old code again as a new commit."""
+    """The application in larder with two pushed versions; the switch is `rollback`, or a push of the old code as a new commit."""
 
     def __init__(self, world, server, files, pushes):
         super().__init__()
@@ -122,7 +122,7 @@ class ByLarder(Toggle):
     def act(self, version):
         if self.pushes:
             return self._push(version)
-        # By name: without one, the second time would go to the release before both.
+        # The release is named: otherwise the second rollback would go to an even older release.
         name = {"one": "v1", "two": "v2"}[version]
         words = [self.server.binary, "--root", self.server.root, "rollback", self.project, name]
         return lambda: self._start(words)
@@ -158,7 +158,7 @@ def measure(world, args, progress):
                 contestants[files, name] = make()
             except Unavailable as why:
                 row.absent[name] = str(why)
-    # What a process costs that does nothing but start and answer is in all of them; the steps say how much of ours that is.
+    # All times include the start of the application. The notes show its share in larder's time.
     steps = {files: [] for files in sizes}
     alive = dict(contestants)
     for index, order in rounds(args.runs, contestants):
@@ -183,7 +183,7 @@ def measure(world, args, progress):
 
 
 def breakdown(steps):
-    """Our own steps, by the journal: the application's start, and the five longest others."""
+    """Describes larder's steps from the journal: the start of the application, and the five longest others."""
     mean = {name: sum(step.get(name, 0.0) for step in steps) / len(steps) for name in {name for step in steps for name in step}}
     start = sum(took for name, took in mean.items() if starts_application(name))
     rest = sorted(((took, name) for name, took in mean.items() if not starts_application(name)), reverse=True)
@@ -191,7 +191,7 @@ def breakdown(steps):
 
 
 def by_size(rows, sizes):
-    """The same samples once more: every size beside the smallest."""
+    """Compares the samples of every size with those of the smallest size."""
     small = min(sizes)
     row = Row("rollback: cost of the tree", reference=f"{OURS}, {small:,} files", target="≤ 1.10x")
     for files in sorted(sizes):

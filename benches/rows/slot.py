@@ -1,4 +1,4 @@
-"""From release to bootable slot, by the size of the tree: larder's own journal beside copies of the tree."""
+"""Creation of a slot from a release, by the size of the tree: times from larder's journal, compared with copies of the tree."""
 
 import shutil
 
@@ -8,17 +8,17 @@ from lib.world import Unavailable
 from rows.archive import timed
 from rows.push import larder_site
 
-HELP = "time to make a slot for trees of 10, 1,000 and 10,000 files, beside cp -al and cp -a"
+HELP = "time to create a slot for trees of 10, 1,000 and 10,000 files, compared with cp -al and cp -a"
 SIZES = (10, 1000, 10_000)
 COPY = "cp -a"
 
 
 def options(parser):
-    parser.add_argument("--slot-files", type=int, action="append", help="tree sizes (default: 10, 1000, 10000)")
+    parser.add_argument("--slot-files", type=int, action="append", help="number of files of the tree; may be repeated (default: 10, 1000 and 10000)")
 
 
 def makes_slot(step):
-    """Whether a step of the journal is the making of the slot, not the start of the application in it."""
+    """Returns true if a step of the journal creates the slot, rather than starting the application in it."""
     return "slot" in step and not any(word in step for word in ("boot", "start", "health", "retire", "drain"))
 
 

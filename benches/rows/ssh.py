@@ -1,4 +1,4 @@
-"""The SSH server alone: connections in turn, many idle sessions, a large push, a large clone."""
+"""The SSH server without deployments: consecutive connections, many idle sessions, a large push, a large clone."""
 
 import os
 import shutil
@@ -11,26 +11,26 @@ from lib.servers import Larder, Sshd
 from lib.table import OURS, Row, rounds
 from lib.world import Unavailable
 
-HELP = "connections in turn, memory of idle sessions, push and clone of --mb megabytes that do not compress"
+HELP = "consecutive connections, memory of idle sessions, push and clone of --mb megabytes, compared with sshd"
 SSHD = "sshd"
 LIMIT = "git alone, no ssh (limit)"
 
 
 def options(parser):
-    parser.add_argument("--mb", type=int, default=300, help="size of the repository (default: 300)")
-    parser.add_argument("--connections", type=int, default=20, help="how many in turn (default: 20)")
-    parser.add_argument("--idle", type=int, default=50, help="how many idle sessions (default: 50)")
+    parser.add_argument("--mb", type=int, default=300, help="size of the repository in MB (default: 300)")
+    parser.add_argument("--connections", type=int, default=20, help="number of consecutive connections (default: 20)")
+    parser.add_argument("--idle", type=int, default=50, help="number of idle sessions (default: 50)")
 
 
 class Side:
-    """One server with one bare repository behind it."""
+    """A server with one bare repository."""
 
     def __init__(self, name, url, host, port, user, repository, pid):
         self.name, self.url, self.host, self.port, self.user, self.repository, self.pid = name, url, host, port, user, repository, pid
 
 
 def sides(world, args, rows):
-    """larder, sshd, and no server at all."""
+    """Returns the contestants: larder, sshd, and git without a server."""
     out = []
     try:
         larder = Larder(world, args.larder)
@@ -54,14 +54,14 @@ def sides(world, args, rows):
 
 
 def advertisement(world, side):
-    """Connects, has the refs advertised, and hangs up: the same work on every server."""
+    """Connects, reads the advertised refs and disconnects: the same work on every server."""
     return [
         "ssh", *world.ssh_options, "-p", side.port, f"{side.user}@{side.host}", f"git-upload-pack '{side.repository}'",
     ]
 
 
 def connect_in_turn(world, side, count):
-    """Milliseconds for `count` connections, one after the other."""
+    """Returns the milliseconds for `count` consecutive connections."""
     start = time.monotonic()
     for _ in range(count):
         done = world.run(advertisement(world, side), check=False, timeout=60)
@@ -71,7 +71,7 @@ def connect_in_turn(world, side, count):
 
 
 def tree_of(pid):
-    """A process and all that descend from it."""
+    """Returns a process and its descendants."""
     children = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -89,7 +89,7 @@ def tree_of(pid):
 
 
 def memory(pid):
-    """Proportional memory (kB) of a process tree; shared pages count once."""
+    """Returns the proportional set size of a process tree in kB; shared pages count once."""
     total = 0
     for one in tree_of(pid):
         try:
@@ -102,7 +102,7 @@ def memory(pid):
 
 
 def idle_memory(world, side, count):
-    """Kilobytes that `count` open, silent sessions add, git's own processes included on both sides."""
+    """Returns the kB that `count` idle sessions add, including the git processes of both contestants."""
     before, clients = memory(side.pid), []
     try:
         for _ in range(count):
@@ -123,34 +123,34 @@ def idle_memory(world, side, count):
 
 
 def incompressible(world, work, megabytes, name):
-    """A commit without history whose content neither zlib nor delta can shrink: a file per megabyte, so that the server keeps the pack."""
+    """Creates a commit of incompressible content, one file per megabyte, so that the server keeps the pack."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for index in range(megabytes):
         (work / f"{index}.bin").write_bytes(os.urandom(1 << 20))
     world.git("init", "--quiet", cwd=work)
     world.git("config", "core.compression", "0", cwd=work)
-    # Nobody is to look for deltas in noise.
+    # No contestant searches for deltas in random bytes.
     world.git("config", "pack.window", "0", cwd=work)
     trees.commit(world, work, name)
-    # The pack is made here, so that the client's work in a push is reading it.
+    # The pack is created here, so that the client only reads it during the push.
     world.git("repack", "-adq", cwd=work)
 
 
 def measure(world, args, progress):
-    turn = Row(f"ssh, {args.connections} connections in turn", reference=SSHD, target="≤ 0.20x")
+    turn = Row(f"ssh, {args.connections} consecutive connections", reference=SSHD, target="≤ 0.20x")
     idle = Row(f"ssh, memory of {args.idle} idle sessions", unit="kB", reference=SSHD, target="≤ 0.20x")
     push = Row(f"ssh, push of {args.mb} MB", unit="MB/s", reference=SSHD, rate=True, target="≥ 1.20x")
     clone = Row(f"ssh, clone of {args.mb} MB", unit="MB/s", reference=SSHD, rate=True, target="≥ 1.10x")
     every = (turn, idle, push, clone)
-    everybody = sides(world, args, every)
+    contestants = sides(world, args, every)
     small = world.path("work", "small")
     (small / "README").write_text("small\n")
     trees.commit(world, small)
     alive = []
-    for side in everybody:
+    for side in contestants:
         try:
-            # A branch that nothing deploys: this row is about the transport.
+            # No environment deploys this branch, because the row measures the transport only.
             world.git("push", "--quiet", side.url, "HEAD:refs/heads/side", cwd=small, timeout=60)
             alive.append(side)
         except Unavailable as why:
@@ -186,7 +186,7 @@ def measure(world, args, progress):
         def cloned(side):
             target = world.root / "work" / "clone"
             start = time.monotonic()
-            # --no-local: the limit must not be a hard link.
+            # With --no-local, git copies the objects instead of linking them.
             world.git("clone", "--quiet", "--bare", "--no-local", "--single-branch", "--branch", branch, side.url, target, timeout=600)
             took = time.monotonic() - start
             shutil.rmtree(target)
@@ -198,5 +198,5 @@ def measure(world, args, progress):
             if side.name in push.samples:
                 attempt(clone, side, lambda side=side: cloned(side))
         progress(f"{push.title} and clone: round {index + 1} of {bulk}")
-    push.notes.append("larder checks every object (transfer.fsckObjects); sshd's repository is as `git init --bare` makes it and does not")
+    push.notes.append("larder checks every object (transfer.fsckObjects); the repository behind sshd has the defaults of `git init --bare` and does not")
     return list(every)

@@ -1,4 +1,4 @@
-"""Bringing a new version of a large tree to where it runs: rsync, copies, links; ours by a known list of changes."""
+"""Update of an installed tree to a new version: rsync, copies, links, and larder, which knows the list of changes."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from lib.tool import tool
 from lib.world import Unavailable, need
 from rows.archive import timed
 
-HELP = "a large tree (--tree) with 0 %, 1 % and 100 % changed, brought to where it runs"
+HELP = "time to update an installed large tree (--tree) of which 0 %, 1 % and 100 % changed, compared with rsync and copies"
 MAKES_MANY_FILES = True
 RSYNC = "rsync -a --delete"
 CHECKOUT = "git checkout -f"
@@ -24,7 +24,7 @@ TARGETS = {0: "≤ 0.35x", 1: "≤ 0.35x", 100: "≤ 0.30x"}
 
 
 def options(parser):
-    """The tree's options are those of the archive row."""
+    """Adds no options: those of the tree belong to the row archive."""
 
 
 def measure(world, args, progress):
@@ -42,7 +42,7 @@ def measure(world, args, progress):
         changed = files if percent == 100 else random.Random(percent).sample(files, len(files) * percent // 100)
         row.notes.append(f"tree: {what}; {len(changed):,} files differ")
         live = world.root / "live"
-        # Way -> (what is done before, what is measured).
+        # Method -> (preparation, measured work).
         ways = {
             RSYNC: (None, lambda: world.run([rsync, "-a", "--delete", f"{tree}/", f"{live}/"], timeout=900)),
             "cp -al + rsync": (None, lambda: link_and_sync(world, rsync, tree, live)),
@@ -80,11 +80,11 @@ def measure(world, args, progress):
 
 
 def git_ways(world, tree, live, ours, ways):
-    """The two versions as two commits: `git checkout -f` between them, and our export, which knows what it wrote before."""
+    """Adds the methods between two commits: `git checkout -f`, and larder's export, which knows the previously exported files."""
     repositories = world.path("repositories")
     git = repositories / "project.git"
     world.git("init", "--quiet", "--bare", git)
-    # What packages bring along in .gitattributes is not to change any byte.
+    # The .gitattributes of packages must not change any byte.
     (git / "info").mkdir(exist_ok=True)
     (git / "info" / "attributes").write_text("* -text -filter -ident\n")
     commits = []
@@ -107,15 +107,14 @@ def git_ways(world, tree, live, ours, ways):
 
 
 def install_ways(world, tree, live, ours, ways):
-    """The two versions as two archives: the second is installed beside the first, or on a spare copy of the first; or by what makes the
-    second of the first."""
+    """Adds the methods between two archives: the second release is installed beside the first, into a spare tree, or from a delta."""
     deploy = world.path("deploy")
     older, newer = deploy / "old.tar.zst", deploy / "new.tar.zst"
     world.run([ours, "bundle", live, older], timeout=900)
     first = json.loads((deploy / "old.tar.zst.json").read_text())["release"]
     world.run([ours, "bundle", tree, newer, older], timeout=900)
     for archive in (older, newer):
-        world.run([ours, "take-in", archive])
+        world.run([ours, "accept", archive])
     second = json.loads((deploy / "new.tar.zst.json").read_text())["release"]
     world.run([ours, "unpack", older, deploy, first], timeout=900)
     world.run([ours, "unpack", newer, deploy, second, older, first], timeout=900)
@@ -141,12 +140,12 @@ def install_ways(world, tree, live, ours, ways):
 
 
 def release_id():
-    """A name as larder gives to releases."""
+    """Returns a name in the form of a release id."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4()}"
 
 
 def prepare(world, tree, live, outdated, afresh):
-    """A run tree as the previous release left it: equal to the new one but for the outdated files; or none at all."""
+    """Restores the installed tree of the previous release: the new tree with some outdated files, or an empty directory."""
     for place in (world.root / "links", world.root / "previous", *([live] if afresh else [])):
         shutil.rmtree(place, ignore_errors=True)
     if afresh:
@@ -156,13 +155,13 @@ def prepare(world, tree, live, outdated, afresh):
     for path in outdated:
         file = live / path.relative_to(tree)
         content = file.read_bytes()
-        # A file of its own: the run tree may share its files with others.
+        # The file is replaced, because the installed tree may share it with others.
         file.unlink()
         file.write_bytes(content + b"\n")
 
 
 def link_and_sync(world, rsync, tree, live):
-    """The new tree from links to the old one, then only what differs is written: the old tree stays whole."""
+    """Links the old tree, then replaces the files that differ; the old tree stays unchanged."""
     live.rename(world.root / "previous")
     world.run(["cp", "-al", "--", world.root / "previous", live], timeout=900)
     world.run([rsync, "-a", "--delete", f"{tree}/", f"{live}/"], timeout=900)
