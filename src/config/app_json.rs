@@ -1,7 +1,7 @@
 //! `app.json`, the description of an application that Heroku and Dokku read.
 //!
-//! larder uses some of its keys. Keys that only describe the application are ignored; keys that change a deployment on Heroku or
-//! Dokku, and have no effect here, become warnings.
+//! larder uses some keys of the file. Other keys are ignored, but larder warns about keys that would change a deployment on Heroku or
+//! Dokku.
 
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::{
     error::{ConfigError, shown},
     process::MAX_INSTANCES,
+    reader::MAX_PROBLEMS,
     settings::RequiredVariable,
     value::{BuildpackRef, CommandLine, HttpPath, VariableName},
     yaml::{self, FileLimits},
@@ -20,15 +21,23 @@ const FILE: &str = "app.json";
 const MAX_BUILDPACKS: usize = 32;
 /// The maximum number of warnings about unused keys.
 const MAX_WARNINGS: usize = 10;
+/// The maximum length of a key in a warning, in characters.
+const MAX_WARNING_KEY: usize = 80;
+/// The maximum length of a name in a JSON pointer, in characters.
+const MAX_POINTER_NAME: usize = 60;
+/// The maximum length of the description of a variable, in characters.
+const MAX_DESCRIPTION: usize = 200;
+/// The maximum depth of nested values. serde_json fails at the 128th level.
+const MAX_DEPTH: usize = 127;
 
 /// The values of an `app.json` that larder uses.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AppJson {
     /// `buildpacks[].url`.
     pub buildpacks: Vec<BuildpackRef>,
-    /// `env` entries with a value.
+    /// The `env` entries that have a value.
     pub env: IndexMap<VariableName, String>,
-    /// `env` entries without a value.
+    /// The `env` entries without a value, except optional variables.
     pub required: Vec<RequiredVariable>,
     /// `formation.<type>.quantity`.
     pub formation: IndexMap<ProcessType, u16>,
@@ -36,17 +45,17 @@ pub struct AppJson {
     pub postdeploy: Option<CommandLine>,
     /// The path of the first entry of `healthchecks.web` that has a path.
     pub health_path: Option<HttpPath>,
-    /// Warnings about keys that change a deployment on Heroku or Dokku and have no effect here.
+    /// Warnings about keys that would change a deployment on Heroku or Dokku and have no effect in larder.
     pub warnings: Vec<String>,
 }
 
-/// The problems of the file. Each names the JSON pointer of a value.
+/// The problems of the file. Each problem names the JSON pointer of the wrong value.
 #[derive(Default)]
 struct Problems(Vec<ConfigError>);
 
 impl Problems {
     fn add(&mut self, pointer: &str, problem: &str, expected: &str) {
-        if self.0.len() < 20 {
+        if self.0.len() < MAX_PROBLEMS {
             self.0.push(ConfigError::new(FILE, format!("{pointer}: {problem}")).expected(expected));
         }
     }
@@ -137,7 +146,7 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
     app
 }
 
-/// Names the keys that change a deployment on Heroku or Dokku and have no effect here.
+/// Returns warnings about keys that would change a deployment on Heroku or Dokku and have no effect in larder.
 fn unused(top: &Map<String, Value>) -> Vec<String> {
     let object = |key: &str| top.get(key).and_then(Value::as_object);
     let is_set = |value: &Value| match value {
@@ -183,7 +192,7 @@ fn unused(top: &Map<String, Value>) -> Vec<String> {
         }
     }
     let line = |(key, remedy): (String, &str)| {
-        let key: String = key.chars().filter(|c| !c.is_control()).take(80).collect();
+        let key: String = key.chars().filter(|c| !c.is_control()).take(MAX_WARNING_KEY).collect();
         format!("{FILE}: {key} has no effect; {remedy}")
     };
     let mut warnings: Vec<_> = found.into_iter().map(line).collect();
@@ -192,7 +201,7 @@ fn unused(top: &Map<String, Value>) -> Vec<String> {
     warnings
 }
 
-/// Returns the replacement for a script of `app.json`.
+/// Returns the instruction for replacing a script that larder does not run.
 fn script_remedy(name: &str) -> &'static str {
     match name {
         "predeploy" => "use .larder/pre_install, or `release` in larder.yml",
@@ -237,12 +246,12 @@ fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Valu
     };
     if required || generate {
         let description = entry.get("description").and_then(Value::as_str);
-        let description = description.map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect());
+        let description = description.map(|text| text.chars().filter(|c| !c.is_control()).take(MAX_DESCRIPTION).collect());
         app.required.push(RequiredVariable { name: variable, generate, description });
     }
 }
 
-/// Returns the value of a variable as text. Whole numbers and booleans become their text. Fractions are refused, because the JSON
+/// Returns the value of a variable as text. Whole numbers and booleans are converted to text. Fractions are refused, because the JSON
 /// parser does not preserve their digits: `1.10` would become `1.1`.
 fn plain(value: &Value) -> Result<String, String> {
     match value {
@@ -291,7 +300,7 @@ fn described(value: &Value) -> String {
 
 /// Renders a name as part of a JSON pointer, on one line.
 fn escaped(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(60).collect::<String>().replace('~', "~0").replace('/', "~1")
+    name.chars().filter(|c| !c.is_control()).take(MAX_POINTER_NAME).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
 
 fn syntax(error: &serde_json::Error) -> ConfigError {
@@ -301,7 +310,7 @@ fn syntax(error: &serde_json::Error) -> ConfigError {
     if reason.starts_with("recursion limit") {
         return ConfigError::new(FILE, "the values are nested too deeply")
             .at(number(error.line()), number(error.column()))
-            .expected("at most 127 levels");
+            .expected(format!("at most {MAX_DEPTH} levels"));
     }
     ConfigError::new(FILE, format!("this is not JSON: {reason}"))
         .at(number(error.line()), number(error.column()))
@@ -313,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heroku_example_gives_every_used_key() {
+    fn every_used_key_of_a_heroku_file_is_read() {
         let app = AppJson::parse(
             br#"{"name": "Small App", "keywords": ["x"], "stack": "heroku-24", "addons": ["openredis"],
                 "scripts": {"postdeploy": "bundle exec rake bootstrap"},
@@ -333,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn value_of_wrong_type_is_named_by_its_pointer() {
+    fn value_of_wrong_type_is_reported_with_its_pointer() {
         let problems =
             AppJson::parse(br#"{"env": {"A": [5]}, "formation": {"web": {"quantity": -1}}, "buildpacks": "x"}"#).unwrap_err();
         let all = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
@@ -353,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn key_that_changes_deployments_elsewhere_becomes_a_warning() {
+    fn unused_key_that_changes_deployments_on_heroku_or_dokku_gives_a_warning() {
         let app = AppJson::parse(
             br#"{"name": "x", "repository": "https://example.com", "stack": "heroku-24", "environments": {"test": {}}, "addons": ["redis"],
                 "scripts": {"postdeploy": "a", "dokku": {"predeploy": "b", "postdeploy": "c"}, "pr-predestroy": "d", "test": "e"},

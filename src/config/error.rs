@@ -11,7 +11,7 @@ pub struct ConfigError {
     pub line: Option<u32>,
     /// The column in characters, counted from 1, if it is known.
     pub column: Option<u32>,
-    /// The problem, with the value seen.
+    /// The problem, with the value that was found.
     pub problem: String,
     /// The expected value, with an example.
     pub expected: Option<String>,
@@ -20,7 +20,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Creates a problem of a file as a whole.
+    /// Creates a problem without a position. [`ConfigError::at`] adds the position.
     pub fn new(file: &str, problem: impl Into<String>) -> ConfigError {
         ConfigError { file: file.to_owned(), line: None, column: None, problem: problem.into(), expected: None, hint: None }
     }
@@ -68,7 +68,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Renders text of a file for an error: quoted, escaped, on one line, shortened.
+/// Renders text from a file for an error: on one line, quoted, escaped, and shortened.
 pub(super) fn shown(text: &str) -> String {
     const MAX_CHARS: usize = 60;
     if text.chars().count() <= MAX_CHARS {
@@ -78,10 +78,11 @@ pub(super) fn shown(text: &str) -> String {
     format!("{:?}...", start)
 }
 
-/// Returns a hint for an unknown word: the known word that is most similar, else all known words.
+/// Returns a hint for an unknown word: the most similar known word, or all known words if none is similar.
 pub(super) fn did_you_mean(given: &str, known: &[&str]) -> String {
-    // Words that are much longer than the known words are not compared, because the time grows with the product of the lengths.
-    let near = (given.len() <= 64)
+    // The time for a comparison grows with the product of the two lengths.
+    const MAX_COMPARED: usize = 64;
+    let near = (given.len() <= MAX_COMPARED)
         .then(|| {
             known
                 .iter()
@@ -92,7 +93,7 @@ pub(super) fn did_you_mean(given: &str, known: &[&str]) -> String {
         .flatten();
     match near {
         Some((_, word)) => format!("did you mean {word:?}?"),
-        None => format!("the known ones are {}", known.join(", ")),
+        None => format!("expected one of {}", known.join(", ")),
     }
 }
 
@@ -103,12 +104,12 @@ mod tests {
     #[test]
     fn unknown_word_is_reported_with_the_nearest_or_all_known_words() {
         assert_eq!(did_you_mean("buidpacks", &["build", "buildpacks"]), "did you mean \"buildpacks\"?");
-        assert_eq!(did_you_mean("xyz", &["env", "data"]), "the known ones are env, data");
-        assert!(did_you_mean(&"x".repeat(100_000), &["env"]).starts_with("the known ones"));
+        assert_eq!(did_you_mean("xyz", &["env", "data"]), "expected one of env, data");
+        assert!(did_you_mean(&"x".repeat(100_000), &["env"]).starts_with("expected one of"));
     }
 
     #[test]
-    fn text_of_a_file_is_shown_on_one_short_line() {
+    fn long_text_of_several_lines_is_shown_on_one_short_line() {
         let text = shown(&"a\n\u{1b}[31m".repeat(1000));
         assert!(!text.contains('\n') && !text.contains('\u{1b}') && text.len() < 800, "{text}");
     }

@@ -11,7 +11,7 @@ use super::{
     yaml::{Node, Value},
 };
 
-/// The statuses that count as success by default.
+/// The range of successful statuses, unless the recipe sets a range.
 pub(super) const GOOD: StatusRange = StatusRange { from: 200, to: 399 };
 
 /// The check that a new release must pass before the switch.
@@ -19,7 +19,7 @@ pub(super) const GOOD: StatusRange = StatusRange { from: 200, to: 399 };
 pub struct Health {
     /// The kind of check.
     pub check: HealthCheck,
-    /// The time until the first success.
+    /// The time limit for the first successful attempt.
     pub timeout: TimeSpan,
     /// The longest pause between two attempts.
     pub interval: TimeSpan,
@@ -28,7 +28,7 @@ pub struct Health {
 /// The kind of a health check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthCheck {
-    /// A GET request.
+    /// A GET request to the port.
     Http {
         /// The path of the request.
         path: HttpPath,
@@ -37,9 +37,9 @@ pub enum HealthCheck {
     },
     /// A TCP connection to the port.
     Tcp,
-    /// A command in the sandbox that exits with 0.
+    /// A command that must exit with 0, run in the application's sandbox.
     Command(CommandLine),
-    /// No check: the process only has to run.
+    /// No check. The process must only keep running.
     None,
 }
 
@@ -62,7 +62,7 @@ enum HealthKind {
     None,
 }
 
-/// The keys of `health:` that the levels of a recipe set, merged.
+/// The merged keys of `health:` from the levels of a recipe. A key that no level sets is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct HealthOverrides {
     kind: Option<HealthKind>,
@@ -74,7 +74,8 @@ pub(super) struct HealthOverrides {
 }
 
 impl HealthOverrides {
-    /// Creates the overrides from a check that another file set. A level of the recipe that sets only `status` then keeps the path.
+    /// Creates the overrides from a check that another file sets. A level of the recipe that sets only `status` then keeps the path of
+    /// that file.
     pub fn from_check(check: &HealthCheck) -> HealthOverrides {
         match check {
             HealthCheck::Http { path, status } => {
@@ -85,9 +86,9 @@ impl HealthOverrides {
         }
     }
 
-    /// Merges another level, key by key.
+    /// Merges the keys of a later level over these keys.
     pub fn merge(&mut self, more: &HealthOverrides) {
-        // A level with another kind of check discards the keys of the earlier kind.
+        // A later level with another kind of check discards the keys of the earlier kind.
         if more.kind.is_some() || more.implied().is_some_and(|kind| Some(kind) != self.implied()) {
             self.kind = None;
         }
@@ -114,7 +115,7 @@ impl HealthOverrides {
         }
     }
 
-    /// Returns the kind of check that the keys imply.
+    /// Returns the kind of check: the key `type`, or else the kind to which the other keys belong.
     fn implied(&self) -> Option<HealthKind> {
         let by_keys = match (&self.command, &self.path, self.status) {
             (Some(_), ..) => Some(HealthKind::Command),
@@ -139,7 +140,7 @@ impl HealthOverrides {
 pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
     KeyRow::value(
         "type",
-        "http, tcp, command or none. May be left out beside a path (http) or a command (command).",
+        "The kind of check: http, tcp, command or none. A path implies http, and a command implies command.",
         Fallback::Is("tcp"),
         "http",
         |reader, node, key, health| {
@@ -153,20 +154,28 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
         },
     ),
     KeyRow::value("path", "", Fallback::Unstated, "/healthz", |reader, node, key, health| health.path = reader.path(node, key)),
-    KeyRow::value("status", "A status or a range.", Fallback::Says("200-399"), "200-299", |reader, node, key, health| {
-        health.status = reader.status(node, key)
-    }),
+    KeyRow::value(
+        "status",
+        "The successful status, or a range of statuses.",
+        Fallback::Says("200-399"),
+        "200-299",
+        |reader, node, key, health| health.status = reader.status(node, key),
+    ),
     KeyRow::<HealthOverrides>::value(
         "command",
-        "With type command instead: exits with 0 when the application is healthy.",
+        "For the type command: a command that exits with 0 if the application is healthy.",
         Fallback::Unstated,
         "bin/check",
         |reader, node, key, health| health.command = reader.command(node, key),
     )
     .commented(),
-    KeyRow::value("timeout", "The time until the first success.", Fallback::Is("60s"), "60s", |reader, node, key, health| {
-        health.timeout = reader.time(node, key)
-    }),
+    KeyRow::value(
+        "timeout",
+        "The time limit for the first successful attempt.",
+        Fallback::Is("60s"),
+        "60s",
+        |reader, node, key, health| health.timeout = reader.time(node, key),
+    ),
     KeyRow::value(
         "interval",
         "The longest pause between two attempts.",
@@ -181,13 +190,13 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
     ),
 ];
 
-/// Reads `health:` of one level and merges it into `merged`. A key that does not belong to the resulting kind of check is a problem.
+/// Reads `health:` of one level and merges its keys into `merged`. Reports keys that do not belong to the level's kind of check.
 pub(super) fn read_health(reader: &mut ConfigReader, node: &Node, key: &str, merged: &mut HealthOverrides) {
     let mut health = HealthOverrides::default();
     keys::read_section(reader, node, key, "{path: /healthz, timeout: 60s}", HEALTH_KEYS, &mut health);
     merged.merge(&health);
     let kind = health.implied();
-    // The misspelt type has been reported. The keys of the intended type are unknown.
+    // An invalid type has already been reported. The other keys cannot be checked without the intended type.
     if health.kind.is_none() && node.child("type").is_some() {
         return;
     }
@@ -195,14 +204,17 @@ pub(super) fn read_health(reader: &mut ConfigReader, node: &Node, key: &str, mer
         if let Some(node) = node.child(name).filter(|_| kind != Some(belongs_to)) {
             let hint = if belongs_to == HealthKind::Http { "http" } else { "command" };
             reader.problem(node, format!("{key}.{name} does not belong to this type of check")).hint =
-                Some(format!("remove it, or write `type: {hint}`, and not both a path and a command"));
+                Some(format!("remove the key, or write `type: {hint}` with only the keys of that type"));
         }
     }
     if let Some(node) = node.child("type").filter(|_| kind == Some(HealthKind::Command) && node.child("command").is_none()) {
         reader.problem(node, format!("{key}.type is \"command\" but there is no {key}.command")).hint =
-            Some("add one, such as `command: bin/check`".to_owned());
+            Some("add a command, such as `command: bin/check`".to_owned());
     }
 }
+
+/// The maximum length of the text in `contains`, in bytes.
+const MAX_CONTAINS: usize = 1024;
 
 #[derive(Default)]
 struct SmokeKeys {
@@ -222,9 +234,9 @@ const SMOKE_KEYS: &[KeyRow<SmokeKeys>] = &[
         Fallback::Unstated,
         "Sign in",
         |reader, node, key, smoke| {
-            smoke.contains = reader.value(node, key, "1 to 1024 bytes of text", |text| {
-                if text.is_empty() || text.len() > 1024 {
-                    Err("the text is empty or longer than 1024 bytes".to_owned())
+            smoke.contains = reader.value(node, key, &format!("1 to {MAX_CONTAINS} bytes of text"), |text| {
+                if text.is_empty() || text.len() > MAX_CONTAINS {
+                    Err(format!("the text is empty or longer than {MAX_CONTAINS} bytes"))
                 } else {
                     Ok(text.to_owned())
                 }
@@ -248,7 +260,7 @@ pub(super) fn read_smoke(reader: &mut ConfigReader, node: &Node, key: &str) -> O
     } else {
         keys::read_section(reader, node, key, "{path: /, status: 200, contains: Welcome}", SMOKE_KEYS, &mut smoke);
         if node.child("path").is_none() && !matches!(node.value, Value::List(_)) {
-            reader.problem(node, format!("{key}: a check has no path")).expected = Some("{path: /, status: 200}".to_owned());
+            reader.problem(node, format!("{key}: this request has no path")).expected = Some("{path: /, status: 200}".to_owned());
         }
     }
     Some(Smoke { path: smoke.path?, status: smoke.status.unwrap_or(GOOD), contains: smoke.contains })

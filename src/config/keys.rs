@@ -1,22 +1,23 @@
-//! Tables of configuration keys. One row per key holds its name, reference text, default and reader; [`KeyRow`] is the row.
+//! Tables of configuration keys. Each row, a [`KeyRow`], has a key's name, its text in the reference, its default, and the function that
+//! reads its value.
 //!
-//! The recipe's table is [`super::settings::KEYS`], the server file's is [`super::server::KEYS`]. The reference pages below `docs/`
-//! are rendered from the same rows, and a test compares them.
+//! [`super::settings::KEYS`] is the table of the recipe, and [`super::server::KEYS`] is the table of the server file. The references in
+//! `docs/` are rendered from these tables, and a test compares them.
 
 use super::{reader::ConfigReader, yaml::Node};
 
 /// The default of a key, as the reference states it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fallback {
-    /// The reference states no default: the key groups others, or its absence means "nothing".
+    /// The reference states no default: the key groups other keys, its absence means "nothing", or its example is the default.
     Unstated,
-    /// A value in YAML. A test reads it and compares the result with the default in code.
+    /// A value in YAML. A test parses this value and compares the result with the default in the code.
     Is(&'static str),
-    /// A sentence, for a default that is not a single value.
+    /// A phrase, for a default that is not a single value.
     Says(&'static str),
 }
 
-/// A function that reads a value and merges it into `T`. The text is the key's full name, for errors.
+/// A function that reads a value and merges it into `T`. The `&str` is the full name of the key, for errors.
 type Read<T> = fn(&mut ConfigReader, &Node, &str, &mut T);
 
 /// The form of a key's value.
@@ -32,7 +33,7 @@ enum Form<T: 'static> {
 /// One configuration key that is read into `T`.
 pub(super) struct KeyRow<T: 'static> {
     pub name: &'static str,
-    /// Explains the key in the reference. Every line is a paragraph; lines are wrapped when they are rendered.
+    /// The text in the reference. Every line is a paragraph, which is wrapped when the reference is rendered.
     help: &'static str,
     fallback: Fallback,
     form: Form<T>,
@@ -67,23 +68,23 @@ impl<T> KeyRow<T> {
         KeyRow { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
     }
 
-    /// Shows the key as a comment in the reference, because it excludes a key beside it.
+    /// Turns the key into a comment in the reference, because it cannot be combined with a key beside it.
     pub const fn commented(self) -> KeyRow<T> {
         KeyRow { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
     }
 }
 
-/// A mapping and its names in errors.
+/// The texts that describe a mapping in errors.
 pub(super) struct Mapping<'p> {
-    /// The mapping itself, such as `the file` or `keep`.
+    /// The name of the mapping, such as `the file` or `keep`.
     pub name: &'p str,
-    /// The prefix of its keys, such as `keep`; empty at the top.
+    /// The prefix of the mapping's keys, such as `keep`; empty at the top level of the file.
     pub prefix: &'p str,
-    /// An inline example.
+    /// An example of the mapping, on one line.
     pub example: &'p str,
 }
 
-/// Reads a mapping by its table and merges every value into `target`. An unknown key is a problem.
+/// Reads the keys of a mapping that are in the table `keys`, and merges their values into `target`. Reports unknown keys.
 pub(super) fn read<T>(reader: &mut ConfigReader, node: &Node, mapping: &Mapping, keys: &[KeyRow<T>], target: &mut T) {
     let known: Vec<_> = keys.iter().map(|key| key.name).collect();
     let section = reader.section(node, mapping.name, &known, mapping.example);
@@ -97,7 +98,7 @@ pub(super) fn read<T>(reader: &mut ConfigReader, node: &Node, mapping: &Mapping,
     }
 }
 
-/// Reads the mapping of the key `name` by its table.
+/// Reads the mapping that is the value of the key `name`, like [`read`].
 pub(super) fn read_section<T>(
     reader: &mut ConfigReader,
     node: &Node,
@@ -109,14 +110,14 @@ pub(super) fn read_section<T>(
     read(reader, node, &Mapping { name, prefix: name, example }, keys, target);
 }
 
-/// Renders a table as YAML with comments: the reference.
+/// Renders a table as a part of the reference, which is YAML with comments.
 pub(super) fn render<T>(keys: &[KeyRow<T>]) -> String {
     const WIDTH: usize = 126;
     let mut text = String::new();
     for key in keys {
         for paragraph in key.help.lines().map(str::to_owned).chain(default_sentence(key.fallback)) {
             match (text.lines().last(), paragraph.strip_prefix("Default: ")) {
-                // The sentence on the default continues the paragraph before it.
+                // The default is the last sentence of the paragraph before it.
                 (Some(last), Some(_)) if last.starts_with("# ") => {
                     let last = last.to_owned();
                     text.truncate(text.len() - last.len() - 1);
@@ -140,7 +141,7 @@ pub(super) fn render<T>(keys: &[KeyRow<T>]) -> String {
     text
 }
 
-/// Renders a table as the top of a file: a blank line between two keys.
+/// Renders the table of a whole file, with a blank line before each key.
 #[cfg(test)]
 pub(super) fn render_file<T>(keys: &[KeyRow<T>]) -> String {
     keys.iter().map(|key| format!("\n{}", render(std::slice::from_ref(key)))).collect()
@@ -153,7 +154,7 @@ fn default_sentence(fallback: Fallback) -> Option<String> {
     }
 }
 
-/// Appends a comment, broken between words so that no line exceeds `width`.
+/// Appends a paragraph as a comment, and breaks lines between words so that no line exceeds `width` characters.
 fn wrap(text: &mut String, paragraph: &str, width: usize) {
     let mut line = String::from("#");
     for word in paragraph.split(' ') {
@@ -169,7 +170,7 @@ fn wrap(text: &mut String, paragraph: &str, width: usize) {
     text.push('\n');
 }
 
-/// Returns the full name and the stated default of every row of a table, including the rows of sections, for tests.
+/// Returns the full name and the default of every row of a table, including the rows of its sections.
 #[cfg(test)]
 pub(super) fn rows<T>(keys: &'static [KeyRow<T>], prefix: &str) -> Vec<(String, Fallback)> {
     let mut rows = Vec::new();

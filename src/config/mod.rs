@@ -1,7 +1,7 @@
 //! The configuration files: the server file, the recipe, the Procfile and app.json. No other module parses YAML.
 //!
-//! All functions are pure functions of bytes, except [`ServerConfig::load`], which reads a file. Every error is one line: file, line,
-//! problem, expected value, hint. The module to read first is [`project`], which merges all files into [`Settings`].
+//! Parsers take the bytes of a file and do no input or output; only [`ServerConfig::load`] reads a file itself. Every error is one line:
+//! file, line, problem, expected value, hint. The module to read first is [`project`], which merges all files into [`Settings`].
 
 mod app_json;
 mod error;

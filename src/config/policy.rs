@@ -1,5 +1,5 @@
-//! Rules for promotion, drift and retention, which both the recipe and the server file can set. The server file limits or completes
-//! the rules of the recipe.
+//! The rules for promotion, drift and retention. Both the recipe and the server file can set them: the server file limits the recipe's
+//! rules, or supplies the rules that the recipe does not set.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,23 +24,23 @@ pub enum DriftPolicy {
 }
 
 impl DriftPolicy {
-    /// Every policy with its word.
+    /// Every policy with its word in configuration files.
     pub const WORDS: [(&'static str, DriftPolicy); 3] =
         [("keep", DriftPolicy::Keep), ("refuse", DriftPolicy::Refuse), ("reapply", DriftPolicy::Reapply)];
 }
 
-/// The limits beyond which old releases of an environment are pruned.
+/// The limits for the old releases of an environment. Releases beyond a limit are pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// The number of releases that stay.
+    /// The number of releases that are kept.
     pub releases: u16,
     /// The age beyond which a release is pruned, if there is a limit.
     pub age: Option<Age>,
-    /// The disk space that all archives of the environment may take, if there is a limit.
+    /// The maximum disk space of all archives of the environment, if there is a limit.
     pub bytes: Option<ByteSize>,
 }
 
-/// The conditions that a release must have met where it ran before. The default accepts every release.
+/// The conditions that a release must have met in the environment from which it is promoted. The default accepts every release.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PromotionPolicy {
@@ -48,7 +48,7 @@ pub struct PromotionPolicy {
     pub min_healthy: Option<TimeSpan>,
     /// The checks that the release must have passed.
     pub checks: Vec<PromoteCheck>,
-    /// The maximum number of processes of the release that exited unexpectedly.
+    /// The maximum number of unexpected exits of the release's processes.
     pub max_restarts: Option<u32>,
 }
 
@@ -84,7 +84,7 @@ impl PromotionPolicy {
         *self == PromotionPolicy::default()
     }
 
-    /// Combines two policies: the stricter value of each condition, and the checks of both.
+    /// Combines two policies: takes the stricter value of each condition, and the checks of both policies.
     #[must_use]
     pub fn and(mut self, other: &PromotionPolicy) -> PromotionPolicy {
         self.min_healthy = self.min_healthy.max(other.min_healthy);
@@ -96,11 +96,11 @@ impl PromotionPolicy {
     }
 }
 
-/// The keys of `promote:`, which are the same in both files.
+/// The keys of `promote:`, which are the same in the recipe and in the server file.
 pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     KeyRow::value(
         "min_healthy",
-        "The minimum time for which the release has served there.",
+        "The minimum time for which the release must have served.",
         Unstated,
         "10m",
         |reader, node, key, promote| {
@@ -109,7 +109,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
     KeyRow::value(
         "checks",
-        "The checks that the release has passed there: smoke (the requests of `smoke:`), tests (.larder/post_build), health (of its processes).",
+        "The checks that the release must have passed: smoke (the requests of `smoke:`), tests (.larder/post_build), health (the health check of its processes).",
         Unstated,
         "[smoke]",
         |reader, node, key, promote| {
@@ -121,7 +121,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
     KeyRow::value(
         "max_restarts",
-        "The maximum number of unexpected exits of its processes there.",
+        "The maximum number of unexpected exits of its processes.",
         Unstated,
         "3",
         |reader, node, key, promote| {
@@ -131,7 +131,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
 ];
 
-/// Reads `promote:` over `promote`, key by key.
+/// Reads `promote:` and overwrites the conditions in `promote` that it sets.
 pub(super) fn read_promote(reader: &mut ConfigReader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
     keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
 }

@@ -1,4 +1,4 @@
-//! Processes of a project: command, scale, limits and signals, with the keys of the recipe that set them.
+//! The processes of a project: command, scale, memory limit and stop signal, with the keys of the recipe that set them.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub struct ProcessSpec {
     pub stop: Option<Stop>,
 }
 
-/// The settings of a process besides its command. An absent value leaves the setting unchanged.
+/// The settings of a process except its command. An absent value leaves the setting unchanged.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ProcessTuning {
     /// The number of instances.
@@ -73,7 +73,7 @@ impl ProcessTuning {
 pub struct Stop {
     /// The signal that asks the process to exit.
     pub signal: StopSignal,
-    /// The time between that signal and SIGKILL.
+    /// The time between the signal and SIGKILL.
     pub grace: TimeSpan,
 }
 
@@ -91,7 +91,7 @@ impl StopOverrides {
     }
 }
 
-/// The keys of a process that the levels of a recipe set, merged.
+/// The merged keys of one process from the levels of a recipe.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct ProcessOverrides {
     pub command: Option<CommandLine>,
@@ -102,7 +102,7 @@ pub(super) struct ProcessOverrides {
 }
 
 impl ProcessOverrides {
-    /// Splits the command from the other settings. `stop` supplies the missing keys of a partial `stop:`.
+    /// Returns the command, and the other settings. If only one key of `stop:` is set, the argument `stop` supplies the other key.
     pub fn split(self, stop: Stop) -> (Option<CommandLine>, ProcessTuning) {
         let stop = (self.stop != StopOverrides::default()).then(|| self.stop.over(stop));
         (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop })
@@ -125,7 +125,7 @@ const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
     KeyRow::value(
         "scale",
         "The number of instances, at most 100.",
-        Fallback::Says("one `web`, none of the others"),
+        Fallback::Says("1 for `web`, 0 for other processes"),
         "1",
         |reader, node, key, process| process.scale = instances(reader, node, key).or(process.scale),
     ),
@@ -146,7 +146,7 @@ const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
     KeyRow::custom(
         "stop",
         "",
-        Fallback::Says("as `stop` below"),
+        Fallback::Says("the `stop` of all processes, below"),
         || "grace: 5m".to_owned(),
         |reader, node, key, process| read_stop(reader, node, key, &mut process.stop),
     ),
@@ -167,7 +167,7 @@ pub(super) fn read_process(reader: &mut ConfigReader, node: &Node, key: &str, pr
     keys::read_section(reader, node, key, "{command: \"python app.py\", scale: 2}", PROCESS_KEYS, process);
 }
 
-/// Reads `stop:` over `stop`, key by key.
+/// Reads `stop:` and overwrites the keys in `stop` that it sets.
 pub(super) fn read_stop(reader: &mut ConfigReader, node: &Node, key: &str, stop: &mut StopOverrides) {
     keys::read_section(reader, node, key, "{grace: 10s, signal: TERM}", STOP_KEYS, stop);
 }
@@ -177,12 +177,12 @@ pub(super) fn instances(reader: &mut ConfigReader, node: &Node, key: &str) -> Op
     reader.number(node, key, 0, MAX_INSTANCES).and_then(|number| u16::try_from(number).ok())
 }
 
-/// Reads the name of a process that can be scaled.
+/// Reads the name of a process that can be scaled. Reports `release`, which is a command that runs once.
 pub(super) fn process_type(reader: &mut ConfigReader, key: &Node, name: &str) -> Option<ProcessType> {
     match name.parse::<ProcessType>() {
         Ok(process) if process.is_release() => {
             reader.problem(key, "release is not a process that keeps running").hint =
-                Some("write it as `release: command` at the top of the file".to_owned());
+                Some("write the command as `release: COMMAND` at the top level of the file".to_owned());
             None
         }
         Ok(process) => Some(process),

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 
 use super::{
     error::{ConfigError, shown},
+    reader::MAX_PROBLEMS,
     value::{BuildpackRef, CommandLine},
     yaml::{self, FileLimits},
 };
@@ -43,12 +44,12 @@ impl Procfile {
                 }
                 Err(problem) => problems.push(problem.at_line(number)),
             }
-            if problems.len() >= 20 {
+            if problems.len() >= MAX_PROBLEMS {
                 break;
             }
             if lines.len() > MAX_PROCESSES {
                 let problem = format!("there are more than {MAX_PROCESSES} processes");
-                problems.push(ConfigError::new(FILE, problem).at_line(number).hint("start some of them from one command"));
+                problems.push(ConfigError::new(FILE, problem).at_line(number).hint("start several of them with one command"));
                 break;
             }
         }
@@ -59,7 +60,7 @@ impl Procfile {
     }
 }
 
-/// Parses `.buildpacks`: a name, a directory or a pinned address per line. All its problems are reported together.
+/// Parses `.buildpacks`, which has a name, a directory or a pinned address per line. All its problems are reported together.
 pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<ConfigError>> {
     let text = yaml::utf8(BUILDPACKS_FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
     let mut buildpacks = Vec::new();
@@ -71,7 +72,7 @@ pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<Co
                 problems.push(ConfigError::new(BUILDPACKS_FILE, why).at_line(number).expected(BuildpackRef::EXPECTED));
             }
         }
-        if buildpacks.len() > MAX_BUILDPACKS || problems.len() >= 20 {
+        if buildpacks.len() > MAX_BUILDPACKS || problems.len() >= MAX_PROBLEMS {
             let expected = format!("at most {MAX_BUILDPACKS} buildpacks");
             problems.push(ConfigError::new(BUILDPACKS_FILE, "there are too many lines").at_line(number).expected(expected));
             break;
@@ -115,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn procfile_with_bad_lines_reports_each_of_them() {
+    fn every_bad_line_of_a_procfile_is_reported() {
         let problems = Procfile::parse(b"web: a\nweb: b\njust a command\n2x: c\nworker:\nx: a\0b\n").unwrap_err();
         let lines: Vec<_> = problems.iter().map(|problem| problem.line.unwrap()).collect();
         assert_eq!(lines, [2, 3, 4, 5, 6]);
     }
 
     #[test]
-    fn buildpacks_file_has_one_buildpack_per_line() {
+    fn buildpacks_file_with_one_buildpack_per_line_is_read() {
         assert_eq!(parse_buildpacks(b"# first\r\nnode\r\n\r\nheroku/python").unwrap().len(), 2);
         assert_eq!(parse_buildpacks(b"node\ngit@host:x\n").unwrap_err()[0].line, Some(2));
     }

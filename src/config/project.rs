@@ -1,5 +1,5 @@
 //! Merges all configuration files of a project. The recipe takes precedence over the Procfile, the Procfile over `.buildpacks` and
-//! `app.json`, and these over the defaults of buildpacks. The server file completes and limits the result.
+//! `app.json`, and these two files over the defaults of buildpacks. The server file supplies missing values and limits the result.
 
 use super::{
     app_json::AppJson,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::model::{EnvironmentName, Phase};
 
-/// The raw files of a commit; a missing file is `None`.
+/// The unparsed configuration files of a commit; a missing file is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProjectFiles {
     /// `larder.yml`.
@@ -29,7 +29,7 @@ pub struct ProjectFiles {
 }
 
 impl ProjectFiles {
-    /// Returns the files by their path in the repository, in the order of precedence.
+    /// Returns the files with their paths in the repository, in the order of precedence.
     pub fn by_path(&mut self) -> [(&'static str, &mut Option<Vec<u8>>); 4] {
         [
             ("larder.yml", &mut self.recipe),
@@ -53,7 +53,7 @@ pub struct ProjectConfig {
     pub buildpacks: Vec<BuildpackRef>,
 }
 
-/// Reads all files. The problems of all of them are reported together.
+/// Parses all files. The problems of all files are reported together.
 pub fn load(files: &ProjectFiles) -> Result<ProjectConfig, Vec<ConfigError>> {
     let mut problems = Vec::new();
     let config = ProjectConfig {
@@ -78,7 +78,7 @@ fn read<T: Default>(
 }
 
 impl ProjectConfig {
-    /// Returns the settings of an environment without the server file.
+    /// Returns the settings of an environment before the server file is applied ([`Settings::on_server`]).
     pub fn settings(&self, environment: &EnvironmentName) -> Settings {
         let mut settings = Settings::default();
         let app = &self.app_json;
@@ -106,16 +106,16 @@ impl ProjectConfig {
         self.recipe.apply(environment, settings)
     }
 
-    /// Returns the warnings about keys that change deployments on Heroku or Dokku and have no effect here.
+    /// Returns the warnings about keys of `app.json` that have no effect in larder.
     pub fn warnings(&self) -> &[String] {
         &self.app_json.warnings
     }
 }
 
 impl Settings {
-    /// Completes and limits the settings by the server file: variables that the project does not set, limits of builds and the
-    /// promotion policy. The result applies to one deployment. The operator's values for retention and drift also apply later, so they
-    /// are not stored; [`Settings::retention`] and [`Settings::drift_policy`] combine them with the recipe's values when needed.
+    /// Applies the server file: adds variables that the project does not set, limits builds, and adds conditions to the promotion
+    /// policy. The result is stored with a deployment. It does not contain the operator's values for retention and drift, because new
+    /// values must also apply to old deployments; [`Settings::retention`] and [`Settings::drift_policy`] read the current values.
     pub fn on_server(mut self, server: &ServerConfig) -> Settings {
         for (name, value) in &server.env {
             if !self.env.contains_key(name) {
@@ -127,23 +127,23 @@ impl Settings {
         self.build.memory = Some(self.build.memory.map_or(limit, |asked| asked.min(limit)));
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);
-        // A project can set stricter conditions than the operator, not weaker ones.
+        // The result is the stricter of both policies, so a project cannot weaken the operator's conditions.
         self.promote = self.promote.and(&server.promote);
         self
     }
 
-    /// Returns the retention limits. The number and the age are those of the recipe, or else of the server's current file. The disk
-    /// space is the smaller value of both.
+    /// Returns the retention limits. The number and the age come from the recipe, or else from the current server file. The disk space
+    /// is the smaller of the two files' limits.
     pub fn retention(&self, server: &ServerConfig) -> Retention {
         Retention {
             releases: self.keep_releases.unwrap_or(server.keep.releases),
             age: self.keep_age.or(server.keep.age),
-            // The operator limits the disk space. A project can only lower this limit.
+            // A project can only lower the operator's limit.
             bytes: self.keep_bytes.into_iter().chain(server.keep.bytes).min(),
         }
     }
 
-    /// Returns the policy on drift: the recipe's, or else that of the server's current file.
+    /// Returns the policy on drift of the recipe, or else of the current server file, or else the default.
     pub fn drift_policy(&self, server: &ServerConfig) -> DriftPolicy {
         self.drift.or(server.drift).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Amounts in configuration files: durations, sizes and ages, which are numbers with a unit, and ranges of HTTP statuses.
+//! Amounts in configuration files: durations, sizes and ages (each a number with a unit), and ranges of HTTP statuses.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -15,6 +15,7 @@ pub struct TimeSpan(Duration);
 impl TimeSpan {
     /// The expected form, for errors.
     pub(super) const EXPECTED: &'static str = "a duration such as 500ms, 90s, 15m or 1h";
+    /// The longest span: 30 days.
     const MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
     /// Creates a span of whole seconds.
@@ -73,6 +74,9 @@ pub struct ByteSize(u64);
 impl ByteSize {
     /// The expected form, for errors.
     pub(super) const EXPECTED: &'static str = "a size such as 512M or 2G";
+    /// The largest size: 1024T. With this limit, sums of sizes do not overflow, and every size fits into the kernel's signed 64-bit
+    /// integers.
+    const MAX_BYTES: u64 = 1 << 50;
 
     /// Creates a size of whole MiB.
     pub const fn mebibytes(number: u64) -> ByteSize {
@@ -98,8 +102,7 @@ impl FromStr for ByteSize {
             "T" | "TB" | "TIB" => 1 << 40,
             _ => return Err(format!("{} has the unknown unit {}", shown(text), shown(unit))),
         };
-        // With this bound, sums of sizes do not overflow, and every size fits into the kernel's signed 64-bit integers.
-        let bytes = number.checked_mul(factor).filter(|bytes| *bytes <= 1 << 50);
+        let bytes = number.checked_mul(factor).filter(|bytes| *bytes <= Self::MAX_BYTES);
         bytes.map(ByteSize).ok_or_else(|| format!("{} is more than 1024T", shown(text)))
     }
 }
@@ -128,7 +131,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
 pub struct StatusRange {
     /// The lowest status of the range.
     pub from: u16,
-    /// The highest status of the range, included.
+    /// The highest status of the range, inclusive.
     pub to: u16,
 }
 
@@ -172,6 +175,7 @@ impl Age {
     pub(super) const EXPECTED: &'static str = "an age such as 12h, 90d, 12w or 2y";
     /// The hours of each unit, largest unit first.
     const UNITS: [(&'static str, u64); 4] = [("y", 365 * 24), ("w", 7 * 24), ("d", 24), ("h", 1)];
+    /// The greatest age: 100 years.
     const MAX_HOURS: u64 = 100 * 365 * 24;
 
     /// Returns the age as a [`Duration`].
@@ -213,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_round_trip_and_reject_bad_units() {
+    fn duration_or_size_with_a_bad_number_or_unit_is_rejected() {
         for text in ["500ms", "90s", "15m", "1h", "2d", "0ms"] {
             assert_eq!(text.parse::<TimeSpan>().unwrap().to_string(), text);
         }
@@ -239,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_have_units_and_limits() {
+    fn age_without_unit_or_beyond_a_limit_is_rejected() {
         for (text, hours, shown) in [("12h", 12, "12h"), ("90d", 2160, "90d"), ("14 d", 336, "2w"), ("2y", 17520, "2y")] {
             let age: Age = text.parse().unwrap();
             assert_eq!((age.get(), age.to_string().as_str()), (Duration::from_secs(hours * 3600), shown), "{text}");

@@ -1,4 +1,4 @@
-//! Reads known keys from a YAML tree and collects every problem; [`ConfigReader`] is the type to read first.
+//! Reads values from a YAML tree and collects all problems. The type to read first is [`ConfigReader`].
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The maximum number of problems that are reported for one file.
-const MAX_PROBLEMS: usize = 20;
+pub(super) const MAX_PROBLEMS: usize = 20;
 /// The maximum number of items of a list.
 const MAX_ITEMS: usize = 256;
 
@@ -22,7 +22,7 @@ pub(super) struct ConfigReader<'f> {
     problems: Vec<ConfigError>,
 }
 
-/// The pairs of a mapping whose keys are known.
+/// The pairs of a mapping that have known keys.
 #[derive(Default)]
 pub(super) struct Section<'n> {
     pairs: Vec<(&'n str, &'n Node)>,
@@ -40,7 +40,7 @@ impl<'f> ConfigReader<'f> {
         ConfigReader { file, problems: Vec::new() }
     }
 
-    /// Returns the value if there was no problem, else the problems in the order of the file.
+    /// Returns `value` if there was no problem, or else the problems in the order of the file.
     pub fn finish<T>(mut self, value: T) -> Result<T, Vec<ConfigError>> {
         if self.problems.is_empty() {
             return Ok(value);
@@ -54,17 +54,17 @@ impl<'f> ConfigReader<'f> {
     pub fn problem(&mut self, node: &Node, problem: impl Into<String>) -> &mut ConfigError {
         self.problems.push(ConfigError::new(self.file, problem).at(node.at.line, node.at.column));
         let last = self.problems.len() - 1;
-        #[allow(clippy::indexing_slicing)] // It has just been pushed.
+        #[allow(clippy::indexing_slicing)] // `problems` is not empty after the push.
         &mut self.problems[last]
     }
 
-    /// Records that a value does not fit its key.
+    /// Records that a value is not of the form that its key expects.
     pub fn mismatch(&mut self, node: &Node, key: &str, expected: &str) {
         let problem = format!("{key} is {}", node.described());
         self.problem(node, problem).expected = Some(expected.to_owned());
     }
 
-    /// Returns the pairs of a mapping, in order.
+    /// Returns the pairs of a mapping, in order: the key's text, the key, the value.
     pub fn pairs<'n>(&mut self, node: &'n Node, key: &str, expected: &str) -> Vec<(&'n str, &'n Node, &'n Node)> {
         match &node.value {
             Value::Null => Vec::new(),
@@ -76,7 +76,7 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Returns the pairs of a mapping with a fixed set of keys. An unknown key is a problem.
+    /// Returns the pairs of a mapping whose keys are in `known`. Reports each unknown key.
     pub fn section<'n>(&mut self, node: &'n Node, key: &str, known: &[&str], example: &str) -> Section<'n> {
         let mut section = Section::default();
         for (name, at, value) in self.pairs(node, key, &format!("a mapping, such as {example}")) {
@@ -90,7 +90,7 @@ impl<'f> ConfigReader<'f> {
         section
     }
 
-    /// Returns the items of a list.
+    /// Returns the items of a list. Reports a value that is not a list.
     pub fn list<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
         match &node.value {
             Value::List(items) => items,
@@ -101,7 +101,7 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Reads a scalar with `parse`. Its error is the problem.
+    /// Reads a scalar with `parse`. An error of `parse` is reported as the problem.
     pub fn value<T>(
         &mut self,
         node: &Node,
@@ -123,7 +123,7 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Reads one of a few words.
+    /// Reads one of the words of `choices`.
     pub fn choice<T: Copy>(&mut self, node: &Node, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let Some(text) = node.text() else {
@@ -149,7 +149,7 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Reads a whole number within bounds, both included.
+    /// Reads a whole number between `from` and `to`, both inclusive.
     pub fn number(&mut self, node: &Node, key: &str, from: u64, to: u64) -> Option<u64> {
         let number = node.text().and_then(|text| {
             // `parse` would also accept "+5".
@@ -164,7 +164,7 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Reads a list of a limited number of items.
+    /// Reads a list of at most [`MAX_ITEMS`] items.
     pub fn bounded<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
         let list = self.list(node, key, example);
         if list.len() > MAX_ITEMS {
@@ -173,7 +173,7 @@ impl<'f> ConfigReader<'f> {
         list
     }
 
-    /// Reads a list, item by item. Items with problems are left out.
+    /// Reads each item of a list with `read`. Items for which `read` returns `None` are left out.
     pub fn items<T>(&mut self, node: &Node, key: &str, example: &str, read: impl Fn(&mut Self, &Node) -> Option<T>) -> Vec<T> {
         self.bounded(node, key, example).iter().filter_map(|node| read(self, node)).collect()
     }
@@ -218,8 +218,9 @@ impl<'f> ConfigReader<'f> {
         })
     }
 
-    /// Reads environment variables. Values are text; numbers and booleans keep the text that the file has.
+    /// Reads environment variables. Every value is text; numbers and booleans are spelt as in the file.
     pub fn env(&mut self, node: &Node, key: &str) -> IndexMap<VariableName, String> {
+        /// The maximum length of a value.
         const MAX_BYTES: usize = 32 * 1024;
         let mut variables = IndexMap::new();
         for (name, at, value) in self.pairs(node, key, "a mapping, such as {LOG_LEVEL: debug}") {

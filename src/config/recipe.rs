@@ -1,8 +1,8 @@
 //! The recipe: `larder.yml` of a repository, in which a project describes its own deployment. Every key is optional.
 //!
-//! [`Recipe::parse`] checks the whole file, and a [`Recipe`] keeps its YAML tree. The settings of an environment are merged from two
-//! levels of the tree: the top of the file and the environment's entry in `environments`. Each merge reads both levels again, by the
-//! table [`super::settings::KEYS`].
+//! [`Recipe::parse`] checks the whole file, and a [`Recipe`] contains its YAML tree. The settings of an environment are merged from two
+//! levels of the tree: the top level of the file and the environment's entry in `environments`. Each merge reads both levels again,
+//! with the table [`super::settings::KEYS`].
 
 use super::{
     error::ConfigError,
@@ -40,14 +40,14 @@ impl Recipe {
         reader.finish(Recipe { root })
     }
 
-    /// Returns the settings of an environment from the recipe and the defaults, without the other files of the project.
+    /// Returns the settings of an environment from the recipe and the defaults alone, without the other files of the project.
     pub fn for_environment(&self, environment: &EnvironmentName) -> Settings {
         self.apply(environment, Settings::default())
     }
 
     /// Merges the recipe over settings from other files.
     pub(super) fn apply(&self, environment: &EnvironmentName, settings: Settings) -> Settings {
-        // The problems of this reader are ignored: `parse` has reported them.
+        // This reader finds no new problems: `parse` has already read the same tree and reported every problem.
         let mut reader = ConfigReader::new(FILE);
         let mut draft = Draft::new(settings);
         read_level(&mut reader, &self.root, None, &mut draft);
@@ -58,11 +58,11 @@ impl Recipe {
     }
 }
 
-/// Reads one level into `draft`: the top of the file, or the entry of `environment`.
+/// Reads one level into `draft`: the top level of the file, or the entry of `environment`.
 fn read_level(reader: &mut ConfigReader, node: &Node, environment: Option<&str>, draft: &mut Draft) {
     let name = environment.map_or_else(|| "the file".to_owned(), |name| format!("{ENVIRONMENTS}.{name}"));
     let mapping = Mapping { name: &name, prefix: "", example: "{env: {KEY: value}}" };
-    // The last row of the table is `environments`, which an environment cannot have.
+    // The last row of the table is `environments`, which is not allowed inside an environment.
     let keys: &[KeyRow<Draft>] = match KEYS {
         [keys @ .., _] if environment.is_some() => keys,
         keys => keys,
@@ -71,7 +71,7 @@ fn read_level(reader: &mut ConfigReader, node: &Node, environment: Option<&str>,
     report_double_keys(reader, node);
 }
 
-/// Reports each setting that one level sets under both of its names.
+/// Reports each setting that has two names if a level uses both names.
 fn report_double_keys(reader: &mut ConfigReader, level: &Node) {
     let mut both = |node: &Node, first: &str, second: &str| {
         reader.problem(node, format!("both {first} and {second} are given")).hint = Some("keep one of them".to_owned());

@@ -1,7 +1,7 @@
-//! The server file, `<root>/larder.yml`: the operator's settings. Every key is optional, and so is the file.
+//! The server file, `<root>/larder.yml`, which contains the operator's settings. The file and all of its keys are optional.
 //!
-//! To add a key: a field of [`ServerConfig`] with its default, a row of [`KEYS`], and the code that uses the field. The reference in
-//! `docs/server-file.md` is rendered from the table (`LARDER_BLESS=1 cargo test --lib config`).
+//! To add a key, add a field of [`ServerConfig`] with its default, a row of [`KEYS`], and the code that uses the field. Then
+//! `LARDER_BLESS=1 cargo test --lib config` renders the reference in `docs/server-file.md` from the table.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -25,13 +25,13 @@ use super::{
     yaml::{self, FileLimits, Node},
 };
 
-/// The name of the file in errors without a path.
+/// The name of the file in errors, if its path is not given.
 const FILE: &str = "larder.yml";
 
 /// The settings of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerConfig {
-    /// The domain below which projects get their host names.
+    /// The domain of the projects' host names, `<project>.<domain>`.
     pub domain: Domain,
     /// Settings of the SSH service.
     pub ssh: SshConfig,
@@ -41,21 +41,21 @@ pub struct ServerConfig {
     pub builds: BuildsConfig,
     /// Limits of a push and a release.
     pub limits: PushLimits,
-    /// The number of deployments that do heavy work at the same time; see `pipeline::Permits`.
+    /// The maximum number of deployments that do heavy work at the same time; see `pipeline::Permits`.
     pub deployments_parallel: u16,
-    /// The ports for applications, from and to, both included.
+    /// The first and the last port for applications.
     pub ports: (u16, u16),
-    /// Further directories of the host that sandboxes see, read-only.
+    /// Further directories of the host that are visible in sandboxes, read-only.
     pub paths: Vec<PathBuf>,
     /// Retention limits.
     pub keep: KeepConfig,
-    /// The conditions that a release from elsewhere must meet in any environment of this server.
+    /// The conditions under which any environment of this server accepts a release from another environment or server.
     pub promote: PromotionPolicy,
-    /// The reaction to files that were changed by hand, for recipes that do not set a policy.
+    /// The policy on drift, for recipes that do not set a policy.
     pub drift: Option<DriftPolicy>,
     /// Limits of process logs.
     pub log: LogConfig,
-    /// Configuration variables for every project that does not set them itself.
+    /// Configuration variables for all projects. A project's own value takes precedence.
     pub env: IndexMap<VariableName, String>,
 }
 
@@ -71,9 +71,9 @@ pub struct SshConfig {
 /// A set of SSH algorithms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SshProfile {
-    /// Algorithms that every maintained client supports.
+    /// Algorithms that all maintained clients support.
     Default,
-    /// Only key exchanges that also resist quantum computers. Clients older than 2024 cannot connect.
+    /// Only key exchanges that also resist attacks by quantum computers. Clients older than 2024 cannot connect.
     Strict,
 }
 
@@ -84,21 +84,21 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// The addresses of TLS proxies whose forwarding headers are trusted.
     pub trusted: Vec<IpAddr>,
-    /// The scheme that visitors use.
+    /// The scheme of the addresses that visitors open.
     pub scheme: HttpScheme,
 }
 
-/// The scheme that visitors use.
+/// The scheme of the addresses that visitors open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpScheme {
     /// Plain HTTP to larder's own proxy.
     Http,
-    /// HTTPS on the default port, which a TLS proxy in front of larder terminates.
+    /// HTTPS on the default port. A TLS proxy in front of larder decrypts the requests.
     Https,
 }
 
 impl HttpConfig {
-    /// Returns the address of `host` as visitors write it, if the proxy listens on `port`.
+    /// Returns the URL of `host` for visitors. `port` is the port of larder's own proxy.
     pub fn url(&self, host: &str, port: u16) -> String {
         match (self.scheme, port) {
             (HttpScheme::Https, _) => format!("https://{host}"),
@@ -111,13 +111,13 @@ impl HttpConfig {
 /// Limits of builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildsConfig {
-    /// The number of builds that run at the same time.
+    /// The maximum number of concurrent builds.
     pub parallel: u16,
     /// The memory limit of one build.
     pub memory: ByteSize,
     /// The maximum number of processes and threads of one build.
     pub pids: u32,
-    /// The time limit of one build. A recipe cannot exceed it.
+    /// The time limit of one build. A recipe can only lower this limit.
     pub timeout: TimeSpan,
 }
 
@@ -136,20 +136,20 @@ pub struct PushLimits {
     pub refs_per_push: u32,
     /// The maximum size of one release archive.
     pub archive_bytes: ByteSize,
-    /// The free disk space below which pushes are refused.
+    /// The disk space that must stay free. With less free space, pushes and deployments are refused.
     pub disk_reserve: ByteSize,
 }
 
 /// Retention limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepConfig {
-    /// The number of releases that stay in each environment, for recipes that do not set a number.
+    /// The number of releases that are kept in each environment, for recipes that do not set a number.
     pub releases: u16,
     /// The age at which releases are pruned, for recipes that do not set an age.
     pub age: Option<Age>,
-    /// The maximum disk space of the archives of one environment. A recipe cannot exceed it.
+    /// The maximum disk space of the archives of one environment. A recipe can only lower this limit.
     pub bytes: Option<ByteSize>,
-    /// The number of records of deployments that stay in each environment.
+    /// The number of deployments of each environment whose records and logs are kept.
     pub deployments: u32,
 }
 
@@ -192,7 +192,7 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// Reads the server file. A missing file means the defaults.
+    /// Reads the server file. Returns the defaults if the file does not exist.
     pub fn load(path: &Path) -> Result<ServerConfig, Vec<ConfigError>> {
         use std::io::Read;
         let name = path.display().to_string();
@@ -209,7 +209,7 @@ impl ServerConfig {
         ServerConfig::parse(&name, &bytes)
     }
 
-    /// Parses the text of a server file. All its problems are reported together.
+    /// Parses the text of a server file. All its problems are reported together. `file` is the file's name in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
         let root = yaml::parse_tree(file, bytes, FileLimits::SERVER).map_err(|error| vec![error])?;
@@ -226,7 +226,7 @@ impl ServerConfig {
 pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "domain",
-        "Projects get the host name <project>.<domain>; point *.<domain> here.",
+        "Projects get the host names <project>.<domain>. Point the DNS entry *.<domain> to this server.",
         Unstated,
         "localhost",
         |reader, node, key, config| {
@@ -238,15 +238,15 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::section("builds", "", "{parallel: 1, memory: 2G}", BUILDS_KEYS),
     KeyRow::section(
         "limits",
-        "Limits of a push and a release. A push beyond a limit is refused, with the value seen.",
+        "Limits of a push and a release. A push that exceeds a limit is refused.",
         "{push_bytes: 512M}",
         LIMITS_KEYS,
     ),
     KeyRow::section("deployments", "", "{parallel: 4}", DEPLOYMENTS_KEYS),
-    KeyRow::section("ports", "The local ports for applications, both ends included.", "{from: 20000, to: 29999}", PORTS_KEYS),
+    KeyRow::section("ports", "The first and the last local port for applications.", "{from: 20000, to: 29999}", PORTS_KEYS),
     KeyRow::value(
         "paths",
-        "Further directories of the host that sandboxes see, read-only, such as language runtimes. Their `bin` directories are in PATH.",
+        "Further directories of the host that are visible in sandboxes, read-only, such as language runtimes. Their `bin` directories are in PATH.",
         Unstated,
         "\n- /opt/node",
         |reader, node, key, config| {
@@ -257,33 +257,33 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::section(
         "keep",
-        "Retention limits per environment. A release that exceeds any of these limits is pruned, except the live release, its predecessor and pinned releases.",
+        "Retention limits of each environment. Releases beyond any of these limits are pruned. The live release, its predecessor and pinned releases are always kept.",
         "{releases: 10}",
         KEEP_KEYS,
     ),
     KeyRow::custom(
         "promote",
-        "The conditions that a release from elsewhere must have met before an environment of this server accepts it. A recipe can add conditions.",
+        "The conditions that a release must have met where it ran before, so that an environment of this server accepts it. A recipe can add conditions.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, config| policy::read_promote(reader, node, key, &mut config.promote),
     ),
     KeyRow::value(
         "drift",
-        "The reaction to files that were changed by hand, for recipes that do not set one: keep, refuse or reapply.",
+        "The reaction to files that were changed by hand, for recipes that do not set `drift`: keep, refuse or reapply.",
         Says("keep"),
         "keep",
         |reader, node, key, config| config.drift = reader.choice(node, key, &DriftPolicy::WORDS),
     ),
     KeyRow::section(
         "log",
-        "Process logs: the size at which a log is rotated, and the number of rotated logs that stay.",
+        "Process logs: the size at which a log is rotated, and the number of rotated logs that are kept.",
         "{max_bytes: 10M, keep: 5}",
         LOG_KEYS,
     ),
     KeyRow::custom(
         "env",
-        "Variables for all projects. A project can set them to other values.",
+        "Variables for all projects. A value in a project's own files takes precedence.",
         Unstated,
         || "HTTPS_PROXY: http://proxy.example.com:3128".to_owned(),
         |reader, node, key, config| config.env = reader.env(node, key),
@@ -293,15 +293,15 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
 const SSH_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "listen",
-        "Address and port; port 0 picks a free one. `larder serve --ssh` takes precedence.",
+        "The address and port to listen on; port 0 selects a free port. `larder serve --ssh` takes precedence.",
         Unstated,
         "0.0.0.0:2222",
         |reader, node, key, config| set(&mut config.ssh.listen, reader.address(node, key)),
     ),
     KeyRow::value(
         "profile",
-        "default: algorithms that every maintained client supports. \
-         strict: only key exchanges that also resist quantum computers.",
+        "default: algorithms that all maintained clients support. \
+         strict: only key exchanges that also resist attacks by quantum computers.",
         Unstated,
         "default",
         |reader, node, key, config| {
@@ -314,7 +314,7 @@ const SSH_KEYS: &[KeyRow<ServerConfig>] = &[
 const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "listen",
-        "Address and port; port 0 picks a free one. `larder serve --http` takes precedence.",
+        "The address and port to listen on; port 0 selects a free port. `larder serve --http` takes precedence.",
         Unstated,
         "0.0.0.0:8080",
         |reader, node, key, config| set(&mut config.http.listen, reader.address(node, key)),
@@ -337,7 +337,7 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::value(
         "scheme",
-        "The scheme that visitors use: http, or https behind such a proxy.",
+        "The scheme of the addresses that visitors open: http, or https behind a TLS proxy.",
         Unstated,
         "http",
         |reader, node, key, config| {
@@ -350,24 +350,30 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
 const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "parallel",
-        "The number of builds that run at the same time, at most deployments.parallel. Further builds wait.",
+        "The maximum number of concurrent builds, and never more than deployments.parallel. Further builds wait.",
         Unstated,
         "1",
         |reader, node, key, config| set(&mut config.builds.parallel, number(reader, node, key, 1..=64)),
     ),
     KeyRow::value(
         "memory",
-        "The memory limit of one build. A recipe cannot exceed it.",
+        "The memory limit of one build. A recipe can only lower this limit.",
         Unstated,
         "2G",
         |reader, node, key, config| set(&mut config.builds.memory, reader.bytes(node, key)),
     ),
-    KeyRow::value("pids", "The limit of processes and threads of one build.", Unstated, "2048", |reader, node, key, config| {
-        set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
-    }),
+    KeyRow::value(
+        "pids",
+        "The maximum number of processes and threads of one build.",
+        Unstated,
+        "2048",
+        |reader, node, key, config| {
+            set(&mut config.builds.pids, number(reader, node, key, 16..=1_000_000));
+        },
+    ),
     KeyRow::value(
         "timeout",
-        "The time limit of one build. A recipe cannot exceed it.",
+        "The time limit of one build. A recipe can only lower this limit.",
         Unstated,
         "1h",
         |reader, node, key, config| set(&mut config.builds.timeout, reader.time(node, key)),
@@ -380,7 +386,7 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     }),
     KeyRow::value(
         "tree_entries",
-        "The limit of files and directories of one tree.",
+        "The maximum number of files and directories of one tree.",
         Unstated,
         "200000",
         |reader, node, key, config| set(&mut config.limits.tree_entries, number(reader, node, key, 1..=10_000_000)),
@@ -395,7 +401,7 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.file_bytes, reader.bytes(node, key));
     }),
-    // git passes at most 2000 refs to a hook.
+    // The hooks refuse a push of more than 2000 refs (`REFS_LIMIT` of `git/hook`).
     KeyRow::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
         set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
     }),
@@ -404,7 +410,7 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     }),
     KeyRow::value(
         "disk_reserve",
-        "The free disk space below which pushes are refused. Nothing is written then.",
+        "The disk space that must stay free. With less free space, pushes and deployments are refused.",
         Unstated,
         "512M",
         |reader, node, key, config| set(&mut config.limits.disk_reserve, reader.bytes(node, key)),
@@ -413,8 +419,8 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const DEPLOYMENTS_KEYS: &[KeyRow<ServerConfig>] = &[KeyRow::value(
     "parallel",
-    "The number of deployments that build, install, run a script or start processes at the same time. Further ones wait before that step; a \
-     rollback does not wait. One environment never runs more than one deployment.",
+    "The maximum number of deployments that build, install, run a script or start processes at the same time. Further deployments wait \
+     before such a step; a rollback does not wait. An environment never runs more than one deployment at a time.",
     Unstated,
     "4",
     |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),
@@ -430,10 +436,10 @@ const PORTS_KEYS: &[KeyRow<ServerConfig>] = &[
 ];
 
 const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
-    // The live release and its predecessor are never pruned.
+    // At least 2, because the live release and its predecessor are always kept.
     KeyRow::value(
         "releases",
-        "The number of releases that stay, for recipes that do not set a number.",
+        "The number of releases that are kept, for recipes that do not set a number.",
         Unstated,
         "10",
         |reader, node, key, config| set(&mut config.keep.releases, number(reader, node, key, 2..=1000)),
@@ -449,14 +455,14 @@ const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::value(
         "bytes",
-        "The maximum disk space of the archives. The oldest are pruned first. A recipe cannot exceed this limit.",
+        "The maximum disk space of the archives. The oldest releases are pruned first. A recipe can only lower this limit.",
         Says("no limit"),
         "20G",
         |reader, node, key, config| config.keep.bytes = reader.size(node, key),
     ),
     KeyRow::value(
         "deployments",
-        "The number of deployments whose records and logs stay.",
+        "The number of deployments whose records and logs are kept.",
         Is("200"),
         "200",
         |reader, node, key, config| set(&mut config.keep.deployments, number(reader, node, key, 10..=100_000)),
@@ -485,7 +491,7 @@ fn number<T: TryFrom<u64>>(reader: &mut ConfigReader, node: &Node, key: &str, ra
 fn check_ports(reader: &mut ConfigReader, root: &Node, (from, to): (u16, u16)) {
     const MIN_PORTS: u16 = 10;
     if let Some(node) = root.child("ports").filter(|_| to < from.saturating_add(MIN_PORTS - 1)) {
-        reader.problem(node, format!("ports: there are fewer than ten from {from} to {to}")).expected =
+        reader.problem(node, format!("ports: the range from {from} to {to} has fewer than {MIN_PORTS} ports")).expected =
             Some("a larger range, such as {from: 20000, to: 29999}".to_owned());
     }
 }

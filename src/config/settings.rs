@@ -1,7 +1,7 @@
-//! The settings of one environment, merged and complete, and [`KEYS`], the table of the recipe's keys.
+//! [`Settings`], the merged settings of one environment, and [`KEYS`], the table of the recipe's keys.
 //!
-//! To add a key: a field of [`Settings`] with its default, a row of [`KEYS`], and the code that uses the field. The reference in
-//! `docs/recipe.md` is rendered from the table (`LARDER_BLESS=1 cargo test --lib config`).
+//! To add a key, add a field of [`Settings`] with its default, a row of [`KEYS`], and the code that uses the field. Then
+//! `LARDER_BLESS=1 cargo test --lib config` renders the reference in `docs/recipe.md` from the table.
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -22,49 +22,49 @@ use super::{
 };
 use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 
-/// The settings of one environment. Journals keep them, so fields are only added with a serde default.
+/// The settings of one environment. Journals store them, so a new field must have a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The buildpacks, in order. If the list is empty, they are detected.
+    /// The buildpacks, in order. If the list is empty, the buildpack is detected.
     pub buildpacks: Vec<BuildpackRef>,
-    /// Settings of the build; its time limit is in [`Settings::timeouts`].
+    /// Settings of the build. Its time limit is in [`Settings::timeouts`].
     pub build: BuildSettings,
-    /// The processes with a command, in the order of the files.
+    /// The processes that have a command, in the order of the files.
     pub processes: IndexMap<ProcessType, ProcessSpec>,
     /// Settings of processes that have no command in any file. [`Settings::with_defaults`] may add the command of a buildpack.
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,
     /// The command that runs once before the switch.
     pub release: Option<CommandLine>,
-    /// Paths of the application that persist. None is inside another.
+    /// The paths of the application that persist between releases. No path is inside another path.
     pub data: Vec<DataPath>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
     /// Variables that must have a value; from `app.json`.
     pub required: Vec<RequiredVariable>,
-    /// The check before the switch.
+    /// The check that a new release must pass before the switch.
     pub health: Health,
     /// The time limit of each phase.
     pub timeouts: IndexMap<Phase, TimeSpan>,
-    /// The strategy of the recipe, if it has one. It replaces the environment's own.
+    /// The strategy in the recipe, if the recipe sets one. It takes precedence over the environment's strategy.
     pub strategy: Option<Strategy>,
-    /// Further host names.
+    /// Further host names of the environment.
     pub domains: Vec<Domain>,
-    /// The way to stop processes.
+    /// The way to stop processes that have no setting of their own.
     pub stop: Stop,
     /// The time that requests have to finish in the old release after a switch.
     pub drain: TimeSpan,
-    /// The recipe's own retention limit; see [`Settings::retention`].
+    /// The recipe's limit for the number of releases; see [`Settings::retention`].
     pub keep_releases: Option<u16>,
-    /// The recipe's own policy on drift; see [`Settings::drift_policy`].
+    /// The recipe's policy on drift; see [`Settings::drift_policy`].
     #[serde(default)]
     pub drift: Option<DriftPolicy>,
     /// Patterns, as in `.gitignore`, of files that the application changes itself.
     #[serde(default)]
     pub drift_ignore: Vec<String>,
-    /// The recipe's own retention limit; see [`Settings::retention`].
+    /// The recipe's limit for the age of releases; see [`Settings::retention`].
     #[serde(default)]
     pub keep_age: Option<Age>,
-    /// The recipe's own retention limit; see [`Settings::retention`].
+    /// The recipe's limit for the disk space of archives; see [`Settings::retention`].
     #[serde(default)]
     pub keep_bytes: Option<ByteSize>,
     /// Requests that must succeed after the switch.
@@ -81,7 +81,7 @@ pub struct Settings {
 pub struct BuildSettings {
     /// Variables that only the build sees.
     pub env: IndexMap<VariableName, String>,
-    /// The memory limit, completed and capped by [`Settings::on_server`].
+    /// The memory limit of the recipe. [`Settings::on_server`] sets it if it is missing, and lowers it to the server's limit.
     pub memory: Option<ByteSize>,
     /// True if buildpacks keep their cache between builds.
     pub cache: bool,
@@ -92,9 +92,9 @@ pub struct BuildSettings {
 pub struct RequiredVariable {
     /// The name of the variable.
     pub name: VariableName,
-    /// True if larder generates a random value when there is none.
+    /// True if larder generates a random value for a variable without a value.
     pub generate: bool,
-    /// The project's description of the variable.
+    /// The description of the variable in `app.json`.
     pub description: Option<String>,
 }
 
@@ -104,12 +104,12 @@ impl Settings {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
     }
 
-    /// Returns the way to stop a process: its own setting, or else the setting for all processes.
+    /// Returns the way to stop a process: the setting of the process, or else the setting of all processes.
     pub fn stop_of(&self, process: &ProcessType) -> Stop {
         self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
     }
 
-    /// Adds the processes and the release command of buildpacks, unless a file has its own.
+    /// Adds the processes and the release command that buildpacks suggest, except those that a file already defines.
     pub fn with_defaults(mut self, defaults: Vec<(ProcessType, CommandLine)>) -> Settings {
         for (process, command) in defaults {
             if process.is_release() {
@@ -123,8 +123,8 @@ impl Settings {
         self
     }
 
-    /// Returns a process that should run and has no command. Call it after [`Settings::with_defaults`], which adds the commands of
-    /// buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
+    /// Returns a process that should run but has no command. Must be called after [`Settings::with_defaults`], which adds the commands
+    /// of buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
     pub fn without_command(&self) -> Option<&ProcessType> {
         self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
     }
@@ -167,7 +167,8 @@ impl Default for Settings {
     }
 }
 
-/// Settings into which the levels of a recipe are being merged. Keys whose parts depend on each other are collected until the end.
+/// Unfinished settings, into which the levels of a recipe are merged. Keys whose parts depend on each other are collected from all
+/// levels, and applied by [`Draft::finish`].
 pub(super) struct Draft {
     settings: Settings,
     health: HealthOverrides,
@@ -182,7 +183,7 @@ impl Draft {
         Draft { settings, health, processes: IndexMap::new(), stop: StopOverrides::default() }
     }
 
-    /// Completes the settings after the last level.
+    /// Applies the collected keys after the last level, and returns the settings.
     pub fn finish(self) -> Settings {
         let mut settings = self.settings;
         self.health.apply(&mut settings.health);
@@ -209,13 +210,13 @@ impl Draft {
     }
 }
 
-/// The keys of the recipe. Lists and single values replace those of the level before; mappings are merged key by key.
+/// The keys of the recipe. Lists and single values replace those of the earlier level; mappings are merged key by key.
 pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::value(
         "buildpacks",
         "The buildpacks, in the order in which they run: names, directories of the project (./tools/buildpack), or repositories \
-         pinned to a commit. Without this key, the file .buildpacks counts, then app.json, then the first buildpack that recognises the \
-         code. A single one may be written as `buildpack: python`.",
+         pinned to a commit. Without this key, the list comes from the file .buildpacks, or else from app.json. Without any list, the \
+         first buildpack that recognises the code is used. A single buildpack can be written as `buildpack: python`.",
         Unstated,
         "\n- node\n- https://example.com/buildpacks/fonts.git#0123456789abcdef0123456789abcdef01234567",
         |reader, node, key, draft| {
@@ -229,7 +230,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::section("build", "", "{timeout: 20m, memory: 2G}", BUILD_KEYS),
     KeyRow::custom(
         "processes",
-        "Processes. A command here replaces the Procfile's; other processes of the Procfile stay. Only `web` receives requests, on $PORT.",
+        "Processes. A command here replaces the command of the same process in the Procfile. Only `web` receives requests, on $PORT.",
         Unstated,
         process::processes_example,
         |reader, node, key, draft| {
@@ -241,7 +242,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "scale",
-        "The same as processes.*.scale, for processes that the Procfile names.",
+        "The number of instances of processes in the Procfile; the same as processes.*.scale.",
         Unstated,
         || "web: 2".to_owned(),
         |reader, node, key, draft| {
@@ -264,14 +265,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "data",
-        "Paths that persist between releases, relative to the application. None may be inside another.\nA path is a file if the release has a file there, or if its name has an extension, such as\ndb.sqlite3; else, and always with a slash at its end, a directory.",
+        "Paths that persist between releases, relative to the application. No path may be inside another path.\nA path with a slash at its end is a directory. Any other path is a file if the release has a file there, or if its name has an extension, such as db.sqlite3; otherwise it is a directory.",
         Unstated,
         "\n- media\n- var/uploads\n- db.sqlite3",
         |reader, node, key, draft| draft.settings.data = data(reader, node, key),
     ),
     KeyRow::custom(
         "env",
-        "Configuration variables. Do not put secrets here: this file is in the repository.\nPORT, HOME and LARDER_* are set by larder.",
+        "Configuration variables. Do not put secrets here: this file is in the repository.\nlarder sets PORT, HOME and LARDER_* itself.",
         Unstated,
         || "LOG_LEVEL: info".to_owned(),
         |reader, node, key, draft| {
@@ -282,14 +283,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "health",
-        "The check that a new release must pass before it receives requests. Without this key, its port must accept connections.",
+        "The check that a new release must pass before it receives requests. Without this key, the release must accept connections on its port.",
         Unstated,
         || keys::render(health::HEALTH_KEYS),
         |reader, node, key, draft| health::read_health(reader, node, key, &mut draft.health),
     ),
     KeyRow::custom(
         "timeouts",
-        "The time limit of each phase. `build` is the same as build.timeout, which is set above.",
+        "The time limit of each phase. The time limit of the phase build is build.timeout, which can also be written as timeouts.build.",
         Says("build 15m; post_build, bundle, deploy and post_deploy 10m; the others 5m"),
         || {
             let phases = Phase::ALL.into_iter().filter(|phase| *phase != Phase::Build);
@@ -306,7 +307,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::value(
         "strategy",
         "blue-green: the new release boots beside the old one, then requests are switched to it.\n\
-         in-place: the old release stops first.",
+         in-place: the old release stops first. This version of larder refuses in-place.",
         Says("the strategy with which the environment was created"),
         "blue-green",
         |reader, node, key, draft| {
@@ -336,11 +337,11 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::custom(
         "drift",
         "The reaction to files of the live release that were changed by hand (`larder drift` shows them). \
-         keep: warn, keep the changes as a patch, and continue without them. \
+         keep: warn, save the changes as a patch, and continue without them. \
          refuse: fail until the changes are saved with `larder drift --save`. \
-         reapply: apply them to the new release, and fail if they do not apply. \
+         reapply: apply the changes to the new release, and fail if they do not apply. \
          `drift: refuse` is short for `drift: {policy: refuse}`.",
-        Says("as in the server file, else keep"),
+        Says("as in the server file, or else keep"),
         || keys::render(DRIFT_KEYS),
         |reader, node, key, draft| match node.text() {
             Some(_) => draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift),
@@ -362,7 +363,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "promote",
-        "The conditions that a release must have met where it ran before, so that an environment that pulls (`--mode final`) accepts it. \
+        "The conditions that a release must have met where it ran before, so that an environment with the mode final accepts it. \
          The conditions of the server file apply as well.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
@@ -370,16 +371,16 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         ENVIRONMENTS,
-        "The same keys for single environments, merged over the ones above: lists and single values replace, mappings (env, processes, \
-         scale, timeouts) are merged key by key.",
+        "The same keys for single environments. Lists and single values replace those above. Mappings, such as env, processes and scale, \
+         are merged with those above, key by key.",
         Unstated,
         || "staging:\n  env:\n    LOG_LEVEL: debug\n  scale:\n    web: 1".to_owned(),
-        // `recipe.rs` reads this key, because the levels must be read in their order.
+        // `recipe.rs` reads this key, because each level must be read after the level above it.
         |_, _, _, _| {},
     ),
 ];
 
-/// The key that holds levels of the recipe. It is only allowed at the top.
+/// The key whose values are the recipe's levels for single environments. It is allowed only at the top level of the file.
 pub(super) const ENVIRONMENTS: &str = "environments";
 
 const BUILD_KEYS: &[KeyRow<Draft>] = &[
@@ -392,7 +393,7 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "timeout",
-        "The time limit of the build; the same as timeouts.build. The server file may allow less.",
+        "The time limit of the build; the same as timeouts.build. The server file can lower this limit.",
         Is("15m"),
         "20m",
         |reader, node, key, draft| {
@@ -401,14 +402,14 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "memory",
-        "The memory limit of the build. The server file may allow less.",
+        "The memory limit of the build. The server file can lower this limit.",
         Says("as in the server file"),
         "2G",
         |reader, node, key, draft| draft.settings.build.memory = reader.size(node, key).or(draft.settings.build.memory),
     ),
     KeyRow::value(
         "cache",
-        "false: buildpacks start every build with an empty cache.",
+        "With false, every build starts with an empty cache.",
         Is("true"),
         "true",
         |reader, node, key, draft| {
@@ -430,19 +431,22 @@ const DRIFT_KEYS: &[KeyRow<Draft>] = &[
             let expected = "a pattern as in .gitignore, such as \"*.tmp\" or \"/uploads/\"";
             draft.settings.drift_ignore = reader.items(node, key, "[\"*.tmp\", \"/uploads/\"]", |reader, node| {
                 reader.value(node, key, expected, |text| {
-                    let fits = !text.trim().is_empty() && text.len() <= 250 && !text.chars().any(char::is_control);
-                    let problem = "it is empty, longer than 250 bytes, or has control characters";
-                    if fits { Ok(text.to_owned()) } else { Err(problem.to_owned()) }
+                    let fits = !text.trim().is_empty() && text.len() <= MAX_PATTERN && !text.chars().any(char::is_control);
+                    let problem = || format!("the pattern is empty, longer than {MAX_PATTERN} bytes, or has control characters");
+                    if fits { Ok(text.to_owned()) } else { Err(problem()) }
                 })
             });
         },
     ),
 ];
 
+/// The maximum length of a pattern of `drift.ignore`, in bytes.
+const MAX_PATTERN: usize = 250;
+
 const AS_SERVER: Fallback = Says("as in the server file");
 
 const KEEP_KEYS: &[KeyRow<Draft>] = &[
-    KeyRow::value("releases", "The number of releases that stay; at least 2.", AS_SERVER, "10", |reader, node, key, draft| {
+    KeyRow::value("releases", "The number of releases to keep; at least 2.", AS_SERVER, "10", |reader, node, key, draft| {
         let releases = reader.number(node, key, 2, 1000).and_then(|number| u16::try_from(number).ok());
         draft.settings.keep_releases = releases.or(draft.settings.keep_releases);
     }),
@@ -457,7 +461,7 @@ const KEEP_KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "bytes",
-        "The maximum disk space of their archives. The oldest are pruned first. The limit of the server file applies as well.",
+        "The maximum disk space of the archives. The oldest releases are pruned first. The server file can lower this limit.",
         AS_SERVER,
         "2G",
         |reader, node, key, draft| draft.settings.keep_bytes = reader.size(node, key).or(draft.settings.keep_bytes),
@@ -476,7 +480,7 @@ fn data(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<DataPath> {
         match paths.iter().find(|other| other.overlaps(&path)) {
             Some(other) => {
                 let problem = format!("{key}: \"{path}\" and \"{other}\" overlap");
-                reader.problem(node, problem).hint = Some("keep the outer one".to_owned());
+                reader.problem(node, problem).hint = Some("keep only the outer path".to_owned());
             }
             None => paths.push(path),
         }

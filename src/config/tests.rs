@@ -1,4 +1,4 @@
-//! Tests of all files together: references, precedence, golden errors, and arbitrary input.
+//! Tests of all configuration files together: references, precedence, expected errors of the fixtures, and arbitrary input.
 
 use std::{fs, path::PathBuf};
 
@@ -13,13 +13,13 @@ use crate::model::{EnvironmentName, Phase};
 
 const RECIPE_INTRODUCTION: &str = "\
 # larder.yml: a project's description of its own deployment, at the top of the repository.
-# Every key is optional, and so is the file. Write only what differs from the defaults.
+# The file and all of its keys are optional. Write only the keys whose values differ from the defaults.
 # Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
 ";
 const SERVER_INTRODUCTION: &str = "\
-# larder.yml in the server's root: the operator's settings of this server.
-# Every key is optional, and so is the file. The values are the defaults, except those of `paths`, `keep.age`, `keep.bytes`,
-# `promote` and `env`, which are examples: their default is nothing.
+# larder.yml in the server's root directory: the operator's settings of this server.
+# The file and all of its keys are optional. The values below are the defaults. The values of `paths`, `keep.age`,
+# `keep.bytes`, `promote` and `env` are examples: by default, these keys are not set.
 # Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
 ";
 
@@ -44,7 +44,7 @@ fn settings(recipe: &str, procfile: &str) -> Settings {
     load(&files).unwrap().settings(&environment("production"))
 }
 
-/// Writes one value of a dotted key as a document.
+/// Returns a YAML document that sets one key, such as `build.cache`, to `value`.
 fn document(key: &str, value: &str) -> String {
     let levels = key.split('.').enumerate().map(|(depth, name)| format!("{}{name}:", "  ".repeat(depth)));
     format!("{} {value}\n", levels.collect::<Vec<_>>().join("\n"))
@@ -71,9 +71,9 @@ fn server_reference_shows_the_defaults() {
     assert_eq!(config, ServerConfig::default());
 }
 
-/// `Settings::default()` and `ServerConfig::default()` agree with the values that the tables state.
+/// `Settings::default()` and `ServerConfig::default()` must have the values that the tables state.
 #[test]
-fn stated_defaults_are_the_defaults_in_code() {
+fn defaults_in_tables_equal_the_defaults_in_code() {
     let health = keys::rows(super::health::HEALTH_KEYS, "health.");
     let mut seen = 0;
     for (key, fallback) in keys::rows(settings::KEYS, "").into_iter().chain(health) {
@@ -90,7 +90,7 @@ fn stated_defaults_are_the_defaults_in_code() {
     assert!(seen >= 7, "only {seen} defaults were found");
 }
 
-/// The pages below `docs/` contain the references. `LARDER_BLESS=1` writes them.
+/// The pages in `docs/` must contain the rendered references. With `LARDER_BLESS=1`, the test writes the references into the pages.
 #[test]
 fn documentation_contains_the_rendered_references() {
     for (page, reference) in [("recipe.md", recipe_reference()), ("server-file.md", server_reference())] {
@@ -107,7 +107,7 @@ fn documentation_contains_the_rendered_references() {
 }
 
 #[test]
-fn server_file_missing_means_the_defaults() {
+fn missing_server_file_gives_the_defaults() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("larder.yml");
     assert_eq!(ServerConfig::load(&path).unwrap(), ServerConfig::default());
@@ -174,12 +174,12 @@ fn server_file_limits_builds_and_completes_the_recipe() {
     assert_eq!(settings.timeout(Phase::Build), TimeSpan::minutes(10));
     let keep = settings.retention(&server);
     assert_eq!((keep.releases, keep.age), (7, Some("84d".parse().unwrap())));
-    assert_eq!(keep.bytes, Some("1G".parse().unwrap()), "the project asks for less than the server allows");
+    assert_eq!(keep.bytes, Some("1G".parse().unwrap()), "the project's limit is lower than the server's limit");
     assert_eq!(settings.env.values().collect::<Vec<_>>(), ["project", "server"]);
 }
 
 #[test]
-fn command_with_crlf_has_plain_line_ends() {
+fn command_with_crlf_is_read_with_lf_line_endings() {
     let settings = settings("release: |\r\n  one\r\n  two\r\n", "web: a\r\n");
     assert_eq!(settings.release.unwrap().as_str(), "one\ntwo\n");
     assert_eq!(settings.processes.get("web").unwrap().command.as_str(), "a");
@@ -192,7 +192,7 @@ fn recipe_with_byte_order_mark_and_crlf_is_read() {
 }
 
 #[test]
-fn typed_parsing_error_has_line_and_suggestion() {
+fn typed_parsing_error_names_the_line_and_a_similar_key() {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     #[allow(dead_code)]
@@ -231,7 +231,7 @@ fn hostile_yaml_is_refused() {
     assert!(Recipe::parse(&vec![b'a'; 100 << 20]).is_err());
 }
 
-/// Each file in `tests/fixtures/invalid` has its expected errors in `<file>.errors`. `LARDER_BLESS=1` writes them.
+/// The expected errors of each file in `tests/fixtures/invalid` are in `<file>.errors`. With `LARDER_BLESS=1`, the test writes them.
 #[test]
 fn invalid_fixture_gives_its_golden_errors() {
     let mut seen = 0;
@@ -269,7 +269,7 @@ fn fixtures(kind: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Parses a fixture by the kind at the start of its name.
+/// Parses a fixture with the parser of its kind. The kind is the first word of the fixture's name.
 fn problems_of(path: &std::path::Path) -> Result<(), Vec<ConfigError>> {
     let bytes = fs::read(path).unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -280,12 +280,12 @@ fn problems_of(path: &std::path::Path) -> Result<(), Vec<ConfigError>> {
         "app" => files.app_json = Some(bytes),
         "buildpacks" => files.buildpacks = Some(bytes),
         "server" => return ServerConfig::parse("larder.yml", &bytes).map(drop),
-        other => panic!("{other} is no kind of fixture"),
+        other => panic!("{other} is not a kind of fixture"),
     }
     load(&files).map(drop)
 }
 
-/// Generates text that passes the first checks more often than noise does.
+/// Generates text that passes the first checks of a parser more often than random characters do.
 fn almost_yaml() -> impl Generator<Value = String> {
     let mut words: Vec<String> = {
         let recipe = settings::KEYS.iter().map(|key| key.name);
@@ -350,7 +350,7 @@ fn promotion_policy_is_the_stricter_of_recipe_and_server_file() {
     let text = "promote: {min_healthy: 10m, checks: [smoke, tests]}\nenvironments: {production: {promote: {checks: [smoke], max_restarts: 3}}}\n";
     let own = settings(text, "").promote;
     assert_eq!((own.min_healthy, own.max_restarts), (Some(TimeSpan::minutes(10)), Some(3)));
-    assert_eq!(own.checks, [PromoteCheck::Smoke], "the environment replaces the list");
+    assert_eq!(own.checks, [PromoteCheck::Smoke], "the environment's list replaces the list above it");
     let server = ServerConfig::parse("larder.yml", b"promote: {min_healthy: 1h, checks: [health], max_restarts: 5}").unwrap();
     let both = settings(text, "").on_server(&server).promote;
     assert_eq!((both.min_healthy, both.max_restarts), (Some(TimeSpan::minutes(60)), Some(3)));
@@ -398,7 +398,7 @@ fn health_status_alone_keeps_the_path_of_app_json() {
     assert_eq!(check("health: {command: x}"), HealthCheck::Command("x".parse().unwrap()));
 }
 
-/// A key that a level of the recipe sets changes only itself, in every mapping.
+/// In every mapping, a level of the recipe changes only the keys that it sets.
 #[test]
 fn partial_mapping_keeps_the_other_keys() {
     let recipe = "stop: {grace: 1m, signal: INT}\nkeep: {releases: 5, age: 3d}\ndrift: {policy: refuse, ignore: [a]}\n\
@@ -420,9 +420,10 @@ fn partial_mapping_keeps_the_other_keys() {
     assert!(matches!(s.health.check, HealthCheck::Http { .. }));
 }
 
-/// Journals keep the settings of a deployment. A value of the operator that counts later must not be among them.
+/// Journals store the settings of a deployment. The stored settings must not contain values of the server file that the operator can
+/// change later.
 #[test]
-fn stored_settings_follow_the_operators_new_values() {
+fn stored_settings_use_new_values_of_the_server_file() {
     let server = |text: &str| ServerConfig::parse("larder.yml", text.as_bytes()).unwrap();
     let before = server("keep: {releases: 3, age: 1d, bytes: 1G}\ndrift: refuse\n");
     let now = server("keep: {releases: 20, age: 2y, bytes: 5G}\ndrift: reapply\n");
@@ -443,17 +444,14 @@ fn process_scaled_to_zero_needs_no_command() {
     assert_eq!(without("processes: {clock: {memory: 64M}}", "{}"), Some("clock".to_owned()));
 }
 
-/// The hint names every known key, so no golden file contains it: a new key would change the file.
+/// No `.errors` file contains this hint, because the hint names all known keys and each new key would change the file.
 #[test]
 fn unknown_key_unlike_all_others_is_reported_with_the_known_keys() {
     let known: Vec<_> = settings::KEYS.iter().map(|key| key.name).collect();
     let error = |text: &str| Recipe::parse(text.as_bytes()).unwrap_err()[0].to_string();
-    let all = format!("larder.yml:1: unknown key \"kubernetes\"; the known ones are {}", known.join(", "));
+    let all = format!("larder.yml:1: unknown key \"kubernetes\"; expected one of {}", known.join(", "));
     assert_eq!(error("kubernetes: yes"), all);
     let nested = error("environments: {staging: {environments: {}}}");
     let levels = known[..known.len() - 1].join(", ");
-    assert_eq!(
-        nested,
-        format!("larder.yml:1: unknown key \"environments\" in environments.staging; the known ones are {levels}")
-    );
+    assert_eq!(nested, format!("larder.yml:1: unknown key \"environments\" in environments.staging; expected one of {levels}"));
 }

@@ -1,4 +1,4 @@
-//! Names, paths and commands in configuration files, each checked when it is read.
+//! Names, paths and commands in configuration files. Each type checks its text when it is parsed.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -7,6 +7,27 @@ use serde::{Deserialize, Serialize};
 use super::error::shown;
 use crate::model::{CommitId, checked_text};
 
+/// The maximum length of a variable's name, in bytes.
+const MAX_VARIABLE_NAME: usize = 128;
+/// The maximum length of a path in the application, in bytes.
+const MAX_RELATIVE_PATH: usize = 512;
+/// The maximum length of a part of a path, in bytes (`NAME_MAX` of Linux).
+const MAX_PATH_PART: usize = 255;
+/// The maximum length of a host name, in bytes. The 255 octets of RFC 1035, section 2.3.4, are 253 characters of text.
+const MAX_DOMAIN: usize = 253;
+/// The maximum length of a label of a host name, in bytes (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
+/// The maximum length of the path of a request, in bytes.
+const MAX_HTTP_PATH: usize = 1024;
+/// The maximum length of a command, in bytes.
+const MAX_COMMAND: usize = 16 * 1024;
+/// The maximum length of the name of a buildpack, in bytes.
+const MAX_BUILDPACK_NAME: usize = 63;
+/// The maximum length of the address of a buildpack, in bytes.
+const MAX_BUILDPACK_URL: usize = 1024;
+/// The maximum length of a path on the host, in bytes.
+const MAX_HOST_PATH: usize = 1024;
+
 checked_text!(
     /// The name of an environment variable that a project may set.
     VariableName,
@@ -14,13 +35,13 @@ checked_text!(
     |text| {
         let mut bytes = text.bytes();
         let first = bytes.next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
-        if !first || text.len() > 128 || !bytes.all(|c| c.is_ascii_alphanumeric() || c == b'_') {
+        if !first || text.len() > MAX_VARIABLE_NAME || !bytes.all(|c| c.is_ascii_alphanumeric() || c == b'_') {
             return Err(format!("{} is not a name for a variable (letters, digits and _, not starting with a digit)", shown(text)));
         }
         if matches!(text, "PORT" | "HOME") || text.starts_with("LARDER_") {
             return Err(format!("the variable {text} is set by larder itself"));
         }
-        // These variables would also affect the programs of larder that start the process.
+        // These variables would also affect larder's own programs, which start the process.
         if text.starts_with("LD_") || matches!(text, "IFS" | "BASH_ENV" | "ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4") {
             return Err(format!("the variable {text} changes how every program starts and is not allowed"));
         }
@@ -29,7 +50,7 @@ checked_text!(
 );
 
 checked_text!(
-    /// A path relative to the application's directory: no `..`, no empty parts, not larder's own files.
+    /// A path relative to the application's directory, without `..` and empty parts, and outside of `.git` and `.larder`.
     RelativePath,
     String,
     |text| {
@@ -39,14 +60,14 @@ checked_text!(
         if text.starts_with('/') || text.starts_with('~') {
             return Err(format!("{} is not relative to the application", shown(text)));
         }
-        if text.len() > 512 || text.chars().any(|c| c.is_control() || c == '\\') {
+        if text.len() > MAX_RELATIVE_PATH || text.chars().any(|c| c.is_control() || c == '\\') {
             return Err(format!("{} is too long or has control characters or backslashes", shown(text)));
         }
         if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(format!("{} has an empty, \".\" or \"..\" part", shown(text)));
         }
-        if text.split('/').any(|part| part.len() > 255) {
-            return Err(format!("{} has a part of more than 255 bytes", shown(text)));
+        if text.split('/').any(|part| part.len() > MAX_PATH_PART) {
+            return Err(format!("{} has a part of more than {MAX_PATH_PART} bytes", shown(text)));
         }
         if matches!(text.split('/').next(), Some(".git" | ".larder")) {
             return Err(format!("{} is reserved", shown(text)));
@@ -63,12 +84,12 @@ checked_text!(
 );
 
 impl DataPath {
-    /// Returns the path without the slash.
+    /// Returns the path without a slash at its end.
     pub fn path(&self) -> &str {
         self.0.strip_suffix('/').unwrap_or(&self.0)
     }
 
-    /// Returns true if the two paths are equal or one contains the other.
+    /// Returns true if the two paths are equal, or if one path contains the other path.
     pub fn overlaps(&self, other: &DataPath) -> bool {
         let inside =
             |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
@@ -77,17 +98,17 @@ impl DataPath {
 }
 
 checked_text!(
-    /// A host name, in lower case.
+    /// A host name in lower case.
     Domain,
     String,
     |text| {
         let label = |part: &str| {
-            (1..=63).contains(&part.len())
+            (1..=MAX_LABEL).contains(&part.len())
                 && part.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
                 && !part.starts_with('-')
                 && !part.ends_with('-')
         };
-        if text.len() > 253 || !text.split('.').all(label) {
+        if text.len() > MAX_DOMAIN || !text.split('.').all(label) {
             return Err(format!("{} is not a host name in lower case", shown(text)));
         }
         if text.split('.').all(|part| part.bytes().all(|c| c.is_ascii_digit())) {
@@ -98,7 +119,7 @@ checked_text!(
 );
 
 impl Domain {
-    /// Returns `localhost`. Its subdomains resolve to this machine as well (RFC 6761).
+    /// Returns the domain `localhost`. Its subdomains resolve to this machine, too (RFC 6761).
     pub fn localhost() -> Domain {
         Domain("localhost".to_owned())
     }
@@ -109,7 +130,7 @@ checked_text!(
     HttpPath,
     String,
     |text| {
-        if text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|c| c.is_ascii_graphic() && c != b'#') {
+        if text.starts_with('/') && text.len() <= MAX_HTTP_PATH && text.bytes().all(|c| c.is_ascii_graphic() && c != b'#') {
             Ok(())
         } else {
             Err(format!("{} is not the path of a request", shown(text)))
@@ -118,15 +139,15 @@ checked_text!(
 );
 
 checked_text!(
-    /// A shell command of the project, run inside its sandbox; one or more lines.
+    /// A shell command of one or more lines, which runs in the project's sandbox.
     CommandLine,
     String,
     |text| {
         if text.trim().is_empty() {
             return Err("the command is empty".to_owned());
         }
-        if text.len() > 16 * 1024 {
-            return Err(format!("the command has {} bytes; at most 16384 are allowed", text.len()));
+        if text.len() > MAX_COMMAND {
+            return Err(format!("the command has {} bytes; at most {MAX_COMMAND} are allowed", text.len()));
         }
         if text.contains('\0') {
             return Err("the command has a NUL character".to_owned());
@@ -135,18 +156,18 @@ checked_text!(
     }
 );
 
-/// A buildpack that a project asks for.
+/// A reference to a buildpack, in a recipe, `.buildpacks` or `app.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BuildpackRef {
-    /// A buildpack of larder or of the operator, by its name.
+    /// The name of a buildpack of larder or of the operator.
     Named(String),
-    /// A directory of the project itself, relative to its top.
+    /// A directory of the project, relative to the project's root directory.
     Directory(RelativePath),
     /// A repository in Heroku's buildpack format.
     Git {
         /// An `https://` or `http://` address.
         url: String,
-        /// The commit after `#`. It is required because a moving reference could build the same push differently tomorrow.
+        /// The commit after `#`. The commit is required, because builds with a branch or a tag would not be reproducible.
         commit: CommitId,
     },
 }
@@ -163,7 +184,7 @@ impl FromStr for BuildpackRef {
         if let Some(path) = text.strip_prefix("./") {
             return Ok(BuildpackRef::Directory(path.trim_end_matches('/').parse()?));
         }
-        // Heroku's names of its buildpacks select larder's buildpack for the same language.
+        // A name of a Heroku buildpack selects larder's buildpack for the same language.
         let name = text.strip_prefix("urn:buildpack:").unwrap_or(text);
         let name = match name.strip_prefix("heroku/").unwrap_or(name) {
             "nodejs" => "node",
@@ -172,18 +193,19 @@ impl FromStr for BuildpackRef {
             other => other,
         };
         let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-' || c == b'_';
-        if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 63 && name.bytes().all(word) {
+        if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= MAX_BUILDPACK_NAME && name.bytes().all(word) {
             return Ok(BuildpackRef::Named(name.to_owned()));
         }
         let (url, commit) = text.split_once('#').unwrap_or((text, ""));
         let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-        let good = rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()) && rest.len() <= 1024)
+        let good = rest
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()) && rest.len() <= MAX_BUILDPACK_URL)
             && url.bytes().all(|c| c.is_ascii_graphic() && !b"\"'`\\<>".contains(&c));
         if !good {
             return Err(format!("{} is not a buildpack", shown(text)));
         }
         if commit.is_empty() {
-            return Err(format!("{} names no commit (`git ls-remote {url} HEAD` shows the newest)", shown(text)));
+            return Err(format!("{} names no commit (`git ls-remote {url} HEAD` shows the newest commit)", shown(text)));
         }
         let commit = commit.parse().map_err(|_| format!("{} is not a commit of 40 hexadecimal digits", shown(commit)))?;
         Ok(BuildpackRef::Git { url: url.to_owned(), commit })
@@ -200,11 +222,11 @@ impl fmt::Display for BuildpackRef {
     }
 }
 
-/// Checks a directory of the host that sandboxes shall see. Refuses the directories of the system that they must never see.
+/// Checks the path of a host directory that becomes visible in sandboxes. Refuses system directories that must not be visible.
 pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
     let parts: Vec<&str> = text.split('/').skip(1).collect();
     let clean = text.starts_with('/')
-        && text.len() <= 1024
+        && text.len() <= MAX_HOST_PATH
         && !text.chars().any(char::is_control)
         && parts.iter().all(|part| !matches!(*part, "" | "." | ".."));
     if !clean {
@@ -218,7 +240,7 @@ pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
     const OWN: [&str; 13] =
         ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
     if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
-        return Err(format!("{} would be hidden: every sandbox has a directory of its own there", shown(text)));
+        return Err(format!("{} would be hidden: every sandbox has its own directory there", shown(text)));
     }
     Ok(PathBuf::from(text))
 }
@@ -228,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_or_loader_variable_is_rejected() {
+    fn variable_of_larder_or_of_the_loader_is_rejected() {
         for good in ["A", "_x", "DATABASE_URL", "PATH"] {
             assert!(good.parse::<VariableName>().is_ok(), "{good}");
         }
@@ -252,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn buildpacks_are_names_or_pinned_addresses() {
+    fn buildpack_that_is_no_name_directory_or_pinned_address_is_rejected() {
         let named = |name: &str| BuildpackRef::Named(name.to_owned());
         assert_eq!("python".parse(), Ok(named("python")));
         assert_eq!("heroku/nodejs".parse(), Ok(named("node")));
@@ -280,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn host_name_with_upper_case_or_address_is_rejected() {
+    fn host_name_in_upper_case_or_ip_address_is_rejected() {
         for good in ["shop.example.com", "localhost", "a-b.c"] {
             assert!(good.parse::<Domain>().is_ok(), "{good}");
         }

@@ -1,7 +1,7 @@
-//! A YAML parser with limits: size, depth, no aliases, no tags, no duplicate keys. Every value has its line.
+//! A YAML parser that limits size and depth, and refuses aliases, tags and duplicate keys. Every value has its position in the file.
 //!
-//! The parser first builds a tree of nodes. The recipe and the server file are read from this tree, so that all their problems are
-//! reported at once. [`parse`] checks the tree and then deserializes any other type with serde.
+//! The parser builds a tree of nodes. The recipe and the server file are read from their trees, so that all their problems are reported
+//! together. Other files are read with [`parse`], which checks the tree and then deserializes the text with serde.
 
 use serde::de::DeserializeOwned;
 use serde_yaml::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, Span};
@@ -11,16 +11,16 @@ use super::error::{ConfigError, shown};
 /// The limits of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileLimits {
-    /// The size in bytes.
+    /// The maximum size, in bytes.
     pub bytes: usize,
-    /// The levels of nested collections.
+    /// The maximum number of levels of nested collections.
     pub depth: usize,
 }
 
 impl FileLimits {
-    /// The limits of a pushed file: 64 KiB.
+    /// The limits of a file in a project's repository.
     pub const RECIPE: FileLimits = FileLimits { bytes: 64 * 1024, depth: 32 };
-    /// The limits of a file of the operator: 256 KiB.
+    /// The limits of a file of the operator.
     pub const SERVER: FileLimits = FileLimits { bytes: 256 * 1024, depth: 32 };
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Node {
     pub value: Value,
 }
 
-/// A YAML value. Scalars stay text: the key decides what `1.10` means.
+/// A YAML value. Scalars are kept as text, because the meaning of `1.10` depends on the key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -54,7 +54,7 @@ impl Default for Node {
 }
 
 impl Node {
-    /// Returns the value of a mapping's key. A key without a value counts as absent.
+    /// Returns the value of a key, if this value is a mapping. A key without a value counts as absent.
     pub fn child(&self, key: &str) -> Option<&Node> {
         self.children().find(|(name, node)| *name == key && node.value != Value::Null).map(|(_, node)| node)
     }
@@ -84,7 +84,7 @@ impl Node {
     }
 }
 
-/// Parses one YAML document into `T`. `file` is its name in errors.
+/// Parses one YAML document into `T`. `file` is the file's name in errors.
 pub fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8], limits: FileLimits) -> Result<T, ConfigError> {
     let text = utf8(file, bytes, limits)?;
     tree(file, text, limits)?;
@@ -101,7 +101,7 @@ pub(super) fn parse_tree(file: &str, bytes: &[u8], limits: FileLimits) -> Result
     tree(file, utf8(file, bytes, limits)?, limits)
 }
 
-/// Returns the text of a file within its size, without a byte order mark.
+/// Checks the size and the encoding of a file. Returns its text without a byte order mark.
 pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: FileLimits) -> Result<&'a str, ConfigError> {
     if bytes.len() > limits.bytes {
         return Err(ConfigError::new(file, format!("the file has {} bytes", bytes.len()))
@@ -117,7 +117,7 @@ pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: FileLimits) -> Resul
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// A collection that is still being read.
+/// A collection whose end has not been read yet.
 enum Open {
     List { at: At, items: Vec<Node> },
     Map { at: At, pairs: Vec<(Node, Node)>, key: Option<Node> },
@@ -155,16 +155,18 @@ fn tree(file: &str, text: &str, limits: FileLimits) -> Result<Node, ConfigError>
                 continue;
             }
             Event::Alias(_) | Event::UnresolvedAlias(_) => {
-                return Err(problem(file, at, "an alias (*name) is used").hint("write the value out: aliases are switched off"));
+                return Err(
+                    problem(file, at, "an alias (*name) is used").hint("write the value instead: aliases are not supported")
+                );
             }
             Event::Scalar(_, _, anchor, _) | Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _)
                 if anchor != 0 =>
             {
-                return Err(problem(file, at, "an anchor (&name) is used").hint("write the value out: aliases are switched off"));
+                return Err(problem(file, at, "an anchor (&name) is used").hint("remove the anchor: aliases are not supported"));
             }
             Event::Scalar(_, _, _, Some(tag)) | Event::SequenceStart(_, _, Some(tag)) | Event::MappingStart(_, _, Some(tag)) => {
                 return Err(problem(file, at, format!("the tag {} is used", shown(&tag.to_string())))
-                    .hint("remove it: tags are switched off"));
+                    .hint("remove the tag: tags are not supported"));
             }
             Event::Scalar(text, style, ..) => {
                 let null = style == ScalarStyle::Plain && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
@@ -209,7 +211,7 @@ fn no_duplicates(file: &str, pairs: Vec<(Node, Node)>) -> Result<Vec<(Node, Node
         let text = key.text().unwrap_or_default();
         if let Some(first) = seen.insert(text, key.at.line) {
             return Err(problem(file, key.at, format!("the key {} is repeated", shown(text)))
-                .hint(format!("the first is on line {first}; remove one")));
+                .hint(format!("the key is also on line {first}; remove one of them")));
         }
     }
     Ok(pairs)
