@@ -401,7 +401,7 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value("file_bytes", "", Unstated, "512M", |reader, node, key, config| {
         set(&mut config.limits.file_bytes, reader.bytes(node, key));
     }),
-    // The hooks refuse a push of more than 2000 refs (`REFS_LIMIT` of `git/hook`).
+    // The hooks refuse a push of more than 2000 refs (`MAX_REFS` of `git/hook`).
     KeyRow::value("refs_per_push", "", Unstated, "100", |reader, node, key, config| {
         set(&mut config.limits.refs_per_push, number(reader, node, key, 1..=2_000));
     }),

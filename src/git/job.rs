@@ -1,4 +1,5 @@
-//! The jobs of git workers and their answers. Both travel between processes of one larder version only.
+//! The jobs of git workers and their answers. They are exchanged only between processes of the same version of larder, so their format has
+//! no version.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,7 @@ use crate::model::{BranchName, CommitId, EnvId, ReleaseId};
 /// The prefix of larder's own refs. Clients cannot see or write them.
 pub const OWN_REFS: &str = "refs/larder";
 
-/// The git service for a client.
+/// The git service that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Service {
     /// `git push`.
@@ -19,7 +20,7 @@ pub enum Service {
 /// Limits of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeLimits {
-    /// The maximum size of a received pack, in bytes as sent (compressed).
+    /// The maximum compressed size of a received pack, in bytes.
     pub pack_bytes: u64,
 }
 
@@ -32,7 +33,7 @@ impl Default for ServeLimits {
 /// The value that a ref must have before it is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
-    /// Any value, or no ref.
+    /// The ref may name any commit, or may not exist.
     Anything,
     /// The ref must not exist.
     Missing,
@@ -41,29 +42,29 @@ pub enum Expected {
 }
 
 impl From<CommitId> for Expected {
-    /// Converts git's notation, in which the zero id stands for a missing ref.
+    /// Converts git's notation, in which the null id stands for a missing ref.
     fn from(id: CommitId) -> Expected {
         if id.is_zero() { Expected::Missing } else { Expected::At(id) }
     }
 }
 
-/// An atomic change of refs. After the worker has answered, the change survives a power failure.
+/// An atomic change of refs. The worker answers after the change is on the disk, so the change survives a power failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRef {
     /// The full name of the ref.
     pub refname: String,
-    /// The value that the ref must have before.
+    /// The value that the ref must have before the change.
     pub expected: Expected,
     /// The new value; `None` deletes the ref.
     pub new: Option<CommitId>,
-    /// A release whose objects are kept from now on, and its commit.
+    /// A release whose objects are kept from now on, and the release's commit.
     pub keep: Option<(ReleaseRef, CommitId)>,
-    /// Releases whose objects are not kept any longer.
+    /// Releases whose objects are no longer kept.
     pub forget: Vec<ReleaseRef>,
 }
 
-/// The ref that keeps the objects of a release for one environment. Several environments of a project can keep the same release; each has
-/// a ref of its own.
+/// The ref that keeps the objects of a release for one environment. Each environment has its own refs, because several environments of a
+/// project can keep the same release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseRef {
     /// The environment that keeps the release.
@@ -73,18 +74,18 @@ pub struct ReleaseRef {
 }
 
 impl ReleaseRef {
-    /// The full name of the ref.
+    /// Returns the full name of the ref.
     pub fn refname(self) -> String {
         format!("{OWN_REFS}/keep/{}/{}", self.environment.0, self.release)
     }
 }
 
-/// The name of a commit.
+/// A description of a commit, from which [`GitJob::Resolve`] finds the commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommitSpec {
     /// The tip of a branch.
     Branch(BranchName),
-    /// A name that a user typed: a branch, a tag, or the first digits of a commit id. Never an expression.
+    /// Text from a user: a branch, a tag, or the first digits of a commit id. Revision expressions of git are not supported.
     Text(String),
     /// The commit of a release.
     Release(ReleaseRef),
@@ -93,20 +94,20 @@ pub enum CommitSpec {
 /// A job of a git worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitJob {
-    /// Replaces the worker by git's own program, which talks to the client on the worker's stdio.
+    /// Replaces the worker by git's own program, which serves the client on the worker's standard input and output.
     Serve {
         /// The requested service.
         service: Service,
-        /// The protocol version that the client requests, if git knows it.
+        /// The protocol version that the client requests, if git supports this version.
         protocol: Option<u8>,
         /// The push token in text form; only for a push.
         token: Option<String>,
         /// The limits of a push.
         limits: ServeLimits,
     },
-    /// Creates the repository. Idempotent. `HEAD` names the branch that is deployed.
+    /// Creates the repository and sets its `HEAD`. Idempotent.
     Init {
-        /// The branch that a clone checks out.
+        /// The branch that `HEAD` names. A clone checks out this branch.
         head: BranchName,
     },
     /// Moves, creates or deletes a ref. Idempotent.
@@ -116,7 +117,7 @@ pub enum GitJob {
         /// The maximum number of refs.
         limit: usize,
     },
-    /// Lists all tags of commits, their names without `refs/tags/`. Tags of other objects are left out.
+    /// Lists the tags of commits, with their names without `refs/tags/`. Tags of other objects are left out.
     Tags,
     /// Finds a commit.
     Resolve {
@@ -125,12 +126,12 @@ pub enum GitJob {
     },
     /// Finds the tree of a commit.
     Tree {
-        /// The commit whose tree is wanted.
+        /// The commit.
         commit: CommitId,
     },
     /// Lists the commits that are reachable from `to` and not from `from`, newest first.
     Log {
-        /// The older commit.
+        /// The older commit. Without this commit, all ancestors of `to` are listed.
         from: Option<CommitId>,
         /// The newer commit.
         to: CommitId,
@@ -141,17 +142,17 @@ pub enum GitJob {
     ExportPack {
         /// The exported commit.
         want: CommitId,
-        /// Commits of the receiver. Those that this repository does not have are ignored.
+        /// Commits that the receiver has. Commits that this repository does not have are ignored.
         haves: Vec<CommitId>,
     },
-    /// Imports a pack from the worker's standard input. Afterwards the repository has a commit and everything reachable from it.
+    /// Imports a pack from the worker's standard input. Afterwards, the repository has a commit and everything reachable from it.
     ImportPack {
         /// The imported commit.
         want: CommitId,
         /// The maximum size of the pack, in bytes.
         bytes: u64,
     },
-    /// Removes the locks that killed processes have left.
+    /// Removes the lock files of killed processes.
     RemoveLocks,
     /// Packs the repository and removes unreachable objects that are older than two weeks.
     Gc,
@@ -162,9 +163,9 @@ pub enum GitJob {
 pub struct LogEntry {
     /// The id of the commit.
     pub commit: CommitId,
-    /// The first line of its message, sanitised.
+    /// The first line of the commit message, sanitised.
     pub subject: String,
-    /// The name of its author, sanitised.
+    /// The name of the author, sanitised.
     pub author: String,
     /// The time of the commit, in seconds since 1970.
     pub time: i64,
@@ -173,22 +174,22 @@ pub struct LogEntry {
 /// A ref and its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefEntry {
-    /// The full name of the ref; of a tag, the name without `refs/tags/`.
+    /// The full name of the ref. In the answer to [`GitJob::Tags`], the name of the tag without `refs/tags/`.
     pub refname: String,
-    /// The object that it names.
+    /// The object that the ref names. In the answer to [`GitJob::Tags`], the commit of the tag.
     pub id: CommitId,
 }
 
 /// A git worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitAnswer {
-    /// The job is done; there is nothing to return.
+    /// The answer to jobs that return no data.
     Done,
     /// The answer to [`GitJob::ReadRefs`] and [`GitJob::Tags`].
     Refs {
         /// The refs up to the limit.
         refs: Vec<RefEntry>,
-        /// Set if the limit was exceeded.
+        /// True if there are more refs than the limit.
         more: bool,
     },
     /// The answer to [`GitJob::Resolve`].
@@ -199,7 +200,7 @@ pub enum GitAnswer {
     Log {
         /// The commits up to the limit.
         entries: Vec<LogEntry>,
-        /// Set if the limit was exceeded.
+        /// True if there are more commits than the limit.
         more: bool,
     },
 }
@@ -212,10 +213,10 @@ pub enum GitFailure {
     Moved {
         /// The full name of the ref.
         refname: String,
-        /// Its actual value; `None` if it does not exist.
+        /// The actual value of the ref; `None` if the ref does not exist.
         actual: Option<CommitId>,
     },
-    /// The repository has nothing of this name.
+    /// The repository has no such branch, tag, commit or release.
     #[error("the repository has no {0}")]
     NotFound(String),
     /// An abbreviated commit id is not unique.
@@ -225,7 +226,7 @@ pub enum GitFailure {
     #[error("{0:?} is not the name of a branch, a tag or a commit")]
     BadName(String),
     /// The git program is missing.
-    #[error("git is not installed: there is none in /usr/local/bin, /usr/bin or /bin; install git 2.29 or newer")]
+    #[error("git is not installed: there is no git in /usr/local/bin, /usr/bin or /bin; install git 2.29 or newer")]
     NoGit,
     /// Any other failure.
     #[error("cannot {doing}: {why}")]
@@ -239,8 +240,8 @@ pub enum GitFailure {
 
 fn current_value(actual: &Option<CommitId>) -> String {
     match actual {
-        Some(id) => format!("it names {} now", id.short()),
-        None => String::from("it does not exist now"),
+        Some(id) => format!("the ref names {} now", id.short()),
+        None => String::from("the ref does not exist now"),
     }
 }
 

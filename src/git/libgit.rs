@@ -1,4 +1,4 @@
-//! Access to repositories through libgit2: opens them, sets libgit2's process-wide options, and translates its errors and ids.
+//! Access to repositories through libgit2: opens repositories, sets libgit2's process-wide options, and converts its errors and ids.
 
 use std::{path::Path, sync::Once};
 
@@ -7,13 +7,13 @@ use git2::{Oid, Repository, RepositoryOpenFlags};
 use super::job::GitFailure;
 use crate::model::CommitId;
 
-/// Opens a repository: no search in parent directories, no environment, no configuration except its own.
+/// Opens the repository at `path`. Parent directories, environment variables and the host's configuration are ignored.
 pub(super) fn open(path: &Path) -> Result<Repository, git2::Error> {
     prepare();
     Repository::open_ext(path, RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE, None::<&Path>)
 }
 
-/// Sets up libgit2 before its first use: no configuration of the host, no caches that grow with pushed data.
+/// Sets libgit2's options before its first use. libgit2 then ignores the host's configuration, and its cache of objects has a size limit.
 // The setters are unsafe because they are not synchronised with the use of libgit2.
 #[allow(unsafe_code)]
 fn prepare() {
@@ -25,21 +25,21 @@ fn prepare() {
             // other callers wait here until the set-up is done.
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
-        // SAFETY: as above. The check of the owner is switched off: the keeper chooses the user of each worker, and in a user namespace
-        // the owner of a repository may not be mapped.
+        // SAFETY: as above. The check of a repository's owner is disabled, because the keeper chooses the user of each worker, and because
+        // the owner may not be mapped in a user namespace.
         let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
         // SAFETY: as above. The size is in bytes, for the whole process.
         let _ = unsafe { git2::opts::set_cache_max_size(32 << 20) };
     });
 }
 
-/// Turns an error of libgit2 into the failure of the operation `doing`.
+/// Converts an error of libgit2 to the failure of the operation `doing`.
 pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(git2::Error) -> GitFailure {
     let doing = doing.into();
     move |error| GitFailure::Failed { doing, why: error.message().to_owned() }
 }
 
-/// Turns a system error into the failure of the operation `doing`.
+/// Converts a system error to the failure of the operation `doing`.
 pub(super) fn failed_io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> GitFailure {
     let doing = doing.into();
     move |error| GitFailure::Failed { doing, why: error.to_string() }
@@ -49,19 +49,19 @@ pub(super) fn commit_id(oid: Oid) -> Result<CommitId, GitFailure> {
     oid.to_string().parse().map_err(|why| GitFailure::Failed { doing: String::from("read an object id"), why })
 }
 
-/// Returns whether `name` is a directory in which git keeps the objects of a push until pre-receive has accepted it:
-/// `tmp_objdir-incoming-AbCd12`, or `incoming-AbCd12` before git 2.35.
+/// Returns true if `name` is of the form `tmp_objdir-incoming-AbCd12`, or `incoming-AbCd12` before git 2.35. git gives such a name to a
+/// quarantine, the directory that contains the objects of a push until pre-receive has accepted the push.
 pub(super) fn is_quarantine(name: &str) -> bool {
     let random = name.strip_prefix("tmp_objdir-").unwrap_or(name).strip_prefix("incoming-");
     random.is_some_and(|random| (1..=16).contains(&random.len()) && random.bytes().all(|c| c.is_ascii_alphanumeric()))
 }
 
-/// Makes the objects of a push that is not accepted yet visible in the repository at `path`.
+/// Makes the objects in the quarantine `name` visible in `repository`, which was opened at `path`.
 pub(super) fn add_quarantine(repository: &Repository, path: &Path, name: &str) -> Result<(), GitFailure> {
     let failed =
         |why: &str| GitFailure::Failed { doing: String::from("read the objects of a push in progress"), why: why.to_owned() };
     if !is_quarantine(name) {
-        return Err(failed("the directory does not have a name that git gives to a quarantine"));
+        return Err(failed("the directory is not a quarantine of git"));
     }
     let objects = path.join("objects").join(name);
     let objects = objects.to_str().ok_or_else(|| failed("the path of the repository is not UTF-8"))?;

@@ -1,4 +1,4 @@
-//! Worker side: lookups of commits, tags and logs, through libgit2.
+//! Worker side: finds commits, tags and logs with libgit2.
 
 use std::path::Path;
 
@@ -12,10 +12,12 @@ use crate::model::{CommitId, sanitise_reason};
 
 /// The maximum number of entries in a log.
 const MAX_LOG: usize = 50;
-/// The maximum number of tags that are read.
+/// The maximum number of tags that are listed.
 const MAX_TAGS: usize = 10_000;
+/// The maximum number of stored tags of one commit.
+const MAX_TAGS_OF_COMMIT: usize = 100;
 
-/// Returns the tags of commits, sorted by name.
+/// Returns the tags of all commits, sorted by name, at most [`MAX_TAGS`].
 pub fn tags(path: &Path) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (mut found, mut more) = (Vec::new(), false);
@@ -31,8 +33,8 @@ pub fn tags(path: &Path) -> GitReport {
     Ok(GitAnswer::Refs { refs: found, more })
 }
 
-/// Returns the tags of `commit`. `coming` are tags of the same push that are not stored yet. If the tags cannot be read, the result is
-/// empty: tags are only shown to users, and nothing depends on them.
+/// Returns the tags of `commit`. `coming` contains the tags of the same push, which are not stored yet. Errors are ignored, because tags
+/// are only shown to users and no decision depends on them.
 pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, CommitId)]) -> Vec<String> {
     let Ok(wanted) = Oid::from_str(commit.as_str()) else { return Vec::new() };
     let mut names = Vec::new();
@@ -40,7 +42,7 @@ pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, Co
         if target == wanted && !coming.iter().any(|(other, _)| other == name) {
             names.push(name.to_owned());
         }
-        names.len() < 100
+        names.len() < MAX_TAGS_OF_COMMIT
     });
     for (name, id) in coming {
         let object = Oid::from_str(id.as_str()).and_then(|id| repository.find_object(id, None));
@@ -65,7 +67,7 @@ fn each_tag(repository: &Repository, mut found: impl FnMut(&str, Oid) -> bool) -
     Ok(())
 }
 
-/// Finds the commit that `spec` names. Only complete names are looked up; git's revision expressions are never evaluated.
+/// Finds the commit that `spec` describes. Revision expressions of git, such as `main~1`, are never evaluated.
 pub fn resolve(path: &Path, spec: &CommitSpec) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (names, what) = match spec {
@@ -109,12 +111,12 @@ pub fn tree(repository: &Path, commit: &CommitId) -> GitReport {
     Ok(GitAnswer::Tree(commit_id(found.tree_id())?))
 }
 
-/// Returns whether `text` can be the first digits of a commit id.
+/// Returns true if `text` can be the first digits of a commit id.
 fn is_digits(text: &str) -> bool {
     (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
-/// Returns the commits that are reachable from `to` and not from `from`, newest first.
+/// Returns the commits that are reachable from `to` and not from `from`, newest first, at most `limit` and at most [`MAX_LOG`].
 pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) -> GitReport {
     let doing = || format!("read the log up to {}", to.short());
     let repository = open(path).map_err(failed("open the repository"))?;
@@ -123,7 +125,7 @@ pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) ->
     walk.set_sorting(Sort::TOPOLOGICAL | Sort::TIME).map_err(failed(doing()))?;
     walk.push(oid(to)?).map_err(failed(doing()))?;
     if let Some(from) = from {
-        // A commit that was removed meanwhile is ignored.
+        // This fails if the repository no longer has `from`. The log then contains older commits, too.
         let _ = walk.hide(oid(from)?);
     }
     let limit = limit.min(MAX_LOG);

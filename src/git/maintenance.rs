@@ -1,4 +1,4 @@
-//! Worker side: maintenance of a repository that no other process uses: removes stale locks and runs `git gc`.
+//! Worker side: removes stale locks from a repository and runs `git gc`. No other process may use the repository at the same time.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::model::sanitise_reason;
 
-/// Removes the lock files that killed git processes have left: of refs, `HEAD`, the packed refs, the configuration. While a stale lock
-/// exists, git refuses every change of the file that it locks. Must not run while another process uses the repository.
+/// Removes the lock files of killed git processes: the locks of refs, `HEAD`, the packed refs and the configuration. While a lock file
+/// exists, git refuses to change the locked file. Must not run while another process uses the repository.
 pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));
-    // A directory that cannot be listed is skipped: it does not exist, or the next operation in it fails with the reason.
+    // A directory that cannot be listed is skipped. Either the directory does not exist, or its next user reports the error.
     for entry in [top].into_iter().chain(inside).flatten().flatten().filter(|entry| entry.file_type().is_file()) {
         let name = entry.file_name().to_string_lossy();
         if name.ends_with(".lock") || name == "packed-refs.new" {
@@ -29,7 +29,7 @@ pub fn remove_locks(repository: &Path) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Runs `git gc`, after removing stale locks. Must not run while another process uses the repository.
+/// Removes stale locks and runs `git gc`. Must not run while another process uses the repository.
 pub fn gc(path: &Path) -> GitReport {
     remove_locks(path)?;
     let git = program::find().ok_or(GitFailure::NoGit)?;
@@ -59,7 +59,7 @@ mod tests {
     use crate::git::{Expected, MoveRef, refs, testing::World};
 
     #[test]
-    fn stale_locks_are_removed_and_nothing_else() {
+    fn stale_locks_are_removed_and_refs_stay() {
         let world = World::new();
         let path = world.repository();
         let commit = world.commit(&[("a", false, b"1")]);

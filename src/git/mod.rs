@@ -1,7 +1,7 @@
 //! Repositories, git's own programs, hooks, and the export of a commit.
 //!
-//! The module has two halves. On the server, [`Repositories`] starts git workers and [`hook::Listener`] answers hooks. In the workers,
-//! [`work`] and [`work_source`] run inside the sandbox as the git user; only they open a repository.
+//! The module has two halves. In the server, [`Repositories`] starts git workers, and [`hook::Listener`] receives the requests of hooks. In
+//! the workers, [`work`] and [`work_source`] run as the git user inside the sandbox. Only workers and hooks open a repository.
 
 pub mod hook;
 mod job;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::model::{CommitId, sanitise_reason};
 
-/// The maximum number of the receiver's commits that are considered.
+/// The maximum number of the receiver's commits that reduce a pack. Further commits are ignored.
 const MAX_HAVES: usize = 64;
 
 fn git(path: &Path, words: &[&str]) -> Result<Command, GitFailure> {
@@ -31,7 +31,7 @@ fn failed(doing: &str, why: impl std::fmt::Display) -> GitFailure {
     GitFailure::Failed { doing: doing.to_owned(), why: sanitise_reason(&why.to_string()) }
 }
 
-/// Runs a command to its end, with `input` on its standard input.
+/// Runs a command and waits until it exits. Writes `input` to its standard input.
 fn run(mut command: Command, input: Option<&str>, doing: &str) -> Result<(), GitFailure> {
     let mut child = command.spawn().map_err(|error| failed(doing, error))?;
     if let Some((input, mut stdin)) = input.zip(child.stdin.take()) {
@@ -42,7 +42,7 @@ fn run(mut command: Command, input: Option<&str>, doing: &str) -> Result<(), Git
     if output.status.success() { Ok(()) } else { Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim())) }
 }
 
-/// Writes a pack to the standard output.
+/// Writes a pack to the standard output: `want` with everything reachable from it, except what is reachable from `haves`.
 pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     let doing = format!("pack {}", want.short());
     let repository = libgit::open(path).map_err(|error| failed(&doing, error.message()))?;
@@ -59,7 +59,8 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Imports the pack from the standard input.
+/// Imports a pack of at most `bytes` bytes from the standard input, and checks that everything reachable from `want` is in
+/// the repository.
 pub fn import(path: &Path, want: &CommitId, bytes: u64) -> GitReport {
     let doing = format!("import {}", want.short());
     let limit = format!("--max-input-size={bytes}");
@@ -80,7 +81,7 @@ fn complete(path: &Path, want: &CommitId) -> Result<(), GitFailure> {
 mod tests {
     use super::{super::testing::World, *};
 
-    /// Returns the pack that [`export`] writes to the standard output, which a test cannot capture.
+    /// Returns the pack that [`export`] would write. A test cannot capture the standard output that `export` writes to.
     fn pack(from: &World, list: &str) -> Vec<u8> {
         let output = super::super::testing::git(
             &from.repository(),

@@ -1,5 +1,5 @@
-//! The environment of git workers: their paths, and git's own programs with an environment made from scratch and a configuration that no
-//! repository can override. Settings in `GIT_CONFIG_*` take precedence over every file (git-config(1)).
+//! The paths of git workers, and the environment of git's own programs. The environment contains only the variables that are set here. No
+//! repository can override its settings, because variables `GIT_CONFIG_*` take precedence over all files (git-config(1)).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -7,10 +7,10 @@ use std::{
     process::Command,
 };
 
-/// `PATH` of git and of its hooks.
+/// The variable `PATH` of git and its hooks.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// Settings of every git process.
+/// The settings of every git process.
 const ALWAYS: &[(&str, &str)] = &[
     ("safe.directory", "*"),
     ("protocol.allow", "never"),
@@ -37,25 +37,25 @@ pub struct GitSettings {
 }
 
 impl GitSettings {
-    /// The settings of every git process.
+    /// Creates the settings that every git process has.
     pub fn new() -> GitSettings {
         let config = ALWAYS.iter().map(|(key, value)| (key.into(), value.into())).collect();
         GitSettings { config, env: Vec::new() }
     }
 
-    /// Adds a setting.
+    /// Adds a setting of git's configuration.
     pub fn config(mut self, key: &str, value: impl AsRef<OsStr>) -> GitSettings {
         self.config.push((key.into(), value.as_ref().to_owned()));
         self
     }
 
-    /// Adds a variable for git and its hooks.
+    /// Adds an environment variable for git and its hooks.
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> GitSettings {
         self.env.push((name, value.as_ref().to_owned()));
         self
     }
 
-    /// Returns the command, without arguments.
+    /// Returns a command that runs the program `git`, without arguments.
     pub fn command(self, git: &Path) -> Command {
         let mut command = Command::new(git);
         command.env_clear().envs([
@@ -87,7 +87,7 @@ impl GitSettings {
 pub struct WorkerPaths {
     /// The directory of the project's repositories, which contains `project.git`.
     pub repo: PathBuf,
-    /// The environment's `project/`; only for [`crate::model::Role::Source`].
+    /// The environment's directory `project/`; only for [`crate::model::Role::Source`].
     pub source: Option<PathBuf>,
     /// The directory of the hook scripts.
     pub hooks: Option<PathBuf>,
@@ -95,9 +95,9 @@ pub struct WorkerPaths {
     pub hook_socket: Option<PathBuf>,
 }
 
-/// An environment variable that the keeper always sets is missing.
+/// The error for a missing environment variable that the keeper always sets.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is not set: git workers are started by larder's keeper only")]
+#[error("{0} is not set: only larder's keeper can start git workers")]
 pub struct MissingVariable(&'static str);
 
 impl WorkerPaths {
@@ -112,7 +112,7 @@ impl WorkerPaths {
         })
     }
 
-    /// The project's repository.
+    /// Returns the path of the project's repository.
     pub fn repository(&self) -> PathBuf {
         self.repo.join("project.git")
     }

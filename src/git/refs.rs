@@ -1,4 +1,4 @@
-//! Worker side: creates the repository, moves refs and lists them. libgit2 reads; git's own programs write.
+//! Worker side: creates the repository, moves refs and lists refs. Reads with libgit2, and moves refs with git's own program.
 
 use std::{fs::File, io::Write, path::Path, process::Stdio};
 
@@ -17,14 +17,14 @@ use crate::{
 /// The maximum number of refs that are read.
 const MAX_REFS: usize = 10_000;
 
-/// Creates the repository, unless it exists, and sets its `HEAD` to branch `head`.
+/// Creates the repository if it does not exist, and sets its `HEAD` to the branch `head`.
 pub fn init(path: &Path, head: &BranchName) -> GitReport {
     let doing = || format!("create the repository for branch {head}");
     let repository = match open(path) {
         Ok(repository) => repository,
         Err(error) if error.code() == ErrorCode::NotFound => {
             let mut options = git2::RepositoryInitOptions::new();
-            // No templates: they come from the host and contain sample hooks.
+            // Templates are not used, because they come from the host and contain sample hooks.
             options.bare(true).no_reinit(true).mkdir(true).external_template(false).initial_head(head.as_str());
             Repository::init_opts(path, &options).map_err(failed(doing()))?
         }
@@ -35,7 +35,7 @@ pub fn init(path: &Path, head: &BranchName) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Moves a ref by compare and swap, with `git update-ref`. Returns after everything was written to the disk.
+/// Moves a ref by compare and swap, with `git update-ref`. Returns after the change is on the disk.
 pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     if !git2::Reference::is_valid_name(&change.refname) || !change.refname.starts_with("refs/") {
         return Err(GitFailure::BadName(change.refname.clone()));
@@ -69,10 +69,11 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     if !script.0.is_empty() {
         run_update_ref(path, &script.0, change)?;
     }
-    // git has started the writeback of the files. One sync waits for them, for their names, and for the pushed objects.
+    // git has only started to write the files to the disk (`writeout-only`). This sync waits for the files, their names, and the pushed
+    // objects.
     File::open(path).and_then(durable::commit).map_err(failed_io(format!("write {} to the disk", change.refname)))?;
-    // Another writer may have moved the ref between the check above and git's lock. git compares the old value itself; this check verifies
-    // the result.
+    // Another process may have moved the ref after the check above. git compares the old value while it holds the lock, and this check
+    // verifies the result.
     let after = current(&open(path).map_err(failed("open the repository"))?, &change.refname)?;
     if after == change.new {
         Ok(GitAnswer::Done)
@@ -81,7 +82,7 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     }
 }
 
-/// Commands for `git update-ref --stdin -z`, which treats every name as data.
+/// Commands for `git update-ref --stdin -z`. With `-z`, names end with NUL, so no name can contain a command.
 #[derive(Default)]
 struct Script(Vec<u8>);
 
@@ -117,7 +118,7 @@ fn run_update_ref(path: &Path, script: &[u8], change: &MoveRef) -> Result<(), Gi
         .spawn()
         .map_err(failed_io(doing()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // If git rejects the script early, it closes the pipe. Its own error message says more than the broken pipe.
+        // This write fails if git rejects the script early. The error is ignored, because git's own message names the cause.
         let _ = stdin.write_all(script);
     }
     let output = child.wait_with_output().map_err(failed_io(doing()))?;
@@ -144,7 +145,7 @@ fn current(repository: &Repository, refname: &str) -> Result<Option<CommitId>, G
     }
 }
 
-/// Returns all refs except larder's own, sorted by name.
+/// Returns at most `limit` refs, except larder's own refs, sorted by name.
 pub fn read_refs(path: &Path, limit: usize) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (mut refs, limit) = (Vec::new(), limit.min(MAX_REFS));

@@ -1,4 +1,4 @@
-//! Refs, lookups and maintenance on real repositories.
+//! Tests of refs, lookups and maintenance with real repositories.
 
 use super::{
     job::{CommitSpec, Expected, GitAnswer, GitFailure, MoveRef, ReleaseRef},
@@ -30,7 +30,7 @@ fn init_is_idempotent_and_sets_head() {
 }
 
 #[test]
-fn move_ref_compares_and_swaps() {
+fn ref_without_the_expected_value_is_not_moved() {
     let world = World::new();
     let path = world.repository();
     let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
@@ -53,7 +53,7 @@ fn move_ref_compares_and_swaps() {
 }
 
 #[test]
-fn ref_names_are_data() {
+fn ref_name_like_an_option_or_command_is_only_a_name() {
     let world = World::new();
     let commit = world.commit(&[("a", false, b"1")]);
     for bad in ["HEAD", "main", "refs/heads/a..b", "refs/heads/a b", "refs/heads/a\nb", "refs/heads/a\0b", "-o", "refs/../x"] {
@@ -157,7 +157,7 @@ fn lightweight_and_annotated_tags_lead_to_commits() {
 
     let repository = open(&world.repository()).unwrap();
     assert_eq!(tags_of(&repository, &two, &[]), ["shop/v2"]);
-    // A tag of the same push is not stored yet. A tag that the push moves to another commit is not one of this commit any more.
+    // The push contains the new tag `v3`, moves `v1.0.0` to `two`, and contains a tag of a missing object.
     let object: CommitId = world.git(&["rev-parse", "refs/tags/shop/v2"], b"").parse().unwrap();
     let coming =
         [("v3".to_owned(), object), ("v1.0.0".to_owned(), two.clone()), ("lost".to_owned(), "b".repeat(40).parse().unwrap())];

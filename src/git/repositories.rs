@@ -1,6 +1,6 @@
 //! Server side: starts git workers and reads their answers.
 //!
-//! A repository has a lock: workers share it, and maintenance takes it alone.
+//! Each repository has a lock. Several workers can hold the lock shared; maintenance holds the lock exclusively.
 
 use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
 
@@ -33,7 +33,7 @@ pub enum GitError {
         #[source]
         source: LaunchError,
     },
-    /// The worker ended without a report.
+    /// The worker exited without a report.
     #[error("cannot {doing}: the git worker {exit} without a report")]
     Died {
         /// The operation.
@@ -41,8 +41,8 @@ pub enum GitError {
         /// The exit of the worker.
         exit: Exit,
     },
-    /// The worker sent the answer to another job.
-    #[error("cannot {doing}: the git worker sent the answer to another job")]
+    /// The worker's answer does not belong to its job.
+    #[error("cannot {doing}: the git worker's answer does not belong to the job")]
     UnexpectedAnswer {
         /// The operation.
         doing: &'static str,
@@ -50,12 +50,12 @@ pub enum GitError {
     /// The worker reported a failure.
     #[error(transparent)]
     Failure(#[from] GitFailure),
-    /// The commit cannot be deployed as it is.
+    /// The commit cannot be deployed.
     #[error("{0}")]
     Refused(SourceRefusal),
 }
 
-/// A git process that serves a client. While it exists, the repository is not packed.
+/// A git process that serves a client. While this value exists, the repository is not packed.
 #[derive(Debug)]
 pub struct Serving {
     /// The git process.
@@ -63,7 +63,7 @@ pub struct Serving {
     _shared: OwnedRwLockReadGuard<()>,
 }
 
-/// All repositories of this server.
+/// A handle to all repositories of this server.
 #[derive(Debug, Clone)]
 pub struct Repositories {
     launcher: Launcher,
@@ -71,7 +71,7 @@ pub struct Repositories {
 }
 
 impl Repositories {
-    /// Starts workers with `launcher`.
+    /// Creates a handle to the repositories. `launcher` starts their workers.
     pub fn new(launcher: Launcher) -> Repositories {
         Repositories { launcher, locks: Arc::default() }
     }
@@ -80,8 +80,8 @@ impl Repositories {
         self.locks.lock().entry(project).or_default().clone()
     }
 
-    /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; versions that git does not know are ignored. A push
-    /// needs a token.
+    /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; unsupported versions are ignored. A push requires a
+    /// token.
     pub async fn serve(
         &self,
         project: ProjectId,
@@ -103,12 +103,12 @@ impl Repositories {
         self.done(project, GitJob::Init { head }, "create the repository").await
     }
 
-    /// Moves, creates or deletes a ref. Idempotent; survives a power failure once it has returned.
+    /// Moves, creates or deletes a ref. Idempotent. Returns after the change is on the disk.
     pub async fn move_ref(&self, project: ProjectId, change: MoveRef) -> Result<(), GitError> {
         self.done(project, GitJob::MoveRef(change), "move a ref").await
     }
 
-    /// Returns the refs of clients, at most `limit`, and whether there are more.
+    /// Returns at most `limit` refs, except larder's own refs, and true if there are more refs.
     pub async fn read_refs(&self, project: ProjectId, limit: usize) -> Result<(Vec<RefEntry>, bool), GitError> {
         let doing = "read the refs";
         match self.ask(project, GitJob::ReadRefs { limit }, doing).await? {
@@ -117,7 +117,7 @@ impl Repositories {
         }
     }
 
-    /// Returns the names of tags without `refs/tags/`, each with its commit, and true if some tags were left out.
+    /// Returns the names of tags without `refs/tags/`, each with its commit, and true if there are more tags.
     pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
         let doing = "read the tags";
         match self.ask(project, GitJob::Tags, doing).await? {
@@ -145,8 +145,8 @@ impl Repositories {
         }
     }
 
-    /// Returns the commits that are reachable from `to` and not from `from`, newest first, at most `limit` (and 50), and whether there are
-    /// more.
+    /// Returns the commits that are reachable from `to` and not from `from`, newest first, and true if there are more commits. The limit is
+    /// `limit`, and never more than 50.
     pub async fn log(
         &self,
         project: ProjectId,
@@ -173,8 +173,8 @@ impl Repositories {
         self.transfer(project, GitJob::ExportPack { want, haves }, stdio, "pack a commit").await
     }
 
-    /// Imports a pack of at most `bytes` bytes. Afterwards the repository has `want` and everything reachable from it, for two weeks unless
-    /// a ref names it.
+    /// Imports a pack of at most `bytes` bytes. Afterwards, the repository has `want` and everything reachable from it. Maintenance removes
+    /// these objects after two weeks if no ref leads to them.
     pub async fn import_pack(&self, project: ProjectId, want: CommitId, pack: OwnedFd, bytes: u64) -> Result<(), GitError> {
         let stdio = Stdio { stdin: Some(pack), ..Stdio::default() };
         self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "import a commit").await
@@ -187,7 +187,7 @@ impl Repositories {
         report.map(|_| ()).map_err(GitError::from)
     }
 
-    /// Removes the locks that killed git processes have left in the repository. Waits until the repository is not in use.
+    /// Removes the lock files of killed git processes from the repository. Waits until the repository is not in use.
     pub async fn remove_locks(&self, project: ProjectId) -> Result<(), GitError> {
         let _exclusive = self.lock(project).write_owned().await;
         let doing = "remove stale locks";
@@ -206,7 +206,7 @@ impl Repositories {
         Ok(true)
     }
 
-    /// Checks a commit and exports it if the job says so.
+    /// Checks a commit, and exports the commit if [`SourceJob::export`] is set.
     pub async fn source(&self, project: ProjectId, environment: EnvId, job: SourceJob) -> Result<CommitSource, GitError> {
         let _shared = self.lock(project).read_owned().await;
         let doing = "export a commit";
@@ -255,7 +255,7 @@ impl Repositories {
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
         match child.report(MAX_REPORT).await {
-            // The report is the last act of a worker, so its exit and the end of its sandbox are not awaited.
+            // A worker has finished its work when it reports, so there is no wait for its exit and the end of its sandbox.
             Ok(Some(report)) => Ok(report),
             Ok(None) => {
                 let exit = child.wait().await.map_err(|source| GitError::Launch { doing, source })?;
@@ -266,7 +266,7 @@ impl Repositories {
     }
 }
 
-/// Returns the protocol version that a client asks for, if git supports it. A client may send any text.
+/// Returns the protocol version that a client requests, if git supports this version. `asked` can be any text.
 fn protocol_version(asked: &str) -> Option<u8> {
     asked.split(':').find_map(|word| match word.strip_prefix("version=") {
         Some("0") => Some(0),
@@ -281,7 +281,7 @@ mod tests {
     use super::protocol_version;
 
     #[test]
-    fn unknown_protocol_versions_are_ignored() {
+    fn unknown_protocol_version_is_ignored() {
         assert_eq!(protocol_version("version=2"), Some(2));
         assert_eq!(protocol_version("foo:version=1"), Some(1));
         for odd in ["", "version=3", "version=2\0", "version=2 --x", "$(id)"] {

@@ -7,17 +7,17 @@ use super::{
     program::{self, GitSettings, WorkerPaths},
 };
 
-/// The reason why git could not be started. The client sees it.
+/// The reason why git could not be started. The client prints this reason.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The git program is missing.
     #[error("git is not installed on the server; its administrator must install git 2.29 or newer")]
     NoGit,
-    /// A value that the hooks of a push need is missing, so no hook could accept the push.
+    /// A value is missing that the hooks of a push need. Without this value, no hook could accept the push.
     #[error("cannot serve a push: {0} is missing")]
     Missing(&'static str),
-    /// The program of the hooks could not be opened.
-    #[error("cannot open the program of the hooks")]
+    /// larder's binary, which the hooks run, could not be opened.
+    #[error("cannot open larder's binary for the hooks")]
     Program(#[source] std::io::Error),
     /// git could not be executed.
     #[error("cannot start git")]
@@ -37,8 +37,8 @@ pub struct PushSettings<'a> {
     pub limits: ServeLimits,
 }
 
-/// Harmless faults of objects that old programs have written (git-fsck(1), "FSCK MESSAGES"). A fault cannot be repaired without rewriting
-/// the history, so git only warns about these faults and does not refuse the push.
+/// Harmless faults in objects that old programs wrote (git-fsck(1), "FSCK MESSAGES"). git only warns about these faults and does not refuse
+/// the push, because a fault can only be repaired by rewriting the history.
 const HARMLESS_FAULTS: [&str; 8] = [
     "badTimezone",
     "badDateOverflow",
@@ -57,7 +57,7 @@ pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSet
         .config("transfer.fsckObjects", "true")
         .config("uploadpack.allowFilter", "true")
         .config("uploadpack.allowReachableSHA1InWant", "true")
-        // Hooks of the repository itself are never run.
+        // Hooks in the repository's own directory `hooks` are never run.
         .config("core.hooksPath", push.map_or(Path::new("/nonexistent"), |push| push.hooks));
     if let Some(version @ 0..=2) = protocol {
         settings = settings.env("GIT_PROTOCOL", format!("version={version}"));
@@ -68,7 +68,7 @@ pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSet
     settings
         .config("receive.fsckObjects", "true")
         .config("receive.maxInputSize", push.limits.pack_bytes.to_string())
-        // `refs` is the prefix of all refs, so proc-receive decides about every ref that is created, moved or deleted.
+        // `refs` is the prefix of all refs, so proc-receive gives a verdict on every ref that is created, moved or deleted.
         .config("receive.procReceiveRefs", "refs")
         .config("receive.advertisePushOptions", "true")
         .config("receive.advertiseAtomic", "true")
@@ -81,13 +81,13 @@ pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSet
         .config("receive.denyDeleteCurrent", "ignore")
         .config("receive.shallowUpdate", "false")
         .config("receive.keepAlive", "5")
-        // One disk flush for all objects of a small push.
+        // git flushes the disk only once for all objects of a small push.
         .config("core.fsyncMethod", "batch")
         .env("LARDER_HOOK_SOCKET", push.socket)
         .env("LARDER_PUSH_TOKEN", push.token)
 }
 
-/// Replaces this process by git. Returns only if that fails. Descriptors 0, 1 and 2 are the client's.
+/// Replaces this process by git. Returns only if git cannot be started. Descriptors 0, 1 and 2 are connected to the client.
 pub fn serve(
     paths: &WorkerPaths,
     service: Service,
@@ -113,19 +113,19 @@ pub fn serve(
     ServeError::Exec(command.exec())
 }
 
-/// The descriptor that the first line of the hook scripts names as their interpreter: this binary. Shells use descriptors up to about 20
-/// themselves.
+/// The descriptor of larder's binary. The first line of each hook script names this descriptor as the script's interpreter. The number is
+/// high because shells use descriptors up to about 20 themselves.
 const PROGRAM: i32 = 64;
 
-/// Leaves this binary open for the hooks, so that the sandbox need not contain it and no shell has to find it.
+/// Opens larder's binary as descriptor [`PROGRAM`], which the hooks inherit. The binary therefore does not need a path in the sandbox.
 fn leave_program() -> std::io::Result<()> {
     use std::os::fd::{AsRawFd, IntoRawFd};
     let program = rustix::io::fcntl_dupfd_cloexec(File::open("/proc/self/exe")?, PROGRAM)?;
     if program.as_raw_fd() != PROGRAM {
-        return Err(std::io::Error::other(format!("descriptor {PROGRAM} is taken")));
+        return Err(std::io::Error::other(format!("descriptor {PROGRAM} is already in use")));
     }
     rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::empty())?;
-    // Not closed: the descriptor must survive the exec.
+    // The descriptor is not closed, because it must survive the exec.
     let _ = program.into_raw_fd();
     Ok(())
 }
@@ -140,7 +140,7 @@ mod tests {
         let hook = directory.path().join("hook");
         std::fs::write(&hook, format!("#!/proc/self/fd/{PROGRAM} --exact\n")).unwrap();
         std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        // In a shell of its own, so that other tests' children do not inherit the descriptor.
+        // A separate shell opens the descriptor, so that the child processes of other tests do not inherit it.
         let own = std::env::current_exe().unwrap();
         let run = |script: String| std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
         let output = run(format!("exec {PROGRAM}<'{}'; exec '{}' --list", own.display(), hook.display()));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn hook_scripts_name_the_descriptor() {
+    fn hook_script_names_the_inherited_descriptor() {
         for (name, text) in crate::git::hook::SCRIPTS {
             assert!(text.starts_with(format!("#!/proc/self/fd/{PROGRAM} hook\n").as_bytes()), "{name}");
         }

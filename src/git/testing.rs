@@ -1,4 +1,4 @@
-//! Real repositories in temporary directories, for the tests of this module.
+//! Test helpers: real repositories in temporary directories.
 
 use std::{
     io::Write,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{git::WorkerPaths, model::CommitId};
 
-/// A project's directory with a repository, as a worker sees it.
+/// The directories of a git worker, with an empty repository.
 pub struct World {
     pub dir: tempfile::TempDir,
     pub paths: WorkerPaths,
@@ -29,12 +29,12 @@ impl World {
         self.paths.repository()
     }
 
-    /// The directory of the exported tree.
+    /// Returns the directory of the exported tree.
     pub fn tree(&self) -> PathBuf {
         self.paths.source.as_ref().unwrap().join("tree")
     }
 
-    /// Runs git in the repository and returns its output.
+    /// Runs git in the repository, and returns its standard output.
     pub fn git(&self, args: &[&str], input: &[u8]) -> String {
         let output = git(&self.repository(), args, input);
         assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -45,7 +45,7 @@ impl World {
         self.git(&["hash-object", "-w", "--stdin"], content)
     }
 
-    /// Writes a tree object of entries `(mode, name, id)`, without git's checks.
+    /// Writes a tree object with entries `(mode, name, id)`. git does not check the entries.
     pub fn tree_object(&self, entries: &[(&str, &[u8], &str)]) -> String {
         let mut raw = Vec::new();
         for (mode, name, id) in entries {
@@ -62,7 +62,7 @@ impl World {
         self.git(&["commit-tree", tree, "-m", "subject"], b"").parse().unwrap()
     }
 
-    /// Commits files `(path, executable, content)`, with an index of its own.
+    /// Commits files `(path, executable, content)`. Removes the index first, so that the commit has no other files.
     pub fn commit(&self, files: &[(&str, bool, &[u8])]) -> CommitId {
         let mut index = Vec::new();
         for (path, executable, content) in files {
@@ -76,7 +76,7 @@ impl World {
     }
 }
 
-/// Runs git without configuration or environment of the host.
+/// Runs git without the configuration and the environment of the host.
 pub fn git(directory: &Path, args: &[&str], input: &[u8]) -> std::process::Output {
     let mut child = Command::new("git")
         .env_clear()

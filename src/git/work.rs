@@ -1,4 +1,4 @@
-//! The entry points of git workers: read a job, perform it, write the report.
+//! The entry points of git workers. A worker reads a job, performs the job, and writes a report.
 
 use std::{
     fs::File,
@@ -17,7 +17,8 @@ use crate::{
     model::sanitise_line,
 };
 
-/// Does the work of [`crate::model::Role::Git`]: `job` is descriptor 3, `report` descriptor 4. Returns the exit code.
+/// Performs the job of a worker with the role [`crate::model::Role::Git`]. `job` is descriptor 3, and `report` is descriptor 4. Returns the
+/// exit code.
 pub fn work(mut job: File, mut report: File) -> io::Result<u8> {
     let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -54,7 +55,8 @@ fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
     }
 }
 
-/// Does the work of [`crate::model::Role::Source`], with the same descriptors.
+/// Performs the job of a worker with the role [`crate::model::Role::Source`]. `job` is descriptor 3, and `report` is descriptor 4. Returns
+/// the exit code.
 pub fn work_source(mut job: File, mut report: File) -> io::Result<u8> {
     let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

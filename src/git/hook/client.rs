@@ -1,5 +1,5 @@
-//! The client of the hook socket. Runs inside git's receive-pack, asks the server, and passes on the answer. On any error, the hook refuses
-//! the push and reports the reason.
+//! The client of the hook socket, `larder hook <name>`. git's receive-pack runs the client as a hook. The client sends git's request to the
+//! server, and the server's answer to git. On any error, the client refuses the push and reports the reason.
 
 use std::{
     ffi::OsString,
@@ -22,11 +22,11 @@ use crate::{
     model::{CommitId, sanitise_line, sanitise_reason},
 };
 
-/// The maximum silence of the server, which sends a heartbeat every 20 seconds.
+/// The maximum time between two messages of the server, which sends a heartbeat every 20 seconds.
 const MAX_SILENCE: Duration = Duration::from_secs(180);
-/// The time in which the server must read the request.
+/// The timeout of a write to the server.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The variable with the directory of the objects that git has not accepted yet (git-receive-pack(1)).
+/// The environment variable that names git's quarantine, the directory of objects that are not accepted yet (git-receive-pack(1)).
 const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 
 /// The reason why a hook got no answer.
@@ -44,7 +44,7 @@ enum HookError {
     Git(String),
     #[error("the push changes more than {MAX_REFS} refs; push them in smaller groups")]
     TooManyRefs,
-    #[error("the push has more than {MAX_OPTIONS} options, or one longer than {MAX_OPTION} bytes")]
+    #[error("the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes")]
     TooManyOptions,
 }
 
@@ -57,7 +57,7 @@ const BAD_NAME: &str = "this ref name is not allowed here: names are UTF-8 text 
 #[derive(Debug, Default)]
 struct GitRequest {
     refs: Vec<RefChange>,
-    /// The names of further refs, which larder does not accept. The hook refuses each of them itself.
+    /// The names of refs that larder does not accept. The client refuses these refs itself.
     bad_names: Vec<Vec<u8>>,
     options: Vec<String>,
     atomic: bool,
@@ -72,7 +72,7 @@ enum Answer {
     Refused(String),
 }
 
-/// Runs the hook `name`: `larder hook <name>`. `env` looks up an environment variable. Returns the exit code.
+/// Runs `larder hook <name>`. `env` returns the value of an environment variable. Returns the exit code.
 pub fn main(
     name: &str,
     stdin: &mut dyn Read,
@@ -94,7 +94,7 @@ fn pre_receive(stdin: &mut dyn Read, stderr: &mut dyn Write, env: &dyn Fn(&str) 
     match ask(HookKind::PreReceive, &read_pre_receive(stdin, env), stderr, env) {
         Ok(Answer::Verdicts(_)) => 0,
         Ok(Answer::Discard) => {
-            // Objects that cannot be removed now stay, like those of any refused push, until the repository is packed.
+            // If some objects cannot be removed, they stay until `git gc`, like the objects of a push that proc-receive refuses.
             let quarantine = env(QUARANTINE).map(PathBuf::from).filter(|path| quarantine_name(path).is_some());
             let _ = quarantine.map(|path| recipe::discard(&path));
             0
@@ -121,7 +121,7 @@ fn proc_receive(
     let request = read_proc_receive(stdin, stdout);
     let answer = ask(HookKind::ProcReceive, &request, stderr, env).unwrap_or_else(|error| Answer::Refused(error.to_string()));
     let Ok(request) = request else {
-        // The protocol with git failed. git refuses all refs when the hook fails.
+        // Without git's request there are no refs to write verdicts for. git refuses all refs if the hook fails.
         if let Answer::Refused(why) = answer {
             say(stderr, &format!(" !     refused: {why}"));
         }
@@ -144,7 +144,7 @@ fn write_verdict(stdout: &mut dyn Write, refname: &str, answer: &Answer) -> io::
     };
     let verdict = match answer {
         Answer::Refused(why) => return refuse(stdout, why),
-        Answer::Discard => return refuse(stdout, "the larder server sent the answer to another hook"),
+        Answer::Discard => return refuse(stdout, "the answer of the larder server is not an answer to proc-receive"),
         Answer::Verdicts(verdicts) => verdicts.iter().find(|(name, _)| name == refname).map(|(_, verdict)| verdict),
     };
     match verdict {
@@ -162,7 +162,7 @@ fn write_verdict(stdout: &mut dyn Write, refname: &str, answer: &Answer) -> io::
     }
 }
 
-/// Reads the lines `old new ref`. Push options and the quarantine are in the environment (githooks(5)).
+/// Reads git's request to pre-receive: lines `old new ref`, and environment variables with push options and quarantine (githooks(5)).
 fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>) -> Result<GitRequest, HookError> {
     let mut request = GitRequest::default();
     let mut lines = BufReader::new(stdin);
@@ -183,20 +183,21 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
         add_option(&mut request, text(&format!("GIT_PUSH_OPTION_{number}")).unwrap_or_default())?;
     }
     request.quarantine = env(QUARANTINE).and_then(|path| quarantine_name(Path::new(&path)));
-    // Relative to the directory in which git starts hooks.
+    // `GIT_DIR` may be relative to the current directory, which is the directory in which git starts hooks.
     if let Some(repository) = env("GIT_DIR") {
         request.recipes = recipe::read(Path::new(&repository), request.quarantine.as_deref(), &request.refs);
     }
     Ok(request)
 }
 
-/// Returns the name of git's quarantine directory, if `path` is one.
+/// Returns the last name of `path`, if `path` is a quarantine directory of git.
 fn quarantine_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     is_quarantine(name).then(|| name.to_owned())
 }
 
-/// Reads version and capabilities and answers them; then the commands; then, if negotiated, the push options (githooks(5)).
+/// Reads git's request to proc-receive (githooks(5)): negotiates version and capabilities, reads the ref changes, and reads the push
+/// options if git sends any.
 fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<GitRequest, HookError> {
     let broken = |error: io::Error| HookError::Git(error.to_string());
     let mut request = GitRequest::default();
@@ -208,7 +209,7 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Git
     }
     let mut parts = offered.splitn(2, |byte| *byte == 0);
     if parts.next() != Some(b"version=1") {
-        return Err(HookError::Git(String::from("this version of git uses another version of the proc-receive protocol")));
+        return Err(HookError::Git(String::from("git uses a version of the proc-receive protocol that larder does not support")));
     }
     let capabilities = parts.next().unwrap_or_default();
     let has = |wanted: &[u8]| capabilities.split(|byte| *byte == b' ').any(|word| word == wanted);
@@ -258,8 +259,8 @@ fn add_option(request: &mut GitRequest, option: String) -> Result<(), HookError>
     Ok(())
 }
 
-/// Sends the request to the server, prints its lines, and returns its answer. A request that could not be read is sent as a refusal, so
-/// that the server knows how the push ended.
+/// Sends the request to the server, prints the server's lines, and returns the server's answer. If the request could not be read, a
+/// refusal is sent instead, so that the server records the push as refused.
 fn ask(
     kind: HookKind,
     request: &Result<GitRequest, HookError>,
@@ -280,7 +281,8 @@ fn ask(
         Ok(request) => (request.atomic, request.quarantine.clone()),
         Err(_) => (false, None),
     };
-    // A refused hook can read the answer even if the server has closed its receiving side already.
+    // A write error is not returned at once: a server that refuses the request early closes its receiving side, but its answer can be
+    // read.
     let asked = put(ClientFrame::Hello { version: VERSION, token, kind, atomic, quarantine }).and_then(|()| match request {
         Ok(request) => send_request(request, &mut put),
         Err(error) => put(ClientFrame::Refuse(sanitise_reason(&error.to_string()))),
@@ -324,7 +326,7 @@ fn send_recipe(
     Ok(())
 }
 
-/// Writes a line for the pusher. A disconnected client does not change the verdict.
+/// Writes a line for the pusher. Errors are ignored, because a disconnected client does not change the verdict.
 fn say(stderr: &mut dyn Write, line: &str) {
     let mut line = sanitise_line(line);
     line.push('\n');

@@ -34,16 +34,16 @@ use crate::{
     model::{CommitId, sanitise_line, sanitise_reason},
 };
 
-/// The maximum number of hooks that send a request at the same time.
+/// The maximum number of hooks that send their requests concurrently.
 const MAX_CALLERS: usize = 64;
-/// The time in which a hook must send its request.
+/// The timeout for a hook to send its request, or to read a refusal.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The interval of the heartbeats of a silent session.
+/// The interval of heartbeats to a hook that waits for its answer.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
-/// The maximum number of lines that are queued for a slow hook. Further lines are left out and counted.
+/// The maximum number of lines that are queued for a slow hook. Further lines are dropped and counted.
 const MAX_LINES: usize = 2048;
 
-/// The hook socket. Dropping it closes the socket; accepted sessions continue.
+/// The hook socket. Dropping the listener closes the socket; accepted sessions continue.
 #[derive(Debug)]
 pub struct Listener<T> {
     path: PathBuf,
@@ -66,7 +66,7 @@ impl<T: Clone + Send + Sync + 'static> Listener<T> {
         Ok(Listener { path: path.to_owned(), sessions, acceptor })
     }
 
-    /// Returns the next hook with a valid request.
+    /// Waits for the next hook that sends a valid request. Returns `None` if the socket no longer accepts connections.
     pub async fn accept(&mut self) -> Option<HookSession<T>> {
         self.sessions.recv().await
     }
@@ -95,7 +95,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         let stream = match stream {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Most likely the process is out of descriptors; the pause lets other sessions close theirs.
+                // Most likely, the process has too many open descriptors. During the pause, other sessions can end and close theirs.
                 tracing::warn!(%error, "cannot accept a connection on the hook socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -103,7 +103,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         };
         let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
         if expected_uid.is_some() && uid != expected_uid {
-            tracing::warn!(?uid, "hook socket: connection of another user rejected");
+            tracing::warn!(?uid, "hook socket: connection from another user rejected");
             continue;
         }
         let Ok(permit) = permits.clone().try_acquire_owned() else {
@@ -128,7 +128,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
     }
 }
 
-/// Reads the whole request. The token is checked before anything else is processed.
+/// Reads the whole request. Checks the token before it reads any other part of the request.
 async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<T>) -> Result<(T, HookRequest), String> {
     let failed = |error: io::Error| format!("cannot read the hook's request: {error}");
     let ClientFrame::Hello { version, token, kind, atomic, quarantine } = receive(from).await.map_err(failed)? else {
@@ -136,7 +136,7 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
     };
     if version != VERSION {
         return Err(format!(
-            "the hook has protocol version {version}, the server {VERSION}; restart the server after an upgrade"
+            "the hook has protocol version {version}, and the server has version {VERSION}; restart the server after an upgrade"
         ));
     }
     let (ticket, redeemed) = pushes.redeem(&token, kind).ok_or("the push token belongs to no push in progress")?;
@@ -158,7 +158,9 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
             ClientFrame::Option(option) => {
                 request.options.push(option);
                 if request.options.len() > MAX_OPTIONS || request.options.iter().any(|option| option.len() > MAX_OPTION) {
-                    return Err(format!("the push has more than {MAX_OPTIONS} options, or too long ones"));
+                    return Err(format!(
+                        "the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes"
+                    ));
                 }
             }
             ClientFrame::Recipe { commit, file, part } => add_recipe(&mut request, commit, file, part)?,
@@ -190,7 +192,7 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
     Ok(())
 }
 
-/// A hook that waits for its answer. Dropping it without an answer refuses the push.
+/// A hook that waits for its answer. Dropping the session without an answer refuses the push.
 #[derive(Debug)]
 pub struct HookSession<T> {
     /// The ticket that was given to [`PushRegistry::issue`] for this push.
@@ -219,14 +221,14 @@ impl<T> HookSession<T> {
         HookSession { ticket, request, frames, left_out, gone, writer }
     }
 
-    /// Sends a line to the pusher, sanitised for terminals. Never waits: if the hook does not read, lines are left out.
+    /// Sends a line to the pusher, sanitised for terminals. Never waits: if the hook reads too slowly, lines are dropped.
     pub fn line(&self, line: &str) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.frames.try_send(ServerFrame::Line(sanitise_line(line))) {
             self.left_out.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Completes if the hook exits before its answer, because the client disconnected.
+    /// Completes when the hook exits before its answer, which happens if the client disconnects.
     pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut gone = self.gone.clone();
         async move {
@@ -234,7 +236,8 @@ impl<T> HookSession<T> {
         }
     }
 
-    /// Accepts the push (pre-receive), or sends the verdict on every ref (proc-receive). A ref without a verdict is refused.
+    /// Ends the session with success. For pre-receive, this accepts the push, and `verdicts` is empty. For proc-receive, `verdicts` has the
+    /// verdict on each ref, and a ref without a verdict is refused.
     pub async fn finish(self, verdicts: Vec<(String, RefVerdict)>) {
         let clean = verdicts.into_iter().map(|(name, verdict)| match verdict {
             RefVerdict::Refused { reason } => (name, RefVerdict::Refused { reason: sanitise_reason(&reason) }),
@@ -251,13 +254,13 @@ impl<T> HookSession<T> {
         self.finish(Vec::new()).await;
     }
 
-    /// Accepts the push in pre-receive although no ref of it will be accepted, so that proc-receive can give each ref its own reason.
-    /// Empties git's quarantine.
+    /// Lets a push pass pre-receive although all of its refs will be refused, so that proc-receive can give each ref its own reason. The
+    /// hook deletes the pushed objects in git's quarantine.
     pub async fn discard(self) {
         self.end(vec![ServerFrame::Discard]).await;
     }
 
-    /// Refuses the whole push. The lines are printed before `reason`.
+    /// Refuses the whole push. The client prints `lines` and then `reason`.
     pub async fn refuse(self, lines: &[String], reason: &str) {
         for line in lines {
             self.line(line);
@@ -267,15 +270,15 @@ impl<T> HookSession<T> {
 
     async fn end(mut self, frames: Vec<ServerFrame>) {
         let missing = self.left_out.load(Ordering::Relaxed);
-        let note = (missing > 0).then(|| ServerFrame::Line(format!("       ({missing} lines were left out here)")));
-        // Waits as long as the hook runs, because a client that does not read for a while must still get the verdict. The hook exits when
-        // the client disconnects, and the writer ends when the hook exits.
+        let note = (missing > 0).then(|| ServerFrame::Line(format!("       (lines left out here: {missing})")));
+        // There is no timeout, because a client that does not read for a while must still get the verdict. The wait ends when the hook
+        // exits, and the hook exits when the client disconnects.
         for frame in note.into_iter().chain(frames) {
             if self.frames.send(frame).await.is_err() {
                 return tracing::warn!("hook socket: the hook exited before its answer");
             }
         }
-        // Closing the queue ends the writer after it has written everything.
+        // After the queue is closed, the writer writes the remaining frames and ends.
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.frames, closed));
         let _ = (&mut self.writer).await;

@@ -1,4 +1,5 @@
-//! git's hooks: the hook scripts, the client that they run inside receive-pack, and the server's socket that the client asks.
+//! git's hooks. git's receive-pack runs the hook scripts, each script runs the client, and the client asks the server through a socket.
+//! The types to read first are [`Listener`], the server's socket, and [`HookSession`], a hook that waits for its answer.
 
 mod client;
 mod listener;
@@ -14,8 +15,8 @@ pub use listener::{HookSession, Listener};
 pub use registry::{PushRegistry, PushTicket, PushToken};
 pub use wire::{HookKind, HookRequest, MAX_REFS, RefChange, RefVerdict};
 
-/// The hook scripts: file name and content. The server unpacks them as executables to its `lib/<version>/hooks`. There is no
-/// post-receive hook: when git would run it, the server has already given its verdict.
+/// The hook scripts: file name and content. They are unpacked as executables to `lib/<version>/hooks`. There is no post-receive hook,
+/// because the server has given its verdict before git would run this hook.
 pub const SCRIPTS: &[(&str, &[u8])] = &[
     ("pre-receive", include_bytes!("../../../hooks/pre-receive")),
     ("proc-receive", include_bytes!("../../../hooks/proc-receive")),

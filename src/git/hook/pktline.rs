@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-/// The maximum length of a packet, including the length digits.
+/// The maximum length of a packet in bytes, including the length digits (gitprotocol-common(5)).
 const MAX_PACKET: usize = 65520;
 
 /// Reads one packet, without its trailing newline. Returns `None` at the end of a section.

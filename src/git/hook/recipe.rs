@@ -1,5 +1,5 @@
-//! Reads the recipe of a push that is not accepted yet. pre-receive runs as the git user inside git's quarantine, so it can read the recipe
-//! for the server without another worker, and the server rejects a malformed recipe before any object is kept.
+//! Reads the recipe of a push that is not accepted yet. The pre-receive hook runs as the git user and sees git's quarantine, so the server
+//! needs no other worker to read the recipe. The server can refuse a malformed recipe before any object is kept.
 
 use std::{
     fs, io,
@@ -14,10 +14,11 @@ use crate::{
     model::CommitId,
 };
 
-/// The maximum size of a root directory that is read, in bytes of its tree object.
+/// The maximum size of the tree object of a root directory, in bytes. Recipes in larger directories are not read here.
 const MAX_ROOT: usize = 1 << 20;
 
-/// Returns the recipes of the pushed branches. A recipe that cannot be read is left out: the export reads it again and reports the reason.
+/// Returns the recipes of the pushed branches. A recipe that cannot be read is left out, because the export reads all recipes again and
+/// reports the reason.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
     let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
     let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn only_small_regular_files_are_read_and_each_commit_once() {
+    fn large_or_irregular_file_is_not_read_and_commit_is_read_once() {
         let world = World::new();
         let large = vec![b'#'; RecipeFiles::LIMIT as usize + 1];
         let commit =

@@ -1,4 +1,4 @@
-//! Push tokens. Each push in progress has a token, which authenticates the hooks of the push and becomes invalid at its end.
+//! Push tokens. A push in progress has a token, which authenticates the hooks of the push. When the push ends, its token becomes invalid.
 
 use std::{
     collections::HashMap,
@@ -28,13 +28,13 @@ impl PushToken {
         Ok(PushToken(token))
     }
 
-    /// The token as text, for the environment of the hooks.
+    /// Returns the token as text, for the environment of the hooks.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// Does not show the token, because debug output may be logged.
+/// Hides the token, because debug output may be logged.
 impl fmt::Debug for PushToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PushToken(..)")
@@ -77,13 +77,13 @@ impl<T> Default for PushRegistry<T> {
 }
 
 impl<T: Clone> PushRegistry<T> {
-    /// An empty registry.
+    /// Creates an empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Issues the token of a new push. It is valid for one call of each hook, until the returned value is dropped. Fails if the system
-    /// cannot provide random bytes.
+    /// Issues the token of a new push. The token is valid for one call of each hook, until the returned [`PushTicket`] is dropped. Fails
+    /// if the system cannot provide random bytes.
     pub fn issue(&self, ticket: T) -> io::Result<PushTicket<T>> {
         let token = PushToken::random()?;
         let turned_away = Arc::new(AtomicBool::new(false));
@@ -92,17 +92,17 @@ impl<T: Clone> PushRegistry<T> {
         Ok(PushTicket { token, table: self.table.clone(), turned_away })
     }
 
-    /// The number of pushes in progress.
+    /// Returns the number of pushes in progress.
     pub fn len(&self) -> usize {
         self.table.lock().len()
     }
 
-    /// Returns whether no push is in progress.
+    /// Returns true if no push is in progress.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the ticket of a token, once for each hook.
+    /// Returns the ticket of a valid token. Returns `None` if the token is invalid, or if it was already redeemed for the same hook.
     pub(super) fn redeem(&self, token: &[u8; 16], kind: HookKind) -> Option<(T, Redeemed)> {
         let mut table = self.table.lock();
         let pending = table.get_mut(token)?;
@@ -122,14 +122,15 @@ pub struct PushTicket<T> {
     turned_away: Arc<AtomicBool>,
 }
 
-/// A redeemed token. Dropping it without [`Redeemed::keep`] marks the hook as rejected, which refuses its push.
+/// A redeemed token. Dropping this value without a call of [`Redeemed::keep`] records that the hook was rejected
+/// ([`PushTicket::turned_away`]).
 #[derive(Debug)]
 pub(super) struct Redeemed {
     turned_away: Option<Arc<AtomicBool>>,
 }
 
 impl Redeemed {
-    /// Records that the hook's request was read.
+    /// Records that the hook's request was read and accepted.
     pub(super) fn keep(mut self) {
         self.turned_away = None;
     }
@@ -144,12 +145,12 @@ impl Drop for Redeemed {
 }
 
 impl<T> PushTicket<T> {
-    /// Returns whether a hook of this push was rejected, which refuses the push.
+    /// Returns true if a hook of this push was rejected. A rejected hook refuses the push.
     pub fn turned_away(&self) -> bool {
         self.turned_away.load(Ordering::Relaxed)
     }
 
-    /// The token, for the environment of the hooks.
+    /// Returns the token, for the environment of the hooks.
     pub fn token(&self) -> PushToken {
         self.token
     }
@@ -177,7 +178,7 @@ mod tests {
         assert!(redeem(HookKind::PreReceive).is_none(), "replayed");
         assert!(!ticket.turned_away());
         assert!(redeem(HookKind::ProcReceive).is_some());
-        assert!(ticket.turned_away(), "its request was never read");
+        assert!(ticket.turned_away(), "the request of the hook was never read");
         drop(ticket);
         assert!(redeem(HookKind::ProcReceive).is_none());
         assert!(registry.is_empty());

@@ -1,5 +1,5 @@
-//! The whole protocol: a real `git push`, a real receive-pack with the settings of a served push, the hooks and the listener. The hook
-//! program is a relay that passes git's descriptors to the hook code in this test process.
+//! Tests of the whole protocol: a real `git push`, a real receive-pack with the settings of a served push, the hooks and the listener. The
+//! hook program is a relay: named pipes connect its input and output to the hook code, which runs in the test process.
 
 use std::{
     collections::HashMap,
@@ -64,7 +64,7 @@ impl Push {
         Push { world, registry, listener, socket, commit, client }
     }
 
-    /// Starts `git push` with these arguments; returns the exit code and the output.
+    /// Starts `git push` with `args`. The task returns the exit code and the output.
     fn start(&self, token: &str, args: &[&str]) -> tokio::task::JoinHandle<(i32, String)> {
         let dir = self.world.dir.path();
         let relay = dir.join("relay");
@@ -108,7 +108,7 @@ fn script(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Waits for the relay of `kind` and runs the hook's code with its descriptors.
+/// Starts a thread that runs the code of the hook `kind`. Named pipes connect the code to the hook's relay.
 fn lend(dir: &Path, kind: &'static str, socket: &Path, token: &str) {
     let at = |end: &str| dir.join(format!("{kind}.{end}"));
     for end in ["in", "out", "err"] {
@@ -133,7 +133,7 @@ fn lend(dir: &Path, kind: &'static str, socket: &Path, token: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn push_is_decided_ref_by_ref() {
+async fn push_of_several_refs_gets_one_verdict_per_ref() {
     let mut push = Push::new();
     let ticket = push.registry.issue("shop").unwrap();
     let done = push.start(&ticket.token().to_hex(), &["-opt", "main", "other", "main:refs/heads/stored"]);
@@ -244,7 +244,7 @@ fn run(kind: &str, input: &[u8], env: &[(&str, &str)]) -> (u8, String, String) {
 }
 
 #[test]
-fn hook_without_a_server_fails_closed() {
+fn hook_without_a_server_refuses_the_push() {
     let (zero, id) = ("0".repeat(40), "a".repeat(40));
     let line = format!("{zero} {id} refs/heads/main");
     let mut packets = Vec::new();
@@ -282,7 +282,7 @@ fn hello(token: [u8; 16]) -> ClientFrame {
 }
 
 #[tokio::test]
-async fn invalid_requests_are_rejected_and_later_ones_served() {
+async fn invalid_request_is_rejected_and_later_requests_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock");
     let registry = PushRegistry::new();
@@ -291,7 +291,7 @@ async fn invalid_requests_are_rejected_and_later_ones_served() {
     let ticket = registry.issue(7).unwrap();
     let token = registry::parse_token(&ticket.token().to_hex()).unwrap();
 
-    // A length of four gigabytes, half a frame, a ref with a line break.
+    // Invalid requests: a frame length of four gigabytes, an incomplete frame, and a ref name with a line break.
     let mut huge = UnixStream::connect(&path).await.unwrap();
     huge.write_all(&[0xff; 8]).await.unwrap();
     assert!(matches!(wire::receive(&mut huge).await.unwrap(), wire::ServerFrame::Refused(_)));
@@ -315,7 +315,7 @@ async fn invalid_requests_are_rejected_and_later_ones_served() {
     say(&mut replay, &hello(token)).await;
     assert!(matches!(wire::receive(&mut replay).await.unwrap(), wire::ServerFrame::Refused(_)));
 
-    // A closed connection is noticed.
+    // `gone` completes after the hook has closed the connection.
     let gone = session.gone();
     drop(good);
     tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap();

@@ -1,4 +1,4 @@
-//! The messages between a hook and the server: frames of a length (4 bytes, big endian) and a postcard value.
+//! The messages between a hook and the server. Each message is a frame: a length (4 bytes, big endian) and a postcard value.
 
 use std::io::{self, Read, Write};
 
@@ -42,7 +42,7 @@ impl RecipeFile {
     pub(super) const ALL: [RecipeFile; 4] =
         [RecipeFile::LarderYml, RecipeFile::Procfile, RecipeFile::AppJson, RecipeFile::Buildpacks];
 
-    /// The path of the file in the repository.
+    /// Returns the path of the file in the repository.
     pub(super) fn path(self) -> &'static str {
         match self {
             RecipeFile::LarderYml => "larder.yml",
@@ -52,7 +52,7 @@ impl RecipeFile {
         }
     }
 
-    /// Returns the field of this file.
+    /// Returns the field of `files` for this file.
     pub(super) fn of(self, files: &mut RecipeFiles) -> &mut Option<Vec<u8>> {
         match self {
             RecipeFile::LarderYml => &mut files.larder_yml,
@@ -66,14 +66,14 @@ impl RecipeFile {
 /// The kind of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookKind {
-    /// May refuse the push as a whole, before any object is kept.
+    /// pre-receive, which can refuse a whole push before any object is kept.
     PreReceive,
-    /// Decides about each ref.
+    /// proc-receive, which accepts or refuses each ref.
     ProcReceive,
 }
 
 impl HookKind {
-    /// The file name of the hook.
+    /// Returns the file name of the hook.
     pub fn as_str(self) -> &'static str {
         match self {
             HookKind::PreReceive => "pre-receive",
@@ -98,22 +98,22 @@ pub struct RefChange {
     pub refname: String,
 }
 
-/// The request of a hook, as the server sees it.
+/// A complete request of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRequest {
     /// The hook that sends the request.
     pub kind: HookKind,
     /// The refs that the push changes.
     pub refs: Vec<RefChange>,
-    /// The number of further refs, whose names larder does not accept. The hook refuses each of them by itself.
+    /// The number of refs whose names larder does not accept. The hook refuses these refs itself.
     pub bad_names: usize,
-    /// The push options (`git push -o`), as sent.
+    /// The push options (`git push -o`), unchanged.
     pub options: Vec<String>,
-    /// Set if the client requests an atomic push: all refs or none.
+    /// True if the client requests an atomic push, which changes all refs or none.
     pub atomic: bool,
-    /// The directory below `objects/` in which git keeps the new objects until pre-receive has accepted them.
+    /// The name of git's quarantine, the directory below `objects/` with the pushed objects that pre-receive has not accepted yet.
     pub quarantine: Option<String>,
-    /// The recipes of the pushed branches; from pre-receive only. Unreadable and oversized ones are left out.
+    /// The recipes of the pushed branches, except unreadable and oversized recipes. Only pre-receive sends recipes.
     pub recipes: Vec<(CommitId, RecipeFiles)>,
 }
 
@@ -131,7 +131,7 @@ pub enum RefVerdict {
     FallThrough,
     /// Refused. The reason appears in git's rejected line.
     Refused {
-        /// The reason, one line.
+        /// The reason, in one line.
         reason: String,
     },
 }
@@ -164,26 +164,26 @@ pub(super) enum ServerFrame {
     Beat,
     /// The verdicts on the next refs.
     Verdicts(Vec<(String, RefVerdict)>),
-    /// The end of the answer; for pre-receive: accepted.
+    /// The end of the answer. For pre-receive, it means that the push is accepted.
     Done,
-    /// For pre-receive: every ref will be refused by proc-receive, each with its own reason, so no object of the push is kept.
+    /// The answer to pre-receive if proc-receive will refuse every ref with its own reason. The hook deletes the pushed objects.
     Discard,
     /// The whole push is refused, for this reason.
     Refused(String),
 }
 
-/// Returns true for ref names that larder accepts. Other refs are refused one by one; the rest of the push is not affected.
+/// Returns true for ref names that larder accepts. A ref with another name is refused, and the other refs of the push are not affected.
 pub(super) fn is_refname(name: &str) -> bool {
     name.len() <= MAX_REFNAME && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
-/// Writes one frame, blocking.
+/// Writes one frame. Blocks the thread.
 pub(super) fn write_frame<T: Serialize>(to: &mut impl Write, frame: &T) -> io::Result<()> {
     to.write_all(&encode(frame)?)?;
     to.flush()
 }
 
-/// Reads one frame, blocking.
+/// Reads one frame. Blocks the thread.
 pub(super) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -210,7 +210,7 @@ pub(super) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
 fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
     let body = postcard::to_stdvec(frame).map_err(invalid)?;
     let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= MAX_FRAME);
-    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "frame too long"))?;
+    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the frame is too long"))?;
     Ok([length.to_be_bytes().as_slice(), &body].concat())
 }
 
@@ -218,7 +218,10 @@ fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
 fn checked(length: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(length) as usize;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes (at most {MAX_FRAME})")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the frame has {length} bytes; at most {MAX_FRAME} are allowed"),
+        ));
     }
     Ok(length)
 }

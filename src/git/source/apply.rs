@@ -1,4 +1,4 @@
-//! Brings the exported tree to the planned entries: removes, creates and replaces the entries that differ from the last export.
+//! Changes the exported tree to the planned entries: removes, creates and replaces the entries that differ from the previous export.
 
 use std::{fs, io, os::fd::AsFd, path::Path, thread};
 
@@ -13,13 +13,13 @@ use crate::{
     model::{Digest, SourceEntry, SourceKind},
 };
 
-/// The number of files from which a second thread pays off.
+/// The number of files from which a second thread makes an export faster.
 const PARALLEL: usize = 256;
 /// The number of threads that write a large export.
 const THREADS: usize = 2;
 
-/// Applies `plan` to the tree in the environment's `project/` directory. `old` lists the current entries; without it the tree is emptied
-/// first. Returns the entries of the new list, and the number of entries that were removed or created.
+/// Applies `plan` to the tree in the environment's directory `project/`. `old` lists the current entries of the tree; without `old`, the
+/// tree is emptied first. Returns the entries of the new list, and the number of entries that were removed or created.
 pub fn apply(
     repository: &Path,
     project: &Path,
@@ -33,7 +33,7 @@ pub fn apply(
     let root = tree::root(&directory)?;
     let mut at = TreeWriter::new(root.as_fd());
     let changes = compare(old.unwrap_or_default(), &plan);
-    // Backwards, so that the content of a directory is removed before the directory.
+    // The order is reversed, so that the content of a directory is removed before the directory.
     for entry in changes.gone.iter().rev() {
         at.remove(&entry.path, entry.kind == SourceKind::Dir)?;
     }
@@ -57,7 +57,8 @@ pub fn apply(
     Ok((entries?, changed))
 }
 
-/// Empties the tree, or creates it. The directory itself stays, because it may be a mount point or the source of a bind mount.
+/// Empties the directory `tree`, or creates it. An existing directory is kept, because it may be a mount point or the source of a bind
+/// mount.
 fn empty(tree: &Path) -> io::Result<()> {
     match fs::symlink_metadata(tree) {
         Ok(meta) if meta.is_dir() => {}
@@ -80,12 +81,13 @@ fn empty(tree: &Path) -> io::Result<()> {
 }
 
 struct Changes<'o> {
+    /// The entries to remove.
     gone: Vec<&'o SourceEntry>,
-    /// Indices into the plan.
+    /// The indices of the entries of the plan to create.
     new: Vec<usize>,
 }
 
-/// Compares two lists that are sorted by path, in one pass.
+/// Compares two lists that are sorted by path, in one pass. A replaced entry is both removed and created.
 fn compare<'o>(old: &'o [SourceEntry], plan: &[PlannedEntry]) -> Changes<'o> {
     let mut changes = Changes { gone: Vec::new(), new: Vec::new() };
     let mut old = old.iter().peekable();
@@ -110,7 +112,7 @@ fn same(old: &SourceEntry, new: &PlannedEntry) -> bool {
     match (&old.kind, &new.kind) {
         (SourceKind::Dir, PlannedKind::Dir) => true,
         (SourceKind::Link { target: before }, PlannedKind::Link { target }) => before == target,
-        // The walk sets the digest if the list has the same content at the same path.
+        // The walk has set the digest if the previous export had the same content at this path.
         (SourceKind::File { blob, executable: before, .. }, PlannedKind::File { oid, executable, digest, .. }) => {
             before == executable && blob.as_slice() == oid.as_bytes() && digest.is_some()
         }
@@ -136,7 +138,7 @@ fn write_files(repository: &Path, root: &impl AsFd, plan: &[PlannedEntry], files
     })
 }
 
-/// Writes files in one thread, with its own handle: a handle of libgit2 must not be used by two threads.
+/// Writes files in one thread. Each thread opens the repository itself, because two threads must not use the same handle of libgit2.
 fn write_some(repository: &Path, root: &impl AsFd, plan: &[PlannedEntry], files: &[usize]) -> io::Result<Vec<(usize, Digest)>> {
     let wrong = |error: git2::Error| io::Error::other(error.message().to_owned());
     let mut done = Vec::with_capacity(files.len());

@@ -1,4 +1,4 @@
-//! Checks and exports one commit.
+//! Checks one commit, describes it, and exports its tree.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{
     model::{CommitId, SourceEntry, SourceList, sanitise_reason},
 };
 
-/// The maximum number of commits of a push that are checked for a complete history.
+/// The maximum number of new commits of a push that are checked for missing parents.
 const MAX_HISTORY: usize = 50_000;
 
 /// Performs the job of a source worker.
@@ -60,12 +60,12 @@ fn export(
     plan: Vec<walk::PlannedEntry>,
 ) -> Result<u64, ExportStop> {
     let doing = || format!("export commit {}", job.commit.short());
-    // A crash between here and the new list makes the next export start from scratch.
+    // If a crash prevents the new list, the next export finds no list and starts from scratch.
     tree::remove_list(project).map_err(failed(doing()))?;
     let incremental = old.map(|old| apply::apply(repository, project, Some(old), plan.clone()));
     let (entries, changed) = match incremental {
         Some(Ok(done)) => done,
-        // Another process has changed the tree, or the list was wrong.
+        // The incremental export fails if another process has changed the tree, or if the list is wrong.
         Some(Err(_)) | None => apply::apply(repository, project, None, plan).map_err(failed(doing()))?,
     };
     let list = SourceList { format: SourceList::FORMAT, boot: tree::boot(), commit: job.commit.clone(), entries };
@@ -73,7 +73,7 @@ fn export(
     Ok(changed)
 }
 
-/// Returns the list of the previous export and its tree, if the list is valid and the repository still has its commit.
+/// Returns the list and the git tree of the previous export, if the list is valid and the repository still has the exported commit.
 fn known_export(repository: &Repository, project: &Path) -> Option<(SourceList, Oid)> {
     let list = tree::read_list(project)?;
     let root = tree_of(repository, list.commit.as_str())?;
@@ -85,21 +85,22 @@ fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
     Some(commit.tree_id())
 }
 
-/// Returns the error of an id that does not name a commit. git accepts a branch that points to an annotated tag, which is an object of its
-/// own.
+/// Returns the error for an id that is not the id of a commit. The id can be that of an annotated tag, because git accepts a branch that
+/// points to the object of a tag.
 fn no_commit(repository: &Repository, id: &CommitId) -> ExportStop {
     let tag = Oid::from_str(id.as_str()).and_then(|oid| repository.find_tag(oid));
     let Ok(tag) = tag else { return ExportStop::Failed(GitFailure::NotFound(format!("commit {}", id.short()))) };
     let name = tag.name().ok().filter(|name| !name.is_empty()).unwrap_or("TAG");
     SourceRefusal {
         path: None,
-        reason: format!("is the annotated tag {}, not a commit", sanitise_reason(name)),
+        reason: format!("is missing, because the branch points to the annotated tag {}", sanitise_reason(name)),
         hint: format!("push the commit that the tag names: git push REMOTE '{}^{{commit}}:BRANCH'", sanitise_reason(name)),
     }
     .into()
 }
 
-/// Refuses a push from a shallow clone, with a hint. git would refuse the push later, with only "shallow update not allowed".
+/// Refuses a push from a shallow clone with a hint. Without this check, git would refuse the push later, with only the message "shallow
+/// update not allowed".
 fn check_history(repository: &Repository, commit: &CommitId) -> Result<(), ExportStop> {
     let doing = || format!("read the history of commit {}", commit.short());
     let wrong = |error: git2::Error| failed(doing())(error.message());

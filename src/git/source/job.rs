@@ -13,7 +13,7 @@ pub struct SourceLimits {
     pub entries: u64,
     /// The maximum size of all files together, in bytes.
     pub bytes: u64,
-    /// The maximum size of one file, in bytes. A file is held in memory while it is written.
+    /// The maximum size of one file, in bytes. The export holds each file in memory while it writes the file.
     pub file_bytes: u64,
     /// The maximum depth of directories.
     pub depth: usize,
@@ -30,24 +30,24 @@ impl Default for SourceLimits {
 /// A job of a source worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceJob {
-    /// The commit.
+    /// The commit to check.
     pub commit: CommitId,
-    /// Limits of its tree.
+    /// The limits of the commit's tree.
     pub limits: SourceLimits,
-    /// If set, `project/tree` is brought to the commit. Otherwise the commit is only checked and described.
+    /// True if the commit is exported to `project/tree`. Otherwise, the commit is only checked and described.
     pub export: bool,
-    /// If set, the list of the previous export is ignored and everything is written.
+    /// True if the list of the previous export is ignored and all entries are written.
     pub fresh: bool,
-    /// The directory in which git keeps the objects of a push that pre-receive has not accepted yet
+    /// The name of git's quarantine, which has the objects of a push that pre-receive has not accepted yet
     /// ([`crate::git::hook::HookRequest::quarantine`]).
     pub quarantine: Option<String>,
-    /// Tags of the same push that are not stored yet: name and object.
+    /// The tags of the same push, which are not stored yet: name and object.
     pub tags: Vec<(String, CommitId)>,
 }
 
 /// The recipe: the files in the project's root that configure its deployment. `None` if the file does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // The names of the files.
+#[allow(missing_docs)] // The fields have the names of the files.
 pub struct RecipeFiles {
     pub larder_yml: Option<Vec<u8>>,
     pub procfile: Option<Vec<u8>>,
@@ -67,7 +67,7 @@ pub struct CommitSource {
     pub commit: CommitId,
     /// The tree of the commit. Commits with the same tree have the same source.
     pub tree: CommitId,
-    /// The files of its recipe.
+    /// The files of the commit's recipe.
     pub files: RecipeFiles,
     /// The names of the executable files in `.larder/`.
     pub scripts: Vec<String>,
@@ -108,9 +108,9 @@ impl fmt::Display for SourceRefusal {
 /// The report of a source worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceReport {
-    /// The commit was checked, and exported if the job says so.
+    /// The commit was checked, and was exported if [`SourceJob::export`] is set.
     Ready(Box<CommitSource>),
-    /// The commit cannot be deployed; the pusher must change it.
+    /// The commit cannot be deployed. The pusher must push another commit.
     Refused(SourceRefusal),
     /// The job failed on the server.
     Failed(GitFailure),
@@ -135,7 +135,7 @@ impl From<GitFailure> for ExportStop {
     }
 }
 
-/// Turns an error of git or of the system into the failure of the operation `doing`.
+/// Converts an error of git or of the system to the failure of the operation `doing`.
 pub(super) fn failed<E: fmt::Display>(doing: impl Into<String>) -> impl FnOnce(E) -> ExportStop {
     let doing = doing.into();
     move |error| ExportStop::Failed(GitFailure::Failed { doing, why: error.to_string() })

@@ -1,7 +1,7 @@
-//! The export of a commit: rejects everything that git accepts but a file system or a build must not see, then brings the environment's
-//! `project/tree` to that commit by writing only the entries that have changed.
+//! The export of a commit. First, a commit is refused if its tree has entries that git accepts, but that are unsafe in a file system or a
+//! build. Then the environment's `project/tree` is changed to the tree of the commit; only changed entries are written.
 //!
-//! Nothing of git's checkout runs: no filters, no attributes, no hooks, no submodules. Read `export.rs` first.
+//! The export does not use git's checkout, so filters, attributes, hooks and submodules have no effect. Read `export.rs` first.
 
 mod apply;
 mod export;

@@ -1,5 +1,5 @@
-//! Describes a commit for the pipeline: the files of its recipe, its phase scripts, and warnings about files that will not work as
-//! expected.
+//! Describes a commit for the pipeline: the files of its recipe, its phase scripts, and warnings about files that have no effect or are
+//! incomplete.
 
 use git2::{Oid, Repository};
 
@@ -11,18 +11,20 @@ use crate::model::sanitise_reason;
 
 /// The first bytes of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
-/// The size of LFS pointers, in bytes.
+/// The range of sizes of Git LFS pointers, in bytes.
 const LFS_SIZES: std::ops::Range<u64> = 100..1024;
-/// The maximum number of files that are searched for LFS pointers.
+/// The maximum number of files that are compared with the form of a Git LFS pointer.
 const MAX_LFS_LOOKS: usize = 2000;
-/// The number of LFS pointers that are named in the warning.
+/// The maximum number of Git LFS pointers that the warning names.
 const MAX_LFS_NAMED: usize = 3;
+/// The maximum number of `.gitattributes` files that are searched for the LFS filter.
+const MAX_ATTRIBUTES_FILES: usize = 100;
 /// The maximum number of scripts in `.larder/`.
 const MAX_SCRIPTS: usize = 64;
-/// The maximum number of names of the root directory that are reported.
+/// The maximum number of reported names in the root directory.
 const MAX_ROOT: usize = 1000;
 
-/// Describes a commit whose tree was checked by the walk.
+/// Describes a commit whose tree was checked by [`super::walk`].
 pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: &SourceJob) -> Result<CommitSource, ExportStop> {
     let mut warnings = Vec::new();
     let files = RecipeFiles {
@@ -44,7 +46,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
     });
     Ok(CommitSource {
         commit: job.commit.clone(),
-        tree: tree.to_string().parse().map_err(failed("name the tree of a commit"))?,
+        tree: tree.to_string().parse().map_err(failed("read the id of a tree"))?,
         files,
         scripts,
         root: root.collect(),
@@ -70,7 +72,7 @@ fn recipe(repository: &Repository, plan: &[PlannedEntry], name: &str) -> Result<
     match find(plan, name).map(|entry| &entry.kind) {
         None => Ok(None),
         Some(PlannedKind::File { size, .. }) if *size > RecipeFiles::LIMIT => {
-            Err(refuse(format!("has {size} bytes (at most {} are allowed)", RecipeFiles::LIMIT), "shorten it").into())
+            Err(refuse(format!("has {size} bytes (at most {} are allowed)", RecipeFiles::LIMIT), "shorten the file").into())
         }
         Some(PlannedKind::File { oid, .. }) => read(repository, *oid, name).map(Some),
         Some(PlannedKind::Dir | PlannedKind::Link { .. }) => {
@@ -94,10 +96,10 @@ fn scripts(plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Vec<String> {
     scripts
 }
 
-/// Warns about Git LFS pointers: they are deployed as they are, because git does not contain the files themselves.
+/// Warns about Git LFS pointers. The pointers are deployed instead of the files, because the repository does not contain the files.
 fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Result<(), ExportStop> {
     let mut uses_lfs = false;
-    for entry in plan.iter().filter(|entry| entry.path.rsplit('/').next() == Some(".gitattributes")).take(100) {
+    for entry in plan.iter().filter(|entry| entry.path.rsplit('/').next() == Some(".gitattributes")).take(MAX_ATTRIBUTES_FILES) {
         if let PlannedKind::File { oid, size, .. } = entry.kind {
             uses_lfs |= size <= RecipeFiles::LIMIT
                 && read(repository, oid, &entry.path)?.windows(b"filter=lfs".len()).any(|window| window == b"filter=lfs");
@@ -120,7 +122,9 @@ fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Ve
         let named = pointers.iter().take(MAX_LFS_NAMED).cloned().collect::<Vec<_>>().join(", ");
         let more = pointers.len().saturating_sub(MAX_LFS_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        warnings.push(format!("{named}{more}: the repository contains only the Git LFS pointer, which is deployed as it is"));
+        warnings.push(format!(
+            "{named}{more}: deployed as a Git LFS pointer, because the repository does not contain the file itself"
+        ));
         warnings.push(String::from(
             "larder does not fetch from LFS servers; to commit the files themselves: `git lfs migrate export --include=\"*\"`",
         ));

@@ -1,4 +1,4 @@
-//! Exports of real commits, hostile ones included.
+//! Tests of the export with real commits, including hostile commits.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +38,7 @@ fn refused(world: &World, job: &SourceJob) -> SourceRefusal {
     }
 }
 
-/// Returns everything below a directory: mode bits and content, or target of a link.
+/// Returns all entries below a directory by path: the mode bits, and the content of a file or the target of a link.
 fn snapshot(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in walkdir::WalkDir::new(root).min_depth(1) {
@@ -57,7 +57,7 @@ fn snapshot(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     found
 }
 
-/// Asserts that the tree is as its list says, byte for byte.
+/// Asserts that the exported tree has exactly the entries and contents of its list.
 fn assert_listed(world: &World, commit: &CommitId) {
     let list = tree::read_list(world.paths.source.as_ref().unwrap()).unwrap();
     assert_eq!(&list.commit, commit);
@@ -106,11 +106,11 @@ fn second_export_writes_only_changed_entries() {
         ("same/z", false, b"6"),
     ]);
     let source = ready(&world, &job(&second, true));
-    // Gone: a, old, old/gone; new: a, a/inside; replaced (gone and new): a-b, lib/x.
+    // Removed: a, old, old/gone. Created: a, a/inside. Replaced, which counts twice: a-b, lib/x.
     assert_eq!(source.changed, Some(9));
     assert_listed(&world, &second);
-    assert_eq!(fs::metadata(world.tree().join("same/z")).unwrap().ino(), before, "untouched");
-    assert_eq!(fs::read(shared).unwrap(), b"3", "never written in place");
+    assert_eq!(fs::metadata(world.tree().join("same/z")).unwrap().ino(), before, "the unchanged file was written again");
+    assert_eq!(fs::read(shared).unwrap(), b"3", "the file was written in place");
 
     assert_eq!(ready(&world, &job(&second, true)).changed, Some(0));
     assert_eq!(ready(&world, &job(&first, true)).entries, 10);
@@ -153,7 +153,7 @@ fn invalid_list_or_changed_tree_is_exported_from_scratch() {
         ready(&world, &job(&second, true));
         assert_listed(&world, &second);
     }
-    fs::write(world.tree().join("b"), b"changed behind our back").unwrap();
+    fs::write(world.tree().join("b"), b"changed by another process").unwrap();
     ready(&world, &SourceJob { fresh: true, ..job(&second, true) });
     assert_listed(&world, &second);
     assert!(Path::new("/etc/passwd").exists());
@@ -172,7 +172,7 @@ fn links_are_created_and_never_followed() {
     ready(&world, &job(&second, true));
     assert_listed(&world, &second);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-    // A link in the way of an incremental export is not followed; the export starts from scratch.
+    // An incremental export does not follow a link that replaces a directory. The export starts from scratch.
     let third = world.commit(&[("lib/file", false, b"2")]);
     fs::remove_dir_all(world.tree().join("lib")).unwrap();
     std::os::unix::fs::symlink(&outside, world.tree().join("lib")).unwrap();
@@ -195,7 +195,7 @@ fn git_bomb_exceeds_the_entry_limit() {
     let bomb = world.commit_tree(&id);
     let refusal = refused(&world, &job(&bomb, true));
     assert!(refusal.to_string().contains("more than 200000 files"), "{refusal}");
-    assert!(!world.tree().exists(), "nothing was written");
+    assert!(!world.tree().exists(), "a tree was written");
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn unusual_modes_are_reduced_to_the_executable_bit() {
 }
 
 #[test]
-fn limits_apply_to_an_unchanged_tree() {
+fn unchanged_tree_beyond_a_limit_is_refused() {
     let world = World::new();
     let commit = world.commit(&[("a/b", false, b"12345"), ("c", false, b"678")]);
     ready(&world, &job(&commit, true));
@@ -299,7 +299,7 @@ fn missing_commit_or_invalid_quarantine_fails() {
 }
 
 #[test]
-fn push_from_a_shallow_clone_is_refused_with_the_remedy() {
+fn push_from_a_shallow_clone_is_refused_with_a_hint() {
     let world = World::new();
     let name = "tmp_objdir-incoming-Ab12";
     fs::create_dir(world.repository().join("objects").join(name)).unwrap();
@@ -316,12 +316,12 @@ fn push_from_a_shallow_clone_is_refused_with_the_remedy() {
 }
 
 #[test]
-fn annotated_tag_on_a_branch_is_refused_with_the_push_of_its_commit() {
+fn annotated_tag_on_a_branch_is_refused_with_a_hint() {
     let world = World::new();
     let commit = world.commit(&[("index.html", false, b"one")]);
     let text = format!("object {commit}\ntype commit\ntag v1.0\ntagger a <a@b.invalid> 1700000000 +0000\n\nfirst\n");
     let tag = world.git(&["hash-object", "-w", "-t", "tag", "--stdin"], text.as_bytes()).parse().unwrap();
     let refusal = refused(&world, &job(&tag, true));
-    assert!(refusal.to_string().contains("is the annotated tag v1.0"), "{refusal}");
+    assert!(refusal.to_string().contains("points to the annotated tag v1.0"), "{refusal}");
     assert!(refusal.hint.contains("git push REMOTE 'v1.0^{commit}:BRANCH'"), "{}", refusal.hint);
 }

@@ -1,7 +1,7 @@
-//! The exported tree on disk, `project/tree`, and the list of its entries beside it, `project/list`.
+//! The exported tree on the disk, `project/tree`, and the list of its entries, `project/list`.
 //!
-//! [`TreeWriter`] reaches every entry one directory at a time and never follows a symlink. The list is used only if it is exactly as this
-//! module would have written it.
+//! [`TreeWriter`] opens every directory on the way to an entry, and never follows a symlink. A list is used only if it is valid in every
+//! detail, so that a damaged list is never applied.
 
 use std::{
     fs::{self, File},
@@ -24,7 +24,8 @@ const DRAFT: &str = "list.new";
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
 
-/// Creates and removes entries below a root. Keeps the directories of the last path open: neighbours in a sorted list share most of them.
+/// Creates and removes entries below a root. Keeps the directories of the last path open, because consecutive paths of a sorted list share
+/// most directories.
 pub struct TreeWriter<'r> {
     root: BorrowedFd<'r>,
     open: Vec<(String, OwnedFd)>,
@@ -36,7 +37,7 @@ pub fn root(path: &Path) -> io::Result<OwnedFd> {
 }
 
 impl<'r> TreeWriter<'r> {
-    /// A writer below `root`.
+    /// Creates a writer for entries below `root`.
     pub fn new(root: BorrowedFd<'r>) -> TreeWriter<'r> {
         TreeWriter { root, open: Vec::new() }
     }
@@ -84,7 +85,7 @@ impl<'r> TreeWriter<'r> {
     }
 }
 
-/// Reads the list of the previous export. Returns `None` if there is none, or if it is not exactly as [`write_list`] would write it.
+/// Reads the list of the previous export. Returns `None` if the list is missing or invalid, or if it is from an earlier boot.
 pub fn read_list(place: &Path) -> Option<SourceList> {
     let path = place.join(LIST);
     if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > MAX_LIST {
@@ -98,7 +99,7 @@ pub fn read_list(place: &Path) -> Option<SourceList> {
     known.then_some(list)
 }
 
-/// Removes the list, before the tree is changed: from then on no list describes the tree.
+/// Removes the list. Must be called before the tree is changed, so that a crash leaves no list that does not match the tree.
 pub fn remove_list(place: &Path) -> io::Result<()> {
     for name in [LIST, DRAFT] {
         match fs::remove_file(place.join(name)) {
@@ -115,8 +116,8 @@ pub fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// Writes the list, by an atomic rename. Does not wait for the disk: after a power failure, any list that is left has the id of an earlier
-/// boot, and the next export starts from scratch.
+/// Writes the list with an atomic rename. Does not wait for the disk: after a power failure, the boot id in the list is no longer current, so
+/// the next export ignores the list and starts from scratch. If the system has no boot id, the file system is synced.
 pub fn write_list(place: &Path, list: &SourceList) -> io::Result<()> {
     let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
     let draft = place.join(DRAFT);

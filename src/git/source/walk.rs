@@ -1,16 +1,16 @@
-//! Plans the export of a commit's tree, in one pass that ends at the first exceeded limit and reads no file content. Entries of unchanged
-//! directories are taken from the list of the previous export, which has checked them.
+//! Plans the export of a commit's tree and checks all entries. The walk ends at the first exceeded limit and reads no content of files. The
+//! entries of unchanged directories come from the list of the previous export, which has checked the entries.
 
 use git2::{ObjectType, Odb, Oid, Repository};
 
 use super::job::{ExportStop, SourceLimits, SourceRefusal, failed};
 use crate::model::{Digest, SourceEntry, SourceKind, sanitise_reason};
 
-/// The maximum size of a tree object, in bytes; enough for a hundred thousand names of git's maximum length.
+/// The maximum size of a tree object, in bytes. A tree of a hundred thousand entries with the longest names is smaller.
 const MAX_TREE: usize = 32 << 20;
-/// The maximum length of a symlink's target, as in the kernel (`PATH_MAX` without the NUL).
+/// The maximum length of a symlink's target, in bytes (`PATH_MAX` of Linux, without the NUL).
 const MAX_TARGET: usize = 4095;
-/// The maximum length of a name, as in file systems (`NAME_MAX`).
+/// The maximum length of a name, in bytes (`NAME_MAX` of Linux).
 const MAX_NAME: usize = 255;
 
 const DIRECTORY: i32 = 0o040_000;
@@ -33,11 +33,11 @@ pub enum PlannedKind {
     Dir,
     /// A regular file.
     File {
-        /// The blob with its content.
+        /// The id of the blob with the file's content.
         oid: Oid,
         /// The size in bytes.
         size: u64,
-        /// Set if the file is executable.
+        /// True if the file is executable.
         executable: bool,
         /// The digest of the content, if the previous export has computed it.
         digest: Option<Digest>,
@@ -58,7 +58,7 @@ struct Walk<'a> {
     bytes: u64,
 }
 
-/// Returns all entries of `tree`, sorted by path. `known` are the entries of the previous export and its tree.
+/// Returns all entries of `tree`, sorted by path. `known` contains the entries and the git tree of the previous export.
 pub fn walk(
     repository: &Repository,
     tree: Oid,
@@ -72,7 +72,7 @@ pub fn walk(
     let mut found = walk.found;
     found.sort_unstable_by(|one, other| one.path.cmp(&other.path));
     if let Some((twice, _)) = found.iter().zip(found.iter().skip(1)).find(|(one, next)| one.path == next.path) {
-        return Err(refuse(&twice.path, "exists twice", "create the commit again with a current git").into());
+        return Err(refuse(&twice.path, "exists twice", "create the commit again with a current version of git").into());
     }
     Ok(found)
 }
@@ -92,12 +92,12 @@ impl Walk<'_> {
         }
         if depth > self.limits.depth {
             let reason = format!("is deeper than {} directories", self.limits.depth);
-            return Err(refuse(path, reason, "flatten the directories").into());
+            return Err(refuse(path, reason, "move the files up to fewer levels of directories").into());
         }
         let doing = || format!("read directory {:?} of the commit", printable_root(path));
         let (size, _) = self.odb.read_header(tree).map_err(|error| failed(doing())(error.message()))?;
         if size > MAX_TREE {
-            return Err(refuse(printable_root(path), "has too many files", "spread them over directories").into());
+            return Err(refuse(printable_root(path), "has too many files", "spread the files over several directories").into());
         }
         let tree = self.repository.find_tree(tree).map_err(|error| failed(doing())(error.message()))?;
         let known = known.and_then(|known| self.repository.find_tree(known).ok());
@@ -106,9 +106,9 @@ impl Walk<'_> {
             let below = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
             if below.len() > self.limits.path_bytes {
                 let reason = format!("has a path of more than {} bytes", self.limits.path_bytes);
-                return Err(refuse(&below, reason, "shorten it").into());
+                return Err(refuse(&below, reason, "shorten the path").into());
             }
-            // Modes that git itself never writes, such as set-user-id, are reduced to a kind and the executable bit.
+            // Other mode bits, such as set-user-id, are ignored. git itself never writes them.
             let mode = entry.filemode_raw();
             match mode & 0o170_000 {
                 DIRECTORY => {
@@ -134,7 +134,7 @@ impl Walk<'_> {
         let (from, to) = if path.is_empty() {
             (0, known.len())
         } else {
-            // The paths below a directory sort between `path/` and `path0`: 0 is the character after the slash.
+            // The paths below a directory sort between `path/` and `path0`, because `0` is the character after `/`.
             let (first, after) = (format!("{path}/"), format!("{path}0"));
             (known.partition_point(|entry| entry.path < first), known.partition_point(|entry| entry.path < after))
         };
@@ -161,12 +161,12 @@ impl Walk<'_> {
         }
         let (size, kind) = self.header(oid, &path)?;
         if kind != ObjectType::Blob {
-            return Err(refuse(&path, "is not a file", "create the commit again with a current git").into());
+            return Err(refuse(&path, "is not a file", "create the commit again with a current version of git").into());
         }
         self.add(&path, PlannedKind::File { oid, size, executable, digest: None })
     }
 
-    /// Returns size and digest from the previous export, if it has the same content at the same path.
+    /// Returns the size and the digest of a file, if the previous export had the same content at the same path.
     fn known_file(&self, oid: Oid, path: &str) -> Option<(u64, Digest)> {
         let at = self.known.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         match &self.known.get(at)?.kind {
@@ -195,7 +195,7 @@ impl Walk<'_> {
         Ok(target.to_owned())
     }
 
-    /// Adds an entry, unless it exceeds a limit.
+    /// Adds an entry. Refuses an entry that exceeds a limit.
     fn add(&mut self, path: &str, kind: PlannedKind) -> Result<(), ExportStop> {
         let whole = |reason, hint: &str| SourceRefusal { path: None, reason, hint: hint.to_owned() };
         let SourceLimits { entries, bytes, file_bytes, .. } = *self.limits;
@@ -230,18 +230,22 @@ impl Walk<'_> {
             return Err(refuse(&shown, format!("has a name of more than {MAX_NAME} bytes"), rename));
         }
         if matches!(text, "" | "." | "..") || text.contains('/') || is_dot_git(text) {
-            return Err(refuse(&shown, "has a name that is not allowed in a repository", "create the commit again without it"));
+            return Err(refuse(
+                &shown,
+                "has a name that is not allowed in a repository",
+                "create the commit again without this entry",
+            ));
         }
         Ok(text)
     }
 }
 
-/// Returns whether a file system or program may read `name` as `.git`.
+/// Returns true if a file system or a program could interpret `name` as `.git`.
 fn is_dot_git(name: &str) -> bool {
-    // HFS+ skips these characters when it compares names.
+    // HFS+ ignores these characters when it compares names.
     let ignored = |c: char| matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}');
     let plain: String = name.chars().filter(|c| !ignored(*c)).collect::<String>().to_ascii_lowercase();
-    // NTFS drops trailing dots and spaces, ends a name at a colon and knows short names.
+    // NTFS ignores trailing dots and spaces, ends a name at a colon, and has short names such as `GIT~1`.
     let plain = plain.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']);
     plain == ".git" || plain == "git~1"
 }
@@ -266,7 +270,7 @@ mod tests {
     use super::is_dot_git;
 
     #[test]
-    fn names_equivalent_to_dot_git_are_rejected() {
+    fn name_equivalent_to_dot_git_is_rejected() {
         for bad in [".git", ".GIT", ".Git ", ".git...", ".git . ", "GIT~1", ".g\u{200c}it", ".git::$INDEX_ALLOCATION"] {
             assert!(is_dot_git(bad), "{bad}");
         }
