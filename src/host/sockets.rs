@@ -1,5 +1,5 @@
-//! The owner of a listening socket. All projects share the ports of the machine, so the proxy checks the owner
-//! of a port that it connects to.
+//! Finds the user who owns a listening socket. All projects share the ports of the machine, so the proxy checks the owner of the port of
+//! each upstream.
 
 use std::{
     fs, io,
@@ -8,31 +8,33 @@ use std::{
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-/// Message numbers of `linux/sock_diag.h` and `linux/netlink.h`.
+/// `SOCK_DIAG_BY_FAMILY` of `linux/sock_diag.h`.
 const BY_FAMILY: u16 = 20;
+/// `NLMSG_ERROR` and `NLM_F_REQUEST` of `linux/netlink.h`.
 const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
+/// The size of `struct nlmsghdr` of `linux/netlink.h`, in bytes.
 const HEADER: usize = 16;
 /// The offset of the user number in an answer: after the headers, the socket's identity and two timers.
 const UID: usize = HEADER + 4 + 48 + 12;
 
-/// Returns the user whose process listens at `address`; `None` if no process does. The cost is some microseconds and does not depend on
-/// the number of sockets.
+/// Returns the uid of the process that listens at `address`, or `None` if no process listens there. If a process listens, the call takes
+/// a few microseconds, whatever the number of sockets.
 pub fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     match query(address) {
         Ok(Some(uid)) => Ok(Some(uid)),
-        // A kernel without this interface answers as if no process listened.
+        // A kernel without this interface gives the same answer as for an address without a listener.
         Ok(None) | Err(_) => search(address),
     }
 }
 
-/// Asks the kernel for the socket that a new connection would reach (sock_diag(7)).
+/// Queries the kernel for the uid of the socket that a new connection would reach (sock_diag(7)).
 fn query(address: SocketAddr) -> io::Result<Option<u32>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
     send(&socket, &request(address), SendFlags::empty())?;
     let mut answer = [0; 1024];
-    // The kernel has answered by the time `send` returns.
+    // The kernel puts its answer into the socket before `send` returns, so `recv` need not wait.
     let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
     let answer = answer.get(..length).unwrap_or_default();
     let number = |at: usize| answer.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
@@ -56,7 +58,7 @@ fn request(address: SocketAddr) -> Vec<u8> {
     let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
     body.extend(u32::MAX.to_ne_bytes());
     body.extend(address.port().to_be_bytes());
-    // No connection comes from port 0, so only a listener matches.
+    // The peer's port is 0. No connection has such a peer, so only a listener matches.
     body.extend(0_u16.to_be_bytes());
     body.extend([ip(address.ip()), ip(address.ip())].concat());
     body.extend(0_u32.to_ne_bytes());
@@ -68,10 +70,10 @@ fn request(address: SocketAddr) -> Vec<u8> {
     message
 }
 
-/// Searches the lists of all sockets.
+/// Searches `/proc/net/tcp` and `/proc/net/tcp6`, the kernel's lists of all TCP sockets.
 fn search(address: SocketAddr) -> io::Result<Option<u32>> {
     let old = fs::read_to_string("/proc/net/tcp")?;
-    // Without IPv6, this list does not exist.
+    // On a machine without IPv6, this list does not exist.
     let new = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
     Ok(listed(&format!("{old}{new}"), address))
 }
@@ -85,7 +87,7 @@ fn listed(lists: &str, address: SocketAddr) -> Option<u32> {
         IpAddr::V4(ip) => (hex(&ip.octets()), hex(&ip.to_ipv6_mapped().octets())),
         IpAddr::V6(ip) => (hex(&ip.octets()), String::new()),
     };
-    // The kernel prefers the addresses in this order.
+    // The kernel prefers a listener on the first of these addresses, then on the second, and so on.
     let addresses = [exact, mapped, hex(&Ipv4Addr::UNSPECIFIED.octets()), "0".repeat(32)];
     let port = format!("{:04X}", address.port());
     let listening = lists.lines().filter_map(|line| {

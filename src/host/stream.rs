@@ -1,4 +1,4 @@
-//! Streams to and from clients that may be slow: [`Outlet`] writes with a time limit, [`Inlet`] reads with one.
+//! Streams to and from clients that may be slow. [`Outlet`] writes and [`Inlet`] reads; both fail after a time without progress.
 
 use std::{
     fs::File,
@@ -15,11 +15,11 @@ use rustix::{
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use tokio_util::sync::CancellationToken;
 
-/// Time without progress after which a transfer fails.
+/// The time without progress after which a transfer fails.
 pub const TRANSFER_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bytes of a file that are read at once.
+/// The size of the pieces in which [`Outlet::write_from`] reads a file, in bytes.
 const PIECE: u64 = 256 * 1024;
-/// Interval at which a waiting reader checks for cancellation.
+/// The interval at which a waiting [`Inlet`] checks for cancellation.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A writer to a client that may be slow.
@@ -31,14 +31,14 @@ pub struct Outlet {
 
 #[derive(Debug)]
 enum Target {
-    /// A pipe; no thread waits for the reader.
+    /// A pipe. A write does not block a thread. `blocking` is true if the pipe was in blocking mode before.
     Pipe { pipe: pipe::Sender, blocking: bool },
-    /// Any other file; each write blocks a thread.
+    /// Any other file. A write blocks a thread.
     File(Arc<File>),
 }
 
 impl Outlet {
-    /// Creates a writer without a time limit, for readers whose connection has one.
+    /// Creates a writer without a time limit, for a client whose connection has its own time limit.
     pub fn new(descriptor: OwnedFd) -> io::Result<Outlet> {
         let is_pipe = fstat(&descriptor).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
         let target = if is_pipe {
@@ -50,7 +50,7 @@ impl Outlet {
         Ok(Outlet { target, limit: None })
     }
 
-    /// Creates a writer that fails if the reader reads nothing for `limit`.
+    /// Creates a writer that fails if the client reads nothing for `limit`. The limit applies only to pipes.
     pub fn within(descriptor: OwnedFd, limit: Duration) -> io::Result<Outlet> {
         let mut outlet = Outlet::new(descriptor)?;
         outlet.limit = Some(limit);
@@ -82,7 +82,8 @@ impl Outlet {
         }
     }
 
-    /// Writes `bytes` bytes of a file, from its current position, and returns the file. No thread waits for the reader meanwhile.
+    /// Writes `bytes` bytes of a file, from its current position, and returns the file. If the target is a pipe, no thread is blocked while
+    /// the client does not read.
     pub async fn write_from(&mut self, mut file: File, bytes: u64) -> io::Result<File> {
         let mut left = bytes;
         while left > 0 {
@@ -105,8 +106,8 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        // The process that passed the descriptor shares its flags, and may continue to use the descriptor, such as a shell for its next
-        // command.
+        // The flags belong to the open pipe, which the process that passed the descriptor may continue to use, such as a shell for its next
+        // command. The pipe is therefore set back to blocking mode.
         if let Target::Pipe { pipe, blocking: true } = &self.target
             && let Ok(flags) = fcntl_getfl(pipe.as_fd())
         {
@@ -119,7 +120,7 @@ fn stalled(limit: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no data was transferred for {} seconds", limit.as_secs()))
 }
 
-/// A reader from a client that may be slow. Reading blocks the thread.
+/// A reader from a client that may be slow. A read blocks the thread.
 #[derive(Debug)]
 pub struct Inlet {
     file: File,
@@ -128,7 +129,7 @@ pub struct Inlet {
 }
 
 impl Inlet {
-    /// Creates a reader that fails if nothing arrives for `limit`, or on cancellation.
+    /// Creates a reader that fails if no data arrives for `limit`, or on cancellation.
     pub fn new(descriptor: OwnedFd, limit: Duration, cancelled: CancellationToken) -> Inlet {
         Inlet { file: File::from(descriptor), limit, cancelled }
     }
@@ -147,7 +148,7 @@ impl Read for Inlet {
                 Ok(0) if begun.elapsed() >= self.limit => return Err(stalled(self.limit)),
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => match self.file.read(buffer) {
-                    // Another process reads from the same pipe, too.
+                    // Another process that reads from the same pipe has taken the data.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     other => return other,
                 },
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn dropped_outlet_restores_the_flags_of_its_pipe() {
+    async fn outlet_when_dropped_restores_the_flags_of_its_pipe() {
         let (reader, writer) = io::pipe().unwrap();
         let mine = writer.try_clone().unwrap();
         let mut outlet = Outlet::new(writer.into()).unwrap();
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn file_is_written_in_pieces_and_stalled_reader_times_out() {
+    async fn outlet_with_stalled_reader_times_out() {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..PIECE * 3 + 5).map(|at| (at % 251) as u8).collect();
         file.write_all(&content).unwrap();
@@ -185,7 +186,7 @@ mod tests {
             let mut all = vec![0; content.len()];
             reader.read_exact(&mut all).unwrap();
             assert!(all == content);
-            // Until the test is over, without reading.
+            // The reader stays open until the end of the test, but does not read.
             let _ = take.blocking_recv();
         });
         let mut outlet = Outlet::within(writer.into(), Duration::from_millis(300)).unwrap();
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_or_cancelled_input_ends_the_wait() {
+    fn inlet_without_input_or_after_cancellation_fails() {
         let (reader, mut writer) = io::pipe().unwrap();
         let unwanted = CancellationToken::new();
         let mut inlet = Inlet::new(reader.into(), Duration::from_millis(10), unwanted.clone());

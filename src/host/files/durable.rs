@@ -1,8 +1,8 @@
 //! Durable writes of many files and names with a single wait for the disk.
 //!
 //! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made. When
-//! the last change is on the disk, all earlier changes of all processes are, too. It is therefore sufficient to start writing contents as
-//! they are created, and to wait once at the end. On other file systems, the whole file system is synced.
+//! the last change is on the disk, all earlier changes of all processes are, too. A caller therefore writes the content of each file out
+//! with [`write_out`], and waits once, at the end, with [`commit`]. On other file systems, [`commit`] syncs the whole file system.
 #![allow(unsafe_code)]
 
 use std::{
@@ -17,13 +17,14 @@ use rustix::{
     io::Errno,
 };
 
+/// The types of file systems that statfs(2) reports.
 const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 
-/// Devices that were checked before, with the result.
+/// The devices that [`has_journal`] has checked, each with the result.
 static JOURNALS: Mutex<Vec<(u64, bool)>> = Mutex::new(Vec::new());
 
-/// Returns true if changes reach the disk in order.
+/// Returns true if the file system of `file` writes changes to the disk in the order in which they were made.
 pub fn is_ordered(file: impl AsFd) -> bool {
     match fstatfs(&file).map(|found| u64::try_from(found.f_type)) {
         Ok(Ok(XFS)) => true,
@@ -48,7 +49,7 @@ fn has_journal(device: u64) -> bool {
     answer
 }
 
-/// The name of a block device, from the kernel's list of them.
+/// Returns the name of a block device from the text of `/proc/partitions`.
 fn device_name(partitions: &str, major: u32, minor: u32) -> Option<&str> {
     partitions.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -57,38 +58,40 @@ fn device_name(partitions: &str, major: u32, minor: u32) -> Option<&str> {
     })
 }
 
-/// Begins to write a file's content out without waiting, so that a later sync has less to do.
+/// Starts to write a file's content to the disk without waiting, so that a later sync takes less time.
 pub fn begin(file: &File) {
     let _ = write_range(file, libc::SYNC_FILE_RANGE_WRITE);
 }
 
-/// Writes a file's content out. Its name, size and other metadata are durable only after a later [`commit`].
+/// Writes a file's content to the disk, and waits for the disk. The file's name, size and other metadata are durable only after a later
+/// [`commit`].
 pub fn write_out(file: &File) -> io::Result<()> {
     let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     if is_ordered(file) && write_range(file, all).is_ok() { Ok(()) } else { file.sync_data() }
 }
 
 fn write_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: plain numbers and an open descriptor.
+    // SAFETY: the arguments are an open descriptor and numbers, no pointers.
     let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Waits until all earlier changes on the file system of `directory` are durable; contents only of files that were synced or
-/// [written out](write_out) before. The caller needs write permission for the directory.
+/// Waits until all earlier changes of names, sizes and metadata on the file system of `directory` are durable. Contents are durable only
+/// if they were synced or [written out](write_out) before. The caller needs write permission for the directory.
 pub fn commit(directory: impl AsFd) -> io::Result<()> {
     let directory = directory.as_fd();
     if !is_ordered(directory) {
         return Ok(syncfs(directory)?);
     }
-    // Creates a directory as the last change, and waits for it. A directory that a killed process has left serves the same purpose.
+    // Creating and removing a directory is the last change, and fsync waits for it. If a killed process has left such a directory, its
+    // removal alone is the last change.
     let name = c".commit";
     match mkdirat(directory, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-        // Another process removed the directory; waiting for that change serves the same purpose.
+        // Another process removed the directory. Its removal is a later change, too, and fsync waits for it.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
@@ -102,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn device_is_found_by_its_numbers() {
+    fn device_name_of_listed_numbers_is_found() {
         let list = "major minor  #blocks  name\n\n 254        0  268435456 vda\n   8        1  1024 sda1\n";
         assert_eq!(device_name(list, 254, 0), Some("vda"));
         assert_eq!(device_name(list, 8, 1), Some("sda1"));
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn commit_leaves_no_file_and_can_be_repeated() {
+    fn commit_after_a_killed_commit_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = File::create(dir.path().join("f")).unwrap();
         file.write_all(b"x").unwrap();
@@ -120,7 +123,7 @@ mod tests {
         commit(&opened).unwrap();
         std::fs::create_dir(dir.path().join(".commit")).unwrap();
         commit(&opened).unwrap();
-        // Without ordering, the whole file system was synced, and the directory of a killed process stays.
+        // On a file system without order, commit does not touch the directory of a killed process.
         let left = if is_ordered(&opened) { 1 } else { 2 };
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), left);
     }

@@ -1,4 +1,6 @@
-//! Files that survive a power cut: written under a temporary name, synced, and renamed; and reads with limits.
+//! Writes files that survive a power cut: under a temporary name, with fsync and an atomic rename. Reads files with a size limit.
+//!
+//! [`durable`] makes many files durable with a single wait for the disk.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,20 +17,21 @@ mod private;
 pub use larder_archive::{Confined, Cursor, FileError};
 pub use private::{PrivateError, make_private, read_private};
 
-/// Replaces `path` by a file with these bytes and mode. After a crash at any point, `path` is either the old file or the new one.
+/// Replaces the file at `path` by a file with these bytes and this mode. After a crash at any point, `path` names either the complete old
+/// file or the complete new file.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, File::sync_all)?;
     sync_dir(parent(path))
 }
 
-/// Replaces a file like [`write_atomic`], without waiting for the disk: the name is durable once its directory is
-/// [committed](durable::commit), and never names a partly written file.
+/// Replaces a file like [`write_atomic`], but does not make the name durable: the caller [commits](durable::commit) the directory later.
+/// Before that, a crash leaves either the complete old file or the complete new file.
 pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, durable::write_out)
 }
 
-/// Replaces a file like [`write_atomic`], without any sync: after a power cut, its content is undefined. For files that have a checksum
-/// and can be recreated.
+/// Replaces a file like [`write_atomic`], without any sync. After a power cut, the content is undefined. Only for files that have a
+/// checksum and can be recreated.
 pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
     place(path, parts, mode, |_| Ok(()))
 }
@@ -38,7 +41,7 @@ fn place(path: &Path, parts: &[&[u8]], mode: u32, sync: impl Fn(&File) -> io::Re
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(directory)
-        .map_err(|e| FileError::io("create a file beside", path, e))?;
+        .map_err(|e| FileError::io("create a temporary file beside", path, e))?;
     for part in parts {
         temporary.write_all(part).map_err(|e| FileError::io("write", path, e))?;
     }
@@ -49,62 +52,62 @@ fn place(path: &Path, parts: &[&[u8]], mode: u32, sync: impl Fn(&File) -> io::Re
     Ok(())
 }
 
-/// Makes the names in a directory durable.
+/// Syncs a directory, so that the names in it are durable.
 pub fn sync_dir(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| FileError::io("sync the directory", path, e))
 }
 
-/// Makes `link` a symbolic link to `target`, in one step, replacing a link or file of that name; durable afterwards.
+/// Creates `link` as a symlink to `target`, or atomically replaces the file or symlink `link`. The change is durable afterwards.
 pub fn replace_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     place_symlink(link, target)?;
     sync_dir(parent(link))
 }
 
-/// Replaces a symlink like [`replace_symlink`], without waiting for the disk: durable once its directory is synced.
+/// Replaces a symlink like [`replace_symlink`], without waiting for the disk. The change is durable once the directory is synced.
 pub fn place_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     let made = tempfile::Builder::new()
         .prefix(".new-")
         .make_in(parent(link), |name| std::os::unix::fs::symlink(target, name))
-        .map_err(|e| FileError::io("create a link beside", link, e))?;
-    made.into_temp_path().persist(link).map_err(|e| FileError::io("replace the link", link, e.error))
+        .map_err(|e| FileError::io("create a temporary symlink beside", link, e))?;
+    made.into_temp_path().persist(link).map_err(|e| FileError::io("replace the symlink", link, e.error))
 }
 
-/// Exchanges two paths of one file system in one step; durable afterwards.
+/// Atomically exchanges the names of two files or directories of one file system. The change is durable afterwards.
 pub fn exchange(one: &Path, other: &Path) -> Result<(), FileError> {
     rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).map_err(|e| FileError::io("exchange", one, e))?;
     sync_dir(parent(one))?;
     if parent(one) != parent(other) { sync_dir(parent(other)) } else { Ok(()) }
 }
 
-/// Renames a file; fails if `to` exists; durable afterwards.
+/// Renames a file. Fails if `to` exists. The change is durable afterwards.
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), FileError> {
     rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(|e| FileError::io("rename", from, e))?;
     sync_dir(parent(to))?;
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
-/// Renames a file over `to`; durable afterwards. The content must be synced before.
+/// Renames a file to `to`, and replaces the file there. The new name is durable afterwards. The caller must have synced the content.
 pub fn rename_over(from: &Path, to: &Path) -> Result<(), FileError> {
     std::fs::rename(from, to).map_err(|e| FileError::io("rename", from, e))?;
     sync_dir(parent(to))?;
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
-/// Opens a regular file for reading. A symlink as last part of the path is not followed, and a FIFO does not block.
+/// Opens a regular file for reading. Fails if the last part of the path is a symlink or a special file; a FIFO does not block the call.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let flags = i32::try_from(flags).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| FileError::io("open", path, e))?;
-    let metadata = file.metadata().map_err(|e| FileError::io("look at", path, e))?;
+    let metadata = file.metadata().map_err(|e| FileError::io("read the metadata of", path, e))?;
     if metadata.is_file() { Ok(file) } else { Err(FileError::NotRegular { path: path.to_owned() }) }
 }
 
-/// Creates a directory with `mode`, and its missing parents; an existing one keeps its mode.
+/// Creates a directory and its missing parents with `mode`. A directory that exists keeps its mode.
 pub fn ensure_dir(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
-/// Opens a file for appending; a new one gets `mode`.
+/// Opens a file for appending. If it does not exist, creates it with `mode`.
 pub fn append(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(mode).open(path)
 }
@@ -116,12 +119,12 @@ pub fn create_new(path: &Path, mode: u32) -> Result<File, FileError> {
     options.open(path).map_err(|e| FileError::io("create", path, e))
 }
 
-/// Reads a regular file of at most `max` bytes.
+/// Reads a regular file. Fails with [`FileError::TooLarge`] if it has more than `max` bytes.
 pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     read_file_limited(&open_regular(path)?, path, max)
 }
 
-/// Reads an open file, from its current position, of at most `max` bytes; `path` is for messages.
+/// Reads an open file from its current position. Fails with [`FileError::TooLarge`] after `max` bytes. `path` is used only in messages.
 pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| FileError::io("read", path, e))?;
@@ -131,7 +134,7 @@ pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-/// Removes a file if it exists; durable afterwards.
+/// Removes a file if it exists. The removal is durable afterwards.
 pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     match rustix::fs::unlinkat(CWD, path, AtFlags::empty()) {
         Ok(()) => sync_dir(parent(path)),
@@ -140,8 +143,8 @@ pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Removes the temporary files of killed processes in `directory`: files and links whose names begin with `.new-`. No other process may
-/// write there at the same time.
+/// Removes the temporary files of killed processes in `directory`: files and symlinks whose names begin with `.new-`. No other process may
+/// write files there at the same time, because their temporary files would be removed, too.
 pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
     let unreadable = |source| FileError::io("read", directory, source);
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
@@ -154,18 +157,18 @@ pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Bytes and inodes that the file system of a path has left for unprivileged users.
+/// The free space of a file system for unprivileged users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeSpace {
-    /// Bytes left.
+    /// The free bytes.
     pub bytes: u64,
-    /// Inodes left; `u64::MAX` where the file system does not count them.
+    /// The free inodes; `u64::MAX` if the file system has no fixed number of inodes.
     pub inodes: u64,
 }
 
-/// The free space of the file system that holds `path`.
+/// Returns the free space of the file system that holds `path`.
 pub fn free_space(path: &Path) -> Result<FreeSpace, FileError> {
-    let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("ask for the free space of", path, e))?;
+    let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("determine the free space of", path, e))?;
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
     Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
 }

@@ -1,4 +1,5 @@
-//! Files that hold a secret of the server: created once, readable only by the server, never replaced.
+//! Files that hold a secret of the server, such as a private key. Each is created once, is readable only by the server's user, and is
+//! never replaced.
 
 use std::{
     fs::OpenOptions,
@@ -11,7 +12,7 @@ use rustix::fs::OFlags;
 
 use super::{FileError, parent, sync_dir};
 
-/// An error that prevents the use of a secret.
+/// A failure to read or create a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateError {
     /// The file system refused an operation.
@@ -35,8 +36,8 @@ pub enum PrivateError {
     },
 }
 
-/// Reads a secret of at most `max` bytes; `None` if the file does not exist. A file that other users can read or change is refused,
-/// because it is no longer a secret.
+/// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Refuses a file that other users can read or write,
+/// because its content is no longer a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
     // Does not follow a symlink, and does not block on a FIFO.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
@@ -45,7 +46,7 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FileError::io("open", path, error).into()),
     };
-    let metadata = file.metadata().map_err(|error| FileError::io("look at", path, error))?;
+    let metadata = file.metadata().map_err(|error| FileError::io("read the metadata of", path, error))?;
     let uid = rustix::process::geteuid().as_raw();
     if !metadata.is_file() || metadata.uid() != uid {
         return Err(PrivateError::Owner { path: path.to_owned(), uid });
@@ -62,19 +63,20 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
     Ok(Some(bytes))
 }
 
-/// Writes a new, durable secret. Returns `false` and changes nothing if the file exists, because another process may have created it.
+/// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists: another process may have created it
+/// after the caller checked.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
     // The file is complete before it gets its name. Temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(parent(path))
-        .map_err(|error| FileError::io("create a file beside", path, error))?;
+        .map_err(|error| FileError::io("create a temporary file beside", path, error))?;
     draft.write_all(bytes).map_err(|error| FileError::io("write", path, error))?;
     draft.as_file().sync_all().map_err(|error| FileError::io("sync", path, error))?;
     match draft.persist_noclobber(path) {
         Ok(_) => {}
         Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(FileError::io("name", path, error.error).into()),
+        Err(error) => return Err(FileError::io("create", path, error.error).into()),
     }
     sync_dir(parent(path))?;
     Ok(true)

@@ -25,22 +25,22 @@ pub struct Child {
 }
 
 impl Child {
-    /// The keeper's number of the process.
+    /// Returns the number that the keeper gave the process.
     pub fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// Returns true if the process can write every file at `/app`; otherwise only new files in the top directory.
+    /// Returns true if the process can write every file at `/app`. Otherwise it can only create files in the top directory.
     pub fn app_is_writable(&self) -> bool {
         self.writable
     }
 
-    /// Takes the read end of a supervised process's stdout and stderr; `None` after the first call.
+    /// Takes the read end of the pipe that a supervised process has as stdout and stderr. Returns `None` after the first call.
     pub fn output(&mut self) -> Option<OwnedFd> {
         self.output.take()
     }
 
-    /// Waits until the process and all its descendants have ended.
+    /// Waits until the process and all its descendants have exited.
     pub async fn wait(&mut self) -> Result<Exit, LaunchError> {
         wait(&mut self.end).await
     }
@@ -55,8 +55,8 @@ impl Child {
         self.connection.done("kill a process", &LaunchRequest::End { id: self.id, now: true }).await
     }
 
-    /// Reads the report of a worker, at most `limit` bytes; waits until the worker closes it. `None` if the worker exited
-    /// without a report.
+    /// Reads the report of a worker until the worker closes the pipe. Fails if the report exceeds `limit` bytes. Returns `None` if the
+    /// worker exited without a report.
     pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
         let Some(report) = self.report.take() else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());
@@ -80,6 +80,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        // `has_changed` fails if the connection to the keeper is closed; no request can be sent then.
         if !self.supervised && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
             self.connection.tell(&LaunchRequest::End { id: self.id, now: true });
         }

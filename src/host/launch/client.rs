@@ -21,9 +21,9 @@ use super::{
 };
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
 
-/// Time that [`Launcher::reset_area`] waits for processes that are not being stopped.
+/// The time that [`Launcher::reset_area`] waits for processes that use the area and are not being stopped.
 const MAX_WAIT_IN_USE: Duration = Duration::from_secs(2);
-/// Time that [`Launcher::reset_area`] waits for processes that have been killed.
+/// The time that [`Launcher::reset_area`] waits for the exit of processes that were killed.
 const MAX_WAIT_KILLED: Duration = Duration::from_secs(30);
 /// The longest pause between two attempts of [`Launcher::reset_area`].
 const MAX_PAUSE: Duration = Duration::from_millis(100);
@@ -35,12 +35,13 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Takes over the connection that the keeper passes to the server as descriptor 3. Needs a running tokio runtime.
+    /// Takes over the connection that the keeper passes to the server as descriptor 3. Fails if the keeper has another version than this
+    /// server. Needs a running tokio runtime.
     pub fn from_inherited() -> io::Result<Launcher> {
         let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
         if keeper != ours {
             let text = format!(
-                "cannot serve a keeper of version {keeper:?}: this server has version {ours:?}\nhint: restart larder; a reload does not replace the keeper"
+                "cannot connect to the keeper of version {keeper:?}: this server has version {ours:?}\nhint: restart larder; a reload does not replace the keeper"
             );
             return Err(io::Error::other(text));
         }
@@ -52,7 +53,7 @@ impl Launcher {
         KeeperConnection::open(socket).map(|connection| Launcher { connection })
     }
 
-    /// Starts a process. `job` reaches the process sealed; the keeper does not read it.
+    /// Starts a process. The process receives `job` in a sealed memory file, which the keeper does not read.
     pub async fn launch<J: Serialize>(&self, launch: Launch, job: &J, stdio: Stdio) -> Result<Child, LaunchError> {
         let supervised = matches!(launch.supervision, Supervision::Keep { .. });
         let message = |error: &dyn std::fmt::Display| LaunchError::Message(error.to_string());
@@ -89,7 +90,7 @@ impl Launcher {
         }
     }
 
-    /// Returns the processes that outlived the previous server, also those that it was stopping.
+    /// Returns the supervised processes that outlived the previous server, including those that the previous server was stopping.
     pub async fn supervised(&self) -> Result<Vec<SupervisedProcess>, LaunchError> {
         let doing = "list the supervised processes";
         let mut all: Vec<SupervisedProcess> = Vec::new();
@@ -112,39 +113,41 @@ impl Launcher {
         }
     }
 
-    /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind gets an error
-    /// and misses the oldest ones.
+    /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind gets an error and misses the
+    /// oldest events.
     pub fn events(&self) -> broadcast::Receiver<ProcessEvent> {
         self.connection.events()
     }
 
-    /// Stops a supervised process permanently: sends the stop signal to the process and its descendants, and kills the remaining ones after
-    /// `grace`, or after [`MAX_GRACE`] if that is shorter. A second call can only shorten the remaining time.
+    /// Stops a supervised process permanently: sends the stop signal to the process and its descendants, and kills them after `grace` if
+    /// they have not exited. A `grace` above [`MAX_GRACE`] is reduced to [`MAX_GRACE`]. A second call can only shorten the remaining time.
     pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         let grace = u32::try_from(grace.min(MAX_GRACE).as_millis()).unwrap_or(u32::MAX);
         self.connection.done("stop a process", &LaunchRequest::Stop { id, grace }).await
     }
 
-    /// Waits until process `id` has exited and is not restarted. Also works for processes that [`Launcher::supervised`] returned.
+    /// Waits for the exit of process `id` after which the keeper does not restart it. Also works for processes that
+    /// [`Launcher::supervised`] returned.
     pub async fn ended(&self, id: ProcessId) -> Result<Exit, LaunchError> {
         wait(&mut self.connection.end_of(id)).await
     }
 
-    /// Creates the directories of a project or an environment. Safe to repeat.
+    /// Creates the directories of a project or an environment. The call may be repeated.
     pub async fn register(&self, registration: Registration) -> Result<(), LaunchError> {
         self.connection.done("create the directories", &LaunchRequest::Register(registration)).await
     }
 
-    /// Kills all processes of an environment, or of a whole project, and removes its directory. Safe to repeat.
+    /// Kills all processes of an environment, or of the whole project if `environment` is `None`, and removes the directory. The call may
+    /// be repeated.
     pub async fn unregister(&self, project: ProjectId, environment: Option<EnvId>) -> Result<(), LaunchError> {
         self.connection.done("remove the directories", &LaunchRequest::Unregister { project, environment }).await
     }
 
-    /// Replaces an area by an empty one; a tree is only removed. The old area is deleted in the background, so the time does not depend on
-    /// its size.
+    /// Replaces an area by an empty directory; [`Area::Tree`] is only removed. The old content is deleted in the background, so the
+    /// duration of the call does not depend on its size.
     ///
-    /// Waits for processes that use the area and are being stopped, and up to two seconds for others, because a worker reports its result
-    /// before its sandbox is removed.
+    /// Waits for processes that use the area and are being stopped. Waits up to two seconds for other processes that use the area, because
+    /// a worker reports its result before its sandbox is removed.
     pub async fn reset_area(
         &self,
         environment: EnvId,
@@ -154,18 +157,18 @@ impl Launcher {
     ) -> Result<(), LaunchError> {
         let doing = "reset a directory";
         let request = LaunchRequest::ResetArea { environment, area, release, slot };
-        let (begun, mut pause, mut patience) = (Instant::now(), Duration::from_millis(1), MAX_WAIT_IN_USE);
+        let (begun, mut pause, mut max_wait) = (Instant::now(), Duration::from_millis(1), MAX_WAIT_IN_USE);
         loop {
             let (why, left) = match self.connection.ask(doing, &request, &[]).await?.0 {
                 LaunchReply::Done => return Ok(()),
                 LaunchReply::Busy { why, left } => (why, left),
                 other => return Err(unexpected(doing, &other)),
             };
-            if let Some(left) = left.filter(|_| patience == MAX_WAIT_IN_USE) {
+            if let Some(left) = left.filter(|_| max_wait == MAX_WAIT_IN_USE) {
                 let stopped = Duration::from_millis(left.into()).saturating_add(begun.elapsed());
-                patience = stopped.min(MAX_GRACE).saturating_add(MAX_WAIT_KILLED);
+                max_wait = stopped.min(MAX_GRACE).saturating_add(MAX_WAIT_KILLED);
             }
-            if begun.elapsed() > patience {
+            if begun.elapsed() > max_wait {
                 return Err(LaunchError::Refused { doing, why });
             }
             tokio::time::sleep(pause).await;
@@ -173,12 +176,12 @@ impl Launcher {
         }
     }
 
-    /// Gives the installed tree of `from` the name of `to`, which must have no tree.
+    /// Renames the installed tree of release `from` to that of release `to`, which must have no tree yet.
     pub async fn rename_tree(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
         self.connection.done("rename a tree", &LaunchRequest::RenameTree { environment, from, to }).await
     }
 
-    /// Announces launches that follow soon, so that they take less time. Returns without waiting for the keeper.
+    /// Requests that the keeper prepares for launches that follow soon, so that they take less time. Does not wait for the keeper.
     pub fn prewarm(&self) {
         self.connection.tell(&LaunchRequest::Prewarm);
     }
@@ -187,7 +190,7 @@ impl Launcher {
     pub async fn capabilities(&self) -> Result<Capabilities, LaunchError> {
         let doing = "report its capabilities";
         match self.connection.ask(doing, &LaunchRequest::Capabilities, &[]).await?.0 {
-            LaunchReply::Capabilities(standing) => Ok(standing),
+            LaunchReply::Capabilities(capabilities) => Ok(capabilities),
             other => Err(unexpected(doing, &other)),
         }
     }

@@ -22,13 +22,13 @@ use crate::model::{Exit, ProcessId};
 
 type Answer = (LaunchReply, Vec<OwnedFd>);
 
-/// The number of events by which a slow receiver may fall behind before it misses events.
+/// The number of events by which a slow receiver may fall behind before it misses events, and the number of past exits that are kept.
 const MAX_EVENTS: usize = 1024;
 
 /// A connection to the keeper.
 #[derive(Debug)]
 pub(super) struct KeeperConnection {
-    /// A sequenced-packet socket; the type is used only to wait for readiness.
+    /// A sequenced-packet socket. `UnixStream` is a type for stream sockets, and is used only to wait for readiness.
     socket: UnixStream,
     table: Mutex<Table>,
     events: broadcast::Sender<ProcessEvent>,
@@ -36,12 +36,15 @@ pub(super) struct KeeperConnection {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// The number of the last request.
     last: u64,
+    /// True if the connection is closed.
     gone: bool,
+    /// The callers that wait for an answer, by the number of their request.
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
-    /// The exits of processes, for handles that wait.
+    /// The senders that report the exit of a running process to its handles.
     ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
-    /// The last exits, for handles that are created after the exit.
+    /// The exits of the last processes, newest first, for handles that are created after the exit.
     ended: VecDeque<(ProcessId, Exit)>,
 }
 
@@ -61,6 +64,7 @@ impl KeeperConnection {
         self.events.subscribe()
     }
 
+    /// Sends a request that has no result, and waits until the keeper has performed it. `doing` names the request in errors.
     pub(super) async fn done(&self, doing: &'static str, request: &LaunchRequest) -> Result<(), LaunchError> {
         match self.ask(doing, request, &[]).await?.0 {
             LaunchReply::Done => Ok(()),
@@ -68,6 +72,7 @@ impl KeeperConnection {
         }
     }
 
+    /// Sends a request with descriptors, and waits for the answer. `doing` names the request in errors.
     pub(super) async fn ask(
         &self,
         doing: &'static str,
@@ -98,6 +103,7 @@ impl KeeperConnection {
         }
     }
 
+    /// Returns the receiver of the exit of process `id`, which may have exited already.
     pub(super) fn end_of(&self, id: ProcessId) -> watch::Receiver<Option<Exit>> {
         let mut table = self.table.lock();
         if table.gone {
@@ -109,7 +115,7 @@ impl KeeperConnection {
         table.ends.entry(id).or_insert_with(|| watch::channel(None).0).subscribe()
     }
 
-    /// Sends a request that expects no answer; for `drop`.
+    /// Sends a request that has no answer. Does not wait, because `drop` implementations call this function.
     pub(super) fn tell(&self, body: &LaunchRequest) {
         if let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body }) {
             let _ = wire::send(&self.socket, &bytes, &[]);
@@ -127,7 +133,7 @@ impl KeeperConnection {
                 Ok(LaunchFrame { body: LaunchReply::Event(event), .. }) => self.note(event),
                 Ok(LaunchFrame { seq, body }) => self.answer(seq, body, descriptors),
                 Err(why) => {
-                    tracing::error!(why, "cannot decode a message of the keeper");
+                    tracing::error!(why, "cannot decode a message from the keeper");
                     break;
                 }
             }
@@ -141,7 +147,7 @@ impl KeeperConnection {
     fn answer(&self, seq: u64, reply: LaunchReply, descriptors: Vec<OwnedFd>) {
         let mut table = self.table.lock();
         if let LaunchReply::Started { id, .. } = reply {
-            // The entry is created before the caller runs, so that an exit that follows at once is not missed.
+            // The entry is created before the caller continues, so that an exit right after the start is not missed.
             table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
         }
         let started = match (&reply, table.waiting.remove(&seq)) {
@@ -149,7 +155,7 @@ impl KeeperConnection {
             (_, None) => None,
         };
         drop(table);
-        // The caller was cancelled before the answer arrived. The process is killed, because no handle exists that could do so later.
+        // The caller was cancelled before the answer arrived. The process is killed now, because no handle exists that could kill it later.
         if let Some(LaunchReply::Started { id, .. }) = started
             && let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body: LaunchRequest::End { id, now: true } })
         {

@@ -23,31 +23,31 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads a job.
+/// Reads the job of this worker.
 pub fn read_job<J: DeserializeOwned>(from: &mut impl Read) -> io::Result<J> {
     let mut bytes = Vec::new();
     from.take(MAX_JOB).read_to_end(&mut bytes)?;
     postcard::from_bytes(&bytes).map_err(io::Error::other)
 }
 
-/// Writes a report.
+/// Writes the report of this worker.
 pub fn write_report<R: Serialize>(to: &mut impl Write, report: &R) -> io::Result<()> {
     to.write_all(&postcard::to_stdvec(report).map_err(io::Error::other)?)
 }
 
-/// The descriptors that a worker was started with. Take them before anything else, so that no child inherits them.
+/// The descriptors that a worker inherits. A worker takes them before it does anything else, so that no child inherits them.
 #[derive(Debug)]
 pub struct WorkerInput {
     /// The sealed job; for [`read_job`].
     pub job: File,
     /// The write end of the report pipe; for [`write_report`].
     pub report: File,
-    /// Descriptors from 5 on, as given at the launch.
+    /// The descriptors from 5 on, in the order of [`Stdio::extra`](super::Stdio::extra).
     pub extra: Vec<OwnedFd>,
 }
 
 impl WorkerInput {
-    /// Takes over descriptors 3 and 4, and as many further ones as `LARDER_EXTRA` says.
+    /// Takes over descriptors 3 and 4, and the extra descriptors, whose number is in the variable `LARDER_EXTRA`.
     pub fn take() -> io::Result<WorkerInput> {
         let job = File::from(inherited::take(3)?);
         let report = File::from(inherited::take(4)?);

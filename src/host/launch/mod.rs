@@ -1,7 +1,7 @@
-//! The client of the keeper: launches processes and follows them; and the worker's side of a job. Read [`Launcher`] first.
+//! The client of the keeper, which launches processes and reports their exits, and the worker's side of a job. Read [`Launcher`] first.
 //!
-//! A worker starts with these descriptors: 0, 1, 2 as the server chose them; 3, the sealed job; 4, the write end of its report; from 5
-//! on those of [`Stdio::extra`]. `LARDER_*` variables hold the paths of its directories.
+//! A worker starts with these descriptors: 0, 1 and 2 are those of [`Stdio`]; 3 is the sealed job; 4 is the write end of the report pipe;
+//! from 5 on follow those of [`Stdio::extra`]. `LARDER_*` variables hold the paths of the worker's directories.
 
 mod child;
 mod client;
@@ -18,6 +18,6 @@ pub use job::{WorkerInput, read_job, write_report};
 pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
 pub use wire::{MAX_GRACE, ProcessEvent};
 
-/// A variable and its value that make glibc ask for large pages, for workers with buffers of many megabytes. On a virtual machine, a
-/// page fault costs about as much as compressing a kilobyte. Other C libraries ignore the variable.
+/// The variable, and its value, with which glibc allocates memory in large pages. Workers with buffers of many megabytes are started with
+/// this variable, because on a virtual machine a page fault takes about as long as compressing a kilobyte. Other C libraries ignore it.
 pub const LARGE_PAGES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");

@@ -1,4 +1,4 @@
-//! The types of requests to the keeper and of their results.
+//! The parameters and results of requests to the keeper.
 
 use std::os::fd::OwnedFd;
 
@@ -28,8 +28,8 @@ pub enum LaunchError {
     Report(String),
 }
 
-/// The standard descriptors of a new process; `None` stands for `/dev/null`. A supervised process gets one pipe for 1 and 2 from the
-/// keeper instead.
+/// The descriptors of a new process; `None` stands for `/dev/null`. For a supervised process, the keeper creates a pipe, which becomes
+/// descriptors 1 and 2.
 #[derive(Debug, Default)]
 pub struct Stdio {
     /// Descriptor 0.
@@ -38,46 +38,46 @@ pub struct Stdio {
     pub stdout: Option<OwnedFd>,
     /// Descriptor 2.
     pub stderr: Option<OwnedFd>,
-    /// Descriptors from 5 on; at most 8.
+    /// The descriptors from 5 on; at most 8.
     pub extra: Vec<OwnedFd>,
 }
 
-/// A process that outlived the previous server.
+/// A supervised process that outlived the previous server.
 #[derive(Debug)]
 pub struct SupervisedProcess {
-    /// Its number, which survives restarts.
+    /// The number that the keeper gave the process; a restart does not change it.
     pub id: ProcessId,
     /// The label that the previous server gave the process.
     pub label: Vec<u8>,
-    /// The request that launched it.
+    /// The request that launched the process.
     pub launch: Launch,
-    /// The read end of its stdout and stderr.
+    /// The read end of the pipe that the process has as stdout and stderr.
     pub output: OwnedFd,
-    /// True if the previous server had begun to stop the process. It uses its slot and its port until it has exited.
+    /// True if the previous server had begun to stop the process. The process uses its slot and its port until it has exited.
     pub stopping: bool,
 }
 
-/// The names of a project and an environment; the only message with names, which the keeper checks itself.
+/// The names of a project and an environment. No other request contains names; the keeper checks these names itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
     /// The project's number and name.
     pub project: (ProjectId, ProjectName),
-    /// The environment's number and name; without it, only the project's repository directory is created.
+    /// The environment's number and name. If this is `None`, only the project's repository directory is created.
     pub environment: Option<(EnvId, EnvironmentName)>,
 }
 
 /// The isolation and the limits that are in force on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// True if every environment has users of its own (the keeper is root); otherwise everything runs as one user.
+    /// True if the keeper is root, so that every environment has its own users; otherwise all processes run as one user.
     pub system: bool,
-    /// The user numbers of environments.
+    /// The first number of the uids of environments; `None` if all processes run as one user.
     pub users: Option<UserNumbers>,
-    /// `Ok` if workers have namespaces of their own; otherwise the reason.
+    /// `Ok` if each worker has its own namespaces; otherwise the reason why namespaces cannot be used.
     pub namespaces: Result<(), String>,
     /// `Ok` if `/app` is an overlay; otherwise the reason why it is a copy.
     pub overlay: Result<(), String>,
-    /// `Ok` if the worker owns the release's files in the overlay; otherwise the reason.
+    /// `Ok` if the worker's user owns the release's files in the overlay; otherwise the reason why idmapped mounts cannot be used.
     pub idmap: Result<(), String>,
     /// The control groups that limit processes.
     pub cgroup: Cgroups,
@@ -88,9 +88,9 @@ pub struct Capabilities {
 pub enum Cgroups {
     /// The unified hierarchy (v2).
     V2,
-    /// The older hierarchies (v1) of memory, processes and processor.
+    /// The older hierarchies (v1) of the memory, pids and cpu controllers.
     V1,
-    /// None. Memory is limited for each process, except for applications, whose runtimes reserve more than they use; processes are
-    /// counted for each user.
+    /// No control groups. The memory of each process is limited, except for applications, because their runtimes reserve more memory than
+    /// they use. The number of processes is limited per user.
     None,
 }

@@ -1,4 +1,4 @@
-//! The messages between server and keeper: small postcard frames over a sequenced-packet socket, with descriptors beside them.
+//! The messages between server and keeper: small frames in the postcard format over a sequenced-packet socket, some with descriptors.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -16,52 +16,52 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::types::{Capabilities, Registration};
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot};
 
-/// Limit of one message, in bytes.
+/// The maximum size of a message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// Limit of descriptors beside one message: job, report, three standard ones and eight more.
+/// The maximum number of descriptors of a message: the job, the report, three standard descriptors and [`MAX_EXTRA`] more.
 pub const MAX_DESCRIPTORS: usize = 13;
-/// Limit of extra descriptors of a process.
+/// The maximum number of extra descriptors of a process.
 pub const MAX_EXTRA: usize = 8;
-/// Limit of a job, in bytes.
+/// The maximum size of a job, in bytes.
 pub const MAX_JOB: u64 = 16 * 1024 * 1024;
 /// The maximum time between the stop signal of a process and its kill, even if a recipe requests more.
 pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
-/// A message with the number of its request; 0 for an event, and for a request without an answer.
+/// A message with the number of its request.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LaunchFrame<T> {
-    /// The number of the request.
+    /// The number of the request; 0 for an event, and for a request that has no answer.
     pub seq: u64,
     /// The message.
     pub body: T,
 }
 
-/// The descriptors that accompany a launch, in this order, after the job.
+/// The optional descriptors of a launch request. They follow the descriptor of the job, in the order of these fields.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Given {
-    /// The write end of the report pipe.
+    /// True if the write end of the report pipe is sent.
     pub report: bool,
-    /// Descriptor 0.
+    /// True if descriptor 0 of the process is sent.
     pub stdin: bool,
-    /// Descriptor 1.
+    /// True if descriptor 1 of the process is sent.
     pub stdout: bool,
-    /// Descriptor 2.
+    /// True if descriptor 2 of the process is sent.
     pub stderr: bool,
     /// The number of descriptors from 5 on.
     pub extra: u8,
 }
 
-/// A request of the server. It holds only ids and enums, except in a registration.
+/// A request of the server. Only [`LaunchRequest::Register`] contains names; the other requests contain numbers, enums and labels.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum LaunchRequest {
     /// Start a process.
     Launch {
         /// The process to start.
         launch: Launch,
-        /// The descriptors beside this message.
+        /// The descriptors that are sent with this message.
         given: Given,
     },
-    /// Return the first supervised process with a number above `after`.
+    /// Return the supervised process with the lowest number above `after`.
     Supervised {
         /// The process of the previous answer.
         after: Option<ProcessId>,
@@ -89,26 +89,26 @@ pub enum LaunchRequest {
         /// Milliseconds between the stop signal and the kill of the remaining processes; at most [`MAX_GRACE`].
         grace: u32,
     },
-    /// Discard an area, to be deleted in the background, and create an empty one.
+    /// Replace an area by an empty directory, and delete the old content in the background.
     ResetArea {
         /// The environment.
         environment: EnvId,
-        /// The part of the environment.
+        /// The area to reset.
         area: Area,
-        /// The release, for a tree.
+        /// The release, for [`Area::Tree`].
         release: Option<ReleaseId>,
-        /// The slot, for a slot.
+        /// The slot, for [`Area::Slot`].
         slot: Option<Slot>,
     },
-    /// Report which isolation and limits are in force.
+    /// Report the isolation and the limits that are in force.
     Capabilities,
-    /// Give an installed tree the name of another release, which must have no tree.
+    /// Rename the installed tree of one release to that of another release, which must have no tree yet.
     RenameTree {
         /// The environment.
         environment: EnvId,
-        /// The release that the tree is named after now.
+        /// The release whose name the tree has.
         from: ReleaseId,
-        /// The release that the tree is named after the renaming.
+        /// The release whose name the tree gets.
         to: ReleaseId,
     },
     /// Prepare for launches that follow soon.
@@ -120,42 +120,42 @@ pub enum LaunchRequest {
 pub enum LaunchReply {
     /// The request succeeded and has no result.
     Done,
-    /// The process was started. For a supervised process, the read end of its output accompanies the message.
+    /// The process was started. For a supervised process, the read end of its output pipe is sent with the message.
     Started {
-        /// Its number.
+        /// The number of the process.
         id: ProcessId,
         /// True if the process can write every file at `/app`.
         writable: bool,
     },
-    /// A supervised process, with the read end of its output; `None` after the last one.
+    /// A supervised process, with the read end of its output pipe; `None` after the last process.
     Supervised(Option<Supervised>),
     /// The isolation and the limits that are in force.
     Capabilities(Capabilities),
-    /// The request was refused or failed, with the reason.
+    /// The reason why the request was refused or failed.
     Refused(String),
-    /// Processes use the area; the request can be repeated.
+    /// The area was not reset because processes use it. The request can be repeated.
     Busy {
-        /// A process that uses it.
+        /// The reason, with one of these processes.
         why: String,
         /// Milliseconds until the last of these processes is killed, if all of them are being stopped.
         left: Option<u32>,
     },
-    /// An event that belongs to no request.
+    /// An event. It answers no request.
     Event(ProcessEvent),
 }
 
 /// A supervised process, as the keeper reports it to a server that has just started.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Supervised {
-    /// Its number.
+    /// The number of the process.
     pub id: ProcessId,
-    /// The request that launched it.
+    /// The request that launched the process.
     pub launch: Launch,
     /// True if the process is being stopped and has not exited yet.
     pub stopping: bool,
 }
 
-/// A change in the life of a process.
+/// An exit or a restart of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessEvent {
     /// The process and all its descendants have exited.
@@ -166,7 +166,7 @@ pub enum ProcessEvent {
         exit: Exit,
         /// The number of restarts so far.
         restarts: u32,
-        /// True if the process is not restarted; otherwise it is restarted after a pause.
+        /// True if the process is not restarted; otherwise it is restarted after a backoff.
         last: bool,
     },
     /// The process was restarted.
@@ -178,7 +178,7 @@ pub enum ProcessEvent {
     },
 }
 
-/// Encodes a frame; fails if it exceeds [`MAX_MESSAGE`].
+/// Encodes a frame. Fails if the result exceeds [`MAX_MESSAGE`].
 pub fn encode<T: Serialize>(frame: &LaunchFrame<T>) -> Result<Vec<u8>, String> {
     let bytes = postcard::to_stdvec(frame).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_MESSAGE {
@@ -187,7 +187,7 @@ pub fn encode<T: Serialize>(frame: &LaunchFrame<T>) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Decodes a frame; trailing bytes are an error.
+/// Decodes a frame. Fails if bytes follow the frame.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<LaunchFrame<T>, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((frame, [])) => Ok(frame),
@@ -207,7 +207,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("the message was truncated")) }
 }
 
-/// Receives one packet without blocking; zero bytes mean that the other side has closed the connection.
+/// Receives one packet without blocking, and returns its length and descriptors. Length 0 means that the peer has closed the connection.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frame_round_trips_and_trailing_bytes_are_refused() {
+    fn frame_with_trailing_byte_is_refused() {
         let frame = LaunchFrame { seq: 7, body: LaunchRequest::Supervised { after: Some(ProcessId(3)) } };
         let mut bytes = encode(&frame).unwrap();
         let back: LaunchFrame<LaunchRequest> = decode(&bytes).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn arbitrary_bytes_decode_or_are_refused() {
+    fn decode_of_arbitrary_bytes_does_not_panic() {
         for length in 0..64usize {
             for seed in 0..=255u8 {
                 let bytes: Vec<u8> =
