@@ -1,8 +1,8 @@
-//! The application of a patch to the release of a slot, completely or not at all.
+//! Applies a patch to the release in a slot. If any change of the patch conflicts with the release, nothing is applied.
 //!
-//! All changes are decided before any file is written. A change that the release already contains is skipped, because the fix may have been
-//! committed meanwhile. A text file that the release has changed at other lines is merged, as `patch` does. Every other difference is a
-//! conflict.
+//! All conflicts are found before the first file is written. A change that the release already contains is skipped, because the fix may
+//! have been committed since the patch was saved. A text file that the release has changed at other lines is merged, as `patch` does.
+//! Every other difference is a conflict.
 
 use std::{
     fs::File,
@@ -35,14 +35,14 @@ pub struct ApplyJob {
 pub enum Applied {
     /// All changes are in the slot.
     Done {
-        /// The changed paths.
+        /// The paths that were changed in the slot.
         changed: Vec<String>,
         /// The paths that were merged with changes of the release.
         merged: Vec<String>,
         /// The number of changes that the release already contained.
         there: u64,
     },
-    /// Nothing was changed. Path and reason of each conflict.
+    /// Nothing was changed, because of these conflicts. Each is a pair of path and reason.
     Conflicts(Vec<(String, String)>),
 }
 
@@ -53,13 +53,22 @@ pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&F
 
 /// The action at a path.
 enum Move {
+    /// None: the release already contains the change.
     There,
+    /// Remove the entry.
     Remove,
+    /// Create a directory or a symlink.
     Make(TreeEntry),
+    /// Write a text file with this content; true if it is executable.
     Write(String, bool),
+    /// Set the mode of a file; true if it is executable.
     Mode(bool),
+    /// Unpack the file from the archive.
     Whole,
 }
+
+/// The largest diff of one file, in bytes. A diff of two files of 1 MiB, the largest text files that are saved, is smaller.
+const MAX_DIFF: usize = 8 << 20;
 
 fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&File>) -> Result<Applied, ReleaseError> {
     let app = Confined::open(&places.app)?;
@@ -89,7 +98,7 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
     Ok(Applied::Done { changed, merged, there })
 }
 
-/// Returns the current entry at a path.
+/// Returns the entry at a path of the slot.
 fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
     let mut cursor = app.cursor();
     let stat = match cursor.stat(path) {
@@ -100,9 +109,9 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
             return match () {
                 () if is(Errno::NOENT) => Ok(None),
                 () if is(Errno::NOTDIR) || is(Errno::LOOP) => {
-                    Err(String::from("a parent directory of it is not a directory in this release"))
+                    Err(String::from("a parent of this path is not a directory in this release"))
                 }
-                () => Err(format!("cannot read it: {source}")),
+                () => Err(format!("cannot read this path: {source}")),
             };
         }
         Err(error) => return Err(error.to_string()),
@@ -118,11 +127,11 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
             let target = cursor.read_link(path).map_err(|error| error.to_string())?;
             Ok(Some(TreeEntry::Link { target: target.to_string_lossy().into_owned() }))
         }
-        _ => Err(String::from("this release has a special file there")),
+        _ => Err(String::from("this release has a special file at this path")),
     }
 }
 
-/// Returns the action for a change, and whether it merges the change with one of the release.
+/// Returns the action for a change, and true if the release differs at this path from the release of the patch.
 fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool), String> {
     let current = current(app, &change.path)?;
     if current == change.now {
@@ -136,7 +145,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
         (Some(TreeEntry::File { executable, digest, .. }), SavedAs::Text { .. }) => {
             let base = match &change.was {
                 Some(TreeEntry::File { size, digest, .. }) => {
-                    text(app, &change.path, *size, digest).ok_or("it is no text in this release")?
+                    text(app, &change.path, *size, digest).ok_or("the file is not text in this release")?
                 }
                 _ => String::new(),
             };
@@ -167,27 +176,27 @@ fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &
         ) => {
             let executable = now_executable(&change.was, *executable, *current);
             match change.kept {
-                // Only the mode was changed, or only the mode differs.
+                // The patch changes only the mode, or the release already has the new content and only the mode differs.
                 SavedAs::Listed => Ok(Move::Mode(executable)),
                 _ if digest == now => Ok(Move::Mode(executable)),
                 SavedAs::Whole if digest == was => Ok(Move::Whole),
                 SavedAs::Text { .. } => {
-                    let base = text(app, &change.path, *size, digest).ok_or("it is no text in this release")?;
+                    let base = text(app, &change.path, *size, digest).ok_or("the file is not text in this release")?;
                     patched(&base, change, diffs).map(|new| Move::Write(new, executable))
                 }
-                _ => Err(String::from("this release has another version of it")),
+                _ => Err(String::from("this release has another version of the file")),
             }
         }
-        (None, Some(_), Some(_)) => Err(String::from("this release no longer has it")),
-        (_, _, None) => Err(String::from("the patch removes a version that this release does not have")),
-        (_, None, Some(_)) => Err(String::from("this release has other content there")),
-        _ => Err(String::from("this release has another version of it")),
+        (None, Some(_), Some(_)) => Err(String::from("this release no longer has the file")),
+        (_, _, None) => Err(String::from("this release has another version of the file that the patch removes")),
+        (_, None, Some(_)) => Err(String::from("this release has another file at this path")),
+        _ => Err(String::from("this release has another version of the file")),
     }
 }
 
 fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String> {
-    let SavedAs::Text { at, length } = change.kept else { return Err(String::from("the patch has no diff for it")) };
-    let length = usize::try_from(length).ok().filter(|length| *length <= 8 << 20).ok_or("the patch is damaged")?;
+    let SavedAs::Text { at, length } = change.kept else { return Err(String::from("the patch has no diff for this file")) };
+    let length = usize::try_from(length).ok().filter(|length| *length <= MAX_DIFF).ok_or("the patch is damaged")?;
     let mut bytes = vec![0; length];
     diffs.read_exact_at(&mut bytes, at).map_err(|error| format!("cannot read the patch: {error}"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| "the patch is damaged")?;
@@ -195,16 +204,17 @@ fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String>
     diffy::apply(base, &patch).map_err(|_| String::from("this release has changed the same lines"))
 }
 
+/// Performs the actions, except the unpacking of whole files.
 fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
     let mut cursor = app.cursor();
-    // In reverse order, so that a directory is emptied before it is removed.
+    // The order is reversed, so that a directory is emptied before it is removed.
     for (change, one) in moves.iter().rev() {
         let replaced = matches!(one, Move::Make(_) | Move::Write(..) | Move::Whole);
         if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
             continue;
         }
         if change.was == Some(TreeEntry::Dir) {
-            // The directory stays if the release has new entries in it.
+            // If the release has new entries in the directory, the removal fails and the directory stays.
             let removed = cursor.remove_dir(&change.path);
             if change.change != ChangeKind::Removed {
                 removed?;
@@ -235,7 +245,7 @@ fn mode(executable: bool) -> u32 {
     if executable { 0o755 } else { 0o644 }
 }
 
-/// Sets the mode of a file. A file of the release belongs to another user and is replaced by a copy.
+/// Sets the mode of a file. A file of the release belongs to another user, so its mode cannot be changed; it is replaced by a copy.
 fn set_mode(cursor: &mut Cursor<'_>, path: &str, executable: bool) -> Result<(), ReleaseError> {
     let mut content = Vec::new();
     let file = cursor.open(path)?;
@@ -259,7 +269,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
     Ok(())
 }
 
-/// Unpacks the wanted whole files.
+/// Unpacks the files with the paths `wanted` from the archive of whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
     let refused = |source| ReleaseError::Archive { doing: "accepted", source };
     let archive = Archive::open(file, entries, info, &ArchiveLimits::default()).map_err(refused)?;

@@ -1,4 +1,4 @@
-//! The comparison of the entries of the scratch layer with the manifest.
+//! Compares the entries in the scratch layer of a slot with the manifest of its release.
 
 use std::{
     collections::HashSet,
@@ -16,15 +16,16 @@ use crate::{
     release::{ChangeKind, ReleaseError},
 };
 
-/// The maximum number of bytes that are read. After that, a file with the expected size counts as unchanged.
+/// The maximum number of bytes that are read. Beyond this limit, a file with the size of the manifest counts as unchanged.
 const MAX_BYTES: u64 = 4 << 30;
-/// The file that marks a slot without an overlay while its tree is being copied.
+/// The name of the file that exists in a slot without an overlay while the release's tree is being copied into the slot.
 const MARK: &str = ".larder-filling";
 
-/// The entries of a release, found by binary search; they are sorted by path.
+/// The entries of a release, sorted by path, which binary search requires.
 pub struct KnownEntries<'e>(pub &'e [Entry]);
 
 impl<'e> KnownEntries<'e> {
+    /// Returns the entry at a path.
     pub fn get(&self, path: &str) -> Option<&'e EntryKind> {
         let at = self.0.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         self.0.get(at).map(|entry| &entry.kind)
@@ -46,8 +47,8 @@ impl<'e> KnownEntries<'e> {
     }
 }
 
-/// Compares `app` with `entries`. With `upper`, only the entries of that layer are compared. All other entries are those of the installed
-/// tree, which is not compared here.
+/// Compares `app` with `entries`. With the scratch layer `upper`, only its entries are compared: all other entries of `app` come from the
+/// installed tree, which is not compared here.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
     let mut look = Look {
         app,
@@ -98,7 +99,7 @@ struct Look<'a> {
     left_out: u64,
     /// The bytes that may still be read.
     bytes: u64,
-    /// Directories that the release does not have.
+    /// The directories of `app` that the release does not have.
     made: Vec<String>,
 }
 
@@ -107,7 +108,7 @@ impl Look<'_> {
         let listed = self.app.open_dir(directory).and_then(|view| Ok((view.names()?, view)));
         let (names, view) = match listed {
             Ok(listed) => listed,
-            // The directory was removed meanwhile or is not readable, which must not make the comparison fail.
+            // The directory was removed during the comparison or is not readable. The comparison continues.
             Err(error) => return self.note(directory.to_owned(), Err(odd(&error))),
         };
         let above: Option<HashSet<OsString>> = self
@@ -137,6 +138,7 @@ impl Look<'_> {
         }
     }
 
+    /// Compares one name of a directory with the manifest.
     fn one(&mut self, cursor: &mut Cursor<'_>, name: &OsStr, path: String, pending: &mut Vec<String>) {
         let known = self.known.get(&path);
         let now = match cursor.stat(name) {
@@ -159,6 +161,7 @@ impl Look<'_> {
         }
     }
 
+    /// Returns the entry with the status `stat`, or the reason why the entry cannot be saved.
     fn thing(
         &mut self,
         cursor: &mut Cursor<'_>,
@@ -177,7 +180,7 @@ impl Look<'_> {
                         Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
                             Ok(TreeEntry::File { size, digest: *digest, executable })
                         }
-                        _ => Err("not read: too much has changed"),
+                        _ => Err("not read: more than 4 GiB have changed"),
                     };
                 }
                 self.bytes -= size;
@@ -241,7 +244,7 @@ fn change(path: String, was: Option<TreeEntry>, now: Result<TreeEntry, &'static 
         Err(why) => (None, Some(why.to_owned())),
     };
     let running = odd.as_deref() == Some("a socket or FIFO") && was.is_none();
-    let noise = rules.noise(&path, is_dir, was.is_some()).or(running.then_some("of a running process"));
+    let noise = rules.noise(&path, is_dir, was.is_some()).or(running.then_some("a file of a running process"));
     let way = if was.is_some() { ChangeKind::Changed } else { ChangeKind::Added };
     Drifted { path, change: way, was, now, odd, noise: noise.map(str::to_owned), kept: SavedAs::No }
 }
@@ -249,13 +252,13 @@ fn change(path: String, was: Option<TreeEntry>, now: Result<TreeEntry, &'static 
 fn odd(error: &FileError) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => "it cannot be read",
-        std::io::ErrorKind::NotFound => "it was gone before it could be read",
+        std::io::ErrorKind::NotFound => "it was removed before it could be read",
         _ => "it could not be read",
     }
 }
 
-/// Returns the size and digest of the bytes that were read, at most `size`. The size can differ from the expected one, because a concurrent
-/// writer may change the file.
+/// Reads at most `size` bytes of a file, and returns their number and digest. Their number can differ from `size`, because another process
+/// may write the file at the same time.
 pub fn hash(cursor: &mut Cursor<'_>, name: &OsStr, size: u64) -> Result<(u64, crate::model::Digest), FileError> {
     let file = cursor.open(name)?;
     let mut file = file.take(size);

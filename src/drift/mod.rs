@@ -32,7 +32,7 @@ use crate::{
 /// The maximum number of changes that are listed. Further changes are only counted.
 const MAX_CHANGES: usize = 5000;
 
-/// An entry of a tree, in the form that patches and workers use.
+/// A directory, regular file or symlink of a tree, as patches and reports contain it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TreeEntry {
@@ -40,14 +40,14 @@ pub enum TreeEntry {
     Dir,
     /// A regular file.
     File {
-        /// Size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// The digest of its content.
+        /// The digest of the content.
         digest: Digest,
         /// True if the file is executable.
         executable: bool,
     },
-    /// A symbolic link.
+    /// A symlink.
     Link {
         /// The target, verbatim.
         target: String,
@@ -79,26 +79,26 @@ impl From<&TreeEntry> for EntryKind {
 }
 
 impl TreeEntry {
-    /// The size of a file.
+    /// Returns the size of a file in bytes, and `None` for other entries.
     pub fn size(&self) -> Option<u64> {
         if let TreeEntry::File { size, .. } = self { Some(*size) } else { None }
     }
 }
 
-/// A live file that differs from its release.
+/// A path of the live tree at which the entry differs from that of the release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drifted {
-    /// Its path in `/app`.
+    /// The path, relative to `/app`.
     pub path: String,
     /// The kind of the change.
     pub change: ChangeKind,
-    /// The entry of the release.
+    /// The entry of the release; `None` if the release has none.
     pub was: Option<TreeEntry>,
-    /// The current entry. `None` if it was removed, or is neither a file nor a directory nor a link (see `odd`).
+    /// The live entry. `None` if the entry was removed, is unreadable, or is not a file, directory or symlink (see `odd`).
     pub now: Option<TreeEntry>,
     /// The reason why the change can be listed but not saved, such as a socket or an unreadable file.
     pub odd: Option<String>,
-    /// The reason why the change is expected: a cache, a log, `drift.ignore`. Expected changes are shown and never saved.
+    /// The reason why the change is expected: a cache, a log, `drift.ignore`. Expected changes are listed and never saved.
     pub noise: Option<String>,
     /// The form in which a patch contains the change.
     pub kept: SavedAs,
@@ -108,28 +108,28 @@ pub struct Drifted {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedAs {
-    /// Not at all: saving was not requested, or is impossible.
+    /// The patch does not contain the change, because saving was not requested or is impossible.
     #[default]
     No,
-    /// Only in the list: a directory, a link, a removal, a mode.
+    /// The change is only in the list: a directory, a symlink, a removal, a mode.
     Listed,
-    /// As a part of the diff.
+    /// The change is a part of the diff.
     Text {
-        /// The offset, in bytes.
+        /// The offset of this part in the file of the diff, in bytes.
         at: u64,
-        /// The length, in bytes.
+        /// The length of this part, in bytes.
         length: u64,
     },
-    /// As a whole file in the archive.
+    /// The changed file is in the archive as a whole.
     Whole,
 }
 
 /// The drift of a slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
-    /// The changes by path.
+    /// The listed changes, sorted by path.
     pub changes: Vec<Drifted>,
-    /// The number of changes that are not listed.
+    /// The number of changes that are not listed, because there were too many.
     pub left_out: u64,
 }
 
@@ -150,7 +150,7 @@ impl Drift {
 /// to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookJob {
-    /// The live `/app`.
+    /// Compare the live `/app` with the manifest.
     Slot {
         /// Persistent paths, which are not part of a release.
         data: Vec<String>,
@@ -161,11 +161,11 @@ pub enum LookJob {
         /// True to write a patch.
         save: bool,
     },
-    /// The installed tree.
+    /// Compare the installed tree with the manifest.
     Tree,
 }
 
-/// A path and its entry.
+/// An expected change: a path and the live entry at this path, or `None` if the deployment removed the entry.
 pub type KnownEntry = (String, Option<TreeEntry>);
 
 /// The report of the drift worker.
@@ -173,11 +173,11 @@ pub type KnownEntry = (String, Option<TreeEntry>);
 pub enum LookReport {
     /// The drift of the slot, with the frames of the archive, if one was written.
     Slot(Drift, Option<ArchiveInfo>),
-    /// The differences of the tree, each with its path, and the number of differences that are not listed.
+    /// The differences of the tree, as pairs of path and description, and the number of differences that are not listed.
     Tree(Vec<(String, String)>, u64),
 }
 
-/// The paths of the worker.
+/// The paths that the drift worker and the patch worker use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriftPaths {
     /// The live tree.
@@ -220,7 +220,7 @@ pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Opti
                     known.iter().map(|(path, thing)| (path.as_str(), thing)).collect();
                 for change in drift.changes.iter_mut().filter(|change| change.noise.is_none()) {
                     if known.get(change.path.as_str()) == Some(&&change.now) {
-                        change.noise = Some(String::from("as it was when it went live"));
+                        change.noise = Some(String::from("unchanged since the release went live"));
                     }
                 }
                 let archive = match save {

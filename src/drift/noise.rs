@@ -1,4 +1,4 @@
-//! The rules for expected changes, which are not worth saving.
+//! The rules for expected changes, which are listed but not saved.
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
@@ -43,11 +43,11 @@ impl Rules {
     /// Returns the reason why a change is expected. `ours` means that the release has an entry at the path.
     pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
         if self.ignore.matched_path_or_any_parents(path, is_dir).is_ignore() {
-            return Some("named by drift.ignore");
+            return Some("matches drift.ignore");
         }
         let name = path.rsplit('/').next().unwrap_or(path);
         if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
-            return Some("bytecode that Python keeps");
+            return Some("Python bytecode");
         }
         // The rules below are for new files; a change to a file of the release is not expected in any directory.
         if ours {
@@ -63,9 +63,9 @@ impl Rules {
             () if below(&[".cache", "cache", ".npm", ".yarn", ".bundle", ".gradle", ".m2"]) => Some("a cache"),
             () if below(&["tmp", "temp"]) => Some("temporary"),
             () if below(&["log", "logs"]) || ends(&[".log"]) => Some("a log"),
-            () if ends(&[".pid", ".sock", ".lock"]) => Some("of a running process"),
+            () if ends(&[".pid", ".sock", ".lock"]) => Some("a file of a running process"),
             () if ends(&["_history", ".swp", "~"]) || [".lesshst", ".viminfo", ".wget-hsts"].contains(&name) => {
-                Some("left by a shell or an editor")
+                Some("a file of a shell or an editor")
             }
             () => None,
         }

@@ -40,9 +40,9 @@ pub struct Patch {
     pub release: ReleaseId,
     /// The commit of that release.
     pub commit: CommitId,
-    /// The digest of its tree.
+    /// The digest of that release's tree.
     pub tree: Digest,
-    /// The time when it was saved.
+    /// The time when the patch was saved.
     pub created: Timestamp,
     /// The user who saved the patch; `None` for an automatic patch, which is saved before a slot is emptied.
     pub by: Option<UserName>,
@@ -53,17 +53,17 @@ pub struct Patch {
 }
 
 impl Patch {
-    /// The version that this code writes, and the newest that it reads.
+    /// The version of the format that this code writes and reads.
     pub const FORMAT: u32 = 1;
 }
 
-/// A patch that is being written.
+/// A patch that is being written, in a temporary directory.
 #[derive(Debug)]
 pub struct New {
     directory: tempfile::TempDir,
-    /// The text, to be written.
+    /// The file for the diff.
     pub text: File,
-    /// The archive, to be written.
+    /// The file for the archive of whole files.
     pub files: File,
 }
 
@@ -76,12 +76,14 @@ fn io_error(doing: &'static str, path: &Path, source: io::Error) -> ReleaseError
 }
 
 impl Patches {
-    /// Returns the patches in the `archives/` of an environment.
+    /// Returns the patches of an environment. `archives` is the directory [`EnvironmentPaths::archives`].
+    ///
+    /// [`EnvironmentPaths::archives`]: crate::host::root::EnvironmentPaths::archives
     pub fn of(archives: &Path) -> Patches {
         Patches(archives.join("patches"))
     }
 
-    /// Begins a patch.
+    /// Creates the files of a new patch in a temporary directory.
     pub fn begin(&self) -> Result<New, ReleaseError> {
         match fs::DirBuilder::new().mode(0o700).create(&self.0) {
             Ok(()) => sync_dir(self.0.parent().unwrap_or(&self.0))?,
@@ -94,8 +96,8 @@ impl Patches {
         Ok(New { directory, text, files })
     }
 
-    /// Renames a patch to its id; durable afterwards. If the same changes are saved already, returns the existing patch, and records the
-    /// user if that patch has none.
+    /// Writes the list of a new patch, and renames its directory to its id. The patch is durable afterwards. If a patch with the same
+    /// changes exists, returns the existing patch, and records the user `by` in it if it has none.
     pub fn finish(
         &self,
         new: New,
@@ -135,14 +137,14 @@ impl Patches {
         Ok(write_atomic(path, &bytes, 0o600)?)
     }
 
-    /// Returns all patches, newest first. Unreadable ones are logged and skipped.
+    /// Returns all patches, newest first. Logs and skips unreadable patches.
     pub fn list(&self) -> Vec<Patch> {
         let names =
             fs::read_dir(&self.0).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let read = names.filter(|name| !name.starts_with('.')).filter_map(|name| match self.read(&name) {
             Ok(patch) => Some(patch),
             Err(error) => {
-                tracing::error!(patch = name, %error, "patch skipped");
+                tracing::error!(patch = name, %error, "unreadable patch skipped");
                 None
             }
         });
@@ -151,7 +153,8 @@ impl Patches {
         all
     }
 
-    /// Returns the patch with this id, or with this unique start of an id.
+    /// Returns the patch whose id begins with `name`, which must have at least 4 characters. Returns `None` if
+    /// several ids begin with `name`.
     pub fn find(&self, name: &str) -> Option<Patch> {
         let mut found = self.list().into_iter().filter(|patch| name.len() >= 4 && patch.id.starts_with(name));
         let first = found.next()?;
@@ -164,19 +167,23 @@ impl Patches {
         let wrong = |why: String| ReleaseError::Manifest { path: path.clone(), why };
         let patch: Patch = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
         if patch.format != Patch::FORMAT || patch.id != id {
-            return Err(wrong(format!("it is not the patch {id} in the format {}", Patch::FORMAT)));
+            let (found, format) = (&patch.id, patch.format);
+            return Err(wrong(format!(
+                "it holds patch {found} in format {format} (expected patch {id} in format {})",
+                Patch::FORMAT
+            )));
         }
         Ok(patch)
     }
 
-    /// Opens the text of a patch, and its archive if it has one.
+    /// Opens the diff of a patch, and the archive of whole files, if the patch has one.
     pub fn open(&self, patch: &Patch) -> Result<(File, Option<File>), ReleaseError> {
         let directory = self.0.join(&patch.id);
         let files = patch.archive.as_ref().map(|_| open_regular(&directory.join(FILES))).transpose()?;
         Ok((open_regular(&directory.join(TEXT))?, files))
     }
 
-    /// Returns the text of a patch, at most `most` bytes.
+    /// Returns the diff of a patch, cut off after `most` bytes.
     pub fn text(&self, patch: &Patch, most: u64) -> Result<String, ReleaseError> {
         let path = self.0.join(&patch.id).join(TEXT);
         let mut bytes = Vec::new();
@@ -188,7 +195,7 @@ impl Patches {
     /// Removes a patch permanently.
     pub fn drop(&self, patch: &Patch) -> Result<(), ReleaseError> {
         let directory = self.0.join(&patch.id);
-        // Renamed first, so that a patch exists as a whole or not at all.
+        // The directory is renamed first, so that a crash leaves either the complete patch or no patch.
         let gone = self.0.join(format!(".gone-{}", patch.id));
         let _ = fs::remove_dir_all(&gone);
         fs::rename(&directory, &gone).map_err(|error| io_error("remove", &directory, error))?;
@@ -196,7 +203,7 @@ impl Patches {
         fs::remove_dir_all(&gone).map_err(|error| io_error("remove", &gone, error))
     }
 
-    /// Removes the oldest automatic patches, and the remains of unfinished ones.
+    /// Removes the oldest automatic patches above the limit, and the directories of patches that were not completely written or removed.
     fn prune(&self) -> Result<(), ReleaseError> {
         for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(MAX_AUTOMATIC) {
             self.drop(old)?;
@@ -210,10 +217,11 @@ impl Patches {
     }
 }
 
-/// Returns the id of a set of changes to a tree.
+/// Returns the id of a patch: the start of a digest of the tree and the changes.
 fn id(tree: &Digest, changes: &[Drifted]) -> Result<String, ReleaseError> {
     let plain: Vec<_> = changes.iter().map(|change| (&change.path, &change.was, &change.now)).collect();
-    let bytes = serde_json::to_vec(&(tree, plain)).map_err(|e| io_error("name", Path::new("a patch"), e.into()))?;
+    let bytes =
+        serde_json::to_vec(&(tree, plain)).map_err(|e| io_error("determine the id of", Path::new("a patch"), e.into()))?;
     Ok(blake3::hash(&bytes).to_hex().as_str().get(..10).unwrap_or_default().to_owned())
 }
 
@@ -239,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn same_changes_make_one_patch_and_automatic_patches_are_pruned() {
+    fn patch_with_saved_changes_is_not_saved_again() {
         let archives = tempfile::tempdir().unwrap();
         let patches = Patches::of(archives.path());
         let about = || (ReleaseId::new(Timestamp::now()), "a".repeat(40).parse().unwrap(), Digest::of(b"tree"));
@@ -249,8 +257,12 @@ mod tests {
             patches.finish(new, about(), drift(path), None, by.map(|by| by.parse().unwrap())).unwrap()
         };
         let first = keep("a", None);
-        assert_eq!((first.changes.len(), patches.text(&first, 10).unwrap().as_str()), (1, "text"), "noise is not kept");
-        // The same changes make the same patch, which is kept for good once a user saves it.
+        assert_eq!(
+            (first.changes.len(), patches.text(&first, 10).unwrap().as_str()),
+            (1, "text"),
+            "expected changes are not saved"
+        );
+        // The same changes make the same patch. After a user has saved the patch, it is never pruned.
         let again = keep("a", Some("ann"));
         assert_eq!((again.id.as_str(), again.by.unwrap().as_str()), (first.id.as_str(), "ann"));
         assert_eq!(keep("a", None).by.unwrap().as_str(), "ann");

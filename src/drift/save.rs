@@ -1,4 +1,4 @@
-//! The writer of patches: changes of text files become one diff for `git apply`; all other files are saved whole.
+//! Writes patches: one diff for `git apply` with the changes of text files, and an archive with all other changed files.
 
 use std::{
     fs::File,
@@ -16,13 +16,13 @@ use crate::{
 
 /// The largest file that is saved as a diff, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
-/// The largest file that is saved, in bytes.
+/// The largest file that is saved whole, in bytes.
 const MAX_FILE: u64 = 256 << 20;
 /// The maximum total size of the whole files in a patch, in bytes.
 const MAX_TOTAL: u64 = 1 << 30;
 
-/// Writes the unexpected changes of `drift`, and records in `drift` how each is saved. `tree` is the installed release. Returns the frames
-/// of the archive, if there are whole files.
+/// Writes the unexpected changes of `drift` to the diff `text` and to `archive`, and records in `drift` how each change is saved. `tree` is
+/// the installed release. Returns the frames of the archive, if the patch has whole files.
 pub fn write(
     app: &Confined,
     tree: &Confined,
@@ -35,7 +35,7 @@ pub fn write(
     let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
     for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
         if let Some(piece) = differ(app, tree, change) {
-            // The header is for other tools. larder reads only the text after it.
+            // The header is for git. larder reads only the text after the header.
             let header = header(change);
             out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
             let length = piece.len() as u64;
@@ -54,7 +54,8 @@ pub fn write(
                 SavedAs::Whole
             }
             (_, Some(TreeEntry::File { size, .. })) => {
-                change.odd = Some(format!("not saved: it has {} MiB", size >> 20));
+                let (file, all) = (MAX_FILE >> 20, MAX_TOTAL >> 20);
+                change.odd = Some(format!("not saved: it has {} MiB (limit {file} MiB, in all {all} MiB)", size >> 20));
                 SavedAs::No
             }
             _ => SavedAs::Listed,
@@ -70,7 +71,7 @@ pub fn write(
     Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "written", source })?.info))
 }
 
-/// Returns the diff of a changed, added or removed text file; `None` if a version is not text, or both are equal.
+/// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not text, or if they are equal.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
         Some(TreeEntry::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,

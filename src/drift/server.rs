@@ -1,4 +1,4 @@
-//! The server side of drift: opens files, starts the workers and waits for their exit.
+//! The server side of drift: opens files, starts the drift and patch workers, and waits for their exit.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
@@ -15,7 +15,7 @@ use crate::{
 /// The largest report of a worker, in bytes.
 const MAX_REPORT: usize = 16 << 20;
 
-/// The slot that is compared, and its rules.
+/// The slot that is compared or patched, and the rules for expected changes.
 #[derive(Debug)]
 pub struct DriftTarget<'a> {
     /// The environment.
@@ -28,11 +28,11 @@ pub struct DriftTarget<'a> {
     pub data: Vec<String>,
     /// Patterns of expected changes.
     pub ignore: Vec<String>,
-    /// Expected changes with their exact content: those that the deployment itself has written.
+    /// The changes that the deployment itself made, with their exact content. They are expected.
     pub known: Vec<KnownEntry>,
 }
 
-/// Compares the live tree with its release. The slot must not be emptied meanwhile.
+/// Compares the live tree with its release. The caller ensures that the slot is not emptied during the comparison.
 pub async fn look(place: &DriftTarget<'_>) -> Result<Drift, ReleaseError> {
     let manifest = manifest(&place.context, place.release).await?;
     let job = job(place, false);
@@ -46,7 +46,7 @@ fn job(place: &DriftTarget<'_>, save: bool) -> LookJob {
     LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), known: place.known.clone(), save }
 }
 
-/// Saves relevant changes as a patch, if there are any. The returned drift says for each change whether it was saved.
+/// Saves the unexpected changes as a patch, if there are any. The returned drift records how each change was saved.
 pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let path = place.context.paths.manifest(place.release);
@@ -58,7 +58,9 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
         })
         .await?
     };
-    let given = |file: &File| file.try_clone().map(OwnedFd::from).map_err(|e| FileError::io("share", Path::new("a patch"), e));
+    let given = |file: &File| {
+        file.try_clone().map(OwnedFd::from).map_err(|e| FileError::io("duplicate the descriptor of", Path::new("a patch"), e))
+    };
     let extra = vec![manifest.into(), given(&new.text)?, given(&new.files)?];
     let job = job(place, true);
     let report = run(&place.context, Role::Drift, place.release, Some(place.slot), &job, extra).await?;
@@ -71,8 +73,8 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
     Ok((drift, Some(patch)))
 }
 
-/// Compares an installed tree with its manifest. Returns paths with their differences, and the number of
-/// differences that are not listed.
+/// Compares an installed tree with its manifest. Returns the differences, as pairs of path and description, and the number of differences
+/// that are not listed.
 pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Result<(Vec<(String, String)>, u64), ReleaseError> {
     let manifest = manifest(context, release).await?;
     match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
@@ -81,7 +83,7 @@ pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Res
     }
 }
 
-/// Applies a patch to a release in its slot, completely or not at all.
+/// Applies a patch to the release in the slot. Applies nothing if any change of the patch conflicts with the release.
 pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
@@ -120,7 +122,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let stdio = Stdio { extra, ..Stdio::default() };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let report: Option<WorkerAnswer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
-    // The worker holds the overlay of the slot until it exits.
+    // Until the worker exits, the overlay of the slot is in use and the slot cannot be emptied.
     let exit = child.wait().await.map_err(failed)?;
     match report {
         Some(answer) => answer.into_result(),

@@ -1,4 +1,4 @@
-//! The comparison, a patch and its application, on plain directories: a scratch layer beside the merged view.
+//! Tests of comparing, saving and applying changes, with plain directories instead of an overlay.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use crate::{
     release::{ChangeKind, WorkerAnswer, bundle, store, tests::head},
 };
 
-/// An installed release, the live view and the scratch layer.
+/// An installed tree, the live tree and the manifest.
 struct World {
     _dir: tempfile::TempDir,
     places: DriftPaths,
@@ -44,7 +44,7 @@ fn copy(from: &Path, to: &Path) {
     let options = fs_extra::dir::CopyOptions::new().content_only(true).overwrite(true);
     fs::create_dir_all(to).unwrap();
     fs_extra::dir::copy(from, to, &options).unwrap();
-    // It follows links.
+    // `fs_extra` copies the target of a symlink, so the symlink is created again.
     let link = from.join("main");
     if link.is_symlink() {
         fs::remove_file(to.join("main")).unwrap();
@@ -52,7 +52,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Returns a world without an overlay, in which the whole view is compared.
+/// Returns a world without a scratch layer, so that the whole live tree is compared.
 fn world(release: impl Fn(&Path)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let (tree, app) = (dir.path().join("tree"), dir.path().join("app"));
@@ -99,7 +99,7 @@ fn apply(saved: &Saved, world: &World) -> Applied {
     apply_work(&saved.job, &world.places, &saved.text, Some(&saved.files)).into_result().unwrap()
 }
 
-fn told(drift: &Drift) -> Vec<String> {
+fn described(drift: &Drift) -> Vec<String> {
     let one = |change: &super::Drifted| {
         let extra = change.noise.as_deref().or(change.odd.as_deref());
         format!("{:?} {}{}", change.change, change.path, extra.map(|extra| format!(" [{extra}]")).unwrap_or_default())
@@ -119,9 +119,9 @@ fn hotfix(app: &Path) {
 }
 
 #[test]
-fn look_finds_changes_and_marks_expected_ones() {
+fn look_after_changes_lists_them_and_marks_the_expected_ones() {
     let world = world(release);
-    assert_eq!(told(&look(&world, &[])), Vec::<String>::new());
+    assert_eq!(described(&look(&world, &[])), Vec::<String>::new());
     let app = &world.places.app;
     hotfix(app);
     fs::remove_dir_all(app.join("media")).unwrap();
@@ -136,10 +136,10 @@ fn look_finds_changes_and_marks_expected_ones() {
     let _socket = std::os::unix::net::UnixListener::bind(app.join("app.socket")).unwrap();
     let found = look(&world, &["/uploads/"]);
     assert_eq!(
-        told(&found),
+        described(&found),
         [
             "Changed app.py",
-            "Added app.socket [of a running process]",
+            "Added app.socket [a file of a running process]",
             "Changed bin/tool",
             "Added empty/inner",
             "Removed lib/a",
@@ -149,30 +149,30 @@ fn look_finds_changes_and_marks_expected_ones() {
             "Added log/production.log [a log]",
             "Changed main",
             "Added new/deep/file.txt",
-            "Added pkg/__pycache__/x.pyc [bytecode that Python keeps]",
+            "Added pkg/__pycache__/x.pyc [Python bytecode]",
             "Changed tmp/keep.txt",
             "Added tmp/pids/web.pid [temporary]",
-            "Added uploads/x.jpg [named by drift.ignore]",
+            "Added uploads/x.jpg [matches drift.ignore]",
         ]
     );
     assert_eq!(found.counts(), (10, 5));
 }
 
 #[test]
-fn look_reads_only_the_scratch_layer() {
+fn look_with_an_overlay_reads_only_the_scratch_layer() {
     let mut world = world(release);
     hotfix(&world.places.app);
     write(&world.places.app, "lib/b.bin", [9, 9, 9, 9]);
-    // As the kernel leaves it: copies of what was changed, directories above them, a mark for what is gone.
+    // The kernel would leave the same names in the scratch layer: changed files, their parents, and a whiteout for a removed entry.
     let upper = world.places.app.with_file_name("upper");
     for path in ["app.py", "new/deep/file.txt", "lib/a"] {
         write(&upper, path, "x");
     }
     world.places.upper = Some(upper);
     assert_eq!(
-        told(&look(&world, &[])),
+        described(&look(&world, &[])),
         ["Changed app.py", "Removed lib/a", "Removed lib/a/one.txt", "Removed lib/a/two.txt", "Added new/deep/file.txt"],
-        "what the layer does not have comes from the release, and is its own test"
+        "a change without an entry in the scratch layer is not found"
     );
 }
 
@@ -187,16 +187,16 @@ fn entries_that_no_release_can_hold_are_listed_and_not_saved() {
     symlink("..", app.join("lib/up")).unwrap();
     let saved = save(&world);
     let odd: Vec<_> = saved.drift.changes.iter().filter(|change| change.odd.is_some()).collect();
-    assert_eq!(odd.len(), 2, "{:?}", told(&saved.drift));
+    assert_eq!(odd.len(), 2, "{:?}", described(&saved.drift));
     assert!(odd.iter().all(|change| change.kept == SavedAs::No));
-    // Links are what they say, and nothing behind them is read.
+    // A symlink is listed with its target; the file at the target is not read.
     let link = saved.drift.changes.iter().find(|change| change.path == "lib/out").unwrap();
     assert_eq!(link.now, Some(TreeEntry::Link { target: String::from("/etc/passwd") }));
     assert_eq!(saved.drift.changes.len(), 4);
 }
 
 #[test]
-fn patch_restores_the_changed_tree() {
+fn patch_applied_to_its_own_release_restores_the_changes() {
     let world = world(release);
     hotfix(&world.places.app);
     let saved = save(&world);
@@ -212,15 +212,15 @@ fn patch_restores_the_changed_tree() {
     let fresh = self::world(release);
     let Applied::Done { changed, merged, there } = apply(&saved, &fresh) else { panic!() };
     assert_eq!((changed.len(), merged.len(), there), (9, 0, 0), "{changed:?}");
-    assert_eq!(told(&look(&fresh, &[])), told(&saved.drift));
+    assert_eq!(described(&look(&fresh, &[])), described(&saved.drift));
     assert_eq!(fs::read(fresh.places.app.join("lib/b.bin")).unwrap(), [0, 1, 2, 3, 4]);
-    // A second time there is nothing left to do.
+    // Applying the patch again changes nothing.
     let Applied::Done { changed, there, .. } = apply(&saved, &fresh) else { panic!() };
     assert_eq!((changed.len(), there), (0, 9));
 }
 
 #[test]
-fn git_applies_the_text_of_a_patch() {
+fn diff_of_a_patch_is_applied_by_git() {
     let world = world(release);
     write(&world.places.app, "app.py", "other\n");
     write(&world.places.app, "with space.txt", "no newline at the end");
@@ -243,11 +243,11 @@ fn git_applies_the_text_of_a_patch() {
 }
 
 #[test]
-fn patch_merges_with_another_release_or_conflicts() {
+fn patch_applied_to_another_release_merges_or_conflicts() {
     let hot = world(release);
     hotfix(&hot.places.app);
     let saved = save(&hot);
-    // It has the fix of the binary, another line of the text, and a new file in the directory that was removed.
+    // The next release has the fix of the binary file, another last line in the text file, and a new file in the removed directory.
     let next = world(|tree| {
         release(tree);
         write(tree, "app.py", text(&["import os", "", "def main():", "    return 1", "", "", "", "", "# the end"]));
@@ -260,7 +260,7 @@ fn patch_merges_with_another_release_or_conflicts() {
     assert!(merged.contains("return 2") && merged.contains("# the end"), "{merged}");
     assert!(next.places.app.join("lib/a/three.txt").exists() && !next.places.app.join("lib/a/one.txt").exists());
 
-    // It contradicts: everything is said, and nothing is done.
+    // The other release conflicts with the patch: all conflicts are reported, and nothing is applied.
     let other = world(|tree| {
         release(tree);
         write(tree, "app.py", text(&["import os", "", "def main():", "    return 3", "", "", "", "", "# end"]));
@@ -272,11 +272,11 @@ fn patch_merges_with_another_release_or_conflicts() {
     let Applied::Conflicts(conflicts) = apply(&saved, &other) else { panic!() };
     let paths: Vec<_> = conflicts.iter().map(|(path, _)| path.as_str()).collect();
     assert_eq!(paths, ["app.py", "bin/tool", "lib/a/one.txt", "lib/b.bin", "new/deep/file.txt"]);
-    assert_eq!(told(&look(&other, &[])), Vec::<String>::new(), "nothing was touched");
+    assert_eq!(described(&look(&other, &[])), Vec::<String>::new(), "nothing was changed");
 }
 
 #[test]
-fn patch_does_not_follow_links_out_of_the_application() {
+fn patch_with_a_path_outside_the_application_conflicts() {
     let hot = world(release);
     write(&hot.places.app, "lib/new.txt", "mine\n");
     write(&hot.places.app, "lib/new.bin", [0, 1]);
@@ -290,7 +290,7 @@ fn patch_does_not_follow_links_out_of_the_application() {
     let Applied::Conflicts(conflicts) = apply(&saved, &trap) else { panic!() };
     assert_eq!(conflicts.len(), 2, "{conflicts:?}");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-    // Paths of a damaged list are refused as well.
+    // A damaged list with a path outside the application is refused, too.
     let mut evil = saved.job.clone();
     evil.changes.iter_mut().for_each(|change| change.path = String::from("../out"));
     let trap = world(release);
@@ -300,7 +300,7 @@ fn patch_does_not_follow_links_out_of_the_application() {
 }
 
 #[test]
-fn installed_tree_is_compared_with_its_manifest() {
+fn changed_installed_tree_differs_from_its_manifest() {
     let world = world(release);
     let tree = |world: &World| match look_work(&LookJob::Tree, &world.places, &world.manifest, None).into_result().unwrap() {
         LookReport::Tree(found, more) => (found, more),

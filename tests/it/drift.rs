@@ -171,7 +171,11 @@ fn changes_by_deployment_itself_are_no_drift(world: &World) {
     repo.program(".larder/deploy", "#!/bin/sh\necho $$ > generated.txt\n").page("one");
     repo.push().accepted();
     until("the processes of before are known", || changes(world).is_empty());
-    world.larder(&["drift", "shop"]).says("except for 3 expected").says("generated.txt").says("[as it was when it went live]");
+    world
+        .larder(&["drift", "shop"])
+        .says("except for 3 expected")
+        .says("generated.txt")
+        .says("[unchanged since the release went live]");
     repo.commit("two");
     repo.push().accepted().0.keeps_quiet_about("by hand");
     // A later change of such a file by hand is drift.
