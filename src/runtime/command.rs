@@ -1,4 +1,4 @@
-//! The command of a project's process, and the reasons why a command cannot be started.
+//! Builds the command of a project's process, and finds the reason why a command cannot be started.
 
 use std::{
     fs::{self, File},
@@ -10,18 +10,18 @@ use std::{
 use super::process::RunJob;
 
 /// The script that runs a shell line of the project: it sources `.profile.d/*.sh` and `.profile`, as on Heroku, and then starts a shell
-/// with the line. This text never changes; the line and its arguments are arguments of the script.
+/// with the line. No text of the project is inserted into the script; the line and its arguments are arguments of the script.
 const PROFILE: &str = r#"shell=$0 command=$1; shift
 for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
 if [ -z "$command" ]; then exec "$@"; fi
 exec "$shell" -c "$command" "$shell" "$@""#;
 
-/// Commands that are built into the shell.
+/// The shell's builtin commands, which are not programs in `PATH`.
 const BUILTINS: [&str; 12] = ["cd", "exec", "export", "source", ".", ":", "eval", "exit", "set", "ulimit", "umask", "wait"];
 
-/// The beginning of the line in which a worker reports a command that cannot be started. The pipeline searches the output for it.
+/// The beginning of the line in which a worker reports a command that cannot be started. The pipeline searches the output for this text.
 pub const CANNOT_START: &str = "larder: cannot start ";
-/// The beginning of the next line, which has the remedy.
+/// The beginning of the line with the remedy, which follows the line with [`CANNOT_START`].
 pub const HINT: &str = "larder: hint: ";
 
 /// Returns the command of `job` in the directory `app`. A line without shell syntax, in a project without `.profile.d` and `.profile`, is
@@ -45,7 +45,7 @@ pub fn of(job: &RunJob, app: &Path) -> Command {
 
 fn needs_shell(line: &str, program: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || " ./_-:,@%+=".contains(c);
-    // `NAME=value command` is shell syntax too.
+    // `NAME=value command` is shell syntax, too.
     !line.chars().all(plain) || program.contains('=') || BUILTINS.contains(&program)
 }
 
@@ -66,8 +66,8 @@ impl Defect {
     }
 }
 
-/// Returns the defect of the script that `job` starts, if the content or the mode of the file shows a defect. The message of a shell
-/// would be less helpful.
+/// Returns the defect of the script that `job` starts, if the content or the mode of the file shows a defect. The shell's own messages
+/// about such defects are misleading.
 pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     let words = shlex::split(&job.command)?;
     let mut words = words.iter().skip_while(|word| *word == "exec" || word.contains('='));
@@ -82,7 +82,8 @@ pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     defect_of(script, &path, !is_shell)
 }
 
-/// Returns the defect of the file at `path`, which the project calls `name`.
+/// Returns the defect of the file at `path`, which the project calls `name`. `executed` is true if the kernel executes the file, and false
+/// if a shell reads the file.
 fn defect_of(name: &str, path: &Path, executed: bool) -> Option<Defect> {
     if executed && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
         let hint = format!("git update-index --chmod=+x {}", name.trim_start_matches("./"));
@@ -91,7 +92,7 @@ fn defect_of(name: &str, path: &Path, executed: bool) -> Option<Defect> {
     let first = first_line(path)?;
     let interpreter = first.strip_prefix("#!").map(|rest| rest.trim_end_matches('\r').trim());
     if first.ends_with('\r') && (!executed || interpreter.is_some()) {
-        let hint = format!("save it with LF line endings, and add `{} text eol=lf` to .gitattributes", pattern(path));
+        let hint = format!("save the file with LF line endings, and add `{} text eol=lf` to .gitattributes", pattern(path));
         return Some(Defect { status: 126, why: format!("{name}: it has Windows line endings (CRLF)"), hint: Some(hint) });
     }
     let program = interpreter.and_then(|line| line.split_whitespace().next()).filter(|_| executed)?;
@@ -102,6 +103,7 @@ fn defect_of(name: &str, path: &Path, executed: bool) -> Option<Defect> {
     })
 }
 
+/// Returns the pattern in `.gitattributes` for files like the file at `path`.
 fn pattern(path: &Path) -> String {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some(extension) => format!("*.{extension}"),
@@ -117,7 +119,7 @@ fn first_line(path: &Path) -> Option<String> {
     String::from_utf8(line.to_vec()).ok().filter(|line| !line.contains('\0'))
 }
 
-/// Explains the error with which the kernel refused to execute `command`.
+/// Returns the defect that explains the kernel's `error` at the execution of `command`.
 pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect {
     let program = command.get_program();
     let name = program.to_string_lossy();
@@ -132,14 +134,15 @@ pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect 
     let (status, why) = match error.kind() {
         io::ErrorKind::NotFound if !is_path => (127, format!("{name}: command not found")),
         io::ErrorKind::NotFound if !path.exists() => (127, format!("{name}: no such file")),
-        // The file exists, so the kernel means its loader.
-        io::ErrorKind::NotFound => (126, format!("{name}: it needs a library loader that this server does not have")),
+        // The file exists, so the kernel did not find the dynamic loader that the file names.
+        io::ErrorKind::NotFound => (126, format!("{name}: its dynamic loader does not exist on this server")),
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             (126, format!("{name}: it is neither a program for this machine nor a script that begins with `#!`"))
         }
         _ => (126, format!("{name}: {error}")),
     };
-    let missing = "check its spelling, and that the build installs it; PATH has the programs of the host and of the buildpack";
+    let missing =
+        "check the spelling, and that the build installs the program; PATH has the programs of the host and of the buildpack";
     Defect { status, why, hint: (status == 127).then(|| missing.to_owned()) }
 }
 
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn profile_scripts_are_sourced_and_arguments_stay_whole() {
+    fn command_with_profile_scripts_sources_them_first() {
         let app = tempfile::tempdir().unwrap();
         fs::create_dir(app.path().join(".profile.d")).unwrap();
         fs::write(app.path().join(".profile.d/a.sh"), "export FROM_PROFILE='it works'\n").unwrap();
@@ -187,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_a_compound_command_counts() {
+    fn compound_command_runs_every_part() {
         let app = tempfile::tempdir().unwrap();
         assert_eq!(output(&job("echo one; echo two && cd / && pwd"), app.path()), "one\ntwo\n/\n");
         assert_eq!(of(&job("echo fine; false"), app.path()).status().unwrap().code(), Some(1));
@@ -203,7 +206,7 @@ mod tests {
         write(app, "shell.sh", "#!/no/such/shell -e\n", 0o755);
         write(app, "closed", "#!/bin/sh\n", 0o644);
         for (command, status, said) in [
-            ("./crlf.sh", 126, "./crlf.sh: it has Windows line endings (CRLF)\nlarder: hint: save it with LF"),
+            ("./crlf.sh", 126, "./crlf.sh: it has Windows line endings (CRLF)\nlarder: hint: save the file with LF"),
             ("exec ./crlf.sh --port $PORT", 126, "Windows line endings"),
             ("A=b sh -e crlf.sh", 126, "crlf.sh: it has Windows line endings"),
             ("./shell.sh $PORT", 126, "./shell.sh: its interpreter /no/such/shell does not exist"),
@@ -215,7 +218,7 @@ mod tests {
         for command in ["./good.sh", "sh good.sh", "sh -c 'echo x'", "good.sh", "none/at/all", "echo 'open", ""] {
             assert_eq!(script_defect(&job(command), app), None, "{command}");
         }
-        // Root may execute nothing without an executable bit either.
+        // The kernel requires an executable bit even if root executes the file.
         let closed = script_defect(&job("./closed"), app).unwrap();
         assert!(closed.text().ends_with("hint: git update-index --chmod=+x closed\n"), "{}", closed.text());
     }

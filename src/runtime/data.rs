@@ -34,7 +34,7 @@ pub enum DataJob {
     Link {
         /// Paths relative to `/app`; a slash at the end means a directory.
         paths: Vec<String>,
-        /// The deployment that the note names.
+        /// The deployment, which the note names.
         deployment: DeploymentId,
     },
     /// Removes the paths that a deployment seeded, which its note lists.
@@ -46,7 +46,7 @@ pub enum DataJob {
     },
 }
 
-/// Does a job. Safe to repeat.
+/// Performs a job. The call may be repeated.
 pub fn work(job: &DataJob, app: &Path, data: &Path) -> io::Result<()> {
     match job {
         DataJob::Link { paths, deployment } => link(app, data, paths, *deployment),
@@ -54,7 +54,7 @@ pub fn work(job: &DataJob, app: &Path, data: &Path) -> io::Result<()> {
     }
 }
 
-/// The files that SQLite keeps beside a database. It finds them beside the target of a symlink.
+/// The suffixes of the files that SQLite keeps beside a database. If a symlink leads to the database, the files are beside its target.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// The name of the note.
@@ -70,7 +70,7 @@ type ChangeTime = (i64, i64);
 struct Note {
     deployment: DeploymentId,
     paths: Vec<String>,
-    /// The change time of the note after the last path was seeded; absent before. No process of the application runs before it.
+    /// The change time of the note after the last path was seeded; `None` until then. The application starts later.
     until: Option<ChangeTime>,
 }
 
@@ -108,7 +108,7 @@ fn changed(found: &Metadata) -> ChangeTime {
 fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> io::Result<()> {
     let note = Note::read(data)?;
     if note.as_ref().is_some_and(|note| note.deployment != deployment) {
-        // The deployment of this note has ended.
+        // The note is of an earlier deployment, which has ended.
         remove(&data.join(NOTE))?;
     }
     let mut note = note.filter(|note| note.deployment == deployment);
@@ -126,6 +126,7 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
         linked.map_err(|error| io::Error::other(format!("cannot link {path} to the persistent data: {error}")))?;
     }
     if let Some(mut note) = note.filter(|note| note.until.is_none()) {
+        // The first write determines the change time, and the second write stores it.
         note.until = Some(note.write(data)?);
         note.write(data)?;
         // Change times have the resolution of the kernel's clock tick. After the pause, all writes of the application have later change
@@ -140,6 +141,7 @@ fn plain(path: &str) -> &str {
     path.trim_end_matches('/')
 }
 
+/// Seeds the path `there` if it does not exist, and replaces the path `here` in the application by a symlink to `there`.
 fn link_one(here: &Path, there: &Path, path: &str) -> io::Result<()> {
     let brought = fs::symlink_metadata(here).ok();
     if fs::symlink_metadata(there).is_err() {
@@ -163,7 +165,7 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
     match brought {
         Some(found) if found.is_dir() => copy_directory(here, &half)?,
         Some(found) if found.is_file() && path.ends_with('/') => {
-            return Err(io::Error::other("the release has a file there, not a directory"));
+            return Err(io::Error::other("the release has a file at this path, not a directory"));
         }
         Some(found) if found.is_file() => {
             for companion in COMPANIONS {
@@ -194,6 +196,7 @@ fn is_file_name(path: &str) -> bool {
     })
 }
 
+/// Returns the name of an incomplete copy of the path `there`.
 fn half_name(there: &Path) -> PathBuf {
     let mut name = OsString::from(".larder-new-");
     name.push(there.file_name().unwrap_or_default());
@@ -253,6 +256,7 @@ fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
     fs::remove_file(data.join(NOTE))
 }
 
+/// Removes a file, or a directory with its content, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
@@ -265,7 +269,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set a change time back.
+/// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set an earlier change time.
 fn remove_unchanged(path: &Path, until: ChangeTime) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn data_begins_with_content_of_release_and_then_stays() {
+    fn path_without_data_is_seeded_and_then_stays() {
         let Place { app, data, _world } = place();
         fs::create_dir_all(app.join("uploads/deep")).unwrap();
         fs::write(app.join("uploads/deep/a.txt"), "brought").unwrap();
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn file_path_is_made_by_application_and_survives_next_release() {
+    fn file_created_by_the_application_survives_the_next_release() {
         let Place { app, data, _world } = place();
         let wanted = paths(["db.sqlite3", "photos.old/"]);
         link(&app, &data, &wanted, id()).unwrap();
@@ -355,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn brought_database_is_seeded_with_its_companions() {
+    fn database_of_the_release_is_seeded_with_its_companions() {
         let Place { app, data, _world } = place();
         for name in ["db.sqlite3", "db.sqlite3-wal"] {
             fs::write(app.join(name), name).unwrap();
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn undo_removes_what_its_deployment_began_and_nothing_else() {
+    fn undo_of_a_deployment_removes_only_its_seeded_paths() {
         let Place { app, data, _world } = place();
         fs::create_dir_all(app.join("media")).unwrap();
         fs::write(app.join("media/seed"), "seed").unwrap();
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn undo_keeps_what_changed_since_it_was_seeded() {
+    fn undo_after_a_change_keeps_the_changed_files() {
         let Place { app, data, _world } = place();
         fs::create_dir_all(app.join("media/deep")).unwrap();
         for name in ["a", "b", "deep/c"] {
@@ -412,14 +416,14 @@ mod tests {
         link(&app, &data, &paths(["media"]), deployment).unwrap();
         fs::write(data.join("media/b"), "changed").unwrap();
         fs::write(data.join("media/new"), "new").unwrap();
-        // A later link of the same deployment, as after a restart, does not take what was written since for its own.
+        // A second link by the same deployment, as after a restart, does not change the recorded time, so later files stay.
         link(&app.with_file_name("next"), &data, &paths(["media"]), deployment).unwrap();
         unseed(&data, deployment, false).unwrap();
         assert_eq!(names(&data.join("media")), ["b", "new"]);
     }
 
     #[test]
-    fn interrupted_seeding_is_undone_as_a_whole() {
+    fn undo_of_interrupted_seeding_removes_all_its_paths() {
         let Place { app, data, _world } = place();
         let deployment = id();
         Note { deployment, paths: paths(["media", "../outside"]), until: None }.write(&data).unwrap();

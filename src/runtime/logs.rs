@@ -26,7 +26,7 @@ use crate::{
 pub struct LogLimits {
     /// The size in bytes at which the file is rotated.
     pub max_bytes: u64,
-    /// The number of rotated files beside the current one.
+    /// The number of rotated files that are kept besides the current file.
     pub keep: u32,
 }
 
@@ -60,7 +60,8 @@ impl Logs {
         Logs { limits, lines: broadcast::Sender::new(1024) }
     }
 
-    /// Returns a receiver of all lines of all processes from now on. A receiver that is too slow gets the number of lines it missed.
+    /// Returns a receiver of all lines of all processes from now on. A receiver that falls too far behind gets the number of lines that it
+    /// has missed.
     pub fn subscribe(&self) -> broadcast::Receiver<LogLine> {
         self.lines.subscribe()
     }
@@ -70,7 +71,7 @@ impl Logs {
         directory.join(format!("{process}.log"))
     }
 
-    /// Copies `output` to the log of the process until all its write ends are closed.
+    /// Copies `output` to the log of the process until all write ends of the pipe are closed.
     pub(super) fn follow(&self, label: Label, output: OwnedFd, directory: PathBuf) {
         let logs = self.clone();
         tokio::spawn(async move {
@@ -85,7 +86,7 @@ impl Logs {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
         // If the log cannot be opened or written, as on a full disk, lines are still read: a full pipe would block the application.
-        // Each line tries the log again, so logging resumes by itself.
+        // The log is tried again for each line, so logging resumes by itself.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
         let mut reported: Option<Instant> = None;
@@ -114,13 +115,14 @@ impl Logs {
     }
 }
 
-/// Returns the name of the file after `number` rotations.
+/// Returns the name of a log file after `number` rotations.
 fn rotated(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     PathBuf::from(name)
 }
 
+/// The current log file of a process, which is renamed when it reaches its maximum size.
 struct RotatingFile {
     path: PathBuf,
     file: File,
@@ -135,7 +137,8 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    /// Writes a line. If the rotation before it fails, the line is written all the same, and the next line tries the rotation again.
+    /// Rotates the file if it has reached its maximum size, and writes a line. If the rotation fails, the line is written to the old file,
+    /// and the next call tries the rotation again.
     fn write_line(&mut self, text: &str) -> io::Result<()> {
         let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
         self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
@@ -143,7 +146,7 @@ impl RotatingFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        // The current file is missing if it was removed, or if the last attempt failed after renaming it. There is nothing to rotate then.
+        // Without a current file, nothing is renamed: the file was removed, or the last rotation failed after it had renamed the file.
         if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
                 let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
@@ -184,20 +187,20 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Returns whole lines from the end of a file, and true if they are the whole file. They are at least `wanted` lines, unless the file has
-/// fewer or the budget, in bytes, is too small.
+/// Returns complete lines from the end of a file, and true if the whole file was read. Returns at least `wanted` lines, unless the file has
+/// fewer lines or `budget`, in bytes, is too small. Subtracts the bytes that were read from `budget`.
 fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
     use io::{Read, Seek, SeekFrom};
     let size = file.metadata()?.len();
     let most = size.min(*budget);
-    // 128 bytes per line are enough for usual logs. The window grows if they are not.
+    // The first window has 128 bytes per line, which is enough for most logs. The window grows while it has too few lines.
     let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
     loop {
         file.seek(SeekFrom::Start(size.saturating_sub(window)))?;
         let mut bytes = Vec::new();
         file.take(window).read_to_end(&mut bytes)?;
         let whole = window == size;
-        // The first line probably begins before the window.
+        // The window may begin inside a line, so its first line is dropped.
         let start = if whole { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end.saturating_add(1)) };
         let lines = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
         if window == most || lines.iter().filter(|byte| **byte == b'\n').count() >= wanted {
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn log_is_rotated_and_bounded() {
+    fn log_above_its_limit_is_rotated() {
         let directory = tempfile::tempdir().unwrap();
         let path = Logs::file(directory.path(), "web.1");
         let mut file = RotatingFile::open(path.clone(), LogLimits { max_bytes: 100, keep: 2 }).unwrap();
@@ -259,7 +262,7 @@ mod tests {
         for line in ["the first line", "the second line", "the third line"] {
             file.write_line(line).unwrap();
         }
-        // The current file was moved away, and no other can be created: the symlink is dangling.
+        // The current file is renamed, and no new file can be created, because the symlink is dangling.
         let aside = directory.path().join("aside");
         fs::rename(&path, &aside).unwrap();
         std::os::unix::fs::symlink("no/such/directory", &path).unwrap();
@@ -288,13 +291,13 @@ mod tests {
             let expected: Vec<String> = (600 - count..600).map(long).collect();
             assert_eq!(tail(&path, count).unwrap(), expected, "{count}");
         }
-        // More than exist; and more than is read of one log, where no line is partial.
+        // The first request is for more lines than the log has. The second request is for more lines than are read; no line is partial.
         assert_eq!(tail(&path, 1000).unwrap().len(), 400);
         fs::write(rotated(&path, 3), lines(0, 2000)).unwrap();
         let most = tail(&path, usize::MAX).unwrap();
         assert!((1300..1400).contains(&most.len()), "{}", most.len());
         assert!(most.iter().all(|line| line.len() > 3000 && !line.starts_with('x')));
-        // An unfinished line at the end counts, too.
+        // A last line without a newline counts, too.
         fs::write(&path, "a\nb").unwrap();
         assert_eq!(tail(&path, 2).unwrap(), ["a", "b"]);
         assert_eq!(tail(&path, 1).unwrap(), ["b"]);

@@ -1,7 +1,8 @@
 //! Application processes: starts, watches and stops them, and manages their logs and their persistent paths.
 //!
 //! The keeper owns the processes and restarts them when they exit. This module decides which processes run. After a restart of the
-//! server, [`Runtime::adopt`] finds them by the labels that the keeper has stored. The type to read first is [`Runtime`].
+//! server, [`Runtime::adopt`] identifies the running processes by the labels that the keeper has stored. The type to read first is
+//! [`Runtime`].
 
 mod command;
 mod data;

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_in_use_is_skipped_and_range_is_finite() {
+    fn take_without_a_free_port_returns_none() {
         let busy = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = busy.local_addr().unwrap().port();
         let mut ports = Ports::new(port, port);

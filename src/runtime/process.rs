@@ -13,11 +13,12 @@ use crate::model::{
 /// The job of a worker that runs a command of the project at `/app`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunJob {
-    /// The command line from the Procfile or the recipe. A shell in the sandbox reads it. If it is empty, the arguments are the command.
+    /// The command line from the Procfile or the recipe. Only the worker in the sandbox parses the line. If the line is empty, the
+    /// arguments are the command.
     pub command: String,
-    /// The arguments of the command line, which are `"$@"` in it. They are passed unchanged.
+    /// The arguments, which the command line receives unchanged as `"$@"`.
     pub arguments: Vec<String>,
-    /// The environment, complete except for the variables that the keeper adds.
+    /// The environment variables of the command, without those that the keeper adds.
     pub env: Vec<(String, String)>,
     /// For a phase script: the variables as JSON, which the script reads in the file `$LARDER_VARIABLES`. The worker reports the content
     /// of this file at the end of the script.
@@ -35,7 +36,7 @@ pub struct Process {
     pub count: u32,
     /// The command line as the project wrote it.
     pub command: String,
-    /// Variables that only processes of this type get.
+    /// The environment variables that only processes of this type get.
     #[serde(default)]
     pub env: Vec<(String, String)>,
     /// The memory limit of each instance, in bytes.
@@ -46,7 +47,7 @@ pub struct Process {
     pub stop: StopSignal,
 }
 
-/// Processes to start.
+/// The processes of a release that are to be started in a slot.
 #[derive(Debug, Clone)]
 pub struct Boot {
     /// The environment that the processes belong to.
@@ -57,7 +58,7 @@ pub struct Boot {
     pub release: ReleaseId,
     /// The process types.
     pub processes: Vec<Process>,
-    /// The environment of all processes; `PORT` and the process name are added.
+    /// The environment variables of all processes, without `PORT` and `LARDER_PROCESS`, which differ for each process.
     pub env: Vec<(String, String)>,
     /// The directory of the logs.
     pub logs: PathBuf,
@@ -77,7 +78,7 @@ impl Boot {
     }
 }
 
-/// The identity of an application process. The keeper stores it, so that a restarted server recognises the process.
+/// The identity of an application process. The keeper stores the label, so that a restarted server can identify the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
     /// The environment.
@@ -95,7 +96,7 @@ pub struct Label {
 }
 
 impl Label {
-    /// Returns the name among the processes of the slot, such as `web.1`.
+    /// Returns the name of the process within its slot, such as `web.1`.
     pub fn name(&self) -> String {
         format!("{}.{}", self.process, self.index)
     }
@@ -154,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn label_survives_the_keeper() {
+    fn encoded_label_decodes_to_the_same_label() {
         let label = Label {
             environment: EnvId(3),
             slot: Slot::Green,

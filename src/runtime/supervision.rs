@@ -18,19 +18,19 @@ use crate::{
 /// The reason why a process could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The keeper refused.
+    /// The keeper refused the request or failed to perform it.
     #[error("cannot start or stop {process}")]
     Launch {
-        /// The process, as `web.1`.
+        /// The name of the process, such as `web.1`, or the beginning of a task's command.
         process: String,
-        /// The keeper's reason.
+        /// The cause.
         #[source]
         source: LaunchError,
     },
     /// All ports of the range are taken.
     #[error("cannot start {process}: no port between {from} and {to} is free; widen `ports` in the server file")]
     NoPort {
-        /// The process, as `web.1`.
+        /// The name of the process, such as `web.1`.
         process: String,
         /// The first port of the range.
         from: u16,
@@ -49,7 +49,7 @@ struct Shared {
     ports: Mutex<Ports>,
     logs: Logs,
     supervised: Mutex<HashMap<ProcessId, Supervised>>,
-    /// Processes that the previous server was stopping. They are not instances, but occupy their slot and their port until they exit.
+    /// The processes that the previous server was stopping. They are not instances, but occupy their slot and their port until they exit.
     stopping: Mutex<HashMap<ProcessId, Label>>,
 }
 
@@ -58,7 +58,7 @@ struct Shared {
 pub struct Runtime(Arc<Shared>);
 
 impl Runtime {
-    /// Creates a runtime without processes. [`Runtime::adopt`] adds the running ones.
+    /// Creates a runtime without processes. [`Runtime::adopt`] adds the processes that are running.
     pub fn new(launcher: Launcher, ports: Ports, logs: Logs) -> Runtime {
         Runtime(Arc::new(Shared {
             launcher,
@@ -84,17 +84,18 @@ impl Runtime {
         &self.0.logs
     }
 
-    /// Records that a supervised process exited, and returns its label; the server calls this for each report of the keeper.
+    /// Records that a supervised process exited, and returns its label, or `None` for an unknown process. The server calls this function
+    /// for each exit that the keeper reports.
     pub fn exited(&self, id: ProcessId, exit: Exit) -> Option<Label> {
         let supervised = self.0.supervised.lock();
         let process = supervised.get(&id)?;
-        tracing::warn!(process = %process.instance.label, %exit, "process exited; restarting it");
+        tracing::warn!(process = %process.instance.label, %exit, "process exited; the keeper restarts it");
         process.exits.send_modify(|exits| *exits = Exits { count: exits.count.saturating_add(1), last: Some(exit) });
         Some(process.instance.label.clone())
     }
 
-    /// Stops the processes of a slot: sends their stop signal, and kills the processes that have not exited after `grace`. Safe to
-    /// repeat.
+    /// Stops the processes of a slot: sends their stop signals, and kills the processes that have not exited after `grace`. The call may
+    /// be repeated.
     pub async fn stop(&self, environment: EnvId, slot: Slot, grace: Duration) -> Result<(), RuntimeError> {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
@@ -136,7 +137,7 @@ impl Runtime {
     async fn stop_one(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         match self.0.launcher.stop(id, grace).await {
             Ok(()) => self.0.launcher.ended(id).await.map(drop),
-            // The process exited by itself, or another task has stopped it.
+            // The keeper refuses if the process has exited by itself, or if another task has stopped it.
             Err(error) => match tokio::time::timeout(Duration::ZERO, self.0.launcher.ended(id)).await {
                 Ok(Ok(_)) => Ok(()),
                 _ => Err(error),
@@ -146,8 +147,8 @@ impl Runtime {
 }
 
 impl Runtime {
-    /// Starts all processes of `boot`. If a process cannot be started, the processes before it keep running, and the caller must stop
-    /// the slot.
+    /// Starts all processes of `boot`. If a process cannot be started, the processes that were started before it keep running, and the
+    /// caller must stop the slot.
     pub async fn boot(&self, boot: &Boot) -> Result<Vec<Instance>, RuntimeError> {
         let mut started = Vec::new();
         for process in &boot.processes {
@@ -230,7 +231,7 @@ impl Runtime {
         Ok(adopted)
     }
 
-    /// Keeps the port and the log of a process that is being stopped until it has exited.
+    /// Reserves the port of a process that is being stopped, and follows its output, until the process has exited.
     fn follow_stopping(&self, id: ProcessId, label: Label, output: OwnedFd, logs: PathBuf) {
         self.0.stopping.lock().insert(id, label.clone());
         self.0.logs.follow(label.clone(), output, logs);
@@ -245,7 +246,7 @@ impl Runtime {
         });
     }
 
-    /// Runs one command in a slot, without supervision.
+    /// Starts one command in a slot, without supervision.
     pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
         let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;

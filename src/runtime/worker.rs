@@ -14,7 +14,8 @@ use crate::host::launch::write_report;
 /// The maximum size of the variables file after a script, in bytes.
 const MAX_VARIABLES: u64 = 256 * 1024;
 
-/// Runs the job. Returns the exit status, unless the worker becomes the command.
+/// Runs the job, and returns the exit status of the command. If the job has no variables, the worker becomes the command by `exec`, and
+/// the function returns only if `exec` fails.
 pub fn work(job: RunJob, report: &mut impl io::Write) -> io::Result<i32> {
     let app = std::env::var_os("LARDER_APP").map_or_else(|| PathBuf::from("/app"), PathBuf::from);
     work_at(job, &app, report)
@@ -87,7 +88,7 @@ mod tests {
     fn missing_program_gives_status_127() {
         let app = tempfile::tempdir().unwrap();
         // Without variables, the worker becomes the program by `exec`. A failing `exec` gives SIGPIPE its default disposition, which
-        // would end the process of the tests; `tests/it/verdicts.rs` covers that way.
+        // would end the process of the tests; `tests/it/verdicts.rs` covers that case.
         let variables = Some(String::from("{}"));
         let job = RunJob { command: String::from("no-such-program"), variables, ..RunJob::default() };
         assert_eq!(work_at(job, app.path(), &mut Vec::new()).unwrap(), 127);

@@ -1,4 +1,4 @@
-//! The response to a request.
+//! Builds the response to a request: selects the file, its encoding and its range, and evaluates conditional headers.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -73,8 +73,11 @@ impl Site {
         answer
     }
 
+    /// Selects the file for a path, and returns the response with this file, a redirect or an error page.
     fn find<B>(&self, path: &str, query: Option<&str>, request: &Request<B>) -> io::Result<Answer> {
-        let Some(parts) = files::decode(path) else { return Ok(text(StatusCode::BAD_REQUEST, "This is not a path.\n")) };
+        let Some(parts) = files::decode(path) else {
+            return Ok(text(StatusCode::BAD_REQUEST, "The path of the request is invalid.\n"));
+        };
         let name = parts.join("/");
         let with_slash = path.ends_with('/');
         match self.directory.entry(&name)? {
@@ -92,7 +95,7 @@ impl Site {
                     if with_slash || name.is_empty() {
                         return self.send(&index, opened, StatusCode::OK, request);
                     }
-                    // Relative links of the page need the slash.
+                    // Without the slash at the end, relative links of the page would lead to the parent directory.
                     return Ok(moved(&format!("{}/", files::encode(&parts)), query));
                 }
             }
@@ -119,11 +122,11 @@ impl Site {
         Ok(text(StatusCode::NOT_FOUND, "Not found\n"))
     }
 
-    /// Sends a file or a part of it, or status 304.
+    /// Returns the response with a file or a part of it, or with status 304, 412 or 416.
     fn send<B>(&self, name: &str, opened: Opened, status: StatusCode, request: &Request<B>) -> io::Result<Answer> {
         let asked = request.headers();
         let found = status == StatusCode::OK;
-        // RFC 9110, section 14.2: Range is defined for GET alone.
+        // RFC 9110, section 14.2: Range is defined only for GET.
         let ranged = found && request.method() == Method::GET && asked.contains_key(header::RANGE);
         let mut opened = opened;
         let mut encoding = None;
@@ -180,7 +183,7 @@ impl Site {
                     (from, length) = (first, last - first + 1);
                 }
                 Part::None => {
-                    let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "The file is shorter.\n");
+                    let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "The range is outside the file.\n");
                     if let Ok(range) = HeaderValue::try_from(format!("bytes */{total}")) {
                         answer.headers_mut().insert(header::CONTENT_RANGE, range);
                     }
@@ -210,8 +213,11 @@ fn content_type(name: &str) -> HeaderValue {
 /// The part of a file that a Range header asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
+    /// The whole file.
     Whole,
+    /// The bytes from `first` to `last`, both included.
     Some { first: u64, last: u64 },
+    /// No part, because the range is outside the file.
     None,
 }
 
@@ -253,7 +259,7 @@ fn accepts(headers: &HeaderMap, word: &str) -> bool {
 enum Comparison {
     /// A weak tag never matches.
     Strong,
-    /// A weak tag matches a strong one with the same value.
+    /// A weak tag matches a strong tag with the same value.
     Weak,
 }
 
@@ -266,11 +272,12 @@ fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str, comparison: Compari
         .any(|item| item == "*" || item == tag || (comparison == Comparison::Weak && item.strip_prefix("W/") == Some(tag)))
 }
 
+/// Returns true if If-Range is `tag`.
 fn exact_tag(headers: &HeaderMap, tag: &str) -> bool {
     headers.get(header::IF_RANGE).is_some_and(|value| value.as_bytes() == tag.as_bytes())
 }
 
-/// Returns the path without `.html`, and without `index`.
+/// Returns the path of a page without `.html` and without a last `index`, or `None` if the path does not end in `.html`.
 fn clean_parts(parts: &[String]) -> Option<String> {
     let (last, before) = parts.split_last()?;
     let stem = last.strip_suffix(".html").filter(|stem| !stem.is_empty())?;
@@ -289,7 +296,7 @@ fn moved(to: &str, query: Option<&str>) -> Answer {
         Ok(to) => drop(answer.headers_mut().insert(header::LOCATION, to)),
         Err(_) => *answer.status_mut() = StatusCode::BAD_REQUEST,
     }
-    // A permanent redirect is cached for ever, and the site can change with any push.
+    // Clients cache a permanent redirect without a time limit, but every push can change the site.
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     answer
 }
@@ -329,7 +336,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
             return Ok(None);
         }
         let count = left.min(PIECE);
-        // On another thread: a read that the page cache does not have takes as long as the disk.
+        // The read is done on another thread, because it waits for the disk if the data is not in the page cache.
         let (file, bytes) = tokio::task::spawn_blocking(move || read(&file, from, count).map(|bytes| (file, bytes)))
             .await
             .map_err(io::Error::other)??;
@@ -340,7 +347,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
 
 fn read(file: &File, from: u64, length: u64) -> io::Result<Bytes> {
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-    // A file that shrinks while it is sent is an error that closes the connection, so that the client notices.
+    // If the file shrinks while it is sent, the error closes the connection, so that the client detects the truncation.
     file.read_exact_at(&mut bytes, from)?;
     Ok(Bytes::from(bytes))
 }

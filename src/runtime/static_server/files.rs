@@ -1,4 +1,5 @@
-//! The directory that is served: opens the files that requests name, and no files outside the directory.
+//! The directory that is served: opens the files that requests name. Files outside the directory are not opened, except persistent data
+//! to which a symlink in the directory leads.
 
 use std::{
     collections::HashMap,
@@ -21,12 +22,13 @@ use rustix::{
     io::Errno,
 };
 
-/// The maximum size, in bytes, of files whose entity tag is a digest of the content. Larger files use the state of the inode.
+/// The maximum size, in bytes, of files whose entity tag is a digest of the content. The tag of a larger file is a digest of the state of
+/// its inode.
 const MAX_READ_FOR_TAG: u64 = 16 * 1024 * 1024;
 /// The maximum number of cached entity tags.
 const MAX_TAGS: usize = 16 * 1024;
 
-/// A file or directory that a name stands for.
+/// The file or directory with a requested name.
 #[derive(Debug)]
 pub(super) enum ServedEntry {
     /// A regular file, opened.
@@ -46,8 +48,8 @@ pub(super) struct Opened {
     pub tag: String,
 }
 
-/// The state of an inode, which changes with the content. The change time is set by the file system, while all files of a release
-/// have the same modification time.
+/// The state of an inode, which changes with the content. It has the change time, which the file system sets, because all files of a
+/// release have the same modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
@@ -56,11 +58,11 @@ struct Identity {
     changed: (i64, i64),
 }
 
-/// The directory, held open, so that later changes to its path do not matter.
+/// The served directory. It is held open, so that a later change of its path has no effect.
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
-    /// The directory of the persistent data: its path, which is the beginning of symlinks to the data, and its handle.
+    /// The directory of the persistent data: its path, with which the targets of symlinks to the data begin, and its handle.
     data: Option<(PathBuf, OwnedFd)>,
     tags: Mutex<HashMap<Identity, String>>,
 }
@@ -72,7 +74,8 @@ impl Directory {
         Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
     }
 
-    /// Adds the directory of the persistent data at `path`. Symlinks into it are followed, and other symlinks out of the site are not.
+    /// Adds the directory of the persistent data at `path`. Symlinks to this directory are followed; other symlinks that lead out of the
+    /// served directory are not.
     pub fn with_data(mut self, path: &Path) -> Directory {
         let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.data = opened.ok().map(|handle| (path.to_owned(), handle));
@@ -286,7 +289,7 @@ mod tests {
         std::fs::write(data.join("media/deep/a"), "kept").unwrap();
         std::os::unix::fs::symlink(temp.path().join("secret"), data.join("media/out")).unwrap();
         std::os::unix::fs::symlink(data.join("media"), temp.path().join("root/sub/media")).unwrap();
-        assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "the data directory is not known yet");
+        assert!(directory.entry("sub/media/deep/a").unwrap().is_none(), "the data directory was not added yet");
         let directory = directory.with_data(&data);
         assert_eq!(directory.file("sub/media/deep/a").unwrap().unwrap().length, 4);
         assert!(matches!(directory.entry("sub/media").unwrap(), Some(ServedEntry::Directory)));

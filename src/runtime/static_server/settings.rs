@@ -1,4 +1,4 @@
-//! The settings of the static server: its options, `static.json`, and the environment.
+//! The settings of the static server, from its options, from `static.json`, and from environment variables.
 
 use std::{ffi::OsString, fs, io, io::Read, net::SocketAddr, path::PathBuf};
 
@@ -24,7 +24,7 @@ pub(super) enum StaticError {
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, #[source] io::Error),
     /// The asynchronous runtime cannot be started.
-    #[error("cannot start: {0}")]
+    #[error("cannot start the server: {0}")]
     Start(#[source] io::Error),
 }
 
@@ -37,17 +37,17 @@ pub(super) struct StaticSettings {
     pub port: u16,
     /// True to redirect `/about.html` to `/about`.
     pub clean_urls: bool,
-    /// Patterns for paths that have no file, and the file that is sent for them with status 200.
+    /// Pairs of a pattern and a file. The file is sent with status 200 for matching paths that have no file of their own.
     pub routes: Vec<(String, String)>,
     /// The file that is sent with status 404.
     pub error_page: Option<String>,
-    /// Patterns for paths, and headers for their responses.
+    /// Pairs of a pattern and the headers of responses to matching paths.
     pub headers: Vec<(String, Vec<(HeaderName, HeaderValue)>)>,
     /// The value of the header `Larder-Release`.
     pub release: Option<HeaderValue>,
 }
 
-/// The part of Heroku's `static.json` that has an effect here. The first matching route is used, so routes keep their order.
+/// The keys of Heroku's `static.json` that larder accepts. The first matching route is used, so routes keep their order.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -59,7 +59,7 @@ struct File {
     error_page: Option<String>,
     #[serde(default)]
     headers: IndexMap<String, IndexMap<String, String>>,
-    /// Ignored, because a TLS proxy redirects to https. The key is accepted, so that files of other servers work.
+    /// Ignored, because a TLS proxy redirects to https. The key is accepted, so that files for other servers can be used.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
 }
@@ -89,8 +89,11 @@ impl StaticSettings {
             };
             *option = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("{name} needs a value")))?);
         }
-        let port = port.ok_or_else(|| usage(String::from("no port: set PORT")))?;
-        let port = port.to_str().and_then(|port| port.parse().ok()).ok_or_else(|| usage(format!("{port:?} is not a port")))?;
+        let port = port.ok_or_else(|| usage(String::from("the port is missing; set PORT, or use --port")))?;
+        let port = port
+            .to_str()
+            .and_then(|port| port.parse().ok())
+            .ok_or_else(|| usage(format!("{port:?} is not a port (expected 0-65535)")))?;
 
         let file = File::read()?;
         let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
@@ -100,7 +103,7 @@ impl StaticSettings {
             for (name, value) in pairs {
                 let header = HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: {name:?} is not a header name")))?;
                 if ["content-length", "transfer-encoding", "connection", "content-range"].contains(&header.as_str()) {
-                    return Err(wrong(format!("headers: {name} is set by the server")));
+                    return Err(wrong(format!("headers: {name} is not allowed, because the server sets it")));
                 }
                 let value =
                     HeaderValue::try_from(value).map_err(|_| wrong(format!("headers: the value of {name} is not printable")))?;
@@ -136,7 +139,7 @@ impl File {
         let mut text = String::new();
         file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
         if text.len() as u64 > MAX_BYTES {
-            return Err(wrong(format!("larger than {} KiB", MAX_BYTES / 1024)));
+            return Err(wrong(format!("the file is larger than {} KiB", MAX_BYTES / 1024)));
         }
         File::parse(&text).map_err(|error| wrong(error.to_string()))
     }
@@ -187,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read_and_wrong_ones_refused() {
+    fn wrong_option_is_refused_with_the_usage() {
         let found = settings(&["--root", "dist", "--fallback=/index.html"], Some("80")).unwrap();
         assert_eq!((found.root, found.port), (PathBuf::from("dist"), 80));
         assert_eq!(found.routes, [("/**".into(), "index.html".into())]);
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn static_json_of_other_servers_is_read_and_unknown_keys_named() {
+    fn static_json_with_an_unknown_key_is_refused() {
         let file = File::parse(
             r#"{"root": "dist", "clean_urls": true, "https_only": true, "routes": {"/api/*": "api.html", "/**": "index.html"},
                 "error_page": "404.html", "headers": {"/assets/**": {"Cache-Control": "public, max-age=31536000"}}}"#,
@@ -229,7 +232,7 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }
-        // A backtracking matcher would not end with this pattern.
+        // A backtracking matcher would take exponential time for this pattern.
         assert!(!matches(&"*a".repeat(50), &"a".repeat(49)));
     }
 }

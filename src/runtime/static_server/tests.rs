@@ -55,7 +55,7 @@ async fn status_and_text(site: &Site, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn path_names_file_directory_or_page() {
+async fn path_of_file_directory_or_page_is_served() {
     let (_temp, site) = site(|_| {});
     for (path, status, text) in [
         ("/", 200, "home"),
@@ -107,7 +107,7 @@ async fn unchanged_file_is_not_sent_again() {
     }
     std::fs::write(temp.path().join("about.html"), "ABOUT").unwrap();
     assert_eq!(get(&site, "GET", "/about", &[("If-None-Match", &tag)]).await.0, 200);
-    // A page that says "not found" is not cached as the page that was asked for.
+    // The error page has no entity tag, because clients would cache it as the requested page.
     assert!(!get(&site, "GET", "/nowhere", &[]).await.1.contains_key("etag"));
 }
 
@@ -144,12 +144,12 @@ async fn if_match_with_another_tag_is_refused_with_412() {
     // If-Match is evaluated before If-None-Match and before Range.
     let asked = [("If-Match", "\"x\""), ("If-None-Match", tag.as_str()), ("Range", "bytes=0-0")];
     assert_eq!(get(&site, "GET", "/about", &asked).await.0, 412);
-    // A precondition is ignored where the answer without it would be an error.
+    // A precondition is ignored if the response without the precondition would be an error.
     assert_eq!(get(&site, "GET", "/nowhere", &[("If-Match", "*")]).await.0, 404);
 }
 
 #[tokio::test]
-async fn range_is_ignored_for_head_and_its_unit_is_case_insensitive() {
+async fn range_of_a_head_request_is_ignored() {
     let (_temp, site) = site(|_| {});
     let (status, headers, _) = get(&site, "HEAD", "/large.bin", &[("Range", "bytes=0-9")]).await;
     assert_eq!((status.as_u16(), headers["content-length"].to_str().unwrap()), (200, "200000"));
@@ -188,7 +188,7 @@ async fn routes_error_page_and_clean_urls_apply() {
 }
 
 #[test]
-fn missing_directory_is_named() {
+fn site_with_a_missing_directory_is_refused() {
     let settings = |root: &str| StaticSettings {
         root: root.into(),
         port: 0,
@@ -207,7 +207,7 @@ async fn pipelined_requests_are_answered_over_tcp() {
     let (_temp, site) = site(|_| {});
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    // A signal of its own: the process keeps running.
+    // No test sends this signal, so the server runs until the end of the test.
     let stop = signal(SignalKind::user_defined2()).unwrap();
     let server = tokio::spawn(serve(listener, Arc::new(site), stop));
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
