@@ -271,7 +271,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
 
 /// Unpacks the files with the paths `wanted` from the archive of whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
-    let refused = |source| ReleaseError::Archive { doing: "accepted", source };
+    let refused = |source| ReleaseError::Archive { doing: "accept", source };
     let archive = Archive::open(file, entries, info, &ArchiveLimits::default()).map_err(refused)?;
     let mut reader = FrameReader::new().map_err(refused)?;
     let mut writer = Writer { cursor: app.cursor(), wanted, open: None };

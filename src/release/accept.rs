@@ -1,4 +1,4 @@
-//! The acceptance of deliverables from elsewhere into the store: the server side. [`trust`] makes the decisions.
+//! The server side of accepting deliverables from elsewhere into the store. [`trust`] makes the decisions.
 
 use std::{
     fs::File,
@@ -29,9 +29,9 @@ use crate::{
 /// The thoroughness of the check of an archive before it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyLevel {
-    /// Every byte is held to the signed digests. Enough before an installation, which checks the content as strictly.
+    /// The server compares every byte with the signed digests. This is enough before an installation, which checks the content as well.
     Digests,
-    /// A worker checks the content of the archive as well.
+    /// The server compares every byte with the signed digests, and a worker checks the content of the archive.
     Everything,
 }
 
@@ -40,7 +40,7 @@ pub enum VerifyLevel {
 pub struct Incoming {
     /// The content of the release.
     pub body: Body,
-    /// A health record of the release. A record that is not accepted is left in place and changes nothing else.
+    /// A health record of the release. If the record is refused, its file stays, and the deliverable may still be accepted.
     pub record: Option<PathBuf>,
 }
 
@@ -54,7 +54,7 @@ pub enum Body {
         /// The archive.
         archive: PathBuf,
     },
-    /// A delta, which starts from a release in `releases/` and holds its manifest.
+    /// A delta that starts from a release in `releases/`. The manifest of the new release is in the delta.
     Delta(PathBuf),
 }
 
@@ -67,9 +67,9 @@ impl Body {
     }
 }
 
-/// Checks `incoming` against the expectation and the trusted keys, and renames it into `releases/`, the manifest last, which makes the
-/// release exist. A refused deliverable stays where it was; the caller removes it. May be repeated. Of a delta only the manifest is
-/// checked here; its content is checked file by file when it is installed.
+/// Checks `incoming` against the expectation and the trusted keys, and renames its files into `releases/`. The manifest is renamed last,
+/// because a release exists if its manifest does. A refused deliverable stays where it was, and the caller removes it. Only the manifest of
+/// a delta is checked here; the installation checks the content of every file. May be repeated.
 pub async fn accept(
     context: &WorkerContext<'_>,
     incoming: Incoming,
@@ -114,8 +114,8 @@ pub async fn accept(
 /// The largest health record, in bytes.
 pub const MAX_RECORD: u64 = 4 << 20;
 
-/// Accepts a health record of a release that ran elsewhere, if a trusted key signed it, and returns the record that is known now. An older
-/// record does not replace a newer one, since a remote may still offer an old one.
+/// Accepts a health record of a release that ran elsewhere, if a trusted key signed it, and returns the newest accepted record. An older
+/// record does not replace a newer record, since a remote may still offer an outdated record.
 pub fn accept_record(
     paths: &EnvironmentPaths,
     record: &Path,
@@ -142,13 +142,13 @@ pub fn known_record(paths: &EnvironmentPaths, manifest: &Manifest, trust: &[Publ
     trust::accept_record(&record, manifest, trust).is_ok().then_some(record)
 }
 
-/// Verifies a whole archive in a worker. Both descriptors are only read.
+/// Verifies a whole archive in a worker. Both files are only read.
 pub async fn verify_archive(context: &WorkerContext<'_>, archive: File, manifest: File) -> Result<Verdict, ReleaseError> {
     let job = VerifyJob { threads: context.threads, limits: ArchiveLimits::default() };
     run(context, "verify", Role::Verify, None, &job, vec![OwnedFd::from(archive), OwnedFd::from(manifest)]).await
 }
 
-/// Checks everything that needs no archive.
+/// Reads and checks the manifest of a deliverable, for which no archive is needed.
 fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
     match body {
         Body::Archive { manifest, .. } => accept_manifest(paths, manifest, expect, trust),
@@ -160,7 +160,7 @@ fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[P
     }
 }
 
-/// Checks a manifest file alone. The archive of a refused manifest need not be fetched.
+/// Checks a manifest file without its archive, so that the archive of a refused manifest need not be fetched.
 pub fn accept_manifest(
     paths: &EnvironmentPaths,
     manifest: &Path,
@@ -170,6 +170,7 @@ pub fn accept_manifest(
     believe(paths, trust::read_manifest(&read_limited(manifest, MAX_MANIFEST)?)?, expect, trust)
 }
 
+/// Checks that the manifest is trusted, and that it does not contradict the store.
 fn believe(
     paths: &EnvironmentPaths,
     manifest: Manifest,
@@ -184,10 +185,10 @@ fn believe(
     }
 }
 
-/// Serialises changes of the file of accepted builds.
+/// The lock that serialises changes of `accepted.json`.
 static ACCEPTED: Mutex<()> = Mutex::new(());
 
-/// Renames checked content into the store, beside a manifest that is encoded anew from the checked value.
+/// Renames checked content into the store, and writes the checked manifest beside it.
 fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: usize) -> Result<(), ReleaseError> {
     let release = manifest.release;
     let described = paths.releases().join(format!(".new-{release}.manifest.json"));
@@ -203,7 +204,7 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: us
     file.sync_all().map_err(|error| lost(&described, error))?;
     let _one_at_a_time = ACCEPTED.lock();
     let mut accepted = Accepted::load(&paths.accepted())?;
-    // Before the rename: a note that comes too early refuses nothing that would be right.
+    // The build is noted before the rename. If the rename fails, the note does not refuse another attempt with the same release.
     if accepted.note(manifest) {
         accepted.save(&paths.accepted())?;
     }

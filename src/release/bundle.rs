@@ -19,12 +19,13 @@ use crate::{
     model::{Digest, EntryKind, SourceList},
 };
 
-/// The job. Descriptors: 5 archive to write, 6 manifest to write; if `previous`, 7 and 8 archive and manifest to reuse.
+/// The job of the bundle worker. Descriptors: 5 the archive to write, 6 the manifest to write; if `previous`, 7 the archive to reuse and 8
+/// its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleJob {
     /// The fields that go into the manifest unchanged.
     pub head: Head,
-    /// A previous release is given.
+    /// True if the archive of a previous release is among the descriptors.
     pub previous: bool,
     /// The number of threads that read and compress.
     pub threads: usize,
@@ -41,15 +42,15 @@ pub struct BundleReport {
     pub archive: Digest,
     /// The size of the archive in bytes.
     pub archive_bytes: u64,
-    /// The entries of the release.
+    /// The number of entries of the release.
     pub entries: u64,
-    /// The bytes of all files.
+    /// The size of all files, in bytes.
     pub bytes: u64,
-    /// The entries that are added, changed or removed since the previous release; all entries if there is none.
+    /// The number of entries that were added, changed or removed since the previous release. Without a previous release, all entries.
     pub changed: u64,
-    /// The number of frames, and of those that were copied from the previous archive.
+    /// The number of all frames, and the number of frames that were copied from the previous archive.
     pub frames: (u64, u64),
-    /// Lines for the log.
+    /// Warnings for the log of the deployment, one line each.
     pub warnings: Vec<String>,
 }
 
@@ -58,7 +59,7 @@ pub struct BundleReport {
 pub struct BundlePaths {
     /// The built tree.
     pub app: PathBuf,
-    /// The directory of the export, with its `list`.
+    /// The directory of the export, which contains the `list` of exported files.
     pub source: Option<PathBuf>,
     /// The overlay's upper directory.
     pub upper: Option<PathBuf>,
@@ -76,7 +77,7 @@ impl BundlePaths {
     }
 }
 
-/// Bundles a tree.
+/// Bundles the built tree: writes its archive and its unsigned manifest.
 pub fn work(
     job: BundleJob,
     places: &BundlePaths,
@@ -97,7 +98,7 @@ fn bundle(
     let app = Confined::open(&places.app)?;
     let mut warnings = Warnings::default();
     let source = places.source.as_deref().and_then(|source| source_list(source, &mut warnings));
-    // Without overlays there is no such directory.
+    // Without an overlay, there is no upper directory.
     let upper = places.upper.as_deref().filter(|upper| upper.is_dir()).map(Confined::open).transpose()?;
     let items = tree::listing(&app, source, upper.as_ref(), job.threads, &mut warnings)?;
 
@@ -105,7 +106,7 @@ fn bundle(
         previous.and_then(|(file, manifest)| match manifest::parse_known(manifest, Path::new("the previous manifest")) {
             Ok(manifest) => Some((file, manifest)),
             Err(e) => {
-                warnings.add(format!("the previous release is not reused: {e}"));
+                warnings.add(format!("cannot reuse the archive of the previous release: {e}"));
                 None
             }
         });
@@ -132,7 +133,7 @@ fn bundle(
 }
 
 fn unfit_or_written(source: ArchiveError) -> ReleaseError {
-    ReleaseError::Archive { doing: "written", source }
+    ReleaseError::Archive { doing: "write", source }
 }
 
 /// Reads the list of exported files. Without a usable list every file is read, which is slower.
@@ -140,12 +141,16 @@ fn source_list(source: &Path, warnings: &mut Warnings) -> Option<SourceList> {
     let path = source.join("list");
     let list = read_limited(&path, manifest::MAX_MANIFEST).map_err(|e| e.to_string()).and_then(|bytes| {
         let list: SourceList = postcard::from_bytes(&bytes).map_err(|e| e.to_string())?;
-        if list.format == SourceList::FORMAT { Ok(list) } else { Err(format!("it has the format {}", list.format)) }
+        if list.format == SourceList::FORMAT {
+            Ok(list)
+        } else {
+            Err(format!("it has the format {} (expected {})", list.format, SourceList::FORMAT))
+        }
     });
     match list {
         Ok(list) => Some(list),
         Err(why) => {
-            warnings.add(format!("reading every file, since the list of the export cannot be used: {why}"));
+            warnings.add(format!("cannot use the list of exported files, so every file is read: {why}"));
             None
         }
     }

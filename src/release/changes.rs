@@ -1,4 +1,4 @@
-//! The changes between two releases, by their manifests alone.
+//! The changes between two releases, found in their manifests.
 
 use larder_archive::between;
 use serde::{Deserialize, Serialize};
@@ -31,15 +31,15 @@ impl ChangeKind {
 /// An entry that differs between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// Its path.
+    /// The path of the entry.
     pub path: String,
     /// The kind of the change.
     pub change: ChangeKind,
-    /// Its size in the older release, bytes, where it is a file.
+    /// The size in the older release, in bytes, if the entry is a file there.
     pub before: Option<u64>,
-    /// Its size in the newer release, bytes, where it is a file.
+    /// The size in the newer release, in bytes, if the entry is a file there.
     pub after: Option<u64>,
-    /// A remark: another kind, another mode, a link.
+    /// A remark for display: the new kind, the new mode or the link target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

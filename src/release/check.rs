@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Refusal, ReleaseError, WorkerAnswer, store};
 use crate::model::{Digest, Entry, Manifest};
 
-/// The job. Descriptors: 5 archive, 6 manifest.
+/// The job of the verify worker. Descriptors: 5 the archive, 6 the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyJob {
     /// The number of threads that decompress.
@@ -26,7 +26,7 @@ pub struct VerifyJob {
 /// The result: accepted, or the reason to refuse it.
 pub type Verdict = Result<(), Refusal>;
 
-/// Verifies the digest of every frame, every header, the digest of every file, and that there is nothing else.
+/// Verifies the digest of every frame, the header of every entry and the digest of every file. Refuses an archive with anything else.
 pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> WorkerAnswer<Verdict> {
     verify(job, archive, manifest).into()
 }
@@ -36,13 +36,13 @@ fn verify(job: &VerifyJob, archive: &File, manifest: &File) -> Result<Verdict, R
     verdict(&manifest, read_all(archive, &manifest, &job.limits, job.threads))
 }
 
-/// Distinguishes a refused archive from a failure of the machine.
+/// Returns the verdict on an archive from the result of reading it. A failure of the machine is an error, not a refusal.
 pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> Result<Verdict, ReleaseError> {
     match result {
         Ok(()) => Ok(Ok(())),
         Err(error) => match Refusal::of_archive(manifest, &error) {
             Some(refusal) => Ok(Err(refusal)),
-            None => Err(ReleaseError::Archive { doing: "accepted", source: error }),
+            None => Err(ReleaseError::Archive { doing: "accept", source: error }),
         },
     }
 }
@@ -93,7 +93,7 @@ pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &ArchiveLim
     Ok(())
 }
 
-/// A sink that wants all content, so that all of it is checked, and keeps none.
+/// A sink that discards the content of every file, so that all content is decompressed and checked.
 struct Nowhere;
 
 impl Sink for Nowhere {

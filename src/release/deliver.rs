@@ -1,4 +1,4 @@
-//! The server side of deltas: it makes and caches deltas for other servers, and packs releases that came as a delta into archives.
+//! The server side of deltas: it makes and caches deltas for other servers, and packs releases that were transferred as a delta.
 
 use std::{
     fs::File,
@@ -23,14 +23,14 @@ use crate::{
     model::{Manifest, ReleaseId, Role},
 };
 
-/// Returns the path of the delta between two releases, which are in the store or installed. A delta that is not cached is made. The file
-/// never changes; it may be removed at any time, so callers open it at once.
+/// Returns the path of the delta between two releases, each of which is in the store or installed. A delta that is not cached is made.
+/// The file never changes, but it may be removed at any time, so callers open it at once.
 pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: ReleaseId) -> Result<PathBuf, ReleaseError> {
     let path = store::cached_delta(context.paths, from, to);
     let paths = context.paths.clone();
     let (cached, threads) = (path.clone(), context.threads);
     let opened = blocking(move || {
-        // A cached delta was complete before it was renamed.
+        // The rename to the cached name comes last, so a cached delta is complete.
         if open_regular(&cached).is_ok_and(|file| delta::endpoints(&file).is_ok_and(|ends| ends == (from, to))) {
             return Ok(None);
         }
@@ -44,7 +44,7 @@ pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: Releas
     blocking(move || {
         let found = out.as_file().metadata().map_err(|e| lost(&cached, e))?.len();
         if found != report.bytes || delta::endpoints(out.as_file())? != (from, to) {
-            return Err(ReleaseError::delta("it is not what its worker reported"));
+            return Err(ReleaseError::delta("it does not match the report of its worker"));
         }
         out.as_file().sync_all().map_err(|e| lost(&cached, e))?;
         out.persist(&cached).map_err(|e| FileError::io("replace", &cached, e.error))?;
@@ -57,10 +57,11 @@ pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: Releas
 
 /// The most cached deltas of an environment.
 const MAX_CACHED: usize = 16;
-/// The bytes of the disk that are left free.
+/// The disk space that must stay free, in bytes.
 const RESERVE: u64 = 256 << 20;
 
-/// Removes the oldest cached deltas beyond [`MAX_CACHED`] and beyond `limit` bytes in all. `newest`, which a caller waits for, stays.
+/// Removes the oldest cached deltas until at most [`MAX_CACHED`] and at most `limit` bytes are left. `newest` stays, because a caller
+/// waits for it.
 fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     // The name of an unfinished delta begins with a dot.
@@ -85,17 +86,21 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     }
 }
 
-/// Refuses if the disk has too little space for a delta and the files that its worker unpacks. A client can fetch the archive instead.
+/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. A client can fetch the archive
+/// instead. `archives` is the size of both archives in bytes.
 fn require_space(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
-    if free < archives.saturating_add(RESERVE) {
-        return Err(ReleaseError::delta(format!("there is too little disk space to make one: {} MiB are free", free >> 20)));
+    let needed = archives.saturating_add(RESERVE);
+    if free < needed {
+        let (free, needed) = (free >> 20, needed >> 20);
+        return Err(ReleaseError::delta(format!("{free} MiB of disk space are free to make it (expected {needed} MiB)")));
     }
     Ok(())
 }
 
 type Opened = (DeltaJob, tempfile::NamedTempFile, Vec<OwnedFd>);
 
+/// Creates the file of a delta and opens the files of both releases. Returns the job, the new file and the worker's descriptors.
 fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize) -> Result<Opened, ReleaseError> {
     let directory = paths.deltas();
     match std::fs::DirBuilder::new().mode(0o750).create(&directory) {
@@ -106,7 +111,7 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     require_space(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
-    // Opening reads each file and checks its digest, so both run in parallel.
+    // Opening a manifest reads its whole index and checks the digest, so both are opened in parallel.
     let (of_old, of_new) = both(|| known_manifest(paths, from), || known_manifest(paths, to));
     extra.extend([of_old?.into(), of_new?.into()]);
     let mut origin = |release: ReleaseId| {
@@ -130,9 +135,12 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     Ok((DeltaJob { old, new, threads }, out, extra))
 }
 
-/// Packs the installed tree of a release that came as a delta into `<release>.tar.zst`. Afterwards its manifest lists the frames, and the
-/// delta is removed. The archive is byte for byte the one that the manifest names; otherwise this fails and changes nothing. Does nothing
-/// if the archive exists.
+/// Packs the installed tree of a release that was transferred as a delta into `<release>.tar.zst`, adds the frames to its manifest, and
+/// removes the delta. If the archive exists, only the delta is removed.
+///
+/// # Errors
+///
+/// Returns an error and changes nothing if the new archive is not byte for byte the archive that the manifest names.
 pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<Manifest, ReleaseError> {
     let files = Files::of(context.paths, release);
     let paths = context.paths.clone();
@@ -141,7 +149,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
         blocking(move || {
             let manifest = known_manifest(&paths, release)?;
             if open_regular(&files.archive).is_ok() {
-                // A power cut may have prevented this.
+                // After a crash, the delta may still be beside the archive.
                 remove_if_present(&paths.delta(release))?;
                 return Ok(Err(manifest::parse_known(&manifest, &files.manifest)?));
             }
@@ -172,7 +180,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
     blocking(move || {
         let kept = report.and_then(|_| keep(&files, &manifest, &archive, &written, &delta));
         if kept.is_err() {
-            // The first error is the one to report; the next attempt replaces the remains.
+            // Errors here are ignored, so that the first error is reported. The next attempt removes these files.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
         }
         kept
@@ -180,18 +188,18 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. At every moment there is the delta or the archive, and a manifest that is
-/// valid for both.
+/// Checks the files that the worker wrote and renames them. At every moment, the store has the delta or the archive, and a manifest that
+/// is valid for both.
 fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Path) -> Result<Manifest, ReleaseError> {
     let mut known = manifest::parse_known(known, &files.manifest)?;
     let manifest = manifest::parse(written, &files.new_manifest)?;
     known.archive.frames.clone_from(&manifest.archive.frames);
     if known != manifest {
-        let why = "it describes another release than the one that was packed".to_owned();
+        let why = "it does not describe the release that was packed".to_owned();
         return Err(ReleaseError::Manifest { path: files.new_manifest.clone(), why });
     }
     Archive::open(archive, &manifest.entries, &manifest.archive, &ArchiveLimits::default())
-        .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+        .map_err(|source| ReleaseError::Archive { doing: "accept", source })?;
     durable::begin(archive);
     archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;
     written.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
@@ -207,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cached_deltas_are_bounded_by_number_and_size() {
+    fn cached_deltas_beyond_number_or_size_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str, age: u64, bytes: usize| {
             let path = dir.path().join(name);
@@ -223,7 +231,7 @@ mod tests {
         forget_oldest(dir.path(), &newest, 1 << 20);
         assert_eq!(left(), MAX_CACHED + 1);
         assert!(dir.path().join("15..b").exists() && !dir.path().join("16..b").exists());
-        // Also by their size. The newest stays, whatever its size.
+        // Their total size is limited as well. The newest delta stays, whatever its size.
         forget_oldest(dir.path(), &newest, 125);
         assert_eq!(left(), 4);
         forget_oldest(dir.path(), &newest, 1);

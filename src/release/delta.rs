@@ -12,7 +12,7 @@ pub fn endpoint(manifest: &Manifest) -> Result<DeltaEndpoint<'_>, ReleaseError> 
     Ok(DeltaEndpoint { head: head(manifest)?, ..plain_endpoint(manifest) })
 }
 
-/// Returns a release as one end of a delta that is applied; the head stays empty.
+/// Returns a release as one end of a delta that is applied. The head is empty, because only making a delta needs the head.
 pub(super) fn plain_endpoint(manifest: &Manifest) -> DeltaEndpoint<'_> {
     let Manifest { release, tree, archive, entries, .. } = manifest;
     DeltaEndpoint { id: release.to_string(), tree: *tree, archive, entries, head: Vec::new() }
@@ -22,19 +22,19 @@ fn head(manifest: &Manifest) -> Result<Vec<u8>, ReleaseError> {
     serde_json::to_vec(&manifest.without_entries()).map_err(|e| ReleaseError::delta(e.to_string()))
 }
 
-/// Returns the releases that a delta leads from and to. The first bytes of a file that is still being transferred are enough.
+/// Returns the older and the newer release of a delta. The file may still be in transfer, since only its first bytes are read.
 pub fn endpoints(file: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
     let (from, to) = delta::endpoints(file)?;
     let id = |text: String| text.parse().map_err(|why| ReleaseError::delta(format!("its outline cannot be read: {why}")));
     Ok((id(from)?, id(to)?))
 }
 
-/// Rebuilds the manifest that `file` leads to from `old`. The result is complete but for `archive.frames`, which is empty. Its entries
-/// have the tree digest that it names; the caller checks the signature.
+/// Rebuilds the manifest of the newer release from the delta `file` and the manifest `old`. The result is complete except for
+/// `archive.frames`, which is empty. Its entries match its tree digest; the caller checks its signature.
 ///
 /// # Errors
 ///
-/// Refuses a delta that starts from another release, whose lists are damaged, or whose manifest this version cannot read.
+/// Refuses a delta that starts from another release, a delta with damaged lists, and a manifest that this version cannot read.
 pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let changes = Changes::read(file, &old.release.to_string(), &old.tree, &head(&old)?)?;
     let mut manifest: Manifest =
@@ -42,7 +42,7 @@ pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     if manifest.format != Manifest::FORMAT {
         let (found, known) = (manifest.format, Manifest::FORMAT);
         return Err(ReleaseError::delta(format!(
-            "its manifest has the format {found}, this larder reads {known}; update larder"
+            "its manifest has the format {found}, but this larder reads the format {known}; update larder"
         )));
     }
     if manifest.release.to_string() != changes.id() || manifest.tree != changes.tree() {
@@ -56,7 +56,7 @@ pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
 }
 
 impl ReleaseError {
-    /// A delta that cannot be used, with the cause.
+    /// Returns the error for a delta that cannot be used. `why` is the cause.
     pub(super) fn delta(why: impl Into<String>) -> ReleaseError {
         ReleaseError::Delta(DeltaError::Refused { why: why.into() })
     }

@@ -1,4 +1,4 @@
-//! Deltas between installed releases: made, applied, damaged.
+//! Tests of deltas between installed releases: making, applying and refusing them.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ fn tree(nodes: &[(&str, Node)]) -> Tree {
     nodes.iter().map(|(path, node)| ((*path).to_owned(), node.clone())).collect()
 }
 
-/// Returns bytes without a pattern.
+/// Returns pseudo-random bytes.
 fn noise(seed: u64, size: usize) -> Vec<u8> {
     let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     let mut bytes = vec![0; size];
@@ -53,7 +53,7 @@ fn noise(seed: u64, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// A release: its manifest, its archive, its installed tree.
+/// A release with its parsed manifest, the file of the manifest, the archive and the installed tree.
 struct Release {
     manifest: Manifest,
     written: File,
@@ -149,7 +149,7 @@ impl World {
         let spare = if spare { copy()?.fingerprint } else { None };
         let job = UnpackJob { previous, content: ContentSource::Delta, spare, threads: 2, limits: ArchiveLimits::default() };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
-        assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "it said that it was well");
+        assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "an installation with differences succeeded");
         Ok(report)
     }
 
@@ -174,11 +174,11 @@ fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
     expected.archive.frames.clear();
     assert_eq!(told, expected);
     assert_eq!(endpoints(&world.delta).unwrap(), (world.old.manifest.release, world.new.manifest.release));
-    // The same bytes whatever the number of threads, and from archives.
+    // A delta made by one thread, or made from archives, has the same bytes.
     let bytes = bytes_of(&world.delta);
     let again = tempfile::tempfile().unwrap();
     world.make(&again, 1).unwrap();
-    assert!(bytes_of(&again) == bytes, "not the same with one thread");
+    assert!(bytes_of(&again) == bytes, "other bytes with one thread");
     let (again, spools) = (tempfile::tempfile().unwrap(), [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()]);
     let from = |release: &Release, spool| FileSource::Archive {
         archive: Box::leak(Box::new(release.archive.try_clone().unwrap())),
@@ -187,7 +187,7 @@ fn round_trip(old: &Tree, new: &Tree) -> (World, UnpackReport) {
     let [one, two] = &spools;
     let ends = (endpoint(&world.old.manifest).unwrap(), endpoint(&world.new.manifest).unwrap());
     make(&ends.0, from(&world.old, one), &ends.1, from(&world.new, two), &again, 2).unwrap();
-    assert!(bytes_of(&again) == bytes, "not the same from archives");
+    assert!(bytes_of(&again) == bytes, "other bytes from archives");
     world.apply(&world.delta, true).unwrap();
     let report = world.apply(&world.delta, false).unwrap();
     assert_eq!(verify(&world.old.tree, &world.old.manifest).unwrap(), []);
@@ -234,7 +234,7 @@ fn delta_applies_every_kind_of_change() {
         ("twice", file(&"twice in the new one ".repeat(9))),
     ]);
     let (world, report) = round_trip(&old, &new);
-    // `a/same` and `moved-here` are links; the mode's file is a copy, since modes are shared with links.
+    // `a/same` and `moved-here` are hard links. `b/mode` is a copy, since all hard links of a file have the same mode.
     assert_eq!(report.linked, 2);
     assert!(world.size() < 1800, "{}", world.size());
     round_trip(&new, &old);
@@ -250,7 +250,7 @@ fn unchanged_file_that_cannot_be_linked_is_copied() {
     let old = tree(&[("a", file("the same")), ("b", file("the same")), ("c", file("also the same")), ("d", file("before"))]);
     let new = tree(&[("a", file("the same")), ("c", file("also the same")), ("d", file("after")), ("e", file("the same"))]);
     let world = World::new(&old, &new);
-    // A link would have this mode as well.
+    // A hard link would have this wrong mode as well.
     for path in ["a", "c"] {
         std::fs::set_permissions(world.old.tree.join(path), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -271,12 +271,12 @@ fn small_edits_make_a_small_delta() {
     let all = |edited: bool| (0..200u64).map(|n| (format!("src/{}/{n}.js", n % 7), text(n, edited))).collect::<Tree>();
     let (world, report) = round_trip(&all(false), &all(true));
     assert_eq!(report.unpacked, 200);
-    // 32 bytes are the digest; a handful tell the edit.
+    // Each file takes 32 bytes for its digest and a few for the edit.
     assert!(world.size() < 200 * 48, "{}", world.size());
 }
 
 #[test]
-fn large_file_is_patched_in_parts_and_finds_moved_content() {
+fn large_file_with_moved_content_is_patched_in_parts() {
     let base = noise(1, 41 << 20);
     let mut edited = base.clone();
     edited.splice(30 << 20..30 << 20, noise(2, 70_000));
@@ -289,7 +289,7 @@ fn large_file_is_patched_in_parts_and_finds_moved_content() {
     world.apply(&world.delta, false).unwrap();
     let patched = world.size() - (5 << 20);
     assert!(patched < 150_000, "{patched}");
-    // Small against large, large against small.
+    // The delta from a large file to a small file, and back.
     let one = tree(&[("x", Node::File(noise(1, 9 << 20), false))]);
     let other = tree(&[("x", Node::File(noise(1, 9 << 20)[..1000].to_vec(), false))]);
     round_trip(&one, &other);
@@ -337,30 +337,30 @@ fn delta_with_another_base_or_target_is_refused() {
     newer[8] = 9;
     assert!(
         refused(manifest(&file_with(&newer), world.old.manifest.clone()))
-            .contains("it has the format 9, this larder reads 2; update larder")
+            .contains("it has the format 9, but this larder reads the format 2; update larder")
     );
     assert!(
         refused(manifest(&file_with(b"PK\x03\x04 something else, but long enough to be looked at"), world.old.manifest.clone()))
             .contains("not a delta")
     );
     assert!(refused(manifest(&file_with(b""), world.old.manifest.clone())).contains("cut off"));
-    // A manifest of another release does not go with it.
+    // A delta is refused with the manifest of another release.
     let mut told = manifest(&world.delta, world.old.manifest.clone()).unwrap();
     told.release = other.release;
     assert!(world.install(&world.delta, &told, false).unwrap_err().to_string().contains("it leads to release"));
-    // Nor does a release that is not installed.
+    // A delta is refused if its base is not installed.
     std::fs::remove_dir_all(&world.old.tree).unwrap();
     assert!(world.apply(&world.delta, false).unwrap_err().to_string().contains("not installed here"));
 }
 
 #[test]
-fn damaged_base_file_is_named() {
+fn delta_with_a_damaged_base_file_is_refused_with_its_name() {
     let world = changed();
     let size = std::fs::metadata(world.old.tree.join("a")).unwrap().len() as usize;
     std::fs::write(world.old.tree.join("a"), "x".repeat(size)).unwrap();
     let refused = world.apply(&world.delta, false).unwrap_err().to_string();
     assert!(refused.contains(&format!("\"a\" of release {} is not what", world.old.manifest.release)), "{refused}");
-    // Nor is a delta made from it.
+    // Making a delta from the damaged tree fails as well.
     assert!(matches!(world.make(&tempfile::tempfile().unwrap(), 2), Err(ReleaseError::Delta(DeltaError::Damaged { .. }))));
     let world = changed();
     std::fs::remove_file(world.old.tree.join("b")).unwrap();
@@ -368,7 +368,7 @@ fn damaged_base_file_is_named() {
 }
 
 #[test]
-fn delta_whose_head_does_not_fit_is_refused() {
+fn delta_with_a_contradictory_head_is_refused() {
     let world = changed();
     let (old, new) = (Confined::open(&world.old.tree).unwrap(), Confined::open(&world.new.tree).unwrap());
     let (release, tree) = (world.new.manifest.release.to_string(), world.new.manifest.tree.to_string());

@@ -18,16 +18,16 @@ pub enum ReleaseError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The archive was refused or could not be made.
-    #[error("the release archive cannot be {doing}")]
+    #[error("cannot {doing} the release archive")]
     Archive {
-        /// `written` or `accepted`.
+        /// `write` or `accept`.
         doing: &'static str,
         /// The cause.
         #[source]
         source: ArchiveError,
     },
     /// The built tree has an entry that a release cannot hold.
-    #[error("the build left {path:?}, which cannot be in a release: {why}; {hint}")]
+    #[error("cannot put {path:?} of the built tree into a release: {why}; {hint}")]
     Unfit {
         /// The path below the built tree.
         path: String,
@@ -37,15 +37,15 @@ pub enum ReleaseError {
         hint: &'static str,
     },
     /// A line of `.larderignore` is not a pattern.
-    #[error(".larderignore, line {line}: {why}")]
+    #[error(".larderignore:{line}: {why}")]
     Ignore {
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
-        /// The fault.
+        /// The cause.
         why: String,
     },
     /// A manifest or a list cannot be read.
-    #[error("{} cannot be used: {why}", path.display())]
+    #[error("cannot use {}: {why}", path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum ReleaseError {
     Delta(DeltaError),
     /// Packing an installed tree did not give the archive that its manifest names.
     #[error(
-        "packing release {release} again gives other bytes than the archive that its manifest names, as another version of larder may; nothing was changed; fetch the whole archive if it is needed"
+        "cannot pack release {release}: packing gives other bytes than the archive that its manifest names (other versions of larder may compress differently); nothing was changed; fetch the whole archive if you need it"
     )]
     OtherBytes {
         /// The release.
@@ -72,17 +72,17 @@ pub enum ReleaseError {
         path: PathBuf,
     },
     /// The installed tree differs from the manifest.
-    #[error("the installed tree differs from its manifest in {count} places, first: {first}")]
+    #[error("the installed tree differs from its manifest in {count} place{}, first: {first}", if *count == 1 { "" } else { "s" })]
     Differs {
         /// The number of differences.
         count: usize,
-        /// The first of them.
+        /// The first difference.
         first: String,
     },
-    /// The worker could not be started or followed.
-    #[error("the {what} worker cannot be used")]
+    /// The worker could not be started, or its report could not be read.
+    #[error("cannot run the {what} worker")]
     Launch {
-        /// `bundle` or `unpack`.
+        /// The name of the worker, such as `bundle`.
         what: &'static str,
         /// The cause.
         #[source]
@@ -91,21 +91,21 @@ pub enum ReleaseError {
     /// The worker exited without an answer.
     #[error("the {what} worker {exit} without an answer")]
     Died {
-        /// `bundle` or `unpack`.
+        /// The name of the worker, such as `bundle`.
         what: &'static str,
         /// The exit status.
         exit: Exit,
     },
-    /// The worker refused the release, with its message.
+    /// The worker refused the tree or the archive. The text is the worker's message.
     #[error("{why}")]
     Refused {
-        /// The whole chain of reasons.
+        /// The error with all its causes.
         why: String,
     },
-    /// The machine failed the worker, with its message.
+    /// The worker failed because of the machine, for instance a full disk. The text is the worker's message.
     #[error("{why}")]
     Failed {
-        /// The whole chain of reasons.
+        /// The error with all its causes.
         why: String,
     },
     /// A deliverable from elsewhere was refused.
@@ -117,13 +117,14 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// Returns whether the project is at fault, and not this machine. A worker refuses a tree or an archive; it fails because of the machine.
+    /// Returns true if the project caused the error, and not this machine. A worker *refuses* a tree or an archive; because of the machine,
+    /// a worker *fails*.
     pub fn is_for_the_pusher(&self) -> bool {
         use ReleaseError::{Ignore, Refused, Rejected, Unfit};
         matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
     }
 
-    /// Returns the next step, if it is known.
+    /// Returns the hint to show below the error, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             ReleaseError::Rejected(refusal) => Some(refusal.hint()),
@@ -139,7 +140,7 @@ pub enum WorkerAnswer<T> {
     Done(T),
     /// The tree or the archive was refused.
     Refused(String),
-    /// The machine failed, for instance with a full disk. This says nothing about the release.
+    /// The machine failed, for instance because of a full disk. The release may still be good.
     Failed(String),
 }
 
@@ -157,7 +158,7 @@ impl<T> From<Result<T, ReleaseError>> for WorkerAnswer<T> {
                     machine |= deeper.downcast_ref().is_some_and(is_of_the_machine);
                     source = deeper.source();
                 }
-                // Bounded, since it contains names from a hostile tree.
+                // The length is limited, since the message contains names from a hostile tree.
                 let why = why.chars().take(4000).collect();
                 if machine { WorkerAnswer::Failed(why) } else { WorkerAnswer::Refused(why) }
             }
@@ -165,8 +166,8 @@ impl<T> From<Result<T, ReleaseError>> for WorkerAnswer<T> {
     }
 }
 
-/// Returns whether an error cannot be caused by the content of a tree or an archive. Others can: names that are too long, unreadable
-/// files.
+/// Returns true if only the machine can cause this error. The content of a tree or an archive can cause other errors, such as a name that
+/// is too long or a file that cannot be read.
 fn is_of_the_machine(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let those = [
@@ -203,7 +204,7 @@ mod tests {
         let answer = |code: i32| {
             let source = std::io::Error::from_raw_os_error(code);
             let file = FileError::Io { doing: "write", path: "x".into(), source };
-            let error = ReleaseError::Archive { doing: "accepted", source: ArchiveError::File(file) };
+            let error = ReleaseError::Archive { doing: "accept", source: ArchiveError::File(file) };
             WorkerAnswer::<()>::from(Err(error)).into_result().unwrap_err()
         };
         for code in [libc::ENOSPC, libc::EDQUOT, libc::EIO, libc::ENOMEM] {

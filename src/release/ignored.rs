@@ -6,9 +6,10 @@ use larder_archive::{Item, ItemKind};
 use super::ReleaseError;
 use crate::host::files::{Confined, read_file_limited};
 
-/// The file's name, at the top of the tree.
+/// The name of the file, which is at the top of the tree.
 pub(super) const NAME: &str = ".larderignore";
 
+/// The largest `.larderignore`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Removes the items that the `.larderignore` of the tree names from the sorted `items`.
@@ -33,8 +34,8 @@ fn parse(text: &str) -> Result<Gitignore, ReleaseError> {
 }
 
 fn retain(patterns: &Gitignore, items: &mut Vec<Item>) {
-    // As in git, nothing below an ignored directory can be included again. Sorted order puts directories first, but other
-    // names may stand between a directory and its content, hence a set.
+    // As in git, nothing below an ignored directory can be included again. In sorted order a directory comes before its content,
+    // but other entries may be between the two, so the ignored directories are kept in a set.
     let mut gone = std::collections::HashSet::new();
     items.retain(|item| {
         let parent = item.path.rsplit_once('/').map(|(parent, _)| parent);
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_work_as_in_git() {
+    fn larderignore_patterns_match_as_in_git() {
         let item = |path: &str, kind: ItemKind| Item { path: path.into(), kind };
         let file = || ItemKind::File { size: 0, digest: None, executable: false };
         let mut items = vec![
@@ -71,6 +72,6 @@ mod tests {
         let left: Vec<&str> = items.iter().map(|item| item.path.as_str()).collect();
         assert_eq!(left, ["keep.log", "node_modules-x", "src", "test"]);
         let wrong = parse("ok\n[z-a]\n").unwrap_err();
-        assert!(wrong.to_string().contains("line 2"), "{wrong}");
+        assert!(wrong.to_string().starts_with(".larderignore:2: "), "{wrong}");
     }
 }

@@ -1,10 +1,10 @@
-//! Releases: bundled from a built tree, installed, accepted from elsewhere, verified and removed.
+//! Releases: bundling of a built tree, installation, acceptance from elsewhere, verification, and the choice of releases to remove.
 //!
 //! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`],
-//! [`install::work`]) reads and writes trees. Descriptors, a job and a report are passed between them.
+//! [`install::work`]) reads and writes trees. The server passes a job and descriptors to the worker, and the worker returns a report.
 //! [`manifest`] reads and writes manifests, [`store`] lists the releases of an environment, [`verify()`] compares an installed tree with
-//! its manifest. [`pack`] makes deltas for other servers and packs installed trees. Deliverables from elsewhere are accepted by
-//! [`accept()`], whose decisions are in [`trust`].
+//! its manifest. [`pack`] makes deltas for other servers and packs installed trees. [`accept()`] accepts deliverables from elsewhere;
+//! [`trust`] makes its decisions. Read [`WorkerContext`] first.
 
 mod accept;
 pub mod bundle;

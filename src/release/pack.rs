@@ -1,4 +1,4 @@
-//! The worker that reads installed trees: it makes deltas for other servers, and packs releases that came as a delta into archives.
+//! The worker that reads installed trees: it makes deltas for other servers, and packs releases that were transferred as a delta.
 
 use std::{fs::File, path::Path};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{host::files::Confined, model::ReleaseId};
 
-/// The job of the worker.
+/// The job of the pack worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PackJob {
     /// Make a delta.
@@ -24,8 +24,8 @@ pub enum PackJob {
     Archive(ArchiveJob),
 }
 
-/// Descriptors: 5 delta to write, 6 and 7 both manifests, older one first; then, for each of both that has an archive, the archive and
-/// an empty file for what is unpacked of it.
+/// The job to make a delta. Descriptors: 5 the delta to write, 6 the older manifest, 7 the newer manifest; then, for each release with an
+/// archive, the archive and an empty file for its unpacked content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaJob {
     /// The location of the files of the older release.
@@ -41,17 +41,17 @@ pub struct DeltaJob {
 pub struct PackSource {
     /// The installed tree.
     pub tree: Option<ReleaseId>,
-    /// The archive is among the descriptors.
+    /// True if the archive is among the descriptors.
     pub archive: bool,
 }
 
-/// Descriptors: 5 archive to write, 6 manifest to write, 7 the manifest without frames; if `previous`, 8 and 9 archive and manifest to
-/// reuse.
+/// The job to pack an installed release. Descriptors: 5 the archive to write, 6 the manifest to write, 7 the manifest without frames; if
+/// `previous`, 8 the archive to reuse and 9 its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveJob {
     /// The installed release.
     pub release: ReleaseId,
-    /// A release that may share frames is among the descriptors.
+    /// True if an archive that may share frames is among the descriptors.
     pub previous: bool,
     /// The number of threads that read and compress.
     pub threads: usize,
@@ -62,7 +62,7 @@ pub struct ArchiveJob {
 pub struct ArchiveReport {
     /// The size of the archive in bytes.
     pub bytes: u64,
-    /// The number of frames, and of those that were copied from the previous archive.
+    /// The number of all frames, and the number of frames that were copied from the previous archive.
     pub frames: (u64, u64),
 }
 
@@ -92,6 +92,7 @@ fn make(job: &DeltaJob, deploy: &Path, files: &[File]) -> Result<DeltaReport, Re
     }
 }
 
+/// The opened files of a release: its tree, and its archive with an empty file for unpacked content.
 struct Location<'a> {
     tree: Option<Confined>,
     archive: Option<(&'a File, &'a File)>,
@@ -120,13 +121,13 @@ impl<'a> Location<'a> {
         }
     }
 
-    /// Switches from a damaged tree to the archive. Returns false if there is none.
+    /// Switches from a damaged tree to the archive. Returns false if no tree is in use or no archive is given.
     fn use_archive(&mut self) -> bool {
         self.archive.is_some() && self.tree.take().is_some()
     }
 }
 
-/// Packs an installed tree again, out of the directory `deploy`. The archive must be byte for byte the one that the manifest names.
+/// Packs the installed tree of a release below `deploy`. The archive must be byte for byte the archive that the manifest names.
 pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> WorkerAnswer<ArchiveReport> {
     again(job, deploy, files).into()
 }
@@ -137,7 +138,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     if !archive::compresses_like(&manifest.archive) {
         return Err(ReleaseError::OtherBytes { release: job.release });
     }
-    // Reuse saves time; an error here does not fail the job.
+    // Reuse only saves time, so an error here does not fail the job.
     let previous = match rest {
         [archive, older] if job.previous => {
             manifest::parse_known(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
@@ -151,7 +152,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
         archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes).map_err(|source| match source {
             // The limit is the size that the archive must have.
             ArchiveError::TooLarge { .. } => ReleaseError::OtherBytes { release: job.release },
-            source => ReleaseError::Archive { doing: "written", source },
+            source => ReleaseError::Archive { doing: "write", source },
         })?;
     if (written.info.digest, written.info.bytes) != (manifest.archive.digest, manifest.archive.bytes) {
         return Err(ReleaseError::OtherBytes { release: job.release });
@@ -162,5 +163,5 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 fn missing() -> ReleaseError {
-    ReleaseError::delta("neither a tree nor an archive of its releases was handed over")
+    ReleaseError::delta("its worker did not receive the tree or the archive of a release")
 }

@@ -9,7 +9,7 @@ use crate::{config::PromotionPolicy, model::HealthRecord};
 /// The greatest tolerated difference between the clocks of two servers.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(300);
 
-/// Checks an accepted health record against the policy. Returns everything that is missing, in words; without a record all of it.
+/// Checks an accepted health record against the policy. The error lists every unmet requirement in words; if there is no record, only this.
 pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
     if policy.is_empty() {
         return Ok(());
@@ -19,7 +19,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
     };
     let mut missing = Vec::new();
     if between(now, record.as_of) > MAX_CLOCK_DIFFERENCE {
-        missing.push(format!("its record is of {}, which is in the future: look at the clocks of both servers", record.as_of));
+        missing.push(format!("its record is of {}, which is in the future: check the clocks of both servers", record.as_of));
     }
     if let Some(wanted) = policy.min_healthy.map(|span| span.get()) {
         let served = served(record);
@@ -37,7 +37,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
     if let Some(limit) = policy.max_restarts {
         let restarts = record.restarts.len();
         if restarts > usize::try_from(limit).unwrap_or(usize::MAX) {
-            let last = record.restarts.last().map(|one| format!(", the last one: {} {}", one.process, one.exit));
+            let last = record.restarts.last().map(|one| format!(", the last was {} ({})", one.process, one.exit));
             missing.push(format!(
                 "{restarts} of its processes ended by themselves{}; `promote.max_restarts` allows {limit}",
                 last.unwrap_or_default()
@@ -47,7 +47,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
     if missing.is_empty() { Ok(()) } else { Err(missing) }
 }
 
-/// Returns the time that a release served until its record. Overlapping periods count once.
+/// Returns the time for which a release had served when its record was written. Overlapping periods count once.
 pub fn served(record: &HealthRecord) -> Duration {
     let mut periods: Vec<(Timestamp, Timestamp)> = record
         .served
@@ -109,7 +109,7 @@ mod tests {
             tree: Digest::of(b""),
             served: vec![
                 Period { since: at(0), until: Some(at(60)) },
-                // Served twice over, and once in no time: nothing is won by that.
+                // A period that overlaps another, and a period that ends before it begins. Neither adds time twice.
                 Period { since: at(30), until: Some(at(90)) },
                 Period { since: at(99), until: Some(at(95)) },
                 Period { since: at(100), until: None },
@@ -133,11 +133,11 @@ mod tests {
             [
                 "it has served 3 min of the 10 min that `promote.min_healthy` asks for",
                 "it has not passed the check `tests` that `promote.checks` asks for",
-                "4 of its processes ended by themselves, the last one: web.1 exited 1; `promote.max_restarts` allows 2",
+                "4 of its processes ended by themselves, the last was web.1 (exited 1); `promote.max_restarts` allows 2",
             ]
         );
         assert_eq!(of("{min_healthy: 181s}").unwrap_err().len(), 1);
-        // Time that has passed since the record was made is not proven by it; a record of tomorrow proves nothing.
+        // Time after the record was written does not count, and a record from the future is refused.
         assert_eq!(promotable(&policy("{min_healthy: 1h}"), Some(&record), at(90_000)).unwrap_err().len(), 1);
         let early = promotable(&policy("{min_healthy: 3m}"), Some(&record), at(-200)).unwrap_err();
         assert!(early[0].contains("in the future"), "{early:?}");

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{CommitId, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId};
 
-/// See the module. Nothing of what is refused is installed, and nothing of it stays.
+/// The reason to refuse a deliverable from elsewhere. A refused deliverable is neither installed nor kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// Its manifest has no signature.
+    /// The manifest has no signature.
     #[error("release {release} is not signed")]
     Unsigned {
         /// The refused release.
@@ -19,12 +19,12 @@ pub enum Refusal {
     UnknownSigner {
         /// The refused release.
         release: ReleaseId,
-        /// The project that it says it belongs to.
+        /// The project that the release was requested for.
         project: ProjectName,
         /// The signing key.
         key: PublicKey,
     },
-    /// The signature is not over this manifest.
+    /// The signature does not match the manifest.
     #[error("the signature of release {release} does not match its manifest: the manifest was altered after {key} signed it")]
     BadSignature {
         /// The refused release.
@@ -32,7 +32,7 @@ pub enum Refusal {
         /// The key that the signature names.
         key: PublicKey,
     },
-    /// It belongs to another project.
+    /// The release belongs to another project.
     #[error("release {release} belongs to the project {found}, not to {wanted}")]
     OtherProject {
         /// The refused release.
@@ -42,7 +42,7 @@ pub enum Refusal {
         /// The project that was expected.
         wanted: ProjectName,
     },
-    /// It was built by an environment that is not accepted.
+    /// The release was built by an environment that is not accepted.
     #[error("release {release} was made by the environment {found}; accepted environments: {}", names(.wanted))]
     OtherEnvironment {
         /// The refused release.
@@ -52,7 +52,7 @@ pub enum Refusal {
         /// The accepted environments.
         wanted: Vec<EnvironmentName>,
     },
-    /// Another release lies under the name of the requested one.
+    /// The file of the requested release contains another release.
     #[error("the file of release {wanted} is release {found} under another name")]
     OtherRelease {
         /// The release in the manifest.
@@ -60,28 +60,28 @@ pub enum Refusal {
         /// The release that was requested.
         wanted: ReleaseId,
     },
-    /// It was built from another commit.
+    /// The release was built from another commit.
     #[error("release {release} was built from commit {}, not from {}", found.short(), wanted.short())]
     OtherCommit {
         /// The refused release.
         release: ReleaseId,
-        /// Its commit.
+        /// The commit in the manifest.
         found: CommitId,
-        /// The one that was asked for.
+        /// The requested commit.
         wanted: CommitId,
     },
-    /// An older release than one accepted before is offered as the newest.
+    /// An old release is offered as the newest, although a newer release was accepted before.
     #[error(
         "release {release} (build {build}) is offered as the newest, but release {newer} (build {newer_build}) of the same server was accepted before: an old release is offered again"
     )]
     Replayed {
         /// The refused release.
         release: ReleaseId,
-        /// Its build number.
+        /// The build number of the refused release.
         build: u64,
         /// The newer release that was accepted before.
         newer: ReleaseId,
-        /// Its build number.
+        /// The build number of the newer release.
         newer_build: u64,
     },
     /// The store has this release with another manifest.
@@ -90,22 +90,22 @@ pub enum Refusal {
         /// The refused release.
         release: ReleaseId,
     },
-    /// A newer format.
+    /// The manifest, record or export has a newer format than this version can read.
     #[error("the {what} has the format {format}; this larder reads formats up to {reads}")]
     NewerFormat {
         /// `manifest`, `health record` or `export`.
         what: String,
-        /// Its format.
+        /// The format that was found.
         format: u32,
         /// The newest format that this version reads.
         reads: u32,
     },
-    /// No manifest or record, or one that contradicts itself.
-    #[error("the {what} cannot be read: {why}")]
+    /// The file is not a manifest, health record or export, or it contradicts itself.
+    #[error("cannot read the {what}: {why}")]
     Unreadable {
         /// `manifest`, `health record` or `export`.
         what: String,
-        /// The fault.
+        /// The cause.
         why: String,
     },
     /// The archive ends too early.
@@ -118,12 +118,12 @@ pub enum Refusal {
         /// The bytes that the manifest names.
         expected: u64,
     },
-    /// The archive has other bytes than were signed.
+    /// The bytes of the archive differ from the signed digests.
     #[error("the archive of release {release} was altered or damaged: {why}")]
     Altered {
         /// The refused release.
         release: ReleaseId,
-        /// The place of the damage.
+        /// The damaged part.
         why: String,
     },
     /// The content of the archive differs from its manifest.
@@ -134,12 +134,12 @@ pub enum Refusal {
         /// The difference.
         why: String,
     },
-    /// A health record of another release, or without a trusted signature.
+    /// The health record belongs to another release, or has no trusted signature.
     #[error("the health record of release {release} is not accepted: {why}")]
     Record {
-        /// The release that it came with.
+        /// The release that the record was offered for.
         release: ReleaseId,
-        /// The fault.
+        /// The cause.
         why: String,
     },
 }
@@ -156,7 +156,7 @@ impl Refusal {
                 "deploy the commit again on the server that cooked the release; this version of larder signs releases".to_owned()
             }
             Refusal::UnknownSigner { project, key, .. } => format!(
-                "compare it with what `larder key show` prints on the server that cooked it; if it is the same: `larder key trust {project} {key}`"
+                "compare the key with the output of `larder key show` on the server that cooked the release; if they are the same, run: larder key trust {project} {key}"
             ),
             Refusal::BadSignature { .. } => {
                 "fetch the release again from the server that cooked it; if the error persists, files are changed on the way"
@@ -189,7 +189,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the reason to refuse an archive after `error`; none if the machine failed and not the archive.
+    /// Returns the reason to refuse an archive that could not be read because of `error`. Returns `None` if the machine caused the error.
     pub fn of_archive(manifest: &Manifest, error: &ArchiveError) -> Option<Refusal> {
         let release = manifest.release;
         Some(match error {
@@ -207,7 +207,7 @@ impl Refusal {
                     why.push_str(&format!(": {deeper}"));
                     source = deeper.source();
                 }
-                // Bounded, since names of a hostile archive are in it.
+                // The length is limited, since the message contains names from a hostile archive.
                 Refusal::Disagrees { release, why: why.chars().take(1000).collect() }
             }
         })

@@ -6,14 +6,14 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::model::ReleaseId;
 
-/// A release as retention sees it.
+/// The facts about a release that retention depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReleaseSummary {
     /// The release.
     pub id: ReleaseId,
-    /// It has been live. Releases that never were do not count against the limits.
+    /// True if the release has been live. Other releases do not count against the limits.
     pub good: bool,
-    /// The size of its archive.
+    /// The size of the archive in bytes.
     pub bytes: u64,
 }
 
@@ -22,17 +22,17 @@ pub struct ReleaseSummary {
 pub struct Keep {
     /// The most good releases.
     pub releases: usize,
-    /// The greatest age, as seen from `now`.
+    /// The greatest age at the time `now`.
     pub age: Option<Duration>,
-    /// The most bytes of all archives together; the newest releases are kept.
+    /// The most bytes of all archives together. The newest releases are kept.
     pub bytes: Option<u64>,
     /// The current time.
     pub now: Timestamp,
 }
 
-/// Returns the releases to remove, oldest first: all good ones that exceed a limit of `keep`, but never the live one, its predecessor and
-/// the pinned ones. Failed releases are removed as soon as a newer good one exists, and do not count against the limits. `releases` may be
-/// in any order.
+/// Returns the releases to remove, oldest first: all good releases that exceed a limit of `keep`, except the live release, its predecessor
+/// and the pinned releases. Failed releases are removed as soon as a newer good release exists, and do not count against the limits.
+/// `releases` may be in any order.
 pub fn prune_plan(
     releases: &[ReleaseSummary],
     live: Option<ReleaseId>,
@@ -65,7 +65,7 @@ pub fn prune_plan(
     let mut kept = safe.clone();
     let good = newest_first.iter().filter(|info| info.good).take(keep.releases);
     kept.extend(good.filter(|info| young(info) && fits(info)).map(|info| info.id));
-    // The newest ones may still go live, or have just failed and are about to be examined.
+    // Releases after the newest good one may still go live, or have just failed and may be examined.
     kept.extend(
         newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
     );
@@ -84,7 +84,7 @@ mod tests {
         Keep { releases, age: None, bytes: None, now: Timestamp::from_second(11_000).unwrap() }
     }
 
-    /// Ten releases, one every thousand seconds, of 100 bytes each; those of `good` went live.
+    /// Returns ten releases of 100 bytes, one every thousand seconds. Those with an index in `good` have been live.
     fn ten(good: &[usize]) -> (Vec<ReleaseId>, Vec<ReleaseSummary>) {
         let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
         let infos = ids.iter().enumerate().map(|(n, id)| ReleaseSummary { id: *id, good: good.contains(&n), bytes: 100 });
@@ -97,10 +97,10 @@ mod tests {
     fn prune_plan_keeps_needed_releases_and_ignores_failed_ones() {
         let (ids, all) = ten(&ALL);
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &keep(3)), ids[..7]);
-        // The live one is old after a rollback; its predecessor and a pinned one stay as well.
+        // After a rollback, an old release is live. The predecessor of the live release and a pinned release stay as well.
         let gone = prune_plan(&all, Some(ids[2]), Some(ids[9]), &[ids[0]], &keep(2));
         assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
-        // Nine failures in a row push nothing out; the one that failed before a good one goes.
+        // Failed releases after the newest good release remove no good release. A release that failed before it is removed.
         let (ids, some) = ten(&[0, 2]);
         assert_eq!(prune_plan(&some, Some(ids[2]), Some(ids[0]), &[], &keep(2)), [ids[1]]);
         assert_eq!(prune_plan(&ten(&[]).1, None, None, &[], &keep(1)), []);
@@ -113,7 +113,7 @@ mod tests {
         let rule = Keep { age: Some(Duration::from_secs(3500)), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
         assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[3]), &[ids[1]], &rule), [ids[2], ids[4], ids[5], ids[6]]);
-        // A clock that was put back makes nothing older.
+        // If the clock was set back, no release is too old.
         let rule = Keep { age: Some(Duration::from_secs(1)), now: Timestamp::from_second(1).unwrap(), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), None, &[], &rule), []);
     }
@@ -127,10 +127,10 @@ mod tests {
         assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[1]), &[ids[2]], &rule), ids[3..9]);
         let nothing = Keep { bytes: Some(0), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[ids[0]], &nothing), ids[1..8]);
-        // One that is too large takes those before it along: no gaps.
+        // With a release that is too large, all older releases are removed, so that there are no gaps.
         all[6].bytes = 1000;
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);
-        // Failed ones take no room.
+        // Failed releases do not count against the size.
         let (ids, some) = ten(&[7, 8, 9]);
         let rule = Keep { bytes: Some(300), ..keep(100) };
         assert_eq!(prune_plan(&some, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..7]);

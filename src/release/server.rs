@@ -39,8 +39,8 @@ pub struct Installed {
     pub report: UnpackReport,
 }
 
-/// Bundles the built tree into a release. `previous` is a release in the store that may share frames. May be repeated: the remains of
-/// an interrupted attempt are replaced.
+/// Bundles the built tree into a release. `previous` is a release in the store that may share frames. May be repeated: the files of an
+/// interrupted attempt are replaced.
 pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
     let release = head.release;
     let files = Files::of(context.paths, release);
@@ -48,7 +48,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     let opened = {
         let files = files.clone();
         blocking(move || {
-            // Reuse saves time; an error here does not fail the bundle.
+            // Reuse only saves time, so an error here does not fail the bundle.
             let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, index::open(&files.manifest).ok()?)));
             for path in [&files.new_archive, &files.new_manifest] {
                 remove_if_present(path)?;
@@ -70,7 +70,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     blocking(move || {
         let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report, &signing));
         if kept.is_err() {
-            // The first error is the one to report; the next attempt replaces the remains.
+            // Errors here are ignored, so that the first error is reported. The next attempt removes these files.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
         }
         kept
@@ -78,7 +78,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     .await
 }
 
-/// Checks the files that the worker wrote and renames them: first the archive, then the manifest, which makes the release exist.
+/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release exists if its manifest does.
 fn keep(
     files: &Files,
     archive: &File,
@@ -90,20 +90,20 @@ fn keep(
     let mut parsed = manifest::parse(manifest, &files.new_manifest)?;
     let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
     if Head::of(&parsed) != *head {
-        return Err(wrong("it describes another release than the one asked for"));
+        return Err(wrong("it does not describe the requested release"));
     }
     if (parsed.tree, parsed.archive.digest, parsed.archive.bytes) != (report.tree, report.archive, report.archive_bytes) {
-        return Err(wrong("it differs from what its worker reported"));
+        return Err(wrong("it does not match the report of its worker"));
     }
     larder_archive::Archive::open(archive, &parsed.entries, &parsed.archive, &ArchiveLimits::default())
-        .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+        .map_err(|source| ReleaseError::Archive { doing: "accept", source })?;
     sign(&mut parsed, manifest, files, signing)?;
-    // Both start before the first wait, so that the file system makes one commit.
+    // The writing of both files starts before the first sync, so that the file system makes one commit.
     durable::begin(archive);
     durable::begin(manifest);
     archive.sync_all().map_err(|e| lost(&files.new_archive, e))?;
     manifest.sync_all().map_err(|e| lost(&files.new_manifest, e))?;
-    // No manifest may stand beside an archive of another attempt.
+    // The manifest of an earlier attempt must never describe the archive of this attempt.
     remove_if_present(&files.manifest)?;
     std::fs::rename(&files.new_archive, &files.archive).map_err(|e| lost(&files.archive, e))?;
     rename_over(&files.new_manifest, &files.manifest)?;
@@ -119,12 +119,12 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
     }
     let signature = signing.sign(&parsed.statement());
     let size = file.metadata().map_err(|e| lost(&files.new_manifest, e))?.len();
-    // The last bytes that the worker writes.
+    // The signature replaces the last two bytes, `}` and a newline, and repeats them.
     let at = size.checked_sub(2).ok_or_else(|| wrong("it is empty"))?;
     let mut end = [0; 2];
     file.read_exact_at(&mut end, at).map_err(|e| lost(&files.new_manifest, e))?;
     if end != *b"}\n" {
-        return Err(wrong("it does not end as manifests do"));
+        return Err(wrong("it does not end with a closing brace and a newline"));
     }
     let text = serde_json::to_string(&signature).map_err(|e| wrong(&e.to_string()))?;
     file.write_all_at(format!(",\"signature\":{text}}}\n").as_bytes(), at).map_err(|e| lost(&files.new_manifest, e))?;
@@ -132,10 +132,10 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
     Ok(())
 }
 
-/// Installs a release of the store into `deploy/<release>`, which the keeper has created for the unpack user: from its archive, or else
-/// from its delta if the base of that is installed. `previous` is an installed release that may share files. `spare` is the fingerprint
-/// that [`spare`] reported when it filled that directory with a copy of `previous`; a repeated attempt must not pass it again. May be
-/// repeated.
+/// Installs a release of the store into `deploy/<release>`, a directory that the keeper has created for the unpack user. The content comes
+/// from the archive of the release, or else from its delta, if the base of the delta is installed. `previous` is an installed release that
+/// may share files. `spare` is the fingerprint that [`spare`] reported when it filled the directory with a copy of `previous`. May be
+/// repeated, but only the first attempt may pass `spare`.
 pub async fn install(
     context: &WorkerContext<'_>,
     release: ReleaseId,
@@ -146,7 +146,7 @@ pub async fn install(
 }
 
 /// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is the id that the next
-/// release will get. Runs in the background; a failure only costs the next installation time.
+/// release will get. Runs in the background. After a failure, the next installation only takes longer.
 pub async fn spare(context: &WorkerContext<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
     unpack(context, next, live, Some(live), None).await
 }
@@ -183,13 +183,13 @@ async fn unpack(
         let (release, files) = (base.map(|id| id.to_string()), report.damaged);
         tracing::error!(release, files, first, "installed files differ from their manifest; unpacked again instead of shared");
     }
-    // The worker has synced the tree; the name of the tree is in a directory that the worker cannot write.
+    // The worker has synced the tree, but not the directory with the name of the tree, which the worker cannot write.
     blocking(move || Ok(sync_dir(&deploy)?)).await?;
     Ok(Installed { report })
 }
 
-/// Returns what a release is installed from, its file, and the release to share files with. Prefers the archive; then, for a copy, the
-/// tree itself; then a delta whose base is installed.
+/// Returns the kind of content that a release is installed from, the file with the content, and the release to share files with. Prefers
+/// the archive; then, for a copy, the tree itself; then a delta whose base is installed.
 fn content(
     paths: &EnvironmentPaths,
     release: ReleaseId,

@@ -19,15 +19,15 @@ const MAX_FILE: u64 = 4096;
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// The reasons why there is no signing key. Without a key nothing is built, since production would refuse it.
+/// The error of loading or creating the signing key. Without a key no release is built, since other environments refuse unsigned releases.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
-    /// The file cannot be used.
-    #[error("the signing key cannot be used")]
+    /// The file cannot be read or written, or others can read it.
+    #[error("cannot use the signing key")]
     File(#[from] PrivateError),
-    /// The file is no such key.
+    /// The file is not an ed25519 key in PKCS #8.
     #[error(
-        "the signing key {path} is not an ed25519 key in PKCS #8; restore it from a backup, or move it away to have a new one made (servers that trust the old key must then trust the new one)"
+        "cannot use the signing key {path}: it is not an ed25519 key in PKCS #8; restore the file from a backup, or move it away so that larder creates a new key (servers that trust the old key must then trust the new key)"
     )]
     Content {
         /// The file.
@@ -52,13 +52,13 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// Loads the key at `path`, or creates it. A key is never changed.
+    /// Loads the key at `path`, or creates the file. An existing file is never changed.
     pub fn load_or_make(path: &Path) -> Result<SigningKey, SigningKeyError> {
         if let Some(key) = SigningKey::load(path)? {
             return Ok(key);
         }
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| SigningKeyError::Generate)?;
-        // Lines as in PEM, so that people and secret scanners recognise the file.
+        // The file has the form of PEM, so that people and secret scanners recognise it.
         let mut text = format!("{BEGIN}\n");
         let mut encoded = BASE64.encode(document.as_ref());
         while encoded.len() > 64 {
@@ -112,7 +112,7 @@ fn decode(bytes: &[u8]) -> Option<SigningKey> {
     SigningKey::of(&BASE64.decode(encoded.as_bytes()).ok()?)
 }
 
-/// Returns whether `signature` is valid for `statement`. The caller decides whether to trust the key.
+/// Returns true if `signature` is valid for `statement`. The caller decides whether to trust its key.
 pub fn verify_signature(signature: &Signature, statement: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, signature.key.as_bytes()).verify(statement, &signature.value.0).is_ok()
 }

@@ -48,7 +48,7 @@ pub fn cached_delta(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId) ->
     paths.deltas().join(format!("{from}..{to}"))
 }
 
-/// Removes the deltas that lead from or to a release that is removed.
+/// Removes all deltas from or to `release`, for a release that is being removed.
 pub fn forget_deltas(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(), ReleaseError> {
     remove_if_present(&paths.delta(release))?;
     let directory = paths.deltas();
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn list_is_sorted_and_has_whole_releases_only() {
+    fn list_with_partial_releases_returns_whole_ones_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (id(1000), id(2000));
         for name in [format!("{new}.manifest.json"), format!("{old}.manifest.json"), format!("{old}.tar.zst")] {

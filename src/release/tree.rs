@@ -1,4 +1,4 @@
-//! The listing of a built tree.
+//! Lists the entries of a built tree.
 
 use std::{
     collections::BTreeMap,
@@ -17,9 +17,9 @@ use crate::{
     model::{SourceEntry, SourceKind, SourceList},
 };
 
-/// Returns the entries of a built tree, without those that `.larderignore` names. `app` is the tree. With `source`, the list of exported
-/// files, and `upper`, the upper directory of the overlay, only directories that the build changed are read, and digests of exported
-/// files come from the list. Otherwise `threads` threads read everything. Entries that are left out are named in `warnings`.
+/// Returns the entries of the built tree `app`, without those that `.larderignore` names. `source` is the list of exported files, and
+/// `upper` the upper directory of the overlay. With both, only the directories that the build changed are read, and the digests of
+/// unchanged files come from the list. Otherwise `threads` threads read everything. Sockets and FIFOs are left out with a warning.
 pub fn listing(
     app: &Confined,
     source: Option<SourceList>,
@@ -37,9 +37,9 @@ pub fn listing(
 
 type Found = BTreeMap<String, ItemKind>;
 
-/// Walks the directories that exist in `upper` only. What they hold is taken from the *merged* view, whose names are the truth
-/// whatever kind of whiteout or opaque mark the overlay uses (an unprivileged worker could not even read some of them). All
-/// other directories are as the export left them.
+/// Lists the tree from the list of the export, and reads only the directories that exist in `upper`, since all others are unchanged. The
+/// names in these directories are read from the merged view `app`, which is right for every kind of whiteout and opaque mark of the
+/// overlay. An unprivileged worker could not even read some of these marks.
 fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut Warnings) -> Result<Vec<Item>, ReleaseError> {
     let mut found: Found = source.entries.into_iter().map(exported).collect();
     let mut pending = vec![OsString::new()];
@@ -48,7 +48,7 @@ fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut W
         let view = app.open_dir(&directory)?;
         let changed: std::collections::HashSet<OsString> = above.names()?.into_iter().collect();
         let names = view.names()?;
-        // What the merged view no longer has, the build deleted.
+        // The build has deleted the entries that the merged view no longer has.
         let prefix = directory.to_string_lossy();
         let kept: std::collections::HashSet<&OsStr> = names.iter().map(OsString::as_os_str).collect();
         for name in children(&found, &prefix) {
@@ -79,7 +79,7 @@ fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut W
                 if in_upper {
                     pending.push(path.into());
                 } else {
-                    // A directory from below that the list does not know: look for ourselves.
+                    // This directory of a lower layer is not in the list, so it is walked.
                     walk(app, path.into(), &mut found, warnings)?;
                 }
             }
@@ -102,16 +102,16 @@ fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
 }
 
-/// The names directly in a directory.
+/// Returns the names of the entries directly in a directory.
 fn children(found: &Found, directory: &str) -> Vec<String> {
     let start = if directory.is_empty() { String::new() } else { format!("{directory}/") };
     let mut names = Vec::new();
     let mut from = std::ops::Bound::Included(start.clone());
-    // Jump over what each child holds, so that a directory costs what is directly in it.
+    // Skip the entries below each child, so that the cost depends only on the number of children.
     while let Some((path, _)) = found.range((from.clone(), std::ops::Bound::Unbounded)).next() {
         let Some(rest) = path.strip_prefix(&start) else { break };
         match rest.split_once('/') {
-            // '0' follows '/': the first path behind everything below.
+            // The byte '0' follows '/', so this is the first possible path after all entries below the child.
             Some((name, _)) => from = std::ops::Bound::Included(format!("{start}{name}0")),
             None => {
                 names.push(rest.to_owned());
@@ -122,7 +122,7 @@ fn children(found: &Found, directory: &str) -> Vec<String> {
     names
 }
 
-/// Forgets a path and everything below it.
+/// Removes a path and everything below it from `found`.
 fn forget(found: &mut Found, path: &str) {
     found.remove(path);
     let below: Vec<String> = found.range(format!("{path}/")..format!("{path}0")).map(|(path, _)| path.clone()).collect();

@@ -1,9 +1,9 @@
 //! The decisions on deliverables from elsewhere, as pure functions; [`accept`](super::accept()) acts on them.
 //!
-//! An attacker without the signing key can rename files, exchange them, and present old ones as new. Therefore names are never trusted:
-//! release, commit, project and environment are those of the signed statement. A release that was requested by name must be exactly that
-//! release; one that was requested as the newest must not be older than any that was accepted before ([`Accepted`]). An attacker who holds
-//! back newer releases cannot be noticed here.
+//! An attacker without the signing key can rename files, exchange them, and present old releases as new. Therefore file names are never
+//! trusted: release, commit, project and environment are those of the signed statement. If a release was requested by name, only this
+//! release is accepted. If the newest release was requested, a release that is older than an accepted one is refused ([`Accepted`]). An
+//! attacker who holds back newer releases cannot be detected here.
 
 use std::path::Path;
 
@@ -20,17 +20,17 @@ use crate::{
 /// The deliverable that was requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
-    /// The project that it must belong to.
+    /// The project that the release must belong to.
     pub project: ProjectName,
-    /// The environments that may have built it; if empty, any of the project.
+    /// The environments that may have built the release. If empty, any environment of the project is accepted.
     pub environments: Vec<EnvironmentName>,
     /// The release, if one was requested.
     pub release: Option<ReleaseId>,
     /// The commit, if one was requested.
     pub commit: Option<CommitId>,
-    /// The git tree of that commit: a release of another commit with the same tree is accepted as well.
+    /// The git tree of the requested commit. A release of another commit with the same tree is accepted as well.
     pub source: Option<CommitId>,
-    /// The newest release was requested, which must not be older than any that is known.
+    /// True if the newest release was requested. It must not be older than any release that was accepted before.
     pub newest: bool,
 }
 
@@ -41,8 +41,8 @@ impl Expectation {
     }
 }
 
-/// The newest build that was accepted from each signer and environment; `accepted.json`. It outlives the releases, so that pruning does
-/// not make old releases acceptable as the newest.
+/// The content of `accepted.json`: the newest build that was accepted from each signer and environment. The marks outlive the releases, so
+/// that pruning does not make old releases acceptable as the newest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     marks: Vec<Mark>,
@@ -58,14 +58,14 @@ struct Mark {
     release: ReleaseId,
 }
 
-/// The most pairs of signer and environment that are remembered.
+/// The most marks in `accepted.json`, one for each pair of signer and environment.
 const MAX_MARKS: usize = 256;
 
 /// The largest `accepted.json`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 impl Accepted {
-    /// Reads the file at `path`; without a file, nothing was accepted.
+    /// Reads the file at `path`. A missing file means that nothing was accepted yet.
     pub fn load(path: &Path) -> Result<Accepted, ReleaseError> {
         match read_limited(path, MAX_BYTES) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -75,7 +75,7 @@ impl Accepted {
         }
     }
 
-    /// Writes the file; durable afterwards.
+    /// Writes the file and syncs it to the disk.
     pub fn save(&self, path: &Path) -> Result<(), ReleaseError> {
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| ReleaseError::Manifest { path: path.to_owned(), why: error.to_string() })?;
@@ -89,7 +89,7 @@ impl Accepted {
         self.marks.iter().find(same)
     }
 
-    /// Notes an accepted manifest. Returns whether that changed anything.
+    /// Notes an accepted manifest. Returns true if this changed a mark, so that the file must be saved.
     pub fn note(&mut self, manifest: &Manifest) -> bool {
         let Some(signature) = manifest.signature else { return false };
         let rank = (manifest.build, manifest.created);
@@ -98,7 +98,7 @@ impl Accepted {
         }
         let Manifest { project, environment, build, created, release, .. } = manifest;
         self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
-        // The oldest are dropped first: a trusted signer that invents environments only drops its own marks.
+        // Beyond the limit, the oldest marks are dropped.
         self.marks.sort_by_key(|mark| mark.created);
         let excess = self.marks.len().saturating_sub(MAX_MARKS - 1);
         self.marks.drain(..excess);
@@ -130,7 +130,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     })
 }
 
-/// Refuses a newer format. Checked first, since a newer format may not parse at all.
+/// Refuses a newer format. This is checked first, since a file of a newer format may not parse at all.
 fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     #[derive(Deserialize)]
     struct Format {
@@ -142,8 +142,8 @@ fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     }
 }
 
-/// Checks that `manifest` meets the expectation and that a key in `trust` signed it. The archive is checked later; that of a refused
-/// manifest need not be fetched.
+/// Checks that `manifest` meets the expectation and that a key in `trust` signed it. The archive is checked later, so that the archive of a
+/// refused manifest need not be fetched.
 pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], accepted: &Accepted) -> Result<(), Refusal> {
     let release = manifest.release;
     let signature = manifest.signature.ok_or(Refusal::Unsigned { release })?;
@@ -194,8 +194,8 @@ pub fn read_record(bytes: &[u8]) -> Result<HealthRecord, Refusal> {
     Ok(record)
 }
 
-/// Checks that `record` is about the release of `manifest` and that a key in `trust` signed it. Any server that ran the release may have
-/// written it, not only the one that built it.
+/// Checks that `record` is about the release of `manifest` and that a key in `trust` signed it. The signer may be any server that ran the
+/// release, not only the server that built it.
 pub fn accept_record(record: &HealthRecord, manifest: &Manifest, trust: &[PublicKey]) -> Result<(), Refusal> {
     let release = manifest.release;
     let refused = |why: String| Refusal::Record { release, why };

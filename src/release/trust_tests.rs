@@ -1,4 +1,4 @@
-//! The refusal of deliverables: every reason and its message.
+//! Tests of refused deliverables: every reason and its message.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -28,7 +28,7 @@ fn small() -> (tempfile::TempDir, Made) {
     (dir, made)
 }
 
-/// Two frames and more.
+/// Returns a release with at least two frames.
 fn large() -> (tempfile::TempDir, Made) {
     let dir = tempfile::tempdir().unwrap();
     let mut state = 7_u64;
@@ -56,7 +56,7 @@ fn refusal(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey]) -> Re
 fn look(file: &File, manifest: &Manifest) -> Result<(), Refusal> {
     let quick = check::verdict(manifest, check::read_digests(file, manifest, &ArchiveLimits::default())).unwrap();
     let whole = check::verdict(manifest, check::read_all(file, manifest, &ArchiveLimits::default(), 2)).unwrap();
-    // What the quick look refuses, the thorough one refuses too; the other way round it may not be.
+    // The thorough check also refuses everything that the quick check refuses, but not the other way round.
     assert!(quick.is_ok() || whole.is_err(), "{quick:?} {whole:?}");
     whole
 }
@@ -106,7 +106,7 @@ fn unsigned_untrusted_and_forged_releases_are_refused() {
     assert!(found.hint().contains(&format!("larder key trust shop {}", other.public())), "{}", found.hint());
     assert!(matches!(refusal(&shop(), &signed(plain, &key), &[]), Refusal::UnknownSigner { .. }), "no key is trusted");
 
-    // Another's signature under the name of one who is trusted; and one of theirs over another statement.
+    // A signature of an untrusted key that names a trusted key, then a signature of the trusted key for another statement.
     let mut forged = signed(plain, &other);
     forged.signature.as_mut().unwrap().key = key.public();
     let found = refusal(&shop(), &forged, &trust);
@@ -148,7 +148,7 @@ fn release_of_another_project_environment_id_or_commit_is_refused() {
     assert_eq!(found.to_string(), format!("release {release} was built from commit aaaaaaaaaa, not from bbbbbbbbbb"));
     assert!(found.hint().contains("deploy bbbbbbbbbb"), "{}", found.hint());
 
-    // Another commit of the same source is as good; "unknown" on both sides is not the same source.
+    // Another commit with the same git tree is accepted. Two unknown git trees do not count as the same.
     let wanted = || Some("b".repeat(40).parse().unwrap());
     let source = || Some("c".repeat(40).parse().unwrap());
     let same = signed(&Manifest { source: source(), ..made.parsed.clone() }, &key);
@@ -179,13 +179,13 @@ fn old_build_offered_as_the_newest_is_refused() {
             five.release, six.release
         )
     );
-    // By its own name it may be had; the one that is known is no old one; another server counts by itself.
+    // An old release that was requested by name is accepted. The known release is not old. Each signer has its own mark.
     let named = Expectation { release: Some(five.release), ..shop() };
     accept(&named, &five, &trust, &accepted).unwrap();
     accept(&newest, &six, &trust, &accepted).unwrap();
     accept(&newest, &seven, &trust, &accepted).unwrap();
     accept(&newest, &build(5, &other), &trust, &accepted).unwrap();
-    // The same number once more, made earlier: an old one. Under a number that was raised: not signed.
+    // An earlier release with the same build number is old. A raised build number makes the signature invalid.
     assert!(matches!(
         accept(&newest, &signed(&Manifest { build: 6, ..five.clone() }, &key), &trust, &accepted),
         Err(Refusal::Replayed { .. })
@@ -194,7 +194,7 @@ fn old_build_offered_as_the_newest_is_refused() {
         accept(&newest, &Manifest { build: 9, ..five.clone() }, &trust, &accepted),
         Err(Refusal::BadSignature { .. })
     ));
-    // What is remembered survives, and has a limit.
+    // The marks are stored in a file, and their number is limited.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("accepted.json");
     assert_eq!(Accepted::load(&path).unwrap(), Accepted::default());
@@ -215,7 +215,7 @@ fn newer_formats_and_other_files_are_refused() {
     let found = read_manifest(newer.as_bytes()).unwrap_err();
     assert_eq!(found.to_string(), "the manifest has the format 2; this larder reads formats up to 1");
     assert_eq!(found.hint(), "update larder here");
-    // Even where nothing else of it can be read.
+    // A newer format is reported even if nothing else can be parsed.
     assert!(matches!(read_manifest(b"{\"format\":9,\"entries\":7}"), Err(Refusal::NewerFormat { format: 9, .. })));
     let older = text.replacen("\"format\":1", "\"format\":0", 1);
     for bad in ["", "{}", "[]", "null", "\u{0}", &text[1..], &text[..text.len() - 1], &older, &"[".repeat(100_000)] {
@@ -225,9 +225,9 @@ fn newer_formats_and_other_files_are_refused() {
     assert!(matches!(read_record(b"{\"format\":1}"), Err(Refusal::Unreadable { .. })));
 }
 
-/// Changes every byte of the manifest in several ways. A manifest that is still accepted says exactly the same.
+/// Changes every byte of the manifest in several ways. A manifest that is still accepted has the same value.
 #[test]
-fn manifest_with_a_changed_byte_is_refused_or_says_the_same() {
+fn manifest_with_a_changed_byte_is_refused_or_equal() {
     let (_dir, made) = small();
     let key = key();
     let manifest = signed(&made.parsed, &key);
@@ -244,7 +244,7 @@ fn manifest_with_a_changed_byte_is_refused_or_says_the_same() {
             if accept(&shop(), &read, &[key.public()], &Accepted::default()).is_err() {
                 continue;
             }
-            // Frames are not in the statement; they have to lead to the digest that is.
+            // The signed statement contains the archive digest, but not the frames, which are compared with this digest.
             if look(&made.archive, &read).is_err() {
                 continue;
             }
@@ -252,7 +252,7 @@ fn manifest_with_a_changed_byte_is_refused_or_says_the_same() {
             harmless += 1;
         }
     }
-    // Upper-case digits of digests, and white space between words: another spelling of the same.
+    // Digests in upper case, and other white space between tokens, give the same value.
     assert!(harmless > 0 && harmless < bytes.len(), "{harmless}");
 }
 
@@ -276,7 +276,7 @@ fn truncated_or_altered_archive_is_refused() {
     assert!(matches!(look(&open(), manifest), Err(Refusal::Truncated { .. })));
     std::fs::write(file.path(), &bytes).unwrap();
 
-    // Each part of each frame and of the table: magic, header, blocks, end; and every hundredth part of the whole.
+    // Change bytes at the start, in the middle and at the end of each frame, in the seek table, and at every hundredth of the archive.
     let mut places: Vec<u64> = (0..100).map(|percent| size * percent / 100).collect();
     for frame in &manifest.archive.frames {
         places.extend((0..20).map(|n| frame.offset + n));
@@ -298,7 +298,7 @@ fn truncated_or_altered_archive_is_refused() {
         open().write_all_at(&[old], at).unwrap();
     }
     look(&open(), manifest).unwrap();
-    // Something behind its end, and another archive of the same size.
+    // An archive with bytes after its end is refused.
     open().write_all_at(b"x", size).unwrap();
     assert!(matches!(look(&open(), manifest), Err(Refusal::Altered { .. })));
 }
@@ -347,7 +347,7 @@ fn signed_manifest_that_contradicts_its_archive_is_refused() {
     assert!(digest.starts_with(&starts), "{digest}");
     let bytes = lie(&|manifest| manifest.archive.bytes += 1);
     assert!(bytes.starts_with(&starts), "{bytes}");
-    // The archive of another release with its own frames: nothing fits.
+    // The archive and the frames of another release do not match the entries.
     let dir = tempfile::tempdir().unwrap();
     put(dir.path(), "a/one.txt", "two");
     let other = bundle_dir(dir.path(), None).unwrap();
@@ -356,7 +356,7 @@ fn signed_manifest_that_contradicts_its_archive_is_refused() {
 }
 
 #[test]
-fn health_record_must_be_about_the_release_and_trusted() {
+fn health_record_of_another_release_or_signer_is_refused() {
     let (_dir, made) = small();
     let (key, other) = (key(), key());
     let manifest = &made.parsed;
@@ -420,7 +420,7 @@ fn older_health_record_does_not_replace_a_newer_one() {
     assert_eq!([take(10), take(20), take(5)], [10, 10, 5]);
 }
 
-/// A signature of a manifest can never be one of a record, nor the other way round.
+/// The signature of a manifest can never be the signature of a health record, nor the other way round.
 #[test]
 fn statements_of_manifest_and_record_differ() {
     let (_dir, made) = small();

@@ -35,7 +35,7 @@ pub enum Difference {
 }
 
 impl Difference {
-    /// Returns the path and the difference.
+    /// Returns the path, and a description of the difference for display.
     pub fn parts(&self) -> (String, String) {
         let (path, what) = match self {
             Difference::Missing(path) => (path, "is missing"),
@@ -56,12 +56,12 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Reads a whole installed tree and compares every byte, in `threads` threads. Sorted by path within each kind.
+/// Compares every byte of an installed tree with its manifest, in `threads` threads. Returns the differences, sorted by kind, then by path.
 pub fn drift(tree: &Path, manifest: &Manifest, threads: usize) -> Result<Vec<Difference>, ReleaseError> {
     compare(tree, &manifest.entries, threads, true)
 }
 
-/// [`drift`] by two threads.
+/// Runs [`drift`] with two threads.
 pub fn verify(tree: &Path, manifest: &Manifest) -> Result<Vec<Difference>, ReleaseError> {
     drift(tree, manifest, 2)
 }
@@ -72,7 +72,7 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
     let next = AtomicUsize::new(0);
     let parts: Vec<&[Entry]> = entries.chunks(256).collect();
     let counts = children(entries);
-    // Set if a directory has another number of names than the manifest says.
+    // True if a directory has more or fewer names than in the manifest.
     let odd = AtomicBool::new(root.cursor().count_names("")? != counts.get("").copied().unwrap_or(0));
     let check = || -> Result<Vec<Difference>, FileError> {
         let mut cursor = root.cursor();
@@ -99,7 +99,7 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
     for result in results {
         found.extend(result?);
     }
-    // If every entry is present and every directory has the right number of names, there is nothing else.
+    // If every entry is present and every directory has the right number of names, the tree has no other entries.
     if !found.is_empty() || odd.into_inner() {
         found.extend(extras(&root, entries)?);
     }
@@ -133,7 +133,7 @@ fn difference(cursor: &mut Cursor<'_>, entry: &Entry, content: bool) -> Result<O
     })
 }
 
-/// Returns whether an error means a missing entry, or one below something that is no directory.
+/// Returns true if the error means that the entry is missing, or that one of its parents is not a directory.
 fn gone(e: &std::io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].iter().any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
@@ -163,6 +163,7 @@ fn children(entries: &[Entry]) -> HashMap<&str, usize> {
     counts
 }
 
+/// Returns the entries of the tree that are not in the manifest.
 fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileError> {
     let known: HashSet<&[u8]> = entries.iter().map(|entry| entry.path.as_bytes()).collect();
     let mut found = Vec::new();
@@ -170,7 +171,7 @@ fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileErr
     for directory in std::iter::once("").chain(directories) {
         let names = match root.open_dir(directory).and_then(|dir| dir.names()) {
             Ok(names) => names,
-            Err(FileError::Io { source, .. }) if gone(&source) => continue, // reported as missing or as another kind
+            Err(FileError::Io { source, .. }) if gone(&source) => continue, // the directory itself is already reported
             Err(e) => return Err(e),
         };
         for name in names {

@@ -1,4 +1,4 @@
-//! The walk through a built tree, in several threads, and the classification of what it finds.
+//! Walks a built tree in several threads, and classifies its entries.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,13 +13,13 @@ use rustix::fs::{FileType, Stat};
 use super::ReleaseError;
 use crate::host::files::{Confined, Cursor};
 
-/// The fewest pending directories that are worth more threads.
+/// The number of pending directories above which more threads are started.
 const WORTH_A_THREAD: usize = 16;
 
 /// The directories that are still to be read.
 struct Queue {
     pending: Vec<OsString>,
-    /// The threads that are reading a directory and may add to `pending`.
+    /// The number of threads that are reading a directory and may add to `pending`.
     busy: usize,
     failed: bool,
 }
@@ -28,12 +28,12 @@ struct Walk<'a> {
     app: &'a Confined,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// The number of entries, including those that were known before.
+    /// The number of entries of the tree that were found so far, including the `others` of [`walk`].
     count: AtomicU64,
 }
 
-/// Returns everything below the directory `from` of `app`, sorted by path. `others` is the number of entries that are known besides and
-/// count for the limit.
+/// Returns all entries below the directory `from` of `app`, sorted by path. `others` is the number of entries of the release that are known
+/// already, which count against the same limit.
 pub(super) fn walk(
     app: &Confined,
     from: OsString,
@@ -57,13 +57,13 @@ pub(super) fn walk(
             warnings.take(said);
         }
     }
-    // Each part is sorted, so this only merges.
+    // Each thread has sorted its part, so that the stable sort only merges the parts.
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
 impl Walk<'_> {
-    /// Returns the next directory to read; none if more than `most` are pending, or if nothing is left.
+    /// Returns the next directory to read. Returns `None` if more than `most` are pending, or if none is left.
     fn next(&self, most: usize) -> Option<OsString> {
         let mut queue = self.queue.lock();
         loop {
@@ -91,7 +91,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Reads directories until none is left; runs in every thread.
+    /// Reads directories until none is left. Each thread runs this.
     fn rest(&self) -> Result<(Vec<Item>, Warnings), ReleaseError> {
         let (mut found, mut warnings) = (Vec::new(), Warnings::default());
         while let Some(directory) = self.next(usize::MAX) {
@@ -128,25 +128,26 @@ impl Walk<'_> {
     }
 }
 
-/// Refuses more entries than a release may have. Called after every directory, so that a huge tree is refused early.
+/// Refuses more entries than a release may have. This is called after every directory, so that a huge tree is refused early.
 pub(super) fn check_count(count: u64) -> Result<(), ReleaseError> {
     let limit = ArchiveLimits::default().entries;
     if count <= limit {
         return Ok(());
     }
-    Err(ReleaseError::Archive { doing: "written", source: ArchiveError::TooManyEntries { count, limit } })
+    Err(ReleaseError::Archive { doing: "write", source: ArchiveError::TooManyEntries { count, limit } })
 }
 
-/// Warnings for the log of a deployment; a bounded number of lines.
+/// Warnings for the log of a deployment: a limited number of lines, and the number of further warnings.
 #[derive(Debug, Default)]
 pub struct Warnings(Vec<String>, u64);
 
 impl Warnings {
-    const MAX: usize = 50;
+    /// The most warnings that are kept.
+    const MAX_LINES: usize = 50;
 
     /// Adds a line.
     pub fn add(&mut self, line: String) {
-        if self.0.len() < Self::MAX { self.0.push(line) } else { self.1 += 1 }
+        if self.0.len() < Self::MAX_LINES { self.0.push(line) } else { self.1 += 1 }
     }
 
     /// Appends the lines of `other`.
@@ -155,7 +156,7 @@ impl Warnings {
         self.1 += other.1;
     }
 
-    /// Returns all lines, and one that counts the rest.
+    /// Returns the warnings, and a last line with the number of further ones.
     pub fn into_lines(mut self) -> Vec<String> {
         if self.1 > 0 {
             self.0.push(format!("... and {} more", self.1));
@@ -164,7 +165,7 @@ impl Warnings {
     }
 }
 
-/// Returns the path of an entry, if a release can hold it.
+/// Returns the path of the entry `name` in `directory`. Refuses a path that no release can contain.
 pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
     let mut path = directory.to_owned();
     if !path.is_empty() {
@@ -174,16 +175,16 @@ pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, Release
     let unfit = |why: BadPath| {
         let (why, hint) = match why {
             BadPath::NotUtf8 => ("its name is not UTF-8", "rename it, or let the build delete it"),
-            BadPath::Long => ("its path has more than 4096 bytes", "make the directories less deep"),
+            BadPath::Long => ("its path has more than 4096 bytes", "shorten the path"),
             BadPath::LongPart => ("its name has more than 255 bytes", "rename it"),
-            _ => ("its name holds a control character", "rename it, or let the build delete it"),
+            _ => ("its name contains a control character", "rename it, or let the build delete it"),
         };
         ReleaseError::Unfit { path: path.to_string_lossy().chars().take(300).collect(), why, hint }
     };
     check_path(path.as_bytes()).map(str::to_owned).map_err(unfit)
 }
 
-/// Returns what an entry of the tree is in the release; `None` for sockets and FIFOs, which are left out with a warning.
+/// Returns the kind of an entry in the release. Returns `None` for sockets and FIFOs, which are left out with a warning.
 pub(super) fn classify(
     path: &str,
     stat: &Stat,
@@ -195,7 +196,7 @@ pub(super) fn classify(
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => ItemKind::Dir,
         FileType::RegularFile if stat.st_mode & 0o6000 != 0 => {
-            return unfit("it is set-user-id or set-group-id", "let the build remove those mode bits: chmod u-s,g-s");
+            return unfit("its set-user-id or set-group-id bit is set", "let the build clear the bit: chmod u-s,g-s");
         }
         FileType::RegularFile => ItemKind::File {
             size: u64::try_from(stat.st_size).unwrap_or_default(),

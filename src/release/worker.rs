@@ -1,4 +1,4 @@
-//! The start of workers, and the files of releases that are handed to them.
+//! Starts the workers of releases and opens the files that they receive.
 
 use std::{
     fs::File,
@@ -19,18 +19,16 @@ use crate::{
 /// The largest report of a worker, in bytes.
 const MAX_REPORT: usize = 1 << 20;
 
-/// The environment that a worker serves, and the limits of its work.
+/// The environment of an operation on a release, the means to start its worker, and its limits.
 #[derive(Debug)]
 pub struct WorkerContext<'a> {
-    /// Starts the worker.
+    /// The launcher that starts the worker.
     pub launcher: &'a Launcher,
-    /// The project.
     pub project: ProjectId,
-    /// The environment.
     pub environment: EnvId,
     /// The paths of the environment.
     pub paths: &'a EnvironmentPaths,
-    /// The log of the deployment, as the worker's stdout and stderr.
+    /// The log of the deployment, which is the worker's stdout and stderr.
     pub output: Option<OwnedFd>,
     /// The number of threads of a worker.
     pub threads: usize,
@@ -40,7 +38,7 @@ pub struct WorkerContext<'a> {
     pub archive_limit: u64,
 }
 
-/// The files of a release in the store, and the temporary names that they are written under.
+/// The paths of a release's files in the store, and the temporary paths under which they are written.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     pub(super) archive: PathBuf,
@@ -91,10 +89,10 @@ pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let report: Option<WorkerAnswer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
     if let Some(WorkerAnswer::Done(report)) = report {
-        // The worker reports when everything is synced; the removal of its sandbox need not be waited for.
+        // The worker reports after it has synced everything, so the removal of its sandbox need not be awaited.
         return Ok(report);
     }
-    // The caller reverts a failed job, for which the worker must have exited.
+    // The worker must have exited before the caller reverts the failed job.
     let exit: Exit = child.wait().await.map_err(failed)?;
     match report {
         Some(answer) => answer.into_result(),
@@ -109,22 +107,22 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(act).await.map_err(|_| ReleaseError::Cancelled)?
 }
 
-/// An error of an operation on an open file.
+/// Returns the error of an operation on an open file.
 pub(super) fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
     FileError::io("use", path, e).into()
 }
 
-/// Returns whether a tree with the name of the release exists. The digests of its files show whether it is complete.
+/// Returns true if a tree with the name of the release exists. The tree may be incomplete, so its reader compares digests.
 pub(super) fn installed(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
     paths.tree(release).symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// Opens a file of a release. A missing file means an unknown release.
+/// Opens a file of a release. If the file is missing, returns [`ReleaseError::Unknown`].
 pub(super) fn known(paths: &EnvironmentPaths, release: ReleaseId, path: &Path) -> Result<File, ReleaseError> {
     open_regular(path).map_err(|e| unknown(paths, release, e))
 }
 
-/// Opens the manifest of a release, or its index. A missing file means an unknown release.
+/// Opens the index or the manifest of a release. If the manifest is missing, returns [`ReleaseError::Unknown`].
 pub(super) fn known_manifest(paths: &EnvironmentPaths, release: ReleaseId) -> Result<File, ReleaseError> {
     index::open(&paths.manifest(release)).map_err(|e| unknown(paths, release, e))
 }

@@ -160,7 +160,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     unknown.signature = Some(stranger.sign(&unknown.statement()));
     forge.offers(&unknown, &archive, None, honest);
     let text = format!("release {} is signed by {}, which is not trusted for shop", unknown.release, stranger.public());
-    forge.refuses(pull, &text, &format!("if it is the same: `larder key trust shop {}`", stranger.public()));
+    forge.refuses(pull, &text, &format!("if they are the same, run: larder key trust shop {}", stranger.public()));
 
     let mut altered = forge.forged(&second, |_| {});
     altered.build += 100;

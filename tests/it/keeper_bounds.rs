@@ -260,7 +260,7 @@ fn first_start_with_exposed_key_fails_with_one_message() {
     assert!(output.status.success() && !text.contains("cannot decode a request"), "{text}");
     fs::set_permissions(root.join("state/signing_ed25519_key"), fs::Permissions::from_mode(0o644)).unwrap();
     let (code, text) = refused(&root);
-    assert_eq!(text.matches("signing key cannot be used").count(), 1, "{text}");
+    assert_eq!(text.matches("cannot use the signing key").count(), 1, "{text}");
     assert!(code.is_some_and(|code| code != 0) && text.lines().count() < 10, "{code:?} {text}");
 }
 

@@ -179,7 +179,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
             refused("altered", "shop", &altered, "was altered or damaged", "fetch the release again");
         }
     }
-    refused("headless", "shop", &good[..100], "the export cannot be read: it ends in the middle", "larder release export");
+    refused("headless", "shop", &good[..100], "cannot read the export: it ends in the middle", "larder release export");
     refused("nothing", "shop", b"", "it ends in the middle", "larder release export");
     refused("else", "shop", &[b'x'; 5000], "it is no export of a release", "larder release export");
     refused("more", "shop", &[&good[..], b"more"].concat(), "something follows its archive", "larder release export");

@@ -138,7 +138,7 @@ fn archive_above_limit_rejects_push() {
     });
     repo.write("photo.jpg", noise.take(200_000).collect::<Vec<_>>());
     repo.page("version two");
-    repo.push().rejected_with("bundle: the release archive cannot be written: it would have more than 65536 bytes");
+    repo.push().rejected_with("bundle: cannot write the release archive: it would have more than 65536 bytes");
     assert_eq!(world.snapshot("shop"), before);
     repo.write(".larderignore", "photo.jpg\n");
     repo.page("version three");

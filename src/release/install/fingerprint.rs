@@ -10,13 +10,13 @@ use crate::{
     model::{Digest, Entry, EntryKind},
 };
 
-/// The directories that a thread takes at a time.
+/// The number of directories that a thread reads at a time.
 const PART: usize = 256;
 
 /// Returns the digest of the inode, mode and change time of every directory. No name in a directory can be added, removed or replaced
-/// without changing its ctime, and no process can set a ctime. The root is renamed when the spare is put to use, which changes its
-/// ctime, so its mtime stands in. File contents are not covered: the files are shared with the live release, whose digests were
-/// compared when the spare was made.
+/// without changing its ctime, and no process can set a ctime. The mtime of the root is used instead of its ctime, because an installation
+/// renames the spare, which changes the root's ctime. File contents are not covered: the files are shared with the live release, whose
+/// digests were compared when the spare was made.
 pub(super) fn fingerprint(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
     let directories: Vec<&str> =
         entries.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.path.as_str()).collect();
@@ -65,7 +65,7 @@ mod tests {
         let mut before = now();
         assert_eq!(before, now());
         let mut broken = |what: &str, act: &dyn Fn()| {
-            // File systems count time in steps.
+            // The clock of file systems advances in steps of some milliseconds.
             std::thread::sleep(std::time::Duration::from_millis(20));
             act();
             assert_ne!(before, now(), "{what}");
@@ -80,7 +80,7 @@ mod tests {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
             fs::set_permissions(root.join("a/b"), mode).unwrap();
         });
-        broken("a time that was put back", &|| {
+        broken("a time that was restored", &|| {
             let found = fs::metadata(root.join("a/b")).unwrap();
             fs::write(root.join("a/b/h"), "").unwrap();
             fs::File::open(root.join("a/b")).unwrap().set_modified(found.modified().unwrap()).unwrap();

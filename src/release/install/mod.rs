@@ -3,9 +3,9 @@
 //! Unchanged files are hard-linked from the tree of the previous release after their digests have been compared (`reuse.rs`); only the
 //! frames that hold the other files are decompressed. Symbolic links are created last, so that nothing is written through one.
 //!
-//! A *spare* is a copy of the live release that is made in advance, in the background, under the id of a release to come: installing
-//! release `v` with previous release `v` makes a copy of hard links. Installing into a spare touches only what changed. Each release is
-//! therefore read through once: when its spare is made, or, if there is no spare, when the next release shares its files.
+//! A *spare* is a copy of the live release, made of hard links in the background, under the id of the next release. A job that installs a
+//! release with itself as the previous release makes this copy. An installation into a spare writes only the entries that changed. The
+//! files of each release are therefore read once: when its spare is made, or, without a spare, when the next release shares the files.
 
 mod fingerprint;
 mod reuse;
@@ -38,19 +38,20 @@ pub enum ContentSource {
     Archive,
     /// A delta that starts from the previous release.
     Delta,
-    /// The previous release alone, of which the tree becomes a copy.
+    /// The previous release alone. The tree becomes a copy of it.
     Previous,
 }
 
-/// The job. Descriptors: 5 archive or delta (anything for a copy), 6 manifest; if `previous`, 7 its manifest.
+/// The job of the unpack worker. Descriptors: 5 the archive or the delta (any file for a copy), 6 the manifest; if `previous`, 7 the
+/// manifest of the previous release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new one.
     pub previous: Option<ReleaseId>,
     /// The kind of descriptor 5.
     pub content: ContentSource,
-    /// The fingerprint of the tree to fill, if that is a spare: a complete copy of `previous`, made by an earlier job that reported this
-    /// fingerprint. If it still holds, only the difference is applied; otherwise the tree is cleared first.
+    /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous`, the spare. If the tree is still this
+    /// copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.
     pub spare: Option<Digest>,
     /// The number of threads that link and write.
     pub threads: usize,
@@ -61,17 +62,17 @@ pub struct UnpackJob {
 /// The result of an installation.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UnpackReport {
-    /// The entries of the tree.
+    /// The number of entries in the tree.
     pub entries: u64,
-    /// The files that are shared with the previous release.
+    /// The number of files that are shared with the previous release.
     pub linked: u64,
-    /// The files that were unpacked.
+    /// The number of files that were unpacked.
     pub unpacked: u64,
-    /// The bytes of the unpacked files.
+    /// The size of the unpacked files, in bytes.
     pub bytes: u64,
-    /// The installed files of the previous release whose content differs from its manifest; they were unpacked instead of shared.
+    /// The number of installed files of the previous release that differ from its manifest. They were unpacked instead of shared.
     pub damaged: u64,
-    /// The first of the damaged files.
+    /// The path of the first damaged file.
     pub first_damaged: Option<String>,
     /// The fingerprint of the tree, if it is a copy of the previous release.
     pub fingerprint: Option<Digest>,
@@ -101,7 +102,7 @@ impl InstallPaths {
     }
 }
 
-/// Installs a release. May be repeated; the tree is complete and synced when it reports success.
+/// Installs a release. When this returns a report, the tree is complete and synced. May be repeated.
 pub fn work(
     job: &UnpackJob,
     places: &InstallPaths,
@@ -132,7 +133,7 @@ fn install(
         None => (manifest::parse_known(manifest, path)?, None),
     };
     let tree = Confined::open(&places.tree)?;
-    // A previous release that is damaged or missing costs time, not the deployment.
+    // If the previous release is damaged or missing, an archive is installed without shared files, which only takes longer.
     let before = match (job.previous, previous) {
         (Some(id), Some(previous)) => {
             Confined::open(&places.deploy).and_then(|deploy| deploy.open_dir(id.to_string())).ok().map(|tree| (previous, tree))
@@ -141,7 +142,7 @@ fn install(
     };
     let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
     let base = before.as_ref().map(|(manifest, tree)| ReuseBase { tree, entries: &manifest.entries });
-    // Comparing a tree is mostly kernel work and reading lists is not, so both at a time take little longer than one.
+    // Comparing a tree is mostly work of the kernel, and parsing the lists is not, so both run in parallel.
     let (opened, spare) = both(
         || match (job.content, &before) {
             (ContentSource::Archive, _) => {
@@ -181,14 +182,14 @@ fn install(
     report
 }
 
-/// The source of the content, checked as far as possible without reading content.
+/// The opened source of the content. Everything is checked that can be checked without reading content.
 enum Opened<'a> {
     Archive(Archive<'a>),
     Delta(Box<Delta<'a>>),
     Previous(&'a Confined),
 }
 
-/// Returns whether a spare tree is a copy of `base`: by its fingerprint, or, if that does not hold, by comparing everything but the
+/// Returns true if a spare tree is a copy of `base`. If its fingerprint differs from the expected one, everything is compared except the
 /// content of its files.
 fn is_spare(
     places: &InstallPaths,
@@ -197,7 +198,7 @@ fn is_spare(
     base: ReuseBase<'_>,
     threads: usize,
 ) -> Result<bool, ReleaseError> {
-    // An error means a missing directory.
+    // An error means that a directory is missing, so the fingerprint differs.
     if fingerprint::fingerprint(tree, base.entries, threads).is_ok_and(|found| found == expected) {
         return Ok(true);
     }

@@ -62,8 +62,8 @@ pub(super) fn make_directories(tree: &Confined, entries: &[Entry], present: &[bo
     Ok(())
 }
 
-/// Removes from a spare tree of `old` all entries that `new` does not have, and creates the directories of `new`. Returns for each
-/// entry of `new` whether it is present, and whether it is a present file.
+/// Removes from a spare tree of `old` all entries that `new` does not have, and creates the directories of `new`. Returns two lists,
+/// parallel to `new`: whether an entry is present, and whether it is a present file.
 pub(super) fn clear_changed(
     tree: &Confined,
     old: &[Entry],
@@ -74,7 +74,7 @@ pub(super) fn clear_changed(
     let gone = gone.into_iter().filter_map(|index| old.get(index));
     let (directories, others): (Vec<&Entry>, Vec<&Entry>) = gone.partition(|entry| entry.kind == EntryKind::Dir);
     for_each(&others, threads, || tree.cursor(), |cursor, entry| cursor.remove(&entry.path))?;
-    // In reverse order, so that a directory is empty when its turn comes.
+    // In reverse order, so that the content of a directory is removed before the directory.
     let mut cursor = tree.cursor();
     directories.iter().rev().try_for_each(|entry| cursor.remove_dir(&entry.path))?;
     make_directories(tree, new, &present, threads)?;
@@ -84,7 +84,7 @@ pub(super) fn clear_changed(
 }
 
 /// Links every file that both releases have under the same path with the same digest and mode. Returns for each entry whether it was
-/// linked; the others have to be unpacked.
+/// linked. Files that were not linked have to be unpacked.
 pub(super) fn share(
     tree: &Confined,
     base: ReuseBase<'_>,
@@ -107,7 +107,7 @@ pub(super) fn share(
     Ok(linked)
 }
 
-/// Links files from one tree into another; one per thread.
+/// The state of one thread that links files from one tree into another.
 pub(super) struct Linker<'a> {
     from: Cursor<'a>,
     to: Cursor<'a>,
@@ -121,17 +121,17 @@ impl<'a> Linker<'a> {
     }
 
     /// Links the file `old` of the previous release as `entry` and returns whether the link has the kind, mode, size and digest of the
-    /// entry. Otherwise there is nothing at the path of the entry afterwards.
+    /// entry. Otherwise the path of the entry is left empty.
     ///
-    /// The content is read through once for each release that shares it: a flipped bit, or an edit by an administrator, would otherwise
-    /// be carried from release to release, where no digest is ever compared with it again.
+    /// The content is read once for each release that shares it. Otherwise a flipped bit, or an edit by an administrator, would spread from
+    /// release to release, and no later check would compare the digest.
     pub(super) fn link(&mut self, old: &str, entry: &Entry) -> Result<bool, ReleaseError> {
         let EntryKind::File { size, digest, executable } = &entry.kind else { return Ok(false) };
-        // EMLINK, EXDEV, EPERM, a missing file: whatever the reason, the file can be unpacked instead.
+        // After any error (EMLINK, EXDEV, EPERM, a missing file), the file can be unpacked instead.
         if self.to.hard_link(&mut self.from, old, &entry.path).is_err() {
             return Ok(false);
         }
-        // Compared after linking, so that no later rename in the old tree matters.
+        // The new link is compared, so that a later rename in the old tree cannot change what was compared.
         let stat = self.to.stat(&entry.path)?;
         let fits = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && u64::try_from(stat.st_size) == Ok(*size)

@@ -22,15 +22,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The fewest copies that are worth another thread.
+/// The number of copies that are worth another thread.
 const WORTH_A_THREAD: usize = 16;
 
-/// A tree to fill.
+/// A tree that an installation fills.
 pub(super) struct InstallTarget<'a> {
     pub(super) tree: &'a Confined,
     /// The installed previous release, whose files may be shared.
     pub(super) base: Option<ReuseBase<'a>>,
-    /// The tree is a complete copy of the base, so that only the difference is applied.
+    /// True if the tree is a complete copy of the base, so that only the differences are applied.
     pub(super) is_spare: bool,
     pub(super) threads: usize,
     /// The files of the base that could not be shared because of their content.
@@ -65,7 +65,8 @@ impl InstallTarget<'_> {
         self.finish(entries, &there, &linked, report)
     }
 
-    /// Creates directories and shares files. Returns which entries of a spare stay, and which files need not be written.
+    /// Creates directories and shares files. Returns two lists, parallel to `entries`: the entries of a spare that stay, and the files that
+    /// need not be written.
     fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
         if let (Some(base), true) = (self.base, self.is_spare) {
             return clear_changed(self.tree, base.entries, entries, self.threads);
@@ -105,7 +106,7 @@ impl InstallTarget<'_> {
         Ok(report)
     }
 
-    /// Links files whose content stands elsewhere in the previous release, and marks them in `linked`.
+    /// Links files whose content is at another path of the previous release, and marks them in `linked`.
     fn link_moved(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<(), ReleaseError> {
         let Some(base) = self.base else { return Ok(()) };
         let places = entries.iter().zip(linked).enumerate();
@@ -127,7 +128,7 @@ impl InstallTarget<'_> {
         )
     }
 
-    /// Writes the files that are not `linked`, from patches and copies.
+    /// Writes the files that are not `linked`, from the patches of the delta or as copies of other files.
     fn patch(&self, delta: &Delta<'_>, entries: &[Entry], linked: &[AtomicBool]) -> Result<UnpackReport, ReleaseError> {
         let is_linked = |index: usize| linked.get(index).is_some_and(|linked| linked.load(Ordering::Relaxed));
         let groups = delta.groups();
@@ -157,7 +158,7 @@ impl InstallTarget<'_> {
         for part in counted {
             report.add(&part?);
         }
-        // Second copies of content that is written by now.
+        // Files with the same content as another new file are copied from that file, which is written by now.
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || -> Result<_, ReleaseError> {
             let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
@@ -186,7 +187,7 @@ impl InstallTarget<'_> {
         };
         let mut frames: Vec<usize> =
             archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
-        // The largest first, so that all threads end at about the same time.
+        // The largest frames come first, so that all threads end at about the same time.
         frames.sort_by_key(|frame| Reverse(archive.raw(*frame)));
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(frames.len()), || {

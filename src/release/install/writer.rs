@@ -1,4 +1,4 @@
-//! The writer of files that are not shared.
+//! Writes the files that an installation does not share.
 
 use std::{
     fs::File,
@@ -18,10 +18,10 @@ use crate::{
 pub(super) const SYNCED_SINGLY: u64 = 64;
 
 pub(super) fn refused(source: ArchiveError) -> ReleaseError {
-    ReleaseError::Archive { doing: "accepted", source }
+    ReleaseError::Archive { doing: "accept", source }
 }
 
-/// Writes a file without content.
+/// Writes an empty file.
 pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
     if matches!(&entry.kind, EntryKind::File { digest, .. } if *digest != Digest::of(b"")) {
         return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
@@ -30,7 +30,7 @@ pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result
     act().map_err(refused)
 }
 
-/// Writes a file with the content of another file, `path` below `from`. The content is held to the digest of the entry.
+/// Writes a file with the content of another file, `path` below `from`. Refuses content that does not match the digest of the entry.
 pub(super) fn copy_file(
     from: &mut Cursor<'_>,
     path: &str,
@@ -59,12 +59,14 @@ pub(super) fn copy_file(
     sink.end().map_err(refused)
 }
 
+/// The sink of one thread, which writes files into the tree.
 pub(super) struct Writer<'a, S> {
     cursor: Cursor<'a>,
     open: Option<(File, String)>,
+    /// Returns true for the index of an entry that is not written.
     skip: &'a S,
     pub(super) report: UnpackReport,
-    /// Files whose content may not be synced yet.
+    /// The files whose content may not be on the disk yet.
     held: Vec<(File, String)>,
 }
 
@@ -73,8 +75,8 @@ impl<'a, S> Writer<'a, S> {
         Writer { cursor, open: None, skip, report: UnpackReport::default(), held: Vec::new() }
     }
 
-    /// Syncs the content of the unpacked files, but not names and sizes. Writing them out began when each file ended, so that this
-    /// waits little.
+    /// Syncs the content of the unpacked files, but not their names and sizes. The kernel began to write each file when it was complete, so
+    /// this call waits only briefly. Does nothing after more than [`SYNCED_SINGLY`] files, which are synced with the whole file system.
     pub(super) fn write_out(&mut self) -> Result<(), ArchiveError> {
         if self.report.unpacked > SYNCED_SINGLY {
             self.held.clear();

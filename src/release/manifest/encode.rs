@@ -1,5 +1,5 @@
-//! The encoders of a manifest: its text and the content of its index. A release can have a hundred thousand entries, so several threads
-//! write.
+//! Encodes manifests as text and as the content of an index. Several threads encode the text, because a release can have a hundred
+//! thousand entries.
 
 use std::{
     fs::File,
@@ -12,13 +12,13 @@ use larder_archive::pool::{self, both};
 use super::index::{self, ManifestIdentity};
 use crate::{model::Manifest, release::ReleaseError};
 
-/// The entries that a thread writes at a time; fewer are not worth another thread.
+/// The number of entries that a thread encodes at a time. Fewer entries are not worth another thread.
 const PART: usize = 2048;
 
-/// The place of the entries in a text without them. It is unique: inside of strings, quotes have a backslash before them.
+/// The empty list of entries in the text of a manifest, which is replaced. It occurs once, because JSON escapes the quotes in strings.
 const NO_ENTRIES: &[u8] = br#""entries":[]"#;
 
-/// Returns the text of a manifest, one line, as it stands beside an archive.
+/// Returns the text of a manifest as it is stored beside an archive: JSON in one line.
 fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Error> {
     let parts: Vec<_> = manifest.entries.chunks(PART).collect();
     if parts.len() < 2 {
@@ -28,7 +28,7 @@ fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Erro
     head.archive.frames.clone_from(&manifest.archive.frames);
     let head = serde_json::to_vec(&head)?;
     let place = head.windows(NO_ENTRIES.len()).position(|part| part == NO_ENTRIES);
-    // Entries are inserted behind the bracket that opens the list.
+    // Entries are inserted after the bracket that opens the list.
     let place = place.map(|place| place + NO_ENTRIES.len() - 1);
     let Some((before, behind)) = place.and_then(|place| head.split_at_checked(place)) else {
         return serde_json::to_vec(manifest).map(line);
@@ -56,7 +56,7 @@ fn text(manifest: &Manifest, threads: usize) -> Result<Vec<u8>, serde_json::Erro
     Ok(line(text))
 }
 
-/// Writes the text of a manifest.
+/// Writes the text of a manifest to a file.
 pub(in crate::release) fn write(manifest: &Manifest, threads: usize, to: &File) -> Result<(), ReleaseError> {
     let failed = |e: io::Error| ReleaseError::Manifest { path: "the new manifest".into(), why: e.to_string() };
     let text = text(manifest, threads).map_err(|e| failed(e.into()))?;
@@ -70,19 +70,19 @@ fn line(mut text: Vec<u8>) -> Vec<u8> {
 
 /// The text of a manifest and the content of its index.
 pub struct EncodedManifest {
-    /// The text of the manifest: one line.
+    /// The text of the manifest: JSON in one line.
     pub text: Vec<u8>,
     index: Result<Vec<u8>, ReleaseError>,
 }
 
 impl EncodedManifest {
-    /// Encodes both in parallel.
+    /// Encodes the text and the index in parallel.
     pub fn of(manifest: &Manifest, threads: usize) -> Result<EncodedManifest, serde_json::Error> {
         let (index, text) = both(|| index::content_of(manifest), || text(manifest, threads));
         Ok(EncodedManifest { text: text?, index })
     }
 
-    /// Writes the index of the manifest at `path`, which has been checked and is the file `identity`; see [`index::keep`].
+    /// Writes the index of the manifest file at `path`, whose identity is `identity`. The manifest was checked; see [`index::keep`].
     pub fn keep_index(self, path: &Path, identity: io::Result<ManifestIdentity>) {
         index::keep_content(path, identity, self.index);
     }

@@ -1,4 +1,4 @@
-//! The head of a manifest.
+//! The head of a manifest: the fields that describe a release before its archive is written.
 
 use jiff::Timestamp;
 use larder_archive::{Written, tree_digest};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{BuildpackUse, CommitId, EnvironmentName, Manifest, Mode, ProcessType, ProjectName, ReleaseId};
 
-/// The fields of a manifest without the archive and its entries.
+/// The fields of a manifest except the tree digest, the archive, the entries and the signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The project that the release belongs to.
@@ -15,7 +15,7 @@ pub struct Head {
     pub environment: EnvironmentName,
     /// The id of the release.
     pub release: ReleaseId,
-    /// The commit that it is built from.
+    /// The commit that the release is built from.
     pub commit: CommitId,
     /// The git tree of the commit.
     pub source: Option<CommitId>,
@@ -51,7 +51,7 @@ impl Head {
         }
     }
 
-    /// Returns the manifest of an archive that was written under this head; without a signature.
+    /// Returns the unsigned manifest of the archive that was written for this head.
     pub(crate) fn manifest(self, written: Written) -> Manifest {
         Manifest {
             format: Manifest::FORMAT,

@@ -1,8 +1,8 @@
-//! The index of a release: a copy of its manifest in a form that is read ten times as fast.
+//! The index of a release: a copy of its manifest in a binary form that is read ten times as fast.
 //!
-//! Deliveries and installations mostly compare two manifests, and reading the text of these would take most of the time. An index is
-//! written when a manifest has just been checked. It contains the identity of the manifest file, down to the time of the last change, so
-//! that it is ignored once the manifest is replaced; and the digest of its own content, so that it need not be synced. It may be missing.
+//! Deliveries and installations mostly compare two manifests, and most of the time would be spent on parsing JSON. An index is written
+//! right after its manifest was checked, and it may be missing. An index contains the identity of the manifest file with its change time,
+//! so an index of a replaced manifest is ignored. An index also contains the digest of its own content, so it need not be synced.
 
 use std::{
     fs::File,
@@ -19,21 +19,21 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The first bytes of an index. The last one changes when manifests are checked by stricter rules, so that older indices are ignored.
+/// The first bytes of an index. The number changes when the rules for manifests become stricter, so that older indices are ignored.
 const MAGIC: &[u8] = b"larder-1";
 
-/// The identity of a manifest file: inode, size, mtime and ctime, in seconds and nanoseconds. No process can set a ctime, and it changes
-/// with everything else.
+/// The identity of a manifest file: inode, size, mtime and ctime, the times in seconds and nanoseconds. Every change of the file changes
+/// its ctime, and no process can set a ctime.
 pub type ManifestIdentity = [u8; 48];
 
-/// The largest manifest that is read, in bytes: a million entries with long names.
+/// The largest manifest that is read, in bytes: enough for a million entries with long names.
 pub const MAX_MANIFEST: u64 = 512 << 20;
 
 /// The suffix of the file name of a manifest; the id of the release comes before it.
 pub const SUFFIX: &str = ".manifest.json";
 
-/// Reads a whole file from its first byte, whatever the position of the descriptor: a descriptor that was passed to another process shares
-/// its position with that process.
+/// Reads a whole file from its first byte. The position of the descriptor is ignored, because other processes with the same descriptor may
+/// move it.
 pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
     let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };
     let size = file.metadata().map_err(failed)?.len();
@@ -45,7 +45,7 @@ pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, Release
     Ok(bytes)
 }
 
-/// Returns the identity of a manifest file: before the file is read, or after it has got its name.
+/// Returns the identity of a manifest file. Callers take the identity before they read the file, or after they renamed the new file.
 pub fn identity(manifest: &File) -> io::Result<ManifestIdentity> {
     let found = manifest.metadata()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i64::cast_unsigned);
@@ -81,13 +81,13 @@ pub fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!("{}.index", name.strip_suffix(SUFFIX).unwrap_or(name)))
 }
 
-/// Writes the index of `manifest`, which has been read from `file` at `path` and checked. A failure is logged and costs time later.
-/// Renaming the manifest, or changing its owner or mode, invalidates the index.
+/// Writes the index of the checked `manifest`, whose file is at `path` and has the identity `file`. An error is only logged, since readers
+/// can parse the manifest instead. Renaming the manifest file, or changing its owner or mode, invalidates the index.
 pub fn keep(path: &Path, file: io::Result<ManifestIdentity>, manifest: &Manifest) {
     keep_content(path, file, content_of(manifest));
 }
 
-/// Writes an index whose content [`content_of`] has returned; see [`keep`].
+/// Writes an index with content from [`content_of`]; see [`keep`].
 pub(super) fn keep_content(path: &Path, file: io::Result<ManifestIdentity>, content: Result<Vec<u8>, ReleaseError>) {
     if let Err(error) = content.and_then(|content| write(path, file, &content)) {
         tracing::warn!(path = %path.display(), %error, "index not written");
@@ -109,7 +109,7 @@ fn write(path: &Path, file: io::Result<ManifestIdentity>, content: &[u8]) -> Res
     Ok(place_unsynced(&beside(path), &parts, 0o640)?)
 }
 
-/// Opens the valid index of the manifest at `path`, or else the manifest. [`parse_known`](super::parse_known) reads both.
+/// Opens the index of the manifest at `path` if the index is valid, otherwise the manifest. [`parse_known`](super::parse_known) reads both.
 pub fn open(path: &Path) -> Result<File, FileError> {
     let manifest = open_regular(path)?;
     let index = || {
@@ -120,7 +120,7 @@ pub fn open(path: &Path) -> Result<File, FileError> {
     Ok(index().unwrap_or(manifest))
 }
 
-/// Returns the manifest at `path`, which is open as `manifest`, from its index, if that is valid.
+/// Reads the manifest at `path` from its index. Returns `None` if no index belongs to the open file `manifest`, or if it is damaged.
 pub(super) fn of(path: &Path, manifest: &File) -> Option<Manifest> {
     decode(content(&found(path)?.1, Some(manifest))?)
 }
@@ -131,18 +131,18 @@ fn found(path: &Path) -> Option<(File, Vec<u8>)> {
     Some((index, bytes))
 }
 
-/// Returns whether these bytes are an index and not a manifest.
+/// Returns true if `bytes` are an index and not a manifest.
 pub(super) fn is_one(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// Reads a manifest from its index, whose content was checked when it was written.
+/// Reads a manifest from the bytes of its index. The entries are not checked again: the manifest was checked before its index was written.
 pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     let damaged = || ReleaseError::Manifest { path: path.to_owned(), why: "its index is damaged".to_owned() };
     content(bytes, None).and_then(decode).ok_or_else(damaged)
 }
 
-/// Returns the content of an index if its digest is right and, with a manifest, if it was made from that file.
+/// Returns the content of an index if its digest is right. If `manifest` is given, the index must also have been made from this file.
 fn content<'a>(bytes: &'a [u8], manifest: Option<&File>) -> Option<&'a [u8]> {
     let (file, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<48>()?;
     let (digest, content) = rest.split_first_chunk::<32>()?;
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{model::EntryKind, release::manifest};
 
-    /// Returns the text of a manifest, its value, its directory and its path.
+    /// Writes a manifest to a new directory. Returns its text, its value, the directory and its path.
     fn placed() -> (&'static [u8], Manifest, tempfile::TempDir, PathBuf) {
         let text = include_bytes!("../../../fuzz/seeds/manifest/small");
         let dir = tempfile::tempdir().unwrap();
@@ -215,7 +215,7 @@ mod tests {
         for change in changes {
             write(&path, identity(&File::open(&path).unwrap()), &content_of(&other).unwrap()).unwrap();
             assert_eq!(known(&path).as_ref(), Some(&other));
-            // File systems count time in steps.
+            // The clock of file systems advances in steps of some milliseconds.
             std::thread::sleep(std::time::Duration::from_millis(20));
             change();
             assert_eq!(manifest::read(&path).unwrap(), right);

@@ -1,4 +1,4 @@
-//! Readers of manifests.
+//! Reads and checks manifests.
 
 use std::{fs::File, path::Path};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{host::files::open_regular, model::Manifest, release::ReleaseError};
 
-/// Reads and checks the manifest at `path`, from its index if there is one; otherwise writes an index for the next time.
+/// Returns the manifest at `path`: from its index if the index is valid. Otherwise checks the manifest and writes its index.
 pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     let file = open_regular(path)?;
     if let Some(manifest) = index::of(path, &file) {
@@ -22,19 +22,19 @@ pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     Ok(manifest)
 }
 
-/// Reads the head of a manifest without checking its entries. For lists, not for decisions.
+/// Reads the head of a manifest without checking its entries. Callers show the head, but base no decision on it.
 pub fn head(path: &Path) -> Result<Head, ReleaseError> {
     let bytes = read_at_start(&open_regular(path)?, path)?;
     serde_json::from_slice(&bytes).map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })
 }
 
-/// Reads and checks a manifest that is open; `path` is for messages.
+/// Reads and checks the open manifest `file`; `path` is for messages.
 pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
     from_bytes(&read_at_start(file, path)?, path)
 }
 
-/// Reads a file that [`index::open`] opened: an index or a manifest. Not for files from elsewhere, since the content of an index is
-/// taken as checked.
+/// Reads a file that [`index::open`] opened: an index or a manifest. Must not be used for files from elsewhere, since the entries of an
+/// index are not checked.
 pub fn parse_known(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
     let bytes = read_at_start(file, path)?;
     if index::is_one(&bytes) { index::parse(&bytes, path) } else { from_bytes(&bytes, path) }
@@ -48,14 +48,16 @@ pub(in crate::release) fn parse_both<'a>(
     both(|| parse_known(one, of_one), || parse_known(other, of_other))
 }
 
-/// Checks the bytes of a manifest; `path` is for messages.
+/// Parses and checks the bytes of a manifest; `path` is for messages.
 pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
     #[derive(serde::Deserialize)]
     struct Format {
         format: u32,
     }
-    let other = |format| wrong(format!("it has the format {format}, this larder reads {}; update larder", Manifest::FORMAT));
+    let other = |format| {
+        wrong(format!("it has the format {format}, but this larder reads the format {}; update larder", Manifest::FORMAT))
+    };
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
         // A newer format may not parse at all.
         Ok(Format { format }) if format != Manifest::FORMAT => other(format),
@@ -65,9 +67,9 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
         return Err(other(manifest.format));
     }
     check_entries(&manifest.entries, &ArchiveLimits::default())
-        .map_err(|source| ReleaseError::Archive { doing: "accepted", source })?;
+        .map_err(|source| ReleaseError::Archive { doing: "accept", source })?;
     if tree_digest(&manifest.entries) != manifest.tree {
-        return Err(wrong("its tree digest is not that of its entries".to_owned()));
+        return Err(wrong("its tree digest does not match its entries".to_owned()));
     }
     Ok(manifest)
 }

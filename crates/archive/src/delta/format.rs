@@ -230,9 +230,9 @@ pub(super) fn failed(doing: &'static str, source: std::io::Error) -> DeltaError 
 }
 
 pub(super) fn accepted(source: ArchiveError) -> DeltaError {
-    DeltaError::Archive { doing: "accepted", source }
+    DeltaError::Archive { doing: "accept", source }
 }
 
 pub(super) fn written(source: ArchiveError) -> DeltaError {
-    DeltaError::Archive { doing: "written", source }
+    DeltaError::Archive { doing: "write", source }
 }

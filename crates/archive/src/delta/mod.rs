@@ -89,9 +89,9 @@ pub enum DeltaError {
     #[error(transparent)]
     File(#[from] FileError),
     /// An archive or a compressed section was refused or could not be written.
-    #[error("the release archive cannot be {doing}")]
+    #[error("cannot {doing} the release archive")]
     Archive {
-        /// `written` or `accepted`.
+        /// `write` or `accept`.
         doing: &'static str,
         /// The cause.
         #[source]
