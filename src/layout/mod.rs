@@ -21,6 +21,7 @@ const STANDARD: &str = include_str!("../../layouts/standard.yaml");
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
+    /// The name of the layout.
     pub layout: String,
     /// The entries of the root.
     #[serde(default)]
@@ -39,7 +40,7 @@ pub struct Layout {
 pub struct LayoutEntry {
     /// The purpose of the entry; unique in its layout.
     pub role: String,
-    /// The path below the directory of its list; `*` stands for any characters within one name.
+    /// The path below the directory that the list describes; `*` stands for any characters within one name.
     pub path: String,
     pub kind: LayoutKind,
     pub owner: Owner,
@@ -79,13 +80,13 @@ pub enum Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CreationTime {
-    /// With the environment, or at the first start.
+    /// When the environment is created, or at the first start of the server.
     Environment,
     /// By a deployment; the entry may be missing.
     Deployment,
 }
 
-/// The user and mode of a comparison.
+/// The user for whom a directory is compared with the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Viewer {
     /// The uid of the server.
@@ -124,7 +125,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Returns the differences between `environment` and the layout, one line each with the remedy. Does not follow links.
+    /// Returns the differences between the directory `environment` and the layout, one line each, with the remedy. Does not follow links.
     pub fn findings(&self, environment: &Path, viewer: Viewer) -> Vec<String> {
         let named = self.entries.iter().filter(|entry| !entry.path.contains('*'));
         named.filter_map(|entry| entry.finding(environment, viewer)).collect()
@@ -184,7 +185,7 @@ impl LayoutEntry {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Some(format!("{shown} is missing; a restart of the server creates it empty"));
             }
-            // The parent directory is readable only for another user, so nothing can be said about the entry.
+            // The parent directory is readable only for another user, so the entry cannot be checked.
             Err(_) => return None,
         };
         let found = meta.file_type();

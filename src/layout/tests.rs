@@ -1,3 +1,5 @@
+//! Tests of layouts: parsing, the search for the entry of a path, and the differences on the disk.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
@@ -28,10 +30,10 @@ fn standard_layout_names_the_paths_of_the_code() {
         ("generated", paths.secrets()),
     ];
     for (role, path) in used {
-        let place = layout.entries.iter().find(|place| place.role == role).unwrap_or_else(|| panic!("no place {role}"));
+        let place = layout.entries.iter().find(|place| place.role == role).unwrap_or_else(|| panic!("no entry {role}"));
         assert_eq!(paths.path().join(&place.path), path, "{role}");
     }
-    // Paths of releases are named by their directories.
+    // The layout names the directories of release files, not the files themselves.
     let release = ReleaseId::new(jiff::Timestamp::UNIX_EPOCH);
     for path in [paths.archive(release), paths.manifest(release), paths.tree(release)] {
         let parent = path.parent().unwrap().strip_prefix(paths.path()).unwrap();
@@ -75,7 +77,7 @@ fn difference_from_the_layout_is_reported() {
     let viewer = Viewer { uid: rustix::process::geteuid().as_raw(), system: false };
     let find = || layout.findings(directory.path(), viewer).join("\n");
     let at = |name: &str| directory.path().join(name);
-    assert_eq!(find().lines().count(), 2, "a link that comes later may be missing: {}", find());
+    assert_eq!(find().lines().count(), 2, "a link that a deployment creates may be missing: {}", find());
     fs::create_dir(at("a")).unwrap();
     fs::write(at("c"), "").unwrap();
     for (path, mode) in [("a", 0o755), ("c", 0o600)] {
