@@ -20,7 +20,7 @@ pub enum Address {
         port: u16,
         /// The name of the project on the other server.
         project: ProjectName,
-        /// An environment of the project; `None` stands for all of them.
+        /// The environment of the project; `None` for all environments.
         environment: Option<EnvironmentName>,
     },
     /// The absolute path of a directory on this machine.

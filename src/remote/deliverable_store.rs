@@ -1,4 +1,4 @@
-//! [`DeliverableStore`]: the releases of one project on another larder server, or in a directory, on a web server or in a bucket.
+//! [`DeliverableStore`]: the releases of one project on a remote, which is a larder server, a directory, a web server or a bucket.
 
 use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sa
 const MAX_RANGES_BYTES: usize = 600;
 /// The time limit for a list of offers, which a push may wait for.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The time limit for a small answer that the other side has to compute, such as a delta.
+/// The time limit for a small answer that the remote may have to compute, such as the digest of a delta.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-/// The maximum number of commits that are named in a request for a pack.
+/// The maximum number of commits in a request for a pack that the request names as known here.
 const MAX_HAVES: usize = 12;
 
-/// Opens remotes, with the key and the settings of this server.
+/// The key and the settings with which this server opens remotes.
 #[derive(Debug, Clone)]
 pub struct DeliverableStores {
     key: PullKey,
@@ -32,7 +32,7 @@ pub struct DeliverableStores {
 }
 
 impl DeliverableStores {
-    /// Uses `key` for other servers.
+    /// Creates the settings. `key` identifies this server to other larder servers.
     pub fn new(key: PullKey, limits: TransferLimits) -> DeliverableStores {
         DeliverableStores { key, limits, buckets: Arc::default() }
     }
@@ -43,12 +43,12 @@ impl DeliverableStores {
         DeliverableStores { buckets: Arc::new(settings.into_iter().collect()), ..self }
     }
 
-    /// The key that identifies this server to other servers.
+    /// Returns the key that identifies this server to other servers.
     pub fn key(&self) -> &PullKey {
         &self.key
     }
 
-    /// Opens a remote for a project of this server. Does not connect yet.
+    /// Opens a remote for a project of this server. The first request connects to the remote.
     pub fn open(&self, remote: &Remote, project: &ProjectName) -> Result<DeliverableStore, RemoteError> {
         let address: Address = remote.url.parse()?;
         let title = format!("{} ({address})", remote.name);
@@ -82,7 +82,7 @@ pub struct DeliverableStore {
 }
 
 impl DeliverableStore {
-    /// Also requests deltas; for callers that can apply them.
+    /// Makes pulls request deltas, which the caller must be able to apply.
     #[must_use]
     pub fn with_deltas(self) -> DeliverableStore {
         DeliverableStore { deltas: true, ..self }
@@ -92,17 +92,17 @@ impl DeliverableStore {
         self.deltas
     }
 
-    /// The name and address of the remote, for messages.
+    /// Returns the name and address of the remote, for messages.
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// The maximum sizes of transfers.
+    /// Returns the maximum sizes of transfers.
     pub fn limits(&self) -> TransferLimits {
         self.limits
     }
 
-    /// Returns whether the remote is a larder server, which can also send commits and run commands.
+    /// Returns true if the remote is a larder server, which can also send commits and run commands.
     pub fn is_server(&self) -> bool {
         matches!(*self.backend, Backend::Server(_))
     }
@@ -114,17 +114,17 @@ impl DeliverableStore {
         }
     }
 
-    /// The name of the project on the remote.
+    /// Returns the name of the project on the remote.
     pub fn project(&self) -> &ProjectName {
         &self.project
     }
 
-    /// The environment that the address names, if it names one.
+    /// Returns the environment in the address, if there is one.
     pub fn environment(&self) -> Option<&EnvironmentName> {
         self.environment.as_ref()
     }
 
-    /// The project or environment on the remote: `shop` or `shop/staging`.
+    /// Returns the project or environment on the remote: `shop` or `shop/staging`.
     pub fn target(&self) -> String {
         match &self.environment {
             Some(environment) => format!("{}/{environment}", self.project),
@@ -138,7 +138,7 @@ impl DeliverableStore {
         words
     }
 
-    /// Waits for `answer`, at most for `limit`. The other time limits detect only silence, not an answer that arrives byte by byte.
+    /// Waits for `answer`, at most for `limit`. The time limits of the connection detect only silence, not an answer that arrives byte by byte.
     async fn within<T>(
         &self,
         limit: Duration,
@@ -201,8 +201,8 @@ impl DeliverableStore {
         }
     }
 
-    /// Sends ranges of an object to `to`, in order. A remote may send more or less than was requested: the receiver must count, and ends
-    /// the transfer by dropping its end of the channel.
+    /// Sends ranges of an object to `to`, in order. A remote may send more or less than was requested, so the receiver must count the bytes.
+    /// The receiver aborts the transfer by dropping its end of the channel.
     pub async fn fetch(
         &self,
         release: ReleaseId,
@@ -278,7 +278,7 @@ impl DeliverableStore {
         self.server("run commands")?.exec(words).await
     }
 
-    /// Closes the connection, if there is one. The next request opens another one.
+    /// Closes the connection, if there is one. The next request opens a new connection.
     pub async fn leave(&self) {
         if let Backend::Server(server) = &*self.backend {
             server.leave().await;

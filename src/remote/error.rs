@@ -74,7 +74,7 @@ pub enum RemoteError {
         remote: String,
         /// The request, as in `give the archive`.
         doing: String,
-        /// The exit code of the command there.
+        /// The exit code of the command on the remote.
         code: u32,
         /// The remote's error message; may be empty.
         words: String,
@@ -146,28 +146,30 @@ fn quoted(words: &str) -> String {
 }
 
 impl RemoteError {
-    /// Returns whether a retry may succeed.
+    /// Returns true if a retry may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self, RemoteError::Unreachable { .. } | RemoteError::Lost { .. })
     }
 
-    /// The remedies, one line each.
+    /// Returns the hints, one line each.
     pub fn hints(&self) -> Vec<String> {
         match self {
             RemoteError::HostKey { .. } => vec![
                 String::from(
-                    "the connection may be intercepted; ask the operator of that server for its fingerprint (`larder key show` there)",
+                    "compare the fingerprint with the output of `larder key show` on that server; if they differ, the connection is intercepted",
                 ),
                 String::from(
-                    "if the server was reinstalled: `larder remote remove` and `larder remote add` with the new --host-key",
+                    "if the server was reinstalled, run `larder remote remove`, then `larder remote add` with the new --host-key",
                 ),
             ],
             RemoteError::Unpinned { line, .. } => {
-                vec![format!("compare it with `larder key show` there, then add --host-key \"{line}\"")]
+                vec![format!(
+                    "compare the key with the output of `larder key show` on that server, then add --host-key \"{line}\""
+                )]
             }
             RemoteError::Login { key, .. } => vec![
-                format!("an administrator there can run: larder user add NAME --key \"{key}\""),
-                String::from("then: larder user grant NAME PROJECT view"),
+                format!("ask an administrator of that server to run: larder user add NAME --key \"{key}\""),
+                String::from("and then to run: larder user grant NAME PROJECT view"),
             ],
             RemoteError::Unreachable { .. } | RemoteError::Lost { .. } => {
                 vec![String::from("try again; the transfer resumes where it was interrupted")]
@@ -181,7 +183,7 @@ impl RemoteError {
         }
     }
 
-    /// Returns whether the error concerns a delta, so that the whole archive may still be fetched.
+    /// Returns true if the error only concerns a delta, so that the whole archive may still be fetched.
     pub fn is_of_a_delta(&self) -> bool {
         match self {
             RemoteError::NotFound { what, .. } | RemoteError::TooLarge { what, .. } | RemoteError::Damaged { what, .. } => {

@@ -1,4 +1,4 @@
-//! The releases that a remote offers, how users name one of them, and the limits of everything that a remote sends.
+//! The releases that a remote offers, the search for the release that a user names, and the limits of everything that a remote sends.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(super) const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// The number of chunks of a transfer that may wait for the disk. A chunk is one read from the network, 32 KiB over ssh.
 pub(crate) const MAX_QUEUE: usize = 16;
 
-/// The maximum sizes of transfers from a remote, whatever it offers.
+/// The maximum sizes of transfers from a remote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferLimits {
     /// The maximum size of an archive or a delta, in bytes.
@@ -42,7 +42,8 @@ pub struct Blob {
     pub digest: Digest,
 }
 
-/// A release that a remote offers, with the data for choosing one. An offer is not signed and proves nothing; the manifest does.
+/// A release that a remote offers, with the data by which a release is chosen. An offer is not signed, so it proves nothing; the manifest
+/// of the release is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The project of the release.
@@ -51,7 +52,7 @@ pub struct Offer {
     pub environment: EnvironmentName,
     /// The id of the release.
     pub release: ReleaseId,
-    /// The number of the release in that environment; `None` if it never ran there.
+    /// The number of the release in `environment`; `None` if the release never ran there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<ReleaseNumber>,
     /// The build number.
@@ -72,18 +73,18 @@ pub struct Offer {
     pub archive_bytes: u64,
     /// Size and digest of the manifest file.
     pub manifest: Blob,
-    /// Set if the release is live in that environment.
+    /// True if the release is live in `environment`.
     #[serde(default)]
     pub live: bool,
-    /// The time at which it last became healthy there.
+    /// The time at which the release last became healthy in `environment`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_since: Option<Timestamp>,
 }
 
 impl Offer {
-    /// A title for users, such as `v42 (1a2b3c4d5e)`; without a number, the commit alone.
+    /// Returns a title for users, such as `v42 (1a2b3c4d5e)`. Without a number and a tag, the title is the commit alone.
     pub fn title(&self) -> String {
-        // Another server chose the tag.
+        // The tag comes from another server, so it may contain control characters.
         let tag = self.tag.as_deref().map(sanitise_reason);
         match (&self.number, &tag) {
             (Some(number), Some(tag)) => format!("{number} {tag} ({})", self.commit.short()),
@@ -113,7 +114,7 @@ pub enum Object {
 }
 
 impl Object {
-    /// The word of `deliverable get` for this file.
+    /// Returns the word for this file in the command `deliverable get`.
     pub fn word(&self) -> &'static str {
         match self {
             Object::Manifest => "manifest",
@@ -124,7 +125,7 @@ impl Object {
         }
     }
 
-    /// The word for a delta.
+    /// The word for a delta in the command `deliverable get`.
     pub(super) const DELTA: &'static str = "delta";
     /// The name of the description of a delta, in error messages.
     pub(super) const DELTA_NOTE: &'static str = "description of a delta";
@@ -217,7 +218,7 @@ mod tests {
         assert_eq!(found("v2"), Some(2));
         assert_eq!(found("v1.4.0"), Some(2));
         assert_eq!(found(&offers[2].release.to_string()), Some(1));
-        // The newer of two releases of one commit.
+        // Of two releases of one commit, the newer one is found.
         assert_eq!(found("abababab"), Some(3));
         assert_eq!(found(offers[1].commit.as_str()), Some(2));
         for missing in ["v9", "ab", "", "deadbeef", "v", "2"] {

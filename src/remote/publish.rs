@@ -20,21 +20,22 @@ const MAX_PARTS: usize = 2;
 /// A release to publish.
 #[derive(Debug, Clone)]
 pub struct Publication {
-    /// The offer that is published with it.
+    /// The offer that is published with the release.
     pub offer: Offer,
-    /// The path of its archive.
+    /// The path of the archive.
     pub archive: PathBuf,
-    /// The path of its manifest.
+    /// The path of the manifest.
     pub manifest: PathBuf,
-    /// Its signed health record, if there is one.
+    /// The signed health record, if there is one.
     pub health: Option<Vec<u8>>,
 }
 
-/// Publishes a release: the archive first and the offer last, because the offer makes the release visible. Idempotent; files that are
-/// already published are not sent again. Returns the number of bytes sent.
+/// Publishes a release: the archive first and the offer last, because the offer makes the release visible. May be repeated: an archive or
+/// manifest that is already published is not sent again. Returns the number of bytes sent.
 pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
     let Some(store) = remote.files() else {
-        let (remote, doing) = (remote.title().to_owned(), String::from("accept a publication; a larder server pulls"));
+        let (remote, doing) =
+            (remote.title().to_owned(), String::from("accept a publication, because larder servers pull releases"));
         return Err(RemoteError::Refused { remote, doing, code: 3, words: String::new() });
     };
     let (project, release) = (&share.offer.project, share.offer.release);
@@ -80,7 +81,8 @@ pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u
     }
     sent = sent.saturating_add(small(store.offer_path(project, release), "offer", json(&share.offer)).await?);
     if store.is_listable() {
-        // The list is rebuilt from the published offers, so a concurrent publication is missing in it only until the next publication.
+        // The list is rebuilt from all published offers. An offer that is missing because of a concurrent publication is therefore added by
+        // the next publication.
         let mut offers = store.list(project, u64::MAX).await?;
         offers.truncate(MAX_OFFERS);
         sent = sent.saturating_add(small(store.index_path(project), "list", json(&offers)).await?);

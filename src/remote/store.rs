@@ -4,7 +4,7 @@
 //! <remote>/<project>/<release>.tar.zst
 //!                   <release>.manifest.json
 //!                   <release>.health.json        the health record at the time of publication
-//!                   <release>.offer.json         written last: the release exists once this file does
+//!                   <release>.offer.json         written last, because it makes the release visible
 //!                   index.json                   all offers, for clients of web servers, whose directories cannot be listed
 //! ```
 
@@ -27,7 +27,7 @@ use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
 /// The time limit for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The maximum silence of a transfer.
+/// The maximum time without data during a transfer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximum size of an offer, in bytes.
 const MAX_OFFER_BYTES: u64 = 64 << 10;
@@ -41,12 +41,12 @@ pub struct ObjectFiles {
     objects: Arc<dyn ObjectStore>,
     /// The path above the project's directory.
     prefix: Path,
-    /// Set if the backend can list its objects.
+    /// True if the backend can list its objects.
     listable: bool,
 }
 
 impl ObjectFiles {
-    /// Opens the store at an address that is not a larder server's. `buckets` are settings for S3.
+    /// Opens the store at `address`, which must not be the address of a larder server. `buckets` are settings for S3.
     pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<ObjectFiles, RemoteError> {
         // Fails only if the same provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -59,7 +59,7 @@ impl ObjectFiles {
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_read_timeout(STALL_TIMEOUT)
             .with_timeout_disabled();
-        // There are few retries here, because the transfer itself retries, depending on its progress.
+        // Two retries are enough here, because the transfer itself retries as long as it makes progress.
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
         let mut prefix = Path::default();
         let (objects, listable): (Arc<dyn ObjectStore>, bool) = match address {
@@ -166,7 +166,7 @@ impl ObjectFiles {
         Ok(offers)
     }
 
-    /// Returns a small object.
+    /// Returns a whole object of at most `limit` bytes.
     pub async fn whole(
         &self,
         project: &ProjectName,

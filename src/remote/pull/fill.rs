@@ -1,4 +1,4 @@
-//! [`PartialFile`]: a file that is fetched in pieces, over several connections if necessary.
+//! [`PartialFile`]: a file that is fetched in pieces. An interrupted transfer continues over a new connection.
 
 use std::{
     fs::File,
@@ -44,14 +44,14 @@ fn note_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// The backoff between attempts. It is reset after each attempt that made progress.
+/// Returns the backoff between attempts. Callers restart the backoff after each attempt that made progress.
 pub(super) fn pauses() -> ExponentialBackoff {
     let shortest = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
     let pauses = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(shortest.saturating_mul(40));
     pauses.with_max_times(7).with_jitter().build()
 }
 
-/// Retries after transient errors.
+/// Runs `attempt`, and retries with backoff after transient errors.
 pub(super) async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
 where
     F: Future<Output = Result<T, RemoteError>> + Send,
@@ -68,7 +68,7 @@ where
     }
 }
 
-/// Returns whether a complete file with the right digest exists. A file with a wrong digest is removed.
+/// Returns true if a complete file with the right digest exists. A file with a wrong digest is removed.
 pub(super) async fn is_whole(lease: &IncomingLease, path: &Path, piece: Piece) -> Result<bool, RemoteError> {
     let path = path.to_owned();
     let look = move || {
@@ -83,11 +83,12 @@ pub(super) async fn is_whole(lease: &IncomingLease, path: &Path, piece: Piece) -
     lease.blocking(look).await
 }
 
+/// Returns true if the bytes of a piece in `file` have its digest.
 fn is_right(file: &File, piece: &Piece, buffer: &mut [u8]) -> bool {
     hash(file, piece.at, piece.bytes, buffer).is_some_and(|hasher| Digest::from(hasher.finalize()) == piece.digest)
 }
 
-/// Hashes a range of a file. The hasher can be continued.
+/// Hashes a range of a file. The caller can add more bytes to the returned hasher.
 fn hash(file: &File, at: u64, bytes: u64, buffer: &mut [u8]) -> Option<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     let mut done = 0_u64;
@@ -116,12 +117,13 @@ struct WriterState {
     note: Arc<File>,
     /// The pieces that were missing when the fetch began, in order.
     missing: Vec<Piece>,
-    /// The number of these pieces that are complete.
+    /// The number of `missing` pieces that are complete now.
     next: usize,
     /// The number of bytes of the next piece that are written.
     part: u64,
+    /// The hash of these bytes.
     hasher: blake3::Hasher,
-    /// The number of these bytes that an earlier attempt had written. If they are wrong, the remote is not at fault.
+    /// The number of these bytes that an earlier attempt had written. Wrong bytes among them are no error of the remote.
     found: u64,
     fetched: u64,
     reused: u64,
@@ -220,13 +222,13 @@ impl PartialFile {
                         limit,
                     });
                 }
-                // The bytes that an earlier attempt has written are wrong. The piece is fetched again once; a second failure is the
-                // remote's.
+                // The bytes of an earlier attempt may be wrong, so the piece is fetched again once. A second wrong digest is an error of
+                // the remote.
                 (Written::Wrong { found: true }, _) if again => {
                     again = false;
                     Some(Duration::ZERO)
                 }
-                (Written::Wrong { .. }, _) => return Err(wrong("it does not have the digest that was promised")),
+                (Written::Wrong { .. }, _) => return Err(wrong("its digest is not the expected one")),
                 (Written::All, Err(error)) if !error.is_transient() && self.state.ranges().is_some() => return Err(error),
                 (Written::All, Err(RemoteError::Aborted)) => return Err(RemoteError::Aborted),
                 (Written::All, Err(error)) => {
@@ -274,7 +276,7 @@ enum Written {
     All,
     /// The remote sent more than was requested.
     Surplus,
-    /// A piece has a wrong digest. `found` is set if an earlier attempt had written its beginning.
+    /// A piece has a wrong digest. `found` is true if an earlier attempt had written the beginning of the piece.
     Wrong { found: bool },
 }
 
@@ -350,7 +352,7 @@ impl WriterState {
         (!ranges.is_empty()).then_some(ranges)
     }
 
-    /// Takes the state for the writing thread. The remaining state must be replaced by the one that the thread returns.
+    /// Moves the state out for the writing thread. The caller must replace the rest with the state that the thread returns.
     fn split(&mut self) -> WriterState {
         WriterState {
             lease: self.lease.clone(),
@@ -373,6 +375,7 @@ impl WriterState {
         (self, Ok(Written::All))
     }
 
+    /// Writes a chunk to the missing pieces.
     fn take(&mut self, mut chunk: &[u8]) -> Result<Written, RemoteError> {
         let failed = |error: io::Error| FileError::io("write", "the partial file", error);
         while !chunk.is_empty() {
@@ -401,6 +404,7 @@ impl WriterState {
         Ok(Written::All)
     }
 
+    /// Records that `part` bytes of the piece at `at` are written.
     fn note(&self, at: u64, part: u64) -> io::Result<()> {
         let mut bytes = [0; 16];
         for (to, from) in bytes.iter_mut().zip(at.to_le_bytes().into_iter().chain(part.to_le_bytes())) {

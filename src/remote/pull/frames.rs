@@ -1,4 +1,4 @@
-//! The frames of archives, as manifests describe them: those of the offered archive, and those that are held here.
+//! The frames of the offered archive and of the older archives on this server, as their manifests describe them.
 
 use std::{collections::HashMap, fs::File, io::BufReader, os::unix::fs::FileExt, path::Path, path::PathBuf, sync::Arc};
 
@@ -63,7 +63,7 @@ impl TransferHead {
     }
 }
 
-/// Returns the end of an archive after its last frame, and its offset.
+/// Returns the offset and the bytes of the seek table, which follows the last frame of an archive.
 pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
     let end = archive.frames.iter().map(|frame| frame.bytes).sum();
     Some((end, archive.seek_table()))
@@ -77,7 +77,7 @@ pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 const MAX_ARCHIVES: usize = 3;
 
 impl HeldFrames {
-    /// The frames of these manifests and archives, newest first. Unreadable archives are skipped.
+    /// Reads the frames of `archives`, pairs of manifest and archive, newest first. Unreadable archives are skipped.
     pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> HeldFrames {
         let mut known = HashMap::new();
         let readable = archives.into_iter().filter_map(|(manifest, archive)| {
@@ -91,7 +91,8 @@ impl HeldFrames {
         HeldFrames(known)
     }
 
-    /// Copies a piece from an older archive to its offset in `to`. Returns whether it was copied; the caller must verify the digest.
+    /// Copies a piece from an older archive to its offset in `to`. Returns false if no copy was made. The caller must
+    /// verify the digest of a copy.
     pub(super) fn copy(&self, piece: &Piece, to: &File, buffer: &mut [u8]) -> bool {
         let Some((from, offset, bytes)) = self.0.get(&piece.digest).filter(|(.., bytes)| *bytes == piece.bytes) else {
             return false;

@@ -86,7 +86,7 @@ pub(super) async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Inco
                 Err(fs::TryLockError::WouldBlock) => return Ok(None),
                 Err(fs::TryLockError::Error(error)) => return Err(failed(error).into()),
             }
-            // The previous holder may have removed the directory when it was done.
+            // Another pull may have removed the directory before this pull got the lock.
             let same = match (lock.metadata(), fs::metadata(&path)) {
                 (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
                 _ => false,

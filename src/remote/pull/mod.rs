@@ -1,8 +1,8 @@
 //! Pulls a release from a remote; resumes an interrupted pull.
 //!
-//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. A later pull reuses
-//! the complete frames of an interrupted pull, which it verifies by their digests, and resumes the incomplete frame, whose position is in a
-//! file beside the partial file. A frame with a wrong digest is discarded and fetched again.
+//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. After an
+//! interrupted pull, the next pull reuses all frames whose digests are right. The next pull also resumes the incomplete frame; its position
+//! is in a file beside the partial file. A frame with a wrong digest is fetched again.
 
 mod fill;
 mod frames;
@@ -66,11 +66,11 @@ pub enum PulledContent {
         /// The release that the delta starts from.
         from: ReleaseId,
     },
-    /// Nothing: the release is in `releases/` already.
+    /// Nothing, because the release is in `releases/` already.
     Held,
 }
 
-/// The files of a completed pull. While this value exists, no other pull uses them; [`discard`] removes them.
+/// The files of a completed pull. While this value exists, no other pull uses the files. [`discard`] removes the files.
 #[derive(Debug)]
 pub struct Pulled {
     /// The directory of the files.
@@ -91,30 +91,30 @@ const DELTA: &str = "delta";
 const HEALTH: &str = "health.json";
 
 impl Pulled {
-    /// The path of the manifest, unless a delta was fetched.
+    /// Returns the path of the manifest, if an archive was fetched.
     pub fn manifest(&self) -> Option<PathBuf> {
         (self.content == PulledContent::Archive).then(|| self.directory.join(MANIFEST))
     }
 
-    /// The path of the archive, unless a delta was fetched.
+    /// Returns the path of the archive, if an archive was fetched.
     pub fn archive(&self) -> Option<PathBuf> {
         (self.content == PulledContent::Archive).then(|| self.directory.join(ARCHIVE))
     }
 
-    /// The path of the delta, if one was fetched.
+    /// Returns the path of the delta, if a delta was fetched.
     pub fn delta(&self) -> Option<PathBuf> {
         matches!(self.content, PulledContent::Delta { .. }).then(|| self.directory.join(DELTA))
     }
 
-    /// The path of the health record, if the remote has one.
+    /// Returns the path of the health record, if the remote has a record.
     pub fn health(&self) -> Option<PathBuf> {
         Some(self.directory.join(HEALTH)).filter(|path| path.is_file())
     }
 }
 
-/// Fetches the release of an offer into `releases/.incoming/`. `held` are releases whose tree this environment has, and perhaps their
-/// archive, newest first. Only changes are fetched: a delta from one of them ([`DeliverableStore::with_deltas`]), or the frames that their
-/// archives do not have. Can be interrupted at any moment and repeated. A second pull of the same release waits for the first.
+/// Fetches the release of an offer into `releases/.incoming/`. `held` lists the releases whose trees, and perhaps archives, this environment
+/// has, newest first. Only changes are fetched: a delta from a held release ([`DeliverableStore::with_deltas`]), or the frames that no
+/// archive of a held release has. Can be interrupted at any moment and repeated. A second pull of the same release waits for the first.
 pub async fn pull(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -125,8 +125,8 @@ pub async fn pull(
     pull_checked(remote, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as ManifestCheck)).await
 }
 
-/// Like [`pull`], and checks the manifest: if `check` rejects it, the archive is not fetched and nothing is kept. The manifest of a delta
-/// is inside the delta, so the caller must check it when the delta is applied.
+/// Pulls like [`pull`], and checks the manifest: if `check` rejects the manifest, the archive is not fetched and nothing is kept. The manifest
+/// of a delta is inside the delta, so the caller must check that manifest when the delta is applied.
 pub async fn pull_checked(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -161,7 +161,7 @@ async fn fill(
     } else {
         content(remote, offer, held, paths, progress, check, pulled).await?;
     }
-    // The record is fetched even for a release that is held already, because it may have changed.
+    // The health record is fetched even if the release is held already, because the record may have changed.
     if let Some(record) = patiently(|| remote.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
         pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
@@ -199,6 +199,7 @@ async fn content(
 /// The number of held releases for which a delta is requested.
 const MAX_BASES: usize = 2;
 
+/// Fetches a delta from a held release. Returns false if no delta is smaller than the archive.
 async fn by_delta(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -220,6 +221,7 @@ async fn by_delta(
     Ok(false)
 }
 
+/// Fetches the archive, except the frames that an archive of a held release has.
 async fn by_frames(
     remote: &DeliverableStore,
     offer: &Offer,

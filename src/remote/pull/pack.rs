@@ -28,8 +28,8 @@ use crate::{
 pub struct Pack {
     /// The file, positioned at its beginning.
     pub file: File,
-    /// Set if the pack was fetched by more than one request. Its parts may then be from different packs, so that it has to be fetched
-    /// again.
+    /// True if the pack was fetched by more than one request. Its parts may then be from different packs, so a pack that git refuses should
+    /// be fetched again.
     pub resumed: bool,
     directory: PathBuf,
     lease: IncomingLease,
@@ -108,7 +108,7 @@ fn append(
     while let Some(chunk) = chunks.blocking_recv() {
         let after = here.saturating_add(chunk.len() as u64);
         if after > limit {
-            // Not resumed: the pack would exceed the limit again.
+            // The partial pack is not kept: a resumed transfer would exceed the limit again.
             file.set_len(0).map_err(failed)?;
             return Err(RemoteError::TooLarge { remote, what: String::from("pack"), limit });
         }

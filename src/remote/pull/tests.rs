@@ -1,4 +1,4 @@
-//! Pulls from a directory, with archives of random frames.
+//! Tests of pulls from a directory, with archives of pseudo-random frames.
 
 use std::{os::unix::fs::FileExt, time::Duration};
 
@@ -29,7 +29,7 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     out
 }
 
-/// An archive with frames of these seeds and sizes, and its description.
+/// Returns an archive with frames of these seeds and sizes, and its description.
 fn archive(frames: &[(u64, usize)]) -> (Vec<u8>, ArchiveInfo) {
     let (mut bytes, mut described) = (Vec::new(), Vec::new());
     for (seed, size) in frames {
@@ -174,7 +174,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
     let directory = world.incoming(offer.release);
     std::fs::create_dir_all(&directory).unwrap();
-    // The first frame is complete, and 50,000 bytes of the second one. The rest is garbage.
+    // The first frame is complete, and the second frame has 50,000 bytes. All later bytes are wrong.
     let leave = |whole: usize, at: u64, part: u64, rot: Option<usize>| {
         let mut left = bytes.clone();
         left[whole..].fill(0x55);
@@ -189,7 +189,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     leave(150_000, 100_000, 50_000, None);
     let pulled = world.pull(&offer, &[]).await.unwrap();
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 450_000));
-    // A byte before the noted position is wrong: that frame is fetched again, once.
+    // If a byte before the noted position is wrong, the frame of this byte is fetched again, once.
     for (rot, fetched) in [(120_000, 450_000 + 200_000), (99_999, 550_000)] {
         clear(&pulled.directory);
         leave(150_000, 100_000, 50_000, Some(rot));
@@ -205,7 +205,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 600_000));
 }
 
-/// As after a kill between the end of the transfer and the acceptance.
+/// The server was killed after the transfer and before the acceptance.
 #[tokio::test]
 async fn complete_archive_is_not_fetched_again() {
     let world = World::new();
@@ -321,9 +321,9 @@ fn progress_reports_every_tenth_once() {
     assert_eq!(reported.lock().len(), 10);
 }
 
-/// A thread of an aborted pull that still writes has the directory for itself.
+/// While a thread of an aborted pull still writes, no other pull may use the directory.
 #[tokio::test(flavor = "multi_thread")]
-async fn pull_waits_for_the_threads_of_an_aborted_one() {
+async fn pull_waits_for_the_threads_of_an_aborted_pull() {
     let world = World::new();
     let release = ReleaseId::new(Timestamp::now());
     let (_, lease) = enter(&world.paths, release).await.unwrap();

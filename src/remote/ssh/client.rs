@@ -1,4 +1,4 @@
-//! The client of one other server: its connection, commands, and their output.
+//! The ssh client of one other larder server: the connection, the commands, and the output of commands.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -20,13 +20,13 @@ use crate::{model::sanitise_line, remote::error::RemoteError};
 
 /// The time limit for each of: TCP connection, key exchange, authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The silence after which a keep-alive request is sent.
+/// The time without data after which a keep-alive request is sent.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// The number of unanswered keep-alive requests after which the connection is lost.
 const MAX_KEEPALIVES: usize = 3;
-/// The maximum silence of a transfer on a connection that is alive.
+/// The maximum time without data of a transfer, on a connection whose keep-alive requests are answered.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// The maximum time before the first byte of an answer: the other side may have to compute a delta.
+/// The maximum time before the first byte of an answer, for which the other side may have to compute a delta.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// The maximum number of requests on one connection. The other side allows 32.
 const MAX_REQUESTS: usize = 24;
@@ -35,7 +35,7 @@ const MAX_COMMAND: usize = 1024;
 /// The number of bytes of the standard error that are kept for messages.
 const MAX_WORDS: usize = 4096;
 
-/// The maximum size of the standard error of a command whose standard output is read alone, in bytes.
+/// The maximum size of the standard error that [`Exec::next_out`] discards, in bytes.
 const MAX_NOISE: usize = 64 * 1024;
 
 static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
@@ -54,7 +54,7 @@ static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     })
 });
 
-/// Accepts only the pinned host key, and records the key of the server.
+/// The check that accepts only the pinned host key and records the key of the server.
 struct Pinned {
     expected: Option<String>,
     seen: Arc<Mutex<Option<String>>>,
@@ -79,7 +79,7 @@ struct Connection {
     requests: usize,
 }
 
-/// Another larder server.
+/// A client of another larder server.
 pub struct RemoteServer {
     /// The name and address, for messages.
     title: String,
@@ -187,7 +187,7 @@ impl RemoteServer {
     }
 }
 
-/// A piece of output.
+/// A piece of a command's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecOutput {
     /// Bytes of the standard output.
@@ -196,7 +196,7 @@ pub enum ExecOutput {
     Err(Bytes),
 }
 
-/// A running command. Dropping it ends the command on the other side.
+/// A running command. Dropping this value ends the command on the other server.
 pub struct Exec {
     channel: Channel<Msg>,
     _connection: Arc<Handle<Pinned>>,
@@ -238,7 +238,7 @@ impl Exec {
                     return Ok(Some(ExecOutput::Err(data)));
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
-                Some(ChannelMsg::Failure) => return Err(self.lost("it does not run commands")),
+                Some(ChannelMsg::Failure) => return Err(self.lost("the server does not run commands")),
                 Some(ChannelMsg::Close) | None => {
                     return if self.code.is_some() { Ok(None) } else { Err(self.lost("the command ended without an exit code")) };
                 }
@@ -263,12 +263,12 @@ impl Exec {
         Ok(None)
     }
 
-    /// The exit code; `None` before the end.
+    /// Returns the exit code; `None` before the end of the command.
     pub fn code(&self) -> Option<u32> {
         self.code
     }
 
-    /// Converts the exit code to an error; `None` for success. `what` is the requested object.
+    /// Returns the error for the exit code; `None` if the command succeeded. `what` is the requested object.
     pub fn refusal(&self, what: &str) -> Option<RemoteError> {
         let (remote, words) = (self.remote.clone(), self.message());
         match self.code {
@@ -285,7 +285,7 @@ impl Exec {
         lines.join("; ")
     }
 
-    /// Returns the whole standard output, at most `limit` bytes. Fails unless the command succeeds.
+    /// Returns the whole standard output, at most `limit` bytes. Returns an error if the command fails.
     pub async fn output(mut self, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
         let mut bytes = Vec::new();
         while let Some(data) = self.next_out().await? {

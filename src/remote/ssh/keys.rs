@@ -1,4 +1,4 @@
-//! The server's own ssh keys, in files that are created once and that only the server's user may read; and public keys as text.
+//! The ssh keys of this server, in files that are created once and that only the server's user may read, and the text form of public keys.
 
 use std::{
     fs, io,
@@ -13,6 +13,7 @@ use russh::keys::{
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
 
+/// The most bytes of a key file that are read.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// The reason why a key cannot be loaded or created. An existing file is never replaced: the key identifies this server to others.
@@ -32,7 +33,7 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// The file is not a regular file of the server's user.
-    #[error("the {what} {} must be a regular file that belongs to the server's user (uid {uid}); correct its owner or remove it", path.display())]
+    #[error("cannot use the {what} {}: it is not a regular file that belongs to the server's user (uid {uid}); correct its owner or remove it", path.display())]
     Owner {
         /// The purpose of the key, such as `host key`.
         what: &'static str,
@@ -52,7 +53,7 @@ pub enum KeyFileError {
         mode: u32,
     },
     /// The file does not contain an unencrypted ed25519 key in OpenSSH's format.
-    #[error("the {what} {} is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to create a new one (other servers will then reject this one)", path.display())]
+    #[error("the {what} {} is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to create a new one (other servers will then reject this server)", path.display())]
     Content {
         /// The purpose of the key, such as `host key`.
         what: &'static str,
@@ -138,7 +139,7 @@ impl KeyFile<'_> {
         let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), format!("larder {what}")).map_err(generate)?;
         let text = key.to_openssh(LineEnding::LF).map_err(generate)?;
 
-        // The file is complete before it gets its name, and never replaces a key that another start has created meanwhile.
+        // The file is complete before it gets its name. It never replaces a key that another process has created meanwhile.
         let mut draft =
             tempfile::Builder::new().prefix(".key-").tempfile_in(directory).map_err(self.failed("write a draft of"))?;
         draft.write_all(text.as_bytes()).map_err(self.failed("write"))?;
@@ -172,12 +173,12 @@ impl PullKey {
         Ok(PullKey(Arc::new(key)))
     }
 
-    /// The public key as one line, for `larder user add --key` on the other server.
+    /// Returns the public key as one line, for `larder user add --key` on the other server.
     pub fn line(&self) -> String {
         line_of(self.0.public_key())
     }
 
-    /// `SHA256:...`, as `ssh-keygen -l` prints it.
+    /// Returns the fingerprint `SHA256:...`, as `ssh-keygen -l` prints it.
     pub fn fingerprint(&self) -> String {
         self.0.fingerprint(HashAlg::Sha256).to_string()
     }
@@ -195,7 +196,7 @@ pub fn host_key(text: &str) -> Result<String, String> {
     Ok(line_of(&key))
 }
 
-/// Returns the fingerprint of a host key line; the line itself if it is not a key.
+/// Returns the fingerprint of the host key in `line`. If `line` is not a key, it is returned unchanged.
 pub fn fingerprint(line: &str) -> String {
     PublicKey::from_openssh(line).map_or_else(|_| line.to_owned(), |key| key.fingerprint(HashAlg::Sha256).to_string())
 }
