@@ -102,7 +102,7 @@ impl Outline {
         let (format, head) = head.split_at_checked(4).unwrap_or_default();
         let format = u32::from_le_bytes(format.try_into().unwrap_or_default());
         if format != FORMAT {
-            return Err(refused(format!("it has the format {format}, this larder reads {FORMAT}; update larder")));
+            return Err(refused(format!("it has the format {format}, but this larder reads the format {FORMAT}; update larder")));
         }
         let (length, digest) = head.split_at_checked(4).unwrap_or_default();
         let length = u32::from_le_bytes(length.try_into().unwrap_or_default()) as usize;
