@@ -10,7 +10,7 @@ use crate::{
     control::{CommandError, ErrorKind},
     git,
     host::root::Root,
-    keeper::{self, KeeperError, LibFile},
+    keeper::{self, EmbeddedFile, KeeperConfig, KeeperError},
     pipeline::chain,
     surface::cli::ServeArgs,
 };
@@ -18,7 +18,7 @@ use crate::{
 /// Runs `larder serve`.
 pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     let config = load(&root)?;
-    let mut keeper = keeper::Config::new(root.path().to_owned());
+    let mut keeper = KeeperConfig::new(root.path().to_owned());
     keeper.ssh_listen = vec![args.ssh.unwrap_or(config.ssh.listen)];
     keeper.http_listen = vec![args.http.unwrap_or(config.http.listen)];
     keeper.server_args = vec!["--root".into(), root.path().into()];
@@ -66,7 +66,11 @@ fn load(root: &Root) -> Result<ServerConfig, CommandError> {
 fn kind(error: &KeeperError) -> ErrorKind {
     match error {
         KeeperError::Taken(_) => ErrorKind::Refused,
-        KeeperError::Listen { .. } | KeeperError::Root { .. } | KeeperError::Closed { .. } => ErrorKind::Configuration,
+        KeeperError::Listen { .. }
+        | KeeperError::Root { .. }
+        | KeeperError::UnsafeRoot { .. }
+        | KeeperError::Closed { .. }
+        | KeeperError::Numbers { .. } => ErrorKind::Configuration,
         KeeperError::Setup(_) | KeeperError::Wait(_) => ErrorKind::Internal,
     }
 }
@@ -95,10 +99,10 @@ const BUCKETS: [&str; 8] = [
 ];
 
 /// The hooks and buildpacks that are embedded in the binary.
-fn embedded_files() -> Vec<LibFile> {
+fn embedded_files() -> Vec<EmbeddedFile> {
     let hooks = git::hook::SCRIPTS.iter();
-    let hooks = hooks.map(|(name, bytes)| LibFile { path: Path::new("hooks").join(name), bytes, executable: true });
-    let packs = buildpack::builtin::FILES.iter().map(|file| LibFile {
+    let hooks = hooks.map(|(name, bytes)| EmbeddedFile { path: Path::new("hooks").join(name), bytes, executable: true });
+    let packs = buildpack::builtin::FILES.iter().map(|file| EmbeddedFile {
         path: Path::new("buildpacks").join(file.path),
         bytes: file.text.as_bytes(),
         executable: file.executable,

@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_sandbox::{BindMount, BindSource, OverlaySpec};
+
 use super::{
     directories::relative,
-    layers::Layer,
     registry::NameRegistry,
-    sandbox::{Bind, Source},
-    users::{User, Users},
+    users::{SystemUser, Users},
 };
 use crate::model::{Area, EnvId, Launch, ReleaseId, Role, Slot};
 
@@ -28,10 +28,9 @@ struct RoleDirectory {
 /// The assignment of a role in one environment. All paths are relative to the root.
 #[derive(Debug, Clone)]
 pub struct Assignment {
-    /// Its user.
-    pub user: User,
+    pub user: SystemUser,
     /// The layers of `/app`, for roles that see it.
-    pub layer: Option<Layer>,
+    pub layer: Option<OverlaySpec>,
     /// The tree in `/deploy` that an unpack worker writes.
     pub tree: Option<ReleaseId>,
     /// True if `/app` is read-only, mounted over the layer that the application itself writes.
@@ -46,25 +45,32 @@ fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
 }
 
 impl Assignment {
+    /// Returns an assignment without any directory.
+    fn new(user: SystemUser) -> Assignment {
+        Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new() }
+    }
+
+    /// Adds a directory that the worker can read.
+    fn reads(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
+        self.directories.push(RoleDirectory { variable, target, path, writable: false });
+        self
+    }
+
+    /// Adds a directory that the worker can write.
+    fn writes(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
+        self.directories.push(RoleDirectory { variable, target, path, writable: true });
+        self
+    }
+
     /// Looks up the assignment of a launch request.
     pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users) -> Result<Assignment, String> {
         let root = relative();
-        let directory = |variable, target, path: PathBuf, writable| RoleDirectory { variable, target, path, writable };
         if launch.role == Role::Git {
             let project = root.project(registry.project(launch.project)?);
-            let directories = vec![
-                directory("LARDER_REPO", "/repo", project.join("git"), true),
-                directory("LARDER_HOOKS", "/hooks", root.lib().join("hooks"), false),
-                directory("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into(), false),
-            ];
-            return Ok(Assignment {
-                user: User::Git,
-                layer: None,
-                tree: None,
-                read_only_app: false,
-                own_code: false,
-                directories,
-            });
+            return Ok(Assignment::new(SystemUser::Git)
+                .writes("LARDER_REPO", "/repo", project.join("git"))
+                .reads("LARDER_HOOKS", "/hooks", root.lib().join("hooks"))
+                .reads("LARDER_HOOK_SOCKET", "/run/larder", "hooks".into()));
         }
         let env = need(launch.environment, "an environment")?;
         let (project, project_name, name) = registry.environment(env)?;
@@ -72,110 +78,83 @@ impl Assignment {
             return Err(format!("environment {} belongs to another project", env.0));
         }
         let paths = root.environment(project_name, name);
-        let layer = |lower: PathBuf, owner, scratch: PathBuf, worker, read_only| Layer {
+        let layer = |lower: PathBuf, owner, scratch: PathBuf, worker| OverlaySpec {
             lower,
-            owner: users.identity(owner),
+            owner: users.numbers(owner),
             scratch,
-            worker: users.identity(worker),
-            read_only,
+            worker: users.numbers(worker),
+            read_only: false,
         };
-        let build = |read_only| layer(paths.source().join("tree"), User::Git, paths.build(), User::Build(env), read_only);
-        let mut assignment = Assignment {
-            user: User::Build(env),
-            layer: None,
-            tree: None,
-            read_only_app: false,
-            own_code: false,
-            directories: Vec::new(),
-        };
-        match launch.role {
-            Role::Git => {}
-            Role::Source => {
-                assignment.user = User::Git;
-                assignment.directories.push(directory("LARDER_REPO", "/repo", root.project(project_name).join("git"), false));
-                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), true));
-            }
-            Role::Build => {
-                assignment.own_code = true;
-                assignment.layer = Some(build(false));
-                assignment.directories.push(directory("LARDER_CACHE", "/cache", paths.cache(), true));
-                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), false));
-                assignment.directories.push(directory("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"), false));
-                assignment.directories.push(directory(
-                    "LARDER_ETC_BUILDPACKS",
-                    "/larder/etc/buildpacks",
-                    root.etc().join("buildpacks"),
-                    false,
-                ));
-            }
+        let (build, unpack, run) = (SystemUser::Build(env), SystemUser::Unpack(env), SystemUser::Run(env));
+        let build_layer = || layer(paths.source().join("tree"), SystemUser::Git, paths.build(), build);
+        let slot_layer = |release, slot| layer(paths.tree(release), unpack, paths.slot(slot), run);
+        Ok(match launch.role {
+            Role::Git => return Err("the git role has no environment".to_owned()),
+            Role::Source => Assignment::new(SystemUser::Git)
+                .reads("LARDER_REPO", "/repo", root.project(project_name).join("git"))
+                .writes("LARDER_SOURCE", "/source", paths.source()),
+            Role::Build => Assignment { own_code: true, layer: Some(build_layer()), ..Assignment::new(build) }
+                .writes("LARDER_CACHE", "/cache", paths.cache())
+                .reads("LARDER_SOURCE", "/source", paths.source())
+                .reads("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"))
+                .reads("LARDER_ETC_BUILDPACKS", "/larder/etc/buildpacks", root.etc().join("buildpacks")),
             Role::Bundle => {
-                assignment.layer = Some(build(true));
-                assignment.directories.push(directory("LARDER_UPPER", "/upper", paths.build().join("upper"), false));
-                assignment.directories.push(directory("LARDER_SOURCE", "/source", paths.source(), false));
+                let layer = OverlaySpec { read_only: true, ..build_layer() };
+                Assignment { layer: Some(layer), ..Assignment::new(build) }
+                    .reads("LARDER_UPPER", "/upper", paths.build().join("upper"))
+                    .reads("LARDER_SOURCE", "/source", paths.source())
             }
             Role::Unpack => {
-                assignment.user = User::Unpack(env);
-                assignment.tree = Some(need(launch.release, "a release")?);
-                assignment.directories.push(directory("LARDER_DEPLOY", "/deploy", paths.deploy(), true));
+                let tree = Some(need(launch.release, "a release")?);
+                Assignment { tree, ..Assignment::new(unpack) }.writes("LARDER_DEPLOY", "/deploy", paths.deploy())
             }
             // The archive and its manifest are descriptors; the worker sees no directory.
-            Role::Verify => assignment.user = User::Unpack(env),
-            Role::Pack => {
-                assignment.user = User::Unpack(env);
-                assignment.directories.push(directory("LARDER_DEPLOY", "/deploy", paths.deploy(), false));
-            }
+            Role::Verify => Assignment::new(unpack),
+            Role::Pack => Assignment::new(unpack).reads("LARDER_DEPLOY", "/deploy", paths.deploy()),
             Role::Run | Role::Task => {
-                let release = need(launch.release, "a release")?;
-                let slot = paths.slot(need(launch.slot, "a slot")?);
-                assignment.user = User::Run(env);
-                assignment.own_code = true;
-                assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
-                assignment.directories.push(directory("LARDER_DATA", "/data", paths.data(), true));
+                let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
+                Assignment { own_code: true, layer, ..Assignment::new(run) }.writes("LARDER_DATA", "/data", paths.data())
             }
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
-                assignment.user = User::Run(env);
-                assignment.read_only_app = launch.role == Role::Drift;
-                if assignment.read_only_app {
-                    assignment.directories.push(directory("LARDER_TREE", "/deploy", paths.tree(release), false));
+                let read_only_app = launch.role == Role::Drift;
+                let mut assignment = Assignment { read_only_app, ..Assignment::new(run) };
+                if read_only_app {
+                    assignment = assignment.reads("LARDER_TREE", "/deploy", paths.tree(release));
                 }
                 match launch.slot {
-                    None if !assignment.read_only_app => return Err("this role needs a slot".to_owned()),
-                    None => {}
-                    Some(slot) => {
-                        let slot = paths.slot(slot);
-                        assignment.directories.push(directory("LARDER_UPPER", "/upper", slot.join("upper"), false));
-                        assignment.layer = Some(layer(paths.tree(release), User::Unpack(env), slot, User::Run(env), false));
-                    }
+                    None if !read_only_app => return Err("this role needs a slot".to_owned()),
+                    None => assignment,
+                    Some(slot) => Assignment { layer: Some(slot_layer(release, slot)), ..assignment }.reads(
+                        "LARDER_UPPER",
+                        "/upper",
+                        paths.slot(slot).join("upper"),
+                    ),
                 }
             }
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
-                assignment.user = user;
                 // In a scratch layer, the files of its user are in `upper`.
                 let path = if matches!(area, Area::Build | Area::Slot) { path.join("upper") } else { path };
-                assignment.directories.push(directory("LARDER_AREA", "/area", path, true));
+                Assignment::new(user).writes("LARDER_AREA", "/area", path)
             }
-        }
-        Ok(assignment)
+        })
     }
 
     /// Returns the assignment of a worker that deletes `user`'s files in a discarded directory.
-    pub fn cleanup(name: &str, user: User) -> Assignment {
-        let path = Path::new("trash").join(name);
-        let directories = vec![RoleDirectory { variable: "LARDER_AREA", target: "/area", path, writable: true }];
-        Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories }
+    pub fn cleanup(name: &str, user: SystemUser) -> Assignment {
+        Assignment::new(user).writes("LARDER_AREA", "/area", Path::new("trash").join(name))
     }
 
     /// Returns the mounts of the worker. `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
-    pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<Bind> {
+    pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<BindMount> {
         let mut binds: Vec<_> = self
             .directories
             .iter()
             // The operator's own buildpacks are optional.
             .filter(|directory| directory.variable != "LARDER_ETC_BUILDPACKS" || root.join(&directory.path).is_dir())
-            .map(|directory| Bind {
-                source: Source::Below(directory.path.clone()),
+            .map(|directory| BindMount {
+                source: BindSource::Below(directory.path.clone()),
                 target: directory.target,
                 writable: directory.writable,
                 // An operator may have mounted another disk inside the data directory.
@@ -185,11 +164,15 @@ impl Assignment {
         match (&self.layer, app) {
             (Some(layer), Some(path)) => {
                 let writable = !layer.read_only && !self.read_only_app;
-                binds.push(Bind { source: Source::Own(path), target: "/app", writable, recursive: false });
+                binds.push(BindMount { source: BindSource::Own(path), target: "/app", writable, recursive: false });
             }
             (Some(layer), None) => {
-                let below =
-                    |path: PathBuf, target, writable| Bind { source: Source::Below(path), target, writable, recursive: false };
+                let below = |path: PathBuf, target, writable| BindMount {
+                    source: BindSource::Below(path),
+                    target,
+                    writable,
+                    recursive: false,
+                };
                 binds.push(below(layer.lower.clone(), "/lower", false));
                 binds.push(below(layer.scratch.join("upper"), "/app", !self.read_only_app));
             }
@@ -236,14 +219,14 @@ pub fn area_path(
     area: Area,
     release: Option<ReleaseId>,
     slot: Option<Slot>,
-) -> Result<(PathBuf, User), String> {
+) -> Result<(PathBuf, SystemUser), String> {
     let (_, project, name) = registry.environment(env)?;
     let paths = relative().environment(project, name);
     Ok(match area {
-        Area::Build => (paths.build(), User::Build(env)),
-        Area::Cache => (paths.cache(), User::Build(env)),
-        Area::Tree => (paths.tree(need(release, "a release")?), User::Unpack(env)),
-        Area::Slot => (paths.slot(need(slot, "a slot")?), User::Run(env)),
-        Area::Source => (paths.source(), User::Git),
+        Area::Build => (paths.build(), SystemUser::Build(env)),
+        Area::Cache => (paths.cache(), SystemUser::Build(env)),
+        Area::Tree => (paths.tree(need(release, "a release")?), SystemUser::Unpack(env)),
+        Area::Slot => (paths.slot(need(slot, "a slot")?), SystemUser::Run(env)),
+        Area::Source => (paths.source(), SystemUser::Git),
     })
 }

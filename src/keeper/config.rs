@@ -2,9 +2,13 @@
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
 
+use larder_sandbox::{NumberConflict, UnsafeDirectory};
+
+pub use larder_sandbox::EmbeddedFile;
+
 /// The configuration of a keeper.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct KeeperConfig {
     /// larder's directory; absolute.
     pub root: PathBuf,
     /// Addresses to listen on for SSH; port 0 picks a free port.
@@ -17,12 +21,12 @@ pub struct Config {
     pub check_args: Option<Vec<OsString>>,
     /// Environment variables of the server role, beside `LARDER_ROOT`, `LARDER_KEEPER` and `LARDER_LISTENERS`.
     pub server_env: Vec<(OsString, OsString)>,
-    /// The installed program, which the server and all workers run; normally [`Config::own_program`].
+    /// The installed program, which the server and all workers run; normally [`KeeperConfig::own_program`].
     pub exe: PathBuf,
     /// The program of the server role, if it is not `exe`.
     pub server_exe: Option<PathBuf>,
-    /// The files that are unpacked to `lib/<version>/`.
-    pub lib: Vec<LibFile>,
+    /// The files that are unpacked to `lib/<version>/`, below `hooks` and `buildpacks`.
+    pub lib: Vec<EmbeddedFile>,
     /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. A directory that is named
     /// `bin` or has a `bin` is added to their `PATH`.
     pub host_paths: Vec<PathBuf>,
@@ -42,17 +46,17 @@ pub struct Config {
     pub temporary: u64,
 }
 
-impl Config {
+impl KeeperConfig {
     /// A configuration for `root` with defaults and without listeners.
-    pub fn new(root: PathBuf) -> Config {
-        Config {
+    pub fn new(root: PathBuf) -> KeeperConfig {
+        KeeperConfig {
             root,
             ssh_listen: Vec::new(),
             http_listen: Vec::new(),
             server_args: Vec::new(),
             check_args: None,
             server_env: Vec::new(),
-            exe: Config::own_program(),
+            exe: KeeperConfig::own_program(),
             server_exe: None,
             lib: Vec::new(),
             host_paths: Vec::new(),
@@ -72,55 +76,28 @@ impl Config {
     }
 }
 
-/// A file that is embedded in the binary.
-#[derive(Debug, Clone)]
-pub struct LibFile {
-    /// The path below `lib/<version>/`: `hooks/...` or `buildpacks/...`.
-    pub path: PathBuf,
-    /// The content.
-    pub bytes: &'static [u8],
-    /// True if the file is executable.
-    pub executable: bool,
-}
-
 /// An error that ends the keeper.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// Another keeper uses the root.
     #[error("cannot use {}: another larder is running there", .0.display())]
     Taken(PathBuf),
-    /// A socket could not be bound.
     #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        #[source]
-        /// The cause.
-        source: io::Error,
-    },
-    /// The root cannot be used.
+    Listen { address: SocketAddr, source: io::Error },
     #[error("cannot use {path} as larder's directory")]
-    Root {
-        /// The root.
-        path: PathBuf,
-        #[source]
-        /// The cause.
-        source: io::Error,
-    },
+    Root { path: PathBuf, source: io::Error },
+    /// Another user could replace the directories below the root.
+    #[error("cannot use {path} as larder's directory")]
+    UnsafeRoot { path: PathBuf, source: UnsafeDirectory },
     /// A directory above the root cannot be entered by the server's user.
     #[error("cannot use {} as larder's directory: {} has mode {mode:04o}, so larder's own users cannot enter it", root.display(), closed.display())]
-    Closed {
-        /// The root.
-        root: PathBuf,
-        /// The closed directory.
-        closed: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    Closed { root: PathBuf, closed: PathBuf, mode: u32 },
+    /// Another account of this machine has user numbers of larder, which begin with `first`.
+    #[error("cannot use the user numbers from {first} on: {} assigns some of them to another account: {:?}", conflict.file, conflict.line)]
+    Numbers { first: u32, conflict: NumberConflict },
     /// The machine does not allow a necessary operation; the text is a verb phrase with its cause.
     #[error("cannot {0}")]
     Setup(String),
-    /// Waiting for processes failed.
     #[error("cannot wait for processes")]
     Wait(#[source] io::Error),
 }
@@ -131,11 +108,28 @@ impl KeeperError {
         match self {
             KeeperError::Taken(_) => Some("stop the other larder first, or choose another --root".to_owned()),
             KeeperError::Listen { .. } => Some("choose another address, or stop the program that listens there".to_owned()),
+            KeeperError::UnsafeRoot { path, source } => match source {
+                UnsafeDirectory::Owner { .. } => Some("change its owner, or choose another --root".to_owned()),
+                UnsafeDirectory::Writable { .. } | UnsafeDirectory::Closed { .. } => {
+                    Some(format!("run: chmod 755 {}", path.display()))
+                }
+                UnsafeDirectory::Io(_) => None,
+            },
             KeeperError::Closed { closed, .. } => {
                 let closed = closed.display();
                 Some(format!("choose a --root that is not below {closed}, such as /srv/larder, or run: chmod o+x {closed}"))
             }
+            KeeperError::Numbers { conflict, .. } => Some(match conflict.subordinate {
+                true => "give that account other numbers: usermod --del-subuids, --add-subuids, --del-subgids, --add-subgids"
+                    .to_owned(),
+                false => "give that account another number".to_owned(),
+            }),
             KeeperError::Root { .. } | KeeperError::Setup(_) | KeeperError::Wait(_) => None,
         }
+    }
+
+    /// Returns the error with its hint on the next line.
+    pub fn with_hint(&self) -> String {
+        self.hint().map_or_else(|| self.to_string(), |hint| format!("{self}\nhint: {hint}"))
     }
 }

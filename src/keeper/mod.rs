@@ -6,26 +6,21 @@
 //! except larder.
 //!
 //! Reading order: [`supervisor`] (the loop and the requests) → [`lifecycle`] (states of the server process) → [`table`] (processes, from
-//! start to exit) → [`assignment`] (user, directories and variables of a role) → [`spawn`] and [`guard`] (from fork to the end) →
-//! [`sandbox`] and [`layers`] (mounts) → [`directories`] (directories and owners). [`probe`] asks the kernel what it allows.
+//! start to exit) → [`assignment`] (user, directories and variables of a role), [`limits`] and [`views`] → [`directories`] (directories
+//! and owners) → [`users`]. The mechanisms (fork, mounts, control groups, operations below a directory) are in the crate
+//! [`larder_sandbox`], which decides nothing.
 
 mod assignment;
-mod cgroup;
-mod cgroup_warmer;
 mod config;
 mod directories;
-mod guard;
-mod layers;
 mod lifecycle;
-mod probe;
+mod limits;
 mod registry;
-mod sandbox;
 mod server;
-mod spawn;
 mod supervisor;
-mod sys;
 mod table;
 mod users;
+mod views;
 
 use std::{
     fs::File,
@@ -36,20 +31,21 @@ use std::{
     process::ExitCode,
 };
 
+use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, keep_capabilities};
 use rustix::{
     fs::{FlockOperation, Mode, flock},
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::{CapabilitySet, CapabilitySets, UnshareFlags, capabilities, set_capabilities},
+    thread::CapabilitySet,
 };
 
-pub use config::{Config, KeeperError, LibFile};
+pub use config::{EmbeddedFile, KeeperConfig, KeeperError};
 
 use directories::Directories;
-use users::Users;
+use users::{SystemUser, Users};
 
 /// Runs the keeper until a stop request; returns the exit code of the process. The calling process must have one thread.
-pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
+pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
     if threads != 1 {
         return Err(KeeperError::Setup(format!("start the keeper in a process with {threads} threads (expected 1)")));
@@ -59,14 +55,19 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
     }
     // The code below does not depend on the umask and the signal dispositions that the parent process has set.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    sys::collect_children();
+    collect_children();
     let users = Users::new(&config.root)?;
-    let namespaces = if config.namespaces { own_namespace(users) } else { Err("namespaces are switched off".to_owned()) };
+    let namespaces = match config.namespaces {
+        true => enter_namespace(!users.system()).map_err(|error| error.to_string()),
+        false => Err("namespaces are switched off".to_owned()),
+    };
     let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
-    if let Some((closed, mode)) = probe::closed_ancestor(&config.root, users).map_err(in_root)? {
+    if users.system()
+        && let Some((closed, mode)) = first_closed_ancestor(&config.root, users.numbers(SystemUser::Server)).map_err(in_root)?
+    {
         return Err(KeeperError::Closed { root: config.root.clone(), closed, mode });
     }
-    let directories = Directories::open_root(&config.root, users).map_err(in_root)?;
+    let directories = Directories::open_root(&config.root, users)?;
     let _lock = lock(&config.root)?;
     // Only under the lock: the hooks and buildpacks of another keeper may be in use.
     directories.unpack_lib(&config.lib).map_err(in_root)?;
@@ -85,46 +86,20 @@ pub fn run(config: Config) -> Result<ExitCode, KeeperError> {
             listeners.push((name, listener));
         }
     }
-    let base = namespaces.and_then(|()| {
-        sandbox::Base::prepare(&config.root.join("keeper/base"), &config.root, &config.host_paths)
-            .and_then(|base| probe::view(&base, &config).map(|()| base))
-            .map_err(|error| error.to_string())
-    });
+    let base = namespaces.and_then(|()| views::prepare(&config).map_err(|error| error.to_string()));
     if let Err(why) = &base {
         tracing::warn!(
             why,
+            hint = "allow user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns) or, in a \
+                    container, grant CAP_SYS_ADMIN",
             "namespaces are not available: builds and processes see this machine's files and each other's, at their real paths, and \
-             releases are not relocatable; hint: allow user namespaces (sysctl user.max_user_namespaces, \
-             kernel.apparmor_restrict_unprivileged_userns) or, in a container, grant CAP_SYS_ADMIN"
+             releases are not relocatable"
         );
     }
     if users.system() {
         drop_capabilities().map_err(|error| KeeperError::Setup(format!("drop capabilities: {error}")))?;
     }
     supervisor::Supervisor::new(config, users, directories, listeners, base)?.run()
-}
-
-/// Enters a mount namespace for all later mounts. Without root, also enters a user namespace, which maps only the current user.
-///
-/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process tries
-/// first.
-fn own_namespace(users: Users) -> Result<(), String> {
-    probe::run(0, || enter_namespace(users).map_err(io::Error::other)).map_err(|error| error.to_string())?;
-    enter_namespace(users)
-}
-
-fn enter_namespace(users: Users) -> Result<(), String> {
-    use rustix::process::{getegid, geteuid};
-    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let flags = if users.system() { UnshareFlags::NEWNS } else { UnshareFlags::NEWNS | UnshareFlags::NEWUSER };
-    sys::unshare(flags).map_err(|error| format!("unshare: {error}"))?;
-    if !users.system() {
-        let write = |file: &str, text: String| std::fs::write(file, text).map_err(|error| format!("{file}: {error}"));
-        write("/proc/self/setgroups", "deny".into())?;
-        write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-        write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    }
-    Ok(())
 }
 
 /// Drops root's capabilities over the network, other processes' memory, modules, clocks and hardware. The remaining ones are needed for
@@ -143,8 +118,7 @@ fn drop_capabilities() -> io::Result<()> {
         | CapabilitySet::MKNOD
         | CapabilitySet::SYS_ADMIN
         | CapabilitySet::SYS_RESOURCE;
-    let kept = capabilities(None)?.permitted & needed;
-    Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?)
+    keep_capabilities(needed)
 }
 
 fn lock(root: &Path) -> Result<OwnedFd, KeeperError> {

@@ -2,16 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    error::Error,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host::launch::Registration,
+    host::{
+        files::{remove_unfinished, write_atomic},
+        launch::Registration,
+    },
     model::{EnvId, EnvironmentName, ProjectId, ProjectName},
 };
 
@@ -33,6 +35,7 @@ impl NameRegistry {
     /// Reads `directory/registry.json`; a missing file counts as empty.
     pub fn open(directory: &Path) -> io::Result<NameRegistry> {
         let file = directory.join("registry.json");
+        remove_unfinished(directory).map_err(io::Error::other)?;
         let names = match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Names::default(),
@@ -112,18 +115,13 @@ impl NameRegistry {
 
     /// Writes the file before it changes the names in memory, so that a failed change can be retried.
     fn replace(&mut self, next: Names) -> Result<(), String> {
-        self.save(&next).map_err(|error| format!("cannot write {}: {error}", self.file.display()))?;
+        let bytes = serde_json::to_vec_pretty(&next).map_err(|error| error.to_string())?;
+        write_atomic(&self.file, &bytes, 0o600).map_err(|error| {
+            let cause = error.source().map(|cause| format!(": {cause}"));
+            format!("{error}{}", cause.unwrap_or_default())
+        })?;
         self.names = next;
         Ok(())
-    }
-
-    fn save(&self, names: &Names) -> io::Result<()> {
-        let fresh = self.file.with_extension("json.new");
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&serde_json::to_vec_pretty(names)?)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.file)?;
-        self.file.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     }
 }
 
@@ -163,12 +161,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut registry = NameRegistry::open(directory.path()).unwrap();
         registry.add(&registration(1, "shop", 7, "staging")).unwrap();
-        let in_the_way = directory.path().join("registry.json.new");
-        fs::create_dir(&in_the_way).unwrap();
-        assert!(registry.add(&registration(2, "blog", 8, "staging")).unwrap_err().contains("cannot write"));
+        let (path, aside) = (directory.path().to_owned(), directory.path().with_extension("aside"));
+        fs::rename(&path, &aside).unwrap();
+        assert!(registry.add(&registration(2, "blog", 8, "staging")).unwrap_err().contains("cannot"));
         assert!(registry.project(ProjectId(2)).is_err());
         assert!(registry.remove(ProjectId(1), None).is_err() && registry.project(ProjectId(1)).is_ok());
-        fs::remove_dir(&in_the_way).unwrap();
+        fs::rename(&aside, &path).unwrap();
         registry.add(&registration(3, "blog", 9, "staging")).unwrap();
         registry.remove(ProjectId(1), None).unwrap();
         assert!(NameRegistry::open(directory.path()).unwrap().project(ProjectId(1)).is_err());

@@ -6,23 +6,24 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
     time::{Duration, Instant},
 };
 
+use larder_sandbox::{ChildProcess, ProcessEnd, ProcessSpec, Received};
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid},
+    process::Signal,
+    stdio,
 };
 
 use super::{
-    config::Config,
-    lifecycle::Program,
-    spawn::{self, Process, ProcessSpec},
-    users::{User, Users},
+    config::KeeperConfig,
+    lifecycle::ServerProgram,
+    users::{SystemUser, Users},
 };
 use crate::host::launch::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
 
@@ -32,7 +33,7 @@ const MAX_OUTBOX: usize = 8192;
 const OWN: &str = "/proc/self/exe";
 
 /// The result of one read of the server's connection.
-pub enum Message {
+pub enum ServerMessage {
     /// A request and the descriptors that came with it.
     Request(LaunchFrame<LaunchRequest>, Vec<OwnedFd>),
     /// Nothing has arrived yet.
@@ -44,64 +45,60 @@ pub enum Message {
 /// Opens the program of the server role, and the program of its workers.
 ///
 /// Both files stay open, so that all workers of a server have its version, even if the installed file is replaced meanwhile.
-fn open_programs(config: &Config, program: Program) -> io::Result<(File, File)> {
+fn open_programs(config: &KeeperConfig, program: ServerProgram) -> io::Result<(File, File)> {
     let workers = match program {
-        Program::Installed => File::open(&config.exe)?,
-        Program::Own => File::open(OWN)?,
+        ServerProgram::Installed => File::open(&config.exe)?,
+        ServerProgram::Own => File::open(OWN)?,
     };
     let server = config.server_exe.as_ref().map_or_else(|| workers.try_clone(), File::open)?;
     Ok((server, workers))
 }
 
 /// Returns true if the installed program is another file than the one that the keeper runs.
-pub fn is_replaced(config: &Config) -> bool {
+pub fn is_replaced(config: &KeeperConfig) -> bool {
     let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     file(&config.exe) != file(Path::new(OWN))
 }
 
-/// Returns the process specification of a server, or of the check before a reload.
-fn spec(
-    config: &Config,
+/// Returns the process specification of a server, or of the check before a reload. Its environment has only the given variables.
+fn spec<'fd>(
+    config: &KeeperConfig,
     users: Users,
     words: &[&str],
     arguments: &[OsString],
-    descriptors: Vec<RawFd>,
-    program: &File,
-) -> ProcessSpec {
+    descriptors: Vec<BorrowedFd<'fd>>,
+    program: &'fd File,
+) -> ProcessSpec<'fd> {
     let mut environment = config.server_env.clone();
     environment.push(("LARDER_KEEPER".into(), env!("CARGO_PKG_VERSION").into()));
     environment.push(("LARDER_ROOT".into(), config.root.clone().into()));
     ProcessSpec {
         argv: words.iter().map(OsString::from).chain(arguments.iter().cloned()).collect(),
         environment,
-        identity: users.system().then(|| users.identity(User::Server)),
+        user: users.system().then(|| users.numbers(SystemUser::Server)),
         view: None,
         directory: "/".into(),
         limits: None,
         data: None,
         processes: None,
         descriptors,
-        program: program.as_raw_fd(),
+        program: program.as_fd(),
         guarded: false,
     }
 }
 
-/// Returns the status of a process that has exited. Logs the reason if its program could not be started.
-fn collect(process: &Process) -> Option<WaitIdStatus> {
-    let status = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-    let status = status.unwrap_or_else(|error| {
-        tracing::error!(%error, "cannot wait for the server");
-        None
-    })?;
-    while let spawn::Received::Event(event) = process.receive() {
+/// Returns the end of a process that has exited. Logs the reason if its program could not be started.
+fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
+    let end = process.try_wait()?;
+    while let Received::Event(event) = process.receive() {
         tracing::error!(?event, "cannot start the server's program");
     }
-    Some(status)
+    Some(end)
 }
 
 /// A running server.
-pub struct Server {
-    pub process: Process,
+pub struct ServerProcess {
+    pub process: ChildProcess,
     /// The keeper's end of the connection.
     pub socket: OwnedFd,
     /// True if the server has closed its end.
@@ -110,27 +107,27 @@ pub struct Server {
     since: Instant,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts a server; also returns the program of its workers.
     pub fn start(
-        config: &Config,
-        program: Program,
+        config: &KeeperConfig,
+        program: ServerProgram,
         users: Users,
         listeners: &[(&'static str, OwnedFd)],
         null: &OwnedFd,
-    ) -> io::Result<(Server, File)> {
+    ) -> io::Result<(ServerProcess, File)> {
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let (server, workers) = open_programs(config, program)?;
-        let mut descriptors = vec![null.as_raw_fd(), 1, 2, theirs.as_raw_fd()];
+        let mut descriptors = vec![null.as_fd(), stdio::stdout(), stdio::stderr(), theirs.as_fd()];
         let mut names = Vec::new();
         for (name, listener) in listeners {
             names.push(format!("{name}={}", descriptors.len()));
-            descriptors.push(listener.as_raw_fd());
+            descriptors.push(listener.as_fd());
         }
         let mut spec = spec(config, users, &["larder", "server"], &config.server_args, descriptors, &server);
         spec.environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
-        let process = Process::start(&spec, None)?;
-        Ok((Server { process, socket, closed: false, outbox: VecDeque::new(), since: Instant::now() }, workers))
+        let process = ChildProcess::start(&spec, None)?;
+        Ok((ServerProcess { process, socket, closed: false, outbox: VecDeque::new(), since: Instant::now() }, workers))
     }
 
     /// Time since the start.
@@ -138,32 +135,32 @@ impl Server {
         self.since.elapsed()
     }
 
-    /// Returns the exit status once the process has ended.
-    pub fn end(&self) -> Option<WaitIdStatus> {
-        collect(&self.process)
+    /// Returns how the process has ended.
+    pub fn end(&self) -> Option<ProcessEnd> {
+        end_of(&self.process)
     }
 
     /// Asks the server to finish its work and exit.
     pub fn terminate(&self) {
-        let _ = pidfd_send_signal(&self.process.pidfd, Signal::TERM);
+        self.process.signal(Signal::TERM);
     }
 
     /// Kills the server.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        self.process.kill();
     }
 
     /// Receives the next message.
-    pub fn receive(&self) -> Result<Message, String> {
+    pub fn receive(&self) -> Result<ServerMessage, String> {
         let mut buffer = vec![0; MAX_MESSAGE];
         match wire::receive(&self.socket, &mut buffer) {
-            Ok((0, _)) => Ok(Message::Closed),
+            Ok((0, _)) => Ok(ServerMessage::Closed),
             Ok((length, descriptors)) => {
                 let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
-                Ok(Message::Request(frame, descriptors))
+                Ok(ServerMessage::Request(frame, descriptors))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Message::Empty),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Message::Closed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(ServerMessage::Empty),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(ServerMessage::Closed),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -200,32 +197,27 @@ impl Server {
 }
 
 /// The check before a reload: the installed program reads the configuration and exits, while the old server goes on.
-pub struct Check {
-    pub process: Process,
+pub struct ReloadCheck {
+    pub process: ChildProcess,
     /// The time at which the check is killed.
     pub deadline: Instant,
 }
 
-impl Check {
+impl ReloadCheck {
     /// The time limit of a check, which only reads a few small files.
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// Starts the check. Returns `None` if the keeper's configuration has no check.
-    pub fn start(config: &Config, users: Users, null: &OwnedFd) -> io::Result<Option<Check>> {
+    pub fn start(config: &KeeperConfig, users: Users, null: &OwnedFd) -> io::Result<Option<ReloadCheck>> {
         let Some(words) = config.check_args.as_deref() else { return Ok(None) };
-        let (server, _) = open_programs(config, Program::Installed)?;
-        let spec = spec(config, users, &["larder"], words, vec![null.as_raw_fd(), 2, 2], &server);
-        let process = Process::start(&spec, None)?;
-        Ok(Some(Check { process, deadline: Instant::now() + Check::LIMIT }))
+        let (server, _) = open_programs(config, ServerProgram::Installed)?;
+        let spec = spec(config, users, &["larder"], words, vec![null.as_fd(), stdio::stderr(), stdio::stderr()], &server);
+        let process = ChildProcess::start(&spec, None)?;
+        Ok(Some(ReloadCheck { process, deadline: Instant::now() + ReloadCheck::LIMIT }))
     }
 
-    /// Returns the exit status once the check has ended.
-    pub fn end(&self) -> Option<WaitIdStatus> {
-        collect(&self.process)
-    }
-
-    /// Kills the check.
-    pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+    /// Returns how the check has ended.
+    pub fn end(&self) -> Option<ProcessEnd> {
+        end_of(&self.process)
     }
 }

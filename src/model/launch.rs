@@ -40,6 +40,24 @@ pub enum Role {
 }
 
 impl Role {
+    /// Returns the worker's name on its command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Git => "git",
+            Role::Source => "source",
+            Role::Build => "build",
+            Role::Bundle => "bundle",
+            Role::Unpack => "unpack",
+            Role::Verify => "verify",
+            Role::Run => "run",
+            Role::Task => "task",
+            Role::Drift => "drift",
+            Role::Patch => "patch",
+            Role::Sweep(_) => "sweep",
+            Role::Pack => "pack",
+        }
+    }
+
     /// Returns true if the worker holds whole frames of archives in memory.
     pub fn packs(self) -> bool {
         matches!(self, Role::Bundle | Role::Unpack | Role::Verify | Role::Pack)

@@ -24,7 +24,7 @@ use std::{
 
 use larder::{
     host::launch::{Child, Launcher, Registration, Stdio, take_inherited},
-    keeper::{self, Config},
+    keeper::{self, KeeperConfig},
     model::{EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, StopSignal, Supervision},
     runtime::RunJob,
 };
@@ -49,7 +49,7 @@ static AS_KEEPER: extern "C" fn() = as_keeper;
 
 extern "C" fn as_keeper() {
     let Some(root) = env::var_os("LARDER_TEST_ROOT") else { return };
-    let mut config = Config::new(root.into());
+    let mut config = KeeperConfig::new(root.into());
     config.exe = env!("CARGO_BIN_EXE_larder").into();
     config.server_exe = Some(env::current_exe().unwrap());
     config.server_args = ["--exact", "keeper_world::as_server", "--ignored", "--nocapture"].map(Into::into).into();

@@ -10,10 +10,10 @@ use super::{
     super::{
         assignment::area_path,
         directories::{Discarded, relative},
-        users::User,
+        users::SystemUser,
     },
-    Table,
-    entry::Entry,
+    ProcessTable,
+    entry::ProcessEntry,
 };
 use crate::{
     host::launch::{Registration, wire::LaunchReply},
@@ -24,7 +24,7 @@ fn text(error: io::Error) -> String {
     error.to_string()
 }
 
-impl Table {
+impl ProcessTable {
     /// Creates the directories of a project or an environment.
     pub fn register(&mut self, registration: &Registration) -> Result<(), String> {
         if let Some((env, _)) = &registration.environment {
@@ -33,14 +33,14 @@ impl Table {
                 return Err(format!("environment number {} is too large: the range of user numbers ends at {}", env.0, last.0));
             }
             if *env > self.registry.last_environment() {
-                self.users.check_unshared(*env)?;
+                self.users.check_unshared(*env).map_err(|error| error.with_hint())?;
             }
         }
         self.registry.add(registration)?;
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards an area and creates an empty one. Answers [`Reply::Busy`] while processes use the area. In a slot, kills
+    /// Discards an area and creates an empty one. Answers [`LaunchReply::Busy`] while processes use the area. In a slot, kills
     /// `larder run` sessions; the caller waits for processes that are being stopped.
     pub fn reset_area(
         &mut self,
@@ -66,15 +66,15 @@ impl Table {
         }
         // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they
         // have exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
-        let going = |entry: &Entry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
-        let is_user = |entry: &&Entry| {
+        let going = |entry: &ProcessEntry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
+        let is_user = |entry: &&ProcessEntry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
         let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
         // A process that is not being stopped comes first, because waiting for the others would not help.
         users.sort_by_key(|(_, entry)| entry.stopping);
         if let Some((id, entry)) = users.first() {
-            let why = format!("process {} ({}) still uses it", id.0, entry.role_name());
+            let why = format!("process {} ({}) still uses it", id.0, entry.launch.role.as_str());
             let last = users.iter().map(|(_, entry)| entry.stopping).collect::<Option<Vec<_>>>();
             let left = last.and_then(|ends| ends.into_iter().max()).map(|end| end.saturating_duration_since(Instant::now()));
             let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
@@ -82,7 +82,7 @@ impl Table {
         }
         self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
         // A process that is about to exit may still use an overlay of the discarded directory.
-        self.layers.retire(&path);
+        self.overlays.retire(&path);
         match area {
             Area::Build | Area::Slot => self.directories.make_scratch(&path, user).map_err(text)?,
             Area::Cache | Area::Source => self.directories.make(&path, user, 0o755).map_err(text)?,
@@ -109,7 +109,7 @@ impl Table {
     pub fn rename_tree(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
         let (_, project, name) = self.registry.environment(env)?;
         let paths = relative().environment(project, name);
-        self.directories.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
+        self.directories.root.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
     }
 
     /// Kills all processes of an environment or a project and removes its directories.
@@ -150,13 +150,13 @@ impl Table {
     }
 
     /// Removes a discarded directory if it is empty. Otherwise starts a worker that deletes the files of the next user in it.
-    pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<User>) {
+    pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<SystemUser>) {
         if self.directories.remove_discarded(&discarded).is_ok() {
             return;
         }
         let name = discarded.name.clone();
         let Ok(null) = self.null.try_clone() else { return };
-        let Some(entry) = Entry::cleanup(discarded, cleanup_users, null) else {
+        let Some(entry) = ProcessEntry::cleanup(discarded, cleanup_users, null) else {
             return tracing::warn!(name, "cannot delete a discarded directory; the next start of larder tries again");
         };
         if let Err(why) = self.begin(entry) {

@@ -2,24 +2,21 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, OwnedFd},
-    time::Instant,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
 };
 
+use larder_sandbox::{Backoff, ChildProcess, ControlGroup, OverlayId, ProcessEnd, hand_over_pipe};
 use rustix::{
-    fs::{FileType, Gid, SealFlags, Stat, Uid, fchown, fcntl_get_seals, fstat},
+    fs::{SealFlags, fcntl_get_seals, fstat},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
-    process::{WaitId, WaitIdOptions, waitid},
+    process::Signal,
 };
 
 use super::super::{
     assignment::Assignment,
-    cgroup::Group,
     directories::Discarded,
-    layers::LayerId,
-    lifecycle::Backoff,
-    spawn::Process,
-    users::{Identity, User, Users},
+    users::{SystemUser, Users},
 };
 use crate::{
     host::launch::wire::{Given, MAX_JOB},
@@ -28,12 +25,15 @@ use crate::{
 
 /// The size of the pipe that holds a supervised process's output while no server reads it, in bytes.
 const OUTPUT: usize = 1024 * 1024;
+/// The pause before the first restart of a process that exits again and again, and the longest one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest label, in bytes.
 const MAX_LABEL: usize = 1024;
 
 /// A requested process.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ProcessEntry {
     pub launch: Launch,
     pub assignment: Assignment,
     pub job: OwnedFd,
@@ -42,7 +42,7 @@ pub struct Entry {
     pub extra: Vec<OwnedFd>,
     /// Both ends of the pipe for a supervised process's output.
     pub output: Option<(OwnedFd, OwnedFd)>,
-    pub live: Option<Live>,
+    pub live: Option<RunningProcess>,
     /// The number of the launch request that is answered after the start.
     pub request: Option<u64>,
     pub restarts: u32,
@@ -54,15 +54,15 @@ pub struct Entry {
     /// True if the server that launched the process has exited, so that its exit is not reported.
     pub orphaned: bool,
     /// For a cleanup that the keeper starts itself: the directory to delete, and the users whose cleanups follow.
-    pub cleanup: Option<(Discarded, VecDeque<User>)>,
+    pub cleanup: Option<(Discarded, VecDeque<SystemUser>)>,
 }
 
 /// A running process.
 #[derive(Debug)]
-pub struct Live {
-    pub process: Process,
-    pub group: Group,
-    pub layer: Option<LayerId>,
+pub struct RunningProcess {
+    pub process: ChildProcess,
+    pub group: ControlGroup,
+    pub overlay: Option<OverlayId>,
     /// True if every file at `/app` can be written.
     pub writable: bool,
     pub since: Instant,
@@ -70,35 +70,20 @@ pub struct Live {
     pub failed: Option<String>,
     /// True if the guard has closed the control socket and is about to exit.
     pub closed: bool,
-    /// Exit code and signal of its program.
-    pub ended: Option<(Option<i32>, Option<i32>)>,
+    /// The end of its program, which the guard has reported.
+    pub ended: Option<ProcessEnd>,
 }
 
-impl Live {
-    /// Returns exit code and signal once the process has exited.
-    pub fn end(&self) -> Option<(Option<i32>, Option<i32>)> {
-        let own = match waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(None) => return None,
-            Ok(Some(status)) => (status.exit_status(), status.terminating_signal()),
-            Err(_) => (None, None),
-        };
-        Some(self.ended.unwrap_or(own))
+impl RunningProcess {
+    /// Returns the end of the program once the process has exited.
+    pub fn end(&self) -> Option<ProcessEnd> {
+        self.process.try_wait().map(|own| self.ended.unwrap_or(own))
     }
 }
 
-/// Changes the owner of a pipe from `from` to `to`, so that the process can reopen its standard descriptors, for example as
-/// `/dev/stdout`. The owner of a file is never changed.
-fn hand_over(descriptor: &OwnedFd, from: Identity, to: Identity) {
-    let is_pipe = |found: &Stat| FileType::from_raw_mode(found.st_mode) == FileType::Fifo && found.st_uid == from.uid;
-    if fstat(descriptor).is_ok_and(|found| is_pipe(&found)) {
-        // If this fails, only reopening the descriptor is not possible.
-        let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
-    }
-}
-
-impl Entry {
-    fn new(launch: Launch, assignment: Assignment, job: OwnedFd) -> Entry {
-        Entry {
+impl ProcessEntry {
+    fn new(launch: Launch, assignment: Assignment, job: OwnedFd) -> ProcessEntry {
+        ProcessEntry {
             launch,
             assignment,
             job,
@@ -109,7 +94,7 @@ impl Entry {
             live: None,
             request: None,
             restarts: 0,
-            backoff: Backoff::of_processes(),
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
             due: None,
             stopping: None,
             orphaned: false,
@@ -126,7 +111,7 @@ impl Entry {
         given: Given,
         descriptors: Vec<OwnedFd>,
         users: &Users,
-    ) -> Result<Entry, String> {
+    ) -> Result<ProcessEntry, String> {
         let mut descriptors = descriptors.into_iter();
         let mut next = |wanted: bool| match wanted {
             true => descriptors.next().map(Some).ok_or("a descriptor is missing"),
@@ -144,10 +129,11 @@ impl Entry {
         let standard = [next(given.stdin)?, next(given.stdout)?, next(given.stderr)?];
         let extra = (0..given.extra).map(|_| next(true)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         if users.system() {
-            let server = users.identity(User::Server);
-            standard.iter().flatten().for_each(|descriptor| hand_over(descriptor, server, users.identity(assignment.user)));
+            let server = users.numbers(SystemUser::Server);
+            standard.iter().flatten().for_each(|descriptor| hand_over_pipe(descriptor, server, users.numbers(assignment.user)));
         }
-        let mut entry = Entry { report, standard, extra, request: Some(seq), ..Entry::new(launch, assignment, job) };
+        let mut entry =
+            ProcessEntry { report, standard, extra, request: Some(seq), ..ProcessEntry::new(launch, assignment, job) };
         if let Supervision::Keep { label, .. } = &entry.launch.supervision {
             if label.len() > MAX_LABEL {
                 return Err(format!("the label is longer than {MAX_LABEL} bytes"));
@@ -156,7 +142,7 @@ impl Entry {
             // A smaller pipe works, too.
             let _ = fcntl_setpipe_size(&read, OUTPUT);
             if users.system() {
-                hand_over(&write, users.identity(User::Keeper), users.identity(entry.assignment.user));
+                hand_over_pipe(&write, users.numbers(SystemUser::Keeper), users.numbers(entry.assignment.user));
             }
             entry.standard = [None, None, None];
             entry.output = Some((read, write));
@@ -165,7 +151,7 @@ impl Entry {
     }
 
     /// Creates the entry of a worker that deletes a directory as the first of `cleanup_users`. The worker gets `null` instead of a job.
-    pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<User>, null: OwnedFd) -> Option<Entry> {
+    pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<SystemUser>, null: OwnedFd) -> Option<ProcessEntry> {
         let assignment = Assignment::cleanup(&discarded.name, cleanup_users.pop_front()?);
         let launch = Launch {
             role: Role::Sweep(Area::Tree),
@@ -176,7 +162,7 @@ impl Entry {
             limits: LimitClass::Build { memory: None },
             supervision: Supervision::Once,
         };
-        Some(Entry { cleanup: Some((discarded, cleanup_users)), ..Entry::new(launch, assignment, null) })
+        Some(ProcessEntry { cleanup: Some((discarded, cleanup_users)), ..ProcessEntry::new(launch, assignment, null) })
     }
 
     /// Returns true if the process is restarted when it exits.
@@ -193,34 +179,25 @@ impl Entry {
         match &mut self.stopping {
             Some(kill) => *kill = by.min(*kill),
             None => {
-                live.process.terminate(self.stop_signal());
+                live.process.signal(self.stop_signal());
                 self.stopping = Some(by);
             }
         }
     }
 
-    fn stop_signal(&self) -> StopSignal {
-        match self.launch.supervision {
+    fn stop_signal(&self) -> Signal {
+        let stop = match self.launch.supervision {
             Supervision::Keep { stop, .. } => stop,
             Supervision::Once => StopSignal::Term,
-        }
-    }
-
-    /// The worker's name on its command line.
-    pub fn role_name(&self) -> &'static str {
-        match self.launch.role {
-            Role::Git => "git",
-            Role::Source => "source",
-            Role::Build => "build",
-            Role::Bundle => "bundle",
-            Role::Unpack => "unpack",
-            Role::Verify => "verify",
-            Role::Run => "run",
-            Role::Task => "task",
-            Role::Drift => "drift",
-            Role::Patch => "patch",
-            Role::Sweep(_) => "sweep",
-            Role::Pack => "pack",
+        };
+        match stop {
+            StopSignal::Term => Signal::TERM,
+            StopSignal::Int => Signal::INT,
+            StopSignal::Quit => Signal::QUIT,
+            StopSignal::Hup => Signal::HUP,
+            StopSignal::Usr1 => Signal::USR1,
+            StopSignal::Usr2 => Signal::USR2,
+            StopSignal::Winch => Signal::WINCH,
         }
     }
 }

@@ -12,33 +12,32 @@ use std::{
     fs::File,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::fs::{Mode, OFlags, open};
+use larder_sandbox::{BaseView, CgroupHierarchy, CgroupVersion, CgroupWarmer, GuardEvent, Overlays, Received};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    process::Signal,
+};
 
 use super::{
     assignment::Assignment,
-    cgroup::{Hierarchy, Limits},
-    cgroup_warmer::CgroupWarmer,
-    config::Config,
+    config::{KeeperConfig, KeeperError},
     directories::{Directories, Discarded},
-    guard::GuardEvent,
-    layers::Layers,
+    limits::limits_of,
     registry::NameRegistry,
-    sandbox::Base,
-    spawn::Received,
-    users::Users,
+    users::{SystemUser, Users},
 };
 use crate::{
     host::launch::{
         Capabilities, Cgroups, ProcessEvent,
         wire::{Given, Supervised},
     },
-    model::{Exit, Launch, LimitClass, ProcessId, StopSignal},
+    model::{Exit, Launch, LimitClass, ProcessId},
 };
-use entry::Entry;
+use entry::ProcessEntry;
 
 /// Limit of simultaneous processes.
 const MAX_PROCESSES: usize = 4096;
@@ -51,9 +50,9 @@ const MAX_DISCARDED: usize = 64;
 /// The interval at which a killed process that has not exited yet is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The outcome of a request, or an event, for the server.
+/// A message for the server: the answer to a launch request, or an event.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum Notice {
     /// Launch request `seq` succeeded.
     Started { seq: u64, id: ProcessId, writable: bool, output: Option<OwnedFd> },
     /// Launch request `seq` failed.
@@ -64,51 +63,63 @@ pub enum Outcome {
 
 /// All processes except the server, and everything that is needed to start them.
 #[derive(Debug)]
-pub struct Table {
-    config: Config,
+pub struct ProcessTable {
+    config: KeeperConfig,
     users: Users,
     directories: Directories,
     registry: NameRegistry,
-    layers: Layers,
-    base: Result<Base, String>,
+    overlays: Overlays,
+    /// `Ok` if overlays can be mounted; otherwise the reason.
+    overlays_work: Result<(), String>,
+    base: Result<BaseView, String>,
     /// Declared before the groups, so that the helper is dropped before the group that it is in.
     warmer: CgroupWarmer,
-    groups: Hierarchy,
+    groups: CgroupHierarchy,
     program: Option<File>,
     /// `/dev/null`.
     pub null: OwnedFd,
-    entries: BTreeMap<ProcessId, Entry>,
+    entries: BTreeMap<ProcessId, ProcessEntry>,
     last: u64,
     discarded: VecDeque<Discarded>,
     /// The time of the last request.
     requested: Instant,
-    outcomes: VecDeque<Outcome>,
+    notices: VecDeque<Notice>,
 }
 
-impl Table {
+impl ProcessTable {
     /// Creates a table without processes. Directories that an earlier keeper discarded are deleted later.
-    pub fn new(config: Config, users: Users, directories: Directories, base: Result<Base, String>) -> io::Result<Table> {
-        let registry = NameRegistry::open(&config.root.join("keeper"))?;
-        users.check_unshared(registry.last_environment()).map_err(io::Error::other)?;
-        let discarded = directories.all_discarded()?.into();
-        let mut groups = Hierarchy::find(&config.root);
-        let limits = Limits::of(LimitClass::Service, &config);
-        let warmers = (groups.kind() != Cgroups::None).then(|| groups.group(WARMER_GROUP, &limits));
-        Ok(Table {
-            layers: Layers::new(&config, users, &directories, &base),
-            warmer: CgroupWarmer::start(warmers, users),
+    pub fn new(
+        config: KeeperConfig,
+        users: Users,
+        directories: Directories,
+        base: Result<BaseView, String>,
+    ) -> Result<ProcessTable, KeeperError> {
+        let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
+        let registry = NameRegistry::open(&config.root.join("keeper")).map_err(in_root)?;
+        users.check_unshared(registry.last_environment())?;
+        let discarded = directories.all_discarded().map_err(in_root)?.into();
+        let name = blake3::hash(config.root.as_os_str().as_encoded_bytes()).to_hex();
+        let name = format!("larder-{}", name.get(..12).unwrap_or_default());
+        let mut groups = CgroupHierarchy::find(&name, "larder-keeper");
+        let limits = limits_of(LimitClass::Service, &config);
+        let warmers = (groups.version() != CgroupVersion::None).then(|| groups.group(WARMER_GROUP, &limits));
+        let overlays = Overlays::new(&directories.root, "keeper");
+        Ok(ProcessTable {
+            overlays_work: try_overlays(&overlays, &config, &directories, &base),
+            overlays,
+            warmer: CgroupWarmer::start(warmers, users.system().then(|| users.numbers(SystemUser::Helper))),
             groups,
             users,
             directories,
             registry,
             base,
             program: None,
-            null: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
+            null: open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| in_root(error.into()))?,
             entries: BTreeMap::new(),
             last: 0,
             discarded,
             requested: Instant::now(),
-            outcomes: VecDeque::new(),
+            notices: VecDeque::new(),
             config,
         })
     }
@@ -124,15 +135,19 @@ impl Table {
             system: self.users.system(),
             users: self.users.of_environments(),
             namespaces: self.base.as_ref().map(drop).map_err(Clone::clone),
-            overlay: self.layers.works.clone(),
-            idmap: self.layers.idmap_fails.clone().map_or(Ok(()), Err),
-            cgroup: self.groups.kind(),
+            overlay: self.overlays_work.clone(),
+            idmap: self.overlays.idmap_fails.clone().map_or(Ok(()), Err),
+            cgroup: match self.groups.version() {
+                CgroupVersion::V2 => Cgroups::V2,
+                CgroupVersion::V1 => Cgroups::V1,
+                CgroupVersion::None => Cgroups::None,
+            },
         }
     }
 
-    /// Takes the oldest outcome that was not sent yet.
-    pub fn next_outcome(&mut self) -> Option<Outcome> {
-        self.outcomes.pop_front()
+    /// Takes the oldest notice that was not sent yet.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
     }
 
     /// Prepares the kernel for launches that follow soon.
@@ -140,7 +155,7 @@ impl Table {
         self.warmer.wake();
     }
 
-    /// Starts a process; the answer is an [`Outcome`].
+    /// Starts a process; the answer is a [`Notice`].
     pub fn launch(&mut self, seq: u64, launch: Launch, given: Given, descriptors: Vec<OwnedFd>) {
         self.warmer.wake();
         self.requested = Instant::now();
@@ -148,15 +163,15 @@ impl Table {
             Err(format!("the limit of {MAX_PROCESSES} processes is reached"))
         } else {
             Assignment::of(&launch, &self.registry, &self.users)
-                .and_then(|assignment| Entry::requested(seq, launch, assignment, given, descriptors, &self.users))
+                .and_then(|assignment| ProcessEntry::requested(seq, launch, assignment, given, descriptors, &self.users))
                 .and_then(|entry| self.begin(entry))
         };
         if let Err(why) = started {
-            self.outcomes.push_back(Outcome::Failed { seq, why });
+            self.notices.push_back(Notice::Failed { seq, why });
         }
     }
 
-    fn begin(&mut self, mut entry: Entry) -> Result<(), String> {
+    fn begin(&mut self, mut entry: ProcessEntry) -> Result<(), String> {
         self.last += 1;
         let id = ProcessId(self.last);
         entry.live = Some(self.start(id, &entry)?);
@@ -171,7 +186,7 @@ impl Table {
     /// Returns the descriptors to poll: for each process, its control socket while that is open, and its pidfd.
     pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, Option<&OwnedFd>, &OwnedFd)> {
         let live = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.live.as_ref()?)));
-        live.map(|(id, live)| (id, (!live.closed).then_some(&live.process.control), &live.process.pidfd))
+        live.map(|(id, live)| (id, (!live.closed).then(|| live.process.control()), live.process.pidfd()))
     }
 
     /// Reads the control messages of process `id`.
@@ -186,13 +201,13 @@ impl Table {
             };
             match event {
                 GuardEvent::Failed(why) => live.failed = Some(why),
-                GuardEvent::Ended(code, signal) => live.ended = Some((code, signal)),
+                GuardEvent::Ended(end) => live.ended = Some(end),
                 GuardEvent::Started => {
                     if let Some(seq) = entry.request.take() {
                         let output = entry.output.as_ref().and_then(|(read, _)| read.try_clone().ok());
-                        self.outcomes.push_back(Outcome::Started { seq, id, writable: live.writable, output });
+                        self.notices.push_back(Notice::Started { seq, id, writable: live.writable, output });
                     } else if entry.cleanup.is_none() {
-                        self.outcomes.push_back(Outcome::Event(ProcessEvent::Restarted { id, restarts: entry.restarts }));
+                        self.notices.push_back(Notice::Event(ProcessEvent::Restarted { id, restarts: entry.restarts }));
                     }
                 }
             }
@@ -203,27 +218,27 @@ impl Table {
     pub fn on_end(&mut self, id: ProcessId) {
         self.on_control(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Some((code, signal)) = entry.live.as_ref().and_then(|live| live.end()) else { return };
+        let Some(end) = entry.live.as_ref().and_then(|live| live.end()) else { return };
         let Some(live) = entry.live.take() else { return };
-        let exit = Exit { code, signal, out_of_memory: live.group.out_of_memory() };
+        let exit = Exit { code: end.code, signal: end.signal, out_of_memory: live.group.out_of_memory() };
         // Without a namespace, a descendant may have escaped from the process group.
         live.group.kill();
         self.groups.remove(live.group);
-        if let Some(layer) = live.layer {
-            self.layers.release(layer);
+        if let Some(overlay) = live.overlay {
+            self.overlays.release(overlay);
         }
         if let Some(why) = &live.failed {
             tracing::warn!(id = id.0, why, "cannot start a process");
         }
         if let Some(seq) = entry.request {
             let why = live.failed.unwrap_or_else(|| format!("the process {exit} before its program started"));
-            self.outcomes.push_back(Outcome::Failed { seq, why });
+            self.notices.push_back(Notice::Failed { seq, why });
             self.entries.remove(&id);
             return;
         }
         let last = !entry.supervised() || entry.stopping.is_some();
         if entry.cleanup.is_none() && !entry.orphaned {
-            self.outcomes.push_back(Outcome::Event(ProcessEvent::Exited { id, exit, restarts: entry.restarts, last }));
+            self.notices.push_back(Notice::Event(ProcessEvent::Exited { id, exit, restarts: entry.restarts, last }));
         }
         if !last {
             entry.due = Some(Instant::now() + entry.backoff.after(live.since.elapsed()));
@@ -232,7 +247,7 @@ impl Table {
         }
     }
 
-    /// Returns the time at which [`Table::tick`] must be called next.
+    /// Returns the time at which [`ProcessTable::tick`] must be called next.
     pub fn deadline(&self) -> Option<Instant> {
         let others = self.entries.values().flat_map(|entry| [entry.due, entry.stopping.filter(|_| entry.live.is_some())]);
         others.chain([self.cleanup_due()]).flatten().min()
@@ -278,7 +293,7 @@ impl Table {
         }
     }
 
-    fn entry(&mut self, id: ProcessId) -> Result<&mut Entry, String> {
+    fn entry(&mut self, id: ProcessId) -> Result<&mut ProcessEntry, String> {
         self.entries.get_mut(&id).ok_or_else(|| format!("process {} does not exist or has ended", id.0))
     }
 
@@ -286,7 +301,7 @@ impl Table {
     pub fn end(&mut self, id: ProcessId, now: bool) -> Result<(), String> {
         let entry = self.entry(id)?;
         if let Some(live) = &entry.live {
-            if now { live.process.kill() } else { live.process.terminate(StopSignal::Term) }
+            if now { live.process.kill() } else { live.process.signal(Signal::TERM) }
         }
         if now {
             entry.stopping.get_or_insert_with(|| Instant::now() + KILL_AGAIN);
@@ -301,14 +316,14 @@ impl Table {
         if entry.live.is_none() {
             let (exit, restarts) = (Exit { code: None, signal: None, out_of_memory: false }, entry.restarts);
             self.entries.remove(&id);
-            self.outcomes.push_back(Outcome::Event(ProcessEvent::Exited { id, exit, restarts, last: true }));
+            self.notices.push_back(Notice::Event(ProcessEvent::Exited { id, exit, restarts, last: true }));
         }
         Ok(())
     }
 
     /// Kills the processes that belong to a server that has exited.
     pub fn end_requests(&mut self) {
-        self.outcomes.clear();
+        self.notices.clear();
         for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {
             // A supervised process is killed only if its launch was not answered yet, because the next server would not know it.
             if let Some(live) = entry.live.as_ref().filter(|_| !entry.supervised() || entry.request.is_some()) {
@@ -339,4 +354,26 @@ impl Table {
         });
         found.next()
     }
+}
+
+/// Mounts an overlay on the root's file system, if the operator has not switched overlays off.
+fn try_overlays(
+    overlays: &Overlays,
+    config: &KeeperConfig,
+    directories: &Directories,
+    base: &Result<BaseView, String>,
+) -> Result<(), String> {
+    base.as_ref().map_err(Clone::clone)?;
+    let works = match config.overlays {
+        true => overlays.probe(&directories.root, Path::new("keeper/probe")),
+        false => Err(io::Error::other("overlays are switched off")),
+    };
+    let works = works.map_err(|error| format!("cannot mount an overlay: {error}"));
+    if let Err(why) = &works {
+        tracing::warn!(
+            why,
+            "overlays are not available: every build and every slot gets a copy of its tree, which takes time and space"
+        );
+    }
+    works
 }

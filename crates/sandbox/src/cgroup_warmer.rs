@@ -1,8 +1,8 @@
 //! The cgroup warmer: a helper that makes moves of processes into control groups fast.
 //!
-//! Before such a move, the kernel waits for an RCU grace period of 10 to 20 ms, unless another move has just waited for one. A
-//! deployment starts half a dozen processes one after the other. While processes are being started, the helper therefore moves
-//! itself into the group that it is already in, every few milliseconds; otherwise it sleeps. `benches/README.md` has the figures.
+//! Before such a move, the kernel waits for an RCU grace period of 10 to 20 ms, unless another move has just waited for one. While processes are being started, the helper therefore moves
+//! itself into the group that it is already in, every few milliseconds; otherwise it sleeps. `benches/README.md` of the
+//! repository has the figures.
 
 use std::{
     io::Write,
@@ -12,40 +12,40 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    io::Errno,
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair},
     process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, set_parent_process_death_signal, setsid, waitid},
 };
 
 use super::{
-    cgroup::Group,
-    spawn,
+    cgroup::ControlGroup,
     sys::{self, Forked},
-    users::{User, Users},
+    user::{UnixUser, drop_privileges},
 };
-use crate::host::launch::wire;
 
 /// The interval of moves, shorter than the shortest grace period.
 const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 8_000_000 };
 /// The time for which the helper goes on after the last start.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The keeper's handle of the helper, which ends with the keeper. Without the helper, starts are slower and nothing else changes.
+/// The handle of the helper, which ends with this process. Without the helper, starts are slower and nothing else changes.
 #[derive(Debug)]
 pub struct CgroupWarmer {
     control: Option<OwnedFd>,
     process: Option<OwnedFd>,
-    group: Option<Group>,
+    group: Option<ControlGroup>,
     /// The time of the last message to the helper; limits the number of messages.
     woken: Option<Instant>,
 }
 
 impl CgroupWarmer {
-    /// Starts the helper in `group`, as a user without any rights; without a group, there is no helper.
-    pub fn start(group: Option<Group>, users: Users) -> CgroupWarmer {
+    /// Starts the helper in `group`; without a group, there is no helper. `user` should have no rights; `None` is the user of this
+    /// process.
+    pub fn start(group: Option<ControlGroup>, user: Option<UnixUser>) -> CgroupWarmer {
         let started = group.as_ref().and_then(|group| {
             let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;
             match sys::fork(0) {
-                Ok(Forked::Child) => run(&theirs, group, users),
+                Ok(Forked::Child) => run(&theirs, group, user),
                 Ok(Forked::Parent { pidfd, .. }) => Some((control, pidfd)),
                 Err(_) => None,
             }
@@ -62,7 +62,7 @@ impl CgroupWarmer {
         }
         self.woken = Some(now);
         if let Some(control) = &self.control
-            && wire::send(control, b"p", &[]).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
+            && send(control, b"p", SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_err_and(|error| error != Errno::WOULDBLOCK)
         {
             self.control = None;
         }
@@ -81,21 +81,21 @@ impl Drop for CgroupWarmer {
     }
 }
 
-/// Runs the helper until the keeper exits.
-fn run(control: &OwnedFd, group: &Group, users: Users) -> ! {
+/// Runs the helper until the supervisor exits.
+fn run(control: &OwnedFd, group: &ControlGroup, user: Option<UnixUser>) -> ! {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     sys::reset_signals();
     let _ = setsid();
     let Some(mut procs) = group.open_procs() else { sys::exit_now(0) };
     let (control, procs_number) = (control.as_raw_fd(), procs.as_raw_fd());
-    // No other descriptor of the keeper may stay open here.
+    // No other descriptor of the supervisor may stay open here.
     if sys::arrange(&[control, procs_number], 2).is_err() {
         sys::exit_now(0);
     }
     std::mem::forget(procs);
     // The file stays usable, because the kernel checks the rights of the process that opened it. Older kernels check the writer; there the
     // helper exits, and starts are slower.
-    if spawn::drop_privileges(users.system().then(|| users.identity(User::Helper))).is_err() {
+    if drop_privileges(user).is_err() {
         sys::exit_now(0);
     }
     procs = sys::arranged(1).try_clone_to_owned().map_or_else(|_| sys::exit_now(0), Into::into);

@@ -1,4 +1,4 @@
-//! The guard: the first process of a namespace, between the keeper and the program, as the same user as the program.
+//! The guard: the first process of a namespace, between the supervisor and the program, as the same user as the program.
 //!
 //! The guard reaps orphans, forwards stop signals to all processes and reports how the program ended. When the
 //! guard exits, the kernel kills all processes of the namespace. Without a namespace, the guard is the subreaper of all descendants of the
@@ -12,29 +12,44 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{SendFlags, send},
     pipe::{PipeFlags, pipe_with},
-    process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid},
+    process::{
+        DumpableBehavior, Signal, WaitOptions, WaitStatus, set_dumpable_behavior, set_parent_process_death_signal, setsid, wait,
+    },
 };
-
 use serde::{Deserialize, Serialize};
 
-use super::sys::{self, Forked, Waited};
-use crate::host::launch::wire;
+use super::sys::{self, Forked};
 
-/// A control message of the guard to the keeper.
+/// The end of a process: an exit code or a signal; neither if the kernel does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl From<WaitStatus> for ProcessEnd {
+    fn from(status: WaitStatus) -> ProcessEnd {
+        ProcessEnd { code: status.exit_status(), signal: status.terminating_signal() }
+    }
+}
+
+/// A control message of the guard to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum GuardEvent {
     /// The program could not be started.
     Failed(String),
     /// The program runs.
     Started,
-    /// The program has exited, with an exit code or by a signal.
-    Ended(Option<i32>, Option<i32>),
+    /// The program has exited.
+    Ended(ProcessEnd),
 }
 
-/// The keeper's command to start the program. Bytes other than `GO` and [`END`] are numbers of signals to forward.
+/// The supervisor's command to start the program. Bytes other than `GO` and [`END`] are numbers of signals to forward.
 pub const GO: u8 = 0;
-/// The keeper's command to kill everything.
+/// The supervisor's command to kill everything.
 pub const END: u8 = 9;
 
 /// Starts the program and guards it. Returns only if the program cannot be started. `control` is the number of the control socket.
@@ -42,7 +57,7 @@ pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environmen
     let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
         // The program runs as the same user, but must not be able to trace this process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-        let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
+        let signals = sys::signal_descriptor(&[Signal::CHILD])?;
         let (failed, failure) = pipe_with(PipeFlags::CLOEXEC)?;
         match sys::fork(0)? {
             Forked::Child => {
@@ -88,11 +103,11 @@ fn watch(program: i32) -> ! {
         let mut buffer = [0; 128];
         while rustix::io::read(signals, &mut buffer).is_ok() {}
         let left = loop {
-            match sys::wait_any(false) {
-                Waited::Ended(pid, status) if pid == program => ended = Some(sys::status_parts(status)),
-                Waited::Ended(..) => {}
-                Waited::Running => break true,
-                Waited::None => break false,
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_pid() == program => ended = Some(ProcessEnd::from(status)),
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => break true,
+                Err(_) => break false,
             }
         };
         // After a stop signal, descendants may still finish their work, such as a server below a shell that has exited.
@@ -101,9 +116,9 @@ fn watch(program: i32) -> ! {
         }
         match asked.then(|| command(0)) {
             None | Some(Some(GO)) => {}
-            // A closed socket means that the keeper has ended.
+            // A closed socket means that the supervisor has ended.
             Some(None | Some(END)) => {
-                ended.get_or_insert((None, Some(libc::SIGKILL)));
+                ended.get_or_insert(ProcessEnd { code: None, signal: Some(libc::SIGKILL) });
                 break;
             }
             Some(Some(signal)) => {
@@ -116,9 +131,9 @@ fn watch(program: i32) -> ! {
     if !namespace {
         end_descendants();
     }
-    let (code, signal) = ended.unwrap_or_default();
-    send_on(0, &GuardEvent::Ended(code, signal));
-    sys::exit_now(code.unwrap_or(125))
+    let end = ended.unwrap_or_default();
+    send_on(0, &GuardEvent::Ended(end));
+    sys::exit_now(end.code.unwrap_or(125))
 }
 
 /// Kills all children until there are none; for a guard without a namespace. The guard is the subreaper of its descendants, so the
@@ -130,13 +145,13 @@ fn end_descendants() {
         for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
             sys::signal(pid, libc::SIGKILL);
         }
-        if matches!(sys::wait_any(true), Waited::None) {
+        if matches!(wait(WaitOptions::empty()), Err(error) if error != Errno::INTR) {
             return;
         }
     }
 }
 
-/// Receives the keeper's next command; `None` once the keeper has ended.
+/// Receives the supervisor's next command; `None` once the supervisor has ended.
 pub fn command(control: RawFd) -> Option<u8> {
     let control = sys::arranged(control);
     let mut byte = [0; 1];
@@ -148,9 +163,9 @@ pub fn command(control: RawFd) -> Option<u8> {
     }
 }
 
-/// Sends a control message to the keeper.
+/// Sends a control message to the supervisor.
 pub fn send_on(control: RawFd, event: &GuardEvent) {
     if let Ok(bytes) = postcard::to_stdvec(event) {
-        let _ = wire::send(sys::arranged(control), &bytes, &[]);
+        let _ = send(sys::arranged(control), &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 }

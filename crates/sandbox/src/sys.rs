@@ -1,4 +1,4 @@
-//! System calls without a safe wrapper, and the operations that follow a fork. Only this file of the keeper has `unsafe` code.
+//! System calls without a safe wrapper, and the operations that follow a fork. Only this file of the crate has `unsafe` code.
 #![allow(unsafe_code)]
 
 use std::{
@@ -105,13 +105,13 @@ pub fn collect_children() {
 }
 
 /// Blocks `signals` and returns a descriptor that becomes readable when one arrives.
-pub fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
+pub fn signal_descriptor(signals: &[rustix::process::Signal]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is a local that the calls fill and read.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for &signal in signals {
-            libc::sigaddset(&raw mut set, signal);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, signal.as_raw());
         }
         check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()).into())?;
         let descriptor = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
@@ -159,54 +159,12 @@ pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd
     .map(drop)
 }
 
-/// Empties the capability bounding set, so that no later exec can gain a capability.
-pub fn drop_bounding_set() {
-    for capability in 0..64 {
-        // SAFETY: plain numbers; the kernel refuses unknown capabilities.
-        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
-    }
-}
-
 /// Lets this process use the disk only while no other process does.
 pub fn idle_disk_priority() -> io::Result<()> {
     const WHO_PROCESS: c_int = 1;
     const CLASS_IDLE: c_int = 3 << 13;
     // SAFETY: plain numbers.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
-}
-
-/// The result of waiting for any child.
-pub enum Waited {
-    /// A child has ended: its process id and its wait status.
-    Ended(i32, c_int),
-    /// All children are still running.
-    Running,
-    /// There are no children.
-    None,
-}
-
-/// Waits for any child.
-pub fn wait_any(block: bool) -> Waited {
-    let mut status: c_int = 0;
-    loop {
-        // SAFETY: `status` outlives the call.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
-        match pid {
-            1.. => return Waited::Ended(pid, status),
-            0 => return Waited::Running,
-            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            _ => return Waited::None,
-        }
-    }
-}
-
-/// Splits a wait status into exit code and signal.
-pub fn status_parts(status: c_int) -> (Option<i32>, Option<i32>) {
-    match (libc::WIFEXITED(status), libc::WIFSIGNALED(status)) {
-        (true, _) => (Some(libc::WEXITSTATUS(status)), None),
-        (_, true) => (None, Some(libc::WTERMSIG(status))),
-        _ => (None, None),
-    }
 }
 
 /// Sends a signal to a child that was not waited for yet, to its process group if `pid` is negative, or to the whole namespace if `pid`

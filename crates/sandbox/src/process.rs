@@ -1,72 +1,65 @@
-//! Starts a process: forks into its namespaces, builds its view, drops all privileges, and executes the program.
+//! Starts a process: forks into its namespaces, enters its view, drops all privileges, and executes the program.
 //!
-//! A guarded process has the [`guard`] between the keeper and the program.
+//! A guarded process has the [`guard`] between the supervisor and the program.
 
 use std::{
     ffi::{CString, OsString},
     fs, io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::ffi::OsStringExt,
     },
     path::PathBuf,
 };
 
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
     process::{
-        Resource, Rlimit, Signal, chdir, getrlimit, set_child_subreaper, set_parent_process_death_signal, setpriority_process,
-        setrlimit, setsid, umask,
-    },
-    thread::{
-        CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_no_new_privs, set_thread_groups,
-        set_thread_res_gid, set_thread_res_uid, set_thread_uid,
+        Resource, Rlimit, Signal, WaitId, WaitIdOptions, chdir, getrlimit, pidfd_send_signal, set_child_subreaper,
+        set_parent_process_death_signal, setpriority_process, setrlimit, setsid, umask, waitid,
     },
 };
 
 use super::{
-    cgroup::{Group, Limits},
-    guard::{self, GuardEvent},
-    sandbox::View,
+    cgroup::{ControlGroup, ResourceLimits},
+    guard::{self, GuardEvent, ProcessEnd},
     sys::{self, Forked},
-    users::Identity,
+    user::{UnixUser, drop_privileges},
+    view::RootView,
 };
-use crate::{host::launch::wire, model::StopSignal};
 
 /// The namespaces of a process with a view of its own.
 pub const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// The specification of a process.
 #[derive(Debug)]
-pub struct ProcessSpec {
+pub struct ProcessSpec<'fd> {
     /// The program's arguments, its name first.
     pub argv: Vec<OsString>,
     /// Its complete environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Its user; `None` for the keeper's own.
-    pub identity: Option<Identity>,
-    /// Its view of the file system; without one, it shares the keeper's.
-    pub view: Option<View>,
-    /// Its working directory.
+    /// Its user; `None` for the supervisor's own.
+    pub user: Option<UnixUser>,
+    /// Its view of the file system; without one, it shares the supervisor's.
+    pub view: Option<RootView>,
     pub directory: PathBuf,
-    /// Its limits; `None` for the server.
-    pub limits: Option<Limits>,
+    pub limits: Option<ResourceLimits>,
     /// RLIMIT_DATA of each process in bytes, where no control group limits memory.
     pub data: Option<u64>,
     /// RLIMIT_NPROC of its user, where no control group counts processes.
     pub processes: Option<u64>,
     /// Descriptors 0, 1, 2, ...
-    pub descriptors: Vec<RawFd>,
+    pub descriptors: Vec<BorrowedFd<'fd>>,
     /// The descriptor of the program.
-    pub program: RawFd,
-    /// True if a guard stays between the keeper and the program.
+    pub program: BorrowedFd<'fd>,
+    /// True if a guard stays between the supervisor and the program.
     pub guarded: bool,
 }
 
 /// The result of one read from a control socket.
 #[derive(Debug)]
 pub enum Received {
-    /// A control message.
     Event(GuardEvent),
     /// Nothing has arrived yet.
     Empty,
@@ -74,23 +67,22 @@ pub enum Received {
     Closed,
 }
 
-/// The keeper's handle of a process.
+/// The supervisor's handle of a process.
 #[derive(Debug)]
-pub struct Process {
-    /// Readable when the process, and everything in its namespace, has ended.
-    pub pidfd: OwnedFd,
-    /// The control socket.
-    pub control: OwnedFd,
+pub struct ChildProcess {
+    pidfd: OwnedFd,
+    control: OwnedFd,
     namespace: bool,
+    guarded: bool,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts a process inside `group`.
-    pub fn start(spec: &ProcessSpec, group: Option<&Group>) -> io::Result<Process> {
+    pub fn start(spec: &ProcessSpec<'_>, group: Option<&ControlGroup>) -> io::Result<ChildProcess> {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match sys::fork(if spec.view.is_some() { NAMESPACES } else { 0 })? {
             Forked::Child => {
-                // An open copy of the keeper's end would hide from this process that the keeper has exited.
+                // An open copy of the supervisor's end would hide from this process that the supervisor has exited.
                 sys::forget(&control);
                 child(spec, &theirs)
             }
@@ -98,60 +90,74 @@ impl Process {
                 if let Some(group) = group {
                     group.add(pid);
                 }
-                let process = Process { pidfd, control, namespace: spec.view.is_some() };
+                let process = ChildProcess { pidfd, control, namespace: spec.view.is_some(), guarded: spec.guarded };
                 process.command(guard::GO);
                 Ok(process)
             }
         }
     }
 
+    /// Returns a descriptor that becomes readable when the process, and everything in its namespace, has ended.
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Returns the control socket, which becomes readable when [`ChildProcess::receive`] has an event.
+    pub fn control(&self) -> &OwnedFd {
+        &self.control
+    }
+
     /// Receives the next control message.
     pub fn receive(&self) -> Received {
         let mut buffer = [0; 4096];
-        let received = match wire::receive(&self.control, &mut buffer) {
+        let received = match recv(&self.control, &mut buffer, RecvFlags::DONTWAIT) {
             // The process exited before it read the last command. The socket reports this error once, and then returns the messages.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => wire::receive(&self.control, &mut buffer),
+            Err(Errno::CONNRESET) => recv(&self.control, &mut buffer, RecvFlags::DONTWAIT),
             other => other,
         };
         let length = match received {
             Ok((length, _)) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Received::Empty,
+            Err(Errno::WOULDBLOCK) => return Received::Empty,
             Err(_) => 0,
         };
-        // Only larder itself writes to the socket, and only whole messages.
+        // Only this crate itself writes to the socket, and only whole messages.
         buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Received::Closed, Received::Event)
     }
 
-    /// Sends `signal` to the process and its descendants.
-    pub fn terminate(&self, signal: StopSignal) {
-        let signal = match signal {
-            StopSignal::Term => Signal::TERM,
-            StopSignal::Int => Signal::INT,
-            StopSignal::Quit => Signal::QUIT,
-            StopSignal::Hup => Signal::HUP,
-            StopSignal::Usr1 => Signal::USR1,
-            StopSignal::Usr2 => Signal::USR2,
-            StopSignal::Winch => Signal::WINCH,
-        };
-        self.command(signal.as_raw() as u8);
+    /// Returns how the process has ended; `None` while it runs.
+    pub fn try_wait(&self) -> Option<ProcessEnd> {
+        match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(ProcessEnd { code: status.exit_status(), signal: status.terminating_signal() }),
+            Err(_) => Some(ProcessEnd::default()),
+        }
     }
 
-    /// Kills the process and its descendants.
-    pub fn kill(&self) {
-        if self.namespace {
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    /// Sends `signal` to the process; to its descendants as well if it is guarded.
+    pub fn signal(&self, signal: Signal) {
+        if self.guarded {
+            self.command(signal.as_raw() as u8);
         } else {
+            let _ = pidfd_send_signal(&self.pidfd, signal);
+        }
+    }
+
+    /// Kills the process; its descendants as well if it is guarded.
+    pub fn kill(&self) {
+        if self.guarded && !self.namespace {
             self.command(guard::END);
+        } else {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
     }
 
     fn command(&self, byte: u8) {
-        let _ = wire::send(&self.control, &[byte], &[]);
+        let _ = send(&self.control, &[byte], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 }
 
-/// Prepares the new process and executes its program. Never returns, because the child must not drop the keeper's objects.
-fn child(spec: &ProcessSpec, control: &OwnedFd) -> ! {
+/// Prepares the new process and executes its program. Never returns, because the child must not drop the supervisor's objects.
+fn child(spec: &ProcessSpec<'_>, control: &OwnedFd) -> ! {
     let at = spec.descriptors.len();
     let error = match prepare(spec, control) {
         Ok((argv, environment)) => match (spec.guarded, sys::arranged(at as RawFd)) {
@@ -169,8 +175,8 @@ fn child(spec: &ProcessSpec, control: &OwnedFd) -> ! {
 
 type Strings = (Vec<CString>, Vec<CString>);
 
-fn prepare(spec: &ProcessSpec, control: &OwnedFd) -> io::Result<Strings> {
-    end_with_the_keeper(spec)?;
+fn prepare(spec: &ProcessSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
+    end_with_supervisor(spec)?;
     sys::reset_signals();
     setsid()?;
     let argv = spec.argv.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<Vec<_>, _>>()?;
@@ -181,14 +187,15 @@ fn prepare(spec: &ProcessSpec, control: &OwnedFd) -> io::Result<Strings> {
         CString::new(pair.into_vec())
     };
     let environment = spec.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
-    // The keeper first puts this process into its control group; without a keeper, the process must not go on.
+    // The supervisor first puts this process into its control group; without a supervisor, the process must not go on.
     if guard::command(control.as_raw_fd()) != Some(guard::GO) {
         sys::exit_now(125);
     }
-    let descriptors: Vec<RawFd> = spec.descriptors.iter().copied().chain([spec.program, control.as_raw_fd()]).collect();
+    let own = [spec.program.as_raw_fd(), control.as_raw_fd()];
+    let descriptors: Vec<RawFd> = spec.descriptors.iter().map(AsRawFd::as_raw_fd).chain(own).collect();
     sys::arrange(&descriptors, spec.descriptors.len())?;
     let named = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    // Core dumps are disabled, because the memory of the server contains keys, and the memory of workers contains users' data.
+    // Core dumps are disabled, because memory can contain keys and users' data.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     if let Some(limits) = &spec.limits {
         limit(spec, limits).map_err(|error| named("cannot set the limits", error))?;
@@ -200,26 +207,26 @@ fn prepare(spec: &ProcessSpec, control: &OwnedFd) -> io::Result<Strings> {
         set_child_subreaper(Some(rustix::process::getpid()))?;
     }
     chdir(&spec.directory).map_err(|error| named(&spec.directory.display().to_string(), error.into()))?;
-    drop_privileges(spec.identity).map_err(|error| named("cannot drop privileges", error))?;
-    // The kernel clears the parent death signal at every change of user, so it is set again. If the keeper has exited in
+    drop_privileges(spec.user).map_err(|error| named("cannot drop privileges", error))?;
+    // The kernel clears the parent death signal at every change of user, so it is set again. If the supervisor has exited in
     // between, its end of the control socket is closed, which the guard checks first.
-    end_with_the_keeper(spec)?;
+    end_with_supervisor(spec)?;
     Ok((argv, environment))
 }
 
-/// Makes the kernel kill this process when the keeper exits. A guard without a namespace is not killed, because it must first kill its
-/// descendants.
-fn end_with_the_keeper(spec: &ProcessSpec) -> io::Result<()> {
+/// Makes the kernel kill this process when the supervisor exits. A guard without a namespace is not killed, because it must first kill
+/// its descendants.
+fn end_with_supervisor(spec: &ProcessSpec<'_>) -> io::Result<()> {
     if spec.view.is_some() || !spec.guarded {
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     Ok(())
 }
 
-fn limit(spec: &ProcessSpec, limits: &Limits) -> io::Result<()> {
-    // Under memory pressure, the kernel kills builds first and the keeper last.
+fn limit(spec: &ProcessSpec<'_>, limits: &ResourceLimits) -> io::Result<()> {
+    // Under memory pressure, the kernel kills background processes first and the supervisor last.
     let _ = fs::write("/proc/self/oom_score_adj", if limits.background { "500" } else { "0" });
-    // Without root, a limit cannot exceed the keeper's own hard limit.
+    // Without root, a limit cannot exceed the supervisor's own hard limit.
     let set = |resource, value: u64| {
         let value = getrlimit(resource).maximum.map_or(value, |most| most.min(value));
         setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
@@ -231,26 +238,6 @@ fn limit(spec: &ProcessSpec, limits: &Limits) -> io::Result<()> {
     if limits.background {
         let _ = setpriority_process(None, 10);
         let _ = sys::idle_disk_priority();
-    }
-    Ok(())
-}
-
-/// Drops every privilege and changes to `identity`, if there is one; for a process that has just been forked.
-pub fn drop_privileges(identity: Option<Identity>) -> io::Result<()> {
-    use rustix::process::{Gid, Uid};
-    sys::drop_bounding_set();
-    if let Some(Identity { uid, gid }) = identity {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        set_thread_groups(&[])?;
-        set_thread_res_gid(gid, gid, gid)?;
-        set_thread_res_uid(uid, uid, uid)?;
-    }
-    clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
-    set_no_new_privs(true)?;
-    if identity.is_some_and(|identity| identity.uid != 0) && set_thread_uid(Uid::ROOT).is_ok() {
-        return Err(io::Error::other("the process can become root again"));
     }
     Ok(())
 }

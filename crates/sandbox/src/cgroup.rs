@@ -5,14 +5,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::config::Config;
-use crate::{host::launch::Cgroups, model::LimitClass};
+use super::sys;
 
-const MIB: u64 = 1024 * 1024;
+/// The control groups of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupVersion {
+    /// The unified hierarchy.
+    V2,
+    /// The older hierarchies of memory, processes and processor time.
+    V1,
+    /// No usable hierarchy.
+    None,
+}
 
-/// The values of a limit class.
+/// The limits of a process and its descendants.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ResourceLimits {
     /// Memory in bytes.
     pub memory: Option<u64>,
     /// Processes and threads.
@@ -25,35 +33,10 @@ pub struct Limits {
     pub background: bool,
 }
 
-impl Limits {
-    /// Returns the limits of `class`, none higher than the operator's.
-    pub fn of(class: LimitClass, config: &Config) -> Limits {
-        match class {
-            LimitClass::Build { memory } => {
-                let most = config.build_memory.unwrap_or_else(|| half_of_ram().clamp(256 * MIB, 2048 * MIB));
-                let memory = Some(memory.map_or(most, |asked| asked.min(most)));
-                Limits { memory, processes: config.build_processes, weight: 30, file: Some(4096 * MIB), background: true }
-            }
-            LimitClass::Application { memory } => {
-                let memory = memory.into_iter().chain(config.application_memory).min();
-                Limits { memory, processes: 1024, weight: 100, file: None, background: false }
-            }
-            LimitClass::Service => {
-                Limits { memory: Some(1024 * MIB), processes: 256, weight: 100, file: None, background: false }
-            }
-        }
-    }
-}
-
-fn half_of_ram() -> u64 {
-    let info = rustix::system::sysinfo();
-    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
-}
-
 /// The directory in which groups are created.
 #[derive(Debug)]
-pub struct Hierarchy {
-    kind: Cgroups,
+pub struct CgroupHierarchy {
+    version: CgroupVersion,
     /// One directory (v2), or one each for memory, pids and cpu (v1).
     directories: Vec<PathBuf>,
     /// Groups that could not be removed yet.
@@ -62,26 +45,25 @@ pub struct Hierarchy {
 
 /// The group of one process.
 #[derive(Debug)]
-pub struct Group {
-    kind: Cgroups,
+pub struct ControlGroup {
+    version: CgroupVersion,
     directories: Vec<PathBuf>,
 }
 
-impl Hierarchy {
-    /// Finds a hierarchy that this process may use, and creates a directory for the keeper of `root` in it. Removes groups that an
-    /// earlier keeper left.
-    pub fn find(root: &Path) -> Hierarchy {
-        let name = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
-        let name = &format!("larder-{}", name.get(..12).unwrap_or_default());
+impl CgroupHierarchy {
+    /// Finds a hierarchy that this process may use, and creates the group `name` for all other groups in it. Removes groups that an
+    /// earlier process with this name left. This process moves to the group `own_group` where its present group cannot have others below it.
+    pub fn find(name: &str, own_group: &str) -> CgroupHierarchy {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let (kind, directories) = if let Some(directory) = unified(&own, &mounts).and_then(|own| prepare_unified(&own, name).ok())
+        let (version, directories) = if let Some(directory) =
+            unified(&own, &mounts).and_then(|own| prepare_unified(&own, name, own_group).ok())
         {
-            (Cgroups::V2, vec![directory])
+            (CgroupVersion::V2, vec![directory])
         } else {
             let all = ["memory", "pids", "cpu"].map(|controller| separate(&own, &mounts, controller).map(|own| own.join(name)));
             let directories: Vec<_> = all.into_iter().flatten().filter(|path| make(path).is_ok()).collect();
-            (if directories.is_empty() { Cgroups::None } else { Cgroups::V1 }, directories)
+            (if directories.is_empty() { CgroupVersion::None } else { CgroupVersion::V1 }, directories)
         };
         let mut leftover = Vec::new();
         for directory in &directories {
@@ -90,26 +72,26 @@ impl Hierarchy {
         }
         // Groups that are in use are removed later.
         leftover.retain(|path| fs::remove_dir(path).is_err());
-        Hierarchy { kind, directories, leftover }
+        CgroupHierarchy { version, directories, leftover }
     }
 
-    /// The kind of hierarchy.
-    pub fn kind(&self) -> Cgroups {
-        self.kind
+    /// Returns the version of the hierarchy.
+    pub fn version(&self) -> CgroupVersion {
+        self.version
     }
 
     /// Creates the group `name` with `limits`. A limit that cannot be set is skipped, so that the process starts nevertheless.
-    pub fn group(&mut self, name: &str, limits: &Limits) -> Group {
-        // The keeper's process id keeps the name apart from groups that an earlier keeper left.
+    pub fn group(&mut self, name: &str, limits: &ResourceLimits) -> ControlGroup {
+        // The process id keeps the name apart from groups that an earlier process left.
         let name = format!("{}.{name}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
         let directories: Vec<_> =
             self.directories.iter().map(|base| base.join(&name)).filter(|path| make(path).is_ok()).collect();
-        let group = Group { kind: self.kind, directories };
+        let group = ControlGroup { version: self.version, directories };
         let memory = limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
         let (processes, weight) = (limits.processes.to_string(), limits.weight.to_string());
-        match self.kind {
-            Cgroups::V2 => {
+        match self.version {
+            CgroupVersion::V2 => {
                 group.set("memory.max", &memory);
                 if limits.memory.is_some() {
                     group.set("memory.swap.max", "0");
@@ -118,7 +100,7 @@ impl Hierarchy {
                 group.set("pids.max", &processes);
                 group.set("cpu.weight", &weight);
             }
-            Cgroups::V1 => {
+            CgroupVersion::V1 => {
                 if let Some(bytes) = limits.memory {
                     group.set("memory.limit_in_bytes", &bytes.to_string());
                     group.set("memory.memsw.limit_in_bytes", &bytes.to_string());
@@ -126,18 +108,18 @@ impl Hierarchy {
                 group.set("pids.max", &processes);
                 group.set("cpu.shares", &(limits.weight.saturating_mul(1024) / 100).to_string());
             }
-            Cgroups::None => {}
+            CgroupVersion::None => {}
         }
         group
     }
 
-    /// Removes a group. A group that still has processes is removed by a later call of [`Hierarchy::group`].
-    pub fn remove(&mut self, group: Group) {
+    /// Removes a group. A group that still has processes is removed by a later call of [`CgroupHierarchy::group`].
+    pub fn remove(&mut self, group: ControlGroup) {
         self.leftover.extend(group.directories.into_iter().filter(|path| fs::remove_dir(path).is_err()));
     }
 }
 
-impl Drop for Hierarchy {
+impl Drop for CgroupHierarchy {
     fn drop(&mut self) {
         for path in self.leftover.iter().chain(&self.directories) {
             let _ = fs::remove_dir(path);
@@ -145,7 +127,7 @@ impl Drop for Hierarchy {
     }
 }
 
-impl Group {
+impl ControlGroup {
     /// Moves a process into the group.
     pub fn add(&self, pid: i32) {
         self.set("cgroup.procs", &pid.to_string());
@@ -188,13 +170,13 @@ impl Group {
 
     /// Kills all processes of the group, for processes without a namespace of their own.
     pub fn kill(&self) {
-        if self.kind == Cgroups::V2 {
+        if self.version == CgroupVersion::V2 {
             self.set("cgroup.kill", "1");
         }
         for directory in &self.directories {
             let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
             for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
-                super::sys::signal(pid, libc::SIGKILL);
+                sys::signal(pid, libc::SIGKILL);
             }
         }
     }
@@ -247,9 +229,9 @@ fn unified(own: &str, mounts: &str) -> Option<PathBuf> {
     shown(mounts, own.lines().find_map(|line| line.strip_prefix("0::"))?, |kind, _| kind == "cgroup2")
 }
 
-/// Creates the keeper's directory in the unified hierarchy. A group with processes cannot have limited groups below it there, so this
+/// Creates the group `name` in the unified hierarchy. A group with processes cannot have limited groups below it there, so this
 /// process first moves to a group of its own.
-fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
+fn prepare_unified(own: &Path, name: &str, own_group: &str) -> io::Result<PathBuf> {
     let available = fs::read_to_string(own.join("cgroup.controllers"))?;
     let wanted: Vec<&str> =
         ["memory", "pids", "cpu"].into_iter().filter(|name| available.split_whitespace().any(|has| has == *name)).collect();
@@ -257,7 +239,7 @@ fn prepare_unified(own: &Path, name: &str) -> io::Result<PathBuf> {
         return Err(io::Error::other("the memory and pids controllers are not available"));
     }
     if enable(own, &wanted).is_err() {
-        let leaf = own.join("larder-keeper");
+        let leaf = own.join(own_group);
         make(&leaf)?;
         fs::write(leaf.join("cgroup.procs"), std::process::id().to_string())?;
         enable(own, &wanted)?;
@@ -273,7 +255,7 @@ fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     for controller in controllers {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {
             Err(error) if *controller != "cpu" => return Err(error),
-            Err(error) => tracing::warn!(%error, "cannot set CPU weights; builds and applications get equal shares"),
+            Err(error) => tracing::warn!(%error, "cannot set CPU weights; all processes get equal shares"),
             Ok(()) => {}
         }
     }
@@ -294,23 +276,5 @@ mod tests {
         assert_eq!(separate(own, mounts, "cpu"), Some("/sys/fs/cgroup/cpu/".into()));
         assert_eq!(separate(own, mounts, "pids"), None);
         assert_eq!(unified(own, mounts), Some("/sys/fs/cgroup/unified/x".into()));
-    }
-
-    #[test]
-    fn memory_limit_never_exceeds_the_operators() {
-        let mut config = Config::new(PathBuf::from("/nowhere"));
-        let memory = |class, config: &Config| Limits::of(class, config).memory;
-        let build = |memory| LimitClass::Build { memory };
-        let application = |memory| LimitClass::Application { memory };
-        assert_eq!(memory(build(Some(10 * MIB)), &config), Some(10 * MIB));
-        assert!(memory(build(None), &config).is_some_and(|bytes| bytes <= 2048 * MIB));
-        assert_eq!(memory(application(None), &config), None);
-        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
-        config.build_memory = Some(8192 * MIB);
-        config.application_memory = Some(64 * MIB);
-        assert_eq!(memory(build(None), &config), Some(8192 * MIB));
-        assert_eq!(memory(build(Some(9000 * MIB)), &config), Some(8192 * MIB));
-        assert_eq!(memory(application(Some(100 * MIB)), &config), Some(64 * MIB));
-        assert_eq!(memory(application(Some(MIB)), &config), Some(MIB));
     }
 }

@@ -1,11 +1,11 @@
-//! The view of a worker: a root directory of its own, made of read-only parts of the host and the directories of its role.
+//! A root directory of a process, made of read-only parts of the host and the directories of the process.
 //!
-//! The part that all workers share is mounted once, by [`Base::prepare`]; a worker's mount namespace is a copy with few additions.
+//! The part that all views share is mounted once, by [`BaseView::prepare`]; a process's mount namespace is a copy with few additions.
 
 use std::{
     fs, io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
@@ -20,34 +20,17 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use super::{directories::beneath, sys, users::Identity};
+use super::{directory::beneath, probe, process::NAMESPACES, sys};
 
 /// Mount attribute: read-only.
-pub const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 /// Mount attribute: set-user-ID programs run as the caller.
-pub const NO_SETUID: u64 = libc::MOUNT_ATTR_NOSUID;
+pub(crate) const NO_SETUID: u64 = libc::MOUNT_ATTR_NOSUID;
 /// Mount attribute: device files cannot be opened.
-pub const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
+pub(crate) const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
-/// The path of larder's own binary in every view.
-pub const BINARY: &str = "/larder/bin/larder";
-
-/// Directories of every view, empty if the role does not use them.
-const MOUNT_POINTS: [&str; 13] = [
-    "app",
-    "lower",
-    "cache",
-    "source",
-    "repo",
-    "hooks",
-    "deploy",
-    "upper",
-    "data",
-    "area",
-    "buildpacks",
-    "larder/etc/buildpacks",
-    "larder/bin",
-];
+/// Names at the top of every view that are neither the host's nor the caller's.
+const RESERVED: [&str; 4] = ["tmp", "proc", "run", "dev"];
 
 /// Adds the path to the error of a mount.
 fn step<T>(what: impl std::fmt::Display, result: Result<T, impl Into<io::Error>>) -> io::Result<T> {
@@ -58,36 +41,66 @@ fn step<T>(what: impl std::fmt::Display, result: Result<T, impl Into<io::Error>>
 }
 
 /// Binds `source` to `target`, with mount `attributes`.
-pub fn bind(source: &Path, target: &Path, attributes: u64, recursive: bool) -> io::Result<()> {
+fn bind(source: &Path, target: &Path, attributes: u64, recursive: bool) -> io::Result<()> {
+    attach(step(source.display(), detached(CWD, source, attributes, recursive))?, target)
+}
+
+/// Returns a detached copy of the mount at `path`, or at `directory` itself if `path` is empty.
+fn detached(directory: impl AsFd, path: &Path, attributes: u64, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let tree = step(source.display(), open_tree(CWD, source, flags))?;
-    step(source.display(), sys::mount_attributes(tree.as_fd(), attributes, None, recursive))?;
-    attach(tree, target)
+    let tree = open_tree(directory, path, flags)?;
+    sys::mount_attributes(tree.as_fd(), attributes, None, recursive)?;
+    Ok(tree)
 }
 
 /// Attaches a detached mount at `target`.
-pub fn attach(tree: impl AsFd, target: &Path) -> io::Result<()> {
+pub(crate) fn attach(tree: impl AsFd, target: &Path) -> io::Result<()> {
     step(target.display(), move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
 }
 
-/// The part of the view that all workers share, mounted at `<root>/keeper/base`.
-#[derive(Debug, Clone)]
-pub struct Base {
-    path: PathBuf,
+/// The specification of the part that all views share.
+#[derive(Debug)]
+pub struct BaseSpec<'a> {
+    /// The directory to mount the part at; only this process can change it.
+    pub path: &'a Path,
+    /// Directories of the host that a view shows read-only, relative to `/`. Missing ones are left out.
+    pub host: &'a [&'a str],
+    /// Further directories of the host. One that cannot be shown is skipped.
+    pub additional: &'a [PathBuf],
+    /// A directory of the host that is hidden, even below a directory that the view shows.
+    pub hidden: &'a Path,
+    /// Directories that every view has, empty if a process does not use them; relative to `/`.
+    pub mount_points: &'a [&'a str],
+    /// The path of [`RootView::binary`] in every view.
+    pub binary: &'a str,
 }
 
-impl Base {
-    /// Mounts the shared part at `path`. The calling process must be in a mount namespace of its own. `root`, larder's own directory,
-    /// is hidden even below a directory that the view shows.
-    pub fn prepare(path: &Path, root: &Path, host_paths: &[PathBuf]) -> io::Result<Base> {
+/// A directory of the host that views do not show.
+#[derive(Debug)]
+pub struct SkippedDirectory {
+    pub path: PathBuf,
+    /// The cause; `None` if its name is one of the mount points of the view.
+    pub error: Option<io::Error>,
+}
+
+/// The part that all views share.
+#[derive(Debug, Clone)]
+pub struct BaseView {
+    path: PathBuf,
+    binary: PathBuf,
+}
+
+impl BaseView {
+    /// Mounts the shared part. The calling process must be in a mount namespace of its own.
+    pub fn prepare(spec: &BaseSpec<'_>) -> io::Result<(BaseView, Vec<SkippedDirectory>)> {
+        let path = spec.path;
         step("/", mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))?;
         let hidden = MountFlags::NOSUID | MountFlags::NODEV;
         step(path.display(), mount("tmpfs", path, "tmpfs", hidden, c"mode=0755,size=4m"))?;
         let host = READ_ONLY | NO_SETUID | NO_DEVICES;
-        for name in
-            ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "var/lib/gems", "sys/devices/system/cpu"]
-        {
+        for name in spec.host {
             let (source, target) = (Path::new("/").join(name), path.join(name));
             match fs::symlink_metadata(&source) {
                 Ok(found) if found.is_symlink() => symlink(fs::read_link(&source)?, &target)?,
@@ -99,32 +112,28 @@ impl Base {
             }
         }
         // Parents are mounted first, because a directory below a mounted one needs no mount of its own.
-        let mut host_paths: Vec<_> = host_paths.iter().collect();
-        host_paths.sort();
-        for source in host_paths {
+        let mut additional: Vec<_> = spec.additional.iter().collect();
+        additional.sort();
+        let mut skipped = Vec::new();
+        for source in additional {
             let below = source.strip_prefix("/").unwrap_or(source);
             let target = path.join(below);
-            let ours = MOUNT_POINTS
-                .iter()
-                .chain(&["tmp", "proc", "run", "dev"])
-                .any(|point| below.starts_with(point.split('/').next().unwrap_or(point)));
-            if target.exists() && !ours {
-                continue;
-            }
-            let mounted = match ours {
-                true => Err(io::Error::other("larder uses this name in sandboxes itself; hint: choose another directory")),
-                false => fs::create_dir_all(&target).and_then(|()| bind(source, &target, host, true)),
-            };
-            // This error is not fatal: workers still get a view of their own, without this directory.
-            if let Err(error) = mounted {
-                tracing::warn!(path = %source.display(), %error, "cannot show this directory to builds and processes");
+            let mut points = spec.mount_points.iter().chain(&RESERVED);
+            let taken = points.any(|point| below.starts_with(point.split('/').next().unwrap_or(point)));
+            if taken {
+                skipped.push(SkippedDirectory { path: source.clone(), error: None });
+            } else if !target.exists()
+                && let Err(error) = fs::create_dir_all(&target).and_then(|()| bind(source, &target, host, true))
+            {
+                skipped.push(SkippedDirectory { path: source.clone(), error: Some(error) });
             }
         }
-        hide(&fs::canonicalize(root)?, path)?;
-        for name in MOUNT_POINTS.into_iter().chain(["proc", "tmp", "run", "var/tmp", "dev/shm", "dev/pts"]) {
+        hide(&fs::canonicalize(spec.hidden)?, path)?;
+        for name in spec.mount_points.iter().chain(&RESERVED).chain(&["var/tmp", "dev/shm", "dev/pts"]) {
             fs::create_dir_all(path.join(name))?;
         }
-        fs::write(path.join(BINARY.trim_start_matches('/')), b"")?;
+        let binary = path.join(spec.binary.trim_start_matches('/'));
+        fs::write(&binary, b"")?;
         symlink("/run", path.join("var/run"))?;
         for name in ["null", "zero", "full", "random", "urandom", "tty"] {
             let target = path.join("dev").join(name);
@@ -136,12 +145,7 @@ impl Base {
         {
             symlink(target, path.join("dev").join(name))?;
         }
-        Ok(Base { path: path.to_owned() })
-    }
-
-    /// The path of the shared part.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok((BaseView { path: path.to_owned(), binary }, skipped))
     }
 }
 
@@ -157,47 +161,50 @@ fn hide(directory: &Path, base: &Path) -> io::Result<()> {
 
 /// A directory that is bound into a view.
 #[derive(Debug, Clone)]
-pub struct Bind {
-    /// The directory.
-    pub source: Source,
-    /// Its path in the view.
+pub struct BindMount {
+    pub source: BindSource,
+    /// The path in the view: one of the mount points, or a name below `/run`.
     pub target: &'static str,
-    /// True if the worker can write it.
+    /// True if the process can write it.
     pub writable: bool,
     /// True if mounts inside of it are bound, too.
     pub recursive: bool,
 }
 
-/// The source of a [`Bind`].
+/// The source of a [`BindMount`].
 #[derive(Debug, Clone)]
-pub enum Source {
-    /// A directory below the root, opened without following any symlink.
+pub enum BindSource {
+    /// A directory below [`RootView::root`], opened without following any symlink.
     Below(PathBuf),
-    /// A path that only the keeper can change.
+    /// A path that only the calling process can change.
     Own(PathBuf),
 }
 
-/// The view of one worker.
+/// The view of one process.
 #[derive(Debug, Clone)]
-pub struct View {
-    /// The part that all workers share.
-    pub base: Base,
-    /// larder's directory.
+pub struct RootView {
+    pub base: BaseView,
+    /// The directory that [`BindSource::Below`] refers to.
     pub root: PathBuf,
-    /// The directories of this worker.
-    pub binds: Vec<Bind>,
-    /// The user of the worker.
-    pub worker: Identity,
-    /// larder's binary.
+    pub binds: Vec<BindMount>,
+    /// Names and texts of files that replace those in `/etc`.
+    pub etc: Vec<(&'static str, String)>,
+    /// A program that is shown at [`BaseSpec::binary`].
     pub binary: PathBuf,
-    /// Size of the worker's `/tmp` in bytes.
+    /// Size of `/tmp` in bytes. Files in `/tmp` use memory and count towards the memory limit.
     pub temporary: u64,
 }
 
-impl View {
+impl RootView {
+    /// Tries to enter the view in a child process. In containers that cover parts of `/proc`, all other mounts succeed, but the mount
+    /// of `/proc` fails.
+    pub fn probe(&self) -> io::Result<()> {
+        probe::in_child(NAMESPACES, || self.enter())
+    }
+
     /// Makes the view this process's root. The process must be the first of new mount and process namespaces.
-    pub fn enter(&self) -> io::Result<()> {
-        let base = self.base.path();
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        let base = &self.base.path;
         let root =
             step(self.root.display(), open(&self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))?;
         let safe = MountFlags::NOSUID | MountFlags::NODEV;
@@ -210,30 +217,23 @@ impl View {
         step("/run", mount("tmpfs", base.join("run"), "tmpfs", safe, c"mode=0755,size=16m"))?;
         let terminals = c"newinstance,ptmxmode=0666,mode=0620";
         step("/dev/pts", mount("devpts", base.join("dev/pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, terminals))?;
-        self.write_user_database()?;
+        self.replace_etc()?;
         self.copy_resolver_file()?;
-        // Without the binary, only calls of larder from inside the view fail.
-        if let Err(error) =
-            bind(&self.binary, &base.join(BINARY.trim_start_matches('/')), READ_ONLY | NO_SETUID | NO_DEVICES, false)
-        {
-            tracing::debug!(%error, "cannot show larder's binary to a worker");
+        // Without the binary, only calls of it from inside the view fail.
+        if let Err(error) = bind(&self.binary, &self.base.binary, READ_ONLY | NO_SETUID | NO_DEVICES, false) {
+            tracing::debug!(%error, "cannot show the binary in a view");
         }
-        for Bind { source, target, writable, recursive } in &self.binds {
+        for BindMount { source, target, writable, recursive } in &self.binds {
             let attributes = NO_SETUID | NO_DEVICES | if *writable { 0 } else { READ_ONLY };
             let at = base.join(target.trim_start_matches('/'));
             if target.starts_with("/run/") {
                 fs::create_dir_all(&at)?;
             }
             match source {
-                Source::Own(path) => bind(path, &at, attributes, false)?,
-                Source::Below(path) => {
+                BindSource::Own(path) => bind(path, &at, attributes, false)?,
+                BindSource::Below(path) => {
                     let directory = step(path.display(), beneath(&root, path))?;
-                    let mut flags =
-                        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-                    flags.set(OpenTreeFlags::AT_RECURSIVE, *recursive);
-                    let tree = step(path.display(), open_tree(&directory, "", flags))?;
-                    step(path.display(), sys::mount_attributes(tree.as_fd(), attributes, None, *recursive))?;
-                    attach(tree, &at)?;
+                    attach(step(path.display(), detached(&directory, Path::new(""), attributes, *recursive))?, &at)?;
                 }
             }
         }
@@ -248,15 +248,10 @@ impl View {
         step("/", chdir("/"))
     }
 
-    /// Writes `/etc/passwd` and `/etc/group`: the worker's user is `app` with the home directory `/app`.
-    fn write_user_database(&self) -> io::Result<()> {
-        let (base, Identity { uid, gid }) = (self.base.path(), self.worker);
-        let passwd = format!(
-            "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
-        );
-        let groups = format!("root:x:0:\ntty:x:5:\napp:x:{gid}:\nnogroup:x:65534:\n");
-        for (name, text) in [("passwd", passwd), ("group", groups)] {
-            let (written, target) = (base.join("run").join(name), base.join("etc").join(name));
+    /// Binds the texts of [`RootView::etc`] over the host's files.
+    fn replace_etc(&self) -> io::Result<()> {
+        for (name, text) in &self.etc {
+            let (written, target) = (self.base.path.join("run").join(name), self.base.path.join("etc").join(name));
             fs::write(&written, text)?;
             fs::set_permissions(&written, fs::Permissions::from_mode(0o444))?;
             if target.exists() {
@@ -270,7 +265,7 @@ impl View {
     fn copy_resolver_file(&self) -> io::Result<()> {
         let Ok(real) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
         if let Ok(below) = real.strip_prefix("/run") {
-            let target = self.base.path().join("run").join(below);
+            let target = self.base.path.join("run").join(below);
             fs::create_dir_all(target.parent().unwrap_or(&target))?;
             fs::write(&target, fs::read(&real)?)?;
         }

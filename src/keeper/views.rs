@@ -1,0 +1,80 @@
+//! The view of workers: the directories of the host that all workers see, and the files that a view replaces.
+
+use std::io;
+
+use larder_sandbox::{BaseSpec, BaseView, BindMount, RootView, UnixUser};
+
+use super::config::KeeperConfig;
+
+/// The path of larder's own binary in every view.
+pub const BINARY: &str = "/larder/bin/larder";
+
+/// Directories of the host that every worker sees, read-only.
+const HOST: [&str; 11] =
+    ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "var/lib/gems", "sys/devices/system/cpu"];
+
+/// Directories of every view, empty if the role does not use them.
+const MOUNT_POINTS: [&str; 13] = [
+    "app",
+    "lower",
+    "cache",
+    "source",
+    "repo",
+    "hooks",
+    "deploy",
+    "upper",
+    "data",
+    "area",
+    "buildpacks",
+    "larder/etc/buildpacks",
+    "larder/bin",
+];
+
+/// Mounts the part that all workers share at `<root>/keeper/base`, and tries to enter a view. The root is hidden even below a directory
+/// that the view shows.
+pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
+    let path = config.root.join("keeper/base");
+    let (base, skipped) = BaseView::prepare(&BaseSpec {
+        path: &path,
+        host: &HOST,
+        additional: &config.host_paths,
+        hidden: &config.root,
+        mount_points: &MOUNT_POINTS,
+        binary: BINARY,
+    })?;
+    // Not fatal: workers still get a view of their own, without this directory.
+    for directory in skipped {
+        let path = directory.path.display();
+        match directory.error {
+            Some(error) => tracing::warn!(%path, %error, "cannot show this directory to builds and processes"),
+            None => tracing::warn!(
+                %path,
+                hint = "choose another directory",
+                "cannot show this directory to builds and processes: larder uses its name in sandboxes itself"
+            ),
+        }
+    }
+    view(&base, config, Vec::new(), UnixUser { uid: 0, gid: 0 }).probe()?;
+    Ok(base)
+}
+
+/// Returns the view of a worker with `binds`.
+pub fn view(base: &BaseView, config: &KeeperConfig, binds: Vec<BindMount>, worker: UnixUser) -> RootView {
+    RootView {
+        base: base.clone(),
+        root: config.root.clone(),
+        binds,
+        etc: user_database(worker),
+        binary: config.exe.clone(),
+        temporary: config.temporary,
+    }
+}
+
+/// Returns `/etc/passwd` and `/etc/group`: the worker's user is `app` with the home directory `/app`.
+fn user_database(UnixUser { uid, gid }: UnixUser) -> Vec<(&'static str, String)> {
+    let passwd = format!(
+        "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+    );
+    let groups = format!("root:x:0:\ntty:x:5:\napp:x:{gid}:\nnogroup:x:65534:\n");
+    vec![("passwd", passwd), ("group", groups)]
+}
