@@ -74,89 +74,83 @@ pub enum LifecycleAction {
 impl LifecycleState {
     /// Returns the next state and the action that leads to it.
     pub fn on(self, event: LifecycleEvent) -> (LifecycleState, LifecycleAction) {
+        use LifecycleAction as Action;
+        use LifecycleEvent as Event;
         use LifecycleState::{Backoff, Draining, Running, Starting, Stopping};
-        let start = |program| (Starting(program), LifecycleAction::Start(program));
+        let start = |program| (Starting(program), Action::Start(program));
         match (self, event) {
-            (Stopping, _) => (Stopping, LifecycleAction::None),
-            (_, LifecycleEvent::Stop) => (Stopping, LifecycleAction::Terminate),
+            (Stopping, _) => (Stopping, Action::None),
+            (_, Event::Stop) => (Stopping, Action::Terminate),
 
-            (Starting(_), LifecycleEvent::Request) => (Running, LifecycleAction::None),
+            (Starting(_), Event::Request) => (Running, Action::None),
             // If the first server fails, the keeper exits with the same status: the operator waits for the result, and no process must
             // survive.
-            (Starting(_), LifecycleEvent::Exited(ServerExit { code: Some(code), served: false, .. })) => {
-                (Stopping, LifecycleAction::Exit(code))
-            }
+            (Starting(_), Event::Exited(ServerExit { code: Some(code), served: false, .. })) => (Stopping, Action::Exit(code)),
             // Another program reads the same server file, so a fallback would not help.
-            (Starting(_), LifecycleEvent::Exited(ServerExit { code: Some(CONFIGURATION), .. })) => {
-                (Backoff, LifecycleAction::StartLater)
-            }
-            (Starting(ServerProgram::Installed), LifecycleEvent::Exited(ServerExit { replaced: true, .. })) => {
-                start(ServerProgram::Own)
-            }
-            (Starting(_) | Running, LifecycleEvent::Reload) => (Draining, LifecycleAction::Terminate),
+            (Starting(_), Event::Exited(ServerExit { code: Some(CONFIGURATION), .. })) => (Backoff, Action::StartLater),
+            (Starting(ServerProgram::Installed), Event::Exited(ServerExit { replaced: true, .. })) => start(ServerProgram::Own),
+            (Starting(_) | Running, Event::Reload) => (Draining, Action::Terminate),
 
             // SIGTERM to the server role stops larder.
-            (Running, LifecycleEvent::Exited(ServerExit { code: Some(0), .. })) => (Stopping, LifecycleAction::Exit(0)),
-            (Draining, LifecycleEvent::Exited(_)) | (Backoff, LifecycleEvent::Due | LifecycleEvent::Reload) => {
-                start(ServerProgram::Installed)
-            }
-            (Starting(_) | Running, LifecycleEvent::Exited(_)) => (Backoff, LifecycleAction::StartLater),
+            (Running, Event::Exited(ServerExit { code: Some(0), .. })) => (Stopping, Action::Exit(0)),
+            (Draining, Event::Exited(_)) | (Backoff, Event::Due | Event::Reload) => start(ServerProgram::Installed),
+            (Starting(_) | Running, Event::Exited(_)) => (Backoff, Action::StartLater),
 
-            (state, _) => (state, LifecycleAction::None),
+            (state, _) => (state, Action::None),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{LifecycleAction as Action, LifecycleEvent as Event, LifecycleState as State, *};
 
     const FIRST: ServerExit = ServerExit { code: Some(70), served: false, replaced: false };
     const LATER: ServerExit = ServerExit { served: true, ..FIRST };
 
     #[test]
     fn state_event_gives_next_state_and_action() {
-        use LifecycleState::{Draining, Running, Starting, Stopping};
+        use State::{Draining, Running, Starting, Stopping};
         let (installed, own) = (Starting(ServerProgram::Installed), Starting(ServerProgram::Own));
-        let exited = |exited| LifecycleEvent::Exited(exited);
-        let (start, later) = (LifecycleAction::Start(ServerProgram::Installed), LifecycleAction::StartLater);
+        let exited = |exited| Event::Exited(exited);
+        let (start, later) = (Action::Start(ServerProgram::Installed), Action::StartLater);
         let replaced = ServerExit { replaced: true, ..LATER };
         let wrong = ServerExit { code: Some(CONFIGURATION), ..replaced };
         let killed = ServerExit { code: None, ..FIRST };
         for (state, event, next, action) in [
             // The first start.
-            (installed, LifecycleEvent::Request, Running, LifecycleAction::None),
-            (installed, exited(FIRST), Stopping, LifecycleAction::Exit(70)),
-            (installed, exited(killed), LifecycleState::Backoff, later),
-            (installed, LifecycleEvent::Stop, Stopping, LifecycleAction::Terminate),
+            (installed, Event::Request, Running, Action::None),
+            (installed, exited(FIRST), Stopping, Action::Exit(70)),
+            (installed, exited(killed), State::Backoff, later),
+            (installed, Event::Stop, Stopping, Action::Terminate),
             // A later start: each begins with the installed program and falls back to the keeper's own once.
-            (installed, exited(LATER), LifecycleState::Backoff, later),
-            (installed, exited(replaced), own, LifecycleAction::Start(ServerProgram::Own)),
-            (installed, exited(ServerExit { code: None, ..replaced }), own, LifecycleAction::Start(ServerProgram::Own)),
-            (installed, exited(wrong), LifecycleState::Backoff, later),
-            (own, exited(replaced), LifecycleState::Backoff, later),
-            (own, LifecycleEvent::Request, Running, LifecycleAction::None),
-            (LifecycleState::Backoff, LifecycleEvent::Due, installed, start),
-            (LifecycleState::Backoff, LifecycleEvent::Reload, installed, start),
+            (installed, exited(LATER), State::Backoff, later),
+            (installed, exited(replaced), own, Action::Start(ServerProgram::Own)),
+            (installed, exited(ServerExit { code: None, ..replaced }), own, Action::Start(ServerProgram::Own)),
+            (installed, exited(wrong), State::Backoff, later),
+            (own, exited(replaced), State::Backoff, later),
+            (own, Event::Request, Running, Action::None),
+            (State::Backoff, Event::Due, installed, start),
+            (State::Backoff, Event::Reload, installed, start),
             // A reload.
-            (Running, LifecycleEvent::Reload, Draining, LifecycleAction::Terminate),
-            (installed, LifecycleEvent::Reload, Draining, LifecycleAction::Terminate),
-            (Draining, LifecycleEvent::Reload, Draining, LifecycleAction::None),
-            (Draining, LifecycleEvent::Request, Draining, LifecycleAction::None),
+            (Running, Event::Reload, Draining, Action::Terminate),
+            (installed, Event::Reload, Draining, Action::Terminate),
+            (Draining, Event::Reload, Draining, Action::None),
+            (Draining, Event::Request, Draining, Action::None),
             (Draining, exited(LATER), installed, start),
             (Draining, exited(ServerExit { code: Some(0), ..LATER }), installed, start),
-            (Draining, LifecycleEvent::Stop, Stopping, LifecycleAction::Terminate),
+            (Draining, Event::Stop, Stopping, Action::Terminate),
             // An unexpected end.
-            (Running, LifecycleEvent::Request, Running, LifecycleAction::None),
-            (Running, exited(ServerExit { code: Some(0), ..LATER }), Stopping, LifecycleAction::Exit(0)),
-            (Running, exited(LATER), LifecycleState::Backoff, later),
-            (Running, exited(replaced), LifecycleState::Backoff, later),
-            (LifecycleState::Backoff, LifecycleEvent::Stop, Stopping, LifecycleAction::Terminate),
+            (Running, Event::Request, Running, Action::None),
+            (Running, exited(ServerExit { code: Some(0), ..LATER }), Stopping, Action::Exit(0)),
+            (Running, exited(LATER), State::Backoff, later),
+            (Running, exited(replaced), State::Backoff, later),
+            (State::Backoff, Event::Stop, Stopping, Action::Terminate),
             // A stop is final.
-            (Stopping, exited(FIRST), Stopping, LifecycleAction::None),
-            (Stopping, LifecycleEvent::Reload, Stopping, LifecycleAction::None),
-            (Stopping, LifecycleEvent::Due, Stopping, LifecycleAction::None),
-            (Stopping, LifecycleEvent::Stop, Stopping, LifecycleAction::None),
+            (Stopping, exited(FIRST), Stopping, Action::None),
+            (Stopping, Event::Reload, Stopping, Action::None),
+            (Stopping, Event::Due, Stopping, Action::None),
+            (Stopping, Event::Stop, Stopping, Action::None),
         ] {
             assert_eq!(state.on(event), (next, action), "{state:?} {event:?}");
         }
@@ -164,18 +158,14 @@ mod tests {
 
     #[test]
     fn broken_program_after_service_never_stops_the_keeper_nor_starts_without_pause() {
-        let (mut state, mut pauses, mut starts) = (LifecycleState::Running, 0, 0);
+        let (mut state, mut pauses, mut starts) = (State::Running, 0, 0);
         for _ in 0..100 {
-            let event = if state == LifecycleState::Backoff {
-                LifecycleEvent::Due
-            } else {
-                LifecycleEvent::Exited(ServerExit { replaced: true, ..LATER })
-            };
+            let event = if state == State::Backoff { Event::Due } else { Event::Exited(ServerExit { replaced: true, ..LATER }) };
             let action;
             (state, action) = state.on(event);
-            assert_ne!(state, LifecycleState::Stopping);
-            pauses += usize::from(action == LifecycleAction::StartLater);
-            starts += usize::from(matches!(action, LifecycleAction::Start(_)));
+            assert_ne!(state, State::Stopping);
+            pauses += usize::from(action == Action::StartLater);
+            starts += usize::from(matches!(action, Action::Start(_)));
         }
         assert!(starts <= 2 * pauses, "{starts} starts with {pauses} pauses");
     }

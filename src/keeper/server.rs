@@ -1,7 +1,6 @@
 //! The keeper's handle of the server process: the connection, the messages that wait to be sent, and the check before a reload.
 
 use std::{
-    collections::VecDeque,
     ffi::OsString,
     fs::File,
     io,
@@ -16,7 +15,6 @@ use std::{
 use larder_sandbox::{ChildProcess, ProcessEnd, ProcessSpec, Received};
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::Signal,
     stdio,
 };
 
@@ -25,10 +23,11 @@ use super::{
     lifecycle::ServerProgram,
     users::{SystemUser, Users},
 };
-use crate::host::launch::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
+use crate::host::launch::{
+    Outbox,
+    wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE},
+};
 
-/// The maximum number of answers and events that wait for the server to read them.
-const MAX_OUTBOX: usize = 8192;
 /// The path of the program that the keeper itself runs.
 const OWN: &str = "/proc/self/exe";
 
@@ -103,7 +102,7 @@ pub struct ServerProcess {
     pub socket: OwnedFd,
     /// True if the server has closed its end.
     pub closed: bool,
-    outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    pub outbox: Outbox,
     since: Instant,
 }
 
@@ -127,7 +126,7 @@ impl ServerProcess {
         let mut spec = spec(config, users, &["larder", "server"], &config.server_args, descriptors, &server);
         spec.environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
         let process = ChildProcess::start(&spec, None)?;
-        Ok((ServerProcess { process, socket, closed: false, outbox: VecDeque::new(), since: Instant::now() }, workers))
+        Ok((ServerProcess { process, socket, closed: false, outbox: Outbox::default(), since: Instant::now() }, workers))
     }
 
     /// Time since the start.
@@ -138,16 +137,6 @@ impl ServerProcess {
     /// Returns how the process has ended.
     pub fn end(&self) -> Option<ProcessEnd> {
         end_of(&self.process)
-    }
-
-    /// Asks the server to finish its work and exit.
-    pub fn terminate(&self) {
-        self.process.signal(Signal::TERM);
-    }
-
-    /// Kills the server.
-    pub fn kill(&self) {
-        self.process.kill();
     }
 
     /// Receives the next message.
@@ -167,32 +156,15 @@ impl ServerProcess {
 
     /// Queues a message. A server that does not read its messages is killed.
     pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
-        let bytes = wire::encode(&LaunchFrame { seq, body })
-            .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
-        match bytes {
-            Ok(bytes) if self.outbox.len() < MAX_OUTBOX => self.outbox.push_back((bytes, descriptor)),
-            _ => {
-                tracing::error!(waiting = self.outbox.len(), "server does not read its messages; killing it");
-                self.kill();
-            }
+        if !self.outbox.push(seq, body, descriptor) {
+            tracing::error!("server does not read its messages; killing it");
+            self.process.kill();
         }
-    }
-
-    /// Returns true if messages wait to be sent.
-    pub fn has_unsent(&self) -> bool {
-        !self.outbox.is_empty()
     }
 
     /// Sends queued messages until the socket is full.
     pub fn flush(&mut self) {
-        while let Some((bytes, descriptor)) = self.outbox.front() {
-            let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            // A full socket is retried after the next poll. A broken socket means that the process is about to exit.
-            if wire::send(&self.socket, bytes, &beside).is_err() {
-                return;
-            }
-            self.outbox.pop_front();
-        }
+        self.outbox.flush(&self.socket);
     }
 }
 

@@ -129,7 +129,7 @@ impl Supervisor {
         ready.read(&self.signals, WakeCause::Signal);
         if let Some(server) = &self.server {
             ready.read(server.process.pidfd(), WakeCause::ServerEnd);
-            match (server.closed, server.has_unsent()) {
+            match (server.closed, !server.outbox.is_empty()) {
                 (true, _) => {}
                 (false, true) => ready.read_and_write(&server.socket, WakeCause::Server),
                 (false, false) => ready.read(&server.socket, WakeCause::Server),
@@ -158,7 +158,7 @@ impl Supervisor {
             self.transition(LifecycleEvent::Due, Duration::ZERO);
         }
         if let (Some(server), Some(_)) = (&self.server, self.kill_server.filter(|at| *at <= now)) {
-            server.kill();
+            server.process.kill();
             self.kill_server = Some(now + Duration::from_secs(1));
         }
         if let Some(check) = self.check.as_mut().filter(|check| check.deadline <= now) {
@@ -193,7 +193,7 @@ impl Supervisor {
             }
             LifecycleAction::Terminate => {
                 self.kill_server = Some(Instant::now() + SERVER_GRACE);
-                self.server.iter().for_each(ServerProcess::terminate);
+                self.server.iter().for_each(|server| server.process.signal(Signal::TERM));
             }
             LifecycleAction::Exit(code) => self.code = code,
         }
@@ -300,7 +300,7 @@ impl Supervisor {
                 }
                 Some(Err(why)) => {
                     tracing::error!(why, "cannot decode a request of the server; killing it");
-                    return self.server.iter().for_each(ServerProcess::kill);
+                    return self.server.iter().for_each(|server| server.process.kill());
                 }
             }
         }

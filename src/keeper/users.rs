@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_sandbox::{UnixUser, find_conflict, has_numbers};
+use larder_sandbox::{UnixUser, account, find_conflict, has_numbers};
 
 use super::config::KeeperError;
 use crate::{
@@ -77,13 +77,7 @@ impl Users {
             Err(error) if error.kind() == io::ErrorKind::NotFound => choose(has_numbers(USUAL..=USUAL_LAST)),
             Err(error) => return wrong(format!("read {}: {error}", numbers_file(root).display())),
         };
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let server = passwd.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            (name == ACCOUNT).then_some(UnixUser { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
-        });
-        match server {
+        match account(ACCOUNT) {
             Some(UnixUser { uid: 0, .. }) => {
                 wrong("use the user \"larder\": its number is 0 (expected an unprivileged user)".to_owned())
             }

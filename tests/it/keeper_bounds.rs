@@ -210,7 +210,10 @@ fn root_that_another_user_can_change_is_refused() {
     fs::create_dir(&root).unwrap();
     fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();
     let (code, text) = refused(&root);
-    assert!(code == Some(5) && text.contains("other users can write to it (mode 0777); hint: chmod 755"), "{code:?} {text}");
+    assert!(
+        code == Some(5) && text.contains("other users can write to it (mode 0777)\n") && text.contains("hint: run: chmod 755"),
+        "{code:?} {text}"
+    );
     if geteuid().is_root() {
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
         chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();

@@ -8,11 +8,11 @@
 //! - [`view`](RootView): a root directory of read-only parts of the host and of the directories of one process.
 //! - [`overlay`](Overlays): a tree below a scratch layer, shared by the processes that use it.
 //! - [`cgroup`](CgroupHierarchy): limits of memory, processes and processor time.
+//! - [`restart`](RestartSchedule): the times of restarts and kills, without any action.
 //! - [`directory`](RootDirectory): operations below an open directory that follow no symlink and do not leave it.
 //!
 //! Nearly all functions fork, or run after a fork. The calling process must therefore have one thread.
 
-mod backoff;
 mod cgroup;
 mod cgroup_warmer;
 mod directory;
@@ -23,22 +23,23 @@ mod numbers;
 mod overlay;
 mod probe;
 mod process;
+mod restart;
 mod sys;
 mod user;
 mod view;
 mod wait;
 
-pub use backoff::{Backoff, STABLE};
 pub use cgroup::{CgroupHierarchy, CgroupVersion, ControlGroup, ResourceLimits};
 pub use cgroup_warmer::CgroupWarmer;
 pub use directory::{Moved, RootDirectory, ScratchDirectories, UnsafeDirectory, replaceable_ancestors};
 pub use embedded::{EmbeddedFile, unpack};
 pub use guard::{GuardEvent, ProcessEnd};
 pub use namespace::enter_namespace;
-pub use numbers::{NumberConflict, find_conflict, has_numbers};
+pub use numbers::{NumberConflict, account, find_conflict, has_numbers};
 pub use overlay::{OverlayId, OverlaySpec, Overlays};
 pub use probe::first_closed_ancestor;
 pub use process::{ChildProcess, ProcessSpec, Received};
+pub use restart::{Backoff, RestartSchedule};
 pub use sys::collect_children;
 pub use user::{UnixUser, hand_over_pipe, keep_capabilities};
 pub use view::{BaseSpec, BaseView, BindMount, BindSource, RootView, SkippedDirectory};

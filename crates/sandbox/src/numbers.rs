@@ -2,6 +2,8 @@
 
 use std::{fs, ops::RangeInclusive};
 
+use super::user::UnixUser;
+
 /// Returns true if the user namespace of this process has all `numbers`.
 pub fn has_numbers(numbers: RangeInclusive<u32>) -> bool {
     maps(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default(), &numbers)
@@ -13,6 +15,15 @@ fn maps(map: &str, numbers: &RangeInclusive<u32>) -> bool {
         let (Some(Ok(start)), _, Some(Ok(count))) = (fields.next(), fields.next(), fields.next()) else { return false };
         let range = start..start + count;
         range.contains(&u64::from(*numbers.start())) && range.contains(&u64::from(*numbers.end()))
+    })
+}
+
+/// Returns the numbers of an account in `/etc/passwd`.
+pub fn account(name: &str) -> Option<UnixUser> {
+    fs::read_to_string("/etc/passwd").unwrap_or_default().lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (found, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        (found == name).then_some(UnixUser { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
     })
 }
 

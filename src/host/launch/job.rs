@@ -7,10 +7,13 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{inherited, wire::MAX_JOB};
+
+/// The seals of a job. No process can change it while a worker reads it.
+const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
 /// Creates a memory file with `bytes`, sealed against changes.
 pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
@@ -19,8 +22,19 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     }
     let mut file = File::from(memfd_create("job", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
     Ok(file.into())
+}
+
+/// Fails unless `job` is sealed against changes and not too large.
+pub fn check_sealed(job: &OwnedFd) -> Result<(), String> {
+    if !fcntl_get_seals(job).is_ok_and(|found| found.contains(SEALS)) {
+        return Err("the job is not sealed".into());
+    }
+    if fstat(job).map_or(u64::MAX, |found| found.st_size as u64) > MAX_JOB {
+        return Err(format!("the job is larger than {MAX_JOB} bytes"));
+    }
+    Ok(())
 }
 
 /// Reads the job of this worker.

@@ -8,13 +8,15 @@ mod client;
 mod connection;
 mod inherited;
 mod job;
+mod outbox;
 mod types;
 pub mod wire;
 
 pub use child::Child;
 pub use client::Launcher;
 pub use inherited::take as take_inherited;
-pub use job::{WorkerInput, read_job, write_report};
+pub use job::{WorkerInput, check_sealed, read_job, write_report};
+pub use outbox::Outbox;
 pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
 pub use wire::{MAX_GRACE, ProcessEvent};
 

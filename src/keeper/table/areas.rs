@@ -66,16 +66,16 @@ impl ProcessTable {
         }
         // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they
         // have exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
-        let going = |entry: &ProcessEntry| !entry.supervised() && entry.stopping.is_some() && area != Area::Slot;
+        let going = |entry: &ProcessEntry| !entry.supervised() && entry.schedule.is_stopping() && area != Area::Slot;
         let is_user = |entry: &&ProcessEntry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
         let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
         // A process that is not being stopped comes first, because waiting for the others would not help.
-        users.sort_by_key(|(_, entry)| entry.stopping);
+        users.sort_by_key(|(_, entry)| entry.schedule.kill_at());
         if let Some((id, entry)) = users.first() {
             let why = format!("process {} ({}) still uses it", id.0, entry.launch.role.as_str());
-            let last = users.iter().map(|(_, entry)| entry.stopping).collect::<Option<Vec<_>>>();
+            let last = users.iter().map(|(_, entry)| entry.schedule.kill_at()).collect::<Option<Vec<_>>>();
             let left = last.and_then(|ends| ends.into_iter().max()).map(|end| end.saturating_duration_since(Instant::now()));
             let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
             return Ok(LaunchReply::Busy { why, left });
@@ -97,12 +97,7 @@ impl ProcessTable {
             let launch = &entry.launch;
             entry.cleanup.is_none() && launch.role == Role::Task && launch.environment == Some(env) && launch.slot == slot
         });
-        for entry in tasks.filter(|entry| entry.stopping.is_none()) {
-            if let Some(live) = &entry.live {
-                live.process.kill();
-                entry.stopping = Some(Instant::now() + Duration::from_secs(1));
-            }
-        }
+        tasks.filter(|entry| !entry.schedule.is_stopping()).for_each(ProcessEntry::kill);
     }
 
     /// Renames an installed tree.

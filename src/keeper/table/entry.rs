@@ -6,9 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_sandbox::{Backoff, ChildProcess, ControlGroup, OverlayId, ProcessEnd, hand_over_pipe};
+use larder_sandbox::{Backoff, ChildProcess, ControlGroup, OverlayId, ProcessEnd, RestartSchedule, hand_over_pipe};
 use rustix::{
-    fs::{SealFlags, fcntl_get_seals, fstat},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
     process::Signal,
 };
@@ -19,7 +18,7 @@ use super::super::{
     users::{SystemUser, Users},
 };
 use crate::{
-    host::launch::wire::{Given, MAX_JOB},
+    host::launch::{check_sealed, wire::Given},
     model::{Area, Launch, LimitClass, ProjectId, Role, StopSignal, Supervision},
 };
 
@@ -45,12 +44,7 @@ pub struct ProcessEntry {
     pub live: Option<RunningProcess>,
     /// The number of the launch request that is answered after the start.
     pub request: Option<u64>,
-    pub restarts: u32,
-    pub backoff: Backoff,
-    /// The time of the next restart.
-    pub due: Option<Instant>,
-    /// The time at which the process is killed; set once the process is being stopped and must not be restarted.
-    pub stopping: Option<Instant>,
+    pub schedule: RestartSchedule,
     /// True if the server that launched the process has exited, so that its exit is not reported.
     pub orphaned: bool,
     /// For a cleanup that the keeper starts itself: the directory to delete, and the users whose cleanups follow.
@@ -93,10 +87,7 @@ impl ProcessEntry {
             output: None,
             live: None,
             request: None,
-            restarts: 0,
-            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
-            due: None,
-            stopping: None,
+            schedule: RestartSchedule::new(Backoff::new(FIRST_PAUSE, LAST_PAUSE)),
             orphaned: false,
             cleanup: None,
         }
@@ -118,13 +109,7 @@ impl ProcessEntry {
             false => Ok(None),
         };
         let job = next(true)?.ok_or("the job is missing")?;
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
-        if !fcntl_get_seals(&job).is_ok_and(|found| found.contains(seals)) {
-            return Err("the job is not sealed".into());
-        }
-        if fstat(&job).map_or(u64::MAX, |found| found.st_size as u64) > MAX_JOB {
-            return Err(format!("the job is larger than {MAX_JOB} bytes"));
-        }
+        check_sealed(&job)?;
         let report = next(given.report)?;
         let standard = [next(given.stdin)?, next(given.stdout)?, next(given.stderr)?];
         let extra = (0..given.extra).map(|_| next(true)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
@@ -170,19 +155,20 @@ impl ProcessEntry {
         self.output.is_some()
     }
 
-    /// Sends the stop signal, if it was not sent yet, and sets the time of the kill to `by`, or leaves an earlier time.
-    ///
-    /// A second stop signal is never sent, because many programs react by exiting at once.
+    /// Sends the stop signal, if it was not sent yet, and sets the time of the kill ([`RestartSchedule::begin_stop`]).
     pub fn stop(&mut self, by: Instant) {
-        self.due = None;
-        let Some(live) = &self.live else { return };
-        match &mut self.stopping {
-            Some(kill) => *kill = by.min(*kill),
-            None => {
-                live.process.signal(self.stop_signal());
-                self.stopping = Some(by);
-            }
+        let first = self.schedule.begin_stop(by);
+        if let Some(live) = self.live.as_ref().filter(|_| first) {
+            live.process.signal(self.stop_signal());
         }
+    }
+
+    /// Kills the process, which is not restarted.
+    pub fn kill(&mut self) {
+        if let Some(live) = &self.live {
+            live.process.kill();
+        }
+        self.schedule.killed(Instant::now());
     }
 
     fn stop_signal(&self) -> Signal {

@@ -1,9 +1,10 @@
 //! All processes except the server, from the launch request to the exit of the last descendant.
 //!
-//! [`entry`] has the state of one process, [`start`] starts the process of an entry, and [`areas`] creates, resets and discards
-//! directories, which must not be in use by a process.
+//! [`entry`] has the state of one process, [`start`] starts the process of an entry, [`ending`] restarts and ends processes, and [`areas`]
+//! creates, resets and discards directories, which must not be in use by a process.
 
 mod areas;
+mod ending;
 mod entry;
 mod start;
 
@@ -13,14 +14,11 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use larder_sandbox::{BaseView, CgroupHierarchy, CgroupVersion, CgroupWarmer, GuardEvent, Overlays, Received};
-use rustix::{
-    fs::{Mode, OFlags, open},
-    process::Signal,
-};
+use rustix::fs::{Mode, OFlags, open};
 
 use super::{
     assignment::Assignment,
@@ -43,12 +41,6 @@ use entry::ProcessEntry;
 const MAX_PROCESSES: usize = 4096;
 /// The name of the warmer's group.
 const WARMER_GROUP: &str = "warmer";
-/// Discarded directories are deleted after this time without a request, because deleting slows down other work on the disk.
-const QUIET: Duration = Duration::from_millis(400);
-/// The number of discarded directories from which on deletion does not wait for [`QUIET`].
-const MAX_DISCARDED: usize = 64;
-/// The interval at which a killed process that has not exited yet is killed again.
-const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// A message for the server: the answer to a launch request, or an event.
 #[derive(Debug)]
@@ -207,7 +199,8 @@ impl ProcessTable {
                         let output = entry.output.as_ref().and_then(|(read, _)| read.try_clone().ok());
                         self.notices.push_back(Notice::Started { seq, id, writable: live.writable, output });
                     } else if entry.cleanup.is_none() {
-                        self.notices.push_back(Notice::Event(ProcessEvent::Restarted { id, restarts: entry.restarts }));
+                        self.notices
+                            .push_back(Notice::Event(ProcessEvent::Restarted { id, restarts: entry.schedule.restarts() }));
                     }
                 }
             }
@@ -236,113 +229,15 @@ impl ProcessTable {
             self.entries.remove(&id);
             return;
         }
-        let last = !entry.supervised() || entry.stopping.is_some();
+        let last = !entry.supervised() || entry.schedule.is_stopping();
         if entry.cleanup.is_none() && !entry.orphaned {
-            self.notices.push_back(Notice::Event(ProcessEvent::Exited { id, exit, restarts: entry.restarts, last }));
+            self.notices.push_back(Notice::Event(ProcessEvent::Exited { id, exit, restarts: entry.schedule.restarts(), last }));
         }
         if !last {
-            entry.due = Some(Instant::now() + entry.backoff.after(live.since.elapsed()));
+            entry.schedule.exited(Instant::now(), live.since.elapsed());
         } else if let Some((discarded, users)) = self.entries.remove(&id).and_then(|entry| entry.cleanup) {
             self.cleanup(discarded, users);
         }
-    }
-
-    /// Returns the time at which [`ProcessTable::tick`] must be called next.
-    pub fn deadline(&self) -> Option<Instant> {
-        let others = self.entries.values().flat_map(|entry| [entry.due, entry.stopping.filter(|_| entry.live.is_some())]);
-        others.chain([self.cleanup_due()]).flatten().min()
-    }
-
-    /// Returns the time at which the next deletion may begin. Only one deletion runs at a time.
-    fn cleanup_due(&self) -> Option<Instant> {
-        let idle = self.program.is_some() && self.entries.values().all(|entry| entry.cleanup.is_none());
-        let quiet = if self.discarded.len() < MAX_DISCARDED { QUIET } else { Duration::ZERO };
-        (idle && !self.discarded.is_empty()).then(|| self.requested + quiet)
-    }
-
-    /// Starts, kills and deletes everything that is due.
-    pub fn tick(&mut self) {
-        let now = Instant::now();
-        let due: Vec<_> =
-            self.entries.iter().filter(|(_, entry)| entry.due.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
-        for id in due {
-            let Some(mut entry) = self.entries.remove(&id) else { continue };
-            (entry.due, entry.restarts) = (None, entry.restarts.saturating_add(1));
-            match self.start(id, &entry) {
-                Ok(live) => entry.live = Some(live),
-                Err(why) => {
-                    tracing::warn!(id = id.0, why, "cannot restart a process");
-                    entry.due = Some(now + entry.backoff.after(Duration::ZERO));
-                }
-            }
-            self.entries.insert(id, entry);
-        }
-        for entry in self.entries.values_mut() {
-            if let (Some(live), Some(at)) = (&entry.live, entry.stopping)
-                && at <= now
-            {
-                live.process.kill();
-                entry.stopping = Some(now + KILL_AGAIN);
-            }
-        }
-        if self.cleanup_due().is_some_and(|at| at <= now)
-            && let Some(discarded) = self.discarded.pop_front()
-        {
-            let users = self.users.cleanup_users(discarded.env).into();
-            self.cleanup(discarded, users);
-        }
-    }
-
-    fn entry(&mut self, id: ProcessId) -> Result<&mut ProcessEntry, String> {
-        self.entries.get_mut(&id).ok_or_else(|| format!("process {} does not exist or has ended", id.0))
-    }
-
-    /// Sends SIGTERM to a process and its descendants, or kills them.
-    pub fn end(&mut self, id: ProcessId, now: bool) -> Result<(), String> {
-        let entry = self.entry(id)?;
-        if let Some(live) = &entry.live {
-            if now { live.process.kill() } else { live.process.signal(Signal::TERM) }
-        }
-        if now {
-            entry.stopping.get_or_insert_with(|| Instant::now() + KILL_AGAIN);
-        }
-        Ok(())
-    }
-
-    /// Stops a process, which is not restarted. If the process is already being stopped, `grace` can only shorten the remaining time.
-    pub fn stop(&mut self, id: ProcessId, grace: Duration) -> Result<(), String> {
-        let entry = self.entry(id)?;
-        entry.stop(Instant::now() + grace);
-        if entry.live.is_none() {
-            let (exit, restarts) = (Exit { code: None, signal: None, out_of_memory: false }, entry.restarts);
-            self.entries.remove(&id);
-            self.notices.push_back(Notice::Event(ProcessEvent::Exited { id, exit, restarts, last: true }));
-        }
-        Ok(())
-    }
-
-    /// Kills the processes that belong to a server that has exited.
-    pub fn end_requests(&mut self) {
-        self.notices.clear();
-        for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {
-            // A supervised process is killed only if its launch was not answered yet, because the next server would not know it.
-            if let Some(live) = entry.live.as_ref().filter(|_| !entry.supervised() || entry.request.is_some()) {
-                live.process.kill();
-                entry.stopping.get_or_insert_with(Instant::now);
-                entry.orphaned = true;
-            }
-            entry.request = None;
-        }
-    }
-
-    /// Stops all processes, and kills the remaining ones at `by`, even if their grace is longer. Returns true if any process is left.
-    pub fn stop_all(&mut self, by: Instant) -> bool {
-        self.discarded.clear();
-        self.entries.retain(|_, entry| {
-            entry.stop(by);
-            entry.live.is_some()
-        });
-        !self.entries.is_empty()
     }
 
     /// Returns the first supervised process with an id above `after`, and its output. Processes that are being stopped are included.
@@ -350,7 +245,7 @@ impl ProcessTable {
         let later = self.entries.iter().filter(|(id, entry)| after.is_none_or(|after| **id > after) && !entry.orphaned);
         let mut found = later.filter_map(|(id, entry)| {
             let output = entry.output.as_ref()?.0.try_clone().ok()?;
-            Some((Supervised { id: *id, launch: entry.launch.clone(), stopping: entry.stopping.is_some() }, output))
+            Some((Supervised { id: *id, launch: entry.launch.clone(), stopping: entry.schedule.is_stopping() }, output))
         });
         found.next()
     }
