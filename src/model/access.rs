@@ -2,19 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-/// An access right. Each right includes the ones before it.
+/// An access right. Each right includes the rights before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// No access: the project does not exist for the caller.
+    /// No access. The caller gets the same answers as for a project that does not exist.
     None,
-    /// Reads the project's state, logs and releases; clones and fetches.
+    /// The right to read the project's state, logs and releases, and to clone and fetch.
     View,
-    /// Pushes and deploys.
+    /// The right to push and to deploy.
     Push,
-    /// Runs commands, scales, changes configuration.
+    /// The right to run commands, to scale processes, and to change the configuration.
     Operate,
-    /// Creates and destroys projects, manages users.
+    /// The right to create and destroy projects, and to manage users.
     Admin,
 }
 

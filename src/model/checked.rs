@@ -1,7 +1,7 @@
-//! Macros for types that are text with a checked form.
+//! Macros for types whose values are checked text.
 
-/// Implements the conversions that serde needs for a type that is text in every file. The type has `FromStr`, with the error `$error`,
-/// and `Display`.
+/// Implements the conversions that serde needs for a type that is stored as text. The type must implement `FromStr` with the error
+/// `$error`, and `Display`.
 macro_rules! text_form {
     ($type:ident, $error:ty) => {
         impl TryFrom<String> for $type {
@@ -19,7 +19,7 @@ macro_rules! text_form {
     };
 }
 
-/// Defines a type for checked text. `$check` returns `Ok(())`, or the `$error` that describes the problem.
+/// Defines a type for checked text. `$check` returns `Ok(())` for valid text, or else the `$error` that describes the problem.
 macro_rules! checked_text {
     ($(#[$doc:meta])* $type:ident, $error:ty, $check:expr) => {
         $(#[$doc])*

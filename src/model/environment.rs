@@ -1,4 +1,4 @@
-//! Projects and environments of a server.
+//! The projects and environments of a server.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,11 +8,11 @@ use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, Proje
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// The new release boots beside the old one and gets the requests when it is healthy.
+    /// The new release boots beside the old release, and receives the requests after it has become healthy.
     // Older journals contain the Rust names of the variants.
     #[serde(alias = "BlueGreen")]
     BlueGreen,
-    /// The old release stops first.
+    /// The old release stops before the new release boots.
     #[serde(alias = "InPlace")]
     InPlace,
 }
@@ -23,11 +23,11 @@ pub struct Project {
     /// The project's number, which is never reused.
     pub id: ProjectId,
     pub name: ProjectName,
-    /// The environments on this server, in the order of their creation. [`Environment::default`] marks the default one.
+    /// The environments on this server, in the order of their creation. [`Environment::default`] marks the default environment.
     pub environments: Vec<Environment>,
 }
 
-/// A place where a project runs.
+/// A place on this server where a project runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     pub id: EnvId,
@@ -42,7 +42,7 @@ pub struct Environment {
     /// Further host names of the environment.
     #[serde(default)]
     pub domains: Vec<String>,
-    /// True if the environment has the project's own host name.
+    /// True for the project's default environment. Its host name has no environment name: `<project>.<domain>`.
     #[serde(default)]
     pub default: bool,
     /// The number of instances of each process type that was scaled with `larder ps --scale`.
@@ -55,7 +55,7 @@ pub struct Environment {
 
 #[cfg(test)]
 impl Environment {
-    /// Creates an environment of the project shop that cooks and deploys `branch`, for tests.
+    /// Creates a cooking environment of the project `shop` that deploys `branch`, for tests.
     pub(crate) fn of_shop(name: &str, branch: &str) -> Environment {
         Environment {
             id: EnvId(1),
@@ -74,14 +74,14 @@ impl Environment {
 }
 
 impl Environment {
-    /// Returns the host names of the environment, the first one below the server's `domain`.
+    /// Returns the host names of the environment. The first host name is in `domain`, the server's domain.
     pub fn hosts(&self, domain: &str) -> Vec<String> {
         let own =
             if self.default { format!("{}.{domain}", self.project) } else { format!("{}--{}.{domain}", self.name, self.project) };
         std::iter::once(own).chain(self.domains.iter().cloned()).collect()
     }
 
-    /// Returns the shortest name for commands: the project alone for the default environment.
+    /// Returns the name for commands: `project` for the default environment, or else `project/environment`.
     pub fn target(&self) -> String {
         if self.default { self.project.to_string() } else { self.title() }
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn environment_that_is_not_the_default_is_part_of_its_target() {
+    fn target_of_default_environment_is_the_project_alone() {
         let production = Environment::of_shop("production", "main");
         assert_eq!(production.target(), "shop");
         assert_eq!(Environment { default: false, ..Environment::of_shop("staging", "next") }.target(), "shop/staging");

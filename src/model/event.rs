@@ -1,4 +1,4 @@
-//! The events of a deployment's journal, and the status of a step that follows from its events.
+//! The events of a deployment's journal, and the status of a step, which is computed from the step's events.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use super::{DeploymentSpec, Phase, ReleaseId, ReleaseNumber, UserName};
 pub enum Blame {
     /// The project: its code, recipe or scripts.
     Pusher,
-    /// This machine: disk, memory, a missing program.
+    /// This machine: the disk, the memory, or a missing program.
     Host,
     /// larder itself.
     Bug,
-    /// No party: a person cancelled the deployment, or a newer push replaced it.
+    /// No party: a person cancelled the deployment, or a newer push replaced the deployment.
     Nobody,
 }
 
@@ -26,11 +26,11 @@ pub enum Blame {
 pub struct Fault {
     /// The phase of the step.
     pub phase: Phase,
-    /// The party that has to act.
+    /// The party that has to act on the failure.
     pub blame: Blame,
-    /// The reason in one line; git's own rejected line shows it.
+    /// The reason in one line, which git's rejected line shows.
     pub why: String,
-    /// Next steps, one per line.
+    /// Instructions for the next steps, one per line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
@@ -52,7 +52,7 @@ pub enum Outcome {
         /// The number of the release.
         number: ReleaseNumber,
     },
-    /// The deployment changed nothing: it failed before its first change, or did not begin.
+    /// The deployment changed nothing, because it failed before its first change or never began.
     Refused {
         /// The failure.
         fault: Fault,
@@ -66,7 +66,7 @@ pub enum Outcome {
     Tried,
     /// The deployment failed, and its changes could not be reverted. The environment is frozen until a person unfreezes it.
     Stuck {
-        /// The first failure.
+        /// The first failure of the deployment.
         fault: Fault,
         /// The step that could not be reverted, and the reason.
         undo: String,
@@ -88,7 +88,7 @@ pub enum Event {
     Succeeded {
         /// The name of the step.
         step: String,
-        /// The facts that later steps, an undo or a recovery need; null if the step changed none.
+        /// The facts that later steps, an undo or a recovery need; null if the step changed no facts.
         #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
         facts: serde_json::Value,
     },
@@ -131,12 +131,12 @@ pub enum Event {
     },
     /// The observers received the outcome of the deployment.
     Announced {
-        /// The number of the `Ended` event that was announced: 1 for the first of this journal.
+        /// The number of the announced `Ended` event among the `Ended` events of the journal, counted from 1.
         ending: u32,
     },
 }
 
-/// An event with its time; one line of `journal.jsonl`.
+/// An event with its time, which is one line of `journal.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The time of the event.
@@ -150,27 +150,27 @@ pub struct Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepStatus {
-    /// The step was not reached.
+    /// The step has not begun.
     Waiting,
-    /// The step has begun and not ended: it may have some of its effects.
+    /// The step has begun and not ended, so it may have some of its effects.
     Running,
-    /// The step succeeded: it has all of its effects.
+    /// The step succeeded, so it has all of its effects.
     Done,
-    /// The step failed: it may have some of its effects.
+    /// The step failed, so it may have some of its effects.
     Failed,
     /// The step is being reverted.
     Undoing,
-    /// The step was reverted: it has no effects any more.
+    /// The step was reverted, so it has no effects any more.
     Undone,
-    /// The undo failed.
+    /// The undo of the step failed.
     UndoFailed,
 }
 
 impl StepStatus {
-    /// Returns the status after `event` of the same step; `None` if that event cannot follow.
+    /// Returns the status after `event`, an event of the same step. Returns `None` if the event is impossible in the current status.
     pub fn next(self, event: &Event) -> Option<StepStatus> {
         match (self, event) {
-            // A step whose server was killed runs again: every step may safely run twice.
+            // After a restart of the server, a step may run again, even if it had succeeded. Every step may safely run twice.
             (StepStatus::Waiting | StepStatus::Running | StepStatus::Done, Event::Started { .. }) => Some(StepStatus::Running),
             (StepStatus::Running, Event::Succeeded { .. }) => Some(StepStatus::Done),
             (StepStatus::Running, Event::Failed { .. }) => Some(StepStatus::Failed),

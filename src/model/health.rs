@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, Signature};
 
-/// A server's signed statement about a release that it has run, in `<id>.health.json`. Servers that pull the release check it.
+/// A server's signed statement about a release that the server has run, in `<id>.health.json`. Servers that pull the release check this
+/// record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthRecord {
-    /// The version of this format. A reader refuses a newer one.
+    /// The version of this format. A reader refuses newer versions.
     pub format: u32,
     pub project: ProjectName,
     /// The environment that ran the release.
@@ -33,10 +34,10 @@ pub struct HealthRecord {
 }
 
 impl HealthRecord {
-    /// The version that this code writes, and the newest that it reads.
+    /// The version that this code writes, and the newest version that it reads.
     pub const FORMAT: u32 = 1;
 
-    /// Returns the signed text: all fields in one canonical spelling.
+    /// Returns the signed text, which contains all fields in one canonical encoding.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {
@@ -53,9 +54,9 @@ impl HealthRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Period {
-    /// The start; the release was healthy then.
+    /// The start of the period, at which the release was healthy.
     pub since: Timestamp,
-    /// The end; absent while the release serves.
+    /// The end of the period; absent while the release serves.
     pub until: Option<Timestamp>,
 }
 

@@ -11,12 +11,13 @@ use uuid::Uuid;
 #[serde(transparent)]
 pub struct ProjectId(pub u32);
 
-/// The number of an environment on this server, which is never reused. [`UserNumbers::of`] computes the uids of its users from it.
+/// The number of an environment on this server, which is never reused. [`UserNumbers::of`] computes the uids of the environment's users
+/// from this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
-/// The first number of the uids of environments, if larder runs as root. [`UserNumbers::of`] counts from it.
+/// The number from which the uids of all environments are counted, if larder runs as root. [`UserNumbers::of`] computes a uid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserNumbers(pub u32);
@@ -25,12 +26,12 @@ impl UserNumbers {
     /// The number of uids of each environment.
     pub const EACH: u32 = 4;
 
-    /// Returns the uid of an environment's user number `which`, below [`UserNumbers::EACH`].
+    /// Returns the uid of one of the users of an environment. `which` is the number of the user, below [`UserNumbers::EACH`].
     pub fn of(self, environment: EnvId, which: u32) -> u32 {
         self.0.saturating_add(environment.0.saturating_mul(Self::EACH)).saturating_add(which)
     }
 
-    /// Returns the uid of an environment's applications.
+    /// Returns the uid of the applications of an environment.
     pub fn run(self, environment: EnvId) -> u32 {
         self.of(environment, 2)
     }
@@ -49,14 +50,14 @@ macro_rules! moment_id {
         impl $type {
             /// Creates a new id for the time `now`.
             pub fn new(now: Timestamp) -> Self {
-                // UUIDs of version 7 contain the milliseconds, so ids of the same second are ordered, too.
+                // UUIDs of version 7 begin with the time in milliseconds, so ids of the same second are sorted by time, too.
                 let seconds = u64::try_from(now.as_second()).unwrap_or_default();
                 let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
                 let moment = uuid::Timestamp::from_unix(uuid::ContextV7::new(), seconds, nanoseconds);
                 Self { seconds: now.as_second(), uuid: Uuid::new_v7(moment) }
             }
 
-            /// Returns the time in the id, to the second.
+            /// Returns the time in the id, with a precision of one second.
             pub fn created(&self) -> Timestamp {
                 Timestamp::from_second(self.seconds).unwrap_or(Timestamp::UNIX_EPOCH)
             }
@@ -107,7 +108,7 @@ macro_rules! moment_id {
 }
 
 moment_id!(
-    /// The id of a release, `<DATETIME>-<UUID>`. Its directory and its archive have the same name.
+    /// The id of a release, `<DATETIME>-<UUID>`. The names of the release's directory and archive contain the id.
     ReleaseId,
     "release"
 );
@@ -139,7 +140,7 @@ impl FromStr for ReleaseNumber {
     }
 }
 
-/// The full name of a git commit, 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
+/// The full id of a git object, usually a commit: 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CommitId(String);
@@ -150,7 +151,7 @@ impl CommitId {
         &self.0
     }
 
-    /// Returns the first ten digits, for messages.
+    /// Returns the first ten digits, which messages show.
     pub fn short(&self) -> &str {
         self.0.get(..10).unwrap_or(&self.0)
     }
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn id_in_another_spelling_is_rejected() {
+    fn id_in_a_non_canonical_spelling_is_rejected() {
         let id = ReleaseId::new(Timestamp::from_second(1_700_000_000).unwrap()).to_string();
         for bad in [id.to_uppercase(), format!("{id}/.."), id.replace('Z', ""), String::from("current"), String::from("..")] {
             assert!(bad.parse::<ReleaseId>().is_err(), "{bad}");

@@ -1,5 +1,5 @@
-//! Requests of the server to the keeper to start processes. They contain only ids and enums: the keeper derives every path, user and
-//! mount from them.
+//! The server's requests to the keeper to start processes. A request contains only ids and enums, from which the keeper derives all paths,
+//! users and mounts.
 
 use std::fmt;
 
@@ -7,35 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// The kind of a worker. It determines the user, the view of the file system and the limits. The work itself is described in a sealed
-/// job, which the keeper passes to the worker without reading it.
+/// The kind of a worker. The role determines the worker's user, its view of the file system, and its limits. The work is described in a
+/// sealed job, which the keeper passes to the worker without reading the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// Runs git, and reads and writes the refs of one project; as the git user.
+    /// Runs git, and reads and writes the refs of one project, as the git user.
     Git,
-    /// Checks a commit and exports it to the environment's `project/`; as the git user.
+    /// Checks a commit and exports the commit to the environment's `project/`, as the git user.
     Source,
-    /// Runs buildpacks and phase scripts at `/app`, an overlay of the exported source; as the environment's build user.
+    /// Runs buildpacks and phase scripts at `/app`, an overlay of the exported source, as the environment's build user.
     Build,
-    /// Packs the built `/app` into an archive without changing it; as the environment's build user.
+    /// Packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
     Bundle,
-    /// Unpacks an archive to `deploy/<release>`; as the environment's unpack user.
+    /// Unpacks an archive to `deploy/<release>`, as the environment's unpack user.
     Unpack,
     /// Compares an archive from another server with its manifest. Runs as the environment's unpack user, without access to any
     /// directory of larder.
     Verify,
-    /// An application process at `/app` in a slot; as the environment's run user.
+    /// Runs an application process at `/app` in a slot, as the environment's run user.
     Run,
-    /// A single command at `/app` in a slot (release command, `larder run`); as the environment's run user.
+    /// Runs a single command at `/app` in a slot (a release command or `larder run`), as the environment's run user.
     Task,
-    /// Compares the live `/app` of a slot with its release, or an installed tree if the launch has no slot. Changes nothing; as the
-    /// environment's run user.
+    /// Finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot. Runs as the environment's run user, and
+    /// changes nothing.
     Drift,
-    /// Applies a patch to the release in a slot; as the environment's run user.
+    /// Applies a patch to the release in a slot, as the environment's run user.
     Patch,
-    /// Deletes the files of one of the environment's users in an area; as that user.
+    /// Deletes the files in an area, as the user to whom the area belongs.
     Sweep(Area),
-    /// Packs installed trees into archives and deltas without changing them; as the environment's unpack user.
+    /// Packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
     Pack,
 }
 
@@ -64,22 +64,22 @@ impl Role {
     }
 }
 
-/// A part of an environment's directory that belongs to one of its own users.
+/// A part of an environment's directory that belongs to one of the environment's users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Area {
-    /// The scratch layer of a build; build user.
+    /// The scratch layer of a build, which belongs to the build user.
     Build,
-    /// The cache of buildpacks; build user.
+    /// The cache of buildpacks, which belongs to the build user.
     Cache,
-    /// The installed release [`Launch::release`]; unpack user.
+    /// The installed tree of [`Launch::release`], which belongs to the unpack user.
     Tree,
-    /// The scratch layer of the slot [`Launch::slot`]; run user.
+    /// The scratch layer of [`Launch::slot`], which belongs to the run user.
     Slot,
-    /// The exported source; git user.
+    /// The exported source, which belongs to the git user.
     Source,
 }
 
-/// A class of limits. The keeper knows the values of each class.
+/// A class of limits. The keeper defines the limits of each class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
     /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
@@ -89,20 +89,20 @@ pub enum LimitClass {
     },
     /// Applications and their commands.
     Application {
-        /// The memory of one process in bytes, if it is limited.
+        /// The memory limit of one process in bytes, if there is a limit.
         memory: Option<u64>,
     },
-    /// larder's own work on untrusted bytes: little memory.
+    /// larder's own workers, which process untrusted bytes: little memory.
     Service,
 }
 
-/// The keeper's action when the process exits.
+/// The reaction of the keeper to the exit of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Supervision {
-    /// The exit is reported. The process is killed when the server that requested it exits.
+    /// The keeper reports the exit to the server. The process is killed when the server that requested the process exits.
     Once,
-    /// The process outlives the server, and is restarted with backoff when it exits. The keeper returns `label`, at most 1 KiB, in
-    /// listings and does not interpret it.
+    /// The process outlives the server. The keeper restarts the process with backoff if the process exits. The keeper returns `label`, at
+    /// most 1 KiB, in lists of processes, and does not interpret the label.
     Keep {
         /// Bytes by which the server recognises the process after a restart.
         label: Vec<u8>,
@@ -125,7 +125,7 @@ pub enum StopSignal {
 }
 
 impl StopSignal {
-    /// Every signal with its word.
+    /// Every signal with its word in configuration files.
     pub const WORDS: [(&'static str, StopSignal); 7] = [
         ("TERM", StopSignal::Term),
         ("INT", StopSignal::Int),
@@ -148,30 +148,31 @@ pub struct Launch {
     /// The kind of process.
     pub role: Role,
     pub project: ProjectId,
-    /// The environment. Every role except [`Role::Git`] needs one.
+    /// The environment. Every role except [`Role::Git`] needs an environment.
     pub environment: Option<EnvId>,
-    /// The release whose tree is seen or written ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
-    /// [`Area::Tree`]).
+    /// The release whose tree the process reads or writes ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`],
+    /// [`Role::Patch`], [`Area::Tree`]).
     pub release: Option<ReleaseId>,
-    /// The slot ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`], [`Area::Slot`]).
+    /// The slot that the process uses, or whose files it deletes ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
+    /// [`Area::Slot`]).
     pub slot: Option<Slot>,
     pub limits: LimitClass,
     pub supervision: Supervision,
 }
 
-/// The keeper's number of a process. A keeper never reuses a number.
+/// The number that the keeper assigns to a process. A keeper never reuses a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ProcessId(pub u64);
 
-/// The end of a process.
+/// The exit status of a process, or the signal that killed the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// The exit status, if the process exited.
     pub code: Option<i32>,
     /// The signal that killed the process.
     pub signal: Option<i32>,
-    /// True if the process or one of its children was killed at the memory limit.
+    /// True if the process or one of its children was killed because it exceeded the memory limit.
     pub out_of_memory: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Manifests: the contents of a release, file by file.
+//! Manifests. A manifest lists the contents of a release, file by file.
 
 use larder_archive::{ArchiveInfo, Digest, Entry, bounded};
 use serde::{Deserialize, Serialize};
@@ -8,9 +8,9 @@ use super::{CommitId, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId
 /// The description of a release archive, in `<id>.manifest.json` beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of this format. A reader refuses a newer one.
+    /// The version of this format. A reader refuses newer versions.
     pub format: u32,
-    /// The project that the release belongs to.
+    /// The project to which the release belongs.
     pub project: ProjectName,
     /// The environment that built the release.
     pub environment: EnvironmentName,
@@ -29,7 +29,7 @@ pub struct Manifest {
     pub mode: Mode,
     /// The buildpacks of the build, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The default processes of the buildpacks, for process types that are not in the Procfile.
+    /// The processes that the buildpacks suggest, for process types without a command in the project's files.
     pub processes: Vec<(ProcessType, String)>,
     /// The time of the build (RFC 3339).
     pub created: jiff::Timestamp,
@@ -50,15 +50,15 @@ pub struct Manifest {
 pub struct BuildpackUse {
     /// The name or the address of the buildpack.
     pub name: String,
-    /// The commit of a buildpack from git, or larder's version for a built-in one.
+    /// The commit of a buildpack from git, or larder's version for a built-in buildpack.
     pub version: String,
 }
 
 impl Manifest {
-    /// The version that this code writes, and the newest that it reads.
+    /// The version that this code writes, and the newest version that it reads.
     pub const FORMAT: u32 = 1;
 
-    /// Returns the manifest without its lists of entries and frames, which are nearly all of its size.
+    /// Returns the manifest without the lists of entries and frames, which make up nearly all of its size.
     pub fn without_entries(&self) -> Manifest {
         Manifest {
             format: self.format,
@@ -80,9 +80,9 @@ impl Manifest {
         }
     }
 
-    /// Returns the signed text: all fields in one canonical spelling. The digest of the tree represents the entries, and the digest of
-    /// the archive represents the frames. A verifier must therefore compare both digests with the entries and the frames before it
-    /// relies on the signature. The signature is valid also for a manifest whose frames are not known yet.
+    /// Returns the signed text, which contains the fields in one canonical encoding. The text contains the digest of the tree instead of
+    /// the entries, and the digest of the archive instead of the frames. A verifier must therefore compare both digests with the entries
+    /// and the frames before it relies on the signature. The signature is also valid for a manifest whose frames are not known yet.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {

@@ -1,6 +1,6 @@
-//! The values of larder: names, modes, phases, releases, events. This module does no input or output.
+//! The types of larder's values: names, modes, phases, releases and events. This module does no input or output.
 //!
-//! These types check their values when they are created or parsed, so other modules do not check them again.
+//! These types check a value when it is created or parsed, so other modules do not check the value again.
 
 mod access;
 mod checked;

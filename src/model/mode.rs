@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Development: the checkout itself runs, and builds are incremental. Reserved.
+    /// Development: the environment runs the checkout itself, and builds are incremental. Reserved for a later version.
     Editable,
-    /// Staging: builds from a clean tree and makes the release archives that production uses.
+    /// Staging: the environment builds from a clean tree, and makes the release archives that final environments install.
     Cooking,
-    /// Production: never builds, and installs the archives of staging.
+    /// Production: the environment never builds, and installs release archives of cooking environments.
     Final,
 }
 

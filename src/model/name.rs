@@ -1,11 +1,22 @@
-//! Names from user input that become directories, hosts and refs.
+//! Names from user input that become parts of directories, host names and refs.
 //!
-//! The allow-lists are strict because names are the only user input that becomes part of a path. They reject paths, options, reserved
-//! names of the file system and look-alikes.
+//! Only allowed characters are accepted, because names are the only user input that becomes part of a path. These rules reject paths,
+//! options, reserved names of the file system, and letters that look like other letters.
 
 use super::checked_text;
 
-/// A rejected name. The message states the rule.
+/// The maximum length of the name of a project, an environment or a remote, in bytes.
+const MAX_LABEL: usize = 31;
+/// The maximum length of a user name, in bytes.
+const MAX_USER_NAME: usize = 31;
+/// The maximum length of a process type, in bytes.
+const MAX_PROCESS_TYPE: usize = 63;
+/// The maximum length of a branch name, in bytes.
+const MAX_BRANCH_NAME: usize = 200;
+/// The maximum length of a rejected name in its error, in characters.
+const MAX_SHOWN: usize = 80;
+
+/// A rejected name. The message states the rule that the name breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a valid {what}: {rule}")]
 pub struct NameError {
@@ -18,7 +29,7 @@ macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $rule:literal, $check:expr) => {
         checked_text!($(#[$doc])* $type, NameError, |given| {
             let check: fn(&str) -> bool = $check;
-            let refused = || NameError { what: $what, given: given.chars().take(80).collect(), rule: $rule };
+            let refused = || NameError { what: $what, given: given.chars().take(MAX_SHOWN).collect(), rule: $rule };
             if check(given) { Ok(()) } else { Err(refused()) }
         });
     };
@@ -26,19 +37,19 @@ macro_rules! name {
 
 fn is_label(text: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    (1..=31).contains(&text.len())
+    (1..=MAX_LABEL).contains(&text.len())
         && text.bytes().all(inner)
         && text.starts_with(|c: char| c.is_ascii_lowercase())
         && !text.ends_with('-')
-        // "--" separates environment and project in web addresses (`staging--shop`).
+        // `--` separates the environment from the project in host names (`staging--shop`).
         && !text.contains("--")
 }
 
 name!(
-    /// The name of a project: a DNS label, so that it can be part of a web address.
+    /// The name of a project. The name is a DNS label, so that it can be part of a host name.
     ProjectName,
     "project name",
-    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter",
+    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter; \"git\", \"keeper\", \"preview\" and \"localhost\" are reserved",
     |text| is_label(text) && !matches!(text, "git" | "keeper" | "preview" | "localhost")
 );
 
@@ -47,7 +58,7 @@ name!(
     EnvironmentName,
     "environment name",
     "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter; \"git\" is reserved",
-    // The repository `git/` is beside the directories of the environments.
+    // The directory `git/` of the repository is beside the directories of the environments.
     |text| is_label(text) && text != "git"
 );
 
@@ -60,11 +71,11 @@ name!(
 );
 
 name!(
-    /// The name of a user: a person or a machine with rights.
+    /// The name of a user, who is a person or a machine with access rights.
     UserName,
     "user name",
     "use 1 to 31 lower-case letters, digits, dots, dashes and underscores, starting with a letter",
-    |text| (1..=31).contains(&text.len())
+    |text| (1..=MAX_USER_NAME).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c))
 );
@@ -74,17 +85,17 @@ name!(
     ProcessType,
     "process type",
     "use 1 to 63 letters, digits, dashes and underscores, starting with a letter",
-    |text| (1..=63).contains(&text.len())
+    |text| (1..=MAX_PROCESS_TYPE).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
 );
 
 name!(
-    /// The short name of a branch, without `refs/heads/`; the rules of `git check-ref-format`, and printable ASCII only.
+    /// The short name of a branch, without `refs/heads/`. It follows the rules of `git check-ref-format` and contains only ASCII.
     BranchName,
     "branch name",
-    "use a branch name that git allows, of ASCII letters, digits and ./_+-#@",
-    |text| (1..=200).contains(&text.len())
+    "use a name that git allows for branches, with only ASCII letters, digits and the characters ./_+-#@",
+    |text| (1..=MAX_BRANCH_NAME).contains(&text.len())
         && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"./_+-#@".contains(&c))
         && !text.starts_with('-')
         && !text.ends_with('.')
@@ -105,19 +116,19 @@ impl BranchName {
 }
 
 impl UserName {
-    /// Returns the name that records use for the operator, who works on the server itself. No user can have this name.
+    /// Returns the name of the operator in records. The operator works on the server itself, and `larder user add` refuses this name.
     pub fn operator() -> UserName {
         UserName(String::from("operator"))
     }
 }
 
 impl ProcessType {
-    /// Returns true for the process that receives HTTP requests.
+    /// Returns true for `web`, the type of the processes that receive HTTP requests.
     pub fn is_web(&self) -> bool {
         self.0 == "web"
     }
 
-    /// Returns true for the command that runs once before the switch. It is not a process that keeps running.
+    /// Returns true for `release`, the type of the command that runs once before the switch and is not a process that keeps running.
     pub fn is_release(&self) -> bool {
         self.0 == "release"
     }
@@ -165,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn rejected_name_states_the_rule() {
+    fn error_of_rejected_name_states_the_rule() {
         let error = "My Shop".parse::<ProjectName>().unwrap_err().to_string();
         assert!(error.contains("\"My Shop\"") && error.contains("lower-case"), "{error}");
     }

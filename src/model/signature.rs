@@ -5,8 +5,10 @@ use std::{fmt, str::FromStr};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-/// The prefix of an ed25519 public key in text.
+/// The prefix of a public key in text.
 const PREFIX: &str = "ed25519:";
+/// The maximum length of a rejected key in its error, in characters.
+const MAX_SHOWN: usize = 80;
 
 /// The public key of a server that signs deliverables, written as `ed25519:` and 44 characters of base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,8 +44,8 @@ impl FromStr for PublicKey {
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = text.strip_prefix(PREFIX).and_then(|rest| BASE64.decode(rest.as_bytes()).ok());
         bytes.and_then(|bytes| bytes.try_into().ok()).map(PublicKey).ok_or_else(|| {
-            let given: String = text.chars().take(80).collect();
-            format!("{given:?} is not a signing key; `larder key show` on the server that signs prints it as {PREFIX}...")
+            let given: String = text.chars().take(MAX_SHOWN).collect();
+            format!("{given:?} is not a signing key; `larder key show` on the server that signs prints the key as {PREFIX}...")
         })
     }
 }
@@ -69,7 +71,7 @@ pub struct Signature {
     pub value: SignatureBytes,
 }
 
-/// The 64 bytes of an ed25519 signature; base64 in text.
+/// The 64 bytes of an ed25519 signature, which are written as base64.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SignatureBytes(pub [u8; 64]);
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn key_or_signature_in_another_spelling_is_rejected() {
+    fn key_or_signature_in_a_wrong_form_is_rejected() {
         let key = PublicKey::new([7; 32]);
         assert_eq!(key.to_string().parse(), Ok(key));
         for bad in ["", "ed25519:", "ed25519:AAAA", &key.to_string().replace("ed25519", "rsa"), &format!("{key} ")] {

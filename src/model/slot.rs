@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One of the two workspaces of an environment. At most one is live; a new release boots in the other.
+/// One of the two workspaces of an environment. At most one slot is live, and a new release boots in the other slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {

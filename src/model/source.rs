@@ -1,17 +1,17 @@
-//! The list of exported files, kept beside the exported tree.
+//! The list of exported files, which is stored beside the exported tree.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CommitId, Digest};
 
-/// The contents of `project/tree`. The exporter writes the list as postcard to `project/list` after the tree is complete. The bundler
-/// takes the digests of unchanged files from the list, and the next export writes only changed files.
+/// The list of the entries in `project/tree`. The export writes the list as postcard to `project/list` after the tree is complete. The
+/// list makes later work faster: bundling takes the digests of unchanged files from it, and the next export writes only changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {
     /// The version of this format.
     pub format: u32,
-    /// The boot id of the machine at the time of writing. The tree was not synced to the disk, so a list of another boot is not trusted.
-    /// Empty if the system has no boot id; then the tree was synced.
+    /// The boot id of the machine when the list was written. A list from another boot is ignored, because the tree was not synced to the
+    /// disk. Empty if the system has no boot id; in this case, the tree was synced.
     pub boot: String,
     /// The commit that was exported.
     pub commit: CommitId,

@@ -1,4 +1,4 @@
-//! The specification of a deployment: every decision and every random id that is made before its first step.
+//! The specification of a deployment, which contains all decisions and all random ids that are made before the first step.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::{
     ReleaseId, ReleaseNumber, RemoteName, Slot, Strategy, UserName,
 };
 
-/// The name of a step: `phase.word`. Plans and journals name steps this way.
+/// The name of a step in plans and journals, in the form `phase.word`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StepName(String);
@@ -69,11 +69,11 @@ impl Trigger {
     }
 }
 
-/// The source of the release of a deployment.
+/// The source of a deployment's release.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// The release is built here from its commit.
+    /// The release is built in this environment, from its commit.
     #[default]
     Commit,
     /// The environment's own store of deliverables.
@@ -102,13 +102,13 @@ impl fmt::Display for Origin {
 /// The numbers and names of the environment that a deployment belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentIdentity {
-    /// The environment's number, which is never used again.
+    /// The number of the environment, which is never reused.
     pub id: EnvId,
-    /// The number of its project.
+    /// The number of the project.
     pub project_id: ProjectId,
-    /// The name of its project.
+    /// The name of the project.
     pub project: ProjectName,
-    /// Its name within the project.
+    /// The name of the environment within the project.
     pub name: EnvironmentName,
 }
 
@@ -149,21 +149,21 @@ pub struct DeploymentSpec {
     pub branch: BranchName,
     /// The commit that is deployed.
     pub commit: CommitId,
-    /// The release that the deployment builds or fetches. Its id is fixed here, so that a repeated step uses the same release.
+    /// The release that the deployment builds or fetches. Its id is fixed before the first step, so that a repeated step uses the same id.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
-    /// The slot that the release boots in.
+    /// The slot in which the release boots.
     pub slot: Slot,
-    /// The live release when the deployment began. Unwinding restores it.
+    /// The release that was live when the deployment began. Unwinding makes this release live again.
     pub previous: Option<Live>,
     /// The names of the steps, in order.
     pub plan: Vec<StepName>,
-    /// The step after which the release serves requests. A deployment that is interrupted later is finished, not unwound.
+    /// The step after which the release serves requests. A deployment that is interrupted after this step is finished, not unwound.
     pub commit_point: StepName,
     /// The source of the release.
     pub origin: Origin,
-    /// True if the release was installed here before. Unwinding then does not remove its tree, its files and its ref.
+    /// True if the release was already installed in this environment. Unwinding then keeps the release's tree, files and ref.
     pub again: bool,
     /// The earlier deployment that made this release live, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,13 +171,13 @@ pub struct DeploymentSpec {
     /// The reason that a person gave for overriding the promotion policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overriding: Option<String>,
-    /// The phases of a dry run; empty for a deployment that shall go live.
+    /// The phases of a dry run; empty if the deployment is not a dry run.
     #[serde(rename = "trial", skip_serializing_if = "Vec::is_empty")]
     pub dry_run: Vec<Phase>,
-    /// The commit of the branch that the client saw before the push.
+    /// The commit that the branch named before the push, according to the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen: Option<CommitId>,
-    /// True if the newest release was requested, and not this release by its name.
+    /// True if the user requested the newest release, and did not name a release.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub newest: bool,
     /// The tags of the same push: name and object. Git stores them only after the deployment.
@@ -185,7 +185,7 @@ pub struct DeploymentSpec {
     pub tags: Vec<(String, CommitId)>,
 }
 
-/// The fields as they are on the disk, in either version.
+/// The fields of a specification in a journal, of version 1 or 2.
 #[derive(Deserialize)]
 struct Fields {
     deployment: DeploymentId,
@@ -220,13 +220,16 @@ struct Fields {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// The journal was written by a newer larder.
-    #[error("the deployment has format version {found}, and this larder reads versions 1 to {}", DeploymentSpec::VERSION)]
+    #[error(
+        "cannot read the deployment's specification: it has format version {found}, and this larder reads versions 1 to {}",
+        DeploymentSpec::VERSION
+    )]
     Version {
         /// The version in the journal.
         found: Value,
     },
-    /// A field is missing or has a wrong value.
-    #[error("the deployment's specification cannot be read: {0}")]
+    /// A field of the specification is missing or has a wrong value.
+    #[error("cannot read the deployment's specification: {0}")]
     Field(String),
     /// The journal belongs to another environment.
     #[error("the journal belongs to {found}, not to {expected}")]
@@ -253,7 +256,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
         let fields: Fields = serde_json::from_value(Value::Object(map)).map_err(|error| SpecError::Field(error.to_string()))?;
         let missing = |name: &str| SpecError::Field(format!("missing field `{name}`"));
         let (mode, strategy, commit_point) = match version {
-            // Version 1 has no mode. The plan shows whether the release is built; `for_environment` sets the environment's mode.
+            // Version 1 has no mode. This mode is only a guess from the plan, until `for_environment` sets the environment's mode.
             1 => {
                 let cooks = fields.plan.iter().any(|step| step.as_str() == "build.compile");
                 let mode = if cooks { Mode::Cooking } else { Mode::Final };
@@ -299,11 +302,10 @@ impl DeploymentSpec {
     /// The version of the format that this program writes.
     pub const VERSION: u32 = 2;
 
-    /// Returns the specification for a deployment of `environment`. Adds the fields that version 1 lacks, and refuses a journal of
-    /// another environment.
+    /// Checks that the deployment belongs to `environment`. Returns the specification, with the fields that version 1 lacks.
     ///
     /// # Errors
-    /// [`SpecError::Environment`] if the numbers differ.
+    /// [`SpecError::Environment`] if the number of the environment or of the project differs.
     pub fn for_environment(mut self, environment: &Environment) -> Result<DeploymentSpec, SpecError> {
         match &self.environment {
             None => {
@@ -319,13 +321,13 @@ impl DeploymentSpec {
         Ok(self)
     }
 
-    /// Returns the phases of a dry run as text, or `None` for a deployment that shall go live.
+    /// Returns the phases of a dry run as text, or `None` if the deployment is not a dry run.
     pub fn dry_run_phases(&self) -> Option<String> {
         let phases: Vec<_> = self.dry_run.iter().map(|phase| phase.as_str()).collect();
         (!phases.is_empty()).then(|| phases.join(", "))
     }
 
-    /// Returns the record of the release as the live release.
+    /// Returns the deployment's release in the form of a live release.
     pub fn live(&self) -> Live {
         Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
     }
@@ -336,7 +338,7 @@ mod tests {
     use super::*;
     use crate::model::{Event, Record};
 
-    /// An `opened` event of larder 0.1.
+    /// Returns an `opened` event as larder 0.1 wrote it.
     fn version_1() -> Value {
         serde_json::json!({
             "at": "2026-11-21T15:42:14Z", "event": "opened", "deployment": DeploymentId::new(jiff::Timestamp::UNIX_EPOCH),

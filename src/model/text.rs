@@ -1,23 +1,26 @@
 //! Sanitises untrusted text for terminals. Git clients before 2.55 print the bytes of a server unchanged.
 
-/// The maximum number of characters of a line. The rest is replaced by an ellipsis.
+/// The maximum number of characters of a line. Further characters are replaced by an ellipsis.
 pub const MAX_LINE: usize = 4096;
 /// The maximum number of characters of the reason in git's `! [remote rejected]` line.
 pub const MAX_REASON: usize = 200;
 
+/// The maximum length of the parameters of an SGR sequence, in bytes. Longer sequences are removed.
+const MAX_PARAMETERS: usize = 32;
+
 const ESCAPE: char = '\u{1b}';
 const RESET: &str = "\u{1b}[0m";
 
-/// Returns one line of output without sequences that move the cursor, change the title or hide text. Colours (SGR sequences) stay, and
-/// are reset at the end. If a line overwrites itself with carriage returns, only its last state stays.
+/// Returns one line of output without sequences that move the cursor, change the title or hide text. Colours (SGR sequences) are kept, and
+/// are reset at the end. If a line has carriage returns, only the text after the last carriage return is kept.
 pub fn sanitise_line(line: &str) -> String {
     let line = line.trim_end_matches(['\r', '\n']);
     let line = line.rsplit('\r').next().unwrap_or(line);
     printable(line, MAX_LINE)
 }
 
-/// Sanitises text of several lines like [`sanitise_line`], but without loss: no line is cut, and text before a carriage return stays
-/// visible.
+/// Sanitises text of several lines. Unlike [`sanitise_line`], this function does not shorten lines, and keeps the text before a carriage
+/// return.
 pub fn sanitise_text(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -92,16 +95,16 @@ pub fn sanitise_reason(reason: &str) -> String {
     cut
 }
 
-/// Consumes the sequence after an escape character. Returns its parameters if it only sets colours.
+/// Consumes the sequence after an escape character. Returns the parameters of an SGR sequence, which sets colours, or else `None`.
 fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     match rest.next()? {
         '[' => {
             let mut parameters = String::new();
             for c in rest.by_ref() {
                 match c {
-                    '0'..='9' | ';' | ':' if parameters.len() < 32 => parameters.push(c),
+                    '0'..='9' | ';' | ':' if parameters.len() < MAX_PARAMETERS => parameters.push(c),
                     'm' => return shown(&parameters),
-                    // The rest of another sequence, up to its final byte (ECMA-48).
+                    // Any other sequence is skipped up to its final byte (ECMA-48).
                     _ => {
                         if !('\u{40}'..='\u{7e}').contains(&c) {
                             let _ = rest.by_ref().find(|c| ('\u{40}'..='\u{7e}').contains(c));
@@ -129,8 +132,8 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
     }
 }
 
-/// Returns SGR parameters without parameter 8, which hides text, or `None` if no parameter is left. In an extended colour, such as
-/// `38;5;8`, an 8 is part of the colour.
+/// Returns SGR parameters without the parameter 8, which hides text. Returns `None` if no parameter is left. In an extended colour, such
+/// as `38;5;8`, the number 8 is a part of the colour and is kept.
 fn shown(parameters: &str) -> Option<String> {
     let number = |parameter: &str| parameter.trim_start_matches('0').to_owned();
     let mut kept = Vec::new();
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_several_lines_is_not_cut() {
+    fn text_of_several_lines_is_not_shortened() {
         let long = "x".repeat(MAX_LINE * 2);
         for (given, clean) in [
             ("a\u{1b}[2J\nb\u{1b}]0;title\nc\n", "a\nb\nc\n"),
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn line_or_reason_that_is_too_long_is_cut() {
+    fn line_or_reason_that_is_too_long_is_shortened() {
         assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), MAX_LINE + 1);
         let reason = sanitise_reason(&"y ".repeat(1000));
         assert_eq!(reason.chars().count(), MAX_REASON);
