@@ -62,7 +62,7 @@ pub struct ServerConfig {
 /// Settings of the SSH service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshConfig {
-    /// The address to listen on; port 0 picks a free port.
+    /// The address to listen on; port 0 selects a free port.
     pub listen: SocketAddr,
     /// The algorithms that the service offers.
     pub profile: SshProfile,
@@ -80,7 +80,7 @@ pub enum SshProfile {
 /// Settings of the HTTP proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// The address to listen on; port 0 picks a free port.
+    /// The address to listen on; port 0 selects a free port.
     pub listen: SocketAddr,
     /// The addresses of TLS proxies whose forwarding headers are trusted.
     pub trusted: Vec<IpAddr>,

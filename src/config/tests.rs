@@ -420,8 +420,8 @@ fn partial_mapping_keeps_the_other_keys() {
     assert!(matches!(s.health.check, HealthCheck::Http { .. }));
 }
 
-/// Journals store the settings of a deployment. The stored settings must not contain values of the server file that the operator can
-/// change later.
+/// Journals store the settings of a deployment. The stored settings must not contain the server file's values for retention and drift,
+/// because new values also apply to old deployments.
 #[test]
 fn stored_settings_use_new_values_of_the_server_file() {
     let server = |text: &str| ServerConfig::parse("larder.yml", text.as_bytes()).unwrap();
