@@ -121,7 +121,7 @@ pub enum GitJob {
     Tags,
     /// Finds a commit.
     Resolve {
-        /// The name of the commit.
+        /// The description of the commit.
         spec: CommitSpec,
     },
     /// Finds the tree of a commit.

@@ -54,7 +54,7 @@ pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, Co
     names
 }
 
-/// Calls `found` with the name and commit of each tag until it returns `false`.
+/// Calls `found` with the name and commit of each tag, until `found` returns `false`.
 fn each_tag(repository: &Repository, mut found: impl FnMut(&str, Oid) -> bool) -> Result<(), git2::Error> {
     for reference in repository.references_glob("refs/tags/*")? {
         let Ok(reference) = reference else { continue };

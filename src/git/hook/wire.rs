@@ -143,7 +143,7 @@ pub(super) enum ClientFrame {
     Hello { version: u32, token: [u8; 16], kind: HookKind, atomic: bool, quarantine: Option<String> },
     /// The next refs.
     Refs(Vec<RefChange>),
-    /// The number of refs whose names larder does not accept. `Refs` does not contain them.
+    /// The number of refs whose names larder does not accept. `Refs` does not contain these refs.
     BadNames(usize),
     /// A push option.
     Option(String),
@@ -160,7 +160,7 @@ pub(super) enum ClientFrame {
 pub(super) enum ServerFrame {
     /// A line for the pusher.
     Line(String),
-    /// A heartbeat while there is nothing else to send.
+    /// A heartbeat, which shows that the server still works on its answer.
     Beat,
     /// The verdicts on the next refs.
     Verdicts(Vec<(String, RefVerdict)>),
