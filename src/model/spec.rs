@@ -139,7 +139,7 @@ pub struct DeploymentSpec {
     pub id: DeploymentId,
     /// The request that started the deployment.
     pub trigger: Trigger,
-    /// The environment; `None` in version 1, where only the journal's directory names it.
+    /// The environment; `None` in version 1, where only the journal's directory names the environment.
     pub environment: Option<EnvironmentIdentity>,
     /// The environment's mode when the deployment began.
     pub mode: Mode,
@@ -219,7 +219,7 @@ struct Fields {
 /// The reason why a specification cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// The journal was written by a newer larder.
+    /// A newer version of larder has written the journal.
     #[error(
         "cannot read the deployment's specification: it has format version {found}, and this larder reads versions 1 to {}",
         DeploymentSpec::VERSION
