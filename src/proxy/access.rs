@@ -1,4 +1,4 @@
-//! The access log, and the record that is kept of each request.
+//! The access log, and the record of each request from which its line in the log is made.
 
 use std::{
     net::IpAddr,
@@ -23,17 +23,17 @@ const CLIENT_CLOSED: u16 = 499;
 pub struct AccessLine {
     /// The time at which the request's head had arrived.
     pub time: SystemTime,
-    /// The name of its route.
+    /// The name of the request's route.
     pub route: Arc<str>,
-    /// The client's address: that of the connection, or the one that a trusted proxy states.
+    /// The client's address: the address of the connection's peer, or the address that a trusted proxy states.
     pub peer: IpAddr,
     /// The requested host in normal form.
     pub host: String,
     /// The request's method.
     pub method: Method,
-    /// Path and query, up to 1 KiB.
+    /// The path and the query, cut off after 1024 characters.
     pub path: String,
-    /// The response's status; 499 if the client disconnected before there was one.
+    /// The response's status; 499 if the client disconnected before the response began.
     pub status: u16,
     /// Bytes of the response's body.
     pub bytes_out: u64,
@@ -41,7 +41,7 @@ pub struct AccessLine {
     pub took: Duration,
     /// The request's id, as sent to the application.
     pub request_id: String,
-    /// The number of lines that were dropped before this one.
+    /// The number of lines that were dropped between the previous line and this line.
     pub missed: u64,
 }
 
@@ -49,9 +49,9 @@ pub struct AccessLine {
 #[derive(Default)]
 pub(super) struct AccessLog {
     sender: RwLock<Option<mpsc::Sender<AccessLine>>>,
-    /// Lines dropped since the last one that was sent.
+    /// The number of lines that were dropped since the last line was sent.
     missed: AtomicU64,
-    /// Lines dropped since the start.
+    /// The number of lines that were dropped since the proxy was created.
     dropped: AtomicU64,
 }
 
@@ -79,7 +79,7 @@ impl AccessLog {
     }
 }
 
-/// The parts of a request's head that the access log shows; kept only if the log has a reader.
+/// The parts of a request's head that the access log contains. They are copied only if the log has a reader.
 pub(super) struct LoggedHead {
     pub peer: IpAddr,
     pub host: String,
@@ -88,7 +88,8 @@ pub(super) struct LoggedHead {
     pub request_id: String,
 }
 
-/// The record of one request, from its head to the end of its response. Dropping it updates the counters and writes the access log.
+/// The record of one request, from its head to the end of its response. Dropping the record updates the counters and writes the access
+/// line.
 pub(super) struct RequestRecord {
     log: Arc<AccessLog>,
     route: Arc<Route>,

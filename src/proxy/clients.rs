@@ -1,4 +1,4 @@
-//! The number of connections of each client address; for visitors behind a trusted proxy, the number of requests.
+//! Limits the connections of each client address, and the requests of each visitor behind a trusted proxy.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Takes a permit for `client`; returns `None` if the client already has `limit` permits.
+    /// Takes a permit for `client`. Returns `None` if the client already has `limit` permits.
     pub fn enter(self: &Arc<Self>, client: IpAddr, limit: usize) -> Option<ClientPermit> {
         let mut open = self.open.lock();
         let count = open.entry(client).or_insert(0);
@@ -54,17 +54,19 @@ pub(super) struct ClientConnection {
     pub proxy: Arc<ProxyState>,
     pub peer: IpAddr,
     pub peer_value: HeaderValue,
+    /// True if the peer is a trusted proxy.
     pub trusted: bool,
+    /// The tasks that must end before the server stops.
     pub tasks: TaskTracker,
-    /// Ends tunnels when the server stops.
+    /// Cancelled to end tunnels when the server stops.
     pub hang_up: CancellationToken,
     pub clients: Arc<Clients>,
-    /// `None` for a trusted proxy: its visitors take permits, one per request.
+    /// The permit of this connection; `None` for a trusted proxy, whose visitors take one permit for each request.
     pub _permit: Option<ClientPermit>,
 }
 
 impl ClientConnection {
-    /// Takes a permit for one request of a visitor behind a trusted proxy; `None` if the visitor has too many requests in flight.
+    /// Takes a permit for one request of a visitor behind a trusted proxy. Returns `None` if the visitor has too many requests in flight.
     pub fn visit(&self, visitor: IpAddr) -> Option<ClientPermit> {
         let permit = self.clients.enter(visitor, self.proxy.settings.max_connections_per_peer);
         if permit.is_none() {

@@ -73,7 +73,7 @@ pub struct TcpConnector {
 }
 
 impl TcpConnector {
-    /// A connector to the processes of user `owner`; `None` accepts any listener, for servers on which all processes have one user.
+    /// Creates a connector to the processes of user `owner`. `None` accepts any listener, for servers on which all processes have one user.
     pub fn new(owner: Option<u32>) -> Self {
         Self { owner }
     }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 pub struct Stats {
     /// Requests that were finished or that the client aborted.
     pub requests: u64,
-    /// Requests and tunnels in flight, waiting ones included.
+    /// Requests and tunnels in flight, including waiting requests.
     pub in_flight: u64,
-    /// Requests that wait in a hold.
+    /// Requests that wait for the end of a hold.
     pub waiting: u64,
     /// Finished requests by the first digit of their status: 1xx (upgraded), 2xx, 3xx, 4xx, 5xx.
     pub classes: [u64; 5],
@@ -26,7 +26,7 @@ pub struct Stats {
 pub struct ProxyStats {
     /// Accepted connections.
     pub accepted: u64,
-    /// Open connections, tunnels included.
+    /// Open connections, including tunnels.
     pub open: u64,
     /// Connections and requests that were rejected because a connection limit was reached.
     pub turned_away: u64,

@@ -1,4 +1,4 @@
-//! One instance of an application: its idle connections, and new ones through the target's [`Connector`].
+//! One instance of an application: reuses its idle connections, and opens new connections through the target's [`Connector`].
 
 use std::{
     net::SocketAddr,
@@ -21,13 +21,14 @@ use super::{
 
 /// The maximum number of idle connections per instance.
 const MAX_IDLE: usize = 128;
-/// Age after which an idle connection is not used again: the application has probably closed it.
+/// The idle time after which a connection is not used again, because the application has probably closed the connection.
 pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
-/// Time after a failed connection during which an instance is tried only after all others.
+/// The time after a failed connection during which an instance is tried only after all other instances.
 const REST: Duration = Duration::from_secs(1);
-/// Time that a connection may take to become ready again after its last response.
+/// The time in which a connection must become ready again after its last response.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
+/// One instance and its pool of idle connections.
 pub(super) struct Endpoint {
     pub address: SocketAddr,
     pool: Mutex<Pool>,
@@ -35,8 +36,9 @@ pub(super) struct Endpoint {
 
 #[derive(Default)]
 struct Pool {
+    /// The idle connections, each with the start of its idle time, as a stack.
     idle: Vec<(SendRequest<UploadBody>, Instant)>,
-    /// The time of the last failed attempt to connect; `None` after a successful one.
+    /// The time of the last failed attempt to connect; `None` after a successful attempt.
     refused: Option<Instant>,
 }
 
@@ -70,7 +72,7 @@ impl Endpoint {
                 let idle = &mut self.pool.lock().idle;
                 let age = idle.last()?.1.elapsed();
                 if age > MAX_IDLE_AGE {
-                    // The other connections in the stack are older still.
+                    // All other connections in the stack have been idle for longer.
                     idle.clear();
                 }
                 if age > max_idle {
@@ -114,7 +116,7 @@ impl Endpoint {
                 let cut = cut.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        // An error reaches the request in flight; between requests it only ends the connection.
+                        // A request in flight receives the error. Between requests, an error only ends the connection.
                         _ = connection.with_upgrades() => {}
                         () = cut.cancelled() => {}
                     }
@@ -123,7 +125,7 @@ impl Endpoint {
             }
             Err(error) => {
                 let first = self.pool.lock().refused.replace(Instant::now()).is_none();
-                // One warning per outage, not one per attempt.
+                // Only the first failed attempt of an outage is logged.
                 if first && matches!(error, ConnectError::Foreign { .. }) {
                     tracing::warn!(%address, %error, "application unreachable");
                 }

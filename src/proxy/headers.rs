@@ -38,7 +38,7 @@ const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
     [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
 
 /// Other headers that applications trust because proxies set them. None of them is passed on, not even from a trusted proxy, which may have
-/// received it from a visitor. larder sets the headers whose value it knows.
+/// received it from a visitor. Of these headers, larder sets only `X-Real-IP`.
 const FROM_PROXIES: [&str; 12] = [
     "forwarded",
     "x-real-ip",
@@ -58,9 +58,9 @@ const FROM_PROXIES: [&str; 12] = [
 pub(super) struct RequestOrigin<'a> {
     /// The address of the connection's peer.
     pub peer: &'a HeaderValue,
-    /// The visitor's address: the peer's, unless a trusted proxy states another one.
+    /// The visitor's address: the peer's address, unless a trusted proxy states another address.
     pub visitor: &'a HeaderValue,
-    /// Set if the peer is a trusted proxy.
+    /// True if the peer is a trusted proxy.
     pub trusted: bool,
     /// The scheme that clients use.
     pub scheme: Scheme,
@@ -114,8 +114,8 @@ pub(super) fn to_application(
 }
 
 /// Returns the visitor's address that a trusted proxy states: the last address in `X-Forwarded-For` that is not a trusted proxy's. The
-/// addresses before it were sent by the visitor and can be forged. `X-Real-IP` is used only if there is no such address, because many
-/// proxies pass on a visitor's own `X-Real-IP`.
+/// addresses before it were sent by the visitor and can be forged. `X-Real-IP` is used only if `X-Forwarded-For` has no address, because
+/// many proxies pass on a visitor's own `X-Real-IP`.
 pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr> {
     let chain = joined(headers, &FORWARDED_FOR).unwrap_or_default();
     let mut nearest = None;
@@ -156,7 +156,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, upgraded: bool) {
     }
 }
 
-/// Returns whether one of the `Connection` headers has this option.
+/// Returns true if one of the `Connection` headers has this option.
 pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
     headers
         .get_all(header::CONNECTION)
@@ -190,6 +190,7 @@ fn remove_named_in_connection(headers: &mut HeaderMap) {
     }
 }
 
+/// Returns true if a client must not be able to remove this header through `Connection`.
 fn is_protected(name: &str) -> bool {
     name.starts_with("x-forwarded")
         || FROM_PROXIES.contains(&name)
@@ -218,7 +219,8 @@ fn is_spoof(name: &str, trusted: bool) -> bool {
         return true;
     }
     if name.contains('_') {
-        // WSGI, Rack and CGI cannot distinguish `X_Forwarded_For` from `X-Forwarded-For`. No client sends the first by accident.
+        // WSGI, Rack and CGI cannot distinguish `X_Forwarded_For` from `X-Forwarded-For`. Clients do not send the form with underscores by
+        // accident.
         let dashed = name.replace('_', "-");
         return is_protected(&dashed) || dashed.starts_with("x-larder-") || dashed == "proxy";
     }
@@ -333,7 +335,7 @@ mod tests {
         assert_eq!(seen["x-forwarded-proto"], "https");
         assert_eq!(seen["x-forwarded-port"], "8080");
         assert_eq!(seen["x-real-ip"], "198.51.100.1");
-        // Headers that the proxy may have passed on from its visitor.
+        // The proxy may have passed on these headers from its visitor.
         let given = [
             ("x-forwarded-host", "bank.example"),
             ("x-forwarded-prefix", "/x"),
@@ -352,7 +354,7 @@ mod tests {
         let ours: [IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()];
         for (given, found) in [
             (&[("x-forwarded-for", "198.51.100.1")][..], "198.51.100.1"),
-            // The visitor's own entry comes before the one that the proxy has added.
+            // The visitor's own entry comes before the entry that the proxy has added.
             (&[("x-forwarded-for", "8.8.8.8, 198.51.100.1")], "198.51.100.1"),
             (&[("x-forwarded-for", "8.8.8.8"), ("x-forwarded-for", "198.51.100.1, 10.0.0.1")], "198.51.100.1"),
             (&[("x-forwarded-for", "8.8.8.8, nonsense, 10.0.0.1")], "10.0.0.1"),

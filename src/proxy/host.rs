@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str) -> Option<Authority<'_>> {
     Some(Authority { host, port })
 }
 
-/// Returns the key under which the route of a host is stored.
+/// Returns the normal form of a host, under which its route is stored, or `None` if the host is invalid.
 pub(super) fn normalise(text: &str) -> Option<Cow<'_, str>> {
     parse(text).map(|authority| authority.host)
 }

@@ -1,4 +1,4 @@
-//! Socket options, and time limits for peers that make no progress: a client that reads nothing must not hold a response for ever.
+//! Socket options, and time limits for peers that make no progress: a client that reads nothing must not keep its response open for ever.
 
 use std::{
     future::Future,
@@ -42,7 +42,7 @@ impl Stall {
         self.sleep = None;
     }
 
-    /// Records that there is no progress. Ready when the limit has passed since the last progress.
+    /// Records that there is no progress. Returns `Ready` if there has been no progress for the time limit.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit))).as_mut().poll(cx)
     }

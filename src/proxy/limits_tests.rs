@@ -1,4 +1,4 @@
-//! Limits of sizes, times and connections, the access log, and the graceful stop.
+//! Tests of the limits of sizes, times and connections, of the access log, and of the graceful stop.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -58,7 +58,7 @@ async fn stalled_client_is_disconnected() {
     let (front, route) = Front::with_route(settings).await;
     let app = App::start("blue").await;
     route.switch(app.target());
-    // A head without an end, and a body that stops.
+    // One client does not finish the head of its request, and one client does not finish the body.
     let mut head = TcpStream::connect(front.address).await.unwrap();
     head.write_all(b"GET / HTTP/1.1\r\nHost: sh").await.unwrap();
     assert!(!read_all(&mut head).await.contains("200"));
@@ -66,7 +66,7 @@ async fn stalled_client_is_disconnected() {
     body.write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n\r\nab").await.unwrap();
     let answer = read_all(&mut body).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    // A client that requests much and reads nothing.
+    // A client requests a large response and reads nothing.
     let before = route.stats().requests;
     let mut greedy = TcpStream::connect(front.address).await.unwrap();
     greedy.write_all(b"GET /big HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
@@ -99,7 +99,7 @@ async fn upload_that_the_application_does_not_read_times_out() {
     hung.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let (mut answer, mut body) = hung.split();
     let upload = async {
-        // Until the connection is closed.
+        // Writes fail once the connection is closed.
         while body.write_all(&[0; 64 * 1024]).await.is_ok() {}
         std::future::pending::<()>().await
     };
@@ -107,14 +107,14 @@ async fn upload_that_the_application_does_not_read_times_out() {
         head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
         () = upload => {}
     }
-    // The limit also ends the upload of a client that has disconnected meanwhile.
+    // The limit also ends the upload of a client that has disconnected.
     let mut left = TcpStream::connect(front.address).await.unwrap();
     left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };
     let _ = tokio::time::timeout(Duration::from_millis(200), filled).await;
     drop(left);
     until(|| route.stats().in_flight == 0).await;
-    // A client that sends slowly is not cut.
+    // A client that sends slowly is not disconnected.
     let app = App::start("blue").await;
     route.switch(app.target());
     let mut slow = TcpStream::connect(front.address).await.unwrap();
@@ -133,14 +133,14 @@ async fn connections_above_the_limit_of_a_client_get_429() {
     route.switch(app.target());
     let first = socket(&front).await;
     let mut second = socket(&front).await;
-    // Sends no request: closing a connection with unread data would reset it and lose the response.
+    // This client sends no request: the proxy closes the connection, and with unread data this would reset it and lose the response.
     let answer = read_all(&mut TcpStream::connect(front.address).await.unwrap()).await;
     assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
     assert!(answer.contains("\r\nDate: "), "{answer}");
     until(|| front.proxy.stats().turned_away >= 1).await;
     echo(&mut second, "still here").await;
     drop(first);
-    // The permit is returned at the end of the tunnel, not at the end of HTTP.
+    // The permit is returned at the end of the tunnel, not when the connection stops to use HTTP.
     until(|| front.proxy.stats().open == 1).await;
     assert!(front.get("/").await.ends_with("blue"));
 }

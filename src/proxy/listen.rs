@@ -26,7 +26,7 @@ use super::{
 
 /// The pause after the system has run out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// Time that tunnels get after a stop. They do not end by themselves, and clients can reopen them.
+/// The time that tunnels may continue after the stop begins. Tunnels do not end by themselves, and clients can reopen them.
 const TUNNEL_GRACE: Duration = Duration::from_secs(2);
 /// The value of `Retry-After` for a rejected connection, in seconds.
 const RETRY_AFTER: u8 = 5;
@@ -41,7 +41,7 @@ enum Rejection {
 }
 
 impl Rejection {
-    /// The response as bytes. It is sent before the request is read, so that a rejected connection costs no task.
+    /// Returns the response, with its head. The response is sent before the request is read, so that a rejected connection needs no task.
     fn response(self) -> String {
         let (status, text) = match self {
             Self::Overloaded => ("503 Service Unavailable", "Too many connections. Try again in a few seconds.\n"),
@@ -59,6 +59,7 @@ impl Rejection {
     }
 }
 
+/// Accepts connections until `shutdown` is cancelled. Then closes the listener, and waits for requests and tunnels in flight.
 pub(super) async fn serve(
     proxy: Arc<ProxyState>,
     listener: std::net::TcpListener,
@@ -84,7 +85,8 @@ pub(super) async fn serve(
                 }
                 Err(rejection) => {
                     proxy.counts.turned_away.fetch_add(1, Relaxed);
-                    // A new connection has an empty send buffer, so this does not block; if it would, the client gets no response.
+                    // A new connection has an empty send buffer, so the write does not block. If it would block, the client gets no
+                    // response.
                     let _ = stream.try_write(rejection.response().as_bytes());
                 }
             },
@@ -149,6 +151,7 @@ fn enter(
     }))
 }
 
+/// Serves one connection until it is closed, or until it has no request in flight after `shutdown` is cancelled.
 async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {
     let settings = &connection.proxy.settings;
     let _ = stream.set_nodelay(true);

@@ -1,8 +1,9 @@
 //! The HTTP proxy in front of all applications: routes requests by host, holds them, switches between targets and drains.
 //!
-//! A [`Route`] leads to one environment; a [`RouteTarget`] is the set of running instances behind a route. [`Route::switch`] replaces the live
-//! target at once; [`Retired::drain`] then waits for the requests that the old target still answers. Read [`Proxy`] first, then `relay.rs`
-//! for the path of one request. `request.rs` and `headers.rs` define which requests are valid and what an application sees of them.
+//! A [`Route`] leads to one environment; a [`RouteTarget`] is the set of running instances behind a route. [`Route::switch`] replaces
+//! the live target at once; [`Retired::drain`] then waits for the requests that the old target still answers. Read [`Proxy`] first,
+//! then `relay.rs` for the path of one request. `request.rs` defines which requests are valid, and `headers.rs` which headers an
+//! application receives.
 
 mod access;
 mod clients;
@@ -56,18 +57,20 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy without routes.
+    /// Creates a proxy without routes.
     pub fn new(settings: ProxySettings) -> Self {
         Self { shared: Arc::new(ProxyState::new(settings)) }
     }
 
-    /// Accepts connections until `shutdown`, then lets requests in flight finish, at most for `shutdown_limit`.
+    /// Accepts connections until `shutdown` is cancelled. Then waits until the requests in flight have finished, at most
+    /// [`ProxySettings::shutdown_limit`].
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ProxyError> {
         listen::serve(self.shared.clone(), listener, shutdown).await
     }
 
-    /// Closes the startup gate, for the time in which routes are set and live releases are started. The caller must open it soon by
-    /// dropping the returned guard: the wait has no limit of its own. The number of waiting requests is limited by `max_waiting`.
+    /// Closes the startup gate, for the time in which routes are set and live releases are started. Requests wait at the gate without a
+    /// time limit, so the caller must open the gate soon, by dropping the returned guard. The number of waiting requests is limited by
+    /// [`ProxySettings::max_waiting`].
     pub fn close_startup_gate(&self) -> StartupGate {
         StartupGate::close(&self.shared.gate)
     }
@@ -84,26 +87,26 @@ impl Proxy {
         self.shared.routes.write().remove(key.as_ref())
     }
 
-    /// The route of `host`, which may be written in any case and with a port.
+    /// Returns the route of `host`, which may be written in any case and with a port.
     pub fn route(&self, host: &str) -> Option<Arc<Route>> {
         let key = host::normalise(host)?;
         self.shared.routes.read().get(key.as_ref()).cloned()
     }
 
-    /// All hosts and their routes, sorted by host.
+    /// Returns all hosts and their routes, sorted by host.
     pub fn routes(&self) -> Vec<(String, Arc<Route>)> {
         let mut all: Vec<_> = self.shared.routes.read().iter().map(|(host, route)| (host.to_string(), route.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }
 
-    /// Sends a line for each finished request to `sender`. If the reader is too slow, lines are dropped; the next line says in `missed`
-    /// how many.
+    /// Sends a line for each finished request to `sender`. If the reader is too slow, lines are dropped, and the next line has their number
+    /// in [`AccessLine::missed`].
     pub fn access_log(&self, sender: mpsc::Sender<AccessLine>) {
         self.shared.log.send_to(sender);
     }
 
-    /// The traffic of the whole proxy.
+    /// Returns the traffic of the whole proxy.
     pub fn stats(&self) -> ProxyStats {
         self.shared.counts.snapshot(self.shared.log.dropped())
     }

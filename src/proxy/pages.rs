@@ -43,7 +43,7 @@ impl Page {
         }
     }
 
-    /// The value of `error` in the JSON form.
+    /// Returns the value of `error` in the JSON form.
     fn code(&self) -> &'static str {
         match self {
             Self::UnknownHost => "unknown_host",
@@ -72,9 +72,9 @@ impl Page {
             Self::Maintenance => "Back in a moment",
             Self::BadGateway => "The application does not answer",
             Self::GatewayTimeout => "The application takes too long",
-            Self::BadRequest(_) => "This request cannot be understood",
+            Self::BadRequest(_) => "This request is invalid",
             Self::Method => "This method is not allowed",
-            Self::Expectation => "This expectation cannot be met",
+            Self::Expectation => "This Expect header is not supported",
             Self::UploadTimeout => "The request did not arrive in time",
             Self::TooManyRequests => "Too many requests",
         }
@@ -83,24 +83,26 @@ impl Page {
     fn text(&self) -> &'static str {
         match self {
             Self::UnknownHost => "No application is served under this host name. Check the address for a typing error.",
-            Self::Empty => "It appears here after the first successful push.",
-            Self::Starting => "It answers as soon as it is ready. Try again in a few seconds.",
-            Self::Failed(_) => "Its owner finds the reason in the application's log: larder logs.",
-            Self::Stopped => "Its owner has scaled it to zero web processes. It answers again when one is started.",
-            Self::Maintenance => "An upgrade is in progress. Nothing is lost; try again in a few seconds.",
-            Self::BadGateway => {
-                "It refused or closed the connection. Its owner finds more in the application's log: larder logs."
+            Self::Empty => "The application appears here after the first successful push.",
+            Self::Starting => "The application answers as soon as it is ready. Try again in a few seconds.",
+            Self::Failed(_) => "The reason is in the application's log, which its owner can read with `larder logs`.",
+            Self::Stopped => {
+                "No web process is configured to run. The application answers again after its owner starts a web process."
             }
-            Self::GatewayTimeout => "It received the request, but did not begin to answer in time.",
+            Self::Maintenance => "An upgrade is in progress. Try again in a few seconds.",
+            Self::BadGateway => {
+                "The application refused or closed the connection. Its owner can read the application's log with `larder logs`."
+            }
+            Self::GatewayTimeout => "The application received the request, but did not begin to answer in time.",
             Self::BadRequest(why) => why,
             Self::Method => "CONNECT and TRACE are not forwarded.",
             Self::Expectation => "The only supported expectation is 100-continue.",
-            Self::UploadTimeout => "The client stopped sending its body. Send the request again.",
-            Self::TooManyRequests => "Other requests from the same address are in flight. Try again in a few seconds.",
+            Self::UploadTimeout => "The client stopped sending the body of the request. Send the request again.",
+            Self::TooManyRequests => "Too many requests from the same address are in flight. Try again in a few seconds.",
         }
     }
 
-    /// The value of `Retry-After`, in seconds.
+    /// Returns the value of `Retry-After`, in seconds.
     fn retry_after(&self) -> Option<&'static str> {
         match self {
             Self::Starting | Self::Maintenance | Self::TooManyRequests => Some("3"),
@@ -110,17 +112,18 @@ impl Page {
         }
     }
 
-    /// Returns whether the connection must be closed: the rest of a rejected request must not be read as the next request.
+    /// Returns true if the connection must be closed, because the rest of a rejected request must not be read as the next request.
     fn closes(&self) -> bool {
         matches!(self, Self::BadRequest(_) | Self::Method | Self::Expectation | Self::UploadTimeout)
     }
 }
 
-/// Renders pages.
+/// The renderer of the pages, with their template.
 pub(super) struct Pages {
     templates: Environment<'static>,
 }
 
+/// The form in which a page is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Html,
@@ -129,7 +132,7 @@ enum Form {
 }
 
 impl Form {
-    /// The form that comes first in `Accept`. Plain text if none does.
+    /// Returns the form that comes first in the `Accept` header, or plain text if the header has none of the forms.
     fn of(headers: &HeaderMap) -> Self {
         let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let of = |part: &str| accept.find(part);
@@ -144,14 +147,15 @@ impl Form {
 impl Pages {
     pub fn new() -> Self {
         let mut templates = Environment::new();
-        // A template that does not parse fails the tests below. In production, pages are then sent as text.
+        // The tests below fail if the template cannot be parsed. A server with such a template sends pages as plain text.
         if let Err(error) = templates.add_template("page.html", include_str!("pages/page.html")) {
             tracing::error!(%error, "cannot parse the template of the error pages");
         }
         Self { templates }
     }
 
-    /// Renders `page` in the form that `headers` ask for. If `reveal` is set, the page shows the reason of a failure.
+    /// Renders `page` in the form that the `Accept` header in `headers` requests. The page shows the reason of a failure only if
+    /// `reveal` is true.
     pub fn answer(&self, page: &Page, headers: &HeaderMap, request_id: Option<&HeaderValue>, reveal: bool) -> Response<Bytes> {
         let status = page.status();
         let id = request_id.and_then(|id| id.to_str().ok());
@@ -195,7 +199,7 @@ impl Pages {
         response
     }
 
-    /// The response to an OPTIONS request whose last hop is the proxy.
+    /// Returns the response to an OPTIONS request that the proxy answers itself, because its `Max-Forwards` is 0.
     pub fn options() -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = StatusCode::NO_CONTENT;

@@ -1,4 +1,4 @@
-//! One small GET request, for health checks and smoke checks.
+//! Sends a single GET request to an instance, for health checks and smoke checks.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, Connector};
 
-/// The reason why a probe got no status.
+/// The reason why a probe received no response.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// A request cannot contain this path or host.
@@ -49,8 +49,8 @@ pub enum ProbeError {
     },
 }
 
-/// Requests `path` of `host` from `address` on a new connection and returns the status, within `limit`. Does not follow redirects and
-/// does not read the body.
+/// Requests `path` of `host` from `address` on a new connection, and returns the status. Fails if the response does not arrive within
+/// `limit`. Does not follow redirects and does not read the body.
 pub async fn probe(
     connector: &dyn Connector,
     address: SocketAddr,
@@ -61,7 +61,7 @@ pub async fn probe(
     fetch(connector, address, path, host, 0, limit).await.map(|(status, _)| status)
 }
 
-/// Like [`probe`], and returns the first `wanted` bytes of the body; fewer if the body is shorter.
+/// Sends a request like [`probe`], and also returns the first `wanted` bytes of the body, or the whole body if it is shorter.
 pub async fn fetch(
     connector: &dyn Connector,
     address: SocketAddr,
@@ -70,7 +70,7 @@ pub async fn fetch(
     wanted: usize,
     limit: Duration,
 ) -> Result<(StatusCode, Vec<u8>), ProbeError> {
-    // Text that is not a path could inject another request line.
+    // Text that is not a path could inject another request line. An empty target makes the request invalid.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
         .header(header::HOST, host)
@@ -99,7 +99,7 @@ pub async fn fetch(
         tokio::pin!(answering);
         let response = tokio::select! {
             response = answering.as_mut() => response,
-            // If the connection ends while the response arrives, the response counts.
+            // If the connection ends first, a response that has already arrived is still valid.
             _ = connection => answering.await,
         };
         response.map_err(failed)

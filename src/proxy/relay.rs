@@ -27,13 +27,13 @@ use super::{
     upload::{UploadBody, UploadProgress},
 };
 
-/// The number of times that a request may be retried because its connection turned out to be closed.
+/// The maximum number of retries of a request whose connection turned out to be closed.
 const MAX_RETRIES: usize = 3;
-/// The pause before instances that all refused a connection are tried again.
+/// The pause after all instances have refused a connection, before they are tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-/// Age up to which an idle connection is assumed to be open, because applications do not close connections sooner.
+/// The idle time up to which a connection is assumed to be open, because applications do not close connections sooner.
 const SURELY_OPEN: Duration = Duration::from_secs(1);
-/// Characters of a path that an access line keeps.
+/// The maximum number of characters of a path in an access line.
 const MAX_LOGGED_PATH: usize = 1024;
 
 /// Answers one request. Every request gets a response.
@@ -106,7 +106,7 @@ pub(super) async fn answer(
     }
 }
 
-/// A copy of a request, for a retry. Made only of requests that may be processed twice: idempotent ones without a body.
+/// A copy of a request, for a retry. Only a request that may be processed twice is copied: an idempotent request without a body.
 struct RetryCopy {
     method: Method,
     uri: Uri,
@@ -189,8 +189,8 @@ async fn forward(
         if lease.in_flight.is_cut() {
             return Err(Page::Maintenance);
         }
-        // A request that was never written can be retried, whatever its method. One that was written and not answered can be retried
-        // only if the connection was at fault.
+        // A request that was never written can be retried, whatever its method. A request that was written and not answered is retried
+        // only if it is idempotent, and if the application may have closed the connection before it read the request.
         let again = match error.take_message() {
             Some(unsent) => Some(unsent),
             None if lease.reused || lease.in_flight.is_retired() => copy.map(RetryCopy::restore),

@@ -1,4 +1,4 @@
-//! Validation of a request's head. A request that two parsers could read in two ways is rejected.
+//! Validates the head of a request. A request that two parsers could interpret differently is rejected.
 
 use hyper::{
     Method, Request, Uri, Version,
@@ -8,13 +8,13 @@ use hyper::{
 
 use super::{headers, host, pages::Page};
 
-/// The host of a request in normal form, and the port that was written with it.
+/// The host of a request in normal form, and the port in its `Host` header.
 pub(super) struct Host {
     pub name: String,
     pub port: Option<u16>,
 }
 
-/// Validates a request's head and brings its address into origin form. Fails with the page for the client.
+/// Validates a request's head, and converts its target to origin form (RFC 9112, section 3.2.1). Fails with the page for the client.
 pub(super) fn read(request: &mut Request<Incoming>) -> Result<Host, Page> {
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
         return Err(Page::Method);
@@ -71,8 +71,8 @@ pub(super) fn is_last_hop(request: &mut Request<Incoming>) -> bool {
     }
 }
 
-/// Returns the protocol that the client may upgrade to. Only a GET without a body can upgrade. An upgrade to HTTP/2 is not possible,
-/// because its requests would bypass the proxy.
+/// Returns the protocol that the client may upgrade to. Only a GET request without a body can upgrade. An upgrade to HTTP/2 is not
+/// possible, because later requests on the connection would not be validated by the proxy.
 pub(super) fn upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     let headers = request.headers();
     let protocol = headers.get(header::UPGRADE)?;

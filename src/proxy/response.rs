@@ -32,8 +32,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Size of a tunnel's buffer in each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
-/// The values that live until the client has its whole response. In drop order: the record is written before the client's permit is
-/// returned.
+/// The values that are dropped when the client has the whole response. Fields are dropped in their order: the record is written before
+/// the client's permit is returned.
 pub(super) struct Open {
     pub record: RequestRecord,
     /// The permit of a visitor behind a trusted proxy.
@@ -51,6 +51,7 @@ pub(super) enum ResponseBody {
 /// The body of an application's response.
 pub(super) struct Download {
     inner: Incoming,
+    /// True if the whole body has been read.
     ended: bool,
     open: Open,
     lease: Option<Lease>,
@@ -59,7 +60,8 @@ pub(super) struct Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // The connection can be reused only if both directions have ended; otherwise dropping the lease closes it.
+        // The connection can be reused only if the request and the response have ended. Otherwise dropping the lease closes the
+        // connection.
         let uploaded = self.upload.as_ref().is_none_or(|upload| upload.is_done());
         if uploaded
             && (self.ended || self.inner.is_end_stream())
@@ -100,7 +102,7 @@ impl Body for ResponseBody {
                 download.ended = true;
                 Poll::Ready(None)
             }
-            // The server then closes the client's connection: a truncated response never looks complete.
+            // After this error, hyper closes the client's connection, so that a truncated response does not look complete.
             Some(Err(error)) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
         }
     }
@@ -120,7 +122,7 @@ impl Body for ResponseBody {
     }
 }
 
-/// Turns an application's response into the client's.
+/// Converts an application's response to the response for the client. If the application accepted an upgrade, starts a tunnel.
 pub(super) fn deliver(
     connection: &Arc<ClientConnection>,
     mut response: Response<Incoming>,
@@ -131,7 +133,7 @@ pub(super) fn deliver(
 ) -> Response<ResponseBody> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = on_upgrade else {
-            // The client has not asked for an upgrade.
+            // The application accepted an upgrade that the client has not requested.
             return page(connection, &Page::BadGateway, &HeaderMap::new(), None, Some(open));
         };
         let application = hyper::upgrade::on(&mut response);
@@ -150,7 +152,8 @@ pub(super) fn deliver(
     Response::from_parts(parts, ResponseBody::Download(download))
 }
 
-/// Answers with a page of the proxy. `headers` are those of the request, for `Accept`; `id` is its request id.
+/// Returns a page of the proxy as the response. `headers` are the request's headers, of which `Accept` selects the form of the page; `id`
+/// is the request's id.
 pub(super) fn page(
     connection: &ClientConnection,
     page: &Page,
@@ -162,7 +165,7 @@ pub(super) fn page(
     with_body(proxy.pages.answer(page, headers, id, proxy.settings.reveal_reasons), open)
 }
 
-/// Sends a response of the proxy itself.
+/// Returns a response of the proxy itself, and records its status.
 pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Response<ResponseBody> {
     if let Some(open) = &mut open {
         open.record.answered(response.status());
@@ -170,8 +173,8 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
     response.map(|body| ResponseBody::Page(Full::new(body), open))
 }
 
-/// Starts a tunnel as a task that `serve` waits for. The task copies bytes both ways until one side closes its connection, the target is
-/// cut, or the server stops.
+/// Starts a tunnel as a task that `serve` waits for. The task copies bytes in both directions until one side closes its connection, the
+/// target is cut, or the server stops.
 fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
@@ -183,7 +186,7 @@ fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: On
             let Ok(Ok((client, application))) = timeout(HANDOVER_TIMEOUT, both).await else { return };
             let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
             let route = open.record.route().clone();
-            // An error means that one side has closed its connection; dropping the streams closes the other side's.
+            // An error means that one side has closed its connection. Dropping the streams closes the connection of the other side.
             if let Ok((up, down)) = copy_bidirectional_with_sizes(&mut client, &mut application, BUFFER, BUFFER).await {
                 route.counts.bytes_in.fetch_add(up, Relaxed);
                 open.record.bytes_out += down;

@@ -1,4 +1,5 @@
-//! Routes. A route sends requests to one environment; this file has its state, the switch between targets, and holds.
+//! Routes. A route sends the requests for its hosts to one environment. This file has the state of a route, the switch between targets,
+//! and holds.
 
 use std::{
     sync::{
@@ -44,7 +45,7 @@ pub struct Route {
 
 struct Inside {
     state: RouteState,
-    /// Holds in force; requests wait for the newest one.
+    /// The holds in force. Requests wait for the end of the newest hold.
     holds: Vec<Arc<Held>>,
 }
 
@@ -53,14 +54,15 @@ struct Held {
     released: CancellationToken,
 }
 
-/// A hold. While this value exists, the route's requests wait. Dropping it releases the requests, which are routed by the state of that
-/// moment.
+/// The guard of a hold. While the guard exists, new requests of the route wait. Dropping the guard releases the requests, which are routed
+/// by the state of that moment.
 #[must_use = "a hold ends when it is dropped"]
 pub struct Hold {
     route: Arc<Route>,
     held: Arc<Held>,
 }
 
+/// The decision about a request at one moment.
 enum Admission {
     Pass(InFlight),
     Wait(Arc<Held>),
@@ -68,7 +70,7 @@ enum Admission {
 }
 
 impl Route {
-    /// A route in the state [`State::Starting`]. The name is for logs and statistics, such as `shop/production`.
+    /// Creates a route in the state [`RouteState::Starting`]. The name, such as `shop/production`, is used in logs and statistics.
     pub fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
@@ -78,28 +80,28 @@ impl Route {
         })
     }
 
-    /// The name that was given to [`Route::new`].
+    /// Returns the name that was given to [`Route::new`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The current state.
+    /// Returns the current state.
     pub fn state(&self) -> RouteState {
         self.inside.read().state.clone()
     }
 
-    /// Returns whether requests are sent to a target.
+    /// Returns true if requests are sent to a target.
     pub fn is_live(&self) -> bool {
         matches!(self.inside.read().state, RouteState::Live(_))
     }
 
-    /// Sends every request from the next one on to `new`, in constant time. Returns the previous target, to be drained. If the live
-    /// target has the same instances, it stays in place with its requests in flight, and nothing is returned.
+    /// Sends all later requests to `new`, in constant time. Returns the previous live target, which the caller must drain. If the live
+    /// target has the same instances as `new`, that target stays live with its requests in flight, and the result is `None`.
     pub fn switch(&self, new: RouteTarget) -> Option<Retired> {
         self.set(RouteState::Live(new))
     }
 
-    /// Changes the state. If this replaces a live target, returns that target, to be drained.
+    /// Changes the state. If this replaces a live target, returns that target, which the caller must drain.
     pub fn set(&self, state: RouteState) -> Option<Retired> {
         let old = {
             let mut inside = self.inside.write();
@@ -117,19 +119,19 @@ impl Route {
         }
     }
 
-    /// Lets new requests wait until the returned guard is dropped. After `limit` they get the maintenance page instead.
+    /// Makes new requests wait until the returned guard is dropped. After `limit`, they get the maintenance page instead.
     pub fn hold(self: &Arc<Self>, limit: Duration) -> Hold {
         let held = Arc::new(Held { deadline: Instant::now() + limit, released: CancellationToken::new() });
         self.inside.write().holds.push(held.clone());
         Hold { route: self.clone(), held }
     }
 
-    /// The traffic since the route was created.
+    /// Returns the traffic since the route was created.
     pub fn stats(&self) -> Stats {
         self.counts.snapshot(self.waiting())
     }
 
-    /// The number of requests that wait in a hold.
+    /// Returns the number of requests that wait for the end of a hold.
     pub fn waiting(&self) -> usize {
         self.waiting.load(SeqCst)
     }
@@ -138,7 +140,8 @@ impl Route {
         self.name.clone()
     }
 
-    /// Enters the live target, after waiting for the end of a hold. Fails with the page for the client if there is no live target.
+    /// Waits until no hold is in force, and counts the request as in flight at the live target. Fails with the page for the client if there
+    /// is no live target, if the limit of the hold has passed, or if `max_waiting` requests wait already.
     pub(super) async fn admit(&self, max_waiting: usize) -> Result<InFlight, Page> {
         let mut permit = None;
         loop {
@@ -161,7 +164,7 @@ impl Route {
             return Admission::Wait(held.clone());
         }
         match &inside.state {
-            // The request enters under the lock, so a switch either happens before, or its drain waits for this request.
+            // The request is counted under the lock, so a switch either happens before it, or drains the target with this request.
             RouteState::Live(target) => Admission::Pass(target.enter()),
             RouteState::Empty => Admission::Refuse(Page::Empty),
             RouteState::Starting => Admission::Refuse(Page::Starting),
@@ -172,7 +175,7 @@ impl Route {
 }
 
 impl Hold {
-    /// Waits until nothing is in flight at the live target, at most `limit`. Returns the number of requests and tunnels that are left.
+    /// Waits until nothing is in flight at the live target, at most `limit`. Returns the number of requests and tunnels still in flight.
     pub async fn settle(&self, limit: Duration) -> usize {
         match self.route.state() {
             RouteState::Live(target) => target.settle(limit).await,
@@ -180,12 +183,12 @@ impl Hold {
         }
     }
 
-    /// Returns whether the limit has passed, so that clients get the maintenance page.
+    /// Returns true if the limit has passed, so that clients get the maintenance page.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.held.deadline
     }
 
-    /// Ends the hold: the waiting requests go on.
+    /// Ends the hold, so that the waiting requests continue.
     pub fn release(self) {}
 }
 

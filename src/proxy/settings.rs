@@ -1,4 +1,4 @@
-//! Limits of the proxy and its errors.
+//! The settings and the errors of the proxy.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -20,15 +20,15 @@ pub enum ProxyError {
     },
 }
 
-/// Limits of the proxy. The defaults suit one server with some dozens of applications.
+/// The settings of the proxy. The defaults are chosen for one server with some dozens of applications.
 #[derive(Debug, Clone)]
 pub struct ProxySettings {
-    /// Concurrent client connections, tunnels included. Further connections are answered with 503 and closed.
+    /// The maximum number of concurrent client connections, including tunnels. Further connections are answered with 503 and closed.
     pub max_connections: usize,
-    /// Concurrent connections of one client address; further ones are answered with 429 and closed. Connections of trusted proxies are
-    /// not counted; instead, the limit applies to the concurrent requests of each visitor behind them.
+    /// The maximum number of concurrent connections of one client address. Further connections are answered with 429 and closed.
+    /// Connections of trusted proxies are not counted; instead, the limit applies to the concurrent requests of each visitor behind them.
     pub max_connections_per_peer: usize,
-    /// Size of a request's head and of a response's head, in bytes.
+    /// The maximum size of a request's head and of a response's head, in bytes.
     pub max_header_size: usize,
     /// Time in which a client must send a request's head; also the time that a connection may idle between two requests.
     pub header_timeout: Duration,
@@ -41,15 +41,15 @@ pub struct ProxySettings {
     pub connect_patience: Duration,
     /// Time in which an application must send its response's head, counted from the end of the request.
     pub response_timeout: Duration,
-    /// Requests of one route that may wait during a hold; further ones get the maintenance page at once.
+    /// The maximum number of requests of one route that wait during a hold. Further requests get the maintenance page at once.
     pub max_waiting: usize,
-    /// Time in which requests and tunnels must finish after `serve` was told to stop.
+    /// Time in which requests and tunnels must finish after the shutdown of the proxy begins.
     pub shutdown_limit: Duration,
-    /// Addresses of other proxies in front of this one. Their headers for a visitor's address and scheme are trusted.
+    /// The addresses of trusted proxies in front of larder. Their headers for a visitor's address and scheme are used.
     pub trusted: Vec<IpAddr>,
     /// The scheme that clients use, for `X-Forwarded-Proto`.
     pub scheme: Scheme,
-    /// If set, the page of a failed application shows the reason. For trying out larder, not for the public.
+    /// True to show visitors the reason on the page of a failed application. Intended for trying out larder, not for public servers.
     pub reveal_reasons: bool,
 }
 

@@ -34,8 +34,8 @@ impl ProxyState {
         }
     }
 
-    /// The route of a host in normal form. While the startup gate is closed, a request for a host without a live route waits for it
-    /// to open; if too many wait already, it is routed at once.
+    /// Returns the route of a host in normal form. While the startup gate is closed, a request for a host without a live route first waits
+    /// until the gate opens. If too many requests wait already, the request is routed at once.
     pub async fn find(&self, host: &str) -> Option<Arc<Route>> {
         let now = || self.routes.read().get(host).cloned();
         let found = now();

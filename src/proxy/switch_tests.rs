@@ -1,4 +1,4 @@
-//! Switches, drains, holds and retries, as clients see them.
+//! Tests of switches, drains, holds and retries, from the view of clients.
 
 use std::{
     sync::{
@@ -35,7 +35,7 @@ async fn switch_under_load_drops_no_request() {
             tokio::spawn(async move {
                 let mut kept = TcpStream::connect(front.address).await.unwrap();
                 while !stop.load(SeqCst) {
-                    // A third each: GET on a new connection, GET and POST on a kept one.
+                    // Two clients use GET on new connections, two use GET on a kept connection, two use POST on a kept connection.
                     let answer = match number % 3 {
                         0 => front.get("/").await,
                         1 => {
@@ -77,7 +77,7 @@ async fn switch_under_load_drops_no_request() {
     assert!(read_until(&mut upload, "blue took 20").await.starts_with("HTTP/1.1 200"));
     assert_eq!(route.stats().classes[4], 0);
 
-    // The tunnel and the stream are still on the first target. The drain limit cuts them, and the report says so.
+    // The tunnel and the stream are still on the first target. They are cut at the time limit of the drain, and the report counts them.
     until(|| opening.in_flight() == 2).await;
     let report = opening.drain(Duration::from_millis(20)).await;
     assert_eq!(report, DrainReport { finished: 0, cut: 2 });
@@ -95,11 +95,11 @@ async fn request_on_a_dead_idle_connection_is_retried_elsewhere() {
         assert!(front.get("/").await.ends_with("blue"));
         assert!(front.get("/").await.ends_with("green"));
         old.kill();
-        // Bound and never listening, so that another test cannot get this port and answer in place of the killed application.
+        // The port is bound without a listener, so that another test cannot get it and answer instead of the killed application.
         let reserved = tokio::net::TcpSocket::new_v4().unwrap();
         reserved.set_reuseaddr(true).unwrap();
         let _ = reserved.bind(old.address);
-        // The next in turn is the killed instance. Its idle connection is closed, and the proxy may not know that yet.
+        // The killed instance is next in turn. Its idle connection is closed, but the proxy may not have detected that yet.
         let answer = front.get("/").await;
         assert!(answer.ends_with("green"), "{answer}");
     }
@@ -108,7 +108,7 @@ async fn request_on_a_dead_idle_connection_is_retried_elsewhere() {
 #[tokio::test]
 async fn only_an_idempotent_request_is_retried() {
     let (front, route) = Front::with_route(quick()).await;
-    // Answers the first request of each connection, and closes at the second without a response.
+    // The application answers the first request of each connection, and closes the connection at the second request.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
     let counted = seen.clone();
@@ -126,10 +126,11 @@ async fn only_an_idempotent_request_is_retried() {
     });
     route.switch(tcp(vec![address]));
     assert!(front.get("/").await.ends_with("ok"));
-    assert!(front.get("/").await.ends_with("ok"), "the kept connection broke, a new one did not");
+    assert!(front.get("/").await.ends_with("ok"), "the request is retried on a new connection");
     assert_eq!((seen.load(SeqCst), route.stats().retried), (3, 1));
     let post = "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    // Fails if it was sent on the kept connection; succeeds if that had idled for too long to be used. Sent once in both cases.
+    // The request fails on the kept connection. It succeeds on a new connection, if the kept connection has idled for too long. In both
+    // cases, it is sent once.
     front.raw(post).await;
     assert_eq!((seen.load(SeqCst), route.stats().retried), (4, 1));
 }
@@ -200,7 +201,7 @@ async fn undone_switch_keeps_in_flight_requests_of_the_restored_target() {
     events.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     read_until(&mut events, "data: blue\n\n\r\n").await;
     let retired = route.switch(green.target()).expect("blue was live");
-    // The deployment of green failed: its switch is undone.
+    // The switch to green is undone, as after a failed deployment.
     let taken_back = route.switch(retired.restore()).expect("green was live");
     assert_eq!(taken_back.drain(LONG).await, DrainReport { finished: 0, cut: 0 });
     assert!(front.get("/").await.ends_with("blue"));
@@ -219,7 +220,7 @@ async fn switch_to_the_same_instances_keeps_their_requests_in_flight() {
     let mut events = TcpStream::connect(front.address).await.unwrap();
     events.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     read_until(&mut events, "data: blue\n\n\r\n").await;
-    // As when an environment whose processes run is served again.
+    // The server does this switch when it serves an environment again whose processes are still running.
     assert!(route.switch(blue.target()).is_none());
     assert_eq!(route.switch(green.target()).expect("blue was live").in_flight(), 1);
 }

@@ -1,7 +1,7 @@
 //! The running instances behind a route: load balancing, requests in flight, and draining.
 //!
-//! A [`RouteTarget`] is live until [`RouteTarget::retire`] makes it [`Retired`]. A retired target gets no new requests. It is either drained, or
-//! restored when the switch that retired it is undone; both see every request that is still in flight.
+//! A [`RouteTarget`] is live until [`RouteTarget::retire`] makes it [`Retired`]. A retired target gets no new requests. It is either
+//! drained, or restored when the switch that retired it is undone. In both cases, its requests in flight stay counted.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +26,7 @@ use super::{
     upload::UploadBody,
 };
 
-/// Time in which requests that were cut must end.
+/// The time in which requests that were cut must end.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// The instances of one release in one slot. Clones refer to the same instances.
@@ -38,12 +38,14 @@ pub struct RouteTarget {
 struct Shared {
     endpoints: Box<[Arc<Endpoint>]>,
     connector: Arc<dyn Connector>,
+    /// The number of connections that were requested so far, for the round robin.
     turn: AtomicUsize,
+    /// The number of requests and tunnels in flight.
     in_flight: AtomicUsize,
     /// Notified when the last request in flight has ended.
     quiet: Notify,
     retired: AtomicBool,
-    /// Ends every connection to the instances.
+    /// Cancelled to end every connection to the instances.
     cut: CancellationToken,
 }
 
@@ -57,13 +59,13 @@ pub struct DrainReport {
 }
 
 /// A target that gets no new requests. Requests and tunnels in flight continue.
-#[must_use = "drain it before its instances are stopped"]
+#[must_use = "drain the target before its instances are stopped"]
 pub struct Retired {
     target: RouteTarget,
 }
 
 impl RouteTarget {
-    /// The instances at `addresses`, one per `web` process, reached through `connector`.
+    /// Creates a target of the instances at `addresses`, one for each `web` process, which are reached through `connector`.
     pub fn new(addresses: Vec<SocketAddr>, connector: Arc<dyn Connector>) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -78,23 +80,23 @@ impl RouteTarget {
         }
     }
 
-    /// The addresses of the instances.
+    /// Returns the addresses of the instances.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.shared.endpoints.iter().map(|endpoint| endpoint.address).collect()
     }
 
-    /// The number of requests and tunnels in flight.
+    /// Returns the number of requests and tunnels in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(SeqCst)
     }
 
-    /// Waits until nothing is in flight, at most `limit`. Returns the number of requests and tunnels that are left.
+    /// Waits until nothing is in flight, at most `limit`. Returns the number of requests and tunnels still in flight.
     pub async fn settle(&self, limit: Duration) -> usize {
         let waiting = async {
             loop {
                 let quiet = self.shared.quiet.notified();
                 tokio::pin!(quiet);
-                // Register before reading the count, so that a request that ends in between is not missed.
+                // The notification is enabled before the count is read, so that a request that ends in between is not missed.
                 quiet.as_mut().enable();
                 if self.in_flight() == 0 {
                     return;
@@ -106,8 +108,8 @@ impl RouteTarget {
         self.in_flight()
     }
 
-    /// Returns whether both have the same instances: clones of one target, or targets with the same addresses. Two slots that run at
-    /// the same time never share an address.
+    /// Returns true if both targets have the same instances: clones of one target, or targets with the same addresses. Two slots that run
+    /// at the same time never share an address.
     pub(super) fn is_same(&self, other: &RouteTarget) -> bool {
         let (own, others) = (&self.shared.endpoints, &other.shared.endpoints);
         Arc::ptr_eq(&self.shared, &other.shared)
@@ -125,6 +127,7 @@ impl RouteTarget {
         self.shared.retired.store(false, SeqCst);
     }
 
+    /// Marks the target as retired, and closes its idle connections.
     pub(super) fn retire(self) -> Retired {
         self.shared.retired.store(true, SeqCst);
         for endpoint in &self.shared.endpoints {
@@ -135,7 +138,7 @@ impl RouteTarget {
 }
 
 impl Retired {
-    /// Waits until the requests and tunnels in flight have ended, at most `limit`; then cuts the rest.
+    /// Waits until the requests and tunnels in flight have ended, at most `limit`. Then cuts the remaining requests and tunnels.
     pub async fn drain(self, limit: Duration) -> DrainReport {
         let before = self.target.in_flight();
         let cut = self.target.settle(limit).await;
@@ -146,7 +149,7 @@ impl Retired {
         DrainReport { finished: before.saturating_sub(cut), cut }
     }
 
-    /// The number of requests and tunnels in flight.
+    /// Returns the number of requests and tunnels in flight.
     pub fn in_flight(&self) -> usize {
         self.target.in_flight()
     }
@@ -176,8 +179,8 @@ impl InFlight {
         self.target.shared.cut.clone()
     }
 
-    /// Returns a connection to one of the instances: round robin, with instances that have just refused a connection last. An idle
-    /// connection is reused if it has not idled for longer than `max_idle`.
+    /// Returns a connection to one of the instances. The instances are tried round robin, but an instance that has just refused a
+    /// connection is tried last. An idle connection is reused if it has not idled for longer than `max_idle`.
     pub async fn lease(self, settings: &ProxySettings, max_idle: Duration) -> Result<Lease, ConnectError> {
         let shared = &self.target.shared;
         let endpoints = &shared.endpoints;
@@ -215,13 +218,13 @@ impl Drop for InFlight {
 pub(super) struct Lease {
     pub sender: SendRequest<UploadBody>,
     pub in_flight: InFlight,
-    /// Set if the connection has carried an earlier request.
+    /// True if the connection has carried an earlier request.
     pub reused: bool,
     endpoint: Arc<Endpoint>,
 }
 
 impl Lease {
-    /// Keeps the connection for the next request. To be called only when the request and the response have both ended.
+    /// Keeps the connection for the next request. The caller must have sent the whole request and received the whole response.
     pub fn give_back(self) {
         if !self.in_flight.is_retired() && !self.sender.is_closed() {
             self.endpoint.give_back(self.sender);

@@ -1,4 +1,4 @@
-//! Applications, clients and a proxy for the tests of this module; all on loopback, port 0.
+//! Applications, clients and a proxy for the tests of this module. They listen on loopback, at ports that the kernel selects.
 
 use std::{
     convert::Infallible,
@@ -28,9 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Proxy, ProxySettings, Route, RouteTarget, TcpConnector};
 
-/// The limit of every wait in these tests. Only a failing test reaches it.
+/// The time limit of every wait in these tests. Only a failing test reaches the limit.
 pub const LONG: Duration = Duration::from_secs(30);
 
+/// A running proxy.
 pub struct Front {
     pub proxy: Proxy,
     pub address: SocketAddr,
@@ -49,7 +50,7 @@ impl Front {
         Self { proxy, address, shutdown, serving }
     }
 
-    /// A proxy with one route, `shop`.
+    /// Starts a proxy with one route, for the host `shop`.
     pub async fn with_route(settings: ProxySettings) -> (Self, Arc<Route>) {
         let front = Self::start(settings).await;
         let route = Route::new("shop/production");
@@ -61,7 +62,7 @@ impl Front {
         self.raw(&format!("GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")).await
     }
 
-    /// Sends bytes on a new connection and reads until it is closed.
+    /// Sends bytes on a new connection, and reads until the connection is closed.
     pub async fn raw(&self, request: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let _ = stream.write_all(request.as_ref()).await;
@@ -150,7 +151,7 @@ impl App {
         tcp(vec![self.address])
     }
 
-    /// Closes everything at once, as a killed process does.
+    /// Closes the listener and all connections at once, like a killed process.
     pub fn kill(&self) {
         self.stop.cancel();
     }
@@ -220,12 +221,13 @@ async fn answer(
     })
 }
 
-/// The instances at these addresses, over plain TCP.
+/// Returns a target of the instances at these addresses, over plain TCP.
 pub fn tcp(addresses: Vec<SocketAddr>) -> RouteTarget {
     RouteTarget::new(addresses, Arc::new(TcpConnector::default()))
 }
 
-/// An application that answers each request's head with exactly these bytes and closes; with `None` it never answers.
+/// Starts an application that answers each request's head with exactly these bytes, and then closes the connection. With `None`, it never
+/// answers.
 pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! Routing, validation of requests and the headers of responses, over real sockets.
+//! Tests of routing, of the validation of requests and of headers, over real sockets.
 
 use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
@@ -161,7 +161,7 @@ async fn upload_with_expect_continue_is_streamed() {
     assert_eq!(read_until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"hello").await.unwrap();
     assert!(read_until(&mut stream, "blue took 5").await.starts_with("HTTP/1.1 200"));
-    // On the same connection in chunks, with an extension and a trailer, which must not reach the application.
+    // The next upload on the same connection is chunked, with an extension and a trailer, which must not reach the application.
     stream
         .write_all(b"POST /upload HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\nTrailer: X-Forwarded-For\r\n\r\n3;a=b\r\nabc\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n")
         .await
@@ -176,7 +176,7 @@ async fn upload_with_expect_continue_is_streamed() {
     drop(stream);
     until(|| route.stats().requests == before + 1).await;
     assert_eq!(route.stats().in_flight, 0);
-    assert!(front.get("/").await.ends_with("blue"), "a broken upload poisons no connection");
+    assert!(front.get("/").await.ends_with("blue"), "the connection of a broken upload is not reused");
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn options_with_max_forwards_is_counted_down_and_answered_at_zero() {
     assert!(last.starts_with("http/1.1 204") && last.contains("\r\nallow: get, head,"), "{last}");
 }
 
-/// A connector for addresses that exist nowhere, as those in the network namespace of an environment: all lead to one listener.
+/// A connector that connects every address to one listener, like a connector for addresses in a network namespace.
 struct FakeConnector {
     listener: SocketAddr,
     asked: Mutex<Vec<SocketAddr>>,
@@ -245,7 +245,7 @@ impl Connector for FakeConnector {
 async fn requests_and_probes_use_only_the_connector_of_their_target() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
-    // Reserved for documentation (RFC 5737): nothing can be reached there without the connector.
+    // The address is reserved for documentation (RFC 5737), so it can be reached only through the connector.
     let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
     let connector = Arc::new(FakeConnector { listener: app.address, asked: Mutex::default() });
     route.switch(RouteTarget::new(vec![address], connector.clone()));

@@ -1,4 +1,4 @@
-//! A request's body on its way to the application: counted, and watched for stalls on both sides.
+//! Passes the body of a request to the application, counts its bytes, and detects a client or an application that stalls.
 
 use std::{
     pin::Pin,
@@ -31,6 +31,7 @@ pub(super) enum BodyError {
     Stalled,
 }
 
+/// The states of an upload.
 const SENDING: u8 = 0;
 const DONE: u8 = 1;
 const BROKEN: u8 = 2;
@@ -43,7 +44,7 @@ pub(super) struct UploadProgress {
     started: Instant,
     /// The time at which the application last took data, in milliseconds after `started`.
     taken: AtomicU64,
-    /// Set while the next data has to come from the client.
+    /// True while the proxy waits for data from the client.
     client: AtomicBool,
 }
 
@@ -53,7 +54,7 @@ impl UploadProgress {
         Self { state, done: Notify::new(), started: Instant::now(), taken, client }
     }
 
-    /// Records that the application's connection can take more data; `answered` says whether the client had sent some.
+    /// Records that the application's connection can take more data. `answered` is true if data from the client was available.
     fn asked(&self, answered: bool) {
         self.client.store(!answered, SeqCst);
         self.taken.store(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), SeqCst);
@@ -85,7 +86,7 @@ impl UploadProgress {
         self.state.load(SeqCst) == DONE
     }
 
-    /// Returns the page that tells the client why its body was not complete; `None` if it is complete or still being sent.
+    /// Returns the page for a body that has ended early, or `None` if the body is complete or still being sent.
     pub fn failure(&self) -> Option<Page> {
         match self.state.load(SeqCst) {
             BROKEN => Some(Page::BadRequest("The request's body ends too early or is malformed.")),
@@ -100,14 +101,14 @@ impl UploadProgress {
     }
 }
 
-/// A request's body on its way to the application.
+/// The body of a request to the application.
 pub(super) enum UploadBody {
     Empty,
     Streaming { inner: Incoming, progress: Arc<UploadProgress>, stall: Stall, counts: Arc<RouteCounts> },
 }
 
 impl UploadBody {
-    /// Wraps a client's body. The progress is `None` if there is no body.
+    /// Wraps the body of a client's request. The progress is `None` if the request has no body.
     pub fn new(inner: Incoming, counts: &Arc<RouteCounts>, stall_timeout: Duration) -> (Self, Option<Arc<UploadProgress>>) {
         if inner.is_end_stream() {
             return (Self::Empty, None);

@@ -1,4 +1,4 @@
-//! Waiting requests: the permits of requests that wait in a hold, and the gate that is closed while the server starts.
+//! The permits of waiting requests, and the gate at which requests wait while the server starts.
 
 use std::sync::{
     Arc,
@@ -8,7 +8,7 @@ use std::sync::{
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-/// The permit of one waiting request. It is also returned when the client disconnects.
+/// The permit of one waiting request. The permit is also returned if the client disconnects.
 pub(super) struct WaitPermit<'a>(&'a AtomicUsize);
 
 impl<'a> WaitPermit<'a> {
@@ -25,12 +25,13 @@ impl Drop for WaitPermit<'_> {
     }
 }
 
-/// The current startup gate of a proxy, if one is closed.
+/// The closed startup gate of a proxy; `None` while the gate is open.
 #[derive(Default)]
 pub(super) struct GateSlot {
     closed: RwLock<Option<Arc<Gate>>>,
 }
 
+/// A gate that opens once, and the number of requests that wait for the opening.
 #[derive(Default)]
 pub(super) struct Gate {
     opened: CancellationToken,
@@ -52,8 +53,8 @@ impl Gate {
     }
 }
 
-/// A closed gate. While this value exists, requests whose route is not live yet wait, and requests for live routes pass. Dropping the value
-/// opens the gate, and the waiting requests are routed by the routes of that moment.
+/// The guard of a closed startup gate. While the guard exists, requests for hosts without a live route wait; other requests pass. Dropping
+/// the guard opens the gate, and the waiting requests are routed by the routes of that moment.
 #[must_use = "the gate opens when it is dropped"]
 pub struct StartupGate {
     slot: Arc<GateSlot>,
@@ -67,7 +68,7 @@ impl StartupGate {
         Self { slot: slot.clone(), gate }
     }
 
-    /// The number of waiting requests.
+    /// Returns the number of waiting requests.
     pub fn waiting(&self) -> usize {
         self.gate.waiting.load(SeqCst)
     }
