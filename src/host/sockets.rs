@@ -15,7 +15,7 @@ const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 /// The size of `struct nlmsghdr` of `linux/netlink.h`, in bytes.
 const HEADER: usize = 16;
-/// The offset of the user number in an answer: after the headers, the socket's identity and two timers.
+/// The offset of the uid in an answer (`struct inet_diag_msg`): after the header, four bytes, the socket's identity and three numbers.
 const UID: usize = HEADER + 4 + 48 + 12;
 
 /// Returns the uid of the process that listens at `address`, or `None` if no process listens there. If a process listens, the call takes
@@ -23,7 +23,7 @@ const UID: usize = HEADER + 4 + 48 + 12;
 pub fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     match query(address) {
         Ok(Some(uid)) => Ok(Some(uid)),
-        // A kernel without this interface gives the same answer as for an address without a listener.
+        // A kernel without this interface gives the same answer as for an address without a listener, so the lists decide.
         Ok(None) | Err(_) => search(address),
     }
 }

@@ -1,4 +1,4 @@
-//! Streams to and from clients that may be slow. [`Outlet`] writes and [`Inlet`] reads; both fail after a time without progress.
+//! Streams to and from clients that may be slow. [`Outlet`] writes, with or without a time limit. [`Inlet`] reads, with a time limit.
 
 use std::{
     fs::File,

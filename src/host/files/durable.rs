@@ -1,8 +1,9 @@
 //! Durable writes of many files and names with a single wait for the disk.
 //!
 //! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made. When
-//! the last change is on the disk, all earlier changes of all processes are, too. A caller therefore writes the content of each file out
-//! with [`write_out`], and waits once, at the end, with [`commit`]. On other file systems, [`commit`] syncs the whole file system.
+//! the last change is on the disk, all earlier changes of all processes are, too. A caller therefore writes the content of each file to
+//! the disk with [`write_out`], and waits for the names once, at the end, with [`commit`]. On other file systems, [`commit`] syncs the
+//! whole file system.
 #![allow(unsafe_code)]
 
 use std::{
@@ -123,7 +124,7 @@ mod tests {
         commit(&opened).unwrap();
         std::fs::create_dir(dir.path().join(".commit")).unwrap();
         commit(&opened).unwrap();
-        // On a file system without order, commit does not touch the directory of a killed process.
+        // On a file system that does not order changes, commit does not touch the directory of a killed process.
         let left = if is_ordered(&opened) { 1 } else { 2 };
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), left);
     }

@@ -31,7 +31,7 @@ pub enum PrivateError {
     Mode {
         /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the file.
         mode: u32,
     },
 }
@@ -39,7 +39,7 @@ pub enum PrivateError {
 /// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Refuses a file that other users can read or write,
 /// because its content is no longer a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
-    // Does not follow a symlink, and does not block on a FIFO.
+    // With these flags, the call does not follow a symlink and does not block on a FIFO.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -63,8 +63,8 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
     Ok(Some(bytes))
 }
 
-/// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists: another process may have created it
-/// after the caller checked.
+/// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists, because another process may have
+/// created the file since the caller looked for it.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
     // The file is complete before it gets its name. Temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()

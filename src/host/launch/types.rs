@@ -71,7 +71,7 @@ pub struct Registration {
 pub struct Capabilities {
     /// True if the keeper is root, so that every environment has its own users; otherwise all processes run as one user.
     pub system: bool,
-    /// The first number of the uids of environments; `None` if all processes run as one user.
+    /// The uids of the environments' users; `None` if all processes run as one user.
     pub users: Option<UserNumbers>,
     /// `Ok` if each worker has its own namespaces; otherwise the reason why namespaces cannot be used.
     pub namespaces: Result<(), String>,

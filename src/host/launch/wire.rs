@@ -24,7 +24,7 @@ pub const MAX_DESCRIPTORS: usize = 13;
 pub const MAX_EXTRA: usize = 8;
 /// The maximum size of a job, in bytes.
 pub const MAX_JOB: u64 = 16 * 1024 * 1024;
-/// The maximum time between the stop signal of a process and its kill, even if a recipe requests more.
+/// The maximum time between the stop signal of a process and its kill, even if a recipe requests a longer time.
 pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
 /// A message with the number of its request.
@@ -51,7 +51,7 @@ pub struct Given {
     pub extra: u8,
 }
 
-/// A request of the server. Only [`LaunchRequest::Register`] contains names; the other requests contain numbers, enums and labels.
+/// A request of the server. Only [`LaunchRequest::Register`] contains names; the other requests contain ids, enums and labels.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum LaunchRequest {
     /// Start a process.
@@ -140,7 +140,7 @@ pub enum LaunchReply {
         /// Milliseconds until the last of these processes is killed, if all of them are being stopped.
         left: Option<u32>,
     },
-    /// An event. It answers no request.
+    /// An event, which is not the answer to a request.
     Event(ProcessEvent),
 }
 
