@@ -3,7 +3,7 @@
 //! `/app` is an overlay of the immutable release and the scratch layer of the slot, so a live file differs only if the scratch layer has
 //! an entry for it. [`look`] compares only these entries; [`verify_tree`] compares the installed tree with its manifest, byte by
 //! byte. Both run in a worker that sees the same files as the application, read-only. A patch saves the changes as a diff for `patch -p1`
-//! and `git apply`, an archive of whole files, and a list ([`save`], [`patches`]). [`apply`] applies a patch to another release.
+//! and `git apply`, an archive of whole files, and a list ([`save`], [`patches`]). [`apply`] applies a patch to the release in a slot.
 
 mod apply;
 mod look;

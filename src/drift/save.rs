@@ -55,7 +55,8 @@ pub fn write(
             }
             (_, Some(TreeEntry::File { size, .. })) => {
                 let (file, all) = (MAX_FILE >> 20, MAX_TOTAL >> 20);
-                change.odd = Some(format!("not saved: it has {} MiB (limit {file} MiB, in all {all} MiB)", size >> 20));
+                change.odd =
+                    Some(format!("not saved: the file has {} MiB (limit {file} MiB per file, {all} MiB per patch)", size >> 20));
                 SavedAs::No
             }
             _ => SavedAs::Listed,
