@@ -16,7 +16,7 @@ for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; 
 if [ -z "$command" ]; then exec "$@"; fi
 exec "$shell" -c "$command" "$shell" "$@""#;
 
-/// The shell's builtin commands, which are not programs in `PATH`.
+/// The builtin commands that only a shell can execute correctly.
 const BUILTINS: [&str; 12] = ["cd", "exec", "export", "source", ".", ":", "eval", "exit", "set", "ulimit", "umask", "wait"];
 
 /// The beginning of the line in which a worker reports a command that cannot be started. The pipeline searches the output for this text.

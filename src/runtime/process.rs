@@ -1,4 +1,4 @@
-//! The processes of a release: the jobs that start them, and the labels that identify running ones.
+//! The processes of a release: the jobs that start them, and the labels that identify the running processes.
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -144,7 +144,7 @@ impl Instance {
 /// The exits of a supervised process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// The number of exits; the process was restarted after each.
+    /// The number of exits. The process was restarted after each exit.
     pub count: u32,
     /// The last exit.
     pub last: Option<Exit>,

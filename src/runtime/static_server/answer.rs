@@ -202,7 +202,7 @@ fn content_type(name: &str) -> HeaderValue {
     let guess = mime_guess::from_path(name).first_or_octet_stream();
     let is_text = guess.type_() == mime_guess::mime::TEXT && guess.subtype() != mime_guess::mime::XML;
     let value = match guess.subtype() {
-        // RFC 9239: JavaScript has this type only, for every extension.
+        // RFC 9239: `text/javascript` is the only type for JavaScript, whatever the extension.
         mime_guess::mime::JAVASCRIPT => String::from("text/javascript; charset=utf-8"),
         _ if is_text => format!("{guess}; charset=utf-8"),
         _ => guess.to_string(),
@@ -221,7 +221,7 @@ enum Part {
     None,
 }
 
-/// Reads a Range header with one range. Headers with several ranges and invalid headers are ignored, as RFC 9110, section 14.2 allows.
+/// Parses a Range header with one range. Headers with several ranges and invalid headers are ignored, as RFC 9110, section 14.2 allows.
 fn part(range: &str, total: u64) -> Part {
     // RFC 9110, section 14.1: names of range units are case-insensitive.
     let bytes = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));

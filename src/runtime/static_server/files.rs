@@ -31,7 +31,7 @@ const MAX_TAGS: usize = 16 * 1024;
 /// The file or directory with a requested name.
 #[derive(Debug)]
 pub(super) enum ServedEntry {
-    /// A regular file, opened.
+    /// An open regular file.
     File(Opened),
     /// A directory. Its index must be opened by its own name.
     Directory,

@@ -32,7 +32,7 @@ use settings::{StaticError, StaticSettings};
 
 /// The maximum number of simultaneous connections. Further connections wait.
 const MAX_CONNECTIONS: usize = 512;
-/// The time limit for the head of a request. It also closes connections that are idle between requests.
+/// The time limit for the head of a request. A connection that is idle for this time between requests is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for responses in flight after SIGTERM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
@@ -81,7 +81,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break,
             Err(_) => {
-                // The most likely cause is a lack of file descriptors. Some are freed when connections end.
+                // The most likely cause is a lack of file descriptors. Descriptors become free when other connections end.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
