@@ -133,14 +133,14 @@ async fn connections_above_the_limit_of_a_client_get_429() {
     route.switch(app.target());
     let first = socket(&front).await;
     let mut second = socket(&front).await;
-    // This client sends no request: the proxy closes the connection, and with unread data this would reset it and lose the response.
+    // This client sends no request, because closing a connection with unread data would reset the connection and lose the response.
     let answer = read_all(&mut TcpStream::connect(front.address).await.unwrap()).await;
     assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
     assert!(answer.contains("\r\nDate: "), "{answer}");
     until(|| front.proxy.stats().turned_away >= 1).await;
     echo(&mut second, "still here").await;
     drop(first);
-    // The permit is returned at the end of the tunnel, not when the connection stops to use HTTP.
+    // The permit is returned at the end of the tunnel, not at the upgrade.
     until(|| front.proxy.stats().open == 1).await;
     assert!(front.get("/").await.ends_with("blue"));
 }

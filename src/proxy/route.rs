@@ -56,7 +56,7 @@ struct Held {
 
 /// The guard of a hold. While the guard exists, new requests of the route wait. Dropping the guard releases the requests, which are routed
 /// by the state of that moment.
-#[must_use = "a hold ends when it is dropped"]
+#[must_use = "the hold ends when the guard is dropped"]
 pub struct Hold {
     route: Arc<Route>,
     held: Arc<Held>,
@@ -164,7 +164,7 @@ impl Route {
             return Admission::Wait(held.clone());
         }
         match &inside.state {
-            // The request is counted under the lock, so a switch either happens before it, or drains the target with this request.
+            // The request is counted under the lock. A switch therefore happens either before, or its drain waits for this request.
             RouteState::Live(target) => Admission::Pass(target.enter()),
             RouteState::Empty => Admission::Refuse(Page::Empty),
             RouteState::Starting => Admission::Refuse(Page::Starting),

@@ -55,7 +55,7 @@ impl Gate {
 
 /// The guard of a closed startup gate. While the guard exists, requests for hosts without a live route wait; other requests pass. Dropping
 /// the guard opens the gate, and the waiting requests are routed by the routes of that moment.
-#[must_use = "the gate opens when it is dropped"]
+#[must_use = "the gate opens when the guard is dropped"]
 pub struct StartupGate {
     slot: Arc<GateSlot>,
     gate: Arc<Gate>,
