@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{inherited, wire::MAX_JOB};
 
-/// The seals of a job. No process can change it while a worker reads it.
+/// The seals of a job, so that no process can change the job while a worker reads it.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
 /// Creates a memory file with `bytes`, sealed against changes.
@@ -26,7 +26,7 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Fails unless `job` is sealed against changes and not too large.
+/// Checks that `job` is sealed against changes, and that it has at most [`MAX_JOB`] bytes.
 pub fn check_sealed(job: &OwnedFd) -> Result<(), String> {
     if !fcntl_get_seals(job).is_ok_and(|found| found.contains(SEALS)) {
         return Err("the job is not sealed".into());

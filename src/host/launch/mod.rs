@@ -1,4 +1,5 @@
-//! The client of the keeper, which launches processes and reports their exits, and the worker's side of a job. Read [`Launcher`] first.
+//! The client of the keeper, which launches processes and reports their exits; the queue of the keeper's messages; and the worker's side
+//! of a job. Read [`Launcher`] first.
 //!
 //! A worker starts with these descriptors: 0, 1 and 2 are those of [`Stdio`]; 3 is the sealed job; 4 is the write end of the report pipe;
 //! from 5 on follow those of [`Stdio::extra`]. `LARDER_*` variables hold the paths of the worker's directories.

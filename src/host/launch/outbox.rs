@@ -1,4 +1,4 @@
-//! Messages that wait until the other side of a connection reads them.
+//! The queue of the keeper's messages to the server.
 
 use std::{
     collections::VecDeque,
@@ -7,17 +7,17 @@ use std::{
 
 use super::wire::{self, LaunchFrame, LaunchReply};
 
-/// The maximum number of answers and events that wait for the server to read them.
+/// The maximum number of queued messages.
 const MAX_OUTBOX: usize = 8192;
 
-/// The answers and events of the keeper that wait for the server.
+/// The answers and events of the keeper that wait until the server reads them.
 #[derive(Debug, Default)]
 pub struct Outbox {
     waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
 }
 
 impl Outbox {
-    /// Queues a message. Returns false if too many wait.
+    /// Queues a message. Returns false if the queue is full, or if the message cannot be encoded.
     pub fn push(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) -> bool {
         let bytes = wire::encode(&LaunchFrame { seq, body })
             .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
@@ -37,7 +37,7 @@ impl Outbox {
     pub fn flush(&mut self, socket: &OwnedFd) {
         while let Some((bytes, descriptor)) = self.waiting.front() {
             let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            // A full socket is retried after the next poll. A broken socket means that the process is about to exit.
+            // If the socket is full, the message is sent after the next poll. If the socket is broken, the server is about to exit.
             if wire::send(socket, bytes, &beside).is_err() {
                 return;
             }
