@@ -372,7 +372,7 @@ impl ExecHandler for SshHandler {
                 return refuse(call.io.stderr, &error).await;
             };
             let terminal = call.tty.is_some();
-            let ExecIo { stdin, stdout, stderr, gone } = call.io;
+            let ExecIo { stdin, stdout, stderr, gone, commands } = call.io;
             let words = match call.request {
                 ExecRequest::Git { service, path } if path.pillar => {
                     let _ = service;
@@ -386,7 +386,7 @@ impl ExecHandler for SshHandler {
                     };
                     let Ok(mine) = stderr.try_clone() else { return 70 };
                     let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
-                    return match pushes.serve(caller, &path.project, service, call.git_protocol, stdio).await {
+                    return match pushes.serve(caller, &path.project, service, call.git_protocol, stdio, &commands).await {
                         Ok(code) => code,
                         Err(error) => refuse(mine, &error).await,
                     };

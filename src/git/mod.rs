@@ -10,6 +10,7 @@ mod lookup;
 mod maintenance;
 mod pack;
 mod program;
+mod push_commands;
 mod refs;
 #[cfg(test)]
 mod refs_tests;
@@ -24,6 +25,7 @@ pub use job::{
     CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, RefEntry, ReleaseRef, ServeLimits, Service,
 };
 pub use program::{MissingVariable, WorkerPaths};
+pub use push_commands::{CommandCounter, PushCommands};
 pub use repositories::{GitError, Repositories, Serving};
 pub use serve::ServeError;
 pub use work::{work, work_source};

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::{
     control::{Caller, CommandError, Control, ErrorKind},
     git::{
-        ServeLimits, Service,
+        PushCommands, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
     },
     host::{files, launch::Stdio},
@@ -43,6 +43,8 @@ pub struct PushInFlight {
     decided: Arc<AtomicBool>,
     /// The number of refs in the request of pre-receive.
     refs: Arc<AtomicUsize>,
+    /// The number of refs that pre-receive was asked about, with those whose names are refused.
+    seen: Arc<AtomicUsize>,
     early: Arc<Mutex<Early>>,
 }
 
@@ -68,7 +70,7 @@ impl Pushes {
         Pushes { control, tokens }
     }
 
-    /// Serves one client of git. Returns the exit status.
+    /// Serves one client of git, which asks for `commands`. Returns the exit status.
     pub async fn serve(
         &self,
         caller: Caller,
@@ -76,6 +78,7 @@ impl Pushes {
         service: Service,
         protocol: Option<String>,
         stdio: Stdio,
+        commands: &PushCommands,
     ) -> Result<u32, CommandError> {
         let needed = match service {
             Service::ReceivePack => Access::Push,
@@ -84,7 +87,7 @@ impl Pushes {
         let project = self.control.project(&caller, project, needed)?;
         let services = self.control.pipeline().services();
         let flag = || Arc::new(AtomicBool::new(false));
-        let (asked, failed, decided) = (flag(), flag(), flag());
+        let (asked, failed, decided, seen) = (flag(), flag(), flag(), Arc::new(AtomicUsize::new(0)));
         let pushing = service == Service::ReceivePack;
         if pushing && let Some(why) = self.full_disk() {
             tracing::warn!(caller = %caller, project = %project.name, why, "push refused");
@@ -102,6 +105,7 @@ impl Pushes {
                     failed: failed.clone(),
                     decided: decided.clone(),
                     refs: Arc::default(),
+                    seen: seen.clone(),
                     early: Arc::default(),
                 };
                 Some(self.tokens.issue(push).map_err(|error| CommandError::internal(&error))?)
@@ -140,7 +144,9 @@ impl Pushes {
             explain(stderr, &format!(" !     {why}\n")).await;
         }
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
-        let refused = refused_by_git || turned_away || failed.load(Ordering::Relaxed);
+        // Git refuses all refs without asking a hook if it cannot use the pack, and hidden refs always.
+        let unseen = commands.count() > seen.load(Ordering::Relaxed);
+        let refused = refused_by_git || turned_away || unseen || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
         // git's receive-pack exits 0 even if refs were refused.
         Ok(if code == 0 && refused { 1 } else { code })
@@ -211,8 +217,9 @@ impl Pushes {
     async fn pre_receive(&self, session: HookSession<PushInFlight>) {
         let config = &self.control.pipeline().services().config;
         let limit = config.limits.refs_per_push as usize;
+        let count = session.request.refs.len().saturating_add(session.request.bad_names);
+        session.ticket.seen.store(count, Ordering::Relaxed);
         let accepted = self.still(&session.ticket).and_then(|project| {
-            let count = session.request.refs.len().saturating_add(session.request.bad_names);
             if count > limit {
                 return Err(format!("this push changes {count} refs, at most {limit} are allowed"));
             }

@@ -10,6 +10,7 @@ in_one_mode!(
     one_connection_carries_pushes_and_commands,
     shallow_or_partial_clone_pushes,
     refused_push_exits_1_on_the_ssh_channel,
+    push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel,
     one_bad_ref_is_refused_alone,
 );
 
@@ -156,6 +157,64 @@ fn refused_push_exits_1_on_the_ssh_channel(world: &World) {
     let (push, status) = push_with_channel_status(world, &repo, &arguments[1..]);
     push.accepted();
     assert_eq!(status, "0");
+}
+
+/// git's receive-pack exits with 0 although it has refused every ref: objects that fsck refuses, a pack above the limit, a damaged
+/// pack, and hidden refs. No hook of larder runs then.
+fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) {
+    let file = world.root().join("larder.yml");
+    let settings = std::fs::read_to_string(&file).unwrap().replace("limits:\n", "limits:\n  push_bytes: 1M\n");
+    std::fs::write(&file, settings).unwrap();
+    world.restart(&[]);
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    let url = repo.url();
+    let main = [OsStr::new(&url), OsStr::new("HEAD:refs/heads/main")];
+    let good = repo.head();
+    let (push, status) = push_with_channel_status(world, &repo, &main);
+    push.accepted();
+    assert_eq!(status, "0");
+    // Nothing to push is no refusal, and neither is a dry run.
+    assert_eq!(push_with_channel_status(world, &repo, &main).1, "0");
+    repo.page("version two");
+    let dry = [OsStr::new("--dry-run"), main[0], main[1]];
+    assert_eq!(push_with_channel_status(world, &repo, &dry).1, "0");
+
+    let hidden = [OsStr::new(&url), OsStr::new("HEAD:refs/larder/mine")];
+    let (push, status) = push_with_channel_status(world, &repo, &hidden);
+    assert!(push.0.status != 0 && status == "1", "a hidden ref: {status} {}", push.0);
+    // A hidden ref beside a good one.
+    let both = [OsStr::new(&url), OsStr::new("HEAD:refs/tags/beside"), OsStr::new("HEAD:refs/larder/mine")];
+    let (push, status) = push_with_channel_status(world, &repo, &both);
+    assert!(push.0.status != 0 && status == "1", "a hidden ref beside a tag: {status} {}", push.0);
+
+    let mut noise = vec![0; 2_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    repo.write("large", noise).commit("too large");
+    let (push, status) = push_with_channel_status(world, &repo, &main);
+    assert!(push.0.status != 0 && status != "0", "a pack above the limit: {status} {}", push.0);
+
+    repo.git(&["reset", "--quiet", "--hard", &good]).ok();
+    let blob = repo.git(&["hash-object", "-w", "index.html"]).ok().trim().to_owned();
+    repo.write("../tree", format!("100644 blob {blob}\tsame\n100644 blob {blob}\tsame\n"));
+    let tree = Output::of(repo.command().arg("mktree").stdin(std::fs::File::open(repo.path().join("../tree")).unwrap()));
+    let commit =
+        repo.git(&["commit-tree", "-p", "HEAD", "-m", "a tree that fsck refuses", tree.ok().trim()]).ok().trim().to_owned();
+    let refspec = format!("{commit}:refs/heads/main");
+    let (push, status) = push_with_channel_status(world, &repo, &[OsStr::new(&url), OsStr::new(&refspec)]);
+    push.says("unpacker error");
+    assert_eq!(status, "1", "{}", push.0);
+
+    // A damaged pack, from a client that is not git.
+    let command = format!("{good} {commit} refs/heads/main\0report-status");
+    let input = [format!("{:04x}{command}0000", command.len() + 4).as_bytes(), b"PACK\0\0\0\x02\0\0\0\x01garbage"].concat();
+    let file = world.directory().join("home/damaged");
+    std::fs::write(&file, input).unwrap();
+    let mut ssh = world.client("ssh");
+    ssh.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "git-receive-pack", "/shop"]);
+    let sent = Output::of(ssh.stdin(std::fs::File::open(&file).unwrap()));
+    assert_ne!(sent.status, 0, "a damaged pack: {sent}");
+    assert_eq!(repo.live(), Some(good));
 }
 
 /// Names that larder does not take are refused one by one; what was pushed beside them is deployed.

@@ -27,9 +27,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    exec::ExecRequest,
+    exec::{ExecRequest, GitService},
     handler::{ExecCall, ExecHandler, ExecIo, SshIdentity, Tty},
 };
+use crate::git::{CommandCounter, PushCommands};
 
 /// The receive window of a channel, in bytes.
 pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
@@ -185,18 +186,21 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>,
     };
     // Git's bytes are passed on unchanged; text for a terminal in raw mode needs carriage returns.
     let terminal = job.tty.is_some() && !bulk;
+    let commands = PushCommands::default();
+    let pushes = matches!(job.request, ExecRequest::Git { service: GitService::ReceivePack, .. });
+    let counter = pushes.then(|| CommandCounter::new(commands.clone()));
     let call = ExecCall {
         identity: job.identity,
         request: job.request,
         git_protocol: job.git_protocol,
         tty: job.tty,
         source: job.source,
-        io: ExecIo { stdin, stdout, stderr, gone: shared.stop.clone() },
+        io: ExecIo { stdin, stdout, stderr, gone: shared.stop.clone(), commands },
     };
     let handler = job.handler;
     // The request runs in its own task, so that a panic ends only this task and the request continues if the client disconnects.
     let work = tokio::spawn(async move { handler.exec(call).await });
-    let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), terminal));
+    let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), terminal, counter));
     let ended = CancellationToken::new();
     let status = async {
         let status = work.await.unwrap_or_else(|error| {
@@ -272,9 +276,13 @@ impl Pipes {
 }
 
 /// Moves queued input into the pipe.
-async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool) {
+async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool, mut counter: Option<CommandCounter>) {
     let moving = async {
         while let Some(mut chunk) = shared.input.next().await {
+            // Before git has the bytes, so that the number is complete when git ends.
+            if let Some(counter) = &mut counter {
+                counter.feed(&chunk);
+            }
             let mut last = false;
             if terminal && let Some(at) = chunk.iter().position(|c| matches!(*c, CTRL_C | CTRL_D)) {
                 if chunk.get(at) == Some(&CTRL_C) {

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{exec::ExecRequest, keys::PublicKeyInfo};
-use crate::model::UserName;
+use crate::{git::PushCommands, model::UserName};
 
 /// The user of a connection. An identity is created only after a signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct ExecIo {
     pub stderr: OwnedFd,
     /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request is not aborted: it decides when to end.
     pub gone: CancellationToken,
+    /// The number of ref updates in the input so far, if the request is a push.
+    pub commands: PushCommands,
 }
 
 /// A request, ready to be carried out.
