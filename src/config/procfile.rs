@@ -72,7 +72,10 @@ pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<Co
                 problems.push(ConfigError::new(BUILDPACKS_FILE, why).at_line(number).expected(BuildpackRef::EXPECTED));
             }
         }
-        if buildpacks.len() > MAX_BUILDPACKS || problems.len() >= MAX_PROBLEMS {
+        if problems.len() >= MAX_PROBLEMS {
+            break;
+        }
+        if buildpacks.len() > MAX_BUILDPACKS {
             let expected = format!("at most {MAX_BUILDPACKS} buildpacks");
             problems.push(ConfigError::new(BUILDPACKS_FILE, "there are too many lines").at_line(number).expected(expected));
             break;
@@ -126,5 +129,18 @@ mod tests {
     fn buildpacks_file_with_one_buildpack_per_line_is_read() {
         assert_eq!(parse_buildpacks(b"# first\r\nnode\r\n\r\nheroku/python").unwrap().len(), 2);
         assert_eq!(parse_buildpacks(b"node\ngit@host:x\n").unwrap_err()[0].line, Some(2));
+    }
+
+    #[test]
+    fn twenty_bad_lines_are_reported_without_an_error_about_their_number() {
+        let bad = "git@host:x\n".repeat(25);
+        let problems = parse_buildpacks(bad.as_bytes()).unwrap_err();
+        let lines: Vec<_> = problems.iter().filter_map(|problem| problem.line).collect();
+        assert_eq!(lines, (1..=20).collect::<Vec<_>>());
+        assert!(problems.iter().all(|problem| !problem.to_string().contains("too many")), "{problems:?}");
+        let many = parse_buildpacks("node\n".repeat(40).as_bytes()).unwrap_err();
+        assert!(many.len() == 1 && many[0].to_string().contains("too many"), "{many:?}");
+        let problems = Procfile::parse("no colon\n".repeat(25).as_bytes()).unwrap_err();
+        assert_eq!(problems.len(), 20);
     }
 }

@@ -1,6 +1,9 @@
 //! The rules for expected changes, which are listed but not saved.
 
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignore::{
+    Match,
+    gitignore::{Gitignore, GitignoreBuilder},
+};
 
 use crate::release::ReleaseError;
 
@@ -40,10 +43,13 @@ impl Rules {
         self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Returns the reason why a change is expected. `ours` means that the release has an entry at the path.
+    /// Returns the reason why a change is expected. `ours` means that the release has an entry at the path. The project's own patterns
+    /// come before the built-in rules: a pattern such as `!logs/` says that changes there count.
     pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
-        if self.ignore.matched_path_or_any_parents(path, is_dir).is_ignore() {
-            return Some("matches drift.ignore");
+        match self.ignore.matched_path_or_any_parents(path, is_dir) {
+            Match::Ignore(_) => return Some("matches drift.ignore"),
+            Match::Whitelist(_) => return None,
+            Match::None => {}
         }
         let name = path.rsplit('/').next().unwrap_or(path);
         if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
@@ -69,5 +75,24 @@ impl Rules {
             }
             () => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_of_the_project_comes_before_the_built_in_rules() {
+        let rules = |ignore: &[&str]| Rules::new(&[], &ignore.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()).unwrap();
+        let built_in = rules(&[]);
+        assert_eq!(built_in.noise("logs/web.txt", false, false), Some("a log"));
+        assert_eq!(built_in.noise("a.pyc", false, true), Some("bytecode that Python keeps"));
+        let own = rules(&["*.sqlite3", "!logs/", "!*.pyc", "/logs/quiet.txt"]);
+        assert_eq!(own.noise("db.sqlite3", false, true), Some("matches drift.ignore"));
+        assert_eq!(own.noise("logs/web.txt", false, false), None);
+        assert_eq!(own.noise("a.pyc", false, true), None);
+        assert_eq!(own.noise("logs/quiet.txt", false, false), Some("matches drift.ignore"));
+        assert_eq!(own.noise("tmp/x", false, false), Some("temporary"));
     }
 }

@@ -88,7 +88,7 @@ impl Confined {
             }
             for name in directory.names()? {
                 let stat = rustix::fs::statat(&directory.fd, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(|e| FileError::io("look at", directory.shown(&name), e))?;
+                    .map_err(|e| FileError::io("read the metadata of", directory.shown(&name), e))?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                     pending.push((join(&relative, &name), false));
                 } else {
@@ -102,7 +102,7 @@ impl Confined {
 
     /// Returns the metadata of the directory itself.
     pub fn stat(&self) -> Result<Stat, FileError> {
-        rustix::fs::fstat(&self.fd).map_err(|e| FileError::io("look at", &self.path, e))
+        rustix::fs::fstat(&self.fd).map_err(|e| FileError::io("read the metadata of", &self.path, e))
     }
 
     /// Writes everything of its file system to the disk.
@@ -266,7 +266,7 @@ impl Cursor<'_> {
 
     /// Returns the metadata at a path; links are not followed.
     pub fn stat(&mut self, relative: impl AsRef<OsStr>) -> Result<Stat, FileError> {
-        self.at("look at", relative.as_ref(), |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
+        self.at("read the metadata of", relative.as_ref(), |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
     }
 
     /// Returns the target of a symbolic link.

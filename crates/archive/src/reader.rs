@@ -71,7 +71,7 @@ impl<'a> Archive<'a> {
         if *info != (ArchiveInfo { settings: info.settings, ..ArchiveInfo::of_frames(info.frames.clone()) }) {
             return Err(contradiction("the digest or size of the archive is not that of its frames"));
         }
-        let found = file.metadata().map_err(|e| ArchiveError::io("look at", e))?.len();
+        let found = file.metadata().map_err(|e| ArchiveError::io("read the metadata of", e))?.len();
         if found != info.bytes {
             return Err(ArchiveError::ArchiveSize { expected: info.bytes, found });
         }

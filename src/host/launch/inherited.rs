@@ -15,11 +15,12 @@ static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// Takes over inherited descriptor `number`, once, and marks it close-on-exec, so that children do not inherit it.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
-    if number < 3 || !TAKEN.lock().insert(number) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("cannot use descriptor {number}: it is a standard descriptor or was used before"),
-        ));
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+    if number < 3 {
+        return Err(invalid(format!("cannot take over descriptor {number}: expected an inherited descriptor, 3 or higher")));
+    }
+    if !TAKEN.lock().insert(number) {
+        return Err(invalid(format!("descriptor {number} was already taken over")));
     }
     // SAFETY: F_GETFD changes nothing, and fails if the number is not an open descriptor.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
@@ -32,4 +33,23 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
     Ok(descriptor)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use super::*;
+
+    #[test]
+    fn descriptor_that_cannot_be_taken_is_refused_with_its_reason() {
+        let refusal = |number| take(number).unwrap_err().to_string();
+        assert!(refusal(2).contains("3 or higher"), "{}", refusal(2));
+        assert!(refusal(-1).contains("3 or higher"), "{}", refusal(-1));
+        // No process of the tests has this many files open.
+        assert!(refusal(900_000).contains("is not open"), "{}", refusal(900_000));
+        let number = tempfile::tempfile().unwrap().into_raw_fd();
+        let _taken = take(number).unwrap();
+        assert!(refusal(number).contains("already taken over"), "{}", refusal(number));
+    }
 }

@@ -83,7 +83,7 @@ impl Outline {
     /// Reads and checks the outline, and that the file has exactly the size that follows from it.
     pub fn read(file: &File) -> Result<Outline, DeltaError> {
         let outline = Outline::begin(file)?;
-        let found = file.metadata().map_err(|e| failed("look at", e))?.len();
+        let found = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
         let expected = outline.end().ok_or_else(|| refused("its sizes are absurd"))?;
         match found {
             _ if found < expected => Err(refused(format!("it is cut off: {found} of {expected} bytes are there"))),
@@ -206,7 +206,7 @@ fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<V
 
 /// Reads exactly `length` bytes. Memory is allocated only if the file has them.
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
-    let size = file.metadata().map_err(|e| failed("look at", e))?.len();
+    let size = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
     if size.saturating_sub(at) < length as u64 {
         return Err(refused(format!("it is cut off: {size} bytes are there")));
     }
