@@ -16,6 +16,9 @@ use super::{
 };
 use crate::model::{DeploymentId, Event, Fault, Outcome, UserName};
 
+/// The age up to which a later server tells observers of an ending.
+const NEWS_AGE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
 /// A deployment that is about to end, by the way it came to its end.
 #[allow(clippy::large_enum_variant)] // One value per deployment, never stored.
 pub(super) enum Ended {
@@ -154,8 +157,12 @@ impl Pipeline {
         let (services, announcing) = (self.services().clone(), queue.announcing.clone());
         self.0.tasks.spawn(async move {
             let _in_order = announcing.lock().await;
-            services.observers.ending(announcement).await;
+            let id = announcement.id.clone();
+            let delivered = services.observers.ending(announcement).await;
             fault::delivered();
+            if !delivered {
+                return tracing::warn!(id, "an observer has not taken an ending; the next server tells it again");
+            }
             if let Some((mut journal, ending)) = recorded_in
                 && let Err(error) = journal.note(Event::Announced { ending })
             {
@@ -164,11 +171,18 @@ impl Pipeline {
         });
     }
 
-    /// Tells the observers of the endings of earlier servers that they may not know of.
+    /// Tells the observers of the endings of earlier servers that they may not know of, unless these are too old to be news: an observer
+    /// that always fails must not be asked about ever more endings.
     pub(super) fn announce_missed(&self, queue: &Queue) {
         let environment = queue.environment();
         let paths = self.services().root.environment(&environment.project, &environment.name);
-        let missed: Vec<_> = queue.state.lock().history.deployments.iter().filter_map(Summary::unannounced).collect();
+        let missed: Vec<_> = {
+            let state = queue.state.lock();
+            let recent = |summary: &&Summary| {
+                summary.ended.is_none_or(|at| jiff::Timestamp::now().duration_since(at).unsigned_abs() < NEWS_AGE)
+            };
+            state.history.deployments.iter().filter(recent).filter_map(Summary::unannounced).collect()
+        };
         for (deployment, ending, outcome) in missed {
             let announcement = Announcement {
                 id: format!("{deployment}.{ending}"),

@@ -4,7 +4,10 @@
 
 use std::{fmt, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,11 +59,12 @@ pub trait Observer: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Takes an announcement. Endings are delivered at least once: after a crash of the server the same id may come again.
-    /// Milestones are delivered at most once. An error is retried twice; it has no effect on the deployment.
+    /// Milestones are delivered at most once. An error has no effect on the deployment: an ending is tried three times, and again after
+    /// each start of the server for a week.
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
 }
 
-/// Tells an observer's task of one announcement; the sender is dropped when the observer has it.
+/// Tells an observer's task of one announcement. The task sends when the observer has it, and drops the sender when it has failed.
 type Delivery = (Arc<Announcement>, Option<oneshot::Sender<()>>);
 
 /// All observers of this server. Each has a task and a bounded queue of its own, so that a slow one delays no other.
@@ -89,32 +93,37 @@ impl Observers {
         }
     }
 
-    /// Tells of an ending, and returns when every observer has it or has failed for good.
-    pub async fn ending(&self, announcement: Announcement) {
+    /// Tells of an ending, all observers at the same time. Returns true if every observer has it.
+    pub async fn ending(&self, announcement: Announcement) -> bool {
         let announcement = Arc::new(announcement);
-        for (_, sender) in &self.0 {
-            let (done, delivered) = oneshot::channel();
-            if sender.send((announcement.clone(), Some(done))).await.is_ok() {
-                let _ = delivered.await;
+        let deliveries = self.0.iter().map(|(_, sender)| {
+            let announcement = announcement.clone();
+            async move {
+                let (done, delivered) = oneshot::channel();
+                sender.send((announcement, Some(done))).await.is_ok() && delivered.await.is_ok()
             }
-        }
+        });
+        join_all(deliveries).await.into_iter().all(|delivered| delivered)
     }
 }
 
 async fn serve(observer: Arc<dyn Observer>, mut deliveries: mpsc::Receiver<Delivery>) {
     while let Some((announcement, done)) = deliveries.recv().await {
-        deliver(&*observer, &announcement, done.is_some()).await;
-        drop(done);
+        let delivered = deliver(&*observer, &announcement, done.is_some()).await;
+        if let (Some(done), true) = (done, delivered) {
+            let _ = done.send(());
+        }
     }
 }
 
-async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bool) {
+/// Returns true if the observer has taken the announcement.
+async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bool) -> bool {
     let retries: &[Duration] = if again { &RETRIES } else { &[] };
     let mut retries = retries.iter();
     loop {
         let observing = AssertUnwindSafe(observer.observe(announcement)).catch_unwind();
         let why = match tokio::time::timeout(OBSERVER_TIMEOUT, observing).await {
-            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Ok(()))) => return true,
             Ok(Ok(Err(why))) => why,
             Ok(Err(_)) => String::from("it panicked"),
             Err(_) => format!("it took longer than {} s", OBSERVER_TIMEOUT.as_secs()),
@@ -122,7 +131,7 @@ async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bo
         tracing::warn!(observer = observer.name(), id = announcement.id, why, "observer failed");
         match retries.next() {
             Some(wait) => tokio::time::sleep(*wait).await,
-            None => return,
+            None => return false,
         }
     }
 }
@@ -230,7 +239,34 @@ mod tests {
             deployment: DeploymentId::new(Timestamp::UNIX_EPOCH),
             news: News::Ended(Outcome::Tried),
         };
-        observers.ending(announcement).await;
+        assert!(observers.ending(announcement).await);
         assert_eq!(*calls.lock(), 3);
+    }
+
+    struct FailsAlways;
+
+    impl Observer for FailsAlways {
+        fn name(&self) -> &'static str {
+            "fails always"
+        }
+
+        fn observe<'a>(&'a self, _: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
+            Box::pin(std::future::ready(Err(String::from("never"))))
+        }
+    }
+
+    #[tokio::test]
+    async fn ending_that_one_observer_does_not_take_is_not_delivered() {
+        let calls = Arc::new(Mutex::new(2));
+        let observers = Observers::start([Arc::new(FailsAlways) as Arc<dyn Observer>, Arc::new(Fails(calls.clone()))]);
+        let announcement = Announcement {
+            id: String::from("x.1"),
+            at: Timestamp::UNIX_EPOCH,
+            environment: String::from("shop/production"),
+            deployment: DeploymentId::new(Timestamp::UNIX_EPOCH),
+            news: News::Ended(Outcome::Tried),
+        };
+        assert!(!observers.ending(announcement).await);
+        assert_eq!(*calls.lock(), 3, "the other observer was not told");
     }
 }

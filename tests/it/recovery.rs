@@ -18,7 +18,8 @@ in_one_mode!(
     leftovers_of_a_kill_are_removed_at_start,
     pending_followups_run_after_a_restart,
     every_outcome_is_announced_once,
-    push_during_recovery_is_rejected_with_the_reason
+    push_during_recovery_is_rejected_with_the_reason,
+    ending_that_an_observer_did_not_take_is_told_by_the_next_server,
 );
 
 /// The number of worlds that share the events of a large test. Each runs in its own thread and mostly waits.
@@ -477,4 +478,27 @@ fn every_outcome_is_announced_once(world: &World) {
     let of = |word: &str| ends.iter().filter(|end| **end == word).count();
     let counts = ["refused", "rolled_back", "live", "tried", "stuck", "released"].map(of);
     assert_eq!(counts, [1, 2, 1, 1, 1, 1], "{text}");
+}
+
+/// An observer that fails three times hears of the ending from the next server.
+fn ending_that_an_observer_did_not_take_is_told_by_the_next_server(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    until("the first ending is announced", || all_announced(world, "shop"));
+    // The observer cannot write its file: the directory is missing.
+    let directory = world.directory().join("observers");
+    let file = directory.join("observed");
+    let observer = format!("observer=return({})", file.display());
+    world.restart(&[("FAILPOINTS", &observer)]);
+    repo.page("version two");
+    repo.push().accepted();
+    until("the observer has failed for good", || {
+        crate::harness::server::log_tail(world.directory()).contains("an observer has not taken an ending")
+    });
+    assert!(!all_announced(world, "shop"));
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    world.restart(&[("FAILPOINTS", &observer)]);
+    each_ending_is_announced_once(world, "shop", &file);
 }
