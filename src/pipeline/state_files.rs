@@ -177,8 +177,8 @@ pub struct Postdeploy {
     /// The deployment that started the script.
     pub deployment: DeploymentId,
     pub started: Timestamp,
-    /// The time at which the script succeeded. Absent while it runs, and for ever if the server was killed meanwhile: then it is unknown
-    /// what the script has done, and it is not repeated.
+    /// The time at which the script succeeded. Absent while it runs, and for ever if the script or the server was killed meanwhile: then
+    /// it is unknown what the script has done, and it is not repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
 }
@@ -201,7 +201,7 @@ impl Postdeploy {
         write(path, &self, 0o600)
     }
 
-    /// Removes the record of a script that failed: the next deployment runs it.
+    /// Removes the record of a script that ended with a failure: the next deployment runs it.
     pub fn fail(path: &Path) -> io::Result<()> {
         files::remove_if_present(path).map_err(io::Error::other)
     }

@@ -13,6 +13,7 @@ in_one_mode!(
     failed_later_deployment_keeps_what_was_written,
     postdeploy_runs_once_per_environment,
     interrupted_postdeploy_is_not_repeated,
+    killed_postdeploy_is_not_repeated,
     failed_build_leaves_no_layer,
 );
 
@@ -176,6 +177,26 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(fs::read_to_string(data(world).join("db/seeds")).unwrap(), "begun\n");
     world.larder(&["deploy", "shop", "--follow"]).says("was interrupted and is not run again");
+}
+
+/// A script that is killed from outside has done an unknown part of its work, unlike one that exits by itself.
+fn killed_postdeploy_is_not_repeated(world: &World) {
+    let repo = shop(world, "data: [db]\n");
+    repo.write("app.json", r#"{"scripts": {"postdeploy": "echo begun >> db/seeds; exec sleep 98763"}}"#).page("version one");
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        let sleeping = || {
+            let all = crate::harness::processes::of(world.directory());
+            all.into_iter().find(|process| process.arguments.iter().any(|word| word == "98763"))
+        };
+        crate::harness::until("postdeploy has begun", || sleeping().is_some());
+        crate::harness::processes::signal(sleeping().unwrap().pid, rustix::process::Signal::KILL);
+        let push = push.join().unwrap();
+        push.rejected_with("the postdeploy script was killed by signal 9").says("larder does not run it again");
+    });
+    repo.page("version two");
+    repo.push().accepted().says("was interrupted and is not run again");
+    assert_eq!(fs::read_to_string(data(world).join("db/seeds")).unwrap(), "begun\n");
 }
 
 /// The files of a failed build would fill the disk until the next build, and every push of other projects would fail.

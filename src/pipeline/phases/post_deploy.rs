@@ -165,8 +165,16 @@ impl Step for First {
                 }
             }
             let record = Postdeploy::start(&path, deployment.spec.id).map_err(failed)?;
-            match processes::run(deployment, "the postdeploy script", command.to_string()).await {
-                Ok(()) => record.succeed(&path).map_err(failed),
+            // If the script did not end by itself, or its end is not known, the record stays: it is unknown what the script has done.
+            let what = "the postdeploy script";
+            let end = processes::run_to_end(deployment, what, command.to_string()).await?;
+            let killed = end.exit.code.is_none() || end.exit.out_of_memory;
+            match end.success(what) {
+                Ok(_) => record.succeed(&path).map_err(failed),
+                Err(failure) if killed => Err(failure.hint(format!(
+                    "check what the script has done; larder does not run it again, you can: larder run {} -- {command}",
+                    deployment.environment.target()
+                ))),
                 Err(failure) => {
                     Postdeploy::fail(&path).map_err(failed)?;
                     Err(failure)

@@ -139,9 +139,14 @@ impl TaskEnd {
 
 /// Runs a command of the release in its slot, its output in the transcript. Fails unless it succeeds.
 pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result<(), Failure> {
+    run_to_end(deployment, what, command).await?.success(what).map(drop)
+}
+
+/// Runs a command of the release in its slot, its output in the transcript, and returns how it ended.
+pub async fn run_to_end(deployment: &Deployment, what: &str, command: String) -> Result<TaskEnd, Failure> {
     deployment.transcript.title(&format!("Running {what}"));
     let job = RunJob { command, ..job(deployment) };
-    task(deployment, &job).await?.success(what).map(drop)
+    task(deployment, &job).await
 }
 
 /// Runs a single task of the release in its slot to its end, its output in the transcript.
