@@ -74,6 +74,14 @@ pub enum SupplyError {
     /// The name is not a release of this environment, or not one that can be used.
     #[error("{0}")]
     Named(String),
+    /// The environment has no such remote.
+    #[error("{environment} has no remote {remote}")]
+    NoRemote {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The name.
+        remote: RemoteName,
+    },
     /// An error of this machine.
     #[error("{0}")]
     Host(String),
@@ -157,8 +165,7 @@ impl Pipeline {
         if let Some(from) = from
             && !environment.remotes.iter().any(|remote| remote.name == *from)
         {
-            let title = environment.title();
-            return Err(SupplyError::Named(format!("{title} has no remote {from}; `larder remote list` shows what it has")));
+            return Err(SupplyError::NoRemote { environment: environment.title(), remote: from.clone() });
         }
         let mut all = match from {
             Some(_) => Vec::new(),

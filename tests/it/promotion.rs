@@ -11,7 +11,8 @@ in_one_mode!(
     production_pulls_from_staging_on_another_server,
     health_record_grows_while_staging_serves,
     promote_to_shared_remote_updates_health_record,
-    promotion_policy_refuses_until_it_is_met
+    promotion_policy_refuses_until_it_is_met,
+    unusable_remote_is_status_3_or_4_of_pull_and_promote,
 );
 
 /// A project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
@@ -298,4 +299,35 @@ fn promotion_policy_refuses_until_it_is_met(world: &World) {
     world.serves("shop", "version one");
     let opened = world.journals("shop").last().unwrap()[0].clone();
     assert_eq!(opened["overriding"], "the shop is down");
+}
+
+/// A remote that is not known is 4, one that does not answer is 3: never a wrong command line, a failed deployment or a defect.
+fn unusable_remote_is_status_3_or_4_of_pull_and_promote(world: &World) {
+    pair(world);
+    let repo = Repo::site(world, "shop", "version one");
+    staging(&repo).accepted();
+    world.larder(&["pull", "shop/production", "--from", "nowhere"]).exits(4).says("shop/production has no remote nowhere");
+    world.larder(&["promote", "shop/staging", "--to", "nowhere"]).exits(4);
+    let signing = world.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
+    // A directory that disappears.
+    let shared = world.directory().join("home/shared");
+    std::fs::create_dir(&shared).unwrap();
+    let url = format!("file://{}", shared.display());
+    world.larder(&["remote", "add", "shop/production", "shared", &url, "--trust", &signing]).ok();
+    world.larder(&["remote", "add", "shop/staging", "shared", &url, "--publish"]).ok();
+    world.larder(&["pull", "shop/production", "v9", "--from", "shared"]).exits(4).says("no deliverable of v9");
+    std::fs::remove_dir(&shared).unwrap();
+    world.larder(&["pull", "shop/production", "--from", "shared"]).exits(3).says("cannot reach a remote");
+    world.larder(&["promote", "shop/staging", "--to", "shared"]).exits(3);
+    // A server that is not there.
+    let host_key = std::fs::read_to_string(world.public_key("alice")).unwrap();
+    let far = |environment: &str| {
+        let words = ["remote", "add", environment, "far", "ssh://larder@127.0.0.1:1/shop", "--host-key", host_key.trim()];
+        world.larder(&[&words[..], &["--trust", &signing]].concat()).ok();
+    };
+    far("shop/production");
+    far("shop/staging");
+    world.larder(&["pull", "shop/production", "--from", "far"]).exits(3).says("cannot reach a remote");
+    world.larder(&["promote", "shop/staging", "--to", "far"]).exits(3).says("cannot connect to far");
+    assert_eq!(world.larder(&["releases", "shop/production", "--json"]).json().as_array().map(Vec::len), Some(0));
 }

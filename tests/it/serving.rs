@@ -18,6 +18,8 @@ in_one_mode!(
     failing_release_command_fails_deployment,
     phase_script_passes_variables_on,
     logs_are_read_and_followed,
+    followed_logs_are_json_values_of_one_line_each,
+    domain_of_recipe_is_answered_through_restarts_and_drains,
     crashed_process_is_restarted,
     stop_grace_applies_per_process,
     web_process_that_exits_early_is_reported,
@@ -369,6 +371,33 @@ fn logs_are_read_and_followed(world: &World) {
     follow.wait().unwrap();
 }
 
+/// With `--json`, each line that is followed is one JSON value: the same that the list without `--follow` has.
+fn followed_logs_are_json_values_of_one_line_each(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", format!("printf 'a \"quoted\" \\\\ word\\n'\n{SERVE}"));
+    repo.page("version one");
+    repo.push().accepted();
+    until("the log has it", || world.larder(&["logs", "shop"]).stdout.contains("a \"quoted\" \\ word"));
+    let list = world.larder(&["logs", "shop", "--json"]).json();
+    let mut follow = world.larder_command();
+    follow.args(["logs", "shop", "--follow", "--json"]).stdout(std::process::Stdio::piped());
+    let mut follow = follow.spawn().unwrap();
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    world.larder(&["restart", "shop"]).exits(0);
+    let mut seen = Vec::new();
+    for line in lines {
+        let line = line.unwrap();
+        seen.push(serde_json::from_str::<serde_json::Value>(&line).unwrap_or_else(|error| panic!("{line:?}: {error}")));
+        if seen.iter().filter(|value| value.as_str().unwrap().contains("a \"quoted\" \\ word")).count() == 2 {
+            break;
+        }
+    }
+    assert_eq!(seen.first(), list.as_array().unwrap().first());
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+}
+
 fn crashed_process_is_restarted(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -443,3 +472,60 @@ fn web_process_that_exits_early_is_reported(world: &World) {
     });
     assert!(world.larder(&["status"]).ok().contains("web.1 exited"), "status does not report the exit");
 }
+
+/// A domain of the recipe is answered by the live release while the server is replaced, while a killed deployment is recovered, and
+/// while an old release drains.
+fn domain_of_recipe_is_answered_through_restarts_and_drains(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    // Requests for /slow take two seconds, so that the old release drains for as long.
+    repo.write("server.py", SLOW_SERVER).write("Procfile", "web: exec python3 server.py\n");
+    repo.write("larder.yml", "domains: [www.shop.test]\n").page("version one");
+    repo.push().accepted();
+    let (port, host) = (world.http_port(), "www.shop.test");
+    let visitor = world.visitor_of("www.shop.test");
+    // Over a restart of the keeper's child.
+    world.kill9_server();
+    until("the server is back", || http::get(port, host, "/").is_ok_and(|answer| answer.status == 200));
+    // Over a switch with a request in flight.
+    repo.page("version two");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| http::get(port, host, "/slow").unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        repo.push().accepted();
+        http::get(port, host, "/").unwrap().holds("version two");
+        slow.join().unwrap().holds("version one");
+    });
+    // Over a kill while the old release drains, and one in the middle of a deployment that fails.
+    repo.page("version three");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| http::get(port, host, "/slow"));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        repo.push().accepted();
+        world.kill9_server();
+        let _ = slow.join().unwrap();
+    });
+    until("the server is back", || http::get(port, host, "/").is_ok_and(|answer| answer.status == 200));
+    http::get(port, host, "/").unwrap().holds("version three");
+    let seen = visitor.seen();
+    // A killed server cuts the requests that it is answering; none is told that there is no such address.
+    assert!(seen.answers > 0 && !seen.failures.iter().any(|failure| failure.starts_with("404")), "{:?}", seen.failures);
+    // The same with the whole larder stopped in good order and started again.
+    world.stop();
+    world.start(&[]);
+    http::get(world.http_port(), host, "/").unwrap().holds("version three");
+}
+
+const SLOW_SERVER: &str = "\
+import http.server, os, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == '/slow':
+            time.sleep(2)
+        body = open('index.html', 'rb').read()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Handler).serve_forever()
+";

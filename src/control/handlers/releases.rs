@@ -275,8 +275,8 @@ impl Request for ReleaseDiff {
         let all = known(control, &environment).await?;
         let from = named(&all, &self.from, &environment)?;
         let to = named_or_live(&all, self.to.as_deref(), &environment, || {
-            usage("no second release is named, and nothing is live to compare with")
-                .hint("name two, as in `larder release diff shop v1 v2`")
+            not_found(format!("nothing is live in {} yet", environment.title()))
+                .hint("name two releases, as in `larder release diff shop v1 v2`")
         })?;
         let (before, after) = (manifest(control, &environment, &from).await?, manifest(control, &environment, &to).await?);
         let files = run_blocking(move || Ok(release::changes(&before.entries, &after.entries))).await?;

@@ -131,12 +131,12 @@ impl Request for RemoteAdd {
     }
 }
 
-/// Returns the error of a request for a remote, with its hints.
+/// Returns the error of a request for a remote, with its hints. The remote does not have the object, or the request was refused: an
+/// address in the registry that cannot be used is not a wrong command line.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
-        RemoteError::Address(_) => ErrorKind::Usage,
         RemoteError::NotFound { .. } => ErrorKind::NotFound,
-        RemoteError::File(_) | RemoteError::Aborted => ErrorKind::Internal,
+        RemoteError::File(_) => ErrorKind::Internal,
         _ => ErrorKind::Refused,
     };
     error.hints().into_iter().fold(CommandError::new(kind, chain(error)), CommandError::hint)

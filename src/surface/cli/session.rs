@@ -88,7 +88,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
         Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
     };
     let gone = io.gone.clone();
-    let answering = conclude(outcome, io);
+    let answering = conclude(outcome, json, io);
     tokio::pin!(answering);
     // A caller that loses the right meanwhile is treated like a caller that disconnects.
     tokio::select! {
@@ -110,7 +110,7 @@ async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
     Ok(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-async fn conclude(outcome: CommandOutcome, io: Io) -> io::Result<u8> {
+async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8> {
     let Io { stdin, stdout, stderr, terminal, gone } = io;
     match outcome {
         CommandOutcome::Answer(answer) => {
@@ -172,7 +172,7 @@ async fn conclude(outcome: CommandOutcome, io: Io) -> io::Result<u8> {
         }
         CommandOutcome::Stream(Stream::Logs { past, follower }) => {
             drop(stdin);
-            logs(Screen::new(stdout, stderr)?, past, *follower, &gone).await
+            logs(Screen::new(stdout, stderr)?, json, past, *follower, &gone).await
         }
         CommandOutcome::Stream(Stream::Relay(exec)) => {
             drop(stdin);
@@ -239,7 +239,8 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
                 for hint in error.hints() {
                     screen.err(&sanitise_text(&format!("hint: {hint}\n"))).await?;
                 }
-                return Ok(1);
+                // The outcome there is unknown; nothing says that the deployment failed.
+                return Ok(ErrorKind::Refused.exit_code());
             }
         };
         let Some(held) = unfinished.get_mut(stream) else { continue };
@@ -256,9 +257,20 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
     Ok(exec.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-async fn logs(mut screen: Screen, past: Vec<String>, mut follower: LogFollower, gone: &CancellationToken) -> io::Result<u8> {
+/// Writes log lines as they come: for people, or as JSON values of one line each, the same values that the list without `--follow` has.
+async fn logs(
+    mut screen: Screen,
+    json: bool,
+    past: Vec<String>,
+    mut follower: LogFollower,
+    gone: &CancellationToken,
+) -> io::Result<u8> {
+    let shown = |line: &str| match json {
+        true => format!("{}\n", serde_json::Value::from(line)),
+        false => sanitise_text(&format!("{line}\n")),
+    };
     for line in past {
-        screen.out(&sanitise_text(&format!("{line}\n"))).await?;
+        screen.out(&shown(&line)).await?;
     }
     loop {
         let line = tokio::select! {
@@ -266,7 +278,7 @@ async fn logs(mut screen: Screen, past: Vec<String>, mut follower: LogFollower, 
             line = follower.lines.recv() => line,
         };
         match line {
-            Ok(line) if (follower.wanted)(&line) => screen.out(&format!("{}\n", line.text)).await?,
+            Ok(line) if (follower.wanted)(&line) => screen.out(&shown(&line.text)).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {
                 screen.err(&format!("({missed} lines are missing here: the output was read too slowly)\n")).await?

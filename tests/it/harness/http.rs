@@ -102,6 +102,11 @@ impl World {
         answer.holds(text);
     }
 
+    /// Starts a visitor of one host that requests the start page until it is stopped.
+    pub fn visitor_of(&self, host: &str) -> Visitor {
+        Visitor::new(self.http_port(), host)
+    }
+
     /// Starts a visitor that requests the start page until it is stopped.
     pub fn visitor(&self, project: &str) -> Visitor {
         Visitor::new(self.http_port(), &format!("{project}.localhost"))
@@ -147,11 +152,16 @@ impl Visitor {
         Visitor { stop, thread: Some(thread) }
     }
 
+    /// Stops the visitor and returns its observations.
+    pub fn seen(mut self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+
     /// Stops the visitor, asserts that requests were sent and all were answered, and returns its observations.
     #[track_caller]
-    pub fn satisfied(mut self) -> Seen {
-        self.stop.store(true, Ordering::Relaxed);
-        let seen = self.thread.take().unwrap().join().unwrap();
+    pub fn satisfied(self) -> Seen {
+        let seen = self.seen();
         assert!(
             seen.failures.is_empty(),
             "{} of {} requests failed: {:#?}",
