@@ -33,6 +33,12 @@ pub fn delivered() {
     fail::fail_point!("announce.delivered", |marks| die("announce.delivered", marks));
 }
 
+/// Ends the process at one of the points of the follow-ups (`followups.NAME`).
+pub fn in_followups(name: &'static str) {
+    fail::fail_point!(&format!("followups.{name}"), |marks| die(&format!("followups.{name}"), marks));
+    let _ = name;
+}
+
 /// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);

@@ -139,6 +139,7 @@ impl Pipeline {
 async fn keep_changes(deployment: &Deployment) {
     if let (Some(old), Some(settings)) = (&deployment.spec.previous, &deployment.memory.previous_settings) {
         drift::keep(deployment, old, settings).await;
+        fault::in_followups("kept");
     }
 }
 
@@ -264,6 +265,9 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
             tracing::warn!(error = chain(&error), "no release is pruned: cannot remove the refs of old releases");
             doomed.clear();
         }
+    }
+    if !doomed.is_empty() {
+        fault::in_followups("half-pruned");
     }
     for release in doomed {
         if let Err(error) = services.launcher.reset_area(environment, Area::Tree, Some(release), None).await {

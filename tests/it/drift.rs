@@ -10,6 +10,7 @@ in_one_mode!(
     restart_saves_changes_by_hand,
     changes_by_deployment_itself_are_no_drift,
     change_during_deployment_is_saved,
+    change_during_deployment_survives_a_kill_after_its_end,
     changed_installed_tree_is_reported,
     invalid_drift_settings_are_refused,
     drift_commands_need_view_or_push_right,
@@ -202,6 +203,35 @@ fn change_during_deployment_is_saved(world: &World) {
     assert_eq!(patch[0]["number"], 1);
     let id = patch[0]["id"].as_str().unwrap();
     world.larder(&["drift", "shop", "--show", id]).says("+late");
+}
+
+/// The server dies when the end of the deployment is recorded and the changes in the old slot are not saved yet; then once more when they
+/// are, and the follow-ups are not done. The changes are saved exactly once.
+fn change_during_deployment_survives_a_kill_after_its_end(world: &World) {
+    let repo = shop(world, "env: {A: b}\n");
+    let marks = world.directory().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    std::fs::set_permissions(&marks, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let points = ["journal.ended", "followups.kept"].map(|point| format!("{point}=return({})", marks.display())).join(";");
+    world.restart(&[("FAILPOINTS", &points)]);
+    repo.program(".larder/build", "#!/bin/sh\necho waiting\nsleep 3\n").commit("slow");
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        until("the build waits", || world.larder(&["status"]).stdout.contains("deploying"));
+        std::thread::sleep(std::time::Duration::from_millis(1000));
+        by_hand(world, "echo late > late.txt");
+        let _ = push.join().unwrap();
+    });
+    until("the server has died twice", || marks.join("journal.ended").exists() && marks.join("followups.kept").exists());
+    until("the follow-ups are done", || {
+        let deployments = world.environment("shop").join("deployments");
+        world.has_ended("shop")
+            && crate::harness::state::names(&deployments).iter().all(|name| !deployments.join(name).join("due").exists())
+    });
+    until("the server answers", || world.larder(&["status"]).status == 0);
+    let patch = patches(world);
+    assert_eq!(patch.len(), 1, "{patch:?}");
+    world.larder(&["drift", "shop", "--show", patch[0]["id"].as_str().unwrap()]).says("+late");
 }
 
 fn changed_installed_tree_is_reported(world: &World) {

@@ -16,6 +16,7 @@ in_one_mode!(
     queued_push_of_a_removed_user_is_refused,
     rollback_restart_and_removal_do_not_wait_for_another_project,
     failing_deployment_is_reverted_while_another_project_builds,
+    queued_deployment_uses_scale_set_while_it_waits,
 );
 
 /// Asserts that no two deployments of an environment overlap: each ends before the next one opens.
@@ -390,4 +391,34 @@ fn failing_deployment_is_reverted_while_another_project_builds(world: &World) {
     });
     world.serves("shop", "version one");
     world.is_consistent("shop");
+}
+
+/// The scale is that of the moment at which the deployment begins, not that of its submission.
+fn queued_deployment_uses_scale_set_while_it_waits(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: larder static-server --root .\nclock: while :; do sleep 1; done\n").page("version one");
+    repo.push().accepted();
+    let other = gated(world, &repo);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| repo.push());
+        until("the first push is under way", || world.journals("shop").len() == 2);
+        let second = scope.spawn(|| other.push_as(&["--force", "HEAD:refs/heads/main"]));
+        waits(world);
+        // The numbers are stored; nothing can be restarted now.
+        world.larder(&["ps", "shop", "--scale", "web=2", "--scale", "clock=1"]).exits(3).says("being deployed");
+        open(world);
+        first.join().unwrap().accepted();
+        second.join().unwrap().accepted();
+    });
+    world.serves("shop", "version three");
+    let running = || {
+        let rows = world.larder(&["ps", "shop", "--json"]).json();
+        let names = rows.as_array().unwrap().iter().map(|row| row["process"].as_str().unwrap().to_owned());
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    until("the processes of version two are gone", || {
+        world.larder(&["ps", "shop", "--json"]).json().as_array().unwrap().len() == running().len()
+    });
+    assert_eq!(running(), ["clock.1", "web.1", "web.2"]);
 }

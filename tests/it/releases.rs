@@ -10,6 +10,9 @@ in_one_mode!(
     pin_before_pruning_begins_keeps_release,
     retention_follows_recipe_of_live_release,
     releases_beyond_size_limit_are_pruned,
+    imports_that_were_never_live_push_out_no_good_release,
+    kill_while_pruning_leaks_no_ref,
+    records_of_an_environment_that_was_never_live_are_pruned,
     delayed_pruning_keeps_current_live_release,
 );
 
@@ -106,6 +109,88 @@ fn release_diff_lists_files_and_commits(world: &World) {
     let removed: Vec<_> = json["files"].as_array().unwrap().iter().filter(|file| file["change"] == "removed").collect();
     assert_eq!(removed.len(), 2, "{json}");
     world.larder(&["release", "diff", "shop", "v2"]).exits(0).says("The trees are equal.");
+}
+
+/// Releases that were imported and never deployed do not count against the limit, and push out none that was live.
+fn imports_that_were_never_live_push_out_no_good_release(world: &World) {
+    crate::promotion::pair(world);
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 3}\n");
+    let releases = world.root().join("projects/shop/production/releases");
+    let ids = || {
+        let stored = names(&releases).into_iter();
+        stored.filter_map(|name| name.strip_suffix(".manifest.json").map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let mut made = Vec::new();
+    for round in 1..=5 {
+        repo.page(&format!("version {round}"));
+        crate::promotion::staging(&repo).accepted();
+        let id = crate::promotion::live_manifest(world, "staging", "shop")["release"].as_str().unwrap().to_owned();
+        if round == 1 || round % 2 == 0 {
+            let file = world.directory().join("exported");
+            let mut export = world.larder_command();
+            export.args(["release", "export", "shop/staging", &id]).stdout(std::fs::File::create(&file).unwrap());
+            assert!(export.status().unwrap().success());
+            crate::refusals::import(world, "shop/production", &std::fs::read(&file).unwrap()).exits(0);
+            // As if it had been brought long ago.
+            let manifest = std::fs::File::options().write(true).open(releases.join(format!("{id}.manifest.json"))).unwrap();
+            manifest.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(7200)).unwrap();
+        }
+        if round == 1 {
+            // What is missing is a release, not a word of the command line.
+            world.larder(&["release", "diff", "shop/production", &id]).exits(4).says("nothing is live in shop/production yet");
+        }
+        if round % 2 == 1 {
+            world.larder(&["pull", "shop/production", &id]).exits(0);
+        }
+        made.push(id);
+    }
+    let wanted: Vec<_> = made.iter().step_by(2).cloned().collect();
+    until("the unused imports are pruned", || ids().len() <= 3);
+    assert_eq!(ids(), wanted, "of {made:?}");
+}
+
+/// The refs that keep the commits of releases are gone with the releases, also if the server dies in the middle of pruning.
+fn kill_while_pruning_leaks_no_ref(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("larder.yml", "keep: {releases: 2}\n");
+    for page in ["one", "two"] {
+        repo.page(page);
+        repo.push().accepted();
+    }
+    let marks = world.directory().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    std::fs::set_permissions(&marks, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    world.restart(&[("FAILPOINTS", &format!("followups.half-pruned=return({})", marks.display()))]);
+    repo.page("three");
+    let _ = repo.push();
+    until("the server has died", || marks.join("followups.half-pruned").exists());
+    until("two releases are left", || releases_on_disk(world) == 2);
+    let kept = || world.refs("shop").into_iter().filter(|line| line.starts_with("refs/larder/keep/")).collect::<Vec<_>>();
+    until("two refs are left", || kept().len() <= 2);
+    let stored = names(&world.environment("shop").join("releases"));
+    for line in kept() {
+        let release = line.split(' ').next().unwrap().rsplit('/').next().unwrap().to_owned();
+        assert!(stored.contains(&format!("{release}.manifest.json")), "{line} keeps a release that is gone: {stored:?}");
+    }
+    repo.page("four");
+    repo.push().accepted();
+    until("two releases are left", || releases_on_disk(world) == 2 && kept().len() == 2);
+    world.is_consistent("shop");
+}
+
+/// Failed attempts leave records; these are pruned although nothing ever went live.
+fn records_of_an_environment_that_was_never_live_are_pruned(world: &World) {
+    world.add_settings("keep: {deployments: 10}\n");
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
+    repo.page("never");
+    for _ in 0..13 {
+        repo.push().rejected_with("nothing is live yet");
+    }
+    until("ten records are left", || names(&world.environment("shop").join("deployments")).len() == 10);
 }
 
 fn releases_on_disk(world: &World) -> usize {

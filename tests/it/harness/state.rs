@@ -45,7 +45,7 @@ impl World {
     }
 
     /// Returns the refs of the server's repository, including hidden ones.
-    fn refs(&self, project: &str) -> Vec<String> {
+    pub fn refs(&self, project: &str) -> Vec<String> {
         let repository = self.root().join("projects").join(project).join("git/project.git");
         let mut command = self.client("git");
         command.arg("--git-dir").arg(&repository).args(["for-each-ref", "--format=%(refname) %(objectname)"]);
