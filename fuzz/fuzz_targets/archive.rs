@@ -1,18 +1,19 @@
-//! A hostile archive under a manifest that fits it: the reader refuses it, or every file that it returns is exactly the one of the manifest, under a
-//! path inside the tree.
+//! A hostile archive with a matching manifest. The reader must refuse the archive, or return exactly the files of the manifest, with paths
+//! inside the tree.
 //!
-//! An input is a mode byte, the entries as a line of JSON, and then what the frames hold. The manifest around it (offsets, sizes,
-//! digests of frames, seek table) is made to fit, as the holder of a signing key could do; otherwise nearly every input would be
+//! An input is a mode byte, the entries as a line of JSON, and the content of the frames. The rest of the manifest (offsets, sizes,
+//! digests of frames, seek table) is computed to match, as the owner of a signing key could do. Otherwise nearly every input would be
 //! refused at the first digest.
 
 #![no_main]
 
+mod seen;
+
 use std::io::Write;
 
-use larder_archive::{
-    Archive, ArchiveError, ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, Frame, FrameReader, ArchiveLimits, Sink, check_path,
-};
+use larder_archive::{Archive, ArchiveInfo, ArchiveInfoExt, ArchiveLimits, Digest, Entry, EntryKind, Frame, FrameReader};
 use libfuzzer_sys::fuzz_target;
+use seen::Seen;
 
 fuzz_target!(|input: &[u8]| {
     let Some((mode, rest)) = input.split_first() else { return };
@@ -22,8 +23,9 @@ fuzz_target!(|input: &[u8]| {
     if mode & 1 == 1 {
         fit_digests(&mut entries, content);
     }
-    // As raw tar that is compressed here, or as compressed bytes that come from somewhere.
-    let packed = if mode & 2 == 2 { zstd::bulk::compress(content, 1).expect("bytes can be compressed") } else { content.to_vec() };
+    // The content is raw tar, which is compressed here, or already compressed.
+    let packed =
+        if mode & 2 == 2 { zstd::bulk::compress(content, 1).expect("bytes can be compressed") } else { content.to_vec() };
     let raw: u64 = entries.iter().map(span).sum::<u64>() + 1024;
     let frame = Frame {
         offset: 0,
@@ -38,7 +40,7 @@ fuzz_target!(|input: &[u8]| {
     file.write_all(&info.seek_table()).expect("space on the disk");
     let Ok(archive) = Archive::open(&file, &entries, &info, &ArchiveLimits::default()) else { return };
     let mut reader = FrameReader::new().expect("memory");
-    let mut seen = Seen { hasher: blake3::Hasher::new(), entry: None };
+    let mut seen = Seen::new();
     let _ = archive.read(0, &mut reader, &mut seen);
 });
 
@@ -58,33 +60,5 @@ fn fit_digests(entries: &mut [Entry], content: &[u8]) {
             *digest = Digest::of(part);
             at = at.saturating_add(size.div_ceil(512).saturating_mul(512));
         }
-    }
-}
-
-/// Compares each file that comes out with its entry.
-struct Seen {
-    hasher: blake3::Hasher,
-    entry: Option<Entry>,
-}
-
-impl Sink for Seen {
-    fn begin(&mut self, _: usize, entry: &Entry) -> Result<bool, ArchiveError> {
-        assert!(check_path(entry.path.as_bytes()).is_ok());
-        assert!(self.entry.is_none(), "the file before has not ended");
-        self.hasher.reset();
-        self.entry = Some(entry.clone());
-        Ok(true)
-    }
-
-    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
-        self.hasher.update(part);
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), ArchiveError> {
-        let Some(Entry { kind: EntryKind::File { size, digest, .. }, .. }) = self.entry.take() else { panic!("no file has begun") };
-        assert_eq!(self.hasher.count(), size);
-        assert_eq!(Digest::from(self.hasher.finalize()), digest);
-        Ok(())
     }
 }

@@ -1,19 +1,22 @@
-//! Any contents of a delta's sections, under sizes and digests that are right. The reader refuses them, or gives entries whose digest is
-//! the one of the outline and files that are exactly what their entries say. `larder_archive::delta::forge` describes an input.
+//! Arbitrary sections of a delta with matching sizes and digests. The reader must refuse them, or return entries with the digest of the
+//! outline, and files that match their entries. `larder_archive::delta::forge` describes the format of an input.
 
 #![no_main]
+
+mod seen;
 
 use std::{fs::File, os::unix::fs::FileExt, sync::LazyLock};
 
 use larder_archive::{
-    ArchiveError, Confined, Digest, Entry, EntryKind, Sink, check_path,
+    Confined, EntryKind,
     delta::{
-        self, Changes, ContentOrigin, Delta, DeltaError, DeltaEndpoint,
+        self, Changes, ContentOrigin, Delta, DeltaEndpoint, DeltaError,
         forge::{self, Planted},
     },
     tree_digest,
 };
 use libfuzzer_sys::fuzz_target;
+use seen::Seen;
 
 /// The release that deltas start from.
 struct Old {
@@ -27,7 +30,7 @@ static OLD: LazyLock<Old> = LazyLock::new(|| {
     Old { planted, tree: Confined::open(&directory).expect("the directory exists") }
 });
 
-/// The delta; one file for all inputs, cut and written again for each.
+/// The delta: one file, which is truncated and rewritten for each input.
 static FILE: LazyLock<File> = LazyLock::new(|| tempfile::tempfile().expect("a file"));
 
 fuzz_target!(|input: &[u8]| {
@@ -71,40 +74,4 @@ fn apply(old: &DeltaEndpoint<'_>) -> Result<(), DeltaError> {
         let _ = delta.read(group, &mut reader, &mut Seen::new());
     }
     Ok(())
-}
-
-/// Compares each file that comes out with its entry.
-struct Seen {
-    hasher: blake3::Hasher,
-    entry: Option<Entry>,
-}
-
-impl Seen {
-    fn new() -> Seen {
-        Seen { hasher: blake3::Hasher::new(), entry: None }
-    }
-}
-
-impl Sink for Seen {
-    fn begin(&mut self, _: usize, entry: &Entry) -> Result<bool, ArchiveError> {
-        assert!(check_path(entry.path.as_bytes()).is_ok());
-        assert!(self.entry.is_none(), "the file before has not ended");
-        self.hasher.reset();
-        self.entry = Some(entry.clone());
-        Ok(true)
-    }
-
-    fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
-        self.hasher.update(part);
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<(), ArchiveError> {
-        let Some(Entry { kind: EntryKind::File { size, digest, .. }, .. }) = self.entry.take() else {
-            panic!("no file has begun")
-        };
-        assert_eq!(self.hasher.count(), size);
-        assert_eq!(Digest::from(self.hasher.finalize()), digest);
-        Ok(())
-    }
 }

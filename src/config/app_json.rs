@@ -17,8 +17,6 @@ use super::{
 use crate::model::ProcessType;
 
 const FILE: &str = "app.json";
-/// The maximum number of buildpacks of one project.
-const MAX_BUILDPACKS: usize = 32;
 /// The maximum number of warnings about unused keys.
 const MAX_WARNINGS: usize = 10;
 /// The maximum length of a key in a warning, in characters.
@@ -104,11 +102,11 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
     let mut app = AppJson::default();
     match top.get("buildpacks") {
         None | Some(Value::Null) => {}
-        Some(Value::Array(list)) if list.len() > MAX_BUILDPACKS => {
+        Some(Value::Array(list)) if list.len() > BuildpackRef::MAX => {
             problems.add(
                 "/buildpacks",
                 &format!("this list has {} items", list.len()),
-                &format!("at most {MAX_BUILDPACKS} buildpacks"),
+                &format!("at most {} buildpacks", BuildpackRef::MAX),
             );
         }
         Some(Value::Array(list)) => {

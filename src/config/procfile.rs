@@ -15,8 +15,6 @@ const EXPECTED: &str = "a line such as `web: python app.py`";
 const BUILDPACKS_FILE: &str = ".buildpacks";
 /// The maximum number of processes of one project.
 const MAX_PROCESSES: usize = 100;
-/// The maximum number of buildpacks of one project.
-const MAX_BUILDPACKS: usize = 32;
 
 /// The processes of a Procfile in the order of the file, including `release`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -75,8 +73,8 @@ pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<Co
         if problems.len() >= MAX_PROBLEMS {
             break;
         }
-        if buildpacks.len() > MAX_BUILDPACKS {
-            let expected = format!("at most {MAX_BUILDPACKS} buildpacks");
+        if buildpacks.len() > BuildpackRef::MAX {
+            let expected = format!("at most {} buildpacks", BuildpackRef::MAX);
             problems.push(ConfigError::new(BUILDPACKS_FILE, "there are too many lines").at_line(number).expected(expected));
             break;
         }

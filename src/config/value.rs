@@ -173,6 +173,9 @@ pub enum BuildpackRef {
 }
 
 impl BuildpackRef {
+    /// The maximum number of buildpacks of one project.
+    pub(super) const MAX: usize = 32;
+
     /// The expected form, for errors.
     pub(super) const EXPECTED: &'static str =
         "a name such as python, a directory such as ./tools/buildpack, or https://host/repository#commit";

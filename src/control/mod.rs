@@ -10,7 +10,6 @@ mod handlers;
 mod heads;
 mod registry;
 mod request;
-mod start;
 mod state;
 
 pub use self::{

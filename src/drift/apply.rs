@@ -14,10 +14,10 @@ use larder_archive::{Archive, ArchiveError, ArchiveLimits, FrameReader, Sink};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::{DriftPaths, Drifted, SavedAs, TreeEntry, look::hash, save::text, whole};
+use super::{DriftPaths, Drifted, SavedAs, look::hash, save::text, whole};
 use crate::{
     host::files::{Confined, Cursor, FileError},
-    model::{ArchiveInfo, Entry},
+    model::{ArchiveInfo, Entry, EntryKind},
     release::{ChangeKind, ReleaseError, WorkerAnswer},
 };
 
@@ -58,7 +58,7 @@ enum Move {
     /// Remove the entry.
     Remove,
     /// Create a directory or a symlink.
-    Make(TreeEntry),
+    Make(EntryKind),
     /// Write a text file with this content; true if it is executable.
     Write(String, bool),
     /// Set the mode of a file; true if it is executable.
@@ -99,7 +99,7 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
 }
 
 /// Returns the entry at a path of the slot.
-fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
+fn current(app: &Confined, path: &str) -> Result<Option<EntryKind>, String> {
     let mut cursor = app.cursor();
     let stat = match cursor.stat(path) {
         Ok(stat) => stat,
@@ -117,15 +117,15 @@ fn current(app: &Confined, path: &str) -> Result<Option<TreeEntry>, String> {
         Err(error) => return Err(error.to_string()),
     };
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Ok(Some(TreeEntry::Dir)),
+        FileType::Directory => Ok(Some(EntryKind::Dir)),
         FileType::RegularFile => {
             let size = u64::try_from(stat.st_size).unwrap_or_default();
             let (size, digest) = hash(&mut cursor, path.as_ref(), size).map_err(|error| error.to_string())?;
-            Ok(Some(TreeEntry::File { size, digest, executable: stat.st_mode & 0o100 != 0 }))
+            Ok(Some(EntryKind::File { size, digest, executable: stat.st_mode & 0o100 != 0 }))
         }
         FileType::Symlink => {
             let target = cursor.read_link(path).map_err(|error| error.to_string())?;
-            Ok(Some(TreeEntry::Link { target: target.to_string_lossy().into_owned() }))
+            Ok(Some(EntryKind::Link { target: target.to_string_lossy().into_owned() }))
         }
         _ => Err(String::from("this release has a special file at this path")),
     }
@@ -142,9 +142,9 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
     }
     let clean = match (&change.now, change.kept) {
         (None, _) => Move::Remove,
-        (Some(TreeEntry::File { executable, digest, .. }), SavedAs::Text { .. }) => {
+        (Some(EntryKind::File { executable, digest, .. }), SavedAs::Text { .. }) => {
             let base = match &change.was {
-                Some(TreeEntry::File { size, digest, .. }) => {
+                Some(EntryKind::File { size, digest, .. }) => {
                     text(app, &change.path, *size, digest).ok_or("the file is not text in this release")?
                 }
                 _ => String::new(),
@@ -155,24 +155,24 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
             }
             Move::Write(new, *executable)
         }
-        (Some(TreeEntry::File { .. }), SavedAs::Whole) => Move::Whole,
-        (Some(TreeEntry::File { executable, .. }), _) => Move::Mode(*executable),
+        (Some(EntryKind::File { .. }), SavedAs::Whole) => Move::Whole,
+        (Some(EntryKind::File { executable, .. }), _) => Move::Mode(*executable),
         (Some(thing), _) => Move::Make(thing.clone()),
     };
     Ok((clean, false))
 }
 
 /// Returns the action for a path at which this release differs from the release of the patch.
-fn merge(app: &Confined, change: &Drifted, current: Option<&TreeEntry>, diffs: &File) -> Result<Move, String> {
-    let now_executable = |was: &Option<TreeEntry>, now: bool, current: bool| match was {
-        Some(TreeEntry::File { executable, .. }) if *executable == now => current,
+fn merge(app: &Confined, change: &Drifted, current: Option<&EntryKind>, diffs: &File) -> Result<Move, String> {
+    let now_executable = |was: &Option<EntryKind>, now: bool, current: bool| match was {
+        Some(EntryKind::File { executable, .. }) if *executable == now => current,
         _ => now,
     };
     match (current, &change.was, &change.now) {
         (
-            Some(TreeEntry::File { size, digest, executable: current }),
-            Some(TreeEntry::File { digest: was, .. }),
-            Some(TreeEntry::File { executable, digest: now, .. }),
+            Some(EntryKind::File { size, digest, executable: current }),
+            Some(EntryKind::File { digest: was, .. }),
+            Some(EntryKind::File { executable, digest: now, .. }),
         ) => {
             let executable = now_executable(&change.was, *executable, *current);
             match change.kept {
@@ -213,7 +213,7 @@ fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseErro
         if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
             continue;
         }
-        if change.was == Some(TreeEntry::Dir) {
+        if change.was == Some(EntryKind::Dir) {
             // If the release has new entries in the directory, the removal fails and the directory stays.
             let removed = cursor.remove_dir(&change.path);
             if change.change != ChangeKind::Removed {
@@ -229,7 +229,7 @@ fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseErro
         }
         match one {
             Move::There | Move::Remove | Move::Whole => {}
-            Move::Make(TreeEntry::Link { target }) => cursor.symlink(target, &change.path)?,
+            Move::Make(EntryKind::Link { target }) => cursor.symlink(target, &change.path)?,
             Move::Make(_) => cursor.create_dir(&change.path, 0o755)?,
             Move::Write(text, executable) => {
                 let mut file = cursor.create(&change.path, mode(*executable))?;
@@ -292,7 +292,7 @@ impl Sink for Writer<'_> {
         if !self.wanted.contains(&entry.path.as_str()) {
             return Ok(false);
         }
-        let executable = matches!(entry.kind, crate::model::EntryKind::File { executable: true, .. });
+        let executable = matches!(entry.kind, EntryKind::File { executable: true, .. });
         self.open = Some((self.cursor.create(&entry.path, mode(executable))?, entry.path.clone()));
         Ok(true)
     }

@@ -9,7 +9,7 @@ use std::{
 use larder_archive::{check_path, check_target};
 use rustix::fs::{FileType, Stat};
 
-use super::{Drift, Drifted, MAX_CHANGES, SavedAs, TreeEntry, noise::Rules};
+use super::{Drift, Drifted, MAX_CHANGES, SavedAs, noise::Rules};
 use crate::{
     host::files::{Confined, Cursor, FileError},
     model::{Entry, EntryKind},
@@ -82,7 +82,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
         .collect();
     for path in empty {
         match found.len() < MAX_CHANGES {
-            true => found.push(change(path, None, Ok(TreeEntry::Dir), rules)),
+            true => found.push(change(path, None, Ok(EntryKind::Dir), rules)),
             false => left_out += 1,
         }
     }
@@ -145,7 +145,7 @@ impl Look<'_> {
             Ok(stat) => self.thing(cursor, name, &stat, known),
             Err(error) => Err(odd(&error)),
         };
-        if now == Ok(TreeEntry::Dir) {
+        if now == Ok(EntryKind::Dir) {
             pending.push(path.clone());
             match known {
                 Some(EntryKind::Dir) => return,
@@ -156,7 +156,7 @@ impl Look<'_> {
         if known == Some(&EntryKind::Dir) {
             self.gone(&path);
         }
-        if known.map(TreeEntry::from).as_ref() != now.as_ref().ok() || now.is_err() {
+        if known != now.as_ref().ok() || now.is_err() {
             self.note(path, now);
         }
     }
@@ -168,9 +168,9 @@ impl Look<'_> {
         name: &OsStr,
         stat: &Stat,
         known: Option<&EntryKind>,
-    ) -> Result<TreeEntry, &'static str> {
+    ) -> Result<EntryKind, &'static str> {
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Ok(TreeEntry::Dir),
+            FileType::Directory => Ok(EntryKind::Dir),
             FileType::RegularFile => {
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 let executable = stat.st_mode & 0o100 != 0;
@@ -178,19 +178,19 @@ impl Look<'_> {
                     // A file of the same size counts as unchanged.
                     return match known {
                         Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
-                            Ok(TreeEntry::File { size, digest: *digest, executable })
+                            Ok(EntryKind::File { size, digest: *digest, executable })
                         }
                         _ => Err("not read: more than 4 GiB have changed"),
                     };
                 }
                 self.bytes -= size;
                 let (size, digest) = hash(cursor, name, size).map_err(|error| odd(&error))?;
-                Ok(TreeEntry::File { size, digest, executable })
+                Ok(EntryKind::File { size, digest, executable })
             }
             FileType::Symlink => {
                 let target = cursor.read_link(name).map_err(|error| odd(&error))?;
                 let target = check_target(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()));
-                target.map(|target| TreeEntry::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
+                target.map(|target| EntryKind::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
             }
             FileType::Fifo | FileType::Socket => Err("a socket or FIFO"),
             _ => Err("a device"),
@@ -213,8 +213,8 @@ impl Look<'_> {
             self.left_out += 1;
             return;
         }
-        let was = self.known.get(path).map(TreeEntry::from);
-        let is_dir = was == Some(TreeEntry::Dir);
+        let was = self.known.get(path).cloned();
+        let is_dir = was == Some(EntryKind::Dir);
         let noise = self.rules.noise(path, is_dir, true).map(str::to_owned);
         self.found.push(Drifted {
             path: path.to_owned(),
@@ -227,18 +227,18 @@ impl Look<'_> {
         });
     }
 
-    fn note(&mut self, path: String, now: Result<TreeEntry, &'static str>) {
+    fn note(&mut self, path: String, now: Result<EntryKind, &'static str>) {
         if self.found.len() >= MAX_CHANGES {
             self.left_out += 1;
             return;
         }
-        let was = self.known.get(&path).map(TreeEntry::from);
+        let was = self.known.get(&path).cloned();
         self.found.push(change(path, was, now, self.rules));
     }
 }
 
-fn change(path: String, was: Option<TreeEntry>, now: Result<TreeEntry, &'static str>, rules: &Rules) -> Drifted {
-    let is_dir = now == Ok(TreeEntry::Dir);
+fn change(path: String, was: Option<EntryKind>, now: Result<EntryKind, &'static str>, rules: &Rules) -> Drifted {
+    let is_dir = now == Ok(EntryKind::Dir);
     let (now, odd) = match now {
         Ok(now) => (Some(now), None),
         Err(why) => (None, Some(why.to_owned())),

@@ -25,65 +25,12 @@ pub use server::{DriftTarget, apply, look, save, verify_tree};
 
 use crate::{
     host::files::Confined,
-    model::{ArchiveInfo, Digest, Entry, EntryKind},
+    model::{ArchiveInfo, Entry, EntryKind},
     release::{ChangeKind, ReleaseError, WorkerAnswer, store, verify},
 };
 
 /// The maximum number of changes that are listed. Further changes are only counted.
 const MAX_CHANGES: usize = 5000;
-
-/// A directory, regular file or symlink of a tree, as patches and reports contain it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TreeEntry {
-    /// A directory.
-    Dir,
-    /// A regular file.
-    File {
-        /// The size in bytes.
-        size: u64,
-        /// The digest of the content.
-        digest: Digest,
-        /// True if the file is executable.
-        executable: bool,
-    },
-    /// A symlink.
-    Link {
-        /// The target, verbatim.
-        target: String,
-    },
-}
-
-impl From<&EntryKind> for TreeEntry {
-    fn from(kind: &EntryKind) -> TreeEntry {
-        match kind {
-            EntryKind::Dir => TreeEntry::Dir,
-            EntryKind::File { size, digest, executable } => {
-                TreeEntry::File { size: *size, digest: *digest, executable: *executable }
-            }
-            EntryKind::Link { target } => TreeEntry::Link { target: target.clone() },
-        }
-    }
-}
-
-impl From<&TreeEntry> for EntryKind {
-    fn from(thing: &TreeEntry) -> EntryKind {
-        match thing {
-            TreeEntry::Dir => EntryKind::Dir,
-            TreeEntry::File { size, digest, executable } => {
-                EntryKind::File { size: *size, digest: *digest, executable: *executable }
-            }
-            TreeEntry::Link { target } => EntryKind::Link { target: target.clone() },
-        }
-    }
-}
-
-impl TreeEntry {
-    /// Returns the size of a file in bytes, and `None` for other entries.
-    pub fn size(&self) -> Option<u64> {
-        if let TreeEntry::File { size, .. } = self { Some(*size) } else { None }
-    }
-}
 
 /// A path of the live tree at which the entry differs from that of the release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +40,9 @@ pub struct Drifted {
     /// The kind of the change.
     pub change: ChangeKind,
     /// The entry of the release; `None` if the release has none.
-    pub was: Option<TreeEntry>,
+    pub was: Option<EntryKind>,
     /// The live entry. `None` if the entry was removed, is unreadable, or is not a file, directory or symlink (see `odd`).
-    pub now: Option<TreeEntry>,
+    pub now: Option<EntryKind>,
     /// The reason why the change can be listed but not saved, such as a socket or an unreadable file.
     pub odd: Option<String>,
     /// The reason why the change is expected: a cache, a log, `drift.ignore`. Expected changes are listed and never saved.
@@ -166,7 +113,7 @@ pub enum LookJob {
 }
 
 /// An expected change: a path and the live entry at this path, or `None` if the deployment removed the entry.
-pub type KnownEntry = (String, Option<TreeEntry>);
+pub type KnownEntry = (String, Option<EntryKind>);
 
 /// The report of the drift worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,7 +163,7 @@ pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Opti
                 let upper = places.upper.as_deref().map(Confined::open).transpose()?;
                 let rules = noise::Rules::new(data, ignore)?;
                 let mut drift = look::look(&app, upper.as_ref(), &manifest.entries, &rules)?;
-                let known: std::collections::HashMap<&str, &Option<TreeEntry>> =
+                let known: std::collections::HashMap<&str, &Option<EntryKind>> =
                     known.iter().map(|(path, thing)| (path.as_str(), thing)).collect();
                 for change in drift.changes.iter_mut().filter(|change| change.noise.is_none()) {
                     if known.get(change.path.as_str()) == Some(&&change.now) {
@@ -238,11 +185,11 @@ pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Opti
 fn whole(changes: &[Drifted]) -> Vec<Entry> {
     let mut all = std::collections::BTreeMap::new();
     for change in changes.iter().filter(|change| change.kept == SavedAs::Whole) {
-        if let Some(file @ TreeEntry::File { .. }) = &change.now {
+        if let Some(file @ EntryKind::File { .. }) = &change.now {
             for (at, _) in change.path.match_indices('/') {
                 all.insert(change.path.get(..at).unwrap_or_default().to_owned(), EntryKind::Dir);
             }
-            all.insert(change.path.clone(), file.into());
+            all.insert(change.path.clone(), file.clone());
         }
     }
     all.into_iter().map(|(path, kind)| Entry { path, kind }).collect()

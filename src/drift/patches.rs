@@ -236,7 +236,7 @@ mod tests {
         let change = Drifted {
             path: path.to_owned(),
             change: ChangeKind::Removed,
-            was: Some(super::super::TreeEntry::Dir),
+            was: Some(crate::model::EntryKind::Dir),
             now: None,
             odd: None,
             noise: None,

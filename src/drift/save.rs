@@ -7,10 +7,10 @@ use std::{
 
 use larder_archive::{self as archive, Item};
 
-use super::{Drift, Drifted, SavedAs, TreeEntry, whole};
+use super::{Drift, Drifted, SavedAs, whole};
 use crate::{
     host::files::{Confined, FileError},
-    model::{ArchiveInfo, Digest},
+    model::{ArchiveInfo, Digest, EntryKind},
     release::ReleaseError,
 };
 
@@ -48,12 +48,12 @@ pub fn write(
             continue;
         }
         change.kept = match (&change.was, &change.now) {
-            (Some(TreeEntry::File { digest: was, .. }), Some(TreeEntry::File { digest, .. })) if was == digest => SavedAs::Listed,
-            (_, Some(TreeEntry::File { size, .. })) if *size <= MAX_FILE.min(left) => {
+            (Some(EntryKind::File { digest: was, .. }), Some(EntryKind::File { digest, .. })) if was == digest => SavedAs::Listed,
+            (_, Some(EntryKind::File { size, .. })) if *size <= MAX_FILE.min(left) => {
                 left -= size;
                 SavedAs::Whole
             }
-            (_, Some(TreeEntry::File { size, .. })) => {
+            (_, Some(EntryKind::File { size, .. })) => {
                 let (file, all) = (MAX_FILE >> 20, MAX_TOTAL >> 20);
                 change.odd =
                     Some(format!("not saved: the file has {} MiB (limit {file} MiB per file, {all} MiB per patch)", size >> 20));
@@ -75,20 +75,20 @@ pub fn write(
 /// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not text, or if they are equal.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
-        Some(TreeEntry::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
+        Some(EntryKind::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
         _ => String::new(),
     };
     let new = match &change.now {
-        Some(TreeEntry::File { size, digest, .. }) => text(app, &change.path, *size, digest)?,
+        Some(EntryKind::File { size, digest, .. }) => text(app, &change.path, *size, digest)?,
         Some(_) => return None,
-        None if matches!(change.was, Some(TreeEntry::File { .. })) => String::new(),
+        None if matches!(change.was, Some(EntryKind::File { .. })) => String::new(),
         None => return None,
     };
     if old == new {
         return None;
     }
     let side = |letter: char, there: bool| if there { named(letter, &change.path) } else { String::from("/dev/null") };
-    let was_file = matches!(change.was, Some(TreeEntry::File { .. }));
+    let was_file = matches!(change.was, Some(EntryKind::File { .. }));
     let mut options = diffy::DiffOptions::new();
     options.set_original_filename(side('a', was_file)).set_modified_filename(side('b', change.now.is_some()));
     Some(options.create_patch(&old, &new).to_string())
@@ -99,11 +99,11 @@ fn header(change: &Drifted) -> String {
     let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
     let mode = |executable: bool| if executable { "100755" } else { "100644" };
     match (&change.was, &change.now) {
-        (Some(TreeEntry::File { executable: was, .. }), Some(TreeEntry::File { executable, .. })) if was != executable => {
+        (Some(EntryKind::File { executable: was, .. }), Some(EntryKind::File { executable, .. })) if was != executable => {
             header.push_str(&format!("old mode {}\nnew mode {}\n", mode(*was), mode(*executable)));
         }
-        (None, Some(TreeEntry::File { executable, .. })) => header.push_str(&format!("new file mode {}\n", mode(*executable))),
-        (Some(TreeEntry::File { executable, .. }), None) => {
+        (None, Some(EntryKind::File { executable, .. })) => header.push_str(&format!("new file mode {}\n", mode(*executable))),
+        (Some(EntryKind::File { executable, .. }), None) => {
             header.push_str(&format!("deleted file mode {}\n", mode(*executable)))
         }
         _ => {}

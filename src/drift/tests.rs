@@ -6,9 +6,9 @@ use std::{
     path::Path,
 };
 
-use super::{Applied, ApplyJob, Drift, DriftPaths, LookJob, LookReport, SavedAs, TreeEntry, apply_work, look_work};
+use super::{Applied, ApplyJob, Drift, DriftPaths, LookJob, LookReport, SavedAs, apply_work, look_work};
 use crate::{
-    model::Manifest,
+    model::{EntryKind, Manifest},
     release::{ChangeKind, WorkerAnswer, bundle, store, tests::head},
 };
 
@@ -191,7 +191,7 @@ fn entries_that_no_release_can_hold_are_listed_and_not_saved() {
     assert!(odd.iter().all(|change| change.kept == SavedAs::No));
     // A symlink is listed with its target; the file at the target is not read.
     let link = saved.drift.changes.iter().find(|change| change.path == "lib/out").unwrap();
-    assert_eq!(link.now, Some(TreeEntry::Link { target: String::from("/etc/passwd") }));
+    assert_eq!(link.now, Some(EntryKind::Link { target: String::from("/etc/passwd") }));
     assert_eq!(saved.drift.changes.len(), 4);
 }
 

@@ -1,8 +1,11 @@
-//! The projects and environments of a server.
+//! The projects of a server, their environments, and the remotes of environments.
 
 use serde::{Deserialize, Serialize};
 
-use super::{BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, ReleaseId, ReleaseNumber, Remote, Slot};
+use super::{
+    BranchName, CommitId, EnvId, EnvironmentName, Mode, ProjectId, ProjectName, PublicKey, ReleaseId, ReleaseNumber, RemoteName,
+    Slot,
+};
 
 /// The way in which a new release replaces the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,6 +93,24 @@ impl Environment {
     pub fn title(&self) -> String {
         format!("{}/{}", self.project, self.name)
     }
+}
+
+/// A location of deliverables that `larder remote add` has recorded: another larder server, a directory, a web server or a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    pub name: RemoteName,
+    /// The address: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...` or `s3://BUCKET/PREFIX`. The
+    /// address is stored unchanged, and is checked before each connection.
+    pub url: String,
+    /// The pinned host key of an ssh address, as in a `known_hosts` file without the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+    /// The keys whose signed deliverables are accepted from the remote. Without a key, no deliverable is pulled.
+    #[serde(default)]
+    pub trust: Vec<PublicKey>,
+    /// True if releases that this environment builds are published to the remote.
+    #[serde(default)]
+    pub publish: bool,
 }
 
 /// The live release of an environment.

@@ -2,7 +2,6 @@
 //!
 //! These types check a value when it is created or parsed, so other modules do not check the value again.
 
-mod access;
 mod checked;
 mod environment;
 mod event;
@@ -10,33 +9,28 @@ mod health;
 mod id;
 mod launch;
 mod manifest;
-mod mode;
 mod name;
 mod phase;
-mod remote;
 mod signature;
-mod slot;
 mod source;
 mod spec;
 mod tag;
 mod text;
+mod words;
 
-pub use access::Access;
 pub(crate) use checked::{checked_text, text_form};
-pub use environment::{Environment, Live, Project, Strategy};
+pub use environment::{Environment, Live, Project, Remote, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};
 pub use health::{HealthRecord, PassedCheck, Period, ProcessRestart};
 pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
 pub use larder_archive::{ArchiveInfo, Digest, Entry, EntryKind, Frame, bounded};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
 pub use manifest::{BuildpackUse, Manifest};
-pub use mode::Mode;
 pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UserName};
 pub use phase::Phase;
-pub use remote::Remote;
 pub use signature::{PublicKey, Signature, SignatureBytes};
-pub use slot::Slot;
 pub use source::{SourceEntry, SourceKind, SourceList};
 pub use spec::{DeploymentSpec, EnvironmentIdentity, Origin, SpecError, StepName, Trigger};
 pub use tag::{best_tag, compare_tags};
 pub use text::{sanitise_bytes, sanitise_line, sanitise_reason, sanitise_text};
+pub use words::{Access, Mode, Slot};

@@ -1,4 +1,5 @@
-//! The list of exported files, which is stored beside the exported tree.
+//! The list of exported files, which is stored beside the exported tree. The export and the bundling share this format, which has a
+//! version of its own.
 
 use serde::{Deserialize, Serialize};
 

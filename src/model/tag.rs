@@ -1,4 +1,4 @@
-//! Chooses the version of a commit from the commit's tags.
+//! Chooses the version of a commit from the commit's tags. This file is the only place that compares version numbers.
 
 use std::cmp::Ordering;
 

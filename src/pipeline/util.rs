@@ -1,4 +1,5 @@
-//! Helpers that every file of the pipeline may use: error chains and durations as text, and waiting for the disk.
+//! Helpers that every file of the pipeline may use: error chains and durations as text, and waiting for the disk. This file imports no
+//! other file of the module.
 
 use std::{error::Error, time::Duration};
 

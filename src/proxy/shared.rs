@@ -1,4 +1,5 @@
-//! The state that all connections of a proxy share.
+//! The state that all connections of a proxy share. It is a file of its own, so that the listener and the connections can import it
+//! without importing each other.
 
 use std::{collections::HashMap, sync::Arc};
 

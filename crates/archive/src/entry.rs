@@ -143,7 +143,10 @@ impl<'de> Deserialize<'de> for Entry {
 }
 
 /// The kind of an entry. Owners, times and all mode bits but "executable" are not kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// The derived serialisation is that of patches of changed files. An [`Entry`] has a serialisation of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EntryKind {
     /// A directory, mode 0755.
     Dir,
@@ -161,6 +164,13 @@ pub enum EntryKind {
         /// The target, verbatim.
         target: String,
     },
+}
+
+impl EntryKind {
+    /// Returns the size of a file in bytes.
+    pub fn size(&self) -> Option<u64> {
+        if let EntryKind::File { size, .. } = self { Some(*size) } else { None }
+    }
 }
 
 /// The digest of a tree: BLAKE3 over its entries in the order of their paths' bytes, each as one letter (`d`, `f`, `x` for an

@@ -1,4 +1,4 @@
-//! The input of the writer.
+//! The input of the writer, which the planning of frames, the compression and the reuse of frames share.
 
 use std::fs::File;
 

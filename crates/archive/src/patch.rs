@@ -62,13 +62,7 @@ pub fn unpack(reference: &[u8], packed: &[u8], raw: usize, into: &mut Vec<u8>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noise(seed: u64, size: usize) -> Vec<u8> {
-        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-        let mut bytes = vec![0; size];
-        reader.fill(&mut bytes);
-        bytes
-    }
+    use crate::tests::noise;
 
     #[test]
     fn patch_size_follows_the_change_and_reference_is_required() {

@@ -1,4 +1,4 @@
-//! Round trips, reuse, and what damage does.
+//! Round trips, reuse of frames, and damaged archives.
 
 use std::{
     fs::File,
@@ -10,7 +10,15 @@ use std::{
 use super::*;
 use crate::{ArchiveInfo, Confined, Digest, Entry, EntryKind};
 
-/// Collects what it is given.
+/// Returns bytes that do not compress, and that depend only on the seed.
+pub(super) fn noise(seed: u64, size: usize) -> Vec<u8> {
+    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    let mut bytes = vec![0; size];
+    reader.fill(&mut bytes);
+    bytes
+}
+
+/// A sink that collects the content of all files.
 #[derive(Default)]
 pub(super) struct Collect {
     pub(super) files: Vec<(String, Vec<u8>)>,

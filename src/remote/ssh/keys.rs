@@ -1,9 +1,7 @@
 //! The ssh keys of this server, in files that are created once and that only the server's user may read, and the text form of public keys.
 
 use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,44 +11,25 @@ use russh::keys::{
     ssh_key::{LineEnding, private::Ed25519Keypair},
 };
 
-/// The most bytes of a key file that are read.
+use crate::host::{
+    files::{FileError, PrivateError, make_private, read_private},
+    random,
+};
+
+/// The maximum size of a key file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// The reason why a key cannot be loaded or created. An existing file is never replaced: the key identifies this server to others.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// A file operation failed.
-    #[error("cannot {doing} the {what} {}", path.display())]
-    Io {
-        /// The operation, as a verb.
-        doing: &'static str,
+    /// The file cannot be read or written, or is not private to the server's user.
+    #[error("cannot use the {what}")]
+    File {
         /// The purpose of the key, such as `host key`.
         what: &'static str,
-        /// The path of the file.
-        path: PathBuf,
-        /// The system's error.
+        /// The cause, with the path of the file.
         #[source]
-        source: io::Error,
-    },
-    /// The file is not a regular file of the server's user.
-    #[error("cannot use the {what} {}: it is not a regular file that belongs to the server's user (uid {uid}); correct its owner or remove it", path.display())]
-    Owner {
-        /// The purpose of the key, such as `host key`.
-        what: &'static str,
-        /// The path of the file.
-        path: PathBuf,
-        /// The user id of the server.
-        uid: u32,
-    },
-    /// Other users may read or write the file.
-    #[error("the {what} {} has mode {mode:04o}, expected 0600; run: chmod 600 {}", path.display(), path.display())]
-    Mode {
-        /// The purpose of the key, such as `host key`.
-        what: &'static str,
-        /// The path of the file.
-        path: PathBuf,
-        /// The permission bits.
-        mode: u32,
+        source: PrivateError,
     },
     /// The file does not contain an unencrypted ed25519 key in OpenSSH's format.
     #[error("the {what} {} is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to create a new one (other servers will then reject this server)", path.display())]
@@ -62,6 +41,15 @@ pub enum KeyFileError {
         /// The decoder's error, if decoding failed.
         #[source]
         source: Option<russh::keys::ssh_key::Error>,
+    },
+    /// The system has no random bytes.
+    #[error("cannot get random bytes for a new {what}")]
+    Random {
+        /// The purpose of the key.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
     },
     /// A new key could not be generated.
     #[error("cannot generate a new {what}")]
@@ -93,32 +81,13 @@ pub fn load_or_create(what: &'static str, path: &Path) -> Result<(PrivateKey, St
 }
 
 impl KeyFile<'_> {
-    fn failed(self, doing: &'static str) -> impl FnOnce(io::Error) -> KeyFileError {
-        move |source| KeyFileError::Io { doing, what: self.what, path: self.path.to_owned(), source }
-    }
-
     fn load(self) -> Result<Option<PrivateKey>, KeyFileError> {
         let KeyFile { what, path } = self;
-        let mut options = fs::OpenOptions::new();
-        // Does not follow a symlink, and does not block on a named pipe.
-        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
-        let file = match options.open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.failed("open")(error)),
+        let Some(bytes) = read_private(path, MAX_FILE).map_err(|source| KeyFileError::File { what, source })? else {
+            return Ok(None);
         };
-        let metadata = file.metadata().map_err(self.failed("inspect"))?;
-        let uid = rustix::process::geteuid().as_raw();
-        if !metadata.is_file() || metadata.uid() != uid {
-            return Err(KeyFileError::Owner { what, path: path.to_owned(), uid });
-        }
-        let mode = metadata.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KeyFileError::Mode { what, path: path.to_owned(), mode });
-        }
-        let text = io::read_to_string(io::Read::take(file, MAX_FILE)).map_err(self.failed("read"))?;
         let content = |source| KeyFileError::Content { what, path: path.to_owned(), source };
-        let key = PrivateKey::from_openssh(&text).map_err(|source| content(Some(source)))?;
+        let key = PrivateKey::from_openssh(&bytes).map_err(|source| content(Some(source)))?;
         if key.is_encrypted() || key.key_data().ed25519().is_none() {
             return Err(content(None));
         }
@@ -127,32 +96,18 @@ impl KeyFile<'_> {
 
     fn create(self) -> Result<PrivateKey, KeyFileError> {
         let KeyFile { what, path } = self;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut seed = [0; 32];
-        let mut filled = 0;
-        while let Some(rest) = seed.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let got = rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
-                .map_err(|error| self.failed("get random bytes for")(error.into()))?;
-            filled = filled.saturating_add(got);
-        }
+        let seed = random().map_err(|source| KeyFileError::Random { what, source })?;
         let generate = |source| KeyFileError::Generate { what, source };
         let key = PrivateKey::new(Ed25519Keypair::from_seed(&seed).into(), format!("larder {what}")).map_err(generate)?;
         let text = key.to_openssh(LineEnding::LF).map_err(generate)?;
-
-        // The file is complete before it gets its name. It never replaces a key that another process has created meanwhile.
-        let mut draft =
-            tempfile::Builder::new().prefix(".key-").tempfile_in(directory).map_err(self.failed("write a draft of"))?;
-        draft.write_all(text.as_bytes()).map_err(self.failed("write"))?;
-        draft.as_file().sync_all().map_err(self.failed("sync"))?;
-        match draft.persist_noclobber(path) {
-            Ok(_) => {}
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                return self.load()?.ok_or_else(|| self.failed("read")(io::Error::from(io::ErrorKind::NotFound)));
-            }
-            Err(error) => return Err(self.failed("save")(error.error)),
+        match make_private(path, text.as_bytes()).map_err(|source| KeyFileError::File { what, source })? {
+            true => Ok(key),
+            // Another start has created the key meanwhile.
+            false => self.load()?.ok_or_else(|| {
+                let gone = FileError::io("read", path, io::Error::from(io::ErrorKind::NotFound));
+                KeyFileError::File { what, source: gone.into() }
+            }),
         }
-        fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(self.failed("sync the directory of"))?;
-        Ok(key)
     }
 }
 
@@ -204,7 +159,11 @@ pub fn fingerprint(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::{
+        error::Error as _,
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt, symlink},
+    };
 
     #[test]
     fn key_is_created_once_with_mode_0600() {
@@ -223,7 +182,7 @@ mod tests {
         let path = directory.path().join("key");
         load_or_create("host key", &path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = load_or_create("host key", &path).unwrap_err().to_string();
+        let error = load_or_create("host key", &path).unwrap_err().source().unwrap().to_string();
         assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
     }
 
@@ -234,8 +193,11 @@ mod tests {
         load_or_create("host key", &real).unwrap();
         let link = directory.path().join("link");
         symlink(&real, &link).unwrap();
-        assert!(matches!(load_or_create("host key", &link), Err(KeyFileError::Io { .. })));
-        assert!(matches!(load_or_create("host key", directory.path()), Err(KeyFileError::Owner { .. })));
+        assert!(matches!(load_or_create("host key", &link), Err(KeyFileError::File { source: PrivateError::File(_), .. })));
+        assert!(matches!(
+            load_or_create("host key", directory.path()),
+            Err(KeyFileError::File { source: PrivateError::Owner { .. }, .. })
+        ));
         fs::write(&real, "not a key").unwrap();
         assert!(matches!(load_or_create("host key", &real), Err(KeyFileError::Content { .. })));
         assert_eq!(fs::read_to_string(&real).unwrap(), "not a key");

@@ -211,14 +211,8 @@ fn moved(at: usize, shift: i64) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::noise;
     use proptest::prelude::*;
-
-    fn noise(seed: u64, size: usize) -> Vec<u8> {
-        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
-        let mut bytes = vec![0; size];
-        reader.fill(&mut bytes);
-        bytes
-    }
 
     fn told(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
         let mut told = Finder::default().tell(old, text, shift);

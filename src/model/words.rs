@@ -1,0 +1,105 @@
+//! The words of records and command lines for a few choices: the mode of an environment, a slot, an access right.
+//!
+//! Each type has one word per variant, which is also its serialised form.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The way in which an environment deploys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Development: the environment runs the checkout itself, and builds are incremental. Reserved for a later version.
+    Editable,
+    /// Staging: the environment builds from a clean tree, and makes the release archives that final environments install.
+    Cooking,
+    /// Production: the environment never builds, and installs release archives of cooking environments.
+    Final,
+}
+
+impl Mode {
+    /// Returns the word for command lines and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Editable => "editable",
+            Mode::Cooking => "cooking",
+            Mode::Final => "final",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One of the two workspaces of an environment. At most one slot is live, and a new release boots in the other slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slot {
+    Blue,
+    Green,
+}
+
+impl Slot {
+    pub const ALL: [Slot; 2] = [Slot::Blue, Slot::Green];
+
+    /// Returns the name of the directory below `slots/`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Slot::Blue => "blue",
+            Slot::Green => "green",
+        }
+    }
+
+    /// Returns the other slot.
+    pub fn other(self) -> Slot {
+        match self {
+            Slot::Blue => Slot::Green,
+            Slot::Green => Slot::Blue,
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An access right. Each right includes the rights before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// No access. The caller gets the same answers as for a project that does not exist.
+    None,
+    /// The right to read the project's state, logs and releases, and to clone and fetch.
+    View,
+    /// The right to push and to deploy.
+    Push,
+    /// The right to run commands, to scale processes, and to change the configuration.
+    Operate,
+    /// The right to create and destroy projects, and to manage users.
+    Admin,
+}
+
+impl Access {
+    /// Returns the word for command lines and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Access::None => "none",
+            Access::View => "view",
+            Access::Push => "push",
+            Access::Operate => "operate",
+            Access::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
