@@ -148,31 +148,23 @@ impl Assignment {
 
     /// Returns the mounts of the worker. `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
     pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<BindMount> {
-        let mut binds: Vec<_> = self
-            .directories
-            .iter()
-            // The operator's own buildpacks are optional.
-            .filter(|directory| directory.variable != "LARDER_ETC_BUILDPACKS" || root.join(&directory.path).is_dir())
-            .map(|directory| BindMount {
-                source: BindSource::Below(directory.path.clone()),
-                target: directory.target,
-                writable: directory.writable,
-                // An operator may have mounted another disk inside the data directory.
-                recursive: directory.variable == "LARDER_DATA",
-            })
-            .collect();
+        let below =
+            |path: PathBuf, target, writable| BindMount { source: BindSource::Below(path), target, writable, recursive: false };
+        // The operator's own buildpacks are optional.
+        let exists =
+            |directory: &&RoleDirectory| directory.variable != "LARDER_ETC_BUILDPACKS" || root.join(&directory.path).is_dir();
+        let binds = self.directories.iter().filter(exists).map(|directory| BindMount {
+            // An operator may have mounted another disk inside the data directory.
+            recursive: directory.variable == "LARDER_DATA",
+            ..below(directory.path.clone(), directory.target, directory.writable)
+        });
+        let mut binds: Vec<_> = binds.collect();
         match (&self.layer, app) {
             (Some(layer), Some(path)) => {
                 let writable = !layer.read_only && !self.read_only_app;
                 binds.push(BindMount { source: BindSource::Own(path), target: "/app", writable, recursive: false });
             }
             (Some(layer), None) => {
-                let below = |path: PathBuf, target, writable| BindMount {
-                    source: BindSource::Below(path),
-                    target,
-                    writable,
-                    recursive: false,
-                };
                 binds.push(below(layer.lower.clone(), "/lower", false));
                 binds.push(below(layer.scratch.join("upper"), "/app", !self.read_only_app));
             }

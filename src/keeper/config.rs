@@ -7,7 +7,7 @@ use larder_sandbox::{NumberConflict, UnsafeDirectory};
 pub use larder_sandbox::EmbeddedFile;
 
 /// The configuration of a keeper.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct KeeperConfig {
     /// larder's directory; absolute.
     pub root: PathBuf,
@@ -51,26 +51,16 @@ impl KeeperConfig {
     pub fn new(root: PathBuf) -> KeeperConfig {
         KeeperConfig {
             root,
-            ssh_listen: Vec::new(),
-            http_listen: Vec::new(),
-            server_args: Vec::new(),
-            check_args: None,
-            server_env: Vec::new(),
             exe: KeeperConfig::own_program(),
-            server_exe: None,
-            lib: Vec::new(),
-            host_paths: Vec::new(),
-            host_env: Vec::new(),
-            application_memory: None,
-            build_memory: None,
             build_processes: 2048,
             namespaces: true,
             overlays: true,
             temporary: 2 * 1024 * 1024 * 1024,
+            ..KeeperConfig::default()
         }
     }
 
-    /// The path of the running program.
+    /// Returns the path of the running program.
     pub fn own_program() -> PathBuf {
         std::fs::read_link("/proc/self/exe").ok().filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
     }

@@ -22,19 +22,11 @@ mod table;
 mod users;
 mod views;
 
-use std::{
-    fs::File,
-    io,
-    net::SocketAddr,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
-    path::Path,
-    process::ExitCode,
-};
+use std::{path::Path, process::ExitCode};
 
-use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, keep_capabilities};
+use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, keep_capabilities, listen};
 use rustix::{
-    fs::{FlockOperation, Mode, flock},
-    net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
+    fs::Mode,
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::CapabilitySet,
 };
@@ -68,7 +60,8 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
         return Err(KeeperError::Closed { root: config.root.clone(), closed, mode });
     }
     let directories = Directories::open_root(&config.root, users)?;
-    let _lock = lock(&config.root)?;
+    let locked = directories.root.lock(Path::new("keeper/lock")).map_err(in_root)?;
+    let _lock = locked.ok_or_else(|| KeeperError::Taken(config.root.clone()))?;
     // Only under the lock: the hooks and buildpacks of another keeper may be in use.
     directories.unpack_lib(&config.lib).map_err(in_root)?;
     users.save(&config.root).map_err(in_root)?;
@@ -82,7 +75,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
         for address in addresses {
             // An explicit IPv4 address on the same port takes precedence.
             let both = !addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port() && address.port() != 0);
-            let listener = listener(*address, both).map_err(|source| KeeperError::Listen { address: *address, source })?;
+            let listener = listen(*address, both).map_err(|source| KeeperError::Listen { address: *address, source })?;
             listeners.push((name, listener));
         }
     }
@@ -97,69 +90,23 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
         );
     }
     if users.system() {
-        drop_capabilities().map_err(|error| KeeperError::Setup(format!("drop capabilities: {error}")))?;
+        keep_capabilities(CAPABILITIES).map_err(|error| KeeperError::Setup(format!("drop capabilities: {error}")))?;
     }
     supervisor::Supervisor::new(config, users, directories, listeners, base)?.run()
 }
 
-/// Drops root's capabilities over the network, other processes' memory, modules, clocks and hardware. The remaining ones are needed for
-/// users, mounts and limits.
-fn drop_capabilities() -> io::Result<()> {
-    let needed = CapabilitySet::CHOWN
-        | CapabilitySet::DAC_OVERRIDE
-        | CapabilitySet::DAC_READ_SEARCH
-        | CapabilitySet::FOWNER
-        | CapabilitySet::FSETID
-        | CapabilitySet::KILL
-        | CapabilitySet::SETGID
-        | CapabilitySet::SETUID
-        | CapabilitySet::SETPCAP
-        | CapabilitySet::SETFCAP
-        | CapabilitySet::MKNOD
-        | CapabilitySet::SYS_ADMIN
-        | CapabilitySet::SYS_RESOURCE;
-    keep_capabilities(needed)
-}
-
-fn lock(root: &Path) -> Result<OwnedFd, KeeperError> {
-    let in_root = |source| KeeperError::Root { path: root.to_owned(), source };
-    let file =
-        File::options().write(true).create(true).truncate(false).mode(0o600).open(root.join("keeper/lock")).map_err(in_root)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file.into()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(KeeperError::Taken(root.to_owned())),
-        Err(error) => Err(in_root(error.into())),
-    }
-}
-
-/// Listens on `address`. If `both` is true, `[::]` also accepts IPv4 connections.
-fn listener(address: SocketAddr, both: bool) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, !both)?;
-    }
-    bind(&socket, &address)?;
-    listen(&socket, 1024)?;
-    Ok(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, TcpStream};
-
-    use super::*;
-
-    #[test]
-    fn ipv6_wildcard_listener_accepts_ipv4_if_both() {
-        for both in [true, false] {
-            let Ok(socket) = listener("[::]:0".parse().unwrap(), both) else {
-                eprintln!("SKIPPED: this machine has no IPv6");
-                return;
-            };
-            let port = std::net::TcpListener::from(socket.try_clone().unwrap()).local_addr().unwrap().port();
-            assert_eq!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok(), both);
-        }
-    }
-}
+/// The capabilities of root that the keeper needs for users, mounts and limits. It drops those over the network, other processes' memory,
+/// modules, clocks and hardware.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_RESOURCE);

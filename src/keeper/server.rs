@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_sandbox::{ChildProcess, ProcessEnd, ProcessSpec, Received};
+use larder_sandbox::{ChildProcess, ChildSpec, ProcessEnd, Received};
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
     stdio,
@@ -23,23 +23,10 @@ use super::{
     lifecycle::ServerProgram,
     users::{SystemUser, Users},
 };
-use crate::host::launch::{
-    Outbox,
-    wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE},
-};
+use crate::host::launch::{KeeperEnd, wire::LaunchReply};
 
 /// The path of the program that the keeper itself runs.
 const OWN: &str = "/proc/self/exe";
-
-/// The result of one read of the server's connection.
-pub enum ServerMessage {
-    /// A request and the descriptors that came with it.
-    Request(LaunchFrame<LaunchRequest>, Vec<OwnedFd>),
-    /// Nothing has arrived yet.
-    Empty,
-    /// The server has closed its end and is about to exit.
-    Closed,
-}
 
 /// Opens the program of the server role, and the program of its workers.
 ///
@@ -67,27 +54,21 @@ fn spec<'fd>(
     arguments: &[OsString],
     descriptors: Vec<BorrowedFd<'fd>>,
     program: &'fd File,
-) -> ProcessSpec<'fd> {
+) -> ChildSpec<'fd> {
     let mut environment = config.server_env.clone();
     environment.push(("LARDER_KEEPER".into(), env!("CARGO_PKG_VERSION").into()));
     environment.push(("LARDER_ROOT".into(), config.root.clone().into()));
-    ProcessSpec {
+    ChildSpec {
         argv: words.iter().map(OsString::from).chain(arguments.iter().cloned()).collect(),
         environment,
         user: users.system().then(|| users.numbers(SystemUser::Server)),
-        view: None,
-        directory: "/".into(),
-        limits: None,
-        data: None,
-        processes: None,
         descriptors,
-        program: program.as_fd(),
-        guarded: false,
+        ..ChildSpec::new(program.as_fd())
     }
 }
 
 /// Returns the end of a process that has exited. Logs the reason if its program could not be started.
-fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
+pub fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
     let end = process.try_wait()?;
     while let Received::Event(event) = process.receive() {
         tracing::error!(?event, "cannot start the server's program");
@@ -98,12 +79,10 @@ fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
 /// A running server.
 pub struct ServerProcess {
     pub process: ChildProcess,
-    /// The keeper's end of the connection.
-    pub socket: OwnedFd,
+    pub connection: KeeperEnd,
     /// True if the server has closed its end.
     pub closed: bool,
-    pub outbox: Outbox,
-    since: Instant,
+    pub since: Instant,
 }
 
 impl ServerProcess {
@@ -126,45 +105,16 @@ impl ServerProcess {
         let mut spec = spec(config, users, &["larder", "server"], &config.server_args, descriptors, &server);
         spec.environment.push(("LARDER_LISTENERS".into(), names.join(",").into()));
         let process = ChildProcess::start(&spec, None)?;
-        Ok((ServerProcess { process, socket, closed: false, outbox: Outbox::default(), since: Instant::now() }, workers))
-    }
-
-    /// Time since the start.
-    pub fn age(&self) -> Duration {
-        self.since.elapsed()
-    }
-
-    /// Returns how the process has ended.
-    pub fn end(&self) -> Option<ProcessEnd> {
-        end_of(&self.process)
-    }
-
-    /// Receives the next message.
-    pub fn receive(&self) -> Result<ServerMessage, String> {
-        let mut buffer = vec![0; MAX_MESSAGE];
-        match wire::receive(&self.socket, &mut buffer) {
-            Ok((0, _)) => Ok(ServerMessage::Closed),
-            Ok((length, descriptors)) => {
-                let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
-                Ok(ServerMessage::Request(frame, descriptors))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(ServerMessage::Empty),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(ServerMessage::Closed),
-            Err(error) => Err(error.to_string()),
-        }
+        let server = ServerProcess { process, connection: KeeperEnd::over(socket), closed: false, since: Instant::now() };
+        Ok((server, workers))
     }
 
     /// Queues a message. A server that does not read its messages is killed.
     pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
-        if !self.outbox.push(seq, body, descriptor) {
+        if !self.connection.send(seq, body, descriptor) {
             tracing::error!("server does not read its messages; killing it");
             self.process.kill();
         }
-    }
-
-    /// Sends queued messages until the socket is full.
-    pub fn flush(&mut self) {
-        self.outbox.flush(&self.socket);
     }
 }
 
@@ -186,10 +136,5 @@ impl ReloadCheck {
         let spec = spec(config, users, &["larder"], words, vec![null.as_fd(), stdio::stderr(), stdio::stderr()], &server);
         let process = ChildProcess::start(&spec, None)?;
         Ok(Some(ReloadCheck { process, deadline: Instant::now() + ReloadCheck::LIMIT }))
-    }
-
-    /// Returns how the check has ended.
-    pub fn end(&self) -> Option<ProcessEnd> {
-        end_of(&self.process)
     }
 }

@@ -14,21 +14,10 @@ const HOST: [&str; 11] =
     ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "var/lib/gems", "sys/devices/system/cpu"];
 
 /// Directories of every view, empty if the role does not use them.
-const MOUNT_POINTS: [&str; 13] = [
-    "app",
-    "lower",
-    "cache",
-    "source",
-    "repo",
-    "hooks",
-    "deploy",
-    "upper",
-    "data",
-    "area",
-    "buildpacks",
-    "larder/etc/buildpacks",
-    "larder/bin",
-];
+const MOUNT_POINTS: [&str; 11] =
+    ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks"];
+/// Directories of every view for files of larder and its operator.
+const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 
 /// Mounts the part that all workers share at `<root>/keeper/base`, and tries to enter a view. The root is hidden even below a directory
 /// that the view shows.
@@ -39,7 +28,7 @@ pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
         host: &HOST,
         additional: &config.host_paths,
         hidden: &config.root,
-        mount_points: &MOUNT_POINTS,
+        mount_points: &[&MOUNT_POINTS[..], &OWN_MOUNT_POINTS].concat(),
         binary: BINARY,
     })?;
     // Not fatal: workers still get a view of their own, without this directory.

@@ -13,6 +13,7 @@ mod delivering;
 mod deltas;
 mod drift;
 mod dry_run;
+mod environments;
 mod examples;
 mod forged;
 mod fronted;

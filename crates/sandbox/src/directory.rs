@@ -14,8 +14,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid, chownat, fchmod, fstat, mkdirat, openat2, renameat,
-        renameat_with, unlinkat,
+        AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid, chownat, fchmod, flock, fstat, mkdirat,
+        openat, openat2, renameat, renameat_with, unlinkat,
     },
     io::Errno,
 };
@@ -212,6 +212,18 @@ impl RootDirectory {
                 unlinkat(&into, name, AtFlags::REMOVEDIR)?;
                 if error == Errno::NOENT { Ok(Moved::Missing) } else { Err(error.into()) }
             }
+        }
+    }
+
+    /// Creates the file `path` and locks it until the descriptor is closed; `None` if another process has the lock.
+    pub fn lock(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -1,9 +1,9 @@
-//! Mechanisms for running processes in a sandbox, for a single-threaded supervisor. Read [`ProcessSpec`] and [`RootView`] first.
+//! Mechanisms for running processes in a sandbox, for a single-threaded supervisor. Read [`ChildSpec`] and [`RootView`] first.
 //!
 //! This crate knows no project, no environment, no role and no network. It receives typed values: open descriptors, user numbers
 //! ([`UnixUser`]), and paths that its caller has chosen. The decisions (users, directories, limits) are the caller's.
 //!
-//! - [`process`](ProcessSpec): from fork to exec, with namespaces, limits, and no privilege left. A guard, the first process of the
+//! - [`process`](ChildSpec): from fork to exec, with namespaces, limits, and no privilege left. A guard, the first process of the
 //!   namespace, reports the end of the program.
 //! - [`view`](RootView): a root directory of read-only parts of the host and of the directories of one process.
 //! - [`overlay`](Overlays): a tree below a scratch layer, shared by the processes that use it.
@@ -18,6 +18,7 @@ mod cgroup_warmer;
 mod directory;
 mod embedded;
 mod guard;
+mod listen;
 mod namespace;
 mod numbers;
 mod overlay;
@@ -34,11 +35,12 @@ pub use cgroup_warmer::CgroupWarmer;
 pub use directory::{Moved, RootDirectory, ScratchDirectories, UnsafeDirectory, replaceable_ancestors};
 pub use embedded::{EmbeddedFile, unpack};
 pub use guard::{GuardEvent, ProcessEnd};
+pub use listen::listen;
 pub use namespace::enter_namespace;
 pub use numbers::{NumberConflict, account, find_conflict, has_numbers};
 pub use overlay::{OverlayId, OverlaySpec, Overlays};
 pub use probe::first_closed_ancestor;
-pub use process::{ChildProcess, ProcessSpec, Received};
+pub use process::{ChildProcess, ChildSpec, Received};
 pub use restart::{Backoff, RestartSchedule};
 pub use sys::collect_children;
 pub use user::{UnixUser, hand_over_pipe, keep_capabilities};

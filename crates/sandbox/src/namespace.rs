@@ -19,6 +19,9 @@ use super::{
     user::UnixUser,
 };
 
+/// The namespaces of a process with a view of its own.
+pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
 /// Enters a mount namespace for all later mounts. If `own_user`, also enters a user namespace, which maps only the current user; a
 /// process without root needs it.
 ///

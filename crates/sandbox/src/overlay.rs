@@ -57,26 +57,34 @@ pub struct Overlays {
     count: u64,
     /// User namespaces that show one owner's files as another's.
     idmaps: HashMap<(UnixUser, UnixUser), OwnedFd>,
+    /// `Ok` if overlays can be mounted; otherwise the reason.
+    pub works: Result<(), String>,
     /// The reason why the worker cannot appear as the owner of the lower tree's files, if mapping the owner has failed.
     pub idmap_fails: Option<String>,
 }
 
 impl Overlays {
-    /// Returns an empty list. Overlays are mounted in `own`, a path below `root` that only this process can change and that has the
-    /// directories `layers` and `lower`.
-    pub fn new(root: &RootDirectory, own: &str) -> Overlays {
-        Overlays {
+    /// Returns an empty list, after a trial if overlays are `allowed`. Overlays are mounted in `own`, a path below `root` that only this
+    /// process can change and that has the directories `layers` and `lower`.
+    pub fn new(root: &RootDirectory, own: &str, allowed: Result<(), String>) -> Overlays {
+        let mut overlays = Overlays {
             own: root.path().join(own),
             privileged: root.is_privileged(),
             mounted: HashMap::new(),
             count: 0,
             idmaps: HashMap::new(),
+            works: Ok(()),
             idmap_fails: None,
-        }
+        };
+        overlays.works = allowed.and_then(|()| {
+            let tried = overlays.probe(root, &Path::new(own).join("probe"));
+            tried.map_err(|error| format!("cannot mount an overlay: {error}"))
+        });
+        overlays
     }
 
     /// Mounts and unmounts an overlay on the file system of `root`, with directories that it creates at `path`, relative to `root`.
-    pub fn probe(&self, root: &RootDirectory, path: &Path) -> io::Result<()> {
+    fn probe(&self, root: &RootDirectory, path: &Path) -> io::Result<()> {
         let own = UnixUser::current();
         root.make_scratch(path, own)?;
         root.make(path.join("lower"), own, 0o700)?;

@@ -9,7 +9,6 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::ffi::OsStringExt,
     },
-    path::PathBuf,
 };
 
 use rustix::{
@@ -24,26 +23,23 @@ use rustix::{
 use super::{
     cgroup::{ControlGroup, ResourceLimits},
     guard::{self, GuardEvent, ProcessEnd},
+    namespace::NAMESPACES,
     sys::{self, Forked},
     user::{UnixUser, drop_privileges},
     view::RootView,
 };
 
-/// The namespaces of a process with a view of its own.
-pub const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-
 /// The specification of a process.
 #[derive(Debug)]
-pub struct ProcessSpec<'fd> {
+pub struct ChildSpec<'fd> {
     /// The program's arguments, its name first.
     pub argv: Vec<OsString>,
     /// Its complete environment.
     pub environment: Vec<(OsString, OsString)>,
     /// Its user; `None` for the supervisor's own.
     pub user: Option<UnixUser>,
-    /// Its view of the file system; without one, it shares the supervisor's.
+    /// Its view of the file system; without one, it shares the supervisor's. Its working directory is `/`.
     pub view: Option<RootView>,
-    pub directory: PathBuf,
     pub limits: Option<ResourceLimits>,
     /// RLIMIT_DATA of each process in bytes, where no control group limits memory.
     pub data: Option<u64>,
@@ -55,6 +51,25 @@ pub struct ProcessSpec<'fd> {
     pub program: BorrowedFd<'fd>,
     /// True if a guard stays between the supervisor and the program.
     pub guarded: bool,
+}
+
+impl<'fd> ChildSpec<'fd> {
+    /// Returns the specification of a process that executes `program` as this process's own user, without arguments, variables,
+    /// descriptors, limits, a view or a guard.
+    pub fn new(program: BorrowedFd<'fd>) -> ChildSpec<'fd> {
+        ChildSpec {
+            argv: Vec::new(),
+            environment: Vec::new(),
+            user: None,
+            view: None,
+            limits: None,
+            data: None,
+            processes: None,
+            descriptors: Vec::new(),
+            program,
+            guarded: false,
+        }
+    }
 }
 
 /// The result of one read from a control socket.
@@ -78,7 +93,7 @@ pub struct ChildProcess {
 
 impl ChildProcess {
     /// Starts a process inside `group`.
-    pub fn start(spec: &ProcessSpec<'_>, group: Option<&ControlGroup>) -> io::Result<ChildProcess> {
+    pub fn start(spec: &ChildSpec<'_>, group: Option<&ControlGroup>) -> io::Result<ChildProcess> {
         let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match sys::fork(if spec.view.is_some() { NAMESPACES } else { 0 })? {
             Forked::Child => {
@@ -157,7 +172,7 @@ impl ChildProcess {
 }
 
 /// Prepares the new process and executes its program. Never returns, because the child must not drop the supervisor's objects.
-fn child(spec: &ProcessSpec<'_>, control: &OwnedFd) -> ! {
+fn child(spec: &ChildSpec<'_>, control: &OwnedFd) -> ! {
     let at = spec.descriptors.len();
     let error = match prepare(spec, control) {
         Ok((argv, environment)) => match (spec.guarded, sys::arranged(at as RawFd)) {
@@ -175,7 +190,7 @@ fn child(spec: &ProcessSpec<'_>, control: &OwnedFd) -> ! {
 
 type Strings = (Vec<CString>, Vec<CString>);
 
-fn prepare(spec: &ProcessSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
+fn prepare(spec: &ChildSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
     end_with_supervisor(spec)?;
     sys::reset_signals();
     setsid()?;
@@ -206,7 +221,7 @@ fn prepare(spec: &ProcessSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
     } else if spec.guarded {
         set_child_subreaper(Some(rustix::process::getpid()))?;
     }
-    chdir(&spec.directory).map_err(|error| named(&spec.directory.display().to_string(), error.into()))?;
+    chdir("/")?;
     drop_privileges(spec.user).map_err(|error| named("cannot drop privileges", error))?;
     // The kernel clears the parent death signal at every change of user, so it is set again. If the supervisor has exited in
     // between, its end of the control socket is closed, which the guard checks first.
@@ -216,14 +231,14 @@ fn prepare(spec: &ProcessSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
 
 /// Makes the kernel kill this process when the supervisor exits. A guard without a namespace is not killed, because it must first kill
 /// its descendants.
-fn end_with_supervisor(spec: &ProcessSpec<'_>) -> io::Result<()> {
+fn end_with_supervisor(spec: &ChildSpec<'_>) -> io::Result<()> {
     if spec.view.is_some() || !spec.guarded {
         set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     Ok(())
 }
 
-fn limit(spec: &ProcessSpec<'_>, limits: &ResourceLimits) -> io::Result<()> {
+fn limit(spec: &ChildSpec<'_>, limits: &ResourceLimits) -> io::Result<()> {
     // Under memory pressure, the kernel kills background processes first and the supervisor last.
     let _ = fs::write("/proc/self/oom_score_adj", if limits.background { "500" } else { "0" });
     // Without root, a limit cannot exceed the supervisor's own hard limit.

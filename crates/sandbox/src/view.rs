@@ -20,7 +20,7 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use super::{directory::beneath, probe, process::NAMESPACES, sys};
+use super::{directory::beneath, namespace::NAMESPACES, probe, sys};
 
 /// Mount attribute: read-only.
 pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;

@@ -9,7 +9,7 @@ mod client;
 mod connection;
 mod inherited;
 mod job;
-mod outbox;
+mod keeper_end;
 mod types;
 pub mod wire;
 
@@ -17,7 +17,7 @@ pub use child::Child;
 pub use client::Launcher;
 pub use inherited::take as take_inherited;
 pub use job::{WorkerInput, check_sealed, read_job, write_report};
-pub use outbox::Outbox;
+pub use keeper_end::{KeeperEnd, RequestReceived};
 pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
 pub use wire::{MAX_GRACE, ProcessEvent};
 

@@ -68,13 +68,6 @@ pub struct RunningProcess {
     pub ended: Option<ProcessEnd>,
 }
 
-impl RunningProcess {
-    /// Returns the end of the program once the process has exited.
-    pub fn end(&self) -> Option<ProcessEnd> {
-        self.process.try_wait().map(|own| self.ended.unwrap_or(own))
-    }
-}
-
 impl ProcessEntry {
     fn new(launch: Launch, assignment: Assignment, job: OwnedFd) -> ProcessEntry {
         ProcessEntry {

@@ -11,9 +11,8 @@ mod start;
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Instant,
 };
 
@@ -61,8 +60,6 @@ pub struct ProcessTable {
     directories: Directories,
     registry: NameRegistry,
     overlays: Overlays,
-    /// `Ok` if overlays can be mounted; otherwise the reason.
-    overlays_work: Result<(), String>,
     base: Result<BaseView, String>,
     /// Declared before the groups, so that the helper is dropped before the group that it is in.
     warmer: CgroupWarmer,
@@ -95,9 +92,16 @@ impl ProcessTable {
         let mut groups = CgroupHierarchy::find(&name, "larder-keeper");
         let limits = limits_of(LimitClass::Service, &config);
         let warmers = (groups.version() != CgroupVersion::None).then(|| groups.group(WARMER_GROUP, &limits));
-        let overlays = Overlays::new(&directories.root, "keeper");
+        let switched_on = if config.overlays { Ok(()) } else { Err("overlays are switched off".to_owned()) };
+        let allowed = base.as_ref().map_err(Clone::clone).and(switched_on);
+        let overlays = Overlays::new(&directories.root, "keeper", allowed);
+        if let (Ok(_), Err(why)) = (&base, &overlays.works) {
+            tracing::warn!(
+                why,
+                "overlays are not available: every build and every slot gets a copy of its tree, which takes time and space"
+            );
+        }
         Ok(ProcessTable {
-            overlays_work: try_overlays(&overlays, &config, &directories, &base),
             overlays,
             warmer: CgroupWarmer::start(warmers, users.system().then(|| users.numbers(SystemUser::Helper))),
             groups,
@@ -127,7 +131,7 @@ impl ProcessTable {
             system: self.users.system(),
             users: self.users.of_environments(),
             namespaces: self.base.as_ref().map(drop).map_err(Clone::clone),
-            overlay: self.overlays_work.clone(),
+            overlay: self.overlays.works.clone(),
             idmap: self.overlays.idmap_fails.clone().map_or(Ok(()), Err),
             cgroup: match self.groups.version() {
                 CgroupVersion::V2 => Cgroups::V2,
@@ -211,8 +215,9 @@ impl ProcessTable {
     pub fn on_end(&mut self, id: ProcessId) {
         self.on_control(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Some(end) = entry.live.as_ref().and_then(|live| live.end()) else { return };
+        let Some(own) = entry.live.as_ref().and_then(|live| live.process.try_wait()) else { return };
         let Some(live) = entry.live.take() else { return };
+        let end = live.ended.unwrap_or(own);
         let exit = Exit { code: end.code, signal: end.signal, out_of_memory: live.group.out_of_memory() };
         // Without a namespace, a descendant may have escaped from the process group.
         live.group.kill();
@@ -249,26 +254,4 @@ impl ProcessTable {
         });
         found.next()
     }
-}
-
-/// Mounts an overlay on the root's file system, if the operator has not switched overlays off.
-fn try_overlays(
-    overlays: &Overlays,
-    config: &KeeperConfig,
-    directories: &Directories,
-    base: &Result<BaseView, String>,
-) -> Result<(), String> {
-    base.as_ref().map_err(Clone::clone)?;
-    let works = match config.overlays {
-        true => overlays.probe(&directories.root, Path::new("keeper/probe")),
-        false => Err(io::Error::other("overlays are switched off")),
-    };
-    let works = works.map_err(|error| format!("cannot mount an overlay: {error}"));
-    if let Err(why) = &works {
-        tracing::warn!(
-            why,
-            "overlays are not available: every build and every slot gets a copy of its tree, which takes time and space"
-        );
-    }
-    works
 }

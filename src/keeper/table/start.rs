@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use larder_sandbox::{ChildProcess, OverlayId, ProcessSpec};
+use larder_sandbox::{ChildProcess, ChildSpec, OverlayId};
 use rustix::fs::{Mode, OFlags, open};
 
 use super::{
@@ -52,7 +52,7 @@ impl ProcessTable {
         let mut view = None;
         if let Ok(base) = &self.base {
             let mut app = None;
-            if let (Some(layer), Ok(())) = (&assignment.layer, &self.overlays_work) {
+            if let (Some(layer), Ok(())) = (&assignment.layer, &self.overlays.works) {
                 let (id, path, whole) = self
                     .overlays
                     .acquire(layer, &self.directories.root)
@@ -81,11 +81,10 @@ impl ProcessTable {
         let coarse = !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory();
         // RLIMIT_NPROC counts all processes of a user, and these users have processes of many projects.
         let sharing = if !self.users.system() || assignment.user == SystemUser::Git { 8 } else { 1 };
-        let spec = ProcessSpec {
+        let spec = ChildSpec {
             argv: ["larder", "worker", launch.role.as_str()].map(OsString::from).into(),
             environment: self.environment(entry, view.is_some()),
             user: self.users.system().then(|| self.users.numbers(assignment.user)),
-            directory: "/".into(),
             data: limits.memory.filter(|_| coarse),
             processes: (!group.limits_processes()).then(|| limits.processes.saturating_mul(sharing)),
             limits: Some(limits),
@@ -122,7 +121,7 @@ impl ProcessTable {
             all.extend(self.config.host_env.iter().cloned());
         }
         path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        let overlay = self.overlays_work.is_ok();
+        let overlay = self.overlays.works.is_ok();
         let variables = entry.assignment.variables((!view).then_some(self.config.root.as_path()), overlay);
         let home = variables.get("LARDER_APP").cloned().unwrap_or_else(|| if view { "/app".into() } else { "/".into() });
         let fixed: [(&str, OsString); 6] = [

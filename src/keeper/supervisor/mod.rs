@@ -1,4 +1,7 @@
-//! The keeper's loop: keeps a server running, performs its requests, handles the exits of all processes, and stops on request.
+//! The keeper's loop: keeps a server running, handles the exits of all processes, and stops on request. [`requests`] performs the
+//! requests of the server.
+
+mod requests;
 
 use std::{
     io,
@@ -14,19 +17,14 @@ use super::{
     config::{KeeperConfig, KeeperError},
     directories::Directories,
     lifecycle::{CONFIGURATION, LifecycleAction, LifecycleEvent, LifecycleState, ServerExit, ServerProgram},
-    server::{ReloadCheck, ServerMessage, ServerProcess, is_replaced},
-    table::{Notice, ProcessTable},
+    server::{ReloadCheck, ServerProcess, end_of, is_replaced},
+    table::ProcessTable,
     users::Users,
 };
-use crate::{
-    host::launch::wire::{LaunchFrame, LaunchReply, LaunchRequest, MAX_GRACE},
-    model::ProcessId,
-};
+use crate::model::ProcessId;
 
 /// Time that a server has to exit after SIGTERM: 30 seconds for deployments, 10 for requests, and 5 in reserve.
 const SERVER_GRACE: Duration = Duration::from_secs(45);
-/// Time that a server has to exit after it has closed its connection.
-const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// Time that applications have to exit when the keeper stops.
 const APPLICATION_GRACE: Duration = Duration::from_secs(10);
 /// Time from a stop request to the end of the last process, whatever grace a recipe gives. It is below the
@@ -34,8 +32,6 @@ const APPLICATION_GRACE: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(55);
 /// The first and the longest pause between starts of the server; the second one is 100 ms.
 const SERVER_BACKOFF: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(10));
-/// The maximum number of requests that are performed before other events are handled.
-const REQUESTS_AT_ONCE: usize = 64;
 
 /// The keeper's loop with its state.
 pub struct Supervisor {
@@ -129,10 +125,10 @@ impl Supervisor {
         ready.read(&self.signals, WakeCause::Signal);
         if let Some(server) = &self.server {
             ready.read(server.process.pidfd(), WakeCause::ServerEnd);
-            match (server.closed, !server.outbox.is_empty()) {
+            match (server.closed, server.connection.has_unsent()) {
                 (true, _) => {}
-                (false, true) => ready.read_and_write(&server.socket, WakeCause::Server),
-                (false, false) => ready.read(&server.socket, WakeCause::Server),
+                (false, true) => ready.read_and_write(server.connection.socket(), WakeCause::Server),
+                (false, false) => ready.read(server.connection.socket(), WakeCause::Server),
             }
         }
         if let Some(check) = &self.check {
@@ -220,7 +216,7 @@ impl Supervisor {
 
     fn on_server_end(&mut self) {
         let Some(server) = &self.server else { return };
-        let (Some(end), lived) = (server.end(), server.age()) else { return };
+        let (Some(end), lived) = (end_of(&server.process), server.since.elapsed()) else { return };
         (self.server, self.kill_server) = (None, None);
         self.table.end_requests();
         let code = end.code.and_then(|code| u8::try_from(code).ok());
@@ -264,7 +260,7 @@ impl Supervisor {
     }
 
     fn on_check_end(&mut self) {
-        let Some(end) = self.check.as_ref().and_then(ReloadCheck::end) else { return };
+        let Some(end) = self.check.as_ref().and_then(|check| end_of(&check.process)) else { return };
         self.check = None;
         if end.code == Some(0) {
             return self.reload();
@@ -281,76 +277,5 @@ impl Supervisor {
     fn reload(&mut self) {
         tracing::info!("reloading: the server is replaced");
         self.transition(LifecycleEvent::Reload, Duration::ZERO);
-    }
-
-    /// Performs a bounded number of requests.
-    fn on_requests(&mut self) {
-        for _ in 0..REQUESTS_AT_ONCE {
-            match self.server.as_ref().map(ServerProcess::receive) {
-                Some(Ok(ServerMessage::Request(frame, descriptors))) => {
-                    self.served = true;
-                    self.transition(LifecycleEvent::Request, Duration::ZERO);
-                    self.perform(frame, descriptors);
-                }
-                None | Some(Ok(ServerMessage::Empty)) => return,
-                // A process closes its descriptors before it exits, and may write a last line to the log in between.
-                Some(Ok(ServerMessage::Closed)) => {
-                    self.server.iter_mut().for_each(|server| server.closed = true);
-                    return self.kill_server = self.kill_server.or(Some(Instant::now() + CLOSED_GRACE));
-                }
-                Some(Err(why)) => {
-                    tracing::error!(why, "cannot decode a request of the server; killing it");
-                    return self.server.iter().for_each(|server| server.process.kill());
-                }
-            }
-        }
-    }
-
-    fn perform(&mut self, LaunchFrame { seq, body }: LaunchFrame<LaunchRequest>, descriptors: Vec<OwnedFd>) {
-        if self.state == LifecycleState::Stopping && matches!(body, LaunchRequest::Register(_)) {
-            return self.reply(seq, LaunchReply::Refused("larder is stopping".into()), None);
-        }
-        let done = |result: Result<(), String>| result.map_or_else(LaunchReply::Refused, |()| LaunchReply::Done);
-        let reply = match body {
-            LaunchRequest::Launch { launch, given } => return self.table.launch(seq, launch, given, descriptors),
-            LaunchRequest::Supervised { after } => match self.table.supervised(after) {
-                Some((process, output)) => return self.reply(seq, LaunchReply::Supervised(Some(process)), Some(output)),
-                None => LaunchReply::Supervised(None),
-            },
-            LaunchRequest::Register(registration) => done(self.table.register(&registration)),
-            LaunchRequest::Unregister { project, environment } => done(self.table.unregister(project, environment)),
-            LaunchRequest::End { id, now } => done(self.table.end(id, now)),
-            LaunchRequest::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()).min(MAX_GRACE))),
-            LaunchRequest::ResetArea { environment, area, release, slot } => {
-                self.table.reset_area(environment, area, release, slot).unwrap_or_else(LaunchReply::Refused)
-            }
-            LaunchRequest::RenameTree { environment, from, to } => done(self.table.rename_tree(environment, from, to)),
-            LaunchRequest::Prewarm => return self.table.prewarm(),
-            LaunchRequest::Capabilities => LaunchReply::Capabilities(self.table.capabilities()),
-        };
-        // Number 0 marks a request that expects no answer.
-        if seq != 0 {
-            self.reply(seq, reply, None);
-        }
-    }
-
-    fn reply(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
-        if let Some(server) = &mut self.server {
-            server.send(seq, body, descriptor);
-        }
-    }
-
-    /// Sends answers and events, as far as the server reads them.
-    fn flush(&mut self) {
-        while let Some(notice) = self.table.next_notice() {
-            match notice {
-                Notice::Started { seq, id, writable, output } => self.reply(seq, LaunchReply::Started { id, writable }, output),
-                Notice::Failed { seq, why } => self.reply(seq, LaunchReply::Refused(why), None),
-                Notice::Event(event) => self.reply(0, LaunchReply::Event(event), None),
-            }
-        }
-        if let Some(server) = &mut self.server {
-            server.flush();
-        }
     }
 }

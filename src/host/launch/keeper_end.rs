@@ -1,0 +1,85 @@
+//! The keeper's end of the connection to a server: requests that arrive, and messages that wait until the server reads them.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use super::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
+
+/// The maximum number of answers and events that wait for the server to read them.
+const MAX_WAITING: usize = 8192;
+
+/// The keeper's end of the connection to a server.
+#[derive(Debug)]
+pub struct KeeperEnd {
+    socket: OwnedFd,
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+/// The result of one read of the connection.
+#[derive(Debug)]
+pub enum RequestReceived {
+    /// A request and the descriptors that came with it.
+    Request(LaunchFrame<LaunchRequest>, Vec<OwnedFd>),
+    /// Nothing has arrived yet.
+    Empty,
+    /// The server has closed its end and is about to exit.
+    Closed,
+}
+
+impl KeeperEnd {
+    /// Takes over a sequenced-packet socket, whose other end a server has.
+    pub fn over(socket: OwnedFd) -> KeeperEnd {
+        KeeperEnd { socket, waiting: VecDeque::new() }
+    }
+
+    /// Returns the socket, to wait until it is readable, or writable while messages wait.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// Receives the next request without blocking.
+    pub fn receive(&self) -> Result<RequestReceived, String> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        match wire::receive(&self.socket, &mut buffer) {
+            Ok((0, _)) => Ok(RequestReceived::Closed),
+            Ok((length, descriptors)) => {
+                let frame = wire::decode(buffer.get(..length).unwrap_or_default())?;
+                Ok(RequestReceived::Request(frame, descriptors))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(RequestReceived::Empty),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(RequestReceived::Closed),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Queues a message. Returns false if too many wait.
+    pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) -> bool {
+        let bytes = wire::encode(&LaunchFrame { seq, body })
+            .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
+        match bytes {
+            Ok(bytes) if self.waiting.len() < MAX_WAITING => self.waiting.push_back((bytes, descriptor)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Returns true if messages wait to be sent.
+    pub fn has_unsent(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Sends queued messages until the socket is full.
+    pub fn flush(&mut self) {
+        while let Some((bytes, descriptor)) = self.waiting.front() {
+            let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+            // A full socket is retried after the next poll. A broken socket means that the process is about to exit.
+            if wire::send(&self.socket, bytes, &beside).is_err() {
+                return;
+            }
+            self.waiting.pop_front();
+        }
+    }
+}
