@@ -1,4 +1,4 @@
-//! Deserialisers for lists from untrusted sources with a bound on their length: a list that is short as bytes can be long in memory.
+//! Deserialisers that limit the length of lists from untrusted sources: a few bytes can describe a list that fills the memory.
 
 use std::{fmt, marker::PhantomData};
 
@@ -7,15 +7,15 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-/// The most entries of a release, and so of every list with an element for each entry.
+/// The most entries of a release, and therefore of every list with one element for each entry.
 pub const MAX_ENTRIES: usize = 1_000_000;
 
-/// For `deserialize_with`: a list of at most [`MAX_ENTRIES`] elements.
+/// Deserialises a list of at most [`MAX_ENTRIES`] elements; for `deserialize_with`.
 pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(MAX_ENTRIES, PhantomData))
 }
 
-/// For `deserialize_with`: a list of changes between two releases. All entries may be removed and as many others added.
+/// Deserialises a list of changes between two releases; for `deserialize_with`. Such a list may remove all entries and add as many others.
 pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(2 * MAX_ENTRIES, PhantomData))
 }
@@ -30,7 +30,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for AtMost<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
-        // The length that the list states is trusted only as far as it costs nothing.
+        // The stated length is not trusted, so it reserves only a little memory.
         let mut read = Vec::with_capacity(list.size_hint().unwrap_or_default().min(1024));
         while let Some(one) = list.next_element()? {
             if read.len() >= self.0 {
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<List>(&json(MAX_ENTRIES)).unwrap().list.len(), MAX_ENTRIES);
         let error = serde_json::from_str::<List>(&json(MAX_ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
         assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
-        // Also in a format that states the length first.
+        // The limit also holds in a format that states the length first.
         let binary = |count: usize| postcard::to_stdvec(&vec![1_u8; count]).unwrap();
         assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES)).is_ok());
         assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES + 1)).is_err());

@@ -4,13 +4,13 @@ use std::{cmp::Ordering, iter::Peekable, slice::Iter};
 
 use super::Entry;
 
-/// Returns the entries that differ between two sorted lists: of the older list, of the newer list, or a pair.
+/// Returns the entries that differ between two sorted lists: an entry of the older list, an entry of the newer list, or both for a change.
 pub fn between<'e>(before: &'e [Entry], after: &'e [Entry]) -> Between<'e> {
     Between { old: before.iter().peekable(), new: after.iter().peekable() }
 }
 
-/// Compares two sorted lists. Returns the indices of the entries of `old` that are not in `new` unchanged, and for each entry of `new` whether
-/// `old` has it unchanged.
+/// Compares two sorted lists. Returns the indices of the entries of `old` that were removed or changed, and for each entry of `new` true if
+/// `old` has an equal entry.
 pub fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
     let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
     let mut old = old.iter().enumerate().peekable();

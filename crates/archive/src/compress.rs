@@ -1,4 +1,4 @@
-//! The workers that read files into frames and compress them.
+//! Reads files into frames and compresses the frames, in several threads.
 
 use std::fs::File;
 
@@ -9,11 +9,13 @@ use zstd::bulk::Compressor;
 use super::{ArchiveError, Item, ItemKind, check_path, frames, header, reuse::FrameCandidate, settings};
 use crate::{Confined, Cursor, Digest, Frame};
 
-/// A frame to build.
+/// The task to build a frame.
 pub(super) struct Task<'a> {
     pub(super) items: &'a [Item],
+    /// True for the last frame, which also contains the end of the tar.
     pub(super) last: bool,
     pub(super) candidate: Option<FrameCandidate<'a>>,
+    /// The size of the frame before compression, in bytes.
     pub(super) raw: u64,
 }
 
@@ -28,14 +30,14 @@ pub(super) enum BuiltFrame<'a> {
         bytes: Vec<u8>,
         digests: Vec<Option<Digest>>,
     },
-    /// A file too large for memory; the consumer streams it when its turn comes.
+    /// A file that is too large for memory. The consumer streams the file after all frames before it.
     Large {
         task: Task<'a>,
         digest: Option<Digest>,
     },
 }
 
-/// Reads and compresses frames; one per thread.
+/// The state of one thread that reads and compresses frames.
 pub(super) struct CompressWorker<'a> {
     cursor: Cursor<'a>,
     compressor: Compressor<'static>,
@@ -44,7 +46,7 @@ pub(super) struct CompressWorker<'a> {
     spare: &'a SpareBuffers,
 }
 
-/// Buffers for reuse: fresh memory costs as much as filling it.
+/// Buffers that are reused, since the allocation of fresh memory takes as much time as filling it.
 #[derive(Default)]
 pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
 
@@ -53,7 +55,7 @@ impl SpareBuffers {
         self.0.lock().pop().unwrap_or_default()
     }
 
-    /// Returns a buffer.
+    /// Puts a buffer back for reuse.
     pub(super) fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         self.0.lock().push(buffer);
@@ -65,7 +67,7 @@ impl<'a> CompressWorker<'a> {
         Ok(CompressWorker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
-    /// Builds a frame, or finds that it can be copied.
+    /// Builds a frame, or finds that the frame can be copied from the previous archive.
     pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<BuiltFrame<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
@@ -75,7 +77,7 @@ impl<'a> CompressWorker<'a> {
             return Ok(BuiltFrame::Copy { frame, digests: same.digests() });
         }
         if task.raw > frames::MAX + header::END as u64 {
-            // One file. Whether it changed must be known before it is compressed, not after.
+            // The frame is one large file. It is hashed first, so that an unchanged file is not compressed.
             let digest = match (&task.candidate, task.items.iter().find(|item| unknown(item))) {
                 (Some(_), Some(item)) => Some(hash(&mut self.cursor, item)?),
                 _ => None,
@@ -110,7 +112,7 @@ impl<'a> CompressWorker<'a> {
     /// Fills `self.raw` with the tar of the task's items.
     fn read(&mut self, task: &Task<'_>) -> Result<Vec<Option<Digest>>, ArchiveError> {
         self.raw.clear();
-        // One byte more, so that a file that has grown is noticed.
+        // The buffer has one byte more, so that a file that has grown is noticed.
         self.raw.reserve(usize::try_from(task.raw).unwrap_or_default().saturating_add(1));
         let mut digests = Vec::with_capacity(task.items.len());
         for item in task.items {
@@ -130,7 +132,7 @@ impl<'a> CompressWorker<'a> {
         Ok(digests)
     }
 
-    /// Appends the content of a file to `self.raw`. A file of another size than was listed has changed, whatever it is now.
+    /// Appends the content of a file to `self.raw`. If the size differs from the listed size, the file has changed, which is an error.
     fn content(&mut self, item: &Item, size: u64) -> Result<Digest, ArchiveError> {
         checked(item)?;
         let changed = || ArchiveError::Changed { path: item.path.clone() };
@@ -152,7 +154,7 @@ impl<'a> CompressWorker<'a> {
     }
 }
 
-/// Opens the file of an item and makes sure that it is the one that was listed.
+/// Opens the file of an item. A file of another kind or size than the item has changed, which is an error.
 pub(super) fn open(cursor: &mut Cursor<'_>, item: &Item) -> Result<File, ArchiveError> {
     checked(item)?;
     let file = cursor.open(&item.path)?;
@@ -165,6 +167,7 @@ fn checked(item: &Item) -> Result<(), ArchiveError> {
     check_path(item.path.as_bytes()).map(drop).map_err(|why| ArchiveError::Path { path: item.path.clone(), why })
 }
 
+/// Returns the error for a failed read. A file that ends too early has changed.
 pub(super) fn reading(cursor: &Cursor<'_>, item: &Item, e: std::io::Error) -> ArchiveError {
     match e.kind() {
         std::io::ErrorKind::UnexpectedEof => ArchiveError::Changed { path: item.path.clone() },
@@ -172,6 +175,7 @@ pub(super) fn reading(cursor: &Cursor<'_>, item: &Item, e: std::io::Error) -> Ar
     }
 }
 
+/// Returns an error if a file does not have its known digest.
 pub(super) fn held(item: &Item, known: Option<&Digest>, found: &Digest) -> Result<(), ArchiveError> {
     match known {
         Some(known) if known != found => Err(ArchiveError::Changed { path: item.path.clone() }),

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::FileError;
 
-/// A directory held open. Paths given to it are relative, with `/`; links in them are never followed.
+/// An open directory. Its methods take relative paths with `/`, and never follow a link in a path.
 #[derive(Debug)]
 pub struct Confined {
     fd: OwnedFd,
@@ -42,12 +42,12 @@ impl Confined {
         self.path.join(relative)
     }
 
-    /// Returns a cursor, which keeps the last directories open for many operations in path order. One per thread.
+    /// Returns a cursor, which keeps directories open for many operations in path order. Each thread needs its own cursor.
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor { root: self, open: Vec::new(), exact: (OsString::new(), [0; 2]) }
     }
 
-    /// Opens a directory below it; the empty path is the directory itself.
+    /// Opens a directory below this one. The empty path is this directory itself.
     pub fn open_dir(&self, relative: impl AsRef<OsStr>) -> Result<Confined, FileError> {
         let relative = relative.as_ref();
         let shown = self.shown(relative);
@@ -57,7 +57,7 @@ impl Confined {
         Ok(Confined { fd, path: shown })
     }
 
-    /// Returns the names in it, sorted by their bytes.
+    /// Returns the names in the directory, sorted by their bytes.
     pub fn names(&self) -> Result<Vec<OsString>, FileError> {
         let wrong = |e: Errno| FileError::io("list the directory", &self.path, e);
         let mut names = Vec::new();
@@ -72,10 +72,10 @@ impl Confined {
         Ok(names)
     }
 
-    /// Removes everything below it, following no link.
+    /// Removes everything below the directory. Links are removed, not followed.
     pub fn clear(&self) -> Result<(), FileError> {
-        // Explicit stack: a hostile tree may be deeper than ours. Directories stay open by path from the root, so no more
-        // than one descriptor is held.
+        // The stack is explicit, since a hostile tree may be deeper than the stack of a thread. Each directory is opened by its path
+        // from the root, so that only one descriptor is open at a time.
         let mut pending = vec![(OsString::new(), false)];
         while let Some((relative, emptied)) = pending.pop() {
             if emptied {
@@ -105,7 +105,7 @@ impl Confined {
         rustix::fs::fstat(&self.fd).map_err(|e| FileError::io("read the metadata of", &self.path, e))
     }
 
-    /// Writes everything of its file system to the disk.
+    /// Syncs the whole file system of the directory.
     pub fn sync_file_system(&self) -> Result<(), FileError> {
         rustix::fs::syncfs(&self.fd).map_err(|e| FileError::io("sync the file system of", &self.path, e))
     }
@@ -121,9 +121,9 @@ impl AsFd for Confined {
 #[derive(Debug)]
 pub struct Cursor<'a> {
     root: &'a Confined,
-    /// The open directories, each below the one before it; in path order the upper ones are needed again.
+    /// The open directories, each below the previous one. Operations in path order use the upper directories again.
     open: Vec<(OsString, OwnedFd)>,
-    /// The modes that files in this directory got exactly as requested: no umask or ACL reduces them.
+    /// A directory, and two modes that new files in it got exactly as requested, since no umask or ACL reduces these modes.
     exact: (OsString, [u32; 2]),
 }
 
@@ -131,7 +131,7 @@ impl Cursor<'_> {
     /// The most directories that stay open.
     const MAX_OPEN: usize = 12;
 
-    /// The directory at `path`, opened from the nearest one above that is open.
+    /// Returns the directory at `path`, opened from the nearest open directory above it.
     fn directory(&mut self, path: &OsStr) -> rustix::io::Result<BorrowedFd<'_>> {
         let wanted = path.as_bytes();
         let below = |above: &OsStr| {
@@ -152,7 +152,7 @@ impl Cursor<'_> {
         Ok(self.open.last().map_or(self.root.fd.as_fd(), |(_, fd)| fd.as_fd()))
     }
 
-    /// Keeps the directory at `path` open, which was reached from the last one of those that are open or from the root.
+    /// Keeps the directory at `path` open. It was opened from the last directory in `open`, or from the root.
     fn keep(&mut self, path: &OsStr, fd: OwnedFd) {
         if self.open.len() == Self::MAX_OPEN {
             self.open.remove(0);
@@ -160,11 +160,12 @@ impl Cursor<'_> {
         self.open.push((path.to_owned(), fd));
     }
 
-    /// Returns an error about a path below, for an operation on a file that was opened here.
+    /// Returns the error of an operation on a file that this cursor has opened.
     pub fn failed(&self, doing: &'static str, relative: impl AsRef<Path>, source: std::io::Error) -> FileError {
         FileError::io(doing, self.root.shown(relative), source)
     }
 
+    /// Calls `act` with the parent directory of `relative` and the last name in it.
     fn at<T>(
         &mut self,
         doing: &'static str,
@@ -208,7 +209,7 @@ impl Cursor<'_> {
             count = count.saturating_add(usize::from(!matches!(entry.file_name().to_bytes(), b"." | b"..")));
         }
         if !relative.is_empty() {
-            // In the root itself, nothing was closed on the way there.
+            // If the parent is the root, `at` has closed no directory, so directories that are not above `relative` are closed here.
             let is_above = |open: &OsStr| {
                 let rest = relative.as_bytes().strip_prefix(open.as_bytes());
                 rest.is_some_and(|rest| rest.starts_with(b"/"))
@@ -221,7 +222,7 @@ impl Cursor<'_> {
         Ok(count)
     }
 
-    /// Opens a file for reading; a FIFO or device does not block, and the caller looks at what it got.
+    /// Opens a file for reading. A FIFO or device does not block; the caller must check the kind of the file.
     pub fn open(&mut self, relative: impl AsRef<OsStr>) -> Result<File, FileError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         self.at("open", relative.as_ref(), |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty())).map(File::from)
@@ -275,7 +276,7 @@ impl Cursor<'_> {
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
-    /// Gives the file at `old` of another tree the path `relative` here, without copying.
+    /// Creates a hard link at `relative` to the file at `old` of another tree.
     pub fn hard_link(
         &mut self,
         other: &mut Cursor<'_>,
@@ -291,7 +292,7 @@ impl Cursor<'_> {
         })
     }
 
-    /// Removes what is not a directory.
+    /// Removes a file, link or other entry that is not a directory.
     pub fn remove(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
         self.at("remove", relative.as_ref(), |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
@@ -299,7 +300,7 @@ impl Cursor<'_> {
     /// Removes an empty directory.
     pub fn remove_dir(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
         let relative = relative.as_ref();
-        // Another directory may get this path; what is held open is the one that goes.
+        // Another directory may get this path, so the removed directory and all below it must not stay open.
         let goes = |open: &OsStr| open.as_bytes().starts_with(relative.as_bytes());
         self.open.truncate(self.open.iter().position(|(open, _)| goes(open)).unwrap_or(self.open.len()));
         self.at("remove the directory", relative, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
@@ -315,12 +316,12 @@ pub(super) fn join(parent: &OsStr, name: &OsStr) -> OsString {
     path
 }
 
-/// `openat2` where the kernel has it and lets us, else the same part by part.
+/// Opens a path with `openat2`. If the kernel lacks or forbids this call, opens the path part by part.
 fn open_beneath(root: BorrowedFd<'_>, relative: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) {
-        // EPERM: a seccomp filter older than the call. EAGAIN: a rename somewhere raced with us; part by part does not care.
+        // EPERM: a seccomp filter older than the call. EAGAIN: a rename raced with the call, which does not matter part by part.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => by_parts(root, relative, flags),
         other => other,
     }
@@ -379,7 +380,7 @@ mod tests {
             cursor.create_dir(path, 0o755).unwrap();
             cursor.create(format!("{path}/file"), 0o644).unwrap();
         }
-        // Up and down again, with names of which one begins like the other.
+        // Operations at different depths, and a directory whose name is the beginning of another name.
         cursor.create_dir("dd", 0o755).unwrap();
         cursor.create("d/d/d/other", 0o644).unwrap();
         cursor.create("dd/file", 0o644).unwrap();
@@ -387,7 +388,7 @@ mod tests {
         let counts = ["", "d", "d/d", "d/d/d", "dd"].map(|path| cursor.count_names(path).unwrap());
         assert_eq!(counts, [2, 3, 2, 3, 1]);
         cursor.stat("dd/file").unwrap();
-        // A directory that was counted stays open, and no other is taken for it.
+        // A counted directory stays open, and is not mistaken for another one.
         cursor.stat("d/d/d/other").unwrap();
         for _ in 0..2 {
             assert_eq!(cursor.count_names("dd").unwrap(), 1);

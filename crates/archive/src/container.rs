@@ -1,6 +1,6 @@
-//! A release in one file, for the way without a network: a plain tar of its manifest, its health record and its archive, in this
-//! order, so that a reader can refuse before it has read much. As with archives, the reader does not interpret: it knows every byte
-//! that is not content, but for the sizes.
+//! A container: a release in one file, for transfer without a network. It is a plain tar of the manifest, the health record and the archive,
+//! in this order, so that a reader can refuse the release early. As with archives, the reader does not interpret headers: their bytes follow
+//! from the sizes of the parts.
 
 use std::io::{self, Read, Write};
 
@@ -8,38 +8,38 @@ use tar::Header;
 
 use super::{ItemKind, header};
 
-/// The names in a container, in their order.
+/// The names of the parts of a container, in their order.
 const PARTS: [&str; 3] = [MANIFEST, HEALTH, ARCHIVE];
 
-/// The manifest.
+/// The name of the manifest in a container.
 pub const MANIFEST: &str = "manifest.json";
 
-/// The health record, if there is one.
+/// The name of the health record in a container, which may be missing.
 pub const HEALTH: &str = "health.json";
 
-/// The archive.
+/// The name of the archive in a container.
 pub const ARCHIVE: &str = "archive.tar.zst";
 
-/// The reasons why a container cannot be read.
+/// The reason why a container cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
-    /// The stream failed.
-    #[error("it cannot be read")]
+    /// The stream could not be read or written.
+    #[error("cannot read the export")]
     Io(#[from] io::Error),
-    /// It ends where something should follow.
+    /// The container ends too early.
     #[error("it ends in the middle")]
     Cut,
-    /// Something else lies in it.
-    #[error("it is no export of a release: {0}")]
+    /// The file is not a container, or has other content.
+    #[error("it is not an export of a release: {0}")]
     Strange(&'static str),
     /// A part is too large.
     #[error("its {name} has {bytes} bytes; {limit} are allowed")]
     TooLarge {
-        /// The part.
+        /// The name of the part.
         name: &'static str,
-        /// Its size.
+        /// The size of the part in bytes.
         bytes: u64,
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
 }
@@ -70,17 +70,17 @@ fn part_header(name: &str, size: u64) -> Vec<u8> {
 /// Reads a container from its beginning to its end.
 pub struct Container<R> {
     from: R,
-    /// A header that was looked at and not taken.
+    /// The header of the next part, if it was read by a request for another part.
     seen: Option<Vec<u8>>,
 }
 
 impl<R: Read> Container<R> {
-    /// A reader of `from`.
+    /// Creates a reader of `from`.
     pub fn new(from: R) -> Container<R> {
         Container { from, seen: None }
     }
 
-    /// The size of the next part, if it is the one with this name; its content is read next, by [`Self::content`].
+    /// Returns the size of the next part, if the part has this name. The caller must then read its content with [`Self::content`].
     pub fn next(&mut self, name: &'static str, limit: u64) -> Result<Option<u64>, ContainerError> {
         let block = match self.seen.take() {
             Some(block) => block,
@@ -96,7 +96,7 @@ impl<R: Read> Container<R> {
                 self.seen = Some(block);
                 return Ok(None);
             }
-            return Err(ContainerError::Strange("it holds something else than manifest, health record and archive"));
+            return Err(ContainerError::Strange("it contains something else than manifest, health record and archive"));
         }
         if size > limit {
             return Err(ContainerError::TooLarge { name, bytes: size, limit });
@@ -104,7 +104,7 @@ impl<R: Read> Container<R> {
         Ok(Some(size))
     }
 
-    /// Copies the content of a part to `out`. Says how many bytes came before the stream ended, if it ended too early.
+    /// Copies the content of a part to `out`. If the stream ends too early, returns `Ok(Err(n))` after `n` bytes.
     pub fn content(&mut self, size: u64, out: &mut impl Write) -> Result<Result<(), u64>, ContainerError> {
         let copied = io::copy(&mut Read::by_ref(&mut self.from).take(size), out)?;
         if copied < size {
@@ -112,12 +112,12 @@ impl<R: Read> Container<R> {
         }
         let padding = self.exact((header::padded(size) - size) as usize)?;
         if padding.iter().any(|byte| *byte != 0) {
-            return Err(ContainerError::Strange("there is something between its parts"));
+            return Err(ContainerError::Strange("it has bytes between its parts"));
         }
         Ok(Ok(()))
     }
 
-    /// Sees that nothing follows.
+    /// Checks that nothing follows the parts.
     pub fn end(mut self) -> Result<(), ContainerError> {
         if self.seen.is_some() {
             return Err(ContainerError::Strange("its parts are in another order"));
@@ -126,7 +126,7 @@ impl<R: Read> Container<R> {
         let mut more = [0];
         let behind = self.from.read(&mut more)?;
         if end.iter().any(|byte| *byte != 0) || behind > 0 {
-            return Err(ContainerError::Strange("something follows its archive"));
+            return Err(ContainerError::Strange("it has bytes after its archive"));
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ mod tests {
         out
     }
 
-    /// Everything that a container holds.
+    /// Returns all parts of a container.
     fn read(bytes: &[u8]) -> Result<Vec<(&'static str, Vec<u8>)>, ContainerError> {
         let mut from = Container::new(bytes);
         let mut parts = Vec::new();
@@ -197,7 +197,7 @@ mod tests {
             for change in [1, 0x20, 0xff] {
                 let mut altered = bytes.clone();
                 altered[at] ^= change;
-                // Content is for others to check; everything around it is not.
+                // The container checks all bytes except the content of its parts.
                 let content = (512..514).contains(&at) || (1536..1539).contains(&at);
                 match read(&altered) {
                     Ok(found) => assert!(content && found != whole, "byte {at}"),

@@ -7,7 +7,7 @@ use serde::{
     de::{self, Visitor},
 };
 
-/// A BLAKE3 digest of 32 bytes, written as 64 hexadecimal digits (`b3sum` prints the same); in binary formats as those bytes.
+/// A BLAKE3 digest of 32 bytes. Text formats contain 64 hexadecimal digits, as `b3sum` prints them, and binary formats the 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -16,12 +16,12 @@ impl Serialize for Digest {
         if !to.is_human_readable() {
             return to.serialize_bytes(&self.0);
         }
-        // Digits are text.
+        // Hexadecimal digits are always valid UTF-8.
         to.serialize_str(std::str::from_utf8(&self.digits()).unwrap_or_default())
     }
 }
 
-/// Written by hand, since a manifest has many digests and none needs a string of its own.
+/// Written by hand, so that the many digests of a manifest are parsed without a string for each.
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
         struct Digits;
@@ -42,17 +42,17 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(*blake3::hash(bytes).as_bytes())
     }
 
-    /// The raw 32 bytes.
+    /// Returns the 32 bytes of the digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Returns the digest with these hexadecimal digits, if all of them are digits.
+    /// Parses hexadecimal digits. Returns `None` if a byte is not a hexadecimal digit.
     fn from_digits(digits: &[u8; 64]) -> Option<Digest> {
         let values = digits.map(|byte| digit(byte).0);
         let right = digits.iter().fold(true, |right, byte| right & digit(*byte).1);
@@ -65,7 +65,7 @@ impl Digest {
 
     /// Returns the hexadecimal digits.
     fn digits(&self) -> [u8; 64] {
-        // Without branches, like [`digit`].
+        // This has no branches, for the same reason as [`digit`].
         let letter = |value: u8| value + b'0' + if value > 9 { b'a' - b'0' - 10 } else { 0 };
         let mut digits = [0; 64];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
@@ -104,8 +104,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Returns the value of a hexadecimal digit, and whether the byte is one. Without branches, so that the compiler vectorises it: a manifest
-/// has a million digits.
+/// Returns the value of a hexadecimal digit, and true if the byte is such a digit. The function has no branches, so that the compiler
+/// vectorises its loop: a manifest has millions of digits.
 fn digit(byte: u8) -> (u8, bool) {
     let is_letter = (byte | 0x20).wrapping_sub(b'a') < 6;
     let is_digit = byte.wrapping_sub(b'0') < 10;

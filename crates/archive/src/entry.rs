@@ -9,14 +9,14 @@ use super::{Digest, bounded};
 /// The archive of a release: independent zstd frames, each with whole tar entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveInfo {
-    /// The digest of the whole file: over the concatenated raw digests of its frames, in file order. Every frame is checked when it is
-    /// read, and everything behind the frames follows from their sizes, so the digest covers every byte; and an archive that shares
-    /// frames with an older one gets its digest without being read again.
+    /// The digest of the archive: the digest of the concatenated digests of its frames, in file order. Every frame is checked when it is
+    /// read, and the bytes after the frames follow from their sizes, so this digest covers every byte. The digest of an archive that shares
+    /// frames with an older archive is computed without reading these frames.
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
-    /// The number of the compression settings; other settings give other bytes for the same tree. 0 for archives from before there were
-    /// numbers.
+    /// The number of the compression settings. Other settings give other bytes for the same tree. The number is 0 for archives that are
+    /// older than these numbers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub settings: u32,
     /// The frames in file order.
@@ -32,24 +32,24 @@ fn is_zero(number: &u32) -> bool {
 /// A part of an archive that can be read by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frame {
-    /// The offset of its first byte.
+    /// The offset of the first byte in the archive.
     pub offset: u64,
-    /// Its compressed size in bytes.
+    /// The compressed size in bytes.
     pub bytes: u64,
-    /// Its size in bytes after decompression.
+    /// The size after decompression, in bytes.
     pub raw: u64,
-    /// The number of its entries; frames and entries have the same order.
+    /// The number of entries in the frame. Frames and entries have the same order.
     pub entries: u32,
-    /// The digest of its compressed bytes.
+    /// The digest of the compressed bytes.
     pub digest: Digest,
 }
 
-/// A file, directory or symbolic link of a release. In text formats a row of named fields, in binary formats the path and the kind.
+/// A file, directory or symbolic link of a release. Text formats contain named fields, and binary formats the path and the kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Relative path with `/`, without `.`, `..`, empty or trailing parts; UTF-8.
+    /// The relative path in UTF-8, with `/`, and without empty parts, `.` and `..`.
     pub path: String,
-    /// Directory, file or link.
+    /// The kind of the entry.
     pub kind: EntryKind,
 }
 
@@ -59,7 +59,7 @@ impl Serialize for Entry {
         if !to.is_human_readable() {
             return (path, Plain::from(kind)).serialize(to);
         }
-        // By hand for the same reason as `Row`.
+        // Written by hand for the same reason as `Row`.
         let mut row = to.serialize_struct("Entry", 5)?;
         row.serialize_field("path", path)?;
         match kind {
@@ -99,8 +99,8 @@ impl<'a> From<&'a EntryKind> for Plain<'a> {
     }
 }
 
-/// An entry as a row of fields in any order. For a flattened enum serde would buffer all fields first, and a manifest is nearly all
-/// entries.
+/// An entry in text formats: named fields in any order. With a flattened enum, serde would first buffer all fields, which would slow down the
+/// reading of manifests.
 #[derive(Deserialize)]
 struct Row<'a> {
     #[serde(borrow)]
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for Entry {
     }
 }
 
-/// The kind of an entry. Owners, times and all mode bits but "executable" are not kept.
+/// The kind of an entry. Of its metadata, a release keeps only one bit: whether a file is executable.
 ///
 /// The derived serialisation is that of patches of changed files. An [`Entry`] has a serialisation of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,11 +152,11 @@ pub enum EntryKind {
     Dir,
     /// A regular file, mode 0644 or, if executable, 0755.
     File {
-        /// Size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// Digest of the content.
+        /// The digest of the content.
         digest: Digest,
-        /// The file is executable.
+        /// True if the file is executable.
         executable: bool,
     },
     /// A symbolic link.
@@ -173,11 +173,12 @@ impl EntryKind {
     }
 }
 
-/// The digest of a tree: BLAKE3 over its entries in the order of their paths' bytes, each as one letter (`d`, `f`, `x` for an
-/// executable file, `l`), the path's length (u32, little-endian), the path, and then for a file its size (u64, little-endian) and
-/// the 32 bytes of its digest, for a link the length (u32, little-endian) and bytes of its target.
+/// Returns the digest of a tree: BLAKE3 of the concatenated entries, in the order of their paths' bytes. An entry is one letter (`d` for a
+/// directory, `f` for a file, `x` for an executable file, `l` for a link), the length of the path (u32, little-endian) and the path. A file
+/// also has its size (u64, little-endian) and the 32 bytes of its digest; a link has the length (u32, little-endian) and the bytes of its
+/// target.
 pub fn tree_digest(entries: &[Entry]) -> Digest {
-    // In large pieces, of which the hasher processes many chunks at a time.
+    // The hasher gets large pieces, because it processes many chunks of a piece at a time.
     const PIECE: usize = 64 << 10;
     let (mut hasher, mut piece) = (blake3::Hasher::new(), Vec::with_capacity(2 * PIECE));
     let length = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();

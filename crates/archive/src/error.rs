@@ -1,13 +1,13 @@
-//! The errors of writing and reading archives. A refusal concerns the archive as a whole: nothing is ever skipped.
+//! The errors of writing and reading archives. An archive is refused as a whole; no entry is ever skipped.
 
 use std::{fmt, io, path::PathBuf};
 
 /// A fault of a path or of the target of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
-    /// No characters at all.
+    /// The path is empty.
     Empty,
-    /// Starts with `/`.
+    /// The path starts with `/`.
     Absolute,
     /// A part is `..`.
     Parent,
@@ -15,7 +15,7 @@ pub enum BadPath {
     Here,
     /// A part is empty: `//` or a `/` at the end.
     EmptyPart,
-    /// A byte 0.
+    /// A zero byte.
     Nul,
     /// A control character, like a line break or ESC.
     Control,
@@ -23,7 +23,7 @@ pub enum BadPath {
     NotUtf8,
     /// A part of more than 255 bytes.
     LongPart,
-    /// More than 4096 bytes.
+    /// A path of more than 4096 bytes.
     Long,
 }
 
@@ -35,8 +35,8 @@ impl fmt::Display for BadPath {
             BadPath::Parent => "it has a part \"..\"",
             BadPath::Here => "it has a part \".\"",
             BadPath::EmptyPart => "it has an empty part",
-            BadPath::Nul => "it holds a byte 0",
-            BadPath::Control => "it holds a control character",
+            BadPath::Nul => "it contains a zero byte",
+            BadPath::Control => "it contains a control character",
             BadPath::NotUtf8 => "it is not UTF-8",
             BadPath::LongPart => "a part has more than 255 bytes",
             BadPath::Long => "it has more than 4096 bytes",
@@ -60,18 +60,18 @@ pub enum ArchiveError {
         #[source]
         source: io::Error,
     },
-    /// It would be larger than allowed.
+    /// The archive would be larger than allowed.
     #[error(
-        "it would have more than {limit} bytes, the limit of this server; .larderignore can leave out what a release does not need"
+        "it would have more than {limit} bytes, the limit of this server; list files that the release does not need in .larderignore"
     )]
     TooLarge {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The compressor refused.
+    /// The compressor returned an error.
     #[error("cannot compress {path:?}")]
     Compress {
-        /// The entry, or the first one of the frame.
+        /// The first entry of the frame.
         path: String,
         /// The cause.
         #[source]
@@ -87,23 +87,23 @@ pub enum ArchiveError {
         why: BadPath,
     },
     /// A link target that no release may have.
-    #[error("the link {path:?} cannot be in a release: its target is bad: {why}")]
+    #[error("the link {path:?} cannot be in a release: its target is not allowed: {why}")]
     Target {
         /// The link.
         path: String,
         /// The fault of the target.
         why: BadPath,
     },
-    /// Two entries with one name.
+    /// Two entries with the same path.
     #[error("{path:?} is listed twice")]
     Duplicate {
-        /// The name.
+        /// The path.
         path: String,
     },
     /// Entries in another order than that of their paths' bytes.
     #[error("{path:?} is out of order")]
     Unsorted {
-        /// The first one that comes too late.
+        /// The first entry that comes too late.
         path: String,
     },
     /// An entry below a file.
@@ -139,7 +139,7 @@ pub enum ArchiveError {
         limit: u64,
     },
     /// One file is too large.
-    #[error("{path:?} has {bytes} bytes; a single file may have {limit}")]
+    #[error("{path:?} has {bytes} bytes; {limit} are allowed for a single file")]
     FileTooLarge {
         /// The file.
         path: String,
@@ -159,9 +159,9 @@ pub enum ArchiveError {
     /// A compression ratio that honest files do not reach.
     #[error("{raw} bytes are packed into {bytes}: more than {limit} to 1, which looks like a decompression bomb")]
     Ratio {
-        /// Size after decompression.
+        /// The size after decompression, in bytes.
         raw: u64,
-        /// Size before.
+        /// The size before decompression, in bytes.
         bytes: u64,
         /// The limit.
         limit: u64,
@@ -181,26 +181,26 @@ pub enum ArchiveError {
         why: String,
     },
     /// The file has another size than the manifest says.
-    #[error("the archive has {found} bytes where its manifest says {expected}: it is {}", if found < expected { "cut off" } else { "followed by something else" })]
+    #[error("the archive has {found} bytes, but {expected} in its manifest: it is {}", if found < expected { "cut off" } else { "followed by something else" })]
     ArchiveSize {
-        /// By the manifest.
+        /// The size in the manifest.
         expected: u64,
-        /// In truth.
+        /// The size of the file.
         found: u64,
     },
-    /// The table at the end is another one.
+    /// The seek table at the end of the archive differs from the manifest.
     #[error("the archive's seek table differs from its manifest")]
     SeekTable,
-    /// A frame's bytes are damaged or not those of the manifest.
+    /// The bytes of a frame do not have the digest in the manifest.
     #[error("frame {frame} of the archive is damaged: its digest differs from the manifest")]
     FrameDigest {
-        /// Counted from 0.
+        /// The number of the frame, counted from 0.
         frame: usize,
     },
     /// A frame is not one plain zstd frame.
     #[error("frame {frame} of the archive is not acceptable: {why}")]
     Frame {
-        /// Counted from 0.
+        /// The number of the frame, counted from 0.
         frame: usize,
         /// The cause.
         why: &'static str,
@@ -208,7 +208,7 @@ pub enum ArchiveError {
     /// A frame that needs too much memory.
     #[error("frame {frame} of the archive needs a window of {window} bytes; {limit} are allowed")]
     Window {
-        /// Counted from 0.
+        /// The number of the frame, counted from 0.
         frame: usize,
         /// The window that the frame needs, in bytes.
         window: u64,
@@ -216,9 +216,9 @@ pub enum ArchiveError {
         limit: u64,
     },
     /// A frame could not be decompressed.
-    #[error("frame {frame} of the archive cannot be decompressed")]
+    #[error("cannot decompress frame {frame} of the archive")]
     Decompress {
-        /// Counted from 0.
+        /// The number of the frame, counted from 0.
         frame: usize,
         /// The cause.
         #[source]
@@ -227,35 +227,35 @@ pub enum ArchiveError {
     /// Bytes after the last entry of a frame.
     #[error("frame {frame} of the archive has bytes after its last entry")]
     Trailing {
-        /// Counted from 0.
+        /// The number of the frame, counted from 0.
         frame: usize,
     },
-    /// The tar ends before the manifest does.
+    /// An entry of the manifest is missing in the tar.
     #[error("{path:?} is in the manifest but not in the archive")]
     Missing {
         /// The entry.
         path: String,
     },
-    /// An entry that the manifest does not have.
+    /// An entry of the tar that is not in the manifest.
     #[error("{path:?} is in the archive but not in the manifest")]
     NotInManifest {
         /// The entry.
         path: String,
     },
     /// A hard link.
-    #[error("{path:?} is a hard link; releases hold none")]
+    #[error("{path:?} is a hard link, which releases cannot contain")]
     HardLink {
         /// The entry.
         path: String,
     },
     /// A device node.
-    #[error("{path:?} is a device; releases hold none")]
+    #[error("{path:?} is a device, which releases cannot contain")]
     Device {
         /// The entry.
         path: String,
     },
     /// A FIFO.
-    #[error("{path:?} is a FIFO; releases hold none")]
+    #[error("{path:?} is a FIFO, which releases cannot contain")]
     Fifo {
         /// The entry.
         path: String,
@@ -274,29 +274,29 @@ pub enum ArchiveError {
         /// The type letter.
         kind: char,
     },
-    /// File, directory, link: not what the manifest says.
-    #[error("{path:?} is another kind of entry than the manifest says")]
+    /// An entry of another kind than in the manifest.
+    #[error("{path:?} is another kind of entry than in the manifest")]
     Kind {
         /// The entry.
         path: String,
     },
-    /// Set-user-id, set-group-id or sticky.
-    #[error("{path:?} has special mode bits ({mode:o}); releases keep none")]
+    /// An entry with the set-user-id, set-group-id or sticky bit.
+    #[error("{path:?} has special mode bits ({mode:o}), which releases cannot contain")]
     SpecialMode {
         /// The entry.
         path: String,
-        /// All of them.
+        /// The whole mode.
         mode: u32,
     },
     /// Extended attributes, capabilities or access lists.
-    #[error("{path:?} has extended attributes ({key}); releases keep none")]
+    #[error("{path:?} has extended attributes ({key}), which releases cannot contain")]
     Xattr {
         /// The entry.
         path: String,
         /// The key.
         key: String,
     },
-    /// A PAX record that releases do not have.
+    /// A PAX record that releases do not use.
     #[error("the archive has a PAX record {key:?}, which releases do not use")]
     PaxKey {
         /// The key.
@@ -305,44 +305,44 @@ pub enum ArchiveError {
     /// A PAX record that cannot be read.
     #[error("the archive has a malformed PAX header")]
     PaxMalformed,
-    /// PAX and tar disagree about a size.
-    #[error("{path:?} has two different sizes, one in its PAX record and one in its header")]
+    /// A PAX record with a second size of an entry.
+    #[error("{path:?} has two sizes, one in a PAX record and one in its header")]
     PaxSize {
         /// The entry.
         path: String,
     },
-    /// Not the size that the manifest says.
+    /// A file of another size than in the manifest.
     #[error("{path:?} has {found} bytes in the archive and {expected} in the manifest")]
     Size {
         /// The file.
         path: String,
-        /// By the manifest.
+        /// The size in the manifest.
         expected: u64,
-        /// In the header.
+        /// The size in the header.
         found: u64,
     },
-    /// Not the content that the manifest says.
+    /// A file with another content than in the manifest.
     #[error("the content of {path:?} differs from the manifest")]
     Digest {
         /// The file.
         path: String,
     },
-    /// A header with other bytes than larder writes.
-    #[error("the header of {path:?} is not the one that its manifest entry requires")]
+    /// A header that differs in another field.
+    #[error("the header of {path:?} differs from its entry in the manifest")]
     Header {
         /// The entry that was expected.
         path: String,
     },
-    /// A patch is not one plain zstd frame of the size that was said.
-    #[error("a patch is not acceptable: {why}")]
+    /// A patch is not one plain zstd frame of the stated size.
+    #[error("cannot apply a patch: {why}")]
     Patch {
         /// The cause.
         why: &'static str,
     },
     /// A patch could not be made.
-    #[error("a patch cannot be made: {why}")]
+    #[error("cannot make a patch: {why}")]
     Unpatched {
-        /// The message of zstd.
+        /// The cause, or the message of zstd.
         why: &'static str,
     },
     /// The consumer of the entries failed.
@@ -359,18 +359,18 @@ impl ArchiveError {
 /// The error of an operation on a file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The operating system refused.
+    /// The operating system returned an error.
     #[error("cannot {doing} {}", path.display())]
     Io {
         /// The operation that failed, as a verb.
         doing: &'static str,
-        /// To which path.
+        /// The path of the file.
         path: PathBuf,
         /// The cause.
         #[source]
         source: io::Error,
     },
-    /// It is larger than its reader allows.
+    /// The file is larger than its reader allows.
     #[error("{} is larger than the {limit} bytes allowed here", path.display())]
     TooLarge {
         /// The file.
@@ -378,7 +378,7 @@ pub enum FileError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// It is a directory, link, socket or device.
+    /// The path is a directory, link, socket or device.
     #[error("{} is not a regular file", path.display())]
     NotRegular {
         /// The path.
@@ -387,12 +387,12 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// An error of the operating system.
+    /// Returns an error of the operating system.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> FileError {
         FileError::Io { doing, path: path.into(), source: source.into() }
     }
 
-    /// The kind of the operating system's refusal, `Other` for refusals of our own.
+    /// Returns the kind of the operating system's error; `Other` for the other variants.
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             FileError::Io { source, .. } => source.kind(),

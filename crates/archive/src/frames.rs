@@ -1,24 +1,24 @@
 //! The boundaries of frames, and the seek table at the end of an archive.
 //!
-//! A frame ends after an entry with a probability that rises with the weight of the entry; the random number is a hash of the path. So
-//! boundaries follow from paths and sizes alone: they are the same on every machine, and adding or changing an entry moves boundaries
-//! only in its neighbourhood.
+//! A frame ends after an entry with a probability that rises with the weight of the entry; the random number is a hash of the path. The
+//! boundaries therefore depend only on paths and sizes: they are the same on every machine, and an added or changed entry moves only the
+//! boundaries near it.
 
 use std::ops::Range;
 
 use super::{Item, header};
 use crate::{ArchiveInfo, Digest, Frame};
 
-/// The mean size of a frame in bytes. Smaller ones make an edit cheaper to bundle, larger ones compress better.
+/// The mean size of a frame in bytes. Smaller frames make an edit cheaper to bundle, larger frames compress better.
 const TARGET: u64 = 4 << 20;
 
-/// No frame ends by chance before it has this many bytes.
+/// The size of a frame, in bytes, below which it does not end by chance.
 const MIN: u64 = 1 << 20;
 
-/// A frame has at most this many bytes, unless it is one single file.
+/// The largest size of a frame, in bytes, unless it contains a single larger file.
 pub(super) const MAX: u64 = 8 << 20;
 
-/// Divides sorted items into frames. Always at least one frame, which is empty for no items.
+/// Divides sorted items into frames. Returns at least one frame, which is empty if there are no items.
 pub fn plan(items: &[Item]) -> Vec<Range<usize>> {
     let mut frames = Vec::new();
     let (mut start, mut weight) = (0, 0u64);
@@ -40,6 +40,7 @@ pub fn plan(items: &[Item]) -> Vec<Range<usize>> {
     frames
 }
 
+/// Returns a pseudo-random number that depends only on the path.
 fn draw(path: &str) -> u64 {
     let mut bytes = [0; 8];
     for (to, from) in bytes.iter_mut().zip(Digest::of(path.as_bytes()).as_bytes()) {
@@ -48,11 +49,12 @@ fn draw(path: &str) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Returns the number below which a [`draw`] ends the frame.
 fn odds(span: u64) -> u64 {
     u64::try_from(u128::from(u64::MAX) * u128::from(span) / u128::from(TARGET)).unwrap_or(u64::MAX)
 }
 
-/// The bytes that a frame with these paths and shapes has before compression.
+/// Returns the size of a frame with these paths and shapes before compression, in bytes.
 pub(super) fn raw_size<'a>(parts: impl Iterator<Item = (&'a str, header::Shape<'a>)>, last: bool) -> u64 {
     let spans: u64 = parts.map(|(path, shape)| header::span(path, shape)).sum();
     spans + if last { header::END as u64 } else { 0 }

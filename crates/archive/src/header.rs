@@ -1,4 +1,4 @@
-//! The exact tar header of an entry: a pure function, so that a reader can compare instead of believing.
+//! Encodes the tar header of an entry. The bytes depend only on the entry, so that a reader can compare a header instead of trusting it.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -7,10 +7,10 @@ use tar::{EntryType, Header};
 use super::{ItemKind, MTIME};
 use crate::EntryKind;
 
-/// tar's unit.
+/// The size of a block of a tar, in bytes.
 pub(super) const BLOCK: u64 = 512;
 
-/// The two empty blocks at the end of a tar.
+/// The size of the two empty blocks at the end of a tar, in bytes.
 pub(super) const END: usize = 1024;
 
 /// The fields of a header besides the path.
@@ -41,7 +41,7 @@ impl<'a> From<&'a EntryKind> for Shape<'a> {
     }
 }
 
-/// The header blocks of an entry, with a PAX header in front where names do not fit.
+/// Appends the header blocks of an entry to `into`. A PAX header comes first if a name does not fit into the normal header.
 pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec<u8>) {
     let (name, base, size, target) = match shape.into() {
         Shape::Dir => (Cow::Owned(format!("{path}/")), &BASES.dir, 0, None),
@@ -83,29 +83,29 @@ pub(super) fn span<'a>(path: &str, shape: impl Into<Shape<'a>>) -> u64 {
     header.len() as u64 + padded(size)
 }
 
-/// `size` rounded up to whole blocks.
+/// Returns `size`, rounded up to whole blocks.
 pub(super) fn padded(size: u64) -> u64 {
     size.div_ceil(BLOCK) * BLOCK
 }
 
-/// Zeros up to the next block after `size` bytes.
+/// Appends zeros up to the end of the last block of `size` bytes.
 pub(super) fn pad(into: &mut Vec<u8>, size: u64) {
     into.resize(into.len() + (padded(size) - size) as usize, 0);
 }
 
-/// USTAR's prefix and name, if the path can be cut that way.
+/// Splits a path into the prefix and the name of USTAR. Returns `None` if the parts do not fit.
 fn place(path: &str) -> Option<(&str, &str)> {
     if path.len() <= 100 {
         return Some(("", path));
     }
-    // The '/' between them is not stored.
+    // The '/' between prefix and name is not stored.
     let start = path.len().saturating_sub(101);
     let bytes = path.as_bytes();
     let cut = (start..path.len().min(156)).find(|i| bytes.get(*i) == Some(&b'/') && *i + 1 < path.len())?;
     Some((path.get(..cut)?, path.get(cut + 1..)?)).filter(|(prefix, name)| !prefix.is_empty() && !name.is_empty())
 }
 
-/// A PAX record counts its own length in decimal, that number included.
+/// Appends a PAX record. It begins with its own length in decimal, including the digits of this number.
 fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     let rest = key.len() + value.len() + 3;
     let mut digits = 1;
@@ -115,7 +115,7 @@ fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     into.extend_from_slice(format!("{} {key}={value}\n", rest + digits).as_bytes());
 }
 
-/// The template of all headers of a kind, made once: a release has many.
+/// The templates of headers, one for each kind. They are made once, since a release has many headers.
 struct Bases {
     dir: Header,
     file: Header,
@@ -151,7 +151,7 @@ fn put(into: &mut Vec<u8>, (prefix, name): (&str, &str), base: &Header, size: u6
         copy(&mut ustar.name, name);
         copy(&mut ustar.linkname, target);
         octal(&mut ustar.size, size);
-        // The sum counts its own field as spaces.
+        // The checksum is computed as if its own field contained spaces.
         ustar.cksum = [b' '; 8];
     }
     let sum = header.as_bytes().iter().map(|byte| u64::from(*byte)).sum();
@@ -161,7 +161,7 @@ fn put(into: &mut Vec<u8>, (prefix, name): (&str, &str), base: &Header, size: u6
     into.extend_from_slice(header.as_bytes());
 }
 
-/// A number in all digits of a field but for the last byte, which is 0.
+/// Writes a number as octal digits into all bytes of a field except the last, which is zero.
 fn octal(field: &mut [u8], mut number: u64) {
     let Some((end, digits)) = field.split_last_mut() else { return };
     *end = 0;

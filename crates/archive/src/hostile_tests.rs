@@ -1,4 +1,4 @@
-//! Refusals. Hostile archives are made by hand, around an honest manifest.
+//! Tests of refused archives. Each hostile archive is made by hand, mostly with a valid manifest.
 
 use std::{fs::File, io::Write, os::unix::fs::FileExt};
 
@@ -19,11 +19,13 @@ fn raw(entries: &[Entry]) -> u64 {
     frames::raw_size(frames::parts(&entries.iter().map(Item::from).collect::<Vec<_>>()), true)
 }
 
+/// Reads an archive with the bytes of `tar` in one frame, and a manifest that is right except for these bytes.
 fn hostile(entries: &[Entry], mut tar: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
     tar.resize(raw(entries) as usize, 0);
     hostile_frame(entries, zstd::bulk::compress(&tar, 3).unwrap())
 }
 
+/// Reads an archive with the bytes of one compressed frame.
 fn hostile_frame(entries: &[Entry], packed: Vec<u8>) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
     let (file, info) = in_one_frame(entries, &packed);
     read(&file, entries, &info)
@@ -144,7 +146,7 @@ fn unknown_pax_records_are_refused() {
     assert!(matches!(refuse(b"13 path=/etc\n"), E::Path { why: BadPath::Absolute, .. }));
 }
 
-/// A sink that wants a single file.
+/// A sink that accepts a single file.
 struct Picky(&'static str, Collect);
 
 impl Sink for Picky {
@@ -162,7 +164,7 @@ impl Sink for Picky {
 #[test]
 fn unwanted_file_may_have_other_content_but_no_other_header() {
     let large = text(1, 20 << 20);
-    // Held as a whole, and streamed.
+    // The first file is in memory as a whole, and the second is streamed.
     for content in [&b"abc"[..], &large] {
         let honest = file_entry("f", content);
         let mut lie = file_entry("g", content);
@@ -198,13 +200,13 @@ fn archive_that_differs_from_its_manifest_is_refused() {
     assert!(matches!(parts(&[one(b"f", b"abc"), one(b"f", b"abc")]), E::Duplicate { .. }));
     assert!(matches!(parts(&[one(b"g", b"xyz"), one(b"f", b"abc")]), E::Missing { .. }));
     assert!(matches!(parts(&[one(b"f", b"abc")]), E::Missing { .. }));
-    // Something where only zeros may be: padding, end.
+    // Bytes other than zero in the padding and at the end.
     let mut padded = [one(b"f", b"abc"), one(b"g", b"xyz")].concat();
     padded[600] = 1;
     assert!(matches!(parts(&[padded]), E::Trailing { frame: 0 }));
     let three = [one(b"f", b"abc"), one(b"g", b"xyz"), raw_header(b"h", b'0', 0o644, 0, b"")].concat();
     assert!(matches!(parts(&[three]), E::Trailing { frame: 0 }));
-    // A link where the manifest has one, but to somewhere else.
+    // A link with another target than in the manifest.
     let link = [Entry { path: "l".into(), kind: EntryKind::Link { target: "a".into() } }];
     assert!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"a")).is_ok());
     assert!(matches!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"/etc")).unwrap_err(), E::Header { .. }));
@@ -225,7 +227,7 @@ fn frame_that_is_not_one_plain_zstd_frame_is_refused() {
     assert!(matches!(refuse([good.clone(), skippable.clone()].concat()), E::Frame { .. }));
     assert!(matches!(refuse([skippable, good].concat()), E::Frame { .. }));
     assert!(matches!(refuse(b"not zstd at all".to_vec()), E::Frame { .. }));
-    // Without a size in its header, or with another one.
+    // A frame without a size in its header, and a frame with another size.
     assert!(matches!(refuse(zstd::stream::encode_all(&tar[..], 3).unwrap()), E::Frame { .. }));
     assert!(matches!(refuse(zstd::bulk::compress(&vec![0; 1 << 20], 3).unwrap()), E::Frame { .. }));
 }
@@ -248,7 +250,7 @@ fn decompression_bomb_is_refused_before_it_is_unpacked() {
     let packed = encoder.finish().unwrap();
     assert!(matches!(hostile_frame(&entries, packed.clone()).unwrap_err(), E::Ratio { .. }));
 
-    // A window of 2 GiB is refused by looking at the frame's header, whatever follows.
+    // A window of 2 GiB is refused because of the frame's header, whatever follows.
     let small =
         [Entry { path: "z".into(), kind: EntryKind::File { size: 40 << 20, digest: Digest::of(b""), executable: false } }];
     let mut wide = vec![0x28, 0xB5, 0x2F, 0xFD, 0b1000_0000, 21 << 3];
@@ -256,7 +258,7 @@ fn decompression_bomb_is_refused_before_it_is_unpacked() {
     wide.extend_from_slice(&[0; 20]);
     assert!(matches!(hostile_frame(&small, wide).unwrap_err(), E::Window { window: 2_147_483_648, .. }));
 
-    // More raw bytes than the manifest accounts for do not fit anywhere.
+    // A frame with more raw bytes than the manifest states.
     let lying = [file_entry("f", b"abc")];
     assert!(matches!(hostile_frame(&lying, packed).unwrap_err(), E::Frame { .. }));
 }

@@ -7,9 +7,9 @@ use super::{ArchiveInfo, Digest, Entry, EntryKind};
 /// An entry to archive. Unknown properties of a file are determined while it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Relative path.
+    /// The relative path.
     pub path: String,
-    /// Directory, file or link.
+    /// The kind of the entry.
     pub kind: ItemKind,
 }
 
@@ -20,11 +20,11 @@ pub enum ItemKind {
     Dir,
     /// A regular file.
     File {
-        /// Size in bytes.
+        /// The size in bytes.
         size: u64,
-        /// The digest, if it is known. The writer holds the file to it whenever it reads the file.
+        /// The digest, if it is known. If the writer reads the file, it refuses other content.
         digest: Option<Digest>,
-        /// The file is executable.
+        /// True if the file is executable.
         executable: bool,
     },
     /// A symbolic link.
@@ -52,8 +52,8 @@ impl From<&Entry> for Item {
 pub struct Previous<'a> {
     /// The archive.
     pub file: &'a File,
-    /// Its entries.
+    /// The entries of the archive.
     pub entries: &'a [Entry],
-    /// Its frames.
+    /// The frames of the archive.
     pub info: &'a ArchiveInfo,
 }

@@ -1,21 +1,22 @@
 //! Release archives, which are written and read frame by frame, and the [deltas](delta) between releases. This crate starts no processes
-//! and knows nothing of environments. Read [`Archive`] and [`write()`] first.
+//! and does not depend on environments. Read [`Archive`] and [`write()`] first.
 //!
 //! An archive is a sequence of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of the
 //! "zstd seekable format". The last data frame ends with the two empty blocks of tar. Plain `tar --zstd -x` opens the file.
 //!
 //! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. The
-//!   boundaries of frames depend only on the paths and sizes of entries (`frames.rs`), so an edit changes the frame that holds it and no
-//!   other: the writer copies all others from the previous archive.
-//! - *The reader does not interpret.* It knows from the manifest the bytes of every header, and compares. A header that differs is parsed
-//!   only to name the reason of the refusal (`diagnose.rs`). A name, link or device that the manifest cannot express therefore cannot be
-//!   created.
-//! - *A patch* is one plain zstd frame whose text may refer to another text that both sides hold (`patch.rs`).
-//! - *Memory*: a frame has at most 8 MiB before compression, or it holds one single larger file, which is streamed. Each thread
-//!   holds one frame raw, and at most three frames per thread are in progress or wait for their turn, in buffers that are reused: 33 MiB per thread and 8 more, and about 100 MiB from the first larger file on. A reader holds one frame raw and
-//!   compressed per thread.
+//!   boundaries of frames depend only on the paths and sizes of entries (`frames.rs`), so an edit of a file changes only the frame of
+//!   this file. The writer copies all other frames from the previous archive.
+//! - *The reader does not interpret headers.* The manifest determines the bytes of every header, and the reader compares them. A header that
+//!   differs is parsed only to report the reason of the refusal (`diagnose.rs`). An archive can therefore create no name, link or device
+//!   that the manifest cannot express.
+//! - *A patch* is one plain zstd frame whose text may refer to another text that sender and receiver have (`patch.rs`).
+//! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the writer
+//!   holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are reused. This
+//!   takes 33 MiB per thread and 8 MiB more; the first larger file takes about 100 MiB more. Each thread of a reader holds one frame,
+//!   compressed and uncompressed.
 //! - *Versions*: other compression settings give other archives of the same tree (`settings.rs`). Frames of such an archive are not
-//!   copied, and packing an installed release is refused if it does not give the bytes of its manifest.
+//!   copied. Packing an installed release fails if the archive does not have the digest in the manifest.
 
 pub mod bounded;
 mod compare;
@@ -51,19 +52,19 @@ pub use rules::{ArchiveLimits, check_entries, check_path, check_target};
 pub use settings::compresses_like;
 pub use writer::{Written, write};
 
-/// The mtime of every entry, 2000-01-01, since some tools refuse 1970.
+/// The mtime of every entry, 2000-01-01. Some tools refuse the year 1970.
 pub const MTIME: u64 = 946_684_800;
 
 /// The compression level. Higher levels cost more time than they save in transfer.
 pub const LEVEL: i32 = 3;
 
-/// The largest file that a release may hold: sizes in the seek table have 32 bits.
+/// The largest file of a release, in bytes: sizes in the seek table have 32 bits.
 pub const MAX_FILE: u64 = (4 << 30) - (4 << 20);
 
-/// The largest window, as power of two, that a reader provides memory for.
+/// The binary logarithm of the largest window, in bytes, that a reader accepts.
 const MAX_WINDOW_LOG: u32 = 27;
 
-/// The bytes of a large file that are held at once.
+/// The size of the pieces in which a large file is read, in bytes.
 const CHUNK: usize = 1 << 20;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The end of an archive that is being written: frames are appended or copied.
+//! The output of the writer, which appends new frames and copies frames of the previous archive.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{ArchiveInfo, Confined, Digest, Frame};
 
-/// The end of a growing archive, and a pending copy from the previous archive.
+/// An archive that is being written, with a pending copy from the previous archive.
 pub(super) struct ArchiveOutput<'a> {
     pub(super) out: &'a File,
     pub(super) previous: Option<&'a File>,
@@ -24,11 +24,12 @@ pub(super) struct ArchiveOutput<'a> {
     /// The offset and the length of the pending copy, whose destination ends at `at`.
     pub(super) copy: Option<(u64, u64)>,
     pub(super) frames: Vec<Frame>,
-    /// The compressor of large files. It keeps its threads and tens of megabytes of memory, since fresh memory costs as much as filling it.
+    /// The compressor of large files. It is reused, since new threads and tens of megabytes of fresh memory would cost time for each file.
     pub(super) large: CCtx<'static>,
 }
 
 impl ArchiveOutput<'_> {
+    /// Appends a new frame.
     pub(super) fn put(&mut self, mut frame: Frame, bytes: &[u8]) -> Result<(), ArchiveError> {
         self.flush()?;
         self.out.write_all_at(bytes, self.at).map_err(|e| ArchiveError::io("write", e))?;
@@ -38,6 +39,7 @@ impl ArchiveOutput<'_> {
         Ok(())
     }
 
+    /// Appends a frame of the previous archive. Adjacent frames are copied together, later.
     pub(super) fn copy(&mut self, mut frame: Frame) -> Result<(), ArchiveError> {
         match &mut self.copy {
             Some((from, bytes)) if *from + *bytes == frame.offset => *bytes += frame.bytes,
@@ -52,6 +54,7 @@ impl ArchiveOutput<'_> {
         Ok(())
     }
 
+    /// Makes the pending copy.
     fn flush(&mut self) -> Result<(), ArchiveError> {
         let (Some((from, bytes)), Some(previous)) = (self.copy.take(), self.previous) else { return Ok(()) };
         copy_range(previous, from, self.out, self.at - bytes, bytes)
@@ -68,7 +71,7 @@ impl ArchiveOutput<'_> {
     ) -> Result<Vec<Option<Digest>>, ArchiveError> {
         self.flush()?;
         let [item] = task.items else {
-            return Err(ArchiveError::Manifest { why: "a large frame holds more than one entry".to_owned() });
+            return Err(ArchiveError::Manifest { why: "a large frame contains more than one entry".to_owned() });
         };
         let ItemKind::File { size, digest: known, .. } = &item.kind else {
             return Err(ArchiveError::Changed { path: item.path.clone() });
@@ -121,6 +124,7 @@ impl ArchiveOutput<'_> {
     }
 }
 
+/// Appends to an archive up to a limit, and hashes the bytes.
 struct Appender<'a> {
     out: &'a File,
     at: u64,
@@ -144,13 +148,13 @@ impl Write for Appender<'_> {
     }
 }
 
-/// Copies inside the kernel, which shares blocks if the file system can; falls back to reading and writing.
+/// Copies a range inside the kernel, which shares blocks if the file system can. Falls back to reading and writing.
 fn copy_range(from: &File, mut from_at: u64, to: &File, mut to_at: u64, mut bytes: u64) -> std::io::Result<()> {
     let ended = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the archive is shorter than its manifest says");
     while bytes > 0 {
         let part = usize::try_from(bytes).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), part) {
-            Ok(0) => break, // the end of the file, or a file system that pretends so
+            Ok(0) => break, // the end of the file, or a file system without this call
             Ok(copied) => bytes -= copied as u64,
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => break,

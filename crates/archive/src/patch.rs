@@ -1,20 +1,20 @@
-//! One text compressed with the help of another that both sides hold: what zstd calls `--patch-from`.
+//! Compresses a text with the help of a *reference*, another text that sender and receiver have. zstd calls this `--patch-from`.
 //!
-//! The reference stands directly before the text in one buffer. Only so are the bytes the same every time: zstd treats a reference
-//! that happens to touch the text differently from one that does not.
+//! The reference is always directly before the text, in one buffer. Otherwise the compressed bytes would not be reproducible, because zstd
+//! treats a reference that touches the text in memory differently from one that does not.
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, find_frame_compressed_size, get_error_name};
 
 use super::{ArchiveError, MAX_WINDOW_LOG, reader};
 
-/// Above this size of reference and text together, in bytes, zstd's own tables do not reach the whole reference any more, and its
-/// search for long matches does.
+/// The size of reference and text together, in bytes, above which the search for long matches is enabled. Without this search, zstd does
+/// not reach the whole reference.
 const LONG: usize = 1 << 20;
 
-/// The largest reference and text together, in bytes.
+/// The largest size of reference and text together, in bytes.
 pub const MAX_REACH: usize = 1 << MAX_WINDOW_LOG;
 
-/// Compresses what follows the first `reference` bytes of `both`, at `level`, into one frame without a checksum.
+/// Compresses the text in `both` into one frame without a checksum, at `level`. The first `reference` bytes of `both` are the reference.
 pub fn pack(both: &[u8], reference: usize, level: i32) -> Result<Vec<u8>, ArchiveError> {
     let failed = |code| ArchiveError::Unpatched { why: get_error_name(code) };
     let (before, text) = both.split_at_checked(reference).ok_or(ArchiveError::Unpatched { why: "its reference is missing" })?;
@@ -38,8 +38,8 @@ pub fn pack(both: &[u8], reference: usize, level: i32) -> Result<Vec<u8>, Archiv
     Ok(packed)
 }
 
-/// Decompresses one frame that [`pack`] made with the same `reference`; it must hold exactly `raw` bytes, which the caller has found
-/// to be no more than it wants to hold. `into` is replaced.
+/// Decompresses one frame that [`pack`] made with the same `reference`, and replaces the content of `into`. Refuses a frame that does not
+/// contain exactly `raw` bytes. The caller must limit `raw`, because this much memory is allocated.
 pub fn unpack(reference: &[u8], packed: &[u8], raw: usize, into: &mut Vec<u8>) -> Result<(), ArchiveError> {
     let refused = |why| ArchiveError::Patch { why };
     reader::window_of(packed, raw as u64).map_err(refused)?;
@@ -54,7 +54,7 @@ pub fn unpack(reference: &[u8], packed: &[u8], raw: usize, into: &mut Vec<u8>) -
     into.reserve(raw);
     match context.decompress(into, packed) {
         Ok(size) if size == raw => Ok(()),
-        Ok(_) => Err(refused("it holds less than it says")),
+        Ok(_) => Err(refused("it is shorter than stated")),
         Err(code) => Err(refused(get_error_name(code))),
     }
 }

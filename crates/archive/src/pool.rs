@@ -1,4 +1,4 @@
-//! A parallel map whose results arrive in order, with a bounded number of them waiting.
+//! Parallel loops over threads: [`ordered`] passes on results in order and limits how many of them wait.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,17 @@ struct Shared<T, E> {
 struct State<T, E> {
     /// The next index that a worker takes.
     next: usize,
-    /// The next index that the consumer wants.
+    /// The next index that the consumer takes.
     wanted: usize,
+    /// The results that the consumer has not taken yet, by index.
     done: BTreeMap<usize, Result<T, E>>,
     stopped: bool,
+    /// The number of threads that have not ended.
     running: usize,
 }
 
-/// Calls `make` for 0..`count` in `threads` threads, each with its own `state`, and `consume` with the results in order, in the
-/// calling thread. Stops at the first error.
+/// Calls `make` for each index in 0..`count`, in `threads` threads, each with its own `state`. Calls `consume` with the results, in order, in
+/// the calling thread. At most three results per thread wait. Stops at the first error.
 pub fn ordered<T: Send, S, E: Send>(
     count: usize,
     threads: usize,
@@ -56,7 +58,7 @@ pub fn ordered<T: Send, S, E: Send>(
             match shared.give(index) {
                 Some(Ok(made)) => consume(index, made)?,
                 Some(Err(e)) => return Err(e),
-                None => break, // a worker panicked; the scope passes that on
+                None => break, // a worker has panicked; the scope panics, too
             }
         }
         Ok(())
@@ -99,6 +101,7 @@ impl<T, E> Shared<T, E> {
     }
 }
 
+/// Notes the end of a thread when it is dropped, also after a panic.
 struct Leaving<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Leaving<'_, T, E> {
@@ -112,6 +115,7 @@ impl<T, E> Drop for Leaving<'_, T, E> {
     }
 }
 
+/// Stops the threads when it is dropped.
 struct Stopping<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Stopping<'_, T, E> {
@@ -121,7 +125,7 @@ impl<T, E> Drop for Stopping<'_, T, E> {
     }
 }
 
-/// Does both at a time. A panic in one of them goes on here.
+/// Runs both functions in parallel and returns their results. A panic in one of them is resumed in the caller.
 pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
     std::thread::scope(|scope| {
         let one = scope.spawn(one);
@@ -133,7 +137,7 @@ pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> 
     })
 }
 
-/// Runs `act` in `threads` threads, the calling one included. A panic in one of them goes on here.
+/// Runs `act` in `threads` threads, including the calling thread. A panic in one of them is resumed in the caller.
 pub fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
@@ -148,15 +152,15 @@ pub fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T
     })
 }
 
-/// Calls `act` with each of `items` in up to `threads` threads, each with a `state` of its own; in no particular order. Ends soon after
-/// the first error.
+/// Calls `act` with each of `items`, in no particular order, in up to `threads` threads, each with its own `state`. Stops soon after the
+/// first error.
 pub fn for_each<T: Sync, S, E: Send>(
     items: &[T],
     threads: usize,
     state: impl Fn() -> S + Sync,
     act: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    // The work of one thread at a time. For less work, a second thread costs more than it saves.
+    // The number of items that a thread takes at a time. For fewer items, a second thread costs more than it saves.
     const PART: usize = 64;
     let parts: Vec<&[T]> = items.chunks(PART).collect();
     let next = AtomicUsize::new(0);
@@ -164,7 +168,7 @@ pub fn for_each<T: Sync, S, E: Send>(
         let mut state = state();
         while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(e) = part.iter().try_for_each(|item| act(&mut state, item)) {
-                next.store(parts.len(), Ordering::Relaxed); // the others need not go on
+                next.store(parts.len(), Ordering::Relaxed); // the other threads stop
                 return Err(e);
             }
         }

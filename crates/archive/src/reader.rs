@@ -1,4 +1,4 @@
-//! Reads an archive that must be exactly what its manifest says.
+//! Reads archives, and refuses every difference from the manifest.
 
 use std::{
     collections::HashSet,
@@ -13,17 +13,17 @@ use zstd::{bulk::Decompressor, zstd_safe};
 use super::{ArchiveError, ArchiveInfoExt, ArchiveLimits, CHUNK, MAX_WINDOW_LOG, check_entries, diagnose, frames, header};
 use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
-/// Frames up to this size after decompression are held, larger ones streamed.
+/// The largest frame that is decompressed as a whole, in bytes after decompression. Larger frames are streamed.
 const MAX_HELD: u64 = 16 << 20;
 
-/// Takes the files of a frame, one after another.
+/// A receiver of the files of a frame, one after another.
 pub trait Sink {
-    /// Returns whether the content of this entry is wanted. The digest of unwanted content is not compared with the manifest; the digest
-    /// of its frame is.
+    /// Begins a file. Returns true if the content is to be passed to [`Sink::data`]. Otherwise the digest of the content is not compared
+    /// with the manifest, only the digest of the frame.
     fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError>;
-    /// A part of the content.
+    /// Receives a part of the content.
     fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError>;
-    /// The content is complete and has the digest of the manifest.
+    /// Ends the file. The content is complete and has the digest of the manifest.
     fn end(&mut self) -> Result<(), ArchiveError>;
 }
 
@@ -36,7 +36,7 @@ pub struct Archive<'a> {
 }
 
 impl<'a> Archive<'a> {
-    /// Checks everything that does not need decompression.
+    /// Opens an archive and checks everything that can be checked without decompression.
     pub fn open(
         file: &'a File,
         entries: &'a [Entry],
@@ -49,10 +49,10 @@ impl<'a> Archive<'a> {
         let (mut at, mut offset, mut raw_total) = (0usize, 0u64, 0u64);
         for (index, frame) in info.frames.iter().enumerate() {
             let end = at.saturating_add(frame.entries as usize);
-            let part = entries.get(at..end).ok_or_else(|| contradiction("its frames hold more entries than it lists"))?;
+            let part = entries.get(at..end).ok_or_else(|| contradiction("its frames contain more entries than it lists"))?;
             let parts = part.iter().map(|entry| (entry.path.as_str(), (&entry.kind).into()));
             if frame.raw != frames::raw_size(parts, index + 1 == info.frames.len()) {
-                return Err(contradiction("the size of a frame is not that of its entries"));
+                return Err(contradiction("the size of a frame does not match its entries"));
             }
             if frame.offset != offset || frame.bytes == 0 {
                 return Err(contradiction("its frames do not follow each other"));
@@ -63,13 +63,13 @@ impl<'a> Archive<'a> {
             at = end;
         }
         if at != entries.len() || frames.is_empty() {
-            return Err(contradiction("its frames hold fewer entries than it lists"));
+            return Err(contradiction("its frames contain fewer entries than it lists"));
         }
         if raw_total > ArchiveLimits::RATIO_FROM && raw_total / info.bytes.max(1) >= limits.ratio {
             return Err(ArchiveError::Ratio { raw: raw_total, bytes: info.bytes, limit: limits.ratio });
         }
         if *info != (ArchiveInfo { settings: info.settings, ..ArchiveInfo::of_frames(info.frames.clone()) }) {
-            return Err(contradiction("the digest or size of the archive is not that of its frames"));
+            return Err(contradiction("the digest or size of the archive does not match its frames"));
         }
         let found = file.metadata().map_err(|e| ArchiveError::io("read the metadata of", e))?.len();
         if found != info.bytes {
@@ -89,13 +89,13 @@ impl<'a> Archive<'a> {
         self.frames.iter().map(|(_, range)| range.clone())
     }
 
-    /// The bytes of a frame before compression.
+    /// Returns the size of a frame before compression, in bytes.
     pub fn raw(&self, frame: usize) -> u64 {
         self.frames.get(frame).map_or(0, |(info, _)| info.raw)
     }
 
-    /// Reads one frame and gives its files to `sink`: those that are wanted, each held to its digest. All else in the frame has to be
-    /// where and what the manifest says, but for the content of other files.
+    /// Reads one frame and passes to `sink` the files that the sink accepts, after a check of their digests. The content of other files is
+    /// not compared with the manifest; everything else in the frame is.
     pub fn read(&self, frame: usize, reader: &mut FrameReader, sink: &mut impl Sink) -> Result<(), ArchiveError> {
         let Some((info, range)) = self.frames.get(frame) else {
             return Err(ArchiveError::Frame { frame, why: "there is no such frame" });
@@ -104,9 +104,9 @@ impl<'a> Archive<'a> {
         if info.raw > MAX_HELD {
             return self.stream(frame, info, range.clone(), last, sink);
         }
-        // Refuse an absurd size before any memory is asked for.
+        // Refuse an impossible size before memory is allocated.
         if info.bytes > zstd_safe::compress_bound(MAX_HELD as usize) as u64 {
-            return Err(ArchiveError::Frame { frame, why: "it is larger than what it holds" });
+            return Err(ArchiveError::Frame { frame, why: "it is larger than its content can be" });
         }
         reader.packed.resize(info.bytes as usize, 0);
         self.file.read_exact_at(&mut reader.packed, info.offset).map_err(|e| ArchiveError::io("read", e))?;
@@ -122,7 +122,7 @@ impl<'a> Archive<'a> {
         let failed = |source| ArchiveError::Decompress { frame, source };
         let size = reader.context.decompress_to_buffer(&reader.packed, &mut reader.raw).map_err(failed)?;
         if size as u64 != info.raw {
-            return Err(ArchiveError::Frame { frame, why: "it holds less than its manifest says" });
+            return Err(ArchiveError::Frame { frame, why: "it is shorter than its manifest says" });
         }
         let mut content = Content::Held(&reader.raw);
         self.walk(frame, range.clone(), last, &mut content, sink)
@@ -149,7 +149,7 @@ impl<'a> Archive<'a> {
         if let Err(ArchiveError::Sink(_) | ArchiveError::File(_)) = walked {
             return walked;
         }
-        // The digest explains more than what a damaged frame decompresses to.
+        // If the digest is wrong, report this instead of an error in the decompressed content.
         let mut input = decoder.finish();
         let clean = input.buffer().is_empty() && input.get_ref().left == 0;
         io::copy(&mut input, &mut io::sink()).map_err(|e| ArchiveError::io("read", e))?;
@@ -219,7 +219,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Gives a file that is there as a whole to `sink`, if that wants it and it is right.
+/// Passes a file that is in memory as a whole to `sink`, if the sink accepts the file and the digest is right.
 fn give(
     content: &[u8],
     index: usize,
@@ -242,7 +242,7 @@ fn give(
     sink.end()
 }
 
-/// The memory that reading needs; one per thread.
+/// The buffers of one thread that reads frames.
 pub struct FrameReader {
     packed: Vec<u8>,
     raw: Vec<u8>,
@@ -250,21 +250,22 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Fresh memory.
+    /// Creates empty buffers.
     pub fn new() -> Result<FrameReader, ArchiveError> {
         let context = Decompressor::new().map_err(|e| ArchiveError::io("start to decompress", e))?;
         Ok(FrameReader { packed: Vec::new(), raw: Vec::new(), context })
     }
 }
 
-/// Looks at a frame's own header: what it asks for must be known before the decompressor obeys it.
+/// Checks the header of a frame, before the decompressor allocates the window that the header requests.
 fn check_frame_header(frame: usize, bytes: &[u8], raw: u64) -> Result<(), ArchiveError> {
     let window = window_of(bytes, raw).map_err(|why| ArchiveError::Frame { frame, why })?;
     let limit = 1 << MAX_WINDOW_LOG;
     if window > limit { Err(ArchiveError::Window { frame, window, limit }) } else { Ok(()) }
 }
 
-/// The window in bytes that a frame of `raw` bytes asks for; what is wrong with its header otherwise.
+/// Returns the window, in bytes, that a frame of `raw` bytes requests, or the fault of its header. RFC 8878, section 3.1.1.1, describes the
+/// header.
 pub(super) fn window_of(bytes: &[u8], raw: u64) -> Result<u64, &'static str> {
     let cut = "it is too short";
     let (magic, rest) = bytes.split_at_checked(4).ok_or(cut)?;
@@ -285,7 +286,7 @@ pub(super) fn window_of(bytes: &[u8], raw: u64) -> Result<u64, &'static str> {
     }
     let (width, add) = match descriptor >> 6 {
         0 if single => (1, 0),
-        0 => return Err("it does not tell its size"),
+        0 => return Err("it does not state its size"),
         1 => (2, 256),
         2 => (4, 0),
         _ => (8, 0),
@@ -301,7 +302,7 @@ pub(super) fn window_of(bytes: &[u8], raw: u64) -> Result<u64, &'static str> {
     Ok(window.unwrap_or(raw))
 }
 
-/// The compressed bytes of one frame, hashed on their way.
+/// A reader of the compressed bytes of one frame, which also hashes them.
 struct Part<'a> {
     file: &'a File,
     at: u64,
@@ -328,7 +329,7 @@ enum Content<'a> {
 }
 
 impl Content<'_> {
-    /// The next bytes: as many as wanted, or fewer where a large file is streamed, or none at the end.
+    /// Returns the next `want` bytes. Returns fewer bytes while a large file is streamed, and none at the end.
     fn take(&mut self, want: usize) -> io::Result<&[u8]> {
         match self {
             Content::Held(bytes) => {
@@ -352,6 +353,7 @@ impl Content<'_> {
         }
     }
 
+    /// Refuses anything but `count` zero bytes.
     fn zeros(&mut self, count: usize, frame: usize) -> Result<(), ArchiveError> {
         let found = self.take(count).map_err(|source| ArchiveError::Decompress { frame, source })?;
         let right = found.len() == count && found.iter().all(|byte| *byte == 0);

@@ -12,7 +12,7 @@ pub(super) struct Reuse<'a> {
     by_first: HashMap<&'a str, (Frame, &'a [Entry], bool)>,
 }
 
-/// A frame of the previous archive that has the same paths, kinds, modes and sizes.
+/// A frame of the previous archive that has the same paths, kinds, modes and sizes as a new frame.
 #[derive(Clone, Copy)]
 pub(super) struct FrameCandidate<'a> {
     frame: Frame,
@@ -24,7 +24,7 @@ impl<'a> Reuse<'a> {
     pub(super) fn new(previous: Previous<'a>, items: &'a [Item]) -> Option<Reuse<'a>> {
         let found = previous.file.metadata().ok()?.len();
         if found != previous.info.bytes {
-            return None; // cut off or overwritten
+            return None; // the file is truncated or overwritten
         }
         if !settings::compresses_like(previous.info) {
             return None; // the same content has other bytes with the current settings
@@ -51,7 +51,7 @@ impl<'a> Reuse<'a> {
     }
 }
 
-/// Returns whether an item may be this entry, as far as is known without reading it.
+/// Returns true if an item may equal the entry, as far as this is known without reading the file.
 fn may_be(item: &Item, entry: &Entry) -> bool {
     item.path == entry.path
         && match (&item.kind, &entry.kind) {
@@ -65,8 +65,8 @@ fn may_be(item: &Item, entry: &Entry) -> bool {
 }
 
 impl FrameCandidate<'_> {
-    /// Returns the frame if its bytes still have their digest: a frame that the disk has damaged must not be copied into the next archive,
-    /// and from there into all later ones. `buffer` is overwritten.
+    /// Returns the frame if its bytes still have their digest. Otherwise a frame that the disk has damaged would be copied into the next
+    /// archive, and from there into all later archives. `buffer` is overwritten.
     pub(super) fn intact(&self, buffer: &mut Vec<u8>) -> Option<Frame> {
         let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
         while done < self.frame.bytes {
@@ -78,6 +78,7 @@ impl FrameCandidate<'_> {
         (Digest::from(hasher.finalize()) == self.frame.digest).then_some(self.frame)
     }
 
+    /// Returns the digest of each entry; `None` for an entry that is not a file.
     pub(super) fn digests(&self) -> Vec<Option<Digest>> {
         self.entries
             .iter()

@@ -12,7 +12,7 @@ pub struct ArchiveLimits {
     pub entries: u64,
     /// The most bytes of all files together.
     pub bytes: u64,
-    /// The most raw bytes per compressed byte, once there are more than [`Limits::RATIO_FROM`] raw bytes.
+    /// The most raw bytes per compressed byte, if there are more than [`ArchiveLimits::RATIO_FROM`] raw bytes.
     pub ratio: u64,
 }
 
@@ -33,7 +33,7 @@ pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
     if path.starts_with('/') {
         return Err(BadPath::Absolute);
     }
-    // Byte by byte: parts are too short for a faster search to pay off.
+    // The parts are compared byte by byte, since they are too short for a faster search.
     for part in path.as_bytes().split(|byte| *byte == b'/') {
         match part {
             b"" => return Err(BadPath::EmptyPart),
@@ -46,7 +46,7 @@ pub fn check_path(path: &[u8]) -> Result<&str, BadPath> {
     Ok(path)
 }
 
-/// Checks the target of a link. It may point anywhere, since larder never follows it.
+/// Checks the target of a link. A target may be outside of the release, since larder never follows links.
 pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
     plain(target)
 }
@@ -69,8 +69,8 @@ fn plain(path: &[u8]) -> Result<&str, BadPath> {
     }
 }
 
-/// Checks a whole list: every path and target, order, uniqueness, that every parent is a directory, and the limits on numbers
-/// and sizes.
+/// Checks a whole list of entries: every path and target, the order, that no path occurs twice, that every parent is a directory, and the
+/// limits of numbers and sizes.
 pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), ArchiveError> {
     let count = entries.len() as u64;
     if count > limits.entries {
@@ -87,9 +87,9 @@ pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), Ar
             Some(Ordering::Less) | None => last = Some(path),
         }
         let parent = path.bytes().rposition(|byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default();
-        // Mostly the parent of the entry before, or that entry itself.
+        // In most cases this is the parent of the previous entry, or the previous entry itself.
         if open.last() != Some(&parent) {
-            // Other names may stand between a directory and what it holds ("a", "a-b", "a/c"), but never the other way round.
+            // Other entries may be between a directory and its content ("a", "a-b", "a/c"), so the directory stays open for them.
             while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
                 open.pop();
             }
@@ -135,7 +135,7 @@ fn is_below(path: &str, dir: &str) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Returns whether entries below `dir` may still follow `path` in sorted order: `path` continues `dir` with a byte before '/'.
+/// Returns true if entries below `dir` may follow `path` in sorted order: `path` begins with `dir`, and the next byte sorts before '/'.
 fn may_come_later(path: &str, dir: &str) -> bool {
     path.strip_prefix(dir).and_then(|rest| rest.bytes().next()).is_some_and(|byte| byte < b'/')
 }

@@ -1,5 +1,5 @@
-//! The compression settings. Every change here, or of the version of zstd, changes the bytes of archives. [`NUMBER`] must change with them;
-//! otherwise the bytes of an archive would depend on the version that wrote the previous one.
+//! The compression settings. A change of these settings, or of the version of zstd, changes the bytes of archives and must change [`NUMBER`].
+//! Otherwise the bytes of an archive would depend on the version of larder that wrote the previous archive.
 
 use std::io::{self, Write};
 
@@ -11,12 +11,12 @@ use crate::ArchiveInfo;
 /// The number of these settings, which the manifest of each archive contains.
 pub(super) const NUMBER: u32 = 1;
 
-/// The window, as power of two, in bytes. Back-references reach through a whole frame; level 3 alone would stop at 2 MiB.
+/// The binary logarithm of the window in bytes. Back-references reach through a whole frame; level 3 alone would stop at 2 MiB.
 const WINDOW_LOG: u32 = frames::MAX.ilog2();
 
-/// The size of the table of long matches, as power of two, for frames of more than [`SMALL`] bytes. It is half of that of level 3, so that
-/// it stays in the cache together with the table of short matches, which saves 7 % of the time. The wider window saves more bytes than
-/// this costs.
+/// The binary logarithm of the size of the table of long matches, for frames of more than [`SMALL`] bytes. The table has half the size of
+/// level 3, so that it stays in the cache together with the table of short matches, which saves 7 % of the time. The wider window saves
+/// more bytes than the smaller table costs.
 const HASH_LOG: u32 = 16;
 
 /// The part of a streamed file that one thread compresses, in bytes.
@@ -25,23 +25,23 @@ const JOB: u32 = 8 << 20;
 /// Frames up to this size in bytes use the table size that zstd chooses.
 const SMALL: u64 = 256 << 10;
 
-/// A compressor for frames that are held as a whole.
+/// Returns a compressor for frames that are in memory as a whole.
 pub(super) fn compressor() -> Result<Compressor<'static>, ArchiveError> {
     let failed = |e| ArchiveError::io("start to compress", e);
     let mut compressor = Compressor::new(LEVEL).map_err(failed)?;
-    // Digests of frames and files make a checksum superfluous.
+    // The digests of frames and files make checksums superfluous.
     compressor.set_parameter(CParameter::ChecksumFlag(false)).map_err(failed)?;
     compressor.set_parameter(CParameter::WindowLog(WINDOW_LOG)).map_err(failed)?;
     Ok(compressor)
 }
 
-/// Prepares for a frame of `raw` bytes.
+/// Prepares the compressor for a frame of `raw` bytes.
 pub(super) fn tune(compressor: &mut Compressor<'static>, raw: u64) -> Result<(), ArchiveError> {
     let table = if raw > SMALL { HASH_LOG } else { 0 };
     compressor.set_parameter(CParameter::HashLog(table)).map_err(|e| ArchiveError::io("start to compress", e))
 }
 
-/// Sets the encoder for a frame of `raw` bytes that is streamed in `threads` threads; the bytes do not depend on their number.
+/// Sets the encoder for a frame of `raw` bytes that is streamed. The bytes do not depend on `threads`.
 pub(super) fn stream<W: Write>(encoder: &mut Encoder<'_, W>, raw: u64, threads: usize) -> io::Result<()> {
     encoder.set_parameter(CParameter::CompressionLevel(LEVEL))?;
     encoder.include_checksum(false)?;
@@ -52,7 +52,7 @@ pub(super) fn stream<W: Write>(encoder: &mut Encoder<'_, W>, raw: u64, threads: 
     encoder.set_parameter(CParameter::JobSize(JOB))
 }
 
-/// Returns whether an archive was compressed with the current settings, so that the same tree gives the same bytes.
+/// Returns true if an archive was compressed with the current settings, so that the same tree gives the same bytes.
 pub fn compresses_like(archive: &ArchiveInfo) -> bool {
     archive.settings == NUMBER
 }

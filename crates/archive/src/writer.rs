@@ -17,7 +17,7 @@ use crate::{ArchiveInfo, Confined, Digest, Entry, EntryKind};
 /// The result of writing an archive.
 #[derive(Debug)]
 pub struct Written {
-    /// The archive.
+    /// The description of the archive.
     pub info: ArchiveInfo,
     /// All entries with their digests.
     pub entries: Vec<Entry>,
@@ -26,7 +26,7 @@ pub struct Written {
 }
 
 /// Writes the files of `root` that `items` names, sorted by path, to `out` from its first byte. `out` is empty or overwritten.
-/// It stops soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on `previous`.
+/// Returns an error soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],

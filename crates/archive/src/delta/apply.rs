@@ -1,4 +1,4 @@
-//! The application of a delta: new files from patches and from an installed tree of the old release.
+//! Applies deltas: makes the new files from patches and from the installed tree of the old release.
 
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{ArchiveError, Confined, Digest, Entry, EntryKind, Sink, compare::compared, patch::unpack};
 
-/// A delta whose outline and list of patches have been checked, and the tree that it starts from.
+/// A delta whose outline and list of patches have been checked, and the installed tree of the old release.
 pub struct Delta<'a> {
     file: &'a File,
     new: &'a [Entry],
@@ -26,7 +26,7 @@ pub struct Delta<'a> {
 /// The origin of the content of a file that is not linked from the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentOrigin {
-    /// The file is empty, or the entry is no file.
+    /// The file is empty, or the entry is not a file.
     Nowhere,
     /// An old file, by index.
     Old(usize),
@@ -37,8 +37,8 @@ pub enum ContentOrigin {
 }
 
 impl<'a> Delta<'a> {
-    /// Checks everything that does not need decompression of patches. `base` is the installed tree of `old`, `new` the release that
-    /// [`Changes`](super::Changes) describes.
+    /// Opens a delta and checks everything that can be checked without decompressing patches. `base` is the installed
+    /// tree of `old`, and `new` is the release that [`Changes`](super::Changes) describes.
     pub fn open(
         file: &'a File,
         old: &'a DeltaEndpoint<'a>,
@@ -59,7 +59,7 @@ impl<'a> Delta<'a> {
         Ok(Delta { file, new: new.entries, old, store, known, wanted, groups })
     }
 
-    /// Returns the groups, the largest first, so that threads that share them end at about the same time.
+    /// Returns the indices of the groups, the largest group first, so that all threads end at about the same time.
     pub fn groups(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
         let size =
@@ -76,7 +76,7 @@ impl<'a> Delta<'a> {
                     (Some(old), _) => ContentOrigin::Old(*old),
                     (None, Some(first)) if *first != index => ContentOrigin::New(*first),
                     (None, Some(_)) => ContentOrigin::Patch,
-                    // The old release has this very entry.
+                    // The entry is unchanged.
                     (None, None) => groups::find(self.old.entries, path).map_or(ContentOrigin::Patch, ContentOrigin::Old),
                 }
             }
@@ -89,20 +89,20 @@ impl<'a> Delta<'a> {
         self.old.entries.get(index)
     }
 
-    /// Returns the buffers for applying; one per thread.
+    /// Returns the buffers for applying groups. Each thread needs its own buffers.
     pub fn reader(&self) -> GroupReader<'_> {
         let [reference, packed, told, text, buffer] = [const { Vec::new() }; 5];
         GroupReader { old: self.store.reader(), reference, packed, told, text, buffer }
     }
 
-    /// Passes the files of one group to `sink`, each held to its digest.
+    /// Passes the files of one group to `sink`, and checks the digest of each file.
     pub fn read(&self, group: usize, reader: &mut GroupReader<'_>, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let Some(group) = self.groups.get(group) else { return Err(refused("there is no such group")) };
         let done = match group.members.as_slice() {
             [file] => self.one(file, group, reader, sink),
             _ => self.many(group, reader, sink),
         };
-        // A damaged base is reported as such.
+        // If a base is damaged, this is the error to report.
         if let Err(DeltaError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
             for (index, _) in group.members.iter().filter_map(|file| file.base) {
                 reader.old.open(index)?.verify(&mut reader.buffer)?;
@@ -147,7 +147,7 @@ impl<'a> Delta<'a> {
         })
     }
 
-    /// Passes on the parts of a large file, each unpacked while the one before is checked and written.
+    /// Passes the parts of a large file to `give`. Each part is unpacked in another thread while the previous part is checked and written.
     fn ahead(
         &self,
         file: &groups::File,
@@ -163,7 +163,7 @@ impl<'a> Delta<'a> {
                     reader.text = used.try_recv().unwrap_or_default();
                     let text = self.part(file, part, at, &mut reader).map(|()| std::mem::take(&mut reader.text));
                     let failed = text.is_err();
-                    // The receiver is gone after a write error.
+                    // The receiver was dropped after a write error.
                     if send.send(text).is_err() || failed {
                         return;
                     }
@@ -196,8 +196,8 @@ impl<'a> Delta<'a> {
         sink: &mut impl Sink,
         middle: impl FnOnce(&mut GroupReader<'r>, &mut dyn FnMut(&[u8]) -> Result<(), DeltaError>) -> Result<(), DeltaError>,
     ) -> Result<(), DeltaError> {
-        let Some(entry) = self.new.get(file.entry) else { return Err(refused("it names a file that no manifest has")) };
-        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
+        let Some(entry) = self.new.get(file.entry) else { return Err(refused("it names a file that is not in the manifest")) };
+        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names an entry that is not a file")) };
         if !sink.begin(file.entry, entry).map_err(format::accepted)? {
             return Ok(());
         }
@@ -251,7 +251,7 @@ pub struct GroupReader<'a> {
 impl GroupReader<'_> {
     /// Passes the old file with index `old` to `sink` as the new `entry`.
     pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), DeltaError> {
-        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names a file that is none")) };
+        let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names an entry that is not a file")) };
         let content = self.old.open(old)?;
         if !sink.begin(index, entry).map_err(format::accepted)? {
             return Ok(());

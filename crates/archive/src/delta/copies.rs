@@ -1,9 +1,9 @@
 //! The description of a long text by copies from an older version and the new bytes between them.
 //!
-//! Programs of two versions are mostly the same runs of bytes at slightly other places. A run is looked for where the last one would
-//! go on, which is nearly always right; else among marks that stand in the older version at regular distances. What is found is
-//! extended in both directions as far as both texts are equal, so that marks need not be dense, and only what is new is looked
-//! at byte by byte.
+//! Two versions of a program mostly consist of the same runs of bytes at slightly different places. The search for the next run first tries
+//! the place where the previous copy would continue, which is nearly always right. Otherwise the search uses *marks*: windows of the older
+//! version at regular distances, found by their hash. A run is extended in both directions as far as both texts are equal. Marks therefore
+//! need not be dense, and the search examines only new bytes one by one.
 
 use std::ops::Range;
 
@@ -11,38 +11,41 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeltaError, refused};
 
-/// The fewest bytes that are worth a copy.
+/// The length of the shortest copy, in bytes, and of the compared windows.
 const WINDOW: usize = 32;
 
-/// The distance of marks in the older version, in bytes: [`NEAR`] up to [`SHORT`] bytes, [`FAR`] beyond. As near as possible while all marks
-/// stay in the cache of the processor.
+/// The distance between marks in the older version, in bytes: [`NEAR`] if the version has at most [`SHORT`] bytes, otherwise [`FAR`]. The
+/// marks are as dense as possible while all of them stay in the cache of the processor.
 const NEAR: usize = 32;
 const FAR: usize = 128;
 const SHORT: usize = 8 << 20;
 
-/// The step through the text after a failed search. It has no common divisor with the distances, so that every mark is met.
+/// The step through the text after a failed search, in bytes. It has no common divisor with the distances, so that the search meets a mark
+/// in every long run.
 const STEP: usize = 3;
 
-/// The failed steps after which the search speeds up, as power of two: new bytes mostly come in long runs.
-const PATIENCE: u32 = 5;
+/// The binary logarithm of the number of failed steps after which the search takes longer steps: new bytes mostly come in long runs.
+const SPEED_UP_LOG: u32 = 5;
 
 /// A run of new bytes, then a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Copy {
-    /// The new bytes before the copy.
+    /// The number of new bytes before the copy.
     own: u32,
-    /// The bytes of the copy.
+    /// The number of bytes of the copy.
     length: u32,
-    /// The distance in the older version between the end of the copy before (advanced by the new bytes) and the start of this one; for the
-    /// first copy, from the start of the text.
+    /// The offset of the copy in the older version, minus its offset in the text, minus the same difference of the previous copy (0 for the
+    /// first copy).
     moved: i32,
 }
 
-/// A described text: the new bytes, concatenated, and the copies. New bytes that no copy follows come last.
+/// The description of a text.
 #[derive(Debug)]
 pub(super) struct Told {
+    /// The new bytes, concatenated. New bytes after the last copy are at the end.
     own: Vec<u8>,
     copies: Vec<Copy>,
+    /// The range of the older version that the copies use.
     taken: Range<usize>,
 }
 
@@ -70,25 +73,28 @@ impl Told {
     }
 }
 
-/// The search for copies; reuses its memory.
+/// The search for copies. Searches after the first reuse the memory of the table.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
-    /// By hash: the bits of the hash that are not the index of a mark, above the number of the mark; 0 for none.
+    /// The table of marks, by the highest bits of their hash. A value has the other bits of the hash above the number of the mark, which is
+    /// counted from 1. 0 stands for no mark.
     marks: Vec<u32>,
 }
 
 impl Finder {
-    /// Describes `text` by copies from `old`. `shift` is the expected offset of the start of the text in `old`. Deterministic.
+    /// Describes `text` by copies from `old`. `shift` is the expected offset of the start of the text in `old`. Equal input gives
+    /// equal descriptions.
     pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Told {
         let marks = Marks::set(&mut self.marks, old);
         let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
-        // `told`: how much of the text is told already. `shift`: where the copy at hand goes on, `before`: where the last told one did.
+        // `told`: the length of the text that is described so far. `shift`: the offset in `old` minus the offset in `text` of the current
+        // copy; `before`: the same of the last described copy. `vain`: the number of failed steps since then.
         let (mut at, mut told, mut shift, mut before, mut vain) = (0, 0, shift, 0, 0_usize);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);
             let same = moved(at, shift).filter(|from| here(*from));
             let Some(from) = same.or_else(|| marks.find(window).filter(|from| here(*from))) else {
-                at += STEP + (vain >> PATIENCE);
+                at += STEP + (vain >> SPEED_UP_LOG);
                 vain += 1;
                 continue;
             };
@@ -108,7 +114,8 @@ impl Finder {
     }
 }
 
-/// Replaces `into` by the text of `length` bytes that `told` and the older version give. Nothing if they do not give that.
+/// Replaces the content of `into` by the text that `told` describes with the older version. Returns `None` if the description is invalid, or
+/// if the text does not have `length` bytes.
 pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
     let (count, rest) = postcard::take_from_bytes::<u32>(told).ok()?;
     let (mut own, mut copies) = rest.split_at_checked(count as usize)?;
@@ -133,7 +140,7 @@ pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -
     (into.len() == length).then_some(())
 }
 
-/// The bytes that are compared at once.
+/// The number of bytes that are compared at once.
 const BLOCK: usize = 32;
 
 /// Returns the length of the common start of two texts.
@@ -152,12 +159,12 @@ pub(super) fn common_end(one: &[u8], other: &[u8]) -> usize {
     whole + rest.take_while(|(one, other)| one == other).count()
 }
 
-/// Marks in the older version.
+/// The marks in the older version.
 struct Marks<'a> {
     table: &'a [u32],
-    /// The number of the highest bits of the hash, which are the index into the table.
+    /// The width of the index into the table, in bits. The index is the highest bits of the hash.
     index: u32,
-    /// The number of the lowest bits of a mark, which are its position.
+    /// The width of the number of a mark, in bits. The number is the lowest bits of a value in the table.
     place: u32,
     distance: usize,
 }
@@ -167,7 +174,7 @@ impl<'a> Marks<'a> {
         let bits = |count: usize| count.next_power_of_two().trailing_zeros().clamp(1, 31);
         let distance = if old.len() > SHORT { FAR } else { NEAR };
         let count = old.len() / distance;
-        // Twice as many places as marks: then a mark is mostly alone, and the table stays in the processor's cache.
+        // The table has twice as many cells as marks: few marks share a cell, and the table stays in the processor's cache.
         let (index, place) = (bits(2 * count), bits(count + 2));
         table.clear();
         table.resize(1 << index, 0);
@@ -230,7 +237,7 @@ mod tests {
     fn moved_content_costs_a_few_bytes() {
         let old = noise(1, 1 << 20);
         assert!(told(&old, &old, 0).len() < 16);
-        // Something in between, something gone, something elsewhere.
+        // Bytes were inserted, removed and moved.
         let text = [&old[..300_000], b"new", &old[300_000..500_000], &old[500_007..900_000], &old[100_000..200_000]].concat();
         for shift in [0, 5, -5, 1 << 40, i64::MIN] {
             let told = told(&old, &text, shift);
@@ -281,7 +288,7 @@ mod tests {
             assert!(copy(&old, &encode(&[bad], own), length, &mut into).is_none(), "{bad:?}");
         }
         assert!(copy(&old, &[], 0, &mut into).is_none() && copy(&old, &[255; 40], 1000, &mut into).is_none());
-        // Little that asks for much stops at what was said.
+        // A short description of a long text ends the decoding at the stated length.
         let many = vec![Copy { own: 0, length: 1000, moved: -1000 }; 1000];
         assert!(copy(&old, &encode(&many, b""), 5000, &mut into).is_none() && into.len() <= 6000);
     }

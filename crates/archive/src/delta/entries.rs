@@ -11,12 +11,12 @@ use super::{
 };
 use crate::{Digest, Entry, EntryKind, bounded};
 
-/// The action on the entry of the old list at this position, or before it.
+/// The action of a change: remove the next old entry, change it, or add an entry before it. The last constant is the mask of the actions.
 pub(super) const REMOVE: u8 = 0;
 pub(super) const CHANGE: u8 = 1;
 pub(super) const ADD: u8 = 2;
 pub(super) const ACTION: u8 = 3;
-/// The kind of the new entry.
+/// The kind of the new entry. The last constant is the mask of the kinds.
 pub(super) const DIR: u8 = 0 << 2;
 pub(super) const PLAIN: u8 = 1 << 2;
 pub(super) const EXECUTABLE: u8 = 2 << 2;
@@ -25,26 +25,26 @@ pub(super) const KIND: u8 = 3 << 2;
 /// The flag of a file whose content the old release has.
 pub(super) const KNOWN: u8 = 1 << 4;
 
-/// The columns of the difference. Each is read from its front as the changes need it.
+/// The columns of the difference. Each column is read from its front, whenever a change needs a value.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Columns {
     /// The new manifest without entries and frames, as JSON.
     pub head: Vec<u8>,
-    /// One byte for each change: an action and a kind, or'ed.
+    /// One byte for each change: an action, a kind and perhaps [`KNOWN`], combined by a bitwise or.
     #[serde(deserialize_with = "bounded::changes")]
     pub changes: Vec<u8>,
     /// The number of unchanged old entries before each change.
     #[serde(deserialize_with = "bounded::changes")]
     pub skips: Vec<u32>,
-    /// For each added path: the bytes that it shares with the path before it in the new list, and the number of its own bytes.
+    /// For each added path: the number of bytes that it shares with the previous path in the new list, and the number of its other bytes.
     #[serde(deserialize_with = "bounded::entries")]
     pub shared: Vec<(u32, u32)>,
-    /// The own bytes of all added paths, concatenated.
+    /// The other bytes of all added paths, concatenated.
     pub names: String,
-    /// The sizes of files; where a file was one before, what the size grew by.
+    /// The size of each new file, minus the size of the old file with the same path, if there is one.
     #[serde(deserialize_with = "bounded::entries")]
     pub sizes: Vec<i64>,
-    /// The index of the old entry with the same content.
+    /// The index of the old entry with the same content, for each file with [`KNOWN`].
     #[serde(deserialize_with = "bounded::entries")]
     pub known: Vec<u32>,
     /// The targets of links.
@@ -123,7 +123,7 @@ pub(super) fn encode(
     Ok([format::pack(raw, &old.head)?, (digests, of_digests)])
 }
 
-/// Returns the length of the common start of two paths, in bytes; whole characters.
+/// Returns the length of the common start of two paths, in bytes. Characters are not split.
 fn common(one: &str, other: &str) -> usize {
     let mut length = one.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
     while !other.is_char_boundary(length) {
@@ -159,6 +159,7 @@ impl Columns {
     }
 }
 
+/// Returns the size of a file, or 0 for other entries.
 pub(super) fn size_of(entry: Option<&Entry>) -> i64 {
     match entry.map(|entry| &entry.kind) {
         Some(EntryKind::File { size, .. }) => size.cast_signed(),

@@ -1,5 +1,5 @@
-//! Forged deltas with any sections but right sizes and digests. For tests, and for the fuzzer, whose inputs would otherwise all be refused
-//! at the first digest.
+//! Forged deltas: any sections, but with right sizes and digests. Tests and the fuzzer use forged deltas, because all other inputs would be
+//! refused at the first digest.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -16,24 +16,24 @@ use crate::{ArchiveInfo, ArchiveInfoExt, Digest, Entry, EntryKind, FileError, co
 pub const FIT_ENTRIES: u8 = 1;
 /// A bit of the mode: every patch gets the right length and digest, and every wanted file gets a patch.
 pub const FIT_GROUPS: u8 = 2;
-/// A bit of the mode, beside [`FIT_GROUPS`]: patches are given unpacked.
+/// A bit of the mode, for use with [`FIT_GROUPS`]: the given patches are texts, which are then packed.
 pub const TEXTS: u8 = 4;
 
-/// The most bytes of a text that are made up.
+/// The most bytes of a text that are made up if the input is too short.
 const MAX_MADE_UP: usize = 64 << 10;
 
-/// The parts of a forged delta. As bytes: the mode, the lengths of the lists as u16, the lists, the patches.
+/// The parts of a forged delta. They are encoded as the mode, the lengths of the lists as u16, the lists, and the patches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forged {
     /// The corrections to make; see the constants.
     pub mode: u8,
-    /// The changes of entries, as they are before they are packed. Without a head they get one.
+    /// The encoded columns, not packed. Columns without a head get one.
     pub columns: Vec<u8>,
     /// The digests of changed files.
     pub digests: Vec<u8>,
-    /// The list of groups, as it is before it is packed.
+    /// The encoded list of groups, not packed.
     pub groups: Vec<u8>,
-    /// The patches, one behind the other.
+    /// The patches, concatenated.
     pub patches: Vec<u8>,
 }
 
@@ -76,7 +76,8 @@ impl Forged {
         Ok([outline.bytes()?, columns, self.digests, self.patches, groups].concat())
     }
 
-    /// Gives the columns a head and corrects `tree` to the digest of the new entries. Returns these if the columns are readable.
+    /// Gives the columns a head and corrects `tree` to the digest of the new entries. Returns the new entries if the
+    /// columns are readable.
     fn fit_entries(&mut self, old: &DeltaEndpoint<'_>, tree: &mut Digest) -> Option<Vec<Entry>> {
         let mut columns: Columns = format::decode(&self.columns, "entries").ok()?;
         if self.mode & FIT_ENTRIES != 0 {
@@ -87,14 +88,14 @@ impl Forged {
         let entries = rebuild::entries(columns, &self.digests, old.entries.to_vec()).ok();
         if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
             *tree = entries.as_deref().map_or(*tree, tree_digest);
-            // The head is the first column and was empty in `again`, so everything behind its length stays as it is.
+            // The head is the first column, and it is empty in `again`: one byte for its length. All bytes after this byte are kept.
             let head = postcard::to_stdvec(if head.is_empty() { &old.head } else { &head }).ok()?;
             self.columns = [&head, again.get(1..)?].concat();
         }
         entries
     }
 
-    /// Makes groups and patches fit each other and the files that are wanted.
+    /// Makes groups and patches match each other and the wanted files.
     fn fit_groups(&mut self, old: &[Entry], new: &[Entry]) -> Option<()> {
         let (_, there) = compared(old, new);
         let wanted = Wanted::of(new, old, &there, &entries::contents(old, new, &there)).ok()?;
@@ -143,10 +144,10 @@ impl Forged {
     }
 }
 
-/// Gives every column the length that the changes need, and lets them say only what can be meant.
+/// Gives every column the length that the changes need, and replaces values that are impossible.
 fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.skips.resize(columns.changes.len(), 0);
-    // Of each file, how large it was before and whether its content is known.
+    // For each file: its old size, and true if its content is known.
     let (mut files, mut added, mut links, mut at) = (Vec::new(), 0, 0, 0);
     for (change, skip) in columns.changes.iter_mut().zip(&mut columns.skips) {
         *skip = (*skip).min((old.len() - at) as u32);
@@ -187,7 +188,7 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.known.resize(known, 0);
     let same = columns.sizes.iter_mut().zip(&files).filter(|(_, (_, known))| *known);
     for (index, (size, (before, _))) in columns.known.iter_mut().zip(same) {
-        // The next one that is a file.
+        // The next old entry that is a file.
         let found = (0..).zip(old).cycle().skip(*index as usize % old.len().max(1)).take(old.len());
         let found = found.filter_map(|(n, entry)| Some((n, groups::size(Some(entry))?))).next();
         if let Some((n, bytes)) = found {
@@ -199,7 +200,7 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
 /// A tree on disk and its entries.
 #[derive(Debug, Clone)]
 pub struct Planted {
-    /// Its entries, sorted by path.
+    /// The entries of the tree, sorted by path.
     pub entries: Vec<Entry>,
     archive: ArchiveInfo,
 }
@@ -209,7 +210,7 @@ impl Planted {
     ///
     /// # Errors
     ///
-    /// A file that cannot be read.
+    /// Returns an error if a file cannot be read.
     pub fn read(directory: &Path) -> Result<Planted, DeltaError> {
         let mut entries = Vec::new();
         let mut pending = vec![String::new()];
@@ -250,7 +251,7 @@ impl Planted {
     }
 }
 
-/// Writes the small tree that seeds start from to an empty directory.
+/// Writes the small tree of the fuzzer's seeds to an empty directory.
 pub fn plant(directory: &Path) -> Result<Planted, DeltaError> {
     let lines = |count: usize| (0..count).map(|line| format!("{line}: {}\n", line * line)).collect::<String>();
     let mut noise = vec![0; 5000];

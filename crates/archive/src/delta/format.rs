@@ -1,4 +1,4 @@
-//! The outline at the start of a delta, and how its parts are read.
+//! The outline at the start of a delta, and the reading of its sections.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -13,54 +13,56 @@ use crate::{
 /// The first bytes of every delta.
 const MAGIC: [u8; 8] = *b"larder\x00\xdd";
 
-/// The version of the format that is written, and the newest that is read.
+/// The version of the format that is written and read.
 pub(super) const FORMAT: u32 = 2;
 
-/// Magic, format, length of the outline, its digest.
+/// The size of the fields before the outline, in bytes: magic, format, and the length and the digest of the outline.
 const HEAD: usize = 8 + 4 + 4 + 32;
 
-/// An outline has a few hundred bytes.
+/// The largest outline, in bytes. An outline usually has a few hundred bytes.
 const MAX_OUTLINE: usize = 4096;
 
-/// The most bytes that a compressed section may have when it is decompressed: lists for a million entries.
+/// The largest section after decompression, in bytes: enough for the lists of a million entries.
 const MAX_SECTION: u64 = 120 << 20;
 
-/// A part of the file that is read as a whole.
+/// A section of the file, which is read as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DeltaSection {
-    /// Its size in the file, in bytes.
+    /// The size in the file, in bytes.
     #[serde(with = "postcard::fixint::le")]
     pub bytes: u64,
-    /// Its size after decompression; the same if it is not compressed.
+    /// The size after decompression, in bytes. A section that is not compressed has the same size.
     #[serde(with = "postcard::fixint::le")]
     pub raw: u64,
-    /// The digest of its bytes in the file.
+    /// The digest of the bytes in the file.
     pub digest: [u8; 32],
 }
 
-/// The outline. Its size does not depend on the sizes in it, so that the patches can be written first.
+/// The outline of a delta. Its length does not depend on the sizes in it, so that the patches can be written before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outline {
+    /// The id of the release that the delta starts from.
     pub base: String,
     pub base_tree: [u8; 32],
+    /// The id of the release that the delta leads to.
     pub target: String,
     pub target_tree: [u8; 32],
-    /// Changed entries and the manifest's other fields, packed with the old fields as reference.
+    /// The changed entries and the manifest's other fields, packed with the old fields as reference.
     pub columns: DeltaSection,
-    /// Digests of changed files: as they are.
+    /// The digests of changed files, which are not compressed.
     pub digests: DeltaSection,
-    /// The size of all patches together; they come next.
+    /// The size of all patches together. The patches follow the digests.
     #[serde(with = "postcard::fixint::le")]
     pub patches: u64,
-    /// The list of groups, packed: the end of the file.
+    /// The list of groups, packed. The list ends the file.
     pub groups: DeltaSection,
-    /// The offset of the first section; not written.
+    /// The offset of the first section, which is not stored.
     #[serde(skip)]
     start: u64,
 }
 
 impl Outline {
-    /// The outline of a delta that has no patches yet.
+    /// Creates the outline of a delta that has no patches yet.
     pub fn new(old: &DeltaEndpoint<'_>, new: &DeltaEndpoint<'_>, columns: DeltaSection, digests: DeltaSection) -> Outline {
         let (base, base_tree) = (old.id.clone(), *old.tree.as_bytes());
         let (target, target_tree) = (new.id.clone(), *new.tree.as_bytes());
@@ -68,7 +70,7 @@ impl Outline {
         Outline { base, base_tree, target, target_tree, columns, digests, patches: 0, groups, start: 0 }
     }
 
-    /// Returns the first bytes of the file.
+    /// Encodes the outline and the fields before it: the first bytes of the file.
     pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let outline = postcard::to_stdvec(self).map_err(|e| refused(e.to_string()))?;
         let length = u32::try_from(outline.len()).unwrap_or(u32::MAX);
@@ -84,10 +86,10 @@ impl Outline {
     pub fn read(file: &File) -> Result<Outline, DeltaError> {
         let outline = Outline::begin(file)?;
         let found = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
-        let expected = outline.end().ok_or_else(|| refused("its sizes are absurd"))?;
+        let expected = outline.end().ok_or_else(|| refused("its sizes exceed the maximum size of a file"))?;
         match found {
-            _ if found < expected => Err(refused(format!("it is cut off: {found} of {expected} bytes are there"))),
-            _ if found > expected => Err(refused(format!("something follows its {expected} bytes"))),
+            _ if found < expected => Err(refused(format!("it is cut off: it has {found} bytes (expected {expected})"))),
+            _ if found > expected => Err(refused(format!("it has bytes after its end: {found} bytes (expected {expected})"))),
             _ => Ok(outline),
         }
     }
@@ -97,7 +99,7 @@ impl Outline {
         let head = read(file, 0, HEAD)?;
         let (magic, head) = head.split_at_checked(8).unwrap_or_default();
         if magic != MAGIC {
-            return Err(refused("it is not a delta of larder's"));
+            return Err(refused("it is not a delta of larder"));
         }
         let (format, head) = head.split_at_checked(4).unwrap_or_default();
         let format = u32::from_le_bytes(format.try_into().unwrap_or_default());
@@ -136,30 +138,30 @@ impl Outline {
         self.start.checked_add(sections)?.checked_add(self.patches)
     }
 
-    /// The changed entries, unpacked.
+    /// Returns the changed entries, unpacked.
     pub fn read_columns(&self, file: &File, reference: &[u8]) -> Result<Vec<u8>, DeltaError> {
         packed_section(file, self.start, &self.columns, reference, "entries")
     }
 
-    /// The digests of changed files.
+    /// Returns the digests of changed files.
     pub fn read_digests(&self, file: &File) -> Result<Vec<u8>, DeltaError> {
         section(file, self.start.saturating_add(self.columns.bytes), &self.digests, "digests")
     }
 
-    /// The list of groups, unpacked.
+    /// Returns the list of groups, unpacked.
     pub fn read_groups(&self, file: &File) -> Result<Vec<u8>, DeltaError> {
         packed_section(file, self.patches_at().saturating_add(self.patches), &self.groups, &[], "groups")
     }
 }
 
-/// Returns the ids of the releases that a delta leads from and to. The first bytes of a file that is still being transferred are enough.
+/// Returns the ids of the older and the newer release of a delta. The file may still be in transfer, since only its first bytes are read.
 pub fn endpoints(delta: &File) -> Result<(String, String), DeltaError> {
     Outline::begin(delta).map(|outline| (outline.base, outline.target))
 }
 
 /// Packs a section and returns it with its outline entry.
 pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, DeltaSection), DeltaError> {
-    // The highest level that costs little time.
+    // The highest level that takes little time.
     let level = match raw.len() {
         0..=0x8000 => 19,
         0x8001..=0x4_0000 => 9,
@@ -167,7 +169,9 @@ pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, DeltaSect
     };
     let text = raw.len() as u64;
     if text > MAX_SECTION {
-        return Err(refused(format!("the lists of what changed have {text} bytes; fetch the whole archive instead")));
+        return Err(refused(format!(
+            "its lists of changes have {text} bytes (expected at most {MAX_SECTION}); fetch the whole archive instead"
+        )));
     }
     let mut both = reference.to_vec();
     both.extend_from_slice(&raw);
@@ -208,23 +212,23 @@ fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<V
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
     let size = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
     if size.saturating_sub(at) < length as u64 {
-        return Err(refused(format!("it is cut off: {size} bytes are there")));
+        return Err(refused(format!("it is cut off: it has only {size} bytes")));
     }
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, at).map_err(|e| failed("read", e))?;
     Ok(bytes)
 }
 
-/// Decodes a list; what follows it is an error.
+/// Decodes a list. Bytes after the list are an error.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, DeltaError> {
     match postcard::take_from_bytes(bytes) {
         Ok((decoded, [])) => Ok(decoded),
-        Ok(_) => Err(refused(format!("something follows its {what}"))),
+        Ok(_) => Err(refused(format!("it has bytes after its {what}"))),
         Err(e) => Err(refused(format!("its {what} cannot be read: {e}"))),
     }
 }
 
-/// An error of an operation on the delta file.
+/// Returns the error of an operation on the delta file.
 pub(super) fn failed(doing: &'static str, source: std::io::Error) -> DeltaError {
     FileError::Io { doing, path: "the delta".into(), source }.into()
 }

@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 use super::{CONTEXT, DeltaError, MAX_COPIES, MAX_PART, MAX_REFERENCE, entries::Contents, refused};
 use crate::{Entry, EntryKind, bounded};
 
-/// The new files whose content comes from patches: those with content that the old release does not have, and of several with the same
-/// content the first. Both sides compute the same list.
+/// The new files whose content comes from patches, because the old release does not have it. Of several files with the same content, only
+/// the first is in the list. Making and applying a delta compute the same list.
 pub(super) struct Wanted {
-    /// Their indices, rising.
+    /// The indices of the files, in ascending order.
     pub entries: Vec<usize>,
-    /// Their indices by content.
+    /// The indices of the files, by content.
     pub by_digest: Contents,
 }
 
 impl Wanted {
-    /// Computes the list; `there` marks the unchanged entries of `new`. Refuses two sizes for the same content, since a copy is only held to
-    /// its digest.
+    /// Computes the list; `there` marks the unchanged entries of `new`. Refuses two sizes of the same content, since only the digest of a
+    /// copy is checked.
     pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, DeltaError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);
@@ -30,7 +30,10 @@ impl Wanted {
                 })),
             };
             if size(same) != size(Some(entry)) {
-                return Err(refused(format!("{:?} has not the size that its content has elsewhere", entry.path)));
+                return Err(refused(format!(
+                    "the size of {:?} differs from the size of another file with the same content",
+                    entry.path
+                )));
             }
         }
         Ok(Wanted { entries, by_digest })
@@ -42,38 +45,38 @@ impl Wanted {
 pub(super) struct PatchGroup {
     #[serde(deserialize_with = "bounded::entries")]
     pub members: Vec<Member>,
-    /// One patch; or several, if there is one member.
+    /// The patches: one, or several for a group with a single member.
     #[serde(deserialize_with = "bounded::entries")]
     pub parts: Vec<Part>,
 }
 
-/// A new file: the start of its base, what patches give, the end of its base.
+/// A new file: it consists of the start of its base, the bytes from patches, and the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Member {
-    /// The number of wanted files between the member before and this one; for the first member, before it.
+    /// The number of wanted files between the previous member and this one. For the first member, the number of wanted files before it.
     pub skip: u32,
-    /// The old file that it resembles: 0 none, 1 the one with the same path, otherwise two more than its index.
+    /// The base: 0 for none, 1 for the old file with the same path, otherwise the index of the old file plus 2.
     pub base: u32,
-    /// The bytes at the start that are those of the base.
+    /// The number of bytes at the start that equal the start of the base.
     pub head: u64,
-    /// The bytes at the end that are those of the base.
+    /// The number of bytes at the end that equal the end of the base.
     pub tail: u64,
 }
 
 /// One patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part {
-    /// Its size in the delta, in bytes.
+    /// The size in the delta, in bytes.
     pub packed: u32,
-    /// The bytes of the unpacked text.
+    /// The size of the unpacked text, in bytes.
     pub raw: u32,
-    /// The unpacked bytes of the description by copies (`copies.rs`). 0 for a text that is packed against the reference.
+    /// The size of the unpacked description by copies (`copies.rs`), in bytes. 0 for a text that is packed against the reference.
     pub told: u32,
-    /// The digest of its bytes in the delta.
+    /// The digest of the bytes in the delta.
     pub digest: [u8; 32],
-    /// The offset of the reference in the base; 0 with several members, whose references follow from a rule.
+    /// The offset of the reference in the base; 0 for several members, whose references are their [`File::piece`]s.
     pub from: u64,
-    /// The bytes of the reference; 0 with several members.
+    /// The size of the reference, in bytes; 0 for several members.
     pub reference: u64,
 }
 
@@ -100,7 +103,7 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Returns the bytes that come from patches.
+    /// Returns the number of bytes that come from patches.
     pub fn middle(&self) -> u64 {
         self.size - self.head - self.tail
     }
@@ -125,17 +128,17 @@ pub(super) fn size(entry: Option<&Entry>) -> Option<u64> {
     }
 }
 
-/// Returns the index of a path.
+/// Returns the index of the entry with this path.
 pub(super) fn find(entries: &[Entry], path: &str) -> Option<usize> {
     entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()
 }
 
-/// Encodes the list of a delta.
+/// Encodes the list of the groups of a delta.
 pub(super) fn encode(groups: &[PatchGroup]) -> Result<Vec<u8>, DeltaError> {
     postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
 }
 
-/// Decodes and resolves the list. Every wanted file must occur exactly once, and no group may need more memory than [`super::memory`] says.
+/// Decodes and resolves the list. Every wanted file must occur exactly once, and no group may need more memory than [`super::memory`] allows.
 /// `at` is the offset of the patches, `bytes` their size.
 pub(super) fn decode(
     list: &[u8],
@@ -152,7 +155,7 @@ pub(super) fn decode(
     let mut seen = vec![false; wanted.entries.len()];
     let mut resolved = Vec::new();
     for _ in 0..count {
-        // One group at a time: a short list can name files without end, and the first that is named twice ends the reading.
+        // Groups are decoded one at a time. A short list can contain very many members, but the first repeated file ends the decoding.
         let (group, rest) = postcard::take_from_bytes::<PatchGroup>(list).map_err(unreadable)?;
         list = rest;
         let mut members = Vec::with_capacity(group.members.len());
@@ -180,6 +183,7 @@ pub(super) fn decode(
     Ok(resolved)
 }
 
+/// Resolves a member of a group. Returns `None` if it contradicts the entries.
 pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
     let new_size = size(new.get(entry))?;
     let base = match member.base {
@@ -201,7 +205,7 @@ pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) 
     })
 }
 
-/// Checks that sizes fit each other and the bounds of memory.
+/// Checks that the sizes of members and parts match, and that they stay within the limits of memory.
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();

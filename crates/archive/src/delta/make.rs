@@ -1,4 +1,4 @@
-//! The maker of deltas.
+//! Makes deltas.
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
@@ -22,16 +22,16 @@ use crate::{
 pub struct DeltaReport {
     /// The size of the delta in bytes.
     pub bytes: u64,
-    /// The bytes of the manifest difference among them.
+    /// The size of the outline and the manifest difference in the delta, in bytes.
     pub manifest: u64,
     /// The number of patched files.
     pub files: u64,
-    /// The bytes of the patched files.
+    /// The size of the patched files, in bytes.
     pub content: u64,
 }
 
-/// Writes the delta from `old` to `new` to `out`, from its first byte; `out` is empty or overwritten. Every file that is read is held to its
-/// digest. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
+/// Writes the delta from `old` to `new` to `out`, from its first byte; `out` is empty or overwritten. The digest of
+/// every file that is read is checked. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
 pub fn make(
     old: &DeltaEndpoint<'_>,
     old_files: FileSource<'_>,
@@ -64,11 +64,11 @@ pub fn make(
         |worker, index| match plan.tasks.get(index) {
             Some(Task::Batch(range)) => worker.batch(plan.small.get(range.clone()).unwrap_or_default()).map(Made::Batch),
             Some(Task::Verify { large, base }) => {
-                let file = plan.large.get(*large).map(|pair| pair.file).ok_or_else(|| super::refused("a file was lost"))?;
+                let file = plan.large.get(*large).map(|pair| pair.file).ok_or_else(|| super::refused("a task has no file"))?;
                 worker.verify(&file, *base).map(|()| Made::Nothing)
             }
             Some(Task::Part { large, range, first }) => {
-                let pair = plan.large.get(*large).ok_or_else(|| super::refused("a file was lost"))?;
+                let pair = plan.large.get(*large).ok_or_else(|| super::refused("a task has no file"))?;
                 worker.part(pair, range).map(|made| Made::Part { pair: *pair, first: *first, made })
             }
             None => Ok(Made::Nothing),
@@ -131,15 +131,15 @@ struct Plan {
 }
 
 enum Task {
-    /// Several small files.
+    /// Patch several small files.
     Batch(Range<usize>),
-    /// A large file, or its base, is read and held to its digest.
+    /// Read a large file, or its base, and check its digest.
     Verify { large: usize, base: bool },
-    /// A part of a large file.
+    /// Patch a part of a large file.
     Part { large: usize, range: Range<u64>, first: bool },
 }
 
-/// Divides the files into tasks, by sizes alone.
+/// Divides the files into tasks. The division depends only on sizes.
 fn plan(pairs: Vec<Pair>) -> Plan {
     let is_small = |pair: &Pair| pair.file.size <= MAX_SMALL && pair.file.base.is_none_or(|(_, size)| size <= MAX_SMALL);
     let (small, large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);
@@ -174,7 +174,7 @@ enum Made {
     Part { pair: Pair, first: bool, made: Option<TextPatch> },
 }
 
-/// Returns the members in the form of the list.
+/// Returns the members of a group, as they are encoded in the list of patches.
 fn members(old: &DeltaEndpoint<'_>, new: &DeltaEndpoint<'_>, pairs: &[Pair]) -> Vec<Member> {
     let mut next = 0;
     let mut members = Vec::with_capacity(pairs.len());

@@ -1,4 +1,4 @@
-//! The new entries, rebuilt from the old ones and the columns of a delta.
+//! Rebuilds the new entries from the old entries and the columns of a delta.
 
 use std::fs::File;
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{ArchiveLimits, Digest, Entry, EntryKind, check_entries, pool::both, tree_digest};
 
-/// The most bytes that all paths of a manifest may have together.
+/// The largest size of all added paths together, in bytes.
 const MAX_PATHS: usize = 256 << 20;
 
-/// The release that a delta leads to, before its entries have been rebuilt.
+/// The new release of a delta, before its entries are rebuilt.
 pub struct Changes {
     outline: Outline,
     columns: Columns,
@@ -31,35 +31,35 @@ impl Changes {
         Ok(Changes { outline, columns, digests })
     }
 
-    /// The id of the new release, as text.
+    /// Returns the id of the new release, as text.
     pub fn id(&self) -> &str {
         &self.outline.target
     }
 
-    /// The digest of the new tree; [`Changes::entries`] holds the entries to it.
+    /// Returns the digest of the new tree. [`Changes::entries`] refuses entries with another digest.
     pub fn tree(&self) -> Digest {
         self.outline.target_tree.into()
     }
 
-    /// The head of the new release: the bytes that [`Endpoint::head`](super::Endpoint::head) had when the delta was made.
+    /// Returns the head of the new release: the bytes of [`DeltaEndpoint::head`](super::DeltaEndpoint::head) when the delta was made.
     pub fn head(&self) -> &[u8] {
         &self.columns.head
     }
 
-    /// Rebuilds the new entries from the old ones. Every list must be used up, and the digest of the tree must be right.
+    /// Rebuilds the new entries from the old entries. Refuses a list that is not used up, and entries that do not have the tree digest.
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;
         let (checked, digest) = both(|| check_entries(&entries, &ArchiveLimits::default()), || tree_digest(&entries));
         checked.map_err(format::accepted)?;
         if digest != tree {
-            return Err(refused("its tree digest is not that of its entries"));
+            return Err(refused("its tree digest does not match its entries"));
         }
         Ok(entries)
     }
 }
 
-/// The new list of entries, made of the old one.
+/// Returns the new list of entries, made from the old list and the columns.
 pub(super) fn entries(columns: Columns, digests: &[u8], old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
     let mut reader = Reader {
         at: 0,
@@ -88,11 +88,12 @@ fn contradiction() -> DeltaError {
     refused("its list of entries contradicts itself")
 }
 
-/// The rest of each column, and the new list as far as it is built.
+/// The unread rest of each column, and the finished part of the new list.
 struct Reader<'a> {
-    /// The old entries; those before `at` have lost their paths to the new list.
+    /// The old entries. The paths of the entries before `at` were moved to the new list.
     old: Vec<Entry>,
     at: usize,
+    /// The size of the added paths, in bytes.
     paths: usize,
     new: Vec<Entry>,
     shared: std::slice::Iter<'a, (u32, u32)>,
@@ -104,19 +105,20 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Takes over unchanged old entries.
+    /// Moves the next `count` old entries, which are unchanged, to the new list.
     fn keep(&mut self, count: usize) -> Result<(), DeltaError> {
         let end = self.at.checked_add(count).ok_or_else(contradiction)?;
         let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
         self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
         self.at = end;
-        // Refused before the list fills the memory.
+        // A list that is too long is refused before it fills the memory.
         if self.new.len() as u64 > ArchiveLimits::default().entries {
             return Err(refused("it has more entries than a release may have"));
         }
         Ok(())
     }
 
+    /// Applies one change. Returns `None` if the columns contradict each other.
     fn change(&mut self, what: u8) -> Option<()> {
         let action = what & ACTION;
         let mut before = 0;

@@ -1,16 +1,16 @@
-//! The choice of the old file that a new file most likely comes from.
+//! The choice of the base of a new file: the old file that it most likely comes from, and that it is patched against.
 
 use std::collections::HashMap;
 
 use super::groups;
 use crate::{Entry, EntryKind};
 
-/// The largest sibling that may be a base, in bytes.
+/// The largest file in the same directory that may be a base, in bytes.
 const MAX_SIBLING: u64 = 64 << 10;
 
-/// Returns the index of an old file for each of `wanted`, the indices of new files: the old file with the same path; or a removed one whose
-/// path differs only in versions and hashes, or has the same name; or a small one of the same kind in the same directory. `gone` are the
-/// indices of old entries that are removed or changed.
+/// Returns the index of the base for each of `wanted`, the indices of new files. The base is the old file with the same path; otherwise a
+/// removed file whose path differs only in versions and hashes, or that has the same name; otherwise a small file in the same directory
+/// with the same extension. `gone` are the indices of old entries that are removed or changed.
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());
@@ -35,7 +35,7 @@ pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize])
     found
 }
 
-/// Old files that were removed.
+/// The removed old files, by the shape of their paths and by name.
 struct Gone<'a> {
     by_shape: HashMap<String, usize>,
     by_name: HashMap<&'a str, Vec<usize>>,
@@ -46,7 +46,7 @@ impl<'a> Gone<'a> {
         let mut found = Gone { by_shape: HashMap::new(), by_name: HashMap::new() };
         for index in gone {
             let Some(Entry { path, kind: EntryKind::File { size: 1.., .. } }) = old.get(*index) else { continue };
-            // Its path may belong to another entry now.
+            // If the new release has an entry with this path, the file was changed, not removed.
             if groups::find(new, path).is_none() {
                 found.by_shape.entry(shape(path)).or_insert(*index);
                 found.by_name.entry(name(path)).or_default().push(*index);
@@ -86,7 +86,7 @@ fn shape(path: &str) -> String {
     shape
 }
 
-/// The nearest small file in the same directory with the same ending.
+/// Returns the nearest small file in the same directory with the same extension.
 fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
     let ending = |path: &str| name(path).rsplit_once('.').map(|(_, ending)| ending.to_owned());
     let parent = |path: &str| path.rsplit_once('/').map(|(parent, _)| parent.to_owned());

@@ -14,7 +14,7 @@ use crate::{
     pool::each_thread,
 };
 
-/// The bytes of a file that are held at once while it is streamed.
+/// The size of the pieces in which a file is streamed, in bytes.
 pub(super) const CHUNK: usize = 1 << 20;
 
 /// The location of the files of a release.
@@ -22,7 +22,7 @@ pub(super) const CHUNK: usize = 1 << 20;
 pub enum FileSource<'a> {
     /// The installed tree.
     Tree(&'a Confined),
-    /// The archive. The files that are needed are unpacked into `spool`, an empty file.
+    /// The archive. The needed files are unpacked into `spool`, an empty file.
     Archive {
         /// The archive.
         archive: &'a File,
@@ -44,7 +44,7 @@ enum Place<'a> {
 }
 
 impl<'a> Store<'a> {
-    /// Makes the files with the indices `wanted` accessible.
+    /// Opens the files with the indices `wanted`. Files of an archive are unpacked.
     pub fn open(
         source: FileSource<'a>,
         end: &'a DeltaEndpoint<'_>,
@@ -68,14 +68,14 @@ impl<'a> Store<'a> {
         Ok(Store { release: &end.id, entries, place })
     }
 
-    /// Returns a reader of the files; one per thread.
+    /// Returns a reader of the files. Each thread needs its own reader.
     pub fn reader(&self) -> StoreReader<'_> {
         let cursor = if let Place::Tree(tree) = &self.place { Some(tree.cursor()) } else { None };
         StoreReader { store: self, cursor }
     }
 }
 
-/// Unpacks the files with the indices in `at` to those offsets.
+/// Unpacks files into `spool`. `at` contains the indices of the files and their offsets.
 fn spool_files(
     archive: &File,
     end: &DeltaEndpoint<'_>,
@@ -117,7 +117,7 @@ impl Sink for Spooler<'_> {
     }
 
     fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError> {
-        self.spool.write_all_at(part, self.at).map_err(|source| ArchiveError::Io { doing: "put aside a part of", source })?;
+        self.spool.write_all_at(part, self.at).map_err(|source| ArchiveError::Io { doing: "unpack a part of", source })?;
         self.at += part.len() as u64;
         Ok(())
     }
@@ -134,9 +134,9 @@ pub(super) struct StoreReader<'a> {
 }
 
 impl<'a> StoreReader<'a> {
-    /// Opens the file with this index; it has the size that its manifest says.
+    /// Opens the file with this index. Refuses a file of another size than in the manifest.
     pub fn open(&mut self, index: usize) -> Result<FileContent<'a>, DeltaError> {
-        let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that no manifest has"))?;
+        let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that is not in the manifest"))?;
         let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };
         let (bytes, at) = match (&mut self.cursor, &self.store.place) {
             (Some(cursor), _) => (Bytes::Own(open(cursor, entry, *size).ok_or_else(|| damaged(self.store.release, entry))?), 0),
@@ -155,7 +155,7 @@ pub(super) fn damaged(release: &str, entry: &Entry) -> DeltaError {
     DeltaError::Damaged { path: entry.path.clone(), release: release.to_owned() }
 }
 
-/// Opens a file of a tree, if its kind and size are those of the manifest.
+/// Opens a file of a tree, if it has the kind and size of its manifest entry.
 fn open(cursor: &mut Cursor<'_>, entry: &Entry, size: u64) -> Option<File> {
     let file = cursor.open(&entry.path).ok()?;
     let found = file.metadata().ok()?;
@@ -178,7 +178,7 @@ pub(super) struct FileContent<'a> {
 }
 
 impl FileContent<'_> {
-    /// Fills `into` with what stands at `from`.
+    /// Fills `into` with the bytes at the offset `from`.
     pub fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeltaError> {
         let file = match &self.bytes {
             Bytes::Own(file) => file,
@@ -190,14 +190,14 @@ impl FileContent<'_> {
         })
     }
 
-    /// Appends `count` bytes from `from` on to `into`.
+    /// Appends `count` bytes, from the offset `from` on, to `into`.
     pub fn append(&self, from: u64, count: u64, into: &mut Vec<u8>) -> Result<(), DeltaError> {
         let Bytes::Own(file) = &self.bytes else {
             let start = into.len();
             into.resize(start + count as usize, 0);
             return self.read(from, into.get_mut(start..).unwrap_or_default());
         };
-        // Into fresh memory, which need not be filled with zeros first. Nobody else moves the position of this file.
+        // `read_to_end` needs no buffer of zeros. It moves the position of the file, which no other code uses.
         into.reserve(count as usize);
         let mut file: &File = file;
         let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(count).read_to_end(into));
@@ -208,7 +208,7 @@ impl FileContent<'_> {
         }
     }
 
-    /// Gives `count` bytes from `from` on to `act`, in pieces.
+    /// Passes `count` bytes, from the offset `from` on, to `act`, in pieces.
     pub fn pieces(
         &self,
         from: u64,
@@ -226,14 +226,14 @@ impl FileContent<'_> {
         Ok(())
     }
 
-    /// Replaces `into` by the whole content, whose digest is checked.
+    /// Replaces the content of `into` by the whole file, and checks its digest.
     pub fn whole(&self, into: &mut Vec<u8>) -> Result<(), DeltaError> {
         into.clear();
         self.append(0, self.size, into)?;
         if Digest::of(into) == *self.digest { Ok(()) } else { Err(self.damaged()) }
     }
 
-    /// Reads it through and checks its digest.
+    /// Reads the whole file and checks its digest.
     pub fn verify(&self, buffer: &mut Vec<u8>) -> Result<(), DeltaError> {
         let mut hasher = blake3::Hasher::new();
         self.pieces(0, self.size, buffer, |piece| {

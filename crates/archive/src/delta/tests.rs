@@ -1,4 +1,4 @@
-//! Deltas below the level of installed releases: forged lists, the seeds of the fuzzer, and any bytes.
+//! Tests of deltas without installed releases: forged lists, the seeds of the fuzzer, and random bytes.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{ArchiveError, Confined, Entry, EntryKind, Sink, tree_digest};
 
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/delta");
 
-/// Takes a delta apart; the head of its columns is left out, `with_head` or not.
+/// Takes a delta apart. Without `with_head`, the head of its columns is left out.
 fn taken_apart(delta: &File, old: &DeltaEndpoint<'_>, with_head: bool) -> Forged {
     let outline = Outline::read(delta).unwrap();
     let columns = outline.read_columns(delta, &old.head).unwrap();
@@ -35,7 +35,7 @@ fn taken_apart(delta: &File, old: &DeltaEndpoint<'_>, with_head: bool) -> Forged
     Forged { mode: 0, columns: postcard::to_stdvec(&columns).unwrap(), digests, groups, patches }
 }
 
-/// Changes what `plant` has written.
+/// Edits the tree that [`plant`] has written.
 fn edit(tree: &Path) {
     let lines = fs::read_to_string(tree.join("a/edited")).unwrap();
     fs::write(tree.join("a/edited"), lines.replace("30: 900", "thirty")).unwrap();
@@ -52,14 +52,14 @@ fn edit(tree: &Path) {
     std::os::unix::fs::symlink("c/new", tree.join("link")).unwrap();
 }
 
-/// Only one file, so that its patch stands alone.
+/// Edits only one file, so that its patch contains no other file.
 fn edit_one(tree: &Path) {
     let mut noise = fs::read(tree.join("b/noise")).unwrap();
     noise.splice(1000..1500, [7; 90]);
     fs::write(tree.join("b/noise"), noise).unwrap();
 }
 
-/// Collects what a delta gives, by path.
+/// A sink that collects the files of a delta by path. The second field is the path of the current file.
 #[derive(Default)]
 struct Collected(BTreeMap<String, Vec<u8>>, String);
 
@@ -93,7 +93,7 @@ fn bytes_of(file: &File) -> Vec<u8> {
 
 type Applied = (Vec<Entry>, BTreeMap<String, Vec<u8>>);
 
-/// Returns the entries that the delta leads to, and the files that it has patches for or copies from elsewhere in the old release.
+/// Applies a delta. Returns the new entries, and the content of each file that comes from a patch or from another path of the old release.
 fn applied(bytes: &[u8], old: &Planted, tree: &Path) -> Result<Applied, DeltaError> {
     let (file, tree, end) = (file_with(bytes), Confined::open(tree)?, old.endpoint());
     let changes = Changes::read(&file, &end.id, &end.tree, &end.head)?;
@@ -119,7 +119,7 @@ fn find<'a>(entries: &'a [Entry], path: &str) -> Option<&'a Entry> {
     entries.iter().find(|entry| entry.path == path)
 }
 
-/// With `LARDER_SEEDS=write` in the environment it writes them.
+/// With `LARDER_SEEDS=write` in the environment, this test writes the seeds.
 #[test]
 fn fuzzer_seeds_are_valid_deltas() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -133,7 +133,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         let (delta, after) = (tempfile::tempfile().unwrap(), Confined::open(other.path()).unwrap());
         make(&old.endpoint(), FileSource::Tree(&before), &new.endpoint(), FileSource::Tree(&after), &delta, 1).unwrap();
         let forged = taken_apart(&delta, &old.endpoint(), false);
-        // As it was: nothing was lost on the way.
+        // A delta that was taken apart and put together again gives the same files.
         let (entries, files) = applied(&forged.clone().delta(&old.endpoint()).unwrap(), &old, one.path()).unwrap();
         assert_eq!(entries, new.entries);
         for (path, content) in &files {
@@ -142,7 +142,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         let known =
             |path: &String| old.entries.iter().any(|entry| Some(&entry.kind) == find(&new.entries, path).map(|new| &new.kind));
         let files: BTreeMap<_, _> = files.into_iter().filter(|(path, _)| !known(path)).collect();
-        // Without any base, every file in two parts.
+        // Groups without a base, each with two parts.
         let texts: Vec<_> = files.values().flatten().copied().collect();
         let part = |raw| Part { packed: 0, raw, told: 0, digest: [0; 32], from: 0, reference: 0 };
         let group = |file: &Vec<u8>| PatchGroup {
@@ -186,7 +186,7 @@ fn copy_with_another_size_is_refused() {
             columns.sizes[at] += more;
             let lie = Forged { mode: FIT_GROUPS, columns: postcard::to_stdvec(&columns).unwrap(), ..seed.clone() };
             let why = applied(&lie.delta(&old.endpoint()).unwrap(), &old, directory.path()).unwrap_err().to_string();
-            assert!(why.contains(&format!("{path:?} has not the size")), "{why}");
+            assert!(why.contains(&format!("the size of {path:?} differs")), "{why}");
         }
     }
 }
@@ -201,7 +201,7 @@ struct World {
 }
 
 impl World {
-    /// Two releases with two changed texts, a link, an added and a moved file.
+    /// Returns two releases that differ in two texts, a link, an added file and a moved file.
     fn changed() -> World {
         let text = |mark: &str| format!("{}{mark}{}", "some text that stays\n".repeat(20), "and its end\n".repeat(20));
         let (old_tree, new_tree) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -283,7 +283,7 @@ fn patch_list_with_a_false_value_is_refused() {
         let refused = world.apply(&with_groups(&world, groups::encode(&groups).unwrap()));
         assert!(refused.is_err(), "lie {number}");
     }
-    // A member's start taken from its base where it is not the same: sizes fit, the digest does not.
+    // One byte less from the start of the base, and one more from its end: the sizes match, but the digest does not.
     let mut groups = good;
     let (one, other) = (groups[0].members[0].head, groups[0].members[0].tail);
     (groups[0].members[0].head, groups[0].members[0].tail) = (one - 1, other + 1);
@@ -301,7 +301,7 @@ fn endless_patch_list_is_refused_early() {
     let endless = groups::PatchGroup { members: vec![member; 1_000_001], parts: Vec::new() };
     let why = refused(groups::encode(&[endless]).unwrap());
     assert!(why.contains("cannot be read"), "{why}");
-    // The second group has what the first one has; what comes after it is no group at all.
+    // The second group repeats the files of the first. The list then ends, although it states 100 groups.
     let good: Vec<groups::PatchGroup> =
         format::decode(&Outline::read(&world.delta).unwrap().read_groups(&world.delta).unwrap(), "list").unwrap();
     let mut list = groups::encode(&[good[0].clone(), good[0].clone()]).unwrap();
@@ -346,7 +346,7 @@ proptest! {
         let at = at.index(list.len());
         list[at] = to;
         let lie = if columns { with_columns(&world, list) } else { with_groups(&world, list) };
-        // The head is opaque here; entries must have the tree digest of the outline, and files their digests.
+        // The head is not checked here. The entries must match the tree digest of the outline, and the files their digests.
         if let Ok((entries, _)) = world.apply(&lie) {
             prop_assert_eq!(entries, world.new.entries);
         }

@@ -1,4 +1,4 @@
-//! The worker that makes patches of changed files; one per thread.
+//! Makes the patches of changed files.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ pub(super) struct TextPatch {
 }
 
 impl TextPatch {
-    /// Packs a text of `raw` bytes that is described by copies.
+    /// Packs the description by copies of a text of `raw` bytes.
     fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let bytes = told.bytes()?;
         let packed = pack(&bytes, 0, if bytes.len() > MAX_LITTLE { -1 } else { 3 }).map_err(format::written)?;
@@ -35,13 +35,17 @@ impl TextPatch {
     }
 }
 
-/// The buffers of one thread.
+/// The readers and buffers of one thread that makes patches.
 pub(super) struct PatchWorker<'a> {
     old: StoreReader<'a>,
     new: StoreReader<'a>,
+    /// The old version of a file, or a part of it.
     was: Vec<u8>,
+    /// The new version of a file.
     is: Vec<u8>,
+    /// The reference, with the text after it when they are packed.
     both: Vec<u8>,
+    /// The text to pack.
     text: Vec<u8>,
     finder: Finder,
 }
@@ -75,13 +79,14 @@ impl<'a> PatchWorker<'a> {
             done.push(Pair { file, ..*pair });
         }
         if let [pair] = done.as_mut_slice() {
-            // A single file states its reference.
+            // The list of patches contains the range of the reference only for a single file.
             let (from, reference) = pair.file.piece();
             return Ok((done, self.pack(from, reference)?));
         }
         Ok((done, Some(self.pack_always(0, 0)?)))
     }
 
+    /// Checks the digest of a file or, with `base`, of its base.
     pub fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), DeltaError> {
         let content = match file.base {
             Some((index, _)) if base => self.old.open(index)?,
@@ -90,7 +95,7 @@ impl<'a> PatchWorker<'a> {
         content.verify(&mut self.is)
     }
 
-    /// Patches a part of a large file against the neighbourhood of the same place in its base.
+    /// Patches a part of a large file against the bytes around the same place in its base.
     pub fn part(&mut self, pair: &Pair, range: &Range<u64>) -> Result<Option<TextPatch>, DeltaError> {
         let (from, reference) = neighbourhood(&pair.file, range);
         self.text.clear();
@@ -126,7 +131,7 @@ impl<'a> PatchWorker<'a> {
     }
 }
 
-/// The highest level that costs little time, by the size of reference and text together.
+/// Returns the highest compression level that takes little time. `both` is the size of reference and text together.
 fn level(both: usize) -> i32 {
     match both {
         0..=0x8_0000 => 12,
@@ -135,14 +140,15 @@ fn level(both: usize) -> i32 {
     }
 }
 
-/// The bytes of reference and text together above which copies are preferred: they take much less time than packing, and a few bytes more.
+/// The size of reference and text together, in bytes, above which a text is described by copies. Copies take much less time than packing,
+/// and a few bytes more.
 const MUCH: usize = 1 << 20;
 
-/// The most bytes of a description that are packed at a higher level.
+/// The largest description that is packed at a higher level, in bytes.
 const MAX_LITTLE: usize = 1 << 20;
 
-/// Returns the range of the base that a part may refer to: all of it if it is small enough, or else the bytes around the same place, as many
-/// as may be held.
+/// Returns offset and length of the range of the base that a part may refer to: the whole base if it has at most [`MAX_REFERENCE`] bytes,
+/// otherwise this many bytes around the same place.
 fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
     let Some((_, size)) = file.base else { return (0, 0) };
     let middle = range.start + (range.end - range.start) / 2;
