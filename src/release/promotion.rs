@@ -9,37 +9,40 @@ use crate::{config::PromotionPolicy, model::HealthRecord};
 /// The greatest tolerated difference between the clocks of two servers.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(300);
 
-/// Checks an accepted health record against the policy. The error lists every unmet requirement in words; if there is no record, only this.
+/// Checks an accepted health record against the policy. The error lists every unmet requirement in words. If there is no
+/// record, the error states only this.
 pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
     if policy.is_empty() {
         return Ok(());
     }
     let Some(record) = record else {
-        return Err(vec!["there is no health record of it from elsewhere, and `promote` requires one".to_owned()]);
+        return Err(vec!["the release has no health record from elsewhere, but `promote` requires a record".to_owned()]);
     };
     let mut missing = Vec::new();
     if between(now, record.as_of) > MAX_CLOCK_DIFFERENCE {
-        missing.push(format!("its record is of {}, which is in the future: check the clocks of both servers", record.as_of));
+        missing
+            .push(format!("the health record is of {}, which is in the future: check the clocks of both servers", record.as_of));
     }
     if let Some(wanted) = policy.min_healthy.map(|span| span.get()) {
         let served = served(record);
         if served < wanted {
             let (served, wanted) = (words(served), words(wanted));
-            missing.push(format!("it has served {served} of the {wanted} that `promote.min_healthy` asks for"));
+            missing.push(format!("the release has served {served} of the {wanted} that `promote.min_healthy` requires"));
         }
     }
     for check in &policy.checks {
         let name = check.as_str();
         if !record.checks.iter().any(|passed| passed.name == name) {
-            missing.push(format!("it has not passed the check `{name}` that `promote.checks` asks for"));
+            missing.push(format!("the release has not passed the check `{name}` that `promote.checks` requires"));
         }
     }
     if let Some(limit) = policy.max_restarts {
         let restarts = record.restarts.len();
         if restarts > usize::try_from(limit).unwrap_or(usize::MAX) {
             let last = record.restarts.last().map(|one| format!(", the last was {} ({})", one.process, one.exit));
+            let processes = if restarts == 1 { "process" } else { "processes" };
             missing.push(format!(
-                "{restarts} of its processes ended by themselves{}; `promote.max_restarts` allows {limit}",
+                "{restarts} {processes} of the release exited unexpectedly{}; `promote.max_restarts` allows {limit}",
                 last.unwrap_or_default()
             ));
         }
@@ -131,9 +134,9 @@ mod tests {
         assert_eq!(
             of("{min_healthy: 10m, checks: [smoke, tests], max_restarts: 2}").unwrap_err(),
             [
-                "it has served 3 min of the 10 min that `promote.min_healthy` asks for",
-                "it has not passed the check `tests` that `promote.checks` asks for",
-                "4 of its processes ended by themselves, the last was web.1 (exited 1); `promote.max_restarts` allows 2",
+                "the release has served 3 min of the 10 min that `promote.min_healthy` requires",
+                "the release has not passed the check `tests` that `promote.checks` requires",
+                "4 processes of the release exited unexpectedly, the last was web.1 (exited 1); `promote.max_restarts` allows 2",
             ]
         );
         assert_eq!(of("{min_healthy: 181s}").unwrap_err().len(), 1);

@@ -156,7 +156,7 @@ impl RemoteError {
         match self {
             RemoteError::HostKey { .. } => vec![
                 String::from(
-                    "compare the fingerprint with the output of `larder key show` on that server; if they differ, the connection is intercepted",
+                    "compare the fingerprint with the output of `larder key show` on that server; if they differ, the connection may be intercepted",
                 ),
                 String::from(
                     "if the server was reinstalled, run `larder remote remove`, then `larder remote add` with the new --host-key",

@@ -370,7 +370,7 @@ fn health_record_counts_only_with_a_trusted_signature(world: &World) {
         let said = forge.pull();
         said.exits(1)
             .says(&why)
-            .says("not fit for promotion: there is no health record of it from elsewhere, and `promote` requires one");
+            .says("not fit for promotion: the release has no health record from elsewhere, but `promote` requires a record");
         world.serves("shop", "version one");
         let kept = world.environment("shop").join("releases").join(format!("{}.health.json", release.release));
         assert!(!kept.exists(), "{what} record was kept");

@@ -123,7 +123,8 @@ pub struct Cursor<'a> {
     root: &'a Confined,
     /// The open directories, each below the previous one. Operations in path order use the upper directories again.
     open: Vec<(OsString, OwnedFd)>,
-    /// A directory, and two modes that new files in it got exactly as requested, since no umask or ACL reduces these modes.
+    /// A directory, and two modes that new files in it got exactly as requested: no umask or ACL reduces these modes, so they need not be set
+    /// again.
     exact: (OsString, [u32; 2]),
 }
 

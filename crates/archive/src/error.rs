@@ -156,7 +156,7 @@ pub enum ArchiveError {
         /// The limit.
         limit: u64,
     },
-    /// A compression ratio that honest files do not reach.
+    /// A compression ratio that normal files do not reach.
     #[error("{raw} bytes are packed into {bytes}: more than {limit} to 1, which looks like a decompression bomb")]
     Ratio {
         /// The size after decompression, in bytes.

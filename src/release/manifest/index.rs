@@ -19,7 +19,7 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The first bytes of an index. The number changes when the rules for manifests become stricter, so that older indices are ignored.
+/// The first bytes of an index. The number in them changes when the rules for manifests become stricter, so that older indices are ignored.
 const MAGIC: &[u8] = b"larder-1";
 
 /// The identity of a manifest file: inode, size, mtime and ctime, the times in seconds and nanoseconds. Every change of the file changes
@@ -120,7 +120,7 @@ pub fn open(path: &Path) -> Result<File, FileError> {
     Ok(index().unwrap_or(manifest))
 }
 
-/// Reads the manifest at `path` from its index. Returns `None` if no index belongs to the open file `manifest`, or if it is damaged.
+/// Reads the manifest at `path` from its index. Returns `None` if no index belongs to the open file `manifest`, or if the index is damaged.
 pub(super) fn of(path: &Path, manifest: &File) -> Option<Manifest> {
     decode(content(&found(path)?.1, Some(manifest))?)
 }

@@ -76,8 +76,8 @@ impl Told {
 /// The search for copies. Searches after the first reuse the memory of the table.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
-    /// The table of marks, by the highest bits of their hash. A value has the other bits of the hash above the number of the mark, which is
-    /// counted from 1. 0 stands for no mark.
+    /// The table of marks. The index is the highest bits of the hash of a mark. The value consists of the other bits of the hash and, below
+    /// them, the number of the mark, counted from 1. The value 0 stands for no mark.
     marks: Vec<u32>,
 }
 
