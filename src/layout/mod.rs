@@ -80,7 +80,7 @@ pub enum Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CreationTime {
-    /// When the environment is created, or at the first start of the server.
+    /// At the creation of the environment, or at the first start of the server.
     Environment,
     /// By a deployment; the entry may be missing.
     Deployment,
