@@ -424,7 +424,8 @@ const DRIFT_KEYS: &[KeyRow<Draft>] = &[
     }),
     KeyRow::value(
         "ignore",
-        "Patterns, as in .gitignore, of files that the application itself writes into its own directory.",
+        "Patterns, as in .gitignore, of files that the application itself writes into its own directory. \
+         A pattern with `!`, such as `!logs/`, reports changes that larder ignores by default.",
         Unstated,
         "\n- /uploads/\n- \"*.sqlite3\"",
         |reader, node, key, draft| {
