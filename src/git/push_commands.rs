@@ -1,45 +1,46 @@
-//! The counter of the ref updates that a client of receive-pack asks for.
+//! Counts the ref updates that a client requests from receive-pack. The type to read first is [`CommandCounter`].
 //!
-//! git's receive-pack exits with status 0 even if it refuses every ref, and it refuses refs before any hook runs: if it cannot use the
-//! pack, or if a ref is hidden. The number of requested updates shows that there are refs which no hook has seen.
+//! git's receive-pack exits with status 0 even if it refuses every ref. receive-pack also refuses refs before any hook runs, for example
+//! hidden refs, or all refs if the pack is invalid. If more updates were requested than the hooks have received, git has refused some refs.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The number of requested updates so far; cheap to clone.
+/// The number of updates that the client has requested so far. Clones share the number.
 #[derive(Debug, Clone, Default)]
 pub struct PushCommands(Arc<AtomicUsize>);
 
 impl PushCommands {
-    /// Returns the number.
+    /// Returns the number of requested updates.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The parser of a client's input, up to the first flush packet (gitprotocol-pack(5), "Reference Update Request and Packfile Transfer").
-/// It holds no input back.
+/// Parses a copy of the client's input and counts the updates, up to the first flush packet (gitprotocol-pack(5), "Reference Update Request
+/// and Packfile Transfer").
 #[derive(Debug)]
 pub struct CommandCounter {
     commands: PushCommands,
-    /// The length digits of the current packet, as far as they have arrived.
+    /// The length digits of the current packet that have arrived so far.
     digits: Vec<u8>,
-    /// The number of bytes of the current packet that are still to come.
+    /// The number of bytes of the current packet that have not arrived yet.
     payload: usize,
-    /// True before the first byte of the payload.
+    /// True if no byte of the current payload has arrived.
     at_start: bool,
+    /// True after the flush packet or an invalid packet.
     is_over: bool,
 }
 
 impl CommandCounter {
-    /// Counts into `commands`.
+    /// Creates a counter that adds the updates to `commands`.
     pub fn new(commands: PushCommands) -> CommandCounter {
         CommandCounter { commands, digits: Vec::with_capacity(4), payload: 0, at_start: false, is_over: false }
     }
 
-    /// Looks at the next bytes of the input.
+    /// Parses the next bytes of the input.
     pub fn feed(&mut self, mut bytes: &[u8]) {
         while let (false, Some((first, rest))) = (self.is_over, bytes.split_first()) {
             if self.payload > 0 {
@@ -59,7 +60,7 @@ impl CommandCounter {
                 self.digits.clear();
                 self.payload = length.unwrap_or(0).saturating_sub(4);
                 self.at_start = true;
-                // git itself refuses an invalid packet.
+                // Nothing is parsed after an invalid packet, because git refuses the push.
                 self.is_over = length.is_none_or(|length| length < 4);
             }
         }
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_are_counted_up_to_the_flush_in_pieces_of_any_size() {
+    fn updates_in_pieces_of_any_size_are_counted_up_to_the_flush_packet() {
         let packet = |text: &str| format!("{:04x}{text}", text.len() + 4);
         let (old, new) = ("0".repeat(40), "a".repeat(40));
         let input = [
