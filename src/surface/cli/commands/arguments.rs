@@ -19,7 +19,8 @@ pub struct On {
 impl On {
     pub fn target(self) -> Result<Target, CommandError> {
         let missing = || {
-            CommandError::new(ErrorKind::Usage, "which project?").hint("name it, as in `larder releases shop`, or `--app shop`")
+            CommandError::new(ErrorKind::Usage, "no project is named")
+                .hint("name a project, as in `larder releases shop` or `larder releases --app shop`")
         };
         self.target.or(self.app).ok_or_else(missing)
     }

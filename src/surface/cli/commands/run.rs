@@ -31,7 +31,7 @@ impl Command for RunArgs {
         words.next_if_eq("--");
         let command: Vec<_> = words.collect();
         if command.is_empty() {
-            return Err(usage(String::from("which command?")));
+            return Err(usage(String::from("no command is given")));
         }
         Ok(control::Run { target, command })
     }
