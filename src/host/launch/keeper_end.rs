@@ -1,4 +1,4 @@
-//! The keeper's end of the connection to a server: requests that arrive, and messages that wait until the server reads them.
+//! The keeper's end of the connection to a server: it receives requests, and queues messages until the server reads them.
 
 use std::{
     collections::VecDeque,
@@ -8,7 +8,7 @@ use std::{
 
 use super::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
 
-/// The maximum number of answers and events that wait for the server to read them.
+/// The maximum number of queued messages.
 const MAX_WAITING: usize = 8192;
 
 /// The keeper's end of the connection to a server.
@@ -55,7 +55,7 @@ impl KeeperEnd {
         }
     }
 
-    /// Queues a message. Returns false if too many wait.
+    /// Queues a message. Returns false if the queue is full, or if the message cannot be encoded.
     pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) -> bool {
         let bytes = wire::encode(&LaunchFrame { seq, body })
             .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
@@ -75,7 +75,7 @@ impl KeeperEnd {
     pub fn flush(&mut self) {
         while let Some((bytes, descriptor)) = self.waiting.front() {
             let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            // A full socket is retried after the next poll. A broken socket means that the process is about to exit.
+            // If the socket is full, the message is sent after the next poll. If the socket is broken, the server is about to exit.
             if wire::send(&self.socket, bytes, &beside).is_err() {
                 return;
             }

@@ -63,12 +63,12 @@ impl ProcessTable {
             view = Some(views::view(base, &self.config, binds, self.users.numbers(assignment.user)));
         }
         let limits = limits_of(launch.limits, &self.config);
-        let group = self.groups.group(&id.0.to_string(), &limits);
         let program = self.program.as_ref().ok_or("no server has been started yet")?;
         // Reopened, so that each start reads the job from its beginning.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
         let job = open(job, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| format!("cannot open the job: {error}"))?;
+        let group = self.groups.group(&id.0.to_string(), &limits);
         let null = self.null.as_fd();
         let out = entry.output.as_ref().map(|(_, write)| write);
         let [stdin, stdout, stderr] = &entry.standard;
