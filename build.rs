@@ -1,4 +1,4 @@
-//! Embeds the folder `buildpacks/` in the binary: writes the list of its files that `src/buildpack/builtin.rs` includes.
+//! Embeds the files of `buildpacks/` in the binary: writes the list that `src/buildpack/builtin.rs` includes.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ fn main() -> io::Result<()> {
     files.sort();
     let mut list = String::from("&[\n");
     for path in &files {
-        // Programs stand below bin/; the mode of a file does not survive every way of getting the source.
+        // Only programs are below bin/. The mode of the file is not used, because a copy of the source may have lost it.
         let executable = path.contains("/bin/");
         let source = folder.join(path);
         let line = writeln!(list, "BuiltinFile {{ path: {path:?}, text: include_str!({source:?}), executable: {executable} }},");

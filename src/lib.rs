@@ -1,6 +1,6 @@
 //! larder: a git push-to-deploy server in one binary.
 //!
-//! The modules, in listing order. A module imports only modules below it; `tests/it/architecture.rs` checks that.
+//! A module imports only modules below it in this list; `tests/it/architecture.rs` checks this order.
 
 pub mod serve;
 pub mod server;

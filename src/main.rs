@@ -86,7 +86,7 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// Returns the exit code after printing. A closed pipe counts as success.
+/// Returns the exit code of a command that prints. A closed pipe counts as success.
 fn printed(result: io::Result<()>) -> ExitCode {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -94,7 +94,7 @@ fn printed(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Maps an error to an exit code, by which the keeper distinguishes an invalid configuration from a broken program.
+/// Converts a server error. By its exit code the keeper distinguishes an invalid configuration from a broken program.
 fn server_failed(error: ServerError) -> CommandError {
     let kind = if matches!(error, ServerError::Config(_)) { ErrorKind::Configuration } else { ErrorKind::Internal };
     CommandError::new(kind, chain(&error))
@@ -104,7 +104,7 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::new(ErrorKind::Internal, chain(error))
 }
 
-/// Makes the root absolute, because processes with other working directories use it.
+/// Returns the absolute root, because processes with other working directories use this path.
 fn absolute(path: &Path) -> Result<Root, CommandError> {
     let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
     Ok(Root::new(absolute))

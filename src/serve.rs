@@ -25,10 +25,10 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     keeper.check_args = Some(vec![CHECK.into(), root.path().into()]);
     keeper.server_env = inherited_variables();
     for missing in config.paths.iter().filter(|path| !path.is_dir()) {
-        tracing::warn!(path = %missing.display(), "a directory in `paths` of the server file does not exist; sandboxes will not see it");
+        tracing::warn!(path = %missing.display(), "a directory in `paths` of the server file does not exist, so sandboxes do not contain it");
     }
     keeper.host_paths = config.paths.clone();
-    // The default depends on the machine, so the keeper decides it.
+    // The default depends on the memory of the machine, so the keeper computes it.
     let usual = ServerConfig::default().builds.memory;
     keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
     keeper.build_processes = u64::from(config.builds.pids);
@@ -62,7 +62,7 @@ fn load(root: &Root) -> Result<ServerConfig, CommandError> {
     })
 }
 
-/// The exit status of a keeper that cannot start.
+/// Returns the kind of error, and thus the exit status, of a keeper that cannot start.
 fn kind(error: &KeeperError) -> ErrorKind {
     match error {
         KeeperError::Taken(_) => ErrorKind::Refused,
@@ -75,8 +75,8 @@ fn kind(error: &KeeperError) -> ErrorKind {
     }
 }
 
-/// The environment variables that the server inherits: log level, systemd's socket, access to buckets, and failpoints in the test
-/// build.
+/// Returns the environment variables that the server inherits: log level, systemd's socket, credentials for buckets, and the failpoints
+/// of a test build.
 fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut names = vec!["LARDER_LOG", "NOTIFY_SOCKET", "RUST_BACKTRACE"];
     names.extend(BUCKETS);
@@ -86,7 +86,7 @@ fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
-/// The usual variables of S3 clients.
+/// The variables that S3 clients usually read.
 const BUCKETS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -98,7 +98,7 @@ const BUCKETS: [&str; 8] = [
     "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
 ];
 
-/// The hooks and buildpacks that are embedded in the binary.
+/// Returns the hooks and buildpacks that are embedded in the binary.
 fn embedded_files() -> Vec<EmbeddedFile> {
     let hooks = git::hook::SCRIPTS.iter();
     let hooks = hooks.map(|(name, bytes)| EmbeddedFile { path: Path::new("hooks").join(name), bytes, executable: true });

@@ -40,21 +40,20 @@ use crate::{
     },
 };
 
-/// The time for which requests wait after a start while environments are recovered. Requests to environments that are already recovered do
-/// not wait.
+/// The time for which HTTP requests without a route wait after a start, because their environment may not be recovered yet.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// The time that deployments and requests of ssh clients get to finish during a stop. The next server takes over unfinished deployments.
 const WORK_DRAIN: Duration = Duration::from_secs(30);
 
-/// The number of requests of one user at the same time. Most requests start a process.
+/// The maximum number of simultaneous requests of one user. Most requests start a process.
 const MAX_REQUESTS_PER_USER: usize = 16;
 
-/// The time within which a client must read an error.
+/// The time that a client gets to read an error.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time that HTTP requests get to finish after [`WORK_DRAIN`]. It is short, because new requests are not answered meanwhile. Both times
-/// together must be shorter than the keeper's limit for a stop (`SERVER_GRACE`).
+/// The time that HTTP requests get to finish after [`WORK_DRAIN`]. It is short, because new requests are not answered meanwhile. The sum of
+/// both times must be less than the keeper's limit for a stop (`SERVER_GRACE`).
 const HTTP_DRAIN: Duration = Duration::from_secs(10);
 
 /// The reason why the server cannot start.
@@ -87,9 +86,9 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
     move |source| ServerError::System { doing, source }
 }
 
-/// Runs the server role until it is told to stop.
+/// Runs the server role until SIGTERM or SIGINT.
 pub fn main(root: Root) -> Result<ExitCode, ServerError> {
-    // Held as long as the process runs. Only test builds have failpoints.
+    // The guard is held until the process exits. Only test builds have failpoints.
     let _faults = fail::FailScenario::setup();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
     runtime.block_on(run(root))?;
@@ -163,7 +162,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// The sockets that the keeper listens on.
+/// The listeners that the keeper opened and passed to this process.
 struct Inherited {
     ssh: TcpListener,
     ssh_address: SocketAddr,
@@ -176,7 +175,7 @@ impl Inherited {
         let names = std::env::var("LARDER_LISTENERS").unwrap_or_default();
         let one = |wanted: &str| {
             let number = names.split(',').find_map(|pair| pair.strip_prefix(wanted)?.strip_prefix('=')?.parse().ok());
-            let number = number.ok_or_else(|| io::Error::other(format!("no socket for {wanted} was handed over")))?;
+            let number = number.ok_or_else(|| io::Error::other(format!("LARDER_LISTENERS names no socket for {wanted}")))?;
             let listener = TcpListener::from(take_inherited(number)?);
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
@@ -214,7 +213,7 @@ fn services(
         http: reachable(inherited.http_address),
         routes: Default::default(),
         drift: Default::default(),
-        // To add an observer, add a line here, and a file with its `impl Observer`.
+        // To add an observer, write a file with its `impl Observer`, and add a line here.
         observers: observe::Observers::start(
             [Some(Arc::new(observe::ServerLog) as _), observe::of_tests()].into_iter().flatten(),
         ),
@@ -264,7 +263,8 @@ async fn follow_processes(
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                // The last exit of a process was requested, so it is not unexpected.
+                // After its last exit, a process is not restarted: it was stopped on request, or it runs only once. Other exits are
+                // recorded.
                 Ok(ProcessEvent::Exited { id, exit, last: false, .. }) => {
                     if let Some(label) = runtime.exited(id, exit) {
                         pipeline.process_ended(&label, exit);
@@ -289,20 +289,20 @@ async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) 
         }
     }))
     .await;
-    // Spawned, so that the time limit on waiting for them does not cancel them.
+    // Each environment has its own task, so that the time limit of the caller does not cancel the recovery.
     let tasks = environments.into_iter().map(|environment| {
         let pipeline = pipeline.clone();
         tokio::spawn(async move {
             let title = environment.title();
             if let Err(error) = pipeline.attach(environment).await {
-                tracing::error!(environment = title, error = chain(&error), "environment not in service");
+                tracing::error!(environment = title, error = chain(&error), "cannot take an environment into service");
             }
         })
     });
     join_all(tasks.collect::<Vec<_>>()).await;
 }
 
-/// Reports that the server is ready, by a line for scripts and to systemd.
+/// Reports that the server is ready: prints a line for scripts, and notifies systemd.
 fn announce(services: &Services, fingerprint: &str) {
     tracing::info!(%fingerprint, "the SSH host key");
     let mut stdout = io::stdout().lock();
@@ -361,7 +361,7 @@ impl ExecHandler for SshHandler {
         let permit = self.limit.acquire(&call.identity.user);
         Box::pin(async move {
             let caller = Caller::User(call.identity.user);
-            // Held until the request has ended.
+            // The permit is held until the request has ended.
             let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
@@ -401,7 +401,7 @@ impl ExecHandler for SshHandler {
 
 /// Writes an error to the client, and returns its exit status.
 async fn refuse(stderr: OwnedFd, error: &CommandError) -> u32 {
-    // A client that does not read gets no error.
+    // If the client does not read within the time limit, the error is dropped.
     if let Ok(mut stderr) = Outlet::within(stderr, ERROR_TIMEOUT) {
         let _ = stderr.write(cli::error_text(error).as_bytes()).await;
     }

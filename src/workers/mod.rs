@@ -1,6 +1,6 @@
 //! The worker role: takes the descriptors that the keeper passed and calls the subsystem that does the work.
 //!
-//! A worker runs in a sandbox, as an unprivileged user, on hostile bytes, and is no part of the server.
+//! A worker is a separate process, which reads hostile bytes in a sandbox as an unprivileged user.
 
 mod fill;
 mod sweep;
@@ -46,7 +46,7 @@ fn work(role: &str) -> io::Result<u8> {
         "run" | "task" => run(input),
         "drift" => look(input),
         "patch" => patch(input),
-        _ => Err(io::Error::other("unknown worker")),
+        _ => Err(io::Error::other("there is no worker of this role")),
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::{
     io::Errno,
 };
 
-/// The maximum number of nested directories that are open at a time. Deeper ones are first moved to the top directory.
+/// The maximum number of nested directories that are open at a time. Deeper directories are first moved to the top directory.
 const MAX_DEPTH: usize = 64;
 
 /// Empties the directory that `LARDER_AREA` names, as far as this user is allowed to.
