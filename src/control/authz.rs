@@ -64,7 +64,7 @@ fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: 
     match project {
         Some(project) if has == Access::None => not_found(format!("there is no project {project} that you may see"))
             .hint(format!("ask an administrator to run `larder user grant {caller} {project} push`")),
-        Some(project) => refused(format!("{caller} may not do this with {project}: the right to {} is missing", verb(needed)))
+        Some(project) => refused(format!("{caller} may not {} {project}", verb(needed)))
             .hint(format!("ask an administrator to run `larder user grant {caller} {project} {needed}`")),
         None => refused(format!("{caller} is not an administrator of this server")),
     }
@@ -72,10 +72,10 @@ fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: 
 
 fn verb(access: Access) -> &'static str {
     match access {
-        Access::None | Access::View => "view it",
-        Access::Push => "push to it",
-        Access::Operate => "operate it",
-        Access::Admin => "administer the server",
+        Access::None | Access::View => "view",
+        Access::Push => "push to",
+        Access::Operate => "operate",
+        Access::Admin => "administer",
     }
 }
 

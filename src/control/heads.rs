@@ -21,7 +21,8 @@ use crate::{
 /// The maximum number of cached heads. The cache is emptied when it is full.
 const MAX_HEADS: usize = 4096;
 
-/// The fields of a manifest that an offer needs. They never change for a release. The lists of entries and frames are skipped.
+/// The fields of a manifest that an offer needs. They never change for a release. The large lists of entries and frames are not read
+/// into memory.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct OfferHead {
     pub project: ProjectName,

@@ -1,8 +1,8 @@
 //! Requests, authorization and the registry of users and projects.
 //!
-//! Every interface (the command line, ssh, git) creates a [`Request`] and passes it to [`Control::handle`], which checks the caller's
-//! right with `authz` and then calls the request's handler. A handler returns data: a [`Reply`] that holds a serialisable view or a
-//! stream. The interface renders the reply. The module to read first is [`request`].
+//! A command, local or over ssh, becomes a [`Request`]. [`Control::handle`] checks the caller's right with `authz` and calls the request's
+//! handler. The handler returns data: a [`Reply`] that holds a serialisable view or a stream. The interface renders the reply. For git's
+//! services, [`Control::project`] checks the same rights. The module to read first is [`request`].
 
 mod authz;
 mod error;

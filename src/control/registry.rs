@@ -100,7 +100,8 @@ impl Registry {
     pub fn load(path: &Path) -> io::Result<Registry> {
         let bytes = match files::read_limited(path, MAX_BYTES) {
             Ok(bytes) => bytes,
-            // Only a missing file means an empty registry. After any other error, an empty registry would overwrite the users and projects.
+            // Only a missing file means an empty registry. After any other error, the next save of an empty registry would delete all users
+            // and projects.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
             Err(error) => return Err(io::Error::other(error)),
         };
@@ -111,7 +112,7 @@ impl Registry {
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
-        // The next start would refuse to read it.
+        // The next start could not read a larger file.
         if bytes.len() as u64 > MAX_BYTES {
             return Err(io::Error::other(format!(
                 "cannot write {}: it would have {} bytes (at most {MAX_BYTES} are allowed); remove unused users, keys or projects",

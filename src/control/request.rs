@@ -1,4 +1,4 @@
-//! The [`Request`] trait, the replies that handlers return, and the one way to have a request handled.
+//! The [`Request`] trait, the replies that handlers return, and [`Control::handle`], which carries out every request.
 
 use std::os::fd::OwnedFd;
 
@@ -14,12 +14,12 @@ use crate::{
     runtime::LogLine,
 };
 
-/// A question or an order to the server.
+/// A query or a command for the server.
 ///
 /// Implementations live in `handlers/`, beside the view that they return. [`Control::handle`] is the only caller of
 /// [`Request::handle`]: code outside this module's parent cannot create a [`Context`].
 pub trait Request: Send + Sized + 'static {
-    /// The answer, as data. Its JSON is what `--json` prints and what an HTTP interface would return.
+    /// The answer, as data. `--json` prints this data as JSON.
     type View: Serialize + Send + 'static;
 
     /// The name in log records.
@@ -43,7 +43,7 @@ pub struct Context<'a> {
 }
 
 impl Control {
-    /// Carries out a request if `caller` has the right that it needs.
+    /// Carries out a request if `caller` has the right that the request needs.
     pub async fn handle<R: Request>(&self, caller: &Caller, request: R) -> Result<Reply<R::View>, CommandError> {
         let (project, needed) = request.needs();
         self.authorize(caller, project, needed).inspect_err(|_| tracing::warn!(%caller, request = R::NAME, "request refused"))?;
@@ -55,7 +55,7 @@ impl Control {
 pub enum Reply<V> {
     /// The complete answer.
     View(V),
-    /// A function that reads bytes from the caller. It returns the view when it has read all of them.
+    /// A function that reads bytes from the caller to their end and then returns the view.
     Upload(UploadFn<V>),
     /// Output that arrives over time.
     Stream(Stream),

@@ -73,7 +73,7 @@ impl Control {
         authz::access(&self.0.registry.read(), caller, project)
     }
 
-    /// Returns the user with an SSH key. The caller must have verified that the client has the private key.
+    /// Returns the user that an SSH key belongs to. The caller must have verified that the client has the private key.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         self.0.registry.read().user_of_key(fingerprint)
     }

@@ -259,7 +259,7 @@ fn gated<'w>(world: &'w World, live: &Repo<'w>) -> Repo<'w> {
 }
 
 fn waits(world: &World) {
-    until("a push waits", || world.larder(&["status"]).ok().contains("another waits"));
+    until("a push waits", || world.larder(&["status"]).ok().contains("another deployment waits"));
 }
 
 fn open(world: &World) {

@@ -314,7 +314,7 @@ fn queued_push_is_superseded_by_a_newer_one(world: &World) {
             (clone, commit)
         })
         .collect();
-    let waiting = || world.larder(&["status"]).ok().contains("another waits");
+    let waiting = || world.larder(&["status"]).ok().contains("another deployment waits");
     let pushes = thread::scope(|scope| {
         let first = scope.spawn(|| repo.push());
         waits(world);

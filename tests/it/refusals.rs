@@ -210,7 +210,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     assert!(ssh.stdout(File::create(&again).unwrap()).status().unwrap().success());
     let found = parts(&fs::read(again).unwrap());
     assert_eq!((&found[1].1, &found[2].1), (&whole[1].1, &whole[2].1), "it is handed on with its proof");
-    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("the right to push to it is missing");
+    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("dora may not push to shop");
     production.end();
 }
 

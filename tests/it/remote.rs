@@ -148,7 +148,7 @@ fn offered_release_can_be_fetched(world: &World) {
     let info = world.ssh("alice", &["deliverable", "info", "shop", "v1", "manifest", "--json"]).json();
     assert_eq!(info["digest"], serde_json::json!(offer.manifest.digest));
     // The error for a missing release names the existing ones.
-    world.ssh("alice", &["deliverable", "get", "shop", "v7", "archive"]).exits(4).says("has no release v7; there are v1");
+    world.ssh("alice", &["deliverable", "get", "shop", "v7", "archive"]).exits(4).says("has no release v7; available: v1");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive", "--parts", "1-2"]).exits(2).says("OFFSET+LENGTH");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "delta"]).exits(2).says("--from RELEASE");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "../../etc/passwd"]).exits(2);
@@ -164,7 +164,7 @@ fn offered_release_can_be_fetched(world: &World) {
     for ending in ["tar.zst", "manifest.json"] {
         fs::remove_file(world.environment("shop").join("releases").join(format!("{id}.{ending}"))).unwrap();
     }
-    world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive"]).exits(4).says("v1 of shop was pruned; there are v2");
+    world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive"]).exits(4).says("v1 of shop was pruned; available: v2");
 }
 
 fn pull_requires_the_view_right(world: &World) {

@@ -45,7 +45,7 @@ const PIECE: usize = 256 * 1024;
 /// Lists the releases that other servers may pull, newest first.
 #[derive(Debug)]
 pub struct DeliverableList {
-    /// The environment; all environments of the project if it names none.
+    /// The environment; all environments of the project if the target names none.
     pub target: Target,
 }
 
@@ -67,7 +67,7 @@ impl Request for DeliverableList {
 /// Asks for the size and digest of a file of a release.
 #[derive(Debug)]
 pub struct DeliverableInfo {
-    /// The environment; all environments of the project if it names none.
+    /// The environment; all environments of the project if the target names none.
     pub target: Target,
     /// Any name of the release.
     pub release: String,
@@ -93,7 +93,7 @@ impl Request for DeliverableInfo {
 /// Asks for the bytes of a file of a release.
 #[derive(Debug)]
 pub struct DeliverableGet {
-    /// The environment; all environments of the project if it names none.
+    /// The environment; all environments of the project if the target names none.
     pub target: Target,
     /// Any name of the release.
     pub release: String,
@@ -192,7 +192,7 @@ fn offered_by(control: &Control, environment: Environment) -> Result<Vec<Offered
     for release in store::list(&paths.releases()).map_err(|error| CommandError::internal(&error))? {
         let made: Vec<&Summary> = history.deployments.iter().filter(|summary| summary.release == release).collect();
         let went_live = made.iter().rev().find(|summary| summary.went_live());
-        // A release without a deployment here was accepted from elsewhere, or is being built.
+        // A release without a deployment on this server was accepted from another server, or is being built.
         let being_made = running.as_ref().is_some_and(|ticket| release.created() >= ticket.deployment.created());
         let wanted = if made.is_empty() { !being_made } else { went_live.is_some() };
         if !wanted || !paths.archive(release).is_file() {
@@ -228,7 +228,7 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
     let offers: Vec<_> = offered.iter().map(|offered| offered.offer.clone()).collect();
     let here = || match offers.iter().take(5).map(Offer::title).collect::<Vec<_>>().as_slice() {
         [] => format!("{target} has no deliverable yet"),
-        titles => format!("there are {}", titles.join(", ")),
+        titles => format!("available: {}", titles.join(", ")),
     };
     match find(&offers, text) {
         Found::One(offer) => {
@@ -242,7 +242,7 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
     }
 }
 
-/// Returns true if a release with this name was live once. Such a release that is no longer offered was pruned.
+/// Returns true if a release with this name was live once. If such a release is not offered, it was pruned.
 fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     let project = control.registry().project(&target.project).cloned();
     let environments = project.into_iter().flat_map(|project| project.environments);
@@ -257,7 +257,7 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     })
 }
 
-/// Returns the path of a file of a release; makes a delta if there is none yet.
+/// Returns the path of a file of a release. Makes the delta if it does not exist yet.
 async fn file_of(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
     let release = offered.offer.release;
     match object {
@@ -269,17 +269,17 @@ async fn file_of(control: &Control, target: &Target, offered: &Offered, object: 
             found.ok_or_else(|| not_found(format!("there is no health record of {}", offered.offer.title())))
         }
         Object::Delta { from } => delta(control, target, offered, from).await,
-        Object::Pack => Err(usage("the size of a pack is not known before it is made")),
+        Object::Pack => Err(usage("cannot show the size of a pack: a pack is made while it is sent")),
     }
 }
 
-/// Returns the path of the delta from another release of the same environment; makes it on the first request.
+/// Returns the path of the delta from another release of the same environment. The first request makes the delta.
 async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
     let title = offered.offer.title();
     let all = self::offered(control, target).await?;
     let here = all.iter().any(|other| other.offer.release == from && other.environment.id == offered.environment.id);
     if !here || from == offered.offer.release {
-        return Err(not_found(format!("there is no delta from {from} to {title}, because {from} is not here")));
+        return Err(not_found(format!("cannot make a delta from {from} to {title}: this server does not have {from}")));
     }
     let services = control.pipeline().services();
     let context = release::WorkerContext {
@@ -326,8 +326,8 @@ fn unsent(path: &Path, error: &io::Error) -> CommandError {
     CommandError::new(ErrorKind::Internal, format!("cannot send {}: {error}", path.display())).hint("repeat the request")
 }
 
-/// Returns a descriptor for a writer, and a future that copies what is written to `output` without the first `bytes` bytes. The writer
-/// gets a broken pipe when `output` is closed.
+/// Returns the write end of a pipe, and a future that copies the bytes in this pipe to `output`, except the first `bytes` bytes. A write
+/// fails with a broken pipe after `output` was closed.
 fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Output = io::Result<()>>)> {
     let (reader, writer) = io::pipe()?;
     let mut from = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
@@ -348,7 +348,7 @@ fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Out
     Ok((writer.into(), passing))
 }
 
-/// Writes parts of a file to `output`. A slow reader blocks no thread. Fails if the reader takes nothing for a time limit.
+/// Writes parts of a file to `output`. A slow reader blocks no thread. Fails if the reader reads nothing for [`TRANSFER_IDLE_TIMEOUT`].
 async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
     let mut output = Outlet::within(output, TRANSFER_IDLE_TIMEOUT)?;
     for part in parts {

@@ -30,7 +30,7 @@ pub enum DeployAction {
     Start {
         /// A branch, a tag or a commit; the live commit if absent.
         reference: Option<String>,
-        /// The phases of a dry run, whose changes are reverted; empty to go live.
+        /// The phases of a dry run; empty for a deployment that goes live.
         dry_run: Vec<Phase>,
     },
     /// Deploys the commit of the last deployment again, if that deployment failed.
@@ -153,7 +153,7 @@ async fn unfreeze(
     let cleared = cleared.map_err(|error| match error {
         ThawError::NotNow(why) => of_pipeline(&why),
         ThawError::Record(why) => {
-            CommandError::internal(&why).hint("repair the record, or move its directory away; then run this again")
+            CommandError::internal(&why).hint("repair the record, or move its directory away; then run this command again")
         }
         ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
     })?;
@@ -168,7 +168,7 @@ async fn unfreeze(
 pub struct Rollback {
     /// The environment.
     pub target: Target,
-    /// The release. If absent: the newest release before the live one that went live.
+    /// The release. If absent, the release that was live before the live release first went live.
     pub release: Option<String>,
 }
 
@@ -223,7 +223,7 @@ pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: Com
 /// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Empty if `asked` is empty.
 fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
-        return Err(usage(format!("{late} cannot be tried: it changes what is live"))
+        return Err(usage(format!("cannot run {late} in a dry run: this phase changes the live release"))
             .hint("give phases from gather to bundle, or deploy without --only"));
     }
     let depended_on = |phase: Phase| match phase {
@@ -271,12 +271,12 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
     })
 }
 
-/// Asks for the steps of a push.
+/// Shows the steps of a push.
 #[derive(Debug)]
 pub struct PlanShow {
     /// The environment.
     pub target: Target,
-    /// A branch, a tag or a commit that must exist.
+    /// A branch, a tag or a commit. The request fails if it does not exist; the plan does not depend on it.
     pub reference: Option<String>,
     /// Restricts the plan to these phases; empty for all.
     pub only: Vec<Phase>,

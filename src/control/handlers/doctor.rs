@@ -59,7 +59,7 @@ impl Request for Doctor {
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
         let mut checks = vec![disk(control)];
         checks.push(if capabilities.system {
-            DoctorCheck::new(Grade::Good, "users", "every environment has users of its own")
+            DoctorCheck::new(Grade::Good, "users", "every environment has its own users")
         } else {
             let finding = "rootless: projects are not isolated from each other; run larder as root to isolate them";
             DoctorCheck::new(Grade::Warning, "users", finding)

@@ -15,7 +15,7 @@ use crate::{
     pipeline::DriftError,
 };
 
-/// The maximum length of the text of a patch that is shown, in bytes.
+/// The maximum length of the text of a patch in an answer, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
 
 /// Compares the live files with their release, or manages patches.
@@ -32,7 +32,7 @@ pub struct DriftRequest {
 pub enum DriftAction {
     /// Shows the changes.
     Show {
-        /// Compares the slot only, not every byte of the installed tree.
+        /// True to compare only the slot. The comparison of the installed tree, which reads every byte, is skipped.
         quick: bool,
     },
     /// Saves the changes as a patch.

@@ -195,8 +195,8 @@ fn release_context<'a>(
     control.pipeline().services().release_context(environment, paths)
 }
 
-/// Reads a container on a thread of its own, because a slow client would block a thread of the runtime. The thread ends when the future
-/// is dropped.
+/// Reads a container on a separate thread, because a slow client would block a thread of the runtime. The thread ends when the future is
+/// dropped.
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
     let cancelled = CancellationToken::new();
     let _guard = cancelled.clone().drop_guard();
@@ -244,7 +244,7 @@ impl Arriving {
         let size = size.ok_or_else(|| unreadable(&ContainerError::Strange("it holds no archive")))?;
         let release = manifest.release;
         if size != manifest.archive.bytes {
-            let why = format!("it has {size} bytes, and {} in the manifest", manifest.archive.bytes);
+            let why = format!("its archive has {size} bytes, but {} bytes in the manifest", manifest.archive.bytes);
             return Err(of_release(&Refusal::Disagrees { release, why }.into()));
         }
         let path = at(ARCHIVE);
@@ -268,7 +268,7 @@ impl Arriving {
         let needed = manifest.archive.bytes.saturating_add(self.reserve);
         match files::free_space(&self.paths.incoming()) {
             Ok(free) if free.bytes < needed => Err(refused(format!(
-                "the archive needs {} MiB, the disk has {} MiB free, and {} MiB of it are reserved",
+                "cannot import the release: its archive has {} MiB, and of the {} MiB of free disk space, {} MiB are reserved",
                 manifest.archive.bytes >> 20,
                 free.bytes >> 20,
                 self.reserve >> 20
@@ -278,7 +278,7 @@ impl Arriving {
     }
 }
 
-/// Reads an optional part that fits into memory.
+/// Reads an optional part of at most `limit` bytes into memory.
 fn part(from: &mut Container<Inlet>, name: &'static str, limit: u64) -> Result<Option<Vec<u8>>, CommandError> {
     let Some(size) = from.next(name, limit).map_err(|error| unreadable(&error))? else { return Ok(None) };
     let mut bytes = Vec::new();

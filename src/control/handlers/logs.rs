@@ -36,7 +36,7 @@ impl Request for LogsRead {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<String>>, CommandError> {
         let LogsRead { target, process, lines: count, follow } = self;
         let environment = control.environment(&target)?;
-        // The subscription begins before the files are read, so that no line is missed between them.
+        // The subscription begins before the files are read, so that no line is lost between the two.
         let to_come = follow.then(|| control.pipeline().services().runtime.logs().subscribe());
         let directory = control.root().environment(&environment.project, &environment.name).log();
         let wanted =
@@ -66,7 +66,7 @@ fn log_names(directory: &Path) -> Vec<String> {
 fn merged(logs: Vec<Vec<String>>) -> Vec<String> {
     let mut logs: Vec<VecDeque<String>> = logs.into_iter().map(VecDeque::from).collect();
     let mut lines = Vec::with_capacity(logs.iter().map(VecDeque::len).sum());
-    // Of several equal times the first is taken, so the lines of one process at the same time stay together.
+    // `min_by` returns the first log of several with the same time, so the lines of one process at this time stay together.
     while let Some(next) = logs.iter_mut().filter(|log| !log.is_empty()).min_by(|a, b| time(a.front()).cmp(time(b.front()))) {
         lines.extend(next.pop_front());
     }

@@ -1,4 +1,4 @@
-//! The requests that the server carries out: for each, the fields, the right that it needs, the view that it returns and its handler.
+//! The requests that the server carries out. Each has its fields, the right that it needs, its handler and the view that it returns.
 
 mod deliverables;
 mod deployments;

@@ -84,16 +84,16 @@ impl Request for Ps {
 pub struct Scale {
     /// The environment.
     pub target: Target,
-    /// Process types with their numbers.
+    /// The process types, each with its number of processes.
     pub scale: Vec<(String, u32)>,
 }
 
-/// The numbers that were set.
+/// The numbers of processes that were set.
 #[derive(Debug, Serialize)]
 pub struct Scaled {
     /// The environment, as `project/environment`.
     pub environment: String,
-    /// The process types of the request, with their numbers.
+    /// The process types of the request, each with its number of processes.
     pub scale: IndexMap<String, u32>,
 }
 
@@ -109,7 +109,7 @@ impl Request for Scale {
         let Scale { target, scale } = self;
         let environment = control.environment(&target)?;
         if let Some((process, count)) = scale.iter().find(|(_, count)| *count > MAX_SCALE) {
-            return Err(usage(format!("{process}={count}: at most {MAX_SCALE} of one type")));
+            return Err(usage(format!("cannot run {count} processes {process}: at most {MAX_SCALE} of one type are allowed")));
         }
         if let Some(live) = control.pipeline().live(environment.id) {
             let known = process_types(control, &environment, live.release)?;
@@ -198,7 +198,7 @@ impl Request for Run {
         let live = live.ok_or_else(|| not_found(format!("cannot run a command: nothing is live in {}", environment.title())))?;
         let history = control.pipeline().history(environment.id);
         if history.of_release(live.release).is_none() {
-            return Err(not_found(format!("there is no record of {}", live.number)));
+            return Err(not_found(format!("cannot run a command: there is no record of the live release {}", live.number)));
         }
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
         let job = RunJob {

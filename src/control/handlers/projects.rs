@@ -57,7 +57,7 @@ impl Request for ProjectCreate {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
         ensure_available(&self)?;
-        // The lock is held until an environment that cannot be prepared is removed, so that no other request uses it meanwhile.
+        // The lock is held until the environment is ready, or is removed after a failure, so that no other request changes it meanwhile.
         let _one_at_a_time = control.create_destroy_lock().await;
         let project = enter(control, self).await?;
         match prepare(control, &project).await {
@@ -117,8 +117,8 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
     control.change(enter).await
 }
 
-/// Removes an environment that could not be prepared from the registry and from the keeper. The keeper would otherwise refuse the same
-/// name with another number. Returns the error to show.
+/// Reverts the creation of an environment that could not be prepared, in the registry and in the keeper. Otherwise the keeper would refuse
+/// to create an environment with the same name, because its number differs. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;
@@ -135,8 +135,8 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
             "cannot remove an environment that failed to be created"
         );
         return error.hint(match only {
-            true => format!("it stays in the list: `larder project destroy {0} --confirm {0}` removes it", project.name),
-            false => format!("{} stays in the list; the next start of the server prepares it again", environment.title()),
+            true => format!("remove the incomplete project with `larder project destroy {0} --confirm {0}`", project.name),
+            false => format!("restart the server, which then prepares {} again", environment.title()),
         });
     }
     let remove = |registry: &mut Registry| {
@@ -148,7 +148,9 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
     };
     match control.change(remove).await {
         Ok(()) => error,
-        Err(also) => error.hint(format!("it stays in the list, because the registry cannot be written: {also}")),
+        Err(also) => {
+            error.hint(format!("the incomplete environment stays in the list, because the registry cannot be written: {also}"))
+        }
     }
 }
 
@@ -190,7 +192,8 @@ fn ensure_hosts_are_free(registry: &Registry, new: &Environment, domain: &str) -
     Ok(())
 }
 
-/// Creates directories, repository, queue and route. Safe to repeat. Returns the commit of the branch if it had been pushed before.
+/// Creates the directories, the repository, the queue and the route of the project's last environment. May run twice. Returns the commit of
+/// the branch if the branch had been pushed before.
 async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
@@ -207,8 +210,8 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
     delete_stored_branch(control, environment).await.map_err(|error| internal(&error))
 }
 
-/// Deletes the branch of a new environment if it had been pushed before. A deploy branch names the live commit, and nothing is live
-/// yet. Also, git would not push a branch that the server has already, so the user could not deploy it. The objects stay.
+/// Deletes the branch of a new environment if the branch had been pushed before. A deploy branch names the live commit, and nothing is live
+/// yet. Also, git sends nothing for a branch that the server has already, so the user could not deploy the branch. The objects stay.
 async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
     let commit = match repositories.resolve(environment.project_id, CommitSpec::Branch(environment.branch.clone())).await {

@@ -20,7 +20,7 @@ use crate::{
 /// Deploys a release from another environment or a remote.
 #[derive(Debug)]
 pub struct Pull {
-    /// The environment. If the target names only a project: its environment of mode final.
+    /// The environment. A target that names only a project means the project's environment of mode final.
     pub target: Target,
     /// The release; the newest if absent.
     pub release: Option<String>,
@@ -76,7 +76,7 @@ impl Request for Pull {
 /// Deploys a release that was cooked here to another environment or server, or publishes it to a shared location.
 #[derive(Debug)]
 pub struct Promote {
-    /// The environment that cooked the release. If the target names only a project: its environment of mode cooking.
+    /// The environment that cooked the release. A target that names only a project means the project's environment of mode cooking.
     pub target: Target,
     /// The release; the live one if absent.
     pub release: Option<String>,
@@ -145,7 +145,7 @@ impl Request for Promote {
     }
 }
 
-/// Returns the other environment of the project with the name `to`, if it is in mode final.
+/// Returns the environment `to` of the same project. It must be another environment, in mode final.
 fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
     let unknown = || {
         not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
@@ -171,14 +171,14 @@ async fn publish(
 ) -> Result<Reply<Published>, CommandError> {
     if !remote.publish {
         return Err(refused(format!("{} does not publish to the remote {}", environment.title(), remote.name)).hint(format!(
-            "`larder remote add {} NAME {} --publish`",
+            "add a remote that publishes: `larder remote add {} NAME {} --publish`",
             environment.title(),
             remote.url
         )));
     }
     if overriding {
         return Err(usage(format!("--override has no effect on {}: no promotion policy applies there", remote.name))
-            .hint("give --override to `larder pull` on the server that serves"));
+            .hint("give --override to `larder pull` on the server that deploys the release"));
     }
     control.pipeline().publish(environment, found, remote).await.map_err(refused)?;
     let published = Published {

@@ -339,7 +339,7 @@ impl Request for ReleasePin {
         let known = named(&known(control, &environment).await?, &release, &environment)?;
         let paths = control.root().environment(&environment.project, &environment.name);
         if pinned && known.archive_bytes.is_none() {
-            return Err(not_found(format!("{} of {} was pruned; it is too late to pin it", known.name(), environment.title())));
+            return Err(not_found(format!("cannot pin {} of {}: it was pruned", known.name(), environment.title())));
         }
         let _one_at_a_time = control.change_lock().await;
         let pin = pinned.then(|| Pin { by: caller.name(), at: Timestamp::now() });

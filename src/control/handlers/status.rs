@@ -94,7 +94,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
             ("frozen", Some(note))
         }
         (None, Some(ticket), _) => {
-            let queue = if waiting.is_some() { ", another waits" } else { "" };
+            let queue = if waiting.is_some() { ", another deployment waits" } else { "" };
             ("deploying", Some(format!("{}{queue}", ticket.request.commit.short())))
         }
         (None, None, Some(live)) => {
@@ -126,7 +126,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
 /// Describes the isolation of projects on this machine.
 fn protection(capabilities: &Capabilities) -> Vec<String> {
     let users = if capabilities.system {
-        "every environment has users of its own"
+        "every environment has its own users"
     } else {
         "projects are NOT isolated from each other or from your account: everything runs as one user"
     };
@@ -138,12 +138,12 @@ fn protection(capabilities: &Capabilities) -> Vec<String> {
     };
     let layers = match &capabilities.overlay {
         Ok(()) => String::from("/app is writable and ephemeral"),
-        Err(why) => format!("/app is a copy of the release, made at the first start in a slot ({why})"),
+        Err(why) => format!("no overlays ({why}): /app is a copy of the release, which the first process of a slot makes"),
     };
     let limits = match capabilities.cgroup {
-        Cgroups::V2 => "limits by cgroup v2",
-        Cgroups::V1 => "limits by cgroup v1",
-        Cgroups::None => "no cgroups: a build's memory is limited for each of its processes, an application's is not",
+        Cgroups::V2 => "cgroups (v2) limit memory and processes",
+        Cgroups::V1 => "cgroups (v1) limit memory and processes",
+        Cgroups::None => "no cgroups: memory is limited for each process of a build, and is not limited for applications",
     };
     vec![users.to_owned(), sandbox, layers, limits.to_owned()]
 }

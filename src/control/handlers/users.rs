@@ -81,7 +81,7 @@ impl Request for UserAdd {
             }
             if registry.user(&name).is_some() {
                 return Err(refused(format!("there is a user {name} already"))
-                    .hint(format!("add a further key to it with `larder key add {name} --key-file FILE`")));
+                    .hint(format!("add a key to this user with `larder key add {name} --key-file FILE`")));
             }
             for key in &keys {
                 ensure_key_is_free(registry, key)?;
@@ -145,7 +145,7 @@ impl Request for UserRemove {
     }
 }
 
-/// Gives a user a right on a project. It replaces the user's earlier right on this project.
+/// Gives a user a right on a project. The new right replaces the user's earlier right on this project.
 #[derive(Debug)]
 pub struct UserGrant {
     /// The user.
