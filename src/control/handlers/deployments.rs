@@ -204,7 +204,7 @@ async fn goal(control: &Control, environment: &Environment, commit: &CommitId) -
 
 pub(super) fn of_supply(error: &SupplyError) -> CommandError {
     let shown = match error {
-        // A remote that does not answer may have it.
+        // An unreachable remote may have the release, so the release is not reported as missing.
         SupplyError::None { unreachable, .. } if !unreachable.is_empty() => refused(error.to_string()),
         SupplyError::None { .. } => not_found(error.to_string()),
         SupplyError::NoRemote { .. } => not_found(error.to_string()).hint("list the remotes with `larder remote list`"),

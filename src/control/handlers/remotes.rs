@@ -131,8 +131,8 @@ impl Request for RemoteAdd {
     }
 }
 
-/// Returns the error of a request for a remote, with its hints. The remote does not have the object, or the request was refused: an
-/// address in the registry that cannot be used is not a wrong command line.
+/// Returns the error of a request for a remote, with its hints. An invalid address in the registry is no mistake in the command line, so
+/// its error is a refusal.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
         RemoteError::NotFound { .. } => ErrorKind::NotFound,
