@@ -23,7 +23,7 @@ pub const FILES: &[BuiltinFile] = include!(concat!(env!("OUT_DIR"), "/buildpacks
 /// A built-in buildpack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BuiltinPack {
-    /// The name of its directory, which recipes use.
+    /// The name of the buildpack's directory. Recipes use this name.
     pub name: &'static str,
     /// The files that `bin/detect` looks for. If a project has none of them, the script is not started.
     pub signs: Vec<String>,
@@ -38,13 +38,13 @@ struct PackFile {
 }
 
 /// The built-in buildpacks, in the order of detection. Languages whose projects often have a `package.json` for assets come before
-/// `node`. Files that most projects have, such as a Procfile, are looked for last.
+/// `node`. Buildpacks that look for a file of most projects, such as a Procfile, come last.
 pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
     let mut packs: Vec<(u32, BuiltinPack)> = FILES
         .iter()
         .filter_map(|file| {
             let name = file.path.strip_suffix("/pack.yml")?;
-            // A test reads every file; a broken one never gets into a binary.
+            // A test parses every `pack.yml`, so no released binary contains an invalid file.
             let pack: PackFile = yaml::parse(file.path, file.text.as_bytes(), FileLimits::RECIPE).ok()?;
             Some((pack.order, BuiltinPack { name, signs: pack.signs }))
         })

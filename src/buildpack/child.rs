@@ -14,9 +14,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The number of last lines that the report contains.
-const TAIL_LINES: usize = 20;
-/// The maximum length of such a line in bytes.
+/// The maximum number of last lines of the output that the report contains.
+const MAX_TAIL_LINES: usize = 20;
+/// The maximum length of a line in the report, in bytes.
 const MAX_LINE: usize = 512;
 /// The maximum size of a captured stdout in bytes.
 pub(super) const MAX_VALUE: usize = 64 * 1024;
@@ -26,9 +26,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// The destination of a script's stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capture {
-    /// The build's output, which also gets stderr.
+    /// The build's output, where stderr also goes.
     Nothing,
-    /// A buffer for the caller. The build's output gets stderr.
+    /// A buffer for the caller. Stderr goes to the build's output.
     Stdout,
     /// A buffer for the caller. The last lines of stderr are kept for the error, and nothing goes to the build's output.
     Quietly,
@@ -75,7 +75,7 @@ impl ScriptExit {
         }
     }
 
-    /// Returns the script's own reason: the last line that it marked as an error.
+    /// Returns the reason that the script itself printed: the last line that starts with `! `.
     pub fn reason(&self) -> Option<String> {
         let marked =
             |line: &str| line.trim_start().strip_prefix("! ").map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -100,7 +100,7 @@ impl ScriptExit {
     }
 }
 
-/// Runs the script to its end and writes its output to `output`.
+/// Runs the script to its end and writes its output to `output`. Then kills the remaining processes of its process group.
 pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output: &Arc<Mutex<W>>) -> io::Result<ScriptExit> {
     let mut command = if script.exports.is_empty() {
         let mut command = Command::new(script.program);
@@ -233,7 +233,7 @@ impl Tail {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        if self.lines.len() == TAIL_LINES {
+        if self.lines.len() == MAX_TAIL_LINES {
             self.lines.pop_front();
         }
         self.lines.push_back(plain(&String::from_utf8_lossy(&line)));

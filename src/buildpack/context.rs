@@ -78,13 +78,13 @@ fn search_path(path: Option<OsString>, binary: Option<OsString>) -> OsString {
     path
 }
 
-/// The reason that a step ends the job.
+/// The reason why a step failed, which ends the job.
 pub(super) struct BuildStop {
     /// The script or file that failed.
     pub what: String,
     /// The cause in one line.
     pub why: String,
-    /// The person who has to act.
+    /// The party that has to act.
     pub blame: Blame,
     /// The next action; may be empty.
     pub hint: String,
@@ -157,7 +157,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         Ok(path)
     }
 
-    /// Returns `TMPDIR` for builds without a sandbox, which have no `/tmp` of their own. The next build removes it with `temporary`.
+    /// Returns `TMPDIR`, set to `temporary`, for builds without a sandbox, which share `/tmp` with other users.
     pub fn temporary_variable(&self, temporary: &Path) -> Option<(OsString, OsString)> {
         (self.paths.app != Path::new("/app")).then(|| ("TMPDIR".into(), temporary.into()))
     }
@@ -178,11 +178,11 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         all.into_iter().collect()
     }
 
-    /// Runs one script. Any exit status is a success here; an error means that the script cannot be started.
+    /// Runs one script and returns its exit, whatever the status. An error means that the script cannot be started.
     pub fn run(&self, what: &str, script: &ScriptCommand<'_>) -> Result<ScriptExit, BuildStop> {
         child::run(script, &self.output).map_err(|error| {
             let hint = match error.kind() {
-                std::io::ErrorKind::NotFound => "change its first line: this server does not have the interpreter that it names",
+                std::io::ErrorKind::NotFound => "change the first line of the script: this server does not have that interpreter",
                 std::io::ErrorKind::PermissionDenied => "set its executable bit: git update-index --chmod=+x FILE",
                 _ => "begin the script with a line such as #!/bin/sh",
             };

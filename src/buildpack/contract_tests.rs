@@ -1,4 +1,4 @@
-//! Rules that every built-in buildpack must keep, and the functions that they share.
+//! Tests of the rules that every built-in buildpack must keep, and of the shell functions in `buildpacks/lib/`.
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +35,7 @@ fn folder_is_embedded_completely() {
     assert_eq!(there, embedded);
     for file in FILES {
         let mode = fs::metadata(folder("buildpacks").join(file.path)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o111 != 0, file.executable, "{}: programs stand below bin/, and nothing else does", file.path);
+        assert_eq!(mode & 0o111 != 0, file.executable, "{}: all programs, and only programs, are below bin/", file.path);
     }
     assert!(FILES.windows(2).all(|pair| pair[0].path < pair[1].path));
 }
@@ -78,9 +78,9 @@ fn every_example_is_accepted_by_its_own_pack_only() {
         let own = name.split('-').next().unwrap();
         let project = example.path();
         let yes: Vec<&str> = PACKS.iter().map(|pack| pack.name).filter(|pack| detects(pack, &project)).collect();
-        assert_eq!(yes.first(), Some(&own), "examples/{name}: in order {yes:?} say yes");
-        // Any project may have a Procfile, and the buildpack procfile is asked last.
-        assert!(yes.iter().all(|pack| *pack == own || *pack == "procfile"), "examples/{name}: {yes:?} say yes");
+        assert_eq!(yes.first(), Some(&own), "examples/{name}: accepted by {yes:?}, in this order");
+        // Any project may have a Procfile, and the buildpack procfile comes last.
+        assert!(yes.iter().all(|pack| *pack == own || *pack == "procfile"), "examples/{name}: accepted by {yes:?}");
     }
 }
 
@@ -130,13 +130,14 @@ fn front_end_package_is_static_and_server_package_is_node() {
         for pack in ["node", "static"] {
             assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
         }
-        // Named in the recipe: beside another buildpack it may only build assets, and its script start may be only for its author.
+        // Both buildpacks accept the project if the recipe names them: node may only build the assets for another buildpack, and the script
+        // start may be only for development.
         for pack in ["node", "static"] {
             let mut named = Command::new(folder(&format!("buildpacks/{pack}/bin/detect")));
             assert!(named.arg(temp.path()).env("LARDER_NAMED", "1").output().unwrap().status.success(), "{pack} on {package}");
         }
     }
-    // A page beside a server belongs to the server.
+    // A page beside a server is served by this server.
     for (beside, package) in [("server.js", "{}"), ("Procfile", "{}"), ("README", r#"{"scripts":{"start":"node ."}}"#)] {
         let temp = tempfile::tempdir().unwrap();
         for (name, text) in [("package.json", package), ("index.html", ""), (beside, "")] {
@@ -260,7 +261,7 @@ fn every_rule_of_reasons_is_valid() {
     }
 }
 
-/// Returns the members of a package.json as `lib/json.awk` prints them; `None` if it is refused.
+/// Returns the members of a package.json as `lib/json.awk` prints them; `None` if the script refuses the text.
 fn members(json: &str) -> Option<String> {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("x.json"), json).unwrap();
@@ -282,7 +283,7 @@ fn json_members_of_two_levels_are_printed() {
 }
 
 #[test]
-fn json_that_is_invalid_is_refused() {
+fn invalid_json_is_refused() {
     for bad in
         ["", "{", "{\"a\":1,}", "[1", "{\"a\" 1}", "{\"a\":\"x\ty\"}", "{\"scripts\":{\"buil", "{} x", "{\"a\":\"\\x\"}", "{a:1}"]
     {

@@ -31,7 +31,7 @@ impl std::fmt::Display for BuildStep {
     }
 }
 
-/// A build, or a part of one. Several steps share one worker, which saves processes.
+/// A build, or some steps of a build. The steps of a job share one worker, which saves processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildJob {
     /// The steps in order. [`BuildStep::Compile`] and [`BuildStep::Release`] select the buildpacks themselves if no
@@ -82,7 +82,7 @@ pub struct BuildFailure {
     pub what: String,
     /// The cause in one line, for git's rejected line.
     pub why: String,
-    /// The person who has to act.
+    /// The party that has to act.
     pub blame: Blame,
     /// The next action for the pusher; may be empty.
     pub hint: String,
@@ -96,8 +96,8 @@ pub struct BuildFailure {
 pub(super) const MORE_MEMORY: &str = "raise build.memory in larder.yml; the operator's limit is builds.memory in the server file";
 
 impl BuildFailure {
-    /// Adds that the kernel killed a process of the build at the memory limit, which the keeper reports. The original cause stays,
-    /// because the build may have failed for another reason.
+    /// Adds the report of the keeper that the kernel killed a process of the build at the memory limit. The original cause stays, because
+    /// the build may have failed for another reason.
     pub(super) fn out_of_memory(&mut self) {
         self.why = format!("out of memory: {}", self.why);
         self.hint = MORE_MEMORY.to_owned();
@@ -117,7 +117,7 @@ pub struct Built {
     pub steps: Vec<DoneStep>,
     /// The buildpacks that took part, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The process types that the buildpacks provide. Those of the Procfile take precedence.
+    /// The process types that the buildpacks provide. The process types of the Procfile take precedence.
     pub processes: Vec<(ProcessType, String)>,
     /// The variables after all phase scripts, if a script changed them.
     pub variables: Option<serde_json::Map<String, serde_json::Value>>,

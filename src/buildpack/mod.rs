@@ -1,6 +1,6 @@
 //! Buildpacks: selects and runs larder's built-in buildpacks and third-party buildpacks for Heroku's classic API.
 //!
-//! The server side ([`build`]) starts one worker per build and forwards its output. The worker side ([`work`]) runs phase scripts,
+//! The server side ([`build`]) starts one worker per job and forwards its output. The worker side ([`work`]) runs phase scripts,
 //! `bin/detect`, `bin/compile` and `bin/release` at `/app`, as the environment's build user.
 
 pub mod builtin;

@@ -7,7 +7,7 @@ use crate::{
     model::ProcessType,
 };
 
-/// The part that larder uses. Add-ons and `config_vars` of Heroku's API have no effect.
+/// The part of the YAML that larder uses. The keys `addons` and `config_vars` of Heroku's API have no effect.
 #[derive(Debug, Default, Deserialize)]
 struct Document {
     #[serde(default)]
@@ -29,7 +29,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<(ProcessType, String)>, String> 
             return Err(format!("default_process_types: the command of {name} must be one line of at most {MAX_COMMAND} bytes"));
         }
         if processes.len() == MAX_TYPES {
-            return Err(format!("default_process_types: more than {MAX_TYPES}"));
+            return Err(format!("default_process_types: at most {MAX_TYPES} process types are allowed"));
         }
         processes.push((name, command));
     }

@@ -41,22 +41,22 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
     let gone = |error: io::Error| format!("cannot read the file: {error}");
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(gone)?;
     if !file.metadata().map_err(gone)?.is_file() {
-        return Err(String::from("it is no longer a file"));
+        return Err(String::from("the script replaced the file by something else"));
     }
     let mut text = String::new();
     file.take(MAX_VARIABLES + 1).read_to_string(&mut text).map_err(gone)?;
     if text.len() as u64 > MAX_VARIABLES {
-        return Err(format!("it is larger than {} KiB", MAX_VARIABLES / 1024));
+        return Err(format!("the file is larger than {} KiB", MAX_VARIABLES / 1024));
     }
     parse(&text)
 }
 
 /// Parses variables: a JSON object of limited depth.
 pub fn parse(text: &str) -> Result<Map<String, Value>, String> {
-    match serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))? {
+    match serde_json::from_str(text).map_err(|error| format!("the text is not JSON: {error}"))? {
         Value::Object(object) if object.values().all(|value| is_within_depth(value, MAX_DEPTH)) => Ok(object),
-        Value::Object(_) => Err(format!("it is nested more than {MAX_DEPTH} deep")),
-        _ => Err(String::from("it is JSON, but not an object")),
+        Value::Object(_) => Err(format!("the JSON is nested more than {MAX_DEPTH} levels deep")),
+        _ => Err(String::from("the JSON is not an object")),
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
         assert!(read_back(&path).is_err());
         fs::remove_file(&path).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(read_back(&path).unwrap_err().contains("no longer a file"));
+        assert!(read_back(&path).unwrap_err().contains("replaced the file"));
         fs::remove_file(&path).unwrap();
         fs::write(&path, format!("{{\"a\": \"{}\"}}", "x".repeat(300_000))).unwrap();
         assert!(read_back(&path).unwrap_err().contains("larger"));

@@ -36,7 +36,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     fn detect_builtin(&mut self) -> Result<SelectedBuildpack, BuildStop> {
         for pack in builtin::PACKS.iter() {
             let Some(selected) = self.by_name(pack.name) else { continue };
-            // A buildpack of the operator that replaces a built-in one may look for other files.
+            // A buildpack of the operator that replaces a built-in buildpack may look for other files.
             let replaced = selected.directory.starts_with(&self.paths.operator);
             if !replaced && !pack.signs.iter().any(|sign| self.paths.app.join(sign).symlink_metadata().is_ok()) {
                 continue;
@@ -68,7 +68,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         for reference in self.job.buildpacks.clone() {
             let selected = self.find(&reference, all.len())?;
             check_scripts(&selected)?;
-            // As on Heroku: a named buildpack must accept the project.
+            // As on Heroku, a buildpack that the recipe names must accept the project.
             if selected.directory.join("bin/detect").exists() {
                 let exit = self.detect(&selected, true)?;
                 if !exit.success() {
@@ -84,7 +84,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         Ok(all)
     }
 
-    /// Returns the operator's or the built-in buildpack of this name.
+    /// Returns the buildpack of this name: the operator's, or else the built-in buildpack.
     fn by_name(&self, name: &str) -> Option<SelectedBuildpack> {
         let operators = self.paths.operator.join(name);
         let (directory, version) = if operators.join("bin").is_dir() {
@@ -135,7 +135,8 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         }
     }
 
-    /// Runs `bin/detect`. `named` sets `LARDER_NAMED`: a buildpack that the recipe names need not leave the project to another buildpack.
+    /// Runs `bin/detect`. `named` sets `LARDER_NAMED`: a built-in buildpack then also accepts projects that it otherwise leaves to another
+    /// buildpack.
     fn detect(&self, selected: &SelectedBuildpack, named: bool) -> Result<ScriptExit, BuildStop> {
         let program = selected.directory.join("bin/detect");
         let mut environment = self.environment();

@@ -19,17 +19,17 @@ use super::{
     job::{BuildJob, BuildReport, Built},
 };
 
-/// The lines of a build's output without line ends. The channel is bounded, so a slow reader slows the build.
+/// The channel for the lines of a build's output, without line ends. It is bounded, so a slow reader slows the build.
 pub type BuildOutput = mpsc::Sender<String>;
 
 /// The maximum size of a report in bytes.
 const MAX_REPORT: usize = 1024 * 1024;
-/// The maximum length of a line in bytes; the rest is dropped.
+/// The maximum length of a line in bytes. The rest of the line is dropped.
 const MAX_LINE: usize = 4096;
-/// The maximum output of one build in bytes; the rest is dropped.
+/// The maximum output of one job in bytes. Further output is dropped.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 
-/// Runs a build, or a part of one, in the environment's sandbox.
+/// Runs a job in the environment's sandbox: a build, or some of its steps.
 pub async fn build(
     launcher: &Launcher,
     project: ProjectId,
@@ -53,7 +53,7 @@ pub async fn build(
     let stdio = Stdio { stdin: None, stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
     let mut child = launcher.launch(launch, job, stdio).await?;
     let follow = async {
-        // Output and report are read at the same time: the worker would block on a full pipe of either.
+        // Output and report are read at the same time, because the worker blocks if either pipe is full.
         let ((), report) = tokio::join!(forward(reader, output), child.report::<BuildReport>(MAX_REPORT));
         Ok::<_, BuildpackError>((report?, child.wait().await?))
     };
@@ -114,19 +114,15 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
         }
         total = total.saturating_add(count as u64);
         if total > MAX_OUTPUT {
-            // The rest is read and dropped, because the build would otherwise block on a full pipe.
+            // Further output is read and dropped, because the build would otherwise block on a full pipe.
             if !cut {
                 cut = true;
-                drop(
-                    output
-                        .send(format!(" !     The rest of the output is not shown: the limit is {} MiB.", MAX_OUTPUT >> 20))
-                        .await,
-                );
+                drop(output.send(format!(" !     Further output is not shown: the limit is {} MiB.", MAX_OUTPUT >> 20)).await);
             }
             continue;
         }
         for line in lines.push(buffer.get(..count).unwrap_or_default()) {
-            // The build goes on if the receiver is gone.
+            // The build continues without a receiver.
             drop(output.send(line).await);
         }
     }
@@ -139,7 +135,7 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
 #[derive(Debug, Default)]
 struct Lines {
     open: Vec<u8>,
-    /// Set after a carriage return: text that follows replaces the line, as on a terminal.
+    /// True after a carriage return. The next text replaces the line, as on a terminal.
     returned: bool,
 }
 

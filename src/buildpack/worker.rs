@@ -51,7 +51,9 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
             }
             script::ScriptFile::Executable => self.say(&format!("-----> Running {what}")),
         }
-        let host = |error: std::io::Error| BuildStop::new(&what, format!("cannot write its variables: {error}"), Blame::Host, "");
+        let host = |error: std::io::Error| {
+            BuildStop::new(&what, format!("cannot write the variables of {what}: {error}"), Blame::Host, "")
+        };
         let temporary = self.temporary()?;
         let variables = temporary.join("variables.json");
         let before = self.report.variables.clone().unwrap_or_else(|| self.job.variables.clone());

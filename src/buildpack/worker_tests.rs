@@ -1,4 +1,4 @@
-//! The worker with tiny buildpacks: selection, compilation, release, and phase scripts.
+//! The worker with tiny buildpacks: selection, `bin/compile`, `bin/release`, and phase scripts.
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -80,7 +80,7 @@ fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
 const ALL: [BuildStep; 3] = [BuildStep::Detect, BuildStep::Compile, BuildStep::Release];
 
 #[test]
-fn first_builtin_pack_that_accepts_builds() {
+fn first_accepting_builtin_pack_builds() {
     let world = World::new();
     world.script("builtin/ruby/bin/detect", "exit 1").script("builtin/ruby/bin/compile", "exit 9");
     world.pack("builtin/python", "echo built by \"$0\" >made; echo '-----> Hello'");
@@ -89,7 +89,7 @@ fn first_builtin_pack_that_accepts_builds() {
     for sign in ["Gemfile", "requirements.txt", "package.json"] {
         std::fs::write(world.path("app").join(sign), "").unwrap();
     }
-    // It is not asked, because there is no go.mod.
+    // The detect script of go does not run, because there is no go.mod.
     world.script("builtin/go/bin/detect", "exit 0").script("builtin/go/bin/compile", "exit 9");
     let (report, output) = world.run(job(&ALL, &[]));
     assert_eq!(report.failure, None);
@@ -136,7 +136,7 @@ fn configuration_variables_are_files_in_env_dir() {
 #[test]
 fn several_packs_run_in_order_with_exports() {
     let world = World::new();
-    // One writes beside itself, as Heroku's do; another uses the file that larder names.
+    // The first buildpack writes `export` into its own directory, as Heroku's do. The second one writes the file `LARDER_EXPORT`.
     world.pack("app/packs/one", "echo 'export ONE=\"1 $(echo x)\"' >\"$(dirname \"$0\")/../export\"; touch \"$2/mine\"");
     world.pack("builtin/node", "echo \"saw $ONE\"; echo 'export TWO=2' >\"$LARDER_EXPORT\"; ls \"$2\"");
     world.pack("app/packs/three", "echo \"saw $ONE $TWO\"; printf '%s|' \"$@\"");
@@ -147,7 +147,7 @@ fn several_packs_run_in_order_with_exports() {
     assert_eq!(report.failure, None);
     assert!(output.contains("saw 1 x\n") && output.contains("saw 1 x 2\n"), "{output}");
     assert!(!output.contains("mine"), "each buildpack has its own cache");
-    assert!(!world.path("app/packs/one/export").exists(), "the project is not written to");
+    assert!(!world.path("app/packs/one/export").exists(), "nothing is written to the project");
     let processes: Vec<String> = report.processes.iter().map(|(name, command)| format!("{name}={command}")).collect();
     assert_eq!(processes, ["worker=w", "web=b"]);
     assert_eq!(
@@ -196,7 +196,7 @@ fn incomplete_pack_is_refused_with_its_defect() {
     fs::remove_file(world.path("app/pack/bin/compile")).unwrap();
     assert_eq!(why(&["./pack"]), "buildpack ./pack has no bin/compile");
 
-    // Without bin/detect there is nothing to ask; without bin/release there are no default processes.
+    // `bin/detect` and `bin/release` are optional.
     world.script("app/pack/bin/compile", "echo fine");
     fs::remove_file(world.path("app/pack/bin/detect")).unwrap();
     assert_eq!(world.run(job(&ALL, &["./pack"])).0.failure, None);
@@ -225,7 +225,7 @@ fn directory_pack_outside_project_is_refused() {
     let world = World::new();
     world.pack("outside", "true");
     let mut job = job(&ALL, &[]);
-    // The recipe's parser refuses such a path. The worker does not rely on it.
+    // The recipe's parser refuses such a path. The worker does not rely on the parser.
     for path in ["../outside", "a/../../outside", "/etc"] {
         let Ok(path) = path.parse() else { continue };
         job.buildpacks = vec![BuildpackRef::Directory(path)];
@@ -250,7 +250,7 @@ fn phase_script_changes_variables() {
 fn phase_script_failures_are_reported() {
     let world = World::new();
     let steps = [BuildStep::Script(Phase::Build)];
-    // Unchanged is nothing; the same mapping written differently too.
+    // A mapping that is equal to the old one is no change, even if its text differs.
     world.script("app/.larder/build", "echo '{ \"a\" : 1 }' >\"$LARDER_VARIABLES\"");
     assert_eq!(world.run(job(&steps, &[])).0.variables, None);
 
@@ -260,7 +260,7 @@ fn phase_script_failures_are_reported() {
     assert!(report.failure.is_none() && output.contains(".larder/build is not executable and was not run"), "{output}");
 
     for (script, why) in [
-        ("echo nonsense >\"$LARDER_VARIABLES\"", "it is not JSON"),
+        ("echo nonsense >\"$LARDER_VARIABLES\"", "the text is not JSON"),
         ("echo '[]' >\"$LARDER_VARIABLES\"", "not an object"),
         ("rm \"$LARDER_VARIABLES\"; ln -s /etc/passwd \"$LARDER_VARIABLES\"", "cannot read"),
         ("rm \"$LARDER_VARIABLES\"", "cannot read"),
@@ -313,7 +313,7 @@ fn git_pack_is_fetched_by_commit() {
     let why = with(&url, missing).0.failure.unwrap().why;
     assert!(why.contains(missing), "{why}");
 
-    // The configuration says how other machines are reached: here by a proxy that does not exist.
+    // git uses the proxy of the configuration. This proxy does not exist, so the fetch fails.
     let nowhere = vec![("https_proxy".to_owned(), "http://127.0.0.1:1".to_owned())];
     let buildpacks = vec![format!("https://buildpacks.invalid/x#{commit}").parse().unwrap()];
     let why = world.run(BuildJob { buildpacks, configuration: nowhere, ..job(&ALL, &[]) }).0.failure.unwrap().why;

@@ -1,4 +1,4 @@
-//! Java: Maven's options, and the source of its settings.
+//! Java: Maven's options, the source of its settings, and the choice of the executable archive.
 
 use std::fs;
 
@@ -29,7 +29,7 @@ fn maven_settings_come_from_path_or_address_or_root() {
     // The build does not print the password.
     assert!(output.contains("settings: downloaded from MAVEN_SETTINGS_URL\n"), "{output}");
     assert!(project.compiled("java", &[address, path]).contains("       the company's\n"));
-    // Such a file often contains a password: the cache does not keep it.
+    // The settings often contain a password, so they must not be in the cache.
     for entry in fs::read_dir(project.temp.path().join("cache")).unwrap() {
         assert_eq!(entry.unwrap().file_name(), "home");
     }

@@ -1,4 +1,4 @@
-//! The built-in buildpacks' scripts on small projects: with fake programs that record their calls, and in `stale` with the real tools.
+//! The built-in buildpacks' scripts on small projects, with fake programs that record their calls or (`real`, `stale`) with the real tools.
 
 use std::{
     fs,
@@ -77,7 +77,7 @@ impl Project {
         self
     }
 
-    /// Creates a program of the server. [`Project::calls`] has its calls.
+    /// Creates a fake program that runs the shell code `does`. [`Project::calls`] returns its calls.
     fn program(&self, name: &str, does: &str) -> &Project {
         let path = self.temp.path().join("bin").join(name);
         let calls = self.temp.path().join("calls");
@@ -108,7 +108,7 @@ impl Project {
         text
     }
 
-    /// Compiles with these variables, which must fail, and returns the reason.
+    /// Compiles with these variables, expects a failure, and returns the reason.
     #[track_caller]
     fn refused(&self, pack: &str, variables: &[(&str, &str)]) -> String {
         let (good, text) = self.compile(pack, variables);

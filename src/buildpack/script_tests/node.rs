@@ -1,4 +1,4 @@
-//! Node: the order of scripts, and the choice and the options of package managers.
+//! Node and static sites: the order of scripts, the choice and the options of package managers, and warnings.
 
 use super::Project;
 
@@ -63,7 +63,7 @@ fn yarn_from_2_on_installs_into_node_modules() {
 }
 
 #[test]
-fn development_packages_stay_if_project_says_so() {
+fn development_packages_stay_if_project_asks_for_them() {
     let package = r#"{"devDependencies":{"x":"1"}}"#;
     for (variables, pruned) in
         [(&[][..], true), (&[("NPM_CONFIG_PRODUCTION", "false")], false), (&[("YARN_PRODUCTION", "false")], false)]
@@ -130,7 +130,7 @@ fn corepack_uses_the_registry_of_npm() {
     let mirror = "echo https://npm.example/mirror/";
     assert_eq!(asked(mirror, &[]), "https://npm.example/mirror");
     assert_eq!(asked(mirror, &[("COREPACK_NPM_REGISTRY", "https://other.example")]), "https://other.example");
-    // The public registry: corepack's own choice is right, such as yarn's own address for yarn.
+    // With npm's public registry, corepack keeps its own choice, such as yarn's registry for yarn.
     assert_eq!(asked("echo https://registry.npmjs.org/", &[]), "nowhere");
     assert_eq!(asked("echo undefined", &[]), "nowhere");
     assert_eq!(asked("exit 1", &[]), "nowhere");
@@ -140,7 +140,7 @@ fn corepack_uses_the_registry_of_npm() {
 fn managed(files: &[(&str, &str)], programs: &[(&str, &str)]) -> (String, Vec<String>) {
     let project = Project::new(files);
     project.program("node", NODE);
-    // Without programs of the machine.
+    // Fake programs hide the package managers of the machine.
     for name in ["npm", "pnpm", "yarn", "corepack"] {
         let version = programs.iter().find(|(program, _)| *program == name).map(|(_, version)| *version);
         let version = version.unwrap_or("0.0.0");
@@ -169,7 +169,7 @@ fn two_lock_files_are_named_with_the_one_that_counts() {
 fn package_manager_of_package_json_is_used_or_warned_about() {
     type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
     let cases: &[Case<'_>] = &[
-        // The file of another package manager.
+        // The lock file belongs to another package manager.
         (
             "pnpm@9.1.0",
             "package-lock.json",
@@ -178,12 +178,12 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
             "asks for pnpm@9.1.0 in packageManager, but the project has no lock file of it: npm",
         ),
         ("pnpm@9", "package-lock.json", &[], "npm ci", "asks for pnpm@9 in packageManager"),
-        // The server's own program has the version, or corepack brings it.
+        // The server's own program has the version, or corepack installs it.
         ("pnpm@9.1.0+sha512.ab", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9.1.0", "pnpm-lock.yaml", &[("pnpm", "8.15.1")], "corepack pnpm install", ""),
         ("yarn@4.1.0", "yarn.lock", &[("yarn", "1.22.22")], "corepack yarn install", ""),
-        // corepack does not know ranges, and npm belongs to node.
+        // corepack does not support version ranges, and npm is part of node.
         (
             "pnpm@9",
             "pnpm-lock.yaml",
@@ -245,7 +245,7 @@ fn npm_packages_with_failing_optional_scripts_are_installed_as_a_whole() {
 }
 
 #[test]
-fn built_site_of_one_page_names_the_line_for_deep_links() {
+fn single_page_site_gets_hint_for_deep_links() {
     let package = r#"{"scripts":{"build":"vite build"}}"#;
     let site = |files: &[(&str, &str)]| {
         let project = Project::new(&[&[("package.json", package)][..], files].concat());
@@ -259,7 +259,7 @@ fn built_site_of_one_page_names_the_line_for_deep_links() {
 }
 
 #[test]
-fn files_of_other_hosts_are_named() {
+fn files_of_other_hosting_services_are_warned_about() {
     let project = Project::new(&[("index.html", ""), ("_redirects", "/* /index.html 200\n"), ("_headers", "")]);
     let output = project.compiled("static", &[]);
     for warning in ["_redirects has no effect here: use \"routes\"", "_headers has no effect here: use \"headers\""] {

@@ -15,7 +15,7 @@ fn composer_scripts_run_in_order_after_the_packages() {
     let project = Project::new(&[("composer.json", scripts), ("composer.lock", "{}"), ("public/index.php", "<?php\n")]);
     project.program("php", PHP).program("composer", "[ \"$1\" != install ] || mkdir -p vendor");
     project.compiled("php", &[]);
-    // Again, from the cache.
+    // The second build takes the packages from the cache.
     fs::remove_dir_all(project.app("vendor")).unwrap();
     project.compiled("php", &[]);
     let calls: Vec<String> = project.calls().into_iter().filter(|call| call.starts_with("composer")).collect();
@@ -35,7 +35,7 @@ fn heroku_server_scripts_start_phps_own_server() {
     ] {
         let project = Project::new(&[("index.php", "<?php\n"), ("Procfile", line)]);
         project.program("php", PHP);
-        // As composer leaves it where a project requires Heroku's buildpack.
+        // Composer leaves such a link if the project requires Heroku's buildpack.
         fs::create_dir_all(project.app("vendor/bin")).unwrap();
         std::os::unix::fs::symlink("../nowhere", project.app("vendor/bin/heroku-php-apache2")).unwrap();
         project.compiled("php", &[]);

@@ -1,4 +1,4 @@
-//! Python: sources of packages, what stays in the tree, and the project's hooks.
+//! Python: the sources of packages, the removal of build files, and the project's hooks.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

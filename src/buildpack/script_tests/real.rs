@@ -1,4 +1,4 @@
-//! Projects that are built with the real tools, and the removal of development packages by pnpm.
+//! A project that is built with the real tools, for the tests in `stale` and here: the removal of development packages by pnpm.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ pub(super) struct Real {
 }
 
 impl Real {
-    /// Creates a project that is built with `tools`. `None`, and a line that says so, if one of them is missing.
+    /// Creates a project that is built with `tools`. Returns `None` and prints a line if a tool is missing.
     pub fn new(tools: &[&str]) -> Option<Real> {
         let mut path = Vec::new();
         for tool in tools {
@@ -27,7 +27,7 @@ impl Real {
         Some(Real { project: Project::new(&[]), path })
     }
 
-    /// Replaces the source by these files. All of them have the same times: an exported tree says nothing about changes.
+    /// Replaces the source by these files. All get the same time, because the times in an exported tree do not show changes either.
     pub fn source(&self, files: &[(&str, &str)]) -> &Real {
         fs::remove_dir_all(self.project.app("")).unwrap();
         for (name, text) in files {
@@ -38,7 +38,7 @@ impl Real {
         self
     }
 
-    /// Creates a command with the machine's environment, which says how registries are reached, and the tools first in the search path.
+    /// Creates a command with the tools first in its search path. It inherits the environment, which may name proxies and registries.
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.env("PATH", &self.path).env("LARDER_BUILDPACKS", ours("")).current_dir(self.project.app(""));
@@ -58,7 +58,7 @@ impl Real {
         text(&output.stdout).trim().to_owned()
     }
 
-    /// Compiles and returns the output. `None`, and a line that says so, if a registry cannot be reached.
+    /// Compiles and returns the output. Returns `None` and prints a line if a registry cannot be reached.
     #[track_caller]
     pub fn compile(&self, pack: &str) -> Option<String> {
         let mut command = self.command(ours(&format!("{pack}/bin/compile")));
@@ -77,10 +77,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Held while a tool is installed.
+/// The lock that is held while a tool is installed.
 static INSTALLING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 
-/// Returns the path of a tool: of the machine, or installed from its registry beside the test programs.
+/// Returns the path of a tool. If the machine does not have the tool, installs it from its registry beside the test programs.
 fn found(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     // The shims of version managers need a home that builds do not have.
@@ -98,7 +98,7 @@ fn found(tool: &str) -> Option<PathBuf> {
             return None;
         }
     };
-    // Tests run at the same time. A virtual environment cannot be renamed, so a file says that the installation is complete.
+    // Tests run at the same time. A virtual environment cannot be renamed, so a file marks the complete installation.
     let _installing = INSTALLING.lock();
     let complete = home.join("complete");
     if !complete.is_file() {
@@ -120,7 +120,7 @@ fn found(tool: &str) -> Option<PathBuf> {
     Some(program)
 }
 
-/// Builds a pnpm project that has the package `dev` only for development and `prod` for production.
+/// Builds a pnpm project that needs the package `dev` only for development. Checks that the build removes `dev` and keeps `prod`.
 fn pnpm_without_development_packages(manifest: &str, workspace: &[(&str, &str)], entry: &str) {
     let Some(real) = Real::new(&["node", "npm", "pnpm"]) else { return };
     let mut files = vec![

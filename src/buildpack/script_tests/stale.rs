@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{real::Real, serve};
 
-/// A Python package below `libs/mylib` that a build backend of its own packs, so that no registry is needed.
+/// A Python package below `libs/mylib` with its own build backend, so that no registry is needed.
 const PYTHON_PACKAGE: [(&str, &str); 2] = [
     (
         "libs/mylib/pyproject.toml",
@@ -28,7 +28,8 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):
     ),
 ];
 
-/// Builds twice, with another `libs/mylib/mylib.py` the second time; the second build must have it. `lock` is run before each build.
+/// Builds twice and changes `libs/mylib/mylib.py` between the builds. Checks that the second build contains the change. The command `lock`
+/// runs before the first build; the second build has the same lock file.
 fn python(tools: &[&str], files: &[(&str, &str)], lock: Option<&str>) {
     let Some(real) = Real::new(&[&["python3"], tools].concat()) else { return };
     let mut locked: Option<Vec<(String, String)>> = None;
@@ -97,7 +98,7 @@ fn pipenv_local_package_change_is_built() {
     python(&["pipenv"], &[("Pipfile", pipfile), ("Pipfile.lock", lock)], None);
 }
 
-/// Builds twice, with another `libs/mylib/index.js` the second time; the second build must have it.
+/// Builds twice and changes `libs/mylib/index.js` between the builds. Checks that the second build contains the change.
 fn node_copy(tool: &str, lock: (&str, &str)) {
     let Some(real) = Real::new(&["node", "npm", tool]) else { return };
     for value in ["old", "new"] {
@@ -137,7 +138,8 @@ fn npm_local_package_change_is_installed() {
     node_copy("npm", ("package-lock.json", lock));
 }
 
-/// A dependency whose install script generates code from a file of the project, as Prisma's client does.
+/// Builds twice with a dependency whose install script generates code from a file of the project, as Prisma's client does. Checks that the
+/// second build contains the code for the changed file.
 fn generator(tool: &str, lock_file: &str, lock: &str) {
     let Some(real) = Real::new(&["node", "npm", tool]) else { return };
     let package = r#"{"name":"generator","version":"1.0.0","scripts":{"postinstall":"node generate.js"}}"#;
