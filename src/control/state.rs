@@ -199,7 +199,7 @@ impl Control {
     }
 }
 
-/// The check that a queued deployment passes once more when it starts.
+/// Repeats the check of the submission when a queued deployment starts, because rights and environments may have changed meanwhile.
 impl StartCheck for Control {
     fn check(&self, request: &DeployRequest) -> Result<Environment, String> {
         let asked = &request.environment;
