@@ -1,4 +1,4 @@
-//! Serves git's two services, and answers its hooks.
+//! Serves the two services of git, and answers git's hooks.
 //!
 //! This module handles a push in two ways. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
@@ -37,18 +37,18 @@ pub struct PushInFlight {
     project: Project,
     /// True if pre-receive has accepted the push as a whole.
     asked: Arc<AtomicBool>,
-    /// True if any ref was refused. The exit status of the channel then agrees with git's report.
+    /// True if any ref was refused. The channel then has the exit status 1, although git exits with 0.
     failed: Arc<AtomicBool>,
-    /// True if proc-receive has decided on the refs. Git refuses some refs by itself before.
+    /// True if proc-receive has decided on the refs. Git can refuse the push between the two hooks.
     decided: Arc<AtomicBool>,
     /// The number of refs in the request of pre-receive.
     refs: Arc<AtomicUsize>,
-    /// The number of refs that pre-receive was asked about, with those whose names are refused.
+    /// The number of refs in the request of pre-receive, including refs with a refused name.
     seen: Arc<AtomicUsize>,
     early: Arc<Mutex<Early>>,
 }
 
-/// The findings of pre-receive. Only proc-receive can give a reason for each ref, so it reports them.
+/// The findings of pre-receive. proc-receive reports them, because only this hook can give a reason for each ref.
 #[derive(Debug, Default)]
 struct Early {
     /// The objections, by ref.
@@ -65,12 +65,12 @@ pub struct Pushes {
 }
 
 impl Pushes {
-    /// Serves pushes that `control` authorizes. Hooks identify their push by one of `tokens`.
+    /// Creates the state of a server without pushes. `control` authorizes pushes, and a hook names its push by a token in `tokens`.
     pub fn new(control: Control, tokens: PushRegistry<PushInFlight>) -> Pushes {
         Pushes { control, tokens }
     }
 
-    /// Serves one client of git, which asks for `commands`. Returns the exit status.
+    /// Serves one client of git. `commands` counts the ref updates that the client has requested. Returns the exit status.
     pub async fn serve(
         &self,
         caller: Caller,
@@ -127,7 +127,7 @@ impl Pushes {
             () = self.control.revoked(&who, Some(&name), needed) => {
                 let _ = serving.child.kill().await;
                 let _ = serving.child.wait().await;
-                tracing::warn!(caller = %who, project = %name, "git was ended, because the caller lost the right to use it");
+                tracing::warn!(caller = %who, project = %name, "git was killed: the caller has lost the right to the project");
                 let what = if pushing { "push to" } else { "read" };
                 return Err(CommandError::new(ErrorKind::Refused, format!("your right to {what} {name} was taken away"))
                     .hint("ask an administrator for the right; a deployment that had begun continues"));
@@ -140,11 +140,11 @@ impl Pushes {
             && !exit.success()
             && let Some(why) = self.full_disk()
         {
-            // Git itself says "unpacker error".
+            // Git itself reports only "unpacker error".
             explain(stderr, &format!(" !     {why}\n")).await;
         }
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
-        // Git refuses all refs without asking a hook if it cannot use the pack, and hidden refs always.
+        // Git runs no hook for a hidden ref, and for no ref if it cannot read the pack.
         let unseen = commands.count() > seen.load(Ordering::Relaxed);
         let refused = refused_by_git || turned_away || unseen || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
@@ -159,7 +159,7 @@ impl Pushes {
         let free = files::free_space(services.root.path()).map_or(u64::MAX, |free| free.bytes);
         let (free_mib, reserve_mib) = (free >> 20, reserve >> 20);
         (free < reserve).then(|| {
-            format!("the server's disk is nearly full: {free_mib} MiB free, {reserve_mib} MiB are kept free; ask the server's operator to free space")
+            format!("the server's disk is nearly full: {free_mib} MiB free, {reserve_mib} MiB reserved; ask the server's operator to free space")
         })
     }
 
@@ -182,7 +182,7 @@ impl Pushes {
         let PushInFlight { caller, project, .. } = push;
         let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
         if now.id != project.id {
-            return Err(format!("{} is another project now; push again", project.name));
+            return Err(format!("the project {} was created anew during this push; push again", project.name));
         }
         Ok(now)
     }
@@ -207,7 +207,7 @@ impl Pushes {
             }
         }
         let mut early = session.ticket.early.lock();
-        // Git does not tell this hook whether the push is atomic. If it is, proc-receive refuses the other refs.
+        // Only proc-receive can see whether the push is atomic. It then refuses the other refs of an atomic push.
         early.discarded = accepted == 0;
         early.objections = objections;
         early.discarded
@@ -221,7 +221,7 @@ impl Pushes {
         session.ticket.seen.store(count, Ordering::Relaxed);
         let accepted = self.still(&session.ticket).and_then(|project| {
             if count > limit {
-                return Err(format!("this push changes {count} refs, at most {limit} are allowed"));
+                return Err(format!("this push changes {count} refs; at most {limit} are allowed"));
             }
             self.full_disk().map_or(Ok(project), Err)
         });
@@ -238,7 +238,7 @@ impl Pushes {
         }
     }
 
-    /// Decides on each ref. The verdict on a deploy branch is that of its deployment.
+    /// Decides on each ref. The verdict on a deploy branch is the outcome of its deployment.
     async fn proc_receive(&self, session: HookSession<PushInFlight>) {
         let updates = updates(&session);
         let atomic = session.request.atomic;
@@ -411,8 +411,8 @@ fn apply_early(session: &HookSession<PushInFlight>, updates: &[RefUpdate], fates
 }
 
 /// The advice for a push from a shallow clone. Git itself refuses such a push, with the words "shallow update not allowed".
-const SHALLOW: &str = " !     The server's git refused this push before larder could look at it.\n \
-                       !     If it says \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
+const SHALLOW: &str = " !     Git on the server refused this push, and larder did not check its refs.\n \
+                       !     If git reports \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
 
 /// Refuses a client of git before git runs, by an error packet in place of the list of refs (gitprotocol-pack(5)).
 async fn refuse_client(stdout: Option<OwnedFd>, why: &str) {

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::model::UserName;
 
-/// Gives each user a number of permits.
+/// A number of permits for each user.
 #[derive(Debug)]
 pub struct UserLimit {
     per_user: usize,

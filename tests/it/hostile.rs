@@ -195,7 +195,7 @@ fn push_of_too_many_refs_is_refused(world: &World) {
     // The limit of the server file, at its default.
     let push = repo.push_as(&["refs/heads/topic/1*:refs/heads/topic/1*"]);
     assert_eq!(push.0.status, 1);
-    push.says("this push changes 1111 refs, at most 100 are allowed");
+    push.says("this push changes 1111 refs; at most 100 are allowed");
     assert_eq!(repo.ls_remote().len(), 2, "some of them were stored");
     repo.page("version two");
     repo.push().accepted();

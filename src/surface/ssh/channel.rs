@@ -34,10 +34,10 @@ use crate::git::{CommandCounter, PushCommands};
 
 /// The receive window of a channel, in bytes.
 pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
-/// The size of queued input, in bytes, above which the window stays closed.
+/// The size of queued input, in bytes, from which on the window stays closed.
 pub(super) const INPUT_HIGH: usize = 1024 * 1024;
 /// The maximum size of queued input, in bytes. It is reached only if a client ignores its window, or if several uploads share a
-/// connection with a stuck one.
+/// connection with a stuck upload.
 pub(super) const MAX_INPUT: usize = 16 * 1024 * 1024;
 
 /// The memory that a queued chunk takes besides its bytes. It is counted, because chunks of one byte take many times their size.
@@ -162,7 +162,7 @@ fn cost_of(chunk: &[u8]) -> usize {
     chunk.len().saturating_add(CHUNK_COST)
 }
 
-/// A request with the state that carrying it out needs.
+/// A request, with the data that are needed to carry it out.
 pub(super) struct Job {
     pub(super) handler: Arc<dyn ExecHandler>,
     pub(super) identity: SshIdentity,
@@ -279,7 +279,7 @@ impl Pipes {
 async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool, mut counter: Option<CommandCounter>) {
     let moving = async {
         while let Some(mut chunk) = shared.input.next().await {
-            // Before git has the bytes, so that the number is complete when git ends.
+            // Commands are counted before git gets the bytes, so that the number is complete when git exits.
             if let Some(counter) = &mut counter {
                 counter.feed(&chunk);
             }
@@ -304,7 +304,7 @@ async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool,
     shared.input.discard();
 }
 
-/// Sends output to the client until the client has taken all of it.
+/// Sends the bytes of a pipe to the client until all writers have closed the pipe, or until [`LINGER`] after the end of the request.
 async fn forward(
     mut pipe: pipe::Receiver,
     write: &ChannelWriteHalf<Msg>,
@@ -316,7 +316,7 @@ async fn forward(
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
     let mut after_return = false;
-    // The limit applies to all reads together. With a limit for each read, a process that writes to the pipe could prolong it
+    // The limit applies to all reads together. With a limit for each read, a process that writes to the pipe could keep the channel open
     // forever.
     let given_up = async {
         ended.cancelled().await;

@@ -59,7 +59,8 @@ const KEX: &[kex::Name] = &[
 ];
 const KEX_STRICT: &[kex::Name] =
     &[kex::MLKEM768X25519_SHA256, kex::EXTENSION_SUPPORT_AS_SERVER, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER];
-// Also the algorithms that users may sign with ("server-sig-algs", RFC 8308): without the RSA names, RSA keys could not log in.
+// This list also names the algorithms that users may sign with ("server-sig-algs", RFC 8308). Without the RSA names, RSA keys could not
+// log in.
 const KEYS: &[Algorithm] =
     &[Algorithm::Ed25519, Algorithm::Rsa { hash: Some(HashAlg::Sha512) }, Algorithm::Rsa { hash: Some(HashAlg::Sha256) }];
 const CIPHERS: &[cipher::Name] = &[

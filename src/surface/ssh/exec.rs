@@ -57,7 +57,7 @@ pub enum ExecError {
     #[error("the command contains bytes that are not printable text")]
     NotText,
     /// The git program is not one of the two services.
-    #[error("{given:?} is not served here; git push, fetch and clone are")]
+    #[error("cannot run {given:?}: only git push, git fetch and git clone are served here")]
     Service {
         /// The program.
         given: String,
@@ -128,7 +128,7 @@ fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
     Ok(ExecRequest::Git { service, path: parse_path(path)? })
 }
 
-/// Returns the only argument. It is either completely in single quotes, as git writes it, or without quotes.
+/// Returns the only argument, which is completely in single quotes, as git writes it, or without quotes.
 fn argument_of(argument: &str) -> Option<&str> {
     let plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/._-".contains(&c));
     let inner = match argument.strip_prefix('\'') {

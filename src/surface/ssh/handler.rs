@@ -16,7 +16,7 @@ pub struct SshIdentity {
     pub user: UserName,
 }
 
-/// The terminal that a client requested. It affects only line endings and colours.
+/// The terminal that a client requested. It affects line endings, Ctrl-C and Ctrl-D, and the removal of control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tty {
     /// `TERM`, at most 64 characters of `[A-Za-z0-9._+-]`.
@@ -36,9 +36,10 @@ pub struct ExecIo {
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request is not aborted: it decides when to end.
+    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request is not aborted and
+    /// ends by itself.
     pub gone: CancellationToken,
-    /// The number of ref updates in the input so far, if the request is a push.
+    /// The number of ref updates in the input so far; 0 unless the request is a push.
     pub commands: PushCommands,
 }
 

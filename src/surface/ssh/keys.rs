@@ -21,7 +21,7 @@ pub fn host_key_line(key: &PrivateKey) -> Result<String, HostKeyError> {
 
 const MIN_RSA_BITS: u32 = 2048;
 const MAX_RSA_BITS: u32 = 8192;
-/// The maximum length of a line, in bytes: a key of [`MAX_RSA_BITS`] takes 1,420, the rest is for the comment.
+/// The maximum length of a line, in bytes. A key of [`MAX_RSA_BITS`] takes 1,420 bytes, so a long comment fits.
 pub const MAX_LINE: usize = 16 * 1024;
 
 /// A public key as larder stores and shows it.
@@ -119,7 +119,7 @@ pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
     info(&key)
 }
 
-/// Returns true for the words that a key line starts with, including those of certificates and of kinds that are not accepted.
+/// Returns true if a word names a kind of key, including certificates and kinds that are not accepted.
 fn is_kind(word: &str) -> bool {
     ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
 }

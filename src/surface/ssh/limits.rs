@@ -25,7 +25,7 @@ pub struct SshLimits {
     pub connections_per_user: usize,
     /// The maximum number of simultaneous connections that have not logged in yet.
     pub unauthenticated: usize,
-    /// The number of connections without a login from which on new connections are dropped at random, with rising probability.
+    /// The number of unauthenticated connections from which on the server drops new connections at random, with rising probability.
     pub early_drop: usize,
     /// The maximum number of simultaneous connections of one source that have not logged in yet.
     pub unauthenticated_per_source: usize,
@@ -242,7 +242,8 @@ fn early_drop_chance(limits: &SshLimits, unauthenticated: usize) -> f64 {
     }
 }
 
-/// Removes the source that was seen longest ago. Prefers sources without open connections and penalties.
+/// Removes one source. Prefers sources without unauthenticated connections, then sources that are not blocked, then the source that was
+/// seen longest ago.
 fn forget_one(sources: &mut HashMap<IpAddr, Source>) {
     let oldest = sources.iter().min_by_key(|(_, s)| (s.unauthenticated > 0, s.blocked, s.seen)).map(|(key, _)| *key);
     if let Some(key) = oldest {
@@ -267,7 +268,7 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Marks the connection as logged in. From now on it counts only against the total.
+    /// Marks the connection as logged in. It then counts only against the total.
     pub(super) fn logged_in(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.limiter.logged_in(self.source, self.exempt);
@@ -379,7 +380,7 @@ mod tests {
         let third = limiter.acquire(ip(FAR), now, 1.0).ok().unwrap();
         third.offence(Offence::RefusedLogin, now);
         assert_eq!(limiter.acquire(ip(FAR), now, 1.0).err(), Some(ConnectionRefusal::Penalty));
-        // Blocked until the penalty ends, not only while its rest is longer than the minimum.
+        // The source is blocked until the penalty ends, not only while more than `MIN_PENALTY` remains.
         assert_eq!(limiter.acquire(ip(FAR), now + Duration::from_secs(14), 1.0).err(), Some(ConnectionRefusal::Penalty));
         assert!(limiter.acquire(ip(FAR), now + Duration::from_secs(16), 1.0).is_ok());
         for _ in 0..100 {

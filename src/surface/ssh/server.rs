@@ -29,7 +29,7 @@ use super::{
 };
 use crate::surface::user_limit::{UserLimit, UserPermit};
 
-/// The number of clients that are closed at once when descriptors run out, before the accept loop pauses.
+/// The maximum number of connections that are closed at once when descriptors run out, before the accept loop pauses.
 const MAX_REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<
         cut: CancellationToken::new(),
         connections: JoinSet::new(),
     };
-    // A spare descriptor. When descriptors run out, it is freed, so that waiting clients can be accepted and closed.
+    // A spare descriptor. It is closed when descriptors run out, so that waiting clients can be accepted and closed.
     let mut reserve = reserve();
     let mut back_off = BACK_OFF;
     loop {
@@ -274,7 +274,7 @@ impl ConnectionTask {
                         let why = match end {
                             End::TooManyConnections => "you have too many connections open; end one of them",
                             End::Idle => "idle for too long",
-                            End::Revoked => "your key was removed or lost its user",
+                            End::Revoked => "your key or your user was removed",
                             _ => "the server is restarting",
                         };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());

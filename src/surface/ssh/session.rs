@@ -1,4 +1,4 @@
-//! The callbacks of one connection: login, channels, requests. Every request of the protocol that is not served is refused explicitly.
+//! The callbacks of one connection: login, channels, requests. Every protocol request that is not served gets an explicit refusal.
 
 use std::{
     collections::HashMap,
@@ -178,7 +178,7 @@ impl SshConnection {
         Ok(Auth::reject())
     }
 
-    /// Starts a request in tasks of its own.
+    /// Starts a request in separate tasks.
     fn start(
         &mut self,
         id: ChannelId,

@@ -57,7 +57,7 @@ async fn git_push_fetch_and_clone_work() {
     world.git(&root, "", &["init", "--bare", "shop.git"]).await;
     world.git(&root, "", &["init", "work"]).await;
     let work = root.join("work");
-    // Incompressible, so that a rekey every megabyte happens several times.
+    // The data cannot be compressed, so a rekey after every megabyte happens several times.
     let mut noise = vec![0; 6 << 20];
     let mut state = 1_u64;
     for chunk in noise.chunks_mut(8) {
@@ -136,7 +136,7 @@ async fn stuck_channel_does_not_block_others() {
         let other = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 4"]).output().await.unwrap();
         assert_eq!((other.stdout.len(), other.status.code()), (4 << 20, Some(7)));
     }
-    // Neither does a client that does not read its output.
+    // A channel whose client does not read its output does not block others, either.
     let mut lazy = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 30"]).stdout(Stdio::piped()).spawn().unwrap();
     lazy.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
     for _ in 0..3 {
@@ -224,7 +224,7 @@ async fn rsa_and_ecdsa_keys_log_in_unless_weak() {
             Err(error) => assert!(!good, "{name}: {error}"),
         }
     }
-    // The same RSA key, signing with SHA-1.
+    // A signature with SHA-1 is refused, although the key is accepted.
     let old =
         world.ssh("rsa2048").args(["-o", "PubkeyAcceptedAlgorithms=ssh-rsa", "git@127.0.0.1", "true"]).output().await.unwrap();
     assert_eq!(old.status.code(), Some(255));

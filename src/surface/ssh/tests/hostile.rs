@@ -61,7 +61,7 @@ impl russh::Signer for Forger {
 async fn offered_key_without_signature_is_no_identity() {
     let world = World::new().await;
     let mut handle = connect(&world).await;
-    // Alice's key is known, so a signature is asked for; Bob's does not fit.
+    // Alice's key is known, so the server asks for a signature. A signature with Bob's key does not match.
     let alice = new_key(1).public_key().clone();
     let forged = handle.authenticate_publickey_with("git", alice, None, &mut Forger(new_key(2))).await;
     assert!(matches!(forged, Ok(AuthResult::Failure { .. })), "{forged:?}");
@@ -269,16 +269,16 @@ async fn silent_and_slow_clients_are_disconnected() {
         config.limits.login_grace = Duration::from_millis(1400);
     })
     .await;
-    // Sends nothing.
+    // A client that sends nothing.
     hung_up(TcpStream::connect(world.address).await.unwrap()).await;
-    // Sends its greeting, then nothing.
+    // A client that sends its greeting, then nothing.
     let mut greeted = TcpStream::connect(world.address).await.unwrap();
     greeted.write_all(b"SSH-2.0-x\r\n").await.unwrap();
     hung_up(greeted).await;
-    // Sends without end before its greeting.
+    // A client that sends endless data before its greeting.
     let mut chatty = TcpStream::connect(world.address).await.unwrap();
     while chatty.write_all(&[b'x'; 65536]).await.is_ok() {}
-    // Never logs in, but keeps the connection busy.
+    // A client that never logs in, but keeps the connection busy.
     let handle = connect(&world).await;
     while !handle.is_closed() {
         let _ = handle.send_keepalive(false).await;
@@ -380,7 +380,7 @@ async fn stuck_request_does_not_grow_memory() {
     let mut channel = handle.channel_open_session().await.unwrap();
     channel.exec(true, "stuck").await.unwrap();
     while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
-    // The client offers far more than the window; the server takes a few windows and no more.
+    // The client offers far more data than fit into the window. The server accepts only a few windows.
     let mut taken = 0;
     let (_, write) = channel.split();
     let block = bytes::Bytes::from(vec![b'x'; 256 * 1024]);
@@ -412,7 +412,7 @@ async fn descriptor_exhaustion_is_survived() {
         let draft = Path::new(&path).with_extension("draft");
         fs::write(&draft, world.address.to_string()).unwrap();
         fs::rename(&draft, &path).unwrap();
-        // Until the other test is done.
+        // The first process closes this pipe when its test is done.
         let _ = tokio::io::stdin().read(&mut [0]).await;
         std::process::exit(0);
     }
@@ -421,7 +421,7 @@ async fn descriptor_exhaustion_is_survived() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "surface::ssh::tests::hostile::descriptor_exhaustion_is_survived"])
         .env(FEW_FILES, &path)
-        // That process exits without dropping its world.
+        // The new process exits without deleting its temporary directory.
         .env("TMPDIR", directory.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -440,7 +440,7 @@ async fn descriptor_exhaustion_is_survived() {
     for _ in 0..120 {
         flood.push(TcpStream::connect(address).await.unwrap());
     }
-    // Connections for which there is no descriptor are closed, not left waiting.
+    // A connection without a descriptor is closed at once.
     hung_up(flood.pop().unwrap()).await;
     drop(flood);
     loop {
@@ -462,7 +462,7 @@ async fn panic_ends_one_connection_only() {
     assert!(login(&mut other, 1).await.success());
     let mut channel = other.channel_open_session().await.unwrap();
     channel.exec(true, "cat").await.unwrap();
-    // More often than there are permits for connections without login: each permit is returned.
+    // There are more attempts than permits for unauthenticated connections, so each permit must have been returned.
     for _ in 0..4 {
         let mut handle = loop {
             match client::connect(Arc::default(), world.address, Trusting).await {

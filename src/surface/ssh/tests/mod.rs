@@ -1,4 +1,4 @@
-//! The SSH server with real clients: a server with keys of its own, and a handler that carries out a few requests.
+//! The SSH server with real clients: a server with its own keys, and a handler that carries out a few requests.
 
 mod clients;
 mod hostile;
@@ -29,14 +29,14 @@ use super::*;
 
 type Call = (String, ExecRequest, Option<String>, Option<Tty>);
 
-/// Carries out git's own programs on bare repositories, and a few commands.
+/// Runs git's own programs on bare repositories, and carries out a few commands.
 struct TestHandler {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, SshIdentity)>>,
     calls: Mutex<Vec<Call>>,
     /// Notified after a change of `keys`.
     changed: watch::Sender<()>,
-    /// Notified when the command `stuck` has noticed that its client is gone.
+    /// Notified when the command `stuck` ends because its client is gone.
     finished: Arc<Notify>,
 }
 
@@ -191,7 +191,7 @@ impl World {
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
         let mut config = SshServerConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
-        // Different values, so that the duration of a test that hangs shows which limit ended it.
+        // The limits differ, so that the duration of a test that hangs shows the limit that ended it.
         config.limits.keepalive = Duration::from_secs(7);
         config.limits.login_grace = Duration::from_secs(13);
         config.drain = Duration::from_secs(19);
