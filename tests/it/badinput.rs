@@ -150,7 +150,7 @@ fn wrong_name_is_refused_with_the_rule(world: &World) {
         (&["user", "add", "bob", "--key-file", "/nowhere"], "/nowhere"),
         (&["ps", "shop", "--scale", "web"], "TYPE=NUMBER"),
         (&["projekt", "list"], "project"),
-        (&["releases"], "which project"),
+        (&["releases"], "no project is named"),
     ] {
         let output = world.larder(words);
         assert!(matches!(output.status, 2 | 4 | 5), "{output}");

@@ -53,11 +53,11 @@ fn changes_by_hand_are_listed_and_saved(world: &World) {
     by_hand(world, HOTFIX);
     by_hand(world, "echo mine > media/file; mkdir -p tmp log; echo x > tmp/x; echo x > log/web.log; touch lib/data.bin");
     let drift = world.larder(&["drift", "shop"]);
-    drift.exits(0).says("4 changed by hand in v1 of shop/production, and 2 expected:");
+    drift.exits(0).says("4 files changed by hand in v1 of shop/production, and 2 expected changes:");
     drift.says("changed  index.html").says("removed  lib/old.txt").says("changed  lib/data.bin").says("added    extra.txt");
     drift.says("[temporary]").says("[a log]").says("larder drift shop/production --save").keeps_quiet_about("media");
-    world.larder(&["status"]).says("live: 4 changed by hand");
-    world.larder(&["project", "info", "shop"]).says("4 changed by hand");
+    world.larder(&["status"]).says("live: 4 files changed by hand");
+    world.larder(&["project", "info", "shop"]).says("4 files changed by hand");
     assert_eq!(world.ssh("alice", &["status", "--json"]).json()["environments"][0]["drift"]["changes"], 4);
 
     let saved = world.ssh("alice", &["drift", "shop", "--save", "--json"]).json();
@@ -265,7 +265,7 @@ fn drift_commands_need_view_or_push_right(world: &World) {
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     world.ssh("bob", &["drift", "shop"]).exits(4);
     world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
-    world.ssh("bob", &["drift", "shop"]).exits(0).says("4 changed by hand");
+    world.ssh("bob", &["drift", "shop"]).exits(0).says("4 files changed by hand");
     world.ssh("bob", &["drift", "shop", "--save"]).exits(3);
     world.ssh("bob", &["release", "pin", "shop", "v1"]).exits(3);
     world.ssh("bob", &["release", "show", "shop", "v1"]).exits(0);

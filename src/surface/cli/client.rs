@@ -1,4 +1,4 @@
-//! The local program's side of a command that the server carries out.
+//! The local program's part of a command that the server carries out: sends the command to the server, or starts ssh.
 
 use std::{fs, io, os::fd::AsFd, os::unix::process::CommandExt as _, process::Command};
 
@@ -71,8 +71,8 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     Ok(inlined)
 }
 
-/// Returns the index of the first word of a command for the project: after `--`, or after `run PROJECT`. Its options are not options of
-/// larder.
+/// Returns the number of words that belong to larder. The words after `--` or after `run PROJECT` are a command of the project, and its
+/// options are not options of larder.
 fn own_words(words: &[String]) -> usize {
     let (mut verb, mut run, mut named) = (false, false, false);
     let mut at = 0;
@@ -106,8 +106,11 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
         }
     };
     let Some((login, port)) = login_of(&url) else {
-        return CommandError::new(ErrorKind::Configuration, format!("the remote {remote} is not an ssh address: {url}"))
-            .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
+        return CommandError::new(
+            ErrorKind::Configuration,
+            format!("the address of the git remote {remote} is not an ssh address: {url}"),
+        )
+        .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
     };
     let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
     let mut ssh = Command::new("ssh");
@@ -127,7 +130,7 @@ fn login_of(url: &str) -> Option<(String, Option<String>)> {
         Some((login, port)) if port.bytes().all(|c| c.is_ascii_digit()) && !port.is_empty() => (login, Some(port)),
         _ => (authority, None),
     };
-    // The brackets around an IPv6 address are syntax of the URL.
+    // The brackets around an IPv6 address belong to the URL, and ssh does not accept them.
     let (user, host) = login.rsplit_once('@').map_or((None, login), |(user, host)| (Some(user), host));
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let login = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));

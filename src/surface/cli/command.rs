@@ -33,7 +33,7 @@ pub(super) enum Shown {
     Page(String),
     /// One or two sentences about the change that the command made. `--json` adds them to the view as `done`.
     Done(String),
-    /// Text that another program reads, such as a patch. It is written unchanged, except to a terminal.
+    /// Text that another program reads, such as a patch. The text is written unchanged, except to a terminal.
     Verbatim(String),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct CommandAnswer {
 /// The kind of an answer's text, which decides whether control characters are removed from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// JSON, which escapes them.
+    /// JSON, in which control characters are escaped.
     Json,
     /// Text for people.
     Text,
@@ -67,7 +67,7 @@ pub(super) enum CommandOutcome {
 pub(super) struct Asked {
     /// The project on which the request needs a right; the server as a whole if absent.
     pub project: Option<ProjectName>,
-    /// The right that the request needs until the end of its output.
+    /// The right that the caller must have until the end of the output.
     pub needed: Access,
     pub outcome: CommandOutcome,
 }

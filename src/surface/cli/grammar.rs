@@ -24,7 +24,7 @@ pub struct Cli {
         help = "Directory of the server [default: /srv/larder]"
     )]
     pub root: Option<PathBuf>,
-    /// Ask the server behind this git remote, over ssh
+    /// Run the command over ssh, on the server of this git remote
     #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "REMOTE")]
     pub remote: Option<String>,
     /// Print JSON instead of text
@@ -49,7 +49,7 @@ pub enum CliCommand {
 /// Commands that this process carries out.
 #[derive(Debug, Subcommand)]
 pub enum Local {
-    /// Serve an example project in a directory of its own, pushed through real ssh and git
+    /// Start a server in a separate directory, and push an example project to it with ssh and git
     Quickstart(quickstart::Args),
     /// Run the server
     Serve(ServeArgs),
@@ -66,10 +66,10 @@ pub enum Local {
     Server(ServeArgs),
 }
 
-/// The addresses to listen on. The server file supplies absent addresses.
+/// The addresses to listen on. An absent address is taken from the server file.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(
-    after_help = "Other settings are read from DIR/larder.yml, if the file exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets users of its own; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
+    after_help = "Other settings are read from DIR/larder.yml, if the file exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets its own users; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
 )]
 pub struct ServeArgs {
     /// Address for ssh, where pushes arrive; port 0 picks a free port

@@ -1,4 +1,4 @@
-//! `larder quickstart`: starts a server in a directory of its own, and pushes an example to it as a user would.
+//! `larder quickstart`: starts a server in a separate directory, and pushes an example to the server as a user would.
 
 use std::{
     fs, io,
@@ -15,10 +15,10 @@ use std::{
 
 use crate::control::{CommandError, ErrorKind};
 
-/// Serve an example project in a directory of its own, pushed through real ssh and git
+/// Start a server in a separate directory, and push an example project to it with ssh and git
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "It creates a key, a user and a project, pushes the example, prints its address and stays in the foreground.\nWithout --root it uses a directory in /var/tmp. Ctrl-C stops the server; the directory stays, and can be deleted.\n\nExample: larder quickstart --root ~/larder"
+    after_help = "The command creates a key, a user and a project, pushes the example, prints its address, and serves it in the foreground.\nWithout --root, the server uses a directory in /var/tmp. Ctrl-C stops the server; the directory stays, and can be deleted.\n\nExample: larder quickstart --root ~/larder"
 )]
 pub struct Args {
     /// Set up the example in a server that was just started
@@ -33,12 +33,12 @@ const EXAMPLE: [(&str, &str); 4] = [
     ("style.css", include_str!("../../../examples/static/style.css")),
     ("release.js", include_str!("../../../examples/static/release.js")),
 ];
-/// The preferred ports for ssh and HTTP. If one is taken, a free port is picked.
+/// The preferred ports for ssh and HTTP. A port that is in use is replaced by a free port.
 const PORTS: (u16, u16) = (2222, 8080);
 /// The time within which the server must be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Starts a child that sets up the example, and replaces this process by the server. The server thus gets Ctrl-C and other signals
+/// Starts a child that sets up the example, and replaces this process by the server, so that the server gets Ctrl-C and other signals
 /// directly.
 pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> {
     let root = root.map_or_else(default_root, Path::to_path_buf);
@@ -80,7 +80,7 @@ fn is_installed(program: &str) -> bool {
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// Installs git and ssh on Debian if they are missing. Users other than root get an error that names the packages.
+/// Installs git and ssh with Debian's package manager. If that fails, the caller reports the missing program.
 fn install() {
     say("Installing git and openssh-client ...");
     let apt = |arguments: &[&str]| {
@@ -98,7 +98,7 @@ fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Creates the directory. If it exists, checks that no other user can have created its content: every user can write in /var/tmp.
+/// Creates the directory. If it exists, checks that no other user can have created its content, because every user can write in /var/tmp.
 fn create_root(root: &Path) -> Result<(), CommandError> {
     let failed = |error: io::Error| CommandError::new(ErrorKind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
@@ -116,7 +116,7 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
             let why =
                 format!("{} does not belong to you alone: it is not a directory, or other users can write to it", root.display());
             Err(CommandError::new(ErrorKind::Refused, why)
-                .hint("choose another directory with --root, or delete this one after a look at its content: another user may have created it"))
+                .hint("choose another directory with --root, or check the content of this directory and delete it: another user may have created it"))
         }
         Err(error) => Err(failed(error)),
     }
@@ -201,7 +201,7 @@ impl Guide {
         while self.larder(&["whoami"]).is_err() {
             if begun.elapsed() > READY_TIMEOUT {
                 return Err(CommandError::new(ErrorKind::Internal, "the server was not ready within a minute")
-                    .hint("run it again with LARDER_LOG=debug to see the reason"));
+                    .hint("run `larder quickstart` again with LARDER_LOG=debug to see the reason"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }

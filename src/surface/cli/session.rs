@@ -18,7 +18,7 @@ use crate::{
     remote::ssh::{Exec, ExecOutput},
 };
 
-/// The maximum length of a line of another server's output, in bytes. Longer lines are broken.
+/// The maximum length of a line of another server's output, in bytes. A longer line is split.
 const MAX_LINE: usize = 16 << 10;
 
 /// The descriptors and the state of the caller of a command.
@@ -36,7 +36,7 @@ pub struct Io {
     pub gone: CancellationToken,
 }
 
-/// The two output streams of a command. They are terminals, files or pipes of the caller, who may not read them.
+/// The two output streams of a command: terminals, files or pipes of the caller. The caller may stop reading them at any time.
 #[derive(Debug)]
 pub struct Screen {
     out: Outlet,
@@ -44,7 +44,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Writes to these descriptors.
+    /// Creates a screen that writes to these descriptors.
     pub fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Screen> {
         Ok(Screen { out: Outlet::new(stdout)?, err: Outlet::new(stderr)? })
     }
@@ -53,7 +53,7 @@ impl Screen {
         self.out.write(text.as_bytes()).await
     }
 
-    /// Writes to the standard error. Fails if it is closed.
+    /// Writes to the standard error. Fails if the descriptor is closed.
     pub async fn err(&mut self, text: &str) -> io::Result<()> {
         self.err.write(text.as_bytes()).await
     }
@@ -119,8 +119,8 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
         }
         CommandOutcome::Upload(upload) => {
             let answer = if rustix::termios::isatty(&stdin) {
-                Err(CommandError::new(ErrorKind::Usage, "these bytes cannot come from a terminal")
-                    .hint("read them from a file: ... < FILE"))
+                Err(CommandError::new(ErrorKind::Usage, "cannot read a file from a terminal")
+                    .hint("redirect the input: ... < FILE"))
             } else {
                 tokio::select! {
                     answer = upload(stdin) => answer,
@@ -154,8 +154,8 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
         CommandOutcome::Stream(Stream::Bytes(send)) => {
             drop(stdin);
             if rustix::termios::isatty(&stdout) {
-                let error = CommandError::new(ErrorKind::Usage, "these bytes are not for a terminal");
-                return Screen::new(stdout, stderr)?.refuse(&error.hint("write them to a file: ... > FILE")).await;
+                let error = CommandError::new(ErrorKind::Usage, "cannot write a file to a terminal");
+                return Screen::new(stdout, stderr)?.refuse(&error.hint("redirect the output: ... > FILE")).await;
             }
             let sent = tokio::select! {
                 sent = send(stdout) => sent,
@@ -239,7 +239,7 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
                 for hint in error.hints() {
                     screen.err(&sanitise_text(&format!("hint: {hint}\n"))).await?;
                 }
-                // The outcome there is unknown; nothing says that the deployment failed.
+                // The outcome on the other server is unknown, so the status does not report a failed deployment.
                 return Ok(ErrorKind::Refused.exit_code());
             }
         };
@@ -257,7 +257,7 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
     Ok(exec.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Writes log lines as they come: for people, or as JSON values of one line each, the same values that the list without `--follow` has.
+/// Writes log lines as they arrive: as text, or with `json` one JSON string per line, as in the list without `--follow`.
 async fn logs(
     mut screen: Screen,
     json: bool,
@@ -281,7 +281,7 @@ async fn logs(
             Ok(line) if (follower.wanted)(&line) => screen.out(&shown(&line.text)).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {
-                screen.err(&format!("({missed} lines are missing here: the output was read too slowly)\n")).await?
+                screen.err(&format!("(lines missing here: {missed}; the output was read too slowly)\n")).await?
             }
             Err(RecvError::Closed) => return Ok(0),
         }

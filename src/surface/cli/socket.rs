@@ -1,7 +1,7 @@
 //! The control socket: the local program sends its words with its three standard descriptors, and gets back the exit status.
 //!
-//! A request is four bytes with the length of the message, big endian, then the message, [`Call`] as JSON. The descriptors travel with
-//! the first four bytes. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide who may connect.
+//! A request consists of four bytes, the length of the message in big endian, and the message, a [`Call`] as JSON. The descriptors travel
+//! with the first four bytes. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide who may connect.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
@@ -30,7 +30,7 @@ use crate::control::{Caller, CommandError, Control, ErrorKind};
 const MAX_MESSAGE: usize = 1 << 20;
 /// The maximum number of clients that are served at the same time.
 const MAX_CLIENTS: usize = 64;
-/// The maximum number of further clients that get the message that there are too many clients.
+/// The maximum number of rejected clients that get an error at the same time. Further clients are disconnected.
 const MAX_REJECTIONS: usize = 16;
 /// The time that a client may take to send its message.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +120,7 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
         tokio::pin!(running);
         tokio::select! {
             code = &mut running => code,
-            // A client sends nothing after its message. Any further input, usually the end of the stream, means that it has disconnected.
+            // A client sends nothing after its message. If this read returns, the client has disconnected.
             _ = stream.read(&mut end) => {
                 gone.cancel();
                 running.await

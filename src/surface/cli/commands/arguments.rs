@@ -49,7 +49,10 @@ impl OnRelease {
         };
         let release = words.next();
         if let Some(more) = words.next() {
-            return Err(CommandError::new(ErrorKind::Usage, format!("{more:?} is one word too many after --app")));
+            return Err(CommandError::new(
+                ErrorKind::Usage,
+                format!("unexpected argument {more:?}: --app names the project already"),
+            ));
         }
         Ok((On { target, app: None }.target()?, release))
     }
@@ -66,7 +69,7 @@ pub struct OnTarget {
 /// Parses the name of a release. Names appear in messages, so control characters are refused here.
 pub fn release_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > 250 || sanitise_reason(text) != text {
-        return Err(String::from("this is not the name of a release; releases are v1, v2, ..."));
+        return Err(String::from("this is not the name of a release; expected a name such as v42"));
     }
     Ok(text.to_owned())
 }

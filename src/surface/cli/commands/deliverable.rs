@@ -102,10 +102,10 @@ impl ObjectArgs {
         let object = match (self.object, self.from) {
             (ObjectWord::Delta, Some(from)) => Object::Delta { from },
             (ObjectWord::Delta, None) => {
-                let error = CommandError::new(ErrorKind::Usage, "a delta starts from a release that you have");
-                return Err(error.hint("name it: --from RELEASE"));
+                let error = CommandError::new(ErrorKind::Usage, "cannot make a delta: no release to start from is named");
+                return Err(error.hint("name a release that you have: --from RELEASE"));
             }
-            (_, Some(_)) => return Err(CommandError::new(ErrorKind::Usage, "--from goes with a delta only")),
+            (_, Some(_)) => return Err(CommandError::new(ErrorKind::Usage, "--from is only for a delta")),
             (ObjectWord::Manifest, None) => Object::Manifest,
             (ObjectWord::Archive, None) => Object::Archive,
             (ObjectWord::Health, None) => Object::Health,

@@ -15,7 +15,7 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nA deployment goes on when you stop following it (Ctrl-C); only --cancel ends it.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel ends the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
 )]
 pub struct DeployArgs {
     #[command(flatten)]
@@ -42,7 +42,7 @@ struct Action {
     /// Stop the deployment in flight and revert its changes; a queued deployment then starts
     #[arg(long)]
     cancel: bool,
-    /// Allow deployments again after you have repaired the cause of a stuck one
+    /// Allow deployments again after you have repaired the cause of a stuck deployment
     #[arg(long)]
     unfreeze: bool,
 }

@@ -17,7 +17,7 @@ use crate::{
 /// Show or save changes that were made by hand to the live release
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The files of the live release are compared with the files that its processes see at /app, and the installed tree with its manifest. Files in data/ are not part of a release. Expected changes, such as caches and logs, are marked; `drift: {ignore: [...]}` in larder.yml adds patterns of expected changes.\n\nChanges are also saved automatically before a slot is emptied; the last 20 such patches are kept. `drift:` in larder.yml says what a deployment does about changes.\n\nExamples:\n  larder drift shop\n  larder drift shop --save\n  larder drift shop --show 3f9a1c > hotfix.diff"
+    after_help = "The files of the live release are compared with the files that its processes see at /app, and the installed tree with its manifest. Files in data/ are not part of a release. Expected changes, such as caches and logs, are marked; `drift: {ignore: [...]}` in larder.yml adds patterns of expected changes.\n\nChanges are also saved automatically before a slot is emptied; the last 20 such patches are kept. The key `drift:` in larder.yml sets the reaction of a deployment to changes.\n\nExamples:\n  larder drift shop\n  larder drift shop --save\n  larder drift shop --show 3f9a1c > hotfix.diff"
 )]
 pub struct DriftArgs {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub struct DriftArgs {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Action {
-    /// Compare the slot only, not every byte of the installed tree
+    /// Compare the slot only; skip the comparison of the installed tree
     #[arg(long)]
     quick: bool,
     /// Save the changes as a patch, which is kept until it is dropped
@@ -38,7 +38,7 @@ struct Action {
     /// List the patches
     #[arg(long)]
     patches: bool,
-    /// Show a patch; `git apply` takes its text
+    /// Show a patch; `git apply` accepts its text
     #[arg(long, value_name = "ID")]
     show: Option<String>,
     /// Delete a patch
@@ -77,9 +77,12 @@ fn report(report: &DriftReport) -> String {
     let name = format!("{} of {}", report.live.number, report.environment);
     let mut text = match (changes, expected) {
         (0, 0) => format!("{name} runs as it was released.\n"),
-        (0, expected) => format!("{name} runs as it was released, except for {expected} expected:\n"),
-        (changes, 0) => format!("{changes} changed by hand in {name}:\n"),
-        (changes, expected) => format!("{changes} changed by hand in {name}, and {expected} expected:\n"),
+        (0, expected) => format!("{name} runs as it was released, except for {}:\n", text::count(expected, "expected change")),
+        (changes, 0) => format!("{} changed by hand in {name}:\n", text::count(changes, "file")),
+        (changes, expected) => {
+            let (files, others) = (text::count(changes, "file"), text::count(expected, "expected change"));
+            format!("{files} changed by hand in {name}, and {others}:\n")
+        }
     };
     let (by_hand, noise): (Vec<_>, Vec<_>) = report.drift.changes.iter().partition(|change| change.noise.is_none());
     let all: Vec<&Drifted> = by_hand.into_iter().chain(noise).collect();
@@ -139,7 +142,7 @@ fn patches(rows: &[PatchRow]) -> String {
     text::table(&["PATCH", "OF", "COMMIT", "SAVED BY", "AT (UTC)", "CHANGES"], rows.iter().map(line).collect())
 }
 
-/// Renders the unchanged text of a patch. A list of its changes to other files follows, which `git apply` ignores.
+/// Renders a patch: first its text, unchanged, then a list of the changes that the text does not contain. `git apply` ignores this list.
 fn patch(detail: &PatchDetail) -> String {
     let mut text = detail.text.clone();
     let others: Vec<_> = detail.patch.changes.iter().filter(|change| !matches!(change.kept, SavedAs::Text { .. })).collect();
@@ -163,7 +166,7 @@ fn patch(detail: &PatchDetail) -> String {
 pub(super) fn brief(last: Option<&LastScan>) -> String {
     match last {
         Some(last) if last.changes > 0 => {
-            format!("{} changed by hand (at {})", last.changes, last.at.strftime("%H:%M"))
+            format!("{} changed by hand (at {})", text::count(last.changes, "file"), last.at.strftime("%H:%M"))
         }
         _ => String::new(),
     }

@@ -39,7 +39,7 @@ impl KeyVerb {
     }
 }
 
-/// Add a further key to a user
+/// Add another key to a user
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  larder key add alice --key-file ~/.ssh/laptop.pub\n  ssh -p 2222 larder@HOST key add alice --key \"'$(cat ~/.ssh/laptop.pub)'\""
@@ -74,7 +74,7 @@ impl Command for KeyAddArgs {
 pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
         return Err(CommandError::new(ErrorKind::Usage, format!("{} is on your machine, not on the server", file.display()))
-            .hint("send the key itself, in quotes of its own for the server: --key \"'$(cat FILE)'\"")
+            .hint("send the key itself, quoted a second time for the server: --key \"'$(cat FILE)'\"")
             .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };

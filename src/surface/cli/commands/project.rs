@@ -68,7 +68,7 @@ pub struct ProjectCreateArgs {
 /// The mode of an environment.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ModeWord {
-    /// Not available yet. Development: the checkout itself runs
+    /// Not available yet. For development: runs the checkout itself
     Editable,
     /// Builds here, packs a release archive, and serves this release
     Cooking,
@@ -125,7 +125,7 @@ impl Command for ProjectCreateArgs {
         if let Some(commit) = &view.unset {
             let short = commit.short();
             text.push_str(&format!(
-                "\n{branch} was pushed at {short} before and was never deployed. Push it again to deploy it.\n"
+                "\n{branch} was pushed before, with the commit {short}, and was never deployed. Push {branch} again to deploy it.\n"
             ));
         }
         text.push_str(&format!("\nThe address of the environment will be {}\n", view.url));

@@ -12,10 +12,10 @@ use crate::{
     model::ProcessType,
 };
 
-/// List processes, or set how many of each type run
+/// List processes, or set the number of processes of each type
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The slot with a * is live. Scaling restarts all processes of the environment.\n\nExamples:\n  larder ps shop\n  larder ps shop --scale web=2 --scale worker=1"
+    after_help = "A * marks the live slot. Scaling restarts all processes of the environment.\n\nExamples:\n  larder ps shop\n  larder ps shop --scale web=2 --scale worker=1"
 )]
 pub struct PsArgs {
     #[command(flatten)]

@@ -19,7 +19,7 @@ use crate::{
     release::{Change, ChangeKind},
 };
 
-/// List the releases of an environment, newest first; the one with a * is live
+/// List the releases of an environment, newest first; a * marks the live release
 #[derive(Debug, clap::Args)]
 pub struct ReleaseListArgs {
     #[command(flatten)]
@@ -34,7 +34,7 @@ impl Command for ReleaseListArgs {
     }
 
     fn show(rows: &Vec<KnownRelease>) -> Shown {
-        // After a rollback the same release is listed twice; the newer line is the live one.
+        // After a rollback, two lines have the same release. Only the newer line is marked as live.
         let live = rows.iter().find(|row| row.live).map(|row| row.number);
         let line = |row: &KnownRelease| {
             let marks = [
@@ -62,7 +62,7 @@ impl Command for ReleaseListArgs {
 /// Show, compare, export, import and pin releases
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id or the beginning of it, or its commit or the beginning of it. If several releases have the same commit, the newest is meant. A name like v3 is always a number; refs/tags/v3 is the tag."
+    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id, its commit, or the first digits of either. If several releases have the same commit, the newest is meant. A name like v3 is always a number; refs/tags/v3 is the tag."
 )]
 pub enum ReleaseVerb {
     Show(ReleaseShowArgs),
@@ -122,7 +122,7 @@ impl Command for ReleaseShowArgs {
         }
         match &detail.manifest {
             Some(manifest) => brief(&mut lines, manifest),
-            None => lines.add("manifest", "pruned with the archive; nothing else is known"),
+            None => lines.add("manifest", "pruned with the archive"),
         }
         for summary in &detail.deployments {
             lines.add("deployed", deployed(summary));

@@ -76,7 +76,7 @@ impl Command for RemoteAddArgs {
             None => {}
         }
         if let Some(problem) = &view.problem {
-            text.push_str(&format!("\nbut it cannot be used yet: {}", problem.message));
+            text.push_str(&format!("\nbut the remote cannot be used yet: {}", problem.message));
             for hint in &problem.hints {
                 text.push_str(&format!("\nhint: {hint}"));
             }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::control::{self, CommandError, Restarted};
 
-/// Restart all processes of an environment, which does not answer meanwhile
+/// Restart all processes of an environment; it does not answer requests meanwhile
 #[derive(Debug, clap::Args)]
 pub struct RestartArgs {
     #[command(flatten)]

@@ -121,7 +121,7 @@ pub struct UserGrantArgs {
     access: Right,
 }
 
-/// A right on one project. Each includes the ones before it.
+/// A right on one project. Each right includes the rights before it in this list.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Right {
     /// No right: the project is not even shown
