@@ -21,7 +21,7 @@ use crate::{
 /// The maximum number of cached heads. The cache is emptied when it is full.
 const MAX_HEADS: usize = 4096;
 
-/// The fields of a manifest that an offer needs. They never change for a release. The large lists of entries and frames are not read
+/// The fields of a manifest that an offer needs. The fields of a release never change. The large lists of entries and frames are not read
 /// into memory.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct OfferHead {

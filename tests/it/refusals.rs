@@ -107,7 +107,7 @@ fn releases_are_signed_and_keys_are_trusted_by_name(world: &World) {
     let rows = world.larder(&["key", "trust", "shop", "--json"]).json();
     assert_eq!((&rows[0]["key"], &rows[0]["name"]), (&other.as_str().into(), &"lab".into()));
     world.larder(&["key", "untrust", "shop", &other]).says("accepts no further deliverables");
-    world.larder(&["key", "untrust", "shop", &other]).exits(4).says("is not a trusted key of shop itself");
+    world.larder(&["key", "untrust", "shop", &other]).exits(4).says("the project shop itself does not trust");
     assert_eq!(world.larder(&["key", "trust", "shop", "--json"]).json(), Value::Array(Vec::new()));
 }
 

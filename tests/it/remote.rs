@@ -419,7 +419,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     ] {
         production.larder(words).exits(2).says(says);
     }
-    production.larder(&["remote", "remove", "shop", "nowhere"]).exits(4).says("it has staging");
+    production.larder(&["remote", "remove", "shop", "nowhere"]).exits(4).says("name one of its remotes: staging");
     production.larder(&["remote", "remove", "shop", "staging"]).ok();
     assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
     production.end();

@@ -120,7 +120,7 @@ impl Request for DeliverableGet {
             return send_pack(control, offered, &parts, haves);
         }
         let path = file_of(control, &target, &offered, object).await?;
-        // The file is opened before the answer begins, so that it can be sent completely even if the release is pruned meanwhile.
+        // The file is opened before the answer begins, so that the whole file can be sent even if the release is pruned meanwhile.
         let file = files::open_regular(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => not_found(format!("{} of {target} was pruned", offered.offer.title())),
             _ => CommandError::internal(&error),

@@ -60,11 +60,11 @@ impl Request for ReleaseExport {
             release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
         }
         let pipeline = control.pipeline().clone();
-        // The file is opened before the answer begins, so that it can be sent completely even if the release is pruned meanwhile.
+        // The file is opened before the answer begins, so that the whole file can be sent even if the release is pruned meanwhile.
         let opened = run_blocking(move || {
             let release = known.release;
             let gone = |error: files::FileError| match error.kind() {
-                io::ErrorKind::NotFound => not_found(format!("{} was pruned: its archive is gone", known.name())),
+                io::ErrorKind::NotFound => not_found(format!("cannot export {}: its archive was pruned", known.name())),
                 _ => CommandError::internal(&error),
             };
             let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;

@@ -239,7 +239,7 @@ impl Request for KeyUntrust {
             if registry.trusted.len() < before {
                 return Ok(());
             }
-            Err(not_found(format!("{key} is not a trusted key of {project} itself")).hint(format!(
+            Err(not_found(format!("the project {project} itself does not trust {key}")).hint(format!(
                 "list the keys with `larder key trust {project}`; remove the key of a remote with `larder remote remove`"
             )))
         };

@@ -335,8 +335,10 @@ impl Request for ProjectDestroy {
         let project = control.registry().project(&name).cloned();
         let project = project.ok_or_else(|| no_project(&name, &[]))?;
         if confirm.as_deref() != Some(name.as_str()) {
-            return Err(usage(format!("this deletes {name}: its code, releases, data and records"))
-                .hint(format!("confirm with `larder project destroy {name} --confirm {name}`")));
+            return Err(usage(format!(
+                "cannot destroy {name} without a confirmation: this deletes its code, releases, data and records"
+            ))
+            .hint(format!("confirm with `larder project destroy {name} --confirm {name}`")));
         }
         control.pipeline().detach(&project.environments).await.map_err(|busy| {
             of_pipeline(&busy).hint(format!("wait for the deployment, or run `larder deploy {name} --cancel`"))

@@ -94,7 +94,7 @@ impl Request for RemoteAdd {
         })?;
         let is_server = matches!(address, Address::Ssh { .. });
         match (is_server, &remote.host_key) {
-            (false, Some(_)) => return Err(usage("only a larder server, ssh://..., has a host key")),
+            (false, Some(_)) => return Err(usage("--host-key is only for a larder server (ssh://...)")),
             (true, _) if remote.publish => {
                 return Err(usage(
                     "--publish is for directories and buckets; releases are not published to a larder server, which pulls them",
@@ -263,7 +263,7 @@ fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remo
     let known = || environment.remotes.iter().map(|remote| remote.name.to_string()).collect::<Vec<_>>().join(", ");
     environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(|| {
         let error = not_found(format!("{} has no remote {name}", environment.title()));
-        if environment.remotes.is_empty() { error } else { error.hint(format!("it has {}", known())) }
+        if environment.remotes.is_empty() { error } else { error.hint(format!("name one of its remotes: {}", known())) }
     })
 }
 
