@@ -107,7 +107,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output:
         command.args(&script.arguments);
         command
     } else {
-        // The shell reads the export files. It gets the program and its arguments as words, which it does not interpret.
+        // The shell reads the export files. The program and its arguments are passed as words, so the shell does not interpret them.
         let mut command = Command::new(shell());
         command.args(["-c", "while [ \"$1\" != -- ]; do . \"$1\"; shift; done; shift; exec \"$@\"", "export"]);
         command.args(script.exports).arg("--").arg(script.program).args(&script.arguments);

@@ -105,7 +105,7 @@ impl BuildStop {
             None => format!("{subject} {}", exit.how()),
         });
         let git = exit.tail.iter().any(|line| line.contains("not a git repository")) && !why.contains("SOURCE_VERSION");
-        let hint = if git { "builds have no .git: the commit is in the variable SOURCE_VERSION" } else { "" };
+        let hint = if git { "read the commit from the variable SOURCE_VERSION: builds have no .git" } else { "" };
         BuildStop::new(what, why, Blame::Pusher, hint).with_exit(exit)
     }
 
@@ -138,7 +138,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         drop(writeln!(output, "{line}").and_then(|()| output.flush()));
     }
 
-    /// Returns the worker's temporary directory. It is in the cache, where the next build removes the leftovers of a killed build.
+    /// Returns the worker's temporary directory, which is in the cache: there the next build removes the leftovers of a killed build.
     pub fn temporary(&mut self) -> Result<PathBuf, BuildStop> {
         if let Some(temporary) = &self.temporary {
             return Ok(temporary.path().to_owned());

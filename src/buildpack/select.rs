@@ -124,7 +124,9 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
             BuildpackRef::Git { url, commit } => {
                 self.say(&format!("-----> Fetching buildpack {reference}"));
                 let to = self.temporary()?.join(format!("buildpack-{number}"));
-                fs::create_dir_all(&to).map_err(|error| BuildStop::new(&what, error.to_string(), Blame::Host, ""))?;
+                fs::create_dir_all(&to).map_err(|error| {
+                    BuildStop::new(&what, format!("cannot create a directory for {what}: {error}"), Blame::Host, "")
+                })?;
                 let commit = commit.to_string();
                 fetch::fetch(&self.paths, url, &commit, &self.job.configuration, &to, &self.output).map_err(|why| {
                     let why = format!("cannot fetch buildpack {reference}: {why}");
