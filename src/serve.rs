@@ -1,6 +1,6 @@
 //! `larder serve`, the first process: reads the server file, collects the embedded files, and becomes the keeper.
 //!
-//! The server file is the operator's own, so this process may read it. It never reads anything that came from a network or a project.
+//! This process may read the server file, because the file belongs to the operator. It reads no data from a network or a project.
 
 use std::{path::Path, process::ExitCode};
 

@@ -133,8 +133,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let opened = open_environments(&pipeline, environments);
     let attached = tokio::time::timeout(RECOVERY_WAIT, opened).await;
     drop(starting);
-    if let Err(still_opening) = attached.map_err(|_| "environments are still being recovered") {
-        tracing::warn!(still_opening);
+    if attached.is_err() {
+        tracing::warn!("environments are still being recovered; requests without a route no longer wait");
     }
 
     let tokens = PushRegistry::new();
@@ -368,7 +368,7 @@ impl ExecHandler for SshHandler {
                     ErrorKind::Refused,
                     format!("{caller} has {MAX_REQUESTS_PER_USER} requests in progress (the limit)"),
                 )
-                .hint("wait until one has ended, or end one, such as `logs --follow`");
+                .hint("wait until a request has ended, or end a request such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
             };
             let terminal = call.tty.is_some();

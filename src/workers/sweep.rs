@@ -71,7 +71,8 @@ impl Sweep {
             Err(error) => error,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // If a symlink replaces the directory meanwhile, this follows it, but changes only files whose mode this user may change anyway.
+        // If a symlink replaces the directory meanwhile, `chmodat` follows the symlink. That is harmless, because this process can change
+        // only the modes of its own user's files.
         let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
         let directory = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
