@@ -383,7 +383,7 @@ fn coming(session: &HookSession<PushInFlight>) -> Vec<(String, CommitId)> {
     tags.filter_map(|change| Some((change.refname.strip_prefix("refs/tags/")?.to_owned(), change.new.clone()))).collect()
 }
 
-/// Returns the refs that a hook asks about.
+/// Returns the ref updates in the request of a hook.
 fn updates(session: &HookSession<PushInFlight>) -> Vec<RefUpdate> {
     let updates = session.request.refs.iter();
     let update =

@@ -41,7 +41,7 @@ pub(super) fn size(bytes: u64) -> String {
 
 /// Renders a number with its noun: `1 key`, `2 keys`.
 pub(super) fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
-    let ending = if number == N::from(1) { "" } else { "s" };
+    let ending = if number == N::from(1_u8) { "" } else { "s" };
     format!("{number} {noun}{ending}")
 }
 

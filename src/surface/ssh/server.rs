@@ -33,7 +33,7 @@ use crate::surface::user_limit::{UserLimit, UserPermit};
 const MAX_REFUSED_AT_ONCE: usize = 128;
 const BACK_OFF: Duration = Duration::from_millis(50);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
-/// The time that a connection may take to end after the server has asked it to end.
+/// The time that a connection may take to end after the server has sent a disconnect message.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves connections until `shutdown`. Running requests may then finish within the configured time. Returns when the last connection

@@ -162,7 +162,7 @@ impl SshConnection {
                 None
             }
             None => {
-                tracing::info!(%peer, "offered {kind} {fingerprint}, not known; add it with `larder key add`");
+                tracing::info!(%peer, "refused {kind} {fingerprint}: the key is not known; add it with `larder key add`");
                 None
             }
         }

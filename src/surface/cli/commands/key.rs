@@ -73,9 +73,12 @@ impl Command for KeyAddArgs {
 /// before it sends the command.
 pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
-        return Err(CommandError::new(ErrorKind::Usage, format!("{} is on your machine, not on the server", file.display()))
-            .hint("send the key itself, quoted a second time for the server: --key \"'$(cat FILE)'\"")
-            .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
+        return Err(CommandError::new(
+            ErrorKind::Usage,
+            format!("cannot read {}: the file is on your machine, not on the server", file.display()),
+        )
+        .hint("send the key itself, quoted a second time for the server: --key \"'$(cat FILE)'\"")
+        .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {

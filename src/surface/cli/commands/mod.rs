@@ -36,7 +36,7 @@ use crate::control::CommandError;
 /// 2. Name the module and its types in `control/handlers/mod.rs`.
 /// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. Its doc comment is the help: an imperative
 ///    sentence, then a paragraph if needed, then examples.
-/// 4. Add it here: a `mod` line, a variant, and its arm in [`Verb::ask`].
+/// 4. Register the command here: a `mod` line, a variant, and its arm in [`Verb::ask`].
 ///
 /// Then run `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
 #[derive(Debug, Subcommand)]
