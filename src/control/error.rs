@@ -3,7 +3,7 @@
 use super::registry::Target;
 use crate::model::{Project, ProjectName};
 
-/// The kind of an error. Its exit status is part of what scripts rely on.
+/// The kind of an error. Scripts rely on the exit status of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The deployment failed: 1.

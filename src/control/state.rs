@@ -1,4 +1,4 @@
-//! [`Control`]: the registry, the pipeline and the server's keys behind all requests, with the access checks on them.
+//! [`Control`], the state that all requests share: the registry, the pipeline and the server's keys, with the access checks.
 
 use std::sync::Arc;
 

@@ -36,7 +36,7 @@ use crate::{
 /// The number of threads that make a delta.
 const DELTA_THREADS: usize = 2;
 
-/// Limits the server to one delta at a time, because making a delta takes processor time from applications.
+/// The lock that limits the server to one delta at a time, because making a delta takes processor time from applications.
 static DELTA_LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The size of the buffer through which a pack is copied, in bytes.
