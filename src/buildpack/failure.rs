@@ -7,7 +7,7 @@ use crate::{
 
 use super::job::{BuildFailure, MORE_MEMORY};
 
-/// The reason that a build ended without a result.
+/// The reason why a build ended without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildpackError {
     /// A script, a buildpack or the project's own files failed.

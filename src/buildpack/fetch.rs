@@ -44,7 +44,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     let found = format!("{commit}^{{commit}}");
     if git.run(&["cat-file", "-e", &found]).is_err() {
         if git.run(&["fetch", "--quiet", "--depth=1", "--no-tags", "--end-of-options", url, commit]).is_err() {
-            // Some servers do not send a commit by its id. All branches and tags are fetched from them.
+            // Some servers do not send a commit by its id. From such a server, all branches and tags are fetched.
             let all = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
             git.run(&[&["fetch", "--quiet", "--end-of-options", url], &all[..]].concat())?;
         }

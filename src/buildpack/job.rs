@@ -10,13 +10,13 @@ use crate::{
 /// One task of the worker. A job's steps run in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BuildStep {
-    /// Run the project's `.larder/<phase>` if it is executable.
+    /// Runs the project's `.larder/<phase>` if it is executable.
     Script(Phase),
-    /// Select the buildpacks.
+    /// Selects the buildpacks.
     Detect,
-    /// Run `bin/compile` of each buildpack.
+    /// Runs `bin/compile` of each buildpack.
     Compile,
-    /// Read the process types from `bin/release` of each buildpack.
+    /// Reads the process types from `bin/release` of each buildpack.
     Release,
 }
 
