@@ -41,7 +41,7 @@ pub struct PushInFlight {
     failed: Arc<AtomicBool>,
     /// True if proc-receive has decided on the refs. Git can refuse the push between the two hooks.
     decided: Arc<AtomicBool>,
-    /// The number of refs in the request of pre-receive.
+    /// The number of refs in the request of pre-receive, without refs with a refused name.
     refs: Arc<AtomicUsize>,
     /// The number of refs in the request of pre-receive, including refs with a refused name.
     seen: Arc<AtomicUsize>,
@@ -65,7 +65,7 @@ pub struct Pushes {
 }
 
 impl Pushes {
-    /// Creates the state of a server without pushes. `control` authorizes pushes, and a hook names its push by a token in `tokens`.
+    /// Creates the state without a push in flight. `control` authorizes each push, and a hook names its push by a token in `tokens`.
     pub fn new(control: Control, tokens: PushRegistry<PushInFlight>) -> Pushes {
         Pushes { control, tokens }
     }
@@ -144,7 +144,7 @@ impl Pushes {
             explain(stderr, &format!(" !     {why}\n")).await;
         }
         let turned_away = token.as_ref().is_some_and(|ticket| ticket.turned_away());
-        // Git runs no hook for a hidden ref, and for no ref if it cannot read the pack.
+        // Git runs no hook for a hidden ref, and no hook at all if it cannot read the pack.
         let unseen = commands.count() > seen.load(Ordering::Relaxed);
         let refused = refused_by_git || turned_away || unseen || failed.load(Ordering::Relaxed);
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);

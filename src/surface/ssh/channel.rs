@@ -97,7 +97,7 @@ struct Queue {
 }
 
 impl Input {
-    /// Queues data. Returns false if it does not fit.
+    /// Queues data. Returns false if the queue has not enough space.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.queue.lock();
         if queue.discard || queue.ended || data.is_empty() {

@@ -121,7 +121,7 @@ pub(super) enum ConnectionRefusal {
     Penalty,
 }
 
-/// An offence of a connection, which blocks its source for a time.
+/// An offence of a connection. Each offence adds a penalty to the source of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Offence {
     NoLogin,

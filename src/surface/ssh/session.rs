@@ -70,7 +70,7 @@ impl ConnectionProgress {
     }
 }
 
-/// Counts a running request until it is dropped.
+/// A running request. It is counted until this value is dropped.
 struct Busy(Arc<ConnectionProgress>);
 
 impl Busy {

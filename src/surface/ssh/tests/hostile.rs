@@ -96,7 +96,7 @@ async fn key_offers_and_logins_are_limited() {
         }
     }
     assert!((10..=21).contains(&refused), "{refused}");
-    // The twentieth key of an honest client still works.
+    // A client that offers 18 unknown keys before its own key still logs in.
     let mut handle = connect(&world).await;
     for seed in 10..28 {
         assert!(!login(&mut handle, seed).await.success());
