@@ -49,7 +49,7 @@ pub enum CliCommand {
 /// Commands that this process carries out.
 #[derive(Debug, Subcommand)]
 pub enum Local {
-    /// Start a server in a separate directory, and push an example project to it with ssh and git
+    /// Start a server in a separate directory, and push an example to it over ssh
     Quickstart(quickstart::Args),
     /// Run the server
     Serve(ServeArgs),

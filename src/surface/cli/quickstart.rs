@@ -15,7 +15,7 @@ use std::{
 
 use crate::control::{CommandError, ErrorKind};
 
-/// Start a server in a separate directory, and push an example project to it with ssh and git
+/// Start a server in a separate directory, and push an example to it over ssh
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "The command creates a key, a user and a project, pushes the example, prints its address, and serves it in the foreground.\nWithout --root, the server uses a directory in /var/tmp. Ctrl-C stops the server; the directory stays, and can be deleted.\n\nExample: larder quickstart --root ~/larder"
