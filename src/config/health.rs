@@ -171,18 +171,18 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
     .commented(),
     KeyRow::value(
         "timeout",
-        "The time limit for the first successful attempt.",
+        "The time limit for the first successful attempt, at most 1h.",
         Fallback::Is("60s"),
         "60s",
-        |reader, node, key, health| health.timeout = reader.time(node, key),
+        |reader, node, key, health| health.timeout = reader.time_within(node, key, TimeSpan::MAX_HEALTH),
     ),
     KeyRow::value(
         "interval",
-        "The longest pause between two attempts.",
+        "The longest pause between two attempts, at most 1m.",
         Fallback::Is("1s"),
         "1s",
         |reader, node, key, health| {
-            health.interval = reader.time(node, key);
+            health.interval = reader.time_within(node, key, TimeSpan::MAX_INTERVAL);
             if health.interval == Some(TimeSpan::seconds(0)) {
                 reader.mismatch(node, key, "a duration above zero, such as 1s");
             }

@@ -114,7 +114,7 @@ pub(super) const STOP_KEYS: &[KeyRow<StopOverrides>] = &[
         stop.signal = reader.choice(node, key, &StopSignal::WORDS).or(stop.signal);
     }),
     KeyRow::value("grace", "", Fallback::Unstated, "10s", |reader, node, key, stop| {
-        stop.grace = reader.time(node, key).or(stop.grace);
+        stop.grace = reader.time_within(node, key, TimeSpan::MAX_GRACE).or(stop.grace);
     }),
 ];
 

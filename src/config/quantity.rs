@@ -18,6 +18,17 @@ impl TimeSpan {
     /// The longest span: 30 days.
     const MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
+    /// The maximum of `drain` in a recipe.
+    pub const MAX_DRAIN: TimeSpan = TimeSpan::minutes(15);
+    /// The maximum of `stop.grace` in a recipe.
+    pub const MAX_GRACE: TimeSpan = TimeSpan::minutes(15);
+    /// The maximum of `health.timeout` in a recipe.
+    pub const MAX_HEALTH: TimeSpan = TimeSpan::minutes(60);
+    /// The maximum of `health.interval` in a recipe.
+    pub const MAX_INTERVAL: TimeSpan = TimeSpan::minutes(1);
+    /// The maximum of the time limit of a phase in a recipe.
+    pub const MAX_PHASE: TimeSpan = TimeSpan::minutes(24 * 60);
+
     /// Creates a span of whole seconds.
     pub const fn seconds(seconds: u64) -> TimeSpan {
         TimeSpan(Duration::from_secs(seconds))

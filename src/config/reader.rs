@@ -186,6 +186,16 @@ impl<'f> ConfigReader<'f> {
         self.value(node, key, TimeSpan::EXPECTED, str::parse)
     }
 
+    /// Reads a time that the server limits.
+    pub fn time_within(&mut self, node: &Node, key: &str, max: TimeSpan) -> Option<TimeSpan> {
+        let time = self.time(node, key)?;
+        if time > max {
+            self.mismatch(node, key, &format!("at most {max}"));
+            return None;
+        }
+        Some(time)
+    }
+
     pub fn age(&mut self, node: &Node, key: &str) -> Option<Age> {
         self.value(node, key, Age::EXPECTED, str::parse)
     }

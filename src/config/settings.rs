@@ -99,14 +99,25 @@ pub struct RequiredVariable {
 }
 
 impl Settings {
-    /// Returns the time limit of a phase.
+    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum, as in all methods here.
     pub fn timeout(&self, phase: Phase) -> TimeSpan {
-        self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase))
+        self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase)).min(TimeSpan::MAX_PHASE)
+    }
+
+    /// Returns the time that requests have to finish in this release after a switch to the next one.
+    pub fn drain(&self) -> TimeSpan {
+        self.drain.min(TimeSpan::MAX_DRAIN)
+    }
+
+    /// Returns the time that a process has to become healthy.
+    pub fn health_timeout(&self) -> TimeSpan {
+        self.health.timeout.min(TimeSpan::MAX_HEALTH)
     }
 
     /// Returns the way to stop a process: the setting of the process, or else the setting of all processes.
     pub fn stop_of(&self, process: &ProcessType) -> Stop {
-        self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop)
+        let stop = self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop);
+        Stop { grace: stop.grace.min(TimeSpan::MAX_GRACE), ..stop }
     }
 
     /// Adds the processes and the release command that buildpacks suggest, except those that a file already defines.
@@ -290,7 +301,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "timeouts",
-        "The time limit of each phase. The time limit of the phase build is build.timeout, which can also be written as timeouts.build.",
+        "The time limit of each phase, at most 1d. The time limit of the phase build is build.timeout, which can also be written as timeouts.build.",
         Says("build 15m; post_build, bundle, deploy and post_deploy 10m; the others 5m"),
         || {
             let phases = Phase::ALL.into_iter().filter(|phase| *phase != Phase::Build);
@@ -299,7 +310,9 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| {
             let section = reader.section(node, key, &Phase::ALL.map(Phase::as_str), "{build: 20m, deploy: 5m}");
             for phase in Phase::ALL {
-                let time = section.get(phase.as_str()).and_then(|node| reader.time(node, &format!("{key}.{phase}")));
+                let time = section
+                    .get(phase.as_str())
+                    .and_then(|node| reader.time_within(node, &format!("{key}.{phase}"), TimeSpan::MAX_PHASE));
                 draft.settings.timeouts.extend(time.map(|time| (phase, time)));
             }
         },
@@ -322,17 +335,19 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     }),
     KeyRow::custom(
         "stop",
-        "The signal that asks processes to exit (TERM, INT, QUIT, HUP, USR1, USR2 or WINCH), and the time until they are killed.",
+        "The signal that asks processes to exit (TERM, INT, QUIT, HUP, USR1, USR2 or WINCH), and the time until they are killed, at most 15m.",
         Says("TERM, 10s"),
         || keys::render(STOP_KEYS),
         |reader, node, key, draft| process::read_stop(reader, node, key, &mut draft.stop),
     ),
     KeyRow::value(
         "drain",
-        "The time that requests have to finish in the old release after a switch.",
+        "The time that requests have to finish in this release after a switch to the next one, at most 15m.",
         Is("30s"),
         "30s",
-        |reader, node, key, draft| draft.settings.drain = reader.time(node, key).unwrap_or(draft.settings.drain),
+        |reader, node, key, draft| {
+            draft.settings.drain = reader.time_within(node, key, TimeSpan::MAX_DRAIN).unwrap_or(draft.settings.drain)
+        },
     ),
     KeyRow::custom(
         "drift",
@@ -397,7 +412,8 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
         Is("15m"),
         "20m",
         |reader, node, key, draft| {
-            draft.settings.timeouts.extend(reader.time(node, key).map(|time| (Phase::Build, time)));
+            let time = reader.time_within(node, key, TimeSpan::MAX_PHASE);
+            draft.settings.timeouts.extend(time.map(|time| (Phase::Build, time)));
         },
     ),
     KeyRow::value(

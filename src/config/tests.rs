@@ -166,6 +166,22 @@ fn empty_recipe_gives_the_defaults() {
 }
 
 #[test]
+fn stored_times_above_the_maximum_are_lowered() {
+    // As an earlier version stored them.
+    let mut stored = settings("", "web: a\nworker: b");
+    let day = TimeSpan::minutes(24 * 60);
+    stored.drain = day;
+    stored.stop.grace = day;
+    stored.health.timeout = day;
+    stored.timeouts.insert(Phase::Deploy, TimeSpan::minutes(29 * 24 * 60));
+    let worker = "worker".parse().unwrap();
+    stored.processes.get_mut(&worker).unwrap().stop = Some(stored.stop);
+    let stored: Settings = serde_json::from_slice(&serde_json::to_vec(&stored).unwrap()).unwrap();
+    assert_eq!((stored.drain(), stored.health_timeout()), (TimeSpan::MAX_DRAIN, TimeSpan::MAX_HEALTH));
+    assert_eq!((stored.stop_of(&worker).grace, stored.timeout(Phase::Deploy)), (TimeSpan::MAX_GRACE, TimeSpan::MAX_PHASE));
+}
+
+#[test]
 fn server_file_limits_builds_and_completes_the_recipe() {
     let server = b"builds: {memory: 1G, timeout: 10m}\nkeep: {releases: 7, age: 12w, bytes: 2G}\nenv: {A: server, B: server}\n";
     let server = ServerConfig::parse("larder.yml", server).unwrap();
