@@ -8,6 +8,7 @@ use super::{
     policy::{DriftPolicy, Retention},
     process::{ProcessSpec, ProcessTuning},
     procfile::{Procfile, parse_buildpacks},
+    quantity::TimeSpan,
     recipe::Recipe,
     server::ServerConfig,
     settings::Settings,
@@ -130,6 +131,17 @@ impl Settings {
         // The result is the stricter of both policies, so a project cannot weaken the operator's conditions.
         self.promote = self.promote.and(&server.promote);
         self
+    }
+
+    /// Returns the time that requests have to finish in this release after a switch to the next one, at most the
+    /// maximum.
+    pub fn drain(&self) -> TimeSpan {
+        self.drain.min(TimeSpan::MAX_DRAIN)
+    }
+
+    /// Returns the time that a process has to become healthy, at most the maximum.
+    pub fn health_timeout(&self) -> TimeSpan {
+        self.health.timeout.min(TimeSpan::MAX_HEALTH)
     }
 
     /// Returns the retention limits. The number and the age come from the recipe, or else from the current server file. The disk space

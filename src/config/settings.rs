@@ -99,19 +99,9 @@ pub struct RequiredVariable {
 }
 
 impl Settings {
-    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum, as in all methods here.
+    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum.
     pub fn timeout(&self, phase: Phase) -> TimeSpan {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase)).min(TimeSpan::MAX_PHASE)
-    }
-
-    /// Returns the time that requests have to finish in this release after a switch to the next one.
-    pub fn drain(&self) -> TimeSpan {
-        self.drain.min(TimeSpan::MAX_DRAIN)
-    }
-
-    /// Returns the time that a process has to become healthy.
-    pub fn health_timeout(&self) -> TimeSpan {
-        self.health.timeout.min(TimeSpan::MAX_HEALTH)
     }
 
     /// Returns the way to stop a process: the setting of the process, or else the setting of all processes.

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Drift, Drifted};
 use crate::{
-    host::files::{FileError, create_new, open_regular, read_limited, rename_new, sync_dir, write_atomic},
+    host::{
+        files::{FileError, create_new, open_regular, read_limited, rename_new, sync_dir, write_atomic},
+        root::EnvironmentPaths,
+    },
     model::{ArchiveInfo, CommitId, Digest, ReleaseId, UserName},
     release::ReleaseError,
 };
@@ -50,6 +53,9 @@ pub struct Patch {
     pub changes: Vec<Drifted>,
     /// The frames of the archive, if there is one.
     pub archive: Option<ArchiveInfo>,
+    /// The releases that the patch was applied to. A rollback to one of them applies it again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_by: Vec<ReleaseId>,
 }
 
 impl Patch {
@@ -116,7 +122,18 @@ impl Patches {
             }
             return Ok(claimed);
         }
-        let patch = Patch { format: Patch::FORMAT, id, release, commit, tree, created: Timestamp::now(), by, changes, archive };
+        let patch = Patch {
+            format: Patch::FORMAT,
+            id,
+            release,
+            commit,
+            tree,
+            created: Timestamp::now(),
+            by,
+            changes,
+            archive,
+            used_by: Vec::new(),
+        };
         let directory = new.directory.path();
         if patch.archive.is_none() {
             fs::remove_file(directory.join(FILES)).map_err(|error| io_error("remove", directory, error))?;
@@ -176,6 +193,23 @@ impl Patches {
         Ok(patch)
     }
 
+    /// Records that a patch is applied to a release. The patch stays as long as the release does.
+    pub fn mark_used(&self, patch: &Patch, release: ReleaseId) -> Result<(), ReleaseError> {
+        let mut patch = self.read(&patch.id)?;
+        if patch.used_by.contains(&release) {
+            return Ok(());
+        }
+        patch.used_by.retain(|release| self.is_stored(*release));
+        patch.used_by.push(release);
+        self.write(&self.0.join(&patch.id).join(LIST), &patch)
+    }
+
+    /// Returns true if the environment still has the installed tree or the archive of a release.
+    fn is_stored(&self, release: ReleaseId) -> bool {
+        let environment = self.0.parent().and_then(Path::parent).map(EnvironmentPaths::at);
+        environment.is_some_and(|paths| paths.tree(release).exists() || paths.manifest(release).exists())
+    }
+
     /// Opens the diff of a patch, and the archive of whole files, if the patch has one.
     pub fn open(&self, patch: &Patch) -> Result<(File, Option<File>), ReleaseError> {
         let directory = self.0.join(&patch.id);
@@ -203,9 +237,10 @@ impl Patches {
         fs::remove_dir_all(&gone).map_err(|error| io_error("remove", &gone, error))
     }
 
-    /// Removes the oldest automatic patches above the limit, and the directories of patches that were not completely written or removed.
+    /// Removes the oldest automatic patches above the limit that no stored release needs, and the directories of patches that were not completely written or removed.
     fn prune(&self) -> Result<(), ReleaseError> {
-        for old in self.list().iter().filter(|patch| patch.by.is_none()).skip(MAX_AUTOMATIC) {
+        let is_free = |patch: &&Patch| patch.by.is_none() && !patch.used_by.iter().any(|release| self.is_stored(*release));
+        for old in self.list().iter().filter(is_free).skip(MAX_AUTOMATIC) {
             self.drop(old)?;
         }
         for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
@@ -244,6 +279,29 @@ mod tests {
         };
         let noise = Drifted { path: String::from("x.log"), noise: Some(String::from("a log")), ..change.clone() };
         Drift { changes: vec![change, noise], left_out: 0 }
+    }
+
+    #[test]
+    fn patch_of_a_stored_release_is_not_pruned() {
+        let environment = tempfile::tempdir().unwrap();
+        fs::create_dir(environment.path().join("archives")).unwrap();
+        let patches = Patches::of(&environment.path().join("archives"));
+        let release = ReleaseId::new(Timestamp::now());
+        let keep = |path: &str| {
+            let about = (release, "a".repeat(40).parse().unwrap(), Digest::of(b"tree"));
+            patches.finish(patches.begin().unwrap(), about, drift(path), None, None).unwrap()
+        };
+        let tree = environment.path().join("deploy").join(release.to_string());
+        fs::create_dir_all(&tree).unwrap();
+        let needed = keep("needed");
+        patches.mark_used(&needed, release).unwrap();
+        patches.mark_used(&needed, release).unwrap();
+        let fill = |round: &str| (0..=MAX_AUTOMATIC).for_each(|number| drop(keep(&format!("{round}{number}"))));
+        fill("first");
+        assert_eq!(patches.find(&needed.id).unwrap().used_by, [release]);
+        fs::remove_dir(&tree).unwrap();
+        fill("second");
+        assert_eq!(patches.find(&needed.id), None);
     }
 
     #[test]

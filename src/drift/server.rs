@@ -87,8 +87,12 @@ pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Res
 pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
-        let patch = patch.clone();
-        blocking(move || patches.open(&patch)).await?
+        let (patch, release) = (patch.clone(), place.release);
+        blocking(move || {
+            patches.mark_used(&patch, release)?;
+            patches.open(&patch)
+        })
+        .await?
     };
     let job = ApplyJob { changes: patch.changes.clone(), archive: patch.archive.clone() };
     let extra = std::iter::once(text).chain(files).map(OwnedFd::from).collect();

@@ -100,6 +100,11 @@ impl Root {
 pub struct EnvironmentPaths(PathBuf);
 
 impl EnvironmentPaths {
+    /// Returns the paths of the environment in this directory.
+    pub fn at(path: &Path) -> EnvironmentPaths {
+        EnvironmentPaths(path.to_owned())
+    }
+
     /// Returns the directory of the environment.
     pub fn path(&self) -> &Path {
         &self.0
@@ -233,6 +238,11 @@ impl EnvironmentPaths {
     /// Returns the path of the file with the releases that are never pruned.
     pub fn pins(&self) -> PathBuf {
         self.0.join("pins.json")
+    }
+
+    /// Returns the path of the record of the slots.
+    pub fn slots_record(&self) -> PathBuf {
+        self.0.join("slots.json")
     }
 
     /// Returns the path of the record of the postdeploy script.

@@ -14,6 +14,7 @@ in_one_mode!(
     changed_installed_tree_is_reported,
     invalid_drift_settings_are_refused,
     drift_commands_need_view_or_push_right,
+    rollback_without_its_patch_is_refused_before_it_begins,
 );
 
 const PAGE: &str = "<!doctype html>\n<title>shop</title>\none\n\n\n\n\n\n\nlast\n";
@@ -274,4 +275,26 @@ fn drift_commands_need_view_or_push_right(world: &World) {
     world.ssh("bob", &["drift", "shop", "--drop", &id]).exits(3);
     world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
     world.ssh("bob", &["drift", "shop", "--show", &id]).exits(0).says("+FIXED");
+}
+
+fn rollback_without_its_patch_is_refused_before_it_begins(world: &World) {
+    let repo = shop(world, "drift: reapply\n");
+    by_hand(world, HOTFIX);
+    repo.write("second.txt", "two").commit("two");
+    repo.push().accepted();
+    repo.write("larder.yml", "").write("third.txt", "three").commit("three");
+    repo.push().accepted();
+    // With the patch, the rollback applies it again.
+    world.larder(&["rollback", "shop", "v2"]).ok();
+    world.get("shop", "/extra.txt").holds("new");
+    world.larder(&["rollback", "shop", "v3"]).ok();
+    for patch in patches(world) {
+        world.larder(&["drift", "shop", "--drop", patch["id"].as_str().unwrap()]).ok();
+    }
+    let refused = world.larder(&["rollback", "shop", "v2"]);
+    refused.exits(1).says("which was applied to it, no longer exists").says("larder deploy shop/production --ref");
+    let journal = world.journals("shop").pop().unwrap();
+    assert!(journal.iter().all(|record| record["step"].is_null() || record["step"] == "gather.recall"), "{journal:#?}");
+    world.get("shop", "/third.txt").holds("three");
+    world.is_consistent("shop");
 }

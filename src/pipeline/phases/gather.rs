@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     config::{self, Settings},
-    drift::Rules,
+    drift::{Rules, patches::Patches},
     git::{
         GitError,
         source::{SourceJob, SourceLimits},
@@ -220,6 +220,14 @@ impl Step for LoadRelease {
                 None => Facts::default(),
             };
             let Some(settings) = known.settings else { return Err(unknown(release)) };
+            if let Some(id) = &known.patch
+                && Patches::of(&deployment.paths.archives()).find(id).is_none()
+            {
+                let title = deployment.environment.title();
+                let why = format!("cannot restore {release}: the patch {id}, which was applied to it, no longer exists");
+                let without = format!("deploy its commit without the patch: larder deploy {title} --ref {}", spec.commit);
+                return Err(Failure::blameless(why).hint(without));
+            }
             // The variables about this deployment are new; all others are as they were.
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
