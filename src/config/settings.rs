@@ -402,8 +402,7 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
         Is("15m"),
         "20m",
         |reader, node, key, draft| {
-            let time = reader.time_within(node, key, TimeSpan::MAX_PHASE);
-            draft.settings.timeouts.extend(time.map(|time| (Phase::Build, time)));
+            draft.settings.timeouts.extend(reader.time_within(node, key, TimeSpan::MAX_PHASE).map(|time| (Phase::Build, time)));
         },
     ),
     KeyRow::value(

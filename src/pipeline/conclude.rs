@@ -116,11 +116,6 @@ impl Pipeline {
             // Before a person can know of the release and change a file by hand.
             drift::expect(&deployment, live).await;
         }
-        // Taken before the next deployment or a restart can begin: neither must touch a slot where requests are still answered.
-        let idle = match (&live, recovered) {
-            (Some(_), false) => Some(queue.idle_slot.clone().lock_owned().await),
-            _ => None,
-        };
         verdict::print(&deployment, &outcome);
         deployment.transcript.close();
         drop(work);
@@ -131,7 +126,7 @@ impl Pipeline {
         self.announce(queue, announcement, ending.map(|ending| (journal, ending)));
         // A recovered deployment's follow-ups wait until the live state is known: see `take_up_followups`.
         if !recovered {
-            self.follow_up(queue, deployment, idle);
+            self.follow_up(queue, deployment, live);
         }
         outcome
     }

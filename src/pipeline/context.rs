@@ -11,6 +11,7 @@ use super::{
     observe::{Announcement, News, Observers},
     permits::Permits,
     scans::DriftScans,
+    slots::Slots,
     spare::SpareTree,
     state_files::BuildNumbers,
     transcript::Transcript,
@@ -165,7 +166,6 @@ pub struct Deployment {
 }
 
 /// The state of a deployment in this process only. It is never journalled; a revived deployment gets a new one.
-#[derive(Default)]
 pub struct Memory {
     /// Cancelled when a person wants the deployment to end.
     pub cancelled: CancellationToken,
@@ -173,8 +173,8 @@ pub struct Memory {
     pub previous_settings: Option<Settings>,
     /// The health record of the release in the environment of this server that built it. It is kept with the release.
     pub sibling_record: Option<HealthRecord>,
-    /// Held while the idle slot is drained and emptied; the next release boots there.
-    pub idle_slot: Arc<tokio::sync::Mutex<()>>,
+    /// The use of the environment's slots.
+    pub(super) slots: Slots,
     /// The upstream that the switch replaced, to be drained. Its requests do not survive the server either.
     pub retired: Option<Retired>,
     /// The route's state before the switch, if visitors were shown a page of larder's own.

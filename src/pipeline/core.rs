@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Settings,
-    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId},
+    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId, SlotTable},
 };
 
 /// Checks again, when a deployment starts, what was checked when it was submitted. It may have waited for a long time.
@@ -95,6 +95,11 @@ impl Pipeline {
         self.queue(environment)?.state.lock().live.clone()
     }
 
+    /// Returns the use of an environment's slots.
+    pub fn slots(&self, environment: EnvId) -> SlotTable {
+        self.queue(environment).map(|queue| queue.slots.table()).unwrap_or_default()
+    }
+
     /// Returns the deployments of an environment, oldest first.
     pub fn history(&self, environment: EnvId) -> History {
         self.queue(environment).map(|queue| queue.state.lock().history.clone()).unwrap_or_default()
@@ -138,9 +143,11 @@ impl Pipeline {
             cancelled,
             previous_settings: spec.previous.as_ref().map(|live| self.previous_settings(queue, &environment, live)),
             sibling_record: self.sibling_record(&environment, &spec),
-            idle_slot: queue.idle_slot.clone(),
+            slots: queue.slots.clone(),
+            retired: None,
+            replaced_state: None,
             spare: queue.spare.clone(),
-            ..Memory::default()
+            entries: 0,
         };
         Deployment { spec, facts, environment, services, paths, transcript, memory }
     }

@@ -19,9 +19,7 @@ use super::{
     runner,
     transcript::Transcript,
 };
-use crate::model::{
-    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, StepName,
-};
+use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, StepName};
 
 impl Pipeline {
     /// Queues a deployment. It runs even if the caller goes away.
@@ -162,7 +160,7 @@ impl Pipeline {
             commit: request.commit.clone(),
             release,
             number: state.history.next_number(),
-            slot: previous.as_ref().map_or(Slot::Blue, |live| live.slot.other()),
+            slot: queue.slots.table().next(),
             previous,
             plan: Plan::known(&modes::steps(environment.mode, &origin)).only(&request.dry_run).names(),
             commit_point: StepName::from(modes::COMMIT_POINT),

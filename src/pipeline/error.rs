@@ -55,6 +55,9 @@ pub enum ThawError {
     /// A journal cannot be read or written.
     #[error(transparent)]
     Record(#[from] JournalError),
+    /// The record of the slots cannot be used.
+    #[error("the record of the slots still cannot be used: {0}")]
+    Slots(String),
     /// The deployment was reverted once more, and got stuck again.
     #[error("it still cannot be reverted: {0}")]
     Still(String),

@@ -4,8 +4,6 @@
 
 use std::fs;
 
-use tokio::sync::OwnedMutexGuard;
-
 use super::{
     context::{Deployment, Services},
     core::Pipeline,
@@ -23,11 +21,10 @@ use crate::{
     config::{Age, ByteSize},
     git::{Expected, MoveRef, ReleaseRef},
     host::{files, root::EnvironmentPaths},
-    model::{Area, DeploymentId, Environment, Live, ReleaseId},
+    model::{Area, DeploymentId, Environment, Live, ReleaseId, Slot},
     proxy::Retired,
     release::{self, Keep, ReleaseSummary, prune_plan, store::forget_deltas},
     remote,
-    runtime::Label,
 };
 
 /// The number of deployments after which a repository is packed.
@@ -52,59 +49,55 @@ pub(super) fn are_due(deployment: &Deployment) {
 }
 
 /// Returns true if follow-ups of a deployment are left.
-fn are_left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
+pub(super) fn are_left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
     services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
 }
 
 impl Pipeline {
-    /// Starts the follow-ups of a deployment that has ended. For one that went live, `idle` reserves the idle slot until it is
-    /// empty; the queue does not wait for that.
-    pub(super) fn follow_up(&self, queue: &Queue, mut deployment: Deployment, idle: Option<OwnedMutexGuard<()>>) {
-        let live = queue.state.lock().live.clone().filter(|_| idle.is_some());
+    /// Starts the follow-ups of a deployment that has ended. `live` is what it has made live, if it has; the slot that drains then
+    /// becomes idle, and the queue does not wait for that.
+    pub(super) fn follow_up(&self, queue: &Queue, mut deployment: Deployment, live: Option<Live>) {
         if live.is_some() {
             tokio::spawn(post_install::watch(&deployment));
         }
         let (this, queue) = (self.clone(), queue.clone());
         tokio::spawn(async move {
-            if let Some(live) = &live {
+            if live.is_some() {
                 let retired = deployment.memory.retired.take();
-                retire(&deployment, live, retired).await;
-                keep_changes(&deployment).await;
+                empty_draining_slot(&this.0.services, &queue, Some(&deployment), retired).await;
             }
-            drop(idle);
             this.settle(&deployment, &queue, live.as_ref()).await;
         });
     }
 
-    /// Starts the follow-ups that earlier servers have left. The processes of the old slot are stopped by then.
+    /// Starts the follow-ups that earlier servers have left, and empties the slot that drains.
     pub(super) fn take_up_followups(&self, queue: &Queue) {
         let (live, history) = queue.snapshot();
         let environment = queue.environment();
         let is_due = |summary: &&Summary| summary.ended.is_some() && are_left(self.services(), &environment, summary.deployment);
         let due: Vec<_> = history.deployments.iter().filter(is_due).map(|summary| summary.deployment).collect();
-        if due.is_empty() {
+        let draining = queue.slots.table().draining().is_some() && !queue.slots.are_unknown();
+        if due.is_empty() && !draining {
             return;
         }
         let made = live.as_ref().and_then(|live| history.of_release(live.release).filter(|made| made.number == live.number));
         let made = made.map(|made| made.deployment);
-        // Until changes made by hand are kept, no deployment may empty the old slot.
-        let idle = queue.idle_slot.clone().try_lock_owned().ok();
         let (this, queue) = (self.clone(), queue.clone());
         tokio::spawn(async move {
-            let (mut idle, mut revived) = (idle, Vec::new());
-            for id in due {
-                match this.reopen(&queue, id) {
-                    Ok((deployment, _)) => revived.push(deployment),
-                    Err(error) => tracing::warn!(error = chain(&error), "follow-ups of a deployment are not taken up"),
+            let reopen = |id| match this.reopen(&queue, id) {
+                Ok((deployment, _)) => Some(deployment),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "follow-ups of a deployment are not taken up");
+                    None
                 }
+            };
+            // Both, if nothing is live.
+            for _ in Slot::ALL.into_iter().filter(|_| draining) {
+                empty_draining_slot(&this.0.services, &queue, made.and_then(reopen).as_ref(), None).await;
             }
-            let is_live = |deployment: &Deployment| made == Some(deployment.spec.id);
-            if let (Some(deployment), true) = (revived.iter().find(|deployment| is_live(deployment)), idle.is_some()) {
-                keep_changes(deployment).await;
-            }
-            idle.take();
-            for deployment in &revived {
-                this.settle(deployment, &queue, live.as_ref().filter(|_| is_live(deployment))).await;
+            for deployment in due.into_iter().filter_map(reopen) {
+                let live = live.as_ref().filter(|_| made == Some(deployment.spec.id));
+                this.settle(&deployment, &queue, live).await;
             }
         });
     }
@@ -135,14 +128,6 @@ impl Pipeline {
     }
 }
 
-/// Keeps changes that were made by hand in the previous release after the deployment looked for them.
-async fn keep_changes(deployment: &Deployment) {
-    if let (Some(old), Some(settings)) = (&deployment.spec.previous, &deployment.memory.previous_settings) {
-        drift::keep(deployment, old, settings).await;
-        fault::in_followups("kept");
-    }
-}
-
 /// Makes the archive of a release that came as a delta, so that the release does not depend on the delta's base any longer.
 async fn complete(deployment: &Deployment) {
     let release = deployment.spec.release;
@@ -154,27 +139,33 @@ async fn complete(deployment: &Deployment) {
     }
 }
 
-/// Stops the slot that is not live. Workers end at once, because two releases must not work side by side for long; web processes
-/// first answer the requests that they have begun.
-async fn retire(deployment: &Deployment, live: &Live, retired: Option<Retired>) {
-    let (settings, previous) = (deployment.settings(), deployment.previous_settings());
-    let environment = deployment.environment.id;
-    let runtime = &deployment.services.runtime;
-    let old = |label: &Label| label.slot != live.slot;
-    // A process is stopped as its own recipe says.
-    let of = |label: &Label| if label.release == live.release { &settings } else { &previous };
-    let grace = |label: &Label| old(label).then(|| of(label).stop_of(&label.process).grace.get());
-    let workers = runtime.stop_each(environment, |label| grace(label).filter(|_| !label.process.is_web())).await;
+/// Empties the slot that drains, as the recipe of its own release says, and makes it idle. `successor` is the deployment that took its
+/// place. Workers end at once, because two releases must not work side by side for long; web processes first answer the requests that
+/// they have begun. Changes that were made by hand since the deployment looked for them are kept before the slot is idle.
+async fn empty_draining_slot(services: &Services, queue: &Queue, successor: Option<&Deployment>, retired: Option<Retired>) {
+    let table = queue.slots.table();
+    let Some((slot, occupant)) = table.draining() else { return };
+    let runtime = &services.runtime;
+    let grace = queue.slots.grace_in(slot);
+    let workers = runtime.stop_each(queue.id, |label| grace(label).filter(|_| !label.process.is_web())).await;
     if let Some(retired) = retired {
-        let report = retired.drain(settings.drain.get()).await;
+        let report = retired.drain(occupant.stop.drain()).await;
         if report.cut > 0 {
             tracing::warn!(cut = report.cut, "requests of the old release were cut at the drain limit");
         }
     }
-    let rest = runtime.stop_each(environment, grace).await;
+    let rest = runtime.stop_each(queue.id, grace).await;
     for error in [workers.err(), rest.err()].into_iter().flatten() {
         tracing::error!(error = chain(&error), "cannot stop the old release");
     }
+    if let Some(deployment) = successor
+        && let (Some(old), Some(settings)) = (&deployment.spec.previous, &deployment.memory.previous_settings)
+        && old.release == occupant.release
+    {
+        drift::keep(deployment, old, settings).await;
+        fault::in_followups("kept");
+    }
+    queue.slots.release(slot, occupant.deployment);
 }
 
 /// Returns the file that names the spare tree.

@@ -111,6 +111,8 @@ pub struct History {
     /// The deployments whose journals cannot be used, with the reasons. What they have done is not known, so the environment is
     /// frozen.
     pub unreadable: Vec<(DeploymentId, String)>,
+    /// The reason why the record of the slots cannot be used. The environment is frozen then.
+    pub slots: Option<String>,
 }
 
 impl History {
@@ -127,7 +129,7 @@ impl History {
                 }
             }
         }
-        let mut history = History { deployments, unreadable };
+        let mut history = History { deployments, unreadable, slots: None };
         history.sort();
         history
     }
@@ -184,7 +186,8 @@ impl History {
             Some(Outcome::Stuck { undo, .. }) => Some((summary.deployment, undo.clone())),
             _ => None,
         });
-        stuck.or_else(|| self.unreadable.last().cloned())
+        let slots = || Some((self.deployments.last()?.deployment, self.slots.clone()?));
+        stuck.or_else(|| self.unreadable.last().cloned()).or_else(slots)
     }
 
     /// Adds a deployment, or replaces its entry.

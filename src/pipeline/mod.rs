@@ -35,6 +35,8 @@ mod registry;
 mod runner;
 mod running;
 mod scans;
+mod slot_recovery;
+mod slots;
 mod spare;
 mod state_files;
 mod step;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{error::PipelineError, history::History, spare::SpareTree, transcript::Transcript};
+use super::{error::PipelineError, history::History, slots::Slots, spare::SpareTree, transcript::Transcript};
 use crate::model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
 
 /// A request to deploy.
@@ -112,8 +112,8 @@ pub(super) struct Queue {
     /// Held by every operation that decides what runs here: a deployment from its specification to its verdict, a restart, a
     /// removal. Each of them begins with what is live, and would otherwise act on a release that is not live any more.
     pub(super) work: Arc<tokio::sync::Mutex<()>>,
-    /// Held while the slot that the last switch left is drained and emptied.
-    pub(super) idle_slot: Arc<tokio::sync::Mutex<()>>,
+    /// The use of the two slots.
+    pub(super) slots: Slots,
     /// The tree that the next installation begins with.
     pub(super) spare: SpareTree,
     /// Held while releases are removed, and while a request chooses one.
@@ -123,14 +123,14 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(environment: Environment, history: History, live: Option<Live>) -> Queue {
+    pub(super) fn new(environment: Environment, history: History, live: Option<Live>, slots: Slots) -> Queue {
         let id = environment.id;
         let state = QueueState { environment, running: None, waiting: None, history, live, in_progress: None, closed: false };
         Queue {
             id,
             state: Arc::new(Mutex::new(state)),
             work: Arc::default(),
-            idle_slot: Arc::default(),
+            slots,
             spare: SpareTree::default(),
             store: Arc::default(),
             announcing: Arc::default(),

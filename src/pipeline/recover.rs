@@ -16,12 +16,13 @@ use super::{
     queue::Queue,
     runner,
     running::{run_in_slot, web_addresses},
+    slots::Slots,
     transcript::Transcript,
     util::chain,
 };
 use crate::{
     host::{files, root::EnvironmentPaths},
-    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, UserName},
+    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, SlotTable, UserName},
     proxy::RouteState,
 };
 
@@ -48,7 +49,8 @@ impl Pipeline {
         followups::remove_spare(&services, &environment).await;
         let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
         let live = history.live(&paths);
-        let queue = Queue::new(environment.clone(), history, live);
+        let queue = Queue::new(environment.clone(), history, live, Slots::new(paths.slots_record()));
+        self.load_slots(&queue, &paths);
         for summary in unfinished {
             self.recover(&queue, summary.deployment).await;
         }
@@ -57,6 +59,9 @@ impl Pipeline {
             state.live = state.history.live(&paths);
             (state.live.clone(), state.history.clone())
         };
+        if live.is_some() || history.unreadable.is_empty() {
+            self.reconcile_slots(&queue, &paths);
+        }
         let route = services.route(&environment);
         match live {
             // It is not known what is live. Until a person has looked at the journals, nothing is stopped or started.
@@ -70,6 +75,7 @@ impl Pipeline {
             }
             None => {
                 let _ = services.runtime.stop_where(environment.id, Duration::ZERO, |_| true).await;
+                queue.slots.note(|table| *table = SlotTable::default());
                 drop(route.set(RouteState::Empty));
             }
             Some(live) => {
@@ -101,7 +107,9 @@ impl Pipeline {
             drop(queue.work.lock().await);
         }
         for environment in environments {
-            self.0.queues.lock().remove(&environment.id);
+            if let Some(queue) = self.0.queues.lock().remove(&environment.id) {
+                queue.slots.close();
+            }
             self.services().close_route(environment.id);
         }
         Ok(())
@@ -197,6 +205,13 @@ impl Pipeline {
             state.history.unreadable.retain(|(known, _)| known != id);
             summary.into_iter().for_each(|summary| state.history.record(summary));
         }
+        let slots_unusable = queue.state.lock().history.slots.is_some();
+        if slots_unusable {
+            self.load_slots(&queue, &paths);
+            if let Some(why) = queue.state.lock().history.slots.clone() {
+                return Err(ThawError::Slots(why));
+            }
+        }
         let frozen = |summary: &&Summary| summary.is_stuck() || summary.outcome.is_none();
         let frozen: Vec<_> = queue.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
         for summary in &frozen {
@@ -214,7 +229,7 @@ impl Pipeline {
             self.announce_release(&queue, id, journal.state().endings, by);
         }
         let cleared = frozen.iter().map(|summary| summary.deployment).chain(unreadable.iter().map(|(id, _)| *id));
-        let cleared = cleared.collect::<BTreeSet<_>>().len();
+        let cleared = cleared.collect::<BTreeSet<_>>().len().max(usize::from(slots_unusable));
         if cleared > 0 {
             self.serve_again(&queue, &paths).await;
         }
@@ -228,6 +243,7 @@ impl Pipeline {
             state.live = state.history.live(paths);
             (state.live.clone(), state.history.clone())
         };
+        self.reconcile_slots(queue, paths);
         if let Some(live) = live
             && let Err(failure) = self.serve(queue, &history, &live).await
         {

@@ -14,11 +14,12 @@ use super::{
     history::History,
     phases::deploy::{boot, processes, slot},
     queue::Queue,
+    util::seconds,
 };
 use crate::{
-    model::{Environment, Live, ProcessType},
+    model::{Environment, Live, Phase, ProcessType},
     proxy::RouteState,
-    runtime::{Instance, Label},
+    runtime::Instance,
 };
 
 impl Pipeline {
@@ -46,10 +47,10 @@ impl Pipeline {
         spec.slot = live.slot;
         processes::rescale(&mut facts, environment);
         let mut deployment = self.revive(queue, spec, facts, recorded.transcript, CancellationToken::new());
-        // While the idle slot is locked, the task that holds it drains and stops the processes there.
-        if let Ok(_idle) = queue.idle_slot.try_lock() {
-            let stray = |label: &Label| label.slot != live.slot || label.release != live.release;
-            services.runtime.stop_where(environment.id, Duration::ZERO, stray).await.map_err(|error| Failure::host(&error))?;
+        // Processes of a slot that drains are stopped by its follow-up.
+        if !queue.slots.are_unknown() {
+            let stopped = services.runtime.stop_where(environment.id, Duration::ZERO, queue.slots.strays()).await;
+            stopped.map_err(|error| Failure::host(&error))?;
         }
         services.open_domains(environment, &deployment.settings());
         run_in_slot(&mut deployment, |process| !process.is_release()).await
@@ -77,10 +78,8 @@ impl Pipeline {
     }
 
     async fn reboot(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
-        let settings = self.settings_of(&queue.environment(), live);
         // Processes in the other slot are stopped by the deployment that left them.
-        let grace = |label: &Label| (label.slot == live.slot).then(|| settings.stop_of(&label.process).grace.get());
-        let stopped = self.0.services.runtime.stop_each(queue.id, grace).await;
+        let stopped = queue.slots.stop(&self.0.services.runtime, queue.id, live.slot).await;
         stopped.map_err(|error| Failure::host(&error))?;
         self.serve(queue, history, live).await
     }
@@ -116,7 +115,9 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         // The layer of a slot does not survive its mount.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
-        slot::link(deployment).await?;
+        let limit = deployment.time_limit(Phase::Deploy);
+        let late = || Err(Failure::pusher(format!("linking the persistent paths took longer than {}", seconds(limit))));
+        tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;
         // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
         if let Err(failure) = drift::reapply(deployment).await {
             tracing::error!(environment = environment.title(), why = failure.why, "cannot apply changes made by hand again");

@@ -48,6 +48,7 @@ mod rollback;
 mod roundabout;
 mod serving;
 mod shared;
+mod slots;
 mod streams;
 mod unwind;
 mod verdicts;

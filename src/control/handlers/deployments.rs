@@ -155,7 +155,7 @@ async fn unfreeze(
         ThawError::Record(why) => {
             CommandError::internal(&why).hint("repair the record, or move its directory away; then run this command again")
         }
-        ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
+        ThawError::Slots(_) | ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
     })?;
     match cleared {
         0 => Err(not_found(format!("{} is not frozen", environment.title()))),

@@ -12,7 +12,7 @@ use crate::{
         state::Control,
     },
     host::launch::Stdio,
-    model::{Access, Environment, ProjectName, ReleaseId, ReleaseNumber, Slot},
+    model::{Access, Environment, ProjectName, ReleaseId, ReleaseNumber, Slot, SlotUse},
     pipeline::{PipelineError, RestartError},
     runtime::{Boot, RunJob},
 };
@@ -58,7 +58,7 @@ impl Request for Ps {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProcessRow>>, CommandError> {
         let environment = control.environment(&self.target)?;
-        let live = control.pipeline().live(environment.id);
+        let slots = control.pipeline().slots(environment.id);
         let history = control.pipeline().history(environment.id);
         let instances = control.pipeline().services().runtime.instances(environment.id, None);
         let rows = instances.into_iter().map(|instance| {
@@ -72,7 +72,7 @@ impl Request for Ps {
                 port: instance.label.port,
                 restarts: exits.count,
                 last_exit: exits.last.map(|exit| exit.to_string()),
-                active: live.as_ref().is_some_and(|live| live.slot == instance.label.slot),
+                active: matches!(slots.get(instance.label.slot), SlotUse::Live(_)),
             }
         });
         Ok(rows.collect::<Vec<_>>().into())

@@ -65,10 +65,8 @@ impl Step for Workers {
 }
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
-    let spec = &deployment.spec;
-    let (slot, settings) = (spec.slot, deployment.settings());
-    let ours = |label: &Label| label.slot == slot && !label.process.is_web();
-    let grace = |label: &Label| ours(label).then(|| settings.stop_of(&label.process).grace.get());
+    let grace = deployment.memory.slots.grace_in(deployment.spec.slot);
+    let grace = |label: &Label| grace(label).filter(|_| !label.process.is_web());
     let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace);
     stopped.await.map_err(|error| Failure::host(&error))
 }

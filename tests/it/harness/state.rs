@@ -168,7 +168,13 @@ impl World {
         };
         let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
         assert!(super::within(std::time::Duration::from_secs(30), alike), "trees and archives differ: {:#?}", listing());
-        assert!(names(&top).iter().all(|name| !name.starts_with('.')), "half-written files: {:?}", names(&top));
+        // A follow-up may be writing one.
+        let whole = || names(&top).iter().all(|name| !name.starts_with('.'));
+        assert!(super::within(std::time::Duration::from_secs(10), whole), "half-written files: {:?}", names(&top));
+        let slots: Value = serde_json::from_slice(&fs::read(top.join("slots.json")).unwrap()).unwrap();
+        let run = fs::read_link(top.join("run")).unwrap();
+        let live = &slots[run.file_name().unwrap().to_str().unwrap()];
+        assert!(live["use"] == "live" && live["release"] == release, "{} is not live: {slots:#}", run.display());
     }
 }
 

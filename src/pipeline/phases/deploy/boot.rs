@@ -4,7 +4,7 @@ use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use super::processes;
 use crate::{
-    config::{HealthCheck, Settings, StatusRange},
+    config::{HealthCheck, Settings, StatusRange, TimeSpan},
     host::launch::Stdio,
     model::{Environment, Exit, Phase},
     pipeline::{
@@ -13,7 +13,7 @@ use crate::{
         step::{self, Acquired, Failure, Resource, Step, Work, chain, seconds},
     },
     proxy::{ConnectError, Connector, ProbeError, probe},
-    runtime::{Instance, Label, Logs, RunJob, tail},
+    runtime::{Instance, Logs, RunJob, tail},
 };
 
 /// The first pause between two checks. It doubles up to the recipe's interval, so that a fast start is noticed at once and a slow one
@@ -64,10 +64,8 @@ impl Step for BootWeb {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let spec = &deployment.spec;
-            let (settings, slot) = (deployment.settings(), spec.slot);
-            let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
-            let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace).await;
+            let (slots, spec) = (&deployment.memory.slots, &deployment.spec);
+            let stopped = slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot).await;
             stopped.map_err(|error| Failure::host(&error))
         })
     }
@@ -77,7 +75,7 @@ impl Step for BootWeb {
 pub async fn healthy(deployment: &Deployment, instances: &[Instance]) -> Result<(), Failure> {
     let settings = deployment.settings();
     for instance in instances {
-        let limit = settings.health.timeout.get();
+        let limit = settings.health_timeout().get();
         let mut exits = instance.exits.clone();
         let mut last = Answer::Silence;
         // The guard of the channel must not be held over an await.
@@ -169,7 +167,7 @@ async fn check_until_healthy(deployment: &Deployment, settings: &Settings, insta
             *last = Answer::Foreign;
         }
         tokio::time::sleep(pause).await;
-        pause = pause.saturating_mul(2).min(settings.health.interval.get());
+        pause = pause.saturating_mul(2).min(settings.health.interval.min(TimeSpan::MAX_INTERVAL).get());
     }
 }
 

@@ -1,16 +1,24 @@
 //! The steps that make the idle slot ready for the release: empty it, link the persistent paths, run the release command.
 
+use std::time::Duration;
+
 use super::processes;
 use crate::{
-    model::{Area, Phase},
+    model::{Area, Occupant, Phase, SlotUse},
     pipeline::{
         context::Deployment,
-        drift,
+        drift, slots,
         state_files::Postdeploy,
-        step::{self, Acquired, Failure, Resource, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work, seconds},
     },
-    runtime::{DataJob, Label, RunJob},
+    runtime::{DataJob, RunJob},
 };
+
+/// The time that a deployment waits for its slot before the pusher is told.
+const QUIET_WAIT: Duration = Duration::from_secs(1);
+
+/// The time limit for the removal of seeded data. It is far below the time limit of an undo.
+const UNSEED_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Empties the slot, decides what runs in it, and links the persistent paths.
 pub struct PrepareSlot;
@@ -35,12 +43,25 @@ impl Step for PrepareSlot {
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         // Requests of the release before last may still be answered there.
-        Box::pin(async { Ok(vec![Box::new(deployment.memory.idle_slot.clone().lock_owned().await) as Box<dyn Send>]) })
+        Box::pin(async {
+            let slot = deployment.spec.slot;
+            let mut drained = std::pin::pin!(deployment.memory.slots.drained(slot));
+            if tokio::time::timeout(QUIET_WAIT, drained.as_mut()).await.is_err() {
+                deployment.transcript.detail(&format!("waiting until an earlier release has left the slot {slot}"));
+                drained.await;
+            }
+            Ok(Vec::new())
+        })
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             empty(deployment).await?;
+            let spec = &deployment.spec;
+            let stop = slots::stop_limits(&deployment.settings());
+            let occupant = Occupant { deployment: spec.id, release: spec.release, stop };
+            let filled = deployment.memory.slots.change(|table| table.fill(spec.slot, occupant));
+            filled.map_err(|error| Failure::host(&error))?;
             deployment.facts.processes = processes::processes(deployment)?;
             deployment.facts.env = processes::environment(deployment);
             link(deployment).await?;
@@ -52,11 +73,18 @@ impl Step for PrepareSlot {
         Box::pin(async {
             // Like the tree, the slot stays while `current` names its release.
             deployment.is_not_current()?;
-            let idle = deployment.memory.idle_slot.clone();
-            let _emptied = idle.lock().await;
-            stop(deployment).await?;
+            let spec = &deployment.spec;
+            // If this step did not fill the slot, what drains there is not its own.
+            if matches!(deployment.memory.slots.table().get(spec.slot), SlotUse::Draining(old) if old.deployment != spec.id) {
+                return Ok(());
+            }
+            let stopped =
+                deployment.memory.slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot);
+            stopped.await.map_err(|error| Failure::host(&error))?;
             unseed(deployment).await;
-            reset(deployment).await
+            reset(deployment).await?;
+            deployment.memory.slots.release(spec.slot, spec.id);
+            Ok(())
         })
     }
 }
@@ -68,11 +96,8 @@ pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
 }
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
-    let slot = deployment.spec.slot;
-    let settings = deployment.settings();
-    let grace = |label: &Label| (label.slot == slot).then(|| settings.stop_of(&label.process).grace.get());
-    let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace).await;
-    stopped.map_err(|error| Failure::host(&error))
+    let stopped = deployment.memory.slots.stop(&deployment.services.runtime, deployment.environment.id, deployment.spec.slot);
+    stopped.await.map_err(|error| Failure::host(&error))
 }
 
 async fn reset(deployment: &Deployment) -> Result<(), Failure> {
@@ -111,7 +136,9 @@ async fn unseed(deployment: &Deployment) {
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
     // Data that stays does no harm; freezing the environment because of it would be worse.
-    match processes::task(deployment, &job).await.and_then(|ended| ended.success("removing seeded data").map(drop)) {
+    let late = || Err(Failure::blameless(format!("it took longer than {}", seconds(UNSEED_TIMEOUT))));
+    let removed = tokio::time::timeout(UNSEED_TIMEOUT, processes::task(deployment, &job)).await.unwrap_or_else(|_| late());
+    match removed.and_then(|ended| ended.success("removing seeded data").map(drop)) {
         Ok(()) => {}
         Err(failure) => {
             deployment.transcript.error(&format!("data/ keeps what this deployment put there: {}", failure.why));

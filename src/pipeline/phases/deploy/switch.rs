@@ -1,6 +1,6 @@
 //! The step that makes the new release the live one.
 
-use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
 
 use super::processes;
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
     },
     proxy::RouteState,
 };
+
+/// The most time that an undo waits for requests in flight. It leaves the rest of the undo's own time limit to the moves.
+const UNDO_DRAIN: Duration = Duration::from_secs(120);
 
 /// Points the links, the ref and the route to the new release. The ref is part of the step because a deploy branch names the live commit:
 /// both move in one journalled step.
@@ -43,6 +46,9 @@ impl Step for Switch {
             let spec = &deployment.spec;
             let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot: spec.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
+            // After the links, which decide what is live, and before their sync, which makes this record durable, too.
+            let switched = deployment.memory.slots.change(|table| table.switch(spec.slot, spec.id));
+            switched.map_err(|error| Failure::host(&error))?;
             fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
             // After the ref: on most file systems its sync has written the links, too, and this returns at once.
@@ -94,11 +100,12 @@ impl Step for Switch {
             // The links first, and each even if another fails: the tree that `current` names must never be removed, and the steps that would
             // remove it are undone next.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
+            deployment.memory.slots.note(|table| table.revert(deployment.spec.slot, deployment.spec.id));
             let moved = move_ref(deployment, previous.as_ref()).await;
             let synced = sync(deployment).map_err(|error| Failure::host(&error));
             if let Some(new) = new {
                 // The new release finishes its requests in flight: the next undo stops it.
-                let report = new.drain(deployment.previous_settings().drain.get()).await;
+                let report = new.drain(deployment.previous_settings().drain().get().min(UNDO_DRAIN)).await;
                 if report.cut > 0 {
                     tracing::warn!(cut = report.cut, "requests of a reverted release cut at the drain limit");
                 }

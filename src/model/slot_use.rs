@@ -1,0 +1,326 @@
+//! The use of the two slots of an environment: who occupies each, and how its processes are to be stopped.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{DeploymentId, ProcessType, ReleaseId, Slot};
+
+/// The limits for stopping a release, from its own recipe. They are stored with the slot, so that neither the recipe of a newer release
+/// nor a restart of the server changes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopLimits {
+    /// The time in milliseconds that requests in flight have to finish.
+    pub drain: u64,
+    /// The time in milliseconds between the stop signal and SIGKILL.
+    pub grace: u64,
+    /// The same for processes with a time of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub processes: BTreeMap<String, u64>,
+}
+
+impl StopLimits {
+    /// Returns the time that requests in flight have to finish.
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain)
+    }
+
+    /// Returns the time between the stop signal and SIGKILL for a process.
+    pub fn grace_of(&self, process: &ProcessType) -> Duration {
+        Duration::from_millis(self.processes.get(process.as_str()).copied().unwrap_or(self.grace))
+    }
+
+    /// Returns the longest time that the stop can take: drain, then the longest grace.
+    pub fn longest(&self) -> Duration {
+        let grace = self.processes.values().copied().chain([self.grace]).max().unwrap_or_default();
+        Duration::from_millis(self.drain.saturating_add(grace))
+    }
+
+    /// Lowers every time to the maximum of the server.
+    #[must_use]
+    pub fn at_most(mut self, drain: Duration, grace: Duration) -> StopLimits {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.drain = self.drain.min(millis(drain));
+        self.grace = self.grace.min(millis(grace));
+        for own in self.processes.values_mut() {
+            *own = (*own).min(millis(grace));
+        }
+        self
+    }
+}
+
+/// The release in a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Occupant {
+    /// The deployment that filled the slot.
+    pub deployment: DeploymentId,
+    pub release: ReleaseId,
+    /// The limits for stopping its processes.
+    pub stop: StopLimits,
+}
+
+/// The use of one slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "use", rename_all = "snake_case")]
+pub enum SlotUse {
+    /// No process runs there, and a deployment may empty the slot.
+    #[default]
+    Idle,
+    /// A deployment has filled the slot and has not switched to it.
+    Ready(Occupant),
+    /// The slot serves.
+    Live(Occupant),
+    /// Another release serves. Requests in flight are answered here, processes are being stopped, and changes made by hand are not
+    /// kept yet.
+    Draining(Occupant),
+}
+
+impl SlotUse {
+    /// Returns the release in the slot.
+    pub fn occupant(&self) -> Option<&Occupant> {
+        match self {
+            SlotUse::Idle => None,
+            SlotUse::Ready(occupant) | SlotUse::Live(occupant) | SlotUse::Draining(occupant) => Some(occupant),
+        }
+    }
+}
+
+/// The reason why the use of a slot cannot change, or a record of the slots cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// The slot serves, so it cannot be filled.
+    #[error("the slot {0} is live")]
+    Live(Slot),
+    /// Only the deployment that filled a slot can switch to it.
+    #[error("the slot {0} is not ready for deployment {1}")]
+    NotReady(Slot, DeploymentId),
+    /// The record was written by a newer larder.
+    #[error("the record has format version {0}, and this larder reads version {VERSION}")]
+    Version(Value),
+    /// The record is damaged.
+    #[error("the record is damaged: {0}")]
+    Damaged(String),
+}
+
+/// The version of the record's format.
+const VERSION: u64 = 1;
+
+/// The use of both slots of an environment. Every transition may run twice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotTable {
+    blue: SlotUse,
+    green: SlotUse,
+}
+
+/// The record on disk.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u64,
+    blue: SlotUse,
+    green: SlotUse,
+}
+
+impl SlotTable {
+    /// Parses a record.
+    ///
+    /// # Errors
+    /// The record is damaged, or its version is not known. There is no default for either.
+    pub fn parse(bytes: &[u8]) -> Result<SlotTable, SlotError> {
+        let damaged = |error: serde_json::Error| SlotError::Damaged(error.to_string());
+        let value: Value = serde_json::from_slice(bytes).map_err(damaged)?;
+        match value.get("version") {
+            Some(version) if version.as_u64() == Some(VERSION) => {}
+            None => return Err(SlotError::Damaged(String::from("missing field `version`"))),
+            Some(other) => return Err(SlotError::Version(other.clone())),
+        }
+        let Stored { blue, green, .. } = serde_json::from_value(value).map_err(damaged)?;
+        match (&blue, &green) {
+            (SlotUse::Live(_), SlotUse::Live(_)) => Err(SlotError::Damaged(String::from("both slots are live"))),
+            _ => Ok(SlotTable { blue, green }),
+        }
+    }
+
+    /// Returns the record as it is stored.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let stored = Stored { version: VERSION, blue: self.blue.clone(), green: self.green.clone() };
+        let mut bytes = serde_json::to_vec_pretty(&stored).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Returns the use of a slot.
+    pub fn get(&self, slot: Slot) -> &SlotUse {
+        match slot {
+            Slot::Blue => &self.blue,
+            Slot::Green => &self.green,
+        }
+    }
+
+    /// Sets the use of a slot.
+    pub fn set(&mut self, slot: Slot, used: SlotUse) {
+        match slot {
+            Slot::Blue => self.blue = used,
+            Slot::Green => self.green = used,
+        }
+    }
+
+    /// Returns the slot that the next release boots in: the one that does not serve.
+    pub fn next(&self) -> Slot {
+        if matches!(self.blue, SlotUse::Live(_)) { Slot::Green } else { Slot::Blue }
+    }
+
+    /// Returns the slot that is being emptied, with its release.
+    pub fn draining(&self) -> Option<(Slot, &Occupant)> {
+        Slot::ALL.into_iter().find_map(|slot| match self.get(slot) {
+            SlotUse::Draining(occupant) => Some((slot, occupant)),
+            _ => None,
+        })
+    }
+
+    /// A deployment fills a slot that it has emptied: any use but live becomes ready.
+    ///
+    /// # Errors
+    /// The slot is live.
+    pub fn fill(&mut self, slot: Slot, occupant: Occupant) -> Result<(), SlotError> {
+        match self.get(slot) {
+            SlotUse::Live(_) => Err(SlotError::Live(slot)),
+            _ => {
+                self.set(slot, SlotUse::Ready(occupant));
+                Ok(())
+            }
+        }
+    }
+
+    /// Requests are switched to a slot: ready becomes live, and what was live drains.
+    ///
+    /// # Errors
+    /// The deployment has not filled the slot.
+    pub fn switch(&mut self, slot: Slot, deployment: DeploymentId) -> Result<(), SlotError> {
+        match self.get(slot).clone() {
+            SlotUse::Ready(occupant) | SlotUse::Live(occupant) if occupant.deployment == deployment => {
+                self.set(slot, SlotUse::Live(occupant));
+                if let SlotUse::Live(old) = self.get(slot.other()).clone() {
+                    self.set(slot.other(), SlotUse::Draining(old));
+                }
+                Ok(())
+            }
+            _ => Err(SlotError::NotReady(slot, deployment)),
+        }
+    }
+
+    /// Reverts [`SlotTable::switch`]: live becomes ready, and what drains serves again.
+    pub fn revert(&mut self, slot: Slot, deployment: DeploymentId) {
+        if let SlotUse::Live(occupant) = self.get(slot).clone()
+            && occupant.deployment == deployment
+        {
+            self.set(slot, SlotUse::Ready(occupant));
+            if let SlotUse::Draining(old) = self.get(slot.other()).clone() {
+                self.set(slot.other(), SlotUse::Live(old));
+            }
+        }
+    }
+
+    /// The processes of a deployment's release have ended: ready or draining becomes idle. Any other occupant stays.
+    pub fn release(&mut self, slot: Slot, deployment: DeploymentId) {
+        if let SlotUse::Ready(occupant) | SlotUse::Draining(occupant) = self.get(slot)
+            && occupant.deployment == deployment
+        {
+            self.set(slot, SlotUse::Idle);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn occupant(second: i64, grace: u64) -> Occupant {
+        let at = jiff::Timestamp::from_second(second).unwrap();
+        let stop = StopLimits { drain: 30_000, grace, processes: BTreeMap::from([(String::from("worker"), 2 * grace)]) };
+        Occupant { deployment: DeploymentId::new(at), release: ReleaseId::new(at), stop }
+    }
+
+    /// Does a transition twice, and reads the table back from its record each time.
+    fn twice(table: &mut SlotTable, transition: impl Fn(&mut SlotTable)) {
+        transition(table);
+        let once = table.clone();
+        *table = SlotTable::parse(&table.to_bytes()).unwrap();
+        assert_eq!(*table, once);
+        transition(table);
+        assert_eq!(*table, once, "a second time changes something");
+    }
+
+    #[test]
+    fn every_transition_may_run_twice_and_is_read_back() {
+        let (one, two) = (occupant(1, 100), occupant(2, 200));
+        let mut table = SlotTable::default();
+        assert_eq!(table.next(), Slot::Blue);
+        twice(&mut table, |table| table.fill(Slot::Blue, one.clone()).unwrap());
+        assert_eq!(table.get(Slot::Blue), &SlotUse::Ready(one.clone()));
+        twice(&mut table, |table| table.switch(Slot::Blue, one.deployment).unwrap());
+        assert_eq!((table.get(Slot::Blue), table.next()), (&SlotUse::Live(one.clone()), Slot::Green));
+        twice(&mut table, |table| table.fill(Slot::Green, two.clone()).unwrap());
+        twice(&mut table, |table| table.switch(Slot::Green, two.deployment).unwrap());
+        assert_eq!(table.draining(), Some((Slot::Blue, &one)));
+        assert_eq!((table.get(Slot::Green), table.next()), (&SlotUse::Live(two.clone()), Slot::Blue));
+        // The undo goes the same way back.
+        let mut undone = table.clone();
+        twice(&mut undone, |table| table.revert(Slot::Green, two.deployment));
+        assert_eq!(
+            (undone.get(Slot::Blue), undone.get(Slot::Green)),
+            (&SlotUse::Live(one.clone()), &SlotUse::Ready(two.clone()))
+        );
+        twice(&mut undone, |table| table.release(Slot::Green, two.deployment));
+        assert_eq!(undone.get(Slot::Green), &SlotUse::Idle);
+        // The follow-up.
+        twice(&mut table, |table| table.release(Slot::Blue, one.deployment));
+        assert_eq!((table.get(Slot::Blue), table.draining()), (&SlotUse::Idle, None));
+    }
+
+    #[test]
+    fn live_slot_is_neither_filled_nor_released() {
+        let (one, two) = (occupant(1, 100), occupant(2, 200));
+        let mut table = SlotTable::default();
+        table.fill(Slot::Blue, one.clone()).unwrap();
+        assert_eq!(table.switch(Slot::Blue, two.deployment), Err(SlotError::NotReady(Slot::Blue, two.deployment)));
+        table.switch(Slot::Blue, one.deployment).unwrap();
+        assert_eq!(table.fill(Slot::Blue, two.clone()), Err(SlotError::Live(Slot::Blue)));
+        table.release(Slot::Blue, one.deployment);
+        table.revert(Slot::Blue, two.deployment);
+        assert_eq!(table.get(Slot::Blue), &SlotUse::Live(one));
+        assert!(table.switch(Slot::Green, two.deployment).is_err());
+    }
+
+    #[test]
+    fn late_follow_up_leaves_the_next_occupant_alone() {
+        let (one, two) = (occupant(1, 100), occupant(2, 200));
+        let mut table = SlotTable::default();
+        table.set(Slot::Green, SlotUse::Draining(one.clone()));
+        table.fill(Slot::Green, two.clone()).unwrap();
+        table.release(Slot::Green, one.deployment);
+        assert_eq!(table.get(Slot::Green), &SlotUse::Ready(two));
+    }
+
+    #[test]
+    fn unknown_version_or_damage_is_no_default() {
+        let version = |text: &str| matches!(SlotTable::parse(text.as_bytes()), Err(SlotError::Version(_)));
+        assert!(version(r#"{"version":2}"#) && version(r#"{"version":"1"}"#));
+        for text in ["", "{}", "[]", r#"{"version":1}"#, r#"{"version":1,"blue":{"use":"parked"},"green":{"use":"idle"}}"#] {
+            assert!(matches!(SlotTable::parse(text.as_bytes()), Err(SlotError::Damaged(_))), "{text}");
+        }
+        let live = SlotUse::Live(occupant(1, 100));
+        let both = SlotTable { blue: live.clone(), green: live };
+        assert!(matches!(SlotTable::parse(&both.to_bytes()), Err(SlotError::Damaged(_))));
+    }
+
+    #[test]
+    fn stop_limits_are_those_of_the_process_and_at_most_the_servers() {
+        let stop = occupant(1, 10_000).stop;
+        let (web, worker) = ("web".parse().unwrap(), "worker".parse().unwrap());
+        assert_eq!((stop.grace_of(&web), stop.grace_of(&worker)), (Duration::from_secs(10), Duration::from_secs(20)));
+        assert_eq!(stop.longest(), Duration::from_secs(50));
+        let lower = stop.at_most(Duration::from_secs(5), Duration::from_secs(15));
+        assert_eq!((lower.drain(), lower.grace_of(&worker)), (Duration::from_secs(5), Duration::from_secs(15)));
+    }
+}

@@ -1,0 +1,324 @@
+//! The slots of one environment as the pipeline uses them: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for it.
+//!
+//! The links `current` and `run` and the journals decide what is live; at each start the table is reconciled with them. The table adds
+//! what they do not tell: which release still runs in the other slot, and how its own recipe says to stop it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::util::run_blocking;
+use crate::{
+    config::{Settings, TimeSpan},
+    host::files::{self, FileError},
+    model::{DeploymentId, EnvId, Occupant, Slot, SlotError, SlotTable, SlotUse, StopLimits},
+    runtime::{Label, Runtime, RuntimeError},
+};
+
+/// The size limit of the record, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The longest grace of processes whose deployment is reverted. It is far below the time limit of an undo, at which the environment would
+/// freeze.
+pub(super) const UNDO_GRACE: Duration = Duration::from_secs(60);
+
+/// The time that the work after a drain may take until the slot is idle: changes made by hand are looked for and saved.
+const KEEP_LIMIT: Duration = Duration::from_secs(150);
+
+/// An error of the record of the slots.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SlotsError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The content cannot be used.
+    #[error("{path}: {source}")]
+    Record {
+        path: PathBuf,
+        #[source]
+        source: SlotError,
+    },
+    /// A transition is not possible.
+    #[error(transparent)]
+    Transition(#[from] SlotError),
+}
+
+/// The slots of one environment; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Slots(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    table: watch::Sender<SlotTable>,
+    /// Held while the record changes.
+    disk: Mutex<Record>,
+}
+
+/// The state of the record on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Record {
+    Usable,
+    /// The file cannot be used, and stays as it is until a person has looked.
+    Unusable,
+    /// The environment is removed.
+    Closed,
+}
+
+impl Slots {
+    /// Creates the slots of an environment whose record is at `path`; [`Slots::load`] reads it.
+    pub fn new(path: PathBuf) -> Slots {
+        Slots(Arc::new(Inner { path, table: watch::Sender::new(SlotTable::default()), disk: Mutex::new(Record::Usable) }))
+    }
+
+    /// Reads the record, and returns false if there is none: the environment was served by a larder without this record, or never.
+    ///
+    /// # Errors
+    /// The record cannot be read, is damaged, or was written by a newer larder. It is not written again until a later call succeeds.
+    pub fn load(&self) -> Result<bool, SlotsError> {
+        let mut disk = self.0.disk.lock();
+        *disk = Record::Unusable;
+        let found = read(&self.0.path)?;
+        *disk = Record::Usable;
+        let there = found.is_some();
+        let mut table = found.unwrap_or_default();
+        for slot in Slot::ALL {
+            let lower = |occupant: Occupant| Occupant { stop: limited(occupant.stop), ..occupant };
+            let used = match table.get(slot).clone() {
+                SlotUse::Idle => SlotUse::Idle,
+                SlotUse::Ready(occupant) => SlotUse::Ready(lower(occupant)),
+                SlotUse::Live(occupant) => SlotUse::Live(lower(occupant)),
+                SlotUse::Draining(occupant) => SlotUse::Draining(lower(occupant)),
+            };
+            table.set(slot, used);
+        }
+        self.0.table.send_replace(table);
+        Ok(there)
+    }
+
+    /// Returns the use of both slots.
+    pub fn table(&self) -> SlotTable {
+        self.0.table.borrow().clone()
+    }
+
+    /// Returns true if the record cannot be used: then no process may be stopped that another release may own.
+    pub fn are_unknown(&self) -> bool {
+        *self.0.disk.lock() == Record::Unusable
+    }
+
+    /// Changes the table on disk, then in memory. If the record cannot be written, nothing changes.
+    pub fn change<E>(&self, change: impl FnOnce(&mut SlotTable) -> Result<(), E>) -> Result<(), SlotsError>
+    where
+        SlotsError: From<E>,
+    {
+        let disk = self.0.disk.lock();
+        let (old, mut new) = (self.table(), self.table());
+        change(&mut new)?;
+        if new != old {
+            self.write(*disk, &new)?;
+            self.0.table.send_replace(new);
+        }
+        Ok(())
+    }
+
+    /// Changes the table in memory even if the record cannot be written; the next start reconciles the record. For work that has
+    /// happened already.
+    pub fn note(&self, change: impl FnOnce(&mut SlotTable)) {
+        let disk = self.0.disk.lock();
+        let (old, mut new) = (self.table(), self.table());
+        change(&mut new);
+        if new != old {
+            if let Err(error) = self.write(*disk, &new) {
+                tracing::warn!(%error, "the use of the slots is not recorded");
+            }
+            self.0.table.send_replace(new);
+        }
+    }
+
+    fn write(&self, disk: Record, table: &SlotTable) -> Result<(), FileError> {
+        match disk {
+            // The name is durable with the next sync of the directory; an older record is reconciled like a newer one.
+            Record::Usable => run_blocking(|| files::place_file(&self.0.path, &table.to_bytes(), 0o600)),
+            Record::Unusable | Record::Closed => Ok(()),
+        }
+    }
+
+    /// Writes no more records: the environment is removed, and its path may be given to another one.
+    pub fn close(&self) {
+        *self.0.disk.lock() = Record::Closed;
+    }
+
+    /// Waits until a slot is not draining any more. The wait is limited by what its occupant's recipe allows; after that, the deployment
+    /// that needs the slot empties it itself.
+    pub async fn drained(&self, slot: Slot) {
+        self.drained_within(slot, KEEP_LIMIT).await;
+    }
+
+    async fn drained_within(&self, slot: Slot, after_drain: Duration) {
+        let limit = match self.0.table.borrow().get(slot) {
+            SlotUse::Draining(occupant) => occupant.stop.longest().saturating_add(after_drain),
+            _ => return,
+        };
+        let mut table = self.0.table.subscribe();
+        let idle = table.wait_for(|table| !matches!(table.get(slot), SlotUse::Draining(_)));
+        if tokio::time::timeout(limit, idle).await.is_err() {
+            tracing::warn!(%slot, "a slot is not drained within its limits; the next deployment empties it");
+        }
+    }
+
+    /// Returns the grace of a process in `slot`, from the recipe of its own release.
+    pub fn grace_in(&self, slot: Slot) -> impl Fn(&Label) -> Option<Duration> + use<> {
+        let occupant = self.table().get(slot).occupant().cloned();
+        move |label| {
+            let grace = || occupant.as_ref().map_or(Duration::ZERO, |occupant| occupant.stop.grace_of(&label.process));
+            (label.slot == slot).then(grace)
+        }
+    }
+
+    /// Stops the processes of a release that is reverted. Its recipe cannot stretch the undo.
+    pub async fn stop_reverted(&self, runtime: &Runtime, environment: EnvId, slot: Slot) -> Result<(), RuntimeError> {
+        let grace = self.grace_in(slot);
+        runtime.stop_each(environment, |label| grace(label).map(|grace| grace.min(UNDO_GRACE))).await
+    }
+
+    /// Stops all processes in a slot as the recipe of their own release says.
+    pub async fn stop(&self, runtime: &Runtime, environment: EnvId, slot: Slot) -> Result<(), RuntimeError> {
+        runtime.stop_each(environment, self.grace_in(slot)).await
+    }
+
+    /// Returns a filter for processes that occupy a slot without being the release that the table has for the slot.
+    pub fn strays(&self) -> impl Fn(&Label) -> bool + use<> {
+        let table = self.table();
+        move |label| table.get(label.slot).occupant().is_none_or(|occupant| occupant.release != label.release)
+    }
+
+    /// The processes of a deployment in `slot` have ended.
+    pub fn release(&self, slot: Slot, deployment: DeploymentId) {
+        self.note(|table| table.release(slot, deployment));
+    }
+}
+
+fn read(path: &Path) -> Result<Option<SlotTable>, SlotsError> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        _ => {}
+    }
+    let bytes = files::read_limited(path, MAX_BYTES)?;
+    let table = SlotTable::parse(&bytes).map_err(|source| SlotsError::Record { path: path.to_owned(), source });
+    table.map(Some)
+}
+
+/// Returns the limits for stopping a release with these settings.
+pub(super) fn stop_limits(settings: &Settings) -> StopLimits {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let own = settings.processes.iter().filter_map(|(process, spec)| Some((process.to_string(), spec.stop?)));
+    let limits = StopLimits {
+        drain: millis(settings.drain.get()),
+        grace: millis(settings.stop.grace.get()),
+        processes: own.map(|(process, stop)| (process, millis(stop.grace.get()))).collect(),
+    };
+    limited(limits)
+}
+
+fn limited(limits: StopLimits) -> StopLimits {
+    limits.at_most(TimeSpan::MAX_DRAIN.get(), TimeSpan::MAX_GRACE.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::model::ReleaseId;
+
+    fn occupant(second: i64) -> Occupant {
+        let at = jiff::Timestamp::from_second(second).unwrap();
+        let stop = StopLimits { drain: 50, grace: 50, ..StopLimits::default() };
+        Occupant { deployment: DeploymentId::new(at), release: ReleaseId::new(at), stop }
+    }
+
+    fn reopened(path: &Path) -> SlotTable {
+        let slots = Slots::new(path.to_owned());
+        assert!(slots.load().unwrap());
+        slots.table()
+    }
+
+    #[test]
+    fn slots_are_read_back_in_each_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots.json");
+        let slots = Slots::new(path.clone());
+        assert!(!slots.load().unwrap(), "there is no record yet");
+        let (one, two) = (occupant(1), occupant(2));
+        let step = |change: &dyn Fn(&mut SlotTable) -> Result<(), SlotError>| {
+            for _ in 0..2 {
+                slots.change(change).unwrap();
+                assert_eq!(reopened(&path), slots.table());
+            }
+        };
+        step(&|table| table.fill(Slot::Blue, one.clone()));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        step(&|table| table.switch(Slot::Blue, one.deployment));
+        step(&|table| table.fill(Slot::Green, two.clone()));
+        step(&|table| table.switch(Slot::Green, two.deployment));
+        assert_eq!(reopened(&path).draining(), Some((Slot::Blue, &one)));
+        slots.release(Slot::Blue, one.deployment);
+        assert_eq!(reopened(&path).get(Slot::Blue), &SlotUse::Idle);
+        assert!(slots.change(|table| table.fill(Slot::Green, one.clone())).is_err());
+        assert_eq!(reopened(&path), slots.table(), "a refused transition changes nothing");
+    }
+
+    #[test]
+    fn unusable_record_is_reported_and_never_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots.json");
+        for (text, reason) in [("{\"version\":9}", "format version 9"), ("{", "damaged")] {
+            std::fs::write(&path, text).unwrap();
+            let slots = Slots::new(path.clone());
+            let error = slots.load().unwrap_err().to_string();
+            assert!(error.contains("slots.json") && error.contains(reason), "{error}");
+            assert!(slots.are_unknown());
+            slots.note(|table| table.set(Slot::Blue, SlotUse::Live(occupant(1))));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            std::fs::remove_file(&path).unwrap();
+            assert!(!slots.load().unwrap() && !slots.are_unknown());
+        }
+    }
+
+    #[tokio::test]
+    async fn wait_for_a_slot_ends_when_its_follow_up_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::new(directory.path().join("slots.json"));
+        let one = occupant(1);
+        slots.note(|table| table.set(Slot::Blue, SlotUse::Draining(one.clone())));
+        let mut waiting = Box::pin(slots.drained(Slot::Blue));
+        assert!(futures_util::poll!(waiting.as_mut()).is_pending());
+        slots.release(Slot::Blue, one.deployment);
+        waiting.await;
+        slots.drained(Slot::Green).await;
+    }
+
+    #[tokio::test]
+    async fn wait_for_a_slot_ends_at_the_occupants_limits() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::new(directory.path().join("slots.json"));
+        slots.note(|table| table.set(Slot::Blue, SlotUse::Draining(occupant(1))));
+        slots.drained_within(Slot::Blue, Duration::ZERO).await;
+        assert!(slots.table().draining().is_some());
+    }
+
+    #[test]
+    fn closed_slots_write_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let slots = Slots::new(directory.path().join("slots.json"));
+        slots.close();
+        slots.note(|table| table.set(Slot::Blue, SlotUse::Live(occupant(1))));
+        assert!(!directory.path().join("slots.json").exists());
+    }
+}
