@@ -47,7 +47,7 @@ pub struct KeeperConfig {
 }
 
 impl KeeperConfig {
-    /// A configuration for `root` with defaults and without listeners.
+    /// Returns a configuration for `root` with defaults and without listeners.
     pub fn new(root: PathBuf) -> KeeperConfig {
         KeeperConfig {
             root,
@@ -93,7 +93,7 @@ pub enum KeeperError {
 }
 
 impl KeeperError {
-    /// The advice for the operator, if there is any.
+    /// Returns the advice for the operator, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             KeeperError::Taken(_) => Some("stop the other larder first, or choose another --root".to_owned()),
@@ -121,5 +121,31 @@ impl KeeperError {
     /// Returns the error with its hint on the next line.
     pub fn with_hint(&self) -> String {
         self.hint().map_or_else(|| self.to_string(), |hint| format!("{self}\nhint: {hint}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_has_its_hint_on_the_next_line() {
+        let path = PathBuf::from("/srv/larder");
+        let line = "bob:1900000000:65536".to_owned();
+        let conflict = NumberConflict { file: "/etc/subuid", line, subordinate: true };
+        for (error, hint) in [
+            (KeeperError::Taken(path.clone()), "stop the other larder"),
+            (
+                KeeperError::UnsafeRoot { path: path.clone(), source: UnsafeDirectory::Writable { mode: 0o777 } },
+                "run: chmod 755 /srv/larder",
+            ),
+            (KeeperError::UnsafeRoot { path, source: UnsafeDirectory::Owner { found: 7, expected: 0 } }, "change its owner"),
+            (KeeperError::Numbers { first: 1_900_000_000, conflict }, "give that account other numbers: usermod"),
+        ] {
+            let text = error.with_hint();
+            let (first, second) = text.split_once('\n').unwrap();
+            assert!(first.starts_with("cannot use ") && !first.contains("hint"), "{text}");
+            assert!(second.starts_with(&format!("hint: {hint}")), "{text}");
+        }
     }
 }

@@ -44,24 +44,24 @@ impl NameRegistry {
         Ok(NameRegistry { file, names })
     }
 
-    /// The name of a project.
+    /// Returns the name of a project.
     pub fn project(&self, project: ProjectId) -> Result<&ProjectName, String> {
         self.names.projects.get(&project).ok_or_else(|| format!("project {} is not registered", project.0))
     }
 
-    /// The project's number and name, and the name of an environment.
+    /// Returns the project's number and name, and the name of an environment.
     pub fn environment(&self, env: EnvId) -> Result<(ProjectId, &ProjectName, &EnvironmentName), String> {
         let (project, name) =
             self.names.environments.get(&env).ok_or_else(|| format!("environment {} is not registered", env.0))?;
         Ok((*project, self.project(*project)?, name))
     }
 
-    /// All environments of a project.
+    /// Returns all environments of a project.
     pub fn environments(&self, project: ProjectId) -> Vec<EnvId> {
         self.names.environments.iter().filter(|(_, (of, _))| *of == project).map(|(env, _)| *env).collect()
     }
 
-    /// The environment with the largest number; 0 without any.
+    /// Returns the largest number of an environment; 0 if there is none.
     pub fn last_environment(&self) -> EnvId {
         self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
     }

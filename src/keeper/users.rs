@@ -103,12 +103,12 @@ impl Users {
         self.others.is_some()
     }
 
-    /// The numbers of environments' users, in system mode.
+    /// Returns the numbers of environments' users; `None` in rootless mode.
     pub fn of_environments(&self) -> Option<UserNumbers> {
         self.others.map(|others| UserNumbers(others.first.saturating_add(OWN)))
     }
 
-    /// The last environment for which numbers exist.
+    /// Returns the last environment for which numbers exist.
     pub fn last_environment(&self) -> EnvId {
         let Some(Others { first, .. }) = self.others else { return EnvId(u32::MAX / UserNumbers::EACH) };
         let last = if first < SMALL_LAST { SMALL_LAST } else { USUAL_LAST };
@@ -125,7 +125,7 @@ impl Users {
         find_conflict(&ours, ACCOUNT).map_or(Ok(()), |conflict| Err(KeeperError::Numbers { first, conflict }))
     }
 
-    /// The users that may own files in a discarded directory, in the order in which they delete them.
+    /// Returns the users that may own files in a discarded directory, in the order in which they delete them.
     pub fn cleanup_users(&self, env: EnvId) -> Vec<SystemUser> {
         match self.system() {
             true => {
@@ -135,7 +135,7 @@ impl Users {
         }
     }
 
-    /// The numbers of `user`.
+    /// Returns the numbers of `user`.
     pub fn numbers(&self, user: SystemUser) -> UnixUser {
         let Some(Others { server, first }) = self.others else { return self.keeper };
         let environments = UserNumbers(first.saturating_add(OWN));
@@ -151,7 +151,7 @@ impl Users {
     }
 }
 
-/// The file that holds a root's first number.
+/// Returns the path of the file that holds a root's first number.
 fn numbers_file(root: &Path) -> PathBuf {
     root.join("keeper/numbers")
 }

@@ -48,7 +48,7 @@ pub fn find_conflict(numbers: &[RangeInclusive<u32>], own_account: &str) -> Opti
     })
 }
 
-/// The numbers that a line of a user database assigns: one, or a range of subordinate numbers.
+/// Returns the numbers that a line of a user database assigns: one, or a range of subordinate numbers.
 fn assigned(line: &str, subordinate: bool, own_account: &str) -> Option<RangeInclusive<u32>> {
     let fields: Vec<&str> = line.split(':').collect();
     match (subordinate, fields.as_slice()) {

@@ -77,7 +77,7 @@ pub fn close_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
-/// A borrowed descriptor by number, after [`arrange`].
+/// Returns a descriptor by its number, after [`arrange`].
 pub fn arranged(number: RawFd) -> BorrowedFd<'static> {
     // SAFETY: `arrange` has moved a descriptor to this number, and nothing closes it before exec or exit.
     unsafe { BorrowedFd::borrow_raw(number) }
