@@ -143,11 +143,24 @@ impl World {
         let _ = std::fs::create_dir(&tree);
         let places = install::InstallPaths { tree, deploy: self.dir.path().into() };
         let previous = Some(self.old.manifest.release);
-        let job =
-            UnpackJob { previous, content: ContentSource::Archive, spare: None, threads: 2, limits: ArchiveLimits::default() };
+        let job = UnpackJob {
+            previous,
+            content: ContentSource::Archive,
+            spare: None,
+            live: None,
+            threads: 2,
+            limits: ArchiveLimits::default(),
+        };
         let copy = || done(install::work(&job, &places, &self.old.archive, &self.old.written, Some(&self.old.written)));
         let spare = if spare { copy()?.fingerprint } else { None };
-        let job = UnpackJob { previous, content: ContentSource::Delta, spare, threads: 2, limits: ArchiveLimits::default() };
+        let job = UnpackJob {
+            previous,
+            content: ContentSource::Delta,
+            spare,
+            live: None,
+            threads: 2,
+            limits: ArchiveLimits::default(),
+        };
         let report = done(install::work(&job, &places, delta, &json(manifest), Some(&self.old.written)))?;
         assert_eq!(verify(&self.target(), &self.new.manifest).unwrap(), [], "an installation with differences succeeded");
         Ok(report)

@@ -11,7 +11,7 @@ use super::{
     ReleaseError, SigningKey,
     bundle::{BundleJob, BundleReport},
     delta,
-    install::{ContentSource, UnpackJob, UnpackReport},
+    install::{ContentSource, LiveSince, UnpackJob, UnpackReport},
     manifest::{self, Head, index},
     worker::{Files, WorkerContext, blocking, installed, known, known_manifest, lost, run},
 };
@@ -134,21 +134,60 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
 
 /// Installs a release of the store into `deploy/<release>`, a directory that the keeper has created for the unpack user. The content comes
 /// from the archive of the release, or else from its delta, if the base of the delta is installed. `previous` is an installed release that
-/// may share files. `spare` is the fingerprint that [`spare`] reported when it filled the directory with a copy of `previous`. May be
+/// may share files. `spare` is the fingerprint that [`spare`] reported when it filled the directory with a copy of `previous`.
+/// `live_since` is the time at which `previous` went live, in seconds since 1970: files that differ from it get later times. May be
 /// repeated, but only the first attempt may pass `spare`.
 pub async fn install(
     context: &WorkerContext<'_>,
     release: ReleaseId,
     previous: Option<ReleaseId>,
     spare: Option<Digest>,
+    live_since: Option<u64>,
 ) -> Result<Installed, ReleaseError> {
-    unpack(context, release, release, previous, spare).await
+    unpack(context, release, release, previous, spare, live_since).await
+}
+
+/// Gives the files of an installed release that differ from those of the release `live` a time after `live_since`, the time at which
+/// `live` went live. See [`LiveSince`].
+pub async fn renew_times(
+    context: &WorkerContext<'_>,
+    release: ReleaseId,
+    live: ReleaseId,
+    live_since: u64,
+) -> Result<(), ReleaseError> {
+    let paths = context.paths.clone();
+    let (manifest, before) = blocking(move || {
+        let (manifest, before) = both(|| known_manifest(&paths, release), || index::open(&paths.manifest(live)).ok());
+        Ok((manifest?, before))
+    })
+    .await?;
+    let job = UnpackJob {
+        previous: before.as_ref().map(|_| live),
+        content: ContentSource::Installed,
+        spare: None,
+        live: Some(LiveSince { second: live_since, is_previous: before.is_some() }),
+        threads: context.threads,
+        limits: ArchiveLimits::default(),
+    };
+    // Descriptor 5 is not read.
+    let mut extra = vec![OwnedFd::from(manifest.try_clone().map_err(|e| lost(&context.paths.manifest(release), e))?)];
+    extra.push(OwnedFd::from(manifest));
+    extra.extend(before.map(OwnedFd::from));
+    let report: UnpackReport = run(context, "unpack", Role::Unpack, release, &job, extra).await?;
+    warn_of_outdated(release, &report);
+    Ok(())
+}
+
+fn warn_of_outdated(release: ReleaseId, report: &UnpackReport) {
+    if report.outdated > 0 {
+        tracing::warn!(%release, files = report.outdated, "cannot renew the times of files: browsers may keep the files of the live release");
+    }
 }
 
 /// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is the id that the next
 /// release will get. Runs in the background. After a failure, the next installation only takes longer.
 pub async fn spare(context: &WorkerContext<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
-    unpack(context, next, live, Some(live), None).await
+    unpack(context, next, live, Some(live), None, None).await
 }
 
 /// Fills the tree named `tree` with the content of `release`.
@@ -158,6 +197,7 @@ async fn unpack(
     release: ReleaseId,
     previous: Option<ReleaseId>,
     spare: Option<Digest>,
+    live_since: Option<u64>,
 ) -> Result<Installed, ReleaseError> {
     let deploy = context.paths.deploy();
     let paths = context.paths.clone();
@@ -171,7 +211,8 @@ async fn unpack(
     let base = before.as_ref().map(|(id, _)| *id);
     // A spare is a copy of `previous`, which may not be the base of the delta.
     let spare = spare.filter(|_| base == previous);
-    let job = UnpackJob { previous: base, content, spare, threads: context.threads, limits: ArchiveLimits::default() };
+    let live = live_since.map(|second| LiveSince { second, is_previous: base.is_some() && base == previous });
+    let job = UnpackJob { previous: base, content, spare, live, threads: context.threads, limits: ArchiveLimits::default() };
     let file = match file {
         Some(file) => OwnedFd::from(file),
         None => manifest.try_clone().map_err(|e| lost(&context.paths.manifest(release), e))?.into(),
@@ -183,6 +224,7 @@ async fn unpack(
         let (release, files) = (base.map(|id| id.to_string()), report.damaged);
         tracing::error!(release, files, first, "installed files differ from their manifest; unpacked again instead of shared");
     }
+    warn_of_outdated(release, &report);
     // The worker has synced the tree, but not the directory with the name of the tree, which the worker cannot write.
     blocking(move || Ok(sync_dir(&deploy)?)).await?;
     Ok(Installed { report })

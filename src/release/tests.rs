@@ -80,6 +80,7 @@ fn install_on(
         previous: previous.map(|(id, _)| id),
         content: ContentSource::Archive,
         spare,
+        live: None,
         threads: 2,
         limits: ArchiveLimits::default(),
     };

@@ -102,7 +102,7 @@ async fn delta_installs_a_release_of_another_environment() {
             fs::copy(&path, production.releases().join(path.file_name().unwrap())).unwrap();
         }
         for side in [&cook_side, &serve_side] {
-            release::install(side, old.release, None, None).await.unwrap();
+            release::install(side, old.release, None, None, None).await.unwrap();
         }
         let path = release::make_delta(&cook_side, old.release, new.release).await.unwrap();
         let first = fs::read(&path).unwrap();
@@ -112,7 +112,7 @@ async fn delta_installs_a_release_of_another_environment() {
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "it was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
         // A delta has the same bytes from trees, from archives, and from the archive of a damaged tree.
-        release::install(&cook_side, new.release, Some(old.release), None).await.unwrap();
+        release::install(&cook_side, new.release, Some(old.release), None, None).await.unwrap();
         fs::remove_file(staging.tree(new.release).join("d3/3")).unwrap();
         fs::remove_file(&path).unwrap();
         release::make_delta(&cook_side, old.release, new.release).await.unwrap();
@@ -127,7 +127,7 @@ async fn delta_installs_a_release_of_another_environment() {
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
         let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.fingerprint;
-        let installed = release::install(&serve_side, new.release, Some(old.release), seal).await.unwrap();
+        let installed = release::install(&serve_side, new.release, Some(old.release), seal, None).await.unwrap();
         assert_eq!((installed.report.linked, installed.report.unpacked), (198, 2));
         assert_eq!(release::verify(&production.tree(new.release), &new).unwrap(), []);
         // A spare of a release without an archive is a copy of its tree.
@@ -165,7 +165,7 @@ async fn delta_installs_a_release_of_another_environment() {
             if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
         }
         receive(&production, &path, &old);
-        let refused = release::install(&serve_side, new.release, None, None).await.unwrap_err();
+        let refused = release::install(&serve_side, new.release, None, None, None).await.unwrap_err();
         assert!(matches!(refused, ReleaseError::Unknown { .. }), "{refused}");
     }
 }

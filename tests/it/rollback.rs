@@ -6,6 +6,7 @@ in_each_mode!(rollback_goes_back_and_forward_without_building, failure_at_any_st
 in_one_mode!(
     rollback_to_unusable_release_is_refused,
     rollback_survives_restart,
+    browser_gets_the_page_of_the_older_release_after_rollback,
     killed_rollback_is_finished_or_undone,
     rollback_with_every_step_run_twice_goes_live
 );
@@ -24,6 +25,44 @@ fn three<'w>(world: &'w World, files: &[(&str, &str)]) -> (Repo<'w>, Vec<String>
     });
     world.serves("shop", "version three");
     (repo, commits.into())
+}
+
+/// Python's server answers 304 if its file is not newer than the copy of the browser. The tree of the older release was installed
+/// before the newer one.
+fn browser_gets_the_page_of_the_older_release_after_rollback(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec python3 -m http.server --bind 127.0.0.1 $PORT\n").write("same.txt", "same");
+    repo.page("good page");
+    repo.push().accepted();
+    repo.page("bad page");
+    repo.push().accepted();
+    // As a browser does it: each page with the date of the copy that it has.
+    let dated = |path: &str| {
+        let answer = world.get("shop", path);
+        let field = |line: &str| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("last-modified").then(|| value.to_owned())
+        };
+        let date = answer.head.lines().find_map(field);
+        (date.expect("no date"), answer.body)
+    };
+    let revisit = |path: &str, date: &str| {
+        let text =
+            format!("GET {path} HTTP/1.1\r\nHost: shop.localhost\r\nIf-Modified-Since: {date}\r\nConnection: close\r\n\r\n");
+        crate::harness::http::request(world.http_port(), &text).unwrap()
+    };
+    let ((bad, page), (same, _)) = (dated("/"), dated("/same.txt"));
+    assert!(page.contains("bad page"));
+    assert_eq!(revisit("/", &bad).status, 304, "the page did not change");
+    for (back, expected) in [(&["rollback", "shop"][..], "good page"), (&["rollback", "shop", "v2"], "bad page")] {
+        let (date, _) = dated("/");
+        world.larder(back).ok();
+        let answer = revisit("/", &date);
+        assert_eq!(answer.status, 200, "the browser would keep the page that was left, of {date}: {answer:?} {:?}", dated("/"));
+        answer.holds(expected);
+    }
+    assert_eq!(revisit("/same.txt", &same).status, 304, "what did not change is not sent again");
 }
 
 fn rollback(world: &World, words: &[&str]) -> Output {

@@ -10,6 +10,7 @@
 mod fingerprint;
 mod reuse;
 mod target;
+mod times;
 mod writer;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 use larder_archive::{Archive, ArchiveLimits, delta::Delta, pool::both};
 use serde::{Deserialize, Serialize};
 
+pub use self::times::LiveSince;
 use self::{
     reuse::{Damaged, ReuseBase},
     target::InstallTarget,
@@ -40,6 +42,8 @@ pub enum ContentSource {
     Delta,
     /// The previous release alone. The tree becomes a copy of it.
     Previous,
+    /// The tree itself, which is installed already. Only times of files change.
+    Installed,
 }
 
 /// The job of the unpack worker. Descriptors: 5 the archive or the delta (any file for a copy), 6 the manifest; if `previous`, 7 the
@@ -53,6 +57,8 @@ pub struct UnpackJob {
     /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous`, the spare. If the tree is still this
     /// copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.
     pub spare: Option<Digest>,
+    /// The live release, which this release replaces. `None` if nothing is live, or if the tree is a spare.
+    pub live: Option<LiveSince>,
     /// The number of threads that link and write.
     pub threads: usize,
     /// The limits of the archive.
@@ -76,6 +82,8 @@ pub struct UnpackReport {
     pub first_damaged: Option<String>,
     /// The fingerprint of the tree, if it is a copy of the previous release.
     pub fingerprint: Option<Digest>,
+    /// The number of files that keep a time before the switch to the live release, although they differ from it.
+    pub outdated: u64,
 }
 
 impl UnpackReport {
@@ -140,8 +148,18 @@ fn install(
         }
         _ => None,
     };
-    let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
     let base = before.as_ref().map(|(manifest, tree)| ReuseBase { tree, entries: &manifest.entries });
+    let renewed = |report: UnpackReport| match job.live {
+        None => Ok(report),
+        Some(live) => {
+            let outdated = times::renew(&tree, &manifest.entries, base, live, job.threads)?;
+            Ok(UnpackReport { outdated, ..report })
+        }
+    };
+    if job.content == ContentSource::Installed {
+        return renewed(UnpackReport { entries: manifest.entries.len() as u64, ..UnpackReport::default() });
+    }
+    let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
     // Comparing a tree is mostly work of the kernel, and parsing the lists is not, so both run in parallel.
     let (opened, spare) = both(
         || match (job.content, &before) {
@@ -176,6 +194,7 @@ fn install(
             .map_err(Into::into),
         report => report,
     };
+    let report = report.and_then(renewed);
     // The process exits next; freeing a hundred thousand strings first would only delay the deployment.
     std::mem::forget(opened);
     std::mem::forget((manifest, before.map(|(previous, _)| previous)));

@@ -1,6 +1,10 @@
 //! The step that unpacks the release's tree from its archive.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use crate::{
     host::{
@@ -46,11 +50,14 @@ impl Step for Install {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             if deployment.spec.again {
+                renew_times(deployment).await;
                 return Ok(());
             }
             let begun = spare(deployment).await;
             let context = bundle::context(deployment);
-            let installed = release::install(&context, deployment.spec.release, deployment.previous_release(), begun).await;
+            let installed =
+                release::install(&context, deployment.spec.release, deployment.previous_release(), begun, live_since(deployment))
+                    .await;
             deployment.memory.entries = match installed {
                 Ok(Installed { report }) => {
                     if let (1.., Some(first)) = (report.damaged, &report.first_damaged) {
@@ -75,6 +82,23 @@ impl Step for Install {
                 false => bundle::remove_tree(deployment, deployment.spec.release).await,
             }
         })
+    }
+}
+
+/// Returns the time of the switch to the live release, in seconds since 1970.
+fn live_since(deployment: &Deployment) -> Option<u64> {
+    deployment.previous_release()?;
+    let switched = fs::symlink_metadata(deployment.paths.current()).and_then(|link| link.modified()).ok()?;
+    switched.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+/// Makes the files of a release that is installed already newer than those that it replaces. If that fails, browsers may show copies of
+/// these files; this is no reason to keep the live release.
+async fn renew_times(deployment: &Deployment) {
+    let (release, live, since) = (deployment.spec.release, deployment.previous_release(), live_since(deployment));
+    let (Some(live), Some(since)) = (live.filter(|live| *live != release), since) else { return };
+    if let Err(error) = release::renew_times(&bundle::context(deployment), release, live, since).await {
+        tracing::warn!(%release, error = chain(&error), "cannot renew the times of files: browsers may keep the files of the live release");
     }
 }
 
