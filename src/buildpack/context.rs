@@ -92,6 +92,19 @@ pub(super) struct BuildStop {
     pub exit: Option<Box<ScriptExit>>,
 }
 
+/// Returns the hint for output that reports EXDEV. `/app` is an overlay, in which rename(2) fails for directories of the lower tree: those
+/// that came with the source or the release.
+pub fn rename_hint<'l>(lines: impl IntoIterator<Item = &'l str>) -> Option<&'static str> {
+    const WORDS: [&str; 2] = ["cross-device link", "exdev"];
+    let reports = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        WORDS.iter().any(|word| line.contains(word))
+    };
+    lines.into_iter().any(reports).then_some(
+        "rename with a function that can copy, such as `mv` or `shutil.move`: a directory that came with the source cannot be renamed (EXDEV)",
+    )
+}
+
 impl BuildStop {
     /// Creates a stop without a script's output.
     pub fn new(what: impl Into<String>, why: impl Into<String>, blame: Blame, hint: impl Into<String>) -> BuildStop {
@@ -105,7 +118,10 @@ impl BuildStop {
             None => format!("{subject} {}", exit.how()),
         });
         let git = exit.tail.iter().any(|line| line.contains("not a git repository")) && !why.contains("SOURCE_VERSION");
-        let hint = if git { "read the commit from the variable SOURCE_VERSION: builds have no .git" } else { "" };
+        let hint = match git {
+            true => "read the commit from the variable SOURCE_VERSION: builds have no .git",
+            false => rename_hint(exit.tail.iter().map(String::as_str)).unwrap_or_default(),
+        };
         BuildStop::new(what, why, Blame::Pusher, hint).with_exit(exit)
     }
 

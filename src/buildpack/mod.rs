@@ -18,6 +18,7 @@ mod select;
 mod server;
 mod worker;
 
+pub use context::rename_hint;
 pub use failure::BuildpackError;
 pub use job::{BuildFailure, BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;

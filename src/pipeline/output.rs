@@ -11,6 +11,7 @@ use tokio::{
 
 use super::transcript::Transcript;
 use crate::{
+    buildpack,
     model::sanitise_reason,
     runtime::{CANNOT_START, HINT},
 };
@@ -72,7 +73,7 @@ pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>
 pub struct Cause {
     /// One line, at most [`MAX_CAUSE`] characters; nothing where the output has no such line.
     pub sentence: Option<String>,
-    /// The remedy, where larder itself found the cause.
+    /// The remedy, where larder knows the cause.
     pub hint: Option<String>,
 }
 
@@ -94,7 +95,8 @@ pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     }
     let sentences = || lines.iter().rev().filter_map(|line| sentence(line));
     let found = sentences().find(|line| reads_like_an_error(line)).or_else(|| sentences().next());
-    Cause { sentence: found.map(|line| cut(&line)), hint: None }
+    let hint = buildpack::rename_hint(lines.iter().copied()).map(str::to_owned);
+    Cause { sentence: found.map(|line| cut(&line)), hint }
 }
 
 /// The line as a sentence; nothing where it cannot be one.
@@ -197,6 +199,9 @@ mod tests {
         }
         let long = said(&format!("Error: {}", "x".repeat(500))).unwrap();
         assert_eq!(long.chars().count(), MAX_CAUSE + 1);
+        let moved = cause("OSError: [Errno 18] Invalid cross-device link: 'public' -> 'dist'\n".lines());
+        assert!(moved.hint.is_some_and(|hint| hint.contains("EXDEV")));
+        assert_eq!(cause("Error: no such file\n".lines()).hint, None);
         let own = cause("larder: cannot start x: command not found\nlarder: hint: look\n".lines());
         assert_eq!(own.hint.as_deref(), Some("look"));
         assert_eq!(own.after("web.1 exited 127"), "web.1 exited 127: cannot start x: command not found");

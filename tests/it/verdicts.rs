@@ -2,7 +2,7 @@
 
 use crate::harness::{Repo, World, in_each_mode, in_one_mode};
 
-in_each_mode!(failing_build_script_rejects_push, exiting_process_rejects_push);
+in_each_mode!(failing_build_script_rejects_push, renamed_directory_of_the_source_is_explained, exiting_process_rejects_push);
 in_one_mode!(
     missing_program_is_named_with_exit_127,
     unusable_script_is_named_with_its_defect,
@@ -61,6 +61,22 @@ fn failing_build_script_rejects_push(world: &World) {
     breaks(world, "build", ".larder/build exited 3", broken, |repo| {
         repo.remove(".larder/build");
     });
+}
+
+/// rename(2) of a directory that came with the source gives EXDEV, in builds and in processes.
+fn renamed_directory_of_the_source_is_explained(world: &World) {
+    let repo = live_shop(world);
+    let hint = "a directory that came with the source cannot be renamed (EXDEV)";
+    repo.write("public/page.html", "a page");
+    repo.program(".larder/build", "#!/usr/bin/env python3\nimport os\nos.rename('public', 'dist')\n").commit("rename");
+    repo.push().rejected_with("Invalid cross-device link").says(hint);
+    // What the hint names works.
+    repo.program(".larder/build", "#!/bin/sh\nset -e\nmv public dist\n").commit("mv");
+    repo.push().accepted().0.keeps_quiet_about(hint);
+    world.larder(&["run", "shop", "--", "cat", "dist/page.html"]).exits(0).says("a page");
+    repo.remove(".larder/build");
+    repo.write("Procfile", "web: python3 -c \"import os; os.rename('public', 'dist')\"\n").commit("a process");
+    repo.push().rejected_with("Invalid cross-device link").says(hint);
 }
 
 fn syntax_error_in_application_rejects_push(world: &World) {
