@@ -87,7 +87,7 @@ mod tests {
         let rules = |ignore: &[&str]| Rules::new(&[], &ignore.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()).unwrap();
         let built_in = rules(&[]);
         assert_eq!(built_in.noise("logs/web.txt", false, false), Some("a log"));
-        assert_eq!(built_in.noise("a.pyc", false, true), Some("bytecode that Python keeps"));
+        assert_eq!(built_in.noise("a.pyc", false, true), Some("Python bytecode"));
         let own = rules(&["*.sqlite3", "!logs/", "!*.pyc", "/logs/quiet.txt"]);
         assert_eq!(own.noise("db.sqlite3", false, true), Some("matches drift.ignore"));
         assert_eq!(own.noise("logs/web.txt", false, false), None);
