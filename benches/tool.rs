@@ -136,7 +136,7 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     // The same release again makes a spare.
     let content =
         if previous.is_some_and(|(path, _)| path == archive) { ContentSource::Previous } else { ContentSource::Archive };
-    let job = UnpackJob { previous: older, content, spare, threads: threads(), limits: Default::default() };
+    let job = UnpackJob { previous: older, content, spare, live: None, threads: threads(), limits: Default::default() };
     let places = install::InstallPaths { tree, deploy: deploy.into() };
     let (manifest, before) = match previous {
         Some((path, _)) => {
@@ -206,7 +206,7 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let (written, of_old) = open_both(&path, &manifest_of(older));
     let (written, of_old) = (written?, of_old?);
     let (previous, limits) = (Some(text(old)?.parse()?), Default::default());
-    let job = UnpackJob { previous, content: ContentSource::Delta, spare, threads: threads(), limits };
+    let job = UnpackJob { previous, content: ContentSource::Delta, spare, live: None, threads: threads(), limits };
     let places = install::InstallPaths { tree, deploy: deploy.into() };
     let report = install::work(&job, &places, &file, &written, Some(&of_old)).into_result()?;
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
