@@ -1,12 +1,12 @@
-# Functions for the compile scripts of larder's own buildpacks. Sourced, never executed; plain POSIX sh. The caller sets `lib`.
+# Functions for the compile scripts of larder's own buildpacks, in POSIX sh. Scripts set `lib` and then source this file.
 #
 # After `prepare "$@"`, BUILD_DIR and CACHE_DIR are absolute, the configuration is in the environment, and HOME is a directory in the
-# cache for the files that tools leave there. After `scratch` or `run`, TMP is a directory that is removed at the end.
+# cache for the files of tools. After `scratch` or `run`, TMP is a directory that is removed at the end.
 
 LC_ALL=C.UTF-8
 export LC_ALL
 
-# The time that tools write into generated files: the same source gives the same bytes.
+# A fixed time for generated files, so that the same source gives the same bytes.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800}
 export SOURCE_DATE_EPOCH
 
@@ -34,10 +34,10 @@ prepare() {
   CACHE_DIR=$(cd -- "$2" && pwd) || fail "cannot enter the cache directory $2"
   [ -z "${3:-}" ] || load_environment "$3"
   if [ "$BUILD_DIR" != /app ]; then
-    warn "This build runs in $BUILD_DIR, not in /app: its result may not work at another path."
+    warn "This build runs in $BUILD_DIR, not in /app: the result may not work at another path."
   fi
   TMP=
-  # Tools break their sentences at this width.
+  # The width at which tools break their lines.
   COLUMNS=400
   THOR_COLUMNS=400
   export COLUMNS THOR_COLUMNS
@@ -74,7 +74,7 @@ load_environment() {
   done
 }
 
-# run COMMAND...: runs it with indented output, copies the output to $TMP/output, and returns the command's status.
+# run COMMAND...: runs a command with indented output, copies the output to $TMP/output, and returns the command's status.
 run() {
   scratch
   _status=$({ {
@@ -95,7 +95,7 @@ must() {
   }
 }
 
-# reason [RULES]: the cause of failure in the output of the last run, as one line; nothing if no rule of the table matches.
+# reason [RULES]: prints the cause of failure in the output of the last run as one line, or nothing if no rule of the table matches.
 # RULES limits the search to the rules of one group.
 reason() {
   tail -c 1000000 "$TMP/output" | awk -v build_dir="$BUILD_DIR/" -f "$lib/plain.awk" >"$TMP/plain"
@@ -114,7 +114,7 @@ reason() {
   done <"$lib/reasons"
 }
 
-# one_of FILE...: sets CHOSEN to the first file that exists, or to nothing. Warns if there are several, since only one counts.
+# one_of FILE...: sets CHOSEN to the first file that exists, or to nothing. Warns about further files, which are not used.
 one_of() {
   CHOSEN=
   for _file in "$@"; do
@@ -122,15 +122,15 @@ one_of() {
     if [ -z "$CHOSEN" ]; then
       CHOSEN=$_file
     else
-      warn "The project has both $CHOSEN and $_file: $CHOSEN counts. Remove the other file."
+      warn "The project has $CHOSEN and $_file; $CHOSEN is used. Remove the other file."
     fi
   done
 }
 
-# Installed packages may come from the cache only if the key covers everything that went into them. The key covers lock files, other
-# named files, settings, programs, the machine, and these scripts. Packages from the project's own directories and install scripts can
-# depend on any file of the project; a buildpack that finds one of those calls neither `restore` nor `keep` and lets the tool install
-# from its own download cache.
+# Installed packages may come from the cache only if the key covers all of their inputs. The key covers lock files, other named files,
+# settings, programs, the machine, and these scripts. Packages from the project's own directories, and install scripts, can depend on
+# any file of the project. A buildpack that finds one of them calls neither `restore` nor `keep`, and lets the tool install from its own
+# download cache.
 
 # cache_key SETTINGS WORD... -- FILE...: sets KEY. SETTINGS is an extended regular expression of the names of variables that the tool
 # reads; files that do not exist are skipped.
@@ -152,10 +152,10 @@ cache_key() {
   } | sha256sum)
 }
 
-# identity PROGRAM: one word that changes when the program is replaced; cheaper than asking for its version.
+# identity PROGRAM: prints a word that changes when the program is replaced. Running the program for its version would take longer.
 identity() { stat -Lc '%n:%s:%i:%Z' -- "$(command -v "$1")" 2>/dev/null || echo "$1"; }
 
-# restore NAME DIRECTORY: the copy that was kept under KEY becomes DIRECTORY; fails if there is none.
+# restore NAME DIRECTORY: moves the copy that was kept under KEY to DIRECTORY; fails if there is none.
 restore() {
   [ -f "$CACHE_DIR/$1/key" ] && IFS= read -r _key <"$CACHE_DIR/$1/key" && [ "$_key" = "$KEY" ] || return 1
   rm -rf "$2"

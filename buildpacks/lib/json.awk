@@ -1,6 +1,6 @@
-# Prints the members of a JSON object, one a line: the path with tabs between its keys, a tab, and the value. Strings are printed as they
-# stand between the quotes; an object or a list is printed as { or [ before its members. Only two levels are printed. Invalid JSON ends with
-# status 1. No value contains a tab or a line break, which JSON allows in strings only as escapes.
+# Prints the members of a JSON object, one per line: the path with tabs between its keys, a tab, and the value. Strings are printed without
+# their quotes and with their escapes. An object or a list is printed as { or [ before its members. Only two levels are printed. Invalid
+# JSON ends with status 1. No value contains a tab or a line break, because JSON strings contain them only as escapes.
 BEGIN {
   depth = 0
   # expect: value, key, colon, comma, end; first: an empty object or list may close.

@@ -1,26 +1,26 @@
-# Functions for detect, compile and release scripts that look at a project's files. Sourced after `lib` is set; plain POSIX sh.
+# Functions for detect, compile and release scripts that read a project's files, in POSIX sh. Scripts set `lib` and then source this file.
 
 TAB=$(printf '\t')
 LINE='
 '
 
-# read_package FILE: PACKAGE becomes the members of a package.json, as lib/json.awk prints them; nothing if the file is not valid JSON.
+# read_package FILE: sets PACKAGE to the members of a package.json, as lib/json.awk prints them, or to nothing if the JSON is invalid.
 read_package() {
   PACKAGE=
   [ ! -f "$1" ] || PACKAGE=$(awk -f "$lib/json.awk" "$1" 2>/dev/null) || PACKAGE=
 }
 
-# member KEY [KEY]: VALUE becomes the text of that member of PACKAGE, as it stands between the quotes; fails if there is none.
+# member KEY [KEY]: sets VALUE to the text of that member of PACKAGE, with its escapes; fails if there is none.
 member() {
   _path=$1${2:+$TAB$2}$TAB
   case $LINE$PACKAGE in *"$LINE$_path"*) ;; *) return 1 ;; esac
-  # Of two members with one name the last counts, as in JavaScript.
+  # The last of several members with one name is used, as in JavaScript.
   VALUE=$LINE$PACKAGE
   VALUE=${VALUE##*"$LINE$_path"}
   VALUE=${VALUE%%"$LINE"*}
 }
 
-# script NAME: VALUE becomes the script of that name in PACKAGE; fails if there is none.
+# script NAME: sets VALUE to the script of that name in PACKAGE; fails if there is none.
 script() { member scripts "$1"; }
 
 # frontend_only DIRECTORY: whether its package.json belongs to a site of files: no script `start`, and pages or a script `build`. A

@@ -1,6 +1,6 @@
-# Installing a Node project's packages: for the buildpacks node and static. Sourced after common.sh and look.sh.
+# Functions that install the packages of a Node project, for the buildpacks node and static. Sourced after common.sh and look.sh.
 
-# node_prepare: reads package.json and chooses the package manager; needed before the first script of package.json runs.
+# node_prepare: reads package.json and chooses the package manager. Call it before running a script of package.json.
 node_prepare() {
   need node nodejs
   NODE_VERSION=$(node --version)
@@ -13,7 +13,7 @@ node_prepare() {
   npm_config_progress=false
   COREPACK_HOME=$CACHE_DIR/corepack
   COREPACK_ENABLE_DOWNLOAD_PROMPT=0
-  # Without packageManager in package.json: the version that corepack knows, not the newest of today.
+  # Without packageManager in package.json, corepack uses its built-in version, not the newest version.
   COREPACK_DEFAULT_TO_LATEST=0
   export npm_config_cache npm_config_fund npm_config_audit npm_config_update_notifier npm_config_progress
   export COREPACK_HOME COREPACK_ENABLE_DOWNLOAD_PROMPT COREPACK_DEFAULT_TO_LATEST
@@ -24,7 +24,7 @@ node_prepare() {
   case $PROGRAM in corepack*) node_corepack_registry ;; esac
   case $TOOL in
     pnpm)
-      # As variables, because not every command of pnpm has these options. pnpm would also reuse what install scripts made of another state
+      # Variables are used, because not every command of pnpm has these options. pnpm would also reuse what install scripts made of another state
       # of the project. pnpm 11 reads the second spelling only.
       npm_config_store_dir=$CACHE_DIR/pnpm
       npm_config_side_effects_cache=false
@@ -37,15 +37,15 @@ node_prepare() {
       export YARN_CACHE_FOLDER
       ;;
     yarn)
-      # Without node_modules, the packages would be in a cache that no process sees.
+      # With node_modules, the packages are part of the release. Otherwise they would be in a cache that processes cannot read.
       YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
       export YARN_NODE_LINKER
       ;;
   esac
 }
 
-# node_corepack_registry: corepack does not read npm's settings. If npm is configured for a mirror, the public registry is most likely out of
-# reach for pnpm and yarn, too.
+# node_corepack_registry: sets the registry of corepack to that of npm, whose settings corepack does not read. If npm is configured for a
+# mirror, the public registry is probably unreachable for pnpm and yarn, too.
 node_corepack_registry() {
   [ -z "${COREPACK_NPM_REGISTRY:-}" ] || return 0
   _registry=${npm_config_registry:-${NPM_CONFIG_REGISTRY:-}}
@@ -59,7 +59,7 @@ node_corepack_registry() {
   esac
 }
 
-# node_wanted: warns if package.json asks for another version of node. A text that is no range of versions asks for nothing.
+# node_wanted: warns if package.json requests another version of node. Text that is not a range of versions is ignored.
 node_wanted() {
   member engines node || return 0
   # shellcheck disable=SC2016 # JavaScript's
@@ -90,7 +90,7 @@ node_wanted() {
     const ranges = wanted.split("||").map((part) => plain(part).split(/\s+/).filter(Boolean));
     if (!ranges.some((range) => range.every(fits))) console.log(wanted.replace(/[^ -~]/g, "").slice(0, 80));
   ' "$NODE_VERSION" 2>/dev/null) || return 0
-  [ -z "$_wanted" ] || warn "The project asks for node $_wanted; this server has $NODE_VERSION."
+  [ -z "$_wanted" ] || warn "The project requests node $_wanted, but this server has $NODE_VERSION."
 }
 
 # node_tool: sets TOOL, LOCK and PROGRAM by the lock files that exist. If there are several, packageManager in package.json decides.
@@ -118,13 +118,13 @@ node_tool() {
   _version=
   case $_manager in
     '' | "${TOOL%1}@"*) _version=${_manager#*@} ;;
-    *) warn "package.json asks for $_manager in packageManager, but the project has no lock file of it: ${TOOL%1} installs${LOCK:+ from $LOCK}." ;;
+    *) warn "package.json names $_manager in packageManager, but the project has no lock file of $_manager: ${TOOL%1} installs${LOCK:+ from $LOCK}." ;;
   esac
   node_program "${TOOL%1}" "$_version"
 }
 
-# node_program NAME VERSION: PROGRAM runs the package manager: the server's own if it has the version that packageManager asks for, else
-# corepack, which downloads that version.
+# node_program NAME VERSION: sets PROGRAM to the command of the package manager: the server's own if it has the version that packageManager
+# names, else corepack, which downloads that version.
 node_program() {
   PROGRAM=
   for _name in "$1" "$1pkg"; do
@@ -134,7 +134,7 @@ node_program() {
     npm) [ -n "$PROGRAM" ] || need npm npm ;;
   esac
   if [ -n "$2" ] && [ -n "$PROGRAM" ]; then
-    # Not in the project, where a shim of corepack, and yarn itself, look at package.json.
+    # Not in the project, where a shim of corepack and yarn itself would read package.json.
     _have=$(cd / && "$PROGRAM" --version 2>/dev/null) || _have=
     case $_have in
       "$2" | "$2".*) return 0 ;;
@@ -146,7 +146,7 @@ node_program() {
     if [ $_corepack = yes ] && has corepack; then
       PROGRAM="corepack $1"
     else
-      warn "package.json asks for $1 $2 in packageManager; this server has $1 ${_have:-of an unknown version}."
+      warn "package.json names $1 $2 in packageManager, but this server has $1 ${_have:-of an unknown version}."
     fi
   elif [ -z "$PROGRAM" ]; then
     has corepack || fail "$1 is not installed on this server: npm install --global $1, or install corepack"
@@ -166,25 +166,25 @@ node_install() {
   fi
   case $TOOL in
     npm) node_install_npm ;;
-    # CI keeps pnpm and yarn from asking questions. Scripts of the project do not get it: many treat warnings as errors then.
+    # With CI, pnpm and yarn ask no questions. Scripts of the project do not get CI, because many would treat warnings as errors.
     pnpm) must "pnpm install" env CI="${CI:-true}" $PROGRAM install --frozen-lockfile --prod=false ;;
     yarn1) node_install_yarn1 ;;
     yarn) must "yarn install" env CI="${CI:-true}" $PROGRAM install --immutable ;;
   esac
 }
 
-# node_key: KEY for node_modules, if node_modules is the whole result of the installation and contains nothing of the project.
+# node_key: sets KEY for node_modules, if node_modules is the whole result of the installation and contains no files of the project.
 node_key() {
   [ -n "$LOCK" ] && [ ! -f pnpm-workspace.yaml ] && ! member workspaces && ! node_has_install_scripts || return 1
   cache_key '(npm|NPM|yarn|YARN)_[A-Za-z]|NODE_' "$NODE_VERSION" "$(identity node)" "$(identity "${PROGRAM#corepack }")" -- \
     package.json "$LOCK" .npmrc .yarnrc
 }
 
-# Install scripts of packages may read the project, as `prisma generate` does, so they run in every build: what is kept is the tree
-# without their results.
+# Install scripts of packages can read the project, as `prisma generate` does, so they run in every build. The cache keeps the tree without
+# their results.
 node_install_npm() {
   if [ -z "$LOCK" ]; then
-    warn "There is no package-lock.json: versions may change from build to build. Commit one (npm install creates it)."
+    warn "There is no package-lock.json: versions can change between builds. Commit a lock file (`npm install` creates it)."
     must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
     return
   fi
@@ -198,9 +198,9 @@ node_install_npm() {
     must "npm ci" npm ci --include=dev --no-audit --no-fund --ignore-scripts
     [ ! -d node_modules ] || keep node_modules node_modules
   fi
-  # The first version of the lock file does not say which packages have scripts.
+  # The first version of the lock file does not record which packages have scripts.
   if [ -d node_modules ] && grep -qE '"hasInstallScript": *true|"lockfileVersion": *1\b' "$LOCK"; then
-    # Optional packages may fail, which only a whole installation tolerates.
+    # Optional packages may fail, which only a complete installation tolerates.
     run npm rebuild --no-audit --no-fund || {
       forget node_modules
       must "npm ci" npm ci --include=dev --no-audit --no-fund
@@ -208,7 +208,8 @@ node_install_npm() {
   fi
 }
 
-# A yarn.lock does not say which packages have install scripts, and yarn 1 cannot run them on a restored tree: a tree with one is not kept.
+# A yarn.lock does not record which packages have install scripts, and yarn 1 cannot run the scripts in a restored tree. Therefore a tree
+# with such a package is not kept.
 node_install_yarn1() {
   _kept=no
   if [ "$(grep -c '^  version ' "$LOCK")" = "$(grep -cE '^  resolved "(git\+)?(https?|ssh)://' "$LOCK")" ] && node_key; then
@@ -246,8 +247,8 @@ node_script() {
   esac
 }
 
-# From its second version on, the lock file marks the packages that only development needs. Removing those takes a fraction of the time of
-# `npm prune`, which computes the tree of packages again.
+# From version 2 on, the lock file marks development packages. Removing the marked packages takes a fraction of the time of `npm prune`,
+# which computes the tree of packages again.
 node_prune_npm() {
   if [ -z "$LOCK" ] || ! grep -qE '"lockfileVersion": *[23]\b' "$LOCK"; then
     must "npm prune" npm prune --omit=dev --ignore-scripts --no-audit --no-fund --no-package-lock
@@ -265,12 +266,12 @@ node_prune_npm() {
     }
     console.log("removed " + count + " packages");
   ' "$LOCK"
-  # Links to programs of removed packages, and scopes without packages.
+  # Removes links to programs of removed packages, and empty scopes.
   find node_modules -path '*/.bin/*' -xtype l -delete
   find node_modules -maxdepth 1 -name '@*' -type d -empty -delete
 }
 
-# node_prune: removes the development packages, unless the project says in npm's or yarn's own words that it needs them.
+# node_prune: removes the development packages, unless the settings of npm or yarn keep them.
 node_prune() {
   if [ "${NPM_CONFIG_PRODUCTION:-}" = false ] || [ "${YARN_PRODUCTION:-}" = false ]; then return 0; fi
   member devDependencies || [ -f pnpm-workspace.yaml ] || return 0
@@ -278,7 +279,8 @@ node_prune() {
   title "Removing development packages"
   case $TOOL in
     npm) node_prune_npm ;;
-    # `pnpm prune` of a workspace removes the packages of its members, too. Without the age, removed packages stay in node_modules/.pnpm.
+    # `pnpm prune` in a workspace would also remove the packages of its members. Without the age, removed packages stay in
+    # node_modules/.pnpm.
     pnpm)
       must "pnpm install --prod" env CI="${CI:-true}" npm_config_modules_cache_max_age=0 pnpm_config_modules_cache_max_age=0 \
         $PROGRAM install --prod --frozen-lockfile --prefer-offline --ignore-scripts
@@ -286,6 +288,6 @@ node_prune() {
     yarn1) must "yarn install --production" $PROGRAM install --production --ignore-scripts --frozen-lockfile --prefer-offline --non-interactive ;;
     yarn) run $PROGRAM workspaces focus --all --production || warn "This yarn cannot remove development packages; they stay." ;;
   esac
-  # Notes of the package managers, with times in them, that no process reads.
+  # Removes notes of the package managers, which contain times and are not used by processes.
   rm -f node_modules/.package-lock.json node_modules/.yarn-integrity node_modules/.modules.yaml
 }

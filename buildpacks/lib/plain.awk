@@ -1,8 +1,8 @@
-# Prepares a tool's output for the rules in `reasons`: no colours, no build directory, and a line that ends in a colon is joined with the
-# line that it announces, because only the two together are a sentence.
+# Prepares the output of a tool for the rules in `reasons`: removes colours and the build directory, and joins a line that ends in a colon
+# with the next line, because only both together are a sentence.
 {
   gsub(/\033\[[0-9;?]*[A-Za-z]/, "")
-  # Spaces that do not break, and thin ones, as pnpm prints them.
+  # pnpm prints no-break spaces and thin spaces.
   gsub(/\302\240|\342\200\211/, " ")
   sub(/\r+$/, "")
   sub(/.*\r/, "")

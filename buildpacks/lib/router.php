@@ -1,8 +1,8 @@
 <?php
-// Routes requests in PHP's own server as a web server in front of PHP would: serves public files, hides private ones, and passes everything
-// else to the front controller. The compile script copies this file to .larder-router.php of the application.
+// Routes requests in PHP's own server like a web server in front of PHP: serves public files, hides private files, and passes all other
+// requests to the front controller. The compile script copies this file to .larder-router.php of the application.
 
-// Returns false for a file that the server sends itself, null for nothing, or the script and the rest of the path behind it.
+// Returns false for a file that the server sends itself, null if there is nothing to serve, or the script and the rest of the path.
 function larder_route(string $root, string $path)
 {
     $parts = array_values(array_filter(explode('/', $path), static fn ($part) => $part !== ''));

@@ -84,8 +84,8 @@ fn missing_node_version_is_warned_about() {
         project.program("node", &format!("[ \"$1\" != --version ] || {{ echo v18.19.1; exit; }}\nexec '{real}' \"$@\""));
         project.program("npm", "");
         let output = project.compiled("node", &[]);
-        let warning = output.lines().any(|line| line.contains("asks for node ") && line.ends_with("this server has v18.19.1."));
-        assert!(warning || !output.contains("asks for"), "{output}");
+        let warning = output.lines().any(|line| line.contains("requests node ") && line.ends_with("this server has v18.19.1."));
+        assert!(warning || !output.contains("requests node"), "{output}");
         !warning
     };
     let fitting = [
@@ -152,16 +152,16 @@ fn managed(files: &[(&str, &str)], programs: &[(&str, &str)]) -> (String, Vec<St
 }
 
 #[test]
-fn two_lock_files_are_named_with_the_one_that_counts() {
+fn several_lock_files_are_named_with_the_used_file() {
     let package = r#"{"dependencies":{"x":"1"}}"#;
     let locks = [("package-lock.json", "{}"), ("yarn.lock", "")];
     let (output, calls) = managed(&[&[("package.json", package)][..], &locks].concat(), &[]);
-    assert!(output.contains(" !     The project has both yarn.lock and package-lock.json: yarn.lock counts."), "{output}");
+    assert!(output.contains(" !     The project has yarn.lock and package-lock.json; yarn.lock is used."), "{output}");
     assert_eq!(calls, ["yarn install"]);
 
     let package = r#"{"dependencies":{"x":"1"},"packageManager":"npm@10.2.0"}"#;
     let (output, calls) = managed(&[&[("package.json", package)][..], &locks].concat(), &[("npm", "10.2.0")]);
-    assert!(output.contains("package-lock.json counts"), "{output}");
+    assert!(output.contains("package-lock.json is used"), "{output}");
     assert_eq!(calls, ["npm ci"]);
 }
 
@@ -175,9 +175,9 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
             "package-lock.json",
             &[],
             "npm ci",
-            "asks for pnpm@9.1.0 in packageManager, but the project has no lock file of it: npm",
+            "names pnpm@9.1.0 in packageManager, but the project has no lock file of pnpm@9.1.0: npm",
         ),
-        ("pnpm@9", "package-lock.json", &[], "npm ci", "asks for pnpm@9 in packageManager"),
+        ("pnpm@9", "package-lock.json", &[], "npm ci", "names pnpm@9 in packageManager"),
         // The server's own program has the version, or corepack installs it.
         ("pnpm@9.1.0+sha512.ab", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
@@ -189,14 +189,14 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
             "pnpm-lock.yaml",
             &[("pnpm", "8.15.1")],
             "pnpm install",
-            "asks for pnpm 9 in packageManager; this server has pnpm 8.15.1.",
+            "names pnpm 9 in packageManager, but this server has pnpm 8.15.1.",
         ),
         (
             "npm@10.2.0",
             "package-lock.json",
             &[("npm", "9.2.0")],
             "npm ci",
-            "asks for npm 10.2.0 in packageManager; this server has npm 9.2.0.",
+            "names npm 10.2.0 in packageManager, but this server has npm 9.2.0.",
         ),
     ];
     for (manager, lock, programs, call, warning) in cases {

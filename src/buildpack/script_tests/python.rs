@@ -113,11 +113,8 @@ fn changed_setting_of_pip_installs_again() {
 }
 
 #[test]
-fn two_lock_files_are_named_with_the_one_that_counts() {
+fn several_lock_files_are_named_with_the_used_file() {
     let project = project(&[("requirements.txt", "flask\n"), ("Pipfile.lock", "{}"), ("Pipfile", "")]);
     let output = project.compiled("python", &[]);
-    assert!(
-        output.contains(" !     The project has both requirements.txt and Pipfile.lock: requirements.txt counts."),
-        "{output}"
-    );
+    assert!(output.contains(" !     The project has requirements.txt and Pipfile.lock; requirements.txt is used."), "{output}");
 }
