@@ -1,0 +1,107 @@
+//! The end of a capture: the entries put in order, and the names of one file put together.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+};
+
+use rustix::fs::renameat;
+
+use super::file::{Capture, Dirs, Inode};
+use crate::{Entry, Kind, LimitKind, PointError, Result, entry::order, index, pool::lock, sys, walk::Found};
+
+impl Capture<'_> {
+    /// Puts the entries in order, with the first name of each file as the file and its other names as hard links to it.
+    pub(super) fn assemble(&self) -> Result<Vec<Entry>> {
+        let mut names: HashMap<Inode, Vec<Vec<u8>>> = HashMap::new();
+        for (inode, path) in std::mem::take(&mut *lock(&self.more_names)) {
+            names.entry(inode).or_default().push(path);
+        }
+        // Positions of files are known once all entries are in order; until then, a hard link has the path of its file.
+        let mut links: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        let mut renamed: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        for (inode, mut paths) in names {
+            paths.sort_unstable_by(|a, b| order(a, b));
+            paths.dedup();
+            let holder = match lock(&self.inodes).get(&inode).cloned().flatten() {
+                Some(holder) => holder,
+                None => match self.orphan(&paths)? {
+                    Some(holder) => holder,
+                    None => continue,
+                },
+            };
+            paths.retain(|path| *path != holder);
+            let first = paths.first().filter(|first| order(first, &holder).is_lt()).cloned().unwrap_or_else(|| holder.clone());
+            for path in paths.into_iter().chain([holder.clone()]).filter(|path| *path != first) {
+                links.insert(path, first.clone());
+            }
+            if first != holder {
+                let (from, to) = (OsStr::from_bytes(&holder), OsStr::from_bytes(&first));
+                renameat(self.files, from, self.files, to).map_err(|e| PointError::io("store", to, e))?;
+                renamed.insert(holder, first);
+            }
+        }
+        let mut entries = std::mem::take(&mut *lock(&self.entries));
+        for entry in &mut entries {
+            if let Some(first) = renamed.get(&entry.path) {
+                entry.path.clone_from(first);
+            }
+        }
+        let order_entries = |entries: &mut Vec<Entry>| {
+            entries.sort_unstable_by(|a, b| order(&a.path, &b.path));
+            entries.dedup_by(|a, b| a.path == b.path);
+        };
+        order_entries(&mut entries);
+        let mut more = Vec::with_capacity(links.len());
+        for (path, first) in &links {
+            if let Some(file) = index::find(&entries, first) {
+                more.push(Entry { path: path.clone(), kind: Kind::HardLink { to: 0 }, ..file.clone() });
+            }
+        }
+        entries.append(&mut more);
+        order_entries(&mut entries);
+        if u32::try_from(entries.len()).is_err() {
+            let (what, seen, limit) = (LimitKind::Entries, entries.len() as u64, u32::MAX.into());
+            return Err(PointError::Limit { what, seen, limit, path: "the index".into() });
+        }
+        let position = |path: &[u8]| entries.binary_search_by(|entry| order(&entry.path, path)).ok();
+        let targets: Vec<(usize, u32)> =
+            links.iter().filter_map(|(path, first)| Some((position(path)?, u32::try_from(position(first)?).ok()?))).collect();
+        for (at, target) in targets {
+            if let Some(Entry { kind: Kind::HardLink { to }, .. }) = entries.get_mut(at) {
+                *to = target;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Captures a file whose first name was removed before it was read, by one of its other names.
+    fn orphan(&self, paths: &[Vec<u8>]) -> Result<Option<Vec<u8>>> {
+        for path in paths {
+            let (parent, name) = sys::split(path);
+            let live = match sys::open_dir(self.walk.base, parent, self.options.cross_mounts) {
+                Ok(live) => live,
+                Err(error) => {
+                    self.walk.skip_or_fail("open", path, error)?;
+                    continue;
+                }
+            };
+            let stat = match sys::stat_at(live.as_fd(), name) {
+                Ok(stat) => stat,
+                Err(error) => {
+                    self.walk.skip_or_fail("look at", path, error)?;
+                    continue;
+                }
+            };
+            let stored =
+                sys::open_dir(self.files, parent, true).map_err(|e| PointError::io("store", OsStr::from_bytes(path), e))?;
+            let dirs = Dirs { live: live.as_fd(), stored, old: None };
+            if let Some(entry) = self.file(&dirs, &Found { path: path.clone(), stat })? {
+                lock(&self.entries).push(entry);
+                return Ok(Some(path.clone()));
+            }
+        }
+        Ok(None)
+    }
+}

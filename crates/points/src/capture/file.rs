@@ -1,0 +1,308 @@
+//! The capture of single files: shared with the previous restore point, cloned or copied.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, linkat, unlinkat},
+    io::Errno,
+};
+
+use super::CaptureOptions;
+use crate::{
+    Entry, Kind, PointError, Result, SkipReason, Stamp, Time, Xattr,
+    content::Copier,
+    index, meta,
+    pool::lock,
+    step,
+    store::Space,
+    sys::{self, Stat},
+    walk::{Found, Visit, Walk},
+};
+
+/// The name of an inode within one source: hard links across sources are not kept.
+pub(super) type Inode = (usize, u64, u64);
+
+/// The restore point that files are shared with.
+pub(super) struct Old {
+    pub entries: Vec<Entry>,
+    pub files: OwnedFd,
+}
+
+pub(super) struct Capture<'a> {
+    pub walk: &'a Walk<'a>,
+    pub options: &'a CaptureOptions<'a>,
+    pub begun: Time,
+    pub files: BorrowedFd<'a>,
+    pub old: Option<&'a Old>,
+    pub copier: Copier<'a>,
+    pub space: Space<'a>,
+    pub entries: Mutex<Vec<Entry>>,
+    /// Files with several names, and the name below which the content is stored once that is done.
+    pub inodes: Mutex<HashMap<Inode, Option<Vec<u8>>>>,
+    /// Further names of such files.
+    pub more_names: Mutex<Vec<(Inode, Vec<u8>)>>,
+    pub shared_files: AtomicU64,
+    pub copied_bytes: AtomicU64,
+}
+
+/// The directories that one batch of files is in.
+pub(super) struct Dirs<'a> {
+    pub live: BorrowedFd<'a>,
+    pub stored: OwnedFd,
+    pub old: Option<OwnedFd>,
+}
+
+/// The outcome of one attempt to capture a file.
+enum Attempt {
+    Done(Entry),
+    Changed(Entry),
+    Skipped,
+}
+
+impl Visit for Capture<'_> {
+    fn directory(&self, path: &[u8], dir: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+        let xattrs = self.xattrs(path, dir)?;
+        let (parent, name) = sys::split(path);
+        let created = sys::open_dir(self.files, parent, true).and_then(|parent| sys::create_dir(parent.as_fd(), name));
+        match created {
+            // A directory that changes while it is listed can show a name twice.
+            Ok(()) | Err(Errno::EXIST | Errno::NOTDIR) => {}
+            Err(other) => return Err(PointError::io("store", OsStr::from_bytes(path), other)),
+        }
+        lock(&self.entries).push(entry(path, Kind::Directory, stat, xattrs));
+        Ok(())
+    }
+
+    fn symlink(&self, path: &[u8], stat: &Stat, target: Vec<u8>) -> Result<()> {
+        lock(&self.entries).push(entry(path, Kind::Symlink { target }, stat, Vec::new()));
+        Ok(())
+    }
+
+    fn files(&self, source: usize, live: BorrowedFd<'_>, files: Vec<Found>, is_unit: bool) -> Result<()> {
+        step();
+        let Some(first) = files.first() else { return Ok(()) };
+        let parent = sys::split(&first.path).0;
+        let stored = match sys::open_dir(self.files, parent, true) {
+            Err(error @ Errno::NOTDIR) => {
+                return files.iter().try_for_each(|found| self.walk.skip_or_fail("store", &found.path, error));
+            }
+            other => other.map_err(|e| PointError::io("store", OsStr::from_bytes(parent), e))?,
+        };
+        let old = self.old.and_then(|old| sys::open_dir(old.files.as_fd(), parent, true).ok());
+        let dirs = Dirs { live, stored, old };
+        if is_unit {
+            let entries = self.unit(&dirs, &files)?;
+            lock(&self.entries).extend(entries);
+            return Ok(());
+        }
+        let mut entries = Vec::with_capacity(files.len());
+        for found in files {
+            let inode = (source, found.stat.dev, found.stat.ino);
+            if found.stat.links > 1 {
+                let mut inodes = lock(&self.inodes);
+                if inodes.contains_key(&inode) {
+                    lock(&self.more_names).push((inode, found.path));
+                    continue;
+                }
+                inodes.insert(inode, None);
+            }
+            let Some(entry) = self.file(&dirs, &found)? else { continue };
+            if found.stat.links > 1 {
+                lock(&self.inodes).insert(inode, Some(found.path));
+            }
+            entries.push(entry);
+        }
+        lock(&self.entries).append(&mut entries);
+        Ok(())
+    }
+}
+
+impl Capture<'_> {
+    /// Captures a file, and reads it again if it changed meanwhile.
+    pub(super) fn file(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<Entry>> {
+        for attempt in 0.. {
+            match self.attempt(dirs, found)? {
+                Attempt::Changed(_) if attempt < self.options.retries => self.discard(dirs, found)?,
+                Attempt::Changed(entry) => return Ok(Some(torn(entry))),
+                Attempt::Done(entry) => return Ok(Some(entry)),
+                Attempt::Skipped => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Captures a file with its side files, all of them again if one changed meanwhile.
+    fn unit(&self, dirs: &Dirs<'_>, files: &[Found]) -> Result<Vec<Entry>> {
+        for attempt in 0.. {
+            let mut entries = Vec::new();
+            let mut is_changed = false;
+            for found in files {
+                match self.attempt(dirs, found)? {
+                    Attempt::Changed(entry) => {
+                        is_changed = true;
+                        entries.push(entry);
+                    }
+                    Attempt::Done(entry) => entries.push(entry),
+                    Attempt::Skipped => {}
+                }
+            }
+            for entry in &entries {
+                let Kind::File { stamp, .. } = &entry.kind else { continue };
+                let now = sys::stat_at(dirs.live, sys::split(&entry.path).1).ok();
+                is_changed |= now.is_none_or(|now| Stamp::of(&now, stamp.is_settled) != *stamp);
+            }
+            if !is_changed {
+                return Ok(entries);
+            }
+            if attempt >= self.options.retries {
+                return Ok(entries.into_iter().map(torn).collect());
+            }
+            files.iter().try_for_each(|found| self.discard(dirs, found))?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn discard(&self, dirs: &Dirs<'_>, found: &Found) -> Result<()> {
+        match unlinkat(&dirs.stored, found.name(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(other) => Err(self.failed("discard the copy of", found, other)),
+        }
+    }
+
+    fn attempt(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Attempt> {
+        let known = self.old.and_then(|old| {
+            let entry = index::find(&old.entries, &found.path)?;
+            Some((entry, index::file_of(&old.entries, entry)?))
+        });
+        if let Some((_, file)) = known
+            && let Kind::File { stamp, is_torn: false, .. } = &file.kind
+            && stamp.is_current(&found.stat)
+            && self.share(dirs, found, file)?
+        {
+            // Times, owner, mode and attributes are equal as well: changing one changes the ctime.
+            return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }));
+        }
+        let live = match sys::open_file(dirs.live, found.name()) {
+            Ok(live) => live,
+            Err(error) => {
+                self.walk.skip_or_fail("open", &found.path, error)?;
+                return Ok(Attempt::Skipped);
+            }
+        };
+        let stat = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
+        if stat.kind != FileType::RegularFile {
+            self.walk.skip(&found.path, SkipReason::Changed);
+            return Ok(Attempt::Skipped);
+        }
+        let xattrs = self.xattrs(&found.path, live.as_fd())?;
+        let stamp = Stamp::of(&stat, self.is_settled(&stat));
+        let made = |size, digest| entry(&found.path, Kind::File { size, digest, is_torn: false, stamp }, &stat, xattrs.clone());
+        let is_still = |now: &Stat| Stamp::of(now, stamp.is_settled) == stamp;
+        let known = known.map(|(_, file)| file);
+        // Touched, or of a time when it could have changed without a trace: most likely the same content, which needs no copy.
+        if let Some(file) = known
+            && let Kind::File { size, digest, is_torn: false, stamp: old } = &file.kind
+            && (*size, old.mtime) == (stat.size, stat.mtime)
+            && self.copier.digest(live.as_fd(), stat.size, &found.path)? == (*digest, *size)
+            && is_still(&sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?)
+            && self.share(dirs, found, file)?
+        {
+            return Ok(Attempt::Done(made(*size, *digest)));
+        }
+        let stored = match sys::create_file(dirs.stored.as_fd(), found.name()) {
+            // The name was listed twice.
+            Err(Errno::EXIST) => return Ok(Attempt::Skipped),
+            other => other.map_err(|e| self.failed("store", found, e))?,
+        };
+        let reserve = || self.space.reserve(stat.allocated, &found.path);
+        let copied = self.copier.copy(live.as_fd(), stored.as_fd(), stat.size, &found.path, reserve)?;
+        let now = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
+        if !copied.is_clone && !is_still(&now) {
+            return Ok(Attempt::Changed(made(copied.size, copied.digest)));
+        }
+        if let Some(file) = known
+            && let Kind::File { size, digest, .. } = &file.kind
+            && (*size, *digest) == (copied.size, copied.digest)
+        {
+            // Written with the same content. If it cannot be shared, it is copied once more.
+            self.discard(dirs, found)?;
+            if !self.share(dirs, found, file)? {
+                let stored = sys::create_file(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("store", found, e))?;
+                let again = self.copier.copy(live.as_fd(), stored.as_fd(), stat.size, &found.path, || Ok(()))?;
+                self.copied_bytes.fetch_add(again.size, Ordering::Relaxed);
+                let now = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
+                let entry = made(again.size, again.digest);
+                return Ok(if again.is_clone || is_still(&now) { Attempt::Done(entry) } else { Attempt::Changed(entry) });
+            }
+        } else {
+            self.copied_bytes.fetch_add(copied.size, Ordering::Relaxed);
+        }
+        Ok(Attempt::Done(made(copied.size, copied.digest)))
+    }
+
+    /// Links the stored file of the previous restore point. Returns false if a copy is needed instead.
+    fn share(&self, dirs: &Dirs<'_>, found: &Found, file: &Entry) -> Result<bool> {
+        let Some(old) = self.old else { return Ok(false) };
+        let linked = match &dirs.old {
+            Some(dir) if file.path == found.path => linkat(dir, found.name(), &dirs.stored, found.name(), AtFlags::empty()),
+            // The content of a hard link is below another name.
+            _ => linkat(&old.files, OsStr::from_bytes(&file.path), &dirs.stored, found.name(), AtFlags::empty()),
+        };
+        match linked {
+            Ok(()) => {}
+            // EMLINK: ext4 allows 65,000 names. EPERM: no hard links here, or not of this owner. ENOENT, EEXIST: see the copy.
+            Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP | Errno::EXIST) => {
+                return Ok(false);
+            }
+            Err(other) => return Err(self.failed("share", found, other)),
+        }
+        let stat = sys::stat_at(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("look at the copy of", found, e))?;
+        let Kind::File { size, .. } = &file.kind else { return Ok(false) };
+        if stat.kind != FileType::RegularFile || stat.size != *size {
+            // The stored file is damaged. Sharing would pass that on.
+            self.discard(dirs, found)?;
+            return Ok(false);
+        }
+        self.shared_files.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Returns true if a later change of the file must show in its ctime: the clock of the file system was past it when all that could be
+    /// dirty was synced. Clocks tick every 1 to 10 ms, those of some file systems every 2 seconds.
+    fn is_settled(&self, stat: &Stat) -> bool {
+        let is_coarse = stat.ctime.nanos == 0 && stat.mtime.nanos == 0;
+        let margin = if is_coarse { 2_000_000_000 } else { 50_000_000 };
+        let nanos = |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+        nanos(stat.ctime) + margin < nanos(self.begun)
+    }
+
+    fn xattrs(&self, path: &[u8], fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
+        meta::read_xattrs(fd, path, self.options.limits.xattr_bytes, self.options.capabilities)
+    }
+
+    fn failed(&self, doing: &'static str, found: &Found, source: Errno) -> PointError {
+        PointError::io(doing, OsStr::from_bytes(&found.path), source)
+    }
+}
+
+fn entry(path: &[u8], kind: Kind, stat: &Stat, xattrs: Vec<Xattr>) -> Entry {
+    Entry { path: path.to_vec(), kind, mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
+}
+
+fn torn(mut entry: Entry) -> Entry {
+    if let Kind::File { is_torn, .. } = &mut entry.kind {
+        *is_torn = true;
+    }
+    entry
+}

@@ -1,0 +1,236 @@
+//! Capturing: the walk over the sources with each file linked to the previous restore point, cloned or copied.
+
+mod assemble;
+mod file;
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{Mode, RenameFlags, fsync, mkdirat, renameat_with, syncfs},
+    io::Errno,
+};
+
+use self::file::{Capture, Old};
+use crate::{
+    Digest, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals,
+    content::Copier,
+    index, manifest, meta, source, step,
+    store::{self, Space},
+    sys,
+    walk::{Counts, Walk},
+};
+
+/// The way and the bounds of a capture.
+#[derive(Debug, Clone)]
+pub struct CaptureOptions<'a> {
+    /// Bounds. `free_bytes` concerns the file system of the store.
+    pub limits: Limits,
+    /// Number of threads.
+    pub threads: usize,
+    /// Capture what is mounted below the sources, instead of reporting it.
+    pub cross_mounts: bool,
+    /// Report files that this user may not read, instead of failing.
+    pub skip_unreadable: bool,
+    /// Clone files where the file system can.
+    pub clone: bool,
+    /// Keep the attribute `security.capability`, which only root can restore.
+    pub capabilities: bool,
+    /// Sync the file system of the sources first. Without it, a write through a shared mapping of a page that was dirty before can keep
+    /// the ctime of the file, so that the *next* capture takes the file for unchanged.
+    pub sync_sources: bool,
+    /// Number of times that a file is read again because it changed while it was read.
+    pub retries: u32,
+    /// Stops the capture when set.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for CaptureOptions<'_> {
+    fn default() -> Self {
+        CaptureOptions {
+            limits: Limits::default(),
+            threads: 4,
+            cross_mounts: false,
+            skip_unreadable: false,
+            clone: true,
+            capabilities: false,
+            sync_sources: true,
+            retries: 3,
+            cancel: None,
+        }
+    }
+}
+
+/// A finished capture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Captured {
+    /// The manifest, with totals and skipped files.
+    pub manifest: Manifest,
+    /// The digest of the manifest. Kept elsewhere, it proves later that nothing was exchanged.
+    pub digest: Digest,
+    /// Number of files that were left out although they are data: unreadable, or gone or changed in kind during the walk.
+    pub missed: u64,
+}
+
+impl Captured {
+    /// Returns true if every file is there and none changed while it was read.
+    pub fn is_exact(&self) -> bool {
+        self.missed == 0 && self.manifest.totals.torn == 0
+    }
+}
+
+impl Store {
+    /// Captures `sources`, which are paths below `base`, as restore point `id`. Files that did not change since `previous` are shared with
+    /// it. `label` is data of the caller, which a restore compares. A failure leaves nothing behind.
+    pub fn capture(
+        &self,
+        id: &str,
+        label: &serde_json::Value,
+        base: BorrowedFd<'_>,
+        sources: &[Source],
+        previous: Option<&Point>,
+        options: &CaptureOptions<'_>,
+    ) -> Result<Captured> {
+        store::check_name(id)?;
+        source::check(sources)?;
+        let _lock = self.lock()?;
+        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
+        if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
+            return Err(PointError::Exists { id: id.to_owned() });
+        }
+        let new = format!("{}{id}", store::NEW);
+        // The rest of a killed capture: this one holds the lock.
+        sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        step();
+        let written = self.write(&new, id, label, base, sources, previous, options).and_then(|captured| {
+            step();
+            // Everything below is durable before the name is: a power cut leaves the complete point or a rest to sweep.
+            self.sync_all()?;
+            step();
+            match renameat_with(&self.fd, new.as_str(), &self.fd, id, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => return Err(PointError::Exists { id: id.to_owned() }),
+                other => other.map_err(wrong)?,
+            }
+            step();
+            fsync(&self.fd).map_err(wrong)?;
+            Ok(captured)
+        });
+        if written.is_err() {
+            // The error of the capture matters more than that of tidying up, and a sweep repeats the latter.
+            let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
+        }
+        written
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, of the function above")]
+    fn write(
+        &self,
+        new: &str,
+        id: &str,
+        label: &serde_json::Value,
+        base: BorrowedFd<'_>,
+        sources: &[Source],
+        previous: Option<&Point>,
+        options: &CaptureOptions<'_>,
+    ) -> Result<Captured> {
+        let shown = self.path().join(new);
+        let wrong = |e: Errno| PointError::io("create", &shown, e);
+        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
+        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
+        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
+        meta::drop_inherited(&files, &shown)?;
+        for source in sources {
+            create_parents(files.as_fd(), source.path.as_bytes(), 0o700)?;
+        }
+        // Taken before the sync: what changes from here on may keep its times when it changes once more.
+        let begun = Time::now();
+        if options.sync_sources {
+            syncfs(base).map_err(|e| PointError::io("sync the file system of", "the sources", e))?;
+        }
+        let walk = Walk {
+            base,
+            sources,
+            limits: options.limits,
+            cross_mounts: options.cross_mounts,
+            skip_unreadable: options.skip_unreadable,
+            threads: options.threads,
+            cancel: options.cancel,
+            counts: Counts::default(),
+        };
+        // A point that is known to be damaged would pass the damage on.
+        let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
+        let old = match previous {
+            Some(point) => Some(Old { entries: point.entries()?, files: point.files()? }),
+            None => None,
+        };
+        let capture = Capture {
+            walk: &walk,
+            options,
+            begun,
+            files: files.as_fd(),
+            old: old.as_ref(),
+            copier: Copier::new(options.clone, options.cancel),
+            space: Space::new(self.fd.as_fd(), options.limits.free_bytes),
+            entries: Mutex::default(),
+            inodes: Mutex::default(),
+            more_names: Mutex::default(),
+            shared_files: AtomicU64::new(0),
+            copied_bytes: AtomicU64::new(0),
+        };
+        let absent = walk.run(&capture)?;
+        let (shared_files, copied_bytes) = (&capture.shared_files, &capture.copied_bytes);
+        let entries = capture.assemble()?;
+        let (skipped_count, missed, skipped) = walk.counts.skipped();
+        let index = index::encode(&entries)?;
+        let record = |(at, source): (usize, &Source)| SourceRecord { source: source.clone(), is_present: !absent.contains(&at) };
+        let manifest = Manifest {
+            version: manifest::VERSION,
+            id: id.to_owned(),
+            taken: begun.seconds,
+            label: label.clone(),
+            sources: sources.iter().enumerate().map(record).collect(),
+            totals: Totals {
+                shared_files: shared_files.load(Ordering::Relaxed),
+                copied_bytes: copied_bytes.load(Ordering::Relaxed),
+                skipped: skipped_count,
+                ..Totals::of(&entries)
+            },
+            index_bytes: index.len() as u64,
+            index_digest: Digest::of(&index).to_string(),
+            previous: previous.map(|point| point.id().to_owned()),
+            skipped,
+        };
+        manifest.check_entries(&entries)?;
+        let bytes = manifest.encode()?;
+        let digest = Digest::of(&bytes);
+        step();
+        store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
+        store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
+        store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(digest).as_bytes(), &shown)?;
+        Ok(Captured { manifest, digest, missed })
+    }
+}
+
+/// Creates the directories above `path` that are missing.
+pub(crate) fn create_parents(root: BorrowedFd<'_>, path: &[u8], mode: u32) -> Result<()> {
+    for (at, _) in path.iter().enumerate().filter(|(_, c)| **c == b'/') {
+        let above = OsStr::from_bytes(path.get(..at).unwrap_or_default());
+        let (parent, name) = sys::split(above.as_bytes());
+        let created = sys::open_dir(root, parent, true).and_then(|dir| mkdirat(&dir, name, Mode::from_raw_mode(mode)));
+        match created {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(other) => return Err(PointError::io("create", above, other)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! Differences between two restore points, and between a restore point and live files: what a restore would lose or bring back.
+
+use std::{
+    cmp::Ordering,
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering as Atomic},
+    },
+};
+
+use rustix::io::Errno;
+
+use crate::{
+    Entry, Kind, Limits, Point, PointError, Result, Source,
+    content::Copier,
+    entry::order,
+    index::{file_of, find},
+    pool::lock,
+    sys::{self, Stat},
+    walk::{Counts, Found, Visit, Walk},
+};
+
+/// The kind of a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChangeKind {
+    /// Only in the second.
+    Added,
+    /// Only in the first.
+    Removed,
+    /// A file with other content, a link with another target, or another kind of file.
+    Changed,
+    /// Only owner, mode, attributes or the time differ.
+    Metadata,
+}
+
+/// A difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The path below the directory of the sources.
+    pub path: Vec<u8>,
+    /// The kind.
+    pub kind: ChangeKind,
+    /// Size of the file in the first; zero if it is not a file there.
+    pub size_before: u64,
+    /// Size of the file in the second; zero if it is not a file there.
+    pub size_after: u64,
+}
+
+/// All differences.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// The differences, sorted by path. Further ones than the caller asked for are only counted.
+    pub changes: Vec<Change>,
+    /// Number of added entries.
+    pub added: u64,
+    /// Number of removed entries.
+    pub removed: u64,
+    /// Number of entries with another content.
+    pub changed: u64,
+    /// Number of entries of which only metadata differs.
+    pub metadata: u64,
+    /// Bytes of added files, and of changed ones after the change: what is lost if the second gives way to the first.
+    pub new_bytes: u64,
+}
+
+impl Diff {
+    fn of(mut changes: Vec<Change>, listed: usize) -> Diff {
+        changes.sort_unstable_by(|a, b| order(&a.path, &b.path));
+        let mut diff = Diff::default();
+        for change in &changes {
+            match change.kind {
+                ChangeKind::Added => diff.added += 1,
+                ChangeKind::Removed => diff.removed += 1,
+                ChangeKind::Changed => diff.changed += 1,
+                ChangeKind::Metadata => diff.metadata += 1,
+            }
+            if matches!(change.kind, ChangeKind::Added | ChangeKind::Changed) {
+                diff.new_bytes = diff.new_bytes.saturating_add(change.size_after);
+            }
+        }
+        changes.truncate(listed);
+        diff.changes = changes;
+        diff
+    }
+
+    /// Returns true if nothing differs.
+    pub fn is_empty(&self) -> bool {
+        (self.added, self.removed, self.changed, self.metadata) == (0, 0, 0, 0)
+    }
+}
+
+fn size(entries: &[Entry], entry: &Entry) -> u64 {
+    match file_of(entries, entry).map(|file| &file.kind) {
+        Some(Kind::File { size, .. }) => *size,
+        _ => 0,
+    }
+}
+
+/// Compares two entries with one path. The names of a file are as good as copies of it.
+fn compare(a: (&[Entry], &Entry), b: (&[Entry], &Entry)) -> Option<ChangeKind> {
+    let is_same = match (file_of(a.0, a.1).map(|file| &file.kind), file_of(b.0, b.1).map(|file| &file.kind)) {
+        (Some(Kind::File { size, digest, .. }), Some(Kind::File { size: other_size, digest: other, .. })) => {
+            (size, digest) == (other_size, other)
+        }
+        (None, None) => a.1.kind == b.1.kind,
+        _ => false,
+    };
+    let metadata = |entry: &Entry| (entry.mode, entry.uid, entry.gid, entry.mtime, entry.xattrs.clone());
+    match is_same {
+        false => Some(ChangeKind::Changed),
+        true if metadata(a.1) != metadata(b.1) => Some(ChangeKind::Metadata),
+        true => None,
+    }
+}
+
+/// Lists what changed from restore point `a` to `b`, at most `listed` changes of which are named.
+pub fn diff(a: &Point, b: &Point, listed: usize) -> Result<Diff> {
+    let (a, b) = (a.entries()?, b.entries()?);
+    let (mut before, mut after) = (a.iter().peekable(), b.iter().peekable());
+    let mut changes = Vec::new();
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => order(&old.path, &new.path),
+        };
+        let old = if order.is_le() { before.next() } else { None };
+        let new = if order.is_ge() { after.next() } else { None };
+        let kind = match (old, new) {
+            (Some(old), Some(new)) => compare((&a, old), (&b, new)),
+            (Some(_), None) => Some(ChangeKind::Removed),
+            (None, _) => Some(ChangeKind::Added),
+        };
+        if let (Some(kind), Some(any)) = (kind, old.or(new)) {
+            let size_before = old.map_or(0, |old| size(&a, old));
+            let size_after = new.map_or(0, |new| size(&b, new));
+            changes.push(Change { path: any.path.clone(), kind, size_before, size_after });
+        }
+    }
+    Ok(Diff::of(changes, listed))
+}
+
+/// The way and the bounds of looking at live files.
+#[derive(Debug, Clone)]
+pub struct LookOptions<'a> {
+    /// Bounds.
+    pub limits: Limits,
+    /// Number of threads.
+    pub threads: usize,
+    /// Look at what is mounted below the sources.
+    pub cross_mounts: bool,
+    /// Read files whose times differ but whose sizes do not, instead of calling them changed.
+    pub read: bool,
+    /// Number of changes that are named.
+    pub listed: usize,
+    /// Stops the operation when set.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for LookOptions<'_> {
+    fn default() -> Self {
+        LookOptions { limits: Limits::default(), threads: 4, cross_mounts: false, read: true, listed: 1000, cancel: None }
+    }
+}
+
+impl LookOptions<'_> {
+    fn walk<'w>(&'w self, base: BorrowedFd<'w>, sources: &'w [Source]) -> Walk<'w> {
+        Walk {
+            base,
+            sources,
+            limits: self.limits,
+            cross_mounts: self.cross_mounts,
+            skip_unreadable: true,
+            threads: self.threads,
+            cancel: self.cancel,
+            counts: Counts::default(),
+        }
+    }
+}
+
+/// Lists what changed in the live files below `base` since the restore point, without extended attributes.
+pub fn diff_live(point: &Point, base: BorrowedFd<'_>, options: &LookOptions<'_>) -> Result<Diff> {
+    let entries = point.entries()?;
+    let sources: Vec<Source> = point.manifest.sources.iter().map(|record| record.source.clone()).collect();
+    let walk = options.walk(base, &sources);
+    let live = Live {
+        walk: &walk,
+        entries: &entries,
+        copier: Copier::new(false, options.cancel),
+        read: options.read,
+        changes: Mutex::default(),
+        seen: Mutex::default(),
+    };
+    walk.run(&live)?;
+    let mut changes = live.changes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = live.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    seen.sort_unstable();
+    for (at, entry) in entries.iter().enumerate() {
+        if seen.binary_search(&at).is_err() {
+            let (path, kind) = (entry.path.clone(), ChangeKind::Removed);
+            changes.push(Change { path, kind, size_before: size(&entries, entry), size_after: 0 });
+        }
+    }
+    Ok(Diff::of(changes, options.listed))
+}
+
+struct Live<'a> {
+    walk: &'a Walk<'a>,
+    entries: &'a [Entry],
+    copier: Copier<'a>,
+    read: bool,
+    changes: Mutex<Vec<Change>>,
+    /// Positions of entries that were met.
+    seen: Mutex<Vec<usize>>,
+}
+
+impl Live<'_> {
+    /// Notes an entry that was found, with the difference of its content.
+    fn note(&self, path: &[u8], stat: &Stat, is_file: bool, is_same: impl FnOnce(&Entry) -> Result<bool>) -> Result<()> {
+        let size_after = if is_file { stat.size } else { 0 };
+        let known = self.entries.binary_search_by(|entry| order(&entry.path, path)).ok();
+        let known = known.and_then(|at| Some((at, self.entries.get(at)?)));
+        let Some((at, entry)) = known else {
+            lock(&self.changes).push(Change { path: path.to_vec(), kind: ChangeKind::Added, size_before: 0, size_after });
+            return Ok(());
+        };
+        lock(&self.seen).push(at);
+        let size_before = size(self.entries, entry);
+        let kind = if !is_same(entry)? {
+            ChangeKind::Changed
+        } else if (entry.mode, entry.uid, entry.gid, entry.mtime) != (stat.mode, stat.uid, stat.gid, stat.mtime) {
+            ChangeKind::Metadata
+        } else {
+            return Ok(());
+        };
+        lock(&self.changes).push(Change { path: path.to_vec(), kind, size_before, size_after });
+        Ok(())
+    }
+}
+
+impl Visit for Live<'_> {
+    fn directory(&self, path: &[u8], _: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+        self.note(path, stat, false, |entry| Ok(entry.kind == Kind::Directory))
+    }
+
+    fn symlink(&self, path: &[u8], stat: &Stat, target: Vec<u8>) -> Result<()> {
+        self.note(path, stat, false, |entry| Ok(entry.kind == Kind::Symlink { target }))
+    }
+
+    fn files(&self, _: usize, dir: BorrowedFd<'_>, files: Vec<Found>, _: bool) -> Result<()> {
+        for found in files {
+            self.note(&found.path, &found.stat, true, |entry| {
+                let Some(Kind::File { size, digest, stamp, is_torn }) = file_of(self.entries, entry).map(|file| &file.kind)
+                else {
+                    return Ok(false);
+                };
+                if stamp.is_current(&found.stat) && !is_torn {
+                    return Ok(true);
+                }
+                if *size != found.stat.size || !self.read {
+                    return Ok(false);
+                }
+                match sys::open_file(dir, found.name()) {
+                    Ok(file) => Ok(self.copier.digest(file.as_fd(), *size, &found.path)? == (*digest, *size)),
+                    Err(Errno::MFILE) => Err(PointError::io("open", OsStr::from_bytes(&found.path), Errno::MFILE)),
+                    Err(error) => self.walk.skip_or_fail("open", &found.path, error).map(|()| false),
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The work of a capture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of regular files, by their names.
+    pub files: u64,
+    /// Bytes of all files, holes included.
+    pub bytes: u64,
+    /// Number of files that a capture would read.
+    pub copied_files: u64,
+    /// Allocated bytes of the files that a capture would read. Files that were only touched count, although they need no space.
+    pub copied_bytes: u64,
+}
+
+/// Returns what a capture of `sources` would copy, by looking at metadata only.
+pub fn estimate(
+    base: BorrowedFd<'_>,
+    sources: &[Source],
+    previous: Option<&Point>,
+    options: &LookOptions<'_>,
+) -> Result<Estimate> {
+    crate::source::check(sources)?;
+    let entries = previous.map(Point::entries).transpose()?.unwrap_or_default();
+    let walk = options.walk(base, sources);
+    let counter = Counter { entries: &entries, numbers: Default::default() };
+    walk.run(&counter)?;
+    let [entries, files, bytes, copied_files, copied_bytes] = counter.numbers.map(AtomicU64::into_inner);
+    Ok(Estimate { entries, files, bytes, copied_files, copied_bytes })
+}
+
+struct Counter<'a> {
+    entries: &'a [Entry],
+    numbers: [AtomicU64; 5],
+}
+
+impl Counter<'_> {
+    fn add(&self, added: [u64; 5]) {
+        for (number, added) in self.numbers.iter().zip(added) {
+            number.fetch_add(added, Atomic::Relaxed);
+        }
+    }
+}
+
+impl Visit for Counter<'_> {
+    fn directory(&self, _: &[u8], _: BorrowedFd<'_>, _: &Stat) -> Result<()> {
+        self.add([1, 0, 0, 0, 0]);
+        Ok(())
+    }
+
+    fn symlink(&self, _: &[u8], _: &Stat, _: Vec<u8>) -> Result<()> {
+        self.add([1, 0, 0, 0, 0]);
+        Ok(())
+    }
+
+    fn files(&self, _: usize, _: BorrowedFd<'_>, files: Vec<Found>, _: bool) -> Result<()> {
+        for found in files {
+            let known = find(self.entries, &found.path).and_then(|entry| file_of(self.entries, entry));
+            let is_current = known.is_some_and(
+                |file| matches!(&file.kind, Kind::File { stamp, is_torn: false, .. } if stamp.is_current(&found.stat)),
+            );
+            let (count, copied) = if is_current { (0, 0) } else { (1, found.stat.allocated) };
+            self.add([1, 1, found.stat.size, count, copied]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Entries of the index: what is known of one file, directory or link.
+
+use std::{cmp::Ordering, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::{Stat, Time};
+
+/// The most bytes of a path, which the kernel resolves in one call.
+pub(crate) const MAX_PATH: usize = 4095;
+
+/// A blake3 digest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// Returns the digest of bytes.
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest(blake3::hash(bytes).into())
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Digest> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Digest(hash.into()))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The identity and version of a live file when it was captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Time of the last write.
+    pub mtime: Time,
+    /// Time of the last change of content or metadata. Applications cannot set it.
+    pub ctime: Time,
+    /// False if the file may have changed afterwards without a new ctime: it was changed at about the time of the capture.
+    pub is_settled: bool,
+}
+
+impl Stamp {
+    pub(crate) fn of(stat: &Stat, is_settled: bool) -> Stamp {
+        Stamp { dev: stat.dev, ino: stat.ino, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, is_settled }
+    }
+
+    /// Returns true if the live file is still the one that was captured.
+    pub(crate) fn is_current(&self, stat: &Stat) -> bool {
+        self.is_settled && *self == Stamp::of(stat, true)
+    }
+}
+
+/// An extended attribute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Xattr {
+    /// The full name, such as `user.comment`.
+    pub name: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+}
+
+/// The kind of an entry, with what only this kind has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Size in bytes, holes included.
+        size: u64,
+        /// The digest of the content, holes read as zeros.
+        digest: Digest,
+        /// True if the file changed each time that it was read: the content may be a mixture.
+        is_torn: bool,
+        /// The live file that was read.
+        stamp: Stamp,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// The target, which may lead nowhere or anywhere.
+        target: Vec<u8>,
+    },
+    /// Another name of a file.
+    HardLink {
+        /// The position in the index of the file, which comes before this entry.
+        to: u32,
+    },
+}
+
+/// One file, directory or link of a restore point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The path below the directory that the sources are in.
+    pub path: Vec<u8>,
+    /// The kind.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Time of the last write.
+    pub mtime: Time,
+    /// Extended attributes, sorted by name.
+    pub xattrs: Vec<Xattr>,
+}
+
+impl Entry {
+    /// Returns the path for messages, with other characters in place of bytes that are not UTF-8.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.path).into_owned()
+    }
+}
+
+/// Compares paths so that a directory is followed by everything below it: `a`, `a/b`, `a-b`.
+pub(crate) fn order(a: &[u8], b: &[u8]) -> Ordering {
+    let rank = |c: &u8| if *c == b'/' { 0 } else { *c };
+    a.iter().map(rank).cmp(b.iter().map(rank))
+}
+
+/// Returns the fault of a path that must lead below a directory.
+pub(crate) fn path_fault(path: &[u8]) -> Option<&'static str> {
+    if path.is_empty() {
+        return Some("the path is empty");
+    }
+    if path.len() > MAX_PATH {
+        return Some("the path has more than 4095 bytes");
+    }
+    path.split(|c| *c == b'/').find_map(|part| match part {
+        b"" => Some("the path is absolute or has an empty part"),
+        b"." | b".." => Some("the path has a part \".\" or \"..\""),
+        part if part.contains(&0) => Some("the path has a byte 0"),
+        part if part.len() > 255 => Some("a part of the path has more than 255 bytes"),
+        _ => None,
+    })
+}
+
+/// Returns true if `path` is `parent` or lies below it.
+pub(crate) fn is_within(path: &[u8], parent: &[u8]) -> bool {
+    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}

@@ -1,0 +1,139 @@
+//! The index file: magic, version, number of entries, then the entries in the order of `entry::order`, each in postcard's encoding.
+//! Its digest is in the manifest. The reader trusts nothing: a restore from a damaged or forged index creates no file outside of its target.
+
+use crate::{
+    PointError, Result,
+    entry::{Entry, Kind, MAX_PATH, is_within, order, path_fault},
+    meta::is_kept,
+    source::Source,
+    sys::split,
+};
+
+const MAGIC: &[u8; 20] = b"larder points index\n";
+
+/// The version that this program writes.
+pub(crate) const VERSION: u32 = 1;
+
+/// The largest index that is read.
+pub(crate) const MAX_BYTES: u64 = 1 << 30;
+
+/// An entry has at least path, kind, mode, owner, group, two parts of a time and the number of attributes.
+const MIN_ENTRY: u64 = 9;
+
+/// Returns the bytes of an index. The entries must be in order.
+pub fn encode(entries: &[Entry]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(entries.len().saturating_mul(128).saturating_add(32));
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(entries.len() as u64).to_le_bytes());
+    for entry in entries {
+        bytes = postcard::to_extend(entry, bytes)
+            .map_err(|e| PointError::io("encode the index entry of", entry.shown(), std::io::Error::other(e)))?;
+    }
+    Ok(bytes)
+}
+
+/// Reads an index and refuses what no capture of `sources` writes.
+pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
+    let wrong = |why: String| PointError::Malformed { what: "the index", id: id.to_owned(), why };
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| wrong("it does not start like an index".into()))?;
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| wrong("it ends in its header".into()))?;
+    let version = u32::from_le_bytes(*version);
+    if version > VERSION {
+        let (found, supported) = (version.into(), VERSION.into());
+        return Err(PointError::Version { what: "the index", id: id.to_owned(), found, supported });
+    }
+    if version == 0 {
+        return Err(wrong("it has version 0".into()));
+    }
+    let (count, mut rest) = rest.split_first_chunk::<8>().ok_or_else(|| wrong("it ends in its header".into()))?;
+    let count = u64::from_le_bytes(*count);
+    if count > rest.len() as u64 / MIN_ENTRY || u32::try_from(count).is_err() {
+        return Err(wrong(format!("{count} entries cannot be in {} bytes", rest.len())));
+    }
+    let mut entries: Vec<Entry> = Vec::new();
+    // The directories above the current entry, by position.
+    let mut above: Vec<usize> = Vec::new();
+    for position in 0..usize::try_from(count).unwrap_or(0) {
+        let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(|e| wrong(format!("entry {position}: {e}")))?;
+        rest = after;
+        let bad = |why: &str| wrong(format!("entry {position}, {:?}: {why}", entry.shown()));
+        if let Some(why) = fault(&entry) {
+            return Err(bad(why));
+        }
+        if entries.last().is_some_and(|last| order(&last.path, &entry.path).is_ge()) {
+            return Err(bad("it is out of order or there twice"));
+        }
+        let source = sources.iter().position(|source| source.holds(&entry.path)).ok_or_else(|| bad("it is in no source"))?;
+        let is_root = sources.get(source).is_some_and(|source| source.roots().contains(&entry.path));
+        above.retain(|parent| entries.get(*parent).is_some_and(|parent| is_within(&entry.path, &parent.path)));
+        let parent = above.last().and_then(|parent| entries.get(*parent));
+        if !is_root && parent.is_none_or(|parent| parent.path != split(&entry.path).0) {
+            return Err(bad("its parent is not a directory of the index"));
+        }
+        match entry.kind {
+            Kind::HardLink { to } => {
+                let target = entries.get(to as usize).filter(|target| matches!(target.kind, Kind::File { .. }));
+                let target = target.ok_or_else(|| bad("it links to what is not an earlier file"))?;
+                if !sources.get(source).is_some_and(|source| source.holds(&target.path)) {
+                    return Err(bad("it links to another source"));
+                }
+            }
+            Kind::Directory => above.push(position),
+            Kind::File { .. } | Kind::Symlink { .. } => {}
+        }
+        entries.push(entry);
+    }
+    if !rest.is_empty() {
+        return Err(wrong(format!("{} bytes follow the last entry", rest.len())));
+    }
+    Ok(entries)
+}
+
+/// Returns the fault of an entry by itself.
+fn fault(entry: &Entry) -> Option<&'static str> {
+    if let Some(why) = path_fault(&entry.path) {
+        return Some(why);
+    }
+    if entry.mode > 0o7777 {
+        return Some("the mode has bits of a file type");
+    }
+    if entry.uid == u32::MAX || entry.gid == u32::MAX {
+        return Some("the owner is no user");
+    }
+    if entry.mtime.nanos >= 1_000_000_000 {
+        return Some("the time has more than a second of nanoseconds");
+    }
+    if let Kind::Symlink { target } = &entry.kind
+        && (target.is_empty() || target.len() > MAX_PATH || target.contains(&0))
+    {
+        return Some("the target of the link is empty, too long or has a byte 0");
+    }
+    if let Kind::File { size, .. } = entry.kind
+        && i64::try_from(size).is_err()
+    {
+        return Some("the size is larger than a file can be");
+    }
+    let is_bad = |name: &[u8], value: &[u8]| !is_kept(name) || name.contains(&0) || name.len() > 255 || value.len() > 64 << 10;
+    if entry.xattrs.iter().any(|xattr| is_bad(&xattr.name, &xattr.value)) {
+        return Some("it has an extended attribute that is not kept");
+    }
+    if !entry.xattrs.is_sorted_by(|a, b| a.name < b.name) {
+        return Some("it has an extended attribute twice");
+    }
+    None
+}
+
+/// Returns the file that an entry is or is a hard link to, with its size, digest and stamp.
+pub(crate) fn file_of<'a>(entries: &'a [Entry], entry: &'a Entry) -> Option<&'a Entry> {
+    match entry.kind {
+        Kind::File { .. } => Some(entry),
+        Kind::HardLink { to } => entries.get(to as usize),
+        Kind::Directory | Kind::Symlink { .. } => None,
+    }
+}
+
+/// Returns the entry with a path.
+pub(crate) fn find<'a>(entries: &'a [Entry], path: &[u8]) -> Option<&'a Entry> {
+    entries.binary_search_by(|entry| order(&entry.path, path)).ok().and_then(|at| entries.get(at))
+}

@@ -1,0 +1,87 @@
+//! Restore points of files: what the directories of an environment held at one moment, kept so that all of it can be put back. A restore
+//! point of larder has more parts (release, configuration, database dumps); this crate keeps its files, starts no processes and knows
+//! nothing of environments. Read [`Store`] and [`Store::capture`] first.
+//!
+//! ```text
+//! <store>/                  0700, owned by the user that runs this code
+//!   lock                    held by a capture and by a sweep
+//!   <id>/                   one complete restore point, never changed
+//!     point.json            manifest: time, label, sources, totals, digest of the index
+//!     checksums             digest of point.json; `b3sum --check` reads it
+//!     index                 one entry per file with metadata and digest
+//!     files/                contents of regular files below their paths, 0600
+//!     verified.json         result of the last verification: not part of the immutable rest
+//!   .new-<id>/              a capture in progress, or killed: removed by the next sweep
+//!   .old-<id>/              a removal in progress, or killed: likewise
+//!   .restore-<ticket>.json  state of a restore that replaces live files
+//! ```
+//!
+//! - *The index is the truth.* Owners, modes, times, extended attributes and symbolic links are in the index only. Files in the store are
+//!   0600 and belong to the user of the store. Two restore points therefore share a file by a hard link even if its owner changed between
+//!   them, and no other user can read it. A stored file is never linked to a live one.
+//! - *No link is followed.* Live trees belong to applications, which may exchange directories for links at any moment. Every path is
+//!   resolved below an open directory with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`.
+//! - *Unchanged* means equal size, mtime, ctime, inode and device, and a ctime that was already past when the file was read. Such a file
+//!   is linked to the previous restore point without being opened. A file that was only touched is compared by digest.
+//! - *Power cuts.* A capture writes below `.new-<id>` without waiting, syncs the file system once, renames the directory, and syncs the
+//!   store. The rename cannot reach the disk before the files, because it is issued after they have. A restore syncs the complete new tree,
+//!   then records the exchange, then exchanges; [`Store::restore`] continues from the record.
+//! - *Verified* is a restore point that was read back. A capture alone never says so.
+
+mod capture;
+mod content;
+mod diff;
+mod entry;
+mod error;
+mod index;
+mod manifest;
+mod meta;
+mod pool;
+mod restore;
+mod retention;
+mod source;
+mod store;
+mod sys;
+mod usage;
+mod verify;
+mod walk;
+
+pub use capture::{CaptureOptions, Captured};
+pub use diff::{Change, ChangeKind, Diff, Estimate, LookOptions, diff, diff_live, estimate};
+pub use entry::{Digest, Entry, Kind, Stamp, Xattr};
+pub use error::{LimitKind, PointError, Result};
+pub use index::{decode as decode_index, encode as encode_index};
+pub use manifest::{Manifest, Totals, Verified};
+pub use restore::{RestoreOptions, RestoreReport};
+pub use retention::{Candidate, Decision, Keep, plan_retention};
+pub use source::{Source, SourceKind, SourceRecord};
+pub use store::{Point, Store};
+pub use sys::Time;
+pub use usage::{PointUsage, Usage, usage};
+pub use verify::{Damage, Fault, VerifyOptions, VerifyReport};
+pub use walk::{Limits, SkipReason, Skipped};
+
+#[cfg(test)]
+mod tests;
+
+/// Kills this process at the step whose number is in `POINTS_KILL_AT`. Tests only.
+#[cfg(test)]
+pub(crate) fn step() {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+    static AT: LazyLock<u64> =
+        LazyLock::new(|| std::env::var("POINTS_KILL_AT").ok().and_then(|text| text.parse().ok()).unwrap_or(0));
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    if *AT > 0 && SEEN.fetch_add(1, Ordering::SeqCst) + 1 == *AT {
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) fn step() {}

@@ -1,0 +1,321 @@
+//! Restoring: into a new directory, or in place of live files by exchange. Live files change only once the new ones are complete, compared
+//! with their digests, and durable.
+
+mod build;
+mod state;
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    sync::{PoisonError, atomic::AtomicBool},
+};
+
+use rustix::{
+    fs::{FileType, Gid, Mode, Uid, fchmod, fchown, fsync, renameat, syncfs},
+    io::Errno,
+};
+
+use self::{
+    build::{Builder, Place},
+    state::{Exchange, Inode, Phase, State, inode_at},
+};
+use crate::{
+    Entry, Limits, Point, PointError, Result, SourceKind, Store,
+    capture::create_parents,
+    entry::{is_within, path_fault},
+    index, step, store, sys,
+};
+
+/// The way and the bounds of a restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions<'a> {
+    /// Fields that the label of the restore point must have with the same values, such as project and environment. Not an object: the
+    /// whole label must be equal.
+    pub expect: serde_json::Value,
+    /// Restore although stored files are damaged. They are listed in the report; missing ones are missing afterwards.
+    pub force: bool,
+    /// Restore setuid and setgid bits of files.
+    pub set_ids: bool,
+    /// Restore file capabilities.
+    pub capabilities: bool,
+    /// Clone files where the file system can.
+    pub clone: bool,
+    /// Number of threads.
+    pub threads: usize,
+    /// Bounds; `free_bytes` concerns the file system of the target.
+    pub limits: Limits,
+    /// Stops the restore when set, as long as nothing live has changed.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Default for RestoreOptions<'_> {
+    fn default() -> Self {
+        RestoreOptions {
+            expect: serde_json::Value::Object(serde_json::Map::new()),
+            force: false,
+            set_ids: false,
+            capabilities: false,
+            clone: true,
+            threads: 4,
+            limits: Limits::default(),
+            cancel: None,
+        }
+    }
+}
+
+/// A finished restore.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// True if a restore with this ticket had been finished before, or was finished now from its state.
+    pub was_complete: bool,
+    /// Number of files, without further names of one file.
+    pub files: u64,
+    /// Bytes of these files.
+    pub bytes: u64,
+    /// Number of entries whose owner or group could not be set, since only root can.
+    pub lost_owners: u64,
+    /// Paths of damaged files, with `force`.
+    pub damaged: Vec<String>,
+}
+
+impl Store {
+    /// Restores all sources of a restore point in place of the live ones below `base`. Sources that were absent go.
+    ///
+    /// The new trees are completed beside the live ones and exchanged with them, so that a kill leaves each source old or restored. The
+    /// store remembers `ticket`: after a kill, the same call or [`Store::recover_restores`] continues, and a call after the end does
+    /// nothing. Writers must be stopped. What was replaced is moved to the directory `keep` below `base`, or removed.
+    ///
+    /// A file and its side files are several names: a kill between their exchanges is completed by the next call, and until then a side
+    /// file never lies beside a database that it does not belong to.
+    pub fn restore(
+        &self,
+        point: &Point,
+        base: BorrowedFd<'_>,
+        ticket: &str,
+        keep: Option<&str>,
+        options: &RestoreOptions<'_>,
+    ) -> Result<RestoreReport> {
+        store::check_name(ticket)?;
+        check_label(point, &options.expect)?;
+        let base_inode = Inode::from(sys::stat_fd(base).map_err(|e| PointError::io("look at", "the target", e))?);
+        for mut other in State::all(self, base_inode)? {
+            match (other.phase, other.ticket == ticket) {
+                (Phase::Done, true) => return Ok(RestoreReport { was_complete: true, ..RestoreReport::default() }),
+                (Phase::Exchanging, true) => {
+                    other.finish(self, base)?;
+                    return Ok(RestoreReport { was_complete: true, ..RestoreReport::default() });
+                }
+                (Phase::Building, _) => other.abandon(self, base)?,
+                (Phase::Exchanging, false) => {
+                    other.finish(self, base)?;
+                    other.forget(self)?;
+                }
+                (Phase::Done, false) => other.forget(self)?,
+            }
+        }
+        check_keep(point, base, keep)?;
+        let entries = point.entries()?;
+        for record in &point.manifest.sources {
+            create_parents(base, record.source.path.as_bytes(), 0o755)?;
+        }
+        let mut state = State {
+            version: state::VERSION,
+            ticket: ticket.to_owned(),
+            point: point.id().to_owned(),
+            base: base_inode,
+            keep: keep.map(str::to_owned),
+            phase: Phase::Building,
+            exchanges: exchanges(point, &entries, ticket),
+        };
+        // Before the first name is created: a killed restore can be tidied up.
+        state.save(self)?;
+        step();
+        let builder = Builder::new(point, &entries, base, options)?;
+        let built = build_all(&builder, base, &mut state).and_then(|()| {
+            step();
+            syncfs(base).map_err(|e| PointError::io("sync the file system of", "the target", e))?;
+            step();
+            state.phase = Phase::Exchanging;
+            state.save(self)
+        });
+        if let Err(error) = built {
+            // The first error matters. The next restore tidies up as well.
+            state.phase = Phase::Building;
+            let _ = state.abandon(self, base);
+            return Err(error);
+        }
+        step();
+        state.finish(self, base)?;
+        Ok(report(builder))
+    }
+
+    /// Finishes or undoes the restores of `base` that were killed. Returns the tickets of those that are finished now.
+    pub fn recover_restores(&self, base: BorrowedFd<'_>) -> Result<Vec<String>> {
+        let inode = Inode::from(sys::stat_fd(base).map_err(|e| PointError::io("look at", "the target", e))?);
+        let mut finished = Vec::new();
+        for mut state in State::all(self, inode)? {
+            match state.phase {
+                Phase::Building => state.abandon(self, base)?,
+                Phase::Exchanging => {
+                    state.finish(self, base)?;
+                    finished.push(state.ticket);
+                }
+                Phase::Done => {}
+            }
+        }
+        Ok(finished)
+    }
+}
+
+impl Point {
+    /// Restores all sources into the directory `name` in `parent`, which must be empty or absent. A kill leaves it as it was, and the same
+    /// call starts again. Nothing live is touched.
+    pub fn restore_into(&self, parent: BorrowedFd<'_>, name: &OsStr, options: &RestoreOptions<'_>) -> Result<RestoreReport> {
+        check_label(self, &options.expect)?;
+        let wrong = |e: Errno| PointError::io("restore into", name, e);
+        let before = match sys::stat_at(parent, name) {
+            Ok(stat) if stat.kind == FileType::Directory => Some(stat),
+            Ok(_) => return Err(wrong(Errno::NOTDIR)),
+            Err(Errno::NOENT) => None,
+            Err(other) => return Err(wrong(other)),
+        };
+        if before.is_some() {
+            let target = sys::open_dir(parent, name.as_bytes(), false).map_err(wrong)?;
+            if !sys::is_empty(target.as_fd()).map_err(wrong)? {
+                return Err(PointError::NotEmpty { path: name.into() });
+            }
+        }
+        let entries = self.entries()?;
+        let staged = format!(".larder-into-{}", self.id());
+        let staged = OsStr::new(&staged);
+        sys::remove_tree(parent, staged).map_err(wrong)?;
+        sys::create_dir(parent, staged).map_err(wrong)?;
+        step();
+        let filled = sys::open_dir(parent, staged.as_bytes(), false).map_err(wrong).and_then(|dir| {
+            let builder = Builder::new(self, &entries, parent, options)?;
+            for record in &self.manifest.sources {
+                create_parents(dir.as_fd(), record.source.path.as_bytes(), 0o755)?;
+                for root in record.source.roots() {
+                    let (above, name) = sys::split(&root);
+                    let above = sys::open_dir(dir.as_fd(), above, false).map_err(wrong)?;
+                    builder.build(&Place { dir: above.as_fd(), name, path: &root })?;
+                }
+            }
+            if let Some(before) = before {
+                // The directory keeps its owner, where this user may set it, and its mode.
+                let _ = fchown(&dir, Some(Uid::from_raw(before.uid)), Some(Gid::from_raw(before.gid)));
+                fchmod(&dir, Mode::from_raw_mode(before.mode)).map_err(wrong)?;
+            }
+            step();
+            syncfs(parent).map_err(wrong)?;
+            Ok(report(builder))
+        });
+        let placed = filled.and_then(|report| {
+            step();
+            match renameat(parent, staged, parent, name) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => return Err(PointError::NotEmpty { path: name.into() }),
+                other => other.map_err(wrong)?,
+            }
+            fsync(parent).map_err(wrong)?;
+            Ok(report)
+        });
+        if placed.is_err() {
+            // The first error matters; the next call removes the rest as well.
+            let _ = sys::remove_tree(parent, staged);
+        }
+        placed
+    }
+}
+
+fn report(builder: Builder<'_>) -> RestoreReport {
+    let damaged = builder.damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut damaged: Vec<_> = damaged.iter().map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+    damaged.sort_unstable();
+    RestoreReport {
+        was_complete: false,
+        files: builder.restored_files.into_inner(),
+        bytes: builder.restored_bytes.into_inner(),
+        lost_owners: builder.lost_owners.into_inner(),
+        damaged,
+    }
+}
+
+/// Checks that the restore point belongs to what the caller restores.
+fn check_label(point: &Point, expect: &serde_json::Value) -> Result<()> {
+    let label = &point.manifest.label;
+    let is_expected = match expect {
+        serde_json::Value::Object(fields) => fields.iter().all(|(name, value)| label.get(name) == Some(value)),
+        whole => label == whole,
+    };
+    if is_expected {
+        return Ok(());
+    }
+    Err(PointError::Label { id: point.id().to_owned(), found: label.to_string(), expected: expect.to_string() })
+}
+
+/// Checks the directory in which replaced files are kept: new, below the base, and not part of a source.
+fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result<()> {
+    let Some(keep) = keep else { return Ok(()) };
+    let bad = |why| Err(PointError::Source { source_path: keep.to_owned(), why });
+    if let Some(why) = path_fault(keep.as_bytes()) {
+        return bad(why);
+    }
+    let overlaps = |root: &Vec<u8>| is_within(root, keep.as_bytes()) || is_within(keep.as_bytes(), root);
+    if point.manifest.sources.iter().flat_map(|record| record.source.roots()).any(|root| overlaps(&root)) {
+        return bad("replaced files cannot be kept inside of a source");
+    }
+    let (parent, name) = sys::split(keep.as_bytes());
+    let found = sys::open_dir(base, parent, false).and_then(|dir| sys::stat_at(dir.as_fd(), name));
+    match found {
+        Ok(_) => Err(PointError::NotEmpty { path: keep.into() }),
+        Err(Errno::NOENT) => Ok(()),
+        Err(other) => Err(PointError::io("look at", keep, other)),
+    }
+}
+
+/// Lists the exchanges of a restore in their order. Of a file with side files, the live side files go first and the restored ones come
+/// last: SQLite would apply the log of one database to another.
+fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
+    let mut steps: Vec<String> = Vec::new();
+    for record in &point.manifest.sources {
+        let mut roots = record.source.roots().into_iter().filter_map(|root| String::from_utf8(root).ok());
+        let main = roots.next();
+        let sides: Vec<String> = if record.source.kind == SourceKind::File { roots.collect() } else { Vec::new() };
+        let restored: Vec<String> =
+            sides.iter().filter(|side| index::find(entries, side.as_bytes()).is_some()).cloned().collect();
+        steps.extend(sides.into_iter().chain(main).chain(restored));
+    }
+    let name = |(at, path): (usize, String)| Exchange { path, staged: format!(".larder-{ticket}-{at}"), new: None, old: None };
+    steps.into_iter().enumerate().map(name).collect()
+}
+
+/// Builds the new trees beside the live ones, and notes what is exchanged with what.
+fn build_all(builder: &Builder<'_>, base: BorrowedFd<'_>, state: &mut State) -> Result<()> {
+    let mut seen = Vec::new();
+    let mut last: Vec<String> = Vec::new();
+    // A path that comes twice goes first and is restored last.
+    for exchange in &state.exchanges {
+        let is_last = !state.exchanges.iter().skip(last.len() + 1).any(|later| later.path == exchange.path);
+        seen.push(is_last);
+        last.push(exchange.path.clone());
+    }
+    for (exchange, is_last) in state.exchanges.iter_mut().zip(seen) {
+        let wrong = |e: Errno| PointError::io("open the directory of", exchange.path.as_str(), e);
+        let (parent, name) = sys::split(exchange.path.as_bytes());
+        let dir = sys::open_dir(base, parent, false).map_err(wrong)?;
+        let live = sys::stat_at(dir.as_fd(), name);
+        if live.is_ok_and(|stat| stat.is_mount) {
+            return Err(PointError::Source { source_path: exchange.path.clone(), why: "it is a mount point" });
+        }
+        exchange.old = inode_at(dir.as_fd(), name, &exchange.path)?;
+        let staged = OsStr::new(&exchange.staged);
+        sys::remove_tree(dir.as_fd(), staged).map_err(wrong)?;
+        if is_last && builder.build(&Place { dir: dir.as_fd(), name: staged, path: exchange.path.as_bytes() })? {
+            exchange.new = inode_at(dir.as_fd(), staged, &exchange.path)?;
+        }
+    }
+    Ok(())
+}

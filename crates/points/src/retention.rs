@@ -1,0 +1,171 @@
+//! Retention: which restore points are kept. A pure function of their times and the rules.
+
+use std::collections::HashSet;
+
+use jiff::{Timestamp, civil::Date, tz::Offset};
+
+/// A restore point that can be kept or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The id.
+    pub id: String,
+    /// Time of the capture, in seconds since 1970.
+    pub taken: i64,
+}
+
+/// The rules. A restore point that one of them wants is kept. Days, weeks, months and years are those of UTC; weeks begin on Monday.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest ones.
+    pub last: u32,
+    /// The newest one of each of so many days that have one.
+    pub daily: u32,
+    /// The newest one of each of so many weeks that have one.
+    pub weekly: u32,
+    /// The newest one of each of so many months that have one.
+    pub monthly: u32,
+    /// The newest one of each of so many years that have one.
+    pub yearly: u32,
+    /// The bytes that all kept ones may use together. The oldest go first; the newest one and protected ones never go.
+    pub bytes: Option<u64>,
+}
+
+/// The decision about a restore point, with its reasons.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The id.
+    pub id: String,
+    /// Keep it.
+    pub is_kept: bool,
+    /// The rules that want it: `last`, `daily`, `weekly`, `monthly`, `yearly`, `protected`, `newest`. If it is removed all the same,
+    /// because of its size, also `bytes`.
+    pub rules: Vec<&'static str>,
+}
+
+/// Returns the day, week, month or year of a date.
+type Period = fn(Date) -> (i16, i16);
+
+/// Decides about all `points`, newest first. `size_of` returns the bytes that a set of restore points uses, shared ones once; see
+/// [`Usage::bytes_of`](crate::Usage::bytes_of). The newest restore point is always kept.
+pub fn plan_retention(points: &[Candidate], keep: &Keep, protected: &[&str], size_of: impl Fn(&[&str]) -> u64) -> Vec<Decision> {
+    let mut sorted: Vec<&Candidate> = points.iter().collect();
+    sorted.sort_by(|a, b| b.taken.cmp(&a.taken).then_with(|| b.id.cmp(&a.id)));
+    let mut decisions: Vec<Decision> =
+        sorted.iter().map(|point| Decision { id: point.id.clone(), is_kept: false, rules: Vec::new() }).collect();
+    for (at, decision) in decisions.iter_mut().enumerate() {
+        if at == 0 {
+            decision.rules.push("newest");
+        }
+        if protected.contains(&decision.id.as_str()) {
+            decision.rules.push("protected");
+        }
+        if at < keep.last as usize {
+            decision.rules.push("last");
+        }
+    }
+    let periods: [(&'static str, u32, Period); 4] = [
+        ("daily", keep.daily, |date| (date.year(), date.day_of_year())),
+        ("weekly", keep.weekly, |date| (date.iso_week_date().year(), date.iso_week_date().week().into())),
+        ("monthly", keep.monthly, |date| (date.year(), date.month().into())),
+        ("yearly", keep.yearly, |date| (date.year(), 0)),
+    ];
+    for (rule, number, period) in periods {
+        let mut seen = HashSet::new();
+        for (point, decision) in sorted.iter().zip(&mut decisions) {
+            if seen.len() < number as usize && seen.insert(period(date(point.taken))) {
+                decision.rules.push(rule);
+            }
+        }
+    }
+    for decision in &mut decisions {
+        decision.is_kept = !decision.rules.is_empty();
+    }
+    if let Some(limit) = keep.bytes {
+        while size_of(&kept(&decisions)) > limit {
+            let is_free = |decision: &&mut Decision| {
+                decision.is_kept && !decision.rules.contains(&"newest") && !decision.rules.contains(&"protected")
+            };
+            let Some(oldest) = decisions.iter_mut().rev().find(is_free) else { break };
+            oldest.is_kept = false;
+            oldest.rules.push("bytes");
+        }
+    }
+    decisions
+}
+
+fn kept(decisions: &[Decision]) -> Vec<&str> {
+    decisions.iter().filter(|decision| decision.is_kept).map(|decision| decision.id.as_str()).collect()
+}
+
+/// The date of a time in UTC. Times that no calendar has are the first or the last day.
+fn date(taken: i64) -> Date {
+    let last = if taken < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Offset::UTC.to_datetime(Timestamp::from_second(taken).unwrap_or(last)).date()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Candidates named after their times, `MM-DD` or `MM-DD HH` of 2026.
+    fn points(times: &[&str]) -> Vec<Candidate> {
+        let second = |time: &str| {
+            let (day, hour) = time.split_once(' ').unwrap_or((time, "12"));
+            let day = if day.len() == 5 { format!("2026-{day}") } else { day.to_owned() };
+            format!("{day}T{hour}:00:00Z").parse::<Timestamp>().unwrap().as_second()
+        };
+        times.iter().map(|time| Candidate { id: (*time).to_owned(), taken: second(time) }).collect()
+    }
+
+    fn kept_of(times: &[&str], keep: Keep, protected: &[&str]) -> Vec<String> {
+        let decisions = plan_retention(&points(times), &keep, protected, |ids| ids.len() as u64 * 10);
+        assert_eq!(decisions.len(), times.len());
+        decisions.into_iter().filter(|decision| decision.is_kept).map(|decision| decision.id).collect()
+    }
+
+    #[test]
+    fn rules_keep_what_they_say() {
+        let none = Keep::default();
+        let days = ["01-01", "01-02", "01-03 06", "01-03 18", "01-05", "01-12", "02-01", "2025-12-31", "2024-06-01"];
+        let table: &[(Keep, &[&str], &[&str])] = &[
+            (none, &[], &["02-01"]),
+            (Keep { last: 2, ..none }, &[], &["02-01", "01-12"]),
+            (
+                Keep { last: 99, ..none },
+                &[],
+                &["02-01", "01-12", "01-05", "01-03 18", "01-03 06", "01-02", "01-01", "2025-12-31", "2024-06-01"],
+            ),
+            // Two of one day are one day, and the newest of it is kept.
+            (Keep { daily: 4, ..none }, &[], &["02-01", "01-12", "01-05", "01-03 18"]),
+            // Thursday 1 January 2026 and 31 December 2025 are in one week.
+            (Keep { weekly: 4, ..none }, &[], &["02-01", "01-12", "01-05", "01-03 18"]),
+            (Keep { weekly: 5, ..none }, &[], &["02-01", "01-12", "01-05", "01-03 18", "2024-06-01"]),
+            (Keep { monthly: 3, ..none }, &[], &["02-01", "01-12", "2025-12-31"]),
+            (Keep { yearly: 2, ..none }, &[], &["02-01", "2025-12-31"]),
+            (Keep { yearly: 9, last: 2, ..none }, &[], &["02-01", "01-12", "2025-12-31", "2024-06-01"]),
+            (none, &["2024-06-01", "01-02"], &["02-01", "01-02", "2024-06-01"]),
+            // Each has 10 bytes: the oldest go, but neither the newest nor protected ones.
+            (Keep { last: 5, bytes: Some(30), ..none }, &[], &["02-01", "01-12", "01-05"]),
+            (Keep { last: 5, bytes: Some(30), ..none }, &["01-01"], &["02-01", "01-12", "01-01"]),
+            (Keep { last: 5, bytes: Some(0), ..none }, &[], &["02-01"]),
+        ];
+        for (keep, protected, expected) in table {
+            assert_eq!(kept_of(&days, *keep, protected), *expected, "{keep:?} {protected:?}");
+        }
+        assert!(plan_retention(&[], &Keep { last: 1, ..none }, &["x"], |_| 0).is_empty());
+    }
+
+    #[test]
+    fn reasons_are_named_and_absurd_times_are_ordered() {
+        let mut points = points(&["01-01", "01-02"]);
+        points.push(Candidate { id: "first".into(), taken: i64::MIN });
+        points.push(Candidate { id: "last".into(), taken: i64::MAX });
+        let keep = Keep { last: 1, daily: 2, bytes: Some(10), ..Keep::default() };
+        let decisions = plan_retention(&points, &keep, &[], |ids| ids.len() as u64 * 10);
+        let ids: Vec<_> = decisions.iter().map(|decision| decision.id.as_str()).collect();
+        assert_eq!(ids, ["last", "01-02", "01-01", "first"]);
+        assert_eq!(decisions[0].rules, ["newest", "last", "daily"]);
+        assert_eq!((decisions[1].is_kept, decisions[1].rules.as_slice()), (false, &["daily", "bytes"][..]));
+        assert!(!decisions[3].is_kept && decisions[3].rules.is_empty());
+    }
+}

@@ -1,0 +1,342 @@
+//! The store: a directory with restore points, opened, listed, swept, and with single points removed.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rustix::{
+    fs::{
+        FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fsync, mkdir, open, openat, renameat, renameat_with, syncfs,
+    },
+    io::Errno,
+};
+
+use crate::{Digest, Entry, LimitKind, Manifest, PointError, Result, Source, Verified, index, manifest, pool, step, sys};
+
+pub(crate) const NEW: &str = ".new-";
+pub(crate) const OLD: &str = ".old-";
+const LOCK: &str = "lock";
+pub(crate) const FILES: &str = "files";
+pub(crate) const INDEX: &str = "index";
+pub(crate) const MANIFEST: &str = "point.json";
+pub(crate) const CHECKSUMS: &str = "checksums";
+const VERIFIED: &str = "verified.json";
+
+/// A directory with restore points. Only its owner may read it.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Creates the directory unless it is there, and opens it.
+    pub fn create(path: &Path) -> Result<Store> {
+        match mkdir(path, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let synced = File::open(parent).and_then(|parent| parent.sync_all());
+                synced.map_err(|e| PointError::io("sync the directory", parent, e))?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(other) => return Err(PointError::io("create", path, other)),
+        }
+        Store::open(path)
+    }
+
+    /// Opens the directory. Refuses one that other users can read or that belongs to another user.
+    pub fn open(path: &Path) -> Result<Store> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = open(path, flags, Mode::empty()).map_err(|e| PointError::io("open the store", path, e))?;
+        Store::from_fd(fd, path)
+    }
+
+    /// Uses an open directory; `path` is for messages.
+    pub fn from_fd(fd: OwnedFd, path: &Path) -> Result<Store> {
+        let stat = sys::stat_fd(&fd).map_err(|e| PointError::io("look at", path, e))?;
+        let bad = |why| Err(PointError::UnsafeStore { path: path.to_owned(), why });
+        if stat.kind != FileType::Directory {
+            return bad("it is not a directory");
+        }
+        if stat.uid != rustix::process::geteuid().as_raw() {
+            return bad("it belongs to another user");
+        }
+        if stat.mode & 0o077 != 0 {
+            return bad("its mode lets other users in (expected 0700)");
+        }
+        Ok(Store { fd, path: path.to_owned() })
+    }
+
+    /// Returns the path that the store was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the ids of all complete restore points, sorted.
+    pub fn list(&self) -> Result<Vec<String>> {
+        let names = self.names()?.into_iter().filter_map(|name| name.into_string().ok());
+        let mut ids: Vec<_> = names.filter(|name| name != LOCK && check_name(name).is_ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Opens a restore point. It cannot be removed before the returned value is dropped.
+    pub fn point(&self, id: &str) -> Result<Point> {
+        let missing = || PointError::NotFound { id: id.to_owned() };
+        check_name(id)?;
+        let fd = match sys::open_dir(self.fd.as_fd(), id.as_bytes(), true) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
+            other => other.map_err(|e| PointError::io("open", self.path.join(id), e))?,
+        };
+        match flock(&fd, FlockOperation::NonBlockingLockShared) {
+            // A removal is in progress.
+            Err(Errno::AGAIN) => return Err(missing()),
+            other => other.map_err(|e| PointError::io("lock", self.path.join(id), e))?,
+        }
+        let path = self.path.join(id);
+        let bytes = match read(fd.as_fd(), MANIFEST, manifest::MAX_BYTES, &path) {
+            Err(PointError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+            other => other?,
+        };
+        // Versions first: a newer one may have other checksums.
+        let manifest = Manifest::decode(&bytes, id)?;
+        let digest = Digest::of(&bytes);
+        let checksums = read(fd.as_fd(), CHECKSUMS, 4096, &path)?;
+        if checksums != checksum_line(digest).as_bytes() {
+            let why = format!("its digest is {digest} (expected {:?})", String::from_utf8_lossy(&checksums).trim_end());
+            return Err(PointError::Malformed { what: "the manifest", id: id.to_owned(), why });
+        }
+        let verified = read(fd.as_fd(), VERIFIED, 4096, &path).ok();
+        let verified = verified.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let verified = verified.filter(|verified: &Verified| verified.point == digest);
+        Ok(Point { fd, path, manifest, digest, verified })
+    }
+
+    /// Removes a restore point. [`PointError::Busy`] if it is open. A kill leaves the point, or a rest for [`Store::sweep`].
+    pub fn remove(&self, id: &str) -> Result<()> {
+        check_name(id)?;
+        let path = self.path.join(id);
+        let wrong = |e: Errno| PointError::io("remove", &path, e);
+        let fd = match sys::open_dir(self.fd.as_fd(), id.as_bytes(), true) {
+            Err(Errno::NOENT) => return Err(PointError::NotFound { id: id.to_owned() }),
+            other => other.map_err(wrong)?,
+        };
+        lock_exclusively(&fd, &path)?;
+        let old = format!("{OLD}{id}");
+        match renameat_with(&self.fd, id, &self.fd, old.as_str(), RenameFlags::NOREPLACE) {
+            // The rest of an earlier point with this id.
+            Err(Errno::EXIST) => {
+                sys::remove_tree(self.fd.as_fd(), OsStr::new(&old)).map_err(wrong)?;
+                renameat(&self.fd, id, &self.fd, old.as_str()).map_err(wrong)?;
+            }
+            other => other.map_err(wrong)?,
+        }
+        step();
+        // Durable before the first file goes: a half-removed point never has its old name.
+        fsync(&self.fd).map_err(wrong)?;
+        step();
+        sys::remove_tree(self.fd.as_fd(), OsStr::new(&old)).map_err(wrong)
+    }
+
+    /// Removes what killed captures and removals left. [`PointError::Busy`] during a capture. Returns the removed names.
+    pub fn sweep(&self) -> Result<Vec<String>> {
+        let _lock = self.lock()?;
+        let mut swept = Vec::new();
+        for name in self.names()? {
+            if name.as_bytes().starts_with(NEW.as_bytes()) || name.as_bytes().starts_with(OLD.as_bytes()) {
+                sys::remove_tree(self.fd.as_fd(), &name).map_err(|e| PointError::io("remove", self.path.join(&name), e))?;
+                swept.push(name.to_string_lossy().into_owned());
+            }
+        }
+        swept.sort_unstable();
+        Ok(swept)
+    }
+
+    /// Acquires the lock that captures and sweeps hold.
+    pub(crate) fn lock(&self) -> Result<OwnedFd> {
+        let path = self.path.join(LOCK);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = openat(&self.fd, LOCK, flags, Mode::from_raw_mode(0o600)).map_err(|e| PointError::io("open", &path, e))?;
+        lock_exclusively(&lock, &path)?;
+        Ok(lock)
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        let listed = sys::open_dir(self.fd.as_fd(), b"", true).and_then(|dir| {
+            sys::each_name(dir.as_fd(), |name| -> rustix::io::Result<()> {
+                names.push(OsString::from_vec(name.to_vec()));
+                Ok(())
+            })
+        });
+        listed.map_err(|e| PointError::io("list the store", &self.path, e))?;
+        Ok(names)
+    }
+
+    /// Makes everything that was written to the file system of the store durable.
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        syncfs(&self.fd).map_err(|e| PointError::io("sync the file system of", &self.path, e))
+    }
+}
+
+fn lock_exclusively(fd: &OwnedFd, path: &Path) -> Result<()> {
+    match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::AGAIN) => Err(PointError::Busy { path: path.to_owned() }),
+        other => other.map_err(|e| PointError::io("lock", path, e)),
+    }
+}
+
+/// A complete restore point, held open.
+#[derive(Debug)]
+pub struct Point {
+    pub(crate) fd: OwnedFd,
+    path: PathBuf,
+    /// The manifest, whose digest was checked.
+    pub manifest: Manifest,
+    /// The digest of the manifest, which covers the index, which covers all files.
+    pub digest: Digest,
+    /// The last verification, absent if there was none.
+    pub verified: Option<Verified>,
+}
+
+impl Point {
+    /// Returns the id.
+    pub fn id(&self) -> &str {
+        &self.manifest.id
+    }
+
+    /// Returns the directory of the restore point.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns true if all files were read back once and were right.
+    pub fn is_verified(&self) -> bool {
+        self.verified.is_some_and(|verified| verified.damaged == 0)
+    }
+
+    /// Reads the index and checks it against the manifest.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let wrong = |why| PointError::Malformed { what: "the index", id: self.id().to_owned(), why };
+        if self.manifest.index_bytes > index::MAX_BYTES {
+            return Err(wrong(format!("it has {} bytes (limit {})", self.manifest.index_bytes, index::MAX_BYTES)));
+        }
+        let bytes = read(self.fd.as_fd(), INDEX, self.manifest.index_bytes, &self.path)?;
+        let digest = Digest::of(&bytes);
+        if digest.to_string() != self.manifest.index_digest {
+            return Err(wrong(format!("its digest is {digest} (expected {})", self.manifest.index_digest)));
+        }
+        let sources: Vec<Source> = self.manifest.sources.iter().map(|record| record.source.clone()).collect();
+        let entries = index::decode(&bytes, self.id(), &sources)?;
+        self.manifest.check_entries(&entries)?;
+        Ok(entries)
+    }
+
+    /// Opens the directory with the contents.
+    pub(crate) fn files(&self) -> Result<OwnedFd> {
+        sys::open_dir(self.fd.as_fd(), FILES.as_bytes(), true).map_err(|e| PointError::io("open", self.path.join(FILES), e))
+    }
+
+    /// Records a verification durably.
+    pub(crate) fn record(&mut self, verified: Verified) -> Result<()> {
+        let bytes = serde_json::to_vec(&verified).map_err(|e| PointError::io("encode", self.path.join(VERIFIED), e))?;
+        replace(self.fd.as_fd(), VERIFIED, &bytes, &self.path)?;
+        self.verified = Some(verified);
+        Ok(())
+    }
+}
+
+/// Returns the content of `checksums`, in the format of `b3sum`.
+pub(crate) fn checksum_line(manifest: Digest) -> String {
+    format!("{manifest}  {MANIFEST}\n")
+}
+
+/// Checks an id or ticket, which becomes part of a file name.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > 128 || name.starts_with('.') || name == LOCK || !name.chars().all(is_good) {
+        return Err(PointError::BadName { name: name.chars().take(200).collect() });
+    }
+    Ok(())
+}
+
+/// Reads a file of at most `limit` bytes.
+pub(crate) fn read(dir: BorrowedFd<'_>, name: &str, limit: u64, shown: &Path) -> Result<Vec<u8>> {
+    let wrong = |e: std::io::Error| PointError::io("read", shown.join(name), e);
+    let file = File::from(sys::open_file(dir, OsStr::new(name)).map_err(|e| wrong(e.into()))?);
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(wrong)?;
+    if bytes.len() as u64 > limit {
+        let (what, seen) = (LimitKind::Bytes, bytes.len() as u64);
+        return Err(PointError::Limit { what, seen, limit, path: shown.join(name) });
+    }
+    Ok(bytes)
+}
+
+/// Writes a new file without waiting for the disk.
+pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], shown: &Path) -> Result<File> {
+    let wrong = |e: std::io::Error| PointError::io("write", shown.join(name), e);
+    let mut file = File::from(sys::create_file(dir, OsStr::new(name)).map_err(|e| wrong(e.into()))?);
+    file.write_all(bytes).map_err(wrong)?;
+    Ok(file)
+}
+
+/// Replaces a file durably: a power cut leaves the old or the new content.
+pub(crate) fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], shown: &Path) -> Result<()> {
+    let wrong = |e: std::io::Error| PointError::io("write", shown.join(name), e);
+    let temporary = format!("{NEW}{name}");
+    sys::remove_tree(dir, OsStr::new(&temporary)).map_err(|e| wrong(e.into()))?;
+    write_new(dir, &temporary, bytes, shown)?.sync_all().map_err(wrong)?;
+    renameat(dir, temporary.as_str(), dir, name).map_err(|e| wrong(e.into()))?;
+    fsync(dir).map_err(|e| wrong(e.into()))
+}
+
+/// The space that an operation may still use on a file system.
+#[derive(Debug)]
+pub(crate) struct Space<'a> {
+    dir: BorrowedFd<'a>,
+    leave: u64,
+    granted: Mutex<u64>,
+}
+
+impl<'a> Space<'a> {
+    /// The bytes that are granted before the file system is asked again, since others use it as well.
+    const GRANT: u64 = 64 << 20;
+
+    pub(crate) fn new(dir: BorrowedFd<'a>, leave: u64) -> Space<'a> {
+        Space { dir, leave, granted: Mutex::new(0) }
+    }
+
+    /// Takes `bytes` for the file at `path`, or fails with the space that would be needed.
+    pub(crate) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<()> {
+        let mut granted = pool::lock(&self.granted);
+        if bytes > *granted {
+            let stat = free_space(self.dir).map_err(|e| PointError::io("get the free space for", OsStr::from_bytes(path), e))?;
+            let needed = bytes.saturating_add(self.leave);
+            if needed > stat {
+                return Err(PointError::Limit {
+                    what: LimitKind::FreeBytes,
+                    seen: needed,
+                    limit: stat,
+                    path: OsStr::from_bytes(path).into(),
+                });
+            }
+            *granted = (stat - needed).min(Self::GRANT).saturating_add(bytes);
+        }
+        *granted -= bytes;
+        Ok(())
+    }
+}
+
+fn free_space(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,197 @@
+//! A process that is killed at each step of a capture, a restore and a removal.
+
+use std::{fs, os::unix::process::ExitStatusExt, path::Path};
+
+use super::*;
+use crate::VerifyOptions;
+
+fn sources() -> Vec<Source> {
+    vec![Source::directory("uploads"), Source::directory("more"), Source::file("db")]
+}
+
+/// A scene in a directory that a child process uses, too.
+fn opened(dir: &Path) -> (PathBuf, Store) {
+    (dir.join("base"), Store::create(&dir.join("store")).unwrap())
+}
+
+fn prepared() -> Scene {
+    let scene = Scene::new();
+    for n in 0..8 {
+        scene.write(format!("uploads/{n}/file"), format!("upload {n}"));
+        scene.write(format!("more/{n}"), format!("more {n}"));
+    }
+    scene.write("db", "database");
+    scene.write("db-wal", "log");
+    scene.settle();
+    scene.capture("one", &sources(), None).unwrap();
+    scene.write("uploads/1/file", "changed");
+    scene.write("more/new", "new");
+    scene.write("db", "new database");
+    scene.write("db-wal", "new log");
+    scene
+}
+
+fn directory() -> PathBuf {
+    std::env::var_os("POINTS_DIR").expect("the directory of the parent").into()
+}
+
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_captures() {
+    let (base, store) = opened(&directory());
+    capture(&store, &base, "two", &sources(), Some("one"), &CaptureOptions { threads: 1, ..options() }).unwrap();
+}
+
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_restores() {
+    let (base, store) = opened(&directory());
+    let base = fs::File::open(base).unwrap();
+    let options = RestoreOptions { threads: 1, ..restore_options() };
+    store.restore(&store.point("one").unwrap(), base.as_fd(), "ticket", Some("kept"), &options).unwrap();
+}
+
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_restores_beside() {
+    let dir = directory();
+    let (_, store) = opened(&dir);
+    let parent = fs::File::open(dir).unwrap();
+    store.point("one").unwrap().restore_into(parent.as_fd(), OsStr::new("into"), &restore_options()).unwrap();
+}
+
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_removes() {
+    opened(&directory()).1.remove("one").unwrap();
+}
+
+/// Kills a child at step 1, 2, … until it ends by itself. Returns the number of kills.
+fn each_kill(test: &str, check: impl Fn(&Scene)) -> u64 {
+    for at in 1.. {
+        let scene = prepared();
+        let status =
+            child(&format!("tests::kill::{test}"), scene.dir.path()).env("POINTS_KILL_AT", at.to_string()).status().unwrap();
+        assert!(status.signal() == Some(9) || status.success(), "{test} at {at}: {status}");
+        check(&scene);
+        if status.success() {
+            return at - 1;
+        }
+    }
+    0
+}
+
+#[test]
+fn capture_killed_at_each_step_leaves_a_complete_point_or_a_rest_to_sweep() {
+    let kills = each_kill("child_captures", |scene| {
+        let live = tree(&scene.base);
+        scene.store.sweep().unwrap();
+        let ids = scene.store.list().unwrap();
+        assert!(ids == ["one"] || ids == ["one", "two"], "{ids:?}");
+        if ids.len() == 1 {
+            scene.capture("two", &sources(), Some("one")).unwrap();
+        }
+        for id in ["one", "two"] {
+            assert_eq!(scene.store.point(id).unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+        }
+        assert_eq!(scene.restored("two"), live);
+        assert_eq!(fs::read_dir(scene.store.path()).unwrap().count(), 3, "rests in the store");
+    });
+    assert!(kills >= 8, "only {kills} steps");
+}
+
+/// The files of one source that belong together.
+fn part(base: &Path, source: &str) -> BTreeMap<PathBuf, Node> {
+    let mut nodes = tree(base);
+    nodes.retain(|path, _| path.starts_with(source));
+    nodes
+}
+
+#[test]
+fn restore_killed_at_each_step_leaves_old_or_restored_sources_and_is_finished() {
+    let kills = each_kill("child_restores", |scene| {
+        let restored = scene.restored("one");
+        let read = |path: &str| fs::read_to_string(scene.path(path)).ok();
+        // Whole directories are old or restored; a log never lies beside the other database.
+        let is_old = read("uploads/1/file").unwrap() == "changed";
+        assert!(is_old || part(&scene.base, "uploads").iter().all(|(path, node)| restored.get(path) == Some(node)));
+        let pair = (read("db"), read("db-wal"));
+        let pair = (pair.0.as_deref(), pair.1.as_deref());
+        assert!(
+            matches!(pair, (Some("new database"), None | Some("new log")) | (Some("database"), None | Some("log"))),
+            "{pair:?}"
+        );
+        scene.restore("one", "ticket", Some("kept")).unwrap();
+        assert_eq!(read("kept/uploads/1/file").as_deref(), Some("changed"));
+        assert_eq!(read("kept/more/new").as_deref(), Some("new"));
+        assert_eq!((read("kept/db").as_deref(), read("kept/db-wal").as_deref()), (Some("new database"), Some("new log")));
+        fs::remove_dir_all(scene.path("kept")).unwrap();
+        assert_eq!(tree(&scene.base), restored);
+    });
+    assert!(kills >= 15, "only {kills} steps");
+}
+
+#[test]
+fn restore_killed_at_each_step_is_recovered_without_its_caller() {
+    each_kill("child_restores", |scene| {
+        let old = part(&scene.base, "more");
+        let base = fs::File::open(&scene.base).unwrap();
+        let finished = scene.store.recover_restores(base.as_fd()).unwrap();
+        let is_restored = fs::read_to_string(scene.path("uploads/1/file")).unwrap() == "upload 1";
+        assert!(finished.is_empty() || is_restored);
+        let is_whole = if is_restored { scene.path("kept/more/new").exists() } else { part(&scene.base, "more") == old };
+        assert!(is_whole);
+        let names = fs::read_dir(&scene.base).unwrap();
+        let rests: Vec<_> = names.filter(|name| name.as_ref().unwrap().file_name().as_bytes().starts_with(b".larder")).collect();
+        assert!(rests.is_empty(), "{rests:?}");
+        // A restore with another ticket works whatever was left.
+        scene.restore("one", "other", None).unwrap();
+        assert_eq!(fs::read_to_string(scene.path("db")).unwrap(), "database");
+    });
+}
+
+#[test]
+fn restore_beside_killed_at_each_step_is_all_or_nothing() {
+    each_kill("child_restores_beside", |scene| {
+        let into = scene.dir.path().join("into");
+        if !into.exists() {
+            scene.restore_into("one", "into").unwrap();
+        }
+        assert_eq!(tree(&into), scene.restored("one"));
+        assert_eq!(fs::read_dir(scene.dir.path()).unwrap().count(), 3, "rests beside the target");
+    });
+}
+
+#[test]
+fn removal_killed_at_each_step_leaves_a_complete_point_or_none() {
+    let kills = each_kill("child_removes", |scene| {
+        if scene.store.list().unwrap() == ["one"] {
+            assert_eq!(scene.store.point("one").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+        }
+        scene.store.sweep().unwrap();
+        let rests = scene.store.names().unwrap().into_iter().filter(|name| name.as_bytes().starts_with(b"."));
+        assert_eq!(rests.count(), 0);
+    });
+    assert!(kills >= 2, "only {kills} steps");
+}
+
+#[test]
+fn capture_killed_at_random_instants_keeps_earlier_points() {
+    let scene = prepared();
+    for n in 0..400 {
+        scene.write(format!("uploads/many/{n}"), vec![7; 3000]);
+    }
+    for round in 0..15_u64 {
+        let mut process = child("tests::kill::child_captures", scene.dir.path()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(round * 7));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        scene.store.sweep().unwrap();
+        if scene.store.list().unwrap().len() == 2 {
+            assert_eq!(scene.store.point("two").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+            assert_eq!(scene.restored("two"), tree(&scene.base));
+            scene.store.remove("two").unwrap();
+        }
+    }
+    assert_eq!(scene.store.point("one").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+}

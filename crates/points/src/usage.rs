@@ -1,0 +1,88 @@
+//! The space that restore points use: shared files count once.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+};
+
+use crate::{Kind, Point, PointError, Result, sys};
+
+/// The space of one restore point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointUsage {
+    /// The id.
+    pub id: String,
+    /// Allocated bytes of all its files, index and manifest.
+    pub bytes: u64,
+    /// The part of `bytes` that no other restore point uses: what its removal frees.
+    pub unique: u64,
+}
+
+/// The space of several restore points. Blocks that a file system shares by clones count for each file.
+#[derive(Debug, Clone, Default)]
+pub struct Usage {
+    /// The restore points, in the order they were given.
+    pub points: Vec<PointUsage>,
+    /// Bytes of all together, shared ones once.
+    pub total: u64,
+    /// Bytes of each set of restore points, given as sorted positions, that no other set uses.
+    sets: Vec<(Vec<u32>, u64)>,
+}
+
+impl Usage {
+    /// Returns the bytes that only these restore points would use.
+    pub fn bytes_of(&self, ids: &[&str]) -> u64 {
+        let is_given = |at: &u32| self.points.get(*at as usize).is_some_and(|point| ids.contains(&point.id.as_str()));
+        self.sets.iter().filter(|(set, _)| set.iter().any(is_given)).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Returns the space that restore points use.
+pub fn usage(points: &[&Point]) -> Result<Usage> {
+    // Which points use a file, and its size.
+    let mut files: HashMap<(u64, u64), (Vec<u32>, u64)> = HashMap::new();
+    let mut found = Vec::new();
+    for (at, point) in points.iter().enumerate() {
+        let at = u32::try_from(at).unwrap_or(u32::MAX);
+        let mut bytes = 0_u64;
+        let mut add = |stat: sys::Stat| {
+            let (users, _) = files.entry((stat.dev, stat.ino)).or_insert_with(|| (Vec::new(), stat.allocated));
+            if users.last() != Some(&at) {
+                users.push(at);
+                bytes = bytes.saturating_add(stat.allocated);
+            }
+        };
+        for name in [crate::store::INDEX, crate::store::MANIFEST, crate::store::CHECKSUMS] {
+            let wrong = |e| PointError::io("look at", point.path().join(name), e);
+            add(sys::stat_at(point.fd.as_fd(), OsStr::new(name)).map_err(wrong)?);
+        }
+        let top = point.files()?;
+        for entry in point.entries()? {
+            if matches!(entry.kind, Kind::File { .. } | Kind::Directory) {
+                // The store belongs to this user and has no links.
+                match sys::stat_at(top.as_fd(), OsStr::from_bytes(&entry.path)) {
+                    Ok(stat) => add(stat),
+                    // A missing file is the finding of a verification.
+                    Err(rustix::io::Errno::NOENT) => {}
+                    Err(other) => return Err(PointError::io("look at", OsStr::from_bytes(&entry.path), other)),
+                }
+            }
+        }
+        found.push(PointUsage { id: point.id().to_owned(), bytes, unique: 0 });
+    }
+    let mut sets: HashMap<Vec<u32>, u64> = HashMap::new();
+    for (users, bytes) in files.into_values() {
+        let sum = sets.entry(users).or_default();
+        *sum = sum.saturating_add(bytes);
+    }
+    let total = sets.values().sum();
+    for (users, bytes) in &sets {
+        if let [only] = users.as_slice()
+            && let Some(point) = found.get_mut(*only as usize)
+        {
+            point.unique += bytes;
+        }
+    }
+    Ok(Usage { points: found, total, sets: sets.into_iter().collect() })
+}
