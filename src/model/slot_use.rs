@@ -1,4 +1,4 @@
-//! The use of the two slots of an environment: who occupies each, and how its processes are to be stopped.
+//! The use of the two slots of an environment: the release in each, and the limits for stopping it. Read [`SlotTable`] first.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -10,6 +10,7 @@ in_one_mode!(
     old_release_is_stopped_by_its_own_grace_after_a_kill_of_the_server,
     unusable_record_freezes_the_environment,
     missing_record_is_made_again,
+    missing_record_of_a_draining_slot_is_made_from_its_processes,
 );
 
 /// A web process that writes its release to `media/ended` two seconds after SIGTERM.
@@ -67,6 +68,22 @@ fn old_release_is_stopped_by_its_own_grace_after_a_kill_of_the_server(world: &Wo
     assert_eq!(ended(world), "v1\n");
     world.serves("shop", "version three");
     until("version two has ended", || use_of_slots(world) == ["live", "idle"]);
+    world.is_consistent("shop");
+}
+
+/// An environment that an earlier version of larder served has no record.
+fn missing_record_of_a_draining_slot_is_made_from_its_processes(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    push(&repo, "version one", "30s");
+    push(&repo, "version two", "50ms");
+    fs::remove_file(record(world)).unwrap();
+    world.kill9_server();
+    world.serves("shop", "version two");
+    assert_eq!(use_of_slots(world), ["draining", "live"]);
+    push(&repo, "version three", "50ms");
+    assert_eq!(ended(world), "v1\n");
+    world.serves("shop", "version three");
     world.is_consistent("shop");
 }
 

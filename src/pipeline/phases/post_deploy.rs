@@ -8,6 +8,7 @@ use crate::{
     model::Phase,
     pipeline::{
         context::Deployment,
+        slots::UNDO_GRACE,
         state_files::Postdeploy,
         step::{Failure, Step, Work},
     },
@@ -66,7 +67,7 @@ impl Step for Workers {
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     let grace = deployment.memory.slots.grace_in(deployment.spec.slot);
-    let grace = |label: &Label| grace(label).filter(|_| !label.process.is_web());
+    let grace = |label: &Label| grace(label).filter(|_| !label.process.is_web()).map(|grace| grace.min(UNDO_GRACE));
     let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace);
     stopped.await.map_err(|error| Failure::host(&error))
 }
