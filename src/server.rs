@@ -75,8 +75,8 @@ pub enum ServerError {
     #[error("cannot use the host key or the pull key")]
     HostKey(#[source] ssh::keys::HostKeyError),
     /// The signing key cannot be used.
-    #[error("cannot use the signing key")]
-    Signing(#[source] SigningKeyError),
+    #[error(transparent)]
+    Signing(SigningKeyError),
     /// A request to the keeper failed.
     #[error("keeper request failed")]
     Keeper(#[source] crate::host::launch::LaunchError),
