@@ -19,6 +19,9 @@ const HEADLESS_PER_DOCS: usize = 50;
 /// The public items without a doc comment that are still to be described. The number may only fall.
 const UNDOCUMENTED: usize = 45;
 
+/// Crates that the program does not use yet. Their type names are compared only with each other.
+const SEPARATE_CRATES: [&str; 1] = ["crates/points/"];
+
 #[derive(Default)]
 struct Counts {
     docs: usize,
@@ -125,15 +128,17 @@ fn visible_type(line: &str) -> Option<&str> {
 
 #[test]
 fn type_name_that_other_files_see_is_unique() {
-    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut places: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
     for source in sources().iter().filter(|source| !source.is_test_helper()) {
+        let path = source.path.display().to_string();
+        let separate = SEPARATE_CRATES.into_iter().find(|start| path.starts_with(start)).unwrap_or_default();
         let text = source.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         for name in text.lines().filter_map(visible_type) {
-            places.entry(name.to_owned()).or_default().push(source.path.display().to_string());
+            places.entry((separate, name.to_owned())).or_default().push(path.clone());
         }
     }
     assert!(places.len() > 500, "only {} types were found", places.len());
     let several = places.iter().filter(|(_, files)| files.len() > 1);
-    let wrong: Vec<_> = several.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect();
+    let wrong: Vec<_> = several.map(|((_, name), files)| format!("{name}: {}", files.join(", "))).collect();
     assert!(wrong.is_empty(), "types with the same name:\n{}", wrong.join("\n"));
 }

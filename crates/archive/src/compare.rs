@@ -1,4 +1,4 @@
-//! Comparison of two sorted lists of entries.
+//! Comparison of two sorted lists of entries, which deltas, installations and the diff of releases share.
 
 use std::{cmp::Ordering, iter::Peekable, slice::Iter};
 

@@ -8,13 +8,13 @@ use std::{
 
 use rustix::fs::renameat;
 
-use super::file::{Capture, Dirs, Inode};
+use super::file::{Capture, Dirs, InodeName};
 use crate::{Entry, Kind, LimitKind, PointError, Result, entry::order, index, pool::lock, sys, walk::Found};
 
 impl Capture<'_> {
     /// Puts the entries in order, with the first name of each file as the file and its other names as hard links to it.
     pub(super) fn assemble(&self) -> Result<Vec<Entry>> {
-        let mut names: HashMap<Inode, Vec<Vec<u8>>> = HashMap::new();
+        let mut names: HashMap<InodeName, Vec<Vec<u8>>> = HashMap::new();
         for (inode, path) in std::mem::take(&mut *lock(&self.more_names)) {
             names.entry(inode).or_default().push(path);
         }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The name of an inode within one source: hard links across sources are not kept.
-pub(super) type Inode = (usize, u64, u64);
+pub(super) type InodeName = (usize, u64, u64);
 
 /// The restore point that files are shared with.
 pub(super) struct Old {
@@ -49,9 +49,9 @@ pub(super) struct Capture<'a> {
     pub space: Space<'a>,
     pub entries: Mutex<Vec<Entry>>,
     /// Files with several names, and the name below which the content is stored once that is done.
-    pub inodes: Mutex<HashMap<Inode, Option<Vec<u8>>>>,
+    pub inodes: Mutex<HashMap<InodeName, Option<Vec<u8>>>>,
     /// Further names of such files.
-    pub more_names: Mutex<Vec<(Inode, Vec<u8>)>>,
+    pub more_names: Mutex<Vec<(InodeName, Vec<u8>)>>,
     pub shared_files: AtomicU64,
     pub copied_bytes: AtomicU64,
 }
