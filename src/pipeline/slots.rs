@@ -29,7 +29,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub(super) const UNDO_GRACE: Duration = Duration::from_secs(60);
 
 /// The time that the work after a drain may take until the slot is idle: changes made by hand are looked for and saved.
-const KEEP_LIMIT: Duration = Duration::from_secs(150);
+const KEEP_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// An error of the record of the slots.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +157,7 @@ impl Slots {
     /// Waits until a slot is not draining any more. The wait is limited by what its occupant's recipe allows; after that, the deployment
     /// that needs the slot empties it itself.
     pub async fn drained(&self, slot: Slot) {
-        self.drained_within(slot, KEEP_LIMIT).await;
+        self.drained_within(slot, KEEP_TIMEOUT).await;
     }
 
     async fn drained_within(&self, slot: Slot, after_drain: Duration) {
