@@ -178,7 +178,7 @@ impl SlotTable {
         })
     }
 
-    /// A deployment fills a slot that it has emptied: any use but live becomes ready.
+    /// Records that a deployment has emptied a slot and fills it: any use but live becomes ready.
     ///
     /// # Errors
     /// The slot is live.
@@ -192,7 +192,7 @@ impl SlotTable {
         }
     }
 
-    /// Requests are switched to a slot: ready becomes live, and what was live drains.
+    /// Records that requests are switched to a slot: its use becomes live, and the slot that was live drains.
     ///
     /// # Errors
     /// The deployment has not filled the slot.
@@ -209,7 +209,7 @@ impl SlotTable {
         }
     }
 
-    /// Reverts [`SlotTable::switch`]: live becomes ready, and what drains serves again.
+    /// Reverts [`SlotTable::switch`]: live becomes ready, and the draining slot becomes live.
     pub fn revert(&mut self, slot: Slot, deployment: DeploymentId) {
         if let SlotUse::Live(occupant) = self.get(slot).clone()
             && occupant.deployment == deployment
@@ -221,7 +221,7 @@ impl SlotTable {
         }
     }
 
-    /// The processes of a deployment's release have ended: ready or draining becomes idle. Any other occupant stays.
+    /// Records that the processes of a deployment have ended: ready or draining becomes idle. Any other occupant stays.
     pub fn release(&mut self, slot: Slot, deployment: DeploymentId) {
         if let SlotUse::Ready(occupant) | SlotUse::Draining(occupant) = self.get(slot)
             && occupant.deployment == deployment

@@ -32,7 +32,7 @@ pub struct Facts {
     pub variables: serde_json::Map<String, Value>,
     /// The version tag of the commit; from `gather.source`.
     pub tag: Option<String>,
-    /// The patch that is to be applied to the release; from `gather.source`.
+    /// The id of the patch to apply to the release; from `gather.source`.
     pub patch: Option<String>,
     /// The number of the build; from `bundle.archive`.
     pub build: Option<u64>,

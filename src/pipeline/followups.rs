@@ -1,6 +1,6 @@
-//! Follow-ups: what is left to do after the verdict. The old slot is drained and stopped, old releases and records are pruned, the
-//! release is published, the repository packed. A follow-up cannot fail the deployment, may run twice, and is taken up by the next
-//! server where this one dies.
+//! Follow-ups: the work after the verdict. The old slot is drained and stopped, old releases and records are pruned, the release is
+//! published, and the repository is packed. A follow-up cannot fail the deployment and may run twice. If the server dies, the next
+//! server continues it.
 
 use std::fs;
 
@@ -195,7 +195,7 @@ async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
     }
 }
 
-/// Removes the spare tree that `deploy/.spare` names: it is not known how far a dead server got with it.
+/// Removes the spare tree that `deploy/.spare` names. An earlier server may have made only a part of it.
 pub(super) async fn remove_spare(services: &Services, environment: &Environment) {
     let note = spare_note(&services.root.environment(&environment.project, &environment.name));
     let Some(name) = fs::read_to_string(&note).ok().and_then(|name| name.parse::<ReleaseId>().ok()) else { return };

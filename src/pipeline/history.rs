@@ -108,7 +108,7 @@ impl Summary {
 pub struct History {
     /// The deployments, oldest first.
     pub deployments: Vec<Summary>,
-    /// The deployments whose journals cannot be used, with the reasons. What they have done is not known, so the environment is
+    /// The deployments whose journals cannot be used, with the reasons. Their effects are unknown, so the environment is
     /// frozen.
     pub unreadable: Vec<(DeploymentId, String)>,
     /// The reason why the record of the slots cannot be used. The environment is frozen then.
@@ -234,7 +234,7 @@ pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
     Slot::ALL.into_iter().find(|slot| slot.as_str() == name)
 }
 
-/// Removes the directories of deployments that a dead server had not begun: those whose journal has no whole line. To be called
+/// Removes the directories of deployments that an earlier server queued and never began: their journals have no complete line. To be called
 /// only while no deployment runs.
 pub fn remove_unopened(paths: &EnvironmentPaths) {
     for id in ids(&paths.deployments()) {

@@ -26,7 +26,7 @@ const SERVING: &[&str] = &[
 /// The step that only a release which was never live here can need.
 const FIRST: &str = "post_deploy.first";
 
-/// Builds a release from its commit and packs it into an archive. What serves is unpacked from that archive.
+/// Builds a release from its commit and packs it into an archive. The installed tree is unpacked from that archive.
 const COOKING: &[&str] = &[
     "gather.source",
     "gather.layer",

@@ -1,4 +1,4 @@
-//! Recovery: finishes or unwinds what a dead server left, and sees that what is live runs and is reached.
+//! Recovery: finishes or unwinds the deployments that an earlier server left unfinished, then starts the live release and opens its route.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -64,7 +64,7 @@ impl Pipeline {
         }
         let route = services.route(&environment);
         match live {
-            // It is not known what is live. Until a person has looked at the journals, nothing is stopped or started.
+            // The live release is unknown. Until a person has inspected the journals, no process is stopped or started.
             None if !history.unreadable.is_empty() => {
                 let why = history.frozen().map(|(_, why)| why).unwrap_or_default();
                 let instances = services.runtime.instances(environment.id, history::active_slot(&paths));
@@ -120,7 +120,7 @@ impl Pipeline {
             Ok(outcome) => {
                 tracing::warn!(environment = queue.environment().title(), deployment = %id, ?outcome, "recovered");
             }
-            // Whatever is wrong with the journal: the environment must not be touched before a person has looked.
+            // An unusable journal freezes the environment until a person has inspected it.
             Err(error) => drop(self.conclude(queue, Ended::Unusable { id, error }).await),
         }
     }

@@ -91,7 +91,7 @@ async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     Ok(())
 }
 
-/// Turns a panic into a failure. What the step has changed in memory by then may be half done; it is unwound all the same, and an
+/// Turns a panic into a failure. The changes of the step in memory may be incomplete; the step is unwound all the same, and an
 /// undo must cope with a step that got nowhere.
 async fn caught(step: &str, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let ended = AssertUnwindSafe(work).catch_unwind().await;
@@ -191,7 +191,7 @@ pub fn no_journal(error: &JournalError) -> Fault {
     Failure::host(error).hint("look at the disk, then push again").in_phase(Phase::Gather)
 }
 
-/// Returns the outcome of a deployment whose journal failed: the environment must not be touched until a person has looked.
+/// Returns the outcome of a deployment whose journal failed. It freezes the environment until a person has inspected it.
 pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,

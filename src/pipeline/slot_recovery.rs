@@ -1,4 +1,4 @@
-//! Reconciles the record of the slots with what decides: the links on disk, the journals, and the processes that run.
+//! Reconciles the record of the slots with the links on disk, the journals and the running processes.
 
 use super::{
     core::Pipeline,
@@ -37,7 +37,7 @@ impl Pipeline {
         queue.state.lock().history.slots = history.slots;
     }
 
-    /// Makes the record of an environment that has none: larder 0.1 and an early 0.2 did not write one.
+    /// Makes the record of an environment that has none: early versions of larder 0.1 did not write one.
     fn make_record(&self, queue: &Queue, history: &History, live: Option<Live>, paths: &EnvironmentPaths) {
         let states = history.deployments.iter().filter(|summary| summary.ended.is_none());
         let states =
@@ -70,8 +70,7 @@ impl Pipeline {
         self.reconcile(queue, history, live.as_ref(), paths, true);
     }
 
-    /// Makes the record agree with what is live. `unfinished` says that deployments are still to be recovered, which own the slots that
-    /// are ready.
+    /// Makes the record agree with the live release. With `unfinished`, ready slots belong to deployments that are recovered later.
     fn reconcile(&self, queue: &Queue, history: &History, live: Option<&Live>, paths: &EnvironmentPaths, unfinished: bool) {
         let slots: &Slots = &queue.slots;
         let mut table = slots.table();
@@ -96,7 +95,7 @@ impl Pipeline {
         slots.note(|slots| *slots = table);
     }
 
-    /// Makes the record agree with what is live after all deployments of the environment were recovered.
+    /// Makes the record agree with the live release after all deployments of the environment were recovered.
     pub(super) fn reconcile_slots(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let (live, history) = queue.snapshot();
         self.reconcile(queue, &history, live.as_ref(), paths, false);

@@ -1,7 +1,7 @@
 //! The slots of one environment as the pipeline uses them: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for it.
 //!
-//! The links `current` and `run` and the journals decide what is live; at each start the table is reconciled with them. The table adds
-//! what they do not tell: which release still runs in the other slot, and how its own recipe says to stop it.
+//! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with them. The table adds
+//! the release that still runs in the other slot, and the limits of its own recipe for stopping it.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// freeze.
 pub(super) const UNDO_GRACE: Duration = Duration::from_secs(60);
 
-/// The time that the work after a drain may take until the slot is idle: changes made by hand are looked for and saved.
+/// The time limit of the work between the drain and idle: changes made by hand are found and saved.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// An error of the record of the slots.
@@ -77,7 +77,7 @@ impl Slots {
         Slots(Arc::new(Inner { path, table: watch::Sender::new(SlotTable::default()), disk: Mutex::new(Record::Usable) }))
     }
 
-    /// Reads the record, and returns false if there is none: the environment was served by a larder without this record, or never.
+    /// Reads the record. Returns false if there is none: an earlier version of larder served the environment, or none did.
     ///
     /// # Errors
     /// The record cannot be read, is damaged, or was written by a newer larder. It is not written again until a later call succeeds.
@@ -198,7 +198,7 @@ impl Slots {
         move |label| table.get(label.slot).occupant().is_none_or(|occupant| occupant.release != label.release)
     }
 
-    /// The processes of a deployment in `slot` have ended.
+    /// Records that the processes of a deployment in `slot` have ended.
     pub fn release(&self, slot: Slot, deployment: DeploymentId) {
         self.note(|table| table.release(slot, deployment));
     }

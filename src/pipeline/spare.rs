@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::model::{Digest, ReleaseId};
 
 /// The spare tree of an environment, if there is one. It stands in `deploy/` under a name of its own, which the file
-/// `deploy/.spare` holds: a server that starts finds and removes the one that a dead server has left.
+/// `deploy/.spare` holds: a server that starts removes the spare tree of the server before it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SpareTree {
     ready: Arc<Mutex<Option<TreeCopy>>>,

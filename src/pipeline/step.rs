@@ -31,7 +31,7 @@ pub fn permit(deployment: &Deployment, resource: Resource) -> Acquired<'_> {
 ///
 /// Both directions may safely run twice, because a server that was killed cannot know how far a step got. `undo` must not need
 /// anything that `run` failed to make, and must not fail for any reason but a broken machine: if it does, the environment is
-/// frozen until a person has looked at it.
+/// frozen until a person unfreezes it.
 pub trait Step: Send + Sync {
     /// The name in the journal, in `larder plan` and in the fault tests: `phase.word`.
     fn name(&self) -> &'static str;
