@@ -9,6 +9,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use larder_archive::pool::each_thread;
 use rustix::fs::FileType;
 
 use super::ReleaseError;
@@ -68,6 +69,16 @@ pub fn verify(tree: &Path, manifest: &Manifest) -> Result<Vec<Difference>, Relea
 
 /// Compares a tree with `entries`. With `content`, files are read; otherwise only kinds, modes, sizes and link targets are compared.
 pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: bool) -> Result<Vec<Difference>, ReleaseError> {
+    compare_with(tree, entries, threads, |cursor, entry| difference(cursor, entry, content))
+}
+
+/// Compares a tree with `entries`, in `threads` threads. `examine` returns the difference of one entry.
+fn compare_with(
+    tree: &Path,
+    entries: &[Entry],
+    threads: usize,
+    examine: impl Fn(&mut Cursor<'_>, &Entry) -> Result<Option<Difference>, FileError> + Sync,
+) -> Result<Vec<Difference>, ReleaseError> {
     let root = Confined::open(tree)?;
     let next = AtomicUsize::new(0);
     let parts: Vec<&[Entry]> = entries.chunks(256).collect();
@@ -79,7 +90,7 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
         let mut found = Vec::new();
         while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
             for entry in *part {
-                let different = difference(&mut cursor, entry, content)?;
+                let different = examine(&mut cursor, entry)?;
                 if different.is_none() && entry.kind == EntryKind::Dir {
                     let count = counts.get(entry.path.as_str()).copied().unwrap_or(0);
                     odd.fetch_or(cursor.count_names(&entry.path)? != count, Ordering::Relaxed);
@@ -89,14 +100,8 @@ pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: b
         }
         Ok(found)
     };
-    let results: Vec<Result<Vec<Difference>, FileError>> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(check)).collect();
-        let mut results = vec![check()];
-        results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
-        results
-    });
     let mut found = Vec::new();
-    for result in results {
+    for result in each_thread(threads, check) {
         found.extend(result?);
     }
     // If every entry is present and every directory has the right number of names, the tree has no other entries.
@@ -186,4 +191,33 @@ fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileErr
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panic_in_one_thread_is_not_a_comparison_without_differences() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries: Vec<Entry> =
+            (0..1024).map(|n| Entry { path: format!("{n:04}"), kind: EntryKind::Link { target: String::from("x") } }).collect();
+        for entry in &entries {
+            std::os::unix::fs::symlink("x", dir.path().join(&entry.path)).unwrap();
+        }
+        let (caller, panicked) = (std::thread::current().id(), AtomicBool::new(false));
+        let compared = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            compare_with(dir.path(), &entries, 2, |_, _| {
+                if std::thread::current().id() != caller {
+                    panicked.store(true, Ordering::SeqCst);
+                    panic!("the comparison of an entry panics");
+                }
+                while !panicked.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                Ok(None)
+            })
+        }));
+        assert!(compared.is_err(), "{:?}", compared.unwrap());
+    }
 }
